@@ -1,0 +1,1 @@
+"""How the built-in miniature of SDXL is made and measured: `python -m miniature make --out DIR`."""

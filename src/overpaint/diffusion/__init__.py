@@ -1,0 +1,1 @@
+"""The maths: schedules, samplers, guidance, prompts, and the one loop that runs them."""

@@ -1,0 +1,83 @@
+"""Every error that Overpaint raises on purpose.
+
+    OverpaintError                exit code 1
+    ├── RequestError              2   a field is out of range, unknown or inconsistent
+    ├── PictureError              3   a file is not a picture we can read
+    ├── ModelError                4   a checkpoint cannot be used
+    │   ├── ModelNotFoundError        no such name, file or folder
+    │   └── CheckpointError           found, but not what it should be
+    ├── OutputError               5   the result cannot be written
+    └── DeviceError               6   no such device, out of memory, numbers not finite
+
+Each message says what was wrong, with which value, and what to do about it. The command line
+prints the message alone and ends with the class's exit code.
+"""
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class OverpaintError(Exception):
+    """The root of the tree."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RequestError(OverpaintError):
+    """A request cannot be carried out as asked.
+
+    Attributes:
+        field: the name of the field at fault, as in `Request`.
+    """
+
+    exit_code = 2
+
+    def __init__(self, field: str, message: str):
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class PictureError(OverpaintError):
+    """A file is not a picture, or not one that is safe to decode."""
+
+    exit_code = 3
+
+
+class ModelError(OverpaintError):
+    """A model cannot be used."""
+
+    exit_code = 4
+
+
+class ModelNotFoundError(ModelError):
+    """No model by that name, file, folder or hub id."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint is there but is not what it should be: keys, shapes, format."""
+
+
+class OutputError(OverpaintError):
+    """A result cannot be written where it should go."""
+
+    exit_code = 5
+
+
+class DeviceError(OverpaintError):
+    """The device is missing, has too little memory, or computed numbers that are not finite."""
+
+    exit_code = 6
+
+
+def near(name: str, known: "Iterable[str]") -> str:
+    """A hint naming the known names closest to `name`, ready to end a message with.
+
+    Returns:
+        " Did you mean a, b?" or, where nothing is close, " Known: a, b, c."
+    """
+    names = sorted(known)
+    close = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    return f" Did you mean {', '.join(close)}?" if close else f" Known: {', '.join(names)}."

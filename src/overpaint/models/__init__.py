@@ -1,0 +1,1 @@
+"""Files on disk become modules on a device."""

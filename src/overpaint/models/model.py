@@ -1,0 +1,100 @@
+"""The model: what a checkpoint becomes once it is on a device."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    from overpaint.models.family import Family
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """How noise was added in training, in the words of a diffusers scheduler config.
+
+    Attributes:
+        steps: number of training timesteps.
+        beta_start: first beta.
+        beta_end: last beta.
+        beta_schedule: "scaled_linear" or "linear".
+        prediction: what the network's output means.
+        zero_terminal_snr: betas rescaled to zero terminal SNR (arXiv 2305.08891, algorithm 1).
+        steps_offset: added to "leading" timesteps.
+    """
+
+    steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    prediction: Prediction = "epsilon"
+    zero_terminal_snr: bool = False
+    steps_offset: int = 1
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A CLIP text encoder with its tokenizer."""
+
+    tokenizer: "CLIPTokenizer"
+    model: "CLIPTextModel | CLIPTextModelWithProjection"
+
+
+@dataclass(frozen=True)
+class LatentPreview:
+    """A linear map from latents, as the UNet sees them, to RGB in -1..1.
+
+    Attributes:
+        factors: [latent channels][3].
+        bias: [3].
+    """
+
+    factors: tuple[tuple[float, float, float], ...]
+    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass
+class Model:
+    """A checkpoint on a device.
+
+    Attributes:
+        name: as the user gave it.
+        family: its row in the family table.
+        sha256: of the weights: of the single file, or of a folder's weight files in name order.
+        unet: in eval mode, without gradients, as are all modules here.
+        vae: its dtype may be wider than the UNet's; see `vae_dtype`.
+        text_encoders: the two of SDXL, or the refiner's one (the second).
+        noise: how it was trained.
+        native_size: the side in pixels of the square it was trained on.
+        device: where the modules are.
+        dtype: of the UNet and the text encoders.
+        preview: the linear map for previews, when the family has one.
+        preview_decoder: a small decoder for previews, when one was loaded.
+        notices: what loading has to say.
+        cache: results worth keeping between requests (encoded prompts, picture moments).
+    """
+
+    name: str
+    family: "Family"
+    sha256: str
+    unet: "UNet2DConditionModel"
+    vae: "AutoencoderKL"
+    text_encoders: tuple[TextEncoder, ...]
+    noise: NoiseConfig
+    native_size: int
+    device: torch.device
+    dtype: torch.dtype
+    preview: LatentPreview | None = None
+    preview_decoder: "AutoencoderTiny | None" = None
+    notices: tuple[str, ...] = ()
+    cache: dict[Any, Any] = field(default_factory=dict[Any, Any])
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent cell and side."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)

@@ -1,0 +1,142 @@
+"""The names of samplers and schedules, with the names that other programs give them.
+
+One line here and one function of the same name in `diffusion/samplers.py` (or
+`diffusion/schedule.py`) make a new sampler (or schedule). This table imports nothing, so that a
+request is checked without loading torch.
+"""
+
+from dataclasses import dataclass
+
+from overpaint.errors import RequestError, near
+
+
+@dataclass(frozen=True)
+class Named:
+    """A sampler or a schedule.
+
+    Attributes:
+        name: ours, and the name of the function.
+        label: what A1111 calls it, as written into picture metadata.
+        aliases: other spellings that are understood: Replicate's and diffusers' names.
+    """
+
+    name: str
+    label: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sampler(Named):
+    """A sampler.
+
+    Attributes:
+        evaluations: network evaluations per step (the last step of a two-evaluation sampler
+            takes one).
+        stochastic: draws fresh noise while it runs.
+        drops_penultimate: leaves out the last sigma before zero, whose step is so short that a
+            second-order sampler gains nothing there (as A1111 does).
+    """
+
+    evaluations: int = 1
+    stochastic: bool = False
+    drops_penultimate: bool = False
+
+
+SAMPLERS: dict[str, Sampler] = {
+    s.name: s
+    for s in (
+        Sampler("euler", "Euler", ("k_euler", "eulerdiscrete")),
+        Sampler("euler_a", "Euler a", ("k_euler_ancestral", "euler_ancestral"), stochastic=True),
+        Sampler("heun", "Heun", ("heundiscrete",), evaluations=2),
+        Sampler("dpm2", "DPM2", ("kdpm2",), evaluations=2, drops_penultimate=True),
+        Sampler(
+            "dpm2_a",
+            "DPM2 a",
+            ("dpm2_ancestral",),
+            evaluations=2,
+            stochastic=True,
+            drops_penultimate=True,
+        ),
+        Sampler("lms", "LMS"),
+        Sampler("dpmpp_2m", "DPM++ 2M", ("dpmsolvermultistep",)),
+        Sampler(
+            "dpmpp_2s_a", "DPM++ 2S a", ("dpmpp_2s_ancestral",), evaluations=2, stochastic=True
+        ),
+        Sampler("dpmpp_sde", "DPM++ SDE", evaluations=2, stochastic=True),
+        Sampler("dpmpp_2m_sde", "DPM++ 2M SDE", stochastic=True),
+        Sampler("dpmpp_3m_sde", "DPM++ 3M SDE", stochastic=True, drops_penultimate=True),
+        Sampler("unipc", "UniPC", ("uni_pc",)),
+        Sampler("deis", "DEIS"),
+        Sampler("ddim", "DDIM"),
+        Sampler("ddpm", "DDPM", stochastic=True),
+        Sampler("pndm", "PNDM", ("plms",)),
+        Sampler("lcm", "LCM", stochastic=True),
+        Sampler("tcd", "TCD", stochastic=True),
+    )
+}
+
+SCHEDULES: dict[str, Named] = {
+    s.name: s
+    for s in (
+        Named("normal", "Normal", ("leading",)),
+        Named("linspace", "Linspace"),
+        Named("trailing", "SGM Uniform", ("sgm_uniform",)),
+        Named("karras", "Karras"),
+        Named("exponential", "Exponential"),
+        Named("polyexponential", "Polyexponential"),
+        Named("simple", "Simple"),
+        Named("beta", "Beta"),
+        Named("align_your_steps", "Align Your Steps", ("ays",)),
+    )
+}
+
+# Names of other programs that mean a sampler and a schedule at once.
+PAIRS: dict[str, tuple[str, str]] = {
+    "karrasdpm": ("dpmpp_2m", "karras"),
+}
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("+", "p").replace(" ", "_").replace("-", "_")
+
+
+def _index(table: "dict[str, Sampler] | dict[str, Named]") -> dict[str, str]:
+    return {
+        _key(spelling): named.name
+        for named in table.values()
+        for spelling in (named.name, named.label, *named.aliases)
+    }
+
+
+_SAMPLERS = _index(SAMPLERS)
+_SCHEDULES = _index(SCHEDULES)
+
+
+def schedule_name(name: str) -> str:
+    """Our name of a schedule, from any known spelling.
+
+    Raises:
+        RequestError: no such schedule; near matches are named.
+    """
+    if (found := _SCHEDULES.get(_key(name))) is None:
+        raise RequestError("schedule", f"unknown schedule {name!r}.{near(name, SCHEDULES)}")
+    return found
+
+
+def sampler_name(name: str) -> tuple[str, str | None]:
+    """Our name of a sampler, and the schedule that the spelling implies, if any.
+
+    "K_EULER" is ("euler", None); "DPM++ 2M Karras" and "KarrasDPM" are ("dpmpp_2m", "karras").
+
+    Raises:
+        RequestError: no such sampler; near matches are named.
+    """
+    key = _key(name)
+    if pair := PAIRS.get(key):
+        return pair
+    if found := _SAMPLERS.get(key):
+        return found, None
+    head, _, tail = key.rpartition("_")
+    if head in _SAMPLERS and tail in _SCHEDULES:
+        return _SAMPLERS[head], _SCHEDULES[tail]
+    raise RequestError("sampler", f"unknown sampler {name!r}.{near(name, SAMPLERS)}")

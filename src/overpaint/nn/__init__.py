@@ -1,0 +1,1 @@
+"""Our own network parts: the attention processor and the context it reads."""

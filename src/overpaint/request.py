@@ -1,0 +1,229 @@
+"""What a user asks for: one frozen, validated, storable value."""
+
+import hashlib
+import secrets
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+
+from overpaint.errors import RequestError, near
+from overpaint.names import sampler_name, schedule_name
+
+DEFAULT_STRENGTH = 0.6
+LARGEST_SEED = 2**63 - 1
+
+Fit = Literal["cover", "contain", "stretch"]
+Pair = tuple[Annotated[int, Field(ge=0, le=16384)], Annotated[int, Field(ge=0, le=16384)]]
+Side = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
+Prompt = Annotated[str, Field(max_length=100_000)]
+
+
+class Picture(BaseModel):
+    """A picture by content: the bytes of an encoded file (PNG, JPEG, WebP …), not yet decoded.
+
+    Two pictures are equal when their bytes are. As JSON the bytes are base64.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64"
+    )
+
+    data: bytes = Field(repr=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hex digest of the bytes: the picture's name in caches and metadata."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+class Request(BaseModel):
+    """One picture-making request, independent of any model, device or file.
+
+    With `image` it is image to image, without it text to image. Frozen; unknown fields, values out
+    of range, not finite, of the wrong type or inconsistent raise `RequestError`, which names the
+    field, the value and what is allowed. Limits that depend on the checkpoint (the sizes it can
+    draw) are checked when the request is planned for a model.
+
+    Attributes:
+        prompt: what to draw. A1111 weights: `(word:1.2)`, `((word))`, `[word]`, `\\(`, `BREAK`.
+        prompt_2: for the second text encoder; by default the same prompt.
+        negative_prompt: what to steer away from; needs guidance.
+        negative_prompt_2: for the second text encoder; by default the same negative prompt.
+        image: the picture to repaint.
+        strength: how much of the picture is repainted, 0 (nothing: the picture is returned) to 1
+            (everything: pure noise). Default 0.6. Only with `image`.
+        width: of the result in pixels, a multiple of 8. By default from `size`.
+        height: likewise.
+        size: "native" gives the picture's aspect at the model's native area, "keep" the picture's
+            own size to the nearest multiple of 8 (and is refused without `image`).
+        fit: where the aspects differ: "cover" crops, "contain" pads, "stretch" distorts. Only
+            with `image`.
+        num_inference_steps: sampler steps, 1 to 1000.
+        steps: "exact" runs that many steps whatever the strength; "truncate" runs
+            int(steps × strength) of them, as diffusers and Replicate do.
+        guidance_scale: classifier-free guidance (arXiv 2207.12598): 0 or 1 is off, up to 50.
+        guidance_rescale: 0 to 1, arXiv 2305.08891 section 3.4.
+        guidance_interval: the part of the denoising range in which guidance acts, as fractions
+            from 0 (pure noise) to 1 (clean), after arXiv 2404.07724.
+        sampler: see `names.SAMPLERS`; A1111's and Replicate's names are understood.
+        schedule: see `names.SCHEDULES`.
+        seed: of the first picture; picture i has seed + i. Drawn at random when not given.
+        num_images: pictures to make, 1 to 64.
+        clip_skip: how many of the text encoders' layers to skip beyond the penultimate one, 0 to
+            11 (A1111's "Clip skip: 2" is 0 here).
+        original_size: (height, width) that the network is told the picture was cropped from
+            (arXiv 2307.01952 section 2.2); by default that of the result.
+        crops_coords_top_left: (top, left) of that crop, by default (0, 0).
+        target_size: (height, width) that it is told it draws, by default that of the result.
+        negative_original_size: the same for the unconditional row; by default as above.
+        negative_crops_coords_top_left: likewise.
+        negative_target_size: likewise.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        ser_json_bytes="base64",
+        val_json_bytes="base64",
+    )
+
+    prompt: Prompt = ""
+    prompt_2: Prompt | None = None
+    negative_prompt: Prompt = ""
+    negative_prompt_2: Prompt | None = None
+
+    image: Picture | None = None
+    strength: float | None = Field(None, ge=0, le=1)
+    width: Side | None = None
+    height: Side | None = None
+    size: Literal["native", "keep"] = "native"
+    fit: Fit | None = None
+
+    num_inference_steps: int = Field(30, ge=1, le=1000)
+    steps: Literal["exact", "truncate"] = "exact"
+    guidance_scale: float = Field(5.0, ge=0, le=50)
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    guidance_interval: tuple[
+        Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]
+    ] = (0.0, 1.0)
+    sampler: str = "dpmpp_2m"
+    schedule: str = "karras"
+    seed: int = Field(default_factory=lambda: secrets.randbits(32), ge=0, le=LARGEST_SEED)
+    num_images: int = Field(1, ge=1, le=64)
+
+    clip_skip: int = Field(0, ge=0, le=11)
+    original_size: Pair | None = None
+    crops_coords_top_left: Pair = (0, 0)
+    target_size: Pair | None = None
+    negative_original_size: Pair | None = None
+    negative_crops_coords_top_left: Pair | None = None
+    negative_target_size: Pair | None = None
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance asks for a second row anywhere."""
+        return self.guidance_scale > 1 and self.guidance_interval[0] < self.guidance_interval[1]
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(data, dict):
+            data = _canonical(data)
+        try:
+            request = handler(data)
+        except ValidationError as error:
+            raise _plain(error) from None
+        _check_consistency(request)
+        return request
+
+
+def _canonical(data: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what follows from other fields and spell names our way."""
+    data = dict(data)
+    if data.get("image") is not None:
+        if data.get("strength") is None:
+            data["strength"] = DEFAULT_STRENGTH
+        if data.get("fit") is None:
+            data["fit"] = "cover"
+    if isinstance(data.get("sampler"), str):
+        data["sampler"], implied = sampler_name(data["sampler"])
+        if implied and data.setdefault("schedule", implied) != implied:
+            raise RequestError(
+                "schedule",
+                f"{data['schedule']!r} contradicts the sampler, whose name asks for {implied!r}; "
+                "give one of the two.",
+            )
+    if isinstance(data.get("schedule"), str):
+        data["schedule"] = schedule_name(data["schedule"])
+    return data
+
+
+def _check_consistency(request: Request) -> None:
+    if request.image is None:
+        for field in ("strength", "fit"):
+            if (value := getattr(request, field)) is not None:
+                raise RequestError(field, f"{value!r} means nothing without an image; leave it out.")
+        if request.size == "keep":
+            raise RequestError("size", "'keep' needs an image whose size to keep.")
+    if request.size == "keep" and (request.width or request.height):
+        raise RequestError("size", "'keep' contradicts width and height; give one or the other.")
+    if 0 < request.guidance_scale < 1:
+        raise RequestError(
+            "guidance_scale",
+            f"{request.guidance_scale} is between 0 and 1, which guides backwards; "
+            "give 0 or 1 for none, or 1 to 50.",
+        )
+    start, end = request.guidance_interval
+    if start > end:
+        raise RequestError("guidance_interval", f"({start}, {end}) ends before it starts.")
+    if request.seed + request.num_images - 1 > LARGEST_SEED:
+        raise RequestError(
+            "seed", f"{request.seed} + num_images - 1 is beyond the largest seed, {LARGEST_SEED}."
+        )
+
+
+def _plain(error: ValidationError) -> RequestError:
+    """Our error from pydantic's: every problem, the first one's field as the field."""
+    problems = [(_field(e["loc"]), _sentence(e)) for e in error.errors(include_url=False)]
+    field, message = problems[0]
+    return RequestError(field, "; ".join([message] + [f"{f}: {m}" for f, m in problems[1:]]))
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "request"
+
+
+def _sentence(problem: Any) -> str:
+    field, value = str(next(iter(problem["loc"]), "")), problem["input"]
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+    if problem["type"] == "extra_forbidden":
+        return f"no such field.{near(field, Request.model_fields)}"
+    if problem["type"] == "finite_number":
+        return f"{shown} is not finite; {_allowed(field)}"
+    if problem["type"] in {"greater_than_equal", "less_than_equal"}:
+        return f"{shown} is out of range; {_allowed(field)}"
+    if problem["type"] == "multiple_of":
+        step = problem["ctx"]["multiple_of"]
+        below = value // step * step
+        return f"{shown} is not a multiple of {step}; the nearest are {below} and {below + step}"
+    return f"{shown}: {problem['msg']}"
+
+
+def _allowed(field: str) -> str:
+    """The bounds of a field, read from its schema, as words."""
+    schema = Request.model_json_schema()["properties"].get(field, {})
+    for part in (schema, *schema.get("anyOf", ()), *schema.get("prefixItems", ())):
+        for inner in (part, *part.get("prefixItems", ())):
+            if "minimum" in inner:
+                return f"allowed is {inner['minimum']} to {inner['maximum']}"
+    return "see the field's description"
