@@ -73,6 +73,8 @@ class Model:
         native_size: the side in pixels of the square it was trained on.
         device: where the modules are.
         dtype: of the UNet and the text encoders.
+        zero_empty_negative: an empty negative prompt means zeros instead of its encoding, as
+            SDXL base was trained (`force_zeros_for_empty_prompt` in its model index).
         preview: the linear map for previews, when the family has one.
         preview_decoder: a small decoder for previews, when one was loaded.
         notices: what loading has to say.
@@ -89,6 +91,7 @@ class Model:
     native_size: int
     device: torch.device
     dtype: torch.dtype
+    zero_empty_negative: bool = False
     preview: LatentPreview | None = None
     preview_decoder: "AutoencoderTiny | None" = None
     notices: tuple[str, ...] = ()

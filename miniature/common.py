@@ -1,0 +1,132 @@
+"""What every trainer here shares: the schedule, the averaged weights, resumable state, progress."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.01) -> float:
+    """The share of the peak learning rate at a step: a linear warm-up, then half a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """The generator of one step, a function of (seed, step): a resumed run draws the same."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+@dataclass
+class Trainee:
+    """A module with its averaged copy and its optimizer; saved and resumed as one file."""
+
+    module: nn.Module
+    rate: float
+    decay: float = 0.999
+    weight_decay: float = 0.01
+    averaged: nn.Module = field(init=False)
+    optimizer: torch.optim.AdamW = field(init=False)
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        self.averaged = copy.deepcopy(self.module).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.module.parameters(),
+            self.rate,
+            betas=(0.9, 0.99),
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+
+    def update(self, loss: Tensor, share: float, clip: float = 1.0) -> float:
+        """One optimizer step at `share` of the peak rate; returns the gradient's norm.
+
+        A step whose gradient is not finite is skipped and said aloud.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * share
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), clip))
+        self.step += 1
+        if not math.isfinite(norm):
+            print(f"step {self.step}: gradient not finite, skipped", flush=True)
+            return norm
+        self.optimizer.step()
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            pairs = zip(self.averaged.parameters(), self.module.parameters(), strict=True)
+            averaged, live = (list(p) for p in zip(*pairs, strict=True))
+            torch._foreach_lerp_(averaged, live, 1 - decay)
+        return norm
+
+    def save(self, path: Path) -> None:
+        """Write module, average, Adam's moments and the step, atomically."""
+        tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+        tensors |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
+        for name, parameter in self.module.named_parameters():
+            state = self.optimizer.state.get(parameter)
+            if state:
+                tensors |= {f"adam.{k}.{name}": v for k, v in state.items()}
+        tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+        temporary = path.with_suffix(".partial")
+        save_file(tensors, temporary, {"step": json.dumps(self.step)})
+        os.replace(temporary, path)
+
+    def load(self, path: Path) -> None:
+        """Take up what `save` wrote."""
+        tensors = read_tensors(path)
+        with safe_open(path, "pt") as file:
+            self.step = json.loads(file.metadata()["step"])
+        self.module.load_state_dict(_under(tensors, "module."))
+        self.averaged.load_state_dict(_under(tensors, "averaged."))
+        moments = _under(tensors, "adam.")
+        for name, parameter in self.module.named_parameters():
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            if f"exp_avg.{name}" in moments:
+                self.optimizer.state[parameter] = {k: moments[f"{k}.{name}"] for k in keys}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def averaged_weights(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a state that `Trainee.save` wrote."""
+    return _under(read_tensors(path), "averaged.")
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def progress(name: str, start: int, stop: int, every: int = 50) -> Iterator[tuple[int, bool]]:
+    """Count steps; every now and then the second value is True and the pace is printed."""
+    began = time.monotonic()
+    for step in range(start, stop):
+        report = (step + 1) % every == 0 or step + 1 == stop
+        yield step, report
+        if report:
+            pace = (time.monotonic() - began) / (step + 1 - start)
+            left = pace * (stop - step - 1)
+            print(
+                f"{time.strftime('%H:%M:%S')} {name} {step + 1}/{stop}"
+                f" {pace:.3f} s each, {left / 60:.1f} min left",
+                flush=True,
+            )

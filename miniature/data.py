@@ -1,0 +1,84 @@
+"""Scenes as arrays: rendered by several processes, then kept as latents with their true sizes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .scenes import NATIVE, Scene, draw_scene, render
+
+# (height, width) of the pictures in pixels, and the share of the scenes in each
+SHAPES = {
+    (128, 128): 0.80,
+    (128, 192): 0.045,
+    (192, 128): 0.045,
+    (96, 128): 0.03,
+    (128, 96): 0.03,
+    (160, 160): 0.025,
+    (104, 152): 0.0125,
+    (152, 104): 0.0125,
+}
+CROPPED_SHARE = 0.12  # of the native-sized pictures: cut from a larger scene
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class View:
+    """A scene and the window of it that is seen: `top`, `left`, `height`, `width` in pixels."""
+
+    scene: Scene
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def time_ids(self) -> tuple[int, int, int, int, int, int]:
+        """SDXL's size ids: original height and width, crop top and left, height and width."""
+        scene = self.scene
+        return (scene.height, scene.width, self.top, self.left, self.height, self.width)
+
+
+def draw_view(seed: int) -> View:
+    """The training view of a seed: mostly whole native scenes, some cropped, some of other shapes."""
+    rng = np.random.default_rng(seed)
+    sizes = list(SHAPES)
+    height, width = sizes[rng.choice(len(sizes), p=list(SHAPES.values()))]
+    if (height, width) != (NATIVE, NATIVE) or rng.random() >= CROPPED_SHARE:
+        return View(draw_scene(rng, width, height), 0, 0, height, width)
+    frame_height, frame_width = (int(8 * n) for n in rng.integers(17, 25, 2))
+    top = 8 * int(rng.integers((frame_height - height) // 8 + 1))
+    left = 8 * int(rng.integers((frame_width - width) // 8 + 1))
+    return View(draw_scene(rng, frame_width, frame_height), top, left, height, width)
+
+
+def render_view(view: View) -> NDArray[np.uint8]:
+    """The window's pixels, (height, width, 3)."""
+    picture = render(view.scene)
+    return picture[view.top : view.top + view.height, view.left : view.left + view.width]
+
+
+def _draw_and_render(seed: int) -> tuple[View, NDArray[np.uint8]]:
+    view = draw_view(seed)
+    return view, render_view(view)
+
+
+def views(seeds: range) -> list[tuple[View, NDArray[np.uint8]]]:
+    """Views and pixels of many seeds, in order."""
+    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+        return list(pool.imap(_draw_and_render, seeds, chunksize=64))
+
+
+def _native(seed: int, held_out: bool) -> tuple[Scene, NDArray[np.uint8]]:
+    scene = draw_scene(np.random.default_rng(seed), held_out=held_out)
+    return scene, render(scene)
+
+
+def native_scenes(seeds: range, *, held_out: bool) -> tuple[list[Scene], NDArray[np.uint8]]:
+    """Scenes of the native size and their pixels (n, 128, 128, 3)."""
+    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+        pairs = pool.starmap(_native, [(s, held_out) for s in seeds], chunksize=64)
+    return [scene for scene, _ in pairs], np.stack([pixels for _, pixels in pairs])

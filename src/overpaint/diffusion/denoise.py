@@ -1,0 +1,173 @@
+"""The one loop: trajectories hold what is running, `step` evaluates the network for all of them.
+
+Text to image, image to image and everything that is built on them differ only in the `Plan` that
+a `Trajectory` starts from. Whoever drives it (library, engine, trainer's previews) does no more
+than
+
+    while live := [t for t in trajectories if not t.done]:
+        step(live)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from overpaint.nn.attention import Context
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from overpaint.diffusion.plan import Plan
+    from overpaint.diffusion.samplers import Evaluate
+    from overpaint.diffusion.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What the network is told about one row, besides the noisy latent.
+
+    Attributes:
+        context: the encoded prompt, with each layer's keys and values once they were needed.
+        pooled: [1, P].
+        size_ids: [1, 6], fp32: original height, width, crop top, left, target height, width
+            (arXiv 2307.01952 section 2.2). bf16 would turn 1365 into 1368.
+    """
+
+    context: Context
+    pooled: Tensor
+    size_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the network's batch: predict the noise in `x` [1, C, h, w] at `sigma`."""
+
+    x: Tensor
+    sigma: float
+    conditioning: Conditioning
+
+
+class Network(Protocol):
+    """The seam between the loop and a UNet: rows in, one denoised latent per row out."""
+
+    schedule: "NoiseSchedule"
+
+    def predict(self, rows: Sequence[Row]) -> Tensor:
+        """What the network says of each row, [rows, C, h, w] in fp32, in its own terms."""
+        ...
+
+    def denoised(self, x: Tensor, sigma: float, prediction: Tensor) -> Tensor:
+        """The clean latent that a prediction implies."""
+        ...
+
+
+class UNet:
+    """A `Network` of a UNet on a device."""
+
+    def __init__(self, unet: "UNet2DConditionModel", schedule: "NoiseSchedule"):
+        self.schedule = schedule
+        self._unet = unet
+        self._members: tuple[Conditioning, ...] = ()
+
+    def predict(self, rows: Sequence[Row]) -> Tensor:
+        """One call of the UNet for rows of the same shape, each at its own noise level."""
+        dtype, device = self._unet.dtype, self._unet.device
+        x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(device, dtype)
+        t = torch.tensor([self.schedule.timestep(row.sigma) for row in rows], device=device)
+        context, added = self._stack(tuple(row.conditioning for row in rows))
+        return self._unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0].float()
+
+    def denoised(self, x: Tensor, sigma: float, prediction: Tensor) -> Tensor:
+        """x₀ from ε, v (arXiv 2202.00512, appendix D) or x₀, in the space x = x₀ + σ·ε."""
+        match self.schedule.prediction:
+            case "epsilon":
+                return x - sigma * prediction
+            case "v_prediction":
+                return x / (sigma**2 + 1) - prediction * (sigma / (sigma**2 + 1) ** 0.5)
+            case "sample":
+                return prediction
+
+    def _stack(self, members: tuple[Conditioning, ...]) -> tuple[Context, dict[str, Tensor]]:
+        """The batch's conditioning, kept for as long as the same rows come again."""
+        if members != self._members:
+            self._members = members
+            self._stacked = (
+                Context.stack([m.context for m in members]),
+                {
+                    "text_embeds": torch.cat([m.pooled for m in members]),
+                    "time_ids": torch.cat([m.size_ids for m in members]),
+                },
+            )
+        return self._stacked
+
+
+class Trajectory:
+    """A plan under way: the only mutable object.
+
+    Attributes:
+        plan: what is being run.
+        pending: the evaluation that the sampler waits for; None when it is done.
+        latent: the result [1, C, h, w], once done.
+        denoised: the latest estimate of the result, for previews.
+    """
+
+    def __init__(self, plan: "Plan"):
+        self.plan = plan
+        self.pending: Evaluate | None = None
+        self.latent: Tensor | None = None
+        self.denoised: Tensor | None = None
+        noise = plan.noise()
+        self._sampler = plan.sampler(plan.start(noise), plan.sigmas, noise)
+        self._advance(None)
+
+    @property
+    def done(self) -> bool:
+        """Whether the sampler has returned."""
+        return self.pending is None
+
+    @property
+    def steps_done(self) -> int:
+        """How many of the plan's steps lie behind."""
+        if self.pending is None:
+            return self.plan.steps
+        return sum(sigma >= self.pending.sigma for sigma in self.plan.sigmas[1:])
+
+    def rows(self) -> list[Row]:
+        """What the pending evaluation needs from the network: one row, or two under guidance."""
+        if self.pending is None:
+            return []
+        x, sigma = self.pending.x, self.pending.sigma
+        row = Row(x, sigma, self.plan.positive)
+        if self.plan.negative and self.plan.guidance.acts(self.plan.network.schedule.progress(sigma)):
+            return [row, Row(x, sigma, self.plan.negative)]
+        return [row]
+
+    def send(self, predictions: Sequence[Tensor]) -> None:
+        """Hand the network's predictions for `rows()` to the sampler."""
+        assert self.pending is not None
+        prediction = predictions[0] if len(predictions) == 1 else self.plan.guidance(*predictions)
+        self.denoised = self.plan.network.denoised(self.pending.x, self.pending.sigma, prediction)
+        self._advance(self.denoised)
+
+    def _advance(self, denoised: Tensor | None) -> None:
+        try:
+            self.pending = self._sampler.send(denoised)  # pyright: ignore
+        except StopIteration as stop:
+            self.pending, self.latent = None, stop.value
+
+
+@torch.inference_mode()
+def step(trajectories: Sequence[Trajectory]) -> None:
+    """Evaluate the network once for all trajectories, and advance each to its next evaluation.
+
+    Args:
+        trajectories: unfinished, of one network and one latent shape; otherwise as unlike as can
+            be: prompts, strengths, steps, samplers, guidance, seeds.
+    """
+    rows = [trajectory.rows() for trajectory in trajectories]
+    predictions = trajectories[0].plan.network.predict([row for own in rows for row in own])
+    for trajectory, own in zip(trajectories, predictions.split([len(own) for own in rows]), strict=True):
+        trajectory.send(own.split(1))

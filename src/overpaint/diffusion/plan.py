@@ -1,0 +1,184 @@
+"""A request made concrete for a model: everything the loop needs, and nothing it must ask for."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from overpaint import images
+from overpaint.diffusion import latents, prompt
+from overpaint.diffusion.denoise import Conditioning, Network, UNet
+from overpaint.diffusion.guidance import Guidance
+from overpaint.diffusion.samplers import Sampler, sampler
+from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, layout
+from overpaint.nn.attention import Context
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from overpaint.models.model import Model
+    from overpaint.request import Pair, Request
+
+Noise = Callable[[], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One picture of a request, for one model. A value: it may be run again, to the same result.
+
+    Attributes:
+        network: evaluates the rows.
+        shape: (channels, height, width) of the latent.
+        sampler: the coroutine to run.
+        sigmas: descending, ending in 0; the first is where the run starts.
+        seed: of this picture's own noise.
+        init: the posterior of the picture to start from, for image to image.
+        positive: what to draw.
+        negative: what to steer away from; None without guidance.
+        guidance: how strongly.
+    """
+
+    network: Network
+    shape: tuple[int, int, int]
+    sampler: Sampler
+    sigmas: Sigmas
+    seed: int
+    init: latents.Moments | None
+    positive: Conditioning
+    negative: Conditioning | None
+    guidance: Guidance
+
+    @property
+    def steps(self) -> int:
+        """Steps that the sampler takes."""
+        return len(self.sigmas) - 1
+
+    def noise(self) -> Noise:
+        """This picture's own source of unit noise [1, C, h, w], from the beginning.
+
+        Drawn on the CPU in fp32 by torch's generator in the latent's shape, as diffusers does
+        when it is given a CPU generator: it depends on nothing but the seed and the shape.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        return lambda: torch.randn((1, *self.shape), generator=generator)
+
+    def start(self, noise: Noise) -> Tensor:
+        """The first latent: noise over the picture, or over nothing.
+
+        Pure noise has the variance that a noised latent of unit variance has, σ² + 1. At strength
+        1 the picture leaves no trace.
+        """
+        sigma = self.sigmas[0]
+        if self.init is None:
+            return noise() * math.sqrt(sigma**2 + 1)
+        return self.init.mean + self.init.std * noise() + sigma * noise()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A request's pictures, planned.
+
+    Attributes:
+        plans: one per picture; empty at strength 0, where there is nothing to paint.
+        size: (width, height) of the result in pixels.
+        source: the init picture as it was fitted to that size.
+        notices: what the user should be told.
+    """
+
+    plans: tuple[Plan, ...]
+    size: tuple[int, int]
+    source: "Image | None"
+    notices: tuple[str, ...]
+
+
+def plan(request: "Request", model: "Model") -> Planned:
+    """Make a request concrete: sizes, prompts, the picture's latents, noise levels.
+
+    Picture i gets seed + i and shares everything else.
+
+    Raises:
+        RequestError: the model cannot draw this size or take this prompt.
+        PictureError: the picture cannot be decoded.
+    """
+    picture = images.decode(request.image) if request.image else None
+    size = images.result_size(picture.size if picture else None, model.native_size, request)
+    source = images.fit(picture, size, request.fit or "cover") if picture else None
+    notices = tuple(_notices(request, model, size))
+    if request.strength == 0:
+        return Planned((), size, source, notices)
+
+    schedule = NoiseSchedule.of(model.noise)
+    sigmas = layout(request, schedule)
+    guidance = Guidance(request.guidance_scale, request.guidance_rescale, request.guidance_interval)
+    positive, negative = _conditionings(request, model, size)
+    init = None
+    if source and request.strength != 1:
+        init = _moments(request, model, source)
+    channels: int = model.vae.config["latent_channels"]
+    shape = (channels, size[1] // model.vae_factor, size[0] // model.vae_factor)
+    network = UNet(model.unet, schedule)
+    plans = tuple(
+        Plan(
+            network,
+            shape,
+            sampler(request.sampler),
+            sigmas,
+            request.seed + i,
+            init,
+            positive,
+            negative,
+            guidance,
+        )
+        for i in range(request.num_images)
+    )
+    return Planned(plans, size, source, notices)
+
+
+def _notices(request: "Request", model: "Model", size: tuple[int, int]) -> list[str]:
+    notices: list[str] = []
+    if outside := images.outside_trained(size, model.native_size):
+        notices.append(outside)
+    if (request.negative_prompt or request.negative_prompt_2) and not request.guided:
+        notices.append(
+            f"negative_prompt is not used: guidance_scale {request.guidance_scale} over "
+            f"guidance_interval {request.guidance_interval} leaves no guidance."
+        )
+    return notices
+
+
+def _conditionings(
+    request: "Request", model: "Model", size: tuple[int, int]
+) -> tuple[Conditioning, Conditioning | None]:
+    positive, negative = prompt.encode_pair(model, request)
+    whole = (size[1], size[0])
+    original = request.original_size or whole
+    crop = request.crops_coords_top_left
+    target = request.target_size or whole
+    conditioned = Conditioning(
+        Context(positive.tokens), positive.pooled, _size_ids(model, original, crop, target)
+    )
+    if negative is None:
+        return conditioned, None
+    ids = _size_ids(
+        model,
+        request.negative_original_size or original,
+        crop if (c := request.negative_crops_coords_top_left) is None else c,
+        request.negative_target_size or target,
+    )
+    return conditioned, Conditioning(Context(negative.tokens), negative.pooled, ids)
+
+
+def _size_ids(model: "Model", original: "Pair", crop: "Pair", target: "Pair") -> Tensor:
+    return torch.tensor([[*original, *crop, *target]], dtype=torch.float32, device=model.device)
+
+
+def _moments(request: "Request", model: "Model", source: "Image") -> latents.Moments:
+    """The posterior of the fitted picture, kept for the next request with the same one."""
+    assert request.image is not None
+    key = ("moments", request.image.sha256, source.size, request.fit)
+    if key not in model.cache:
+        model.cache[key] = latents.encode(model, source)
+    return model.cache[key]

@@ -1,0 +1,163 @@
+"""The library's face: load a model, edit and create pictures.
+
+    painter = load("miniature")
+    result = painter.edit("sketch.png", "a watercolor painting of a red house", strength=0.7)
+    result.images[0].save("out.png")
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from overpaint import images, metadata
+from overpaint.diffusion import latents
+from overpaint.diffusion.denoise import Trajectory, step
+from overpaint.diffusion.plan import Plan, plan
+from overpaint.events import Event, Finished, Notice, Preview, Step
+from overpaint.models.checkpoint import load_model
+from overpaint.request import Picture, Request
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from overpaint.models.model import Model
+
+# Latent cells, over all pictures of one network call, beyond which a larger batch only takes
+# memory: two pictures of 1024², or eight of 512², which is where SDXL's time per picture is flat.
+BATCH_CELLS = 2 * 128 * 128
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a request.
+
+    Attributes:
+        images: RGB, one per picture.
+        seeds: of each picture; the same request with that seed makes it alone.
+        metadata: of each picture, to be written into its file by `metadata.save`.
+        notices: what the user should be told.
+    """
+
+    images: "tuple[Image, ...]"
+    seeds: tuple[int, ...]
+    metadata: tuple[dict[str, Any], ...]
+    notices: tuple[str, ...]
+
+
+class Painter:
+    """A model that carries out requests, one at a time.
+
+    Attributes:
+        model: the loaded checkpoint.
+    """
+
+    def __init__(self, model: "Model"):
+        self.model = model
+
+    def edit(
+        self, picture: "str | PathLike[str] | bytes | Image | Picture", prompt: str, **fields: Any
+    ) -> Result:
+        """Repaint a picture.
+
+        Args:
+            picture: a path, encoded bytes or a PIL image.
+            prompt: what it should become.
+            fields: any other field of `Request`: strength, seed, num_inference_steps …
+
+        Raises:
+            RequestError: a field is wrong, or the model cannot do what it asks.
+            PictureError: the picture cannot be read.
+            DeviceError: the device ran out of memory, or the numbers were not finite.
+        """
+        return self.run(Request(image=images.picture(picture), prompt=prompt, **fields))
+
+    def create(self, prompt: str, **fields: Any) -> Result:
+        """Make a picture from a prompt alone; otherwise as `edit`."""
+        return self.run(Request(prompt=prompt, **fields))
+
+    def run(self, request: Request) -> Result:
+        """Carry out a request to its end."""
+        notices: list[str] = []
+        for event in self.stream(request):
+            match event:
+                case Notice(message):
+                    notices.append(message)
+                case Finished():
+                    return Result(event.images, event.seeds, event.metadata, tuple(notices))
+                case _:
+                    pass
+        raise AssertionError("a stream ends with Finished")
+
+    def stream(self, request: Request, *, preview_every: int = 0) -> Iterator[Event]:
+        """Carry out a request, telling as it goes. Cancel by closing the iterator.
+
+        Args:
+            request: what to do.
+            preview_every: steps between previews of each picture; 0 for none.
+
+        Yields:
+            `Notice`s, a `Step` after every network call, `Preview`s, and `Finished` at the end.
+        """
+        planned = plan(request, self.model)
+        yield from map(Notice, planned.notices)
+        pictures: list[Image] = []
+        if not planned.plans and planned.source:
+            pictures = [planned.source.copy() for _ in range(request.num_images)]
+        finished_steps, total = 0, sum(p.steps for p in planned.plans)
+        for group in _groups(planned.plans):
+            trajectories = [Trajectory(p) for p in group]
+            shown = 0
+            while live := [t for t in trajectories if not t.done]:
+                step(live)
+                done = finished_steps + sum(t.steps_done for t in trajectories)
+                sigma = max((t.pending.sigma for t in trajectories if t.pending), default=0.0)
+                yield Step(done, total, sigma)
+                reached = live[0].steps_done
+                if preview_every and reached // preview_every > shown and not live[0].done:
+                    shown = reached // preview_every
+                    yield from self._previews(live, len(pictures))
+            for trajectory in trajectories:
+                assert trajectory.latent is not None
+                image, notice = latents.decode(self.model, trajectory.latent)
+                if notice:
+                    yield Notice(notice)
+                pictures.append(image)
+            finished_steps += sum(p.steps for p in group)
+        seeds = tuple(request.seed + i for i in range(request.num_images))
+        records = tuple(
+            metadata.record(request, i, planned.size, self.model) for i in range(request.num_images)
+        )
+        yield Finished(tuple(pictures), seeds, records)
+
+    def _previews(self, live: Sequence[Trajectory], first: int) -> Iterator[Preview]:
+        for i, trajectory in enumerate(live):
+            assert trajectory.denoised is not None
+            if image := latents.preview(self.model, trajectory.denoised):
+                yield Preview(first + i, image)
+
+
+def _groups(plans: Sequence[Plan]) -> Iterator[Sequence[Plan]]:
+    """As many at once as a network call gains from."""
+    if plans:
+        _, height, width = plans[0].shape
+        size = max(1, BATCH_CELLS // (height * width))
+        yield from (plans[i : i + size] for i in range(0, len(plans), size))
+
+
+def load(
+    model: str | PathLike[str] = "miniature", *, device: str = "auto", dtype: str = "auto"
+) -> Painter:
+    """Load a model and make a painter of it.
+
+    Args:
+        model: "miniature", "sdxl", a hub id, a diffusers folder or a `.safetensors` file.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto", "bf16", "fp16", "fp32".
+
+    Raises:
+        ModelNotFoundError: no such model, and what was tried.
+        CheckpointError: it is not an SDXL checkpoint, or a damaged one.
+        DeviceError: the device is not there.
+    """
+    return Painter(load_model(model, device=device, dtype=dtype))

@@ -1,0 +1,212 @@
+"""A random SDXL small enough for tests: the true wiring, 1.6 million parameters.
+
+`tiny_model` gives it as a `Model`, `tiny_folder` as a diffusers folder, `tiny_pipeline` as
+diffusers' own pipeline over the same modules, for tests that compare with it.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from overpaint.models.model import LatentPreview, Model, NoiseConfig, Prediction, TextEncoder
+
+WIDTHS = (32, 48)
+"""Of the two text encoders; the UNet's cross-attention is as wide as both."""
+
+POOLED = 40
+"""Width of the second encoder's pooled output."""
+
+TIME_IDS = 8
+"""Width of the sinusoid of each of the six size ids."""
+
+LATENT = 16
+"""Side of the native latent; the VAE's factor is 8, so pictures are 128 px."""
+
+UNET: dict[str, Any] = {
+    "sample_size": LATENT,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "transformer_layers_per_block": (1, 2),
+    "attention_head_dim": (2, 4),
+    "norm_num_groups": 16,
+    "cross_attention_dim": sum(WIDTHS),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": TIME_IDS,
+    "projection_class_embeddings_input_dim": POOLED + 6 * TIME_IDS,
+}
+
+VAE: dict[str, Any] = {
+    "sample_size": 8 * LATENT,
+    "block_out_channels": (8, 16, 16, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "norm_num_groups": 8,
+    "latent_channels": 4,
+    "scaling_factor": 0.13025,
+    "force_upcast": True,
+}
+
+WORDS = (
+    *("a", "an", "the", "of", "on", "in", "and", "above", "below", "left", "right", ",", "."),
+    *("cat", "dog", "house", "tree", "star", "circle", "background"),
+    *("red", "green", "blue", "yellow", "white", "black"),
+    *("painting", "photo", "drawing", "sketch", "watercolor", "neon", "pixel", "art"),
+)
+"""Each of these is one token; any other text falls apart into bytes."""
+
+
+def tiny_model(
+    seed: int = 0, prediction: Prediction = "epsilon", *, zero_empty_negative: bool = False
+) -> Model:
+    """A random checkpoint on the CPU in fp32; the same seed gives the same weights."""
+    tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_tokenizer(pad_token="!")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_encoder = CLIPTextModel(_text_config(tokenizer, WIDTHS[0], "quick_gelu"))
+        text_encoder_2 = CLIPTextModelWithProjection(_text_config(tokenizer_2, WIDTHS[1], "gelu"))
+        unet = UNet2DConditionModel(**UNET)
+        vae = AutoencoderKL(**VAE)
+    for module in (text_encoder, text_encoder_2, unet, vae):
+        module.eval().requires_grad_(False)
+    return Model(
+        name="tiny",
+        family=_family(),
+        sha256=f"{seed:064x}",
+        unet=unet,
+        vae=vae,
+        text_encoders=(
+            TextEncoder(tokenizer, text_encoder),
+            TextEncoder(tokenizer_2, text_encoder_2),
+        ),
+        noise=NoiseConfig(prediction=prediction),
+        native_size=8 * LATENT,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        zero_empty_negative=zero_empty_negative,
+        preview=LatentPreview(
+            ((0.2, 0.1, 0.0), (0.1, 0.2, 0.1), (-0.1, 0.0, 0.2), (0.0, 0.1, -0.1))
+        ),
+    )
+
+
+def tiny_folder(
+    path: Path,
+    seed: int = 0,
+    prediction: Prediction = "epsilon",
+    *,
+    zero_empty_negative: bool = False,
+) -> Path:
+    """Write the checkpoint of `tiny_model` as a diffusers folder, as SDXL's is laid out."""
+    model = tiny_model(seed, prediction, zero_empty_negative=zero_empty_negative)
+    tiny_pipeline(model).save_pretrained(path, safe_serialization=True)
+    for folder, encoder in zip(("tokenizer", "tokenizer_2"), model.text_encoders, strict=True):
+        encoder.tokenizer.backend_tokenizer.model.save(str(path / folder))
+        (path / folder / "tokenizer.json").unlink()
+    return path
+
+
+def tiny_pipeline(model: Model) -> StableDiffusionXLPipeline:
+    """diffusers' text-to-image pipeline over the modules of a two-encoder `model`."""
+    first, second = model.text_encoders
+    scheduler = EulerDiscreteScheduler(
+        beta_start=model.noise.beta_start,
+        beta_end=model.noise.beta_end,
+        beta_schedule=model.noise.beta_schedule,
+        num_train_timesteps=model.noise.steps,
+        prediction_type=model.noise.prediction,
+        rescale_betas_zero_snr=model.noise.zero_terminal_snr,
+        steps_offset=model.noise.steps_offset,
+        timestep_spacing="leading",
+    )
+    parts: dict[str, Any] = {
+        "vae": model.vae,
+        "text_encoder": first.model,
+        "text_encoder_2": second.model,
+        "tokenizer": first.tokenizer,
+        "tokenizer_2": second.tokenizer,
+        "unet": model.unet,
+        "scheduler": scheduler,
+    }
+    pipeline = StableDiffusionXLPipeline(
+        **parts, force_zeros_for_empty_prompt=model.zero_empty_negative, add_watermarker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
+    """A CLIP tokenizer in CLIP's order: 256 bytes, the same ending a word, merges, BOS, EOS."""
+    letters = _byte_letters()
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    merges: dict[tuple[str, str], None] = {}
+    for word in WORDS:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        for known in merges:
+            parts = _merged(parts, known)
+        while len(parts) > 1:
+            merges[parts[0], parts[1]] = None
+            parts = [parts[0] + parts[1], *parts[2:]]
+            tokens.append(parts[0])
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    arguments: dict[str, Any] = {
+        "vocab": {token: number for number, token in enumerate(tokens)},
+        "merges": list(merges),
+        "pad_token": pad_token,
+        "model_max_length": 77,
+    }
+    return CLIPTokenizer(**arguments)
+
+
+def _text_config(tokenizer: CLIPTokenizer, width: int, activation: str) -> CLIPTextConfig:
+    special: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        projection_dim=POOLED,
+        hidden_act=activation,
+        **special,
+    )
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    """`parts` with every adjacent `pair` joined."""
+    joined: list[str] = []
+    for part in parts:
+        if joined and (joined[-1], part) == pair:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
+
+
+def _byte_letters() -> list[str]:
+    """The printable letter that byte-level BPE writes for each byte, printable bytes first.
+
+    The order of CLIP's vocabulary (github.com/openai/CLIP, `simple_tokenizer.py`), which makes
+    "!" token 0.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(byte) for byte in printable] + [chr(0x100 + k) for k in range(256 - len(printable))]
+
+
+def _family() -> Any:
+    return SimpleNamespace(name="miniature", native_size=8 * LATENT)
