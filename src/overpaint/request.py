@@ -149,7 +149,8 @@ class Request(BaseModel):
 
 def _canonical(data: dict[str, Any]) -> dict[str, Any]:
     """Fill in what follows from other fields and spell names our way."""
-    data = dict(data)
+    # JSON has no tuples, so what was stored as JSON comes back with lists.
+    data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     if data.get("image") is not None:
         if data.get("strength") is None:
             data["strength"] = DEFAULT_STRENGTH
