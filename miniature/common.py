@@ -107,6 +107,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file atomically."""
+    temporary = path.with_suffix(".partial")
+    save_file(tensors, temporary)
+    os.replace(temporary, path)
+
+
 def averaged_weights(path: Path) -> dict[str, Tensor]:
     """The averaged weights of a state that `Trainee.save` wrote."""
     return _under(read_tensors(path), "averaged.")

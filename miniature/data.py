@@ -43,7 +43,7 @@ class View:
 
 
 def draw_view(seed: int) -> View:
-    """The training view of a seed: mostly whole native scenes, some cropped, some of other shapes."""
+    """The training view of a seed: mostly whole native scenes, some cropped, some other shapes."""
     rng = np.random.default_rng(seed)
     sizes = list(SHAPES)
     height, width = sizes[rng.choice(len(sizes), p=list(SHAPES.values()))]

@@ -348,8 +348,7 @@ def _shrink(drawn: Image.Image, width: int, height: int) -> Array:
 
 def _points(item: Item, polygon: list[Point], scale: float) -> list[Point]:
     return [
-        ((item.x + x * item.radius) * scale, (item.y + y * item.radius) * scale)
-        for x, y in polygon
+        ((item.x + x * item.radius) * scale, (item.y + y * item.radius) * scale) for x, y in polygon
     ]
 
 
@@ -391,7 +390,9 @@ def _background(scene: Scene, rng: np.random.Generator) -> Array:
     if scene.background == "grass":
         canvas[:] = (0.72, 0.88, 0.98)
         phase = rng.uniform(0, 6.28)
-        horizon = height * rng.uniform(0.42, 0.55) + 5 * unit * np.sin(columns / (22 * unit) + phase)
+        horizon = height * rng.uniform(0.42, 0.55) + 5 * unit * np.sin(
+            columns / (22 * unit) + phase
+        )
         return _over(canvas, np.asarray((0.47, 0.75, 0.28), np.float32), _step(rows - horizon))
     if scene.background == "sky":
         canvas[:] = (0.55, 0.79, 0.98)
@@ -567,15 +568,15 @@ RELATION_PHRASES = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
 }
-GENERIC_WORDS = (
-    "a an the of and with in on at to is by from next beside near photo picture image painting "
-    "drawing art style small big large little tiny huge light dark bright pale colorful simple "
-    "background no two one shape object scene beautiful nice highly detailed best quality "
-    "masterpiece blurry bad worst ugly low text watermark ball box disc crescent sailboat kitten "
-    "mug home pine tall house houses trees cats stars people person man woman child dog bird sun "
-    "mountain river city street road flowers grey azure violet golden silver dawn day evening "
-    "ink oil crayon chalk digital cartoon comic sticker poster"
-).split()
+GENERIC_WORDS = """
+a an the of and with in on at to is by from next beside near photo picture image painting
+drawing art style small big large little tiny huge light dark bright pale colorful simple
+background no two one shape object scene beautiful nice highly detailed best quality
+masterpiece blurry bad worst ugly low text watermark ball box disc crescent sailboat kitten
+mug home pine tall house houses trees cats stars people person man woman child dog bird sun
+mountain river city street road flowers grey azure violet golden silver dawn day evening
+ink oil crayon chalk digital cartoon comic sticker poster
+"""
 
 
 def _article(words: str) -> str:
@@ -632,7 +633,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> st
 
 def vocabulary() -> tuple[str, ...]:
     """Every word that captions use, and the generic ones, sorted."""
-    phrases = [*GENERIC_WORDS, *COLOURS, *SHAPES, *PLAIN_PREFIXES]
+    phrases = [GENERIC_WORDS, *COLOURS, *SHAPES, *PLAIN_PREFIXES]
     for table in (STYLE_PREFIXES, STYLE_SUFFIXES, SCENIC_PHRASES, RELATION_PHRASES):
         phrases += [phrase for group in table.values() for phrase in group]
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -51,11 +53,10 @@ def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
     return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
 
 
-def _batch(scenes: Tensor, seed: int, step: int, steps: int) -> Tensor:
-    """Crops of 64 px for most steps, whole pictures for the last; (n, 3, s, s) in −1..1."""
+def _batch(scenes: Tensor, seed: int, step: int, whole: bool) -> Tensor:
+    """Some crops of 64 px, or fewer whole pictures; (n, 3, s, s) in −1..1."""
     draw = generator(seed, step)
-    whole = step >= steps * (1 - WHOLE_SHARE)
-    size, count = (128, 5) if whole else (64, 16)
+    size, count = (128, 3) if whole else (64, 8)
     picks = torch.randint(len(scenes), (count,), generator=draw)
     tops = torch.randint(0, (128 - size) // 4 + 1, (count, 2), generator=draw) * 4
     flips = torch.rand(count, generator=draw) < 0.5
@@ -66,32 +67,57 @@ def _batch(scenes: Tensor, seed: int, step: int, steps: int) -> Tensor:
     return torch.stack(crops).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
-def train(scenes: NDArray[np.uint8], state: Path, *, steps: int, seed: int) -> None:
-    """Train on pictures (n, 128, 128, 3); `state` is written as it goes and resumed from."""
+def _loss(y: Tensor, x: Tensor, posterior: DiagonalGaussianDistribution) -> tuple[Tensor, Tensor]:
+    """The objective, and the mean squared error in it."""
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    mse = functional.mse_loss(y, x)
+    edges = torch.stack(
+        [functional.l1_loss(a, b) for a, b in zip(_gradients(y), _gradients(x), strict=True)]
+    ).sum()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return functional.l1_loss(y, x) + 2 * mse + 0.5 * edges + KL_WEIGHT * kl, mse
+
+
+def train(
+    scenes: NDArray[np.uint8],
+    state: Path,
+    *,
+    steps: int,
+    seed: int,
+    rate: float = 1.5e-3,
+    whole_share: float = WHOLE_SHARE,
+    start: dict[str, Tensor] | None = None,
+) -> None:
+    """Train on pictures (n, 128, 128, 3); `state` is written as it goes and resumed from.
+
+    With `start`, weights to begin with, the encoder is frozen and the decoder alone is trained:
+    the latents stay what they are, so this may follow (or run beside) the UNet's training.
+    """
     vae = build(seed)
-    trainee = Trainee(vae, rate=1.5e-3, decay=0.998)
+    if start is not None:
+        vae.load_state_dict(start)
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    # torch's fused attention is slow backwards in bf16 on a CPU
+    vae.set_attn_processor(AttnProcessor())
+    trainee = Trainee(vae, rate=rate, decay=0.998)
     if state.exists():
         trainee.load(state)
     pictures = torch.from_numpy(scenes)
-    total = error = 0.0
+    total, error = 0.3, 0.04
     for step, report in progress("vae", trainee.step, steps, every=100):
-        x = _batch(pictures, seed, step, steps)
+        x = _batch(pictures, seed, step, step >= steps * (1 - whole_share))
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(x).latent_dist
+            with torch.set_grad_enabled(start is None):
+                posterior = vae.encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator(seed + 1, step))
-            y = vae.decode((posterior.mean.float() + posterior.std.float() * noise)).sample
-        y, mean, logvar = y.float(), posterior.mean.float(), posterior.logvar.float()
-        mse = functional.mse_loss(y, x)
-        edges = sum(
-            functional.l1_loss(a, b) for a, b in zip(_gradients(y), _gradients(x), strict=True)
-        )
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = functional.l1_loss(y, x) + 2 * mse + 0.5 * edges + KL_WEIGHT * kl
+            y = vae.decode(posterior.mean.float() + posterior.std.float() * noise).sample
+        loss, mse = _loss(y.float(), x, posterior)
         trainee.update(loss, cosine(step, steps))
-        total, error = 0.98 * total + 0.02 * float(loss), 0.98 * error + 0.02 * float(mse)
+        total, error = 0.98 * total + 0.02 * loss.item(), 0.98 * error + 0.02 * mse.item()
         if report:
-            psnr = -10 * np.log10(max(error, 1e-9) / 4)
-            print(f"  loss {total:.4f} psnr {psnr:.2f} kl {float(kl):.2f}", flush=True)
+            ratio = -10 * np.log10(max(error, 1e-9) / 4)
+            print(f"  loss {total:.4f} psnr {ratio:.2f}", flush=True)
             trainee.save(state)
     trainee.save(state)
 
@@ -111,21 +137,27 @@ def psnr(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float64]
 
 @torch.no_grad()
 def finish(state: Path, pictures: NDArray[np.uint8], seed: int = 0) -> AutoencoderKL:
-    """The averaged autoencoder, its latents made zero-mean per channel and their scale recorded.
+    """The averaged autoencoder, each latent channel brought to zero mean and unit variance.
 
-    The channel means are folded into the last encoder and first decoder convolution (1×1, so the
-    fold is exact); `scaling_factor` is then one over the latents' standard deviation.
+    Means and deviations over `pictures` are folded into the encoder's last and the decoder's first
+    convolution (both 1 × 1, so the fold is exact); `scaling_factor` is computed from what remains.
     """
     vae = build(seed)
     vae.load_state_dict(averaged_weights(state))
     vae.eval()
     latents = torch.cat(
-        [vae.encode(to_tensor(pictures[i : i + 20])).latent_dist.mean for i in range(0, 400, 20)]
+        [
+            vae.encode(to_tensor(pictures[i : i + 20])).latent_dist.mean
+            for i in range(0, len(pictures), 20)
+        ]
     )
-    means = latents.mean((0, 2, 3))
+    means, stds = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
-    quant.bias[:4] -= means
     post.bias += post.weight[:, :, 0, 0] @ means
-    scale = 1.0 / float((latents - means[:, None, None]).std())
+    post.weight *= stds[None, :, None, None]
+    quant.bias[:4] = (quant.bias[:4] - means) / stds
+    quant.weight[:4] /= stds[:, None, None, None]
+    quant.bias[4:] -= 2 * stds.log()
+    scale = 1.0 / float(((latents - means[:, None, None]) / stds[:, None, None]).std())
     vae.register_to_config(scaling_factor=scale)
     return vae

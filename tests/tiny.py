@@ -5,7 +5,6 @@ diffusers' own pipeline over the same modules, for tests that compare with it.
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from overpaint.models.family import FAMILIES
 from overpaint.models.model import LatentPreview, Model, NoiseConfig, Prediction, TextEncoder
 
 WIDTHS = (32, 48)
@@ -29,7 +29,7 @@ TIME_IDS = 8
 """Width of the sinusoid of each of the six size ids."""
 
 LATENT = 16
-"""Side of the native latent; the VAE's factor is 8, so pictures are 128 px."""
+"""Side of the native latent; the VAE's factor is 8, so pictures are 128 px, as the miniature's."""
 
 UNET: dict[str, Any] = {
     "sample_size": LATENT,
@@ -82,7 +82,7 @@ def tiny_model(
         module.eval().requires_grad_(False)
     return Model(
         name="tiny",
-        family=_family(),
+        family=FAMILIES["miniature"],
         sha256=f"{seed:064x}",
         unet=unet,
         vae=vae,
@@ -206,7 +206,3 @@ def _byte_letters() -> list[str]:
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(byte) for byte in printable] + [chr(0x100 + k) for k in range(256 - len(printable))]
-
-
-def _family() -> Any:
-    return SimpleNamespace(name="miniature", native_size=8 * LATENT)

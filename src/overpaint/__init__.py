@@ -1,9 +1,9 @@
 """Overpaint repaints pictures with Stable Diffusion XL on hardware you own.
 
-    import overpaint
-    painter = overpaint.load("miniature")
-    result = painter.edit(picture, "a watercolor painting of a red house", strength=0.6, seed=7)
-    result.images[0].save("out.png")
+import overpaint
+painter = overpaint.load("miniature")
+result = painter.edit(picture, "a watercolor painting of a red house", strength=0.6, seed=7)
+result.images[0].save("out.png")
 """
 
 from importlib.metadata import version

@@ -276,14 +276,24 @@ def from_array(array: NDArray[np.floating[Any]]) -> Image.Image:
 # Writing
 
 
+def output_format(path: Path) -> str:
+    """Pillow's name of the format that a file name asks for.
+
+    Raises:
+        OutputError: an unknown suffix.
+    """
+    if (kind := WRITABLE.get(path.suffix.lower())) is None:
+        raise OutputError(f"{path}: end the name with one of {', '.join(WRITABLE)}.")
+    return kind
+
+
 def check_writable(path: Path) -> None:
     """Make sure, before any work is done, that a picture can be written to `path`.
 
     Raises:
         OutputError: an unknown suffix, no such folder, not a file, or not ours to write.
     """
-    if path.suffix.lower() not in WRITABLE:
-        raise OutputError(f"{path}: end the name with one of {', '.join(WRITABLE)}.")
+    output_format(path)
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):
             raise OutputError(f"{path} exists and is not a file; choose another name.")
@@ -309,11 +319,11 @@ def save(image: Image.Image, path: Path, options: Mapping[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written; nothing is left behind.
     """
-    path = path.resolve()
+    kind, path = output_format(path), path.resolve()
     part = _beside(path)
     try:
         with part.open("xb") as file:
-            image.save(file, WRITABLE[path.suffix.lower()], **options)
+            image.save(file, kind, **options)
         part.replace(path)
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be written: {error}.") from error

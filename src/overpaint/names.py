@@ -78,8 +78,8 @@ SAMPLERS: dict[str, Sampler] = {
 SCHEDULES: dict[str, Named] = {
     s.name: s
     for s in (
-        Named("normal", "Normal", ("leading",)),
-        Named("linspace", "Linspace"),
+        Named("normal", "DDIM", ("leading", "ddim_uniform")),
+        Named("linspace", "Uniform"),
         Named("trailing", "SGM Uniform", ("sgm_uniform",)),
         Named("karras", "Karras"),
         Named("exponential", "Exponential"),

@@ -1,8 +1,8 @@
 """The library's face: load a model, edit and create pictures.
 
-    painter = load("miniature")
-    result = painter.edit("sketch.png", "a watercolor painting of a red house", strength=0.7)
-    result.images[0].save("out.png")
+painter = load("miniature")
+result = painter.edit("sketch.png", "a watercolor painting of a red house", strength=0.7)
+result.images[0].save("out.png")
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ class Result:
     Attributes:
         images: RGB, one per picture.
         seeds: of each picture; the same request with that seed makes it alone.
-        metadata: of each picture, to be written into its file by `metadata.save`.
+        metadata: of each picture, to be written into its file by `metadata.write`.
         notices: what the user should be told.
     """
 

@@ -103,25 +103,25 @@ class Request(BaseModel):
     negative_prompt_2: Prompt | None = None
 
     image: Picture | None = None
-    strength: float | None = Field(None, ge=0, le=1)
+    strength: float | None = Field(default=None, ge=0, le=1)
     width: Side | None = None
     height: Side | None = None
     size: Literal["native", "keep"] = "native"
     fit: Fit | None = None
 
-    num_inference_steps: int = Field(30, ge=1, le=1000)
+    num_inference_steps: int = Field(default=30, ge=1, le=1000)
     steps: Literal["exact", "truncate"] = "exact"
-    guidance_scale: float = Field(5.0, ge=0, le=50)
-    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    guidance_scale: float = Field(default=5.0, ge=0, le=50)
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
     guidance_interval: tuple[
         Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]
     ] = (0.0, 1.0)
     sampler: str = "dpmpp_2m"
     schedule: str = "karras"
     seed: int = Field(default_factory=lambda: secrets.randbits(32), ge=0, le=LARGEST_SEED)
-    num_images: int = Field(1, ge=1, le=64)
+    num_images: int = Field(default=1, ge=1, le=64)
 
-    clip_skip: int = Field(0, ge=0, le=11)
+    clip_skip: int = Field(default=0, ge=0, le=11)
     original_size: Pair | None = None
     crops_coords_top_left: Pair = (0, 0)
     target_size: Pair | None = None
@@ -173,7 +173,9 @@ def _check_consistency(request: Request) -> None:
     if request.image is None:
         for field in ("strength", "fit"):
             if (value := getattr(request, field)) is not None:
-                raise RequestError(field, f"{value!r} means nothing without an image; leave it out.")
+                raise RequestError(
+                    field, f"{value!r} means nothing without an image; leave it out."
+                )
         if request.size == "keep":
             raise RequestError("size", "'keep' needs an image whose size to keep.")
     if request.size == "keep" and (request.width or request.height):

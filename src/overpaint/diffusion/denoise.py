@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from overpaint.nn.attention import Context
+from overpaint.nn.blocks import install
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from overpaint.diffusion.plan import Plan
     from overpaint.diffusion.samplers import Evaluate
     from overpaint.diffusion.schedule import NoiseSchedule
+    from overpaint.models.model import Prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +53,17 @@ class Row:
 
 
 class Network(Protocol):
-    """The seam between the loop and a UNet: rows in, one denoised latent per row out."""
+    """The seam between the loop and a UNet: rows in, one prediction per row out."""
 
-    schedule: "NoiseSchedule"
+    @property
+    def schedule(self) -> "NoiseSchedule":
+        """The noise levels that it was trained on."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents live."""
+        ...
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """What the network says of each row, [rows, C, h, w] in fp32, in its own terms."""
@@ -65,24 +75,31 @@ class Network(Protocol):
 
 
 class UNet:
-    """A `Network` of a UNet on a device."""
+    """A `Network` of a UNet on a device, whose blocks are replaced by ours."""
 
-    def __init__(self, unet: "UNet2DConditionModel", schedule: "NoiseSchedule"):
+    def __init__(
+        self,
+        unet: "UNet2DConditionModel",
+        schedule: "NoiseSchedule",
+        prediction: "Prediction" = "epsilon",
+    ):
         self.schedule = schedule
+        self.prediction = prediction
+        self.device = unet.device
+        install(unet)
         self._unet = unet
         self._members: tuple[Conditioning, ...] = ()
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """One call of the UNet for rows of the same shape, each at its own noise level."""
-        dtype, device = self._unet.dtype, self._unet.device
-        x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(device, dtype)
-        t = torch.tensor([self.schedule.timestep(row.sigma) for row in rows], device=device)
+        x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self._unet.dtype)
+        t = torch.tensor([self.schedule.timestep(row.sigma) for row in rows], device=self.device)
         context, added = self._stack(tuple(row.conditioning for row in rows))
         return self._unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0].float()
 
     def denoised(self, x: Tensor, sigma: float, prediction: Tensor) -> Tensor:
         """x₀ from ε, v (arXiv 2202.00512, appendix D) or x₀, in the space x = x₀ + σ·ε."""
-        match self.schedule.prediction:
+        match self.prediction:
             case "epsilon":
                 return x - sigma * prediction
             case "v_prediction":
@@ -139,10 +156,10 @@ class Trajectory:
         """What the pending evaluation needs from the network: one row, or two under guidance."""
         if self.pending is None:
             return []
-        x, sigma = self.pending.x, self.pending.sigma
-        row = Row(x, sigma, self.plan.positive)
-        if self.plan.negative and self.plan.guidance.acts(self.plan.network.schedule.progress(sigma)):
-            return [row, Row(x, sigma, self.plan.negative)]
+        x, sigma, plan = self.pending.x, self.pending.sigma, self.plan
+        row = Row(x, sigma, plan.positive)
+        if plan.negative and plan.guidance.acts(plan.network.schedule.progress(sigma)):
+            return [row, Row(x, sigma, plan.negative)]
         return [row]
 
     def send(self, predictions: Sequence[Tensor]) -> None:
@@ -169,5 +186,7 @@ def step(trajectories: Sequence[Trajectory]) -> None:
     """
     rows = [trajectory.rows() for trajectory in trajectories]
     predictions = trajectories[0].plan.network.predict([row for own in rows for row in own])
-    for trajectory, own in zip(trajectories, predictions.split([len(own) for own in rows]), strict=True):
+    for trajectory, own in zip(
+        trajectories, predictions.split([len(own) for own in rows]), strict=True
+    ):
         trajectory.send(own.split(1))

@@ -1,7 +1,6 @@
 """A request made concrete for a model: everything the loop needs, and nothing it must ask for."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,9 @@ from overpaint import images
 from overpaint.diffusion import latents, prompt
 from overpaint.diffusion.denoise import Conditioning, Network, UNet
 from overpaint.diffusion.guidance import Guidance
-from overpaint.diffusion.samplers import Sampler, sampler
-from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, layout
+from overpaint.diffusion.samplers import Noise, Sampler, sampler
+from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, start
+from overpaint.names import SAMPLERS
 from overpaint.nn.attention import Context
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from overpaint.models.model import Model
     from overpaint.request import Pair, Request
-
-Noise = Callable[[], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +61,8 @@ class Plan:
         when it is given a CPU generator: it depends on nothing but the seed and the shape.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        return lambda: torch.randn((1, *self.shape), generator=generator)
+        device = self.network.device
+        return lambda: torch.randn((1, *self.shape), generator=generator).to(device)
 
     def start(self, noise: Noise) -> Tensor:
         """The first latent: noise over the picture, or over nothing.
@@ -110,8 +109,15 @@ def plan(request: "Request", model: "Model") -> Planned:
     if request.strength == 0:
         return Planned((), size, source, notices)
 
-    schedule = NoiseSchedule.of(model.noise)
-    sigmas = layout(request, schedule)
+    net = network(model)
+    sigmas = start(
+        request.schedule,
+        request.num_inference_steps,
+        1.0 if request.strength is None else request.strength,
+        net.schedule,
+        mode=request.steps,
+        drop_penultimate=SAMPLERS[request.sampler].drops_penultimate,
+    )
     guidance = Guidance(request.guidance_scale, request.guidance_rescale, request.guidance_interval)
     positive, negative = _conditionings(request, model, size)
     init = None
@@ -119,10 +125,9 @@ def plan(request: "Request", model: "Model") -> Planned:
         init = _moments(request, model, source)
     channels: int = model.vae.config["latent_channels"]
     shape = (channels, size[1] // model.vae_factor, size[0] // model.vae_factor)
-    network = UNet(model.unet, schedule)
     plans = tuple(
         Plan(
-            network,
+            net,
             shape,
             sampler(request.sampler),
             sigmas,
@@ -135,6 +140,14 @@ def plan(request: "Request", model: "Model") -> Planned:
         for i in range(request.num_images)
     )
     return Planned(plans, size, source, notices)
+
+
+def network(model: "Model") -> Network:
+    """The model's network; always the same one, so that plans of one model share their steps."""
+    if "network" not in model.cache:
+        schedule = NoiseSchedule(model.noise)
+        model.cache["network"] = UNet(model.unet, schedule, model.noise.prediction)
+    return model.cache["network"]
 
 
 def _notices(request: "Request", model: "Model", size: tuple[int, int]) -> list[str]:
@@ -165,7 +178,7 @@ def _conditionings(
     ids = _size_ids(
         model,
         request.negative_original_size or original,
-        crop if (c := request.negative_crops_coords_top_left) is None else c,
+        request.negative_crops_coords_top_left or crop,
         request.negative_target_size or target,
     )
     return conditioned, Conditioning(Context(negative.tokens), negative.pooled, ids)

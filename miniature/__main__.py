@@ -1,0 +1,180 @@
+"""`python -m miniature make --out DIR`: render, train and export the miniature; see README.md.
+
+Every stage is a command of its own too, works in `--work` and picks up where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
+
+from . import judge, unet, vae
+from .common import averaged_weights
+from .data import native_scenes
+from .family import Painter, PreviewFactors, export
+from .scenes import Scene
+
+SCENES = 32_000  # what the UNet sees
+VAE_SCENES = range(10_000_000, 10_005_000)
+JUDGE_SCENES = range(20_000_000, 20_020_000)
+JUDGE_TESTS = range(30_000_000, 30_001_000)
+FOLDED = 400  # pictures over which the latents' means and deviations are taken
+PACKAGED_JUDGE = Path(__file__).parent / "judge.safetensors"
+
+
+class Workshop:
+    """The stages, over one folder of intermediate files."""
+
+    def __init__(self, work: Path, seed: int) -> None:
+        self.work = work
+        self.seed = seed
+        work.mkdir(parents=True, exist_ok=True)
+
+    def _vae_scenes(self) -> NDArray[np.uint8]:
+        path = self.work / "vae_scenes.npy"
+        if not path.exists():
+            np.save(path, native_scenes(VAE_SCENES, held_out=False)[1])
+        return np.load(path)
+
+    def _autoencoder(self) -> AutoencoderKL:
+        """The autoencoder as far as it is trained: the decoder's own training counts if there."""
+        state = self.work / "decoder.safetensors"
+        if not state.exists():
+            state = self.work / "vae.safetensors"
+        return vae.finish(state, self._vae_scenes()[:FOLDED])
+
+    def render(self) -> None:
+        """Render the UNet's scenes."""
+        unet.render(self.work / "pixels", SCENES, 0)
+
+    def vae(self, steps: int) -> None:
+        """Train the autoencoder."""
+        vae.train(self._vae_scenes(), self.work / "vae.safetensors", steps=steps, seed=self.seed)
+
+    def decoder(self, steps: int) -> None:
+        """Train the decoder on, with the encoder (and so the latents) left as it is."""
+        vae.train(
+            self._vae_scenes(),
+            self.work / "decoder.safetensors",
+            steps=steps,
+            seed=self.seed + 10,
+            rate=1e-3,
+            whole_share=1.0,
+            start=averaged_weights(self.work / "vae.safetensors"),
+        )
+
+    def encode(self) -> None:
+        """Turn the rendered scenes into latents."""
+        unet.encode(self._autoencoder(), self.work / "pixels", self.work / "latents")
+
+    def unet(self, steps: int) -> None:
+        """Train the UNet and the text encoders."""
+        scale = float(self._autoencoder().config["scaling_factor"])
+        state = self.work / "unet.safetensors"
+        unet.train(self.work / "latents", scale, state, steps=steps, seed=self.seed + 20)
+
+    def judge(self, steps: int) -> None:
+        """Train the judge and test it on held-out renders."""
+        scenes, pictures = self._judge_scenes()
+        autoencoder = self._autoencoder().requires_grad_(False)
+        autoencoder.set_attn_processor(AttnProcessor())
+        state = self.work / "judge.safetensors"
+        judge.train(scenes, pictures, state, steps=steps, seed=self.seed + 30, vae=autoencoder)
+        judge.save(state, PACKAGED_JUDGE)
+        tests, renders = native_scenes(JUDGE_TESTS, held_out=True)
+        for name, share in judge.accuracy(judge.load(PACKAGED_JUDGE), tests, renders).items():
+            print(f"judge {name:12} {share:.4f}")
+
+    def _judge_scenes(self) -> tuple[list[Scene], NDArray[np.uint8]]:
+        return native_scenes(JUDGE_SCENES, held_out=False)
+
+    def export(self, out: Path) -> None:
+        """Write the averaged weights as a diffusers folder."""
+        painter = Painter()
+        painter.load_state_dict(averaged_weights(self.work / "unet.safetensors"))
+        autoencoder = self._autoencoder()
+        factors = preview_factors(autoencoder, self._vae_scenes()[:FOLDED])
+        export(out, painter.eval(), autoencoder, factors)
+
+
+@torch.no_grad()
+def preview_factors(autoencoder: AutoencoderKL, pictures: NDArray[np.uint8]) -> PreviewFactors:
+    """Least squares from scaled latents to the picture at an eighth of its size, in −1..1."""
+    rows: list[torch.Tensor] = []
+    targets: list[torch.Tensor] = []
+    for start in range(0, len(pictures), 20):
+        x = vae.to_tensor(pictures[start : start + 20])
+        latents = autoencoder.encode(x).latent_dist.mean * autoencoder.config["scaling_factor"]
+        rows.append(latents.permute(0, 2, 3, 1).reshape(-1, 4))
+        targets.append(torch.nn.functional.avg_pool2d(x, 8).permute(0, 2, 3, 1).reshape(-1, 3))
+    known = torch.cat(rows)
+    known = torch.cat([known, torch.ones(len(known), 1)], 1)
+    solution = torch.linalg.lstsq(known, torch.cat(targets)).solution
+    return PreviewFactors(solution[:4].tolist(), solution[4].tolist())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m miniature", description=__doc__)
+    parser.add_argument(
+        "stage",
+        choices=[
+            "make",
+            "render",
+            "vae",
+            "encode",
+            "unet",
+            "decoder",
+            "judge",
+            "export",
+            "measure",
+        ],
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/miniature/export"))
+    parser.add_argument("--work", type=Path, default=Path("build/miniature"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--vae-steps", type=int, default=6000)
+    parser.add_argument("--unet-steps", type=int, default=8000)
+    parser.add_argument("--decoder-steps", type=int, default=3000)
+    parser.add_argument("--judge-steps", type=int, default=6000)
+    parser.add_argument("--model", default="miniature", help="measure: a name or folder")
+    parser.add_argument("--count", type=int, default=300, help="measure: held-out prompts")
+    parser.add_argument("--sweep", type=int, default=48, help="measure: sources of the sweep")
+    parser.add_argument("--guidance", type=float, default=5.0)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.stage == "measure":
+        from .measure import report
+
+        report(
+            options.model,
+            judge.load(PACKAGED_JUDGE),
+            options.out,
+            count=options.count,
+            sweep_count=options.sweep,
+            guidance=options.guidance,
+        )
+        return
+    workshop = Workshop(options.work, options.seed)
+    stages = {
+        "render": workshop.render,
+        "vae": lambda: workshop.vae(options.vae_steps),
+        "encode": workshop.encode,
+        "unet": lambda: workshop.unet(options.unet_steps),
+        "decoder": lambda: workshop.decoder(options.decoder_steps),
+        "judge": lambda: workshop.judge(options.judge_steps),
+        "export": lambda: workshop.export(options.out),
+    }
+    for name in stages if options.stage == "make" else [options.stage]:
+        print(f"== {name}", flush=True)
+        stages[name]()
+
+
+if __name__ == "__main__":
+    main()

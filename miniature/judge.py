@@ -1,0 +1,199 @@
+"""The judge: a small network, trained on rendered scenes alone, that reads pictures back.
+
+It never sees a picture that a model painted. What it trains on are renders, some of them shifted,
+mirrored, blurred, noisy or sent through the autoencoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .common import Trainee, cosine, generator, progress, read_tensors, write_tensors
+from .scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, Scene
+from .vae import to_tensor
+
+HEADS: dict[str, tuple[str, ...]] = {
+    "style": STYLES,
+    "background": BACKGROUNDS,
+    "layout": ("one", "beside", "stacked"),
+    "shape_1": tuple(SHAPES),
+    "colour_1": tuple(COLOURS),
+    "shape_2": tuple(SHAPES),
+    "colour_2": tuple(COLOURS),
+}
+BATCH = 64
+IGNORED = -1  # the label of a second object that is not there
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge reads: `objects` are (colour, shape) from left to right or top to bottom."""
+
+    style: str
+    background: str
+    layout: str
+    objects: tuple[tuple[str, str], ...]
+
+
+def truth(scene: Scene) -> Verdict:
+    """What a perfect judge reads in a scene's picture."""
+    layout = "one"
+    if scene.relation is not None:
+        layout = "stacked" if scene.relation in ("above", "below") else "beside"
+    objects = tuple((o.colour, o.shape) for o in scene.ordered)
+    return Verdict(scene.style, scene.background, layout, objects)
+
+
+def _labels(scene: Scene) -> list[int]:
+    verdict = truth(scene)
+    names = [verdict.style, verdict.background, verdict.layout]
+    for colour, shape in verdict.objects:
+        names += [shape, colour]
+    known = [values.index(name) for values, name in zip(HEADS.values(), names, strict=False)]
+    return known + [IGNORED] * (len(HEADS) - len(known))
+
+
+class Judge(nn.Module):
+    """Strided convolutions to a 4 × 4 map, one hidden layer, one linear head per question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (24, 48, 96, 128, 96)
+        layers: list[nn.Module] = []
+        before = 3
+        for width in widths:
+            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1)]
+            layers += [nn.GroupNorm(8, width), nn.SiLU()]
+            before = width
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.hidden = nn.Linear(16 * before, 256)
+        self.heads = nn.Linear(256, sum(len(v) for v in HEADS.values()))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Logits of every head for images (n, 3, 128, 128) in −1..1."""
+        hidden = functional.silu(self.hidden(self.features(images)))
+        return list(self.heads(hidden).split([len(v) for v in HEADS.values()], -1))
+
+    @torch.no_grad()
+    def read(self, pictures: NDArray[np.uint8]) -> list[Verdict]:
+        """Read pictures (n, 128, 128, 3)."""
+        verdicts: list[Verdict] = []
+        for start in range(0, len(pictures), BATCH):
+            logits = self(to_tensor(pictures[start : start + BATCH]))
+            picks = torch.stack([part.argmax(-1) for part in logits], 1).tolist()
+            for row in picks:
+                names = [v[i] for v, i in zip(HEADS.values(), row, strict=True)]
+                style, background, layout, shape_1, colour_1, shape_2, colour_2 = names
+                objects = ((colour_1, shape_1), (colour_2, shape_2))
+                count = 1 if layout == "one" else 2
+                verdicts.append(Verdict(style, background, layout, objects[:count]))
+        return verdicts
+
+
+def _mirrored(labels: Tensor, flip: Tensor) -> Tensor:
+    """Labels after a left-right flip of some pictures: objects side by side change places."""
+    swap = flip & (labels[:, 2] == HEADS["layout"].index("beside"))
+    return torch.where(swap[:, None], labels[:, [0, 1, 2, 5, 6, 3, 4]], labels)
+
+
+def _augment(images: Tensor, draw: torch.Generator) -> Tensor:
+    """Shift by up to 6 px, blur some, add noise to some; images (n, 3, h, w) in −1..1."""
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (6, 6, 6, 6), mode="replicate")
+    at = torch.randint(0, 13, (count, 2), generator=draw).tolist()
+    shifted = [padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(at)]
+    images = torch.stack(shifted)
+    images[: count // 4] = functional.avg_pool2d(
+        images[: count // 4], 3, stride=1, padding=1, count_include_pad=False
+    )
+    noise = torch.randn(images.shape, generator=draw)
+    strength = 0.06 * torch.rand(count, 1, 1, 1, generator=draw)
+    tint = 0.04 * torch.randn(count, 3, 1, 1, generator=draw)
+    return images + strength * noise + tint
+
+
+def train(
+    scenes: list[Scene],
+    pictures: NDArray[np.uint8],
+    state: Path,
+    *,
+    steps: int,
+    seed: int,
+    vae: AutoencoderKL | None = None,
+) -> None:
+    """Train on renders (n, 128, 128, 3); with a `vae`, a quarter of each batch goes through it."""
+    torch.manual_seed(seed)
+    judge = Judge()
+    trainee = Trainee(judge, rate=2e-3, decay=0.998, weight_decay=0.02)
+    if state.exists():
+        trainee.load(state)
+    pixels, labels = torch.from_numpy(pictures), torch.tensor([_labels(s) for s in scenes])
+    smooth = 10.0
+    for step, report in progress("judge", trainee.step, steps, every=200):
+        draw = generator(seed, step)
+        picks = torch.randint(len(pixels), (BATCH,), generator=draw)
+        flip = torch.rand(BATCH, generator=draw) < 0.5
+        targets = _mirrored(labels[picks], flip)
+        images = pixels[picks].permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = torch.where(flip[:, None, None, None], images.flip(3), images)
+        images = _augment(images, draw)
+        if vae is not None:
+            images[-BATCH // 4 :] = round_trip(vae, images[-BATCH // 4 :], draw)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = judge(images)
+        losses = [
+            functional.cross_entropy(part.float(), targets[:, i], ignore_index=IGNORED)
+            for i, part in enumerate(logits)
+        ]
+        loss = torch.stack(losses).sum()
+        trainee.update(loss, cosine(step, steps))
+        smooth = 0.98 * smooth + 0.02 * loss.item()
+        if report:
+            print(f"  loss {smooth:.4f}", flush=True)
+            trainee.save(state)
+    trainee.save(state)
+
+
+@torch.no_grad()
+def round_trip(vae: AutoencoderKL, images: Tensor, draw: torch.Generator) -> Tensor:
+    """Through the autoencoder, with some noise on the latents as an imperfect model leaves it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = vae.encode(images).latent_dist.mean.float()
+        spread = 0.15 * torch.rand(len(images), 1, 1, 1, generator=draw)
+        noise = torch.randn(latents.shape, generator=draw) * spread / vae.config.scaling_factor
+        return vae.decode(latents + noise).sample.float()
+
+
+def accuracy(judge: Judge, scenes: list[Scene], pictures: NDArray[np.uint8]) -> dict[str, float]:
+    """The share of each head that is right; an absent second object is not asked for."""
+    logits = [judge(to_tensor(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
+    labels = torch.tensor([_labels(s) for s in scenes])
+    shares: dict[str, float] = {}
+    for i, name in enumerate(HEADS):
+        picks = torch.cat([part[i] for part in logits]).argmax(-1)
+        asked = labels[:, i] != IGNORED
+        shares[name] = float((picks == labels[:, i])[asked].float().mean())
+    return shares
+
+
+def save(state: Path, path: Path) -> None:
+    """Write the averaged judge in fp16."""
+    tensors = read_tensors(state)
+    prefix = "averaged."
+    kept = {k[len(prefix) :]: v.half() for k, v in tensors.items() if k.startswith(prefix)}
+    write_tensors(path, kept)
+
+
+def load(path: Path) -> Judge:
+    """The judge that `save` wrote."""
+    judge = Judge()
+    judge.load_state_dict({k: v.float() for k, v in read_tensors(path).items()})
+    return judge.eval()

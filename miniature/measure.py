@@ -1,0 +1,284 @@
+"""The report card: held-out prompts, painted by the product itself, read by the judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from overpaint import images as pictures_of
+from overpaint.diffusion import latents
+from overpaint.diffusion.denoise import Trajectory, step
+from overpaint.diffusion.plan import Plan, plan
+from overpaint.models.checkpoint import load_model
+from overpaint.models.model import Model
+from overpaint.request import Picture, Request
+
+from . import vae as autoencoder
+from .common import progress
+from .judge import Judge, Verdict, truth
+from .scenes import (
+    STYLES,
+    Scene,
+    allowed_backgrounds,
+    allowed_colours,
+    caption,
+    draw_scene,
+    render,
+)
+
+GROUP = 24  # pictures painted at once
+STRENGTH = 0.7
+STRENGTHS = tuple(n / 10 for n in range(1, 11))
+FIRST_SEED = 40_000_000  # of the held-out scenes, beyond every seed that training uses
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the report card; `value` and `wanted` are shares, or dB."""
+
+    name: str
+    value: float
+    wanted: float
+    count: int
+
+    @property
+    def good(self) -> bool:
+        return self.value >= self.wanted
+
+
+def _picture(pixels: NDArray[np.uint8]) -> Picture:
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return pictures_of.picture(buffer.getvalue())
+
+
+def paint(model: Model, requests: Sequence[Request], name: str) -> NDArray[np.uint8]:
+    """Paint many requests of one size together; (n, height, width, 3)."""
+    painted: list[NDArray[np.uint8]] = []
+    starts = range(0, len(requests), GROUP)
+    for n, _ in progress(name, 0, len(starts), every=2):
+        plans: list[Plan] = []
+        for request in requests[starts[n] : starts[n] + GROUP]:
+            plans += plan(request, model).plans
+        trajectories = [Trajectory(p) for p in plans]
+        while live := [t for t in trajectories if not t.done]:
+            step(live)
+        for trajectory in trajectories:
+            if trajectory.latent is None:
+                raise RuntimeError("a finished trajectory has a latent")
+            image, _ = latents.decode(model, trajectory.latent)
+            painted.append(np.asarray(image.convert("RGB")))
+    return np.stack(painted)
+
+
+def _objects_right(verdict: Verdict, wanted: Verdict) -> list[bool]:
+    """For each object asked for, whether one of that colour and shape is in the picture."""
+    return [o in verdict.objects for o in wanted.objects]
+
+
+def _share(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _scenes(count: int, first_seed: int) -> list[Scene]:
+    """Held-out scenes, half of one object and half of two."""
+    return [
+        draw_scene(np.random.default_rng(first_seed + i), held_out=True, two=i % 2 == 1)
+        for i in range(count)
+    ]
+
+
+def _caption(scene: Scene) -> str:
+    return caption(scene, np.random.default_rng(scene.texture), full=True)
+
+
+def prompted(
+    model: Model, judge: Judge, count: int, guidance: float
+) -> tuple[list[Figure], NDArray[np.uint8]]:
+    """Text to image on held-out prompts."""
+    scenes = _scenes(count, FIRST_SEED)
+    requests = [
+        Request(prompt=_caption(s), seed=i, guidance_scale=guidance) for i, s in enumerate(scenes)
+    ]
+    painted = paint(model, requests, "create")
+    pairs = list(zip(judge.read(painted), [truth(s) for s in scenes], strict=True))
+    objects = [right for v, w in pairs for right in _objects_right(v, w)]
+    two = [v.layout == w.layout and v.objects == w.objects for v, w in pairs if w.layout != "one"]
+    figures = [
+        Figure("object shape and colour", _share(objects), 0.90, len(objects)),
+        Figure("background", _share([v.background == w.background for v, w in pairs]), 0.95, count),
+        Figure("style", _share([v.style == w.style for v, w in pairs]), 0.95, count),
+        Figure("two objects, both right and in relation", _share(two), 0.80, len(two)),
+    ]
+    return figures, painted
+
+
+def restyled(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same content in another style that can show it."""
+    colours = {o.colour for o in scene.objects}
+    styles = [
+        style
+        for style in STYLES
+        if style != scene.style
+        and scene.background in allowed_backgrounds(style)
+        and colours <= set(allowed_colours(style, scene.background))
+    ]
+    return dataclasses.replace(scene, style=styles[int(rng.integers(len(styles)))])
+
+
+def from_sketches(
+    model: Model, judge: Judge, count: int, guidance: float
+) -> tuple[list[Figure], NDArray[np.uint8]]:
+    """Image to image: a pencil sketch, and a prompt for the same content in another style."""
+    rng = np.random.default_rng(FIRST_SEED + 1)
+    sketches: list[Scene] = []
+    while len(sketches) < count:
+        scene = draw_scene(rng, held_out=True, two=len(sketches) % 2 == 1)
+        if scene.style == "pencil sketch":
+            sketches.append(scene)
+    wanted = [restyled(s, rng) for s in sketches]
+    sources = np.stack([render(s) for s in sketches])
+    requests = [
+        Request(
+            prompt=_caption(w),
+            image=_picture(p),
+            strength=STRENGTH,
+            seed=i,
+            guidance_scale=guidance,
+        )
+        for i, (w, p) in enumerate(zip(wanted, sources, strict=True))
+    ]
+    painted = paint(model, requests, "edit")
+    pairs = list(zip(judge.read(painted), [truth(w) for w in wanted], strict=True))
+    figures = [
+        Figure(
+            "sketch restyled: style", _share([v.style == w.style for v, w in pairs]), 0.9, count
+        ),
+        Figure(
+            "sketch restyled: same objects",
+            _share([v.objects == w.objects and v.layout == w.layout for v, w in pairs]),
+            0.8,
+            count,
+        ),
+    ]
+    return figures, np.concatenate([sources[:12], painted[:12]])
+
+
+def round_trip(model: Model, count: int) -> Figure:
+    """The autoencoder's mean PSNR on held-out renders."""
+    pixels = np.stack([render(s) for s in _scenes(count, FIRST_SEED + 100_000)])
+    ratios = autoencoder.psnr(model.vae, pixels)
+    return Figure("VAE round trip, dB", float(ratios.mean()), 30.0, count)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Means over the sources at each of `STRENGTHS`."""
+
+    likeness: list[float]
+    fit: list[float]
+
+    @property
+    def monotone(self) -> bool:
+        falls = all(a >= b for a, b in itertools.pairwise(self.likeness))
+        rises = all(a <= b for a, b in itertools.pairwise(self.fit))
+        return falls and rises
+
+
+def fit(verdict: Verdict, wanted: Verdict) -> float:
+    """The share of what a prompt says that is in the picture: style, background, each object."""
+    said = [verdict.style == wanted.style, verdict.background == wanted.background]
+    return _share(said + _objects_right(verdict, wanted))
+
+
+def sweep(model: Model, judge: Judge, count: int, guidance: float) -> Sweep:
+    """Sources repainted with a contradicting prompt, at strengths 0.1 … 1.0.
+
+    Likeness is the PSNR to the source over 40 dB; fit is the share of the prompt that is there.
+    """
+    rng = np.random.default_rng(FIRST_SEED + 2)
+    pairs: list[tuple[Scene, Scene]] = []
+    while len(pairs) < count:
+        source, other = (draw_scene(rng, held_out=True) for _ in range(2))
+        shared = {o.shape for o in source.objects} & {o.shape for o in other.objects}
+        if source.style != other.style and source.background != other.background and not shared:
+            pairs.append((source, other))
+    sources = np.stack([render(s) for s, _ in pairs])
+    wanted = [truth(o) for _, o in pairs]
+    likeness: list[float] = []
+    fits: list[float] = []
+    for strength in STRENGTHS:
+        requests = [
+            Request(
+                prompt=_caption(other),
+                image=_picture(pixels),
+                strength=strength,
+                seed=i,
+                guidance_scale=guidance,
+            )
+            for i, ((_, other), pixels) in enumerate(zip(pairs, sources, strict=True))
+        ]
+        painted = paint(model, requests, f"strength {strength}")
+        errors = np.square(painted.astype(np.float64) - sources).mean((1, 2, 3))
+        likeness.append(float((10 * np.log10(255**2 / np.maximum(errors, 1e-6))).mean() / 40))
+        verdicts = judge.read(painted)
+        fits.append(float(np.mean([fit(v, w) for v, w in zip(verdicts, wanted, strict=True)])))
+    return Sweep(likeness, fits)
+
+
+def plot(found: Sweep, path: Path) -> None:
+    """Both curves over strength."""
+    mpl.use("svg" if path.suffix == ".svg" else "agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    axes.plot(STRENGTHS, found.likeness, marker="o", label="likeness to the source (PSNR / 40 dB)")
+    axes.plot(STRENGTHS, found.fit, marker="s", label="fit to a contradicting prompt")
+    axes.set(xlabel="strength", ylim=(0, 1.02), xlim=(0.05, 1.05))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def grid(pixels: NDArray[np.uint8], columns: int) -> Image.Image:
+    """Pictures (n, h, w, 3) in rows."""
+    rows = [
+        np.concatenate(list(pixels[i : i + columns]), 1) for i in range(0, len(pixels), columns)
+    ]
+    return Image.fromarray(np.concatenate([r for r in rows if r.shape == rows[0].shape], 0))
+
+
+def report(
+    model_name: str, judge: Judge, out: Path, *, count: int, sweep_count: int, guidance: float
+) -> None:
+    """Measure everything, print the table, and one JSON line at the end; plots go into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    model = load_model(model_name)
+    figures, created = prompted(model, judge, count, guidance)
+    grid(created[:48], 12).save(out / "created.png")
+    more, edited = from_sketches(model, judge, count, guidance)
+    grid(edited, 12).save(out / "edited.png")
+    figures += [*more, round_trip(model, 200)]
+    found = sweep(model, judge, sweep_count, guidance)
+    plot(found, out / "strength.svg")
+    for figure in figures:
+        mark = "ok  " if figure.good else "LOW "
+        print(f"{mark} {figure.name:42} {figure.value:8.3f}  at least {figure.wanted:g}")
+    print(f"strengths {STRENGTHS}")
+    print("likeness", *(f"{v:.3f}" for v in found.likeness))
+    print("fit     ", *(f"{v:.3f}" for v in found.fit))
+    print("monotone" if found.monotone else "NOT monotone")
+    record = {f.name: round(f.value, 4) for f in figures}
+    print(json.dumps({**record, **dataclasses.asdict(found), "monotone": found.monotone}))

@@ -1,0 +1,167 @@
+"""Training of the UNet and both text encoders on the scenes' latents.
+
+The objective is SDXL's epsilon prediction with min-SNR weights (Hang et al. 2023, γ = 5), one
+caption in ten left empty, and true size ids for crops and other shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+from torch.nn import functional
+
+from .common import Trainee, cosine, generator, progress, read_tensors, write_tensors
+from .data import SHAPES, View, draw_view, views
+from .family import LENGTH, Painter, Tokenizers, noise_schedule
+from .scenes import caption
+from .vae import to_tensor
+
+BATCH = 48  # of native pictures; other shapes keep the number of latent pixels
+DROPOUT = 0.1
+MIN_SNR = 5.0
+RATE = 1e-3
+SHORT = 28  # tokens that the longest caption fits in; the rest is padding
+SHORT_SHARE = 0.7  # of the steps see SHORT tokens, for speed; the last ones all 77
+CHUNK = 4000  # scenes rendered and encoded at a time
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """All views of one shape: latent moments (n, 4, h, w) and what they show."""
+
+    mean: Tensor
+    std: Tensor
+    views: list[View]
+
+
+def render(folder: Path, count: int, first_seed: int) -> None:
+    """Render `count` views into `folder`, one file a chunk; chunks that are there are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(first_seed, first_seed + count, CHUNK)
+    for n, _ in progress("render", 0, len(starts), every=1):
+        path = folder / f"{starts[n]}.safetensors"
+        if path.exists():
+            continue
+        seeds = range(starts[n], min(starts[n] + CHUNK, first_seed + count))
+        pairs = list(zip(seeds, views(seeds), strict=True))
+        tensors: dict[str, Tensor] = {}
+        for size in SHAPES:
+            chosen = [(s, p) for s, (v, p) in pairs if (v.height, v.width) == size]
+            if chosen:
+                tensors[f"pixels.{_name(size)}"] = torch.from_numpy(
+                    np.stack([p for _, p in chosen])
+                )
+                tensors[f"seed.{_name(size)}"] = torch.tensor([s for s, _ in chosen])
+        write_tensors(path, tensors)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
+    """Latent moments of every rendered chunk, one file each; files that are there are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = sorted(pixels.glob("*.safetensors"))
+    for n, _ in progress("encode", 0, len(sources), every=1):
+        path = folder / sources[n].name
+        if path.exists():
+            continue
+        chunk = read_tensors(sources[n])
+        tensors: dict[str, Tensor] = {}
+        for key, value in chunk.items():
+            kind, name = key.split(".")
+            if kind == "seed":
+                tensors[key] = value
+                continue
+            moments = [vae.encode(to_tensor(part.numpy())).latent_dist for part in value.split(16)]
+            tensors[f"mean.{name}"] = torch.cat([m.mean for m in moments]).half()
+            tensors[f"std.{name}"] = torch.cat([m.std for m in moments]).half()
+        write_tensors(path, tensors)
+
+
+def _name(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def buckets(folder: Path) -> list[Bucket]:
+    """All chunks of a folder, joined by shape."""
+    files = [read_tensors(path) for path in sorted(folder.glob("*.safetensors"))]
+    found: list[Bucket] = []
+    for size in SHAPES:
+        name = _name(size)
+        parts = [f for f in files if f"mean.{name}" in f]
+        if parts:
+            seeds = torch.cat([f[f"seed.{name}"] for f in parts]).tolist()
+            mean, std = (torch.cat([f[f"{k}.{name}"] for f in parts]) for k in ("mean", "std"))
+            found.append(Bucket(mean, std, [draw_view(s) for s in seeds]))
+    return found
+
+
+@dataclass(frozen=True)
+class Batch:
+    latents: Tensor
+    captions: list[str]
+    time_ids: Tensor
+
+
+def draw_batch(found: list[Bucket], scale: float, seed: int, step: int) -> Batch:
+    """The batch of a step: one shape, sampled latents, fresh captions, true size ids."""
+    draw = generator(seed, step)
+    rng = np.random.default_rng((seed, step))
+    sizes = torch.tensor([len(b.views) for b in found], dtype=torch.float)
+    bucket = found[int(torch.multinomial(sizes, 1, generator=draw))]
+    count = round(BATCH * 256 / (bucket.mean.shape[2] * bucket.mean.shape[3]))
+    picks = torch.randint(len(bucket.views), (count,), generator=draw)
+    mean, std = bucket.mean[picks].float(), bucket.std[picks].float()
+    latents = scale * (mean + std * torch.randn(mean.shape, generator=draw))
+    seen = [bucket.views[i] for i in picks.tolist()]
+    captions = ["" if rng.random() < DROPOUT else caption(v.scene, rng) for v in seen]
+    return Batch(latents, captions, torch.tensor([v.time_ids for v in seen], dtype=torch.float))
+
+
+def min_snr_weight(alphas: Tensor, gamma: float = MIN_SNR) -> Tensor:
+    """min(SNR, γ) / SNR of epsilon prediction; `alphas` are cumulative products (n,)."""
+    snr = alphas / (1 - alphas)
+    return snr.clamp(max=gamma) / snr
+
+
+def train(
+    folder: Path, scale: float, state: Path, *, steps: int, seed: int, save_every: int = 500
+) -> None:
+    """Train on the encoded views of `folder`; `state` is written as it goes and resumed from."""
+    painter = Painter(seed)
+    trainee = Trainee(painter, rate=RATE, decay=0.999)
+    if state.exists():
+        trainee.load(state)
+    painter.unet.set_attn_processor(AttnProcessor())  # the fused one is slow backwards in bf16
+    for encoder in (painter.text_encoder, painter.text_encoder_2):
+        encoder.set_attn_implementation("eager")
+    alphas = noise_schedule().alphas_cumprod
+    found, tokenizers = buckets(folder), Tokenizers()
+    smooth = 1.0
+    for step, report in progress("unet", trainee.step, steps):
+        batch = draw_batch(found, scale, seed, step)
+        draw = generator(seed + 1, step)
+        noise = torch.randn(batch.latents.shape, generator=draw)
+        t = torch.randint(1000, (len(noise),), generator=draw)
+        a = alphas[t]
+        noisy = a.sqrt()[:, None, None, None] * batch.latents
+        noisy = noisy + (1 - a).sqrt()[:, None, None, None] * noise
+        length = SHORT if step < SHORT_SHARE * steps else LENGTH
+        ids, ids_2 = tokenizers(batch.captions, length)
+        with torch.autocast("cpu", torch.bfloat16):
+            context, pooled = painter.encode(ids, ids_2)
+            predicted = painter(noisy, t, context, pooled, batch.time_ids)
+        errors = functional.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
+        loss = (errors * min_snr_weight(a)).mean()
+        norm = trainee.update(loss, cosine(step, steps, warmup=200))
+        smooth = 0.98 * smooth + 0.02 * loss.item()
+        if report:
+            print(f"  loss {smooth:.4f} gradient {norm:.2f}", flush=True)
+        if trainee.step % save_every == 0:
+            trainee.save(state)
+    trainee.save(state)

@@ -1,0 +1,1 @@
+"""The command line: arguments become a `Request`, a painter runs it, pictures are written."""

@@ -1,0 +1,126 @@
+"""The entry point: commands, exit codes, messages."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from overpaint import metadata
+from overpaint.cli.paint import create, edit, sweep
+from overpaint.cli.settings import OPTIONS
+from overpaint.errors import OverpaintError, RequestError
+
+ARGUMENTS = OPTIONS | {
+    "prompt": "PROMPT",
+    "image": "PICTURE",
+    "device": "--device",
+    "dtype": "--dtype",
+    "model": "--model",
+}
+
+app = typer.Typer(
+    help="Repaint pictures with Stable Diffusion XL on your own hardware.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(edit)
+app.command()(create)
+app.command()(sweep)
+models = typer.Typer(help="Models that can be loaded.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and end the process with the exit code.
+
+    0 for success, the code of the error's class (see `overpaint.errors`), 2 for arguments that
+    cannot be understood, 130 when interrupted. Any other error is a defect and shows its traceback.
+    """
+    try:
+        app(arguments, prog_name="overpaint")
+    except OverpaintError as error:
+        print(f"overpaint: {_message(error)}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _message(error: OverpaintError) -> str:
+    """The error's message, with the field's name as it is on the command line."""
+    text = str(error)
+    if isinstance(error, RequestError):
+        name = ARGUMENTS.get(error.field.split(".")[0], error.field)
+        return name + text.removeprefix(error.field)
+    return text
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from overpaint import __version__
+
+        typer.echo(f"overpaint {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _overpaint(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
+) -> None:
+    del version  # its callback has done all
+
+
+@app.command()
+def info(
+    file: Annotated[Path, typer.Argument(help="A picture.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show the settings that a picture carries: ours, A1111's, ComfyUI's or InvokeAI's."""
+    found = metadata.read(file)
+    if as_json:
+        keys = ("program", "model", "fields", "notes", "record")
+        typer.echo(json.dumps({key: getattr(found, key) for key in keys}))
+        return
+    facts = {"made by": found.program, "model": found.model or "unknown"}
+    facts |= {name: value for name, value in found.fields.items() if value not in (None, "")}
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        typer.echo(f"{name:<{width}}  {value}")
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine will use, and what models need of it."""
+    from overpaint.models import doctor
+
+    for line in doctor.report().lines():
+        typer.echo(line)
+
+
+@models.command("list")
+def models_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+) -> None:
+    """List the names that can be loaded; any SDXL folder, file or hub id can be as well."""
+    from overpaint.models import catalogue
+
+    entries = catalogue.known()
+    if as_json:
+        keys = ("name", "family", "licence", "repository")
+        rows = [
+            {key: getattr(entry, key) for key in keys} | {"path": entry.path and str(entry.path)}
+            for entry in entries
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    width = max(len(entry.name) for entry in entries)
+    for entry in entries:
+        state = entry.path or "to be downloaded"
+        typer.echo(f"{entry.name:<{width}}  {entry.family}, {entry.licence}: {state}")

@@ -1,0 +1,274 @@
+"""The commands that paint: edit, create, sweep."""
+
+import json
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+
+from overpaint import images, metadata
+from overpaint.cli.settings import given, numbers, takes_settings
+from overpaint.cli.terminal import Terminal
+from overpaint.errors import RequestError
+from overpaint.events import Finished, Notice, Step
+from overpaint.request import Picture, Request
+
+Source = Annotated[Path, typer.Argument(help="The picture to repaint.", show_default=False)]
+Prompt = Annotated[
+    str | None, typer.Argument(help="What to draw. Needed without --like.", show_default=False)
+]
+Like = Annotated[
+    Path | None,
+    typer.Option(
+        help="Take prompt and settings from this picture; what else is given here replaces them.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Where to write: .png, .jpg or .webp; overwritten. Several are numbered from 0.",
+        show_default="a new name here",
+    ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A name, a folder, a .safetensors file or a hub id.",
+        show_default="miniature",
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")]
+DType = Annotated[str, typer.Option(help="bf16, fp16, fp32 or auto.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors on stderr.")]
+
+
+@takes_settings()
+def edit(
+    picture: Source,
+    prompt: Prompt = None,
+    *,
+    like: Like = None,
+    output: Output = None,
+    model: ModelName = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    **settings: Any,
+) -> None:
+    """Repaint a picture as a prompt says."""
+    terminal = Terminal(quiet=quiet)
+    source = images.picture(picture)
+    found = _found(terminal, like, source)
+    request = _request(found, source, prompt, settings)
+    paths = _outputs(output, f"{picture.stem}-overpaint", request.num_images)
+    _paint(terminal, request, found, paths, (model, device, dtype), as_json)
+
+
+@takes_settings(without=("strength", "fit"))
+def create(
+    prompt: Prompt = None,
+    *,
+    like: Like = None,
+    output: Output = None,
+    model: ModelName = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    **settings: Any,
+) -> None:
+    """Make a picture from a prompt alone."""
+    terminal = Terminal(quiet=quiet)
+    found = _found(terminal, like, None)
+    request = _request(found, None, prompt, settings)
+    paths = _outputs(output, "overpaint", request.num_images)
+    _paint(terminal, request, found, paths, (model, device, dtype), as_json)
+
+
+@takes_settings(without=("strength", "guidance_scale", "num_images"))
+def sweep(
+    picture: Source,
+    prompt: Prompt = None,
+    *,
+    strength: Annotated[
+        str, typer.Option("--strength", "-s", help="One column for each.")
+    ] = "0.2,0.4,0.6,0.8",
+    guidance: Annotated[
+        str | None,
+        typer.Option("--guidance", "-g", help="One row for each.", show_default="5.0"),
+    ] = None,
+    like: Like = None,
+    output: Output = None,
+    model: ModelName = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    **settings: Any,
+) -> None:
+    """Draw one labelled grid of strength by guidance, all from one seed."""
+    terminal = Terminal(quiet=quiet)
+    source = images.picture(picture)
+    found = _found(terminal, like, source)
+    first = _request(found, source, prompt, settings)
+    strengths = numbers("strength", strength)
+    scales = numbers("guidance_scale", guidance) if guidance else (first.guidance_scale,)
+    cells = [
+        Request.model_validate({**dict(first), "strength": column, "guidance_scale": row})
+        for row in scales
+        for column in strengths
+    ]
+    [path] = _outputs(output, f"{picture.stem}-sweep", 1)
+    metadata.check_output(path, first)
+    results, seconds = _run(terminal, cells, found, (model, device, dtype))
+    pictures = [result.images[0] for result in results]
+    rows = [pictures[i : i + len(strengths)] for i in range(0, len(pictures), len(strengths))]
+    sheet = images.grid(
+        rows,
+        [f"{value:g}" for value in strengths],
+        [f"{value:g}" for value in scales],
+        column_title="strength",
+        row_title="guidance",
+    )
+    records = [result.metadata[0] for result in results]
+    swept = {"strength": strengths, "guidance_scale": scales}
+    metadata.write(sheet, path, {**records[0], "sweep": swept})
+    _report(terminal, [path], [first.seed], sheet.size, seconds, records, as_json)
+
+
+def _paint(
+    terminal: Terminal,
+    request: Request,
+    found: metadata.Found | None,
+    paths: Sequence[Path],
+    where: tuple[str | None, str, str],
+    as_json: bool,
+) -> None:
+    """Carry out one request, write its pictures and say so."""
+    for path in paths:
+        metadata.check_output(path, request)
+    [result], seconds = _run(terminal, [request], found, where)
+    for image, path, record in zip(result.images, paths, result.metadata, strict=True):
+        metadata.write(image, path, record)
+    size = result.images[0].size
+    _report(terminal, paths, result.seeds, size, seconds, result.metadata, as_json)
+
+
+def _run(
+    terminal: Terminal,
+    requests: Sequence[Request],
+    found: metadata.Found | None,
+    where: tuple[str | None, str, str],
+) -> tuple[list[Finished], float]:
+    """Load the model and carry out the requests; also the seconds that painting took."""
+    import overpaint  # load() imports torch
+
+    name, device, dtype = where
+    ours = found and found.record
+    if name is None:
+        name = ours["model"]["name"] if ours else "miniature"
+        if found and not ours and found.model:
+            terminal.note(f"the settings are for the model {found.model!r}; this is {name!r}.")
+    with terminal.waiting(f"loading {name}"):
+        painter = overpaint.load(name, device=device, dtype=dtype)
+    results: list[Finished] = []
+    start = perf_counter()
+    with terminal.progress(len(requests)) as bar:
+        for index, request in enumerate(requests):
+            for event in painter.stream(request):
+                match event:
+                    case Notice(message):
+                        terminal.note(message)
+                    case Step():
+                        bar.show(index, event)
+                    case Finished():
+                        results.append(event)
+                    case _:
+                        pass
+    seconds = perf_counter() - start
+    if ours and ours["model"]["sha256"] != results[0].metadata[0]["model"]["sha256"]:
+        terminal.note("the model's weights are not those that made the picture; pixels may differ.")
+    return results, seconds
+
+
+def _found(terminal: Terminal, like: Path | None, source: Picture | None) -> metadata.Found | None:
+    """What `--like` points to, with notes on what will not be the same."""
+    if like is None:
+        return None
+    found = metadata.read(like)
+    for note in found.notes:
+        terminal.note(note)
+    recorded = found.record and found.record.get("input_sha256")
+    if recorded and source and recorded != source.sha256:
+        terminal.note("the picture is not the one that the settings were used on.")
+    return found
+
+
+def _request(
+    found: metadata.Found | None,
+    source: Picture | None,
+    prompt: str | None,
+    settings: dict[str, Any],
+) -> Request:
+    fields = given(settings)
+    if prompt is not None:
+        fields["prompt"] = prompt
+    if found:
+        return metadata.to_request(found, source, **fields)
+    if prompt is None:
+        raise RequestError("prompt", "say what to draw, or give --like FILE.")
+    return Request.model_validate({**fields, "image": source})
+
+
+def _outputs(output: Path | None, stem: str, pictures: int) -> list[Path]:
+    """Where the pictures go: as asked, or here under a name that is free."""
+    if output:
+        return _numbered(output, pictures)
+    for attempt in count(1):
+        paths = _numbered(
+            Path(f"{stem}.png" if attempt == 1 else f"{stem}-{attempt}.png"), pictures
+        )
+        if not any(path.exists() for path in paths):
+            return paths
+    raise AssertionError("count() does not end")
+
+
+def _numbered(path: Path, pictures: int) -> list[Path]:
+    if pictures == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(pictures)]
+
+
+def _report(
+    terminal: Terminal,
+    paths: Sequence[Path],
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    seconds: float,
+    records: Sequence[dict[str, Any]],
+    as_json: bool,
+) -> None:
+    if as_json:
+        result = {
+            "outputs": [str(path) for path in paths],
+            "seeds": list(seeds),
+            "size": list(size),
+            "seconds": round(seconds, 3),
+            "notices": terminal.notes,
+            "metadata": list(records),
+        }
+        typer.echo(json.dumps(result))
+        return
+    for path in paths:
+        typer.echo(path)
+    terminal.say(f"{size[0]}x{size[1]}, seed {', '.join(map(str, seeds))}, {seconds:.1f} s")

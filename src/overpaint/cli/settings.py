@@ -1,0 +1,181 @@
+"""The options that are fields of a `Request`: one table for every command that paints.
+
+Only what is given on the command line becomes a field, so that defaults stay in one place and
+`--like` can tell what was asked for.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from overpaint.errors import RequestError
+from overpaint.request import DEFAULT_STRENGTH, Request
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An option and the field that it fills.
+
+    Attributes:
+        field: of `Request`.
+        flags: of the command line.
+        type: of its value there.
+        help: one line.
+        default: shown in the help; by default the field's own.
+        parse: from the value on the command line to fields; by default the field itself.
+    """
+
+    field: str
+    flags: tuple[str, ...]
+    type: type
+    help: str
+    default: str | None = None
+    parse: Callable[[Any], dict[str, Any]] | None = None
+
+    def fields(self, value: Any) -> dict[str, Any]:
+        """The fields that a value on the command line stands for."""
+        return self.parse(value) if self.parse else {self.field: value}
+
+    def parameter(self) -> inspect.Parameter:
+        """As a keyword of a command, None when it is not given."""
+        default = self.default or str(Request.model_fields[self.field].default)
+        shown = default if default not in {"None", "", "PydanticUndefined"} else False
+        option = typer.Option(*self.flags, help=self.help, show_default=shown)
+        return inspect.Parameter(
+            self.field,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[self.type | None, option],
+        )
+
+
+def numbers(field: str, text: str) -> tuple[float, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(field, f"{text!r} is not a list of numbers like 0.2,0.8.") from None
+
+
+def _interval(text: str) -> dict[str, Any]:
+    return {"guidance_interval": numbers("guidance_interval", text)}
+
+
+def _size(text: str) -> dict[str, Any]:
+    if text in {"native", "keep"}:
+        return {"size": text, "width": None, "height": None}
+    if size := re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text):
+        return {"size": "native", "width": int(size[1]), "height": int(size[2])}
+    raise RequestError("size", f"{text!r} is none of: WIDTHxHEIGHT, native, keep.")
+
+
+def _truncate(truncate: bool) -> dict[str, Any]:
+    return {"steps": "truncate" if truncate else "exact"}
+
+
+SETTINGS = {
+    setting.field: setting
+    for setting in (
+        Setting(
+            "strength",
+            ("--strength", "-s"),
+            float,
+            "How much is repainted, from 0 (nothing) to 1 (everything).",
+            default=str(DEFAULT_STRENGTH),
+        ),
+        Setting("negative_prompt", ("--negative",), str, "What to steer away from."),
+        Setting("num_inference_steps", ("--steps",), int, "Sampler steps that run."),
+        Setting("guidance_scale", ("--guidance", "-g"), float, "How closely to follow the prompt."),
+        Setting("seed", ("--seed",), int, "Of the first picture.", default="random"),
+        Setting("num_images", ("--num-images", "-n"), int, "Pictures to make."),
+        Setting(
+            "size",
+            ("--size",),
+            str,
+            "WIDTHxHEIGHT, native (the picture's aspect at the model's area), or keep (its size).",
+            parse=_size,
+        ),
+        Setting(
+            "fit",
+            ("--fit",),
+            str,
+            "Where the aspect differs: cover crops, contain pads, stretch distorts.",
+            default="cover",
+        ),
+        Setting("sampler", ("--sampler",), str, "The integrator: euler, heun, unipc …"),
+        Setting("schedule", ("--schedule",), str, "The noise levels: karras, normal, beta …"),
+        Setting(
+            "guidance_rescale", ("--guidance-rescale",), float, "Tames strong guidance, 0 to 1."
+        ),
+        Setting(
+            "guidance_interval",
+            ("--guidance-interval",),
+            str,
+            "Guide only from here to there, as fractions of the way.",
+            default="0,1",
+            parse=_interval,
+        ),
+        Setting("prompt_2", ("--prompt-2",), str, "For the second text encoder alone."),
+        Setting("negative_prompt_2", ("--negative-2",), str, "Likewise, to steer away from."),
+        Setting("clip_skip", ("--clip-skip",), int, "Text encoder layers to skip."),
+        Setting(
+            "steps",
+            ("--truncate-steps/--exact-steps",),
+            bool,
+            "Run steps × strength of the steps, as diffusers does.",
+            default="exact",
+            parse=_truncate,
+        ),
+    )
+}
+OPTIONS = {name: setting.flags[0].split("/")[0] for name, setting in SETTINGS.items()} | {
+    "width": "--size",
+    "height": "--size",
+}
+"""What each field is called on the command line, for messages."""
+
+
+def takes_settings(*, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Give a command the options of the table in place of its `**settings`.
+
+    Args:
+        without: fields to leave out.
+    """
+
+    def replace(command: Command) -> Command:
+        own = [
+            parameter
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        table = [s.parameter() for name, s in SETTINGS.items() if name not in without]
+        parameters = sorted([*table, *own], key=lambda parameter: parameter.kind)
+        # typer looks at both.
+        vars(command)["__signature__"] = inspect.Signature(parameters)
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return replace
+
+
+def given(settings: dict[str, Any]) -> dict[str, Any]:
+    """The fields that were given on the command line.
+
+    Raises:
+        RequestError: a value that is no size or no interval.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in settings.items():
+        if value is not None:
+            fields |= SETTINGS[name].fields(value)
+    return fields

@@ -1,0 +1,385 @@
+"""Prompts: text with weights, cut into chunks of 75 tokens, encoded by SDXL's text encoders.
+
+    parse   text -> passages of weighted segments
+    chunks  passages -> chunks of 77 tokens with a weight each
+    encode  two prompts -> the network's token and pooled inputs
+
+The syntax and the chunking are those of AUTOMATIC1111's web UI (`modules/prompt_parser.py` and
+`modules/sd_hijack_clip.py`), so that prompts mean what their writers learnt there.
+"""
+
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from overpaint.errors import RequestError
+from overpaint.models.model import Model, TextEncoder
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+    from overpaint.request import Request
+
+LARGEST_WEIGHT = 10.0
+"""The largest magnitude of a weight; beyond it pictures have long since fallen apart."""
+
+EMPHASIS = 1.1
+"""What a pair of round brackets multiplies by, and a pair of square ones divides by."""
+
+CHUNK = 75
+"""Tokens of text in a chunk; with the begin and end tokens it fills CLIP's 77 positions."""
+
+BACKTRACK = 20
+"""How far back from a full chunk's end a comma may be for the cut to be made there."""
+
+CHUNKS_AT_ONCE = 8
+"""Chunks per call of a text encoder: all hidden states of a call are in memory together."""
+
+REMEMBERED = 32
+"""Encoded prompts kept per model."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of text under one weight."""
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a text encoder reads at once.
+
+    Attributes:
+        tokens: 77 ids: begin, up to 75 of text, end, then the tokenizer's padding.
+        weights: of each; 1 for all but the text.
+    """
+
+    tokens: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as the UNet takes it, on the model's device and in its dtype.
+
+    Attributes:
+        tokens: [1, 77·chunks, width of all text encoders together].
+        pooled: [1, P], the text embedding of the last encoder.
+    """
+
+    tokens: Tensor
+    pooled: Tensor
+
+
+_MARK = re.compile(
+    r"""
+      \\ (?P<escaped> [()\[\]\\]? )
+    | (?P<open> [(\[] )
+    | : \s* (?P<weight> [+-]? (?: \d+ (?: \.\d* )? | \.\d+ ) ) \s* \)
+    | (?P<close> [)\]] )
+    | (?P<text> [^\\()\[\]:]+ | : )
+    """,
+    re.VERBOSE,
+)
+_BREAK = re.compile(r"\bBREAK\b")
+
+
+def parse(text: str, field: str = "prompt") -> list[list[Segment]]:
+    r"""Read A1111's weights.
+
+    `(a)` weighs 1.1, `((a))` 1.21, `[a]` 1/1.1, `(a:1.2)` 1.2; nesting multiplies. `\(`, `\)`,
+    `\[`, `\]` and `\\` are the characters themselves; any other backslash vanishes. A bracket left
+    open acts to the end of the text; one that closes nothing is literal. Round and square brackets
+    are paired apart, so they may cross. The word `BREAK` starts a new passage; unlike A1111, it
+    does so inside brackets as well.
+
+    Takes linear time: a bracket's factor is looked up before the text in it is read, instead of
+    multiplied into everything read since it was opened.
+
+    Args:
+        text: the prompt.
+        field: the request's field it comes from, for the error.
+
+    Returns:
+        The passages that `BREAK` separates, at least one. Neighbours in a passage differ in
+        weight, and no segment is empty.
+
+    Raises:
+        RequestError: a weight is beyond -10 … 10.
+    """
+    marks = list(_MARK.finditer(text))
+    pairs = _pairs(marks)
+    closers = set(pairs.values())
+    # Of the open brackets: how often EMPHASIS applies, and the product of the written weights.
+    # Counting keeps the weight of ([a]) exactly 1 and of any nesting finite that should be.
+    inside: dict[str, list[tuple[int, float]]] = {"(": [(0, 1.0)], "[": [(0, 1.0)]}
+    passages: list[list[tuple[float, str]]] = [[]]
+    for number, mark in enumerate(marks):
+        if bracket := mark["open"]:
+            count, factor = inside[bracket][-1]
+            written = marks[pairs[number]]["weight"] if number in pairs else None
+            if written is None:
+                inside[bracket].append((count + (1 if bracket == "(" else -1), factor))
+            else:
+                inside[bracket].append((count, factor * float(written)))
+        elif number in closers:
+            inside["[" if mark["close"] == "]" else "("].pop()
+        else:
+            weight = _weight(inside["("][-1], inside["["][-1])
+            literal = mark["escaped"] if mark["escaped"] is not None else mark[0]
+            first, *others = _split_at_break(literal)
+            passages[-1].append((weight, first))
+            passages += [[(weight, other)] for other in others]
+    return [_merge(passage, field) for passage in passages]
+
+
+def _pairs(marks: Sequence[re.Match[str]]) -> dict[int, int]:
+    """The numbers of the opening marks that are closed, with the number of the closing one."""
+    waiting: dict[str, list[int]] = {"(": [], "[": []}
+    pairs: dict[int, int] = {}
+    for number, mark in enumerate(marks):
+        if mark["open"]:
+            waiting[mark["open"]].append(number)
+        elif mark["close"] or mark["weight"]:
+            opened = waiting["[" if mark["close"] == "]" else "("]
+            if opened:
+                pairs[opened.pop()] = number
+    return pairs
+
+
+def _weight(*brackets: tuple[int, float]) -> float:
+    try:
+        emphasis = EMPHASIS ** sum(count for count, _ in brackets)
+    except OverflowError:
+        emphasis = math.inf
+    return emphasis * math.prod(factor for _, factor in brackets)
+
+
+def _split_at_break(literal: str) -> list[str]:
+    """The texts around each word BREAK, without the whitespace next to it."""
+    parts = _BREAK.split(literal)
+    parts[1:] = [part.lstrip() for part in parts[1:]]
+    parts[:-1] = [part.rstrip() for part in parts[:-1]]
+    return parts
+
+
+def _merge(passage: list[tuple[float, str]], field: str) -> list[Segment]:
+    """Join neighbours of equal weight and check the weights."""
+    full = [(weight, text) for weight, text in passage if text]
+    for weight, text in full:
+        if not abs(weight) <= LARGEST_WEIGHT:
+            raise RequestError(
+                field,
+                f"the weight of {text[:40]!r} comes to {weight:.3g}; allowed is "
+                f"-{LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}. A bracket that is meant literally is "
+                "written with a backslash before it.",
+            )
+    return [
+        Segment("".join(text for _, text in run), weight)
+        for weight, run in groupby(full, key=lambda piece: piece[0])
+    ]
+
+
+def chunks(passages: Sequence[Sequence[Segment]], tokenizer: "CLIPTokenizer") -> list[Chunk]:
+    """Tokenize and cut into chunks; nothing is ever truncated.
+
+    A passage begins a chunk. One of more than 75 tokens is cut after 75, or after the last comma
+    among the last 20 of them, unless the cut is before a comma anyway (A1111's
+    `comma_padding_backtrack`). A passage without text is an empty chunk, except after the last
+    BREAK.
+    """
+    comma = cast(int, tokenizer.convert_tokens_to_ids(",</w>"))
+    if len(passages) > 1 and not passages[-1]:
+        passages = passages[:-1]
+    found: list[Chunk] = []
+    for passage in passages:
+        ids = _token_ids([segment.text for segment in passage], tokenizer)
+        weights = [[s.weight] * len(own) for s, own in zip(passage, ids, strict=True)]
+        found += _cut([*chain(*ids)], [*chain(*weights)], comma, tokenizer)
+    return found
+
+
+def _token_ids(texts: list[str], tokenizer: "CLIPTokenizer") -> list[list[int]]:
+    if not texts:
+        return []
+    # Not verbose, or it warns of every text beyond 77 tokens.
+    return cast(Any, tokenizer)(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _cut(
+    ids: list[int], weights: list[float], comma: int, tokenizer: "CLIPTokenizer"
+) -> list[Chunk]:
+    found: list[Chunk] = []
+    start = 0
+    while len(ids) - start > CHUNK:
+        end = full = start + CHUNK
+        if ids[full] != comma:
+            near = range(full - 1, full - 1 - BACKTRACK, -1)
+            end = next((place + 1 for place in near if ids[place] == comma), full)
+        found.append(_chunk(ids[start:end], weights[start:end], tokenizer))
+        start = end
+    return [*found, _chunk(ids[start:], weights[start:], tokenizer)]
+
+
+def _chunk(ids: list[int], weights: list[float], tokenizer: "CLIPTokenizer") -> Chunk:
+    begin, end = cast(int, tokenizer.bos_token_id), cast(int, tokenizer.eos_token_id)
+    # SDXL's first tokenizer pads with the end token, its second with "!", which is id 0.
+    padding = [cast(int, tokenizer.pad_token_id)] * (CHUNK - len(ids))
+    return Chunk(
+        tokens=(begin, *ids, end, *padding),
+        weights=(1.0, *weights, 1.0, *([1.0] * len(padding))),
+    )
+
+
+def encode_pair(model: Model, request: "Request") -> tuple[Encoded, Encoded | None]:
+    """The prompt and, when the request is guided, the negative prompt, of equal token length.
+
+    The shorter of the two is continued with encoded empty chunks, as in A1111. Where the
+    checkpoint says so (`Model.zero_empty_negative`, as SDXL base does), an empty negative prompt
+    is all zeros instead.
+
+    Raises:
+        RequestError: a weight or `clip_skip` is out of range.
+    """
+    skip = request.clip_skip
+    prompt = encode(model, request.prompt, request.prompt_2, clip_skip=skip)
+    if not request.guided:
+        return prompt, None
+    if model.zero_empty_negative and not (request.negative_prompt or request.negative_prompt_2):
+        return prompt, Encoded(torch.zeros_like(prompt.tokens), torch.zeros_like(prompt.pooled))
+    negative = encode(
+        model,
+        request.negative_prompt,
+        request.negative_prompt_2,
+        clip_skip=skip,
+        field="negative_prompt",
+    )
+    length = max(prompt.tokens.shape[1], negative.tokens.shape[1])
+    empty = encode(model, "", clip_skip=skip)
+    return _continued(prompt, empty, length), _continued(negative, empty, length)
+
+
+def _continued(encoded: Encoded, empty: Encoded, length: int) -> Encoded:
+    """`encoded` with the tokens of `empty` appended until there are `length`."""
+    missing = (length - encoded.tokens.shape[1]) // empty.tokens.shape[1]
+    if not missing:
+        return encoded
+    return Encoded(torch.cat([encoded.tokens, *[empty.tokens] * missing], dim=1), encoded.pooled)
+
+
+def encode(
+    model: Model,
+    prompt: str,
+    prompt_2: str | None = None,
+    *,
+    clip_skip: int = 0,
+    field: str = "prompt",
+) -> Encoded:
+    """Encode a prompt with the model's text encoders (arXiv 2307.01952, section 2.1).
+
+    Each encoder's penultimate hidden states, without the final layer norm, are laid side by side
+    on the feature axis. The pooled embedding is that of the last encoder's first chunk, at the
+    first end token, as in A1111 and ComfyUI; weights do not touch it. Where one encoder's prompt
+    has fewer chunks, empty ones follow.
+
+    Results are kept in `model.cache`; do not write to them.
+
+    Args:
+        model: with two text encoders, or the refiner's one.
+        prompt: for the first text encoder.
+        prompt_2: for the second, which is the one the refiner has; by default the same.
+        clip_skip: layers to skip beyond the last one, which SDXL never uses.
+        field: the request's field that `prompt` comes from, for errors.
+
+    Raises:
+        RequestError: a weight is out of range, or an encoder has too few layers for `clip_skip`.
+    """
+    key = (prompt, prompt_2, clip_skip)
+    kept: OrderedDict[Any, Encoded] = model.cache.setdefault("prompts", OrderedDict())
+    if key not in kept:
+        sources = [(prompt, field), (prompt, field)]
+        if prompt_2 is not None:
+            sources[1] = (prompt_2, f"{field}_2")
+        encoded = _encode(model, sources[-len(model.text_encoders) :], clip_skip)
+        kept[key] = encoded
+        if len(kept) > REMEMBERED:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
+
+
+@torch.no_grad()
+def _encode(model: Model, sources: list[tuple[str, str]], clip_skip: int) -> Encoded:
+    most = min(encoder.model.config.num_hidden_layers for encoder in model.text_encoders) - 1
+    if not 0 <= clip_skip <= most:
+        raise RequestError(
+            "clip_skip", f"{clip_skip} is out of range; allowed for this model is 0 to {most}."
+        )
+    rows = [
+        chunks(parse(text, field), encoder.tokenizer)
+        for (text, field), encoder in zip(sources, model.text_encoders, strict=True)
+    ]
+    count = max(map(len, rows))
+    for own, encoder in zip(rows, model.text_encoders, strict=True):
+        own += [_chunk([], [], encoder.tokenizer)] * (count - len(own))
+    states = [_states(*pair, clip_skip) for pair in zip(model.text_encoders, rows, strict=True)]
+    tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]
+    pooled = _pooled(model.text_encoders[-1], states[-1][1], rows[-1][0])
+    return Encoded(tokens.to(model.device, model.dtype), pooled.to(model.device, model.dtype))
+
+
+def _states(encoder: TextEncoder, own: list[Chunk], clip_skip: int) -> tuple[Tensor, Tensor]:
+    """The weighted hidden states [chunks, 77, H], and the first chunk's final ones [1, 77, H]."""
+    hidden, final = _run(encoder, own, clip_skip)
+    if any(weight != 1 for chunk in own for weight in chunk.weights):
+        empty, _ = _run(encoder, [_chunk([], [], encoder.tokenizer)], clip_skip)
+        hidden = _weighted(hidden, empty, own)
+    return hidden, final
+
+
+def _run(encoder: TextEncoder, own: list[Chunk], clip_skip: int) -> tuple[Tensor, Tensor]:
+    """The wanted layer's hidden states [chunks, 77, H], and the first chunk's final ones."""
+    ids = torch.tensor([chunk.tokens for chunk in own], device=encoder.model.device)
+    outputs: list[Any] = [
+        encoder.model(input_ids=part, output_hidden_states=True)
+        for part in ids.split(CHUNKS_AT_ONCE)
+    ]
+    hidden = torch.cat([output.hidden_states[-2 - clip_skip] for output in outputs])
+    return hidden, outputs[0].last_hidden_state[:1]
+
+
+def _weighted(hidden: Tensor, empty: Tensor, own: list[Chunk]) -> Tensor:
+    """Move each token w times as far from the empty prompt's at its position: z0 + w·(z − z0).
+
+    This is ComfyUI's reading of a weight. A1111 multiplies z by w and then rescales the whole
+    prompt to its former mean; in SDXL's penultimate layers a few huge features dominate that mean,
+    so that one emphasised word changes the size of all the others. Here a token of weight 1 keeps
+    its bits: torch computes lerp from the nearer end.
+
+    Args:
+        hidden: z, [chunks, 77, H].
+        empty: z0, [1, 77, H].
+        own: the chunks, for their weights.
+    """
+    weights = torch.tensor([chunk.weights for chunk in own], device=hidden.device)[..., None]
+    start = empty.float().expand_as(hidden)
+    return torch.lerp(start, hidden.float(), weights.expand_as(start)).to(hidden.dtype)
+
+
+def _pooled(encoder: TextEncoder, final: Tensor, chunk: Chunk) -> Tensor:
+    """The text embedding [1, P]: the projected final state at the first end token.
+
+    transformers pools at the largest token id instead when the config says `eos_token_id: 2`, as
+    SDXL's do; that is the wrong place once a tokenizer has tokens beyond the end token.
+    """
+    end = chunk.tokens.index(cast(int, encoder.tokenizer.eos_token_id))
+    return cast("CLIPTextModelWithProjection", encoder.model).text_projection(final[:, end])

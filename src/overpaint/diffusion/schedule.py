@@ -1,0 +1,315 @@
+"""Noise schedules: which sigmas a sampler visits.
+
+Noise is measured by sigma, the standard deviation of the noise in `x = x0 + sigma * eps`. It
+relates to the cumulative product of training (arXiv 2006.11239, "alpha bar") by
+`sigma² = (1 - alpha_bar) / alpha_bar`.
+
+A schedule is a function of position: it gives the sigmas at steps `i` of `n`. So the tail of a
+schedule of a million steps, which a small strength asks for, costs no more than a short schedule.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from overpaint.errors import RequestError
+
+if TYPE_CHECKING:
+    from overpaint.models.model import NoiseConfig
+
+FloatArray = npt.NDArray[np.float64]
+
+# Steps below this strength differ from the picture by less than the arithmetic resolves.
+SMALLEST_STRENGTH = 1e-6
+
+
+class NoiseSchedule:
+    """How much noise each training timestep had.
+
+    Timesteps run from 0 (least noise) to `last_timestep`; between them log sigma is interpolated
+    linearly, as k-diffusion does, so that any sigma has a (fractional) timestep.
+
+    Attributes:
+        alphas_cumprod: [timesteps], float64, falling.
+        sigmas: [timesteps], float64, rising.
+        offset: the first timestep of the schedule "normal".
+    """
+
+    def __init__(self, config: "NoiseConfig"):
+        self.alphas_cumprod = _alphas_cumprod(config)
+        self.sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
+        self.offset = config.steps_offset
+        self._log_sigmas = np.log(self.sigmas)
+        self._timesteps = np.arange(config.steps, dtype=np.float64)
+
+    @property
+    def sigma_min(self) -> float:
+        """The sigma of timestep 0."""
+        return float(self.sigmas[0])
+
+    @property
+    def sigma_max(self) -> float:
+        """The sigma of the last timestep: pure noise."""
+        return float(self.sigmas[-1])
+
+    @property
+    def last_timestep(self) -> int:
+        """The noisiest timestep, one less than their number."""
+        return len(self.sigmas) - 1
+
+    def timestep(self, sigma: float) -> float:
+        """The timestep, 0 to `last_timestep`, of a sigma; beyond the table that of its end."""
+        if sigma <= self.sigma_min:
+            return 0.0
+        return float(np.interp(math.log(sigma), self._log_sigmas, self._timesteps))
+
+    def progress(self, sigma: float) -> float:
+        """How far denoising has come, by timestep: 0 at pure noise, 1 at a clean picture."""
+        return 1 - self.timestep(sigma) / self.last_timestep
+
+    def sigma(self, timestep: float) -> float:
+        """The sigma of a timestep, 0 to `last_timestep`: the inverse of `timestep`."""
+        return float(self.sigmas_at(np.array([timestep], dtype=np.float64))[0])
+
+    def sigmas_at(self, timesteps: FloatArray) -> FloatArray:
+        """The sigmas of many timesteps."""
+        return np.exp(np.interp(timesteps, self._timesteps, self._log_sigmas))
+
+
+def _alphas_cumprod(config: "NoiseConfig") -> FloatArray:
+    if config.beta_schedule == "linear":
+        betas = np.linspace(config.beta_start, config.beta_end, config.steps)
+    else:
+        betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps) ** 2
+    alphas_cumprod: FloatArray = np.cumprod(1 - betas, dtype=np.float64)
+    return _zero_terminal_snr(alphas_cumprod) if config.zero_terminal_snr else alphas_cumprod
+
+
+def _zero_terminal_snr(alphas_cumprod: FloatArray) -> FloatArray:
+    """Rescale so that the last timestep is pure noise (arXiv 2305.08891, algorithm 1).
+
+    The last value becomes 2⁻²⁴ rather than 0, as in diffusers, which keeps its sigma finite (4096).
+    """
+    signal = np.sqrt(alphas_cumprod)
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    signal[-1] = 2.0**-12
+    return signal**2
+
+
+class Sigmas(tuple[float, ...]):
+    """What a sampler visits: sigmas, strictly descending, usually to 0; one step between two.
+
+    Attributes:
+        schedule: relates these sigmas to training timesteps.
+    """
+
+    schedule: NoiseSchedule
+
+    def __new__(cls, values: Iterable[float], schedule: NoiseSchedule) -> Self:
+        """Sigmas of this schedule's model."""
+        self = super().__new__(cls, values)
+        self.schedule = schedule
+        return self
+
+
+def sigmas(
+    name: str, steps: int, noise: NoiseSchedule, *, drop_penultimate: bool = False
+) -> Sigmas:
+    """The whole schedule.
+
+    Args:
+        name: one of `names.SCHEDULES`.
+        steps: steps of the sampler, at least 1. A single step starts at `sigma_max` whatever the
+            schedule (leading and linspace spacing would put it at the clean end).
+        noise: of the model.
+        drop_penultimate: leave out the last sigma before 0; as many steps are laid out.
+
+    Returns:
+        steps + 1 sigmas, the last one 0.
+    """
+    return _tail(name, steps, steps, noise, drop_penultimate)
+
+
+def start(
+    name: str,
+    steps: int,
+    strength: float,
+    noise: NoiseSchedule,
+    *,
+    mode: Literal["exact", "truncate"] = "exact",
+    drop_penultimate: bool = False,
+) -> Sigmas:
+    """The part of a schedule that repaints a picture with a strength.
+
+    "exact" lays out round(steps / strength) steps and keeps the last `steps` of them, so that as
+    many run as were asked for. "truncate" lays out `steps` and keeps the last
+    int(steps × strength), in floating point as diffusers has it: 100 × 0.29 is 28.
+
+    Args:
+        name: one of `names.SCHEDULES`.
+        steps: at least 1.
+        strength: 0 to 1. At 0 there are no steps: the only sigma is 0. At 1 it is all of them.
+        noise: of the model.
+        mode: the meaning of `steps`.
+        drop_penultimate: as for `sigmas`.
+
+    Returns:
+        The sigmas, the last one 0; noise of the first is to be added to the picture.
+
+    Raises:
+        RequestError: the strength is above 0 but too small for a step.
+    """
+    if strength == 0:
+        return Sigmas((0.0,), noise)
+    if mode == "exact":
+        if strength < SMALLEST_STRENGTH:
+            raise RequestError(
+                "strength",
+                f"{strength} is too small to change anything; "
+                f"give 0 to keep the picture, or at least {SMALLEST_STRENGTH:f}.",
+            )
+        laid_out, kept = max(steps, round(steps / strength)), steps
+    else:
+        laid_out, kept = steps, int(steps * strength)
+        if kept == 0:
+            raise RequestError(
+                "strength",
+                f"{strength} of {steps} steps is int({steps * strength:.4g}) = 0 steps; give a "
+                f"strength of at least {math.ceil(1000 / steps) / 1000:g}, more steps, or "
+                "steps='exact', which runs them all.",
+            )
+    return _tail(name, laid_out, kept, noise, drop_penultimate)
+
+
+def _tail(
+    name: str, laid_out: int, kept: int, noise: NoiseSchedule, drop_penultimate: bool
+) -> Sigmas:
+    """The last `kept` steps of `laid_out`."""
+    if laid_out == 1:
+        return Sigmas((noise.sigma_max, 0.0), noise)
+    # To drop the last sigma before 0, lay out one more and never ask for it.
+    n = laid_out + drop_penultimate
+    i = np.arange(laid_out - kept, laid_out, dtype=np.float64)
+    return Sigmas((*_SCHEDULES[name](i, n, noise).tolist(), 0.0), noise)
+
+
+def normal(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
+    """Timesteps evenly spaced from the clean end ("leading", arXiv 2305.08891, table 2).
+
+    The default of SDXL. Whole timesteps, the spacing rounded down as in diffusers; where that
+    would leave out much of the noisy end (more than 100 steps), the spacing is a fraction.
+    """
+    count = len(noise.sigmas)
+    spacing = (
+        count // n
+        if 10 * n <= count
+        else min(count / n, (noise.last_timestep - noise.offset) / (n - 1))
+    )
+    return noise.sigmas_at(noise.offset + (n - 1 - i) * spacing)
+
+
+def linspace(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
+    """Timesteps evenly spaced, both ends included (arXiv 2305.08891, table 2)."""
+    return noise.sigmas_at(noise.last_timestep * (n - 1 - i) / (n - 1))
+
+
+def trailing(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
+    """Timesteps evenly spaced from the noisy end (arXiv 2305.08891, table 2).
+
+    The one for zero-terminal-SNR checkpoints and for distilled ones (LCM, TCD, Lightning).
+    """
+    count = len(noise.sigmas)
+    if n > count:
+        return _dense(i, n, noise)
+    return noise.sigmas_at(np.round(count - i * (count / n)) - 1)
+
+
+def simple(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
+    """Every so many-th sigma of the table from the noisy end, rounded up (ComfyUI's "simple")."""
+    count = len(noise.sigmas)
+    if n > count:
+        return _dense(i, n, noise)
+    return noise.sigmas_at(noise.last_timestep - np.floor(i * (count / n)))
+
+
+def _dense(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
+    """More steps than timesteps: fractional timesteps, evenly spaced from the noisy end."""
+    return noise.sigmas_at(noise.last_timestep * (n - i) / n)
+
+
+def karras(i: FloatArray, n: int, noise: NoiseSchedule, rho: float = 7.0) -> FloatArray:
+    """Evenly spaced in sigma^(1/rho) (arXiv 2206.00364, equation 5)."""
+    low, high = noise.sigma_min ** (1 / rho), noise.sigma_max ** (1 / rho)
+    return (high + i / (n - 1) * (low - high)) ** rho
+
+
+def exponential(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
+    """Evenly spaced in log sigma ("uniform logSNR" in arXiv 2206.00927)."""
+    return polyexponential(i, n, noise, rho=1.0)
+
+
+def polyexponential(i: FloatArray, n: int, noise: NoiseSchedule, rho: float = 1.0) -> FloatArray:
+    """Evenly spaced in (log sigma)^(1/rho), from k-diffusion.
+
+    With k-diffusion's and A1111's rho of 1, the one used here, it is "exponential".
+    """
+    low, high = math.log(noise.sigma_min), math.log(noise.sigma_max)
+    return np.exp(low + ((n - 1 - i) / (n - 1)) ** rho * (high - low))
+
+
+def beta(i: FloatArray, n: int, noise: NoiseSchedule, alpha: float = 0.6) -> FloatArray:
+    """Timesteps at the quantiles of Beta(0.6, 0.6): denser at both ends (arXiv 2407.12173).
+
+    As in ComfyUI and A1111, but for their rounding to whole timesteps. (diffusers'
+    `use_beta_sigmas` spaces the sigmas so, not the timesteps.)
+    """
+    return noise.sigmas_at(noise.last_timestep * _beta_quantile((n - i) / n, alpha))
+
+
+def _beta_quantile(p: FloatArray, a: float) -> FloatArray:
+    """The quantile function of Beta(a, a), to about 1e-7.
+
+    Integrates the density up to its middle in w = x^a, where it has no pole; the rest is symmetry.
+    """
+    w = np.linspace(0, 0.5**a, 4097)
+    density = (1 - w ** (1 / a)) ** (a - 1)
+    cdf = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    lower = np.interp(np.minimum(p, 1 - p), cdf * (0.5 / cdf[-1]), w) ** (1 / a)
+    return np.where(p <= 0.5, lower, 1 - lower)
+
+
+# For SDXL in 10 steps: arXiv 2404.14507 and the authors' page.
+_ALIGN_YOUR_STEPS = (
+    *(14.615, 6.315, 3.771, 2.181, 1.342, 0.862),
+    *(0.555, 0.380, 0.234, 0.113, 0.029),
+)
+
+
+def align_your_steps(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
+    """The optimised schedule of SDXL (arXiv 2404.14507), log-linearly interpolated to n steps.
+
+    Its last sigma, 0.029, is replaced by 0. It is a table: a zero-terminal-SNR checkpoint, which
+    starts far above it, wants another schedule.
+    """
+    table = np.log(_ALIGN_YOUR_STEPS)
+    positions = np.arange(len(table), dtype=np.float64)
+    return np.exp(np.interp(i / n * positions[-1], positions, table))
+
+
+_SCHEDULES: dict[str, Callable[[FloatArray, int, NoiseSchedule], FloatArray]] = {
+    schedule.__name__: schedule
+    for schedule in (
+        normal,
+        linspace,
+        trailing,
+        karras,
+        exponential,
+        polyexponential,
+        simple,
+        beta,
+        align_your_steps,
+    )
+}

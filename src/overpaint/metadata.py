@@ -1,0 +1,237 @@
+"""What a picture says about its making: written into every output, read back from any.
+
+| format | our record | A1111's `parameters` text |
+|---|---|---|
+| PNG | text chunk `overpaint`, JSON | text chunk `parameters` |
+| JPEG, WebP | EXIF ImageDescription, JSON `{"overpaint": …}` | EXIF UserComment |
+
+The JSON is plain ASCII with escapes, so that no program's guess at an encoding can harm it. A JPEG
+holds 64 KB of EXIF; longer settings are refused before any work is done.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
+
+from overpaint import images
+from overpaint.errors import OutputError, PictureError, RequestError
+from overpaint.foreign import Found, a1111, comfyui, invokeai
+from overpaint.names import SAMPLERS, SCHEDULES, sampler_name
+from overpaint.request import Picture, Request
+
+LARGEST_JPEG_EXIF = 65_533
+_LIBRARIES = ("torch", "diffusers", "transformers")
+_USER_COMMENT = b"UNICODE\0"
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Checkpoint(_Named, Protocol):
+    """What a record says of a model; `models.model.Model` is one."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights."""
+        ...
+
+    @property
+    def family(self) -> _Named:
+        """Its row in the family table."""
+        ...
+
+
+def record(
+    request: Request, index: int, size: tuple[int, int], model: Checkpoint
+) -> dict[str, Any]:
+    """Everything that made picture `index` of a request, ready for JSON.
+
+    Args:
+        request: recorded in full but for the bytes of its image, of which the hash is kept.
+        index: which picture of the request, from 0.
+        size: (width, height) of the result.
+        model: that made it.
+    """
+    described = {"name": model.name, "sha256": model.sha256, "family": model.family.name}
+    return _record(request, index, size, described)
+
+
+def _record(
+    request: Request, index: int, size: tuple[int, int], model: dict[str, str]
+) -> dict[str, Any]:
+    return {
+        "version": version("overpaint"),
+        "model": model,
+        "request": request.model_dump(mode="json", exclude={"image"}),
+        "seed": request.seed + index,
+        "index": index,
+        "size": list(size),
+        "input_sha256": request.image.sha256 if request.image else None,
+        "versions": {library: version(library) for library in _LIBRARIES},
+    }
+
+
+def parameters(record: Mapping[str, Any]) -> str:
+    """The text that A1111 would have written (modules/processing.py, `create_infotext`)."""
+    request, model = record["request"], record["model"]
+    pairs = {
+        "Steps": request["num_inference_steps"],
+        "Sampler": SAMPLERS[request["sampler"]].label,
+        "Schedule type": SCHEDULES[request["schedule"]].label,
+        "CFG scale": _number(request["guidance_scale"]),
+        "Seed": record["seed"],
+        "Size": "{}x{}".format(*record["size"]),
+        "Model hash": model["sha256"][:10],
+        "Model": model["name"],
+    }
+    if request["strength"] is not None:
+        pairs["Denoising strength"] = _number(request["strength"])
+    if request["clip_skip"]:
+        pairs["Clip skip"] = request["clip_skip"] + 2
+    pairs["Version"] = f"overpaint {record['version']}"
+    lines = [request["prompt"]]
+    if request["negative_prompt"]:
+        lines.append(f"Negative prompt: {request['negative_prompt']}")
+    lines.append(", ".join(f"{key}: {_quote(str(value))}" for key, value in pairs.items()))
+    return "\n".join(lines).strip()
+
+
+def check_output(path: Path, request: Request) -> None:
+    """Make sure, before any work is done, that the request's pictures can be written to `path`.
+
+    Raises:
+        OutputError: as `images.check_writable`, or the settings are too long for a JPEG.
+    """
+    images.check_writable(path)
+    longest = {"name": "?" * 512, "sha256": "?" * 64, "family": "?" * 64}
+    _options(path, _record(request, 0, (8192, 8192), longest))
+
+
+def write(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
+    """Write a picture with its record, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    images.save(image, path, _options(path, record))
+
+
+def read(path: "str | os.PathLike[str]") -> Found:
+    """The settings in a picture of ours, A1111, InvokeAI or ComfyUI.
+
+    Raises:
+        PictureError: not a picture, or one without settings that we know.
+    """
+    name = str(path)
+    with images.opened(images.picture(path).data, name) as image:
+        image.load()  # text chunks may come after the pixels
+        texts = _texts(image)
+    for key, reader in {
+        "overpaint": _ours,
+        "invokeai_metadata": invokeai,
+        "parameters": a1111,
+        "prompt": comfyui,
+    }.items():
+        if key in texts and (found := reader(texts[key])):
+            return found
+    raise PictureError(
+        f"{name} carries no settings that can be read "
+        "(looked for those of overpaint, A1111, ComfyUI and InvokeAI)."
+    )
+
+
+def to_request(found: Found, image: Picture | None = None, **overrides: Any) -> Request:
+    """The request that makes the found picture again.
+
+    Args:
+        found: settings, from `read`.
+        image: the picture to repaint. The same one as then gives the same result.
+        overrides: fields of `Request` that replace what was found.
+
+    Raises:
+        RequestError: the settings repaint a picture and there is none, or they are not valid.
+    """
+    fields = {**found.fields, **overrides}
+    if image is None and fields.get("strength") is not None:
+        raise RequestError("image", "these settings repaint a picture; give the picture too.")
+    if "sampler" in overrides and "schedule" not in overrides:
+        _, implied = sampler_name(overrides["sampler"])
+        if implied:
+            fields["schedule"] = implied
+    return Request.model_validate({**fields, "image": image})
+
+
+def _ours(text: str) -> Found:
+    try:
+        record = json.loads(text)
+        fields = {**record["request"], "seed": record["seed"], "num_images": 1}
+        model = str(record["model"]["name"])
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise PictureError(f"the picture's overpaint record is damaged: {error!r}.") from error
+    return Found("overpaint", fields, model, record=record)
+
+
+def _options(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Pillow's options that save a picture with its record."""
+    kind = images.output_format(path)
+    if kind == "PNG":
+        chunks = PngInfo()
+        chunks.add_text("parameters", parameters(record))
+        chunks.add_text("overpaint", json.dumps(record))
+        return {"pnginfo": chunks}
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = json.dumps({"overpaint": record})
+    comment = _USER_COMMENT + parameters(record).encode("utf-16-be")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    data = exif.tobytes()
+    if kind == "JPEG" and len(data) > LARGEST_JPEG_EXIF:
+        raise OutputError(
+            f"{path}: the prompt and settings take {len(data):,} bytes, and a JPEG holds "
+            f"{LARGEST_JPEG_EXIF:,}; write a PNG or WebP."
+        )
+    if kind == "JPEG":
+        return {"exif": data, "quality": 95, "subsampling": 0}
+    return {"exif": data, "quality": 95}
+
+
+def _texts(image: Image.Image) -> dict[str, str]:
+    """Text chunks of a PNG by key; the EXIF texts of others under the keys that a PNG has."""
+    texts = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+    exif = image.getexif()
+    description = exif.get(ExifTags.Base.ImageDescription)
+    if isinstance(description, str) and description.startswith('{"overpaint": '):
+        texts.setdefault("overpaint", description.removeprefix('{"overpaint": ')[:-1])
+    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    if isinstance(comment, bytes):
+        texts.setdefault("parameters", _user_comment(comment))
+    graph = exif.get(ExifTags.Base.Model)  # where ComfyUI's WebP nodes put it
+    if isinstance(graph, str) and graph.startswith("prompt:"):
+        texts.setdefault("prompt", graph.removeprefix("prompt:"))
+    return texts
+
+
+def _user_comment(data: bytes) -> str:
+    """EXIF 2.32, section 4.6.5: eight bytes name the encoding; UTF-16 in either byte order."""
+    code, body = data[:8], data[8:]
+    if code != _USER_COMMENT:
+        return body.decode("utf-8", "replace")
+    # The writers disagree about the order. Latin letters have their zero byte first in big-endian.
+    big = body[0::2].count(0) >= body[1::2].count(0)
+    return body.decode("utf-16-be" if big else "utf-16-le", "replace")
+
+
+def _quote(value: str) -> str:
+    """As A1111 quotes a value that would break the line apart."""
+    return json.dumps(value, ensure_ascii=False) if set(value) & set(",:\n") else value
+
+
+def _number(value: float) -> str:
+    return repr(value).removesuffix(".0")

@@ -1,0 +1,100 @@
+"""Which device and which dtypes a model gets."""
+
+from dataclasses import dataclass
+
+import torch
+
+from overpaint.errors import DeviceError, RequestError, near
+
+DTYPES: dict[str, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the modules go and in which dtypes.
+
+    Attributes:
+        device: of all modules.
+        dtype: of the UNet and the text encoders.
+        vae_dtype: of the VAE.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    vae_dtype: torch.dtype
+
+
+def place(device: str, dtype: str, vae_dtype: str | None, *, small: bool) -> Placement:
+    """Make a device and dtypes of their names.
+
+    Args:
+        device: "auto" (CUDA, else Apple's MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
+        dtype: "auto" (fp32 for a small model on the CPU; else bf16 where the device computes in
+            it, else fp16), "bf16", "fp16" or "fp32".
+        vae_dtype: likewise; by default `dtype`, but in place of fp16, in which SDXL's VAE
+            overflows to black pictures, bf16 where the device computes in it, else fp32.
+        small: the model is a miniature.
+
+    Raises:
+        RequestError: no such device or dtype; near names are given.
+        DeviceError: this machine has no such device.
+    """
+    where = _device(device)
+    if dtype == "auto":
+        what = torch.float32 if small and where.type == "cpu" else _half(where)
+    else:
+        what = _dtype("dtype", dtype)
+    if vae_dtype is not None:
+        return Placement(where, what, _dtype("vae_dtype", vae_dtype))
+    wider = torch.bfloat16 if computes_bf16(where) else torch.float32
+    return Placement(where, what, wider if what == torch.float16 else what)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has bfloat16 arithmetic of its own (a CPU always computes in it)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu"
+
+
+def available() -> list[torch.device]:
+    """The devices of this machine, the one that "auto" takes first."""
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append(torch.device("mps"))
+    return [*devices, torch.device("cpu")]
+
+
+def _half(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if computes_bf16(device) else torch.float16
+
+
+def _dtype(field: str, name: str) -> torch.dtype:
+    if (found := DTYPES.get(name.lower())) is None:
+        raise RequestError(field, f"unknown dtype {name!r}.{near(name, ('auto', *DTYPES))}")
+    return found
+
+
+def _device(name: str) -> torch.device:
+    devices = available()
+    if name == "auto":
+        return devices[0]
+    try:
+        wanted = torch.device(name)
+    except RuntimeError:
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", "cuda", "mps"):
+        known = ("auto", "cpu", "cuda", "mps")
+        raise RequestError("device", f"unknown device {name!r}.{near(name, known)}")
+    for device in devices:
+        if device.type == wanted.type and wanted.index in (None, device.index or 0):
+            return device
+    have = ", ".join(str(device) for device in devices)
+    raise DeviceError(f"this machine has no device {name!r}; it has {have}. Use --device auto.")

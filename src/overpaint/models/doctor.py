@@ -1,0 +1,172 @@
+"""What this machine has, what Overpaint will use of it, and whether the models fit."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from overpaint.errors import ModelError
+from overpaint.models import catalogue
+from overpaint.models.devices import available, place
+from overpaint.models.weights import open_weights
+
+GB = 1e9
+
+SDXL_PARAMETERS = 2_567_463_684 + 123_060_480 + 694_659_840 + 83_653_863
+"""UNet, two text encoders, VAE: counted."""
+
+DECODE_BYTES = 4.3 * GB
+"""Of the VAE's decode of 1024 x 1024 in 16 bits, the largest passing need of a request; it grows
+with the area (published measurements of local tools agree on 4 to 4.5 GB)."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of this machine.
+
+    Attributes:
+        name: as `--device` takes it.
+        label: what it is.
+        total: bytes of memory.
+        free: bytes of it that are free, or None where the system does not say.
+    """
+
+    name: str
+    label: str
+    total: int
+    free: int | None
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model needs on the device that "auto" takes.
+
+    Attributes:
+        model: its name.
+        side: of its native square, in pixels.
+        dtype: what "auto" takes.
+        weights: bytes.
+        working: bytes besides, at their largest, for one picture of the native size.
+        fits: whether it fits in what is free (or, where that is unknown, in the total).
+    """
+
+    model: str
+    side: int
+    dtype: str
+    weights: int
+    working: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `overpaint doctor` says.
+
+    Attributes:
+        versions: program to version.
+        devices: of this machine; "auto" takes the first.
+        needs: of the models.
+        notes: what could not be found out.
+        folders: where downloads and remembered digests are kept, by what they hold.
+    """
+
+    versions: dict[str, str]
+    devices: tuple[Device, ...]
+    needs: tuple[Need, ...]
+    notes: tuple[str, ...]
+    folders: dict[str, Path]
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        lines = [f"{name} {number}" for name, number in self.versions.items()]
+        for device in self.devices:
+            free = "" if device.free is None else f", {device.free / GB:.1f} GB free"
+            lines.append(f"{device.name}: {device.label}, {device.total / GB:.1f} GB{free}")
+        lines.append(f"auto takes: {self.devices[0].name}")
+        for need in self.needs:
+            verdict = "fits" if need.fits else "DOES NOT FIT"
+            lines.append(
+                f"{need.model}: {need.dtype}, {need.weights / GB:.2f} GB of weights and about "
+                f"{need.working / GB:.2f} GB to work at {need.side} x {need.side}: {verdict}"
+            )
+        lines += [f"note: {note}" for note in self.notes]
+        return lines + [f"{what}: {folder}" for what, folder in self.folders.items()]
+
+
+def report(model: str | None = None) -> Report:
+    """Look at this machine.
+
+    Args:
+        model: also say what this one needs, if its files are here: a name, folder or file.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    devices = tuple(_describe(device) for device in available())
+    needs: list[Need] = [_need("sdxl", SDXL_PARAMETERS, 1024, devices[0])]
+    notes: list[str] = []
+    names = ["miniature", model] if model not in (None, "miniature", "sdxl") else ["miniature"]
+    for name in names:
+        try:
+            parameters, side = _measure(name)
+            needs.append(_need(name, parameters, side, devices[0]))
+        except ModelError as error:
+            notes.append(str(error))
+    programs = ("overpaint", "torch", "diffusers", "transformers", "safetensors", "huggingface-hub")
+    return Report(
+        versions={"python": platform.python_version()} | {p: version(p) for p in programs},
+        devices=devices,
+        needs=tuple(needs),
+        notes=tuple(notes),
+        folders={
+            "downloads": Path(HF_HUB_CACHE),
+            "remembered digests": Path.home() / ".cache" / "overpaint",
+        },
+    )
+
+
+def _measure(name: str) -> tuple[int, int]:
+    """How many parameters the files of a model hold, and its native side; reads headers only."""
+    from overpaint.models.checkpoint import folder_configs, native_size
+    from overpaint.models.single_file import recognise_file
+
+    path = catalogue.resolve(name, download=False)
+    files = sorted(path.glob("*/*.safetensors")) if path.is_dir() else [path]
+    opened = [open_weights(file) for file in files]
+    configs = folder_configs(path) if path.is_dir() else recognise_file(opened[0])
+    tensors = (tensor for weights in opened for tensor in weights.tensors.values())
+    return sum(tensor.file_shape.numel() for tensor in tensors), native_size(configs)
+
+
+def _need(name: str, parameters: int, side: int, device: Device) -> Need:
+    dtype = place(device.name, "auto", None, small=side < 512).dtype
+    weights = parameters * dtype.itemsize
+    working = int(DECODE_BYTES * (side / 1024) ** 2 * dtype.itemsize / 2)
+    room = device.total if device.free is None else device.free
+    short = str(dtype).removeprefix("torch.")
+    return Need(name, side, short, weights, working, weights + working <= room)
+
+
+def _describe(device: torch.device) -> Device:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Device(str(device), torch.cuda.get_device_name(device), total, free)
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return Device("mps", platform.machine(), total, total - torch.mps.driver_allocated_memory())
+    capability = torch.backends.cpu.get_cpu_capability()
+    label = f"{platform.machine()}, {os.cpu_count()} cores, {capability}"
+    return Device("cpu", label, *_host_memory())
+
+
+def _host_memory() -> tuple[int, int | None]:
+    """Total bytes of memory, and how many a new program may take, where the system says."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return total, None
+    kilobytes = {key: int(rest.split()[0]) for key, _, rest in (s.partition(":") for s in lines)}
+    return total, kilobytes["MemAvailable"] * 1024

@@ -1,0 +1,141 @@
+"""The families of checkpoints that Overpaint runs: one row each."""
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from overpaint.errors import CheckpointError
+from overpaint.models.model import LatentPreview
+
+SDXL_LICENCE = "CreativeML Open RAIL++-M (use restrictions of its attachment A apply)"
+
+SDXL_PREVIEW = LatentPreview(
+    factors=(
+        (0.3651, 0.4232, 0.4341),
+        (-0.2533, -0.0042, 0.1068),
+        (0.1076, 0.1111, -0.0362),
+        (-0.3165, -0.2492, -0.2188),
+    ),
+    bias=(0.1084, -0.0175, -0.0011),
+)
+"""The published fit for SDXL's VAE: github.com/comfyanonymous/ComfyUI, comfy/latent_formats.py."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints of the same wiring.
+
+    Attributes:
+        name: as shown to users and stored in metadata.
+        native_size: side in pixels of the square it was trained on, where its config is silent.
+        in_channels: of the UNet: 4, or 9 where mask and masked picture are concatenated.
+        context: width of the UNet's cross-attention; None where any other than those named.
+        text_encoders: how many.
+        licence: of the published weights; a fine-tune may add terms of its own.
+        preview: the linear map for previews, when one is published for its VAE.
+    """
+
+    name: str
+    native_size: int
+    in_channels: int
+    context: int | None
+    text_encoders: int
+    licence: str
+    preview: LatentPreview | None = None
+
+
+FAMILIES: dict[str, Family] = {
+    row.name: row
+    for row in (
+        Family("sdxl", 1024, 4, 2048, 2, SDXL_LICENCE, SDXL_PREVIEW),
+        Family("sdxl-inpaint", 1024, 9, 2048, 2, SDXL_LICENCE, SDXL_PREVIEW),
+        Family("sdxl-refiner", 1024, 4, 1280, 1, SDXL_LICENCE, SDXL_PREVIEW),
+        Family("miniature", 128, 4, None, 2, "Apache-2.0"),
+    )
+}
+
+OTHERS: dict[int, str] = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2"}
+"""Cross-attention widths of UNets without size ids, which Overpaint does not run."""
+
+
+def recognise(unet: dict[str, Any], text_encoders: int) -> Family:
+    """The family of a UNet config.
+
+    Args:
+        unet: a diffusers UNet2DConditionModel config.
+        text_encoders: how many come with it.
+
+    Raises:
+        CheckpointError: none of ours; says what it is, where that is known.
+    """
+    context, channels = unet.get("cross_attention_dim"), unet.get("in_channels", 4)
+    if unet.get("addition_embed_type") != "text_time":
+        other = OTHERS.get(context) if isinstance(context, int) else None
+        raise CheckpointError(
+            f"this is a {other or 'UNet'} checkpoint "
+            f"(cross-attention width {context}, no size ids); Overpaint runs SDXL"
+        )
+    for family in FAMILIES.values():
+        wiring = (family.in_channels, family.text_encoders)
+        if wiring == (channels, text_encoders) and family.context in (context, None):
+            return family
+    raise CheckpointError(
+        f"a UNet of {channels} input channels, cross-attention width {context} and "
+        f"{text_encoders} text encoder(s) belongs to no family that Overpaint runs: "
+        f"{', '.join(FAMILIES)}"
+    )
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The configs of a checkpoint, in diffusers' and transformers' words.
+
+    Attributes:
+        unet: of UNet2DConditionModel.
+        vae: of AutoencoderKL.
+        text_encoders: part name ("text_encoder", "text_encoder_2") to CLIPTextConfig.
+        scheduler: a diffusers scheduler's.
+        model_index: of the pipeline.
+    """
+
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    text_encoders: dict[str, dict[str, Any]]
+    scheduler: dict[str, Any]
+    model_index: dict[str, Any]
+
+    @property
+    def family(self) -> Family:
+        """The row of the family table.
+
+        Raises:
+            CheckpointError: none of ours.
+        """
+        return recognise(self.unet, len(self.text_encoders))
+
+
+def shipped_configs(name: str) -> Configs:
+    """The configs of a full-size family, which ship with Overpaint.
+
+    Transcribed from the model repositories stabilityai/stable-diffusion-xl-base-1.0 and
+    -refiner-1.0 and diffusers/stable-diffusion-xl-1.0-inpainting-0.1, less what equals the
+    defaults of the classes that read them, and with the text encoders' `eos_token_id` put right
+    (there 2 in the second encoder; CLIP's is 49407).
+
+    Args:
+        name: "sdxl", "sdxl-inpaint" or "sdxl-refiner".
+    """
+    text = (files("overpaint") / "data" / "configs" / f"{name}.json").read_text()
+    return parse_configs(json.loads(text))
+
+
+def parse_configs(parts: dict[str, dict[str, Any]]) -> Configs:
+    """Configs from a mapping of part names to their JSON objects."""
+    return Configs(
+        unet=parts["unet"],
+        vae=parts["vae"],
+        text_encoders={n: parts[n] for n in ("text_encoder", "text_encoder_2") if n in parts},
+        scheduler=parts["scheduler"],
+        model_index=parts["model_index"],
+    )

@@ -1,0 +1,58 @@
+"""The sha256 of weight files, remembered, since gigabytes take many seconds."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+REMEMBER_FROM = 256 * 1024**2
+"""Files smaller than this many bytes are hashed anew each time."""
+
+
+def sha256_of(paths: Sequence[Path], memory: Path | None = None) -> str:
+    """The digest of one file, or of several: then of their hex digests joined in that order.
+
+    Args:
+        paths: at least one.
+        memory: a JSON file of digests of large files, by path, size and time of change; by
+            default `~/.cache/overpaint/sha256.json`. That it cannot be written is no error.
+    """
+    memory = memory or Path.home() / ".cache" / "overpaint" / "sha256.json"
+    digests = [_digest(path.resolve(), memory) for path in paths]
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
+
+
+def _digest(path: Path, memory: Path) -> str:
+    status = path.stat()
+    if status.st_size < REMEMBER_FROM:
+        return _compute(path)
+    key = f"{path}|{status.st_size}|{status.st_mtime_ns}"
+    known = _recall(memory)
+    if key not in known:
+        known[key] = _compute(path)
+        _remember(memory, known)
+    return known[key]
+
+
+def _compute(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _recall(memory: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(memory.read_text()))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
+def _remember(memory: Path, known: dict[str, str]) -> None:
+    with contextlib.suppress(OSError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        fresh = memory.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps(known, indent=1))
+        fresh.replace(memory)

@@ -1,0 +1,256 @@
+"""Weight files: safetensors, read strictly and one tensor at a time.
+
+The library's own reader maps the whole file into memory, and pages that were touched stay counted
+against the process, so that a model converted to another dtype would take twice its size while it
+loads. Here the library only checks the file; the bytes of each tensor are then read into the
+memory where it stays.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from overpaint.errors import CheckpointError
+
+PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""A torch zip archive, and the pickle protocols that start with a mark of their own."""
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, not read yet, with what to do to it once it is.
+
+    It answers to the few tensor methods that diffusers' key converters use, so that they can
+    rename, slice and transpose a checkpoint without any of it being in memory.
+
+    Attributes:
+        path: of the file.
+        key: its name in the file.
+        offset: of its first byte in the file.
+        dtype: in the file.
+        shape: after the steps; of the file's tensor where there are none.
+        file_shape: in the file.
+        steps: what to do, in order.
+    """
+
+    path: Path
+    key: str
+    offset: int
+    dtype: torch.dtype
+    shape: torch.Size
+    file_shape: torch.Size
+    steps: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = field(default=(), compare=False)
+
+    @property
+    def ndim(self) -> int:
+        """How many axes."""
+        return len(self.shape)
+
+    @property
+    def T(self) -> "Stored":  # noqa: N802 (torch's name)
+        """Transposed."""
+        return self._then(lambda tensor: tensor.T)
+
+    def __getitem__(self, index: Any) -> "Stored":
+        return self._then(lambda tensor: tensor[index])
+
+    def contiguous(self) -> "Stored":
+        """Itself: what `read` gives is contiguous."""
+        return self
+
+    def clone(self) -> "Stored":
+        """Itself: what `read` gives is nobody else's."""
+        return self
+
+    def detach(self) -> "Stored":
+        """Itself: nothing here has gradients."""
+        return self
+
+    def _then(self, step: Callable[[torch.Tensor], torch.Tensor]) -> "Stored":
+        shape = step(torch.empty(self.shape, device="meta")).shape
+        return replace(self, shape=shape, steps=(*self.steps, step))
+
+    def read(self) -> torch.Tensor:
+        """The tensor, in memory of its own.
+
+        Raises:
+            CheckpointError: the file became shorter since it was opened.
+        """
+        tensor = torch.empty(self.file_shape, dtype=self.dtype)
+        target = tensor.reshape(-1).view(torch.uint8).numpy()
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            if file.readinto(target.data) != target.nbytes:
+                raise CheckpointError(f"{self.path} changed while it was being read")
+        for step in self.steps:
+            tensor = step(tensor)
+        return torch.clone(tensor, memory_format=torch.contiguous_format) if self.steps else tensor
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a safetensors file holds.
+
+    Attributes:
+        path: of the file.
+        tensors: by key.
+        metadata: the file's own.
+    """
+
+    path: Path
+    tensors: dict[str, Stored]
+    metadata: dict[str, str]
+
+
+def open_weights(path: Path) -> WeightsFile:
+    """Read a file's header; its tensors are read one by one later.
+
+    Raises:
+        CheckpointError: not a safetensors file (a pickle is named as such), cut short or damaged,
+            or holding a dtype that we do not know.
+    """
+    refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as checked:
+            metadata: dict[str, str] = checked.metadata() or {}
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({path.stat().st_size:,} bytes): {error}. "
+            "Download it again."
+        ) from error
+    header.pop("__metadata__", None)
+    tensors: dict[str, Stored] = {}
+    for key, entry in header.items():
+        if (dtype := DTYPES.get(entry["dtype"])) is None:
+            raise CheckpointError(
+                f"{path}: {key} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}"
+            )
+        shape = torch.Size(entry["shape"])
+        offset = 8 + length + entry["data_offsets"][0]
+        tensors[key] = Stored(path, key, offset, dtype, shape, shape)
+    return WeightsFile(path, tensors, metadata)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a pickle, by its suffix or, renamed, by its first bytes.
+
+    Raises:
+        CheckpointError: it is one, or its suffix is not .safetensors.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    if path.suffix.lower() in PICKLE_SUFFIXES or start.startswith(PICKLE_STARTS):
+        renamed = " renamed to .safetensors" if path.suffix == ".safetensors" else ""
+        raise CheckpointError(
+            f"{path} is a pickle{renamed}, which can run any program when it is opened; "
+            "Overpaint reads safetensors only. Get the .safetensors file of this model."
+        )
+    if path.suffix.lower() != ".safetensors":
+        raise CheckpointError(f"{path} is not a .safetensors file, nor a folder")
+
+
+def fill(
+    module: torch.nn.Module,
+    stored: Mapping[str, Stored],
+    *,
+    part: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    channels_last: bool = False,
+) -> None:
+    """Put a checkpoint's tensors into a module built on the meta device.
+
+    At any moment at most one tensor is in memory besides those already in place.
+
+    Args:
+        module: its parameters are replaced, in evaluation mode, without gradients.
+        stored: state dict name to tensor, exactly those of the module.
+        part: what to call the module in messages.
+        device: where the tensors go.
+        dtype: of its floating-point tensors.
+        channels_last: lay 4-D tensors out that way.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or of another shape; names them.
+    """
+    expected = module.state_dict()
+    _check(expected, stored, part)
+    for name in expected:
+        tensor = stored[name].read()
+        four = channels_last and tensor.ndim == 4
+        tensor = tensor.to(
+            device,
+            dtype if tensor.is_floating_point() else tensor.dtype,
+            memory_format=torch.channels_last if four else torch.preserve_format,
+        )
+        owner, _, leaf = name.rpartition(".")
+        holder = module.get_submodule(owner)
+        if isinstance(getattr(holder, leaf), torch.nn.Parameter):
+            tensor = torch.nn.Parameter(tensor, requires_grad=False)
+        setattr(holder, leaf, tensor)
+    _number_positions(module, device)
+    module.eval()
+
+
+def _number_positions(module: torch.nn.Module, device: torch.device) -> None:
+    """Make CLIP's position ids real: the one buffer that a checkpoint need not carry."""
+    for name, buffer in list(module.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+            setattr(module.get_submodule(owner), leaf, ids)
+
+
+def _check(expected: Mapping[str, torch.Tensor], stored: Mapping[str, Stored], part: str) -> None:
+    """Raise unless both have the same names and shapes."""
+    missing = [name for name in expected if name not in stored]
+    unexpected = [tensor.key for name, tensor in stored.items() if name not in expected]
+    reshaped = [
+        f"{stored[name].key} is {list(stored[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in stored and stored[name].shape != tensor.shape
+    ]
+    faults = [
+        f"{len(names)} {what}: {some(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", reshaped),
+        )
+        if names
+    ]
+    if faults:
+        source = next((os.fspath(tensor.path) for tensor in stored.values()), "the checkpoint")
+        raise CheckpointError(f"{source}: the {part} does not fit; keys {'; '.join(faults)}")
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

@@ -1,0 +1,116 @@
+"""Convolutions and linear layers whose weights lie as the CPU's kernels want them.
+
+torch stores weights plainly, and oneDNN reorders them at every call. `pack` has them reordered
+once, by the operators that torch's own compiler uses for this.
+"""
+
+import platform
+from typing import Any
+
+import torch
+from diffusers.models.activations import GEGLU
+from torch import Tensor, nn
+
+_OPS: Any = torch.ops.mkldnn
+
+
+def pack(network: nn.Module) -> None:
+    """Replace the network's convolutions, and its linear layers in bf16, by packed ones, in place.
+
+    Does nothing where there is nothing to win: off the CPU, or without oneDNN on x86. (In fp32 a
+    plain linear layer is as fast.) Afterwards the network can be neither trained nor moved.
+    """
+    parameter = next(network.parameters())
+    if parameter.device.type == "cpu" and _available(parameter.dtype):
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] stub gap
+        _replace(network)
+
+
+def _available(dtype: torch.dtype) -> bool:
+    return (
+        platform.machine() in {"x86_64", "AMD64"}
+        and torch.backends.mkldnn.is_available()
+        and (
+            dtype == torch.float32 or (dtype == torch.bfloat16 and _OPS._is_mkldnn_bf16_supported())
+        )
+    )
+
+
+def _replace(parent: nn.Module) -> None:
+    for name, child in list(parent.named_children()):
+        match child:
+            case nn.Conv2d() if child.kernel_size != (1, 1):
+                setattr(parent, name, PackedConv2d(child))
+            case GEGLU() if child.proj.weight.dtype == torch.bfloat16:
+                setattr(parent, name, PackedGEGLU(child))
+            case nn.Linear() if child.weight.dtype == torch.bfloat16:
+                setattr(parent, name, PackedLinear(child.weight, child.bias))
+            case _:
+                _replace(child)
+
+
+class PackedConv2d(nn.Module):
+    """`nn.Conv2d` with its weight packed for the input shape that came last.
+
+    Which order is right depends on the shape: with another's oneDNN may fall back to a kernel that
+    takes twenty times as long. So the plain weight stays, and a new shape, or a weight changed in
+    place, packs it again, which costs what torch spends at every call.
+    """
+
+    def __init__(self, source: nn.Conv2d):
+        super().__init__()
+        self.weight = source.weight
+        self.bias = source.bias
+        self._geometry = source.padding, source.stride, source.dilation, source.groups
+        self._packed: tuple[tuple[torch.Size, int], Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] → [B, C', h', w'], channels_last, where oneDNN is fastest."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        key = x.shape, self.weight._version
+        if self._packed is None or self._packed[0] != key:
+            self._packed = (
+                key,
+                _OPS._reorder_convolution_weight(self.weight, *self._geometry, x.shape),
+            )
+        return _OPS._convolution_pointwise(
+            x, self._packed[1], self.bias, *self._geometry, "none", [], None
+        )
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` with a packed weight."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none"):
+        """Pack a weight [out, in].
+
+        Args:
+            weight: [out, in].
+            bias: [out].
+            activation: applied to the output before it is rounded: "none" or "gelu".
+        """
+        super().__init__()
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self._activation = activation
+        self._weight: Tensor = _OPS._reorder_linear_weight(weight.detach().contiguous(), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out]."""
+        return _OPS._linear_pointwise(x, self._weight, self.bias, self._activation, [], "none")
+
+
+class PackedGEGLU(nn.Module):
+    """x₁ · gelu(x₂), the two halves of a linear layer (arXiv 2002.05202), as two packed ones."""
+
+    def __init__(self, source: GEGLU):
+        super().__init__()
+        (weight, gate_weight), (bias, gate_bias) = (
+            source.proj.weight.chunk(2),
+            source.proj.bias.chunk(2),
+        )
+        self.value = PackedLinear(weight, bias)
+        self.gate = PackedLinear(gate_weight, gate_bias, "gelu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out]."""
+        return self.value(x).mul_(self.gate(x))

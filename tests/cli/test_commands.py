@@ -1,0 +1,446 @@
+"""The commands, in this process, against a painter that paints one colour."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import overpaint
+from overpaint import images, metadata
+from overpaint.cli import terminal as terminal_module
+from overpaint.cli.main import main
+from overpaint.cli.settings import SETTINGS
+from overpaint.errors import DeviceError, ModelNotFoundError
+from overpaint.events import Event, Finished, Notice, Preview, Step
+from overpaint.request import Request
+
+
+@dataclass(frozen=True)
+class Named:
+    name: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    name: str
+    sha256: str = "ab" * 32
+    family: Named = Named("miniature")
+
+
+@dataclass
+class FakePainter:
+    model: Checkpoint
+    requests: list[Request] = field(default_factory=list[Request])
+    error: BaseException | None = None
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        self.requests.append(request)
+        yield Notice("a word of warning")
+        for done in range(1, 4):
+            yield Step(done, 3, 1.0)
+            if self.error:
+                raise self.error
+        yield Preview(0, Image.new("RGB", (8, 8)))
+        n, size = request.num_images, (request.width or 64, request.height or 48)
+        pictures = tuple(
+            Image.new("RGB", size, ((request.seed + i) % 256, 128, 0)) for i in range(n)
+        )
+        records = tuple(metadata.record(request, i, size, self.model) for i in range(n))
+        yield Finished(pictures, tuple(request.seed + i for i in range(n)), records)
+
+
+@dataclass
+class Loader:
+    """In place of `overpaint.load`: remembers what was asked for."""
+
+    calls: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
+    requests: list[Request] = field(default_factory=list[Request])
+    sha256: str = "ab" * 32
+    error: BaseException | None = None
+
+    def __call__(self, model: str, *, device: str, dtype: str) -> FakePainter:
+        self.calls.append((model, device, dtype))
+        return FakePainter(Checkpoint(model, self.sha256), self.requests, self.error)
+
+
+@pytest.fixture
+def loader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Loader:
+    """A fake loader, and a working folder with `fox.png` in it."""
+    loader = Loader()
+    # Not setattr, which would look at the old value first and import torch.
+    monkeypatch.setitem(vars(overpaint), "load", loader)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 10), "orange").save("fox.png")
+    return loader
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: object) -> Ran:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+# edit
+
+
+def test_edit_writes_a_picture_here_and_says_where(loader: Loader, run: Any):
+    ran = run("edit", "fox.png", "a wolf", "--seed", 7)
+    assert ran == Ran(0, "fox-overpaint.png\n", ran.err)
+    assert ran.err.splitlines()[0] == "note: a word of warning"
+    assert "64x48, seed 7" in ran.err
+    [request] = loader.requests
+    assert request == Request(image=images.picture("fox.png"), prompt="a wolf", seed=7)
+    assert loader.calls == [("miniature", "auto", "auto")]
+    found = metadata.read("fox-overpaint.png")
+    assert metadata.to_request(found, request.image) == request
+
+
+def test_every_option_becomes_its_field(loader: Loader, run: Any):
+    options = (
+        "--strength 0.3 --negative fog --steps 9 --guidance 3.5 --seed 3 --num-images 2 "
+        "--size 96x64 --fit stretch --sampler K_EULER --schedule beta --guidance-rescale 0.5 "
+        "--guidance-interval 0.1,0.9 --prompt-2 dog --negative-2 mist --clip-skip 2 "
+        "--truncate-steps --model sdxl --device cpu --dtype fp32"
+    )
+    assert {word for word in options.split() if word.startswith("--")} - {
+        "--model",
+        "--device",
+        "--dtype",
+    } == {setting.flags[0].split("/")[0] for setting in SETTINGS.values()}
+    assert run("edit", "fox.png", "a wolf", *options.split()).code == 0
+    assert loader.calls == [("sdxl", "cpu", "fp32")]
+    assert loader.requests == [
+        Request(
+            image=images.picture("fox.png"),
+            prompt="a wolf",
+            strength=0.3,
+            negative_prompt="fog",
+            num_inference_steps=9,
+            guidance_scale=3.5,
+            seed=3,
+            num_images=2,
+            width=96,
+            height=64,
+            fit="stretch",
+            sampler="euler",
+            schedule="beta",
+            guidance_rescale=0.5,
+            guidance_interval=(0.1, 0.9),
+            prompt_2="dog",
+            negative_prompt_2="mist",
+            clip_skip=2,
+            steps="truncate",
+        )
+    ]
+
+
+def test_size_keep(loader: Loader, run: Any):
+    assert run("edit", "fox.png", "x", "--size", "keep").code == 0
+    assert loader.requests[0].size == "keep"
+
+
+def test_a_new_name_is_found_each_time(loader: Loader, run: Any):
+    assert run("edit", "fox.png", "x").out == "fox-overpaint.png\n"
+    assert run("edit", "fox.png", "x").out == "fox-overpaint-2.png\n"
+    assert run("edit", "fox.png", "x", "-n", 2).out == "fox-overpaint-0.png\nfox-overpaint-1.png\n"
+    assert run("edit", "fox.png", "x", "-n", 2).out == (
+        "fox-overpaint-2-0.png\nfox-overpaint-2-1.png\n"
+    )
+
+
+def test_a_name_that_was_given_is_overwritten(loader: Loader, run: Any):
+    for seed in (1, 2):
+        assert run("edit", "fox.png", "x", "-o", "out.webp", "--seed", seed).out == "out.webp\n"
+    assert metadata.read("out.webp").fields["seed"] == 2
+
+
+def test_several_pictures_are_numbered(loader: Loader, run: Any):
+    ran = run("edit", "fox.png", "x", "-n", 3, "--seed", 5, "-o", "a.jpg")
+    assert ran.out.split() == ["a-0.jpg", "a-1.jpg", "a-2.jpg"]
+    assert [metadata.read(name).fields["seed"] for name in ran.out.split()] == [5, 6, 7]
+
+
+def test_json_is_one_object_on_stdout(loader: Loader, run: Any):
+    ran = run("edit", "fox.png", "x", "-n", 2, "--seed", 5, "--json")
+    result = json.loads(ran.out)
+    assert result["outputs"] == ["fox-overpaint-0.png", "fox-overpaint-1.png"]
+    assert result["seeds"] == [5, 6]
+    assert result["size"] == [64, 48]
+    assert result["notices"] == ["a word of warning"]
+    assert result["seconds"] >= 0
+    assert [record["seed"] for record in result["metadata"]] == [5, 6]
+
+
+def test_quiet_is_quiet(loader: Loader, run: Any):
+    assert run("edit", "fox.png", "x", "--quiet") == Ran(0, "fox-overpaint.png\n", "")
+
+
+def test_no_bar_where_stderr_is_no_terminal(loader: Loader, run: Any):
+    assert "━" not in run("edit", "fox.png", "x").err
+
+
+def test_a_terminal_shows_steps(
+    loader: Loader, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    with (tmp_path / "screen").open("w", encoding="utf-8") as screen:
+
+        def console(**_: Any) -> Console:
+            return Console(file=screen, force_terminal=True)
+
+        monkeypatch.setattr(terminal_module, "Console", console)
+        assert run("edit", "fox.png", "x").code == 0
+    shown = (tmp_path / "screen").read_text(encoding="utf-8")
+    assert "3/3" in shown
+    assert "loading miniature" in shown
+
+
+# create
+
+
+def test_create_needs_no_picture(loader: Loader, run: Any):
+    assert run("create", "a fox", "--size", "64x64", "--seed", 1).out == "overpaint.png\n"
+    assert loader.requests == [Request(prompt="a fox", width=64, height=64, seed=1)]
+
+
+def test_create_has_no_strength(loader: Loader, run: Any):
+    assert run("create", "a fox", "--strength", 0.5).code == 2
+
+
+# --like
+
+
+def test_like_repeats_a_picture(loader: Loader, run: Any):
+    run("edit", "fox.png", "a wolf", "-n", 3, "--seed", 7, "--strength", 0.4, "-m", "mine")
+    ran = run("edit", "fox.png", "--like", "fox-overpaint-2.png", "-o", "again.png")
+    assert ran.code == 0
+    first, again = loader.requests
+    assert again == first.model_copy(update={"seed": 9, "num_images": 1})
+    assert loader.calls[1][0] == "mine"
+    assert Path("again.png").read_bytes()[:8] == Path("fox.png").read_bytes()[:8]
+    with Image.open("again.png") as a, Image.open("fox-overpaint-2.png") as b:
+        assert a.tobytes() == b.tobytes()
+
+
+def test_what_is_given_replaces_what_is_found(loader: Loader, run: Any):
+    run("edit", "fox.png", "a wolf", "--seed", 7, "-o", "a.png", "--size", "64x64")
+    run("edit", "fox.png", "a cat", "--like", "a.png", "--steps", 5, "--size", "keep", "-m", "b")
+    request = loader.requests[1]
+    assert (request.prompt, request.seed, request.num_inference_steps) == ("a cat", 7, 5)
+    assert (request.size, request.width) == ("keep", None)
+    assert loader.calls[1][0] == "b"
+
+
+def test_another_picture_and_other_weights_are_said(loader: Loader, run: Any):
+    run("edit", "fox.png", "a wolf", "-o", "a.png")
+    Image.new("RGB", (20, 10), "blue").save("sea.png")
+    same = run("edit", "fox.png", "--like", "a.png").err
+    assert "not the one" not in same
+    assert "weights" not in same
+    loader.sha256 = "cd" * 32
+    other = run("edit", "sea.png", "--like", "a.png").err
+    assert "note: the picture is not the one that the settings were used on." in other
+    assert "note: the model's weights are not those" in other
+
+
+def test_settings_of_other_programs_are_used(loader: Loader, run: Any):
+    exif = Image.Exif()
+    exif[0x0110] = "prompt:{}"
+    text = (
+        "a castle\nSteps: 12, Sampler: Euler a, CFG scale: 6, Seed: 4, Model: other, Tiling: True"
+    )
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+    Image.new("RGB", (8, 8)).save("a1111.jpg", exif=exif)
+    ran = run("create", "--like", "a1111.jpg")
+    assert loader.requests[0].prompt == "a castle"
+    assert loader.requests[0].num_inference_steps == 12
+    assert loader.calls == [("miniature", "auto", "auto")]
+    assert "note: settings not carried over: Tiling True." in ran.err
+    assert "'other'" in ran.err
+
+
+# sweep
+
+
+def test_sweep_draws_a_grid_from_one_seed(loader: Loader, run: Any):
+    ran = run(
+        "sweep", "fox.png", "a wolf", "--strength", "0.2,0.5,1", "--guidance", "3,7", "--json"
+    )
+    result = json.loads(ran.out)
+    assert result["outputs"] == ["fox-sweep.png"]
+    cells = [(request.guidance_scale, request.strength) for request in loader.requests]
+    assert cells == [(3, 0.2), (3, 0.5), (3, 1), (7, 0.2), (7, 0.5), (7, 1)]
+    assert len({request.seed for request in loader.requests}) == 1
+    assert len(result["metadata"]) == 6
+    assert len(loader.calls) == 1
+    with Image.open("fox-sweep.png") as sheet:
+        assert list(sheet.size) == result["size"]
+        assert sheet.width > 3 * 64
+        assert sheet.height > 2 * 48
+    found = metadata.read("fox-sweep.png")
+    assert found.record is not None
+    assert found.record["sweep"] == {"strength": [0.2, 0.5, 1.0], "guidance_scale": [3.0, 7.0]}
+
+
+def test_sweep_takes_guidance_from_the_settings_it_is_like(loader: Loader, run: Any):
+    run("edit", "fox.png", "a wolf", "--guidance", 2.5, "-o", "a.png")
+    run("sweep", "fox.png", "--like", "a.png", "--strength", "0.3")
+    assert (loader.requests[1].guidance_scale, loader.requests[1].strength) == (2.5, 0.3)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("edit fox.png x --strength 1.1", 2, "--strength: 1.1 is out of range; allowed is 0 to 1"),
+        ("edit fox.png x --strength nan", 2, "--strength: nan is not finite"),
+        ("edit fox.png x --steps 0", 2, "--steps: 0 is out of range; allowed is 1 to 1000"),
+        ("edit fox.png x --steps 1000000000", 2, "--steps: 1000000000"),
+        ("edit fox.png x --steps many", 2, "--steps"),
+        ("edit fox.png x --size 1023x1024", 2, "--size: 1023 is not a multiple of 8"),
+        ("edit fox.png x --size big", 2, "--size: 'big' is none of: WIDTHxHEIGHT, native, keep"),
+        ("edit fox.png x --sampler dpmp_2m", 2, "Did you mean dpmpp_2m"),
+        ("edit fox.png x --guidance-interval 3", 2, "--guidance-interval: "),
+        ("edit fox.png x --guidance-interval a,b", 2, "'a,b' is not a list of numbers"),
+        ("edit fox.png x --guidance-interval 0,2", 2, "--guidance-interval: 2.0 is out"),
+        ("edit fox.png x --nonsense", 2, "--nonsense"),
+        ("edit fox.png", 2, "PROMPT: say what to draw, or give --like FILE."),
+        ("edit", 2, "picture"),
+        ("edit none.png x", 3, "none.png: no such file."),
+        ("edit . x", 3, "folder"),
+        ("edit empty.png x", 3, "empty.png is empty (0 bytes)"),
+        ("edit text.png x", 3, "text.png is not a picture"),
+        ("edit fox.png x --like fox.png", 3, "fox.png carries no settings"),
+        ("edit fox.png x -o no/out.png", 5, "there is no folder no"),
+        ("edit fox.png x -o out.bmp", 5, "end the name with one of .png"),
+        ("edit fox.png x -n 2 -o no/out.png", 5, "no/out-0.png"),
+        ("create x --size keep", 2, "--size: 'keep' needs an image"),
+        ("sweep fox.png x --strength 0.2,oops", 2, "--strength: '0.2,oops'"),
+        ("sweep fox.png x --strength 0.2,1.5", 2, "--strength: 1.5 is out of range"),
+        ("sweep fox.png x --guidance 0.5", 2, "--guidance: 0.5 is between"),
+        ("sweep fox.png x -o no/out.png", 5, "no folder"),
+        ("info none.png", 3, "no such file"),
+    ],
+)
+def test_errors_are_told_before_a_model_is_loaded(
+    arguments: str, code: int, words: str, loader: Loader, run: Any
+):
+    Path("empty.png").touch()
+    Path("text.png").write_text("hello")
+    before = sorted(Path().iterdir())
+    ran = run(*arguments.split())
+    assert ran.code == code
+    assert words in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+    assert loader.calls == []
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(DeviceError("out of memory; close something."), 6), (KeyboardInterrupt(), 130)],
+)
+def test_nothing_is_left_when_painting_ends_early(
+    error: BaseException, code: int, loader: Loader, run: Any
+):
+    loader.error = error
+    ran = run("edit", "fox.png", "x", "-o", "out.png")
+    assert ran.code == code
+    assert "Traceback" not in ran.err
+    assert [path.name for path in Path().iterdir()] == ["fox.png"]
+
+
+def test_a_missing_model_ends_with_its_code(
+    loader: Loader, run: Any, monkeypatch: pytest.MonkeyPatch
+):
+    def load(model: str, **_: str) -> FakePainter:
+        raise ModelNotFoundError(f"no model {model!r}.")
+
+    monkeypatch.setitem(vars(overpaint), "load", load)
+    assert run("create", "x", "-m", "sdx") == Ran(4, "", "overpaint: no model 'sdx'.\n")
+
+
+def test_defects_are_not_hidden(loader: Loader):
+    loader.error = ZeroDivisionError("a defect")
+    with pytest.raises(ZeroDivisionError):
+        main(["create", "x"])
+
+
+# info and the rest
+
+
+def test_info_shows_the_settings(loader: Loader, run: Any):
+    run("edit", "fox.png", "a wolf", "--seed", 7, "-o", "a.png")
+    ran = run("info", "a.png")
+    assert ran.code == 0
+    lines = dict(line.split(maxsplit=1) for line in ran.out.splitlines())
+    assert lines["prompt"] == "a wolf"
+    assert lines["seed"] == "7"
+    assert lines["model"] == "miniature"
+    assert "prompt_2" not in lines
+    data = json.loads(run("info", "a.png", "--json").out)
+    assert data["program"] == "overpaint"
+    assert data["record"]["input_sha256"] == images.picture("fox.png").sha256
+
+
+def test_info_shows_what_cannot_be_carried_over(loader: Loader, run: Any):
+    exif = Image.Exif()
+    text = "x\nSteps: 12, Sampler: Restart, Seed: 4"
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+    Image.new("RGB", (8, 8)).save("a.jpg", exif=exif)
+    assert "note: left out: there is no sampler 'Restart' here." in run("info", "a.jpg").out
+
+
+def test_models_are_listed(run: Any):
+    assert "miniature" in run("models", "list").out
+    rows = json.loads(run("models", "list", "--json").out)
+    assert {"name", "family", "licence", "repository", "path"} == set(rows[0])
+
+
+def test_doctor_says_something(run: Any):
+    ran = run("doctor")
+    assert ran.code == 0
+    assert "torch" in ran.out
+
+
+def test_version(run: Any):
+    assert run("--version") == Ran(0, f"overpaint {overpaint.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [[], ["edit"], ["create"], ["sweep"], ["info"], ["models"]])
+def test_help_is_given(command: list[str], run: Any):
+    ran = run(*command, "--help")
+    assert ran.code == 0
+    assert "Usage: overpaint" in ran.out
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys\nfrom overpaint.cli.main import main\n"
+        "try:\n    main(['edit', '--help'])\n"
+        "except SystemExit:\n"
+        "    sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert ran.returncode == 0, ran.stderr

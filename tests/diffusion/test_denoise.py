@@ -1,0 +1,175 @@
+"""The loop: unlike trajectories in one step, each as if it were alone."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from overpaint.diffusion.denoise import Row, Trajectory, step
+from overpaint.diffusion.plan import Plan, plan
+from overpaint.models.model import Model
+from overpaint.names import SAMPLERS, SCHEDULES
+from overpaint.request import Picture, Request
+from tests.tiny import tiny_model
+
+SAME = 1e-5
+"""How far a batched latent may be from its solo run, relative to its size: rounding of fp32."""
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
+
+
+def picture(colour: str) -> Picture:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((128, 128)).convert("RGB").rotate(30, fillcolor=colour).save(
+        buffer, "PNG"
+    )
+    return Picture(data=buffer.getvalue())
+
+
+PICTURES = {colour: picture(colour) for colour in ("red", "blue")}
+
+
+def run(plans: Sequence[Plan], arrivals: Sequence[int] | None = None) -> list[torch.Tensor]:
+    """All plans together; plan i joins after `arrivals[i]` steps of the others."""
+    waiting = sorted(zip(arrivals or [0] * len(plans), range(len(plans)), strict=True))
+    trajectories: dict[int, Trajectory] = {}
+    tick = 0
+    while waiting or any(not t.done for t in trajectories.values()):
+        while waiting and (waiting[0][0] <= tick or all(t.done for t in trajectories.values())):
+            index = waiting.pop(0)[1]
+            trajectories[index] = Trajectory(plans[index])
+        if live := [t for t in trajectories.values() if not t.done]:
+            step(live)
+        tick += 1
+    latents = [trajectories[i].latent for i in range(len(plans))]
+    return [latent for latent in latents if latent is not None]
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1))
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    """Anything that may share a step: one latent shape, everything else as it comes."""
+    fields: dict[str, Any] = {
+        "prompt": draw(
+            st.sampled_from(
+                [
+                    "a red house",
+                    "(a blue cat:1.3) on a green background",
+                    "neon art BREAK a tree",
+                    "a photo of a dog, " * 20,
+                ]
+            )
+        ),
+        "negative_prompt": draw(st.sampled_from(["", "black", "a drawing, " * 30])),
+        "sampler": draw(st.sampled_from(sorted(SAMPLERS))),
+        "schedule": draw(st.sampled_from(sorted(SCHEDULES))),
+        "num_inference_steps": draw(st.integers(1, 5)),
+        "guidance_scale": draw(st.sampled_from([0.0, 1.0, 3.0, 7.5])),
+        "guidance_rescale": draw(st.sampled_from([0.0, 0.7])),
+        "guidance_interval": draw(st.sampled_from([(0.0, 1.0), (0.2, 0.7)])),
+        "clip_skip": draw(st.integers(0, 1)),
+        "seed": draw(st.integers(0, 2**32)),
+        "crops_coords_top_left": draw(st.sampled_from([(0, 0), (16, 40)])),
+        "negative_original_size": draw(st.sampled_from([None, (64, 64)])),
+    }
+    if draw(st.booleans()):
+        fields["image"] = PICTURES[draw(st.sampled_from(sorted(PICTURES)))]
+        fields["strength"] = draw(st.sampled_from([0.25, 0.5, 0.8, 1.0]))
+    return Request(**fields)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_batched_equals_solo(model: Model, data: st.DataObject) -> None:
+    mix = data.draw(st.lists(requests(), min_size=2, max_size=4))
+    arrivals = data.draw(
+        st.lists(st.integers(0, 4), min_size=len(mix), max_size=len(mix)), label="arrivals"
+    )
+    plans = [plan(request, model).plans[0] for request in mix]
+    together = run(plans, arrivals)
+    for own, joint in zip(plans, together, strict=True):
+        assert difference(joint, run([own])[0]) <= SAME
+
+
+def test_a_step_calls_the_network_once_with_the_rows_that_are_needed(model: Model) -> None:
+    calls: list[int] = []
+
+    class Counting:
+        def __init__(self, plan: Plan):
+            self.network = plan.network
+            self.schedule = plan.network.schedule
+            self.device = plan.network.device
+
+        def predict(self, rows: Sequence[Row]) -> torch.Tensor:
+            calls.append(len(rows))
+            return self.network.predict(rows)
+
+        def denoised(self, x: torch.Tensor, sigma: float, prediction: torch.Tensor) -> torch.Tensor:
+            return self.network.denoised(x, sigma, prediction)
+
+    plans = [
+        plan(Request(prompt="a cat", num_inference_steps=3, sampler=s, guidance_scale=g), model)
+        for s, g in (("euler", 5.0), ("heun", 1.0), ("dpmpp_2m", 5.0))
+    ]
+    network = Counting(plans[0].plans[0])
+    run([replace(p.plans[0], network=network) for p in plans])
+    assert calls == [5, 5, 5, 1, 1]
+
+
+def test_a_plan_may_be_run_again(model: Model) -> None:
+    (own,) = plan(Request(prompt="a cat", sampler="euler_a", num_inference_steps=4), model).plans
+    assert torch.equal(run([own])[0], run([own])[0])
+
+
+def test_image_k_of_n_equals_it_alone(model: Model) -> None:
+    fields: dict[str, Any] = {"prompt": "a dog", "num_inference_steps": 3, "sampler": "dpmpp_sde"}
+    fields["image"] = PICTURES["red"]
+    many = run(plan(Request(seed=7, num_images=3, **fields), model).plans)
+    for k, latent in enumerate(many):
+        (alone,) = run(plan(Request(seed=7 + k, **fields), model).plans)
+        assert difference(latent, alone) <= SAME
+
+
+def test_the_same_seed_gives_the_same_latent_whatever_ran_before(model: Model) -> None:
+    request = Request(prompt="a dog", seed=3, num_inference_steps=3, image=PICTURES["red"])
+    before = run(plan(request, model).plans)[0]
+    run(plan(Request(prompt="a cat", seed=4, num_inference_steps=2), model).plans)
+    assert torch.equal(run(plan(request, model).plans)[0], before)
+    assert torch.equal(run(plan(request, tiny_model()).plans)[0], before)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_denoised_inverts_the_training_target(prediction: Any) -> None:
+    network = plan(Request(), tiny_model(prediction=prediction)).plans[0].network
+    x0, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    sigma = 1.7
+    alpha = (sigma**2 + 1) ** -0.5
+    target = {
+        "epsilon": noise,
+        "v_prediction": alpha * noise - alpha * sigma * x0,
+        "sample": x0,
+    }[prediction]
+    torch.testing.assert_close(network.denoised(x0 + sigma * noise, sigma, target), x0)
+
+
+def test_progress_counts_steps(model: Model) -> None:
+    (own,) = plan(Request(sampler="heun", num_inference_steps=4), model).plans
+    trajectory = Trajectory(own)
+    seen: list[int] = [trajectory.steps_done]
+    while not trajectory.done:
+        step([trajectory])
+        seen.append(trajectory.steps_done)
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0, 4)

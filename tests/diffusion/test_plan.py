@@ -1,0 +1,119 @@
+"""From request to plan: sizes, noise levels, conditioning, notices."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from overpaint import images
+from overpaint.diffusion.plan import plan
+from overpaint.errors import RequestError
+from overpaint.models.model import Model
+from overpaint.request import Request
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
+
+
+def picture(width: int = 128, height: int = 128) -> Any:
+    return images.picture(Image.linear_gradient("L").resize((width, height)).convert("RGB"))
+
+
+def test_text_to_image_starts_from_pure_noise(model: Model) -> None:
+    (own,) = plan(Request(seed=5), model).plans
+    expected = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(5))
+    start = own.start(own.noise())
+    torch.testing.assert_close(start, expected * (own.sigmas[0] ** 2 + 1) ** 0.5)
+    assert own.init is None
+
+
+def test_image_to_image_starts_from_the_noised_posterior(model: Model) -> None:
+    (own,) = plan(Request(image=picture(), strength=0.5, seed=5), model).plans
+    assert own.init is not None
+    generator = torch.Generator().manual_seed(5)
+    sample, noise = (torch.randn((1, 4, 16, 16), generator=generator) for _ in range(2))
+    expected = own.init.mean + own.init.std * sample + own.sigmas[0] * noise
+    torch.testing.assert_close(own.start(own.noise()), expected)
+
+
+def test_strength_one_forgets_the_picture(model: Model) -> None:
+    (own,) = plan(Request(image=picture(), strength=1.0, seed=5), model).plans
+    (free,) = plan(Request(seed=5), model).plans
+    assert torch.equal(own.start(own.noise()), free.start(free.noise()))
+    assert own.sigmas == free.sigmas
+
+
+def test_strength_zero_has_nothing_to_paint(model: Model) -> None:
+    planned = plan(Request(image=picture(), strength=0.0), model)
+    assert planned.plans == ()
+    assert planned.source is not None
+
+
+@pytest.mark.parametrize(
+    ("mode", "strength", "steps", "expected"),
+    [("exact", 0.3, 20, 20), ("truncate", 0.3, 20, 6), ("truncate", 0.29, 100, 28)],
+)
+def test_steps_that_run(
+    model: Model, mode: Any, strength: float, steps: int, expected: int
+) -> None:
+    request = Request(image=picture(), strength=strength, num_inference_steps=steps, steps=mode)
+    assert plan(request, model).plans[0].steps == expected
+
+
+def test_more_strength_is_more_noise(model: Model) -> None:
+    starts = [
+        plan(Request(image=picture(), strength=s / 10), model).plans[0].sigmas[0]
+        for s in range(1, 11)
+    ]
+    assert starts == sorted(set(starts))
+
+
+def test_pictures_of_a_request_differ_in_seed_alone(model: Model) -> None:
+    plans = plan(Request(seed=9, num_images=3), model).plans
+    assert [own.seed for own in plans] == [9, 10, 11]
+    assert len({id(own.positive) for own in plans}) == 1
+
+
+def test_no_second_row_without_guidance(model: Model) -> None:
+    assert plan(Request(guidance_scale=1.0), model).plans[0].negative is None
+    assert plan(Request(guidance_interval=(0.5, 0.5)), model).plans[0].negative is None
+    assert plan(Request(guidance_scale=2.0), model).plans[0].negative is not None
+
+
+def test_size_ids_are_height_first_fp32_and_exact(model: Model) -> None:
+    request = Request(
+        width=144,
+        height=128,
+        original_size=(1365, 301),
+        crops_coords_top_left=(3, 5),
+        negative_crops_coords_top_left=(7, 9),
+    )
+    (own,) = plan(request, model).plans
+    assert own.negative is not None
+    assert own.positive.size_ids.dtype == torch.float32
+    assert own.positive.size_ids.tolist() == [[1365, 301, 3, 5, 128, 144]]
+    assert own.negative.size_ids.tolist() == [[1365, 301, 7, 9, 128, 144]]
+    assert own.shape == (4, 16, 18)
+
+
+def test_sizes_outside_the_trained_range_are_said_aloud(model: Model) -> None:
+    assert not plan(Request(), model).notices
+    (notice,) = plan(Request(width=64, height=64), model).notices
+    assert "64x64" in notice
+    with pytest.raises(RequestError, match="width: 24"):
+        plan(Request(width=24, height=128), model)
+
+
+def test_a_negative_prompt_without_guidance_is_said_aloud(model: Model) -> None:
+    (notice,) = plan(Request(negative_prompt="a cat", guidance_scale=1.0), model).notices
+    assert "negative_prompt" in notice
+
+
+def test_the_picture_is_encoded_once(model: Model) -> None:
+    request = Request(image=picture(), strength=0.5, seed=1)
+    first = plan(request, model).plans[0].init
+    assert plan(request.model_copy(update={"seed": 2}), model).plans[0].init is first

@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from miniature import unet, vae
+from miniature.common import Trainee, averaged_weights, cosine, write_tensors
+from miniature.data import SHAPES, draw_view, render_view
+from miniature.judge import HEADS, Judge, truth
+from miniature.measure import fit
+from miniature.sample import karras
+from miniature.scenes import draw_scene
+
+
+def test_the_rate_warms_up_and_falls_to_its_floor():
+    shares = [cosine(step, 1000, warmup=100) for step in range(1000)]
+    assert shares[99] == max(shares) == 1
+    assert shares == sorted(shares[:100]) + sorted(shares[100:], reverse=True)
+    assert shares[-1] == pytest.approx(0.01, abs=1e-4)
+
+
+def _step(trainee: Trainee, seed: int) -> None:
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(seed))
+    trainee.update(trainee.module(x).square().mean(), 1.0)
+
+
+def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path):
+    def fresh() -> Trainee:
+        torch.manual_seed(0)
+        return Trainee(torch.nn.Linear(3, 2), rate=0.1)
+
+    whole, part = fresh(), fresh()
+    for seed in range(6):
+        _step(whole, seed)
+    for seed in range(3):
+        _step(part, seed)
+    part.save(tmp_path / "state.safetensors")
+    resumed = fresh()
+    resumed.load(tmp_path / "state.safetensors")
+    for seed in range(3, 6):
+        _step(resumed, seed)
+    assert resumed.step == whole.step == 6
+    for a, b in zip(resumed.averaged.parameters(), whole.averaged.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(capsys: pytest.CaptureFixture[str]):
+    trainee = Trainee(torch.nn.Linear(3, 2), rate=0.1)
+    before = trainee.module.state_dict()["weight"].clone()
+    trainee.update(trainee.module(torch.full((1, 3), torch.inf)).sum() * 0, 1.0)
+    assert torch.equal(trainee.module.state_dict()["weight"], before)
+    assert "not finite" in capsys.readouterr().out
+
+
+def test_min_snr_weights():
+    alphas = torch.tensor([0.9999, 5 / 6, 0.5])  # signal-to-noise of 9999, 5 and 1
+    torch.testing.assert_close(unet.min_snr_weight(alphas), torch.tensor([5 / 9999, 1, 1]))
+
+
+def test_size_ids_say_where_a_crop_was_cut():
+    cropped = [v for v in map(draw_view, range(200)) if (v.scene.height, v.scene.width) != (v.height, v.width)]  # fmt: skip
+    assert 5 < len(cropped) < 40
+    for view in cropped:
+        height, width, top, left, *target = view.time_ids
+        assert target == [128, 128]
+        assert top + 128 <= height
+        assert left + 128 <= width
+        assert render_view(view).shape == (128, 128, 3)
+    assert {(v.height, v.width) for v in map(draw_view, range(400))} == set(SHAPES)
+
+
+def test_a_batch_is_a_function_of_its_step(tmp_path: Path):
+    seeds = [s for s in range(60) if (draw_view(s).height, draw_view(s).width) == (128, 128)]
+    moments = torch.randn(len(seeds), 4, 16, 16).half()
+    write_tensors(
+        tmp_path / "0.safetensors",
+        {
+            "mean.128x128": moments,
+            "std.128x128": moments.abs(),
+            "seed.128x128": torch.tensor(seeds),
+        },
+    )
+    found = unet.buckets(tmp_path)
+    first, again, other = (unet.draw_batch(found, 2.0, 1, step) for step in (5, 5, 6))
+    assert first.captions == again.captions != other.captions
+    assert torch.equal(first.latents, again.latents)
+    assert first.latents.shape == (unet.BATCH, 4, 16, 16)
+    assert first.time_ids.shape == (unet.BATCH, 6)
+
+
+def test_folding_brings_latents_to_unit_variance_and_changes_no_picture(tmp_path: Path):
+    trainee = Trainee(vae.build(2), rate=0.1)
+    trainee.save(tmp_path / "vae.safetensors")
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    plain = vae.build(2).eval()
+    plain.load_state_dict(averaged_weights(tmp_path / "vae.safetensors"))
+    folded = vae.finish(tmp_path / "vae.safetensors", pictures)
+    x = vae.to_tensor(pictures)
+    with torch.no_grad():
+        latents = folded.encode(x).latent_dist.mean * folded.config.scaling_factor
+        before, after = (m.decode(m.encode(x).latent_dist.mean).sample for m in (plain, folded))
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-2, rtol=0)
+    torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-3)
+
+
+def test_pictures_survive_the_way_to_tensors_and_back():
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    assert (vae.to_pictures(vae.to_tensor(pictures)) == pictures).all()
+
+
+def test_a_judge_reads_one_verdict_a_picture():
+    verdicts = Judge().eval().read(np.zeros((3, 128, 128, 3), np.uint8))
+    assert len(verdicts) == 3
+    assert all(v.style in HEADS["style"] for v in verdicts)
+    assert all(len(v.objects) == (1 if v.layout == "one" else 2) for v in verdicts)
+
+
+def test_fit_counts_what_is_there():
+    scene = draw_scene(np.random.default_rng(1), two=True)
+    other = draw_scene(np.random.default_rng(2), two=True)
+    assert fit(truth(scene), truth(scene)) == 1
+    assert fit(truth(other), truth(scene)) < 1
+
+
+def test_karras_sigmas_fall_from_the_highest_to_nothing():
+    sigmas = karras(10, 0.03, 14.6)
+    assert sigmas[0] == pytest.approx(14.6, rel=1e-4)
+    assert sigmas[-2] == pytest.approx(0.03, rel=1e-3)
+    assert sigmas[-1] == 0
+    assert (sigmas[1:] < sigmas[:-1]).all()

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from overpaint.errors import DeviceError, RequestError
+from overpaint.models import devices
+from overpaint.models.devices import Placement, place
+
+CPU = torch.device("cpu")
+HALF, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "small", "expected"),
+    [
+        ("auto", True, (FP32, FP32)),
+        ("auto", False, (BF16, BF16)),
+        ("bf16", True, (BF16, BF16)),
+        ("float32", False, (FP32, FP32)),
+        ("fp16", False, (HALF, BF16)),
+    ],
+)
+def test_on_the_cpu(dtype: str, small: bool, expected: tuple[torch.dtype, torch.dtype]):
+    assert place("cpu", dtype, None, small=small) == Placement(CPU, *expected)
+
+
+def test_the_vae_is_fp16_only_when_asked():
+    assert place("cpu", "bf16", "fp16", small=False).vae_dtype == HALF
+
+
+def test_a_device_without_bf16(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices, "available", lambda: [torch.device("cuda", 0), CPU])
+    monkeypatch.setattr(devices, "computes_bf16", lambda device: False)  # pyright: ignore[reportUnknownLambdaType]
+    cuda = Placement(torch.device("cuda", 0), HALF, FP32)
+    assert place("auto", "auto", None, small=False) == cuda
+    assert place("cuda", "auto", None, small=True) == cuda
+    assert place("cuda:0", "auto", None, small=True) == cuda
+    with pytest.raises(DeviceError, match=r"no device 'cuda:1'; it has cuda:0, cpu"):
+        place("cuda:1", "auto", None, small=True)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cudaa", "meta", "cuda:x", ""])
+def test_unknown_device(name: str):
+    with pytest.raises(RequestError, match="unknown device") as caught:
+        place(name, "auto", None, small=False)
+    assert caught.value.field == "device"
+
+
+def test_unknown_dtype():
+    with pytest.raises(RequestError, match=r"unknown dtype 'bf61'.*Did you mean bf16"):
+        place("cpu", "bf61", None, small=False)
+    with pytest.raises(RequestError, match="vae_dtype"):
+        place("cpu", "auto", "int8", small=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_device_that_this_machine_lacks():
+    with pytest.raises(DeviceError, match="no device 'cuda'; it has"):
+        place("cuda", "auto", None, small=False)

@@ -1,0 +1,165 @@
+"""Our blocks against diffusers' on the same weights: whole tiny UNets, and a control net."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from overpaint.errors import CheckpointError
+from overpaint.nn.attention import Context
+from overpaint.nn.blocks import install
+from overpaint.nn.packed import pack
+from tests.tiny import POOLED, UNET, WIDTHS
+
+
+def unet(**config: Any) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**{**UNET, **config}).eval().requires_grad_(False)
+
+
+def inputs(rows: int, shape: tuple[int, int] = (16, 16)) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "sample": torch.randn(rows, 4, *shape, generator=generator),
+        "timestep": torch.linspace(900, 100, rows),
+        "added_cond_kwargs": {
+            "text_embeds": torch.randn(rows, POOLED, generator=generator),
+            "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]] * rows),
+        },
+        "return_dict": False,
+    }
+
+
+def prompt(seed: int, length: int = 77) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, length, sum(WIDTHS), generator=generator)
+
+
+def row(all_rows: dict[str, Any], i: int) -> dict[str, Any]:
+    return {
+        **all_rows,
+        "sample": all_rows["sample"][i : i + 1],
+        "timestep": all_rows["timestep"][i : i + 1],
+        "added_cond_kwargs": {
+            name: value[i : i + 1] for name, value in all_rows["added_cond_kwargs"].items()
+        },
+    }
+
+
+@pytest.fixture(scope="module", params=["installed", "packed"])
+def pair(request: pytest.FixtureRequest) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
+    """diffusers' own, with the processor that spells attention out, and ours."""
+    reference, ours = unet(), unet()
+    reference.set_attn_processor(AttnProcessor())
+    install(ours)
+    if request.param == "packed":
+        pack(ours)
+    return reference, ours
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (12, 20)])
+def test_as_diffusers(
+    pair: tuple[UNet2DConditionModel, UNet2DConditionModel], shape: tuple[int, int]
+) -> None:
+    reference, ours = pair
+    rows, tokens = inputs(2, shape), torch.cat([prompt(1), prompt(2)])
+    expected = reference(encoder_hidden_states=tokens, **rows)[0]
+    from_tokens = ours(encoder_hidden_states=tokens, **rows)[0]
+    from_context = ours(encoder_hidden_states=Context(tokens), **rows)[0]
+    assert (from_tokens - expected).abs().max() < 1e-5
+    assert torch.equal(from_context, from_tokens)
+
+
+@pytest.mark.parametrize("lengths", [(77, 77, 77), (77, 154, 77)])
+def test_batched_is_as_solo(
+    pair: tuple[UNet2DConditionModel, UNet2DConditionModel], lengths: tuple[int, ...]
+) -> None:
+    _, ours = pair
+    rows = inputs(len(lengths))
+    contexts = [Context(prompt(i, length)) for i, length in enumerate(lengths)]
+    stacked = Context.stack(contexts)
+    together = ours(encoder_hidden_states=stacked, **rows)[0]
+    alone = torch.cat(
+        [ours(encoder_hidden_states=c, **row(rows, i))[0] for i, c in enumerate(contexts)]
+    )
+    assert (together - alone).abs().max() < 1e-5
+
+
+def test_parameters_keep_their_names() -> None:
+    ours = unet()
+    names = set(ours.state_dict())
+    install(ours)
+    assert set(ours.state_dict()) == names
+
+
+def test_install_again_changes_nothing() -> None:
+    ours = unet()
+    install(ours)
+    blocks = dict(ours.named_modules())
+    install(ours)
+    assert dict(ours.named_modules()) == blocks
+
+
+def test_channels_last_stays() -> None:
+    ours = unet()
+    ours.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] stub gap
+    install(ours)
+    formats: list[bool] = []
+
+    def note(_module: nn.Module, _args: Any, out: Tensor | tuple[Tensor]) -> None:
+        out = out[0] if isinstance(out, tuple) else out
+        formats.append(out.is_contiguous(memory_format=torch.channels_last))
+
+    for name, module in ours.named_modules():
+        if name.endswith(("resnets.0", "attentions.0")):
+            module.register_forward_hook(note)
+    ours(encoder_hidden_states=prompt(1), **inputs(1))
+    assert formats
+    assert all(formats)
+
+
+def test_a_control_net_reads_the_same_context() -> None:
+    shared = {
+        name: UNET[name]
+        for name in UNET
+        if name not in {"sample_size", "up_block_types", "layers_per_block"}
+    }
+    torch.manual_seed(0)
+    net = ControlNetModel(**shared, layers_per_block=1).eval().requires_grad_(False)
+    ours = copy.deepcopy(net)
+    install(ours)
+    rows, tokens = inputs(1), prompt(1)
+    hint = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
+    expected, _ = net(encoder_hidden_states=tokens, controlnet_cond=hint, **rows)
+    got, _ = ours(encoder_hidden_states=Context(tokens), controlnet_cond=hint, **rows)
+    for a, b in zip(got, expected, strict=True):
+        assert (a - b).abs().max() < 1e-5
+
+
+def test_masks_are_refused() -> None:
+    ours = unet()
+    install(ours)
+    with pytest.raises(ValueError, match="encoder_attention_mask"):
+        ours(encoder_hidden_states=prompt(1), encoder_attention_mask=torch.ones(1, 77), **inputs(1))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"resnet_time_scale_shift": "scale_shift"},
+            r"down_blocks\.0\.resnets\.0: .*time_embedding_norm",
+        ),
+        ({"use_linear_projection": False}, "use_linear_projection"),
+        ({"only_cross_attention": True}, "only_cross_attention"),
+        ({"upcast_attention": True}, "upcast_attention"),
+    ],
+)
+def test_other_networks_are_refused_by_name(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        install(unet(**config))

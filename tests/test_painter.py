@@ -1,0 +1,148 @@
+"""The library's face, on a tiny random model."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import overpaint
+from overpaint.errors import DeviceError, PictureError, RequestError
+from overpaint.events import Event, Finished, Notice, Preview, Step
+from overpaint.painter import Painter
+from overpaint.request import Request
+from tests.tiny import tiny_model
+
+SKETCH = Image.linear_gradient("L").rotate(30).resize((160, 128)).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def painter() -> Painter:
+    return Painter(tiny_model())
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_edit_keeps_the_aspect_at_the_native_area(painter: Painter) -> None:
+    result = painter.edit(SKETCH, "a red house", num_inference_steps=2, seed=1)
+    (image,) = result.images
+    assert image.size == (144, 112)
+    assert image.mode == "RGB"
+    assert result.seeds == (1,)
+
+
+def test_strength_zero_returns_the_picture(painter: Painter) -> None:
+    result = painter.edit(SKETCH, "a red house", strength=0.0, size="keep", num_images=2)
+    assert len(result.images) == 2
+    assert all(same(image, SKETCH) for image in result.images)
+
+
+def test_image_k_of_n_is_the_picture_of_seed_plus_k(painter: Painter) -> None:
+    fields: dict[str, Any] = {"num_inference_steps": 2, "sampler": "euler_a"}
+    many = painter.create("a cat", seed=3, num_images=3, **fields)
+    assert many.seeds == (3, 4, 5)
+    alone = painter.create("a cat", seed=5, **fields)
+    difference = np.asarray(many.images[2], int) - np.asarray(alone.images[0], int)
+    assert np.abs(difference).max() <= 1  # rounding of fp32, then of 8 bits
+
+
+def test_many_pictures_are_made_in_groups(
+    painter: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = painter.create("a cat", seed=3, num_images=3, num_inference_steps=2)
+    monkeypatch.setattr("overpaint.painter.BATCH_CELLS", 2 * 16 * 16)
+    events = list(
+        painter.stream(Request(prompt="a cat", seed=3, num_images=3, num_inference_steps=2))
+    )
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [step.done for step in steps] == [2, 4, 5, 6]
+    assert {step.total for step in steps} == {6}
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    for a, b in zip(finished.images, whole.images, strict=True):
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+
+
+def test_previews_approach_the_picture(painter: Painter) -> None:
+    request = Request(prompt="a cat", num_inference_steps=6, num_images=2)
+    events = list(painter.stream(request, preview_every=2))
+    previews = [event for event in events if isinstance(event, Preview)]
+    assert [preview.index for preview in previews] == [0, 1, 0, 1]
+    assert {preview.image.size for preview in previews} == {(16, 16)}
+
+
+def test_a_stream_can_be_left_and_the_painter_goes_on(painter: Painter) -> None:
+    before = painter.create("a dog", seed=1, num_inference_steps=2)
+    stream = painter.stream(Request(prompt="a cat", num_inference_steps=5))
+    next(stream)
+    stream.close()
+    after = painter.create("a dog", seed=1, num_inference_steps=2)
+    assert same(before.images[0], after.images[0])
+
+
+def test_notices_reach_the_result(painter: Painter) -> None:
+    result = painter.create("a cat", width=64, height=64, num_inference_steps=1)
+    assert any("64x64" in notice for notice in result.notices)
+
+
+def test_metadata_says_how_the_picture_was_made(painter: Painter) -> None:
+    result = painter.edit(SKETCH, "a cat", seed=4, num_images=2, num_inference_steps=1)
+    record = result.metadata[1]
+    assert record["seed"] == 5
+    assert record["request"]["prompt"] == "a cat"
+    assert record["model"]["sha256"] == painter.model.sha256
+    assert record["versions"]["torch"].startswith("2.")
+
+
+def test_an_overflowing_half_precision_vae_is_run_again_in_fp32() -> None:
+    model = tiny_model()
+    model.vae.to(dtype=torch.float16)
+    decode = model.vae.decode
+    tried: list[torch.dtype] = []
+
+    def overflowing(latent: torch.Tensor, **options: Any) -> Any:
+        tried.append(latent.dtype)
+        (pixels,) = decode(latent.float().to(model.vae.dtype), **options)
+        return (pixels * float("inf") if latent.dtype == torch.float16 else pixels,)
+
+    model.vae.decode = overflowing
+    result = Painter(model).create("a cat", num_inference_steps=1)
+    assert tried == [torch.float16, torch.float32]
+    assert np.asarray(result.images[0]).std() > 1
+    assert any("fp32" in notice for notice in result.notices)
+    assert model.vae.dtype == torch.float16  # the next picture must not depend on this one
+
+
+def test_numbers_that_are_not_finite_are_an_error() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(DeviceError, match="not finite"):
+        Painter(model).create("a cat", num_inference_steps=1)
+
+
+def test_bad_input_is_named(painter: Painter, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="strength: 1.1"):
+        painter.edit(SKETCH, "a cat", strength=1.1)
+    with pytest.raises(RequestError, match="no such field"):
+        painter.create("a cat", strenth=1.0)
+    with pytest.raises(PictureError, match="folder"):
+        painter.edit(tmp_path, "a cat")
+
+
+def test_the_public_surface() -> None:
+    assert sorted(overpaint.__all__) == [
+        "OverpaintError",
+        "Painter",
+        "Picture",
+        "Request",
+        "Result",
+        "__version__",
+        "load",
+    ]
+    assert all(getattr(overpaint, name) for name in overpaint.__all__)
+    assert {Notice, Step, Preview, Finished} == set(get_args(Event))

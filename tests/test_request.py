@@ -1,0 +1,169 @@
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from overpaint.errors import RequestError
+from overpaint.names import SAMPLERS, SCHEDULES
+from overpaint.request import DEFAULT_STRENGTH, LARGEST_SEED, Picture, Request
+
+IMAGE = Picture(data=b"\x89PNG, or so it says\xff\x00")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("strength", 1.1, "1.1 is out of range; allowed is 0 to 1"),
+        ("strength", -0.1, "allowed is 0 to 1"),
+        ("strength", float("nan"), "nan is not finite; allowed is 0 to 1"),
+        ("strength", float("inf"), "inf is not finite; allowed is 0 to 1"),
+        ("strength", "0.5", "'0.5'"),
+        ("strength", True, "True"),
+        ("num_inference_steps", 0, "0 is out of range; allowed is 1 to 1000"),
+        ("num_inference_steps", 10**9, "1000000000 is out of range; allowed is 1 to 1000"),
+        ("num_inference_steps", 1.5, "1.5"),
+        ("guidance_scale", 1e308, "allowed is 0 to 50"),
+        ("guidance_scale", 0.5, "guides backwards"),
+        ("guidance_scale", float("nan"), "not finite"),
+        ("guidance_rescale", 2.0, "allowed is 0 to 1"),
+        ("guidance_interval", (0.9, 0.1), "ends before it starts"),
+        ("width", 1023, "1023 is not a multiple of 8; the nearest are 1016 and 1024"),
+        ("height", 100_000, "allowed is 8 to 8192"),
+        ("width", 0, "allowed is 8 to 8192"),
+        ("size", "big", "'native' or 'keep'"),
+        ("fit", "crop", "'cover', 'contain' or 'stretch'"),
+        ("sampler", "dpmp_2m", "Did you mean dpmpp_2m"),
+        ("sampler", "__class__", "unknown sampler"),
+        ("sampler", 3, "3"),
+        ("schedule", "karas", "Did you mean karras"),
+        ("seed", -1, f"allowed is 0 to {LARGEST_SEED}"),
+        ("seed", 2**64, f"allowed is 0 to {LARGEST_SEED}"),
+        ("num_images", 10**6, "allowed is 1 to 64"),
+        ("clip_skip", 12, "allowed is 0 to 11"),
+        ("steps", "some", "'exact' or 'truncate'"),
+        ("prompt", "x" * 100_001, "100000 characters"),
+        ("prompt", "\ud800", "valid string"),
+        ("prompt", None, "None"),
+        ("image", "photo.png", "'photo.png'"),
+        ("stength", 0.5, "no such field. Did you mean strength"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_field_and_value(field: str, value: Any, words: str):
+    fields: dict[str, Any] = {"image": IMAGE, field: value}
+    with pytest.raises(RequestError) as refused:
+        Request(**fields)
+    assert refused.value.field == field
+    assert words in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("field", ["guidance_interval", "crops_coords_top_left"])
+def test_a_wrong_part_of_a_tuple_is_named_with_its_place(field: str):
+    with pytest.raises(RequestError, match=rf"^{field}\.1: -1 is out of range; allowed is 0 to"):
+        Request.model_validate({field: (0, -1)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"strength": 0.5}, "strength"),
+        ({"fit": "cover"}, "fit"),
+        ({"size": "keep"}, "size"),
+        ({"image": IMAGE, "size": "keep", "width": 512}, "size"),
+        ({"seed": LARGEST_SEED, "num_images": 2}, "seed"),
+        ({"sampler": "DPM++ 2M Karras", "schedule": "beta"}, "schedule"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], field: str):
+    with pytest.raises(RequestError) as refused:
+        Request.model_validate(fields)
+    assert refused.value.field == field
+
+
+def test_every_problem_is_named_at_once():
+    with pytest.raises(RequestError, match=r"num_inference_steps.*guidance_scale"):
+        Request(num_inference_steps=0, guidance_scale=99.0)
+
+
+def test_an_empty_request_is_a_request():
+    assert Request().prompt == ""
+
+
+def test_an_image_brings_its_defaults():
+    request = Request(image=IMAGE)
+    assert (request.strength, request.fit) == (DEFAULT_STRENGTH, "cover")
+    assert Request().strength is None
+
+
+def test_sampler_names_are_spelled_our_way():
+    request = Request(sampler="DPM++ 3M SDE Exponential")
+    assert (request.sampler, request.schedule) == ("dpmpp_3m_sde", "exponential")
+    assert Request(sampler="K_EULER").schedule == Request().schedule
+
+
+def test_seeds_are_drawn_at_random():
+    assert len({Request().seed for _ in range(20)}) == 20
+
+
+def test_requests_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        Request().seed = 3  # pyright: ignore[reportAttributeAccessIssue]  (that is the test)
+
+
+@pytest.mark.parametrize(
+    ("fields", "guided"),
+    [
+        ({}, True),
+        ({"guidance_scale": 1.0}, False),
+        ({"guidance_scale": 0.0}, False),
+        ({"guidance_interval": (0.3, 0.3)}, False),
+    ],
+)
+def test_guidance_off_needs_no_second_row(fields: dict[str, Any], guided: bool):
+    assert Request.model_validate(fields).guided is guided
+
+
+pairs = st.tuples(st.integers(0, 16384), st.integers(0, 16384))
+requests = st.fixed_dictionaries(
+    {"prompt": st.text(), "seed": st.integers(0, 2**63 - 65)},
+    optional={
+        "prompt_2": st.none() | st.text(),
+        "negative_prompt": st.text(),
+        "image": st.builds(Picture, data=st.binary(min_size=1)),
+        "width": st.none() | st.integers(1, 1024).map(lambda side: side * 8),
+        "num_inference_steps": st.integers(1, 1000),
+        "steps": st.sampled_from(["exact", "truncate"]),
+        "guidance_scale": st.floats(1, 50),
+        "guidance_interval": st.tuples(st.floats(0, 0.5), st.floats(0.5, 1)),
+        "sampler": st.sampled_from(list(SAMPLERS)),
+        "schedule": st.sampled_from(list(SCHEDULES)),
+        "num_images": st.integers(1, 64),
+        "original_size": st.none() | pairs,
+        "crops_coords_top_left": pairs,
+    },
+).map(Request.model_validate)
+
+
+@given(requests)
+def test_requests_can_be_stored_as_json(request: Request):
+    assert Request.model_validate_json(request.model_dump_json()) == request
+    assert Request.model_validate(json.loads(request.model_dump_json())) == request
+
+
+def test_pictures_are_equal_by_content_and_do_not_print_it():
+    assert Picture(data=b"a") == Picture(data=b"a") != Picture(data=b"b")
+    assert Picture(data=b"a").sha256.startswith("ca978112")
+    assert len(repr(Picture(data=b"a" * 1000))) < 50
+
+
+def test_requests_and_pictures_need_no_torch():
+    code = (
+        "import sys, overpaint.events, overpaint.metadata, overpaint.request; "
+        "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
