@@ -22,7 +22,7 @@ from .family import LENGTH, Painter, Tokenizers, noise_schedule
 from .scenes import caption
 from .vae import to_tensor
 
-BATCH = 48  # of native pictures; other shapes keep the number of latent pixels
+BATCH = 32  # of native pictures; other shapes keep the number of latent pixels
 DROPOUT = 0.1
 MIN_SNR = 5.0
 RATE = 1e-3

@@ -91,6 +91,13 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path):
         images.picture("a\0b")
 
 
+def test_a_huge_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "LARGEST_BYTES", 1000)
+    (tmp_path / "huge.png").write_bytes(bytes(1001))
+    with pytest.raises(PictureError, match=r"huge\.png is larger than 1,000 bytes"):
+        images.picture(tmp_path / "huge.png")
+
+
 def test_a_bomb_costs_no_memory():
     before = peak_memory()
     assert len(bomb()) < 1100

@@ -174,7 +174,7 @@ _INVOKEAI = {
     "strength": "strength",
 }
 _INVOKEAI_SAMPLERS = {"kdpm_2": "dpm2", "kdpm_2_a": "dpm2_a"}
-# Says nothing about the picture's making, or is no setting of ours for good.
+# Read separately, or of no effect on the picture.
 _INVOKEAI_IDLE = {"app_version", "generation_mode", "rand_device", "model", "scheduler"}
 
 

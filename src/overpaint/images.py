@@ -22,6 +22,8 @@ READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_PIXELS = 178_956_970
 """Pixels above which a picture is refused unread: half a gigabyte as RGB, Pillow's own limit."""
+LARGEST_BYTES = 2**30
+"""Bytes of a file above which it is not read to its end: no picture of that many pixels has more."""
 
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
@@ -108,13 +110,17 @@ def opened(data: bytes, name: str) -> Generator[Image.Image]:
 
 def _file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
         raise PictureError(f"{path}: no such file.") from None
     except IsADirectoryError:
         raise PictureError(f"{path} is a folder; give a picture file.") from None
     except (OSError, ValueError) as error:
         raise PictureError(f"{path} cannot be read: {error}.") from error
+    if len(data) > LARGEST_BYTES:
+        raise PictureError(f"{path} is larger than {LARGEST_BYTES:,} bytes; give a smaller file.")
+    return data
 
 
 def _as_png(image: Image.Image) -> bytes:

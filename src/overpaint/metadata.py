@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
+from pydantic import BaseModel, ValidationError
 
 from overpaint import images
 from overpaint.errors import OutputError, PictureError, RequestError
@@ -169,14 +170,37 @@ def to_request(found: Found, image: Picture | None = None, **overrides: Any) -> 
     return Request.model_validate({**fields, "image": image})
 
 
+class _Model(BaseModel):
+    name: str
+    sha256: str
+    family: str
+
+
+class _Record(BaseModel):
+    """The shape of what `record` makes; fields of later versions are let through."""
+
+    version: str
+    model: _Model
+    request: dict[str, Any]
+    seed: int
+    index: int
+    size: tuple[int, int]
+    input_sha256: str | None
+    versions: dict[str, str]
+
+
 def _ours(text: str) -> Found:
     try:
-        record = json.loads(text)
-        fields = {**record["request"], "seed": record["seed"], "num_images": 1}
-        model = str(record["model"]["name"])
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise PictureError(f"the picture's overpaint record is damaged: {error!r}.") from error
-    return Found("overpaint", fields, model, record=record)
+        _Record.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"])) or "JSON"
+        raise PictureError(
+            f"the picture's overpaint record is damaged: {place}: {problem['msg']}."
+        ) from error
+    record = json.loads(text)
+    fields = {**record["request"], "seed": record["seed"], "num_images": 1}
+    return Found("overpaint", fields, record["model"]["name"], record=record)
 
 
 def _options(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:

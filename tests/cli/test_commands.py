@@ -398,6 +398,10 @@ def test_info_shows_the_settings(loader: Loader, run: Any):
     assert lines["prompt"] == "a wolf"
     assert lines["seed"] == "7"
     assert lines["model"] == "miniature"
+    assert lines["weights"] == "ab" * 32
+    assert lines["input"] == images.picture("fox.png").sha256
+    assert lines["result"] == "64x48"
+    assert "torch" in lines["versions"]
     assert "prompt_2" not in lines
     data = json.loads(run("info", "a.png", "--json").out)
     assert data["program"] == "overpaint"

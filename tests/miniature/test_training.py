@@ -59,7 +59,8 @@ def test_min_snr_weights():
 
 
 def test_size_ids_say_where_a_crop_was_cut():
-    cropped = [v for v in map(draw_view, range(200)) if (v.scene.height, v.scene.width) != (v.height, v.width)]  # fmt: skip
+    drawn = [draw_view(seed) for seed in range(200)]
+    cropped = [v for v in drawn if (v.scene.height, v.scene.width) != (v.height, v.width)]
     assert 5 < len(cropped) < 40
     for view in cropped:
         height, width, top, left, *target = view.time_ids

@@ -16,7 +16,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("name", ["sdxl", "sdxl-refiner"])
 @pytest.mark.parametrize("layout", ["single", "folder"])
-def test_loads_strictly_and_runs_a_step(tmp_path: Path, name: str, layout: str):
+def test_loads_strictly_and_runs_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layout: str
+):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where digests are remembered
     configs = shipped_configs(name)
     modules = original.build(configs, "meta")
     if layout == "single":

@@ -2,9 +2,9 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -86,13 +86,27 @@ def info(
         keys = ("program", "model", "fields", "notes", "record")
         typer.echo(json.dumps({key: getattr(found, key) for key in keys}))
         return
-    facts = {"made by": found.program, "model": found.model or "unknown"}
+    facts: dict[str, Any] = {"made by": found.program, "model": found.model or "unknown"}
     facts |= {name: value for name, value in found.fields.items() if value not in (None, "")}
+    if found.record:
+        facts |= _provenance(found.record)
     width = max(map(len, facts))
     for name, value in facts.items():
         typer.echo(f"{name:<{width}}  {value}")
     for note in found.notes:
         typer.echo(f"note: {note}")
+
+
+def _provenance(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What our record holds besides the request, as `info` names it."""
+    width, height = record["size"]
+    return {
+        "result": f"{width}x{height}",
+        "weights": record["model"]["sha256"],
+        "input": record["input_sha256"] or "none",
+        "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
+        "written by": f"overpaint {record['version']}",
+    }
 
 
 @app.command()
@@ -122,5 +136,5 @@ def models_list(
         return
     width = max(len(entry.name) for entry in entries)
     for entry in entries:
-        state = entry.path or "to be downloaded"
+        state = entry.path or ("to be downloaded" if entry.repository else "not in this copy")
         typer.echo(f"{entry.name:<{width}}  {entry.family}, {entry.licence}: {state}")

@@ -62,12 +62,12 @@ class PackedConv2d(nn.Module):
         self.weight = source.weight
         self.bias = source.bias
         self._geometry = source.padding, source.stride, source.dilation, source.groups
-        self._packed: tuple[tuple[torch.Size, int], Tensor] | None = None
+        self._packed: tuple[tuple[torch.Size, torch.dtype, int], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] → [B, C', h', w'], channels_last, where oneDNN is fastest."""
         x = x.contiguous(memory_format=torch.channels_last)
-        key = x.shape, self.weight._version
+        key = x.shape, x.dtype, self.weight._version
         if self._packed is None or self._packed[0] != key:
             self._packed = (
                 key,

@@ -1,0 +1,1 @@
+"""How fast and how lean Overpaint is, beside diffusers, on this machine: `python -m benchmarks`."""

@@ -1,0 +1,48 @@
+"""Runs the benchmarks; the last line of its output is everything measured, as JSON."""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+from benchmarks.harness import say
+
+BENCHMARKS = {
+    "startup": ("benchmarks.startup", "measure", "start time"),
+    "miniature": ("benchmarks.painting", "miniature", "the miniature, fp32, guided"),
+    "loading": ("benchmarks.loading", "measure", "peak host memory of loading"),
+    "full-size": ("benchmarks.painting", "full_size", "random SDXL, bf16, guided"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller cases")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(BENCHMARKS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(BENCHMARKS)}")
+    result: dict[str, Any] = {
+        "machine": {
+            "processor": platform.machine(),
+            "cpus": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+            **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+        },
+        "quick": arguments.quick,
+    }
+    for name in arguments.names or BENCHMARKS:
+        module, function, title = BENCHMARKS[name]
+        say(f"{name}: {title}")
+        measure: Callable[..., dict[str, Any]] = getattr(import_module(module), function)
+        result[name] = measure(quick=arguments.quick)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

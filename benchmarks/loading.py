@@ -1,0 +1,107 @@
+"""How much host memory loading takes, at its peak, against the size of the weights.
+
+A random checkpoint of SDXL's shapes, fp16 as it is published, loaded as bf16, each time in a
+process of its own: what it adds to the resident memory of the imported libraries.
+"""
+
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import say
+from overpaint.models.family import Configs, shipped_configs
+from tests.models import original
+
+SMALLER: dict[str, Any] = {
+    "block_out_channels": [320, 640, 640],
+    "transformer_layers_per_block": [1, 7, 7],
+    "attention_head_dim": [5, 10, 10],
+    "norm_num_groups": 32,
+    "cross_attention_dim": 16,
+}
+
+
+def measure(*, quick: bool) -> dict[str, Any]:
+    """SDXL base at full size; quick: half a billion parameters."""
+    if not Path("/proc/self/status").exists():
+        say("  skipped: needs Linux's /proc")
+        return {"skipped": "needs Linux's /proc"}
+    configs = original.tiny_configs(**SMALLER) if quick else shipped_configs("sdxl")
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
+        folder, weights = write(Path(temporary), configs)
+        result["weights_gb"] = round(weights / 1e9, 2)
+        say(f"  weights in bf16              {weights / 1e9:6.2f} GB")
+        for name in LOADERS:
+            command = [sys.executable, "-m", "benchmarks.loading", name, str(folder)]
+            run = subprocess.run(command, check=True, capture_output=True, text=True)
+            result[name] = json.loads(run.stdout.splitlines()[-1])
+            over = result[name]["peak_gb"] * 1e9 / weights
+            result[name]["peak_over_weights"] = round(over, 3)
+            say(
+                f"  {name:28} {result[name]['peak_gb']:6.2f} GB at its peak, {over:.2f} of the "
+                f"weights; {result[name]['seconds']:.1f} s"
+            )
+    return result
+
+
+def write(folder: Path, configs: Configs, dtype: torch.dtype = torch.float16) -> tuple[Path, int]:
+    """A random checkpoint, and the size in bytes of its weights."""
+    modules = original.build(configs, "meta")
+    size = sum(p.numel() * dtype.itemsize for m in modules.values() for p in m.parameters())
+    return original.write_folder(folder / "checkpoint", configs, modules, dtype), size
+
+
+def load_ours(folder: Path) -> Callable[[], Any]:
+    import overpaint
+    from overpaint.models.checkpoint import load_model
+
+    assert overpaint
+    return lambda: load_model(folder, device="cpu", dtype="bf16")
+
+
+def load_diffusers(folder: Path) -> Callable[[], Any]:
+    from benchmarks.peer import load_pipeline
+
+    return lambda: load_pipeline(folder, torch.bfloat16)
+
+
+LOADERS = {"ours": load_ours, "diffusers": load_diffusers}
+
+
+def status(field: str) -> int:
+    """Bytes, of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def main(name: str, folder: str) -> None:
+    """In a process of its own: load once, print what it took."""
+    load = LOADERS[name](Path(folder))
+    gc.collect()
+    before, start = status("VmRSS"), time.perf_counter()
+    model = load()
+    seconds = time.perf_counter() - start
+    peak, resting = status("VmHWM") - before, status("VmRSS") - before
+    del model
+    print(
+        json.dumps(
+            {
+                "peak_gb": round(peak / 1e9, 2),
+                "resting_gb": round(resting / 1e9, 2),
+                "seconds": round(seconds, 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,172 @@
+"""A whole picture, from the prompt to the pixels: Overpaint against diffusers' own pipeline.
+
+The same weights, dtype, sampler, schedule and number of network calls, in one process, in turn.
+Overpaint's caches are emptied before each run.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks import peer
+from benchmarks.harness import Timings, interleave, say
+from benchmarks.loading import write
+from overpaint.models import catalogue
+from overpaint.models.family import shipped_configs
+from overpaint.painter import Painter, load
+
+PROMPT = "a watercolor painting of a red house left of a green tree"
+STRENGTH, GUIDANCE = 0.6, 5.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both are asked to paint."""
+
+    side: int
+    steps: int
+    picture: bool
+
+    @property
+    def name(self) -> str:
+        kind = "image to image" if self.picture else "text to image"
+        return f"{kind}, {self.side}², {self.steps} steps"
+
+
+class Meter:
+    """Counts a network's calls in each run, and the time spent in them.
+
+    Attributes:
+        calls: of each run.
+        seconds: likewise.
+    """
+
+    def __init__(self, network: torch.nn.Module):
+        self.calls: list[int] = []
+        self.seconds: list[float] = []
+        network.register_forward_pre_hook(self._enter)
+        network.register_forward_hook(self._leave)
+
+    def metered(self, run: Callable[[], object]) -> Callable[[], None]:
+        def once() -> None:
+            self.calls.append(0)
+            self.seconds.append(0.0)
+            run()
+
+        return once
+
+    def clear(self) -> None:
+        self.calls.clear()
+        self.seconds.clear()
+
+    def _enter(self, *_: Any) -> None:
+        self._start = time.perf_counter()
+
+    def _leave(self, *_: Any) -> None:
+        self.calls[-1] += 1
+        self.seconds[-1] += time.perf_counter() - self._start
+
+
+def miniature(*, quick: bool, model: str = catalogue.MINIATURE) -> dict[str, Any]:
+    """The built-in model, in fp32, 30 steps, guided."""
+    painter = load(model, device="cpu", dtype="fp32")
+    pipeline = peer.load_pipeline(catalogue.resolve(model), torch.float32)
+    jobs = [Job(128, 30, picture=False), Job(128, 30, picture=True)]
+    return compare(painter, pipeline, jobs, rounds=3 if quick else 9)
+
+
+def full_size(*, quick: bool) -> dict[str, Any]:
+    """SDXL base with random weights, in bf16, image to image, guided."""
+    with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
+        folder, _ = write(Path(temporary), shipped_configs("sdxl"), torch.bfloat16)
+        painter = load(str(folder), device="cpu", dtype="bf16")
+        first, second = painter.model.text_encoders
+        pipeline = peer.pipeline(
+            {
+                **peer.load_parts(folder, torch.bfloat16, "unet", "vae"),
+                "text_encoder": first.model,
+                "text_encoder_2": second.model,
+                "tokenizer": first.tokenizer,
+                "tokenizer_2": second.tokenizer,
+            }
+        )
+    jobs = [Job(512, 1, picture=True)] if quick else [Job(512, 4, picture=True)]
+    result = compare(painter, pipeline, jobs, rounds=1 if quick else 3)
+    if not quick:
+        result |= compare(painter, pipeline, [Job(1024, 1, picture=True)], rounds=2)
+    return result
+
+
+def compare(painter: Painter, pipeline: Any, jobs: list[Job], rounds: int) -> dict[str, Any]:
+    """Run every job by both; says and returns seconds and ratios."""
+    result: dict[str, Any] = {}
+    mine, theirs = Meter(painter.model.unet), Meter(pipeline.unet)
+    for job in jobs:
+        whole = interleave(
+            {
+                "ours": mine.metered(ours(painter, job)),
+                "diffusers": theirs.metered(diffusers(pipeline, job)),
+            },
+            rounds,
+        )
+        if mine.calls != theirs.calls:
+            raise RuntimeError(f"{job.name}: unlike network calls: {mine.calls}, {theirs.calls}")
+        after_warm_up = {"ours": mine.seconds[1:], "diffusers": theirs.seconds[1:]}
+        network = Timings(after_warm_up)
+        result[job.name] = {
+            "ratio": round(whole.ratio("ours", "diffusers"), 3),
+            "network_ratio": round(network.ratio("ours", "diffusers"), 3),
+            "ours_seconds": round(whole.median("ours"), 3),
+            "diffusers_seconds": round(whole.median("diffusers"), 3),
+            "network_calls": mine.calls[0],
+        }
+        say(f"  {job.name}: " + ", ".join(f"{k} {v}" for k, v in result[job.name].items()))
+        mine.clear()
+        theirs.clear()
+    return result
+
+
+def ours(painter: Painter, job: Job) -> Callable[[], object]:
+    fields: dict[str, Any] = {
+        "prompt": PROMPT,
+        "num_inference_steps": job.steps,
+        "guidance_scale": GUIDANCE,
+        "sampler": "dpmpp_2m",
+        "schedule": "karras",
+        "seed": 0,
+        "width": job.side,
+        "height": job.side,
+    }
+    buffer = BytesIO()
+    sketch(job.side).save(buffer, "png")
+
+    def run() -> object:
+        painter.model.cache.clear()
+        if job.picture:
+            return painter.edit(buffer.getvalue(), **fields, strength=STRENGTH)
+        return painter.create(**fields)
+
+    return run
+
+
+def diffusers(pipeline: Any, job: Job) -> Callable[[], object]:
+    fields: dict[str, Any] = {"prompt": PROMPT, "guidance_scale": GUIDANCE}
+    if job.picture:
+        pipeline = peer.image_to_image(pipeline)
+        asked = peer.steps_to_ask(job.steps, STRENGTH)
+        fields |= {"image": sketch(job.side), "strength": STRENGTH, "num_inference_steps": asked}
+    else:
+        fields |= {"width": job.side, "height": job.side, "num_inference_steps": job.steps}
+    return lambda: pipeline(**fields, generator=torch.Generator().manual_seed(0))
+
+
+def sketch(side: int) -> Image.Image:
+    """Something with structure: a tilted gradient."""
+    return Image.linear_gradient("L").rotate(20).resize((side, side)).convert("RGB")

@@ -1,0 +1,77 @@
+"""diffusers' own pipelines, the peer that we are measured against."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+    StableDiffusionXLImg2ImgPipeline,
+)
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+PARTS: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+
+
+def load_parts(folder: Path, dtype: torch.dtype, *names: str) -> dict[str, Any]:
+    """The named modules of a diffusers folder, loaded as diffusers loads them."""
+    parts: dict[str, Any] = {}
+    for name in names:
+        key = "dtype" if name.startswith("text") else "torch_dtype"
+        parts[name] = PARTS[name].from_pretrained(folder / name, **{key: dtype}).eval()
+    return parts
+
+
+def load_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    return pipeline(load_parts(folder, dtype, *PARTS) | tokenizers(folder))
+
+
+def tokenizers(folder: Path) -> dict[str, Any]:
+    return {
+        name: CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")
+    }
+
+
+def pipeline(parts: dict[str, Any]) -> StableDiffusionXLPipeline:
+    """Text to image, with the sampler and schedule that are Overpaint's defaults."""
+    scheduler: Any = DPMSolverMultistepScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        use_karras_sigmas=True,
+        final_sigmas_type="zero",
+        steps_offset=1,
+    )
+    made = StableDiffusionXLPipeline(
+        **parts, scheduler=scheduler, force_zeros_for_empty_prompt=False, add_watermarker=False
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def image_to_image(base: StableDiffusionXLPipeline) -> StableDiffusionXLImg2ImgPipeline:
+    """The same modules as an image-to-image pipeline."""
+    parts = {name: part for name, part in base.components.items() if part is not None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = StableDiffusionXLImg2ImgPipeline(
+            **parts, force_zeros_for_empty_prompt=False, add_watermarker=False
+        )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def steps_to_ask(run: int, strength: float) -> int:
+    """What to ask of diffusers, which runs int(steps × strength), to have `run` steps run."""
+    return next(steps for steps in range(run, 100 * run) if int(steps * strength) == run)
