@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 
 from . import judge, unet, vae
@@ -75,7 +75,7 @@ class Workshop:
 
     def unet(self, steps: int) -> None:
         """Train the UNet and the text encoders."""
-        scale = float(self._autoencoder().config["scaling_factor"])
+        scale = vae.scaling(self._autoencoder())
         state = self.work / "unet.safetensors"
         unet.train(self.work / "latents", scale, state, steps=steps, seed=self.seed + 20)
 
@@ -110,7 +110,7 @@ def preview_factors(autoencoder: AutoencoderKL, pictures: NDArray[np.uint8]) -> 
     targets: list[torch.Tensor] = []
     for start in range(0, len(pictures), 20):
         x = vae.to_tensor(pictures[start : start + 20])
-        latents = autoencoder.encode(x).latent_dist.mean * autoencoder.config["scaling_factor"]
+        latents = vae.encode(autoencoder, x).mean * vae.scaling(autoencoder)
         rows.append(latents.permute(0, 2, 3, 1).reshape(-1, 4))
         targets.append(torch.nn.functional.avg_pool2d(x, 8).permute(0, 2, 3, 1).reshape(-1, 3))
     known = torch.cat(rows)

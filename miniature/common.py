@@ -70,8 +70,8 @@ class Trainee:
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             pairs = zip(self.averaged.parameters(), self.module.parameters(), strict=True)
-            averaged, live = (list(p) for p in zip(*pairs, strict=True))
-            torch._foreach_lerp_(averaged, live, 1 - decay)
+            for old, new in pairs:
+                old.lerp_(new, 1 - decay)
         return norm
 
     def save(self, path: Path) -> None:
@@ -110,7 +110,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file atomically."""
     temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
     os.replace(temporary, path)
 
 

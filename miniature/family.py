@@ -6,9 +6,12 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
@@ -68,7 +71,9 @@ def _apply(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
 def tokenizer(pad: str = EOS) -> CLIPTokenizer:
     """The tokenizer of the first encoder; the second pads with `!` (id 0), as SDXL's does."""
     vocab, merges = bpe(vocabulary())
-    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=LENGTH)
+    # the stubs know merges as strings only, which tokenizers no longer takes
+    pairs = cast(Any, merges)
+    return CLIPTokenizer(vocab=vocab, merges=pairs, pad_token=pad, model_max_length=LENGTH)
 
 
 def _text_config(hidden: int, layers: int, heads: int, activation: str) -> CLIPTextConfig:
@@ -90,23 +95,24 @@ def _text_config(hidden: int, layers: int, heads: int, activation: str) -> CLIPT
 
 def build_unet() -> UNet2DConditionModel:
     """An untrained UNet of 9.3 M parameters for latents of 16 × 16."""
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(48, 96, 160),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        transformer_layers_per_block=(1, 1, 2),
-        attention_head_dim=(2, 3, 5),  # SDXL's reading: the number of heads
-        norm_num_groups=16,
-        use_linear_projection=True,
-        cross_attention_dim=sum(HIDDEN),
-        addition_embed_type="text_time",
-        addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=POOLED + TIME_IDS * 32,
-    )
+    config = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (48, 96, 160),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 1, 2),
+        "attention_head_dim": (2, 3, 5),  # SDXL's reading: the number of heads
+        "norm_num_groups": 16,
+        "use_linear_projection": True,
+        "cross_attention_dim": sum(HIDDEN),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": POOLED + TIME_IDS * 32,
+    }
+    return cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config))
 
 
 class Painter(nn.Module):

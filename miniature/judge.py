@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .common import Trainee, cosine, generator, progress, read_tensors, write_tensors
 from .scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, Scene
-from .vae import to_tensor
+from .vae import decode, encode, scaling, to_tensor
 
 HEADS: dict[str, tuple[str, ...]] = {
     "style": STYLES,
@@ -166,10 +166,10 @@ def train(
 def round_trip(vae: AutoencoderKL, images: Tensor, draw: torch.Generator) -> Tensor:
     """Through the autoencoder, with some noise on the latents as an imperfect model leaves it."""
     with torch.autocast("cpu", torch.bfloat16):
-        latents = vae.encode(images).latent_dist.mean.float()
+        latents = encode(vae, images).mean.float()
         spread = 0.15 * torch.rand(len(images), 1, 1, 1, generator=draw)
-        noise = torch.randn(latents.shape, generator=draw) * spread / vae.config.scaling_factor
-        return vae.decode(latents + noise).sample.float()
+        noise = torch.randn(latents.shape, generator=draw) * spread / scaling(vae)
+        return decode(vae, latents + noise).float()
 
 
 def accuracy(judge: Judge, scenes: list[Scene], pictures: NDArray[np.uint8]) -> dict[str, float]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from .family import Painter, Tokenizers, noise_schedule
+from .vae import decode, scaling
 
 
 def karras(steps: int, low: float, high: float, rho: float = 7.0) -> Tensor:
@@ -60,7 +61,7 @@ def sample(
             estimate = denoised + (denoised - old) * h / (2 * last)
         x = ratio * x - (ratio - 1) * estimate
         old = denoised
-    return vae.decode(x / vae.config.scaling_factor).sample
+    return decode(vae, x / scaling(vae))
 
 
 def _timestep(table: Tensor, sigma: float) -> float:

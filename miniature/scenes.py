@@ -19,7 +19,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ SUPERSAMPLE = 3
 PIXEL = 4  # side of one "pixel" of pixel art, in pixels
 
 Point: TypeAlias = tuple[float, float]
-Array: TypeAlias = NDArray[np.float32]
+Array: TypeAlias = NDArray[np.floating[Any]]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 38, 42),

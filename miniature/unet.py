@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
+from . import vae as autoencoder
 from .common import Trainee, cosine, generator, progress, read_tensors, write_tensors
 from .data import SHAPES, View, draw_view, views
 from .family import LENGTH, Painter, Tokenizers, noise_schedule
 from .scenes import caption
-from .vae import to_tensor
 
 BATCH = 32  # of native pictures; other shapes keep the number of latent pixels
 DROPOUT = 0.1
@@ -77,7 +77,10 @@ def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
             if kind == "seed":
                 tensors[key] = value
                 continue
-            moments = [vae.encode(to_tensor(part.numpy())).latent_dist for part in value.split(16)]
+            moments = [
+                autoencoder.encode(vae, autoencoder.to_tensor(part.numpy()))
+                for part in value.split(16)
+            ]
             tensors[f"mean.{name}"] = torch.cat([m.mean for m in moments]).half()
             tensors[f"std.{name}"] = torch.cat([m.std for m in moments]).half()
         write_tensors(path, tensors)

@@ -1,20 +1,22 @@
 """The autoencoder: SDXL's kind (factor 8, four channels), trained on scenes alone.
 
-The loss is L1 + MSE + L1 of the gradients and of the colours of 4 × 4 px, with a slight pull of the latents towards unit
-variance; crops first, whole pictures for the last part, since group norm sees the whole.
+The loss is L1 + MSE + L1 of the gradients and of the colours of 4 × 4 px, with a slight pull of
+the latents towards unit variance; crops first, whole pictures for the last part, since group norm
+sees the whole.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .common import Trainee, averaged_weights, cosine, generator, progress
@@ -35,7 +37,22 @@ WHOLE_SHARE = 0.3  # the last part of the steps, on whole pictures
 def build(seed: int = 0) -> AutoencoderKL:
     """An untrained autoencoder."""
     torch.manual_seed(seed)
-    return AutoencoderKL(**CONFIG)
+    return cast(AutoencoderKL, AutoencoderKL.from_config(CONFIG))
+
+
+def encode(vae: AutoencoderKL, images: Tensor) -> DiagonalGaussianDistribution:
+    """The latents' distribution, (n, 4, h/8, w/8), of images (n, 3, h, w) in −1..1."""
+    return cast(Any, vae.encode(images)).latent_dist
+
+
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """The images of latents that are not scaled."""
+    return cast(Any, vae.decode(latents)).sample
+
+
+def scaling(vae: AutoencoderKL) -> float:
+    """What latents are multiplied by before the UNet sees them."""
+    return float(vae.config["scaling_factor"])
 
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
@@ -98,7 +115,7 @@ def train(
     if start is not None:
         vae.load_state_dict(start)
         vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
+        cast(nn.Conv2d, vae.quant_conv).requires_grad_(False)
     # torch's fused attention is slow backwards in bf16 on a CPU
     vae.set_attn_processor(AttnProcessor())
     trainee = Trainee(vae, rate=rate, decay=0.998)
@@ -110,9 +127,9 @@ def train(
         x = _batch(pictures, seed, step, step >= steps * (1 - whole_share))
         with torch.autocast("cpu", torch.bfloat16):
             with torch.set_grad_enabled(start is None):
-                posterior = vae.encode(x).latent_dist
+                posterior = encode(vae, x)
             noise = torch.randn(posterior.mean.shape, generator=generator(seed + 1, step))
-            y = vae.decode(posterior.mean.float() + posterior.std.float() * noise).sample
+            y = decode(vae, posterior.mean.float() + posterior.std.float() * noise)
         loss, mse = _loss(y.float(), x, posterior)
         trainee.update(loss, cosine(step, steps))
         total, error = 0.98 * total + 0.02 * loss.item(), 0.98 * error + 0.02 * mse.item()
@@ -129,8 +146,8 @@ def psnr(vae: AutoencoderKL, pictures: NDArray[np.uint8]) -> NDArray[np.float64]
     ratios: list[float] = []
     for start in range(0, len(pictures), 20):
         part = pictures[start : start + 20]
-        latents = vae.encode(to_tensor(part)).latent_dist.mean
-        back = to_pictures(vae.decode(latents).sample)
+        latents = encode(vae, to_tensor(part)).mean
+        back = to_pictures(decode(vae, latents))
         errors = np.square(back.astype(np.float64) - part).mean((1, 2, 3))
         ratios += list(10 * np.log10(255**2 / np.maximum(errors, 1e-6)))
     return np.asarray(ratios)
@@ -147,13 +164,12 @@ def finish(state: Path, pictures: NDArray[np.uint8], seed: int = 0) -> Autoencod
     vae.load_state_dict(averaged_weights(state))
     vae.eval()
     latents = torch.cat(
-        [
-            vae.encode(to_tensor(pictures[i : i + 20])).latent_dist.mean
-            for i in range(0, len(pictures), 20)
-        ]
+        [encode(vae, to_tensor(pictures[i : i + 20])).mean for i in range(0, len(pictures), 20)]
     )
     means, stds = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant, post = cast(nn.Conv2d, vae.quant_conv), cast(nn.Conv2d, vae.post_quant_conv)
+    if quant.bias is None or post.bias is None:
+        raise ValueError("both quantisation convolutions must have a bias to fold into")
     post.bias += post.weight[:, :, 0, 0] @ means
     post.weight *= stds[None, :, None, None]
     quant.bias[:4] = (quant.bias[:4] - means) / stds

@@ -17,6 +17,9 @@ FIRST_ENCODER = "conditioner.embedders.0.transformer."
 SECOND_ENCODER = "conditioner.embedders.1.model."
 REFINER_ENCODER = "conditioner.embedders.0.model."
 
+SHIPPED = {(2048, 4): "sdxl", (2048, 9): "sdxl-inpaint", (1280, 4): "sdxl-refiner"}
+"""Cross-attention width and input channels of the UNet, to the configs that ship with us."""
+
 FOREIGN: tuple[tuple[str, str], ...] = (
     (r"double_blocks\.\d", "a Flux checkpoint"),
     (r"joint_blocks\.\d", "a Stable Diffusion 3 checkpoint"),
@@ -71,14 +74,10 @@ def recognise_file(weights: WeightsFile) -> Configs:
         CheckpointError: it is something else; says what, where that is known.
     """
     _refuse_foreign(weights)
-    context, channels = (
-        _context(weights),
-        weights.tensors[f"{UNET}input_blocks.0.0.weight"].shape[1],
-    )
-    if f"{UNET}label_emb.0.0.weight" in weights.tensors:
-        families = {(2048, 4): "sdxl", (2048, 9): "sdxl-inpaint", (1280, 4): "sdxl-refiner"}
-        if (name := families.get((context, channels))) is not None:
-            return shipped_configs(name)
+    context = _context(weights)
+    channels = weights.tensors[f"{UNET}input_blocks.0.0.weight"].shape[1]
+    if (name := SHIPPED.get((context, channels))) is not None:
+        return shipped_configs(name)
     kind = OTHERS.get(context, "unknown")
     raise CheckpointError(
         f"{weights.path}: this is a {kind} checkpoint (cross-attention width {context}, "
