@@ -36,7 +36,11 @@ def run(verb: str, sketch: str, prompt: str, name: str) -> None:
     output = OUT / f"{sketch}-{name}.png" if sketch else OUT / f"{name}.png"
     command = [verb, *picture, prompt, *options, "--seed", "7", "--output", str(output)]
     print(f"\n$ overpaint {shlex.join(command)}", flush=True)
-    main(command)
+    try:
+        main(command)
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 if __name__ == "__main__":

@@ -77,10 +77,11 @@ def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
             if kind == "seed":
                 tensors[key] = value
                 continue
-            moments = [
-                autoencoder.encode(vae, autoencoder.to_tensor(part.numpy()))
-                for part in value.split(16)
-            ]
+            with torch.autocast("cpu", torch.bfloat16):
+                moments = [
+                    autoencoder.encode(vae, autoencoder.to_tensor(part.numpy()))
+                    for part in value.split(16)
+                ]
             tensors[f"mean.{name}"] = torch.cat([m.mean for m in moments]).half()
             tensors[f"std.{name}"] = torch.cat([m.std for m in moments]).half()
         write_tensors(path, tensors)

@@ -23,7 +23,7 @@ WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_PIXELS = 178_956_970
 """Pixels above which a picture is refused unread: half a gigabyte as RGB, Pillow's own limit."""
 LARGEST_BYTES = 2**30
-"""Bytes of a file above which it is not read to its end: no picture of that many pixels has more."""
+"""Bytes beyond which a file is not read on: whatever it is, it is no picture to repaint."""
 
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 

@@ -15,7 +15,7 @@ from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, step
 from overpaint.diffusion.plan import Plan, plan
 from overpaint.events import Event, Finished, Notice, Preview, Step
-from overpaint.models.checkpoint import load_model
+from overpaint.models.checkpoint import load_model, load_preview_decoder
 from overpaint.request import Picture, Request
 
 if TYPE_CHECKING:
@@ -146,7 +146,11 @@ def _groups(plans: Sequence[Plan]) -> Iterator[Sequence[Plan]]:
 
 
 def load(
-    model: str | PathLike[str] = "miniature", *, device: str = "auto", dtype: str = "auto"
+    model: str | PathLike[str] = "miniature",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    preview_decoder: str | PathLike[str] | None = None,
 ) -> Painter:
     """Load a model and make a painter of it.
 
@@ -154,10 +158,17 @@ def load(
         model: "miniature", "sdxl", a hub id, a diffusers folder or a `.safetensors` file.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "bf16", "fp16", "fp32".
+        preview_decoder: the folder of a small decoder (AutoencoderTiny, such as TAESDXL) to make
+            previews with, instead of the linear map.
 
     Raises:
         ModelNotFoundError: no such model, and what was tried.
         CheckpointError: it is not an SDXL checkpoint, or a damaged one.
         DeviceError: the device is not there.
     """
-    return Painter(load_model(model, device=device, dtype=dtype))
+    loaded = load_model(model, device=device, dtype=dtype)
+    if preview_decoder is not None:
+        loaded.preview_decoder = load_preview_decoder(
+            preview_decoder, device=loaded.device, dtype=loaded.dtype
+        )
+    return Painter(loaded)
