@@ -42,12 +42,12 @@ def build(seed: int = 0) -> AutoencoderKL:
 
 def encode(vae: AutoencoderKL, images: Tensor) -> DiagonalGaussianDistribution:
     """The latents' distribution, (n, 4, h/8, w/8), of images (n, 3, h, w) in −1..1."""
-    return cast(Any, vae.encode(images)).latent_dist
+    return cast(Any, vae).encode(images).latent_dist
 
 
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """The images of latents that are not scaled."""
-    return cast(Any, vae.decode(latents)).sample
+    return cast(Any, vae).decode(latents).sample
 
 
 def scaling(vae: AutoencoderKL) -> float:

@@ -105,7 +105,7 @@ def theirs(
 ) -> NDArray[np.float64]:
     """The same request by diffusers."""
     model = model or tiny_model()
-    text_to_image = tiny_pipeline(model)
+    text_to_image: Any = tiny_pipeline(model)
     settings = {**text_to_image.scheduler.config, **(config or {})}
     settings.pop("_use_default_values")  # or else from_config drops what was a default before
     text_to_image.scheduler = scheduler.from_config(settings)
@@ -139,7 +139,7 @@ def theirs(
         torch.randn((1, *own.shape), generator=generator)  # what ours drew for the start
         pixels = text_to_image(**call, height=128, width=128).images
     else:
-        image_to_image = StableDiffusionXLImg2ImgPipeline(
+        image_to_image: Any = StableDiffusionXLImg2ImgPipeline(
             **text_to_image.components,
             requires_aesthetics_score=False,
             force_zeros_for_empty_prompt=False,

@@ -3,7 +3,7 @@
 import overpaint
 painter = overpaint.load("miniature")
 result = painter.edit(picture, "a watercolor painting of a red house", strength=0.6, seed=7)
-result.images[0].save("out.png")
+result.save("out.png")
 """
 
 from importlib.metadata import version

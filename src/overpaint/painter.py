@@ -5,9 +5,10 @@ result = painter.edit("sketch.png", "a watercolor painting of a red house", stre
 result.images[0].save("out.png")
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overpaint import images, metadata
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from overpaint.models.model import Model
 
-# Latent cells, over all pictures of one network call, beyond which a larger batch only takes
-# memory: two pictures of 1024², or eight of 512², which is where SDXL's time per picture is flat.
+# Latent cells, over all pictures of one network call on an accelerator, beyond which a larger batch
+# only takes memory: two pictures of 1024², or eight of 512², where SDXL's time per picture is flat.
 BATCH_CELLS = 2 * 128 * 128
 
 
@@ -35,7 +36,7 @@ class Result:
     Attributes:
         images: RGB, one per picture.
         seeds: of each picture; the same request with that seed makes it alone.
-        metadata: of each picture, to be written into its file by `metadata.write`.
+        metadata: of each picture; `save` writes it into the file.
         notices: what the user should be told.
     """
 
@@ -43,6 +44,14 @@ class Result:
     seeds: tuple[int, ...]
     metadata: tuple[dict[str, Any], ...]
     notices: tuple[str, ...]
+
+    def save(self, path: str | PathLike[str], index: int = 0) -> None:
+        """Write a picture with its settings, as PNG, JPEG or WebP by the name's ending.
+
+        Raises:
+            OutputError: it cannot be written; nothing is left behind.
+        """
+        metadata.write(self.images[index], Path(path), self.metadata[index])
 
 
 class Painter:
@@ -89,7 +98,7 @@ class Painter:
                     pass
         raise AssertionError("a stream ends with Finished")
 
-    def stream(self, request: Request, *, preview_every: int = 0) -> Iterator[Event]:
+    def stream(self, request: Request, *, preview_every: int = 0) -> Generator[Event]:
         """Carry out a request, telling as it goes. Cancel by closing the iterator.
 
         Args:
@@ -138,10 +147,15 @@ class Painter:
 
 
 def _groups(plans: Sequence[Plan]) -> Iterator[Sequence[Plan]]:
-    """As many at once as a network call gains from."""
+    """As many at once as a network call gains from.
+
+    On the CPU that is one: rows take as long together as one after another, and a picture made
+    alone has the same bits whatever else was asked for with it.
+    """
     if plans:
         _, height, width = plans[0].shape
-        size = max(1, BATCH_CELLS // (height * width))
+        alone = plans[0].network.device.type == "cpu"
+        size = 1 if alone else max(1, BATCH_CELLS // (height * width))
         yield from (plans[i : i + size] for i in range(0, len(plans), size))
 
 

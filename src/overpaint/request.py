@@ -45,7 +45,7 @@ class Picture(BaseModel):
 
 
 class Request(BaseModel):
-    """One picture-making request, independent of any model, device or file.
+    r"""One picture-making request, independent of any model, device or file.
 
     With `image` it is image to image, without it text to image. Frozen; unknown fields, values out
     of range, not finite, of the wrong type or inconsistent raise `RequestError`, which names the
@@ -53,7 +53,7 @@ class Request(BaseModel):
     draw) are checked when the request is planned for a model.
 
     Attributes:
-        prompt: what to draw. A1111 weights: `(word:1.2)`, `((word))`, `[word]`, `\\(`, `BREAK`.
+        prompt: what to draw. A1111 weights: `(word:1.2)`, `((word))`, `[word]`, `\(`, `BREAK`.
         prompt_2: for the second text encoder; by default the same prompt.
         negative_prompt: what to steer away from; needs guidance.
         negative_prompt_2: for the second text encoder; by default the same negative prompt.

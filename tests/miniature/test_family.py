@@ -1,9 +1,11 @@
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -32,13 +34,13 @@ def test_any_text_has_tokens_of_its_own(text: str):
     end = made.eos_token_id
     assert ids[-1] == end
     assert end not in ids[1:-1]
-    assert made.decode(ids[1:-1]).replace(" ", "") == text.replace(" ", "")
+    assert str(made.decode(ids[1:-1])).replace(" ", "") == text.replace(" ", "")
 
 
 def test_a_word_that_comes_later_does_not_split_an_earlier_one():
-    _, merges = bpe(("cat", "car", "carpet", "art"))
+    vocab, merges = bpe(("cat", "car", "carpet", "art"))
+    made = CLIPTokenizer(vocab=vocab, merges=cast(Any, merges))
     assert len(merges) == len(set(merges))
-    made = CLIPTokenizer(*bpe(("cat", "car", "carpet", "art")))
     assert all(len(made.tokenize(w)) == 1 for w in ("cat", "car", "carpet", "art"))
 
 
@@ -57,7 +59,9 @@ def test_the_pooled_text_is_read_at_the_end_token():
 def test_the_exported_folder_is_read_back(tmp_path: Path):
     painter, autoencoder = Painter(3), vae.build(3)
     export(tmp_path, painter, autoencoder, PreviewFactors([[0.1, 0.2, 0.3]] * 4, [0.0] * 3))
-    read, report = UNet2DConditionModel.from_pretrained(tmp_path / "unet", output_loading_info=True)
+    read, report = cast(Any, UNet2DConditionModel).from_pretrained(
+        tmp_path / "unet", output_loading_info=True
+    )
     assert report["missing_keys"] == report["unexpected_keys"] == []
     weight = painter.unet.conv_in.weight
     torch.testing.assert_close(read.conv_in.weight.float(), weight.half().float())
@@ -68,7 +72,7 @@ def test_the_exported_folder_is_read_back(tmp_path: Path):
     assert made.model_max_length == LENGTH
     text = "a watercolor of a red house, 3!"
     assert made(text, padding="max_length").input_ids == Tokenizers()([text])[1][0].tolist()
-    assert AutoencoderKL.from_pretrained(tmp_path / "vae").config.latent_channels == 4
+    assert AutoencoderKL.from_pretrained(tmp_path / "vae").config["latent_channels"] == 4
     weights = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     assert {t.dtype for t in weights.values()} == {torch.float16}
     total = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file())

@@ -19,7 +19,7 @@ from overpaint.nn.attention import Context
 from overpaint.nn.blocks import install
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     from overpaint.diffusion.plan import Plan
     from overpaint.diffusion.samplers import Evaluate
@@ -84,7 +84,7 @@ class UNet:
         prediction: "Prediction" = "epsilon",
     ):
         self.schedule = schedule
-        self.prediction = prediction
+        self.prediction: Prediction = prediction
         self.device = unet.device
         install(unet)
         self._unet = unet

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -76,18 +76,20 @@ def decode(model: "Model", latent: Tensor) -> tuple["Image", str | None]:
 
 
 def _vae_decode(model: "Model", latent: Tensor) -> Tensor:
-    latent = latent / model.vae.config["scaling_factor"]
-    return model.vae.decode(latent.to(model.device, model.vae.dtype), return_dict=False)[0].float()
+    vae: Any = model.vae
+    latent = (latent / vae.config["scaling_factor"]).to(model.device, vae.dtype)
+    return vae.decode(latent, return_dict=False)[0].float()
 
 
 def _in_fp32(model: "Model", run: Callable[[], T]) -> T:
     """Run something with the VAE in fp32 for this once: the next picture must not depend on it."""
-    dtype = model.vae.dtype
-    model.vae.to(dtype=torch.float32)
+    vae: Any = model.vae
+    dtype = vae.dtype
+    vae.to(dtype=torch.float32)
     try:
         return run()
     finally:
-        model.vae.to(dtype=dtype)
+        vae.to(dtype=dtype)
 
 
 def preview(model: "Model", latent: Tensor) -> "Image | None":
