@@ -5,6 +5,7 @@ Wobbly pencil outlines with loose coloured hatching, 512 px, from a fixed seed.
 
 import math
 import random
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter
@@ -27,7 +28,7 @@ class Sheet:
 
     def line(self, points: list[Point], colour: Colour = PENCIL, width: float = 7) -> None:
         """A stroke through the points, drawn by an unsteady hand."""
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             parts = max(2, int(math.hypot(x1 - x0, y1 - y0) / 24))
             stroke = [
                 (
