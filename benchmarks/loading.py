@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
         folder, weights = write(Path(temporary), configs)
         result["weights_gb"] = round(weights / 1e9, 2)
+        result["accelerate"] = find_spec("accelerate") is not None  # diffusers is leaner with it
         say(f"  weights in bf16              {weights / 1e9:6.2f} GB")
         for name in LOADERS:
             command = [sys.executable, "-m", "benchmarks.loading", name, str(folder)]

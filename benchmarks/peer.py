@@ -14,7 +14,13 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2im
     StableDiffusionXLImg2ImgPipeline,
 )
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+for library_logging in (diffusers_logging, transformers_logging):
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
 
 PARTS: dict[str, Any] = {
     "unet": UNet2DConditionModel,

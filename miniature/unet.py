@@ -1,7 +1,9 @@
 """Training of the UNet and both text encoders on the scenes' latents.
 
-The objective is SDXL's epsilon prediction with min-SNR weights (Hang et al. 2023, γ = 5), one
-caption in ten left empty, and true size ids for crops and other shapes.
+The objective is SDXL's epsilon prediction with min-SNR weights (Hang et al. 2023, γ = 5) where
+there is little noise and debiased ones (Yu et al. 2023) where there is much, since a small network
+else learns late what is decided there: background and layout. One caption in ten is left empty;
+size ids are true for crops and other shapes.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from .scenes import caption
 BATCH = 32  # of native pictures; other shapes keep the number of latent pixels
 DROPOUT = 0.1
 MIN_SNR = 5.0
+MOST = 5.0
 RATE = 1e-3
 SHORT = 28  # tokens that the longest caption fits in; the rest is padding
 SHORT_SHARE = 0.7  # of the steps see SHORT tokens, for speed; the last ones all 77
@@ -127,14 +130,18 @@ def draw_batch(found: list[Bucket], scale: float, seed: int, step: int) -> Batch
     return Batch(latents, captions, torch.tensor([v.time_ids for v in seen], dtype=torch.float))
 
 
-def min_snr_weight(alphas: Tensor, gamma: float = MIN_SNR) -> Tensor:
-    """min(SNR, γ) / SNR of epsilon prediction; `alphas` are cumulative products (n,)."""
+def weight(alphas: Tensor) -> Tensor:
+    """Each timestep's weight; `alphas` are cumulative products (n,).
+
+    min(SNR, γ) / SNR (Hang et al. 2023, equation 5, for epsilon prediction), times 1 / √SNR below
+    an SNR of one (Yu et al. 2023, "Debias the training of diffusion models"), at most `MOST`.
+    """
     snr = alphas / (1 - alphas)
-    return snr.clamp(max=gamma) / snr
+    return snr.clamp(max=MIN_SNR) / snr * snr.rsqrt().clamp(1, MOST)
 
 
 def train(
-    folder: Path, scale: float, state: Path, *, steps: int, seed: int, save_every: int = 500
+    folder: Path, scale: float, state: Path, *, steps: int, seed: int, save_every: int = 250
 ) -> None:
     """Train on the encoded views of `folder`; `state` is written as it goes and resumed from."""
     painter = Painter(seed)
@@ -161,7 +168,7 @@ def train(
             context, pooled = painter.encode(ids, ids_2)
             predicted = painter(noisy, t, context, pooled, batch.time_ids)
         errors = functional.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
-        loss = (errors * min_snr_weight(a)).mean()
+        loss = (errors * weight(a)).mean()
         norm = trainee.update(loss, cosine(step, steps, warmup=200))
         smooth = 0.98 * smooth + 0.02 * loss.item()
         if report:

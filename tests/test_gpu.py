@@ -45,6 +45,6 @@ def test_half_precision_is_close_and_not_black(dtype: str) -> None:
 
 def test_pictures_of_a_batch_are_those_of_their_seeds() -> None:
     painter = overpaint.load("miniature", device="cuda", dtype="fp32")
-    many = painter.run(Request(**{**FIELDS, "num_images": 3})).images
-    alone = painter.run(Request(**{**FIELDS, "seed": 5})).images
+    many = painter.run(Request.model_validate({**FIELDS, "num_images": 3})).images
+    alone = painter.run(Request.model_validate({**FIELDS, "seed": 5})).images
     assert np.abs(np.asarray(many[2], int) - np.asarray(alone[0], int)).max() <= 2

@@ -53,9 +53,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(capsys: pytest.CaptureFix
     assert "not finite" in capsys.readouterr().out
 
 
-def test_min_snr_weights():
-    alphas = torch.tensor([0.9999, 5 / 6, 0.5])  # signal-to-noise of 9999, 5 and 1
-    torch.testing.assert_close(unet.min_snr_weight(alphas), torch.tensor([5 / 9999, 1, 1]))
+def test_weights_fall_with_the_signal_and_stay_below_their_limit():
+    alphas = torch.tensor([0.9999, 5 / 6, 0.5, 0.2, 0.001])  # SNR 9999, 5, 1, 1/4, about 1/1000
+    torch.testing.assert_close(unet.weight(alphas), torch.tensor([5 / 9999, 1, 1, 2, 5]))
 
 
 def test_size_ids_say_where_a_crop_was_cut():

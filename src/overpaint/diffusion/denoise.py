@@ -8,7 +8,7 @@ than
         step(live)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -138,7 +138,7 @@ class Trajectory:
         self.denoised: Tensor | None = None
         noise = plan.noise()
         self._sampler = plan.sampler(plan.start(noise), plan.sigmas, noise)
-        self._advance(None)
+        self._resume(lambda: next(self._sampler))
 
     @property
     def done(self) -> bool:
@@ -164,14 +164,16 @@ class Trajectory:
 
     def send(self, predictions: Sequence[Tensor]) -> None:
         """Hand the network's predictions for `rows()` to the sampler."""
-        assert self.pending is not None
+        if self.pending is None:
+            raise ValueError("this trajectory is done; its latent is in `latent`")
         prediction = predictions[0] if len(predictions) == 1 else self.plan.guidance(*predictions)
-        self.denoised = self.plan.network.denoised(self.pending.x, self.pending.sigma, prediction)
-        self._advance(self.denoised)
+        network, asked = self.plan.network, self.pending
+        self.denoised = denoised = network.denoised(asked.x, asked.sigma, prediction)
+        self._resume(lambda: self._sampler.send(denoised))
 
-    def _advance(self, denoised: Tensor | None) -> None:
+    def _resume(self, sampler: Callable[[], "Evaluate"]) -> None:
         try:
-            self.pending = self._sampler.send(denoised)  # pyright: ignore
+            self.pending = sampler()
         except StopIteration as stop:
             self.pending, self.latent = None, stop.value
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.models.model import Model
-    from overpaint.request import Pair, Request
+    from overpaint.request import Fit, Pair, Request
+
+REMEMBERED = 8
+"""Encoded pictures kept per model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +124,8 @@ def plan(request: "Request", model: "Model") -> Planned:
     guidance = Guidance(request.guidance_scale, request.guidance_rescale, request.guidance_interval)
     positive, negative = _conditionings(request, model, size)
     init = None
-    if source and request.strength != 1:
-        init = _moments(request, model, source)
+    if request.image and source and request.strength != 1:
+        init = _moments(request.image.sha256, request.fit, source, model)
     channels: int = model.vae.config["latent_channels"]
     shape = (channels, size[1] // model.vae_factor, size[0] // model.vae_factor)
     plans = tuple(
@@ -188,10 +191,12 @@ def _size_ids(model: "Model", original: "Pair", crop: "Pair", target: "Pair") ->
     return torch.tensor([[*original, *crop, *target]], dtype=torch.float32, device=model.device)
 
 
-def _moments(request: "Request", model: "Model", source: "Image") -> latents.Moments:
+def _moments(sha256: str, fit: "Fit | None", source: "Image", model: "Model") -> latents.Moments:
     """The posterior of the fitted picture, kept for the next request with the same one."""
-    assert request.image is not None
-    key = ("moments", request.image.sha256, source.size, request.fit)
-    if key not in model.cache:
-        model.cache[key] = latents.encode(model, source)
-    return model.cache[key]
+    key = (sha256, fit, source.size)
+    kept: dict[Any, latents.Moments] = model.cache.setdefault("moments", {})
+    if key not in kept:
+        if len(kept) >= REMEMBERED:
+            kept.pop(next(iter(kept)))
+        kept[key] = latents.encode(model, source)
+    return kept[key]

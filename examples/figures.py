@@ -1,0 +1,78 @@
+"""Makes the pictures of the README and the docs: `python -m examples.figures`."""
+
+from pathlib import Path
+
+from PIL import Image
+
+import overpaint
+from overpaint import images
+
+HERE = Path(__file__).parent
+FIGURES = HERE.parent / "docs" / "images"
+SHOWN = 192
+
+SKETCHES = {
+    "house": "{} of a red house left of a green tree",
+    "boat": "{} of a yellow moon above an orange boat",
+    "cup": "{} of a blue cup left of a purple star",
+}
+STYLES = ("watercolor painting", "flat illustration", "pixel art", "neon sign")
+
+
+def shown(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
+    """At the size of the figures."""
+    return image.resize((SHOWN, SHOWN), resampling)
+
+
+def sketch(name: str) -> Image.Image:
+    """One of the sketches in this folder."""
+    return Image.open(HERE / f"{name}.png").convert("RGB")
+
+
+def before_after(painter: overpaint.Painter) -> None:
+    """Every sketch, and what it becomes in every style."""
+    rows: list[list[Image.Image]] = []
+    for name, prompt in SKETCHES.items():
+        results = [
+            painter.edit(sketch(name), prompt.format(style), strength=0.7, seed=7).images[0]
+            for style in STYLES
+        ]
+        rows.append(
+            [shown(sketch(name), Image.Resampling.LANCZOS)]
+            + [shown(result, Image.Resampling.BICUBIC) for result in results]
+        )
+    grid = images.grid(rows, ["sketch", *STYLES], list(SKETCHES))
+    grid.save(FIGURES / "before-after.png", optimize=True)
+
+
+def strength_sweep(painter: overpaint.Painter) -> None:
+    """One sketch over strength and guidance."""
+    strengths, scales = (0.2, 0.4, 0.6, 0.8, 1.0), (2.0, 5.0, 9.0)
+    prompt = SKETCHES["house"].format("watercolor painting")
+    rows = [
+        [
+            shown(
+                painter.edit(
+                    sketch("house"), prompt, strength=strength, guidance_scale=scale, seed=7
+                ).images[0],
+                Image.Resampling.BICUBIC,
+            )
+            for strength in strengths
+        ]
+        for scale in scales
+    ]
+    grid = images.grid(
+        rows,
+        [f"{strength:g}" for strength in strengths],
+        [f"{scale:g}" for scale in scales],
+        column_title="strength",
+        row_title="guidance",
+    )
+    grid.save(FIGURES / "strength-sweep.png", optimize=True)
+
+
+if __name__ == "__main__":
+    FIGURES.mkdir(exist_ok=True)
+    loaded = overpaint.load("miniature")
+    before_after(loaded)
+    strength_sweep(loaded)
