@@ -11,6 +11,8 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	# Carries CLIP's vocabulary, for single files and the tests; what it needs besides we do not.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps open-clip-torch==3.3.0
 	touch $@
 
 demo: $(READY)

@@ -103,8 +103,8 @@ def theirs(
     model: Model | None = None,
     **extra: Any,
 ) -> NDArray[np.float64]:
-    """The same request by diffusers."""
-    model = model or tiny_model()
+    """The same request by diffusers, with its own blocks in the UNet."""
+    model = model or tiny_model(ours=False)
     text_to_image: Any = tiny_pipeline(model)
     settings = {**text_to_image.scheduler.config, **(config or {})}
     settings.pop("_use_default_values")  # or else from_config drops what was a default before
@@ -126,7 +126,7 @@ def theirs(
         "output_type": "np",
         **extra,
     }
-    own = plan(request, model).plans[0]
+    own = plan(request, replace(tiny_model(), noise=model.noise)).plans[0]
     if scheduler is LCMScheduler:
         own_sigmas = sigmas(request.schedule, request.num_inference_steps, own.network.schedule)
         call["timesteps"] = [round(own.network.schedule.timestep(s)) for s in own_sigmas[:-1]]
@@ -229,20 +229,19 @@ def test_conditioning(fields: dict[str, Any], repaint: bool) -> None:
 
 @pytest.mark.parametrize("zeros", [False, True])
 def test_an_empty_negative_prompt(zeros: bool) -> None:
-    model = tiny_model(zero_empty_negative=zeros)
+    model = tiny_model(zero_empty_negative=zeros, ours=False)
     asked = request(negative_prompt="")
     reference = theirs(asked, model=model, negative_prompt=None if zeros else "")
     assert_close(ours(asked, tiny_model(zero_empty_negative=zeros)), reference)
 
 
 def test_v_prediction_with_zero_terminal_snr() -> None:
-    def model() -> Model:
-        made = tiny_model(prediction="v_prediction")
-        made.noise = replace(made.noise, zero_terminal_snr=True)
-        return made
-
+    mine, reference = (
+        tiny_model(prediction="v_prediction", ours=own_blocks) for own_blocks in (True, False)
+    )
+    mine.noise = reference.noise = replace(mine.noise, zero_terminal_snr=True)
     asked = request(schedule="trailing", guidance_rescale=0.7)
-    assert_close(ours(asked, model()), theirs(asked, config=TRAILING, model=model()))
+    assert_close(ours(asked, mine), theirs(asked, config=TRAILING, model=reference))
 
 
 def test_clip_skip() -> None:

@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import LatentPreview, Model, NoiseConfig, Prediction, TextEncoder
+from overpaint.nn.blocks import install
 
 WIDTHS = (32, 48)
 """Of the two text encoders; the UNet's cross-attention is as wide as both."""
@@ -68,9 +69,16 @@ WORDS = (
 
 
 def tiny_model(
-    seed: int = 0, prediction: Prediction = "epsilon", *, zero_empty_negative: bool = False
+    seed: int = 0,
+    prediction: Prediction = "epsilon",
+    *,
+    zero_empty_negative: bool = False,
+    ours: bool = True,
 ) -> Model:
-    """A random checkpoint on the CPU in fp32; the same seed gives the same weights."""
+    """A random checkpoint on the CPU in fp32; the same seed gives the same weights.
+
+    With `ours` its UNet has our blocks, as a loaded one has; without, it is diffusers' own.
+    """
     tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_tokenizer(pad_token="!")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,6 +88,8 @@ def tiny_model(
         vae = AutoencoderKL(**VAE)
     for module in (text_encoder, text_encoder_2, unet, vae):
         module.eval().requires_grad_(False)
+    if ours:
+        install(unet)
     return Model(
         name="tiny",
         family=FAMILIES["miniature"],
@@ -109,7 +119,7 @@ def tiny_folder(
     zero_empty_negative: bool = False,
 ) -> Path:
     """Write the checkpoint of `tiny_model` as a diffusers folder, as SDXL's is laid out."""
-    model = tiny_model(seed, prediction, zero_empty_negative=zero_empty_negative)
+    model = tiny_model(seed, prediction, zero_empty_negative=zero_empty_negative, ours=False)
     tiny_pipeline(model).save_pretrained(path, safe_serialization=True)
     for folder, encoder in zip(("tokenizer", "tokenizer_2"), model.text_encoders, strict=True):
         encoder.tokenizer.backend_tokenizer.model.save(str(path / folder))

@@ -12,6 +12,7 @@ holds 64 KB of EXIF; longer settings are refused before any work is done.
 import json
 import os
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,14 +70,14 @@ def _record(
     request: Request, index: int, size: tuple[int, int], model: dict[str, str]
 ) -> dict[str, Any]:
     return {
-        "version": version("overpaint"),
+        "version": _version("overpaint"),
         "model": model,
         "request": request.model_dump(mode="json", exclude={"image"}),
         "seed": request.seed + index,
         "index": index,
         "size": list(size),
         "input_sha256": request.image.sha256 if request.image else None,
-        "versions": {library: version(library) for library in _LIBRARIES},
+        "versions": {library: _version(library) for library in _LIBRARIES},
     }
 
 
@@ -187,6 +188,11 @@ class _Record(BaseModel):
     size: tuple[int, int]
     input_sha256: str | None
     versions: dict[str, str]
+
+
+@cache
+def _version(package: str) -> str:
+    return version(package)
 
 
 def _ours(text: str) -> Found:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from overpaint.nn.attention import Context
-from overpaint.nn.blocks import install
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -75,7 +74,7 @@ class Network(Protocol):
 
 
 class UNet:
-    """A `Network` of a UNet on a device, whose blocks are replaced by ours."""
+    """A `Network` of a UNet on a device, in which `nn.blocks.install` has put our blocks."""
 
     def __init__(
         self,
@@ -86,13 +85,13 @@ class UNet:
         self.schedule = schedule
         self.prediction: Prediction = prediction
         self.device = unet.device
-        install(unet)
+        self.dtype = unet.dtype  # diffusers walks all modules for these two
         self._unet = unet
         self._members: tuple[Conditioning, ...] = ()
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """One call of the UNet for rows of the same shape, each at its own noise level."""
-        x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self._unet.dtype)
+        x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self.dtype)
         t = torch.tensor([self.schedule.timestep(row.sigma) for row in rows], device=self.device)
         context, added = self._stack(tuple(row.conditioning for row in rows))
         return self._unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0].float()

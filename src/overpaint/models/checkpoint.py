@@ -26,6 +26,7 @@ from overpaint.models.model import LatentPreview, Model, NoiseConfig, Prediction
 from overpaint.models.vocabulary import find_vocabulary
 from overpaint.models.weights import Stored, WeightsFile, fill, open_weights
 from overpaint.nn.blocks import install
+from overpaint.nn.packed import pack
 
 Tensors = Mapping[str, Stored]
 
@@ -132,7 +133,15 @@ def build(name: str, source: Source, placement: Placement) -> Model:
         channels_last=device.type in ("cpu", "cuda"),
     )
     install(unet)
-    fill(vae, source.tensors["vae"], part="vae", device=device, dtype=placement.vae_dtype)
+    pack(unet)
+    fill(
+        vae,
+        source.tensors["vae"],
+        part="vae",
+        device=device,
+        dtype=placement.vae_dtype,
+        channels_last=device.type in ("cpu", "cuda"),
+    )
     encoders: list[TextEncoder] = []
     for part, config in configs.text_encoders.items():
         tokenizer = source.tokenizers[part]

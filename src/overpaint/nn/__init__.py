@@ -1,1 +1,1 @@
-"""Our own network parts: the attention processor and the context it reads."""
+"""Our own network parts: blocks, attention with its context, packed weights."""
