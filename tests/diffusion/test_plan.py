@@ -113,6 +113,12 @@ def test_a_negative_prompt_without_guidance_is_said_aloud(model: Model) -> None:
     assert "negative_prompt" in notice
 
 
+def test_what_loading_had_to_say_is_said() -> None:
+    model = tiny_model()
+    model.notices = ("the file also holds a licence key",)
+    assert plan(Request(), model).notices == model.notices
+
+
 def test_the_picture_is_encoded_once(model: Model) -> None:
     request = Request(image=picture(), strength=0.5, seed=1)
     first = plan(request, model).plans[0].init

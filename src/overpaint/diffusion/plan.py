@@ -154,7 +154,7 @@ def network(model: "Model") -> Network:
 
 
 def _notices(request: "Request", model: "Model", size: tuple[int, int]) -> list[str]:
-    notices: list[str] = []
+    notices = list(model.notices)
     if outside := images.outside_trained(size, model.native_size):
         notices.append(outside)
     if (request.negative_prompt or request.negative_prompt_2) and not request.guided:

@@ -1,0 +1,89 @@
+"""The miniature that ships: it draws what it is asked for, as the judge reads it.
+
+Bounds here are loose, for a few pictures each; `python -m miniature measure` takes hundreds.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import overpaint
+from miniature import measure
+from miniature.judge import Judge
+from miniature.judge import load as load_judge
+from overpaint.cli.main import main
+from overpaint.models import catalogue
+from overpaint.models.checkpoint import load_model
+from overpaint.models.model import Model
+
+ROOT = Path(__file__).parents[1]
+GUIDANCE = 5.0
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model("miniature", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return load_judge(ROOT / "miniature" / "judge.safetensors")
+
+
+def test_its_base_family_is_at_most_24_mb() -> None:
+    files = [path for path in catalogue.resolve("miniature").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 24e6
+
+
+def test_it_draws_what_the_prompt_says(model: Model, judge: Judge) -> None:
+    figures, _ = measure.prompted(model, judge, 16, GUIDANCE)
+    shares = {figure.name: figure.value for figure in figures}
+    assert shares["object shape and colour"] >= 0.6
+    assert shares["background"] >= 0.7
+    assert shares["style"] >= 0.8
+
+
+def test_it_restyles_a_sketch_and_keeps_its_objects(model: Model, judge: Judge) -> None:
+    figures, _ = measure.from_sketches(model, judge, 10, GUIDANCE)
+    style, objects = (figure.value for figure in figures)
+    assert style >= 0.7
+    assert objects >= 0.5
+
+
+def test_the_autoencoder_keeps_the_picture(model: Model) -> None:
+    assert measure.round_trip(model, 20).value >= 26
+
+
+def test_more_strength_keeps_less_of_the_picture() -> None:
+    painter = overpaint.load("miniature", device="cpu")
+    source = Image.open(ROOT / "examples" / "house.png").convert("RGB").resize((128, 128))
+    distances: list[float] = []
+    for strength in (0.0, 0.3, 0.6, 1.0):
+        (image,) = painter.edit(
+            source, "neon sign of a pink fish", strength=strength, seed=1, num_inference_steps=12
+        ).images
+        distances.append(float(np.abs(np.asarray(image, float) - np.asarray(source, float)).mean()))
+    assert distances[0] == 0
+    assert distances == sorted(distances)
+    assert distances[-1] > 3 * distances[1]
+
+
+def test_the_command_line_edits_and_repeats_to_the_same_pixels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sketch, first, again = ROOT / "examples" / "boat.png", tmp_path / "a.png", tmp_path / "b.webp"
+    prompt = "a watercolor painting of an orange boat"
+    settings = ["--steps", "6", "--sampler", "euler_a", "-n", "2", "--seed", "5"]
+    for arguments in (
+        ["edit", str(sketch), prompt, *settings, "-o", str(first)],
+        ["edit", str(sketch), "--like", str(tmp_path / "a-1.png"), "-o", str(tmp_path / "c.png")],
+        ["edit", str(sketch), "--like", str(tmp_path / "a-1.png"), "-o", str(again)],
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code in (0, None), capsys.readouterr().err
+    made, repeated = (Image.open(tmp_path / name) for name in ("a-1.png", "c.png"))
+    assert np.array_equal(np.asarray(made), np.asarray(repeated))
+    assert Image.open(again).size == made.size
