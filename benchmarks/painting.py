@@ -148,7 +148,7 @@ def ours(painter: Painter, job: Job) -> Callable[[], object]:
     sketch(job.side).save(buffer, "png")
 
     def run() -> object:
-        painter.model.cache.clear()
+        painter.model.kept.clear()
         if job.picture:
             return painter.edit(buffer.getvalue(), **fields, strength=STRENGTH)
         return painter.create(**fields)

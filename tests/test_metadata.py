@@ -31,6 +31,8 @@ class Checkpoint:
     name: str = "miniature"
     sha256: str = "0123456789abcdef" * 4
     family: Named = Named("miniature")
+    device: str = "cpu"
+    dtype: str = "torch.float32"
 
 
 def recorded(request: Request, index: int = 0) -> dict[str, Any]:
@@ -166,6 +168,19 @@ def test_parameters_are_exactly_a1111s():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("/home/fox/models/mine-1.0.safetensors", "mine-1.0"),
+        ("/home/fox/models/mine-1.0", "mine-1.0"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/stable-diffusion-xl-base-1.0"),
+    ],
+)
+def test_where_a_model_lies_is_not_in_the_text(name: str, written: str):
+    text = metadata.parameters(metadata.record(Request(), 0, (8, 8), Checkpoint(name=name)))
+    assert f"Model: {written}," in text
+
+
 def test_names_that_would_break_the_line_are_quoted():
     record = metadata.record(Request(seed=1), 0, (8, 8), Checkpoint(name='C:\\a, "b"'))
     text = metadata.parameters(record)
@@ -231,6 +246,10 @@ text
 Steps: 20, Sampler: DPM++ 2M SDE, Schedule type: Automatic, CFG scale: 7, Seed: 965400086, \
 Size: 512x768, Model hash: 31e35c80fc, Model: sd_xl_base_1.0, Denoising strength: 0.75, \
 Clip skip: 2, Lora hashes: "a: 1, b: 2", Version: v1.9.4"""
+
+
+def test_a_long_line_that_is_no_settings_takes_linear_time():
+    assert foreign.a1111("a fox\n" + "a" * 100_000) is None
 
 
 def test_a1111_settings_are_read(tmp_path: Path):

@@ -35,6 +35,12 @@ def test_every_spelling_of_a_schedule_is_understood(name: str):
         ("DPM++ 2M Karras", ("dpmpp_2m", "karras")),
         ("DPM++ 3M SDE Exponential", ("dpmpp_3m_sde", "exponential")),
         ("Euler a", ("euler_a", None)),
+        ("DPM++ 2M SGM Uniform", ("dpmpp_2m", "trailing")),
+        # diffusers'
+        ("EulerAncestralDiscreteScheduler", ("euler_a", None)),
+        ("UniPCMultistepScheduler", ("unipc", None)),
+        # ComfyUI's
+        ("dpm_2_ancestral", ("dpm2_a", None)),
     ],
 )
 def test_names_of_other_programs(spelling: str, meant: tuple[str, str | None]):

@@ -126,6 +126,33 @@ def test_numbers_that_are_not_finite_are_an_error() -> None:
         Painter(model).create("a cat", num_inference_steps=1)
 
 
+def test_running_out_of_memory_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr("overpaint.painter.step", full)
+    with pytest.raises(DeviceError, match="out of memory"):
+        Painter(tiny_model()).create("a cat")
+
+
+def test_an_overflowing_encode_is_run_again_in_fp32_and_said() -> None:
+    model = tiny_model()
+    vae: Any = model.vae
+    vae.to(dtype=torch.float16)
+    encode = vae.encode
+
+    def overflowing(pixels: torch.Tensor, **options: Any) -> Any:
+        (posterior,) = encode(pixels.float().to(vae.dtype), **options)
+        if pixels.dtype == torch.float16:
+            posterior.parameters = posterior.parameters * float("nan")
+        return (posterior,)
+
+    vae.encode = overflowing
+    result = Painter(model).edit(SKETCH, "a cat", num_inference_steps=1)
+    assert any("encoded again in fp32" in notice for notice in result.notices)
+    assert vae.dtype == torch.float16
+
+
 def test_bad_input_is_named(painter: Painter, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"strength: 1\.1"):
         painter.edit(SKETCH, "a cat", strength=1.1)

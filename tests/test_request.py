@@ -85,6 +85,10 @@ def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], f
     assert refused.value.field == field
 
 
+def test_a_sampler_and_the_schedule_in_its_name_agree_in_any_spelling():
+    assert Request(sampler="DPM++ 2M Karras", schedule="Karras").schedule == "karras"
+
+
 def test_every_problem_is_named_at_once():
     with pytest.raises(RequestError, match=r"num_inference_steps.*guidance_scale"):
         Request(num_inference_steps=0, guidance_scale=99.0)

@@ -19,8 +19,8 @@ class Step:
     """The network has been evaluated once more for this request.
 
     Attributes:
-        done: sampler evaluations finished, over all pictures of the request.
-        total: evaluations that the request takes.
+        done: sampler steps finished, over all pictures of the request.
+        total: steps that the request takes.
         sigma: the noise level that the first unfinished picture has reached.
     """
 

@@ -80,7 +80,7 @@ class _Reading:
 
 # A1111 (and Forge, SD.Next, Civitai): `parameters`, as modules/infotext_utils.py reads it
 
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_PAIR = re.compile(r'(?:^|(?<=,))\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"
 _A1111_OWN = {"Sampler", "Schedule type", "Size", "Clip skip", "Model", "Model hash", "Version"}
 # What "Automatic" stands for (modules/sd_samplers_kdiffusion.py); for all others it is Uniform.
@@ -248,6 +248,9 @@ def comfyui(text: str) -> Found | None:
 
 
 def _comfy_prompt(reading: _Reading, graph: dict[str, _Node], link: Any, prefix: str) -> None:
+    # A zeroed conditioning hides the text that it was made of, which is another prompt's.
+    if _nearest(graph, link, "ConditioningZeroOut"):
+        return
     inputs = _nearest(graph, link, "CLIPTextEncode")
     if inputs is None:
         return

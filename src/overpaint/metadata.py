@@ -50,6 +50,16 @@ class Checkpoint(_Named, Protocol):
         """Its row in the family table."""
         ...
 
+    @property
+    def device(self) -> object:
+        """Where it computes; its text is recorded."""
+        ...
+
+    @property
+    def dtype(self) -> object:
+        """What it computes in; its text is recorded."""
+        ...
+
 
 def record(
     request: Request, index: int, size: tuple[int, int], model: Checkpoint
@@ -62,7 +72,13 @@ def record(
         size: (width, height) of the result.
         model: that made it.
     """
-    described = {"name": model.name, "sha256": model.sha256, "family": model.family.name}
+    described = {
+        "name": model.name,
+        "sha256": model.sha256,
+        "family": model.family.name,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
     return _record(request, index, size, described)
 
 
@@ -92,7 +108,7 @@ def parameters(record: Mapping[str, Any]) -> str:
         "Seed": record["seed"],
         "Size": "{}x{}".format(*record["size"]),
         "Model hash": model["sha256"][:10],
-        "Model": model["name"],
+        "Model": _model_name(Path(model["name"])),
     }
     if request["strength"] is not None:
         pairs["Denoising strength"] = _number(request["strength"])
@@ -106,6 +122,13 @@ def parameters(record: Mapping[str, Any]) -> str:
     return "\n".join(lines).strip()
 
 
+def _model_name(path: Path) -> str:
+    """A file's or folder's own name, as A1111 has it; a hub id or an alias as it is."""
+    if path.suffix == ".safetensors":
+        return path.stem
+    return path.name if path.is_absolute() else str(path)
+
+
 def check_output(path: Path, request: Request) -> None:
     """Make sure, before any work is done, that the request's pictures can be written to `path`.
 
@@ -113,7 +136,7 @@ def check_output(path: Path, request: Request) -> None:
         OutputError: as `images.check_writable`, or the settings are too long for a JPEG.
     """
     images.check_writable(path)
-    longest = {"name": "?" * 512, "sha256": "?" * 64, "family": "?" * 64}
+    longest = {"name": "?" * 512, "sha256": "?" * 64, "family": "?" * 64, "dtype": "?" * 64}
     _options(path, _record(request, 0, (8192, 8192), longest))
 
 
@@ -163,7 +186,9 @@ def to_request(found: Found, image: Picture | None = None, **overrides: Any) -> 
     """
     fields = {**found.fields, **overrides}
     if image is None and fields.get("strength") is not None:
-        raise RequestError("image", "these settings repaint a picture; give the picture too.")
+        raise RequestError(
+            "image", "these settings repaint a picture; give it too, to `overpaint edit`."
+        )
     if "sampler" in overrides and "schedule" not in overrides:
         _, implied = sampler_name(overrides["sampler"])
         if implied:
@@ -175,6 +200,8 @@ class _Model(BaseModel):
     name: str
     sha256: str
     family: str
+    device: str | None = None
+    dtype: str | None = None
 
 
 class _Record(BaseModel):

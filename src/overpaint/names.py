@@ -46,18 +46,29 @@ SAMPLERS: dict[str, Sampler] = {
     s.name: s
     for s in (
         Sampler("euler", "Euler", ("k_euler", "eulerdiscrete")),
-        Sampler("euler_a", "Euler a", ("k_euler_ancestral", "euler_ancestral"), stochastic=True),
+        Sampler(
+            "euler_a",
+            "Euler a",
+            ("k_euler_ancestral", "euler_ancestral", "eulerancestraldiscrete"),
+            stochastic=True,
+        ),
         Sampler("heun", "Heun", ("heundiscrete",), evaluations=2),
-        Sampler("dpm2", "DPM2", ("kdpm2",), evaluations=2, drops_penultimate=True),
+        Sampler(
+            "dpm2",
+            "DPM2",
+            ("kdpm2", "dpm_2", "kdpm2discrete"),
+            evaluations=2,
+            drops_penultimate=True,
+        ),
         Sampler(
             "dpm2_a",
             "DPM2 a",
-            ("dpm2_ancestral",),
+            ("dpm2_ancestral", "dpm_2_ancestral", "kdpm2ancestraldiscrete"),
             evaluations=2,
             stochastic=True,
             drops_penultimate=True,
         ),
-        Sampler("lms", "LMS"),
+        Sampler("lms", "LMS", ("lmsdiscrete",)),
         Sampler("dpmpp_2m", "DPM++ 2M", ("dpmsolvermultistep",)),
         Sampler(
             "dpmpp_2s_a", "DPM++ 2S a", ("dpmpp_2s_ancestral",), evaluations=2, stochastic=True
@@ -65,8 +76,8 @@ SAMPLERS: dict[str, Sampler] = {
         Sampler("dpmpp_sde", "DPM++ SDE", evaluations=2, stochastic=True),
         Sampler("dpmpp_2m_sde", "DPM++ 2M SDE", stochastic=True),
         Sampler("dpmpp_3m_sde", "DPM++ 3M SDE", stochastic=True, drops_penultimate=True),
-        Sampler("unipc", "UniPC", ("uni_pc",)),
-        Sampler("deis", "DEIS"),
+        Sampler("unipc", "UniPC", ("uni_pc", "uni_pc_bh2", "unipcmultistep")),
+        Sampler("deis", "DEIS", ("deismultistep",)),
         Sampler("ddim", "DDIM"),
         Sampler("ddpm", "DDPM", stochastic=True),
         Sampler("pndm", "PNDM", ("plms",)),
@@ -97,7 +108,8 @@ PAIRS: dict[str, tuple[str, str]] = {
 
 
 def _key(name: str) -> str:
-    return name.lower().replace("+", "p").replace(" ", "_").replace("-", "_")
+    key = name.lower().replace("+", "p").replace(" ", "_").replace("-", "_")
+    return key.removesuffix("scheduler")  # of diffusers' class names
 
 
 def _index(table: "dict[str, Sampler] | dict[str, Named]") -> dict[str, str]:
@@ -136,7 +148,7 @@ def sampler_name(name: str) -> tuple[str, str | None]:
         return pair
     if found := _SAMPLERS.get(key):
         return found, None
-    head, _, tail = key.rpartition("_")
-    if head in _SAMPLERS and tail in _SCHEDULES:
-        return _SAMPLERS[head], _SCHEDULES[tail]
+    for tail, schedule in _SCHEDULES.items():
+        if found := _SAMPLERS.get(key.removesuffix(f"_{tail}")):
+            return found, schedule
     raise RequestError("sampler", f"unknown sampler {name!r}.{near(name, SAMPLERS)}")

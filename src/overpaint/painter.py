@@ -11,10 +11,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from overpaint import images, metadata
 from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, step
 from overpaint.diffusion.plan import Plan, plan
+from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice, Preview, Step
 from overpaint.models.checkpoint import load_model, load_preview_decoder
 from overpaint.request import Picture, Request
@@ -55,7 +58,7 @@ class Result:
 
 
 class Painter:
-    """A model that carries out requests, one at a time.
+    """A model that carries out requests, one at a time: not to be shared between threads.
 
     Attributes:
         model: the loaded checkpoint.
@@ -108,6 +111,15 @@ class Painter:
         Yields:
             `Notice`s, a `Step` after every network call, `Preview`s, and `Finished` at the end.
         """
+        try:
+            yield from self._stream(request, preview_every)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"{self.model.device} ran out of memory: {error}. Make the picture smaller, ask "
+                "for fewer at once, or load the model in bf16."
+            ) from error
+
+    def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
         planned = plan(request, self.model)
         yield from map(Notice, planned.notices)
         pictures: list[Image] = []

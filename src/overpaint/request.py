@@ -58,7 +58,7 @@ class Request(BaseModel):
         negative_prompt: what to steer away from; needs guidance.
         negative_prompt_2: for the second text encoder; by default the same negative prompt.
         image: the picture to repaint.
-        strength: how much of the picture is repainted, 0 (nothing: the picture is returned) to 1
+        strength: how much of the picture is repainted, 0 (nothing: it is only brought to size) to 1
             (everything: pure noise). Default 0.6. Only with `image`.
         width: of the result in pixels, a multiple of 8. By default from `size`.
         height: likewise.
@@ -156,6 +156,8 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
             data["strength"] = DEFAULT_STRENGTH
         if data.get("fit") is None:
             data["fit"] = "cover"
+    if isinstance(data.get("schedule"), str):
+        data["schedule"] = schedule_name(data["schedule"])
     if isinstance(data.get("sampler"), str):
         data["sampler"], implied = sampler_name(data["sampler"])
         if implied and data.setdefault("schedule", implied) != implied:
@@ -164,8 +166,6 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
                 f"{data['schedule']!r} contradicts the sampler, whose name asks for {implied!r}; "
                 "give one of the two.",
             )
-    if isinstance(data.get("schedule"), str):
-        data["schedule"] = schedule_name(data["schedule"])
     return data
 
 

@@ -32,6 +32,8 @@ class Checkpoint:
     name: str
     sha256: str = "ab" * 32
     family: Named = Named("miniature")
+    device: str = "cpu"
+    dtype: str = "torch.bfloat16"
 
 
 @dataclass
@@ -234,7 +236,7 @@ def test_like_repeats_a_picture(loader: Loader, run: Any):
     assert ran.code == 0
     first, again = loader.requests
     assert again == first.model_copy(update={"seed": 9, "num_images": 1})
-    assert loader.calls[1][0] == "mine"
+    assert loader.calls == [("mine", "auto", "auto"), ("mine", "auto", "bfloat16")]
     assert Path("again.png").read_bytes()[:8] == Path("fox.png").read_bytes()[:8]
     with Image.open("again.png") as a, Image.open("fox-overpaint-2.png") as b:
         assert a.tobytes() == b.tobytes()

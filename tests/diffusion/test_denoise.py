@@ -164,6 +164,16 @@ def test_denoised_inverts_the_training_target(prediction: Any) -> None:
     torch.testing.assert_close(network.denoised(x0 + sigma * noise, sigma, target), x0)
 
 
+def test_a_step_refuses_unlike_networks_and_shapes(model: Model) -> None:
+    square, wide, other = (
+        Trajectory(plan(Request(**fields), own).plans[0])
+        for fields, own in (({}, model), ({"width": 144, "height": 128}, model), ({}, tiny_model()))
+    )
+    for unlike in (wide, other):
+        with pytest.raises(ValueError, match="one network and one latent shape"):
+            step([square, unlike])
+
+
 def test_progress_counts_steps(model: Model) -> None:
     (own,) = plan(Request(sampler="heun", num_inference_steps=4), model).plans
     trajectory = Trajectory(own)

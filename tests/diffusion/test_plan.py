@@ -8,7 +8,8 @@ from PIL import Image
 
 from overpaint import images
 from overpaint.diffusion.plan import plan
-from overpaint.errors import RequestError
+from overpaint.errors import ModelError, RequestError
+from overpaint.models.family import FAMILIES
 from overpaint.models.model import Model
 from overpaint.request import Request
 from tests.tiny import tiny_model
@@ -111,6 +112,14 @@ def test_sizes_outside_the_trained_range_are_said_aloud(model: Model) -> None:
 def test_a_negative_prompt_without_guidance_is_said_aloud(model: Model) -> None:
     (notice,) = plan(Request(negative_prompt="a cat", guidance_scale=1.0), model).notices
     assert "negative_prompt" in notice
+
+
+@pytest.mark.parametrize("family", ["sdxl-refiner", "sdxl-inpaint"])
+def test_a_family_that_cannot_paint_by_itself_is_refused(family: str) -> None:
+    model = tiny_model()
+    model.family = FAMILIES[family]
+    with pytest.raises(ModelError, match="cannot paint by itself"):
+        plan(Request(), model)
 
 
 def test_what_loading_had_to_say_is_said() -> None:

@@ -543,7 +543,7 @@ def test_the_cache_is_bounded_and_forgets_the_longest_unused(model: Model) -> No
         encode(model, str(number))
         encode(model, "kept")
     assert len(calls) == 41
-    assert len(model.cache["prompts"]) == 32
+    assert len(model.kept["prompts"]) == 32
     encode(model, "0")
     assert len(calls) == 42
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,9 +101,11 @@ def info(
 def _provenance(record: Mapping[str, Any]) -> dict[str, Any]:
     """What our record holds besides the request, as `info` names it."""
     width, height = record["size"]
-    return {
+    swept = {"sweep of": ", ".join(record["sweep"])} if "sweep" in record else {}
+    return swept | {
         "result": f"{width}x{height}",
         "weights": record["model"]["sha256"],
+        "computed": " on ".join(str(record["model"].get(key, "?")) for key in ("dtype", "device")),
         "input": record["input_sha256"] or "none",
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
         "written by": f"overpaint {record['version']}",
@@ -110,11 +113,17 @@ def _provenance(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
     """Say what this machine will use, and what models need of it."""
     from overpaint.models import doctor
 
-    for line in doctor.report().lines():
+    report = doctor.report()
+    if as_json:
+        typer.echo(json.dumps(asdict(report), default=str))
+        return
+    for line in report.lines():
         typer.echo(line)
 
 

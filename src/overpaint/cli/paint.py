@@ -179,8 +179,12 @@ def _run(
         name = ours["model"]["name"] if ours else "miniature"
         if found and not ours and found.model:
             terminal.note(f"the settings are for the model {found.model!r}; this is {name!r}.")
+    if dtype == "auto" and ours:
+        dtype = ours["model"].get("dtype") or dtype
     with terminal.waiting(f"loading {name}"):
         painter = overpaint.load(name, device=device, dtype=dtype)
+    if ours and ours["model"]["sha256"] != painter.model.sha256:
+        terminal.note("the model's weights are not those that made the picture; pixels may differ.")
     results: list[Finished] = []
     start = perf_counter()
     with terminal.progress(len(requests)) as bar:
@@ -196,8 +200,6 @@ def _run(
                     case _:
                         pass
     seconds = perf_counter() - start
-    if ours and ours["model"]["sha256"] != results[0].metadata[0]["model"]["sha256"]:
-        terminal.note("the model's weights are not those that made the picture; pixels may differ.")
     return results, seconds
 
 
@@ -208,6 +210,8 @@ def _found(terminal: Terminal, like: Path | None, source: Picture | None) -> met
     found = metadata.read(like)
     for note in found.notes:
         terminal.note(note)
+    if found.record and "sweep" in found.record:
+        terminal.note("this is a sweep; the settings are those of its first cell.")
     recorded = found.record and found.record.get("input_sha256")
     if recorded and source and recorded != source.sha256:
         terminal.note("the picture is not the one that the settings were used on.")

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -12,6 +13,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.spinner import Spinner
 
 from overpaint.events import Step
 
@@ -44,7 +46,9 @@ class Terminal:
         if not self._lively:
             yield
             return
-        with self._console.status(text):
+        # Not redirected, or every refresh of a download's own bar would become a line.
+        spinner = Spinner("dots", text)
+        with Live(spinner, console=self._console, transient=True, redirect_stderr=False):
             yield
 
     @contextmanager

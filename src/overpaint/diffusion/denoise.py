@@ -87,7 +87,7 @@ class UNet:
         self.device = unet.device
         self.dtype = unet.dtype  # diffusers walks all modules for these two
         self._unet = unet
-        self._members: tuple[Conditioning, ...] = ()
+        self._last: tuple[tuple[Conditioning, ...], Context, dict[str, Tensor]] | None = None
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """One call of the UNet for rows of the same shape, each at its own noise level."""
@@ -108,16 +108,15 @@ class UNet:
 
     def _stack(self, members: tuple[Conditioning, ...]) -> tuple[Context, dict[str, Tensor]]:
         """The batch's conditioning, kept for as long as the same rows come again."""
-        if members != self._members:
-            self._members = members
-            self._stacked = (
-                Context.stack([m.context for m in members]),
-                {
-                    "text_embeds": torch.cat([m.pooled for m in members]),
-                    "time_ids": torch.cat([m.size_ids for m in members]),
-                },
-            )
-        return self._stacked
+        last = self._last
+        if last is None or last[0] != members:
+            context = Context.stack([m.context for m in members])
+            added = {
+                "text_embeds": torch.cat([m.pooled for m in members]),
+                "time_ids": torch.cat([m.size_ids for m in members]),
+            }
+            self._last = last = (members, context, added)
+        return last[1], last[2]
 
 
 class Trajectory:
@@ -184,9 +183,15 @@ def step(trajectories: Sequence[Trajectory]) -> None:
     Args:
         trajectories: unfinished, of one network and one latent shape; otherwise as unlike as can
             be: prompts, strengths, steps, samplers, guidance, seeds.
+
+    Raises:
+        ValueError: of several networks or shapes.
     """
+    network, shape = trajectories[0].plan.network, trajectories[0].plan.shape
+    if any(t.plan.network is not network or t.plan.shape != shape for t in trajectories):
+        raise ValueError("a step takes trajectories of one network and one latent shape")
     rows = [trajectory.rows() for trajectory in trajectories]
-    predictions = trajectories[0].plan.network.predict([row for own in rows for row in own])
+    predictions = network.predict([row for own in rows for row in own])
     for trajectory, own in zip(
         trajectories, predictions.split([len(own) for own in rows]), strict=True
     ):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.models.model import Model
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,22 +31,27 @@ class Moments:
 
 
 @torch.inference_mode()
-def encode(model: "Model", image: "Image") -> Moments:
-    """The posterior of an RGB picture whose sides are multiples of the VAE's factor."""
+def encode(model: "Model", image: "Image") -> tuple[Moments, str | None]:
+    """The posterior of an RGB picture, and a notice if it took a second try.
+
+    Args:
+        model: whose VAE.
+        image: its sides are multiples of the VAE's factor.
+
+    Raises:
+        DeviceError: the latents are not finite, even in fp32.
+    """
     pixels = torch.from_numpy(images.to_array(image))[None]
-    posterior = _vae_encode(model, pixels)
-    if not posterior[0].isfinite().all() and model.vae.dtype != torch.float32:
-        posterior = _in_fp32(model, lambda: _vae_encode(model, pixels))
-    mean, log_variance = posterior
+
+    def run() -> Tensor:
+        pixel_batch = pixels.to(model.device, model.vae.dtype)
+        return model.vae.encode(pixel_batch, return_dict=False)[0].parameters.float()
+
+    parameters, notice = _finite(model, run, "encoded")
+    mean, log_variance = parameters.chunk(2, dim=1)
     scale: float = model.vae.config["scaling_factor"]
-    return Moments(mean * scale, torch.exp(0.5 * log_variance.clamp(-30, 20)) * scale)
-
-
-def _vae_encode(model: "Model", pixels: Tensor) -> tuple[Tensor, Tensor]:
-    pixels = pixels.to(model.device, model.vae.dtype)
-    posterior = model.vae.encode(pixels, return_dict=False)[0]
-    mean, log_variance = posterior.parameters.float().chunk(2, dim=1)
-    return mean, log_variance
+    std = torch.exp(0.5 * log_variance.clamp(-30, 20))
+    return Moments(mean * scale, std * scale), notice
 
 
 @torch.inference_mode()
@@ -62,34 +65,39 @@ def decode(model: "Model", latent: Tensor) -> tuple["Image", str | None]:
     """
     if not latent.isfinite().all():
         raise DeviceError(
-            f"the network's result is not finite in {_name(model.dtype)}; "
-            "choose another dtype (bf16 or fp32)."
+            f"the network's result is not finite in {_name(model.dtype)}; choose another dtype, "
+            "or its weights are damaged."
         )
-    notice = None
-    pixels = _vae_decode(model, latent)
-    if not pixels.isfinite().all() and model.vae.dtype != torch.float32:
-        notice = f"the VAE overflowed in {_name(model.vae.dtype)}; decoded again in fp32."
-        pixels = _in_fp32(model, lambda: _vae_decode(model, latent))
-    if not pixels.isfinite().all():
-        raise DeviceError("the VAE's picture is not finite even in fp32; its weights are damaged.")
+    vae: Any = model.vae
+
+    def run() -> Tensor:
+        scaled = (latent / vae.config["scaling_factor"]).to(model.device, vae.dtype)
+        return vae.decode(scaled, return_dict=False)[0].float()
+
+    pixels, notice = _finite(model, run, "decoded")
     return images.from_array(pixels[0].cpu().numpy()), notice
 
 
-def _vae_decode(model: "Model", latent: Tensor) -> Tensor:
-    vae: Any = model.vae
-    latent = (latent / vae.config["scaling_factor"]).to(model.device, vae.dtype)
-    return vae.decode(latent, return_dict=False)[0].float()
+def _finite(model: "Model", run: Callable[[], Tensor], done: str) -> tuple[Tensor, str | None]:
+    """Run the VAE, and if it overflows in half precision, again in fp32, with a notice.
 
-
-def _in_fp32(model: "Model", run: Callable[[], T]) -> T:
-    """Run something with the VAE in fp32 for this once: the next picture must not depend on it."""
+    In fp32 for this once: the next picture must not depend on this one.
+    """
+    result, notice = run(), None
     vae: Any = model.vae
-    dtype = vae.dtype
-    vae.to(dtype=torch.float32)
-    try:
-        return run()
-    finally:
-        vae.to(dtype=dtype)
+    dtype: torch.dtype = vae.dtype
+    if dtype != torch.float32 and not result.isfinite().all():
+        notice = f"the VAE overflowed in {_name(dtype)}; {done} again in fp32."
+        vae.to(dtype=torch.float32)
+        try:
+            result = run()
+        finally:
+            vae.to(dtype=dtype)
+    if not result.isfinite().all():
+        raise DeviceError(
+            f"what the VAE {done} is not finite even in fp32; its weights are damaged."
+        )
+    return result, notice
 
 
 def preview(model: "Model", latent: Tensor) -> "Image | None":

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from overpaint.diffusion.denoise import Conditioning, Network, UNet
 from overpaint.diffusion.guidance import Guidance
 from overpaint.diffusion.samplers import Noise, Sampler, sampler
 from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, start
+from overpaint.errors import ModelError
 from overpaint.names import SAMPLERS
 from overpaint.nn.attention import Context
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.models.model import Model
-    from overpaint.request import Fit, Pair, Request
+    from overpaint.request import Pair, Request
 
 REMEMBERED = 8
 """Encoded pictures kept per model."""
@@ -102,15 +103,22 @@ def plan(request: "Request", model: "Model") -> Planned:
     Picture i gets seed + i and shares everything else.
 
     Raises:
+        ModelError: the model cannot paint by itself.
         RequestError: the model cannot draw this size or take this prompt.
         PictureError: the picture cannot be decoded.
+        DeviceError: the picture's latents are not finite.
     """
+    if not model.family.paints:
+        raise ModelError(
+            f"{model.name} is of the family {model.family.name}, which cannot paint by itself; "
+            "give an SDXL base model or a fine-tune of it."
+        )
     picture = images.decode(request.image) if request.image else None
     size = images.result_size(picture.size if picture else None, model.native_size, request)
     source = images.fit(picture, size, request.fit or "cover") if picture else None
-    notices = tuple(_notices(request, model, size))
+    notices = _notices(request, model, size)
     if request.strength == 0:
-        return Planned((), size, source, notices)
+        return Planned((), size, source, tuple(notices))
 
     net = network(model)
     sigmas = start(
@@ -125,7 +133,11 @@ def plan(request: "Request", model: "Model") -> Planned:
     positive, negative = _conditionings(request, model, size)
     init = None
     if request.image and source and request.strength != 1:
-        init = _moments(request.image.sha256, request.fit, source, model)
+        key = (request.image.sha256, request.fit, size)
+        init, notice = model.remember(
+            "moments", key, lambda: latents.encode(model, source), REMEMBERED
+        )
+        notices += [notice] if notice else []
     channels: int = model.vae.config["latent_channels"]
     shape = (channels, size[1] // model.vae_factor, size[0] // model.vae_factor)
     plans = tuple(
@@ -142,15 +154,16 @@ def plan(request: "Request", model: "Model") -> Planned:
         )
         for i in range(request.num_images)
     )
-    return Planned(plans, size, source, notices)
+    return Planned(plans, size, source, tuple(notices))
 
 
 def network(model: "Model") -> Network:
     """The model's network; always the same one, so that plans of one model share their steps."""
-    if "network" not in model.cache:
-        schedule = NoiseSchedule(model.noise)
-        model.cache["network"] = UNet(model.unet, schedule, model.noise.prediction)
-    return model.cache["network"]
+
+    def make() -> Network:
+        return UNet(model.unet, NoiseSchedule(model.noise), model.noise.prediction)
+
+    return model.remember("network", (), make, 1)
 
 
 def _notices(request: "Request", model: "Model", size: tuple[int, int]) -> list[str]:
@@ -189,14 +202,3 @@ def _conditionings(
 
 def _size_ids(model: "Model", original: "Pair", crop: "Pair", target: "Pair") -> Tensor:
     return torch.tensor([[*original, *crop, *target]], dtype=torch.float32, device=model.device)
-
-
-def _moments(sha256: str, fit: "Fit | None", source: "Image", model: "Model") -> latents.Moments:
-    """The posterior of the fitted picture, kept for the next request with the same one."""
-    key = (sha256, fit, source.size)
-    kept: dict[Any, latents.Moments] = model.cache.setdefault("moments", {})
-    if key not in kept:
-        if len(kept) >= REMEMBERED:
-            kept.pop(next(iter(kept)))
-        kept[key] = latents.encode(model, source)
-    return kept[key]

@@ -10,7 +10,6 @@ The syntax and the chunking are those of AUTOMATIC1111's web UI (`modules/prompt
 
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -291,7 +290,7 @@ def encode(
     first end token, as in A1111 and ComfyUI; weights do not touch it. Where one encoder's prompt
     has fewer chunks, empty ones follow.
 
-    Results are kept in `model.cache`; do not write to them.
+    Results are remembered by the model; do not write to them.
 
     Args:
         model: with two text encoders, or the refiner's one.
@@ -303,18 +302,14 @@ def encode(
     Raises:
         RequestError: a weight is out of range, or an encoder has too few layers for `clip_skip`.
     """
-    key = (prompt, prompt_2, clip_skip)
-    kept: OrderedDict[Any, Encoded] = model.cache.setdefault("prompts", OrderedDict())
-    if key not in kept:
-        sources = [(prompt, field), (prompt, field)]
-        if prompt_2 is not None:
-            sources[1] = (prompt_2, f"{field}_2")
-        encoded = _encode(model, sources[-len(model.text_encoders) :], clip_skip)
-        kept[key] = encoded
-        if len(kept) > REMEMBERED:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]
+    second = (prompt, field) if prompt_2 is None else (prompt_2, f"{field}_2")
+    sources = [(prompt, field), second][-len(model.text_encoders) :]
+    return model.remember(
+        "prompts",
+        (prompt, prompt_2, clip_skip),
+        lambda: _encode(model, sources, clip_skip),
+        REMEMBERED,
+    )
 
 
 @torch.no_grad()

@@ -18,9 +18,9 @@ All samplers are made of four things:
 - two evaluations a step: a look ahead (`_trapezoid`, `_dpm2_step`, `_dpmpp_2s_step`);
 - several steps' memory: a polynomial through what the network said before (`_mean`).
 
-To add a sampler, write a function here, add it to the table at the end, and give it a line in
-`names.SAMPLERS`. x is never changed in place and only sees + - * /, so any shape and any library's
-tensor will do; coefficients are Python floats.
+To add a sampler, write a function here and give it a line of its name in `names.SAMPLERS`. x is
+never changed in place and only sees + - * /, so any shape and any library's tensor will do;
+coefficients are Python floats.
 """
 
 import math
@@ -28,6 +28,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
+
+from overpaint.names import SAMPLERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +65,7 @@ Past: TypeAlias = "list[tuple[float, Tensor]]"
 
 def sampler(name: str) -> Sampler:
     """The sampler of that name in `names.SAMPLERS`."""
-    return _SAMPLERS[name]
+    return globals()[SAMPLERS[name].name]
 
 
 # One evaluation a step.
@@ -382,28 +384,3 @@ def _weighted(weights: Sequence[float], values: "Sequence[Tensor]") -> "Tensor":
     for weight, value in zip(weights[1:], values[1:], strict=True):
         total = total + value * weight
     return total
-
-
-_SAMPLERS: dict[str, Sampler] = {
-    function.__name__: function
-    for function in (
-        euler,
-        euler_a,
-        heun,
-        dpm2,
-        dpm2_a,
-        lms,
-        dpmpp_2m,
-        dpmpp_2s_a,
-        dpmpp_sde,
-        dpmpp_2m_sde,
-        dpmpp_3m_sde,
-        unipc,
-        deis,
-        ddim,
-        ddpm,
-        pndm,
-        lcm,
-        tcd,
-    )
-}

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overpaint.errors import RequestError
+from overpaint.names import SCHEDULES
 
 if TYPE_CHECKING:
     from overpaint.models.model import NoiseConfig
@@ -193,7 +194,12 @@ def _tail(
     # To drop the last sigma before 0, lay out one more and never ask for it.
     n = laid_out + drop_penultimate
     i = np.arange(laid_out - kept, laid_out, dtype=np.float64)
-    return Sigmas((*_SCHEDULES[name](i, n, noise).tolist(), 0.0), noise)
+    return Sigmas((*_schedule(name)(i, n, noise).tolist(), 0.0), noise)
+
+
+def _schedule(name: str) -> Callable[[FloatArray, int, NoiseSchedule], FloatArray]:
+    """The function below that a name in `names.SCHEDULES` stands for."""
+    return globals()[SCHEDULES[name].name]
 
 
 def normal(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
@@ -297,19 +303,3 @@ def align_your_steps(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
     table = np.log(_ALIGN_YOUR_STEPS)
     positions = np.arange(len(table), dtype=np.float64)
     return np.exp(np.interp(i / n * positions[-1], positions, table))
-
-
-_SCHEDULES: dict[str, Callable[[FloatArray, int, NoiseSchedule], FloatArray]] = {
-    schedule.__name__: schedule
-    for schedule in (
-        normal,
-        linspace,
-        trailing,
-        karras,
-        exponential,
-        polyexponential,
-        simple,
-        beta,
-        align_your_steps,
-    )
-}

@@ -34,6 +34,7 @@ class Family:
         text_encoders: how many.
         licence: of the published weights; a fine-tune may add terms of its own.
         preview: the linear map for previews, when one is published for its VAE.
+        paints: whether it can paint a picture by itself.
     """
 
     name: str
@@ -43,14 +44,15 @@ class Family:
     text_encoders: int
     licence: str
     preview: LatentPreview | None = None
+    paints: bool = True
 
 
 FAMILIES: dict[str, Family] = {
     row.name: row
     for row in (
         Family("sdxl", 1024, 4, 2048, 2, SDXL_LICENCE, SDXL_PREVIEW),
-        Family("sdxl-inpaint", 1024, 9, 2048, 2, SDXL_LICENCE, SDXL_PREVIEW),
-        Family("sdxl-refiner", 1024, 4, 1280, 1, SDXL_LICENCE, SDXL_PREVIEW),
+        Family("sdxl-inpaint", 1024, 9, 2048, 2, SDXL_LICENCE, SDXL_PREVIEW, paints=False),
+        Family("sdxl-refiner", 1024, 4, 1280, 1, SDXL_LICENCE, SDXL_PREVIEW, paints=False),
         Family("miniature", 128, 4, None, 2, "Apache-2.0"),
     )
 }

@@ -19,16 +19,19 @@ def sha256_of(paths: Sequence[Path], memory: Path | None = None) -> str:
         memory: a JSON file of digests of large files, by path, size and time of change; by
             default `~/.cache/overpaint/sha256.json`. That it cannot be written is no error.
     """
-    memory = memory or Path.home() / ".cache" / "overpaint" / "sha256.json"
     digests = [_digest(path.resolve(), memory) for path in paths]
     return (
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     )
 
 
-def _digest(path: Path, memory: Path) -> str:
+def _digest(path: Path, memory: Path | None) -> str:
     status = path.stat()
     if status.st_size < REMEMBER_FROM:
+        return _compute(path)
+    try:
+        memory = memory or Path.home() / ".cache" / "overpaint" / "sha256.json"
+    except RuntimeError:  # this user has no home
         return _compute(path)
     key = f"{path}|{status.st_size}|{status.st_mtime_ns}"
     known = _recall(memory)

@@ -1,7 +1,9 @@
 """The model: what a checkpoint becomes once it is on a device."""
 
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from overpaint.models.family import Family
 
+T = TypeVar("T")
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
@@ -80,7 +83,7 @@ class Model:
         preview: the linear map for previews, when the family has one.
         preview_decoder: a small decoder for previews, when one was loaded.
         notices: what loading has to say.
-        cache: results worth keeping between requests (encoded prompts, picture moments).
+        kept: results worth keeping between requests; see `remember`.
     """
 
     name: str
@@ -97,7 +100,26 @@ class Model:
     preview: LatentPreview | None = None
     preview_decoder: "AutoencoderTiny | None" = None
     notices: tuple[str, ...] = ()
-    cache: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    kept: dict[str, OrderedDict[Hashable, Any]] = field(
+        default_factory=dict[str, OrderedDict[Hashable, Any]]
+    )
+
+    def remember(self, kind: str, key: Hashable, make: Callable[[], T], most: int) -> T:
+        """What `make` returned for this key, made anew if it was forgotten.
+
+        Args:
+            kind: of result, each with keys of its own.
+            key: all that the result depends on, besides the model.
+            make: makes it.
+            most: how many of the kind to keep; the one not used for longest is forgotten first.
+        """
+        kept = self.kept.setdefault(kind, OrderedDict())
+        made: T = kept[key] if key in kept else make()
+        kept[key] = made
+        kept.move_to_end(key)
+        if len(kept) > most:
+            kept.popitem(last=False)
+        return made
 
     @property
     def vae_factor(self) -> int:

@@ -162,8 +162,11 @@ def refuse_pickle(path: Path) -> None:
     Raises:
         CheckpointError: it is one, or its suffix is not .safetensors.
     """
-    with path.open("rb") as file:
-        start = file.read(4)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix.lower() in PICKLE_SUFFIXES or start.startswith(PICKLE_STARTS):
         renamed = " renamed to .safetensors" if path.suffix == ".safetensors" else ""
         raise CheckpointError(

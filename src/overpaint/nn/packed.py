@@ -84,13 +84,12 @@ class PackedConv2d(nn.Module):
         """[B, C, h, w] → [B, C', h', w'], channels_last, where oneDNN is fastest."""
         x = x.contiguous(memory_format=torch.channels_last)
         key = x.shape, x.dtype, self.weight._version
-        if self._packed is None or self._packed[0] != key:
-            self._packed = (
-                key,
-                _OPS._reorder_convolution_weight(self.weight, *self._geometry, x.shape),
-            )
+        packed = self._packed  # read and written once: another thread may have another shape
+        if packed is None or packed[0] != key:
+            weight = _OPS._reorder_convolution_weight(self.weight, *self._geometry, x.shape)
+            self._packed = packed = (key, weight)
         return _OPS._convolution_pointwise(
-            x, self._packed[1], self.bias, *self._geometry, "none", [], None
+            x, packed[1], self.bias, *self._geometry, "none", [], None
         )
 
 
