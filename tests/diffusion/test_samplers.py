@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,12 @@ def schedule_for(name: str, steps: int, schedule: str = "karras") -> Sigmas:
 def test_every_name_has_its_sampler_and_every_sampler_its_name():
     for name in SAMPLERS:
         assert sampler(name).__name__ == name  # type: ignore[attr-defined]
-    assert set(vars(samplers)["_SAMPLERS"]) == set(SAMPLERS)
+    public = {
+        name
+        for name, value in vars(samplers).items()
+        if isfunction(value) and value.__module__ == samplers.__name__ and name[0] != "_"
+    }
+    assert public == {*SAMPLERS, "sampler"}
 
 
 @pytest.mark.parametrize("table", [SAMPLERS, SCHEDULES])
