@@ -7,8 +7,8 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from inspect import isfunction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
