@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 
 from . import judge, unet, vae
-from .common import averaged_weights
+from .common import Trainee, averaged_weights, read_tensors
 from .data import native_scenes
 from .family import Painter, PreviewFactors, export
 from .scenes import Scene
@@ -48,6 +48,17 @@ class Workshop:
         if not state.exists():
             state = self.work / "vae.safetensors"
         return vae.finish(state, self._vae_scenes()[:FOLDED])
+
+    def adopt(self, folder: Path) -> None:
+        """Begin from an exported folder, where the states of its training are gone."""
+        autoencoder = vae.build()
+        autoencoder.load_state_dict(exported(folder / "vae"))
+        Trainee(autoencoder, rate=0).save(self.work / "vae.safetensors")
+        painter = Painter()
+        painter.unet.load_state_dict(exported(folder / "unet"))
+        painter.text_encoder.load_state_dict(exported(folder / "text_encoder"))
+        painter.text_encoder_2.load_state_dict(exported(folder / "text_encoder_2"))
+        Trainee(painter, rate=0).save(self.work / "unet.safetensors")
 
     def render(self) -> None:
         """Render the UNet's scenes."""
@@ -103,6 +114,12 @@ class Workshop:
         export(out, painter.eval(), autoencoder, factors)
 
 
+def exported(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of one module of a diffusers folder, in fp32."""
+    (path,) = folder.glob("*.safetensors")
+    return {key: value.float() for key, value in read_tensors(path).items()}
+
+
 @torch.no_grad()
 def preview_factors(autoencoder: AutoencoderKL, pictures: NDArray[np.uint8]) -> PreviewFactors:
     """Least squares from scaled latents to the picture at an eighth of its size, in −1..1."""
@@ -125,6 +142,7 @@ def main() -> None:
         "stage",
         choices=[
             "make",
+            "adopt",
             "render",
             "vae",
             "encode",
@@ -143,12 +161,16 @@ def main() -> None:
     parser.add_argument("--unet-steps", type=int, default=8000)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--judge-steps", type=int, default=6000)
-    parser.add_argument("--model", default="miniature", help="measure: a name or folder")
+    parser.add_argument("--model", default="miniature", help="a folder; measure: or a name")
     parser.add_argument("--count", type=int, default=300, help="measure: held-out prompts")
     parser.add_argument("--sweep", type=int, default=48, help="measure: sources of the sweep")
     parser.add_argument("--guidance", type=float, default=5.0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    workshop = Workshop(options.work, options.seed)
+    if options.stage == "adopt":
+        workshop.adopt(Path(options.model))
+        return
     if options.stage == "measure":
         from .measure import report
 
@@ -161,7 +183,6 @@ def main() -> None:
             guidance=options.guidance,
         )
         return
-    workshop = Workshop(options.work, options.seed)
     stages = {
         "render": workshop.render,
         "vae": lambda: workshop.vae(options.vae_steps),

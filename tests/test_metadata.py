@@ -78,6 +78,8 @@ def test_the_record_says_what_made_the_picture():
         "name": "miniature",
         "sha256": "0123456789abcdef" * 4,
         "family": "miniature",
+        "device": "cpu",
+        "dtype": "float32",
     }
     assert record["input_sha256"] == SKETCH.sha256
     assert (record["seed"], record["index"], record["size"]) == (8, 1, [128, 96])
@@ -557,7 +559,7 @@ def test_a_sampler_that_names_its_schedule_replaces_both():
 
 
 def test_settings_of_an_edit_need_a_picture():
-    with pytest.raises(RequestError, match="give the picture"):
+    with pytest.raises(RequestError, match="overpaint edit"):
         metadata.to_request(found_ours(image=SKETCH))
 
 

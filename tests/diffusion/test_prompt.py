@@ -482,7 +482,7 @@ def test_pools_at_the_end_token_whatever_the_config_says(text: str) -> None:
 
 
 def test_the_refiner_has_the_second_encoder_only(model: Model) -> None:
-    refiner = replace(model, text_encoders=model.text_encoders[1:], cache={})
+    refiner = replace(model, text_encoders=model.text_encoders[1:], kept={})
     both = encode(model, "a cat", "a dog")
     ours = encode(refiner, "a cat", "a dog")
     close(ours.tokens, both.tokens[..., WIDTHS[0] :])
@@ -519,7 +519,7 @@ def counted(model: Model) -> tuple[Model, list[int]]:
     for name in ("device", "config", "text_projection"):
         setattr(encoder, name, getattr(module, name))
     last = TextEncoder(model.text_encoders[1].tokenizer, cast(Any, encoder))
-    return replace(model, text_encoders=(model.text_encoders[0], last), cache={}), calls
+    return replace(model, text_encoders=(model.text_encoders[0], last), kept={}), calls
 
 
 def test_a_prompt_is_encoded_once(model: Model) -> None:

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from miniature import vae
+from miniature.__main__ import Workshop
+from miniature.common import Trainee, averaged_weights
 from miniature.family import (
     LENGTH,
     Painter,
@@ -87,3 +89,16 @@ def test_a_weight_that_does_not_fit_fp16_is_refused(tmp_path: Path):
         painter.unet.conv_in.weight[0, 0, 0, 0] = 1e6
     with pytest.raises(ValueError, match=r"unet\.conv_in\.weight"):
         export(tmp_path, painter, vae.build(), PreviewFactors([], []))
+
+
+def test_training_can_begin_from_an_exported_folder(tmp_path: Path):
+    painter, autoencoder = Painter(3), vae.build(3)
+    export(tmp_path / "out", painter, autoencoder, PreviewFactors([[0.0] * 3] * 4, [0.0] * 3))
+    Workshop(tmp_path / "work", seed=1).adopt(tmp_path / "out")
+    trainee = Trainee(Painter(4), rate=0.1)
+    trainee.load(tmp_path / "work" / "unet.safetensors")
+    assert trainee.step == 0
+    for read, written in zip(trainee.averaged.parameters(), painter.parameters(), strict=True):
+        torch.testing.assert_close(read, written.half().float())
+    decoder = averaged_weights(tmp_path / "work" / "vae.safetensors")["decoder.conv_in.weight"]
+    torch.testing.assert_close(decoder, autoencoder.decoder.conv_in.weight.half().float())
