@@ -166,7 +166,7 @@ def test_denoised_inverts_the_training_target(prediction: Any) -> None:
 
 def test_a_step_refuses_unlike_networks_and_shapes(model: Model) -> None:
     square, wide, other = (
-        Trajectory(plan(Request(**fields), own).plans[0])
+        Trajectory(plan(Request.model_validate(fields), own).plans[0])
         for fields, own in (({}, model), ({"width": 144, "height": 128}, model), ({}, tiny_model()))
     )
     for unlike in (wide, other):
