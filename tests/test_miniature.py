@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 import overpaint
@@ -58,7 +59,7 @@ def test_the_autoencoder_keeps_the_picture(model: Model) -> None:
 
 def test_more_strength_keeps_less_of_the_picture() -> None:
     painter = overpaint.load("miniature", device="cpu")
-    source = Image.open(ROOT / "examples" / "house.png").convert("RGB").resize((128, 128))
+    source = Image.fromarray(pixels(ROOT / "examples" / "house.png")).resize((128, 128))
     distances: list[float] = []
     for strength in (0.0, 0.3, 0.6, 1.0):
         (image,) = painter.edit(
@@ -84,6 +85,10 @@ def test_the_command_line_edits_and_repeats_to_the_same_pixels(
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code in (0, None), capsys.readouterr().err
-    made, repeated = (Image.open(tmp_path / name) for name in ("a-1.png", "c.png"))
-    assert np.array_equal(np.asarray(made), np.asarray(repeated))
-    assert Image.open(again).size == made.size
+    assert np.array_equal(pixels(tmp_path / "a-1.png"), pixels(tmp_path / "c.png"))
+    assert pixels(again).shape == (128, 128, 3)
+
+
+def pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
