@@ -20,6 +20,7 @@ import torch
 from benchmarks.harness import say
 from overpaint.models.family import Configs, shipped_configs
 from tests.models import original
+from tests.models.test_memory import status
 
 SMALLER: dict[str, Any] = {
     "block_out_channels": [320, 640, 640],
@@ -77,12 +78,6 @@ def load_diffusers(folder: Path) -> Callable[[], Any]:
 
 
 LOADERS = {"ours": load_ours, "diffusers": load_diffusers}
-
-
-def status(field: str) -> int:
-    """Bytes, of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def main(name: str, folder: str) -> None:

@@ -49,25 +49,13 @@ def strength_sweep(painter: overpaint.Painter) -> None:
     """One sketch over strength and guidance."""
     strengths, scales = (0.2, 0.4, 0.6, 0.8, 1.0), (2.0, 5.0, 9.0)
     prompt = SKETCHES["house"].format("watercolor painting")
-    rows = [
-        [
-            shown(
-                painter.edit(
-                    sketch("house"), prompt, strength=strength, guidance_scale=scale, seed=7
-                ).images[0],
-                Image.Resampling.BICUBIC,
-            )
-            for strength in strengths
-        ]
+    results = [
+        painter.edit(sketch("house"), prompt, strength=strength, guidance_scale=scale, seed=7)
         for scale in scales
+        for strength in strengths
     ]
-    grid = images.grid(
-        rows,
-        [f"{strength:g}" for strength in strengths],
-        [f"{scale:g}" for scale in scales],
-        column_title="strength",
-        row_title="guidance",
-    )
+    pictures = [shown(result.images[0], Image.Resampling.BICUBIC) for result in results]
+    grid = images.sweep_grid(pictures, strengths, scales)
     grid.save(FIGURES / "strength-sweep.png", optimize=True)
 
 

@@ -344,6 +344,20 @@ def _beside(path: Path) -> Path:
 # A grid
 
 
+def sweep_grid(
+    pictures: Sequence[Image.Image], strengths: Sequence[float], scales: Sequence[float]
+) -> Image.Image:
+    """One labelled picture of strength by guidance; `pictures` row by row, a row per scale."""
+    columns = len(strengths)
+    return grid(
+        [pictures[i : i + columns] for i in range(0, len(pictures), columns)],
+        [f"{value:g}" for value in strengths],
+        [f"{value:g}" for value in scales],
+        column_title="strength",
+        row_title="guidance",
+    )
+
+
 def grid(
     rows: Sequence[Sequence[Image.Image]],
     column_labels: Sequence[str],

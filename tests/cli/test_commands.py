@@ -326,6 +326,7 @@ def test_sweep_takes_guidance_from_the_settings_it_is_like(loader: Loader, run: 
         ("edit fox.png x --guidance-interval a,b", 2, "'a,b' is not a list of numbers"),
         ("edit fox.png x --guidance-interval 0,2", 2, "--guidance-interval: 2.0 is out"),
         ("edit fox.png x --nonsense", 2, "--nonsense"),
+        ("sweep fox.png x -o a.webp", 5, "a sweep may outgrow WebP's 16,383 pixels"),
         ("edit fox.png", 2, "PROMPT: say what to draw, or give --like FILE."),
         ("edit", 2, "picture"),
         ("edit none.png x", 3, "none.png: no such file."),

@@ -9,7 +9,6 @@ from miniature.common import Trainee, averaged_weights, cosine, write_tensors
 from miniature.data import SHAPES, draw_view, render_view
 from miniature.judge import HEADS, Judge, truth
 from miniature.measure import fit
-from miniature.sample import karras
 from miniature.scenes import draw_scene
 
 
@@ -124,11 +123,3 @@ def test_fit_counts_what_is_there():
     other = draw_scene(np.random.default_rng(2), two=True)
     assert fit(truth(scene), truth(scene)) == 1
     assert fit(truth(other), truth(scene)) < 1
-
-
-def test_karras_sigmas_fall_from_the_highest_to_nothing():
-    sigmas = karras(10, 0.03, 14.6)
-    assert sigmas[0] == pytest.approx(14.6, rel=1e-4)
-    assert sigmas[-2] == pytest.approx(0.03, rel=1e-3)
-    assert sigmas[-1] == 0
-    assert (sigmas[1:] < sigmas[:-1]).all()

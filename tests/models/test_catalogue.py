@@ -72,6 +72,11 @@ def test_offline_says_what_was_tried(offline: None, name: str):
         resolve(name)
 
 
+def test_what_cannot_be_a_hub_id_is_refused_before_asking(offline: None):
+    with pytest.raises(ModelNotFoundError, match="unknown model 'owner/a--b': .* no hub id"):
+        resolve("owner/a--b")
+
+
 def test_what_is_not_here_is_only_downloaded_when_asked(offline: None):
     with pytest.raises(ModelNotFoundError, match="not downloaded yet"):
         resolve("sdxl", download=False)

@@ -74,6 +74,7 @@ def measure(work: Callable[[], Model]) -> tuple[int, int]:
 
 
 def status(field: str) -> int:
+    """Bytes, of a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -12,7 +13,7 @@ import typer
 from overpaint import images, metadata
 from overpaint.cli.settings import given, numbers, takes_settings
 from overpaint.cli.terminal import Terminal
-from overpaint.errors import RequestError
+from overpaint.errors import OutputError, RequestError
 from overpaint.events import Finished, Notice, Step
 from overpaint.request import Picture, Request
 
@@ -20,82 +21,69 @@ Source = Annotated[Path, typer.Argument(help="The picture to repaint.", show_def
 Prompt = Annotated[
     str | None, typer.Argument(help="What to draw. Needed without --like.", show_default=False)
 ]
-Like = Annotated[
-    Path | None,
-    typer.Option(
-        help="Take prompt and settings from this picture; what else is given here replaces them.",
-        show_default=False,
-    ),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        help="Where to write: .png, .jpg or .webp; overwritten. Several are numbered from 0.",
-        show_default="a new name here",
-    ),
-]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A name, a folder, a .safetensors file or a hub id.",
-        show_default="miniature",
-    ),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")]
-DType = Annotated[str, typer.Option(help="bf16, fp16, fp32 or auto.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors on stderr.")]
 
 
-@takes_settings()
+@dataclass(frozen=True)
+class Common:
+    """The options that all these commands take, besides the settings of the request."""
+
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take prompt and settings from this picture; what else is given replaces them.",
+            show_default=False,
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write: .png, .jpg or .webp; overwritten. Several are numbered from 0.",
+            show_default="a new name here",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name, a folder, a .safetensors file or a hub id.",
+            show_default="miniature",
+        ),
+    ] = None
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto"
+    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32 or auto.")] = "auto"
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors on stderr.")] = (
+        False
+    )
+
+
+@takes_settings(Common)
 def edit(
-    picture: Source,
-    prompt: Prompt = None,
-    *,
-    like: Like = None,
-    output: Output = None,
-    model: ModelName = None,
-    device: Device = "auto",
-    dtype: DType = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    **settings: Any,
+    picture: Source, prompt: Prompt = None, *, common: Common, settings: dict[str, Any]
 ) -> None:
     """Repaint a picture as a prompt says."""
-    terminal = Terminal(quiet=quiet)
+    terminal = Terminal(quiet=common.quiet)
     source = images.picture(picture)
-    found = _found(terminal, like, source)
+    found = _found(terminal, common.like, source)
     request = _request(found, source, prompt, settings)
-    paths = _outputs(output, f"{picture.stem}-overpaint", request.num_images)
-    _paint(terminal, request, found, paths, (model, device, dtype), as_json)
+    paths = _outputs(common.output, f"{picture.stem}-overpaint", request.num_images)
+    _paint(terminal, request, found, paths, common)
 
 
-@takes_settings(without=("strength", "fit"))
-def create(
-    prompt: Prompt = None,
-    *,
-    like: Like = None,
-    output: Output = None,
-    model: ModelName = None,
-    device: Device = "auto",
-    dtype: DType = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    **settings: Any,
-) -> None:
+@takes_settings(Common, without=("strength", "fit"))
+def create(prompt: Prompt = None, *, common: Common, settings: dict[str, Any]) -> None:
     """Make a picture from a prompt alone."""
-    terminal = Terminal(quiet=quiet)
-    found = _found(terminal, like, None)
+    terminal = Terminal(quiet=common.quiet)
+    found = _found(terminal, common.like, None)
     request = _request(found, None, prompt, settings)
-    paths = _outputs(output, "overpaint", request.num_images)
-    _paint(terminal, request, found, paths, (model, device, dtype), as_json)
+    paths = _outputs(common.output, "overpaint", request.num_images)
+    _paint(terminal, request, found, paths, common)
 
 
-@takes_settings(without=("strength", "guidance_scale", "num_images"))
+@takes_settings(Common, without=("strength", "guidance_scale", "num_images"))
 def sweep(
     picture: Source,
     prompt: Prompt = None,
@@ -107,19 +95,13 @@ def sweep(
         str | None,
         typer.Option("--guidance", "-g", help="One row for each.", show_default="5.0"),
     ] = None,
-    like: Like = None,
-    output: Output = None,
-    model: ModelName = None,
-    device: Device = "auto",
-    dtype: DType = "auto",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-    **settings: Any,
+    common: Common,
+    settings: dict[str, Any],
 ) -> None:
     """Draw one labelled grid of strength by guidance, all from one seed."""
-    terminal = Terminal(quiet=quiet)
+    terminal = Terminal(quiet=common.quiet)
     source = images.picture(picture)
-    found = _found(terminal, like, source)
+    found = _found(terminal, common.like, source)
     first = _request(found, source, prompt, settings)
     strengths = numbers("strength", strength)
     scales = numbers("guidance_scale", guidance) if guidance else (first.guidance_scale,)
@@ -128,22 +110,16 @@ def sweep(
         for row in scales
         for column in strengths
     ]
-    [path] = _outputs(output, f"{picture.stem}-sweep", 1)
+    [path] = _outputs(common.output, f"{picture.stem}-sweep", 1)
+    if path.suffix.lower() == ".webp":
+        raise OutputError(f"{path}: a sweep may outgrow WebP's 16,383 pixels; use .png or .jpg")
     metadata.check_output(path, first)
-    results, seconds = _run(terminal, cells, found, (model, device, dtype))
-    pictures = [result.images[0] for result in results]
-    rows = [pictures[i : i + len(strengths)] for i in range(0, len(pictures), len(strengths))]
-    sheet = images.grid(
-        rows,
-        [f"{value:g}" for value in strengths],
-        [f"{value:g}" for value in scales],
-        column_title="strength",
-        row_title="guidance",
-    )
+    results, seconds = _run(terminal, cells, found, common)
+    sheet = images.sweep_grid([result.images[0] for result in results], strengths, scales)
     records = [result.metadata[0] for result in results]
     swept = {"strength": strengths, "guidance_scale": scales}
     metadata.write(sheet, path, {**records[0], "sweep": swept})
-    _report(terminal, [path], [first.seed], sheet.size, seconds, records, as_json)
+    _report(terminal, [path], [first.seed], sheet.size, seconds, records, common.as_json)
 
 
 def _paint(
@@ -151,29 +127,28 @@ def _paint(
     request: Request,
     found: metadata.Found | None,
     paths: Sequence[Path],
-    where: tuple[str | None, str, str],
-    as_json: bool,
+    common: Common,
 ) -> None:
     """Carry out one request, write its pictures and say so."""
     for path in paths:
         metadata.check_output(path, request)
-    [result], seconds = _run(terminal, [request], found, where)
+    [result], seconds = _run(terminal, [request], found, common)
     for image, path, record in zip(result.images, paths, result.metadata, strict=True):
         metadata.write(image, path, record)
     size = result.images[0].size
-    _report(terminal, paths, result.seeds, size, seconds, result.metadata, as_json)
+    _report(terminal, paths, result.seeds, size, seconds, result.metadata, common.as_json)
 
 
 def _run(
     terminal: Terminal,
     requests: Sequence[Request],
     found: metadata.Found | None,
-    where: tuple[str | None, str, str],
+    common: Common,
 ) -> tuple[list[Finished], float]:
     """Load the model and carry out the requests; also the seconds that painting took."""
     import overpaint  # load() imports torch
 
-    name, device, dtype = where
+    name, dtype = common.model, common.dtype
     ours = found and found.record
     if name is None:
         name = ours["model"]["name"] if ours else "miniature"
@@ -182,7 +157,7 @@ def _run(
     if dtype == "auto" and ours:
         dtype = ours["model"].get("dtype") or dtype
     with terminal.waiting(f"loading {name}"):
-        painter = overpaint.load(name, device=device, dtype=dtype)
+        painter = overpaint.load(name, device=common.device, dtype=dtype)
     if ours and ours["model"]["sha256"] != painter.model.sha256:
         terminal.note("the model's weights are not those that made the picture; pixels may differ.")
     results: list[Finished] = []

@@ -7,15 +7,14 @@ Only what is given on the command line becomes a field, so that defaults stay in
 import inspect
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
 from overpaint.errors import RequestError
 from overpaint.request import DEFAULT_STRENGTH, Request
-
-Command = TypeVar("Command", bound=Callable[..., None])
 
 
 @dataclass(frozen=True)
@@ -145,25 +144,44 @@ OPTIONS = {name: setting.flags[0].split("/")[0] for name, setting in SETTINGS.it
 """What each field is called on the command line, for messages."""
 
 
-def takes_settings(*, without: Collection[str] = ()) -> Callable[[Command], Command]:
-    """Give a command the options of the table in place of its `**settings`.
+def takes_settings(
+    common: type, *, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command more options than it names.
+
+    The command is called with its own arguments, with `common`, and with `settings`, the values
+    of the table's options.
 
     Args:
-        without: fields to leave out.
+        common: a dataclass whose fields are options of every command; its annotations are typer's.
+        without: fields of the table to leave out.
     """
+    table = [s.parameter() for name, s in SETTINGS.items() if name not in without]
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=field.type,
+        )
+        for field in fields(common)
+    ]
 
-    def replace(command: Command) -> Command:
-        own = [
-            parameter
-            for parameter in inspect.signature(command).parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        table = [s.parameter() for name, s in SETTINGS.items() if name not in without]
-        parameters = sorted([*table, *own], key=lambda parameter: parameter.kind)
+    def replace(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command).parameters.values())
+        own = [parameter for parameter in own if parameter.name not in {"common", "settings"}]
+
+        @wraps(command)
+        def called(**values: Any) -> None:
+            settings = {p.name: values.pop(p.name) for p in table}
+            chosen = common(**{p.name: values.pop(p.name) for p in shared})
+            command(**values, common=chosen, settings=settings)
+
+        parameters = sorted([*own, *table, *shared], key=lambda parameter: parameter.kind)
         # typer looks at both.
-        vars(command)["__signature__"] = inspect.Signature(parameters)
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return command
+        vars(called)["__signature__"] = inspect.Signature(parameters)
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
 
     return replace
 
@@ -174,8 +192,8 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         RequestError: a value that is no size or no interval.
     """
-    fields: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in settings.items():
         if value is not None:
-            fields |= SETTINGS[name].fields(value)
-    return fields
+            found |= SETTINGS[name].fields(value)
+    return found

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from overpaint.request import Pair, Request
 
 REMEMBERED = 8
-"""Encoded pictures kept per model."""
+"""Fitted pictures, and encoded ones, kept per model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +113,7 @@ def plan(request: "Request", model: "Model") -> Planned:
             f"{model.name} is of the family {model.family.name}, which cannot paint by itself; "
             "give an SDXL base model or a fine-tune of it."
         )
-    picture = images.decode(request.image) if request.image else None
-    size = images.result_size(picture.size if picture else None, model.native_size, request)
-    source = images.fit(picture, size, request.fit or "cover") if picture else None
+    size, source = _fitted(request, model)
     notices = _notices(request, model, size)
     if request.strength == 0:
         return Planned((), size, source, tuple(notices))
@@ -155,6 +153,21 @@ def plan(request: "Request", model: "Model") -> Planned:
         for i in range(request.num_images)
     )
     return Planned(plans, size, source, tuple(notices))
+
+
+def _fitted(request: "Request", model: "Model") -> "tuple[Pair, Image | None]":
+    """The size of the result, and the picture at that size."""
+    given = request.image
+    if given is None:
+        return images.result_size(None, model.native_size, request), None
+
+    def make() -> "tuple[Pair, Image]":
+        picture = images.decode(given)
+        size = images.result_size(picture.size, model.native_size, request)
+        return size, images.fit(picture, size, request.fit or "cover")
+
+    key = (given.sha256, request.fit, request.size, request.width, request.height)
+    return model.remember("fitted", key, make, REMEMBERED)
 
 
 def network(model: "Model") -> Network:

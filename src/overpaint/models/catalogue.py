@@ -110,9 +110,16 @@ def _near_paths(path: Path) -> str:
 def _from_hub(name: str, *, download: bool) -> Path:
     from httpx2 import HTTPError  # the hub client's own
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
 
     repository = ALIASES.get(name, name)
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ModelNotFoundError(
+            f"unknown model {name!r}: no such file or folder here, and no hub id: {error}"
+        ) from error
     if found := _cached(repository):
         return found
     if not download:

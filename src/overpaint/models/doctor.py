@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import torch
 
 from overpaint.errors import ModelError
@@ -31,13 +32,13 @@ class Device:
         name: as `--device` takes it.
         label: what it is.
         total: bytes of memory.
-        free: bytes of it that are free, or None where the system does not say.
+        free: bytes of it that a new program may take.
     """
 
     name: str
     label: str
     total: int
-    free: int | None
+    free: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Need:
         dtype: what "auto" takes.
         weights: bytes.
         working: bytes besides, at their largest, for one picture of the native size.
-        fits: whether it fits in what is free (or, where that is unknown, in the total).
+        fits: whether it fits in what is free.
     """
 
     model: str
@@ -83,8 +84,8 @@ class Report:
         """The report as lines of text."""
         lines = [f"{name} {number}" for name, number in self.versions.items()]
         for device in self.devices:
-            free = "" if device.free is None else f", {device.free / GB:.1f} GB free"
-            lines.append(f"{device.name}: {device.label}, {device.total / GB:.1f} GB{free}")
+            room = f"{device.total / GB:.1f} GB, {device.free / GB:.1f} GB free"
+            lines.append(f"{device.name}: {device.label}, {room}")
         lines.append(f"auto takes: {self.devices[0].name}")
         for need in self.needs:
             verdict = "fits" if need.fits else "DOES NOT FIT"
@@ -144,9 +145,8 @@ def _need(name: str, parameters: int, side: int, device: Device) -> Need:
     dtype = place(device.name, "auto", None, small=side < 512).dtype
     weights = parameters * dtype.itemsize
     working = int(DECODE_BYTES * (side / 1024) ** 2 * dtype.itemsize / 2)
-    room = device.total if device.free is None else device.free
     short = str(dtype).removeprefix("torch.")
-    return Need(name, side, short, weights, working, weights + working <= room)
+    return Need(name, side, short, weights, working, weights + working <= device.free)
 
 
 def _describe(device: torch.device) -> Device:
@@ -158,15 +158,5 @@ def _describe(device: torch.device) -> Device:
         return Device("mps", platform.machine(), total, total - torch.mps.driver_allocated_memory())
     capability = torch.backends.cpu.get_cpu_capability()
     label = f"{platform.machine()}, {os.cpu_count()} cores, {capability}"
-    return Device("cpu", label, *_host_memory())
-
-
-def _host_memory() -> tuple[int, int | None]:
-    """Total bytes of memory, and how many a new program may take, where the system says."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return total, None
-    kilobytes = {key: int(rest.split()[0]) for key, _, rest in (s.partition(":") for s in lines)}
-    return total, kilobytes["MemAvailable"] * 1024
+    memory = psutil.virtual_memory()
+    return Device("cpu", label, memory.total, memory.available)
