@@ -73,7 +73,7 @@ def test_offline_says_what_was_tried(offline: None, name: str):
 
 
 def test_what_cannot_be_a_hub_id_is_refused_before_asking(offline: None):
-    with pytest.raises(ModelNotFoundError, match="unknown model 'owner/a--b': .* no hub id"):
+    with pytest.raises(ModelNotFoundError, match=r"unknown model .owner/a--b.: .* no hub id"):
         resolve("owner/a--b")
 
 
