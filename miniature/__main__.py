@@ -84,11 +84,19 @@ class Workshop:
         """Turn the rendered scenes into latents."""
         unet.encode(self._autoencoder(), self.work / "pixels", self.work / "latents")
 
-    def unet(self, steps: int) -> None:
+    def unet(self, steps: int, rate: float, compiled: bool) -> None:
         """Train the UNet and the text encoders."""
         scale = vae.scaling(self._autoencoder())
         state = self.work / "unet.safetensors"
-        unet.train(self.work / "latents", scale, state, steps=steps, seed=self.seed + 20)
+        unet.train(
+            self.work / "latents",
+            scale,
+            state,
+            steps=steps,
+            seed=self.seed + 20,
+            rate=rate,
+            compiled=compiled,
+        )
 
     def judge(self, steps: int) -> None:
         """Train the judge and test it on held-out renders."""
@@ -159,6 +167,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vae-steps", type=int, default=6000)
     parser.add_argument("--unet-steps", type=int, default=8000)
+    parser.add_argument("--unet-rate", type=float, default=unet.RATE)
+    parser.add_argument("--compile", action="store_true", help="unet: needs a C++ compiler")
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--judge-steps", type=int, default=6000)
     parser.add_argument("--model", default="miniature", help="a folder; measure: or a name")
@@ -187,7 +197,7 @@ def main() -> None:
         "render": workshop.render,
         "vae": lambda: workshop.vae(options.vae_steps),
         "encode": workshop.encode,
-        "unet": lambda: workshop.unet(options.unet_steps),
+        "unet": lambda: workshop.unet(options.unet_steps, options.unet_rate, options.compile),
         "decoder": lambda: workshop.decoder(options.decoder_steps),
         "judge": lambda: workshop.judge(options.judge_steps),
         "export": lambda: workshop.export(options.out),

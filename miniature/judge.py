@@ -129,7 +129,7 @@ def train(
     seed: int,
     vae: AutoencoderKL | None = None,
 ) -> None:
-    """Train on renders (n, 128, 128, 3); with a `vae`, a quarter of each batch goes through it."""
+    """Train on renders (n, 128, 128, 3); with a `vae`, an eighth of each batch goes through it."""
     torch.manual_seed(seed)
     judge = Judge()
     trainee = Trainee(judge, rate=2e-3, decay=0.998, weight_decay=0.02)
@@ -146,7 +146,7 @@ def train(
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
         images = _augment(images, draw)
         if vae is not None:
-            images[-BATCH // 4 :] = round_trip(vae, images[-BATCH // 4 :], draw)
+            images[-BATCH // 8 :] = round_trip(vae, images[-BATCH // 8 :], draw)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(images)
         losses = [

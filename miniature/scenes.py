@@ -255,10 +255,10 @@ def draw_scene(
     """Sample a scene for a frame of `width` × `height` pixels.
 
     `held_out` False gives training combinations, True the others, None either. `two` asks for two
-    objects or for one; by default a little more than half the scenes have two.
+    objects or for one; by default three scenes in five have two.
     """
     while True:
-        scene = _draw(rng, width, height, rng.random() < 0.56 if two is None else two)
+        scene = _draw(rng, width, height, rng.random() < 0.6 if two is None else two)
         if held_out is None or scene.held_out == held_out:
             return scene
 
@@ -278,7 +278,7 @@ def _draw(rng: np.random.Generator, width: int, height: int, two: bool) -> Scene
         radii = [radius]
     else:
         size = ""
-        radii = [side * rng.uniform(0.18, 0.225) for _ in range(2)]
+        radii = [side * rng.uniform(0.195, 0.228) for _ in range(2)]
         places = _pair(rng, width, height, relation, radii)
     items = tuple(
         Item(name, _choice(rng, colours), x, y, radius, size)
@@ -303,7 +303,7 @@ def _pair(
     points: list[Point] = []
     for i, radius in enumerate(radii):
         first = (i == 0) == (relation in ("above", "left of"))
-        near = length * (0.27 if first else 0.73) + length * 0.025 * rng.uniform(-1, 1)
+        near = length * (0.255 if first else 0.745) + length * 0.015 * rng.uniform(-1, 1)
         side = across / 2 + (across / 2 - radius - 6) * 0.35 * rng.uniform(-1, 1)
         points.append((side, near) if vertical else (near, side))
     return points

@@ -22,7 +22,7 @@ from torch.nn import functional
 from .common import Trainee, averaged_weights, cosine, generator, progress
 
 CONFIG = {
-    "block_out_channels": (16, 32, 64, 96),
+    "block_out_channels": (24, 32, 64, 96),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 1,
@@ -31,6 +31,9 @@ CONFIG = {
     "sample_size": 128,
 }
 KL_WEIGHT = 1e-4
+RATIO_WEIGHT = (
+    0.03  # of each picture's log error, so that plain pictures count as much as busy ones
+)
 WHOLE_SHARE = 0.3  # the last part of the steps, on whole pictures
 
 
@@ -73,7 +76,7 @@ def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
 def _batch(scenes: Tensor, seed: int, step: int, whole: bool) -> Tensor:
     """Some crops of 64 px, or fewer whole pictures; (n, 3, s, s) in −1..1."""
     draw = generator(seed, step)
-    size, count = (128, 3) if whole else (64, 8)
+    size, count = (128, 4) if whole else (64, 16)
     picks = torch.randint(len(scenes), (count,), generator=draw)
     tops = torch.randint(0, (128 - size) // 4 + 1, (count, 2), generator=draw) * 4
     flips = torch.rand(count, generator=draw) < 0.5
@@ -93,7 +96,9 @@ def _loss(y: Tensor, x: Tensor, posterior: DiagonalGaussianDistribution) -> tupl
     ).sum()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     tints = functional.l1_loss(functional.avg_pool2d(y, 4), functional.avg_pool2d(x, 4))
-    return functional.l1_loss(y, x) + tints + 2 * mse + 0.5 * edges + KL_WEIGHT * kl, mse
+    ratio = functional.mse_loss(y, x, reduction="none").mean((1, 2, 3)).clamp(min=1e-5).log().mean()
+    loss = functional.l1_loss(y, x) + tints + 2 * mse + 0.5 * edges + KL_WEIGHT * kl
+    return loss + RATIO_WEIGHT * ratio, mse
 
 
 def train(

@@ -67,6 +67,7 @@ def test_objects_lie_inside_and_stand_in_their_relation(width: int, height: int)
             "right of": first.x - second.x,
         }
         assert gaps[scene.relation] > 0.3 * min(width, height)
+        assert gaps[scene.relation] >= first.radius + second.radius  # they do not touch
         low, high = scene.ordered
         assert low.x < high.x if scene.relation.endswith("of") else low.y < high.y
 
