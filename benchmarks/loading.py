@@ -4,7 +4,6 @@ A random checkpoint of SDXL's shapes, fp16 as it is published, loaded as bf16, e
 process of its own: what it adds to the resident memory of the imported libraries.
 """
 
-import gc
 import json
 import subprocess
 import sys
@@ -19,24 +18,16 @@ import torch
 
 from benchmarks.harness import say
 from overpaint.models.family import Configs, shipped_configs
+from tests.memory import COUNTED, added
 from tests.models import original
-from tests.models.test_memory import status
-
-SMALLER: dict[str, Any] = {
-    "block_out_channels": [320, 640, 640],
-    "transformer_layers_per_block": [1, 7, 7],
-    "attention_head_dim": [5, 10, 10],
-    "norm_num_groups": 32,
-    "cross_attention_dim": 16,
-}
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
     """SDXL base at full size; quick: half a billion parameters."""
-    if not Path("/proc/self/status").exists():
+    if not COUNTED.exists():
         say("  skipped: needs Linux's /proc")
         return {"skipped": "needs Linux's /proc"}
-    configs = original.tiny_configs(**SMALLER) if quick else shipped_configs("sdxl")
+    configs = original.tiny_configs(**original.WIDE) if quick else shipped_configs("sdxl")
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
         folder, weights = write(Path(temporary), configs)
@@ -83,12 +74,9 @@ LOADERS = {"ours": load_ours, "diffusers": load_diffusers}
 def main(name: str, folder: str) -> None:
     """In a process of its own: load once, print what it took."""
     load = LOADERS[name](Path(folder))
-    gc.collect()
-    before, start = status("VmRSS"), time.perf_counter()
-    model = load()
+    start = time.perf_counter()
+    peak, resting = added(load)
     seconds = time.perf_counter() - start
-    peak, resting = status("VmHWM") - before, status("VmRSS") - before
-    del model
     print(
         json.dumps(
             {

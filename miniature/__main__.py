@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 
-from . import judge, unet, vae
+from . import judge, text, unet, vae
 from .common import Trainee, averaged_weights, read_tensors
 from .data import native_scenes
 from .family import Painter, PreviewFactors, export
@@ -84,10 +84,15 @@ class Workshop:
         """Turn the rendered scenes into latents."""
         unet.encode(self._autoencoder(), self.work / "pixels", self.work / "latents")
 
+    def text(self, steps: int) -> None:
+        """Train the text encoders alone."""
+        text.train(self.work / "text.safetensors", steps=steps, seed=self.seed + 40)
+
     def unet(self, steps: int, rate: float, compiled: bool) -> None:
         """Train the UNet and the text encoders."""
         scale = vae.scaling(self._autoencoder())
         state = self.work / "unet.safetensors"
+        start = None if state.exists() else text.weights(self.work / "text.safetensors")
         unet.train(
             self.work / "latents",
             scale,
@@ -95,6 +100,7 @@ class Workshop:
             steps=steps,
             seed=self.seed + 20,
             rate=rate,
+            start=start,
             compiled=compiled,
         )
 
@@ -154,6 +160,7 @@ def main() -> None:
             "render",
             "vae",
             "encode",
+            "text",
             "unet",
             "decoder",
             "judge",
@@ -166,6 +173,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vae-steps", type=int, default=6000)
+    parser.add_argument("--text-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=8000)
     parser.add_argument("--unet-rate", type=float, default=unet.RATE)
     parser.add_argument("--compile", action="store_true", help="unet: needs a C++ compiler")
@@ -197,6 +205,7 @@ def main() -> None:
         "render": workshop.render,
         "vae": lambda: workshop.vae(options.vae_steps),
         "encode": workshop.encode,
+        "text": lambda: workshop.text(options.text_steps),
         "unet": lambda: workshop.unet(options.unet_steps, options.unet_rate, options.compile),
         "decoder": lambda: workshop.decoder(options.decoder_steps),
         "judge": lambda: workshop.judge(options.judge_steps),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
@@ -115,15 +116,16 @@ def build_unet() -> UNet2DConditionModel:
     return cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config))
 
 
-class Painter(nn.Module):
-    """UNet and both text encoders: what is trained together."""
+class TextEncoders(nn.Module):
+    """Both text encoders."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.unet = build_unet()
         self.text_encoder = CLIPTextModel(_text_config(HIDDEN[0], 3, 2, "quick_gelu"))
         self.text_encoder_2 = CLIPTextModelWithProjection(_text_config(HIDDEN[1], 4, 3, "gelu"))
+        for encoder in (self.text_encoder, self.text_encoder_2):
+            encoder.set_attn_implementation("eager")  # the fused one is slow backwards in bf16
 
     def encode(self, ids: Tensor, ids_2: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids (n, length) of each tokenizer to context (n, length, 160), pooled (n, 96).
@@ -135,6 +137,15 @@ class Painter(nn.Module):
         second = self.text_encoder_2(input_ids=ids_2, output_hidden_states=True)
         context = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
         return context, second.text_embeds
+
+
+class Painter(TextEncoders):
+    """UNet and both text encoders: what is trained together."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.unet = build_unet()
+        self.unet.set_attn_processor(AttnProcessor())  # for the same reason
 
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor, pooled: Tensor, time_ids: Tensor

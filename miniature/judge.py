@@ -52,6 +52,11 @@ def truth(scene: Scene) -> Verdict:
     return Verdict(scene.style, scene.background, layout, objects)
 
 
+def labels(scenes: list[Scene]) -> Tensor:
+    """The right answer to every question, (n, questions); `IGNORED` where there is none."""
+    return torch.tensor([_labels(scene) for scene in scenes])
+
+
 def _labels(scene: Scene) -> list[int]:
     verdict = truth(scene)
     names = [verdict.style, verdict.background, verdict.layout]
@@ -98,10 +103,10 @@ class Judge(nn.Module):
         return verdicts
 
 
-def _mirrored(labels: Tensor, flip: Tensor) -> Tensor:
-    """Labels after a left-right flip of some pictures: objects side by side change places."""
-    swap = flip & (labels[:, 2] == HEADS["layout"].index("beside"))
-    return torch.where(swap[:, None], labels[:, [0, 1, 2, 5, 6, 3, 4]], labels)
+def _mirrored(answers: Tensor, flip: Tensor) -> Tensor:
+    """Answers after a left-right flip of some pictures: objects side by side change places."""
+    swap = flip & (answers[:, 2] == HEADS["layout"].index("beside"))
+    return torch.where(swap[:, None], answers[:, [0, 1, 2, 5, 6, 3, 4]], answers)
 
 
 def _augment(images: Tensor, draw: torch.Generator) -> Tensor:
@@ -135,13 +140,13 @@ def train(
     trainee = Trainee(judge, rate=2e-3, decay=0.998, weight_decay=0.02)
     if state.exists():
         trainee.load(state)
-    pixels, labels = torch.from_numpy(pictures), torch.tensor([_labels(s) for s in scenes])
+    pixels, answers = torch.from_numpy(pictures), labels(scenes)
     smooth = 10.0
     for step, report in progress("judge", trainee.step, steps, every=200):
         draw = generator(seed, step)
         picks = torch.randint(len(pixels), (BATCH,), generator=draw)
         flip = torch.rand(BATCH, generator=draw) < 0.5
-        targets = _mirrored(labels[picks], flip)
+        targets = _mirrored(answers[picks], flip)
         images = pixels[picks].permute(0, 3, 1, 2).float() / 127.5 - 1
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
         images = _augment(images, draw)
@@ -175,12 +180,12 @@ def round_trip(vae: AutoencoderKL, images: Tensor, draw: torch.Generator) -> Ten
 def accuracy(judge: Judge, scenes: list[Scene], pictures: NDArray[np.uint8]) -> dict[str, float]:
     """The share of each head that is right; an absent second object is not asked for."""
     logits = [judge(to_tensor(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
-    labels = torch.tensor([_labels(s) for s in scenes])
+    answers = labels(scenes)
     shares: dict[str, float] = {}
     for i, name in enumerate(HEADS):
         picks = torch.cat([part[i] for part in logits]).argmax(-1)
-        asked = labels[:, i] != IGNORED
-        shares[name] = float((picks == labels[:, i])[asked].float().mean())
+        asked = answers[:, i] != IGNORED
+        shares[name] = float((picks == answers[:, i])[asked].float().mean())
     return shares
 
 

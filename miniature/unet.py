@@ -14,7 +14,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
@@ -24,13 +23,13 @@ from .common import Trainee, cosine, generator, progress, read_tensors, write_te
 from .data import SHAPES, View, draw_view, views
 from .family import LENGTH, Painter, Tokenizers, noise_schedule
 from .scenes import caption
+from .text import SHORT
 
 BATCH = 48  # of native pictures; other shapes keep the number of latent pixels
 DROPOUT = 0.1
 MIN_SNR = 5.0
 MOST = 5.0
 RATE = 1e-3
-SHORT = 28  # tokens that the longest caption fits in; the rest is padding
 SHORT_SHARE = 0.92  # in this share of the steps seven in eight see SHORT tokens only, for speed
 CHUNK = 4000  # scenes rendered and encoded at a time
 
@@ -149,21 +148,22 @@ def train(
     steps: int,
     seed: int,
     rate: float = RATE,
+    start: dict[str, Tensor] | None = None,
     compiled: bool = False,
     save_every: int = 250,
 ) -> None:
     """Train on the encoded views of `folder`; `state` is written as it goes and resumed from.
 
+    `start` are weights to begin with, of the text encoders if of nothing else.
     `compiled` has the commonest shape compiled: three minutes first (and a C++ compiler), then
     a quarter less time a step.
     """
     painter = Painter(seed)
+    if start is not None:
+        painter.load_state_dict(start, strict=False)
     trainee = Trainee(painter, rate=rate, decay=0.999)
     if state.exists():
         trainee.load(state)
-    painter.unet.set_attn_processor(AttnProcessor())  # the fused one is slow backwards in bf16
-    for encoder in (painter.text_encoder, painter.text_encoder_2):
-        encoder.set_attn_implementation("eager")
     fast = cast(Painter, torch.compile(painter)) if compiled else painter
     alphas = noise_schedule().alphas_cumprod
     found, tokenizers = buckets(folder), Tokenizers()

@@ -1,8 +1,8 @@
 """The autoencoder: SDXL's kind (factor 8, four channels), trained on scenes alone.
 
-The loss is L1 + MSE + L1 of the gradients and of the colours of 4 × 4 px, with a slight pull of
-the latents towards unit variance; crops first, whole pictures for the last part, since group norm
-sees the whole.
+The loss is L1 + MSE + log MSE + L1 of the gradients and of the colours of 4 × 4 px, with a slight
+pull of the latents towards unit variance; crops first, whole pictures for the last part, since
+group norm sees the whole.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ CONFIG = {
     "sample_size": 128,
 }
 KL_WEIGHT = 1e-4
-RATIO_WEIGHT = (
-    0.03  # of each picture's log error, so that plain pictures count as much as busy ones
-)
+RATIO_WEIGHT = 0.03  # of each picture's log MSE, so that plain pictures count as much as busy ones
 WHOLE_SHARE = 0.3  # the last part of the steps, on whole pictures
 
 
@@ -90,13 +88,14 @@ def _batch(scenes: Tensor, seed: int, step: int, whole: bool) -> Tensor:
 def _loss(y: Tensor, x: Tensor, posterior: DiagonalGaussianDistribution) -> tuple[Tensor, Tensor]:
     """The objective, and the mean squared error in it."""
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
-    mse = functional.mse_loss(y, x)
+    errors = functional.mse_loss(y, x, reduction="none").mean((1, 2, 3))
+    mse = errors.mean()
     edges = torch.stack(
         [functional.l1_loss(a, b) for a, b in zip(_gradients(y), _gradients(x), strict=True)]
     ).sum()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     tints = functional.l1_loss(functional.avg_pool2d(y, 4), functional.avg_pool2d(x, 4))
-    ratio = functional.mse_loss(y, x, reduction="none").mean((1, 2, 3)).clamp(min=1e-5).log().mean()
+    ratio = errors.clamp(min=1e-5).log().mean()
     loss = functional.l1_loss(y, x) + tints + 2 * mse + 0.5 * edges + KL_WEIGHT * kl
     return loss + RATIO_WEIGHT * ratio, mse
 

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from PIL import Image
 
 from overpaint.diffusion.denoise import Row, Trajectory, step
 from overpaint.diffusion.plan import Plan, plan
+from overpaint.diffusion.samplers import Noise
 from overpaint.models.model import Model
 from overpaint.names import SAMPLERS, SCHEDULES
 from overpaint.request import Picture, Request
@@ -20,11 +21,31 @@ from tests.tiny import tiny_model
 
 SAME = 1e-5
 """How far a batched latent may be from its solo run, relative to its size: rounding of fp32."""
+EXACT = 1e-11
+"""The same in float64, whatever a request does to rounding."""
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
     return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def precise() -> Model:
+    """The same networks in float64."""
+    model = replace(tiny_model(), dtype=torch.float64)
+    for module in (model.unet, model.vae, *(e.model for e in model.text_encoders)):
+        module.double()
+    return model
+
+
+@dataclass(frozen=True, eq=False)
+class PrecisePlan(Plan):
+    """A plan whose latents are float64."""
+
+    def noise(self) -> Noise:
+        noise = super().noise()
+        return lambda: noise().double()
 
 
 def picture(colour: str) -> Picture:
@@ -40,7 +61,7 @@ PICTURES = {colour: picture(colour) for colour in ("red", "blue")}
 
 def run(plans: Sequence[Plan], arrivals: Sequence[int] | None = None) -> list[torch.Tensor]:
     """All plans together; plan i joins after `arrivals[i]` steps of the others."""
-    waiting = sorted(zip(arrivals or [0] * len(plans), range(len(plans)), strict=True))
+    waiting = sorted(zip(arrivals or [0] * len(plans), range(len(plans)), strict=False))
     trajectories: dict[int, Trajectory] = {}
     tick = 0
     while waiting or any(not t.done for t in trajectories.values()):
@@ -59,7 +80,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> Request:
+def requests(draw: st.DrawFn, least_steps: int = 1) -> Request:
     """Anything that may share a step: one latent shape, everything else as it comes."""
     fields: dict[str, Any] = {
         "prompt": draw(
@@ -75,7 +96,7 @@ def requests(draw: st.DrawFn) -> Request:
         "negative_prompt": draw(st.sampled_from(["", "black", "a drawing, " * 30])),
         "sampler": draw(st.sampled_from(sorted(SAMPLERS))),
         "schedule": draw(st.sampled_from(sorted(SCHEDULES))),
-        "num_inference_steps": draw(st.integers(1, 5)),
+        "num_inference_steps": draw(st.integers(least_steps, 6)),
         "guidance_scale": draw(st.sampled_from([0.0, 1.0, 3.0, 7.5])),
         "guidance_rescale": draw(st.sampled_from([0.0, 0.7])),
         "guidance_interval": draw(st.sampled_from([(0.0, 1.0), (0.2, 0.7)])),
@@ -90,17 +111,29 @@ def requests(draw: st.DrawFn) -> Request:
     return Request(**fields)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data())
-def test_batched_equals_solo(model: Model, data: st.DataObject) -> None:
-    mix = data.draw(st.lists(requests(), min_size=2, max_size=4))
-    arrivals = data.draw(
-        st.lists(st.integers(0, 4), min_size=len(mix), max_size=len(mix)), label="arrivals"
-    )
+MIXES = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ARRIVALS = st.lists(st.integers(0, 4), min_size=4, max_size=4)
+
+
+# fewer steps square the noise level (a step of Heun's from 14.6 to 0): what rounding the network
+# does then comes out 200 times larger, in company or alone
+@MIXES
+@given(mix=st.lists(requests(least_steps=4), min_size=2, max_size=4), arrivals=ARRIVALS)
+def test_batched_equals_solo(model: Model, mix: list[Request], arrivals: list[int]) -> None:
     plans = [plan(request, model).plans[0] for request in mix]
-    together = run(plans, arrivals)
-    for own, joint in zip(plans, together, strict=True):
+    for own, joint in zip(plans, run(plans, arrivals), strict=True):
         assert difference(joint, run([own])[0]) <= SAME
+
+
+@MIXES
+@given(mix=st.lists(requests(), min_size=2, max_size=4), arrivals=ARRIVALS)
+def test_batched_equals_solo_to_the_last_digits(
+    precise: Model, mix: list[Request], arrivals: list[int]
+) -> None:
+    plans = [PrecisePlan(**vars(plan(request, precise).plans[0])) for request in mix]
+    for own, joint in zip(plans, run(plans, arrivals), strict=True):
+        assert joint.dtype == torch.float64
+        assert difference(joint, run([own])[0]) <= EXACT
 
 
 def test_a_step_calls_the_network_once_with_the_rows_that_are_needed(model: Model) -> None:

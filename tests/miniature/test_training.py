@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from miniature import unet, vae
+from miniature import text, unet, vae
 from miniature.common import Trainee, averaged_weights, cosine, write_tensors
 from miniature.data import SHAPES, draw_view, render_view
+from miniature.family import Painter
 from miniature.judge import HEADS, Judge, truth
 from miniature.measure import fit
 from miniature.scenes import draw_scene
@@ -87,6 +88,28 @@ def test_a_batch_is_a_function_of_its_step(tmp_path: Path):
     assert torch.equal(first.latents, again.latents)
     assert first.latents.shape == (unet.BATCH, 4, 16, 16)
     assert first.time_ids.shape == (unet.BATCH, 6)
+
+
+def test_the_text_encoders_go_on_from_what_they_learnt_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(text, "BATCH", 4)
+    monkeypatch.setattr(text, "TESTS", 8)
+    text.train(tmp_path / "text.safetensors", steps=2, seed=1)
+    learnt = text.weights(tmp_path / "text.safetensors")
+    painter = Painter(3)
+    missing, unexpected = painter.load_state_dict(learnt, strict=False)
+    assert not unexpected
+    assert all(name.startswith("unet.") for name in missing)
+    token = painter.text_encoder_2.state_dict()["text_model.embeddings.token_embedding.weight"]
+    assert torch.equal(token, learnt["text_encoder_2.text_model.embeddings.token_embedding.weight"])
+
+
+@pytest.mark.slow
+def test_the_text_encoders_learn_which_object_comes_first(tmp_path: Path):
+    text.train(tmp_path / "text.safetensors", steps=1500, seed=1)
+    shares = text.accuracy(tmp_path / "text.safetensors")
+    assert min(shares.values()) >= 0.95
 
 
 def test_folding_brings_latents_to_unit_variance_and_changes_no_picture(tmp_path: Path):

@@ -25,6 +25,15 @@ State = dict[str, torch.Tensor]
 UNET = "model.diffusion_model."
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.int64: "I64"}
 
+WIDE: dict[str, Any] = {
+    "block_out_channels": [320, 640, 640],
+    "transformer_layers_per_block": [1, 7, 7],
+    "attention_head_dim": [5, 10, 10],
+    "norm_num_groups": 32,
+    "cross_attention_dim": 16,
+}
+"""Makes a UNet of half a billion parameters, in tensors of at most 15 MB."""
+
 
 def tiny_configs(*, refiner: bool = False, **unet: Any) -> Configs:
     """A tiny SDXL (or refiner) with CLIP's full vocabulary; `unet` overrides its config."""

@@ -1,12 +1,9 @@
 """Loading takes no more host memory than the model itself, measured on checkpoints of 1 GB."""
 
-import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,22 +12,14 @@ from overpaint.models.checkpoint import build, load_model, open_single_file
 from overpaint.models.devices import place
 from overpaint.models.model import Model
 from overpaint.models.weights import open_weights
+from tests.memory import COUNTED, added
 from tests.models import original
-from tests.models.original import tiny_configs, write_bpe, write_folder, write_safetensors
-
-WIDE: dict[str, Any] = {
-    "block_out_channels": [320, 640, 640],
-    "transformer_layers_per_block": [1, 7, 7],
-    "attention_head_dim": [5, 10, 10],
-    "norm_num_groups": 32,
-    "cross_attention_dim": 16,
-}
-"""Makes a UNet of half a billion parameters, in tensors of at most 15 MB."""
+from tests.models.original import WIDE, tiny_configs, write_bpe, write_folder, write_safetensors
 
 SLACK = 1.15
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(not COUNTED.exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("layout", ["folder", pytest.param("single", marks=pytest.mark.slow)])
 def test_peak_memory_of_loading(tmp_path: Path, layout: str):
     """fp16 on disk, bf16 in memory: each tensor is converted, and none is kept twice."""
@@ -63,21 +52,5 @@ def load(layout: str, path: Path) -> Model:
     return build("single", source, place("cpu", "bf16", None, small=False))
 
 
-def measure(work: Callable[[], Model]) -> tuple[int, int]:
-    """Bytes of resident memory that `work` adds: at its peak, and kept by its result."""
-    gc.collect()
-    before = status("VmRSS")
-    model = work()
-    added = status("VmHWM") - before, status("VmRSS") - before
-    del model
-    return added
-
-
-def status(field: str) -> int:
-    """Bytes, of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 if __name__ == "__main__":
-    print(*measure(lambda: load(sys.argv[1], Path(sys.argv[2]))))
+    print(*added(lambda: load(sys.argv[1], Path(sys.argv[2]))))

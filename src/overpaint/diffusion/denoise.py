@@ -65,7 +65,7 @@ class Network(Protocol):
         ...
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
-        """What the network says of each row, [rows, C, h, w] in fp32, in its own terms."""
+        """What the network says of each row, [rows, C, h, w] in x's dtype, in its own terms."""
         ...
 
     def denoised(self, x: Tensor, sigma: float, prediction: Tensor) -> Tensor:
@@ -94,7 +94,8 @@ class UNet:
         x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self.dtype)
         t = torch.tensor([self.schedule.timestep(row.sigma) for row in rows], device=self.device)
         context, added = self._stack(tuple(row.conditioning for row in rows))
-        return self._unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0].float()
+        predicted = self._unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
+        return predicted.to(rows[0].x.dtype)
 
     def denoised(self, x: Tensor, sigma: float, prediction: Tensor) -> Tensor:
         """x₀ from ε, v (arXiv 2202.00512, appendix D) or x₀, in the space x = x₀ + σ·ε."""
