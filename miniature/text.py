@@ -2,12 +2,18 @@
 
 Which of two objects is on top is one bit, and worth next to nothing of the UNet's loss: trained by
 that alone, the encoders learn the words and not their order. So, as CLIP's encoders come trained to
-SDXL, these learn first to answer the judge's questions (`judge.HEADS`) from a caption: linear
-heads read the pooled text and the last token of the context. The heads are thrown away.
+SDXL, these learn first to answer questions about a caption, by linear heads that are thrown away:
+the judge's (`judge.HEADS`), from the last token of the context and from the pooled text; and where
+the object is that is named second, from the tokens of its colour and its noun. (The first one's
+cannot know: CLIP's attention looks back only.)
+
+The heads compare directions and their scale is fixed, so that an answer must turn the token by a
+good part, which a UNet can see, and not by a trace, which only a head of large weights can.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +22,96 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .common import Trainee, averaged_weights, cosine, progress
-from .family import HIDDEN, POOLED, TextEncoders, Tokenizers
+from .family import END_OF_WORD, HIDDEN, POOLED, TextEncoders, Tokenizers, bpe
 from .judge import HEADS, IGNORED, labels
-from .scenes import Scene, caption, draw_scene
+from .scenes import Scene, caption, draw_scene, vocabulary
 
 BATCH = 64
 RATE = 2e-3
+SCALE = 16.0  # of the heads' cosines
+SMOOTHING = 0.1  # of the right answers: none need turn a token by more than a quarter
 SHORT = 28  # tokens that the longest caption fits in; the rest is padding
 TESTS = 400
+PLACES = ("left", "right", "top", "bottom")
+ANSWERS = sum(len(values) for values in HEADS.values())
+QUESTIONS = {
+    f"{name}, {where}": len(values)
+    for where in ("last token", "pooled")
+    for name, values in HEADS.items()
+} | {f"place, second {word}": len(PLACES) for word in ("colour", "noun")}
+"""How many answers each question has."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Captions, and what should be read in them.
+
+    Attributes:
+        ids: (n, length) of each encoder's tokenizer.
+        second: the position of the second noun's token, (n,); 1 where there is none.
+        answers: (n, questions); `IGNORED` where there is none.
+    """
+
+    ids: tuple[Tensor, Tensor]
+    second: Tensor
+    answers: Tensor
+
+
+def draw_lesson(
+    rng: np.random.Generator, count: int, tokenizers: Tokenizers, *, held_out: bool = False
+) -> Lesson:
+    """Captions of fresh scenes that leave nothing out."""
+    token = bpe(vocabulary())[0]
+    scenes = [draw_scene(rng, held_out=held_out) for _ in range(count)]
+    captions = [caption(scene, rng, full=True) for scene in scenes]
+    ids = tokenizers(captions, SHORT)
+    nouns = [second_noun(*pair) for pair in zip(scenes, captions, strict=True)]
+    words = torch.tensor([token[noun + END_OF_WORD] if noun else -1 for noun, _ in nouns])
+    places = torch.tensor([[PLACES.index(p) if p else IGNORED] for _, p in nouns])
+    asked = labels(scenes)
+    second = (ids[0] == words[:, None]).int().argmax(1).clamp(min=1)
+    return Lesson(ids, second, torch.cat([asked, asked, places, places], 1))
+
+
+def second_noun(scene: Scene, text: str) -> tuple[str, str]:
+    """The shape that a caption names second and its place; empty where there is but one object."""
+    if scene.relation is None:
+        return "", ""
+    named = sorted(scene.objects, key=lambda item: text.index(item.shape))
+    pair = PLACES[2:] if scene.relation in ("above", "below") else PLACES[:2]
+    return named[1].shape, pair[scene.ordered.index(named[1])]
 
 
 class Reader(TextEncoders):
-    """The text encoders with a head on the last token and one on the pooled text."""
+    """The text encoders with the heads that question them."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__(seed)
-        answers = sum(len(values) for values in HEADS.values())
-        self.heads = nn.ModuleList(nn.Linear(width, answers) for width in (sum(HIDDEN), POOLED))
+        self.last = Compass(sum(HIDDEN), ANSWERS)
+        self.pooled = Compass(POOLED, ANSWERS)
+        self.place = Compass(sum(HIDDEN), len(PLACES))
 
-    def forward(self, ids: Tensor, ids_2: Tensor) -> list[Tensor]:
-        """Logits [2, n, values] of every question."""
-        context, pooled = self.encode(ids, ids_2)
-        read = [functional.layer_norm(x, x.shape[-1:]) for x in (context[:, -1], pooled)]
-        answers = torch.stack([head(x) for head, x in zip(self.heads, read, strict=True)])
-        return list(answers.float().split([len(v) for v in HEADS.values()], -1))
+    def forward(self, lesson: Lesson) -> list[Tensor]:
+        """Logits (n, answers) for each of `QUESTIONS`."""
+        context, pooled = self.encode(*lesson.ids)
+        every = torch.arange(len(context))
+        colour, noun = context[every, lesson.second - 1], context[every, lesson.second]
+        logits = [self.last(context[:, -1]), self.pooled(pooled), self.place(colour)]
+        logits.append(self.place(noun))
+        return list(torch.cat(logits, -1).split(list(QUESTIONS.values()), -1))
+
+
+class Compass(nn.Module):
+    """A linear head on directions: logits are scaled cosines."""
+
+    def __init__(self, width: int, answers: int) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(torch.randn(answers, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (n, width) to logits (n, answers)."""
+        x, directions = (functional.normalize(v.float(), dim=-1) for v in (x, self.directions))
+        return SCALE * functional.linear(x, directions)
 
 
 def train(state: Path, *, steps: int, seed: int, start: dict[str, Tensor] | None = None) -> None:
@@ -53,17 +125,14 @@ def train(state: Path, *, steps: int, seed: int, start: dict[str, Tensor] | None
     tokenizers = Tokenizers()
     smooth = 10.0
     for step, report in progress("text", trainee.step, steps, every=100):
-        rng = np.random.default_rng((seed, step))
-        scenes = [draw_scene(rng) for _ in range(BATCH)]
-        ids = tokenizers([caption(s, rng, full=True) for s in scenes], SHORT)
-        targets = labels(scenes)
+        lesson = draw_lesson(np.random.default_rng((seed, step)), BATCH, tokenizers)
         with torch.autocast("cpu", torch.bfloat16):
-            answers = reader(*ids)
+            logits = reader(lesson)
         losses = [
             functional.cross_entropy(
-                part.flatten(0, 1), targets[:, i].repeat(len(part)), ignore_index=IGNORED
+                part, lesson.answers[:, i], ignore_index=IGNORED, label_smoothing=SMOOTHING
             )
-            for i, part in enumerate(answers)
+            for i, part in enumerate(logits)
         ]
         loss = torch.stack(losses).sum()
         trainee.update(loss, cosine(step, steps))
@@ -72,32 +141,23 @@ def train(state: Path, *, steps: int, seed: int, start: dict[str, Tensor] | None
             print(f"  loss {smooth:.4f}", flush=True)
             trainee.save(state)
     trainee.save(state)
-    for name, share in accuracy(state).items():
-        print(f"text {name:12} {share:.4f}", flush=True)
+    for question, share in accuracy(state).items():
+        print(f"text {question:22} {share:.4f}", flush=True)
 
 
 def weights(state: Path) -> dict[str, Tensor]:
     """The averaged encoders, keyed as in `family.Painter`."""
     averaged = averaged_weights(state)
-    return {key: value for key, value in averaged.items() if not key.startswith("heads.")}
+    return {key: value for key, value in averaged.items() if key.startswith("text_encoder")}
 
 
 @torch.no_grad()
 def accuracy(state: Path) -> dict[str, float]:
-    """The share of held-out captions of which each question is answered right, last token first."""
+    """The share of held-out captions of which each question is answered right."""
     reader = Reader()
     reader.load_state_dict(averaged_weights(state))
-    scenes: list[Scene] = []
-    captions: list[str] = []
-    for seed in range(TESTS):
-        rng = np.random.default_rng(40_000_000 + seed)
-        scenes.append(draw_scene(rng, held_out=True))
-        captions.append(caption(scenes[-1], rng, full=True))
-    asked = labels(scenes)
-    shares: dict[str, float] = {}
-    answers = reader(*Tokenizers()(captions, SHORT))
-    for i, (name, part) in enumerate(zip(HEADS, answers, strict=True)):
-        right = part.argmax(-1) == asked[:, i]
-        for where, row in zip(("last", "pooled"), right, strict=True):
-            shares[f"{name} {where}"] = float(row[asked[:, i] != IGNORED].float().mean())
-    return shares
+    lesson = draw_lesson(np.random.default_rng(4), TESTS, Tokenizers(), held_out=True)
+    picks = torch.stack([part.argmax(-1) for part in reader(lesson)], 1)
+    asked = lesson.answers != IGNORED
+    right = ((picks == lesson.answers) & asked).sum(0) / asked.sum(0)
+    return dict(zip(QUESTIONS, right.tolist(), strict=True))
