@@ -67,7 +67,11 @@ def _labels(scene: Scene) -> list[int]:
 
 
 class Judge(nn.Module):
-    """Strided convolutions to a 4 × 4 map, one hidden layer, one linear head per question."""
+    """Strided convolutions to a 4 × 4 map, one hidden layer, one linear head per question.
+
+    What the style is shows in the texture as well, wherever it is and however faint: a second row
+    of convolutions looks for that alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,11 +85,23 @@ class Judge(nn.Module):
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.hidden = nn.Linear(16 * before, 256)
         self.heads = nn.Linear(256, sum(len(v) for v in HEADS.values()))
+        self.texture = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, len(STYLES)),
+        )
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Logits of every head for images (n, 3, 128, 128) in −1..1."""
         hidden = functional.silu(self.hidden(self.features(images)))
-        return list(self.heads(hidden).split([len(v) for v in HEADS.values()], -1))
+        style, *others = self.heads(hidden).split([len(v) for v in HEADS.values()], -1)
+        return [style + self.texture(_contrast(images)), *others]
 
     @torch.no_grad()
     def read(self, pictures: NDArray[np.uint8]) -> list[Verdict]:
@@ -101,6 +117,13 @@ class Judge(nn.Module):
                 count = 1 if layout == "one" else 2
                 verdicts.append(Verdict(style, background, layout, objects[:count]))
         return verdicts
+
+
+def _contrast(images: Tensor) -> Tensor:
+    """Each pixel's difference to the 5 × 5 around it, a faint one nearly as strong as any."""
+    around = functional.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False)
+    difference = images - around
+    return difference / (difference.abs() + 0.05)
 
 
 def _mirrored(answers: Tensor, flip: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -184,16 +183,26 @@ def round_trip(model: Model, count: int) -> Figure:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Means over the sources at each of `STRENGTHS`."""
+    """At each of `STRENGTHS`, of each source: (strengths, sources)."""
 
-    likeness: list[float]
-    fit: list[float]
+    likeness: NDArray[np.float64]
+    fit: NDArray[np.float64]
+
+    @property
+    def means(self) -> dict[str, list[float]]:
+        return {"likeness": self.likeness.mean(1).tolist(), "fit": self.fit.mean(1).tolist()}
 
     @property
     def monotone(self) -> bool:
-        falls = all(a >= b for a, b in itertools.pairwise(self.likeness))
-        rises = all(a <= b for a, b in itertools.pairwise(self.fit))
-        return falls and rises
+        """Whether likeness never rises, and fit never falls, by more than its error."""
+        return never_falls(-self.likeness) and never_falls(self.fit)
+
+
+def never_falls(values: NDArray[np.float64]) -> bool:
+    """Whether no step (rows) goes down in the mean by more than two of its standard errors."""
+    steps = np.diff(values, axis=0)
+    errors = steps.std(1, ddof=1) / math.sqrt(steps.shape[1])
+    return bool((steps.mean(1) >= -2 * errors).all())
 
 
 def fit(verdict: Verdict, wanted: Verdict) -> float:
@@ -216,8 +225,8 @@ def sweep(model: Model, judge: Judge, count: int, guidance: float) -> Sweep:
             pairs.append((source, other))
     sources = np.stack([render(s) for s, _ in pairs])
     wanted = [truth(o) for _, o in pairs]
-    likeness: list[float] = []
-    fits: list[float] = []
+    likeness: list[NDArray[np.float64]] = []
+    fits: list[list[float]] = []
     for strength in STRENGTHS:
         requests = [
             Request(
@@ -231,20 +240,21 @@ def sweep(model: Model, judge: Judge, count: int, guidance: float) -> Sweep:
         ]
         painted = paint(model, requests, f"strength {strength}")
         errors = np.square(painted.astype(np.float64) - sources).mean((1, 2, 3))
-        likeness.append(float((10 * np.log10(255**2 / np.maximum(errors, 1e-6))).mean() / 40))
-        verdicts = judge.read(painted)
-        fits.append(float(np.mean([fit(v, w) for v, w in zip(verdicts, wanted, strict=True)])))
-    return Sweep(likeness, fits)
+        likeness.append(10 * np.log10(255**2 / np.maximum(errors, 1e-6)) / 40)
+        fits.append([fit(v, w) for v, w in zip(judge.read(painted), wanted, strict=True)])
+    return Sweep(np.stack(likeness), np.asarray(fits))
 
 
-def plot(found: Sweep, path: Path) -> None:
-    """Both curves over strength."""
+def plot(means: dict[str, list[float]], path: Path) -> None:
+    """Both curves of `Sweep.means` over strength."""
     mpl.use("svg" if path.suffix == ".svg" else "agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    axes.plot(STRENGTHS, found.likeness, marker="o", label="likeness to the source (PSNR / 40 dB)")
-    axes.plot(STRENGTHS, found.fit, marker="s", label="fit to a contradicting prompt")
+    axes.plot(
+        STRENGTHS, means["likeness"], marker="o", label="likeness to the source (PSNR / 40 dB)"
+    )
+    axes.plot(STRENGTHS, means["fit"], marker="s", label="fit to a contradicting prompt")
     axes.set(xlabel="strength", ylim=(0, 1.02), xlim=(0.05, 1.05))
     axes.grid(alpha=0.3)
     axes.legend()
@@ -272,13 +282,13 @@ def report(
     grid(edited, 12).save(out / "edited.png")
     figures += [*more, round_trip(model, 200)]
     found = sweep(model, judge, sweep_count, guidance)
-    plot(found, out / "strength.svg")
+    plot(found.means, out / "strength.svg")
     for figure in figures:
         mark = "ok  " if figure.good else "LOW "
         print(f"{mark} {figure.name:42} {figure.value:8.3f}  at least {figure.wanted:g}")
     print(f"strengths {STRENGTHS}")
-    print("likeness", *(f"{v:.3f}" for v in found.likeness))
-    print("fit     ", *(f"{v:.3f}" for v in found.fit))
+    for name, means in found.means.items():
+        print(f"{name:8}", *(f"{v:.3f}" for v in means))
     print("monotone" if found.monotone else "NOT monotone")
     record = {f.name: round(f.value, 4) for f in figures}
-    print(json.dumps({**record, **dataclasses.asdict(found), "monotone": found.monotone}))
+    print(json.dumps({**record, **found.means, "monotone": found.monotone}))

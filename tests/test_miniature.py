@@ -44,6 +44,7 @@ def test_it_draws_what_the_prompt_says(model: Model, judge: Judge) -> None:
     assert shares["object shape and colour"] >= 0.85
     assert shares["background"] >= 0.9
     assert shares["style"] >= 0.85
+    assert shares["two objects, both right and in relation"] >= 0.7
 
 
 def test_it_restyles_a_sketch_and_keeps_its_objects(model: Model, judge: Judge) -> None:

@@ -9,7 +9,7 @@ from miniature.common import Trainee, averaged_weights, cosine, write_tensors
 from miniature.data import SHAPES, draw_view, render_view
 from miniature.family import Painter
 from miniature.judge import HEADS, Judge, truth
-from miniature.measure import fit
+from miniature.measure import fit, never_falls
 from miniature.scenes import draw_scene
 
 
@@ -55,7 +55,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(capsys: pytest.CaptureFix
 
 def test_weights_fall_with_the_signal_and_stay_below_their_limit():
     alphas = torch.tensor([0.9999, 5 / 6, 0.5, 0.2, 0.001])  # SNR 9999, 5, 1, 1/4, about 1/1000
-    torch.testing.assert_close(unet.weight(alphas), torch.tensor([5 / 9999, 1, 1, 2, 5]))
+    torch.testing.assert_close(unet.weight(alphas), torch.tensor([5 / 9999, 1, 1, 2, 10]))
 
 
 def test_size_ids_say_where_a_crop_was_cut():
@@ -146,3 +146,12 @@ def test_fit_counts_what_is_there():
     other = draw_scene(np.random.default_rng(2), two=True)
     assert fit(truth(scene), truth(scene)) == 1
     assert fit(truth(other), truth(scene)) < 1
+
+
+def test_a_fall_counts_where_it_is_more_than_chance():
+    rng = np.random.default_rng(0)
+    level = np.full((1, 50), 0.9) + np.array([[0.0], [0.001], [-0.002]])
+    assert never_falls(level + rng.normal(0, 0.05, (3, 50)))
+    assert not never_falls(
+        np.array([[0.5] * 50, [0.9] * 50, [0.8] * 50]) + rng.normal(0, 0.05, (3, 50))
+    )
