@@ -20,8 +20,7 @@ from benchmarks.painting import Job, diffusers, ours
 from overpaint.models.family import shipped_configs
 from overpaint.painter import load
 
-JOBS = (Job(1024, 30, picture=True), Job(512, 30, picture=True))
-ROUNDS = 3
+JOBS = tuple(Job(side, 30, picture=True, rounds=3) for side in (1024, 512))
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -44,7 +43,7 @@ def measure() -> dict[str, Any]:
                 eager.unet = unet
 
         contestants = {"ours": run_ours, "diffusers": run_eager, "compiled": run_compiled}
-        timings = interleave({n: synchronised(run) for n, run in contestants.items()}, ROUNDS)
+        timings = interleave({n: synchronised(run) for n, run in contestants.items()}, job.rounds)
         result[job.name] = {
             **{f"{name}_seconds": round(timings.median(name), 3) for name in contestants},
             "ratio": round(timings.ratio("ours", "diffusers"), 3),

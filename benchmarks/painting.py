@@ -28,11 +28,12 @@ STRENGTH, GUIDANCE = 0.6, 5.0
 
 @dataclass(frozen=True)
 class Job:
-    """What both are asked to paint."""
+    """What both are asked to paint, and how often."""
 
     side: int
     steps: int
     picture: bool
+    rounds: int
 
     @property
     def name(self) -> str:
@@ -78,8 +79,8 @@ def miniature(*, quick: bool, model: str = catalogue.MINIATURE) -> dict[str, Any
     """The built-in model, in fp32, 30 steps, guided."""
     painter = load(model, device="cpu", dtype="fp32")
     pipeline = peer.load_pipeline(catalogue.resolve(model), torch.float32)
-    jobs = [Job(128, 30, picture=False), Job(128, 30, picture=True)]
-    return compare(painter, pipeline, jobs, rounds=3 if quick else 9)
+    jobs = [Job(128, 30, picture, rounds=3 if quick else 9) for picture in (False, True)]
+    return compare(painter, pipeline, jobs)
 
 
 def full_size(*, quick: bool) -> dict[str, Any]:
@@ -97,14 +98,11 @@ def full_size(*, quick: bool) -> dict[str, Any]:
                 "tokenizer_2": second.tokenizer,
             }
         )
-    jobs = [Job(512, 1, picture=True)] if quick else [Job(512, 4, picture=True)]
-    result = compare(painter, pipeline, jobs, rounds=1 if quick else 3)
-    if not quick:
-        result |= compare(painter, pipeline, [Job(1024, 1, picture=True)], rounds=2)
-    return result
+    jobs = [Job(512, 4, picture=True, rounds=3), Job(1024, 1, picture=True, rounds=2)]
+    return compare(painter, pipeline, [Job(512, 1, picture=True, rounds=1)] if quick else jobs)
 
 
-def compare(painter: Painter, pipeline: Any, jobs: list[Job], rounds: int) -> dict[str, Any]:
+def compare(painter: Painter, pipeline: Any, jobs: list[Job]) -> dict[str, Any]:
     """Run every job by both; says and returns seconds and ratios."""
     result: dict[str, Any] = {}
     mine, theirs = Meter(painter.model.unet), Meter(pipeline.unet)
@@ -114,7 +112,7 @@ def compare(painter: Painter, pipeline: Any, jobs: list[Job], rounds: int) -> di
                 "ours": mine.metered(ours(painter, job)),
                 "diffusers": theirs.metered(diffusers(pipeline, job)),
             },
-            rounds,
+            job.rounds,
         )
         if mine.calls != theirs.calls:
             raise RuntimeError(f"{job.name}: unlike network calls: {mine.calls}, {theirs.calls}")
