@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from miniature import text, unet, vae
+from miniature import __main__ as command
+from miniature import judge, text, unet, vae
 from miniature.common import Trainee, averaged_weights, cosine, write_tensors
 from miniature.data import SHAPES, draw_view, render_view
 from miniature.family import Painter
 from miniature.judge import HEADS, Judge, truth
 from miniature.measure import fit, never_falls
 from miniature.scenes import draw_scene
+from overpaint.models.checkpoint import load_model
 
 
 def test_the_rate_warms_up_and_falls_to_its_floor():
@@ -110,6 +112,21 @@ def test_the_text_encoders_learn_which_object_comes_first(tmp_path: Path):
     text.train(tmp_path / "text.safetensors", steps=1500, seed=1)
     shares = text.accuracy(tmp_path / "text.safetensors")
     assert min(shares.values()) >= 0.95
+
+
+def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    small = {"SCENES": 24, "FOLDED": 8, "PACKAGED_JUDGE": tmp_path / "judge.safetensors"}
+    small |= {"VAE_SCENES": range(16), "JUDGE_SCENES": range(16), "JUDGE_TESTS": range(4)}
+    for name, value in small.items():
+        monkeypatch.setattr(command, name, value)
+    out, work = tmp_path / "export", tmp_path / "work"
+    steps = [f"--{stage}-steps=1" for stage in ("vae", "text", "unet", "decoder", "judge")]
+    arguments = ["miniature", "make", f"--out={out}", f"--work={work}", *steps]
+    monkeypatch.setattr("sys.argv", arguments)
+    command.main()
+    model = load_model(out, device="cpu")
+    assert model.family.name == "miniature"
+    assert set(judge.load(tmp_path / "judge.safetensors").state_dict()) == set(Judge().state_dict())
 
 
 def test_folding_brings_latents_to_unit_variance_and_changes_no_picture(tmp_path: Path):
