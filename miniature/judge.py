@@ -66,6 +66,24 @@ def _labels(scene: Scene) -> list[int]:
     return known + [IGNORED] * (len(HEADS) - len(known))
 
 
+def loss_of(logits: list[Tensor], answers: Tensor, smoothing: float = 0.0) -> Tensor:
+    """The sum over the questions, of logits (n, values) of each and answers (n, questions)."""
+    losses = [
+        functional.cross_entropy(
+            part.float(), answers[:, i], ignore_index=IGNORED, label_smoothing=smoothing
+        )
+        for i, part in enumerate(logits)
+    ]
+    return torch.stack(losses).sum()
+
+
+def shares(logits: list[Tensor], answers: Tensor) -> list[float]:
+    """The share of each question's answers that is right, where there is one."""
+    picks = torch.stack([part.argmax(-1) for part in logits], 1)
+    asked = answers != IGNORED
+    return (((picks == answers) & asked).sum(0) / asked.sum(0)).tolist()
+
+
 class Judge(nn.Module):
     """Strided convolutions to a 4 × 4 map, one hidden layer, one linear head per question.
 
@@ -177,11 +195,7 @@ def train(
             images[-BATCH // 8 :] = round_trip(vae, images[-BATCH // 8 :], draw)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(images)
-        losses = [
-            functional.cross_entropy(part.float(), targets[:, i], ignore_index=IGNORED)
-            for i, part in enumerate(logits)
-        ]
-        loss = torch.stack(losses).sum()
+        loss = loss_of(logits, targets)
         trainee.update(loss, cosine(step, steps))
         smooth = 0.98 * smooth + 0.02 * loss.item()
         if report:
@@ -202,14 +216,9 @@ def round_trip(vae: AutoencoderKL, images: Tensor, draw: torch.Generator) -> Ten
 
 def accuracy(judge: Judge, scenes: list[Scene], pictures: NDArray[np.uint8]) -> dict[str, float]:
     """The share of each head that is right; an absent second object is not asked for."""
-    logits = [judge(to_tensor(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
-    answers = labels(scenes)
-    shares: dict[str, float] = {}
-    for i, name in enumerate(HEADS):
-        picks = torch.cat([part[i] for part in logits]).argmax(-1)
-        asked = answers[:, i] != IGNORED
-        shares[name] = float((picks == answers[:, i])[asked].float().mean())
-    return shares
+    parts = [judge(to_tensor(pictures[i : i + 64])) for i in range(0, len(pictures), 64)]
+    logits = [torch.cat(part) for part in zip(*parts, strict=True)]
+    return dict(zip(HEADS, shares(logits, labels(scenes)), strict=True))
 
 
 def save(state: Path, path: Path) -> None:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .common import Trainee, averaged_weights, cosine, progress
-from .family import END_OF_WORD, HIDDEN, POOLED, TextEncoders, Tokenizers, bpe
-from .judge import HEADS, IGNORED, labels
-from .scenes import Scene, caption, draw_scene, vocabulary
+from .family import HIDDEN, POOLED, TextEncoders, Tokenizers
+from .judge import HEADS, IGNORED, labels, loss_of, shares
+from .scenes import Scene, caption, draw_scene
 
 BATCH = 64
 RATE = 2e-3
@@ -48,7 +48,7 @@ class Lesson:
 
     Attributes:
         ids: (n, length) of each encoder's tokenizer.
-        second: the position of the second noun's token, (n,); 1 where there is none.
+        second: the position of the second noun's token, (n,); the end token's where there is none.
         answers: (n, questions); `IGNORED` where there is none.
     """
 
@@ -61,15 +61,14 @@ def draw_lesson(
     rng: np.random.Generator, count: int, tokenizers: Tokenizers, *, held_out: bool = False
 ) -> Lesson:
     """Captions of fresh scenes that leave nothing out."""
-    token = bpe(vocabulary())[0]
     scenes = [draw_scene(rng, held_out=held_out) for _ in range(count)]
     captions = [caption(scene, rng, full=True) for scene in scenes]
     ids = tokenizers(captions, SHORT)
     nouns = [second_noun(*pair) for pair in zip(scenes, captions, strict=True)]
-    words = torch.tensor([token[noun + END_OF_WORD] if noun else -1 for noun, _ in nouns])
+    words = tokenizers([noun for noun, _ in nouns], 2)[0][:, 1:]  # behind the begin token
     places = torch.tensor([[PLACES.index(p) if p else IGNORED] for _, p in nouns])
     asked = labels(scenes)
-    second = (ids[0] == words[:, None]).int().argmax(1).clamp(min=1)
+    second = (ids[0] == words).int().argmax(1)
     return Lesson(ids, second, torch.cat([asked, asked, places, places], 1))
 
 
@@ -114,11 +113,9 @@ class Compass(nn.Module):
         return SCALE * functional.linear(x, directions)
 
 
-def train(state: Path, *, steps: int, seed: int, start: dict[str, Tensor] | None = None) -> None:
-    """Train on captions of fresh scenes, from the encoders' weights `start` if given."""
+def train(state: Path, *, steps: int, seed: int) -> None:
+    """Train on captions of fresh scenes; `state` is written as it goes and resumed from."""
     reader = Reader(seed)
-    if start is not None:
-        reader.load_state_dict(start, strict=False)
     trainee = Trainee(reader, rate=RATE, decay=0.99)
     if state.exists():
         trainee.load(state)
@@ -128,13 +125,7 @@ def train(state: Path, *, steps: int, seed: int, start: dict[str, Tensor] | None
         lesson = draw_lesson(np.random.default_rng((seed, step)), BATCH, tokenizers)
         with torch.autocast("cpu", torch.bfloat16):
             logits = reader(lesson)
-        losses = [
-            functional.cross_entropy(
-                part, lesson.answers[:, i], ignore_index=IGNORED, label_smoothing=SMOOTHING
-            )
-            for i, part in enumerate(logits)
-        ]
-        loss = torch.stack(losses).sum()
+        loss = loss_of(logits, lesson.answers, SMOOTHING)
         trainee.update(loss, cosine(step, steps))
         smooth = 0.98 * smooth + 0.02 * loss.item()
         if report:
@@ -157,7 +148,4 @@ def accuracy(state: Path) -> dict[str, float]:
     reader = Reader()
     reader.load_state_dict(averaged_weights(state))
     lesson = draw_lesson(np.random.default_rng(4), TESTS, Tokenizers(), held_out=True)
-    picks = torch.stack([part.argmax(-1) for part in reader(lesson)], 1)
-    asked = lesson.answers != IGNORED
-    right = ((picks == lesson.answers) & asked).sum(0) / asked.sum(0)
-    return dict(zip(QUESTIONS, right.tolist(), strict=True))
+    return dict(zip(QUESTIONS, shares(reader(lesson), lesson.answers), strict=True))
