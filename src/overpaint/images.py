@@ -200,14 +200,14 @@ def result_size(
         case int(width), int(height):
             pass
         case int(width), None:
-            height = _to_eights(width / aspect if picture_size else native**2 / width)
+            height = to_eights(width / aspect if picture_size else native**2 / width)
         case None, int(height):
-            width = _to_eights(height * aspect if picture_size else native**2 / height)
+            width = to_eights(height * aspect if picture_size else native**2 / height)
         case _:
             if picture_size and request.size == "keep":
-                width, height = map(_to_eights, picture_size)
+                width, height = map(to_eights, picture_size)
             else:
-                width, height = _to_eights(native * aspect**0.5), _to_eights(native / aspect**0.5)
+                width, height = to_eights(native * aspect**0.5), to_eights(native / aspect**0.5)
             if picture_size:
                 origin = f" (from a picture of {picture_size[0]}x{picture_size[1]})"
 
@@ -253,7 +253,7 @@ def fit(image: Image.Image, size: tuple[int, int], how: Fit) -> Image.Image:
     return padded
 
 
-def _to_eights(side: float) -> int:
+def to_eights(side: float) -> int:
     return max(int(side / 8 + 0.5) * 8, 8)
 
 

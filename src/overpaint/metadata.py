@@ -88,11 +88,12 @@ def _record(
     return {
         "version": _version("overpaint"),
         "model": model,
-        "request": request.model_dump(mode="json", exclude={"image"}),
+        "request": request.model_dump(mode="json", exclude={"image", "mask"}),
         "seed": request.seed + index,
         "index": index,
         "size": list(size),
         "input_sha256": request.image.sha256 if request.image else None,
+        "mask_sha256": request.mask.sha256 if request.mask else None,
         "versions": {library: _version(library) for library in _LIBRARIES},
     }
 
@@ -189,6 +190,8 @@ def to_request(found: Found, image: Picture | None = None, **overrides: Any) -> 
         raise RequestError(
             "image", "these settings repaint a picture; give it too, to `overpaint edit`."
         )
+    if found.record and found.record.get("mask_sha256") and not overrides.get("mask"):
+        raise RequestError("mask", "these settings repaint a part of the picture; give it too.")
     if "sampler" in overrides and "schedule" not in overrides:
         _, implied = sampler_name(overrides["sampler"])
         if implied:
@@ -214,6 +217,7 @@ class _Record(BaseModel):
     index: int
     size: tuple[int, int]
     input_sha256: str | None
+    mask_sha256: str | None = None
     versions: dict[str, str]
 
 

@@ -6,6 +6,7 @@ request is checked without loading torch.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from overpaint.errors import RequestError, near
 
@@ -41,6 +42,33 @@ class Sampler(Named):
     stochastic: bool = False
     drops_penultimate: bool = False
 
+
+Fill = Literal["original", "surroundings", "flat", "noise"]
+"""What is inside a mask before painting: what was there, its surroundings blurred into it, their
+mean colour, or latent noise."""
+
+Task = Literal["retouch", "replace", "remove", "extend"]
+
+
+@dataclass(frozen=True)
+class Repaint:
+    """What a task with a mask stands for, where the request does not say.
+
+    Attributes:
+        strength: 0 to 1.
+        fill: before painting.
+    """
+
+    strength: float
+    fill: Fill
+
+
+TASKS: dict[Task, Repaint] = {
+    "retouch": Repaint(0.5, "original"),
+    "replace": Repaint(1.0, "surroundings"),
+    "remove": Repaint(0.8, "surroundings"),
+    "extend": Repaint(0.9, "surroundings"),
+}
 
 SAMPLERS: dict[str, Sampler] = {
     s.name: s

@@ -123,8 +123,8 @@ class Painter:
         planned = plan(request, self.model)
         yield from map(Notice, planned.notices)
         pictures: list[Image] = []
-        if not planned.plans and planned.source:
-            pictures = [planned.source.copy() for _ in range(request.num_images)]
+        if not planned.plans and planned.canvas.original:
+            pictures = [planned.canvas.original.copy() for _ in range(request.num_images)]
         finished_steps, total = 0, sum(p.steps for p in planned.plans)
         for group in _groups(planned.plans):
             trajectories = [Trajectory(p) for p in group]
@@ -143,11 +143,11 @@ class Painter:
                 image, notice = latents.decode(self.model, trajectory.latent)
                 if notice:
                     yield Notice(notice)
-                pictures.append(image)
+                pictures.append(planned.canvas.compose(image))
             finished_steps += sum(p.steps for p in group)
         seeds = tuple(request.seed + i for i in range(request.num_images))
         records = tuple(
-            metadata.record(request, i, planned.size, self.model) for i in range(request.num_images)
+            metadata.record(request, i, image.size, self.model) for i, image in enumerate(pictures)
         )
         yield Finished(tuple(pictures), seeds, records)
 

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from overpaint.errors import RequestError, near
-from overpaint.names import sampler_name, schedule_name
+from overpaint.names import TASKS, Fill, Task, sampler_name, schedule_name
 
 DEFAULT_STRENGTH = 0.6
 LARGEST_SEED = 2**63 - 1
@@ -24,6 +24,10 @@ Fit = Literal["cover", "contain", "stretch"]
 Pair = tuple[Annotated[int, Field(ge=0, le=16384)], Annotated[int, Field(ge=0, le=16384)]]
 Side = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Prompt = Annotated[str, Field(max_length=100_000)]
+Room = Annotated[int, Field(ge=0, le=4096)]
+MASKED_FIELDS = (
+    "mask_invert", "mask_grow", "mask_blur", "crop", "task", "fill", "match_colours"
+)  # fmt: skip
 
 
 class Picture(BaseModel):
@@ -59,11 +63,27 @@ class Request(BaseModel):
         negative_prompt_2: for the second text encoder; by default the same negative prompt.
         image: the picture to repaint.
         strength: how much of the picture is repainted, 0 (nothing: it is only brought to size) to 1
-            (everything: pure noise). Default 0.6. Only with `image`.
+            (everything: pure noise). Default 0.6, with a mask that of the task. Only with `image`.
+        mask: what of the image is repainted: white is, black is kept to the bit, grey gets its
+            share of the strength (arXiv 2306.00950). Where it has transparency, that counts:
+            transparent is repainted. Of the image's size.
+        mask_from: in place of `mask`, a shape or a colour in words: see `masks.draw`.
+        mask_invert: swap what is repainted and what is kept.
+        mask_grow: move the mask's edge outwards by so many pixels (inwards if negative).
+        mask_blur: then soften it over so many pixels to either side.
+        extend: pixels of new room at the (left, top, right, bottom) of the image, to be painted.
+        task: what the mask is for: "retouch", "replace" (the default), "remove" or "extend" (the
+            default with `extend`); it gives `strength` and `fill` their defaults: `names.TASKS`.
+        fill: what is inside the mask before painting: "original", "surroundings" (blurred into
+            it), "flat" (their mean colour) or "noise" (of the latents).
+        crop: paint the masked region alone, enlarged to the native size: "auto" where it is small,
+            "off", or with so many pixels of context around it.
+        match_colours: shift what was painted to the colours of what is kept around it.
         width: of the result in pixels, a multiple of 8. By default from `size`.
         height: likewise.
         size: "native" gives the picture's aspect at the model's native area, "keep" the picture's
-            own size to the nearest multiple of 8 (and is refused without `image`).
+            own size to the nearest multiple of 8 (and is refused without `image`). With a mask
+            "keep" is the default, and exact.
         fit: where the aspects differ: "cover" crops, "contain" pads, "stretch" distorts. Only
             with `image`.
         num_inference_steps: sampler steps, 1 to 1000.
@@ -109,6 +129,17 @@ class Request(BaseModel):
     size: Literal["native", "keep"] = "native"
     fit: Fit | None = None
 
+    mask: Picture | None = None
+    mask_from: Annotated[str, Field(max_length=10_000)] | None = None
+    mask_invert: bool = False
+    mask_grow: int = Field(default=0, ge=-512, le=512)
+    mask_blur: int = Field(default=0, ge=0, le=512)
+    extend: tuple[Room, Room, Room, Room] = (0, 0, 0, 0)
+    task: Task | None = None
+    fill: Fill | None = None
+    crop: Literal["auto", "off"] | Annotated[int, Field(ge=0, le=4096)] = "auto"
+    match_colours: bool = True
+
     num_inference_steps: int = Field(default=30, ge=1, le=1000)
     steps: Literal["exact", "truncate"] = "exact"
     guidance_scale: float = Field(default=5.0, ge=0, le=50)
@@ -128,6 +159,11 @@ class Request(BaseModel):
     negative_original_size: Pair | None = None
     negative_crops_coords_top_left: Pair | None = None
     negative_target_size: Pair | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether only a part of the result is painted."""
+        return bool(self.mask or self.mask_from or any(self.extend))
 
     @property
     def guided(self) -> bool:
@@ -152,6 +188,15 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
     # JSON has no tuples, so what was stored as JSON comes back with lists.
     data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     if data.get("image") is not None:
+        if data.get("mask") or data.get("mask_from") or any(data.get("extend") or ()):
+            if data.get("task") is None:
+                data["task"] = "replace" if data.get("mask") or data.get("mask_from") else "extend"
+            if repaint := TASKS.get(data["task"]):
+                for field in ("strength", "fill"):
+                    if data.get(field) is None:
+                        data[field] = getattr(repaint, field)
+            if data.get("width") is None and data.get("height") is None:
+                data.setdefault("size", "keep")
         if data.get("strength") is None:
             data["strength"] = DEFAULT_STRENGTH
         if data.get("fit") is None:
@@ -178,6 +223,7 @@ def _check_consistency(request: Request) -> None:
                 )
         if request.size == "keep":
             raise RequestError("size", "'keep' needs an image whose size to keep.")
+    _check_mask(request)
     if request.size == "keep" and (request.width or request.height):
         raise RequestError("size", "'keep' contradicts width and height; give one or the other.")
     if 0 < request.guidance_scale < 1:
@@ -193,6 +239,19 @@ def _check_consistency(request: Request) -> None:
         raise RequestError(
             "seed", f"{request.seed} + num_images - 1 is beyond the largest seed, {LARGEST_SEED}."
         )
+
+
+def _check_mask(request: Request) -> None:
+    if request.masked and request.image is None:
+        field = next(f for f in ("mask", "mask_from", "extend") if getattr(request, f))
+        raise RequestError(field, "there is no image to repaint a part of; give it too.")
+    if request.mask and request.mask_from:
+        raise RequestError("mask_from", "contradicts mask; give one of the two.")
+    if not request.masked:
+        for field in MASKED_FIELDS:
+            value = getattr(request, field)
+            if value != Request.model_fields[field].default:
+                raise RequestError(field, f"{value!r} means nothing without a mask; leave it out.")
 
 
 def _plain(error: ValidationError) -> RequestError:

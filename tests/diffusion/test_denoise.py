@@ -108,6 +108,11 @@ def requests(draw: st.DrawFn, least_steps: int = 1) -> Request:
     if draw(st.booleans()):
         fields["image"] = PICTURES[draw(st.sampled_from(sorted(PICTURES)))]
         fields["strength"] = draw(st.sampled_from([0.25, 0.5, 0.8, 1.0]))
+        if draw(st.booleans()):
+            fields["mask_from"] = draw(st.sampled_from(["box:0,0,48,64", "ellipse:20,20,90,70"]))
+            fields["mask_blur"] = draw(st.sampled_from([0, 12]))
+            fields["fill"] = draw(st.sampled_from(["original", "surroundings", "noise"]))
+            fields |= {"size": "native", "crop": "off"}
     return Request(**fields)
 
 

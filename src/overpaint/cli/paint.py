@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from overpaint import images, metadata
-from overpaint.cli.settings import given, numbers, takes_settings
+from overpaint.cli.settings import ON_PICTURES, given, numbers, takes_settings
 from overpaint.cli.terminal import Terminal
 from overpaint.errors import OutputError, RequestError
 from overpaint.events import Finished, Notice, Step
@@ -73,7 +73,7 @@ def edit(
     _paint(terminal, request, found, paths, common)
 
 
-@takes_settings(Common, without=("strength", "fit"))
+@takes_settings(Common, without=ON_PICTURES)
 def create(prompt: Prompt = None, *, common: Common, settings: dict[str, Any]) -> None:
     """Make a picture from a prompt alone."""
     terminal = Terminal(quiet=common.quiet)

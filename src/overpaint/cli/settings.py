@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from overpaint import images
 from overpaint.errors import RequestError
 from overpaint.request import DEFAULT_STRENGTH, Request
 
@@ -82,6 +84,24 @@ def _truncate(truncate: bool) -> dict[str, Any]:
     return {"steps": "truncate" if truncate else "exact"}
 
 
+def _mask(path: Path) -> dict[str, Any]:
+    return {"mask": images.picture(path)}
+
+
+def _extend(text: str) -> dict[str, Any]:
+    sides = dict.fromkeys(("left", "top", "right", "bottom"), 0)
+    for part in text.split(","):
+        side = re.fullmatch(r"\s*(left|top|right|bottom)\s*=\s*(\d{1,6})\s*", part)
+        if not side:
+            raise RequestError("extend", f"{part!r} is not like left=256 or top=128.")
+        sides[side[1]] = int(side[2])
+    return {"extend": tuple(sides.values())}
+
+
+def _crop(text: str) -> dict[str, Any]:
+    return {"crop": int(text) if re.fullmatch(r"\d{1,6}", text) else text}
+
+
 SETTINGS = {
     setting.field: setting
     for setting in (
@@ -111,6 +131,57 @@ SETTINGS = {
             "Where the aspect differs: cover crops, contain pads, stretch distorts.",
             default="cover",
         ),
+        Setting(
+            "mask",
+            ("--mask",),
+            Path,
+            "A picture of the same size: white (or transparent) is repainted, black kept.",
+            parse=_mask,
+        ),
+        Setting(
+            "mask_from",
+            ("--mask-from",),
+            str,
+            "A mask in words: box:L,T,R,B, ellipse:L,T,R,B, polygon:X,Y,…, color:#ff0000.",
+        ),
+        Setting("mask_invert", ("--invert",), bool, "Repaint what the mask keeps, keep the rest."),
+        Setting("mask_grow", ("--grow",), int, "Pixels by which the mask grows (or shrinks)."),
+        Setting("mask_blur", ("--blur",), int, "Pixels over which its edge is softened."),
+        Setting(
+            "extend",
+            ("--extend",),
+            str,
+            "New room at the sides, such as left=256,top=128.",
+            default="None",
+            parse=_extend,
+        ),
+        Setting(
+            "task",
+            ("--task",),
+            str,
+            "What the mask is for: retouch, replace, remove or extend.",
+            default="replace",
+        ),
+        Setting(
+            "fill",
+            ("--fill",),
+            str,
+            "Inside the mask before painting: original, surroundings, flat or noise.",
+            default="by the task",
+        ),
+        Setting(
+            "crop",
+            ("--crop",),
+            str,
+            "Paint the masked region alone: auto, off, or pixels of context around it.",
+            parse=_crop,
+        ),
+        Setting(
+            "match_colours",
+            ("--match-colours/--no-match-colours",),
+            bool,
+            "Bring what is painted to the colours around it.",
+        ),
         Setting("sampler", ("--sampler",), str, "The integrator: euler, heun, unipc …"),
         Setting("schedule", ("--schedule",), str, "The noise levels: karras, normal, beta …"),
         Setting(
@@ -137,6 +208,10 @@ SETTINGS = {
         ),
     )
 }
+ON_PICTURES = ("strength", "fit", "mask", "mask_from", "mask_invert", "mask_grow", "mask_blur")
+ON_PICTURES += ("extend", "task", "fill", "crop", "match_colours")
+"""Fields that mean nothing without a picture."""
+
 OPTIONS = {name: setting.flags[0].split("/")[0] for name, setting in SETTINGS.items()} | {
     "width": "--size",
     "height": "--size",

@@ -167,7 +167,8 @@ class Trajectory:
             raise ValueError("this trajectory is done; its latent is in `latent`")
         prediction = predictions[0] if len(predictions) == 1 else self.plan.guidance(*predictions)
         network, asked = self.plan.network, self.pending
-        self.denoised = denoised = network.denoised(asked.x, asked.sigma, prediction)
+        denoised = network.denoised(asked.x, asked.sigma, prediction)
+        self.denoised = denoised = self.plan.constraint.denoised(denoised, asked.sigma)
         self._resume(lambda: self._sampler.send(denoised))
 
     def _resume(self, sampler: Callable[[], "Evaluate"]) -> None:

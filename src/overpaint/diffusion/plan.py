@@ -1,14 +1,17 @@
 """A request made concrete for a model: everything the loop needs, and nothing it must ask for."""
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from overpaint import images
+from overpaint import images, masks
+from overpaint.canvas import Canvas, lay_out
 from overpaint.diffusion import latents, prompt
+from overpaint.diffusion.constraint import Constraint, Free, Kept
 from overpaint.diffusion.denoise import Conditioning, Network, UNet
 from overpaint.diffusion.guidance import Guidance
 from overpaint.diffusion.samplers import Noise, Sampler, sampler
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from overpaint.request import Pair, Request
 
 REMEMBERED = 8
-"""Fitted pictures, and encoded ones, kept per model."""
+"""Canvases, and encoded pictures, kept per model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,7 @@ class Plan:
         positive: what to draw.
         negative: what to steer away from; None without guidance.
         guidance: how strongly.
+        constraint: what the latent must agree with.
     """
 
     network: Network
@@ -52,6 +56,7 @@ class Plan:
     positive: Conditioning
     negative: Conditioning | None
     guidance: Guidance
+    constraint: Constraint = field(default_factory=Free)
 
     @property
     def steps(self) -> int:
@@ -76,8 +81,13 @@ class Plan:
         """
         sigma = self.sigmas[0]
         if self.init is None:
-            return noise() * math.sqrt(sigma**2 + 1)
-        return self.init.mean + self.init.std * noise() + sigma * noise()
+            drawn = noise()
+            x = drawn * math.sqrt(sigma**2 + 1)
+        else:
+            picture = self.init.mean + self.init.std * noise()
+            drawn = noise()
+            x = picture + sigma * drawn
+        return self.constraint.start(x, drawn, sigma)
 
 
 @dataclass(frozen=True)
@@ -85,15 +95,13 @@ class Planned:
     """A request's pictures, planned.
 
     Attributes:
-        plans: one per picture; empty at strength 0, where there is nothing to paint.
-        size: (width, height) of the result in pixels.
-        source: the init picture as it was fitted to that size.
+        plans: one per picture; empty where there is nothing to paint.
+        canvas: what they paint on.
         notices: what the user should be told.
     """
 
     plans: tuple[Plan, ...]
-    size: tuple[int, int]
-    source: "Image | None"
+    canvas: Canvas
     notices: tuple[str, ...]
 
 
@@ -113,10 +121,10 @@ def plan(request: "Request", model: "Model") -> Planned:
             f"{model.name} is of the family {model.family.name}, which cannot paint by itself; "
             "give an SDXL base model or a fine-tune of it."
         )
-    size, source = _fitted(request, model)
-    notices = _notices(request, model, size)
-    if request.strength == 0:
-        return Planned((), size, source, tuple(notices))
+    canvas = _canvas(request, model)
+    notices = _notices(request, model, canvas)
+    if request.strength == 0 or canvas.blank:
+        return Planned((), canvas, tuple(notices))
 
     net = network(model)
     sigmas = start(
@@ -128,16 +136,18 @@ def plan(request: "Request", model: "Model") -> Planned:
         drop_penultimate=SAMPLERS[request.sampler].drops_penultimate,
     )
     guidance = Guidance(request.guidance_scale, request.guidance_rescale, request.guidance_interval)
-    positive, negative = _conditionings(request, model, size)
+    positive, negative = _conditionings(request, model, canvas.size)
     init = None
-    if request.image and source and request.strength != 1:
-        key = (request.image.sha256, request.fit, size)
-        init, notice = model.remember(
-            "moments", key, lambda: latents.encode(model, source), REMEMBERED
-        )
-        notices += [notice] if notice else []
+    if canvas.start and request.strength != 1 and request.fill != "noise":
+        init = _moments(model, canvas.start, notices)
+    constraint: Constraint = Free()
+    if part := canvas.part:
+        kept = _moments(model, part.kept, notices).mean
+        cells = torch.from_numpy(masks.cells(part.mask, model.vae_factor))
+        constraint = Kept(kept, cells[None, None].to(model.device), sigmas)
     channels: int = model.vae.config["latent_channels"]
-    shape = (channels, size[1] // model.vae_factor, size[0] // model.vae_factor)
+    width, height = canvas.size
+    shape = (channels, height // model.vae_factor, width // model.vae_factor)
     plans = tuple(
         Plan(
             net,
@@ -149,25 +159,30 @@ def plan(request: "Request", model: "Model") -> Planned:
             positive,
             negative,
             guidance,
+            constraint,
         )
         for i in range(request.num_images)
     )
-    return Planned(plans, size, source, tuple(notices))
+    return Planned(plans, canvas, tuple(notices))
 
 
-def _fitted(request: "Request", model: "Model") -> "tuple[Pair, Image | None]":
-    """The size of the result, and the picture at that size."""
-    given = request.image
-    if given is None:
-        return images.result_size(None, model.native_size, request), None
+def _canvas(request: "Request", model: "Model") -> Canvas:
+    """The request's canvas, kept for requests that differ in what is painted on it only."""
+    fields = ("width", "height", "size", "fit", "extend", "fill", "crop", "match_colours")
+    masks = ("mask_from", "mask_invert", "mask_grow", "mask_blur")
+    pictures = (p and p.sha256 for p in (request.image, request.mask))
+    key = (*pictures, *(getattr(request, name) for name in (*fields, *masks)))
+    return model.remember("canvas", key, lambda: lay_out(request, model.native_size), REMEMBERED)
 
-    def make() -> "tuple[Pair, Image]":
-        picture = images.decode(given)
-        size = images.result_size(picture.size, model.native_size, request)
-        return size, images.fit(picture, size, request.fit or "cover")
 
-    key = (given.sha256, request.fit, request.size, request.width, request.height)
-    return model.remember("fitted", key, make, REMEMBERED)
+def _moments(model: "Model", picture: "Image", notices: list[str]) -> latents.Moments:
+    """The posterior of a picture, kept by its pixels."""
+    key = (picture.size, hashlib.sha256(picture.tobytes()).digest())
+    made = model.remember("moments", key, lambda: latents.encode(model, picture), REMEMBERED)
+    moments, notice = made
+    if notice and notice not in notices:
+        notices.append(notice)
+    return moments
 
 
 def network(model: "Model") -> Network:
@@ -179,9 +194,11 @@ def network(model: "Model") -> Network:
     return model.remember("network", (), make, 1)
 
 
-def _notices(request: "Request", model: "Model", size: tuple[int, int]) -> list[str]:
+def _notices(request: "Request", model: "Model", canvas: Canvas) -> list[str]:
     notices = list(model.notices)
-    if outside := images.outside_trained(size, model.native_size):
+    if canvas.blank:
+        notices.append("the mask is black: there is nothing to paint, and the picture is returned.")
+    elif outside := images.outside_trained(canvas.size, model.native_size):
         notices.append(outside)
     if (request.negative_prompt or request.negative_prompt_2) and not request.guided:
         notices.append(
