@@ -4,6 +4,7 @@
 diffusers' own pipeline over the same modules, for tests that compare with it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,26 @@ def tiny_model(
         preview=LatentPreview(
             ((0.2, 0.1, 0.0), (0.1, 0.2, 0.1), (-0.1, 0.0, 0.2), (0.0, 0.1, -0.1))
         ),
+    )
+
+
+def tiny_refiner(seed: int = 1, *, ours: bool = True) -> Model:
+    """A random refiner over the latents of `tiny_model()`: one text encoder, five size ids."""
+    base = tiny_model(ours=False)
+    second = base.text_encoders[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = {
+            "cross_attention_dim": WIDTHS[1],
+            "projection_class_embeddings_input_dim": POOLED + 5 * TIME_IDS,
+        }
+        unet = UNet2DConditionModel(**{**UNET, **config})
+    unet.eval().requires_grad_(False)
+    if ours:
+        install(unet)
+    family = FAMILIES["miniature-refiner"]
+    return replace(
+        base, name="tiny-refiner", family=family, unet=unet, text_encoders=(second,), kept={}
     )
 
 

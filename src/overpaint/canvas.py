@@ -1,7 +1,7 @@
 """What is painted on, in pixels: the whole picture or a region of it, and the way back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import cv2
@@ -57,7 +57,9 @@ class Part:
         left, top, right, bottom = self.box
         pixels = _pixels(painted)
         if self.match_colours:
-            pixels = match_colours(pixels, _pixels(self.kept), self.mask == 0)
+            kept = self.kept.resize(painted.size, Resampling.LANCZOS)
+            same = masks.resize(self.mask, painted.size) == 0
+            pixels = match_colours(pixels, _pixels(kept), same)
         if painted.size != (right - left, bottom - top):
             resized = _image(pixels).resize((right - left, bottom - top), Resampling.LANCZOS)
             pixels = _pixels(resized)
@@ -88,6 +90,21 @@ class Canvas:
     def original(self) -> Image.Image | None:
         """The picture at the result's size, before any painting."""
         return self.part.base if self.part else self.start
+
+    def scaled(self, factor: float) -> "Canvas":
+        """The same canvas with longer sides, for a further stage; itself for a factor of 1.
+
+        What is painted whole grows with it; a part comes back at the size of its picture.
+        """
+        if factor == 1:
+            return self
+        width, height = (images.to_eights(factor * side) for side in self.size)
+        part = self.part and replace(
+            self.part,
+            kept=self.part.kept.resize((width, height), Resampling.LANCZOS),
+            mask=masks.resize(self.part.mask, (width, height)),
+        )
+        return Canvas((width, height), None, part)
 
     def compose(self, painted: Image.Image) -> Image.Image:
         """The result, of what was painted on the canvas."""

@@ -254,6 +254,7 @@ def fit(image: Image.Image, size: tuple[int, int], how: Fit) -> Image.Image:
 
 
 def to_eights(side: float) -> int:
+    """The nearest multiple of 8 pixels, at least 8."""
     return max(int(side / 8 + 0.5) * 8, 8)
 
 

@@ -7,6 +7,7 @@ result.images[0].save("out.png")
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ class Painter:
 
     def __init__(self, model: "Model"):
         self.model = model
+        self._refiners: dict[str, Model] = {}
 
     def edit(
         self, picture: "str | PathLike[str] | bytes | Image | Picture", prompt: str, **fields: Any
@@ -120,7 +122,7 @@ class Painter:
             ) from error
 
     def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
-        planned = plan(request, self.model)
+        planned = plan(request, self.model, self._refiner(request.refiner))
         yield from map(Notice, planned.notices)
         pictures: list[Image] = []
         if not planned.plans and planned.canvas.original:
@@ -130,7 +132,8 @@ class Painter:
             trajectories = [Trajectory(p) for p in group]
             shown = 0
             while live := [t for t in trajectories if not t.done]:
-                step(live)
+                for together in _alike(live):
+                    step(together)
                 done = finished_steps + sum(t.steps_done for t in trajectories)
                 sigma = max((t.pending.sigma for t in trajectories if t.pending), default=0.0)
                 yield Step(done, total, sigma)
@@ -151,11 +154,33 @@ class Painter:
         )
         yield Finished(tuple(pictures), seeds, records)
 
+    def _refiner(self, name: str | None) -> "Model | None":
+        """A request's refiner, loaded when it is first asked for."""
+        if name is None:
+            return None
+        if name not in self._refiners:
+            self._refiners[name] = load_model(
+                name,
+                device=str(self.model.device),
+                dtype=str(self.model.dtype).removeprefix("torch."),
+            )
+        return self._refiners[name]
+
     def _previews(self, live: Sequence[Trajectory], first: int) -> Iterator[Preview]:
         for i, trajectory in enumerate(live):
             assert trajectory.denoised is not None
             if image := latents.preview(self.model, trajectory.denoised):
                 yield Preview(first + i, image)
+
+
+def _alike(live: Sequence[Trajectory]) -> Iterator[Sequence[Trajectory]]:
+    """Trajectories that may share a step: of one network and one shape."""
+
+    def kind(trajectory: Trajectory) -> tuple[int, tuple[int, int, int]]:
+        return id(trajectory.plan.network), trajectory.plan.shape
+
+    for _, group in groupby(sorted(live, key=kind), key=kind):
+        yield list(group)
 
 
 def _groups(plans: Sequence[Plan]) -> Iterator[Sequence[Plan]]:

@@ -97,6 +97,17 @@ class Request(BaseModel):
         schedule: see `names.SCHEDULES`.
         seed: of the first picture; picture i has seed + i. Drawn at random when not given.
         num_images: pictures to make, 1 to 64.
+        refiner: the model of a second stage: a name, as for `load`.
+        refine: how the second stage goes on: "ensemble" (the default with a refiner) takes over
+            the last, least noisy steps of the same schedule; "sequential" (the default with
+            `upscale`) repaints the finished picture, without a refiner by the same model.
+        high_noise_frac: where an ensemble's second stage takes over: the part of the denoising
+            range, by noise level, that is the first one's, 0 to 1. Default 0.8.
+        refine_strength: of a sequential second stage, above 0 to 1. Default 0.3.
+        refine_steps: its steps; by default `num_inference_steps`.
+        upscale: by how much the second stage's sides are longer, 1 to 4.
+        aesthetic_score: that a refiner is told the picture has (arXiv 2307.01952's scale, 1 to 10).
+        negative_aesthetic_score: the same for the unconditional row.
         clip_skip: how many of the text encoders' layers to skip beyond the penultimate one, 0 to
             11 (A1111's "Clip skip: 2" is 0 here).
         original_size: (height, width) that the network is told the picture was cropped from
@@ -152,6 +163,15 @@ class Request(BaseModel):
     seed: int = Field(default_factory=lambda: secrets.randbits(32), ge=0, le=LARGEST_SEED)
     num_images: int = Field(default=1, ge=1, le=64)
 
+    refiner: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    refine: Literal["ensemble", "sequential"] | None = None
+    high_noise_frac: float = Field(default=0.8, ge=0, le=1)
+    refine_strength: float = Field(default=0.3, gt=0, le=1)
+    refine_steps: int | None = Field(default=None, ge=1, le=1000)
+    upscale: float = Field(default=1.0, ge=1, le=4)
+    aesthetic_score: float = Field(default=6.0, ge=1, le=10)
+    negative_aesthetic_score: float = Field(default=2.5, ge=1, le=10)
+
     clip_skip: int = Field(default=0, ge=0, le=11)
     original_size: Pair | None = None
     crops_coords_top_left: Pair = (0, 0)
@@ -164,6 +184,11 @@ class Request(BaseModel):
     def masked(self) -> bool:
         """Whether only a part of the result is painted."""
         return bool(self.mask or self.mask_from or any(self.extend))
+
+    @property
+    def staged(self) -> bool:
+        """Whether a second stage follows."""
+        return self.refine is not None
 
     @property
     def guided(self) -> bool:
@@ -201,6 +226,8 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
             data["strength"] = DEFAULT_STRENGTH
         if data.get("fit") is None:
             data["fit"] = "cover"
+    if data.get("refine") is None and (data.get("refiner") or data.get("upscale", 1) != 1):
+        data["refine"] = "ensemble" if data.get("upscale", 1) == 1 else "sequential"
     if isinstance(data.get("schedule"), str):
         data["schedule"] = schedule_name(data["schedule"])
     if isinstance(data.get("sampler"), str):
@@ -224,6 +251,7 @@ def _check_consistency(request: Request) -> None:
         if request.size == "keep":
             raise RequestError("size", "'keep' needs an image whose size to keep.")
     _check_mask(request)
+    _check_stages(request)
     if request.size == "keep" and (request.width or request.height):
         raise RequestError("size", "'keep' contradicts width and height; give one or the other.")
     if 0 < request.guidance_scale < 1:
@@ -252,6 +280,32 @@ def _check_mask(request: Request) -> None:
             value = getattr(request, field)
             if value != Request.model_fields[field].default:
                 raise RequestError(field, f"{value!r} means nothing without a mask; leave it out.")
+
+
+def _check_stages(request: Request) -> None:
+    if request.refine == "ensemble":
+        if not request.refiner:
+            raise RequestError("refine", "'ensemble' needs a refiner; give one.")
+        if request.upscale != 1:
+            raise RequestError(
+                "upscale",
+                f"{request.upscale} contradicts refine='ensemble', whose stages share one latent; "
+                "give refine='sequential'.",
+            )
+    others = {
+        None: ("high_noise_frac", "refine_strength", "refine_steps"),
+        "ensemble": ("refine_strength", "refine_steps"),
+        "sequential": ("high_noise_frac",),
+    }[request.refine]
+    for field in others:
+        if (value := getattr(request, field)) != Request.model_fields[field].default:
+            kind = f"refine={request.refine!r}" if request.refine else "a second stage"
+            word = "with" if request.refine else "without"
+            raise RequestError(field, f"{value!r} means nothing {word} {kind}; leave it out.")
+    if not request.refiner:
+        for field in ("aesthetic_score", "negative_aesthetic_score"):
+            if (value := getattr(request, field)) != Request.model_fields[field].default:
+                raise RequestError(field, f"{value!r} means nothing without a refiner.")
 
 
 def _plain(error: ValidationError) -> RequestError:

@@ -34,12 +34,16 @@ class Conditioning:
         context: the encoded prompt, with each layer's keys and values once they were needed.
         pooled: [1, P].
         size_ids: [1, 6], fp32: original height, width, crop top, left, target height, width
-            (arXiv 2307.01952 section 2.2). bf16 would turn 1365 into 1368.
+            (arXiv 2307.01952 section 2.2). bf16 would turn 1365 into 1368. The refiner's are
+            [1, 5]: an aesthetic score in place of the target.
+        channels: [1, K, h, w], laid beside the noisy latent: an inpainting network's mask and
+            masked picture. None for networks that see the latent alone.
     """
 
     context: Context
     pooled: Tensor
     size_ids: Tensor
+    channels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,10 @@ class Network(Protocol):
         ...
 
 
+Stacked = tuple[Context, Tensor | None, dict[str, Tensor]]
+"""A batch's context, channels and added conditions."""
+
+
 class UNet:
     """A `Network` of a UNet on a device, in which `nn.blocks.install` has put our blocks."""
 
@@ -87,13 +95,15 @@ class UNet:
         self.device = unet.device
         self.dtype = unet.dtype  # diffusers walks all modules for these two
         self._unet = unet
-        self._last: tuple[tuple[Conditioning, ...], Context, dict[str, Tensor]] | None = None
+        self._last: tuple[tuple[Conditioning, ...], Stacked] | None = None
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """One call of the UNet for rows of the same shape, each at its own noise level."""
         x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self.dtype)
         t = torch.tensor([self.schedule.timestep(row.sigma) for row in rows], device=self.device)
-        context, added = self._stack(tuple(row.conditioning for row in rows))
+        context, channels, added = self._stack(tuple(row.conditioning for row in rows))
+        if channels is not None:
+            x = torch.cat([x, channels], dim=1)
         predicted = self._unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
         return predicted.to(rows[0].x.dtype)
 
@@ -107,24 +117,26 @@ class UNet:
             case "sample":
                 return prediction
 
-    def _stack(self, members: tuple[Conditioning, ...]) -> tuple[Context, dict[str, Tensor]]:
+    def _stack(self, members: tuple[Conditioning, ...]) -> Stacked:
         """The batch's conditioning, kept for as long as the same rows come again."""
         last = self._last
         if last is None or last[0] != members:
             context = Context.stack([m.context for m in members])
+            beside = [m.channels for m in members if m.channels is not None]
+            channels = torch.cat(beside).to(self.dtype) if beside else None
             added = {
                 "text_embeds": torch.cat([m.pooled for m in members]),
                 "time_ids": torch.cat([m.size_ids for m in members]),
             }
-            self._last = last = (members, context, added)
-        return last[1], last[2]
+            self._last = last = (members, (context, channels, added))
+        return last[1]
 
 
 class Trajectory:
     """A plan under way: the only mutable object.
 
     Attributes:
-        plan: what is being run.
+        plan: what is being run; where it has stages, the one that is under way.
         pending: the evaluation that the sampler waits for; None when it is done.
         latent: the result [1, C, h, w], once done.
         denoised: the latest estimate of the result, for previews.
@@ -135,9 +147,9 @@ class Trajectory:
         self.pending: Evaluate | None = None
         self.latent: Tensor | None = None
         self.denoised: Tensor | None = None
-        noise = plan.noise()
-        self._sampler = plan.sampler(plan.start(noise), plan.sigmas, noise)
-        self._resume(lambda: next(self._sampler))
+        self._generator = torch.Generator().manual_seed(plan.seed)
+        self._behind = 0
+        self._enter(plan)
 
     @property
     def done(self) -> bool:
@@ -148,8 +160,8 @@ class Trajectory:
     def steps_done(self) -> int:
         """How many of the plan's steps lie behind."""
         if self.pending is None:
-            return self.plan.steps
-        return sum(sigma >= self.pending.sigma for sigma in self.plan.sigmas[1:])
+            return self._behind
+        return self._behind + sum(s >= self.pending.sigma for s in self.plan.sigmas[1:])
 
     def rows(self) -> list[Row]:
         """What the pending evaluation needs from the network: one row, or two under guidance."""
@@ -171,11 +183,21 @@ class Trajectory:
         self.denoised = denoised = self.plan.constraint.denoised(denoised, asked.sigma)
         self._resume(lambda: self._sampler.send(denoised))
 
+    def _enter(self, plan: "Plan") -> None:
+        self.plan = plan
+        noise = plan.noise(self._generator)
+        self._sampler = plan.sampler(plan.start(noise), plan.sigmas, noise)
+        self._resume(lambda: next(self._sampler))
+
     def _resume(self, sampler: Callable[[], "Evaluate"]) -> None:
         try:
             self.pending = sampler()
         except StopIteration as stop:
-            self.pending, self.latent = None, stop.value
+            self._behind += len(self.plan.sigmas) - 1
+            if self.plan.then:
+                self._enter(self.plan.then.after(stop.value))
+            else:
+                self.pending, self.latent = None, stop.value
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from overpaint import images
@@ -31,20 +32,20 @@ class Moments:
 
 
 @torch.inference_mode()
-def encode(model: "Model", image: "Image") -> tuple[Moments, str | None]:
-    """The posterior of an RGB picture, and a notice if it took a second try.
+def encode(model: "Model", pixels: NDArray[np.float32]) -> tuple[Moments, str | None]:
+    """The posterior of a picture, and a notice if it took a second try.
 
     Args:
         model: whose VAE.
-        image: its sides are multiples of the VAE's factor.
+        pixels: [3, height, width] in -1..1; the sides are multiples of the VAE's factor.
 
     Raises:
         DeviceError: the latents are not finite, even in fp32.
     """
-    pixels = torch.from_numpy(images.to_array(image))[None]
+    batch = torch.from_numpy(pixels)[None]
 
     def run() -> Tensor:
-        pixel_batch = pixels.to(model.device, model.vae.dtype)
+        pixel_batch = batch.to(model.device, model.vae.dtype)
         return model.vae.encode(pixel_batch, return_dict=False)[0].parameters.float()
 
     parameters, notice = _finite(model, run, "encoded")

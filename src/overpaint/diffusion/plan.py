@@ -2,15 +2,17 @@
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from overpaint import images, masks
 from overpaint.canvas import Canvas, lay_out
-from overpaint.diffusion import latents, prompt
+from overpaint.diffusion import latents, prompt, stages
 from overpaint.diffusion.constraint import Constraint, Free, Kept
 from overpaint.diffusion.denoise import Conditioning, Network, UNet
 from overpaint.diffusion.guidance import Guidance
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.models.model import Model
-    from overpaint.request import Pair, Request
+    from overpaint.request import Request
 
 REMEMBERED = 8
 """Canvases, and encoded pictures, kept per model."""
@@ -38,13 +40,16 @@ class Plan:
         network: evaluates the rows.
         shape: (channels, height, width) of the latent.
         sampler: the coroutine to run.
-        sigmas: descending, ending in 0; the first is where the run starts.
+        sigmas: descending; the first is where the run starts, the last, 0, where it ends (or where
+            the next stage takes over).
         seed: of this picture's own noise.
         init: the posterior of the picture to start from, for image to image.
         positive: what to draw.
         negative: what to steer away from; None without guidance.
         guidance: how strongly.
         constraint: what the latent must agree with.
+        carried: the noisy latent that a stage before has left, to start from as it is.
+        then: the next stage.
     """
 
     network: Network
@@ -57,21 +62,23 @@ class Plan:
     negative: Conditioning | None
     guidance: Guidance
     constraint: Constraint = field(default_factory=Free)
+    carried: Tensor | None = None
+    then: "Stage | None" = None
 
     @property
     def steps(self) -> int:
-        """Steps that the sampler takes."""
-        return len(self.sigmas) - 1
+        """Steps that the sampler takes, in this stage and those that follow."""
+        return len(self.sigmas) - 1 + (self.then.plan.steps if self.then else 0)
 
-    def noise(self) -> Noise:
-        """This picture's own source of unit noise [1, C, h, w], from the beginning.
+    def noise(self, generator: torch.Generator | None = None) -> Noise:
+        """A source of unit noise [1, C, h, w]; by default this picture's own, from the beginning.
 
         Drawn on the CPU in fp32 by torch's generator in the latent's shape, as diffusers does
-        when it is given a CPU generator: it depends on nothing but the seed and the shape.
+        when it is given a CPU generator: it depends on nothing but the seed and the shapes.
         """
-        generator = torch.Generator().manual_seed(self.seed)
+        source = generator or torch.Generator().manual_seed(self.seed)
         device = self.network.device
-        return lambda: torch.randn((1, *self.shape), generator=generator).to(device)
+        return lambda: torch.randn((1, *self.shape), generator=source).to(device)
 
     def start(self, noise: Noise) -> Tensor:
         """The first latent: noise over the picture, or over nothing.
@@ -79,15 +86,30 @@ class Plan:
         Pure noise has the variance that a noised latent of unit variance has, σ² + 1. At strength
         1 the picture leaves no trace.
         """
+        if self.carried is not None:
+            return self.carried
         sigma = self.sigmas[0]
-        if self.init is None:
-            drawn = noise()
-            x = drawn * math.sqrt(sigma**2 + 1)
-        else:
-            picture = self.init.mean + self.init.std * noise()
-            drawn = noise()
-            x = picture + sigma * drawn
+        picture = None if self.init is None else self.init.mean + self.init.std * noise()
+        drawn = noise()
+        x = drawn * math.sqrt(sigma**2 + 1) if picture is None else picture + sigma * drawn
         return self.constraint.start(x, drawn, sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What follows a plan.
+
+    Attributes:
+        plan: of the stage, but for what it starts from.
+        begin: the plan, given itself and the latent that the stage before ended with.
+    """
+
+    plan: Plan
+    begin: Callable[[Plan, Tensor], Plan]
+
+    def after(self, latent: Tensor) -> Plan:
+        """The plan, started from what the stage before ended with."""
+        return self.begin(self.plan, latent)
 
 
 @dataclass(frozen=True)
@@ -105,15 +127,20 @@ class Planned:
     notices: tuple[str, ...]
 
 
-def plan(request: "Request", model: "Model") -> Planned:
-    """Make a request concrete: sizes, prompts, the picture's latents, noise levels.
+def plan(request: "Request", model: "Model", refiner: "Model | None" = None) -> Planned:
+    """Make a request concrete: sizes, prompts, the picture's latents, noise levels, stages.
 
     Picture i gets seed + i and shares everything else.
 
+    Args:
+        request: what to paint.
+        model: to paint with.
+        refiner: for the second stage, when the request has one.
+
     Raises:
-        ModelError: the model cannot paint by itself.
+        ModelError: the model cannot paint by itself, or the refiner does not go with it.
         RequestError: the model cannot draw this size or take this prompt.
-        PictureError: the picture cannot be decoded.
+        PictureError: the picture or the mask cannot be decoded.
         DeviceError: the picture's latents are not finite.
     """
     if not model.family.paints:
@@ -125,45 +152,112 @@ def plan(request: "Request", model: "Model") -> Planned:
     notices = _notices(request, model, canvas)
     if request.strength == 0 or canvas.blank:
         return Planned((), canvas, tuple(notices))
-
-    net = network(model)
-    sigmas = start(
+    drawn = start(
         request.schedule,
         request.num_inference_steps,
         1.0 if request.strength is None else request.strength,
-        net.schedule,
+        network(model).schedule,
         mode=request.steps,
         drop_penultimate=SAMPLERS[request.sampler].drops_penultimate,
     )
-    guidance = Guidance(request.guidance_scale, request.guidance_rescale, request.guidance_interval)
-    positive, negative = _conditionings(request, model, canvas.size)
-    init = None
+    first = _stage(request, model, canvas, drawn, notices)
     if canvas.start and request.strength != 1 and request.fill != "noise":
-        init = _moments(model, canvas.start, notices)
+        first = replace(first, init=moments(model, canvas.start, notices))
+    if request.staged:
+        first = _followed(first, request, model, refiner or model, canvas, notices)
+    plans = (replace(first, seed=request.seed + i) for i in range(request.num_images))
+    return Planned(tuple(plans), canvas, tuple(notices))
+
+
+def _followed(
+    first: Plan,
+    request: "Request",
+    model: "Model",
+    second: "Model",
+    canvas: Canvas,
+    notices: list[str],
+) -> Plan:
+    """The first stage with the second one behind it.
+
+    An ensemble shares one schedule (arXiv 2307.01952, section 2.5); otherwise the second stage
+    repaints what the first has finished, with a strength of its own, perhaps larger.
+    """
+    if second is not model:
+        _check_second(model, second)
+    if request.refine == "ensemble":
+        above, below = stages.cut(first.sigmas, request.high_noise_frac)
+        if len(below) == 1:
+            return first
+        last = _stage(request, second, canvas, below, notices, whole=first.sigmas)
+        if len(above) == 1:
+            return replace(last, init=first.init)
+        return replace(first, sigmas=above, then=Stage(last, stages.carry))
+    larger = canvas.scaled(request.upscale)
+    drawn = start(
+        request.schedule,
+        request.refine_steps or request.num_inference_steps,
+        request.refine_strength,
+        network(second).schedule,
+        mode=request.steps,
+        drop_penultimate=SAMPLERS[request.sampler].drops_penultimate,
+    )
+    last = _stage(request, second, larger, drawn, notices)
+    begin = stages.renoise if larger is canvas else stages.enlarge(model, larger.size)
+    return replace(first, then=Stage(last, begin))
+
+
+def _check_second(model: "Model", second: "Model") -> None:
+    """Raise unless the second model reads the first one's latents."""
+    for key in ("latent_channels", "scaling_factor"):
+        a, b = model.vae.config[key], second.vae.config[key]
+        if a != b:
+            raise ModelError(
+                f"{second.name} cannot refine what {model.name} paints: their latents differ "
+                f"({key} {b} and {a}); give a refiner of the same family."
+            )
+    if second.family.sees_mask:
+        raise ModelError(f"{second.name} is an inpainting model and no refiner.")
+
+
+def _stage(
+    request: "Request",
+    model: "Model",
+    canvas: Canvas,
+    drawn: Sigmas,
+    notices: list[str],
+    whole: Sigmas | None = None,
+) -> Plan:
+    """The plan of one stage of a request: a model on a canvas over some sigmas.
+
+    It starts from pure noise; whoever wants another start replaces `init` or `carried`.
+
+    Args:
+        request: what to paint.
+        model: of this stage.
+        canvas: likewise.
+        drawn: the sigmas of this stage.
+        notices: what the user should be told is appended.
+        whole: the sigmas of all stages that a grey mask divides; by default of this one.
+    """
+    positive, negative = _conditionings(request, model, canvas, notices)
     constraint: Constraint = Free()
     if part := canvas.part:
-        kept = _moments(model, part.kept, notices).mean
-        cells = torch.from_numpy(masks.cells(part.mask, model.vae_factor))
-        constraint = Kept(kept, cells[None, None].to(model.device), sigmas)
+        kept = moments(model, part.kept, notices).mean
+        constraint = Kept(kept, _cells(part.mask, model), whole or drawn)
     channels: int = model.vae.config["latent_channels"]
     width, height = canvas.size
-    shape = (channels, height // model.vae_factor, width // model.vae_factor)
-    plans = tuple(
-        Plan(
-            net,
-            shape,
-            sampler(request.sampler),
-            sigmas,
-            request.seed + i,
-            init,
-            positive,
-            negative,
-            guidance,
-            constraint,
-        )
-        for i in range(request.num_images)
+    return Plan(
+        network(model),
+        (channels, height // model.vae_factor, width // model.vae_factor),
+        sampler(request.sampler),
+        drawn,
+        request.seed,
+        None,
+        positive,
+        negative,
+        Guidance(request.guidance_scale, request.guidance_rescale, request.guidance_interval),
+        constraint,
     )
-    return Planned(plans, canvas, tuple(notices))
 
 
 def _canvas(request: "Request", model: "Model") -> Canvas:
@@ -175,14 +269,17 @@ def _canvas(request: "Request", model: "Model") -> Canvas:
     return model.remember("canvas", key, lambda: lay_out(request, model.native_size), REMEMBERED)
 
 
-def _moments(model: "Model", picture: "Image", notices: list[str]) -> latents.Moments:
+def moments(model: "Model", picture: "Image", notices: list[str]) -> latents.Moments:
     """The posterior of a picture, kept by its pixels."""
+
+    def encode() -> tuple[latents.Moments, str | None]:
+        return latents.encode(model, images.to_array(picture))
+
     key = (picture.size, hashlib.sha256(picture.tobytes()).digest())
-    made = model.remember("moments", key, lambda: latents.encode(model, picture), REMEMBERED)
-    moments, notice = made
+    found, notice = model.remember("moments", key, encode, REMEMBERED)
     if notice and notice not in notices:
         notices.append(notice)
-    return moments
+    return found
 
 
 def network(model: "Model") -> Network:
@@ -209,15 +306,21 @@ def _notices(request: "Request", model: "Model", canvas: Canvas) -> list[str]:
 
 
 def _conditionings(
-    request: "Request", model: "Model", size: tuple[int, int]
+    request: "Request", model: "Model", canvas: Canvas, notices: list[str]
 ) -> tuple[Conditioning, Conditioning | None]:
     positive, negative = prompt.encode_pair(model, request)
-    whole = (size[1], size[0])
+    width, height = canvas.size
+    whole = (height, width)
     original = request.original_size or whole
     crop = request.crops_coords_top_left
-    target = request.target_size or whole
+    scored = model.family.scored
+    target = (request.aesthetic_score,) if scored else request.target_size or whole
+    channels = _channels(model, canvas, notices)
     conditioned = Conditioning(
-        Context(positive.tokens), positive.pooled, _size_ids(model, original, crop, target)
+        Context(positive.tokens),
+        positive.pooled,
+        _size_ids(model, original, crop, target),
+        channels,
     )
     if negative is None:
         return conditioned, None
@@ -225,10 +328,33 @@ def _conditionings(
         model,
         request.negative_original_size or original,
         request.negative_crops_coords_top_left or crop,
-        request.negative_target_size or target,
+        (request.negative_aesthetic_score,) if scored else request.negative_target_size or target,
     )
-    return conditioned, Conditioning(Context(negative.tokens), negative.pooled, ids)
+    return conditioned, Conditioning(Context(negative.tokens), negative.pooled, ids, channels)
 
 
-def _size_ids(model: "Model", original: "Pair", crop: "Pair", target: "Pair") -> Tensor:
-    return torch.tensor([[*original, *crop, *target]], dtype=torch.float32, device=model.device)
+def _size_ids(model: "Model", *values: tuple[float, ...]) -> Tensor:
+    ids = [[number for pair in values for number in pair]]
+    return torch.tensor(ids, dtype=torch.float32, device=model.device)
+
+
+def _channels(model: "Model", canvas: Canvas, notices: list[str]) -> Tensor | None:
+    """An inpainting network's further inputs: the mask, and the latent of what is kept.
+
+    What is to be repainted is mid-grey in it; without a mask, that is everything.
+    """
+    if not model.family.sees_mask:
+        return None
+    width, height = canvas.size
+    mask, pixels = np.ones((height, width), np.float32), np.zeros((3, height, width), np.float32)
+    if part := canvas.part:
+        mask = (part.mask > 0).astype(np.float32)
+        pixels = images.to_array(part.kept) * (1 - mask)
+    kept, notice = latents.encode(model, pixels)
+    notices += [notice] if notice else []
+    return torch.cat([_cells(mask, model), kept.mean], dim=1)
+
+
+def _cells(mask: masks.Mask, model: "Model") -> Tensor:
+    """A mask of pixels as one of latent cells, [1, 1, h, w]."""
+    return torch.from_numpy(masks.cells(mask, model.vae_factor))[None, None].to(model.device)

@@ -35,6 +35,7 @@ class Family:
         licence: of the published weights; a fine-tune may add terms of its own.
         preview: the linear map for previews, when one is published for its VAE.
         paints: whether it can paint a picture by itself.
+        scored: its last size ids are an aesthetic score, as the refiner's.
     """
 
     name: str
@@ -45,15 +46,33 @@ class Family:
     licence: str
     preview: LatentPreview | None = None
     paints: bool = True
+    scored: bool = False
+
+    @property
+    def sees_mask(self) -> bool:
+        """Whether the network takes a mask and the masked picture beside the noisy latent."""
+        return self.in_channels == 9
 
 
 FAMILIES: dict[str, Family] = {
     row.name: row
     for row in (
         Family("sdxl", 1024, 4, 2048, 2, SDXL_LICENCE, SDXL_PREVIEW),
-        Family("sdxl-inpaint", 1024, 9, 2048, 2, SDXL_LICENCE, SDXL_PREVIEW, paints=False),
-        Family("sdxl-refiner", 1024, 4, 1280, 1, SDXL_LICENCE, SDXL_PREVIEW, paints=False),
+        Family("sdxl-inpaint", 1024, 9, 2048, 2, SDXL_LICENCE, SDXL_PREVIEW),
+        Family(
+            "sdxl-refiner",
+            1024,
+            4,
+            1280,
+            1,
+            SDXL_LICENCE,
+            SDXL_PREVIEW,
+            paints=False,
+            scored=True,
+        ),
         Family("miniature", 128, 4, None, 2, "Apache-2.0"),
+        Family("miniature-inpaint", 128, 9, None, 2, "Apache-2.0"),
+        Family("miniature-refiner", 128, 4, None, 1, "Apache-2.0", paints=False, scored=True),
     )
 }
 

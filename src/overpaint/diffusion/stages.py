@@ -1,0 +1,67 @@
+"""From one stage of a plan to the next: where noise levels are cut, what becomes of the latent."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from PIL.Image import Resampling
+from torch import Tensor
+
+from overpaint import images
+from overpaint.diffusion import latents
+from overpaint.diffusion.schedule import Sigmas
+
+if TYPE_CHECKING:
+    from overpaint.diffusion.plan import Plan
+    from overpaint.models.model import Model
+
+
+def cut(sigmas: Sigmas, fraction: float) -> tuple[Sigmas, Sigmas]:
+    """Two runs in place of one: the second goes on at the noise level where the first ends.
+
+    The first takes every step that starts in the first `fraction` of the training timesteps, the
+    noisiest: the refiner was trained on the rest (arXiv 2307.01952, section 2.5). That is a noise
+    level and no count of steps: karras spends more steps below it than a normal schedule does.
+
+    Args:
+        sigmas: descending, to 0.
+        fraction: 0 gives everything to the second run, 1 to the first.
+
+    Returns:
+        Both with the shared sigma; a run of one sigma has no steps.
+    """
+    schedule = sigmas.schedule
+    if fraction in (0, 1):
+        at = fraction * (len(sigmas) - 1)
+    else:
+        at = sum(schedule.progress(sigma) < fraction for sigma in sigmas[:-1])
+    return Sigmas(sigmas[: int(at) + 1], schedule), Sigmas(sigmas[int(at) :], schedule)
+
+
+def carry(plan: "Plan", latent: Tensor) -> "Plan":
+    """Go on with the noisy latent as it is."""
+    return replace(plan, carried=latent)
+
+
+def renoise(plan: "Plan", latent: Tensor) -> "Plan":
+    """Start from the finished latent with new noise over it."""
+    return replace(plan, init=latents.Moments(latent, latent.new_zeros(())))
+
+
+def enlarge(model: "Model", size: tuple[int, int]) -> "Callable[[Plan, Tensor], Plan]":
+    """Start from the finished picture, enlarged (Lanczos), with new noise over it.
+
+    In pixels, since latents that are resampled lose their edges.
+
+    Args:
+        model: that made the latent.
+        size: (width, height) of the stage in pixels.
+    """
+
+    def begin(plan: "Plan", latent: Tensor) -> "Plan":
+        small, _ = latents.decode(model, latent)
+        pixels = images.to_array(small.resize(size, Resampling.LANCZOS))
+        moments, _ = latents.encode(model, pixels)
+        return replace(plan, init=moments)
+
+    return begin

@@ -1,0 +1,188 @@
+"""The second stage: where it takes over, and from what."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from overpaint import images
+from overpaint.diffusion.constraint import Kept
+from overpaint.diffusion.denoise import Trajectory, step
+from overpaint.diffusion.plan import plan
+from overpaint.diffusion.schedule import NoiseSchedule, sigmas
+from overpaint.diffusion.stages import cut
+from overpaint.errors import ModelError
+from overpaint.models.family import FAMILIES
+from overpaint.models.model import Model, NoiseConfig
+from overpaint.names import SAMPLERS
+from overpaint.request import Request
+from tests.tiny import tiny_model, tiny_refiner
+
+NOISE = NoiseSchedule(NoiseConfig())
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def refiner() -> Model:
+    return tiny_refiner()
+
+
+def request(**fields: Any) -> Request:
+    defaults: dict[str, Any] = {
+        "prompt": "a red cat",
+        "num_inference_steps": 6,
+        "seed": 3,
+        "sampler": "euler",
+        "schedule": "normal",
+    }
+    return Request(**{**defaults, **fields})
+
+
+def picture() -> Any:
+    return images.picture(Image.linear_gradient("L").rotate(20).resize((128, 128)).convert("RGB"))
+
+
+def latent(asked: Request, model: Model, refiner: Model | None = None) -> torch.Tensor:
+    (own,) = plan(asked, model, refiner).plans
+    trajectory = Trajectory(own)
+    while not trajectory.done:
+        step([trajectory])
+    assert trajectory.latent is not None
+    assert trajectory.steps_done == own.steps
+    return trajectory.latent
+
+
+@pytest.mark.parametrize("schedule", ["normal", "trailing", "karras", "exponential", "beta"])
+def test_the_cut_is_at_a_noise_level(schedule: str) -> None:
+    whole = sigmas(schedule, 50, NOISE)
+    above, below = cut(whole, 0.8)
+    assert above[-1] == below[0]
+    assert (*above, *below[1:]) == tuple(whole)
+    threshold = NOISE.sigma(0.2 * NOISE.last_timestep)
+    assert above[-2] > threshold >= below[0]
+
+
+def test_the_cut_of_a_normal_schedule_is_that_of_its_steps() -> None:
+    above, below = cut(sigmas("normal", 50, NOISE), 0.8)
+    assert (len(above) - 1, len(below) - 1) == (40, 10)
+
+
+@pytest.mark.parametrize(("fraction", "steps"), [(0.0, (0, 20)), (1.0, (20, 0))])
+def test_the_cut_is_exact_at_its_ends(fraction: float, steps: tuple[int, int]) -> None:
+    above, below = cut(sigmas("karras", 20, NOISE), fraction)
+    assert (len(above) - 1, len(below) - 1) == steps
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("sampler", [n for n, s in SAMPLERS.items() if n in {"euler", "euler_a"}])
+def test_an_ensemble_of_one_model_is_that_model(
+    model: Model, sampler: str, fraction: float
+) -> None:
+    """A sampler without memory cannot tell."""
+    plain = request(sampler=sampler)
+    split = request(sampler=sampler, refiner="same", high_noise_frac=fraction)
+    assert torch.equal(latent(split, model, model), latent(plain, model))
+
+
+def test_an_ensemble_hands_over(model: Model, refiner: Model) -> None:
+    asked = request(refiner="tiny", num_inference_steps=10)
+    (own,) = plan(asked, model, refiner).plans
+    assert own.then is not None
+    assert own.network is not own.then.plan.network
+    assert (len(own.sigmas) - 1, own.steps) == (8, 10)
+    assert own.then.plan.positive.size_ids.tolist() == [[128, 128, 0, 0, 6.0]]
+    assert own.then.plan.negative is not None
+    assert own.then.plan.negative.size_ids.tolist() == [[128, 128, 0, 0, 2.5]]
+    assert not torch.equal(latent(asked, model, refiner), latent(request(), model))
+
+
+def test_everything_is_the_refiners_at_zero(model: Model, refiner: Model) -> None:
+    asked = request(refiner="tiny", high_noise_frac=0.0, image=picture(), strength=0.5)
+    (own,) = plan(asked, model, refiner).plans
+    assert own.then is None
+    assert own.init is not None
+    assert own.positive.size_ids.shape == (1, 5)
+
+
+def test_a_sequential_stage_repaints_the_result(model: Model, refiner: Model) -> None:
+    asked = request(
+        refiner="tiny", refine="sequential", refine_strength=0.4, refine_steps=4, sampler="euler"
+    )
+    (own,) = plan(asked, model, refiner).plans
+    assert own.then is not None
+    assert own.steps == 6 + 4
+    finished = latent(request(), model)
+    second = own.then.after(finished)
+    noise = second.noise(torch.Generator().manual_seed(3))
+    noise()  # the first stage's
+    assert second.init is not None
+    start = second.start(noise)
+    spread = (start - finished) / second.sigmas[0]
+    assert float(spread.std()) == pytest.approx(1, abs=0.1)
+
+
+def test_an_upscaled_stage_is_larger(model: Model) -> None:
+    planned = plan(request(upscale=1.5), model)
+    (own,) = planned.plans
+    assert own.then is not None
+    assert own.then.plan.shape == (4, 24, 24)
+    assert latent(request(upscale=1.5), model).shape == (1, 4, 24, 24)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"refiner": "tiny"}, {"refiner": "tiny", "refine": "sequential"}, {"upscale": 1.5}]
+)
+def test_what_is_kept_is_kept_by_every_stage(
+    model: Model, refiner: Model, fields: dict[str, Any]
+) -> None:
+    asked = request(
+        image=picture(), mask_from="box:32,32,96,96", crop="off", num_inference_steps=10, **fields
+    )
+    (own,) = plan(asked, model, refiner if "refiner" in fields else None).plans
+    assert own.then is not None
+    constraint = own.then.plan.constraint
+    assert isinstance(constraint, Kept)
+    found = latent(asked, model, refiner if "refiner" in fields else None)
+    kept = (constraint.mask == 0).expand_as(found)
+    torch.testing.assert_close(found[kept], constraint.latent[kept], atol=1e-4, rtol=1e-4)
+
+
+def test_stages_of_several_trajectories_share_steps(model: Model, refiner: Model) -> None:
+    mixed = [
+        request(refiner="tiny"),
+        request(seed=9, num_inference_steps=9),
+        request(seed=4, refiner="tiny", high_noise_frac=0.4),
+    ]
+    trajectories = [
+        Trajectory(plan(asked, model, refiner if asked.refiner else None).plans[0])
+        for asked in mixed
+    ]
+    while live := [t for t in trajectories if not t.done]:
+        for network in {id(t.plan.network) for t in live}:
+            step([t for t in live if id(t.plan.network) == network])
+    for asked, trajectory in zip(mixed, trajectories, strict=True):
+        alone = latent(asked, model, refiner if asked.refiner else None)
+        assert trajectory.latent is not None
+        scale = alone.abs().max()
+        torch.testing.assert_close(trajectory.latent / scale, alone / scale, atol=1e-5, rtol=0)
+
+
+def test_a_refiner_must_share_the_latents(model: Model) -> None:
+    other = tiny_refiner()
+    other.vae.register_to_config(scaling_factor=0.5)
+    with pytest.raises(
+        ModelError, match=r"their latents differ \(scaling_factor 0.5 and 0.13025\)"
+    ):
+        plan(request(refiner="other"), model, other)
+
+
+def test_an_inpainting_model_refines_nothing(model: Model) -> None:
+    other = tiny_refiner()
+    other.family = FAMILIES["sdxl-inpaint"]
+    with pytest.raises(ModelError, match="is an inpainting model and no refiner"):
+        plan(request(refiner="other"), model, other)
