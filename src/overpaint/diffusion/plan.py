@@ -18,6 +18,7 @@ from overpaint.diffusion.denoise import Conditioning, Network, UNet
 from overpaint.diffusion.guidance import Guidance
 from overpaint.diffusion.samplers import Noise, Sampler, sampler
 from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, start
+from overpaint.diffusion.tiles import Tiled
 from overpaint.errors import ModelError
 from overpaint.names import SAMPLERS
 from overpaint.nn.attention import Context
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from overpaint.models.model import Model
     from overpaint.request import Request
+
+WINDOW_CELLS = 4 * 128 * 128
+"""Latent cells, over all windows of a tiled stage, that an accelerator is given at once."""
 
 REMEMBERED = 8
 """Canvases, and encoded pictures, kept per model."""
@@ -246,8 +250,9 @@ def _stage(
         constraint = Kept(kept, _cells(part.mask, model), whole or drawn)
     channels: int = model.vae.config["latent_channels"]
     width, height = canvas.size
+    beyond = max(canvas.size) > 2 * model.native_size
     return Plan(
-        network(model),
+        _tiled(model) if beyond else network(model),
         (channels, height // model.vae_factor, width // model.vae_factor),
         sampler(request.sampler),
         drawn,
@@ -289,6 +294,17 @@ def network(model: "Model") -> Network:
         return UNet(model.unet, NoiseSchedule(model.noise), model.noise.prediction)
 
     return model.remember("network", (), make, 1)
+
+
+def _tiled(model: "Model") -> Network:
+    """The same, for pictures beyond the sizes that the model draws."""
+    cells = WINDOW_CELLS if model.device.type != "cpu" else 1
+
+    def make() -> Network:
+        side = model.native_size // model.vae_factor
+        return Tiled(network(model), side, model.vae_factor, cells=cells)
+
+    return model.remember("tiled network", (), make, 1)
 
 
 def _notices(request: "Request", model: "Model", canvas: Canvas) -> list[str]:
