@@ -562,6 +562,7 @@ SCENIC_PHRASES = {
     "night": ("at night", "in a starry night"),
     "sea": ("on the sea", "in the sea"),
 }
+EMPTY = {"grass": "grass", "sky": "the sky", "night": "a starry night", "sea": "the sea"}
 RELATION_PHRASES = {
     "above": ("above", "over"),
     "below": ("below", "under"),
@@ -595,6 +596,8 @@ def _place(rng: np.random.Generator, background: str) -> str:
 
 
 def _subject(rng: np.random.Generator, scene: Scene, always_relation: bool) -> str:
+    if not scene.objects:
+        return EMPTY.get(scene.background, f"{_article(scene.background)} background")
     if len(scene.objects) == 1:
         return _noun(rng, scene.objects[0])
     first, second = scene.objects
@@ -610,11 +613,11 @@ def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> st
     """One sentence about a scene.
 
     Unless `full`, a sentence may leave out the style, the background or the relation: then the
-    picture may have any.
+    picture may have any. Of a scene without objects the background is the subject.
     """
     subject = _subject(rng, scene, full)
     says_style = full or rng.random() < 0.9
-    says_place = full or rng.random() < 0.88
+    says_place = bool(scene.objects) and (full or rng.random() < 0.88)
     prefixed = rng.random() < 0.6
     tagged = rng.random() < 0.3  # comma-separated tags in place of a sentence
     parts: list[str] = []

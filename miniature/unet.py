@@ -8,6 +8,7 @@ size ids are true for crops and other shapes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -112,24 +113,34 @@ def buckets(folder: Path) -> list[Bucket]:
 
 @dataclass(frozen=True)
 class Batch:
+    """What a step trains on: scaled latents (n, 4, h, w), what each shows, and its caption."""
+
     latents: Tensor
+    views: list[View]
     captions: list[str]
-    time_ids: Tensor
+
+    @property
+    def time_ids(self) -> Tensor:
+        """True size ids (n, 6)."""
+        return torch.tensor([v.time_ids for v in self.views], dtype=torch.float)
 
 
-def draw_batch(found: list[Bucket], scale: float, seed: int, step: int) -> Batch:
-    """The batch of a step: one shape, sampled latents, fresh captions, true size ids."""
+def draw_batch(found: list[Bucket], scale: float, seed: int, step: int, size: int = BATCH) -> Batch:
+    """The batch of a step: one shape, sampled latents, fresh captions.
+
+    `size` is that of native pictures; other shapes keep the number of latent pixels.
+    """
     draw = generator(seed, step)
     rng = np.random.default_rng((seed, step))
     sizes = torch.tensor([len(b.views) for b in found], dtype=torch.float)
     bucket = found[int(torch.multinomial(sizes, 1, generator=draw))]
-    count = round(BATCH * 256 / (bucket.mean.shape[2] * bucket.mean.shape[3]))
+    count = round(size * 256 / (bucket.mean.shape[2] * bucket.mean.shape[3]))
     picks = torch.randint(len(bucket.views), (count,), generator=draw)
     mean, std = bucket.mean[picks].float(), bucket.std[picks].float()
     latents = scale * (mean + std * torch.randn(mean.shape, generator=draw))
     seen = [bucket.views[i] for i in picks.tolist()]
     captions = ["" if rng.random() < DROPOUT else caption(v.scene, rng) for v in seen]
-    return Batch(latents, captions, torch.tensor([v.time_ids for v in seen], dtype=torch.float))
+    return Batch(latents, seen, captions)
 
 
 def draw_timesteps(count: int, draw: torch.Generator) -> Tensor:
@@ -149,6 +160,46 @@ def weight(alphas: Tensor) -> Tensor:
     return snr.clamp(max=MIN_SNR) / snr * snr.rsqrt().clamp(1, MOST)
 
 
+Predict = Callable[[Tensor, Tensor, Batch, int], Tensor]
+"""Noisy latents, timesteps, what they are of, the step: the predicted noise."""
+
+
+def denoise(
+    trainee: Trainee,
+    predict: Predict,
+    draw_step: Callable[[int], Batch],
+    draw_times: Callable[[int, torch.Generator], Tensor],
+    state: Path,
+    *,
+    name: str,
+    steps: int,
+    seed: int,
+    save_every: int = 250,
+) -> None:
+    """Train to predict the noise; `state` is written as it goes."""
+    alphas = noise_schedule().alphas_cumprod
+    smooth = 1.0
+    for step, report in progress(name, trainee.step, steps):
+        batch = draw_step(step)
+        draw = generator(seed + 1, step)
+        noise = torch.randn(batch.latents.shape, generator=draw)
+        t = draw_times(len(noise), draw)
+        a = alphas[t]
+        noisy = a.sqrt()[:, None, None, None] * batch.latents
+        noisy = noisy + (1 - a).sqrt()[:, None, None, None] * noise
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = predict(noisy, t, batch, step)
+        errors = functional.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
+        loss = (errors * weight(a)).mean()
+        norm = trainee.update(loss, cosine(step, steps, warmup=200))
+        smooth = 0.98 * smooth + 0.02 * loss.item()
+        if report:
+            print(f"  loss {smooth:.4f} gradient {norm:.2f}", flush=True)
+        if trainee.step % save_every == 0:
+            trainee.save(state)
+    trainee.save(state)
+
+
 def train(
     folder: Path,
     scale: float,
@@ -159,13 +210,12 @@ def train(
     rate: float = RATE,
     start: dict[str, Tensor] | None = None,
     compiled: bool = False,
-    save_every: int = 250,
 ) -> None:
     """Train on the encoded views of `folder`; `state` is written as it goes and resumed from.
 
-    `start` are weights to begin with, of the text encoders if of nothing else.
-    `compiled` has the commonest shape compiled: three minutes first (and a C++ compiler), then
-    a quarter less time a step.
+    `start` are weights to begin with, of the text encoders if of nothing else. `compiled` has the
+    commonest shape compiled: three minutes first (and a C++ compiler), then a quarter less time a
+    step.
     """
     painter = Painter(seed)
     if start is not None:
@@ -174,29 +224,21 @@ def train(
     if state.exists():
         trainee.load(state)
     fast = cast(Painter, torch.compile(painter)) if compiled else painter
-    alphas = noise_schedule().alphas_cumprod
     found, tokenizers = buckets(folder), Tokenizers()
-    smooth = 1.0
-    for step, report in progress("unet", trainee.step, steps):
-        batch = draw_batch(found, scale, seed, step)
-        draw = generator(seed + 1, step)
-        noise = torch.randn(batch.latents.shape, generator=draw)
-        t = draw_timesteps(len(noise), draw)
-        a = alphas[t]
-        noisy = a.sqrt()[:, None, None, None] * batch.latents
-        noisy = noisy + (1 - a).sqrt()[:, None, None, None] * noise
+
+    def predict(noisy: Tensor, t: Tensor, batch: Batch, step: int) -> Tensor:
         length = SHORT if step < SHORT_SHARE * steps and step % 8 else LENGTH
-        ids, ids_2 = tokenizers(batch.captions, length)
-        with torch.autocast("cpu", torch.bfloat16):
-            context, pooled = painter.encode(ids, ids_2)
-            common = length == SHORT and noisy.shape[2:] == (16, 16)
-            predicted = (fast if common else painter)(noisy, t, context, pooled, batch.time_ids)
-        errors = functional.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
-        loss = (errors * weight(a)).mean()
-        norm = trainee.update(loss, cosine(step, steps, warmup=200))
-        smooth = 0.98 * smooth + 0.02 * loss.item()
-        if report:
-            print(f"  loss {smooth:.4f} gradient {norm:.2f}", flush=True)
-        if trainee.step % save_every == 0:
-            trainee.save(state)
-    trainee.save(state)
+        context, pooled = painter.encode(*tokenizers(batch.captions, length))
+        common = length == SHORT and noisy.shape[2:] == (16, 16)
+        return (fast if common else painter)(noisy, t, context, pooled, batch.time_ids)
+
+    denoise(
+        trainee,
+        predict,
+        lambda step: draw_batch(found, scale, seed, step),
+        draw_timesteps,
+        state,
+        name="unet",
+        steps=steps,
+        seed=seed,
+    )

@@ -1,0 +1,240 @@
+"""Training of the inpainting UNet: nine channels, as SDXL's inpainting checkpoints have them.
+
+Beside the noisy latent it sees the mask and the latent of the picture with the masked part grey.
+The text encoders stay as the UNet's training left them. Where a mask holds one object, half of the
+captions speak of that one alone; where it holds none, half speak of the background alone, so that
+an object can be put there and taken away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from numpy.typing import NDArray
+from torch import Tensor
+
+from overpaint import masks
+
+from . import vae as autoencoder
+from .common import Trainee, generator, progress, read_tensors, write_tensors
+from .data import View, draw_view
+from .family import HIDDEN, LENGTH, POOLED, TIME_IDS, TextEncoders, Tokenizers
+from .scenes import Scene, caption
+from .text import SHORT
+from .unet import DROPOUT, Batch, denoise, draw_timesteps
+
+BATCH = 48
+RATE = 1e-3
+FACTOR = 8  # pixels per latent cell
+NATIVE = "128x128"
+TOUCHED = 0.25  # of an object's box: less than this under the mask leaves it as it is
+
+
+def build(seed: int = 0) -> UNet2DConditionModel:
+    """An untrained UNet of 9 channels for latents of 16 × 16, of less than half the size."""
+    torch.manual_seed(seed)
+    config = {
+        "sample_size": 16,
+        "in_channels": 9,
+        "out_channels": 4,
+        "block_out_channels": (32, 64, 96),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 1, 2),
+        "attention_head_dim": (1, 2, 3),  # SDXL's reading: the number of heads
+        "norm_num_groups": 16,
+        "use_linear_projection": True,
+        "cross_attention_dim": sum(HIDDEN),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": POOLED + TIME_IDS * 32,
+    }
+    unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config))
+    unet.set_attn_processor(AttnProcessor())
+    return unet
+
+
+def draw_mask(rng: np.random.Generator, view: View) -> NDArray[np.bool_]:
+    """What is to be painted, (height, width): around an object, anywhere, a side, all of it."""
+    height, width = view.height, view.width
+    kind = rng.random()
+    if kind < 0.4:
+        item = view.scene.objects[int(rng.integers(len(view.scene.objects)))]
+        reach = item.radius * rng.uniform(1.1, 1.5, 2)
+        centre = np.array([item.x - view.left, item.y - view.top])
+        return _shape(rng, height, width, centre + item.radius * rng.uniform(-0.1, 0.1, 2), reach)
+    if kind < 0.7:
+        reach = np.array([width, height]) * rng.uniform(0.1, 0.35, 2)
+        return _shape(rng, height, width, rng.uniform(0, 1, 2) * (width, height), reach)
+    mask = np.zeros((height, width), bool)
+    if kind < 0.85:
+        for side in rng.permutation(4)[: int(rng.integers(1, 3))]:
+            turned = np.rot90(mask, int(side))  # a view of the same memory
+            turned[: int(len(turned) * rng.uniform(0.15, 0.5))] = True
+        return mask
+    return ~mask
+
+
+def _shape(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    centre: NDArray[np.float64],
+    reach: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    y, x = np.ogrid[0.5:height, 0.5:width]
+    across, down = abs(x - centre[0]) / reach[0], abs(y - centre[1]) / reach[1]
+    if rng.random() < 0.5:
+        return across**2 + down**2 <= 1
+    return (across <= 1) & (down <= 1)
+
+
+def touched(view: View, mask: NDArray[np.bool_]) -> Scene:
+    """The scene with those objects alone that lie under the mask."""
+    kept = tuple(
+        item
+        for item in view.scene.objects
+        if mask[_box(item.y - view.top, item.radius), _box(item.x - view.left, item.radius)].mean()
+        > TOUCHED
+    )
+    return replace(
+        view.scene, objects=kept, relation=view.scene.relation if len(kept) == 2 else None
+    )
+
+
+def _box(centre: float, radius: float) -> slice:
+    return slice(max(0, round(centre - radius)), max(1, round(centre + radius)))
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
+    """A mask for every rendered view of the native size, and the latents of what it leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = sorted(pixels.glob("*.safetensors"))
+    for n, _ in progress("masks", 0, len(sources), every=1):
+        path = folder / sources[n].name
+        if path.exists():
+            continue
+        chunk = read_tensors(sources[n])
+        seeds = chunk[f"seed.{NATIVE}"]
+        drawn = np.stack([mask_of(seed) for seed in seeds.tolist()])
+        kept = autoencoder.to_tensor(chunk[f"pixels.{NATIVE}"].numpy())
+        kept = kept * torch.from_numpy(~drawn)[:, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            means = [autoencoder.encode(vae, part).mean for part in kept.split(16)]
+        cells = np.stack([masks.cells(mask.astype(np.float32), FACTOR) for mask in drawn])
+        write_tensors(
+            path,
+            {
+                "seed": seeds,
+                "cells": torch.from_numpy(cells)[:, None].half(),
+                "kept": torch.cat(means).half(),
+            },
+        )
+
+
+def mask_of(seed: int) -> NDArray[np.bool_]:
+    """The mask that belongs to a view."""
+    return draw_mask(np.random.default_rng((seed, 1)), draw_view(seed))
+
+
+@dataclass(frozen=True)
+class Masked(Batch):
+    """Also the further channels (n, 5, h, w): the mask, and the latent of what is kept."""
+
+    channels: Tensor
+
+
+@dataclass(frozen=True)
+class Masks:
+    """All masked views: `touched` are the scenes under the masks."""
+
+    mean: Tensor
+    std: Tensor
+    channels: Tensor
+    views: list[View]
+    touched: list[Scene]
+
+    def batch(self, scale: float, seed: int, step: int) -> Masked:
+        """The batch of a step."""
+        draw = generator(seed, step)
+        rng = np.random.default_rng((seed, step))
+        picks = torch.randint(len(self.views), (BATCH,), generator=draw)
+        mean, std = self.mean[picks].float(), self.std[picks].float()
+        latents = scale * (mean + std * torch.randn(mean.shape, generator=draw))
+        views = [self.views[i] for i in picks.tolist()]
+        captions = [_caption(self.views[i].scene, self.touched[i], rng) for i in picks.tolist()]
+        channels = self.channels[picks].float()
+        channels[:, 1:] *= scale
+        return Masked(latents, views, captions, channels)
+
+
+def _caption(whole: Scene, part: Scene, rng: np.random.Generator) -> str:
+    if rng.random() < DROPOUT:
+        return ""
+    return caption(part if len(part.objects) < 2 and rng.random() < 0.5 else whole, rng)
+
+
+def load(latents: Path, folder: Path) -> Masks:
+    """What `unet.encode` and `encode` have written, joined."""
+    mean: list[Tensor] = []
+    std: list[Tensor] = []
+    channels: list[Tensor] = []
+    seeds: list[int] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        plain, masked = read_tensors(latents / path.name), read_tensors(path)
+        mean.append(plain[f"mean.{NATIVE}"])
+        std.append(plain[f"std.{NATIVE}"])
+        channels.append(torch.cat([masked["cells"], masked["kept"]], 1))
+        seeds += masked["seed"].tolist()
+    views = [draw_view(seed) for seed in seeds]
+    scenes = [touched(view, mask_of(seed)) for seed, view in zip(seeds, views, strict=True)]
+    return Masks(torch.cat(mean), torch.cat(std), torch.cat(channels), views, scenes)
+
+
+def train(
+    latents: Path,
+    folder: Path,
+    scale: float,
+    encoders: TextEncoders,
+    state: Path,
+    *,
+    steps: int,
+    seed: int,
+    compiled: bool = False,
+) -> None:
+    """Train on the masked views; `state` is written as it goes and resumed from."""
+    unet = build(seed)
+    trainee = Trainee(unet, rate=RATE, decay=0.999)
+    if state.exists():
+        trainee.load(state)
+    found, tokenizers = load(latents, folder), Tokenizers()
+    encoders.requires_grad_(False)
+    fast: Any = torch.compile(unet) if compiled else unet
+
+    def predict(noisy: Tensor, t: Tensor, batch: Batch, step: int) -> Tensor:
+        length = SHORT if step % 8 else LENGTH
+        context, pooled = encoders.encode(*tokenizers(batch.captions, length))
+        conditions = {"text_embeds": pooled, "time_ids": batch.time_ids}
+        seen = torch.cat([noisy, cast(Masked, batch).channels], 1)
+        run = fast if length == SHORT else unet
+        return run(seen, t, context, added_cond_kwargs=conditions).sample
+
+    denoise(
+        trainee,
+        predict,
+        lambda step: found.batch(scale, seed, step),
+        draw_timesteps,
+        state,
+        name="inpaint",
+        steps=steps,
+        seed=seed,
+    )

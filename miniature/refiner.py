@@ -1,0 +1,121 @@
+"""Training of the refiner: SDXL's second network, for the last, least noisy fifth of the steps.
+
+It is told by the second text encoder alone, which stays as the UNet's training left it, and by five
+size ids: the last is an aesthetic score (Podell et al. 2023, section 2.5). The score means
+something: a picture of `SHARP` is as it was rendered, one of `SOFT` had its latents smoothed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional
+
+from .common import Trainee
+from .family import HIDDEN, LENGTH, POOLED, TextEncoders, Tokenizers
+from .text import SHORT
+from .unet import Batch, buckets, denoise, draw_batch
+
+RATE = 1e-3
+BATCH = 32
+LAST = 250  # timesteps: somewhat more than the fifth that it is for
+SHARP, SOFT = 6.0, 2.5  # SDXL's defaults for the prompt and the negative prompt
+SOFT_SHARE = 1 / 6
+
+
+def build(seed: int = 0) -> UNet2DConditionModel:
+    """An untrained refiner of four levels, as SDXL's, for latents of 16 × 16."""
+    torch.manual_seed(seed)
+    config = {
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (32, 64, 96, 96),
+        "down_block_types": (
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+            "CrossAttnDownBlock2D",
+            "DownBlock2D",
+        ),
+        "up_block_types": (
+            "UpBlock2D",
+            "CrossAttnUpBlock2D",
+            "CrossAttnUpBlock2D",
+            "UpBlock2D",
+        ),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": 1,
+        "attention_head_dim": (1, 2, 3, 3),  # SDXL's reading: the number of heads
+        "norm_num_groups": 16,
+        "use_linear_projection": True,
+        "cross_attention_dim": HIDDEN[1],
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": POOLED + 5 * 32,
+    }
+    unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config))
+    unet.set_attn_processor(AttnProcessor())
+    return unet
+
+
+def train(
+    folder: Path,
+    scale: float,
+    encoders: TextEncoders,
+    state: Path,
+    *,
+    steps: int,
+    seed: int,
+) -> None:
+    """Train on the encoded views of `folder`; `state` is written as it goes and resumed from."""
+    unet = build(seed)
+    trainee = Trainee(unet, rate=RATE, decay=0.998)
+    if state.exists():
+        trainee.load(state)
+    found, tokenizers = buckets(folder), Tokenizers()
+    encoders.requires_grad_(False)
+
+    def predict(noisy: Tensor, t: Tensor, batch: Batch, step: int) -> Tensor:
+        _, ids = tokenizers(batch.captions, SHORT if step % 8 else LENGTH)
+        second = encoders.text_encoder_2(input_ids=ids, output_hidden_states=True)
+        conditions = {"text_embeds": second.text_embeds, "time_ids": scored(batch)}
+        context = second.hidden_states[-2]
+        return unet(noisy, t, context, added_cond_kwargs=conditions).sample
+
+    denoise(
+        trainee,
+        predict,
+        lambda step: soften(draw_batch(found, scale, seed, step, BATCH)),
+        lambda count, draw: torch.randint(LAST, (count,), generator=draw),
+        state,
+        name="refiner",
+        steps=steps,
+        seed=seed,
+    )
+
+
+def soften(batch: Batch) -> Batch:
+    """The first of the pictures smoothed."""
+    count = _soft(len(batch.latents))
+    kernel = batch.latents.new_tensor([1.0, 2.0, 1.0]) / 4
+    kernel = (kernel[:, None] * kernel).expand(4, 1, 3, 3)
+    part = functional.pad(batch.latents[:count], (1, 1, 1, 1), mode="replicate")
+    smooth = functional.conv2d(part, kernel, groups=4)
+    return Batch(torch.cat([smooth, batch.latents[count:]]), batch.views, batch.captions)
+
+
+def scored(batch: Batch) -> Tensor:
+    """Size ids (n, 5): original height and width, crop top and left, score."""
+    ids = batch.time_ids[:, :5].clone()
+    ids[:, 4] = SHARP
+    ids[: _soft(len(ids)), 4] = SOFT
+    return ids
+
+
+def _soft(count: int) -> int:
+    return round(count * SOFT_SHARE)
