@@ -14,10 +14,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 
-from . import judge, text, unet, vae
+from . import inpaint, judge, refiner, text, unet, vae
 from .common import Trainee, averaged_weights, read_tensors
 from .data import native_scenes
-from .family import Painter, PreviewFactors, export
+from .family import Painter, PreviewFactors, TextEncoders, export, export_second
 from .scenes import Scene
 
 SCENES = 32_000  # what the UNet sees
@@ -25,6 +25,20 @@ VAE_SCENES = range(10_000_000, 10_005_000)
 JUDGE_SCENES = range(20_000_000, 20_020_000)
 JUDGE_TESTS = range(30_000_000, 30_001_000)
 FOLDED = 400  # pictures over which the latents' means and deviations are taken
+STAGES = (
+    "render",
+    "vae",
+    "encode",
+    "text",
+    "unet",
+    "masks",
+    "inpaint",
+    "refiner",
+    "decoder",
+    "judge",
+    "export",
+)
+"""In the order of `make`."""
 PACKAGED_JUDGE = Path(__file__).parent / "judge.safetensors"
 
 
@@ -104,6 +118,43 @@ class Workshop:
             compiled=compiled,
         )
 
+    def _encoders(self) -> TextEncoders:
+        """The text encoders as the UNet's training left them."""
+        return self._painter()
+
+    def _painter(self) -> Painter:
+        painter = Painter()
+        painter.load_state_dict(averaged_weights(self.work / "unet.safetensors"))
+        return painter.eval()
+
+    def masks(self) -> None:
+        """Draw a mask for every view, and turn what it leaves into latents."""
+        inpaint.encode(self._autoencoder(), self.work / "pixels", self.work / "masked")
+
+    def inpaint(self, steps: int, compiled: bool) -> None:
+        """Train the inpainting UNet."""
+        inpaint.train(
+            self.work / "latents",
+            self.work / "masked",
+            vae.scaling(self._autoencoder()),
+            self._encoders(),
+            self.work / "inpaint.safetensors",
+            steps=steps,
+            seed=self.seed + 50,
+            compiled=compiled,
+        )
+
+    def refiner(self, steps: int) -> None:
+        """Train the refiner."""
+        refiner.train(
+            self.work / "latents",
+            vae.scaling(self._autoencoder()),
+            self._encoders(),
+            self.work / "refiner.safetensors",
+            steps=steps,
+            seed=self.seed + 60,
+        )
+
     def judge(self, steps: int) -> None:
         """Train the judge and test it on held-out renders."""
         scenes, pictures = self._judge_scenes()
@@ -121,11 +172,14 @@ class Workshop:
 
     def export(self, out: Path) -> None:
         """Write the averaged weights as a diffusers folder."""
-        painter = Painter()
-        painter.load_state_dict(averaged_weights(self.work / "unet.safetensors"))
         autoencoder = self._autoencoder()
         factors = preview_factors(autoencoder, self._vae_scenes()[:FOLDED])
-        export(out, painter.eval(), autoencoder, factors)
+        export(out, self._painter(), autoencoder, factors)
+        for kind, network in (("inpaint", inpaint.build()), ("refiner", refiner.build())):
+            state = self.work / f"{kind}.safetensors"
+            if state.exists():
+                network.load_state_dict(averaged_weights(state))
+                export_second(out.with_name(f"{out.name}-{kind}"), kind, network)
 
 
 def exported(folder: Path) -> dict[str, torch.Tensor]:
@@ -152,22 +206,7 @@ def preview_factors(autoencoder: AutoencoderKL, pictures: NDArray[np.uint8]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m miniature", description=__doc__)
-    parser.add_argument(
-        "stage",
-        choices=[
-            "make",
-            "adopt",
-            "render",
-            "vae",
-            "encode",
-            "text",
-            "unet",
-            "decoder",
-            "judge",
-            "export",
-            "measure",
-        ],
-    )
+    parser.add_argument("stage", choices=["make", "adopt", "measure", "measure-masks", *STAGES])
     parser.add_argument("--out", type=Path, default=Path("build/miniature/export"))
     parser.add_argument("--work", type=Path, default=Path("build/miniature"))
     parser.add_argument("--seed", type=int, default=1)
@@ -177,6 +216,8 @@ def main() -> None:
     parser.add_argument("--unet-steps", type=int, default=8000)
     parser.add_argument("--unet-rate", type=float, default=unet.RATE)
     parser.add_argument("--compile", action="store_true", help="unet: needs a C++ compiler")
+    parser.add_argument("--inpaint-steps", type=int, default=6000)
+    parser.add_argument("--refiner-steps", type=int, default=4000)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--judge-steps", type=int, default=6000)
     parser.add_argument("--model", default="miniature", help="a folder; measure: or a name")
@@ -201,17 +242,26 @@ def main() -> None:
             guidance=options.guidance,
         )
         return
+    if options.stage == "measure-masks":
+        from .measure_masks import report as report_masks
+
+        names = [f"{options.model}{end}" for end in ("", "-inpaint", "-refiner")]
+        report_masks(names, judge.load(PACKAGED_JUDGE), options.out, count=options.count)
+        return
     stages = {
         "render": workshop.render,
         "vae": lambda: workshop.vae(options.vae_steps),
         "encode": workshop.encode,
         "text": lambda: workshop.text(options.text_steps),
         "unet": lambda: workshop.unet(options.unet_steps, options.unet_rate, options.compile),
+        "masks": workshop.masks,
+        "inpaint": lambda: workshop.inpaint(options.inpaint_steps, options.compile),
+        "refiner": lambda: workshop.refiner(options.refiner_steps),
         "decoder": lambda: workshop.decoder(options.decoder_steps),
         "judge": lambda: workshop.judge(options.judge_steps),
         "export": lambda: workshop.export(options.out),
     }
-    for name in stages if options.stage == "make" else [options.stage]:
+    for name in STAGES if options.stage == "make" else [options.stage]:
         print(f"== {name}", flush=True)
         stages[name]()
 

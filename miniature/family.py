@@ -239,6 +239,27 @@ def export(folder: Path, painter: Painter, vae: AutoencoderKL, preview: PreviewF
     )
 
 
+SECOND = {
+    "inpaint": {**MODEL_INDEX, "_class_name": "StableDiffusionXLInpaintPipeline"},
+    "refiner": {
+        **MODEL_INDEX,
+        "_class_name": "StableDiffusionXLImg2ImgPipeline",
+        "requires_aesthetics_score": True,
+        "text_encoder": [None, None],
+        "tokenizer": [None, None],
+    },
+}
+"""model_index.json of the further networks, which share the rest with the base family."""
+
+
+def export_second(folder: Path, kind: str, unet: UNet2DConditionModel) -> None:
+    """Write a further network as a folder that shares its other parts with `miniature`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unet.half().save_pretrained(folder / "unet")
+    unet.float()
+    _write_json(folder / "model_index.json", {**SECOND[kind], "_shares_with": "miniature"})
+
+
 def _write_tokenizer(folder: Path, pad: str) -> None:
     """CLIP's classic files, which every version of transformers reads."""
     folder.mkdir(parents=True, exist_ok=True)

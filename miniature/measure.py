@@ -17,8 +17,8 @@ from PIL import Image
 
 from overpaint import images as pictures_of
 from overpaint.diffusion import latents
-from overpaint.diffusion.denoise import Trajectory, step
-from overpaint.diffusion.plan import Plan, plan
+from overpaint.diffusion.denoise import Trajectory, alike, step
+from overpaint.diffusion.plan import plan
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
 from overpaint.request import Picture, Request
@@ -56,28 +56,30 @@ class Figure:
         return self.value >= self.wanted
 
 
-def _picture(pixels: NDArray[np.uint8]) -> Picture:
+def as_picture(pixels: NDArray[np.uint8]) -> Picture:
+    """Pixels (height, width, 3), or (height, width) of a mask, as a request takes them."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return pictures_of.picture(buffer.getvalue())
 
 
-def paint(model: Model, requests: Sequence[Request], name: str) -> NDArray[np.uint8]:
-    """Paint many requests of one size together; (n, height, width, 3)."""
+def paint(
+    model: Model, requests: Sequence[Request], name: str, refiner: Model | None = None
+) -> NDArray[np.uint8]:
+    """Paint many requests of one size together, at the same stage; (n, height, width, 3)."""
     painted: list[NDArray[np.uint8]] = []
     starts = range(0, len(requests), GROUP)
     for n, _ in progress(name, 0, len(starts), every=2):
-        plans: list[Plan] = []
-        for request in requests[starts[n] : starts[n] + GROUP]:
-            plans += plan(request, model).plans
-        trajectories = [Trajectory(p) for p in plans]
+        planned = [plan(r, model, refiner) for r in requests[starts[n] : starts[n] + GROUP]]
+        trajectories = [Trajectory(p.plans[0]) for p in planned]
         while live := [t for t in trajectories if not t.done]:
-            step(live)
-        for trajectory in trajectories:
+            for together in alike(live):
+                step(together)
+        for own, trajectory in zip(planned, trajectories, strict=True):
             if trajectory.latent is None:
                 raise RuntimeError("a finished trajectory has a latent")
             image, _ = latents.decode(model, trajectory.latent)
-            painted.append(np.asarray(image.convert("RGB")))
+            painted.append(np.asarray(own.canvas.compose(image).convert("RGB")))
     return np.stack(painted)
 
 
@@ -151,7 +153,7 @@ def from_sketches(
     requests = [
         Request(
             prompt=_caption(w),
-            image=_picture(p),
+            image=as_picture(p),
             strength=STRENGTH,
             seed=i,
             guidance_scale=guidance,
@@ -231,7 +233,7 @@ def sweep(model: Model, judge: Judge, count: int, guidance: float) -> Sweep:
         requests = [
             Request(
                 prompt=_caption(other),
-                image=_picture(pixels),
+                image=as_picture(pixels),
                 strength=strength,
                 seed=i,
                 guidance_scale=guidance,

@@ -7,7 +7,6 @@ result.images[0].save("out.png")
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ import torch
 
 from overpaint import images, metadata
 from overpaint.diffusion import latents
-from overpaint.diffusion.denoise import Trajectory, step
+from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import Plan, plan
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice, Preview, Step
@@ -132,7 +131,7 @@ class Painter:
             trajectories = [Trajectory(p) for p in group]
             shown = 0
             while live := [t for t in trajectories if not t.done]:
-                for together in _alike(live):
+                for together in alike(live):
                     step(together)
                 done = finished_steps + sum(t.steps_done for t in trajectories)
                 sigma = max((t.pending.sigma for t in trajectories if t.pending), default=0.0)
@@ -171,16 +170,6 @@ class Painter:
             assert trajectory.denoised is not None
             if image := latents.preview(self.model, trajectory.denoised):
                 yield Preview(first + i, image)
-
-
-def _alike(live: Sequence[Trajectory]) -> Iterator[Sequence[Trajectory]]:
-    """Trajectories that may share a step: of one network and one shape."""
-
-    def kind(trajectory: Trajectory) -> tuple[int, tuple[int, int, int]]:
-        return id(trajectory.plan.network), trajectory.plan.shape
-
-    for _, group in groupby(sorted(live, key=kind), key=kind):
-        yield list(group)
 
 
 def _groups(plans: Sequence[Plan]) -> Iterator[Sequence[Plan]]:

@@ -8,8 +8,9 @@ than
         step(live)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -220,3 +221,13 @@ def step(trajectories: Sequence[Trajectory]) -> None:
         trajectories, predictions.split([len(own) for own in rows]), strict=True
     ):
         trajectory.send(own.split(1))
+
+
+def alike(trajectories: Sequence[Trajectory]) -> Iterator[Sequence[Trajectory]]:
+    """Groups that may share a step: of one network and one latent shape."""
+
+    def kind(trajectory: Trajectory) -> tuple[int, tuple[int, int, int]]:
+        return id(trajectory.plan.network), trajectory.plan.shape
+
+    for _, group in groupby(sorted(trajectories, key=kind), key=kind):
+        yield list(group)

@@ -12,6 +12,8 @@ from overpaint.models.family import FAMILIES
 from overpaint.models.weights import PICKLE_SUFFIXES, some
 
 MINIATURE = "miniature"
+PACKAGED = (MINIATURE, "miniature-inpaint", "miniature-refiner")
+"""What ships inside the package."""
 
 ALIASES: dict[str, str] = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
@@ -51,7 +53,9 @@ def known() -> list[Entry]:
     Besides these, any folder, .safetensors file or hub id of an SDXL checkpoint.
     """
     found = _cached_repositories()
-    entries = [Entry(MINIATURE, MINIATURE, FAMILIES[MINIATURE].licence, None, _packaged())]
+    entries = [
+        Entry(name, name, FAMILIES[name].licence, None, _packaged(name)) for name in PACKAGED
+    ]
     for name, repository in ALIASES.items():
         licence = FAMILIES[name].licence
         entries.append(Entry(name, name, licence, repository, found.pop(repository, None)))
@@ -72,10 +76,10 @@ def resolve(name: str, *, download: bool = True) -> Path:
         ModelNotFoundError: no such name, file, folder or repository, or the hub is out of reach.
         CheckpointError: the repository has nothing that we load.
     """
-    if name == MINIATURE:
-        if (folder := _packaged()) is None:
+    if name in PACKAGED:
+        if (folder := _packaged(name)) is None:
             raise ModelNotFoundError(
-                "this copy of Overpaint carries no miniature (overpaint/data/miniature); "
+                f"this copy of Overpaint carries no {name} (overpaint/data/{name}); "
                 "install a released package, or train it: see miniature/README.md"
             )
         return folder
@@ -95,8 +99,8 @@ def resolve(name: str, *, download: bool = True) -> Path:
     return _from_hub(name, download=download)
 
 
-def _packaged() -> Path | None:
-    folder = Path(str(importlib.resources.files("overpaint"))) / "data" / MINIATURE
+def _packaged(name: str) -> Path | None:
+    folder = Path(str(importlib.resources.files("overpaint"))) / "data" / name
     return folder if (folder / "model_index.json").is_file() else None
 
 
@@ -136,7 +140,7 @@ def _from_hub(name: str, *, download: bool) -> Path:
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
             f"unknown model {name!r}: no such file or folder here, and no repository "
-            f"{repository} on the hub.{near(name, [MINIATURE, *ALIASES])}"
+            f"{repository} on the hub.{near(name, [*PACKAGED, *ALIASES])}"
         ) from error
     except (HTTPError, OSError) as error:
         raise ModelNotFoundError(

@@ -86,7 +86,7 @@ def load_model(
     path = catalogue.resolve(fspath(name))
     weights = None if path.is_dir() else open_weights(path)
     configs = folder_configs(path) if weights is None else single_file.recognise_file(weights)
-    placement = place(device, dtype, vae_dtype, small=configs.family.name == "miniature")
+    placement = place(device, dtype, vae_dtype, small=configs.family.name.startswith("miniature"))
     if weights is None:
         source = open_folder(path, configs, half=placement.dtype != torch.float32)
     else:
@@ -179,8 +179,9 @@ def folder_configs(folder: Path) -> Configs:
     if missing := [part for part in ("unet", "vae") if part not in index]:
         kind = index.get("_class_name", "folder")
         raise CheckpointError(f"{folder}: a {kind} without {missing[0]}; Overpaint runs SDXL")
-    parts = {part: _json(folder / part / "config.json") for part in ("unet", "vae", *encoders)}
-    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
+    where = {part: _place(folder, part, index) for part in ("unet", "vae", *encoders)}
+    parts = {part: _json(own / "config.json") for part, own in where.items()}
+    scheduler = _json(_place(folder, "scheduler", index) / "scheduler_config.json")
     try:
         return parse_configs(parts | {"scheduler": scheduler, "model_index": index})
     except CheckpointError as error:
@@ -200,17 +201,31 @@ def open_folder(folder: Path, configs: Configs, *, half: bool) -> Source:
     """
     tensors: dict[str, Tensors] = {}
     files: list[Path] = []
+    index = configs.model_index
     for part in ("unet", "vae", *configs.text_encoders):
-        tensors[part], own = _part(folder / part, half=half)
+        tensors[part], own = _part(_place(folder, part, index), half=half)
         files += own
     return Source(
         configs=configs,
         tensors=tensors,
-        tokenizers={part: _tokenizer(folder / TOKENIZERS[part]) for part in configs.text_encoders},
+        tokenizers={
+            part: _tokenizer(_place(folder, TOKENIZERS[part], index))
+            for part in configs.text_encoders
+        },
         noise=noise_config(configs.scheduler),
         files=tuple(sorted(files)),
-        preview=_preview(folder / "preview.json"),
+        preview=_preview(_place(folder, "preview.json", index)),
     )
+
+
+def _place(folder: Path, part: str, index: Mapping[str, Any]) -> Path:
+    """Where a part of a folder is: in it, or in the one beside it that it shares parts with.
+
+    `_shares_with` in model_index.json is ours: the miniature's second networks come without
+    copies of its autoencoder and text encoders.
+    """
+    own, shared = folder / part, index.get("_shares_with")
+    return own if own.exists() or shared is None else folder.parent / str(shared) / part
 
 
 def open_single_file(weights: WeightsFile, configs: Configs) -> Source:
