@@ -114,7 +114,7 @@ def test_a_negative_prompt_without_guidance_is_said_aloud(model: Model) -> None:
     assert "negative_prompt" in notice
 
 
-@pytest.mark.parametrize("family", ["sdxl-refiner", "sdxl-inpaint"])
+@pytest.mark.parametrize("family", ["sdxl-refiner", "miniature-refiner"])
 def test_a_family_that_cannot_paint_by_itself_is_refused(family: str) -> None:
     model = tiny_model()
     model.family = FAMILIES[family]

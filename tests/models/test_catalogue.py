@@ -8,7 +8,15 @@ from httpx2 import ConnectError
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models import catalogue
-from overpaint.models.catalogue import ALIASES, choose, known, needed, resolve, usable
+from overpaint.models.catalogue import (
+    ALIASES,
+    PACKAGED,
+    choose,
+    known,
+    needed,
+    resolve,
+    usable,
+)
 
 SDXL = ALIASES["sdxl"]
 
@@ -58,12 +66,13 @@ def test_an_unknown_name_names_those_near():
         resolve("minature")
 
 
-def test_the_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(catalogue, "_packaged", lambda: tmp_path)
-    assert resolve("miniature") == tmp_path
-    monkeypatch.setattr(catalogue, "_packaged", lambda: None)
-    with pytest.raises(ModelNotFoundError, match="carries no miniature"):
-        resolve("miniature")
+@pytest.mark.parametrize("name", PACKAGED)
+def test_what_ships_inside(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(catalogue, "_packaged", lambda asked: tmp_path / asked)
+    assert resolve(name) == tmp_path / name
+    monkeypatch.setattr(catalogue, "_packaged", lambda _: None)
+    with pytest.raises(ModelNotFoundError, match=f"carries no {name}"):
+        resolve(name)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "somebody/something"])
@@ -156,7 +165,7 @@ def test_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cached = {SDXL: tmp_path, "somebody/painter": tmp_path}
     monkeypatch.setattr(catalogue, "_cached_repositories", lambda: dict(cached))
     entries = {entry.name: entry for entry in known()}
-    assert list(entries) == ["miniature", *ALIASES, "somebody/painter"]
+    assert list(entries) == [*PACKAGED, *ALIASES, "somebody/painter"]
     assert (entries["sdxl"].repository, entries["sdxl"].path) == (SDXL, tmp_path)
     assert entries["sdxl-refiner"].path is None
     assert entries["somebody/painter"].path == tmp_path
