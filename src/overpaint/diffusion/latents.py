@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overpaint import images
+from overpaint.diffusion.decoding import decode_in_windows
 from overpaint.errors import DeviceError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.models.model import Model
+
+SMALLEST_WINDOW = 32
+"""Side of a window that is decoded by itself, in cells: a VAE looks far around each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,7 @@ def decode(model: "Model", latent: Tensor) -> tuple["Image", str | None]:
     """The picture of a latent [1, C, h, w], and a notice if it took a second try.
 
     A half-precision VAE can overflow, which would show as black: then it is run again in fp32.
+    Beyond twice the native side it is decoded in windows, which take no more memory than that.
 
     Raises:
         DeviceError: the latent itself is not finite, or its picture is not even in fp32.
@@ -71,9 +76,16 @@ def decode(model: "Model", latent: Tensor) -> tuple["Image", str | None]:
         )
     vae: Any = model.vae
 
-    def run() -> Tensor:
-        scaled = (latent / vae.config["scaling_factor"]).to(model.device, vae.dtype)
+    def whole(part: Tensor) -> Tensor:
+        scaled = (part / vae.config["scaling_factor"]).to(model.device, vae.dtype)
         return vae.decode(scaled, return_dict=False)[0].float()
+
+    def run() -> Tensor:
+        native, factor = model.native_size // model.vae_factor, model.vae_factor
+        if max(latent.shape[2:]) <= 2 * native:
+            return whole(latent)
+        side = max(native, SMALLEST_WINDOW)
+        return decode_in_windows(vae, whole, latent, side=side, factor=factor)
 
     pixels, notice = _finite(model, run, "decoded")
     return images.from_array(pixels[0].cpu().numpy()), notice
