@@ -118,11 +118,11 @@ def tiny_refiner(seed: int = 1, *, ours: bool = True) -> Model:
     second = base.text_encoders[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = {
+        config: dict[str, Any] = UNET | {
             "cross_attention_dim": WIDTHS[1],
             "projection_class_embeddings_input_dim": POOLED + 5 * TIME_IDS,
         }
-        unet = UNet2DConditionModel(**{**UNET, **config})
+        unet = UNet2DConditionModel(**config)
     unet.eval().requires_grad_(False)
     if ours:
         install(unet)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from overpaint.request import Request
 
 Box = tuple[int, int, int, int]
-Pixels = NDArray[np.float32]
+Pixels = NDArray[np.floating[Any]]
 
 CROP_BELOW = 0.5
 """The share of the picture below which a region is cropped out by itself."""

@@ -28,11 +28,12 @@ def gradient() -> Image.Image:
 
 def request(mask: Image.Image | None = None, **fields: Any) -> Request:
     defaults: dict[str, Any] = {"prompt": "a red cat", "num_inference_steps": 5, "seed": 3}
+    defaults["crop"] = "off"
     if mask:
         defaults["mask"] = images.picture(mask)
     elif "mask_from" not in fields:
         defaults["mask_from"] = "box:32,32,96,96"
-    return Request(image=images.picture(gradient()), **{**defaults, "crop": "off", **fields})
+    return Request(image=images.picture(gradient()), **{**defaults, **fields})
 
 
 def latents(model: Model, *requests: Request) -> list[torch.Tensor]:

@@ -43,8 +43,8 @@ def precise() -> Model:
 class PrecisePlan(Plan):
     """A plan whose latents are float64."""
 
-    def noise(self) -> Noise:
-        noise = super().noise()
+    def noise(self, generator: torch.Generator | None = None) -> Noise:
+        noise = super().noise(generator)
         return lambda: noise().double()
 
 

@@ -68,9 +68,12 @@ def test_an_unknown_name_names_those_near():
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_what_ships_inside(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(catalogue, "_packaged", lambda asked: tmp_path / asked)
+    def nothing(name: str) -> None:
+        del name
+
+    monkeypatch.setattr(catalogue, "_packaged", tmp_path.joinpath)
     assert resolve(name) == tmp_path / name
-    monkeypatch.setattr(catalogue, "_packaged", lambda _: None)
+    monkeypatch.setattr(catalogue, "_packaged", nothing)
     with pytest.raises(ModelNotFoundError, match=f"carries no {name}"):
         resolve(name)
 

@@ -89,7 +89,7 @@ def _mask(path: Path) -> dict[str, Any]:
 
 
 def _extend(text: str) -> dict[str, Any]:
-    sides = dict.fromkeys(("left", "top", "right", "bottom"), 0)
+    sides: dict[str, int] = dict.fromkeys(("left", "top", "right", "bottom"), 0)
     for part in text.split(","):
         side = re.fullmatch(r"\s*(left|top|right|bottom)\s*=\s*(\d{1,6})\s*", part)
         if not side:
@@ -246,8 +246,10 @@ SETTINGS = {
         ),
     )
 }
-ON_PICTURES = ("strength", "fit", "mask", "mask_from", "mask_invert", "mask_grow", "mask_blur")
-ON_PICTURES += ("extend", "task", "fill", "crop", "match_colours")
+ON_PICTURES = (
+    *("strength", "fit", "mask", "mask_from", "mask_invert", "mask_grow", "mask_blur"),
+    *("extend", "task", "fill", "crop", "match_colours"),
+)
 """Fields that mean nothing without a picture."""
 
 OPTIONS = {name: setting.flags[0].split("/")[0] for name, setting in SETTINGS.items()} | {

@@ -9,6 +9,7 @@ of the picture too, sees a window.
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,7 +90,8 @@ def whole_norms(module: nn.Module) -> Generator[WholeNorms]:
     shared = WholeNorms()
     norms = [m for m in module.modules() if isinstance(m, nn.GroupNorm)]
     for norm in norms:
-        norm.forward = lambda x, norm=norm: shared(norm, x)
+        forward: Any = partial(shared, norm)
+        norm.forward = forward
     try:
         yield shared
     finally:
