@@ -5,6 +5,7 @@ by σ instead of √(σ² + 1), the reference is told to do as we do; the table 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -33,12 +34,13 @@ from PIL import Image
 
 from overpaint import images
 from overpaint.diffusion import prompt
-from overpaint.diffusion.denoise import Trajectory, step
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.constraint import Free
+from overpaint.diffusion.denoise import Trajectory, alike, step
+from overpaint.diffusion.plan import Plan, plan
 from overpaint.diffusion.schedule import sigmas
 from overpaint.models.model import Model
 from overpaint.request import Request
-from tests.tiny import tiny_model, tiny_pipeline
+from tests.tiny import tiny_inpainter, tiny_model, tiny_pipeline, tiny_refiner
 
 # diffusers' own schedulers use what numpy 2.4 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -92,12 +94,18 @@ def sketch() -> Image.Image:
 
 
 @torch.no_grad()
-def ours(request: Request, model: Model | None = None) -> NDArray[np.float64]:
+def ours(
+    request: Request,
+    model: Model | None = None,
+    refiner: Model | None = None,
+    change: Callable[[Plan], Plan] = lambda plan: plan,
+) -> NDArray[np.float64]:
     """The request's pictures [n, h, w, 3] in 0..1, before they are rounded to 8 bits."""
     model = model or tiny_model()
-    trajectories = [Trajectory(own) for own in plan(request, model).plans]
+    trajectories = [Trajectory(change(own)) for own in plan(request, model, refiner).plans]
     while live := [t for t in trajectories if not t.done]:
-        step(live)
+        for together in alike(live):
+            step(together)
     latent = torch.cat([t.latent for t in trajectories if t.latent is not None])
     pixels = model.vae.decode(latent / model.vae.config["scaling_factor"], return_dict=False)[0]
     return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).double().numpy()
@@ -116,7 +124,7 @@ def theirs(
     settings = {**text_to_image.scheduler.config, **(config or {})}
     settings.pop("_use_default_values")  # or else from_config drops what was a default before
     text_to_image.scheduler = scheduler.from_config(settings)
-    generator = torch.Generator().manual_seed(request.seed)
+    generator = extra.get("generator", torch.Generator()).manual_seed(request.seed)
     call: dict[str, Any] = {
         "prompt": request.prompt,
         "prompt_2": request.prompt_2,
@@ -237,6 +245,110 @@ def test_inpainting(sampler: str, schedule: str, scheduler: Any, config: dict[st
     )
     reference = theirs(asked, scheduler, config, certain(tiny_model(ours=False)))
     assert_close(ours(asked, certain(tiny_model())), reference)
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_inpainting_with_nine_channels(strength: float, guidance: float) -> None:
+    """diffusers lets such a network paint what is kept too, so our constraint is lifted."""
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (40, 16, 96, 80))
+    fields: dict[str, Any] = {"image": images.picture(sketch()), "strength": strength}
+    fields |= {"mask": images.picture(mask), "crop": "off", "fill": "original"}
+    asked = request(**fields, guidance_scale=guidance)
+    if guidance == 1:
+        asked = request(**fields, guidance_scale=guidance, negative_prompt="")
+    model = certain(tiny_inpainter(ours=False))
+    reference = theirs(asked, model=model, height=128, width=128)
+    mine = ours(
+        asked, certain(tiny_inpainter()), change=lambda own: replace(own, constraint=Free())
+    )
+    assert_close(mine, reference)
+
+
+@torch.no_grad()
+def refined(asked: Request, scheduler: Any, config: dict[str, Any]) -> NDArray[np.float64]:
+    """diffusers' base pipeline, and its image-to-image pipeline of the refiner behind it."""
+    generator = torch.Generator()
+    first: dict[str, Any] = asked.model_dump(exclude={"refiner", *REFINING})
+    first["image"] = asked.image
+    extra: dict[str, Any] = {"generator": generator, "output_type": "latent"}
+    ensemble = asked.refine == "ensemble"
+    if ensemble:
+        extra["denoising_end"] = asked.high_noise_frac
+    latent = theirs(Request(**first), scheduler, config, **extra)
+    base, refiner = tiny_model(ours=False), tiny_refiner(ours=False)
+    parts = tiny_pipeline(base).components
+    settings = {**parts["scheduler"].config, **config}
+    settings.pop("_use_default_values")
+    parts |= {"unet": refiner.unet, "text_encoder": None, "tokenizer": None}
+    parts |= {"scheduler": scheduler.from_config(settings)}
+    second: Any = StableDiffusionXLImg2ImgPipeline(
+        **parts,
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    second.set_progress_bar_config(disable=True)
+    if ensemble:
+        way = {"denoising_start": asked.high_noise_frac}
+        way |= {"num_inference_steps": asked.num_inference_steps}
+    else:
+        torch.randn(latent.shape, generator=generator)  # of the posterior, which ours draws
+        way = {"strength": asked.refine_strength, "num_inference_steps": asked.refine_steps}
+    return second(
+        prompt=asked.prompt,
+        negative_prompt=asked.negative_prompt,
+        image=torch.from_numpy(latent).float(),
+        guidance_scale=asked.guidance_scale,
+        generator=generator,
+        output_type="np",
+        **way,
+    ).images.astype(np.float64)
+
+
+REFINING = ("refine", "high_noise_frac", "refine_strength", "refine_steps")
+REFINERS = [
+    case
+    for case in FROM_THE_MIDDLE
+    if case[1] in {"normal", "linspace", "trailing"} and case[0] != "lcm"
+]
+
+
+# diffusers' Heun hands over between the two halves of a step.
+ENSEMBLES = [case for case in REFINERS if case[0] != "heun"]
+
+
+@pytest.mark.parametrize("repaint", [False, True], ids=["t2i", "i2i"])
+@pytest.mark.parametrize(("sampler", "schedule", "scheduler", "config"), ENSEMBLES)
+def test_an_ensemble(
+    sampler: str, schedule: str, scheduler: Any, config: dict[str, Any], repaint: bool
+) -> None:
+    asked = request(
+        sampler=sampler,
+        schedule=schedule,
+        refiner="tiny",
+        num_inference_steps=10,
+        **(REPAINT if repaint else {}),
+    )
+    mine = ours(asked, refiner=tiny_refiner())
+    assert_close(mine, refined(asked, scheduler, config))
+
+
+@pytest.mark.parametrize(("sampler", "schedule", "scheduler", "config"), REFINERS)
+def test_a_sequential_refiner(
+    sampler: str, schedule: str, scheduler: Any, config: dict[str, Any]
+) -> None:
+    asked = request(
+        sampler=sampler,
+        schedule=schedule,
+        refiner="tiny",
+        refine="sequential",
+        refine_strength=0.5,
+        refine_steps=8,
+    )
+    mine = ours(asked, refiner=tiny_refiner())
+    assert_close(mine, refined(asked, scheduler, config))
 
 
 @pytest.mark.parametrize("repaint", [False, True], ids=["t2i", "i2i"])

@@ -132,6 +132,20 @@ def tiny_refiner(seed: int = 1, *, ours: bool = True) -> Model:
     )
 
 
+def tiny_inpainter(seed: int = 2, *, ours: bool = True) -> Model:
+    """A random inpainting model over the latents of `tiny_model()`, of nine channels."""
+    base = tiny_model(ours=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config: dict[str, Any] = UNET | {"in_channels": 9}
+        unet = UNet2DConditionModel(**config)
+    unet.eval().requires_grad_(False)
+    if ours:
+        install(unet)
+    family = FAMILIES["miniature-inpaint"]
+    return replace(base, name="tiny-inpainter", family=family, unet=unet, kept={})
+
+
 def tiny_folder(
     path: Path,
     seed: int = 0,

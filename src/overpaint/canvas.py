@@ -52,6 +52,21 @@ class Part:
     shown: Mask
     match_colours: bool
 
+    def cropped(self, size: Size) -> str | None:
+        """What the user should be told where less than the whole picture is painted.
+
+        Args:
+            size: (width, height) at which it is.
+        """
+        width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
+        if (width, height) == self.base.size:
+            return None
+        share = size[0] * size[1] / (self.base.width * self.base.height)
+        return (
+            f"{width}x{height} pixels around the mask are painted, at {size[0]}x{size[1]}: "
+            f"{share:.0%} of the whole picture's work (crop 'off' paints all of it)."
+        )
+
     def compose(self, painted: Image.Image) -> Image.Image:
         """The picture with the painted region in it; to the bit as it was where nothing shows."""
         left, top, right, bottom = self.box

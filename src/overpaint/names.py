@@ -47,6 +47,9 @@ Fill = Literal["original", "surroundings", "flat", "noise"]
 """What is inside a mask before painting: what was there, its surroundings blurred into it, their
 mean colour, or latent noise."""
 
+Space = Literal["pixels", "latents"]
+"""What is resampled when a picture is enlarged for its second stage."""
+
 Task = Literal["retouch", "replace", "remove", "extend"]
 
 

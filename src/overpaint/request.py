@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from overpaint.errors import RequestError, near
-from overpaint.names import TASKS, Fill, Task, sampler_name, schedule_name
+from overpaint.names import TASKS, Fill, Space, Task, sampler_name, schedule_name
 
 DEFAULT_STRENGTH = 0.6
 LARGEST_SEED = 2**63 - 1
@@ -106,6 +106,8 @@ class Request(BaseModel):
         refine_strength: of a sequential second stage, above 0 to 1. Default 0.3.
         refine_steps: its steps; by default `num_inference_steps`.
         upscale: by how much the second stage's sides are longer, 1 to 4.
+        upscale_in: what is resampled (Lanczos) for that: "pixels", or "latents", which is faster
+            and softer.
         aesthetic_score: that a refiner is told the picture has (arXiv 2307.01952's scale, 1 to 10).
         negative_aesthetic_score: the same for the unconditional row.
         clip_skip: how many of the text encoders' layers to skip beyond the penultimate one, 0 to
@@ -169,6 +171,7 @@ class Request(BaseModel):
     refine_strength: float = Field(default=0.3, gt=0, le=1)
     refine_steps: int | None = Field(default=None, ge=1, le=1000)
     upscale: float = Field(default=1.0, ge=1, le=4)
+    upscale_in: Space = "pixels"
     aesthetic_score: float = Field(default=6.0, ge=1, le=10)
     negative_aesthetic_score: float = Field(default=2.5, ge=1, le=10)
 
@@ -302,6 +305,8 @@ def _check_stages(request: Request) -> None:
             kind = f"refine={request.refine!r}" if request.refine else "a second stage"
             word = "with" if request.refine else "without"
             raise RequestError(field, f"{value!r} means nothing {word} {kind}; leave it out.")
+    if request.upscale == 1 and request.upscale_in != "pixels":
+        raise RequestError("upscale_in", "means nothing without upscale; leave it out.")
     if not request.refiner:
         for field in ("aesthetic_score", "negative_aesthetic_score"):
             if (value := getattr(request, field)) != Request.model_fields[field].default:

@@ -1,5 +1,6 @@
 """The second stage: where it takes over, and from what."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from overpaint import images
 from overpaint.diffusion.constraint import Kept
-from overpaint.diffusion.denoise import Trajectory, step
+from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import plan
 from overpaint.diffusion.schedule import NoiseSchedule, sigmas
 from overpaint.diffusion.stages import cut
@@ -16,7 +17,7 @@ from overpaint.errors import ModelError
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import Model, NoiseConfig
 from overpaint.request import Request
-from tests.tiny import tiny_model, tiny_refiner
+from tests.tiny import tiny_inpainter, tiny_model, tiny_refiner
 
 NOISE = NoiseSchedule(NoiseConfig())
 
@@ -78,7 +79,7 @@ def test_the_cut_is_exact_at_its_ends(fraction: float, steps: tuple[int, int]) -
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.8, 1.0])
-@pytest.mark.parametrize("sampler", ["euler", "euler_a"])
+@pytest.mark.parametrize("sampler", ["euler", "euler_a", "heun", "ddim"])
 def test_an_ensemble_of_one_model_is_that_model(
     model: Model, sampler: str, fraction: float
 ) -> None:
@@ -133,6 +134,18 @@ def test_an_upscaled_stage_is_larger(model: Model) -> None:
     assert latent(request(upscale=1.5), model).shape == (1, 4, 24, 24)
 
 
+def test_latents_can_be_enlarged_as_they_are(model: Model) -> None:
+    (own,) = plan(request(upscale=1.5, upscale_in="latents"), model).plans
+    assert own.then is not None
+    ramp = torch.linspace(-1, 1, 16).expand(1, 4, 16, 16).contiguous()
+    init = own.then.after(ramp).init
+    assert init is not None
+    assert init.mean.shape == (1, 4, 24, 24)
+    wanted = torch.linspace(-1, 1, 24).expand(1, 4, 24, 24)
+    torch.testing.assert_close(init.mean[..., 3:-3], wanted[..., 3:-3], atol=0.05, rtol=0)
+    assert latent(request(upscale=1.5, upscale_in="latents"), model).shape == (1, 4, 24, 24)
+
+
 @pytest.mark.parametrize(
     "fields", [{"refiner": "tiny"}, {"refiner": "tiny", "refine": "sequential"}, {"upscale": 1.5}]
 )
@@ -151,24 +164,58 @@ def test_what_is_kept_is_kept_by_every_stage(
     torch.testing.assert_close(found[kept], constraint.latent[kept], atol=1e-4, rtol=1e-4)
 
 
-def test_stages_of_several_trajectories_share_steps(model: Model, refiner: Model) -> None:
+@pytest.mark.parametrize("sees_mask", [False, True])
+def test_masks_crops_and_stages_share_steps(model: Model, refiner: Model, sees_mask: bool) -> None:
+    """Whatever is painted beside it, a picture is what it is alone."""
+    first = tiny_inpainter() if sees_mask else model
+    masked: dict[str, Any] = {"image": picture(), "mask_from": "ellipse:20,30,90,100"}
+    second: dict[str, Any] = {"refiner": "tiny"}
     mixed = [
-        request(refiner="tiny"),
         request(seed=9, num_inference_steps=9),
-        request(seed=4, refiner="tiny", high_noise_frac=0.4),
+        request(**second),
+        request(**second, high_noise_frac=0.4, seed=4, sampler="euler_a"),
+        request(**masked, mask_blur=20, crop="off", sampler="dpmpp_2m"),
+        request(**masked, crop=4, strength=0.6),
+        request(**masked, **second, crop="off"),
+        request(**masked, **second, refine="sequential", seed=7),
+        request(image=picture(), extend=(0, 0, 40, 0), upscale=1.5, refine_steps=3),
     ]
-    trajectories = [
-        Trajectory(plan(asked, model, refiner if asked.refiner else None).plans[0])
-        for asked in mixed
-    ]
+    plans = [plan(asked, first, refiner if asked.refiner else None).plans[0] for asked in mixed]
+    trajectories = [Trajectory(own) for own in plans]
+    shared = 0
     while live := [t for t in trajectories if not t.done]:
-        for network in {id(t.plan.network) for t in live}:
-            step([t for t in live if id(t.plan.network) == network])
+        for together in alike(live):
+            shared += len(together) > 1
+            step(together)
+    assert shared
     for asked, trajectory in zip(mixed, trajectories, strict=True):
-        alone = latent(asked, model, refiner if asked.refiner else None)
+        alone = latent(asked, first, refiner if asked.refiner else None)
         assert trajectory.latent is not None
         scale = alone.abs().max()
         torch.testing.assert_close(trajectory.latent / scale, alone / scale, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_a", "dpmpp_2m"])
+def test_what_is_kept_is_as_noisy_as_the_rest_at_the_hand_over(
+    model: Model, refiner: Model, sampler: str
+) -> None:
+    """diffusers hands the refiner a clean picture around a noisy part."""
+    asked = request(
+        image=picture(), mask_from="box:32,32,96,96", crop="off", num_inference_steps=10,
+        sampler=sampler, refiner="tiny",
+    )  # fmt: skip
+    (own,) = plan(asked, model, refiner).plans
+    assert own.then is not None
+    trajectory = Trajectory(replace(own, then=None))
+    while not trajectory.done:
+        step([trajectory])
+    constraint = own.constraint
+    assert isinstance(constraint, Kept)
+    assert trajectory.latent is not None
+    noise = (trajectory.latent - constraint.latent) / own.sigmas[-1]
+    kept = noise[(constraint.mask == 0).expand_as(noise)]
+    assert float(kept.std()) == pytest.approx(1, abs=0.1)
+    assert float(kept.mean()) == pytest.approx(0, abs=0.1)
 
 
 def test_a_refiner_must_share_the_latents(model: Model) -> None:

@@ -220,6 +220,12 @@ SETTINGS = {
             float,
             "Paint once more, this many times larger.",
         ),
+        Setting(
+            "upscale_in",
+            ("--upscale-in",),
+            str,
+            "What is enlarged for that: pixels, or latents (faster and softer).",
+        ),
         Setting("sampler", ("--sampler",), str, "The integrator: euler, heun, unipc …"),
         Setting("schedule", ("--schedule",), str, "The noise levels: karras, normal, beta …"),
         Setting(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from overpaint import images
-from overpaint.diffusion.decoding import decode_in_windows
+from overpaint.diffusion.whole import in_windows
 from overpaint.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from overpaint.models.model import Model
 
 SMALLEST_WINDOW = 32
-"""Side of a window that is decoded by itself, in cells: a VAE looks far around each."""
+"""Side of a window that the VAE is given by itself, in cells: it looks far around each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,8 @@ class Moments:
 def encode(model: "Model", pixels: NDArray[np.float32]) -> tuple[Moments, str | None]:
     """The posterior of a picture, and a notice if it took a second try.
 
+    Beyond twice the native side it is encoded in windows, which take no more memory than that.
+
     Args:
         model: whose VAE.
         pixels: [3, height, width] in -1..1; the sides are multiples of the VAE's factor.
@@ -46,13 +48,20 @@ def encode(model: "Model", pixels: NDArray[np.float32]) -> tuple[Moments, str | 
     Raises:
         DeviceError: the latents are not finite, even in fp32.
     """
-    batch = torch.from_numpy(pixels)[None]
+    vae: Any = model.vae
+
+    def whole(part: Tensor) -> Tensor:
+        seen = part.to(model.device, vae.dtype)
+        return vae.encode(seen, return_dict=False)[0].parameters.float()
 
     def run() -> Tensor:
-        pixel_batch = batch.to(model.device, model.vae.dtype)
-        return model.vae.encode(pixel_batch, return_dict=False)[0].parameters.float()
+        batch = torch.from_numpy(pixels)[None]
+        if side := _window(model, max(batch.shape[2:]) // model.vae_factor):
+            return in_windows(vae, whole, batch, side=side, reads=model.vae_factor)
+        return whole(batch)
 
     parameters, notice = _finite(model, run, "encoded")
+    parameters = parameters.to(model.device)
     mean, log_variance = parameters.chunk(2, dim=1)
     scale: float = model.vae.config["scaling_factor"]
     std = torch.exp(0.5 * log_variance.clamp(-30, 20))
@@ -81,14 +90,18 @@ def decode(model: "Model", latent: Tensor) -> tuple["Image", str | None]:
         return vae.decode(scaled, return_dict=False)[0].float()
 
     def run() -> Tensor:
-        native, factor = model.native_size // model.vae_factor, model.vae_factor
-        if max(latent.shape[2:]) <= 2 * native:
-            return whole(latent)
-        side = max(native, SMALLEST_WINDOW)
-        return decode_in_windows(vae, whole, latent, side=side, factor=factor)
+        if side := _window(model, max(latent.shape[2:])):
+            return in_windows(vae, whole, latent, side=side, writes=model.vae_factor)
+        return whole(latent)
 
     pixels, notice = _finite(model, run, "decoded")
     return images.from_array(pixels[0].cpu().numpy()), notice
+
+
+def _window(model: "Model", cells: int) -> int:
+    """The side of the VAE's windows over a picture of so many cells; 0 to see it at once."""
+    native = model.native_size // model.vae_factor
+    return max(native, SMALLEST_WINDOW) if cells > 2 * native else 0
 
 
 def _finite(model: "Model", run: Callable[[], Tensor], done: str) -> tuple[Tensor, str | None]:

@@ -206,7 +206,7 @@ def _followed(
         drop_penultimate=SAMPLERS[request.sampler].drops_penultimate,
     )
     last = _stage(request, second, larger, drawn, notices)
-    begin = stages.renoise if larger is canvas else stages.enlarge(model, larger.size)
+    begin = stages.renoise if larger is canvas else stages.enlarge(model, request.upscale_in)
     return replace(first, then=Stage(last, begin))
 
 
@@ -313,6 +313,8 @@ def _notices(request: "Request", model: "Model", canvas: Canvas) -> list[str]:
         notices.append("the mask is black: there is nothing to paint, and the picture is returned.")
     elif outside := images.outside_trained(canvas.size, model.native_size):
         notices.append(outside)
+    if (part := canvas.part) and (said := part.cropped(canvas.size)):
+        notices.append(said)
     if (request.negative_prompt or request.negative_prompt_2) and not request.guided:
         notices.append(
             f"negative_prompt is not used: guidance_scale {request.guidance_scale} over "

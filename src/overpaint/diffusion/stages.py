@@ -4,12 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 
 from overpaint import images
 from overpaint.diffusion import latents
 from overpaint.diffusion.schedule import Sigmas
+from overpaint.names import Space
 
 if TYPE_CHECKING:
     from overpaint.diffusion.plan import Plan
@@ -48,20 +52,26 @@ def renoise(plan: "Plan", latent: Tensor) -> "Plan":
     return replace(plan, init=latents.Moments(latent, latent.new_zeros(())))
 
 
-def enlarge(model: "Model", size: tuple[int, int]) -> "Callable[[Plan, Tensor], Plan]":
+def enlarge(model: "Model", space: Space) -> "Callable[[Plan, Tensor], Plan]":
     """Start from the finished picture, enlarged (Lanczos), with new noise over it.
-
-    In pixels, since latents that are resampled lose their edges.
 
     Args:
         model: that made the latent.
-        size: (width, height) of the stage in pixels.
+        space: what is resampled. Latents lose more of their edges than pixels do, and save the
+            way through the VAE.
     """
 
-    def begin(plan: "Plan", latent: Tensor) -> "Plan":
+    def in_pixels(plan: "Plan", latent: Tensor) -> "Plan":
+        size = model.vae_factor * plan.shape[2], model.vae_factor * plan.shape[1]
         small, _ = latents.decode(model, latent)
         pixels = images.to_array(small.resize(size, Resampling.LANCZOS))
         moments, _ = latents.encode(model, pixels)
         return replace(plan, init=moments)
 
-    return begin
+    def in_latents(plan: "Plan", latent: Tensor) -> "Plan":
+        size = plan.shape[2], plan.shape[1]
+        channels = [Image.fromarray(c) for c in latent[0].numpy(force=True)]
+        larger = [np.asarray(c.resize(size, Resampling.LANCZOS)) for c in channels]
+        return renoise(plan, torch.from_numpy(np.stack(larger))[None].to(latent))
+
+    return in_pixels if space == "pixels" else in_latents

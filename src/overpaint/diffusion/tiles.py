@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from overpaint.diffusion.denoise import Conditioning, Network, Row
-from overpaint.diffusion.windows import Window, cover, shares
+from overpaint.diffusion.windows import Window, blend, cover
 
 if TYPE_CHECKING:
     from overpaint.diffusion.schedule import NoiseSchedule
@@ -41,16 +41,12 @@ class Tiled:
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """As the network, for rows of any one shape."""
-        _, channels, height, width = rows[0].x.shape
+        height, width = rows[0].x.shape[2:]
         windows = cover(height, width, self._side)
         tiles = [self._tile(row, window) for row in rows for window in windows]
         seen = torch.cat([self._network.predict(part) for part in self._parts(tiles)])
-        result = seen.new_zeros(len(rows), channels, height, width)
-        for i, (window, share) in enumerate(
-            zip(windows, shares(windows, height, width), strict=True)
-        ):
-            window.of(result).add_(seen[i :: len(windows)] * share.to(seen))
-        return result
+        parts = (seen[i :: len(windows)] for i in range(len(windows)))
+        return blend(windows, parts, height, width)
 
     def denoised(self, x: Tensor, sigma: float, prediction: Tensor) -> Tensor:
         """As the network's."""

@@ -1,5 +1,6 @@
 """Windows over what is too large to be seen at once: they cover it, overlap, and are blended."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,30 @@ def shares(windows: list[Window], height: int, width: int, factor: int = 1) -> l
     for window, weight in zip(windows, weights, strict=True):
         window.of(total, factor).add_(weight)
     return [w / window.of(total, factor) for window, w in zip(windows, weights, strict=True)]
+
+
+def blend(
+    windows: list[Window], parts: Iterable[Tensor], height: int, width: int, factor: int = 1
+) -> Tensor:
+    """One whole of what was made of each window, by their shares.
+
+    Args:
+        windows: that cover the grid.
+        parts: one per window, [..., factor × its height, factor × its width].
+        height: of the grid in cells.
+        width: likewise.
+        factor: elements of the parts per cell and side.
+
+    Returns:
+        [..., factor × height, factor × width].
+    """
+    whole = torch.empty(0)
+    weights = shares(windows, height, width, factor)
+    for window, part, weight in zip(windows, parts, weights, strict=True):
+        if not whole.numel():
+            whole = part.new_zeros(*part.shape[:-2], factor * height, factor * width)
+        window.of(whole, factor).add_(part * weight.to(part))
+    return whole
 
 
 def starts(length: int, side: int) -> list[int]:

@@ -1,13 +1,13 @@
-"""Decoding of latents that are too large for the memory: window by window, as if at once.
+"""The VAE over pictures too large for the memory: window by window, as if it saw them whole.
 
 What a convolution sees beyond a window's edge is in the overlap. A group norm sees the whole
-picture, so the windows are decoded several times: each time every norm takes the mean and the
-variance that all windows together had the last time. The attention in the middle, which sees all
-of the picture too, sees a window.
+picture, so the windows are run several times: each time every norm takes the mean and the variance
+that all windows together had the last time. The attention in the middle, which sees all of the
+picture too, sees a window.
 """
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,41 +15,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overpaint.diffusion.windows import cover, shares
+from overpaint.diffusion.windows import blend, cover, shares
 
 PASSES = 3
-"""The last makes the picture; those before it teach the norms what the whole is like."""
+"""The last makes the result; those before it teach the norms what the whole is like."""
 
 
-def decode_in_windows(
-    vae: Any, run: Callable[[Tensor], Tensor], latent: Tensor, *, side: int, factor: int
+def in_windows(
+    module: nn.Module,
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    side: int,
+    reads: int = 1,
+    writes: int = 1,
 ) -> Tensor:
-    """The pixels of a latent.
+    """What `run` makes of `x`, window by window.
 
     Args:
-        vae: whose group norms are to see the whole.
-        run: decodes a window of the latent, to fp32.
-        latent: [1, C, h, w].
+        module: whose group norms are to see the whole.
+        run: of a window of `x`, to fp32.
+        x: [1, C, reads × h, reads × w], a picture (or its latent) of h × w cells.
         side: of a window in cells.
-        factor: pixels per cell.
+        reads: elements of `x` per cell and side.
+        writes: elements of the result per cell and side.
 
     Returns:
-        [1, 3, factor × h, factor × w] on the CPU.
+        [1, C', writes × h, writes × w] on the CPU.
     """
-    height, width = latent.shape[2:]
+    height, width = (length // reads for length in x.shape[2:])
     windows = cover(height, width, side)
-    cells = shares(windows, height, width)
-    places = shares(windows, height, width, factor)
-    result = torch.zeros(1, 3, factor * height, factor * width)
-    with whole_norms(vae) as norms:
-        for turn in range(PASSES):
-            for window, cell, place in zip(windows, cells, places, strict=True):
-                norms.share = cell.to(latent.device)
-                pixels = run(window.of(latent))
-                if turn == PASSES - 1:
-                    window.of(result, factor).add_(pixels.cpu() * place)
+    counts = shares(windows, height, width)
+
+    def seen() -> Iterator[Tensor]:
+        for window, count in zip(windows, counts, strict=True):
+            norms.share = count.to(x.device)
+            yield run(window.of(x, reads)).cpu()
+
+    with whole_norms(module) as norms:
+        for _ in range(PASSES - 1):
+            for _ in seen():
+                pass
             norms.learn()
-    return result
+        return blend(windows, seen(), height, width, writes)
 
 
 class WholeNorms:
