@@ -50,6 +50,18 @@ IMAGE = Picture(data=b"\x89PNG, or so it says\xff\x00")
         ("prompt", "\ud800", "valid string"),
         ("prompt", None, "None"),
         ("image", "photo.png", "'photo.png'"),
+        ("mask", "mask.png", "'mask.png'"),
+        ("mask_grow", 600, "600 is out of range; allowed is -512 to 512"),
+        ("mask_blur", -1, "-1 is out of range; allowed is 0 to 512"),
+        ("task", "erase", "'retouch', 'replace', 'remove' or 'extend'"),
+        ("fill", "white", "'original', 'surroundings', 'flat' or 'noise'"),
+        ("crop", -1, "-1"),
+        ("high_noise_frac", 1.2, "1.2 is out of range; allowed is 0 to 1"),
+        ("refine", "twice", "'ensemble' or 'sequential'"),
+        ("refine_steps", 0, "0 is out of range; allowed is 1 to 1000"),
+        ("upscale", 9.0, "9.0 is out of range; allowed is 1 to 4"),
+        ("upscale_in", "dots", "'pixels' or 'latents'"),
+        ("aesthetic_score", 11.0, "11.0 is out of range; allowed is 1 to 10"),
         ("stength", 0.5, "no such field. Did you mean strength"),
     ],
 )
@@ -77,6 +89,22 @@ def test_a_wrong_part_of_a_tuple_is_named_with_its_place(field: str):
         ({"image": IMAGE, "size": "keep", "width": 512}, "size"),
         ({"seed": LARGEST_SEED, "num_images": 2}, "seed"),
         ({"sampler": "DPM++ 2M Karras", "schedule": "beta"}, "schedule"),
+        ({"mask": IMAGE}, "mask"),
+        ({"mask_from": "box:0,0,8,8"}, "mask_from"),
+        ({"extend": (8, 0, 0, 0)}, "extend"),
+        ({"image": IMAGE, "mask": IMAGE, "mask_from": "box:0,0,8,8"}, "mask_from"),
+        ({"image": IMAGE, "mask_invert": True}, "mask_invert"),
+        ({"image": IMAGE, "mask_blur": 4}, "mask_blur"),
+        ({"image": IMAGE, "crop": 8}, "crop"),
+        ({"image": IMAGE, "fill": "flat"}, "fill"),
+        ({"refine": "ensemble"}, "refine"),
+        ({"refiner": "a", "refine": "ensemble", "upscale": 2.0}, "upscale"),
+        ({"refiner": "a", "refine_strength": 0.5}, "refine_strength"),
+        ({"refiner": "a", "refine": "sequential", "high_noise_frac": 0.5}, "high_noise_frac"),
+        ({"high_noise_frac": 0.5}, "high_noise_frac"),
+        ({"refine_steps": 5}, "refine_steps"),
+        ({"upscale_in": "latents"}, "upscale_in"),
+        ({"upscale": 2.0, "aesthetic_score": 7.0}, "aesthetic_score"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], field: str):
@@ -102,6 +130,24 @@ def test_an_image_brings_its_defaults():
     request = Request(image=IMAGE)
     assert (request.strength, request.fit) == (DEFAULT_STRENGTH, "cover")
     assert Request().strength is None
+
+
+@pytest.mark.parametrize("part", [{"mask": IMAGE}, {"mask_from": "box:0,0,8,8"}])
+def test_a_mask_brings_what_its_task_stands_for(part: dict[str, Any]):
+    request = Request(image=IMAGE, **part)
+    assert (request.task, request.strength, request.fill) == ("replace", 1.0, "surroundings")
+    assert request.size == "keep"
+    removed = Request(image=IMAGE, **part, task="remove", fill="noise", width=64)
+    assert (removed.strength, removed.fill, removed.size) == (0.8, "noise", "native")
+    extended = Request(image=IMAGE, extend=(8, 0, 0, 0))
+    assert (extended.task, extended.fill) == ("extend", "surroundings")
+
+
+def test_a_second_stage_brings_its_kind():
+    assert Request().refine is None
+    assert Request(refiner="a").refine == "ensemble"
+    assert Request(upscale=2.0).refine == "sequential"
+    assert Request(refiner="a", upscale=2.0).refine == "sequential"
 
 
 def test_sampler_names_are_spelled_our_way():

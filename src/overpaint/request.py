@@ -321,7 +321,10 @@ def _plain(error: ValidationError) -> RequestError:
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "request"
+    # After the name come places in tuples, and names of a union's members, which say nothing.
+    return (
+        ".".join(str(p) for i, p in enumerate(location) if not i or isinstance(p, int)) or "request"
+    )
 
 
 def _sentence(problem: Any) -> str:

@@ -116,43 +116,119 @@ def test_edit_writes_a_picture_here_and_says_where(loader: Loader, run: Any):
     assert metadata.to_request(found, request.image) == request
 
 
-def test_every_option_becomes_its_field(loader: Loader, run: Any):
-    options = (
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    (
         "--strength 0.3 --negative fog --steps 9 --guidance 3.5 --seed 3 --num-images 2 "
         "--size 96x64 --fit stretch --sampler K_EULER --schedule beta --guidance-rescale 0.5 "
         "--guidance-interval 0.1,0.9 --prompt-2 dog --negative-2 mist --clip-skip 2 "
-        "--truncate-steps --model sdxl --device cpu --dtype fp32"
-    )
-    assert {word for word in options.split() if word.startswith("--")} - {
-        "--model",
-        "--device",
-        "--dtype",
-    } == {setting.flags[0].split("/")[0] for setting in SETTINGS.values()}
-    assert run("edit", "fox.png", "a wolf", *options.split()).code == 0
+        "--truncate-steps",
+        {
+            "strength": 0.3,
+            "negative_prompt": "fog",
+            "num_inference_steps": 9,
+            "guidance_scale": 3.5,
+            "seed": 3,
+            "num_images": 2,
+            "width": 96,
+            "height": 64,
+            "fit": "stretch",
+            "sampler": "euler",
+            "schedule": "beta",
+            "guidance_rescale": 0.5,
+            "guidance_interval": (0.1, 0.9),
+            "prompt_2": "dog",
+            "negative_prompt_2": "mist",
+            "clip_skip": 2,
+            "steps": "truncate",
+        },
+    ),
+    (
+        "--mask-from box:1,2,9,8 --invert --grow 2 --blur -0 --task remove --fill flat --crop 16 "
+        "--extend left=8,bottom=16 --match-colours --refiner mine --refine ensemble "
+        "--high-noise-frac 0.7 --aesthetic-score 7 --negative-aesthetic-score 2 --seed 3",
+        {
+            "mask_from": "box:1,2,9,8",
+            "mask_invert": True,
+            "mask_grow": 2,
+            "task": "remove",
+            "fill": "flat",
+            "crop": 16,
+            "extend": (8, 0, 0, 16),
+            "refiner": "mine",
+            "high_noise_frac": 0.7,
+            "aesthetic_score": 7.0,
+            "negative_aesthetic_score": 2.0,
+            "seed": 3,
+        },
+    ),
+    (
+        "--mask fox.png --blur 3 --no-match-colours --crop off --upscale 1.5 --upscale-in latents "
+        "--refine-strength 0.4 --refine-steps 7 --seed 3",
+        {
+            "mask": "fox.png",
+            "mask_blur": 3,
+            "match_colours": False,
+            "crop": "off",
+            "upscale": 1.5,
+            "upscale_in": "latents",
+            "refine_strength": 0.4,
+            "refine_steps": 7,
+            "seed": 3,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "fields"), OPTIONS)
+def test_options_become_fields(loader: Loader, run: Any, options: str, fields: dict[str, Any]):
+    ran = run("edit", "fox.png", "a wolf", *options.split())
+    assert ran.code == 0, ran.err
+    fox = images.picture("fox.png")
+    pictures = {"image": fox} | ({"mask": fox} if "mask" in fields else {})
+    assert loader.requests == [Request(prompt="a wolf", **{**fields, **pictures})]
+
+
+def test_every_field_has_an_option_that_is_tested():
+    given = {word for options, _ in OPTIONS for word in options.split() if word.startswith("--")}
+    assert {s.flags[0].split("/")[0] for s in SETTINGS.values()} <= given
+
+
+def test_the_model_and_where_it_runs(loader: Loader, run: Any):
+    options = ("--model", "sdxl", "--device", "cpu", "--dtype", "fp32")
+    assert run("edit", "fox.png", "a wolf", *options).code == 0
     assert loader.calls == [("sdxl", "cpu", "fp32")]
-    assert loader.requests == [
-        Request(
-            image=images.picture("fox.png"),
-            prompt="a wolf",
-            strength=0.3,
-            negative_prompt="fog",
-            num_inference_steps=9,
-            guidance_scale=3.5,
-            seed=3,
-            num_images=2,
-            width=96,
-            height=64,
-            fit="stretch",
-            sampler="euler",
-            schedule="beta",
-            guidance_rescale=0.5,
-            guidance_interval=(0.1, 0.9),
-            prompt_2="dog",
-            negative_prompt_2="mist",
-            clip_skip=2,
-            steps="truncate",
-        )
-    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--mask-from", "requires an argument"),
+        ("--extend up=8", "'up=8' is not like left=256"),
+        ("--extend left=5000", "allowed is 0 to 4096"),
+        ("--crop some", "crop"),
+        ("--mask-from box:0,0,9,9 --mask fox.png", "contradicts mask"),
+        ("--high-noise-frac 1.2 --refiner x", "1.2 is out of range; allowed is 0 to 1"),
+        ("--high-noise-frac 0.5", "means nothing without a second stage"),
+        ("--refine ensemble", "needs a refiner"),
+    ],
+)
+def test_what_masks_and_stages_cannot_be(loader: Loader, run: Any, options: str, message: str):
+    ran = run("edit", "fox.png", "a wolf", *options.split())
+    assert ran.code == 2
+    assert message in ran.err
+    assert not loader.requests
+
+
+def test_a_mask_that_is_not_there_is_named(loader: Loader, run: Any):
+    assert run("edit", "fox.png", "a wolf", "--mask", "no.png").err == (
+        "overpaint: no.png: no such file.\n"
+    )
+
+
+def test_create_can_be_staged_and_has_no_mask(loader: Loader, run: Any):
+    assert run("create", "a fox", "--refiner", "mine", "--upscale", 2).code == 0
+    assert loader.requests[0].refine == "sequential"
+    assert run("create", "a fox", "--mask-from", "box:0,0,9,9").code == 2
 
 
 def test_size_keep(loader: Loader, run: Any):

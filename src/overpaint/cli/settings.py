@@ -226,6 +226,18 @@ SETTINGS = {
             str,
             "What is enlarged for that: pixels, or latents (faster and softer).",
         ),
+        Setting(
+            "aesthetic_score",
+            ("--aesthetic-score",),
+            float,
+            "That the refiner is to aim at, 1 to 10.",
+        ),
+        Setting(
+            "negative_aesthetic_score",
+            ("--negative-aesthetic-score",),
+            float,
+            "That it is to steer away from.",
+        ),
         Setting("sampler", ("--sampler",), str, "The integrator: euler, heun, unipc …"),
         Setting("schedule", ("--schedule",), str, "The noise levels: karras, normal, beta …"),
         Setting(
