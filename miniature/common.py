@@ -7,7 +7,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +52,37 @@ class Trainee:
             weight_decay=self.weight_decay,
             fused=True,
         )
+
+    def train(
+        self,
+        name: str,
+        steps: int,
+        loss: Callable[[int], Tensor],
+        state: Path,
+        *,
+        warmup: int = 100,
+        every: int = 100,
+    ) -> None:
+        """Train up to so many steps, on from `state` where that is there.
+
+        Args:
+            name: for the progress.
+            steps: in all.
+            loss: of a step.
+            state: written `every` so many steps.
+            warmup: steps until the rate is at its peak.
+            every: as often the mean of the last losses is said, too.
+        """
+        if state.exists():
+            self.load(state)
+        last: deque[float] = deque(maxlen=every)
+        for step, report in progress(name, self.step, steps, every=every):
+            value = loss(step)
+            norm = self.update(value, cosine(step, steps, warmup))
+            last.append(value.item())
+            if report:
+                print(f"  loss {sum(last) / len(last):.4f} gradient {norm:.2f}", flush=True)
+                self.save(state)
 
     def update(self, loss: Tensor, share: float, clip: float = 1.0) -> float:
         """One optimizer step at `share` of the peak rate; returns the gradient's norm.

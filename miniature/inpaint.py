@@ -214,8 +214,6 @@ def train(
     """Train on the masked views; `state` is written as it goes and resumed from."""
     unet = build(seed)
     trainee = Trainee(unet, rate=RATE, decay=0.999)
-    if state.exists():
-        trainee.load(state)
     found, tokenizers = load(latents, folder), Tokenizers()
     encoders.requires_grad_(False)
     fast: Any = torch.compile(unet) if compiled else unet

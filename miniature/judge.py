@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common import Trainee, cosine, generator, progress, read_tensors, write_tensors
+from .common import Trainee, generator, read_tensors, write_tensors
 from .scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, Scene
 from .vae import decode, encode, scaling, to_tensor
 
@@ -179,11 +179,9 @@ def train(
     torch.manual_seed(seed)
     judge = Judge()
     trainee = Trainee(judge, rate=2e-3, decay=0.998, weight_decay=0.02)
-    if state.exists():
-        trainee.load(state)
     pixels, answers = torch.from_numpy(pictures), labels(scenes)
-    smooth = 10.0
-    for step, report in progress("judge", trainee.step, steps, every=200):
+
+    def loss(step: int) -> Tensor:
         draw = generator(seed, step)
         picks = torch.randint(len(pixels), (BATCH,), generator=draw)
         flip = torch.rand(BATCH, generator=draw) < 0.5
@@ -195,13 +193,9 @@ def train(
             images[-BATCH // 8 :] = round_trip(vae, images[-BATCH // 8 :], draw)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(images)
-        loss = loss_of(logits, targets)
-        trainee.update(loss, cosine(step, steps))
-        smooth = 0.98 * smooth + 0.02 * loss.item()
-        if report:
-            print(f"  loss {smooth:.4f}", flush=True)
-            trainee.save(state)
-    trainee.save(state)
+        return loss_of(logits, targets)
+
+    trainee.train("judge", steps, loss, state)
 
 
 @torch.no_grad()

@@ -75,8 +75,6 @@ def train(
     """Train on the encoded views of `folder`; `state` is written as it goes and resumed from."""
     unet = build(seed)
     trainee = Trainee(unet, rate=RATE, decay=0.998)
-    if state.exists():
-        trainee.load(state)
     found, tokenizers = buckets(folder), Tokenizers()
     encoders.requires_grad_(False)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common import Trainee, averaged_weights, cosine, progress
+from .common import Trainee, averaged_weights
 from .family import HIDDEN, POOLED, TextEncoders, Tokenizers
 from .judge import HEADS, IGNORED, labels, loss_of, shares
 from .scenes import Scene, caption, draw_scene
@@ -117,21 +117,15 @@ def train(state: Path, *, steps: int, seed: int) -> None:
     """Train on captions of fresh scenes; `state` is written as it goes and resumed from."""
     reader = Reader(seed)
     trainee = Trainee(reader, rate=RATE, decay=0.99)
-    if state.exists():
-        trainee.load(state)
     tokenizers = Tokenizers()
-    smooth = 10.0
-    for step, report in progress("text", trainee.step, steps, every=100):
+
+    def loss(step: int) -> Tensor:
         lesson = draw_lesson(np.random.default_rng((seed, step)), BATCH, tokenizers)
         with torch.autocast("cpu", torch.bfloat16):
             logits = reader(lesson)
-        loss = loss_of(logits, lesson.answers, SMOOTHING)
-        trainee.update(loss, cosine(step, steps))
-        smooth = 0.98 * smooth + 0.02 * loss.item()
-        if report:
-            print(f"  loss {smooth:.4f}", flush=True)
-            trainee.save(state)
-    trainee.save(state)
+        return loss_of(logits, lesson.answers, SMOOTHING)
+
+    trainee.train("text", steps, loss, state)
     for question, share in accuracy(state).items():
         print(f"text {question:22} {share:.4f}", flush=True)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import vae as autoencoder
-from .common import Trainee, cosine, generator, progress, read_tensors, write_tensors
+from .common import Trainee, generator, progress, read_tensors, write_tensors
 from .data import SHAPES, View, draw_view, views
 from .family import LENGTH, Painter, Tokenizers, noise_schedule
 from .scenes import caption
@@ -174,12 +174,11 @@ def denoise(
     name: str,
     steps: int,
     seed: int,
-    save_every: int = 250,
 ) -> None:
     """Train to predict the noise; `state` is written as it goes."""
     alphas = noise_schedule().alphas_cumprod
-    smooth = 1.0
-    for step, report in progress(name, trainee.step, steps):
+
+    def loss(step: int) -> Tensor:
         batch = draw_step(step)
         draw = generator(seed + 1, step)
         noise = torch.randn(batch.latents.shape, generator=draw)
@@ -190,14 +189,9 @@ def denoise(
         with torch.autocast("cpu", torch.bfloat16):
             predicted = predict(noisy, t, batch, step)
         errors = functional.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
-        loss = (errors * weight(a)).mean()
-        norm = trainee.update(loss, cosine(step, steps, warmup=200))
-        smooth = 0.98 * smooth + 0.02 * loss.item()
-        if report:
-            print(f"  loss {smooth:.4f} gradient {norm:.2f}", flush=True)
-        if trainee.step % save_every == 0:
-            trainee.save(state)
-    trainee.save(state)
+        return (errors * weight(a)).mean()
+
+    trainee.train(name, steps, loss, state, warmup=200)
 
 
 def train(
@@ -221,8 +215,6 @@ def train(
     if start is not None:
         painter.load_state_dict(start, strict=False)
     trainee = Trainee(painter, rate=rate, decay=0.999)
-    if state.exists():
-        trainee.load(state)
     fast = cast(Painter, torch.compile(painter)) if compiled else painter
     found, tokenizers = buckets(folder), Tokenizers()
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common import Trainee, averaged_weights, cosine, generator, progress
+from .common import Trainee, averaged_weights, generator
 
 CONFIG = {
     "block_out_channels": (24, 32, 64, 96),
@@ -85,19 +85,17 @@ def _batch(scenes: Tensor, seed: int, step: int, whole: bool) -> Tensor:
     return torch.stack(crops).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
-def _loss(y: Tensor, x: Tensor, posterior: DiagonalGaussianDistribution) -> tuple[Tensor, Tensor]:
-    """The objective, and the mean squared error in it."""
+def _loss(y: Tensor, x: Tensor, posterior: DiagonalGaussianDistribution) -> Tensor:
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     errors = functional.mse_loss(y, x, reduction="none").mean((1, 2, 3))
-    mse = errors.mean()
     edges = torch.stack(
         [functional.l1_loss(a, b) for a, b in zip(_gradients(y), _gradients(x), strict=True)]
     ).sum()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     tints = functional.l1_loss(functional.avg_pool2d(y, 4), functional.avg_pool2d(x, 4))
     ratio = errors.clamp(min=1e-5).log().mean()
-    loss = functional.l1_loss(y, x) + tints + 2 * mse + 0.5 * edges + KL_WEIGHT * kl
-    return loss + RATIO_WEIGHT * ratio, mse
+    loss = functional.l1_loss(y, x) + tints + 2 * errors.mean() + 0.5 * edges + KL_WEIGHT * kl
+    return loss + RATIO_WEIGHT * ratio
 
 
 def train(
@@ -123,25 +121,18 @@ def train(
     # torch's fused attention is slow backwards in bf16 on a CPU
     vae.set_attn_processor(AttnProcessor())
     trainee = Trainee(vae, rate=rate, decay=0.998)
-    if state.exists():
-        trainee.load(state)
     pictures = torch.from_numpy(scenes)
-    total, error = 0.3, 0.04
-    for step, report in progress("vae", trainee.step, steps, every=100):
+
+    def loss(step: int) -> Tensor:
         x = _batch(pictures, seed, step, step >= steps * (1 - whole_share))
         with torch.autocast("cpu", torch.bfloat16):
             with torch.set_grad_enabled(start is None):
                 posterior = encode(vae, x)
             noise = torch.randn(posterior.mean.shape, generator=generator(seed + 1, step))
             y = decode(vae, posterior.mean.float() + posterior.std.float() * noise)
-        loss, mse = _loss(y.float(), x, posterior)
-        trainee.update(loss, cosine(step, steps))
-        total, error = 0.98 * total + 0.02 * loss.item(), 0.98 * error + 0.02 * mse.item()
-        if report:
-            ratio = -10 * np.log10(max(error, 1e-9) / 4)
-            print(f"  loss {total:.4f} psnr {ratio:.2f}", flush=True)
-            trainee.save(state)
-    trainee.save(state)
+        return _loss(y.float(), x, posterior)
+
+    trainee.train("vae", steps, loss, state)
 
 
 @torch.no_grad()

@@ -322,9 +322,8 @@ def _plain(error: ValidationError) -> RequestError:
 
 def _field(location: tuple[int | str, ...]) -> str:
     # After the name come places in tuples, and names of a union's members, which say nothing.
-    return (
-        ".".join(str(p) for i, p in enumerate(location) if not i or isinstance(p, int)) or "request"
-    )
+    named = [str(p) for i, p in enumerate(location) if i == 0 or isinstance(p, int)]
+    return ".".join(named) or "request"
 
 
 def _sentence(problem: Any) -> str:

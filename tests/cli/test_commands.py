@@ -184,8 +184,10 @@ def test_options_become_fields(loader: Loader, run: Any, options: str, fields: d
     ran = run("edit", "fox.png", "a wolf", *options.split())
     assert ran.code == 0, ran.err
     fox = images.picture("fox.png")
-    pictures = {"image": fox} | ({"mask": fox} if "mask" in fields else {})
-    assert loader.requests == [Request(prompt="a wolf", **{**fields, **pictures})]
+    given = {"image": fox, "prompt": "a wolf", **fields}
+    if "mask" in fields:
+        given["mask"] = fox
+    assert loader.requests == [Request.model_validate(given)]
 
 
 def test_every_field_has_an_option_that_is_tested():

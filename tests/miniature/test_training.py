@@ -120,12 +120,15 @@ def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pyt
     for name, value in small.items():
         monkeypatch.setattr(command, name, value)
     out, work = tmp_path / "export", tmp_path / "work"
-    steps = [f"--{stage}-steps=1" for stage in ("vae", "text", "unet", "decoder", "judge")]
+    trained = ("vae", "text", "unet", "inpaint", "refiner", "decoder", "judge")
+    steps = [f"--{stage}-steps=1" for stage in trained]
     arguments = ["miniature", "make", f"--out={out}", f"--work={work}", *steps]
     monkeypatch.setattr("sys.argv", arguments)
     command.main()
     model = load_model(out, device="cpu")
     assert model.family.name == "miniature"
+    assert (tmp_path / "export-inpaint" / "unet").is_dir()
+    assert (tmp_path / "export-refiner" / "unet").is_dir()
     assert set(judge.load(tmp_path / "judge.safetensors").state_dict()) == set(Judge().state_dict())
 
 
