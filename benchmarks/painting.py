@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,53 @@ from PIL import Image
 from benchmarks import peer
 from benchmarks.harness import Timings, interleave, say
 from benchmarks.loading import write
+from overpaint import images
 from overpaint.models import catalogue
 from overpaint.models.family import shipped_configs
 from overpaint.painter import Painter, load
+from overpaint.request import Request
 
 PROMPT = "a watercolor painting of a red house left of a green tree"
 STRENGTH, GUIDANCE = 0.6, 5.0
+NATIVE = 128  # the miniature's side
 
 
 @dataclass(frozen=True)
 class Job:
-    """What both are asked to paint, and how often."""
+    """What both are asked to paint, and how often.
+
+    Attributes:
+        side: of the picture in pixels.
+        steps: that run.
+        rounds: of both.
+        picture: repaint one.
+        masked: the share of it that a square mask in the middle lets be painted; 0 for no mask.
+        crop: let Overpaint paint the mask's surroundings alone.
+        padding: have diffusers do so too, with so many pixels around the mask.
+    """
 
     side: int
     steps: int
-    picture: bool
     rounds: int
+    picture: bool = True
+    masked: float = 0.0
+    crop: bool = False
+    padding: int | None = None
 
     @property
     def name(self) -> str:
         kind = "image to image" if self.picture else "text to image"
-        return f"{kind}, {self.side}², {self.steps} steps"
+        if self.masked:
+            kind = f"inpainting, {self.masked:.0%} masked"
+        cropped = (", cropped by both" if self.padding else ", cropped") if self.crop else ""
+        return f"{kind}{cropped}, {self.side}², {self.steps} steps"
+
+    @property
+    def mask(self) -> Image.Image:
+        """White in the middle, of the share that is masked."""
+        mask, half = Image.new("L", (self.side, self.side)), round(self.side * self.masked**0.5 / 2)
+        mask.paste(255, [self.side // 2 + sign * half for sign in (-1, -1, 1, 1)])
+        return mask
 
 
 class Meter:
@@ -79,7 +104,14 @@ def miniature(*, quick: bool, model: str = catalogue.MINIATURE) -> dict[str, Any
     """The built-in model, in fp32, 30 steps, guided."""
     painter = load(model, device="cpu", dtype="fp32")
     pipeline = peer.load_pipeline(catalogue.resolve(model), torch.float32)
-    jobs = [Job(128, 30, picture, rounds=3 if quick else 9) for picture in (False, True)]
+    rounds = 3 if quick else 9
+    jobs = [
+        Job(128, 30, rounds, picture=False),
+        Job(128, 30, rounds),
+        Job(128, 30, rounds, masked=0.25),
+        Job(256, 30, rounds, masked=0.05, crop=True),
+        Job(256, 30, rounds, masked=0.05, crop=True, padding=16),
+    ]
     return compare(painter, pipeline, jobs)
 
 
@@ -98,8 +130,8 @@ def full_size(*, quick: bool) -> dict[str, Any]:
                 "tokenizer_2": second.tokenizer,
             }
         )
-    jobs = [Job(512, 4, picture=True, rounds=3), Job(1024, 1, picture=True, rounds=2)]
-    return compare(painter, pipeline, [Job(512, 1, picture=True, rounds=1)] if quick else jobs)
+    jobs = [Job(512, 4, rounds=3), Job(512, 4, rounds=2, masked=0.25), Job(1024, 1, rounds=2)]
+    return compare(painter, pipeline, [Job(512, 1, rounds=1)] if quick else jobs)
 
 
 def compare(painter: Painter, pipeline: Any, jobs: list[Job]) -> dict[str, Any]:
@@ -142,14 +174,16 @@ def ours(painter: Painter, job: Job) -> Callable[[], object]:
         "width": job.side,
         "height": job.side,
     }
-    buffer = BytesIO()
-    sketch(job.side).save(buffer, "png")
+    picture = images.picture(sketch(job.side))
+    if job.picture:
+        fields |= {"image": picture, "strength": STRENGTH}
+    if job.masked:
+        fields |= {"mask": images.picture(job.mask), "fill": "original"}
+        fields["crop"] = "auto" if job.crop else "off"
 
     def run() -> object:
         painter.model.kept.clear()
-        if job.picture:
-            return painter.edit(buffer.getvalue(), **fields, strength=STRENGTH)
-        return painter.create(**fields)
+        return painter.run(Request(**fields))
 
     return run
 
@@ -157,7 +191,12 @@ def ours(painter: Painter, job: Job) -> Callable[[], object]:
 def diffusers(pipeline: Any, job: Job) -> Callable[[], object]:
     fields: dict[str, Any] = {"prompt": PROMPT, "guidance_scale": GUIDANCE}
     if job.picture:
-        pipeline = peer.image_to_image(pipeline)
+        pipeline = peer.inpainting(pipeline) if job.masked else peer.image_to_image(pipeline)
+        if job.masked:
+            fields |= {"mask_image": job.mask, "width": job.side, "height": job.side}
+        if job.padding:
+            native = {"width": NATIVE, "height": NATIVE}
+            fields |= {"padding_mask_crop": job.padding, **native}
         asked = peer.steps_to_ask(job.steps, STRENGTH)
         fields |= {"image": sketch(job.side), "strength": STRENGTH, "num_inference_steps": asked}
     else:

@@ -13,6 +13,9 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
     StableDiffusionXLImg2ImgPipeline,
 )
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint import (
+    StableDiffusionXLInpaintPipeline,
+)
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -68,12 +71,19 @@ def pipeline(parts: dict[str, Any]) -> StableDiffusionXLPipeline:
 
 def image_to_image(base: StableDiffusionXLPipeline) -> StableDiffusionXLImg2ImgPipeline:
     """The same modules as an image-to-image pipeline."""
+    return _again(base, StableDiffusionXLImg2ImgPipeline)
+
+
+def inpainting(base: StableDiffusionXLPipeline) -> StableDiffusionXLInpaintPipeline:
+    """The same modules as an inpainting pipeline."""
+    return _again(base, StableDiffusionXLInpaintPipeline)
+
+
+def _again(base: StableDiffusionXLPipeline, kind: Any) -> Any:
     parts = {name: part for name, part in base.components.items() if part is not None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = StableDiffusionXLImg2ImgPipeline(
-            **parts, force_zeros_for_empty_prompt=False, add_watermarker=False
-        )
+        made = kind(**parts, force_zeros_for_empty_prompt=False, add_watermarker=False)
     made.set_progress_bar_config(disable=True)
     return made
 
