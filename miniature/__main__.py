@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--model", default="miniature", help="a folder; measure: or a name")
     parser.add_argument("--count", type=int, default=300, help="measure: held-out prompts")
     parser.add_argument("--sweep", type=int, default=48, help="measure: sources of the sweep")
+    parser.add_argument("--tiled", type=int, default=512, help="measure-masks: pixels of a side")
     parser.add_argument("--guidance", type=float, default=5.0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -246,7 +247,13 @@ def main() -> None:
         from .measure_masks import report as report_masks
 
         names = [f"{options.model}{end}" for end in ("", "-inpaint", "-refiner")]
-        report_masks(names, judge.load(PACKAGED_JUDGE), options.out, count=options.count)
+        report_masks(
+            names,
+            judge.load(PACKAGED_JUDGE),
+            options.out,
+            count=options.count,
+            tiled=options.tiled,
+        )
         return
     stages = {
         "render": workshop.render,

@@ -10,7 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from overpaint.diffusion.windows import starts
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
 from overpaint.request import Request
@@ -24,6 +26,7 @@ UNLIKE = 15.0  # ΔE beyond which a pixel is not of the background
 SIDE = 32  # pixels that a picture is extended by
 STEPS = 20
 STRENGTH = 0.5  # of the pictures that are refined
+BAND = 3  # pixels to either side of a border
 
 Pixels = NDArray[np.uint8]
 
@@ -125,6 +128,73 @@ def removed(model: Model, count: int) -> tuple[Figure, Pixels]:
     return figure, np.concatenate([sources[:12], painted[:12]])
 
 
+def _seam(pictures: Pixels, boxes: Pixels) -> float:
+    """ΔE between the mean colours of the bands at both sides of the masks' borders."""
+    band = np.ones((2 * BAND + 1, 2 * BAND + 1), np.uint8)
+    inside = [(b > 0) & (cv2.erode(b, band) == 0) for b in boxes]
+    outside = [(b == 0) & (cv2.dilate(b, band) > 0) for b in boxes]
+    means = [
+        np.stack([p[at].mean(0) for p, at in zip(pictures, bands, strict=True)])
+        for bands in (inside, outside)
+    ]
+    a, b = (m[:, None, None].round().astype(np.uint8) for m in means)
+    return float(_difference(a, b).mean())
+
+
+def matched(model: Model, count: int) -> list[Figure]:
+    """Pictures repainted as what they are within a box; how visible its border is."""
+    scenes = _scenes(count, 700_000, two=False)
+    sources = np.stack([render(s) for s in scenes])
+    boxes = np.zeros((count, NATIVE, NATIVE), np.uint8)
+    boxes[:, 24:104, 24:104] = 255
+    figures = [Figure("ΔE over the mask's border, before", _seam(sources, boxes), 0.0, count)]
+    for match in (False, True):
+        requests = [
+            Request(
+                prompt=_caption(scene),
+                image=as_picture(source),
+                mask=as_picture(box),
+                task="retouch",
+                crop="off",
+                match_colours=match,
+                seed=i,
+            )
+            for i, (scene, source, box) in enumerate(zip(scenes, sources, boxes, strict=True))
+        ]
+        name = "colours matched" if match else "colours as painted"
+        step = _seam(paint(model, requests, name), boxes)
+        figures.append(Figure(f"ΔE over the mask's border, {name}", step, 0.0, count))
+    return figures
+
+
+def seams(model: Model, side: int, count: int) -> tuple[Figure, Pixels]:
+    """Pictures of `side` × `side` by a tiled second stage; the gradient across windows' edges.
+
+    The figure is its mean over the mean elsewhere.
+    """
+    requests = [
+        Request(
+            prompt=_caption(scene),
+            width=side // 4,
+            height=side // 4,
+            upscale=4.0,
+            refine_strength=0.4,
+            refine_steps=4,
+            seed=i,
+        )
+        for i, scene in enumerate(_scenes(count, 800_000, two=True))
+    ]
+    painted = paint(model, requests, f"tiled {side}²")
+    cells, window = side // model.vae_factor, model.native_size // model.vae_factor
+    firsts = starts(cells, window)
+    edges = {model.vae_factor * at for at in (*firsts, *(s + window for s in firsts))} - {0, side}
+    at = np.isin(np.arange(1, side), sorted(edges))
+    grey = painted.astype(np.float32).mean(3)
+    both = [np.abs(np.diff(grey, axis=axis)).mean((0, 3 - axis)) for axis in (1, 2)]
+    ratio = float(np.mean([steps[at].mean() / steps[~at].mean() for steps in both]))
+    return Figure(f"gradient at windows' edges over elsewhere, {side}²", ratio, 1.0, count), painted
+
+
 def extended(model: Model, count: int) -> tuple[Figure, Pixels]:
     """Pictures with more room at the right; ΔE over the border, wanted at most 5."""
     scenes = _scenes(count, 400_000, two=False)
@@ -206,8 +276,11 @@ def softened(model: Model, count: int) -> tuple[list[float], Pixels]:
     return change.reshape(8, -1).mean(1).tolist(), np.concatenate([sources[:12], painted[:12]])
 
 
-def report(names: Sequence[str], judge: Judge, out: Path, *, count: int) -> None:
-    """Measure everything with base, inpainting UNet and refiner; pictures go into `out`."""
+def report(names: Sequence[str], judge: Judge, out: Path, *, count: int, tiled: int = 512) -> None:
+    """Measure everything with base, inpainting UNet and refiner; pictures go into `out`.
+
+    `tiled` is the side of the pictures whose second stage is tiled.
+    """
     out.mkdir(parents=True, exist_ok=True)
     base, inpaint, refiner = (load_model(name) for name in names)
     figures: list[Figure] = []
@@ -224,6 +297,10 @@ def report(names: Sequence[str], judge: Judge, out: Path, *, count: int) -> None
     found, pictures = refined(base, refiner, count)
     figures += found
     grid(pictures, 12).save(out / "refined.png")
+    figures += matched(base, count)
+    figure, pictures = seams(base, tiled, max(1, count // 50))
+    figures.append(figure)
+    Image.fromarray(pictures[0]).save(out / f"tiled-{tiled}.png")
     change, pictures = softened(base, count)
     grid(pictures, 12).save(out / "softened.png")
     for figure in figures:
