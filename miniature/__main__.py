@@ -134,7 +134,6 @@ class Workshop:
     def inpaint(self, steps: int, compiled: bool) -> None:
         """Train the inpainting UNet."""
         inpaint.train(
-            self.work / "latents",
             self.work / "masked",
             vae.scaling(self._autoencoder()),
             self._encoders(),

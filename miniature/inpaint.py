@@ -1,7 +1,8 @@
 """Training of the inpainting UNet: nine channels, as SDXL's inpainting checkpoints have them.
 
 Beside the noisy latent it sees the mask and the latent of the picture with the masked part grey.
-The text encoders stay as the UNet's training left them. Where a mask holds one object, half of the
+One view in four has no objects at all, since a picture may be left without. The text encoders stay
+as the UNet's training left them. Where a mask holds one object, half of the
 captions speak of that one alone; where it holds none, half speak of the background alone, so that
 an object can be put there and taken away.
 """
@@ -24,7 +25,7 @@ from overpaint import masks
 
 from . import vae as autoencoder
 from .common import Trainee, generator, progress, read_tensors, write_tensors
-from .data import View, draw_view
+from .data import View, draw_view, render_view
 from .family import HIDDEN, LENGTH, POOLED, TIME_IDS, TextEncoders, Tokenizers
 from .scenes import Scene, caption
 from .text import SHORT
@@ -34,6 +35,7 @@ BATCH = 48
 RATE = 1e-3
 FACTOR = 8  # pixels per latent cell
 NATIVE = "128x128"
+EMPTY_SHARE = 0.25  # of the views
 TOUCHED = 0.25  # of an object's box: less than this under the mask leaves it as it is
 
 
@@ -66,7 +68,7 @@ def draw_mask(rng: np.random.Generator, view: View) -> NDArray[np.bool_]:
     """What is to be painted, (height, width): around an object, anywhere, a side, all of it."""
     height, width = view.height, view.width
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.4 and view.scene.objects:
         item = view.scene.objects[int(rng.integers(len(view.scene.objects)))]
         reach = item.radius * rng.uniform(1.1, 1.5, 2)
         centre = np.array([item.x - view.left, item.y - view.top])
@@ -125,25 +127,41 @@ def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
             continue
         chunk = read_tensors(sources[n])
         seeds = chunk[f"seed.{NATIVE}"]
-        drawn = np.stack([mask_of(seed) for seed in seeds.tolist()])
-        kept = autoencoder.to_tensor(chunk[f"pixels.{NATIVE}"].numpy())
-        kept = kept * torch.from_numpy(~drawn)[:, None]
+        shown = chunk[f"pixels.{NATIVE}"].numpy().copy()
+        views = [view_of(seed) for seed in seeds.tolist()]
+        for i, view in enumerate(views):
+            if not view.scene.objects:
+                shown[i] = render_view(view)
+        drawn = np.stack([mask_of(s, v) for s, v in zip(seeds.tolist(), views, strict=True)])
+        whole = autoencoder.to_tensor(shown)
+        kept = whole * torch.from_numpy(~drawn)[:, None]
         with torch.autocast("cpu", torch.bfloat16):
+            moments = [autoencoder.encode(vae, part) for part in whole.split(16)]
             means = [autoencoder.encode(vae, part).mean for part in kept.split(16)]
         cells = np.stack([masks.cells(mask.astype(np.float32), FACTOR) for mask in drawn])
         write_tensors(
             path,
             {
                 "seed": seeds,
+                "mean": torch.cat([m.mean for m in moments]).half(),
+                "std": torch.cat([m.std for m in moments]).half(),
                 "cells": torch.from_numpy(cells)[:, None].half(),
                 "kept": torch.cat(means).half(),
             },
         )
 
 
-def mask_of(seed: int) -> NDArray[np.bool_]:
-    """The mask that belongs to a view."""
-    return draw_mask(np.random.default_rng((seed, 1)), draw_view(seed))
+def view_of(seed: int) -> View:
+    """The view of a seed, of some without the objects."""
+    view = draw_view(seed)
+    if np.random.default_rng((seed, 2)).random() >= EMPTY_SHARE:
+        return view
+    return replace(view, scene=replace(view.scene, objects=(), relation=None))
+
+
+def mask_of(seed: int, view: View) -> NDArray[np.bool_]:
+    """The mask that belongs to the view of a seed."""
+    return draw_mask(np.random.default_rng((seed, 1)), view)
 
 
 @dataclass(frozen=True)
@@ -183,25 +201,24 @@ def _caption(whole: Scene, part: Scene, rng: np.random.Generator) -> str:
     return caption(part if len(part.objects) < 2 and rng.random() < 0.5 else whole, rng)
 
 
-def load(latents: Path, folder: Path) -> Masks:
-    """What `unet.encode` and `encode` have written, joined."""
+def load(folder: Path) -> Masks:
+    """What `encode` has written, joined."""
     mean: list[Tensor] = []
     std: list[Tensor] = []
     channels: list[Tensor] = []
     seeds: list[int] = []
     for path in sorted(folder.glob("*.safetensors")):
-        plain, masked = read_tensors(latents / path.name), read_tensors(path)
-        mean.append(plain[f"mean.{NATIVE}"])
-        std.append(plain[f"std.{NATIVE}"])
+        masked = read_tensors(path)
+        mean.append(masked["mean"])
+        std.append(masked["std"])
         channels.append(torch.cat([masked["cells"], masked["kept"]], 1))
         seeds += masked["seed"].tolist()
-    views = [draw_view(seed) for seed in seeds]
-    scenes = [touched(view, mask_of(seed)) for seed, view in zip(seeds, views, strict=True)]
+    views = [view_of(seed) for seed in seeds]
+    scenes = [touched(view, mask_of(seed, view)) for seed, view in zip(seeds, views, strict=True)]
     return Masks(torch.cat(mean), torch.cat(std), torch.cat(channels), views, scenes)
 
 
 def train(
-    latents: Path,
     folder: Path,
     scale: float,
     encoders: TextEncoders,
@@ -214,7 +231,7 @@ def train(
     """Train on the masked views; `state` is written as it goes and resumed from."""
     unet = build(seed)
     trainee = Trainee(unet, rate=RATE, decay=0.999)
-    found, tokenizers = load(latents, folder), Tokenizers()
+    found, tokenizers = load(folder), Tokenizers()
     encoders.requires_grad_(False)
     fast: Any = torch.compile(unet) if compiled else unet
 

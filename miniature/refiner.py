@@ -2,7 +2,7 @@
 
 It is told by the second text encoder alone, which stays as the UNet's training left it, and by five
 size ids: the last is an aesthetic score (Podell et al. 2023, section 2.5). The score means
-something: a picture of `SHARP` is as it was rendered, one of `SOFT` had its latents smoothed.
+something: a picture of `SHARP` is as rendered, one of `SOFT` a little smoothed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ BATCH = 32
 LAST = 250  # timesteps: somewhat more than the fifth that it is for
 SHARP, SOFT = 6.0, 2.5  # SDXL's defaults for the prompt and the negative prompt
 SOFT_SHARE = 1 / 6
+SOFTNESS = 0.05  # of the smoothing: guidance multiplies what lies between the scores
 
 
 def build(seed: int = 0) -> UNet2DConditionModel:
@@ -104,7 +105,8 @@ def soften(batch: Batch) -> Batch:
     kernel = (kernel[:, None] * kernel).expand(4, 1, 3, 3)
     part = functional.pad(batch.latents[:count], (1, 1, 1, 1), mode="replicate")
     smooth = functional.conv2d(part, kernel, groups=4)
-    return Batch(torch.cat([smooth, batch.latents[count:]]), batch.views, batch.captions)
+    soft = batch.latents[:count].lerp(smooth, SOFTNESS)
+    return Batch(torch.cat([soft, batch.latents[count:]]), batch.views, batch.captions)
 
 
 def scored(batch: Batch) -> Tensor:
