@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import inpaint, judge, refiner, text, unet, vae
 from .common import Trainee, averaged_weights, read_tensors
 from .data import native_scenes
-from .family import Painter, PreviewFactors, TextEncoders, export, export_second
+from .family import Painter, PreviewFactors, export, export_second
 from .scenes import Scene
 
 SCENES = 32_000  # what the UNet sees
@@ -118,11 +118,8 @@ class Workshop:
             compiled=compiled,
         )
 
-    def _encoders(self) -> TextEncoders:
-        """The text encoders as the UNet's training left them."""
-        return self._painter()
-
     def _painter(self) -> Painter:
+        """The UNet and the text encoders, averaged."""
         painter = Painter()
         painter.load_state_dict(averaged_weights(self.work / "unet.safetensors"))
         return painter.eval()
@@ -136,7 +133,7 @@ class Workshop:
         inpaint.train(
             self.work / "masked",
             vae.scaling(self._autoencoder()),
-            self._encoders(),
+            self._painter(),
             self.work / "inpaint.safetensors",
             steps=steps,
             seed=self.seed + 50,
@@ -148,7 +145,7 @@ class Workshop:
         refiner.train(
             self.work / "latents",
             vae.scaling(self._autoencoder()),
-            self._encoders(),
+            self._painter(),
             self.work / "refiner.safetensors",
             steps=steps,
             seed=self.seed + 60,

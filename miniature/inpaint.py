@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from overpaint import masks
 from . import vae as autoencoder
 from .common import Trainee, generator, progress, read_tensors, write_tensors
 from .data import View, draw_view, render_view
-from .family import HIDDEN, LENGTH, POOLED, TIME_IDS, TextEncoders, Tokenizers
+from .family import LENGTH, TextEncoders, Tokenizers, build_unet
 from .scenes import Scene, caption
 from .text import SHORT
 from .unet import DROPOUT, Batch, denoise, draw_timesteps
@@ -42,26 +41,7 @@ TOUCHED = 0.25  # of an object's box: less than this under the mask leaves it as
 def build(seed: int = 0) -> UNet2DConditionModel:
     """An untrained UNet of 9 channels for latents of 16 × 16, of less than half the size."""
     torch.manual_seed(seed)
-    config = {
-        "sample_size": 16,
-        "in_channels": 9,
-        "out_channels": 4,
-        "block_out_channels": (32, 64, 96),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "layers_per_block": 1,
-        "transformer_layers_per_block": (1, 1, 2),
-        "attention_head_dim": (1, 2, 3),  # SDXL's reading: the number of heads
-        "norm_num_groups": 16,
-        "use_linear_projection": True,
-        "cross_attention_dim": sum(HIDDEN),
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 32,
-        "projection_class_embeddings_input_dim": POOLED + TIME_IDS * 32,
-    }
-    unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config))
-    unet.set_attn_processor(AttnProcessor())
-    return unet
+    return build_unet(in_channels=9, block_out_channels=(32, 64, 96), attention_head_dim=(1, 2, 3))
 
 
 def draw_mask(rng: np.random.Generator, view: View) -> NDArray[np.bool_]:

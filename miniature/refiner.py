@@ -8,16 +8,14 @@ something: a picture of `SHARP` is as rendered, one of `SOFT` a little smoothed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
 from .common import Trainee
-from .family import HIDDEN, LENGTH, POOLED, TextEncoders, Tokenizers
+from .family import HIDDEN, LENGTH, POOLED, TextEncoders, Tokenizers, build_unet
 from .text import SHORT
 from .unet import Batch, buckets, denoise, draw_batch
 
@@ -32,36 +30,17 @@ SOFTNESS = 0.05  # of the smoothing: guidance multiplies what lies between the s
 def build(seed: int = 0) -> UNet2DConditionModel:
     """An untrained refiner of four levels, as SDXL's, for latents of 16 × 16."""
     torch.manual_seed(seed)
-    config = {
-        "sample_size": 16,
-        "in_channels": 4,
-        "out_channels": 4,
-        "block_out_channels": (32, 64, 96, 96),
-        "down_block_types": (
-            "DownBlock2D",
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "DownBlock2D",
-        ),
-        "up_block_types": (
-            "UpBlock2D",
-            "CrossAttnUpBlock2D",
-            "CrossAttnUpBlock2D",
-            "UpBlock2D",
-        ),
-        "layers_per_block": 1,
-        "transformer_layers_per_block": 1,
-        "attention_head_dim": (1, 2, 3, 3),  # SDXL's reading: the number of heads
-        "norm_num_groups": 16,
-        "use_linear_projection": True,
-        "cross_attention_dim": HIDDEN[1],
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 32,
-        "projection_class_embeddings_input_dim": POOLED + 5 * 32,
-    }
-    unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config))
-    unet.set_attn_processor(AttnProcessor())
-    return unet
+    down, attended = "DownBlock2D", "CrossAttnDownBlock2D"
+    up, attended_up = "UpBlock2D", "CrossAttnUpBlock2D"
+    return build_unet(
+        block_out_channels=(32, 64, 96, 96),
+        down_block_types=(down, attended, attended, down),
+        up_block_types=(up, attended_up, attended_up, up),
+        transformer_layers_per_block=1,
+        attention_head_dim=(1, 2, 3, 3),
+        cross_attention_dim=HIDDEN[1],
+        projection_class_embeddings_input_dim=POOLED + 5 * 32,
+    )
 
 
 def train(

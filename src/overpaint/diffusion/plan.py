@@ -156,14 +156,8 @@ def plan(request: "Request", model: "Model", refiner: "Model | None" = None) -> 
     notices = _notices(request, model, canvas)
     if request.strength == 0 or canvas.blank:
         return Planned((), canvas, tuple(notices))
-    drawn = start(
-        request.schedule,
-        request.num_inference_steps,
-        1.0 if request.strength is None else request.strength,
-        network(model).schedule,
-        mode=request.steps,
-        drop_penultimate=SAMPLERS[request.sampler].drops_penultimate,
-    )
+    strength = 1.0 if request.strength is None else request.strength
+    drawn = _sigmas(request, model, request.num_inference_steps, strength)
     first = _stage(request, model, canvas, drawn, notices)
     if canvas.start and request.strength != 1 and request.fill != "noise":
         first = replace(first, init=moments(model, canvas.start, notices))
@@ -197,17 +191,23 @@ def _followed(
             return replace(last, init=first.init)
         return replace(first, sigmas=above, then=Stage(last, stages.carry))
     larger = canvas.scaled(request.upscale)
-    drawn = start(
-        request.schedule,
-        request.refine_steps or request.num_inference_steps,
-        request.refine_strength,
-        network(second).schedule,
-        mode=request.steps,
-        drop_penultimate=SAMPLERS[request.sampler].drops_penultimate,
-    )
+    steps = request.refine_steps or request.num_inference_steps
+    drawn = _sigmas(request, second, steps, request.refine_strength)
     last = _stage(request, second, larger, drawn, notices)
     begin = stages.renoise if larger is canvas else stages.enlarge(model, request.upscale_in)
     return replace(first, then=Stage(last, begin))
+
+
+def _sigmas(request: "Request", model: "Model", steps: int, strength: float) -> Sigmas:
+    """The noise levels of a stage that starts at a strength."""
+    return start(
+        request.schedule,
+        steps,
+        strength,
+        network(model).schedule,
+        mode=request.steps,
+        drop_penultimate=SAMPLERS[request.sampler].drops_penultimate,
+    )
 
 
 def _check_second(model: "Model", second: "Model") -> None:
