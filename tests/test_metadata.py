@@ -50,6 +50,14 @@ def png_with(path: Path, **texts: str) -> Path:
 # Ours
 
 
+def test_a_refiner_is_recorded_with_its_weights():
+    request, second = Request(refiner="finer"), Checkpoint("finer", "fe" * 32)
+    record = metadata.record(request, 0, PIXELS.size, Checkpoint(), second)
+    assert (record["model"]["name"], record["refiner"]["name"]) == ("miniature", "finer")
+    assert record["refiner"]["sha256"] == "fe" * 32
+    assert metadata.record(Request(), 0, PIXELS.size, Checkpoint())["refiner"] is None
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_written_picture_gives_its_request_back(name: str, tmp_path: Path):
     request = Request(

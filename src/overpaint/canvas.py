@@ -126,6 +126,17 @@ class Canvas:
         return self.part.compose(painted) if self.part else painted
 
 
+def check(request: "Request") -> None:
+    """Find what is wrong with a request's picture and mask, before a model is loaded.
+
+    Raises:
+        PictureError: either cannot be decoded, or their sizes differ.
+        RequestError: a mask in words that means nothing.
+    """
+    if request.image is not None:
+        masks.of(request, images.decode(request.image))
+
+
 def lay_out(request: "Request", native: int) -> Canvas:
     """The canvas of a request, for a model of a native side.
 

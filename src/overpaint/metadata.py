@@ -62,7 +62,11 @@ class Checkpoint(_Named, Protocol):
 
 
 def record(
-    request: Request, index: int, size: tuple[int, int], model: Checkpoint
+    request: Request,
+    index: int,
+    size: tuple[int, int],
+    model: Checkpoint,
+    refiner: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Everything that made picture `index` of a request, ready for JSON.
 
@@ -71,23 +75,32 @@ def record(
         index: which picture of the request, from 0.
         size: (width, height) of the result.
         model: that made it.
+        refiner: of its second stage.
     """
-    described = {
+    return _record(request, index, size, _described(model), refiner and _described(refiner))
+
+
+def _described(model: Checkpoint) -> dict[str, str]:
+    return {
         "name": model.name,
         "sha256": model.sha256,
         "family": model.family.name,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    return _record(request, index, size, described)
 
 
 def _record(
-    request: Request, index: int, size: tuple[int, int], model: dict[str, str]
+    request: Request,
+    index: int,
+    size: tuple[int, int],
+    model: dict[str, str],
+    refiner: dict[str, str] | None,
 ) -> dict[str, Any]:
     return {
         "version": _version("overpaint"),
         "model": model,
+        "refiner": refiner,
         "request": request.model_dump(mode="json", exclude={"image", "mask"}),
         "seed": request.seed + index,
         "index": index,
@@ -138,7 +151,7 @@ def check_output(path: Path, request: Request) -> None:
     """
     images.check_writable(path)
     longest = {"name": "?" * 512, "sha256": "?" * 64, "family": "?" * 64, "dtype": "?" * 64}
-    _options(path, _record(request, 0, (8192, 8192), longest))
+    _options(path, _record(request, 0, (8192, 8192), longest, longest if request.refiner else None))
 
 
 def write(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
@@ -212,6 +225,7 @@ class _Record(BaseModel):
 
     version: str
     model: _Model
+    refiner: _Model | None = None
     request: dict[str, Any]
     seed: int
     index: int

@@ -121,7 +121,8 @@ class Painter:
             ) from error
 
     def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
-        planned = plan(request, self.model, self._refiner(request.refiner))
+        refiner = self.refiner(request.refiner) if request.refiner else None
+        planned = plan(request, self.model, refiner)
         yield from map(Notice, planned.notices)
         pictures: list[Image] = []
         if not planned.plans and planned.canvas.original:
@@ -149,14 +150,17 @@ class Painter:
             finished_steps += sum(p.steps for p in group)
         seeds = tuple(request.seed + i for i in range(request.num_images))
         records = tuple(
-            metadata.record(request, i, image.size, self.model) for i, image in enumerate(pictures)
+            metadata.record(request, i, image.size, self.model, refiner)
+            for i, image in enumerate(pictures)
         )
         yield Finished(tuple(pictures), seeds, records)
 
-    def _refiner(self, name: str | None) -> "Model | None":
-        """A request's refiner, loaded when it is first asked for."""
-        if name is None:
-            return None
+    def refiner(self, name: str) -> "Model":
+        """The model of a second stage, loaded when it is first asked for, to stay.
+
+        Raises:
+            ModelNotFoundError, CheckpointError, DeviceError: as `load`.
+        """
         if name not in self._refiners:
             self._refiners[name] = load_model(
                 name,

@@ -42,6 +42,9 @@ class FakePainter:
     requests: list[Request] = field(default_factory=list[Request])
     error: BaseException | None = None
 
+    def refiner(self, name: str) -> Checkpoint:
+        return Checkpoint(name, self.model.sha256)
+
     def stream(self, request: Request) -> Iterator[Event]:
         self.requests.append(request)
         yield Notice("a word of warning")
@@ -54,7 +57,8 @@ class FakePainter:
         pictures = tuple(
             Image.new("RGB", size, ((request.seed + i) % 256, 128, 0)) for i in range(n)
         )
-        records = tuple(metadata.record(request, i, size, self.model) for i in range(n))
+        second = self.refiner(request.refiner) if request.refiner else None
+        records = tuple(metadata.record(request, i, size, self.model, second) for i in range(n))
         yield Finished(pictures, tuple(request.seed + i for i in range(n)), records)
 
 
@@ -227,6 +231,25 @@ def test_a_mask_that_is_not_there_is_named(loader: Loader, run: Any):
     )
 
 
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (("--mask-from", "box:1,2"), "give 4 numbers"),
+        (("--mask-from", "star:1,2,3,4"), "starts with none of: box:"),
+        (("--mask-from", "box:30,0,40,9"), "is nowhere in the picture of 20x10 pixels"),
+        (("--mask", "small.png"), "the mask is 8x8 and the picture 20x10"),
+    ],
+)
+def test_a_wrong_mask_is_refused_before_a_model_is_loaded(
+    loader: Loader, run: Any, mask: tuple[str, str], message: str
+):
+    Image.new("L", (8, 8), 255).save("small.png")
+    ran = run("edit", "fox.png", "a wolf", *mask)
+    assert ran.code != 0
+    assert message in ran.err
+    assert not loader.calls
+
+
 def test_create_can_be_staged_and_has_no_mask(loader: Loader, run: Any):
     assert run("create", "a fox", "--refiner", "mine", "--upscale", 2).code == 0
     assert loader.requests[0].refine == "sequential"
@@ -339,6 +362,16 @@ def test_another_picture_and_other_weights_are_said(loader: Loader, run: Any):
     other = run("edit", "sea.png", "--like", "a.png").err
     assert "note: the picture is not the one that the settings were used on." in other
     assert "note: the model's weights are not those" in other
+    assert "note: the refiner's weights" not in other
+
+
+def test_another_refiner_is_said(loader: Loader, run: Any):
+    run("edit", "fox.png", "a wolf", "-o", "a.png", "--refiner", "second")
+    assert "weights" not in run("edit", "fox.png", "--like", "a.png").err
+    loader.sha256 = "cd" * 32
+    assert (
+        "note: the refiner's weights are not those" in run("edit", "fox.png", "--like", "a.png").err
+    )
 
 
 def test_settings_of_other_programs_are_used(loader: Loader, run: Any):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from overpaint.cli.terminal import Terminal
 from overpaint.errors import OutputError, RequestError
 from overpaint.events import Finished, Notice, Step
 from overpaint.request import Picture, Request
+
+if TYPE_CHECKING:
+    from overpaint.models.model import Model
 
 Source = Annotated[Path, typer.Argument(help="The picture to repaint.", show_default=False)]
 Prompt = Annotated[
@@ -147,6 +150,7 @@ def _run(
 ) -> tuple[list[Finished], float]:
     """Load the model and carry out the requests; also the seconds that painting took."""
     import overpaint  # load() imports torch
+    from overpaint import canvas  # imports OpenCV
 
     name, dtype = common.model, common.dtype
     ours = found and found.record
@@ -156,10 +160,19 @@ def _run(
             terminal.note(f"the settings are for the model {found.model!r}; this is {name!r}.")
     if dtype == "auto" and ours:
         dtype = ours["model"].get("dtype") or dtype
+    canvas.check(requests[0])  # all share their picture
+    loaded: dict[str, Model] = {}
     with terminal.waiting(f"loading {name}"):
         painter = overpaint.load(name, device=common.device, dtype=dtype)
-    if ours and ours["model"]["sha256"] != painter.model.sha256:
-        terminal.note("the model's weights are not those that made the picture; pixels may differ.")
+        loaded["model"] = painter.model
+    if second := requests[0].refiner:
+        with terminal.waiting(f"loading {second}"):
+            loaded["refiner"] = painter.refiner(second)
+    for part, model in loaded.items():
+        if ours and ours.get(part) and ours[part]["sha256"] != model.sha256:
+            terminal.note(
+                f"the {part}'s weights are not those that made the picture; pixels may differ."
+            )
     results: list[Finished] = []
     start = perf_counter()
     with terminal.progress(len(requests)) as bar:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from overpaint import images, masks
@@ -24,8 +25,6 @@ from overpaint.names import SAMPLERS
 from overpaint.nn.attention import Context
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from overpaint.models.model import Model
     from overpaint.request import Request
 
@@ -160,7 +159,7 @@ def plan(request: "Request", model: "Model", refiner: "Model | None" = None) -> 
     drawn = _sigmas(request, model, request.num_inference_steps, strength)
     first = _stage(request, model, canvas, drawn, notices)
     if canvas.start and request.strength != 1 and request.fill != "noise":
-        first = replace(first, init=moments(model, canvas.start, notices))
+        first = replace(first, init=moments(model, images.to_array(canvas.start), notices))
     if request.staged:
         first = _followed(first, request, model, refiner or model, canvas, notices)
     plans = (replace(first, seed=request.seed + i) for i in range(request.num_images))
@@ -246,7 +245,7 @@ def _stage(
     positive, negative = _conditionings(request, model, canvas, notices)
     constraint: Constraint = Free()
     if part := canvas.part:
-        kept = moments(model, part.kept, notices).mean
+        kept = moments(model, images.to_array(part.kept), notices).mean
         constraint = Kept(kept, _cells(part.mask, model), whole or drawn)
     channels: int = model.vae.config["latent_channels"]
     width, height = canvas.size
@@ -274,14 +273,12 @@ def _canvas(request: "Request", model: "Model") -> Canvas:
     return model.remember("canvas", key, lambda: lay_out(request, model.native_size), REMEMBERED)
 
 
-def moments(model: "Model", picture: "Image", notices: list[str]) -> latents.Moments:
-    """The posterior of a picture, kept by its pixels."""
-
-    def encode() -> tuple[latents.Moments, str | None]:
-        return latents.encode(model, images.to_array(picture))
-
-    key = (picture.size, hashlib.sha256(picture.tobytes()).digest())
-    found, notice = model.remember("moments", key, encode, REMEMBERED)
+def moments(model: "Model", pixels: NDArray[np.float32], notices: list[str]) -> latents.Moments:
+    """The posterior of a picture [3, height, width] from -1 to 1, kept by its pixels."""
+    key = (pixels.shape, hashlib.sha256(pixels.tobytes()).digest())
+    found, notice = model.remember(
+        "moments", key, lambda: latents.encode(model, pixels), REMEMBERED
+    )
     if notice and notice not in notices:
         notices.append(notice)
     return found
@@ -368,9 +365,7 @@ def _channels(model: "Model", canvas: Canvas, notices: list[str]) -> Tensor | No
     if part := canvas.part:
         mask = (part.mask > 0).astype(np.float32)
         pixels = images.to_array(part.kept) * (1 - mask)
-    kept, notice = latents.encode(model, pixels)
-    notices += [notice] if notice else []
-    return torch.cat([_cells(mask, model), kept.mean], dim=1)
+    return torch.cat([_cells(mask, model), moments(model, pixels, notices).mean], dim=1)
 
 
 def _cells(mask: masks.Mask, model: "Model") -> Tensor:

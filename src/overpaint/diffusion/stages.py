@@ -61,6 +61,7 @@ def enlarge(model: "Model", space: Space) -> "Callable[[Plan, Tensor], Plan]":
             way through the VAE.
     """
 
+    # What the VAE has to say here it says again when the result is decoded.
     def in_pixels(plan: "Plan", latent: Tensor) -> "Plan":
         size = model.vae_factor * plan.shape[2], model.vae_factor * plan.shape[1]
         small, _ = latents.decode(model, latent)
