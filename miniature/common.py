@@ -146,6 +146,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     os.replace(temporary, path)
 
 
+def unwritten(name: str, sources: Path, folder: Path) -> Iterator[tuple[dict[str, Tensor], Path]]:
+    """Every chunk of `sources` that `folder` does not have yet, and the file it is to go to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(sources.glob("*.safetensors"))
+    for n, _ in progress(name, 0, len(found), every=1):
+        path = folder / found[n].name
+        if not path.exists():
+            yield read_tensors(found[n]), path
+
+
 def averaged_weights(path: Path) -> dict[str, Tensor]:
     """The averaged weights of a state that `Trainee.save` wrote."""
     return _under(read_tensors(path), "averaged.")

@@ -1,10 +1,10 @@
 """Training of the inpainting UNet: nine channels, as SDXL's inpainting checkpoints have them.
 
 Beside the noisy latent it sees the mask and the latent of the picture with the masked part grey.
-One view in four has no objects at all, since a picture may be left without. The text encoders stay
-as the UNet's training left them. Where a mask holds one object, half of the
-captions speak of that one alone; where it holds none, half speak of the background alone, so that
-an object can be put there and taken away.
+One view in four has no objects at all, since a picture may be left without. Where a mask holds one
+object, half of the captions speak of that one alone; where it holds none, half speak of the
+background alone, so that an object can be put there and taken away. The text encoders stay as the
+UNet's training left them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from overpaint import masks
 
 from . import vae as autoencoder
-from .common import Trainee, generator, progress, read_tensors, write_tensors
+from .common import Trainee, generator, read_tensors, unwritten, write_tensors
 from .data import View, draw_view, render_view
 from .family import LENGTH, TextEncoders, Tokenizers, build_unet
 from .scenes import Scene, caption
@@ -99,13 +99,7 @@ def _box(centre: float, radius: float) -> slice:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
     """A mask for every rendered view of the native size, and the latents of what it leaves."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = sorted(pixels.glob("*.safetensors"))
-    for n, _ in progress("masks", 0, len(sources), every=1):
-        path = folder / sources[n].name
-        if path.exists():
-            continue
-        chunk = read_tensors(sources[n])
+    for chunk, path in unwritten("masks", pixels, folder):
         seeds = chunk[f"seed.{NATIVE}"]
         shown = chunk[f"pixels.{NATIVE}"].numpy().copy()
         views = [view_of(seed) for seed in seeds.tolist()]
@@ -114,19 +108,17 @@ def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
                 shown[i] = render_view(view)
         drawn = np.stack([mask_of(s, v) for s, v in zip(seeds.tolist(), views, strict=True)])
         whole = autoencoder.to_tensor(shown)
-        kept = whole * torch.from_numpy(~drawn)[:, None]
-        with torch.autocast("cpu", torch.bfloat16):
-            moments = [autoencoder.encode(vae, part) for part in whole.split(16)]
-            means = [autoencoder.encode(vae, part).mean for part in kept.split(16)]
+        mean, std = autoencoder.moments(vae, whole)
+        kept, _ = autoencoder.moments(vae, whole * torch.from_numpy(~drawn)[:, None])
         cells = np.stack([masks.cells(mask.astype(np.float32), FACTOR) for mask in drawn])
         write_tensors(
             path,
             {
                 "seed": seeds,
-                "mean": torch.cat([m.mean for m in moments]).half(),
-                "std": torch.cat([m.std for m in moments]).half(),
+                "mean": mean,
+                "std": std,
                 "cells": torch.from_numpy(cells)[:, None].half(),
-                "kept": torch.cat(means).half(),
+                "kept": kept,
             },
         )
 

@@ -44,16 +44,30 @@ FIRST_SEED = 40_000_000  # of the held-out scenes, beyond every seed that traini
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the report card; `value` and `wanted` are shares, or dB."""
+    """One line of the report card.
+
+    Attributes:
+        name: what is measured.
+        value: a share, a ratio, dB or ΔE, as the name says.
+        wanted: the least value that is good, or the greatest; None where it is for comparison.
+        count: of the cases that the value is the mean of.
+        at_most: `wanted` is the greatest.
+    """
 
     name: str
     value: float
-    wanted: float
+    wanted: float | None
     count: int
+    at_most: bool = False
 
-    @property
-    def good(self) -> bool:
-        return self.value >= self.wanted
+    def __str__(self) -> str:
+        if self.wanted is None:
+            return f"     {self.name:52} {self.value:8.3f}  of {self.count}"
+        good = self.value <= self.wanted if self.at_most else self.value >= self.wanted
+        mark, bound = "ok  " if good else "FAR ", "most" if self.at_most else "least"
+        return (
+            f"{mark} {self.name:52} {self.value:8.3f}  of {self.count}, at {bound} {self.wanted:g}"
+        )
 
 
 def as_picture(pixels: NDArray[np.uint8]) -> Picture:
@@ -285,9 +299,7 @@ def report(
     figures += [*more, round_trip(model, 200)]
     found = sweep(model, judge, sweep_count, guidance)
     plot(found.means, out / "strength.svg")
-    for figure in figures:
-        mark = "ok  " if figure.good else "LOW "
-        print(f"{mark} {figure.name:42} {figure.value:8.3f}  at least {figure.wanted:g}")
+    print(*figures, sep="\n")
     print(f"strengths {STRENGTHS}")
     for name, means in found.means.items():
         print(f"{name:8}", *(f"{v:.3f}" for v in means))

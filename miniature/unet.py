@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import vae as autoencoder
-from .common import Trainee, generator, progress, read_tensors, write_tensors
+from .common import Trainee, generator, progress, read_tensors, unwritten, write_tensors
 from .data import SHAPES, View, draw_view, views
 from .family import LENGTH, Painter, Tokenizers, noise_schedule
 from .scenes import caption
@@ -70,26 +70,15 @@ def render(folder: Path, count: int, first_seed: int) -> None:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
     """Latent moments of every rendered chunk, one file each; files that are there are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = sorted(pixels.glob("*.safetensors"))
-    for n, _ in progress("encode", 0, len(sources), every=1):
-        path = folder / sources[n].name
-        if path.exists():
-            continue
-        chunk = read_tensors(sources[n])
+    for chunk, path in unwritten("encode", pixels, folder):
         tensors: dict[str, Tensor] = {}
         for key, value in chunk.items():
             kind, name = key.split(".")
             if kind == "seed":
                 tensors[key] = value
                 continue
-            with torch.autocast("cpu", torch.bfloat16):
-                moments = [
-                    autoencoder.encode(vae, autoencoder.to_tensor(part.numpy()))
-                    for part in value.split(16)
-                ]
-            tensors[f"mean.{name}"] = torch.cat([m.mean for m in moments]).half()
-            tensors[f"std.{name}"] = torch.cat([m.std for m in moments]).half()
+            whole = autoencoder.to_tensor(value.numpy())
+            tensors[f"mean.{name}"], tensors[f"std.{name}"] = autoencoder.moments(vae, whole)
         write_tensors(path, tensors)
 
 

@@ -46,6 +46,13 @@ def encode(vae: AutoencoderKL, images: Tensor) -> DiagonalGaussianDistribution:
     return cast(Any, vae).encode(images).latent_dist
 
 
+def moments(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of many pictures' posteriors, a few at a time; fp16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [encode(vae, part) for part in pixels.split(16)]
+    return torch.cat([m.mean for m in found]).half(), torch.cat([m.std for m in found]).half()
+
+
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """The images of latents that are not scaled."""
     return cast(Any, vae).decode(latents).sample
