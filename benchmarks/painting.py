@@ -109,6 +109,7 @@ def miniature(*, quick: bool, model: str = catalogue.MINIATURE) -> dict[str, Any
         Job(128, 30, rounds, picture=False),
         Job(128, 30, rounds),
         Job(128, 30, rounds, masked=0.25),
+        Job(256, 30, rounds, masked=0.05),
         Job(256, 30, rounds, masked=0.05, crop=True),
         Job(256, 30, rounds, masked=0.05, crop=True, padding=16),
     ]
