@@ -1,6 +1,6 @@
-"""The demo: repaints the sketches in this folder with the built-in miniature.
+"""The demo: repaints the sketches in this folder, and what comes of them, with the miniature.
 
-`make demo` runs it. Every picture it makes could be made by the command that it prints.
+`make demo` runs it from the repository's folder. Each picture is made by the command it prints.
 """
 
 import shlex
@@ -9,35 +9,39 @@ from pathlib import Path
 
 from overpaint.cli.main import main
 
-HERE = Path(__file__).parent
 OUT = Path("out")
 
-COMMANDS = (
-    ("edit", "house", "a watercolor painting of a red house left of a green tree", "watercolor"),
-    ("edit", "boat", "a neon sign of a yellow moon above an orange boat", "neon"),
-    (
-        "edit",
-        "cup",
-        "pixel art of a blue cup left of a purple star on a yellow background",
-        "pixel",
-    ),
-    ("edit", "cup", "a flat illustration of a green house left of a red star", "changed"),
-    ("create", "", "a flat illustration of a red fish below a blue boat on the sea", "created"),
-    ("sweep", "house", "a watercolor painting of a red house left of a green tree", "sweep"),
-)
+COMMANDS = {
+    "house-watercolor": "edit examples/house.png --strength 0.7 "
+    "'a watercolor painting of a red house left of a green tree'",
+    "boat-neon": "edit examples/boat.png --strength 0.7 "
+    "'a neon sign of a yellow moon above an orange boat'",
+    "cup-pixel": "edit examples/cup.png --strength 0.7 "
+    "'pixel art of a blue cup left of a purple star on a yellow background'",
+    "cup-changed": "edit examples/cup.png --strength 0.7 "
+    "'a flat illustration of a green house left of a red star'",
+    "created": "create 'a flat illustration of a red house left of a green tree on a blue "
+    "background' --refiner miniature-refiner",
+    "created-replaced": "edit out/created.png --model miniature-inpaint "
+    "--mask-from box:6,26,64,100 "
+    "'a flat illustration of a yellow star left of a green tree on a blue background'",
+    "created-removed": "edit out/created.png --model miniature-inpaint "
+    "--mask-from box:6,26,64,100 --task remove 'a flat illustration of a blue background'",
+    "created-extended": "edit out/created.png --model miniature-inpaint --extend right=64 "
+    "'a flat illustration of a blue background'",
+    "created-enlarged": "edit out/created.png --strength 0.3 --upscale 2 --refine-strength 0.2 "
+    "'a watercolor painting of a red house left of a green tree on a blue background'",
+    "house-sweep": "sweep examples/house.png --strength 0.2,0.4,0.6,0.8,1.0 --guidance 3,5,8 "
+    "'a watercolor painting of a red house left of a green tree'",
+}
 
 
-def run(verb: str, sketch: str, prompt: str, name: str) -> None:
+def run(name: str, command: str) -> None:
     """Run one command, after saying it."""
-    picture = [str((HERE / f"{sketch}.png").relative_to(Path.cwd()))] if sketch else []
-    options = ["--strength", "0.7"] if verb == "edit" else []
-    if verb == "sweep":
-        options = ["--strength", "0.2,0.4,0.6,0.8,1.0", "--guidance", "3,5,8"]
-    output = OUT / f"{sketch}-{name}.png" if sketch else OUT / f"{name}.png"
-    command = [verb, *picture, prompt, *options, "--seed", "7", "--output", str(output)]
-    print(f"\n$ overpaint {shlex.join(command)}", flush=True)
+    arguments = [*shlex.split(command), "--seed", "7", "--output", str(OUT / f"{name}.png")]
+    print(f"\n$ overpaint {shlex.join(arguments)}", flush=True)
     try:
-        main(command)
+        main(arguments)
     except SystemExit as end:
         if end.code:
             raise
@@ -45,6 +49,6 @@ def run(verb: str, sketch: str, prompt: str, name: str) -> None:
 
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
-    for command in COMMANDS:
-        run(*command)
+    for name, command in COMMANDS.items():
+        run(name, command)
     print(f"\nThe pictures are in {OUT.resolve()}.", file=sys.stderr)

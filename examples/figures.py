@@ -1,6 +1,7 @@
 """Makes the pictures of the README and the docs: `python -m examples.figures`."""
 
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -59,8 +60,63 @@ def strength_sweep(painter: overpaint.Painter) -> None:
     grid.save(FIGURES / "strength-sweep.png", optimize=True)
 
 
+SOURCE = overpaint.Request(
+    prompt="a flat illustration of a red house left of a green tree on a blue background", seed=3
+)
+HOUSE = "box:8,24,66,104"
+
+
+def masks(painter: overpaint.Painter) -> None:
+    """An object replaced, one removed, more room, and a mask that rises from left to right."""
+    inpainter = overpaint.load("miniature-inpaint")
+    source = painter.run(SOURCE).images[0]
+    ramp = Image.linear_gradient("L").rotate(90).resize(source.size)
+    yellow = "a flat illustration of a {} left of a green tree on a blue background"
+    cases: dict[str, tuple[overpaint.Painter, str, dict[str, Any]]] = {
+        "replaced": (inpainter, yellow.format("yellow star"), {"mask_from": HOUSE}),
+        "removed": (
+            inpainter,
+            "a flat illustration of a blue background",
+            {"mask_from": HOUSE, "task": "remove"},
+        ),
+        "extended": (
+            inpainter,
+            "a flat illustration of a blue background",
+            {"extend": (0, 0, 64, 0)},
+        ),
+        "soft mask": (
+            painter,
+            "a watercolor painting of a red house left of a green tree on a blue background",
+            {"mask": images.picture(ramp), "crop": "off"},
+        ),
+    }
+    results = [
+        model.edit(source, prompt, seed=7, **fields).images[0]
+        for model, prompt, fields in cases.values()
+    ]
+    row = [images.fit(result, (SHOWN, SHOWN), "contain") for result in (source, *results)]
+    images.grid([row], ["source", *cases], [""]).save(FIGURES / "masks.png", optimize=True)
+
+
+def stages(painter: overpaint.Painter) -> None:
+    """The same picture by the base alone, refined, and painted once more at twice the size."""
+    prompt = "a watercolor painting of a yellow moon above an orange boat on the sea"
+    cases: dict[str, dict[str, Any]] = {
+        "base alone": {},
+        "refined": {"refiner": "miniature-refiner"},
+        "at twice the size": {"upscale": 2.0, "refine_strength": 0.2},
+    }
+    row = [
+        shown(painter.create(prompt, seed=7, **fields).images[0], Image.Resampling.BICUBIC)
+        for fields in cases.values()
+    ]
+    images.grid([row], list(cases), [""]).save(FIGURES / "stages.png", optimize=True)
+
+
 if __name__ == "__main__":
     FIGURES.mkdir(exist_ok=True)
     loaded = overpaint.load("miniature")
     before_after(loaded)
     strength_sweep(loaded)
+    masks(loaded)
+    stages(loaded)
