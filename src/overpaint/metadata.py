@@ -77,7 +77,9 @@ def record(
         model: that made it.
         refiner: of its second stage.
     """
-    return _record(request, index, size, _described(model), refiner and _described(refiner))
+    return _record(
+        request, index, size, _described(model), None if refiner is None else _described(refiner)
+    )
 
 
 def _described(model: Checkpoint) -> dict[str, str]:
