@@ -71,19 +71,15 @@ def masks(painter: overpaint.Painter) -> None:
     inpainter = overpaint.load("miniature-inpaint")
     source = painter.run(SOURCE).images[0]
     ramp = Image.linear_gradient("L").rotate(90).resize(source.size)
-    yellow = "a flat illustration of a {} left of a green tree on a blue background"
+    background = "a flat illustration of a blue background"
     cases: dict[str, tuple[overpaint.Painter, str, dict[str, Any]]] = {
-        "replaced": (inpainter, yellow.format("yellow star"), {"mask_from": HOUSE}),
-        "removed": (
+        "replaced": (
             inpainter,
-            "a flat illustration of a blue background",
-            {"mask_from": HOUSE, "task": "remove"},
+            "a flat illustration of a yellow star left of a green tree on a blue background",
+            {"mask_from": HOUSE},
         ),
-        "extended": (
-            inpainter,
-            "a flat illustration of a blue background",
-            {"extend": (0, 0, 64, 0)},
-        ),
+        "removed": (inpainter, background, {"mask_from": HOUSE, "task": "remove"}),
+        "extended": (inpainter, background, {"extend": (0, 0, 64, 0)}),
         "soft mask": (
             painter,
             "a watercolor painting of a red house left of a green tree on a blue background",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,18 @@ def _caption(scene: Scene) -> str:
 
 
 def _requests(
-    scenes: Sequence[Scene], sources: Pixels, masks: Iterable[Pixels | None], **fields: Any
+    scenes: Sequence[Scene], sources: Pixels, masks: Pixels | None = None, **fields: Any
 ) -> list[Request]:
     """One request a scene, to paint it over its source."""
     return [
         Request(
             prompt=_caption(scene),
             image=as_picture(source),
-            mask=None if mask is None else as_picture(mask),
+            mask=None if masks is None else as_picture(masks[i]),
             seed=i,
             **fields,
         )
-        for i, (scene, source, mask) in enumerate(zip(scenes, sources, masks, strict=False))
+        for i, (scene, source) in enumerate(zip(scenes, sources, strict=True))
     ]
 
 
@@ -195,7 +195,6 @@ def seams(model: Model, side: int, count: int) -> tuple[Figure, Pixels]:
     requests = _requests(
         scenes,
         np.stack([np.asarray(r) for r in renders]),
-        itertools.repeat(None),
         width=small[0],
         height=small[1],
         strength=0.2,
@@ -222,9 +221,7 @@ def extended(model: Model, count: int) -> tuple[Figure, Pixels]:
     """Pictures with more room at the right; ΔE over the border."""
     scenes = _scenes(count, 400_000, two=False)
     sources = np.stack([render(s) for s in scenes])[:, :, : NATIVE - SIDE]
-    painted = paint(
-        model, _requests(scenes, sources, itertools.repeat(None), extend=(0, 0, SIDE, 0)), "extend"
-    )
+    painted = paint(model, _requests(scenes, sources, extend=(0, 0, SIDE, 0)), "extend")
     name = f"ΔE over the border, extended, {model.family.in_channels} channels"
     return Figure(name, _border(scenes, painted), 5.0, count, at_most=True), painted[:24]
 
@@ -268,7 +265,7 @@ def refined(model: Model, refiner: Model, count: int) -> tuple[list[Figure], Pix
     painted: list[Pixels] = []
     for second in (None, refiner):
         more = {"refiner": second.name} if second else {}
-        requests = _requests(scenes, sources, itertools.repeat(None), **fields, **more)
+        requests = _requests(scenes, sources, **fields, **more)
         painted.append(paint(model, requests, "refine" if second else "base alone", second))
     true = _edges(sources)
     alone, together = (
@@ -290,11 +287,10 @@ def softened(model: Model, count: int) -> tuple[list[float], Pixels]:
     scenes = _scenes(count, 600_000, two=False)
     sources = np.stack([render(s) for s in scenes])
     others = [draw_scene(rng, held_out=True, two=False) for _ in scenes]
-    mask = np.broadcast_to(np.linspace(0, 255, NATIVE).round().astype(np.uint8), (NATIVE, NATIVE))
+    ramp = np.linspace(0, 255, NATIVE).round().astype(np.uint8)
+    masks = np.broadcast_to(ramp, (count, NATIVE, NATIVE))
     fields: dict[str, Any] = {"strength": 1.0, "crop": "off", "match_colours": False}
-    painted = paint(
-        model, _requests(others, sources, itertools.repeat(mask), **fields), "soft mask"
-    )
+    painted = paint(model, _requests(others, sources, masks, **fields), "soft mask")
     change = np.abs(painted.astype(np.float32) - sources).mean((0, 1, 3))
     return change.reshape(8, -1).mean(1).tolist(), np.concatenate([sources[:12], painted[:12]])
 
@@ -322,7 +318,7 @@ def report(names: Sequence[str], judge: Judge, out: Path, *, count: int, tiled: 
     figures += found
     grid(pictures, 12).save(out / "refined.png")
     figures += matched(base, count)
-    figure, pictures = seams(base, tiled, max(1, count // 50 * 512**2 // tiled**2))
+    figure, pictures = seams(base, tiled, max(1, count // 16 * 512**2 // tiled**2))
     figures.append(figure)
     Image.fromarray(pictures[0]).save(out / f"tiled-{tiled}.png")
     change, pictures = softened(base, count)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from overpaint import images, masks
@@ -159,7 +159,7 @@ def plan(request: "Request", model: "Model", refiner: "Model | None" = None) -> 
     drawn = _sigmas(request, model, request.num_inference_steps, strength)
     first = _stage(request, model, canvas, drawn, notices)
     if canvas.start and request.strength != 1 and request.fill != "noise":
-        first = replace(first, init=moments(model, images.to_array(canvas.start), notices))
+        first = replace(first, init=moments(model, canvas.start, notices))
     if request.staged:
         first = _followed(first, request, model, refiner or model, canvas, notices)
     plans = (replace(first, seed=request.seed + i) for i in range(request.num_images))
@@ -245,7 +245,7 @@ def _stage(
     positive, negative = _conditionings(request, model, canvas, notices)
     constraint: Constraint = Free()
     if part := canvas.part:
-        kept = moments(model, images.to_array(part.kept), notices).mean
+        kept = moments(model, part.kept, notices).mean
         constraint = Kept(kept, _cells(part.mask, model), whole or drawn)
     channels: int = model.vae.config["latent_channels"]
     width, height = canvas.size
@@ -273,12 +273,18 @@ def _canvas(request: "Request", model: "Model") -> Canvas:
     return model.remember("canvas", key, lambda: lay_out(request, model.native_size), REMEMBERED)
 
 
-def moments(model: "Model", pixels: NDArray[np.float32], notices: list[str]) -> latents.Moments:
-    """The posterior of a picture [3, height, width] from -1 to 1, kept by its pixels."""
-    key = (pixels.shape, hashlib.sha256(pixels.tobytes()).digest())
-    found, notice = model.remember(
-        "moments", key, lambda: latents.encode(model, pixels), REMEMBERED
-    )
+def moments(
+    model: "Model", picture: Image.Image, notices: list[str], hidden: masks.Mask | None = None
+) -> latents.Moments:
+    """The posterior of a picture, mid-grey where it is hidden, kept by its pixels."""
+
+    def encode() -> tuple[latents.Moments, str | None]:
+        pixels = images.to_array(picture)
+        return latents.encode(model, pixels if hidden is None else pixels * (1 - hidden))
+
+    content = (picture.tobytes(), b"" if hidden is None else hidden.tobytes())
+    key = (picture.size, *(hashlib.sha256(part).digest() for part in content))
+    found, notice = model.remember("moments", key, encode, REMEMBERED)
     if notice and notice not in notices:
         notices.append(notice)
     return found
@@ -360,12 +366,13 @@ def _channels(model: "Model", canvas: Canvas, notices: list[str]) -> Tensor | No
     """
     if not model.family.sees_mask:
         return None
-    width, height = canvas.size
-    mask, pixels = np.ones((height, width), np.float32), np.zeros((3, height, width), np.float32)
     if part := canvas.part:
-        mask = (part.mask > 0).astype(np.float32)
-        pixels = images.to_array(part.kept) * (1 - mask)
-    return torch.cat([_cells(mask, model), moments(model, pixels, notices).mean], dim=1)
+        picture, hidden = part.kept, (part.mask > 0).astype(np.float32)
+    else:
+        width, height = canvas.size
+        picture, hidden = Image.new("RGB", canvas.size), np.ones((height, width), np.float32)
+    kept = moments(model, picture, notices, hidden).mean
+    return torch.cat([_cells(hidden, model), kept], dim=1)
 
 
 def _cells(mask: masks.Mask, model: "Model") -> Tensor:
