@@ -12,7 +12,7 @@ from torch import nn
 from miniature.scenes import draw_scene, render
 from overpaint import images
 from overpaint.diffusion import latents
-from overpaint.diffusion.whole import in_windows, whole_norms
+from overpaint.diffusion.whole import in_windows, sharing
 from overpaint.models.checkpoint import load_model
 
 
@@ -31,7 +31,7 @@ def test_norms_are_their_own_again_afterwards() -> None:
     norm = nn.GroupNorm(2, 4)
     x = torch.randn(1, 4, 8, 8)
     before = norm(x)
-    with whole_norms(norm):
+    with sharing(norm, 8, 8):
         pass
     assert torch.equal(norm(x), before)
     assert "forward" not in vars(norm)
@@ -41,7 +41,8 @@ def psnr(a: NDArray[Any], b: NDArray[Any], peak: float) -> float:
     return float(10 * np.log10(peak**2 / np.square(a - b).mean()))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+# The second is mostly one flat colour: a window of it says nothing of the whole.
+@pytest.mark.parametrize("seed", [1, 40_900_001])
 def test_the_miniature_sees_in_windows_what_it_sees_at_once(seed: int) -> None:
     model = load_model("miniature", device="cpu")
     pixels = images.to_array(
