@@ -102,7 +102,7 @@ class Workshop:
         """Train the text encoders alone."""
         text.train(self.work / "text.safetensors", steps=steps, seed=self.seed + 40)
 
-    def unet(self, steps: int, rate: float, compiled: bool) -> None:
+    def unet(self, steps: int, rate: float, keep_text: bool, compiled: bool) -> None:
         """Train the UNet and the text encoders."""
         scale = vae.scaling(self._autoencoder())
         state = self.work / "unet.safetensors"
@@ -115,6 +115,7 @@ class Workshop:
             seed=self.seed + 20,
             rate=rate,
             start=start,
+            keep_text=keep_text,
             compiled=compiled,
         )
 
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("--text-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=8000)
     parser.add_argument("--unet-rate", type=float, default=unet.RATE)
+    parser.add_argument("--keep-text", action="store_true", help="unet: leave the text encoders")
     parser.add_argument("--compile", action="store_true", help="unet: needs a C++ compiler")
     parser.add_argument("--inpaint-steps", type=int, default=13_000)
     parser.add_argument("--refiner-steps", type=int, default=4500)
@@ -256,7 +258,9 @@ def main() -> None:
         "vae": lambda: workshop.vae(options.vae_steps),
         "encode": workshop.encode,
         "text": lambda: workshop.text(options.text_steps),
-        "unet": lambda: workshop.unet(options.unet_steps, options.unet_rate, options.compile),
+        "unet": lambda: workshop.unet(
+            options.unet_steps, options.unet_rate, options.keep_text, options.compile
+        ),
         "masks": workshop.masks,
         "inpaint": lambda: workshop.inpaint(options.inpaint_steps, options.compile),
         "refiner": lambda: workshop.refiner(options.refiner_steps),

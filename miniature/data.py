@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ SHAPES = {
     (152, 104): 0.0125,
 }
 CROPPED_SHARE = 0.12  # of the native-sized pictures: cut from a larger scene
+EMPTY_SHARE = 0.25  # of the views: without objects, so that one can be taken away
 WORKERS = 2
 
 
@@ -43,8 +46,17 @@ class View:
 
 
 def draw_view(seed: int) -> View:
-    """The training view of a seed: mostly whole native scenes, some cropped, some other shapes."""
-    rng = np.random.default_rng(seed)
+    """The training view of a seed: mostly whole native scenes, some cropped, some other shapes.
+
+    Some are left without the objects.
+    """
+    view = _framed(np.random.default_rng(seed))
+    if np.random.default_rng((seed, 2)).random() >= EMPTY_SHARE:
+        return view
+    return replace(view, scene=replace(view.scene, objects=(), relation=None))
+
+
+def _framed(rng: np.random.Generator) -> View:
     sizes = list(SHAPES)
     height, width = sizes[rng.choice(len(sizes), p=list(SHAPES.values()))]
     if (height, width) != (NATIVE, NATIVE) or rng.random() >= CROPPED_SHARE:
@@ -72,13 +84,17 @@ def views(seeds: range) -> list[tuple[View, NDArray[np.uint8]]]:
         return list(pool.imap(_draw_and_render, seeds, chunksize=64))
 
 
-def _native(seed: int, held_out: bool) -> tuple[Scene, NDArray[np.uint8]]:
-    scene = draw_scene(np.random.default_rng(seed), held_out=held_out)
-    return scene, render(scene)
-
-
 def native_scenes(seeds: range, *, held_out: bool) -> tuple[list[Scene], NDArray[np.uint8]]:
     """Scenes of the native size and their pixels (n, 128, 128, 3)."""
+    return rendered(partial(_drawn, held_out=held_out), seeds)
+
+
+def _drawn(seed: int, *, held_out: bool) -> Scene:
+    return draw_scene(np.random.default_rng(seed), held_out=held_out)
+
+
+def rendered(draw: Callable[[int], Scene], seeds: range) -> tuple[list[Scene], NDArray[np.uint8]]:
+    """Scenes of one size, drawn by their seeds, and their pixels (n, height, width, 3)."""
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        pairs = pool.starmap(_native, [(s, held_out) for s in seeds], chunksize=64)
-    return [scene for scene, _ in pairs], np.stack([pixels for _, pixels in pairs])
+        scenes = list(map(draw, seeds))
+        return scenes, np.stack(list(pool.imap(render, scenes, chunksize=64)))

@@ -1,10 +1,9 @@
 """Training of the inpainting UNet: nine channels, as SDXL's inpainting checkpoints have them.
 
 Beside the noisy latent it sees the mask and the latent of the picture with the masked part grey.
-One view in four has no objects at all, since a picture may be left without. Where a mask holds one
-object, half of the captions speak of that one alone; where it holds none, half speak of the
-background alone, so that an object can be put there and taken away. The text encoders stay as the
-UNet's training left them.
+Where a mask holds one object, half of the captions speak of that one alone; where it holds none,
+half speak of the background alone, so that an object can be put there and taken away. The text
+encoders stay as the UNet's training left them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from overpaint import masks
 
 from . import vae as autoencoder
 from .common import Trainee, generator, read_tensors, unwritten, write_tensors
-from .data import View, draw_view, render_view
+from .data import View, draw_view
 from .family import LENGTH, TextEncoders, Tokenizers, build_unet
 from .scenes import Scene, caption
 from .text import SHORT
@@ -34,7 +33,6 @@ BATCH = 48
 RATE = 1e-3
 FACTOR = 8  # pixels per latent cell
 NATIVE = "128x128"
-EMPTY_SHARE = 0.25  # of the views
 TOUCHED = 0.25  # of an object's box: less than this under the mask leaves it as it is
 
 
@@ -101,13 +99,9 @@ def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
     """A mask for every rendered view of the native size, and the latents of what it leaves."""
     for chunk, path in unwritten("masks", pixels, folder):
         seeds = chunk[f"seed.{NATIVE}"]
-        shown = chunk[f"pixels.{NATIVE}"].numpy().copy()
-        views = [view_of(seed) for seed in seeds.tolist()]
-        for i, view in enumerate(views):
-            if not view.scene.objects:
-                shown[i] = render_view(view)
+        views = [draw_view(seed) for seed in seeds.tolist()]
         drawn = np.stack([mask_of(s, v) for s, v in zip(seeds.tolist(), views, strict=True)])
-        whole = autoencoder.to_tensor(shown)
+        whole = autoencoder.to_tensor(chunk[f"pixels.{NATIVE}"].numpy())
         mean, std = autoencoder.moments(vae, whole)
         kept, _ = autoencoder.moments(vae, whole * torch.from_numpy(~drawn)[:, None])
         cells = np.stack([masks.cells(mask.astype(np.float32), FACTOR) for mask in drawn])
@@ -121,14 +115,6 @@ def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
                 "kept": kept,
             },
         )
-
-
-def view_of(seed: int) -> View:
-    """The view of a seed, of some without the objects."""
-    view = draw_view(seed)
-    if np.random.default_rng((seed, 2)).random() >= EMPTY_SHARE:
-        return view
-    return replace(view, scene=replace(view.scene, objects=(), relation=None))
 
 
 def mask_of(seed: int, view: View) -> NDArray[np.bool_]:
@@ -185,7 +171,7 @@ def load(folder: Path) -> Masks:
         std.append(masked["std"])
         channels.append(torch.cat([masked["cells"], masked["kept"]], 1))
         seeds += masked["seed"].tolist()
-    views = [view_of(seed) for seed in seeds]
+    views = [draw_view(seed) for seed in seeds]
     scenes = [touched(view, mask_of(seed, view)) for seed, view in zip(seeds, views, strict=True)]
     return Masks(torch.cat(mean), torch.cat(std), torch.cat(channels), views, scenes)
 

@@ -192,17 +192,22 @@ def train(
     seed: int,
     rate: float = RATE,
     start: dict[str, Tensor] | None = None,
+    keep_text: bool = False,
     compiled: bool = False,
 ) -> None:
     """Train on the encoded views of `folder`; `state` is written as it goes and resumed from.
 
-    `start` are weights to begin with, of the text encoders if of nothing else. `compiled` has the
+    `start` are weights to begin with, of the text encoders if of nothing else. `keep_text` leaves
+    those as they are, for the networks that were trained on them. `compiled` has the
     commonest shape compiled: three minutes first (and a C++ compiler), then a quarter less time a
     step.
     """
     painter = Painter(seed)
     if start is not None:
         painter.load_state_dict(start, strict=False)
+    if keep_text:
+        painter.text_encoder.requires_grad_(False)
+        painter.text_encoder_2.requires_grad_(False)
     trainee = Trainee(painter, rate=rate, decay=0.999)
     fast = cast(Painter, torch.compile(painter)) if compiled else painter
     found, tokenizers = buckets(folder), Tokenizers()

@@ -73,6 +73,12 @@ def test_size_ids_say_where_a_crop_was_cut():
     assert {(v.height, v.width) for v in map(draw_view, range(400))} == set(SHAPES)
 
 
+def test_a_quarter_of_the_views_is_without_objects():
+    empty = [v for v in map(draw_view, range(400)) if not v.scene.objects]
+    assert 70 < len(empty) < 130
+    assert {v.scene.relation for v in empty} == {None}
+
+
 def test_a_batch_is_a_function_of_its_step(tmp_path: Path):
     seeds = [s for s in range(60) if (draw_view(s).height, draw_view(s).width) == (128, 128)]
     moments = torch.randn(len(seeds), 4, 16, 16).half()
