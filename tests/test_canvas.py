@@ -9,7 +9,7 @@ from PIL import Image
 from overpaint import canvas, images
 from overpaint.canvas import lay_out
 from overpaint.errors import PictureError
-from overpaint.request import Request
+from overpaint.request import Control, Request
 
 NATIVE = 128
 
@@ -133,3 +133,47 @@ def test_a_shift_of_colour_is_taken_back() -> None:
     assert np.abs(canvas.match_colours(painted, wanted, same) - wanted).max() < 0.01
     untouched = canvas.match_colours(painted, wanted, np.zeros((96, 128), bool))
     assert (untouched == painted).all()
+
+
+# What belongs to the picture
+
+
+def test_a_hint_follows_the_picture_into_a_crop() -> None:
+    picture = noisy(512, 400)
+    found = laid_out(picture, mask_from="box:100,100,160,140")
+    assert found.part is not None
+    placed = found.place(picture)
+    assert placed.size == found.size
+    assert placed.tobytes() == found.part.kept.tobytes()
+
+
+@pytest.mark.parametrize("fit", ["cover", "contain", "stretch"])
+def test_a_hint_is_fitted_as_the_picture_is(fit: str) -> None:
+    picture = noisy(300, 170)
+    found = laid_out(picture, width=128, height=128, fit=fit)
+    assert found.start is not None
+    assert found.place(picture).tobytes() == found.start.tobytes()
+
+
+def test_a_hint_of_an_extended_picture_has_nothing_where_the_new_room_is() -> None:
+    found = laid_out(noisy(96, 128), extend=(0, 0, 32, 0), crop="off")
+    assert found.size == (128, 128)
+    placed = np.asarray(found.place(noisy(96, 128)))
+    assert (placed[:, 96:] == 0).all()
+    assert np.array_equal(placed[:, :96], np.asarray(noisy(96, 128)))
+    whole = noisy(256, 256)  # or it shows the new room too
+    assert np.asarray(found.place(whole))[:, 96:].std() > 10
+
+
+def test_a_hint_grows_with_the_second_stage() -> None:
+    assert laid_out(noisy(128, 128)).scaled(1.5).place(noisy(64, 64)).size == (192, 192)
+
+
+def test_a_hint_of_another_aspect_is_refused() -> None:
+    with pytest.raises(ValueError, match="100x300 is of another aspect than the image, 200x200"):
+        laid_out(noisy(200, 200)).place(noisy(100, 300))
+
+
+def test_without_a_picture_the_hint_says_the_aspect() -> None:
+    asked = Request(controls=(Control(kind="canny", hint=images.picture(noisy(200, 100))),))
+    assert lay_out(asked, NATIVE).size == (184, 88)

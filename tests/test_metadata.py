@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from overpaint import foreign, images, metadata
 from overpaint.errors import OutputError, PictureError, RequestError
 from overpaint.names import SAMPLERS, SCHEDULES
-from overpaint.request import Picture, Request
+from overpaint.request import Control, Picture, Request
 
 FORMATS = ["out.png", "out.jpg", "out.webp"]
 PIXELS = Image.new("RGB", (128, 96), (200, 100, 50))
@@ -569,6 +569,27 @@ def test_a_sampler_that_names_its_schedule_replaces_both():
 def test_settings_of_an_edit_need_a_picture():
     with pytest.raises(RequestError, match="overpaint edit"):
         metadata.to_request(found_ours(image=SKETCH))
+
+
+def test_settings_that_are_steered_by_a_picture_need_it():
+    edges = images.picture(Image.new("RGB", (8, 8)))
+    asked = Request(prompt="x", controls=(Control(kind="canny", hint=edges, scale=0.5),))
+    record = recorded(asked)
+    assert record["controls_sha256"] == [{"hint": edges.sha256}]
+    assert record["request"]["controls"][0]["scale"] == 0.5
+    found = foreign.Found("overpaint", dict(record["request"]), "m", record=record)
+    with pytest.raises(RequestError, match="controls: these settings are steered by pictures"):
+        metadata.to_request(found)
+    again = metadata.to_request(found, controls=asked.controls)
+    assert again == asked
+
+
+def test_settings_that_are_steered_by_the_picture_itself_need_no_more():
+    fox = images.picture(Image.new("RGB", (8, 8)))
+    asked = Request(prompt="x", image=fox, controls=(Control(kind="canny", scale=0.5),))
+    record = json.loads(json.dumps(recorded(asked)))
+    found = foreign.Found("overpaint", record["request"], "m", record=record)
+    assert metadata.to_request(found, fox) == asked
 
 
 def test_settings_without_a_picture_can_be_used_on_one():

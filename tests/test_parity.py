@@ -38,6 +38,7 @@ from overpaint.diffusion.constraint import Free
 from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import Plan, plan
 from overpaint.diffusion.schedule import sigmas
+from overpaint.diffusion.steering import Nets
 from overpaint.models.model import Model
 from overpaint.request import Request
 from tests.tiny import tiny_inpainter, tiny_model, tiny_pipeline, tiny_refiner
@@ -99,10 +100,11 @@ def ours(
     model: Model | None = None,
     refiner: Model | None = None,
     change: Callable[[Plan], Plan] = lambda plan: plan,
+    nets: Nets = (),
 ) -> NDArray[np.float64]:
     """The request's pictures [n, h, w, 3] in 0..1, before they are rounded to 8 bits."""
     model = model or tiny_model()
-    trajectories = [Trajectory(change(own)) for own in plan(request, model, refiner).plans]
+    trajectories = [Trajectory(change(own)) for own in plan(request, model, refiner, nets).plans]
     while live := [t for t in trajectories if not t.done]:
         for together in alike(live):
             step(together)

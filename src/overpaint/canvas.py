@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
-from overpaint import images, masks
+from overpaint import hints, images, masks
 from overpaint.masks import Mask, Size
 
 if TYPE_CHECKING:
     from overpaint.names import Fill
-    from overpaint.request import Request
+    from overpaint.request import Fit, Request
 
 Box = tuple[int, int, int, int]
 Pixels = NDArray[np.floating[Any]]
@@ -28,6 +28,8 @@ SLIMMEST = 0.5
 """A region's shorter side over its longer one, where the picture allows."""
 FEATHER = 1 / 128
 """Of the native side: how far inside a mask's edge the old picture still shines through."""
+SLACK = 0.05
+"""By how much a hint's aspect may differ from the result's: sides are rounded to multiples of 8."""
 SEAM = 1 / 8
 """Of a region's shorter side: how far around a place its colours are compared."""
 
@@ -85,18 +87,58 @@ class Part:
         return Image.fromarray(whole)
 
 
+@dataclass(frozen=True)
+class Frame:
+    """How the request's image came to its place in the result, for what belongs to it.
+
+    Attributes:
+        source: (width, height) of the image; None for text to image.
+        fitted: that it was brought to.
+        fit: how.
+        sides: of the new room around it.
+    """
+
+    source: Size | None
+    fitted: Size
+    fit: "Fit" = "cover"
+    sides: Box = (0, 0, 0, 0)
+
+    def place(self, picture: Image.Image, resampling: Resampling) -> Image.Image:
+        """A picture of the image's size, or of the result's aspect, at the result's size.
+
+        Raises:
+            ValueError: it is neither; says what they are.
+        """
+        left, top, right, bottom = self.sides
+        whole = left + self.fitted[0] + right, top + self.fitted[1] + bottom
+        if picture.size == self.source:
+            placed = Image.new(picture.mode, whole)
+            placed.paste(images.fit(picture, self.fitted, self.fit, resampling), (left, top))
+            return placed
+        across, down = (a / b for a, b in zip(whole, picture.size, strict=True))
+        if abs(across / down - 1) > SLACK:
+            sizes = [f"{w}x{h}" for w, h in (picture.size, self.source or whole)]
+            raise ValueError(
+                f"{sizes[0]} is of another aspect than the {'image' if self.source else 'result'}, "
+                f"{sizes[1]}"
+            )
+        return picture.resize(whole, resampling)
+
+
 @dataclass(frozen=True, eq=False)
 class Canvas:
     """What the network works on.
 
     Attributes:
         size: (width, height) of it, multiples of 8.
-        start: the picture to start from, of that size; None for text to image.
+        frame: where the request's image is in the result.
+        start: the picture to start from, of the first stage's size; None for text to image.
         part: when only a part of a picture is repainted.
         blank: there is nothing to paint, since the mask is black.
     """
 
     size: Size
+    frame: Frame
     start: Image.Image | None = None
     part: Part | None = None
     blank: bool = False
@@ -119,7 +161,20 @@ class Canvas:
             kept=self.part.kept.resize((width, height), Resampling.LANCZOS),
             mask=masks.resize(self.part.mask, (width, height)),
         )
-        return Canvas((width, height), None, part)
+        return Canvas((width, height), self.frame, self.start, part)
+
+    def place(
+        self, picture: Image.Image, resampling: Resampling = Resampling.LANCZOS
+    ) -> Image.Image:
+        """A picture that belongs to the request's image, as it lies on the canvas.
+
+        Raises:
+            ValueError: it is neither of the image's size nor of the result's aspect.
+        """
+        placed = self.frame.place(picture, resampling)
+        if self.part and self.part.box != (0, 0, *placed.size):
+            placed = placed.crop(self.part.box)
+        return placed.resize(self.size, resampling)
 
     def compose(self, painted: Image.Image) -> Image.Image:
         """The result, of what was painted on the canvas."""
@@ -127,12 +182,17 @@ class Canvas:
 
 
 def check(request: "Request") -> None:
-    """Find what is wrong with a request's picture and mask, before a model is loaded.
+    """Find what is wrong with a request's pictures, before a model is loaded.
 
     Raises:
-        PictureError: either cannot be decoded, or their sizes differ.
-        RequestError: a mask in words that means nothing.
+        PictureError: one cannot be decoded, or a mask's size differs.
+        RequestError: a mask in words that means nothing, or a hint that cannot be made.
     """
+    for index, control in enumerate(request.controls):
+        if given := control.hint or control.image:
+            hints.decode(control.kind, given)
+        if not control.hint:
+            hints.check(control.kind, control.options, f"controls.{index}.options")
     if request.image is not None:
         masks.of(request, images.decode(request.image))
 
@@ -145,15 +205,20 @@ def lay_out(request: "Request", native: int) -> Canvas:
         RequestError: a size that the model cannot draw, or a mask in words that means nothing.
     """
     if request.image is None:
-        return Canvas(images.result_size(None, native, request))
+        given = [(c.kind, c.hint or c.image) for c in request.controls]
+        first = next((hints.decode(kind, shown) for kind, shown in given if shown), None)
+        size = images.result_size(first and first.size, native, request)
+        return Canvas(size, Frame(None, size))
     picture = images.decode(request.image)
     if request.masked:
         return _masked(request, picture, native)
     size = images.result_size(picture.size, native, request)
-    return Canvas(size, images.fit(picture, size, request.fit or "cover"))
+    fit = request.fit or "cover"
+    return Canvas(size, Frame(picture.size, size, fit), images.fit(picture, size, fit))
 
 
 def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
+    source = picture.size
     mask = masks.of(request, picture)
     if mask is None:
         mask = np.zeros((picture.height, picture.width), np.float32)
@@ -164,9 +229,10 @@ def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
         picture = images.fit(picture, size, fit)
         fitted = images.fit(Image.fromarray(np.rint(mask * 255).astype(np.uint8)), size, fit)
         mask = np.asarray(fitted.convert("L"), np.float32) / np.float32(255)
+    frame = Frame(source, picture.size, request.fit or "cover", request.extend)
     picture, mask = extend(picture, mask, request.extend)
     if not mask.any():
-        return Canvas(picture.size, picture, blank=True)
+        return Canvas(picture.size, frame, picture, blank=True)
     whole = (0, 0, *picture.size)
     box = whole if request.crop == "off" else region(mask, request.crop, native)
     size = picture.size if asked and box == whole else _canvas_size(box, native)
@@ -176,7 +242,7 @@ def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
     scaled = masks.resize(inside, size)
     feather = FEATHER * native * (right - left) / size[0]
     part = Part(picture, box, kept, scaled, masks.feather(inside, feather), request.match_colours)
-    return Canvas(size, FILLS[request.fill or "original"](kept, scaled), part)
+    return Canvas(size, frame, FILLS[request.fill or "original"](kept, scaled), part)
 
 
 def _canvas_size(box: Box, native: int) -> Size:

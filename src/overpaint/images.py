@@ -231,23 +231,28 @@ def outside_trained(size: tuple[int, int], native: int) -> str | None:
     )
 
 
-def fit(image: Image.Image, size: tuple[int, int], how: Fit) -> Image.Image:
+def fit(
+    image: Image.Image,
+    size: tuple[int, int],
+    how: Fit,
+    resampling: Resampling = Resampling.LANCZOS,
+) -> Image.Image:
     """Bring a picture to (width, height); it is returned itself when it has that size.
 
     "cover" scales and crops around the centre; "contain" scales and pads with the mean colour of
-    the picture's border; "stretch" distorts. Lanczos in all cases.
+    the picture's border; "stretch" distorts.
     """
     if image.size == size:
         return image
     if how == "stretch":
-        return image.resize(size, Resampling.LANCZOS)
+        return image.resize(size, resampling)
     if how == "cover":
-        return ImageOps.fit(image, size, Resampling.LANCZOS)
+        return ImageOps.fit(image, size, resampling)
     scale = min(size[0] / image.width, size[1] / image.height)
     inner = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     padded = Image.new("RGB", size, _border_colour(image))
     padded.paste(
-        image.resize(inner, Resampling.LANCZOS),
+        image.resize(inner, resampling),
         ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2),
     )
     return padded

@@ -28,6 +28,9 @@ from overpaint.names import SAMPLERS, SCHEDULES, sampler_name
 from overpaint.request import Picture, Request
 
 LARGEST_JPEG_EXIF = 65_533
+_OF_CONTROLS = ("image", "hint", "mask")
+_PICTURES: Any = {"image": True, "mask": True, "controls": {"__all__": set(_OF_CONTROLS)}}
+"""Left out of a record, which has their hashes."""
 _LIBRARIES = ("torch", "diffusers", "transformers")
 _USER_COMMENT = b"UNICODE\0"
 
@@ -71,7 +74,7 @@ def record(
     """Everything that made picture `index` of a request, ready for JSON.
 
     Args:
-        request: recorded in full but for the bytes of its image, of which the hash is kept.
+        request: recorded in full but for the bytes of its pictures, of which the hashes are kept.
         index: which picture of the request, from 0.
         size: (width, height) of the result.
         model: that made it.
@@ -103,12 +106,16 @@ def _record(
         "version": _version("overpaint"),
         "model": model,
         "refiner": refiner,
-        "request": request.model_dump(mode="json", exclude={"image", "mask"}),
+        "request": request.model_dump(mode="json", exclude=_PICTURES),
         "seed": request.seed + index,
         "index": index,
         "size": list(size),
         "input_sha256": request.image.sha256 if request.image else None,
         "mask_sha256": request.mask.sha256 if request.mask else None,
+        "controls_sha256": [
+            {name: p.sha256 for name in _OF_CONTROLS if (p := getattr(control, name))}
+            for control in request.controls
+        ],
         "versions": {library: _version(library) for library in _LIBRARIES},
     }
 
@@ -207,6 +214,12 @@ def to_request(found: Found, image: Picture | None = None, **overrides: Any) -> 
         )
     if found.record and found.record.get("mask_sha256") and not overrides.get("mask"):
         raise RequestError("mask", "these settings repaint a part of the picture; give it too.")
+    if (
+        found.record
+        and any(found.record.get("controls_sha256", ()))
+        and "controls" not in overrides
+    ):
+        raise RequestError("controls", "these settings are steered by pictures; give them too.")
     if "sampler" in overrides and "schedule" not in overrides:
         _, implied = sampler_name(overrides["sampler"])
         if implied:
@@ -234,6 +247,7 @@ class _Record(BaseModel):
     size: tuple[int, int]
     input_sha256: str | None
     mask_sha256: str | None = None
+    controls_sha256: list[dict[str, str]] = []
     versions: dict[str, str]
 
 

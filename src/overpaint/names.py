@@ -73,6 +73,43 @@ TASKS: dict[Task, Repaint] = {
     "extend": Repaint(0.9, "surroundings"),
 }
 
+Weighting = Literal["balanced", "soft", "guess"]
+"""How a control net's scale is shared out over the levels of the network: everywhere the same; less
+the finer the level, so that the prompt has more to say; or that, steeper, and only where the prompt
+speaks, so that the hint alone decides what the prompt leaves open."""
+
+
+@dataclass(frozen=True)
+class Hint:
+    """A kind of picture that steers the structure of another.
+
+    Attributes:
+        shows: what, in a few words.
+        union: which control type of a union net it is (xinsir's numbering); None where such a net
+            knows none.
+        labels: its colours name things, so that between two of them there is nothing.
+    """
+
+    shows: str
+    union: int | None = None
+    labels: bool = False
+
+
+HINTS: dict[str, Hint] = {
+    "canny": Hint("hard edges, one pixel wide", 3),
+    "lineart": Hint("lines, as drawn with a pen", 3),
+    "scribble": Hint("few, thick lines", 2),
+    "softedge": Hint("edges by how strong they are", 2),
+    "depth": Hint("what is near, bright", 1),
+    "normal": Hint("which way surfaces face", 4),
+    "segmentation": Hint("what is where, by colour", 5, labels=True),
+    "pose": Hint("people's joints and limbs", 0),
+    "tile": Hint("the picture itself, coarse", 6),
+    "blur": Hint("the picture itself, out of focus", 6),
+    "shuffle": Hint("the picture's colours and textures, anywhere"),
+    "palette": Hint("the picture's colours, in large squares"),
+}
+
 SAMPLERS: dict[str, Sampler] = {
     s.name: s
     for s in (

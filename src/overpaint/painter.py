@@ -19,7 +19,9 @@ from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import Plan, plan
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice, Preview, Step
+from overpaint.models import catalogue
 from overpaint.models.checkpoint import load_model, load_preview_decoder
+from overpaint.models.control import ControlNet, load_net
 from overpaint.request import Picture, Request
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Painter:
     def __init__(self, model: "Model"):
         self.model = model
         self._refiners: dict[str, Model] = {}
+        self._nets: dict[str, ControlNet] = {}
 
     def edit(
         self, picture: "str | PathLike[str] | bytes | Image | Picture", prompt: str, **fields: Any
@@ -122,7 +125,7 @@ class Painter:
 
     def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
         refiner = self.refiner(request.refiner) if request.refiner else None
-        planned = plan(request, self.model, refiner)
+        planned = plan(request, self.model, refiner, self.nets(request))
         yield from map(Notice, planned.notices)
         pictures: list[Image] = []
         if not planned.plans and planned.canvas.original:
@@ -168,6 +171,23 @@ class Painter:
                 dtype=str(self.model.dtype).removeprefix("torch."),
             )
         return self._refiners[name]
+
+    def nets(self, request: Request) -> "tuple[ControlNet | None, ...]":
+        """The net of each of a request's controls that acts, loaded when first asked for, to stay.
+
+        Raises:
+            ModelNotFoundError, CheckpointError: as `models.control.load_net`.
+        """
+        found: list[ControlNet | None] = []
+        for control in request.controls:
+            if not control.acts:
+                found.append(None)
+                continue
+            name = control.net or catalogue.net_for(control.kind, self.model.family.name)
+            if name not in self._nets:
+                self._nets[name] = load_net(name, self.model)
+            found.append(self._nets[name])
+        return tuple(found)
 
     def _previews(self, live: Sequence[Trajectory], first: int) -> Iterator[Preview]:
         for i, trajectory in enumerate(live):

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 from functools import cached_property
+from itertools import starmap
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -15,7 +16,16 @@ from pydantic import (
 )
 
 from overpaint.errors import RequestError, near
-from overpaint.names import TASKS, Fill, Space, Task, sampler_name, schedule_name
+from overpaint.names import (
+    HINTS,
+    TASKS,
+    Fill,
+    Space,
+    Task,
+    Weighting,
+    sampler_name,
+    schedule_name,
+)
 
 DEFAULT_STRENGTH = 0.6
 LARGEST_SEED = 2**63 - 1
@@ -48,7 +58,83 @@ class Picture(BaseModel):
         return hashlib.sha256(self.data).hexdigest()
 
 
-class Request(BaseModel):
+class _Value(BaseModel):
+    """Frozen, strict, and wrong in our own words."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        ser_json_bytes="base64",
+        val_json_bytes="base64",
+    )
+
+    @classmethod
+    def _canonical(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Fill in what follows from other fields and spell names our way."""
+        return data
+
+    def _check(self) -> None:
+        """Raise RequestError where fields contradict each other."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(data, dict):
+            data = cls._canonical(data)
+        try:
+            value = handler(data)
+        except ValidationError as error:
+            raise _plain(error, cls) from None
+        value._check()
+        return value
+
+
+class Control(_Value):
+    """A hint that steers the structure of the result, through a control net.
+
+    Attributes:
+        kind: of hint: see `names.HINTS`.
+        net: the control net, by name, folder or file; by default the one called as the kind is.
+        image: a picture that the hint is made from; by default the request's image.
+        hint: the finished hint instead. Either is of the image's size, or of the result's aspect.
+        options: of the function that makes the hint, such as canny's `low` and `high`.
+        scale: how strongly it steers, 0 (not at all, and the net is not run) to 2.
+        start: where it begins to act, as a fraction of the denoising range: 0 is pure noise …
+        end: where it stops; 1 is clean. It means the same at every strength.
+        weighting: see `names.Weighting`.
+        mask: where it acts, white, and where not, black. Of the same size as the hint.
+    """
+
+    kind: str
+    net: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    image: Picture | None = None
+    hint: Picture | None = None
+    options: dict[str, float] = Field(default_factory=dict)
+    scale: float = Field(default=1.0, ge=0, le=2)
+    start: float = Field(default=0.0, ge=0, le=1)
+    end: float = Field(default=1.0, ge=0, le=1)
+    weighting: Weighting = "balanced"
+    mask: Picture | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does anything at all."""
+        return self.scale > 0 and self.start < self.end
+
+    def _check(self) -> None:
+        if self.kind not in HINTS:
+            raise RequestError("kind", f"unknown hint {self.kind!r}.{near(self.kind, HINTS)}")
+        if self.image and self.hint:
+            raise RequestError("hint", "contradicts image; give one of the two.")
+        if self.hint and self.options:
+            raise RequestError("options", "mean nothing with a finished hint; leave them out.")
+        if self.start > self.end:
+            raise RequestError("start", f"{self.start} is behind the end, {self.end}; swap them.")
+
+
+class Request(_Value):
     r"""One picture-making request, independent of any model, device or file.
 
     With `image` it is image to image, without it text to image. Frozen; unknown fields, values out
@@ -108,6 +194,7 @@ class Request(BaseModel):
         upscale: by how much the second stage's sides are longer, 1 to 4.
         upscale_in: what is resampled (Lanczos) for that: "pixels", or "latents", which is faster
             and softer.
+        controls: hints that steer the structure, any number at once.
         aesthetic_score: that a refiner is told the picture has (arXiv 2307.01952's scale, 1 to 10).
         negative_aesthetic_score: the same for the unconditional row.
         clip_skip: how many of the text encoders' layers to skip beyond the penultimate one, 0 to
@@ -120,15 +207,6 @@ class Request(BaseModel):
         negative_crops_coords_top_left: likewise.
         negative_target_size: likewise.
     """
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        ser_json_bytes="base64",
-        val_json_bytes="base64",
-    )
 
     prompt: Prompt = ""
     prompt_2: Prompt | None = None
@@ -175,6 +253,8 @@ class Request(BaseModel):
     aesthetic_score: float = Field(default=6.0, ge=1, le=10)
     negative_aesthetic_score: float = Field(default=2.5, ge=1, le=10)
 
+    controls: tuple[Control, ...] = Field(default=(), max_length=16)
+
     clip_skip: int = Field(default=0, ge=0, le=11)
     original_size: Pair | None = None
     crops_coords_top_left: Pair = (0, 0)
@@ -198,23 +278,20 @@ class Request(BaseModel):
         """Whether classifier-free guidance asks for a second row anywhere."""
         return self.guidance_scale > 1 and self.guidance_interval[0] < self.guidance_interval[1]
 
-    @model_validator(mode="wrap")
     @classmethod
-    def _checked(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if isinstance(data, dict):
-            data = _canonical(data)
-        try:
-            request = handler(data)
-        except ValidationError as error:
-            raise _plain(error) from None
-        _check_consistency(request)
-        return request
+    def _canonical(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return _canonical(data)
+
+    def _check(self) -> None:
+        _check_consistency(self)
 
 
 def _canonical(data: dict[str, Any]) -> dict[str, Any]:
     """Fill in what follows from other fields and spell names our way."""
     # JSON has no tuples, so what was stored as JSON comes back with lists.
     data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    if isinstance(data.get("controls"), tuple):
+        data["controls"] = tuple(starmap(_control, enumerate(data["controls"])))
     if data.get("image") is not None:
         if data.get("mask") or data.get("mask_from") or any(data.get("extend") or ()):
             if data.get("task") is None:
@@ -244,6 +321,15 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def _control(index: int, value: Any) -> Any:
+    """A control from its fields; what is wrong with it names its place."""
+    try:
+        return Control.model_validate(value) if isinstance(value, dict) else value
+    except RequestError as error:
+        message = str(error).removeprefix(f"{error.field}: ")
+        raise RequestError(f"controls.{index}.{error.field}", message) from None
+
+
 def _check_consistency(request: Request) -> None:
     if request.image is None:
         for field in ("strength", "fit"):
@@ -255,6 +341,12 @@ def _check_consistency(request: Request) -> None:
             raise RequestError("size", "'keep' needs an image whose size to keep.")
     _check_mask(request)
     _check_stages(request)
+    for index, control in enumerate(request.controls):
+        if not (control.image or control.hint or request.image):
+            raise RequestError(
+                f"controls.{index}",
+                f"there is no picture to make the {control.kind} hint from; give one.",
+            )
     if request.size == "keep" and (request.width or request.height):
         raise RequestError("size", "'keep' contradicts width and height; give one or the other.")
     if 0 < request.guidance_scale < 1:
@@ -313,9 +405,9 @@ def _check_stages(request: Request) -> None:
                 raise RequestError(field, f"{value!r} means nothing without a refiner.")
 
 
-def _plain(error: ValidationError) -> RequestError:
+def _plain(error: ValidationError, model: type[BaseModel]) -> RequestError:
     """Our error from pydantic's: every problem, the first one's field as the field."""
-    problems = [(_field(e["loc"]), _sentence(e)) for e in error.errors(include_url=False)]
+    problems = [(_field(e["loc"]), _sentence(e, model)) for e in error.errors(include_url=False)]
     field, message = problems[0]
     return RequestError(field, "; ".join([message] + [f"{f}: {m}" for f, m in problems[1:]]))
 
@@ -326,15 +418,15 @@ def _field(location: tuple[int | str, ...]) -> str:
     return ".".join(named) or "request"
 
 
-def _sentence(problem: Any) -> str:
+def _sentence(problem: Any, model: type[BaseModel]) -> str:
     field, value = str(next(iter(problem["loc"]), "")), problem["input"]
     shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
     if problem["type"] == "extra_forbidden":
-        return f"no such field.{near(field, Request.model_fields)}"
+        return f"no such field.{near(field, model.model_fields)}"
     if problem["type"] == "finite_number":
-        return f"{shown} is not finite; {_allowed(field)}"
+        return f"{shown} is not finite; {_allowed(model, field)}"
     if problem["type"] in {"greater_than_equal", "less_than_equal"}:
-        return f"{shown} is out of range; {_allowed(field)}"
+        return f"{shown} is out of range; {_allowed(model, field)}"
     if problem["type"] == "multiple_of":
         step = problem["ctx"]["multiple_of"]
         below = value // step * step
@@ -342,9 +434,9 @@ def _sentence(problem: Any) -> str:
     return f"{shown}: {problem['msg']}"
 
 
-def _allowed(field: str) -> str:
+def _allowed(model: type[BaseModel], field: str) -> str:
     """The bounds of a field, read from its schema, as words."""
-    schema = Request.model_json_schema()["properties"].get(field, {})
+    schema = model.model_json_schema()["properties"].get(field, {})
     for part in (schema, *schema.get("anyOf", ()), *schema.get("prefixItems", ())):
         for inner in (part, *part.get("prefixItems", ())):
             if "minimum" in inner:

@@ -45,6 +45,9 @@ class FakePainter:
     def refiner(self, name: str) -> Checkpoint:
         return Checkpoint(name, self.model.sha256)
 
+    def nets(self, request: Request) -> tuple[None, ...]:
+        return (None,) * len(request.controls)
+
     def stream(self, request: Request) -> Iterator[Event]:
         self.requests.append(request)
         yield Notice("a word of warning")
@@ -180,6 +183,25 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
             "seed": 3,
         },
     ),
+    (
+        "--control canny=fox.png:0.7:0-0.8:low=50 --control depth@fox.png:net=mine:weighting=soft "
+        "--control tile --control canny:.5:mask=fox.png --seed 3",
+        {
+            "controls": (
+                {
+                    "kind": "canny",
+                    "image": "fox.png",
+                    "scale": 0.7,
+                    "end": 0.8,
+                    "options": {"low": 50},
+                },
+                {"kind": "depth", "hint": "fox.png", "net": "mine", "weighting": "soft"},
+                {"kind": "tile"},
+                {"kind": "canny", "scale": 0.5, "mask": "fox.png"},
+            ),
+            "seed": 3,
+        },
+    ),
 ]
 
 
@@ -191,6 +213,10 @@ def test_options_become_fields(loader: Loader, run: Any, options: str, fields: d
     given = {"image": fox, "prompt": "a wolf", **fields}
     if "mask" in fields:
         given["mask"] = fox
+    given["controls"] = tuple(
+        {key: fox if value == "fox.png" else value for key, value in control.items()}
+        for control in fields.get("controls", ())
+    )
     assert loader.requests == [Request.model_validate(given)]
 
 
@@ -419,6 +445,16 @@ def test_sweep_takes_guidance_from_the_settings_it_is_like(loader: Loader, run: 
     assert (loader.requests[1].guidance_scale, loader.requests[1].strength) == (2.5, 0.3)
 
 
+# hint
+
+
+def test_a_hint_is_shown(loader: Loader, run: Any):
+    assert run("hint", "canny", "fox.png", "-o", "edges.png").out == "edges.png\n"
+    assert images.decode(images.picture("edges.png")).size == (20, 10)
+    assert run("hint", "tile", "fox.png", "-o", "t.png", "--option", "factor=2").code == 0
+    assert loader.calls == []
+
+
 # What goes wrong
 
 
@@ -437,6 +473,21 @@ def test_sweep_takes_guidance_from_the_settings_it_is_like(loader: Loader, run: 
         ("edit fox.png x --guidance-interval a,b", 2, "'a,b' is not a list of numbers"),
         ("edit fox.png x --guidance-interval 0,2", 2, "--guidance-interval: 2.0 is out"),
         ("edit fox.png x --nonsense", 2, "--nonsense"),
+        ("edit fox.png x --control cany", 2, "--control: unknown hint 'cany'. Did you mean canny?"),
+        ("edit fox.png x --control canny=no.png:0.7", 3, "no.png: no such file"),
+        ("edit fox.png x --control canny=text.png", 3, "text.png is not a picture"),
+        ("edit fox.png x --control canny@fox.png:3", 2, "--control: 3.0 is out of range; allowed"),
+        ("edit fox.png x --control canny:0.9-0.1", 2, "--control: 0.9 is behind the end"),
+        ("edit fox.png x --control canny:lo=4", 2, "canny has no option 'lo'. Did you mean low"),
+        ("edit fox.png x --control canny:low=x", 2, "'low=x' is not like low=50"),
+        ("edit fox.png x --control canny@fox.png:low=4", 2, "mean nothing with a finished hint"),
+        ("edit fox.png x --control canny:what", 2, "'what' is no scale, range or option"),
+        ("edit fox.png x --control =3", 2, "'=3' is not like canny=PICTURE:0.7"),
+        ("edit fox.png x --control segmentation", 2, "cannot be made from a picture here"),
+        ("create x --control canny", 2, "no picture to make the canny hint from"),
+        ("hint cany fox.png -o a.png", 2, "KIND: unknown hint 'cany'"),
+        ("hint canny none.png -o a.png", 3, "none.png: no such file."),
+        ("hint canny fox.png -o a.bmp", 5, "end the name with one of .png"),
         ("sweep fox.png x -o a.webp", 5, "a sweep may outgrow WebP's 16,383 pixels"),
         ("edit fox.png", 2, "PROMPT: say what to draw, or give --like FILE."),
         ("edit", 2, "picture"),

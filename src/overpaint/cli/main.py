@@ -11,8 +11,9 @@ import typer
 
 from overpaint import metadata
 from overpaint.cli.paint import create, edit, sweep
-from overpaint.cli.settings import OPTIONS
-from overpaint.errors import OverpaintError, RequestError
+from overpaint.cli.settings import OPTIONS, options
+from overpaint.errors import OverpaintError, RequestError, near
+from overpaint.names import HINTS
 
 ARGUMENTS = OPTIONS | {
     "prompt": "PROMPT",
@@ -20,6 +21,8 @@ ARGUMENTS = OPTIONS | {
     "device": "--device",
     "dtype": "--dtype",
     "model": "--model",
+    "kind": "KIND",
+    "options": "--option",
 }
 
 app = typer.Typer(
@@ -110,6 +113,30 @@ def _provenance(record: Mapping[str, Any]) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
         "written by": f"overpaint {record['version']}",
     }
+
+
+@app.command()
+def hint(
+    kind: Annotated[str, typer.Argument(help=f"One of {', '.join(HINTS)}.", show_default=False)],
+    picture: Annotated[
+        Path, typer.Argument(help="The picture; for a pose its keypoints.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write.")],
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the kind, such as low=50.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what a control net will see of a picture."""
+    from overpaint import hints, images  # import OpenCV
+
+    if kind not in HINTS:
+        raise RequestError("kind", f"unknown hint {kind!r}.{near(kind, HINTS)}")
+    images.check_writable(output)
+    shown = hints.decode(kind, images.picture(picture))
+    if kind != "pose":
+        shown = hints.make(kind, shown, options(option or []))
+    images.save(shown, output, {})
+    typer.echo(output)
 
 
 @app.command()

@@ -168,6 +168,9 @@ def _run(
     if second := requests[0].refiner:
         with terminal.waiting(f"loading {second}"):
             loaded["refiner"] = painter.refiner(second)
+    if requests[0].controls:
+        with terminal.waiting("loading control nets"):
+            painter.nets(requests[0])
     for part, model in loaded.items():
         if ours and ours.get(part) and ours[part]["sha256"] != model.sha256:
             terminal.note(

@@ -6,7 +6,7 @@ Only what is given on the command line becomes a field, so that defaults stay in
 
 import inspect
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -34,7 +34,7 @@ class Setting:
 
     field: str
     flags: tuple[str, ...]
-    type: type
+    type: Any
     help: str
     default: str | None = None
     parse: Callable[[Any], dict[str, Any]] | None = None
@@ -96,6 +96,76 @@ def _extend(text: str) -> dict[str, Any]:
             raise RequestError("extend", f"{part!r} is not like left=256 or top=128.")
         sides[side[1]] = int(side[2])
     return {"extend": tuple(sides.values())}
+
+
+_SCALE = re.compile(r"\d+(\.\d*)?|\.\d+")
+_RANGE = re.compile(r"(\d*\.?\d+)-(\d*\.?\d+)")
+_OPTION = re.compile(r"([a-z_]+)=(.+)")
+
+
+def controls(texts: Sequence[str]) -> dict[str, Any]:
+    """Controls as they are written: KIND, KIND=PICTURE or KIND@HINT, and options behind colons.
+
+    An option is a scale (0.7), a range (0-0.8), or NAME=VALUE: net, mask, weighting, or one of the
+    function that makes the hint.
+
+    Raises:
+        RequestError: something else.
+    """
+    return {"controls": tuple(_control(text, f"controls.{i}") for i, text in enumerate(texts))}
+
+
+def _control(text: str, field: str) -> dict[str, Any]:
+    start = re.match(r"([a-z]+)([=@:]|$)", text)
+    if not start:
+        raise RequestError(field, f"{text!r} is not like canny=PICTURE:0.7 or canny@HINT.")
+    found: dict[str, Any] = {"kind": start[1], "options": {}}
+    parts = text[start.end() :].split(":")
+    least = 0 if start[2] in (":", "") else 1  # what comes first is the path
+    while len(parts) > least and (own := _option(parts[-1], field)) is not None:
+        found["options"] |= own.pop("options", {})
+        found |= own
+        parts.pop()
+    path = ":".join(parts)
+    if path and least:
+        found["image" if start[2] == "=" else "hint"] = images.picture(path)
+    elif path or least:
+        raise RequestError(field, f"{text!r}: {path or text[-1]!r} is no scale, range or option.")
+    return found
+
+
+def _option(text: str, field: str) -> dict[str, Any] | None:
+    """The fields of a control that an option stands for; None where it is none."""
+    if _SCALE.fullmatch(text):
+        return {"scale": float(text)}
+    if way := _RANGE.fullmatch(text):
+        return {"start": float(way[1]), "end": float(way[2])}
+    if not (named := _OPTION.fullmatch(text)):
+        return {} if text == "" else None
+    name, value = named.groups()
+    match name:
+        case "net" | "weighting":
+            return {name: value}
+        case "mask":
+            return {"mask": images.picture(value)}
+        case _:
+            return {"options": options([f"{name}={value}"], f"{field}.options")}
+
+
+def options(texts: Sequence[str], field: str = "options") -> dict[str, float]:
+    """Options of a function that makes a hint, NAME=NUMBER each.
+
+    Raises:
+        RequestError: something else.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise RequestError(field, f"{text!r} is not like low=50.") from None
+    return found
 
 
 def _crop(text: str) -> dict[str, Any]:
@@ -181,6 +251,15 @@ SETTINGS = {
             ("--match-colours/--no-match-colours",),
             bool,
             "Bring what is painted to the colours around it.",
+        ),
+        Setting(
+            "controls",
+            ("--control",),
+            list[str],
+            "A hint to follow: KIND, KIND=PICTURE or KIND@HINT, then :SCALE, :START-END, "
+            ":net=NAME, :mask=FILE, :weighting=soft. Any number.",
+            default="None",
+            parse=controls,
         ),
         Setting(
             "refiner",

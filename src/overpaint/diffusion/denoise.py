@@ -11,11 +11,12 @@ than
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from overpaint.diffusion.control import Control, Controls
 from overpaint.nn.attention import Context
 
 if TYPE_CHECKING:
@@ -39,12 +40,14 @@ class Conditioning:
             [1, 5]: an aesthetic score in place of the target.
         channels: [1, K, h, w], laid beside the noisy latent: an inpainting network's mask and
             masked picture. None for networks that see the latent alone.
+        controls: the hints that steer it.
     """
 
     context: Context
     pooled: Tensor
     size_ids: Tensor
     channels: Tensor | None = None
+    controls: tuple[Control, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class UNet:
         self.device = unet.device
         self.dtype = unet.dtype  # diffusers walks all modules for these two
         self._unet = unet
+        self._controls = Controls(schedule)
         self._last: tuple[tuple[Conditioning, ...], Stacked] | None = None
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
@@ -103,9 +107,11 @@ class UNet:
         x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self.dtype)
         t = torch.tensor([self.schedule.timestep(row.sigma) for row in rows], device=self.device)
         context, channels, added = self._stack(tuple(row.conditioning for row in rows))
+        steered = self._controls.residuals(rows, x, t, added)
         if channels is not None:
             x = torch.cat([x, channels], dim=1)
-        predicted = self._unet(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
+        seen: dict[str, Any] = {"added_cond_kwargs": added, "return_dict": False, **steered}
+        predicted = self._unet(x, t, context, **seen)[0]
         return predicted.to(rows[0].x.dtype)
 
     def denoised(self, x: Tensor, sigma: float, prediction: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from overpaint import images, masks
 from overpaint.canvas import Canvas, lay_out
-from overpaint.diffusion import latents, prompt, stages
+from overpaint.diffusion import latents, prompt, stages, steering
 from overpaint.diffusion.constraint import Constraint, Free, Kept
 from overpaint.diffusion.denoise import Conditioning, Network, UNet
 from overpaint.diffusion.guidance import Guidance
 from overpaint.diffusion.samplers import Noise, Sampler, sampler
 from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, start
+from overpaint.diffusion.steering import Nets
 from overpaint.diffusion.tiles import Tiled
 from overpaint.errors import ModelError
 from overpaint.names import SAMPLERS
@@ -130,7 +131,12 @@ class Planned:
     notices: tuple[str, ...]
 
 
-def plan(request: "Request", model: "Model", refiner: "Model | None" = None) -> Planned:
+def plan(
+    request: "Request",
+    model: "Model",
+    refiner: "Model | None" = None,
+    nets: Nets = (),
+) -> Planned:
     """Make a request concrete: sizes, prompts, the picture's latents, noise levels, stages.
 
     Picture i gets seed + i and shares everything else.
@@ -139,6 +145,7 @@ def plan(request: "Request", model: "Model", refiner: "Model | None" = None) -> 
         request: what to paint.
         model: to paint with.
         refiner: for the second stage, when the request has one.
+        nets: one for each of the request's controls; None where it does not act.
 
     Raises:
         ModelError: the model cannot paint by itself, or the refiner does not go with it.
@@ -157,11 +164,11 @@ def plan(request: "Request", model: "Model", refiner: "Model | None" = None) -> 
         return Planned((), canvas, tuple(notices))
     strength = 1.0 if request.strength is None else request.strength
     drawn = _sigmas(request, model, request.num_inference_steps, strength)
-    first = _stage(request, model, canvas, drawn, notices)
+    first = _stage(request, model, canvas, drawn, notices, nets)
     if canvas.start and request.strength != 1 and request.fill != "noise":
         first = replace(first, init=moments(model, canvas.start, notices))
     if request.staged:
-        first = _followed(first, request, model, refiner or model, canvas, notices)
+        first = _followed(first, request, model, refiner or model, canvas, notices, nets)
     plans = (replace(first, seed=request.seed + i) for i in range(request.num_images))
     return Planned(tuple(plans), canvas, tuple(notices))
 
@@ -173,26 +180,29 @@ def _followed(
     second: "Model",
     canvas: Canvas,
     notices: list[str],
+    nets: Nets,
 ) -> Plan:
     """The first stage with the second one behind it.
 
     An ensemble shares one schedule (arXiv 2307.01952, section 2.5); otherwise the second stage
-    repaints what the first has finished, with a strength of its own, perhaps larger.
+    repaints what the first has finished, with a strength of its own, perhaps larger. Hints steer
+    a second stage of the same model; a refiner goes on without.
     """
     if second is not model:
         _check_second(model, second)
+        nets = ()
     if request.refine == "ensemble":
         above, below = stages.cut(first.sigmas, request.high_noise_frac)
         if len(below) == 1:
             return first
-        last = _stage(request, second, canvas, below, notices, whole=first.sigmas)
+        last = _stage(request, second, canvas, below, notices, nets, whole=first.sigmas)
         if len(above) == 1:
             return replace(last, init=first.init)
         return replace(first, sigmas=above, then=Stage(last, stages.carry))
     larger = canvas.scaled(request.upscale)
     steps = request.refine_steps or request.num_inference_steps
     drawn = _sigmas(request, second, steps, request.refine_strength)
-    last = _stage(request, second, larger, drawn, notices)
+    last = _stage(request, second, larger, drawn, notices, nets)
     begin = stages.renoise if larger is canvas else stages.enlarge(model, request.upscale_in)
     return replace(first, then=Stage(last, begin))
 
@@ -228,6 +238,7 @@ def _stage(
     canvas: Canvas,
     drawn: Sigmas,
     notices: list[str],
+    nets: Nets,
     whole: Sigmas | None = None,
 ) -> Plan:
     """The plan of one stage of a request: a model on a canvas over some sigmas.
@@ -240,9 +251,10 @@ def _stage(
         canvas: likewise.
         drawn: the sigmas of this stage.
         notices: what the user should be told is appended.
+        nets: of the request's controls.
         whole: the sigmas of all stages that a grey mask divides; by default of this one.
     """
-    positive, negative = _conditionings(request, model, canvas, notices)
+    positive, negative = _conditionings(request, model, canvas, notices, nets)
     constraint: Constraint = Free()
     if part := canvas.part:
         kept = moments(model, part.kept, notices).mean
@@ -327,7 +339,7 @@ def _notices(request: "Request", model: "Model", canvas: Canvas) -> list[str]:
 
 
 def _conditionings(
-    request: "Request", model: "Model", canvas: Canvas, notices: list[str]
+    request: "Request", model: "Model", canvas: Canvas, notices: list[str], nets: Nets
 ) -> tuple[Conditioning, Conditioning | None]:
     positive, negative = prompt.encode_pair(model, request)
     width, height = canvas.size
@@ -337,11 +349,13 @@ def _conditionings(
     scored = model.family.scored
     target = (request.aesthetic_score,) if scored else request.target_size or whole
     channels = _channels(model, canvas, notices)
+    controls = steering.controls(request, model, canvas, nets, notices)
     conditioned = Conditioning(
         Context(positive.tokens),
         positive.pooled,
         _size_ids(model, original, crop, target),
         channels,
+        controls,
     )
     if negative is None:
         return conditioned, None
@@ -351,7 +365,9 @@ def _conditionings(
         request.negative_crops_coords_top_left or crop,
         (request.negative_aesthetic_score,) if scored else request.negative_target_size or target,
     )
-    return conditioned, Conditioning(Context(negative.tokens), negative.pooled, ids, channels)
+    both = tuple(control for control in controls if control.weighting != "guess")
+    tokens = Context(negative.tokens)
+    return conditioned, Conditioning(tokens, negative.pooled, ids, channels, both)
 
 
 def _size_ids(model: "Model", *values: tuple[float, ...]) -> Tensor:

@@ -69,5 +69,8 @@ def through(conditioning: Conditioning, window: Window, factor: int) -> Conditio
         ids[:, 4], ids[:, 5] = window.height * factor, window.width * factor
     beside = conditioning.channels
     return replace(
-        conditioning, size_ids=ids, channels=None if beside is None else window.of(beside)
+        conditioning,
+        size_ids=ids,
+        channels=None if beside is None else window.of(beside),
+        controls=tuple(control.through(window, factor) for control in conditioning.controls),
     )

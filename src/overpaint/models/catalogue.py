@@ -22,6 +22,12 @@ ALIASES: dict[str, str] = {
 }
 """Short names of families, and the hub repositories that published them."""
 
+NETS = "miniature-control"
+"""The folder of control nets that ship inside the package, for the miniature."""
+
+UNION = "xinsir/controlnet-union-sdxl-1.0"
+"""The net that SDXL's hints are followed with where the request names none: it knows most kinds."""
+
 WEIGHTED = ("unet", "vae", "text_encoder", "text_encoder_2")
 """The parts of a folder that have weights."""
 
@@ -97,6 +103,50 @@ def resolve(name: str, *, download: bool = True) -> Path:
                 "file or a hub id owner/name."
             )
     return _from_hub(name, download=download)
+
+
+def resolve_net(name: str) -> Path:
+    """The folder or .safetensors file of a control net.
+
+    Args:
+        name: of one that ships inside the package ("miniature-canny"), a folder, a file, or a hub
+            id "owner/name", downloaded when it is not here yet.
+
+    Raises:
+        ModelNotFoundError: no such name, file, folder or repository, or the hub is out of reach.
+        CheckpointError: the repository has nothing that we load.
+    """
+    if name in (known := packaged_nets()):
+        return known[name]
+    if re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
+        raise ModelNotFoundError(
+            f"unknown control net {name!r}.{near(name, known)} Or give a folder, a .safetensors "
+            "file or a hub id owner/name."
+        )
+    return resolve(name)
+
+
+def packaged_nets() -> dict[str, Path]:
+    """The control nets that ship inside the package, by name."""
+    folder = Path(str(importlib.resources.files("overpaint"))) / "data" / NETS
+    return {f"{MINIATURE}-{path.stem}": path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def net_for(kind: str, family: str) -> str:
+    """The name of the net that follows a kind of hint where the request names none.
+
+    Raises:
+        ModelNotFoundError: there is none for this family.
+    """
+    if not family.startswith(MINIATURE):
+        return UNION
+    known = packaged_nets()
+    if (name := f"{MINIATURE}-{kind}") in known:
+        return name
+    raise ModelNotFoundError(
+        f"no control net for {kind} hints ships for the miniature.{near(name, known)} "
+        "Or name one of your own."
+    )
 
 
 def _packaged(name: str) -> Path | None:

@@ -65,6 +65,20 @@ def _return_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state dict as it was before it was packed, to the bit."""
+    state = dict(network.state_dict())
+    for name, module in network.named_modules():
+        if isinstance(module, PackedLinear):
+            state[f"{name}.weight"] = module.plain
+    for name, module in network.named_modules():
+        if isinstance(module, PackedGEGLU):
+            for leaf in ("weight", "bias"):
+                halves = [state.pop(f"{name}.{half}.{leaf}") for half in ("value", "gate")]
+                state[f"{name}.proj.{leaf}"] = torch.cat(halves)
+    return state
+
+
 class PackedConv2d(nn.Module):
     """`nn.Conv2d` with its weight packed for the input shape that came last.
 
@@ -108,6 +122,11 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self._activation = activation
         self._weight: Tensor = _OPS._reorder_linear_weight(weight.detach().contiguous(), None)
+
+    @property
+    def plain(self) -> Tensor:
+        """The weight [out, in] as it was."""
+        return self._weight.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""

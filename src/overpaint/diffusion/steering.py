@@ -1,0 +1,111 @@
+"""A request's controls on a canvas: pictures become hints, hints what a net sees in them."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.Image import Resampling
+
+from overpaint import hints, images, masks
+from overpaint.canvas import Canvas
+from overpaint.diffusion.control import Control
+from overpaint.errors import RequestError
+from overpaint.models.control import ControlNet
+from overpaint.names import HINTS
+
+if TYPE_CHECKING:
+    from overpaint.models.model import Model
+    from overpaint.request import Control as Asked
+    from overpaint.request import Request
+
+Nets = Sequence[ControlNet | None]
+"""One for each of a request's controls; None where it does not act. Empty for a refiner."""
+
+REMEMBERED = 8
+"""Hints, as nets see them, kept per model."""
+
+
+def controls(
+    request: "Request", model: "Model", canvas: Canvas, nets: Nets, notices: list[str]
+) -> tuple[Control, ...]:
+    """The hints that steer a stage.
+
+    Args:
+        request: whose controls.
+        model: of the stage.
+        canvas: likewise.
+        nets: of the controls.
+        notices: what the user should be told is appended.
+
+    Raises:
+        RequestError: a hint is of another aspect, cannot be made, or is not one that its net knows.
+        PictureError: a picture cannot be decoded.
+    """
+    return tuple(
+        _control(asked, net, f"controls.{index}", model, canvas, notices)
+        for index, (asked, net) in enumerate(zip(request.controls, nets, strict=False))
+        if net is not None
+    )
+
+
+def _control(
+    asked: "Asked",
+    net: ControlNet,
+    field: str,
+    model: "Model",
+    canvas: Canvas,
+    notices: list[str],
+) -> Control:
+    kind = HINTS[asked.kind].union
+    if net.kind == "union" and (kind is None or kind >= net.types):
+        raise RequestError(
+            f"{field}.kind",
+            f"{net.name} knows {net.types} types of hints, and {asked.kind} is none of them.",
+        )
+    shown = _hint(asked, canvas, field, notices)
+    mask = None
+    if asked.mask:
+        grey = _placed(canvas, images.decode(asked.mask), f"{field}.mask").convert("L")
+        cells = masks.cells(np.asarray(grey, np.float32) / np.float32(255), model.vae_factor)
+        mask = torch.from_numpy(cells)[None, None].to(model.device)
+    hint = torch.from_numpy(images.to_array(shown))[None] * 0.5 + 0.5
+    features = model.remember(
+        "hints",
+        (net, shown.size, hashlib.sha256(shown.tobytes()).digest()),
+        lambda: net.see(hint),
+        REMEMBERED,
+    )
+    interval = (asked.start, asked.end)
+    return Control(net, hint, features, asked.scale, interval, asked.weighting, mask, kind)
+
+
+def _hint(asked: "Asked", canvas: Canvas, field: str, notices: list[str]) -> Image.Image:
+    """The hint of a control, as it lies on the canvas."""
+    if finished := asked.hint or (asked.image if asked.kind == "pose" else None):
+        hint = hints.decode(asked.kind, finished)
+        how: Any = Resampling.NEAREST if HINTS[asked.kind].labels else Resampling.LANCZOS
+        if hint.size not in (canvas.size, canvas.frame.source):
+            notices.append(
+                f"the {asked.kind} hint of {hint.width}x{hint.height} is resampled to fit."
+            )
+        return _placed(canvas, hint, f"{field}.hint", how)
+    hints.check(asked.kind, asked.options, f"{field}.options")
+    picture = images.decode(asked.image) if asked.image else canvas.original
+    if picture is None:
+        raise RequestError(field, f"there is no picture to make the {asked.kind} hint from.")
+    return hints.make(asked.kind, _placed(canvas, picture, f"{field}.image"), asked.options)
+
+
+def _placed(
+    canvas: Canvas,
+    picture: Image.Image,
+    field: str,
+    resampling: Resampling = Resampling.LANCZOS,
+) -> Image.Image:
+    try:
+        return canvas.place(picture, resampling)
+    except ValueError as error:
+        raise RequestError(field, f"{error}; crop or pad it.") from error

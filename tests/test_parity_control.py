@@ -1,0 +1,232 @@
+"""Steered pictures against diffusers' pipelines: same random weights, noise and settings, fp32."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.controlnet.pipeline_controlnet_inpaint_sd_xl import (
+    StableDiffusionXLControlNetInpaintPipeline,
+)
+from diffusers.pipelines.controlnet.pipeline_controlnet_sd_xl import (
+    StableDiffusionXLControlNetPipeline,
+)
+from diffusers.pipelines.controlnet.pipeline_controlnet_sd_xl_img2img import (
+    StableDiffusionXLControlNetImg2ImgPipeline,
+)
+from diffusers.pipelines.controlnet.pipeline_controlnet_union_sd_xl import (
+    StableDiffusionXLControlNetUnionPipeline,
+)
+from diffusers.pipelines.t2i_adapter.pipeline_stable_diffusion_xl_adapter import (
+    StableDiffusionXLAdapterPipeline,
+)
+from numpy.typing import NDArray
+from PIL import Image
+
+from overpaint import images
+from overpaint.diffusion.plan import plan
+from overpaint.models.control import ControlNet, load_net
+from overpaint.request import Control, Request
+from tests.test_parity import REPAINT, assert_close, certain, ours, request, sketch
+from tests.tiny import tiny_model, tiny_pipeline
+from tests.tiny_control import tiny_adapter, tiny_net, write, write_control_lora, write_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+
+
+def drawn(seed: int) -> Image.Image:
+    """Something with edges."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    return Image.fromarray(blocks).resize((128, 128), Image.Resampling.NEAREST)
+
+
+def hint(seed: int, kind: str = "canny", **fields: Any) -> Control:
+    return Control(kind=kind, hint=images.picture(drawn(seed)), **fields)
+
+
+def steered(asked: Request, nets: list[ControlNet]) -> NDArray[np.float64]:
+    model = certain(tiny_model()) if asked.mask else tiny_model()
+    return ours(asked, model, nets=nets)
+
+
+def theirs(asked: Request, pipeline: Any, part: dict[str, Any], **call: Any) -> NDArray[np.float64]:
+    """The same request by a pipeline of diffusers with further parts."""
+    model = tiny_model(ours=False)
+    text_to_image = tiny_pipeline(certain(model) if asked.mask else model)
+    parts: dict[str, Any] = {**text_to_image.components, **part}
+    if pipeline is not StableDiffusionXLAdapterPipeline:
+        parts["add_watermarker"] = False
+    made: Any = pipeline(**parts, force_zeros_for_empty_prompt=False)
+    made.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(asked.seed)
+    call |= {
+        "prompt": asked.prompt,
+        "negative_prompt": asked.negative_prompt,
+        "num_inference_steps": asked.num_inference_steps,
+        "guidance_scale": asked.guidance_scale,
+        "generator": generator,
+        "output_type": "np",
+    }
+    if asked.image is None:
+        own = plan(asked, tiny_model(), nets=[None] * len(asked.controls)).plans[0]
+        made.scheduler.set_timesteps(asked.num_inference_steps)
+        noise = own.noise()() * math.sqrt(own.sigmas[0] ** 2 + 1)
+        call["latents"] = noise / float(made.scheduler.init_noise_sigma)
+    else:
+        call["strength"] = asked.strength
+    return np.asarray(made(**call, height=128, width=128).images, np.float64)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original", "folder"])
+@pytest.mark.parametrize("kind", ["full", "mid", "small"])
+def test_one_net(kind: str, layout: str, tmp_path: Path) -> None:
+    net = tiny_net(kind)
+    path = tmp_path / "net.safetensors"
+    path = write_folder(net, tmp_path / "net") if layout == "folder" else write(net, path, layout)
+    asked = request(controls=(hint(1, scale=0.8),))
+    reference = theirs(
+        asked,
+        StableDiffusionXLControlNetPipeline,
+        {"controlnet": net},
+        image=drawn(1),
+        controlnet_conditioning_scale=0.8,
+    )
+    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+    plain = request()
+    assert np.abs(steered(plain, []) - reference).max() > 0.05  # the net does steer
+
+
+def test_three_nets_at_their_own_times(tmp_path: Path) -> None:
+    nets = [tiny_net("full", 1), tiny_net("small", 2), tiny_net("mid", 3)]
+    paths = [write(net, tmp_path / f"{i}.safetensors") for i, net in enumerate(nets)]
+    scales, starts, ends = [0.7, 1.0, 0.4], [0.0, 0.25, 0.0], [0.5, 1.0, 1.0]
+    controls = tuple(
+        hint(i, scale=scale, start=start, end=end)
+        for i, (scale, start, end) in enumerate(zip(scales, starts, ends, strict=True))
+    )
+    asked = request(controls=controls)
+    reference = theirs(
+        asked,
+        StableDiffusionXLControlNetPipeline,
+        {"controlnet": nets},
+        image=[drawn(i) for i in range(3)],
+        controlnet_conditioning_scale=scales,
+        control_guidance_start=starts,
+        control_guidance_end=ends,
+    )
+    model = tiny_model()
+    assert_close(steered(asked, [load_net(path, model) for path in paths]), reference)
+
+
+def test_guess_mode(tmp_path: Path) -> None:
+    net = tiny_net()
+    path = write(net, tmp_path / "net.safetensors")
+    asked = request(controls=(hint(1, weighting="guess"),))
+    reference = theirs(
+        asked,
+        StableDiffusionXLControlNetPipeline,
+        {"controlnet": net},
+        image=drawn(1),
+        guess_mode=True,
+        controlnet_conditioning_scale=1.0,
+    )
+    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hints"),
+    [
+        ("union", ("canny",)),
+        ("union", ("canny", "depth")),
+        ("promax", ("tile",)),
+        ("promax", ("tile", "depth")),
+    ],
+)
+def test_a_union_net(kind: str, hints: tuple[str, ...], tmp_path: Path) -> None:
+    net = tiny_net(kind)
+    path = write(net, tmp_path / "net.safetensors")
+    scales = [0.8, 0.5][: len(hints)]
+    controls = tuple(
+        hint(i, k, scale=s) for i, (k, s) in enumerate(zip(hints, scales, strict=True))
+    )
+    asked = request(controls=controls)
+    types = {"canny": 3, "depth": 1, "tile": 6}
+    reference = theirs(
+        asked,
+        StableDiffusionXLControlNetUnionPipeline,
+        {"controlnet": net},
+        control_image=[drawn(i) for i in range(len(hints))],
+        control_mode=[types[k] for k in hints],
+        controlnet_conditioning_scale=scales,
+    )
+    loaded = load_net(path, tiny_model())
+    assert_close(steered(asked, [loaded] * len(hints)), reference)
+
+
+def test_a_control_lora(tmp_path: Path) -> None:
+    path, net = write_control_lora(tmp_path / "lora.safetensors")
+    asked = request(controls=(hint(1),))
+    reference = theirs(
+        asked,
+        StableDiffusionXLControlNetPipeline,
+        {"controlnet": net},
+        image=drawn(1),
+        controlnet_conditioning_scale=1.0,
+    )
+    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+
+
+def test_an_adapter(tmp_path: Path) -> None:
+    adapter = tiny_adapter()
+    path = write(adapter, tmp_path / "adapter.safetensors")
+    asked = request(controls=(hint(1, scale=0.7),))
+    reference = theirs(
+        asked,
+        StableDiffusionXLAdapterPipeline,
+        {"adapter": adapter},
+        image=drawn(1),
+        adapter_conditioning_scale=0.7,
+    )
+    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+
+
+def test_image_to_image(tmp_path: Path) -> None:
+    net = tiny_net()
+    path = write(net, tmp_path / "net.safetensors")
+    asked = request(controls=(hint(1, scale=0.8),), **REPAINT)
+    reference = theirs(
+        asked,
+        StableDiffusionXLControlNetImg2ImgPipeline,
+        {"controlnet": net},
+        image=sketch(),
+        control_image=drawn(1),
+        controlnet_conditioning_scale=0.8,
+    )
+    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+
+
+def test_inpainting(tmp_path: Path) -> None:
+    net = tiny_net()
+    path = write(net, tmp_path / "net.safetensors")
+    mask = Image.new("L", (128, 128))
+    mask.paste(255, (40, 16, 96, 80))
+    asked = request(
+        controls=(hint(1, scale=0.8),),
+        mask=images.picture(mask),
+        crop="off",
+        fill="original",
+        **REPAINT,
+    )
+    reference = theirs(
+        asked,
+        StableDiffusionXLControlNetInpaintPipeline,
+        {"controlnet": net},
+        image=sketch(),
+        mask_image=mask,
+        control_image=drawn(1),
+        controlnet_conditioning_scale=0.8,
+    )
+    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
