@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from overpaint.cli.main import app
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("edit", "create", "sweep", "info", "doctor", "models list")
+COMMANDS = ("edit", "create", "sweep", "hint", "info", "doctor", "models list")
 
 
 def help_of(command: str) -> str:
