@@ -79,6 +79,47 @@ def plain_state(network: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def weighted(network: nn.Module) -> dict[str, torch.Size]:
+    """The linear layers and convolutions of a network, packed or not: names and weights' shapes."""
+    found: dict[str, torch.Size] = {}
+    for name, module in network.named_modules():
+        match module:
+            case PackedGEGLU():
+                rows, columns = module.value.shape
+                found[f"{name}.proj"] = torch.Size((2 * rows, columns))
+            case PackedLinear() if not name.endswith((".value", ".gate")):
+                found[name] = module.shape
+            case nn.Linear() | nn.Conv2d() | PackedConv2d():
+                found[name] = module.weight.shape
+            case _:
+                pass
+    return found
+
+
+def read_weight(network: nn.Module, name: str) -> Tensor:
+    """A copy of one of `weighted`'s weights, as it was before it was packed."""
+    stem = name.removesuffix(".proj")
+    if stem != name and isinstance(split := network.get_submodule(stem), PackedGEGLU):
+        return torch.cat([split.value.plain, split.gate.plain])
+    module: Any = network.get_submodule(name)
+    return module.plain if isinstance(module, PackedLinear) else module.weight.detach().clone()
+
+
+def write_weight(network: nn.Module, name: str, weight: Tensor) -> None:
+    """Put another weight in the place of one of `weighted`'s, in its dtype, packed if it was."""
+    stem = name.removesuffix(".proj")
+    if stem != name and isinstance(split := network.get_submodule(stem), PackedGEGLU):
+        for half, part in zip((split.value, split.gate), weight.chunk(2), strict=True):
+            half.replace(part)
+        return
+    module: Any = network.get_submodule(name)
+    if isinstance(module, PackedLinear):
+        module.replace(weight)
+    else:
+        with torch.no_grad():
+            module.weight.copy_(weight)
+
+
 class PackedConv2d(nn.Module):
     """`nn.Conv2d` with its weight packed for the input shape that came last.
 
@@ -121,7 +162,17 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self._activation = activation
-        self._weight: Tensor = _OPS._reorder_linear_weight(weight.detach().contiguous(), None)
+        self.replace(weight)
+
+    def replace(self, weight: Tensor) -> None:
+        """Pack another weight [out, in], in bf16."""
+        plain = weight.detach().to(torch.bfloat16).contiguous()
+        self._weight: Tensor = _OPS._reorder_linear_weight(plain, None)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the weight."""
+        return self._weight.shape
 
     @property
     def plain(self) -> Tensor:

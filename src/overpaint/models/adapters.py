@@ -1,0 +1,96 @@
+"""LoRAs merged into a model, from a pristine copy: however often, the base stays itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from overpaint.models.lora import Lora, part_of
+from overpaint.nn.lowrank import Change
+from overpaint.nn.packed import read_weight, write_weight
+
+if TYPE_CHECKING:
+    from overpaint.models.model import Model
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA at a scale.
+
+    Attributes:
+        lora: what it changes.
+        scale: of its changes to the UNet.
+        text_scale: of those to the text encoders.
+        blocks: of those to parts of the UNet, on top of `scale`: the start of a module's name
+            ("up_blocks.0", "mid_block") and a factor; the longest that fits counts.
+    """
+
+    lora: Lora
+    scale: float = 1.0
+    text_scale: float = 1.0
+    blocks: tuple[tuple[str, float], ...] = ()
+
+    def at(self, part: str, module: str) -> float:
+        """The scale at a module."""
+        if part != "unet":
+            return self.text_scale
+        fitting = [
+            (len(stem), factor)
+            for stem, factor in self.blocks
+            if module == stem or module.startswith(f"{stem}.")
+        ]
+        return self.scale * max(fitting, default=(0, 1.0))[1]
+
+
+Adapters = tuple[Adapter, ...]
+
+
+@dataclass(eq=False)
+class Weights:
+    """A model's weights, with adapters in them.
+
+    Attributes:
+        model: whose.
+        pristine: the weights that were ever changed, as they were: part, module name.
+    """
+
+    model: "Model"
+    pristine: dict[tuple[str, str], Tensor] = field(default_factory=dict[tuple[str, str], Tensor])
+    _current: dict[str, Adapters] = field(default_factory=dict[str, Adapters])
+
+    def use(self, part: str, adapters: Adapters) -> None:
+        """Bring a part of the model to a set of adapters.
+
+        Each weight that the set before or this one changes is written once, from its pristine
+        copy; a set that is in place costs nothing.
+        """
+        before = self._current.get(part, ())
+        if before == adapters:
+            return
+        network = part_of(self.model, part)
+        for module in {m: None for a in (*before, *adapters) for m in _changes(a, part)}:
+            if (part, module) not in self.pristine:
+                self.pristine[part, module] = read_weight(network, module)
+            weight = self.pristine[part, module]
+            deltas = [
+                (scale, _changes(adapter, part)[module])
+                for adapter in adapters
+                if module in _changes(adapter, part) and (scale := adapter.at(part, module))
+            ]
+            if deltas:
+                plain, total = weight, weight.float()
+                for scale, change in deltas:
+                    total = total + scale * change.delta(plain)
+                weight = total.to(plain.dtype)
+            write_weight(network, module, weight)
+        self._current[part] = adapters
+
+
+def _changes(adapter: Adapter, part: str) -> Mapping[str, Change]:
+    return adapter.lora.changes.get(part, {})
+
+
+def weights_of(model: "Model") -> Weights:
+    """The model's weights; always the same object for one model."""
+    return model.remember("weights", (), lambda: Weights(model), 1)

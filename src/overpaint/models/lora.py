@@ -1,0 +1,270 @@
+"""LoRA files: which weights they change, in every naming of the field, and how.
+
+| naming | a key |
+|---|---|
+| kohya, SGM | `lora_unet_input_blocks_4_1_proj_in.lora_down.weight`, `lora_te1_…`, `.alpha` |
+| kohya, diffusers | `lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight` |
+| diffusers | `unet.down_blocks.1.attentions.0.proj_in.lora_A.weight`, `text_encoder.…` |
+| diffusers, old | `unet.….attn1.processor.to_q_lora.down.weight` |
+| PEFT | `base_model.model.down_blocks.….lora_A.default.weight` |
+
+Every key is used, or named in an error.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from overpaint.errors import CheckpointError
+from overpaint.models.family import OTHERS
+from overpaint.models.hashes import sha256_of
+from overpaint.models.layout import original_name
+from overpaint.models.weights import WeightsFile, open_weights, some
+from overpaint.nn.lowrank import Change, Decomposed, Hadamard, Kronecker, LowRank, Whole
+from overpaint.nn.packed import weighted
+
+if TYPE_CHECKING:
+    from overpaint.models.model import Model
+
+LEAVES: dict[str, str] = {
+    r"lora_down\.weight|lora_A(\.\w+)?\.weight|lora\.down\.weight|lora_linear_layer\.down\.weight"
+    r"|lora_A": "down",
+    r"lora_up\.weight|lora_B(\.\w+)?\.weight|lora\.up\.weight|lora_linear_layer\.up\.weight"
+    r"|lora_B": "up",
+    r"lora_mid\.weight": "mid",
+    r"alpha": "alpha",
+    r"dora_scale|lora_magnitude_vector(\.\w+)?(\.weight)?": "magnitude",
+    r"(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2)": "",
+    r"diff": "diff",
+}
+"""What the ends of keys are called here; those without another name keep theirs."""
+
+_LEAF = re.compile(r"(?P<stem>.+?)\.(?P<leaf>" + "|".join(f"(?:{p})" for p in LEAVES) + r")$")
+
+FOREIGN: tuple[tuple[str, str], ...] = (
+    (r"double_blocks|single_transformer_blocks", "Flux"),
+    (r"joint_blocks|^transformer\.transformer_blocks", "Stable Diffusion 3"),
+    (r"^lora_te_|^lora_unet_.*_attn2_to_k", "Stable Diffusion 1.5 or 2"),
+)
+"""Patterns of keys, in order, that tell what a LoRA is for when it does not fit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """What a LoRA file changes.
+
+    Attributes:
+        name: as the user gave it.
+        sha256: of the file.
+        changes: part of the model ("unet", "text_encoder", "text_encoder_2") to module name to
+            the change of that module's weight.
+        metadata: the file's own.
+        unused: keys that belong nowhere, where that was allowed.
+    """
+
+    name: str
+    sha256: str
+    changes: Mapping[str, Mapping[str, Change]]
+    metadata: Mapping[str, str]
+    unused: tuple[str, ...] = ()
+
+
+def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = False) -> Lora:
+    """Read a LoRA for a model.
+
+    Args:
+        name: of the file.
+        model: it is for.
+        lenient: let keys that belong nowhere be; `Lora.unused` names them.
+
+    Raises:
+        CheckpointError: no LoRA, one for another model, or damaged: numbers that are not finite,
+            a half of a pair missing, keys that belong nowhere.
+    """
+    file = open_weights(Path(name))
+    grouped, odd = _grouped(file)
+    targets = _targets(model)
+    known = {stem: leaves for stem, leaves in grouped.items() if stem in targets}
+    lost = [f"{stem}.{leaf}" for stem in grouped if stem not in known for leaf in grouped[stem]]
+    if not known:
+        raise CheckpointError(f"{file.path}: {_what(file)}")
+    unused = (*odd, *lost)
+    if unused and not lenient:
+        raise CheckpointError(
+            f"{file.path}: {len(unused)} keys belong to nothing in {model.name}: {some(unused)}. "
+            "Load it leniently to do without them."
+        )
+    changes: dict[str, dict[str, Change]] = defaultdict(dict)
+    alphas = _alphas(file)
+    for stem, leaves in known.items():
+        part, module, shape = targets[stem]
+        change = _change(stem, leaves, alphas)
+        _check(stem, change, shape, file)
+        changes[part][module] = change
+    metadata = dict(file.metadata)
+    return Lora(str(name), sha256_of((file.path,)), dict(changes), metadata, unused)
+
+
+def _grouped(file: WeightsFile) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Tensors by the module they are for and what they are; and keys that are nothing known."""
+    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    odd: list[str] = []
+    for key, stored in file.tensors.items():
+        plain = re.sub(r"\.processor\.to_(\w+)_lora\.", r".to_\1.lora.", key)
+        plain = plain.replace(".to_out.lora.", ".to_out.0.lora.")
+        if not (match := _LEAF.fullmatch(plain)):
+            odd.append(key)
+            continue
+        if 0 in stored.shape:
+            raise CheckpointError(f"{file.path}: {key} is empty; the file is damaged")
+        tensor = stored.read()
+        if not tensor.isfinite().all():
+            raise CheckpointError(
+                f"{file.path}: {key} holds numbers that are not finite; the file is damaged"
+            )
+        leaf = match["leaf"]
+        if leaf.startswith("lora_magnitude_vector"):
+            tensor = tensor.flatten()  # PEFT's, of a convolution: [1, out, 1, 1]
+        named = next(name for pattern, name in LEAVES.items() if re.fullmatch(pattern, leaf))
+        grouped[match["stem"].removeprefix("base_model.model.")][named or leaf] = tensor
+    return grouped, odd
+
+
+def _targets(model: "Model") -> dict[str, tuple[str, str, torch.Size]]:
+    """Every name that a file may have for a module with a weight: part, module, weight's shape."""
+    found: dict[str, tuple[str, str, torch.Size]] = {}
+    unet: Any = model.unet
+    layers = int(unet.config["layers_per_block"])
+    attends = tuple(hasattr(block, "attentions") for block in unet.up_blocks)
+    for name, shape in weighted(unet).items():
+        target = ("unet", name, shape)
+        original = original_name(name, layers=layers, attends=attends)
+        aliases = (name, f"unet.{name}", f"lora_unet_{_flat(name)}", f"lora_unet_{_flat(original)}")
+        found |= dict.fromkeys(aliases, target)
+    count = len(model.text_encoders)
+    for number, encoder in enumerate(model.text_encoders, 3 - count):
+        part = "text_encoder" if number == 1 else "text_encoder_2"
+        for name, shape in weighted(encoder.model).items():
+            target = (part, name, shape)
+            inner = name.removeprefix("text_model.")
+            named = inner if inner.startswith("text_projection") else f"text_model.{inner}"
+            aliases = (f"{part}.{named}", f"lora_te{number}_{_flat(named)}")
+            found |= dict.fromkeys(aliases, target)
+    return found
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _alphas(file: WeightsFile) -> float | None:
+    """α of a file whose metadata carries PEFT's config, as diffusers writes it."""
+    try:
+        config: Any = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return None
+    values = [v for k, v in config.items() if k == "lora_alpha" or k.endswith(".lora_alpha")]
+    return float(values[0]) if values else None
+
+
+def _change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> Change:
+    """The change that a module's tensors amount to.
+
+    Raises:
+        CheckpointError: a part of it is missing.
+    """
+    alpha = leaves["alpha"].float().item() if "alpha" in leaves else alpha
+    change = _plain_change(stem, leaves, alpha)
+    if "magnitude" in leaves:
+        return Decomposed(change, leaves["magnitude"])
+    return change
+
+
+def _plain_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> Change:
+    def take(*names: str) -> list[Tensor]:
+        if missing := [name for name in names if name not in leaves]:
+            raise CheckpointError(f"{stem} has no {missing[0]}; the file is damaged")
+        return [leaves[name] for name in names]
+
+    if "diff" in leaves:
+        return Whole(leaves["diff"])
+    if "down" in leaves or "up" in leaves:
+        down, up = take("down", "up")
+        rank = down.shape[0]
+        if up.shape[1] != rank or rank > max(up.shape[0], down[0].numel()):
+            raise CheckpointError(
+                f"{stem} is of rank {rank} up and {up.shape[1]} down, for "
+                f"{down[0].numel()} inputs and {up.shape[0]} outputs; the file is damaged"
+            )
+        return LowRank(down, up, _scale(alpha, rank), leaves.get("mid"))
+    if any(name.startswith("hada_") for name in leaves):
+        names = [f"hada_w{i}_{x}" for i in (1, 2) for x in "ab"]
+        first_b, first_a, second_b, second_a = take(*names)
+        scale = _scale(alpha, first_a.shape[0])
+        cores = (leaves.get(f"hada_t{i}") for i in (1, 2))
+        one, two = zip(((first_b, first_a), (second_b, second_a)), cores, strict=True)
+        return Hadamard((*one[0], one[1]), (*two[0], two[1]), scale)
+    if any(name.startswith("lokr_") for name in leaves):
+        return _kronecker(leaves, take, alpha)
+    raise CheckpointError(f"{stem} has only {', '.join(leaves)}; the file is damaged")
+
+
+def _kronecker(leaves: Mapping[str, Tensor], take: Any, alpha: float | None) -> Kronecker:
+    parts: list[tuple[Tensor, ...]] = []
+    ranks: list[int] = []
+    for i in (1, 2):
+        if f"lokr_w{i}" in leaves:
+            parts.append((leaves[f"lokr_w{i}"],))
+            continue
+        b, a = take(f"lokr_w{i}_a", f"lokr_w{i}_b")
+        core = leaves.get("lokr_t2") if i == 2 else None
+        parts.append((b, a) if core is None else (b, a, core))
+        ranks.append(a.shape[0])
+    return Kronecker(parts[0], parts[1], _scale(alpha, ranks[-1]) if ranks else 1.0)
+
+
+def _scale(alpha: float | None, rank: int) -> float:
+    return 1.0 if alpha is None else alpha / rank
+
+
+def _check(stem: str, change: Change, shape: torch.Size, file: WeightsFile) -> None:
+    """Raise unless a change fits the weight that it is for."""
+    try:
+        change.delta(torch.empty(shape, device="meta"))
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{file.path}: {stem} does not fit a weight of {list(shape)}: {error}. {_what(file)}"
+        ) from error
+
+
+def _what(file: WeightsFile) -> str:
+    """What a file is that is no LoRA for this model, as far as that can be told."""
+    widths = {
+        stored.shape[1]
+        for key, stored in file.tensors.items()
+        if re.search(r"attn2.to_k.*(lora_down|lora_A|lora\.down)", key)
+    }
+    for width in widths:
+        if width in OTHERS:
+            return f"this is a LoRA for {OTHERS[width]}; Overpaint runs SDXL"
+        if width == 2048:
+            return "this is a LoRA for SDXL, whose prompts are 2048 wide"
+    for pattern, what in FOREIGN:
+        if any(re.search(pattern, key) for key in file.tensors):
+            return f"this is a LoRA for {what}; Overpaint runs SDXL"
+    return f"no LoRA that Overpaint knows; its keys are {some(file.tensors) or 'none'}"
+
+
+def part_of(model: "Model", part: str) -> nn.Module:
+    """The module of a part that LoRAs change."""
+    if part == "unet":
+        return model.unet
+    return model.text_encoders[0 if part == "text_encoder" else -1].model

@@ -1,0 +1,156 @@
+"""Changes to a weight that take little room: LoRA and its kin, as values."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Change(Protocol):
+    """What is added to a weight at scale 1."""
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """The change of a weight [out, in] or [out, in, k, k], fp32, of its shape.
+
+        Raises:
+            ValueError: it is for a weight of another shape; says for which.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """B·A·α/r (LoRA, arXiv 2106.09685, section 4.1); of convolutions too (LyCORIS, LoCon).
+
+    Attributes:
+        down: A, [r, in] or [r, in, k, k].
+        up: B, [out, r] or [out, r, 1, 1].
+        scale: α/r.
+        mid: [r, r, k, k], of a convolution between two of size 1.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    mid: Tensor | None = None
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """As `Change.delta`."""
+        down, up = (t.to(weight.device, torch.float32) for t in (self.down, self.up))
+        if self.mid is not None:
+            mid = self.mid.to(weight.device, torch.float32)
+            change = torch.einsum("or,rshw,si->oihw", up.flatten(1), mid, down.flatten(1))
+        else:
+            change = up.flatten(1) @ down.flatten(1)
+        return _shaped(change * self.scale, weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Hadamard:
+    """(B₁·A₁) ∘ (B₂·A₂)·α/r (LoHa, arXiv 2108.06098, proposition 1; Tucker form, section 2.3).
+
+    Attributes:
+        first: B₁ [out, r], A₁ [r, in · k²], and the core [r, r, k, k] or None.
+        second: likewise.
+        scale: α/r.
+    """
+
+    first: tuple[Tensor, Tensor, Tensor | None]
+    second: tuple[Tensor, Tensor, Tensor | None]
+    scale: float
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """As `Change.delta`."""
+        a, b = (_product(*part, weight) for part in (self.first, self.second))
+        return _shaped(a * b * self.scale, weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker:
+    """C ⊗ D·α/r (LoKr, arXiv 2212.10650, section 3), either of them perhaps a product.
+
+    Attributes:
+        first: C [a, b], or B [a, r] and A [r, b].
+        second: D [c, d] or [c, d, k, k], or B and A with the core [r, r, k, k] or None.
+        scale: α/r; 1 where neither is a product.
+    """
+
+    first: tuple[Tensor, ...]
+    second: tuple[Tensor | None, ...]
+    scale: float
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """As `Change.delta`."""
+        c, d = (_factor(part, weight) for part in (self.first, self.second))
+        for _ in range(d.ndim - c.ndim):
+            c = c[..., None]
+        return _shaped(torch.kron(c, d) * self.scale, weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """The change as it is.
+
+    Attributes:
+        change: of the weight's shape.
+    """
+
+    change: Tensor
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """As `Change.delta`."""
+        return _shaped(self.change.to(weight.device, torch.float32), weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposed:
+    """Another change, after which the weight gets a magnitude that was learnt apart.
+
+    DoRA (arXiv 2402.09353, equation 5): m·(W + Δ)/‖W + Δ‖.
+
+    Attributes:
+        change: Δ.
+        magnitude: m, one for each output, [out] or [out, 1]; or, as in LyCORIS, for each input,
+            [1, in].
+    """
+
+    change: Change
+    magnitude: Tensor
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """As `Change.delta`."""
+        changed = weight.float() + self.change.delta(weight)
+        kept = 1 if self.magnitude.ndim > 1 and self.magnitude.shape[0] == 1 else 0
+        if self.magnitude.numel() != weight.shape[kept]:
+            raise ValueError(f"{self.magnitude.numel()} magnitudes")
+        others = [axis for axis in range(weight.ndim) if axis != kept]
+        norm = changed.square().sum(others, keepdim=True).sqrt()
+        magnitude = self.magnitude.to(weight.device, torch.float32).reshape(norm.shape)
+        return changed * (magnitude / norm) - weight.float()
+
+
+def _product(b: Tensor, a: Tensor, core: Tensor | None, weight: Tensor) -> Tensor:
+    """B·A; with a core, LyCORIS's Tucker form, in which B is [r, out] and A [r, in]."""
+    b, a = (t.to(weight.device, torch.float32) for t in (b, a))
+    if core is None:
+        return b @ a.flatten(1)
+    core = core.to(weight.device, torch.float32)
+    return torch.einsum("ijkl,jr,ip->prkl", core, a, b)
+
+
+def _factor(part: tuple[Tensor | None, ...], weight: Tensor) -> Tensor:
+    known = [t.to(weight.device, torch.float32) for t in part if t is not None]
+    if len(known) == 1:
+        return known[0]
+    if len(known) == 2:
+        b, a = known
+        return (b @ a.flatten(1)).reshape(len(b), *a.shape[1:])
+    b, a, core = known
+    return torch.einsum("ijkl,ip,jr->prkl", core, b, a)
+
+
+def _shaped(change: Tensor, weight: Tensor) -> Tensor:
+    if change.numel() != weight.numel():
+        raise ValueError(f"a change of {list(change.shape)}")
+    return change.reshape(weight.shape)

@@ -1,0 +1,317 @@
+"""LoRA files of every format against PEFT, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from overpaint.errors import CheckpointError
+from overpaint.models.adapters import Adapter, Weights
+from overpaint.models.layout import original_name
+from overpaint.models.lora import load_lora
+from overpaint.models.model import Model
+from overpaint.nn.packed import plain_state, weighted
+from tests.tiny import tiny_model
+
+State = dict[str, Tensor]
+RANK = 4
+LINEAR = r".*(attn\d\.to_[qkv]|attn\d\.to_out\.0|ff\.net\.(0\.proj|2)|proj_in|proj_out)"
+CONVOLUTION = r".*(conv1|conv2|conv_shortcut)"
+
+
+def trained(kind: str, seed: int = 3, targets: str = LINEAR) -> tuple[State, State]:
+    """A random adapter of PEFT on the tiny UNet: its state dict, and the weights that it makes."""
+    unet = tiny_model(ours=False).unet
+    torch.manual_seed(seed)
+    kinds: dict[str, Any] = {
+        "lora": lambda: LoraConfig(r=RANK, lora_alpha=6, target_modules=targets),
+        "dora": lambda: LoraConfig(r=RANK, lora_alpha=6, target_modules=targets, use_dora=True),
+        "loha": lambda: LoHaConfig(r=RANK, alpha=6, target_modules=targets),
+        # With more, PEFT would store the factors whole, and LyCORIS then knows no alpha.
+        "lokr": lambda: LoKrConfig(r=2, alpha=6, target_modules=targets),
+        "lokr twice": lambda: LoKrConfig(r=2, alpha=6, target_modules=targets, decompose_both=True),
+    }
+    wrapped: Any = get_peft_model(unet, kinds[kind]())
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape) * 0.2
+            parameter.data = parameter.data * (1 + noise) if "magnitude" in name else noise
+    state = {k: v.clone() for k, v in get_peft_model_state_dict(wrapped).items()}
+    merged = wrapped.merge_and_unload()
+    return state, {k: v.clone() for k, v in merged.state_dict().items()}
+
+
+def with_alphas(state: State, alpha: float = 6) -> State:
+    """The state with kohya's alphas, which PEFT keeps elsewhere."""
+    stems = {k.rsplit(".lora_", 1)[0] for k in state if ".lora_A" in k}
+    return state | {f"{stem}.alpha": torch.tensor(alpha) for stem in stems}
+
+
+def as_kohya(state: State, name: Callable[[str], str]) -> State:
+    found: State = {}
+    for key, value in state.items():
+        stem, leaf = key.removeprefix("base_model.model.").rsplit(".lora_", 1)
+        ours = {"A.weight": "lora_down.weight", "B.weight": "lora_up.weight"}.get(leaf)
+        ours = ours or {"magnitude_vector": "dora_scale"}[leaf]
+        found[f"lora_unet_{name(stem).replace('.', '_')}.{ours}"] = (
+            value[:, None] if ours == "dora_scale" else value
+        )
+        found[f"lora_unet_{name(stem).replace('.', '_')}.alpha"] = torch.tensor(6.0)
+    return found
+
+
+def in_sgm(name: str) -> str:
+    return original_name(name, layers=1, attends=(True, False))
+
+
+def as_old_diffusers(state: State) -> State:
+    found: State = {}
+    for key, value in with_alphas(state).items():
+        key = f"unet.{key.removeprefix('base_model.model.')}"
+        found[key.replace("lora_A", "lora.down").replace("lora_B", "lora.up")] = value
+    return found
+
+
+FORMATS: dict[str, Callable[[State], State]] = {
+    "peft": with_alphas,
+    "diffusers": lambda s: {
+        f"unet.{k.removeprefix('base_model.model.')}": v for k, v in with_alphas(s).items()
+    },
+    "old diffusers": as_old_diffusers,
+    "kohya": lambda s: as_kohya(s, lambda name: name),
+    "sgm": lambda s: as_kohya(s, in_sgm),
+}
+
+
+def merged(model: Model, *adapters: Adapter) -> State:
+    weights = Weights(model)
+    weights.use("unet", adapters)
+    return plain_state(model.unet)
+
+
+def assert_same(mine: State, wanted: State) -> None:
+    for name in weighted(tiny_model().unet):
+        key = f"{name}.weight"
+        torch.testing.assert_close(mine[key], wanted[key], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [LINEAR, CONVOLUTION], ids=["linear", "convolutions"])
+@pytest.mark.parametrize("layout", sorted(FORMATS))
+def test_every_naming_gives_what_peft_does(layout: str, targets: str, tmp_path: Path) -> None:
+    state, wanted = trained("lora", targets=targets)
+    save_file(FORMATS[layout](state), tmp_path / "lora.safetensors")
+    model = tiny_model()
+    lora = load_lora(tmp_path / "lora.safetensors", model)
+    assert_same(merged(model, Adapter(lora)), wanted)
+    changed = sum(not torch.equal(wanted[k], v) for k, v in tiny_model().unet.state_dict().items())
+    assert changed == len(lora.changes["unet"])
+
+
+@pytest.mark.parametrize("targets", [LINEAR, CONVOLUTION], ids=["linear", "convolutions"])
+@pytest.mark.parametrize("layout", ["peft", "kohya", "sgm"])
+def test_dora(layout: str, targets: str, tmp_path: Path) -> None:
+    state, wanted = trained("dora", targets=targets)
+    if layout == "peft":
+        state = with_alphas(state)
+    else:
+        state = FORMATS[layout]({k: v.flatten() if "magn" in k else v for k, v in state.items()})
+    save_file(state, tmp_path / "lora.safetensors")
+    model = tiny_model()
+    lora = load_lora(tmp_path / "lora.safetensors", model)
+    assert_same(merged(model, Adapter(lora)), wanted)
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "lokr twice"])
+def test_loha_and_lokr(kind: str, tmp_path: Path) -> None:
+    state, wanted = trained(kind)
+    stems = {k.rsplit(".", 1)[0] for k in state}
+    state |= {f"{stem}.alpha": torch.tensor(6.0) for stem in stems}
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "lora.safetensors")
+    model = tiny_model()
+    lora = load_lora(tmp_path / "lora.safetensors", model)
+    assert_same(merged(model, Adapter(lora)), wanted)
+
+
+def test_alpha_from_the_metadata_that_diffusers_writes(tmp_path: Path) -> None:
+    state, wanted = trained("lora")
+    named = {f"unet.{k.removeprefix('base_model.model.')}": v for k, v in state.items()}
+    metadata = {"lora_adapter_metadata": '{"unet.lora_alpha": 6, "unet.r": 4}'}
+    save_file(named, tmp_path / "lora.safetensors", metadata)
+    model = tiny_model()
+    lora = load_lora(tmp_path / "lora.safetensors", model)
+    assert_same(merged(model, Adapter(lora)), wanted)
+
+
+def text_lora(path: Path, spelling: str) -> Path:
+    """A LoRA of one layer of each text encoder."""
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    names = {
+        "kohya": (f"lora_te1_{layer.replace('.', '_')}", "lora_down", "lora_up"),
+        "diffusers": (f"text_encoder.{layer}", "lora_A", "lora_B"),
+        "old": (f"text_encoder.{layer}", "lora_linear_layer.down", "lora_linear_layer.up"),
+    }
+    stem, down, up = names[spelling]
+    second = stem.replace("te1", "te2").replace("text_encoder.", "text_encoder_2.")
+    state: State = {}
+    for name, width in ((stem, 32), (second, 48)):
+        state[f"{name}.{down}.weight"] = torch.randn(2, width)
+        state[f"{name}.{up}.weight"] = torch.randn(width, 2)
+    save_file(state, path)
+    return path
+
+
+@pytest.mark.parametrize("spelling", ["kohya", "diffusers", "old"])
+def test_both_text_encoders(spelling: str, tmp_path: Path) -> None:
+    path = text_lora(tmp_path / "lora.safetensors", spelling)
+    model = tiny_model()
+    lora = load_lora(path, model)
+    weights = Weights(model)
+    state = load_file(path)
+    for part, encoder in zip(("text_encoder", "text_encoder_2"), model.text_encoders, strict=True):
+        [(module, _)] = lora.changes[part].items()
+        layer = encoder.model.get_submodule(module)
+        assert isinstance(layer, nn.Linear)
+        before = layer.weight.clone()
+        weights.use(part, (Adapter(lora, text_scale=0.5),))
+        index = 2 if part.endswith("2") else 0
+        down, up = list(state.values())[index], list(state.values())[index + 1]
+        if down.shape[0] != 2:
+            down, up = up, down
+        torch.testing.assert_close(layer.weight, before + 0.5 * up @ down)
+
+
+def two(model: Model, folder: Path) -> list[Adapter]:
+    adapters: list[Adapter] = []
+    for seed, scale, targets in ((3, 0.7, LINEAR), (4, -0.4, ".*")):
+        state, _ = trained("lora", seed, LINEAR if targets == LINEAR else CONVOLUTION)
+        if seed == 4:
+            state |= trained("lora", seed)[0]
+        save_file(with_alphas(state), folder / f"{seed}.safetensors")
+        adapters.append(Adapter(load_lora(folder / f"{seed}.safetensors", model), scale))
+    return adapters
+
+
+def test_two_at_once_add_up(tmp_path: Path) -> None:
+    model = tiny_model()
+    base = {k: v.clone() for k, v in plain_state(model.unet).items()}
+    a, b = two(model, tmp_path)
+    mine = merged(model, a, b)
+    for name in weighted(model.unet):
+        key, weight = f"{name}.weight", base[f"{name}.weight"]
+        total = weight.clone()
+        for adapter in (a, b):
+            if change := adapter.lora.changes["unet"].get(name):
+                total += adapter.scale * change.delta(weight)
+        torch.testing.assert_close(mine[key], total)
+
+
+def test_blocks_have_scales_of_their_own(tmp_path: Path) -> None:
+    model = tiny_model()
+    base = {k: v.clone() for k, v in plain_state(model.unet).items()}
+    a, _ = two(model, tmp_path)
+    only = Adapter(a.lora, 1.0, blocks=(("down_blocks", 0.0), ("up_blocks", 0.0)))
+    changed = {k for k, v in merged(model, only).items() if not torch.equal(v, base[k])}
+    assert changed
+    assert all(k.startswith("mid_block.") for k in changed)
+
+
+def test_a_thousand_switches_leave_the_base_as_it_was(tmp_path: Path) -> None:
+    model = tiny_model()
+    base = {k: v.clone() for k, v in plain_state(model.unet).items()}
+    weights = Weights(model)
+    a, b = two(model, tmp_path)
+    sets = [(a,), (a, b), (b,), ()]
+    for n in range(1000):
+        weights.use("unet", sets[n % 4])
+    assert all(torch.equal(v, base[k]) for k, v in plain_state(model.unet).items())
+    weights.use("unet", (a, b))
+    again = {k: v.clone() for k, v in plain_state(model.unet).items()}
+    fresh = merged(tiny_model(), a, b)
+    assert all(torch.equal(v, fresh[k]) for k, v in again.items())
+
+
+# What is refused
+
+
+def spoilt(change: Callable[[State], object], folder: Path) -> Path:
+    state = with_alphas(trained("lora")[0])
+    change(state)
+    path = folder / "lora.safetensors"
+    save_file({k: v.contiguous() for k, v in state.items()}, path)
+    return path
+
+
+def put(suffix: str, value: Callable[[Tensor], Tensor]) -> Callable[[State], object]:
+    def change(state: State) -> None:
+        key = next(k for k in state if k.endswith(suffix))
+        state[key] = value(state[key])
+
+    return change
+
+
+def add(key: str) -> Callable[[State], object]:
+    def change(state: State) -> None:
+        state[key] = torch.zeros(2, 2)
+
+    return change
+
+
+def drop(suffix: str) -> Callable[[State], object]:
+    def change(state: State) -> None:
+        del state[next(k for k in state if k.endswith(suffix))]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("lora_A.weight", lambda t: t * torch.nan), "not finite"),
+        (put("lora_A.weight", lambda t: t[:0]), "is empty"),
+        (put("lora_A.weight", lambda t: torch.zeros(100_000, t.shape[1])), "of rank 4 up|100000"),
+        (put("lora_A.weight", lambda t: t[:, :-1]), "does not fit a weight of"),
+        (drop("lora_B.weight"), "has no up"),
+        (add("unet.nothing.lora_A.weight"), "1 keys belong to nothing in tiny: unet.nothing.down"),
+        (add("something"), "1 keys belong to nothing in tiny: something"),
+        (lambda state: state.clear(), "no LoRA that Overpaint knows; its keys are none"),
+    ],
+)
+def test_what_is_damaged_is_refused(
+    change: Callable[[State], object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_lora(spoilt(change, tmp_path), tiny_model())
+
+
+def test_keys_without_a_place_are_named_even_where_they_are_allowed(tmp_path: Path) -> None:
+    path = spoilt(add("something"), tmp_path)
+    assert load_lora(path, tiny_model(), lenient=True).unused == ("something",)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "what"),
+    [
+        ("lora_unet_x_attn2_to_k.lora_down.weight", (4, 768), r"Stable Diffusion 1\.5"),
+        ("lora_unet_x_attn2_to_k.lora_down.weight", (4, 1024), "Stable Diffusion 2"),
+        ("lora_unet_x_attn2_to_k.lora_down.weight", (4, 2048), "for SDXL, whose prompts are 2048"),
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", (4, 8), "Flux"),
+        ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", (4, 8), "Diffusion 3"),
+    ],
+)
+def test_a_lora_for_another_model_says_for_which(
+    key: str, shape: tuple[int, int], what: str, tmp_path: Path
+) -> None:
+    save_file({key: torch.zeros(shape)}, tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match=f"a LoRA for.*{what}|{what}"):
+        load_lora(tmp_path / "lora.safetensors", tiny_model())
+
+
+def test_pickles_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "lora.pt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match="pickle"):
+        load_lora(tmp_path / "lora.pt", tiny_model())
