@@ -6,6 +6,7 @@ Every stage is a command of its own too, works in `--work` and picks up where it
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 
-from . import inpaint, judge, refiner, text, unet, vae
+from . import control, inpaint, judge, refiner, text, unet, vae
 from .common import Trainee, averaged_weights, read_tensors
 from .data import native_scenes
 from .family import Painter, PreviewFactors, export, export_second
@@ -34,6 +35,8 @@ STAGES = (
     "masks",
     "inpaint",
     "refiner",
+    "hints",
+    "control",
     "decoder",
     "judge",
     "export",
@@ -152,6 +155,25 @@ class Workshop:
             seed=self.seed + 60,
         )
 
+    def hints(self) -> None:
+        """Render scenes for the control nets, and what hints are made of."""
+        control.encode(self._autoencoder(), self.work / "hints")
+
+    def control(self, kinds: Sequence[str], steps: int) -> None:
+        """Train control nets, one after another."""
+        scale = vae.scaling(self._autoencoder())
+        for number, kind in enumerate(control.ALL):
+            if kind in kinds:
+                control.train(
+                    kind,
+                    self.work / "hints",
+                    scale,
+                    self._painter(),
+                    self.work / f"{kind}.safetensors",
+                    steps=steps,
+                    seed=self.seed + 100 + number,
+                )
+
     def judge(self, steps: int) -> None:
         """Train the judge and test it on held-out renders."""
         scenes, pictures = self._judge_scenes()
@@ -177,6 +199,13 @@ class Workshop:
             if state.exists():
                 network.load_state_dict(averaged_weights(state))
                 export_second(out.with_name(f"{out.name}-{kind}"), kind, network)
+        for kind in control.ALL:
+            state = self.work / f"{kind}.safetensors"
+            if state.exists():
+                folder = out.with_name(f"{out.name}-control")
+                folder.mkdir(exist_ok=True)
+                name = control.NAMES.get(kind, kind)
+                control.export(kind, state, self._painter().unet, folder / f"{name}.safetensors")
 
 
 def exported(folder: Path) -> dict[str, torch.Tensor]:
@@ -216,6 +245,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="unet: needs a C++ compiler")
     parser.add_argument("--inpaint-steps", type=int, default=13_000)
     parser.add_argument("--refiner-steps", type=int, default=4500)
+    parser.add_argument("--kinds", default=",".join(control.ALL), help="control: which nets")
+    parser.add_argument("--control-steps", type=int, default=4000)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--judge-steps", type=int, default=6000)
     parser.add_argument("--model", default="miniature", help="a folder; measure: or a name")
@@ -264,6 +295,8 @@ def main() -> None:
         "masks": workshop.masks,
         "inpaint": lambda: workshop.inpaint(options.inpaint_steps, options.compile),
         "refiner": lambda: workshop.refiner(options.refiner_steps),
+        "hints": workshop.hints,
+        "control": lambda: workshop.control(options.kinds.split(","), options.control_steps),
         "decoder": lambda: workshop.decoder(options.decoder_steps),
         "judge": lambda: workshop.judge(options.judge_steps),
         "export": lambda: workshop.export(options.out),

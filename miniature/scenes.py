@@ -18,9 +18,10 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
@@ -287,6 +288,22 @@ def _draw(rng: np.random.Generator, width: int, height: int, two: bool) -> Scene
     return Scene(style, background, items, relation, width, height, int(rng.integers(2**31)))
 
 
+def draw_anywhere(rng: np.random.Generator, *, held_out: bool | None = False) -> Scene:
+    """Sample a native scene whose objects are of any size and anywhere, in no relation."""
+    scene = draw_scene(rng, held_out=held_out)
+    while True:
+        most = 0.43 if len(scene.objects) == 1 else 0.25
+        radii = [NATIVE * rng.uniform(0.16, most) for _ in scene.objects]
+        places = [rng.uniform(r + 3, NATIVE - r - 3, 2) for r in radii]
+        if len(radii) == 1 or np.hypot(*(places[0] - places[1])) > 1.15 * sum(radii):
+            break
+    items = [
+        replace(item, x=float(x), y=float(y), radius=radius, size="")
+        for item, (x, y), radius in zip(scene.objects, places, radii, strict=True)
+    ]
+    return replace(scene, objects=tuple(items), relation=None)
+
+
 def _jitter(rng: np.random.Generator, width: int, height: int, radius: float) -> Point:
     free_x, free_y = width / 2 - radius - 5, height / 2 - radius - 5
     x = width / 2 + 0.5 * free_x * rng.uniform(-1, 1)
@@ -417,6 +434,33 @@ def _background(scene: Scene, rng: np.random.Generator) -> Array:
         return _over(canvas, light, np.clip(waves * 2 - 0.4, 0, 1))
     canvas[:] = _rgb(scene.background)
     return canvas
+
+
+def labels(scene: Scene) -> NDArray[np.int64]:
+    """Which of `SHAPES` is at each pixel, (height, width); −1 where none is."""
+    found = np.full((scene.height, scene.width), -1, np.int64)
+    for item in scene.objects:
+        found[_silhouette(scene, item) > 0.5] = list(SHAPES).index(item.shape)
+    return found
+
+
+FAR = 40
+"""The depth of backgrounds, of 255."""
+
+
+def depth(scene: Scene) -> NDArray[np.uint8]:
+    """How near everything is, (height, width): far is dark. The larger an object, the nearer.
+
+    Objects are domed: the further a place is from their edge, the nearer.
+    """
+    near = np.full((scene.height, scene.width), FAR, np.float32)
+    for item in scene.objects:
+        solid = np.rint(255 * _silhouette(scene, item)).astype(np.uint8)
+        inside = np.asarray(cv2.distanceTransform((solid > 127).astype(np.uint8), cv2.DIST_L2, 3))
+        share = item.radius / (min(scene.width, scene.height) / 2)
+        dome = 110 + 90 * share + 40 * np.sqrt(np.clip(inside / item.radius, 0, 1))
+        near = _mix(near, dome, solid.astype(np.float32) / 255)
+    return np.rint(near.clip(0, 255)).astype(np.uint8)
 
 
 def _step(distance: Array) -> Array:

@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 from overpaint.cli.main import app
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("edit", "create", "sweep", "hint", "info", "doctor", "models list")
+COMMANDS = (
+    *("edit", "create", "sweep", "hint", "info", "doctor"),
+    *(f"models {name}" for name in ("list", "add", "show", "remove", "pull")),
+)
 
 
 def help_of(command: str) -> str:

@@ -39,6 +39,7 @@ from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import Plan, plan
 from overpaint.diffusion.schedule import sigmas
 from overpaint.diffusion.steering import Nets
+from overpaint.models.adapters import Adapters
 from overpaint.models.model import Model
 from overpaint.request import Request
 from tests.tiny import tiny_inpainter, tiny_model, tiny_pipeline, tiny_refiner
@@ -101,10 +102,13 @@ def ours(
     refiner: Model | None = None,
     change: Callable[[Plan], Plan] = lambda plan: plan,
     nets: Nets = (),
+    adapters: Adapters = (),
 ) -> NDArray[np.float64]:
     """The request's pictures [n, h, w, 3] in 0..1, before they are rounded to 8 bits."""
     model = model or tiny_model()
-    trajectories = [Trajectory(change(own)) for own in plan(request, model, refiner, nets).plans]
+    trajectories = [
+        Trajectory(change(own)) for own in plan(request, model, refiner, nets, adapters).plans
+    ]
     while live := [t for t in trajectories if not t.done]:
         for together in alike(live):
             step(together)

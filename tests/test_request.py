@@ -217,3 +217,41 @@ def test_requests_and_pictures_need_no_torch():
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# LoRAs in the prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain", "loras"),
+    [
+        ("a fox <lora:ink:0.8>", "a fox", [("ink", 0.8, None)]),
+        (
+            "<lora:ink> a  fox, <lora:pen:0.5:-1>red",
+            "a fox, red",
+            [("ink", 1, None), ("pen", -1, 0.5)],
+        ),
+        ("a fox <lorry>", "a fox <lorry>", []),
+        ("a  fox", "a  fox", []),
+    ],
+)
+def test_tags_become_loras(prompt: str, plain: str, loras: list[tuple[str, float, float | None]]):
+    request = Request(prompt=prompt)
+    assert request.prompt == plain
+    assert [(lora.name, lora.scale, lora.text_scale) for lora in request.loras] == loras
+    assert Request.model_validate_json(request.model_dump_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a <lora:ink:much>", "is not like <lora:name:0.8>"),
+        ("a <lora:ink:1:1:1>", "more than two scales"),
+        ("a <lora::1>", "loras.0.name"),
+        ("a <lora:ink:11>", "loras.0.scale: 11.0 is out of range; allowed is -10 to 10"),
+        ("a <lora:ink> <lora:ink:0.5>", "'ink' is given 2 times"),
+    ],
+)
+def test_tags_that_mean_nothing(prompt: str, message: str):
+    with pytest.raises(RequestError, match=message):
+        Request(prompt=prompt)

@@ -20,8 +20,12 @@ from overpaint.diffusion.plan import Plan, plan
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice, Preview, Step
 from overpaint.models import catalogue
+from overpaint.models.adapters import Adapter, Adapters
 from overpaint.models.checkpoint import load_model, load_preview_decoder
 from overpaint.models.control import ControlNet, load_net
+from overpaint.models.lora import Lora, load_lora
+from overpaint.models.store import Store
+from overpaint.models.weights import some
 from overpaint.request import Picture, Request
 
 if TYPE_CHECKING:
@@ -64,12 +68,15 @@ class Painter:
 
     Attributes:
         model: the loaded checkpoint.
+        store: where the names of LoRAs and control nets lead.
     """
 
-    def __init__(self, model: "Model"):
+    def __init__(self, model: "Model", store: Store | None = None):
         self.model = model
+        self.store = store or Store()
         self._refiners: dict[str, Model] = {}
         self._nets: dict[str, ControlNet] = {}
+        self._loras: dict[str, Lora] = {}
 
     def edit(
         self, picture: "str | PathLike[str] | bytes | Image | Picture", prompt: str, **fields: Any
@@ -125,7 +132,9 @@ class Painter:
 
     def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
         refiner = self.refiner(request.refiner) if request.refiner else None
-        planned = plan(request, self.model, refiner, self.nets(request))
+        adapters = self.adapters(request)
+        yield from (Notice(said) for said in _unused(adapters))
+        planned = plan(request, self.model, refiner, self.nets(request), adapters)
         yield from map(Notice, planned.notices)
         pictures: list[Image] = []
         if not planned.plans and planned.canvas.original:
@@ -185,8 +194,28 @@ class Painter:
                 continue
             name = control.net or catalogue.net_for(control.kind, self.model.family.name)
             if name not in self._nets:
-                self._nets[name] = load_net(name, self.model)
+                mine = name in {entry.name for entry in self.store.entries()}
+                path = self.store.find(name, "control").path if mine else name
+                self._nets[name] = load_net(path, self.model)
             found.append(self._nets[name])
+        return tuple(found)
+
+    def adapters(self, request: Request) -> Adapters:
+        """The request's LoRAs at their scales, read when first asked for, to stay.
+
+        Raises:
+            ModelNotFoundError: one is not in the catalogue.
+            CheckpointError: one is for another model, or damaged.
+        """
+        found: list[Adapter] = []
+        for asked in request.loras:
+            entry = self.store.find(asked.name, "lora")
+            if entry.sha256 not in self._loras:
+                lenient = request.lora_lenient
+                self._loras[entry.sha256] = load_lora(entry.path, self.model, lenient=lenient)
+            text = asked.scale if asked.text_scale is None else asked.text_scale
+            blocks = tuple(sorted(asked.blocks.items()))
+            found.append(Adapter(self._loras[entry.sha256], asked.scale, text, blocks))
         return tuple(found)
 
     def _previews(self, live: Sequence[Trajectory], first: int) -> Iterator[Preview]:
@@ -194,6 +223,13 @@ class Painter:
             assert trajectory.denoised is not None
             if image := latents.preview(self.model, trajectory.denoised):
                 yield Preview(first + i, image)
+
+
+def _unused(adapters: Adapters) -> Iterator[str]:
+    """What is to be said of keys that belong nowhere."""
+    for adapter in adapters:
+        if unused := adapter.lora.unused:
+            yield f"{len(unused)} keys of {adapter.lora.name} are not used: {some(unused)}."
 
 
 def _groups(plans: Sequence[Plan]) -> Iterator[Sequence[Plan]]:
@@ -215,6 +251,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     preview_decoder: str | PathLike[str] | None = None,
+    home: str | PathLike[str] | None = None,
 ) -> Painter:
     """Load a model and make a painter of it.
 
@@ -224,6 +261,8 @@ def load(
         dtype: "auto", "bf16", "fp16", "fp32".
         preview_decoder: the folder of a small decoder (AutoencoderTiny, such as TAESDXL) to make
             previews with, instead of the linear map.
+        home: where `overpaint models add` has put LoRAs and control nets; by default
+            `~/.overpaint`.
 
     Raises:
         ModelNotFoundError: no such model, and what was tried.
@@ -235,4 +274,4 @@ def load(
         loaded.preview_decoder = load_preview_decoder(
             preview_decoder, device=loaded.device, dtype=loaded.dtype
         )
-    return Painter(loaded)
+    return Painter(loaded, Store(home))

@@ -1,9 +1,9 @@
 """What a user asks for: one frozen, validated, storable value."""
 
 import hashlib
+import re
 import secrets
 from functools import cached_property
-from itertools import starmap
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -134,6 +134,23 @@ class Control(_Value):
             raise RequestError("start", f"{self.start} is behind the end, {self.end}; swap them.")
 
 
+class Lora(_Value):
+    """A low-rank change to the model.
+
+    Attributes:
+        name: in the catalogue, and nowhere else.
+        scale: of its changes to the UNet, -10 to 10: 0 is without it, negative against it.
+        text_scale: of those to the text encoders; by default the same.
+        blocks: factors for parts of the UNet, by the start of their modules' names, such as
+            "up_blocks.0".
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    scale: float = Field(default=1.0, ge=-10, le=10)
+    text_scale: float | None = Field(default=None, ge=-10, le=10)
+    blocks: dict[str, Annotated[float, Field(ge=-10, le=10)]] = Field(default_factory=dict)
+
+
 class Request(_Value):
     r"""One picture-making request, independent of any model, device or file.
 
@@ -143,7 +160,8 @@ class Request(_Value):
     draw) are checked when the request is planned for a model.
 
     Attributes:
-        prompt: what to draw. A1111 weights: `(word:1.2)`, `((word))`, `[word]`, `\(`, `BREAK`.
+        prompt: what to draw. A1111 weights: `(word:1.2)`, `((word))`, `[word]`, `\(`, `BREAK`;
+            `<lora:name:0.8>` goes to `loras`.
         prompt_2: for the second text encoder; by default the same prompt.
         negative_prompt: what to steer away from; needs guidance.
         negative_prompt_2: for the second text encoder; by default the same negative prompt.
@@ -194,6 +212,8 @@ class Request(_Value):
         upscale: by how much the second stage's sides are longer, 1 to 4.
         upscale_in: what is resampled (Lanczos) for that: "pixels", or "latents", which is faster
             and softer.
+        loras: low-rank changes to the model, any number at once, each by name once.
+        lora_lenient: do without the keys of a LoRA that belong nowhere, and say which they are.
         controls: hints that steer the structure, any number at once.
         aesthetic_score: that a refiner is told the picture has (arXiv 2307.01952's scale, 1 to 10).
         negative_aesthetic_score: the same for the unconditional row.
@@ -253,6 +273,8 @@ class Request(_Value):
     aesthetic_score: float = Field(default=6.0, ge=1, le=10)
     negative_aesthetic_score: float = Field(default=2.5, ge=1, le=10)
 
+    loras: tuple[Lora, ...] = Field(default=(), max_length=32)
+    lora_lenient: bool = False
     controls: tuple[Control, ...] = Field(default=(), max_length=16)
 
     clip_skip: int = Field(default=0, ge=0, le=11)
@@ -290,8 +312,14 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
     """Fill in what follows from other fields and spell names our way."""
     # JSON has no tuples, so what was stored as JSON comes back with lists.
     data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    if isinstance(data.get("controls"), tuple):
-        data["controls"] = tuple(starmap(_control, enumerate(data["controls"])))
+    if isinstance(data.get("prompt"), str):
+        data["prompt"], tagged = _untagged(data["prompt"])
+        if tagged:
+            data["loras"] = (*data.get("loras", ()), *tagged)
+    for field, part in (("controls", Control), ("loras", Lora)):
+        if isinstance(data.get(field), tuple):
+            values = enumerate(data[field])
+            data[field] = tuple(_part(part, f"{field}.{i}", value) for i, value in values)
     if data.get("image") is not None:
         if data.get("mask") or data.get("mask_from") or any(data.get("extend") or ()):
             if data.get("task") is None:
@@ -321,13 +349,42 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _control(index: int, value: Any) -> Any:
-    """A control from its fields; what is wrong with it names its place."""
+_TAG = re.compile(r"<lora:([^:<>]*)((?::[^:<>]*)*)>")
+
+
+def _untagged(prompt: str) -> tuple[str, list[dict[str, Any]]]:
+    """A prompt without its tags, and the LoRAs that they name.
+
+    A1111's: `<lora:name:scale>`, or `<lora:name:text scale:UNet scale>`.
+    """
+    found: list[dict[str, Any]] = []
+    for tag in _TAG.finditer(prompt):
+        try:
+            scales = [float(number) for number in tag[2].split(":")[1:]]
+        except ValueError:
+            scales = []
+            if tag[2]:
+                raise RequestError("prompt", f"{tag[0]!r} is not like <lora:name:0.8>.") from None
+        if len(scales) > 2:
+            raise RequestError("prompt", f"{tag[0]!r} has more than two scales.")
+        lora: dict[str, Any] = {"name": tag[1].strip()}
+        if scales:
+            lora["scale"] = scales[-1]
+        if len(scales) == 2:
+            lora["text_scale"] = scales[0]
+        found.append(lora)
+    if not found:
+        return prompt, found
+    return re.sub(r"\s{2,}", " ", _TAG.sub("", prompt)).strip(), found
+
+
+def _part(kind: type[_Value], place: str, value: Any) -> Any:
+    """A part of a request from its fields; what is wrong with it names its place."""
     try:
-        return Control.model_validate(value) if isinstance(value, dict) else value
+        return kind.model_validate(value) if isinstance(value, dict) else value
     except RequestError as error:
         message = str(error).removeprefix(f"{error.field}: ")
-        raise RequestError(f"controls.{index}.{error.field}", message) from None
+        raise RequestError(f"{place}.{error.field}", message) from None
 
 
 def _check_consistency(request: Request) -> None:
@@ -347,6 +404,11 @@ def _check_consistency(request: Request) -> None:
                 f"controls.{index}",
                 f"there is no picture to make the {control.kind} hint from; give one.",
             )
+    if request.lora_lenient and not request.loras:
+        raise RequestError("lora_lenient", "means nothing without a LoRA; leave it out.")
+    names = [lora.name for lora in request.loras]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RequestError("loras", f"{twice[0]!r} is given {names.count(twice[0])} times; once.")
     if request.size == "keep" and (request.width or request.height):
         raise RequestError("size", "'keep' contradicts width and height; give one or the other.")
     if 0 < request.guidance_scale < 1:

@@ -74,7 +74,8 @@ class Loader:
     sha256: str = "ab" * 32
     error: BaseException | None = None
 
-    def __call__(self, model: str, *, device: str, dtype: str) -> FakePainter:
+    def __call__(self, model: str, *, device: str, dtype: str, home: str | None) -> FakePainter:
+        del home
         self.calls.append((model, device, dtype))
         return FakePainter(Checkpoint(model, self.sha256), self.requests, self.error)
 
@@ -184,9 +185,16 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     (
+        "--lora ink:0.8 --lora clay:-1:text=0.5:up_blocks.0=0 --lora fog --lora-lenient "
         "--control canny=fox.png:0.7:0-0.8:low=50 --control depth@fox.png:net=mine:weighting=soft "
         "--control tile --control canny:.5:mask=fox.png --seed 3",
         {
+            "loras": (
+                {"name": "ink", "scale": 0.8},
+                {"name": "clay", "scale": -1.0, "text_scale": 0.5, "blocks": {"up_blocks.0": 0.0}},
+                {"name": "fog"},
+            ),
+            "lora_lenient": True,
             "controls": (
                 {
                     "kind": "canny",
@@ -485,6 +493,12 @@ def test_a_hint_is_shown(loader: Loader, run: Any):
         ("edit fox.png x --control =3", 2, "'=3' is not like canny=PICTURE:0.7"),
         ("edit fox.png x --control segmentation", 2, "cannot be made from a picture here"),
         ("create x --control canny", 2, "no picture to make the canny hint from"),
+        ("edit fox.png x --lora ink:nan", 2, "--lora: nan is not finite"),
+        ("edit fox.png x --lora ink:a", 2, "--lora: 'a' is not a list of numbers"),
+        ("edit fox.png x --lora ink --lora ink:0.5", 2, "--lora: 'ink' is given 2 times"),
+        ("edit fox.png <lora:ink:x>", 2, "'<lora:ink:x>' is not like <lora:name:0.8>"),
+        ("edit fox.png x --lora-lenient", 2, "means nothing without a LoRA"),
+        ("models add none.safetensors", 4, "no such file: none.safetensors"),
         ("hint cany fox.png -o a.png", 2, "KIND: unknown hint 'cany'"),
         ("hint canny none.png -o a.png", 3, "none.png: no such file."),
         ("hint canny fox.png -o a.bmp", 5, "end the name with one of .png"),

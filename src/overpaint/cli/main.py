@@ -11,7 +11,7 @@ import typer
 
 from overpaint import metadata
 from overpaint.cli.paint import create, edit, sweep
-from overpaint.cli.settings import OPTIONS, options
+from overpaint.cli.settings import OPTIONS, home, options
 from overpaint.errors import OverpaintError, RequestError, near
 from overpaint.names import HINTS
 
@@ -154,23 +154,91 @@ def doctor(
         typer.echo(line)
 
 
+@models.command("add")
+def models_add(
+    file: Annotated[Path, typer.Argument(help="A .safetensors file.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option(help="To call it.", show_default="the file's own")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Of its weights.")] = None,
+) -> None:
+    """Add a LoRA, a control net or an embedding: it is copied, and found by its name."""
+    from overpaint.models.store import Store
+
+    _show(Store(home()).add(file, name, licence).model_dump())
+
+
+@models.command("show")
+def models_show(
+    name: Annotated[str, typer.Argument(help="Of what was added.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what was added under a name: kind, keys, rank, trigger words, hash, metadata."""
+    from overpaint.models.store import Store
+
+    entry = Store(home()).find(name)
+    if as_json:
+        typer.echo(json.dumps(entry.model_dump() | {"path": str(entry.path)}))
+        return
+    _show(entry.model_dump() | {"path": entry.path})
+
+
+@models.command("remove")
+def models_remove(
+    name: Annotated[str, typer.Argument(help="Of what was added.", show_default=False)],
+) -> None:
+    """Forget what was added under a name."""
+    from overpaint.models.store import Store
+
+    typer.echo(f"removed {Store(home()).remove(name).name}")
+
+
+@models.command("pull")
+def models_pull(
+    name: Annotated[str, typer.Argument(help="A hub id or a known name.", show_default=False)],
+) -> None:
+    """Download a model from the hub."""
+    from overpaint.models import catalogue
+
+    typer.echo(catalogue.resolve(name))
+
+
+def _show(facts: Mapping[str, Any]) -> None:
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        if value not in (None, (), {}, ""):
+            shown = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            typer.echo(f"{key:<{width}}  {shown}")
+
+
 @models.command("list")
 def models_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
-    """List the names that can be loaded; any SDXL folder, file or hub id can be as well."""
+    """List the models that can be loaded, and what was added beside them.
+
+    Any SDXL folder, file or hub id can be loaded as well.
+    """
     from overpaint.models import catalogue
+    from overpaint.models.store import Store
 
     entries = catalogue.known()
+    added = Store(home()).entries()
     if as_json:
         keys = ("name", "family", "licence", "repository")
         rows = [
             {key: getattr(entry, key) for key in keys} | {"path": entry.path and str(entry.path)}
             for entry in entries
         ]
+        rows += [
+            {"name": e.name, "kind": e.kind, "licence": e.licence, "path": str(e.path)}
+            for e in added
+        ]
         typer.echo(json.dumps(rows))
         return
-    width = max(len(entry.name) for entry in entries)
+    width = max(len(entry.name) for entry in (*entries, *added))
+    for entry in added:
+        typer.echo(f"{entry.name:<{width}}  {entry.kind}, {entry.licence or 'licence not given'}")
     for entry in entries:
         state = entry.path or ("to be downloaded" if entry.repository else "not in this copy")
         typer.echo(f"{entry.name:<{width}}  {entry.family}, {entry.licence}: {state}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overpaint import images, metadata
-from overpaint.cli.settings import ON_PICTURES, given, numbers, takes_settings
+from overpaint.cli.settings import ON_PICTURES, given, home, numbers, takes_settings
 from overpaint.cli.terminal import Terminal
 from overpaint.errors import OutputError, RequestError
 from overpaint.events import Finished, Notice, Step
@@ -163,7 +163,7 @@ def _run(
     canvas.check(requests[0])  # all share their picture
     loaded: dict[str, Model] = {}
     with terminal.waiting(f"loading {name}"):
-        painter = overpaint.load(name, device=common.device, dtype=dtype)
+        painter = overpaint.load(name, device=common.device, dtype=dtype, home=home())
         loaded["model"] = painter.model
     if second := requests[0].refiner:
         with terminal.waiting(f"loading {second}"):

@@ -5,6 +5,7 @@ Only what is given on the command line becomes a field, so that defaults stay in
 """
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
@@ -54,6 +55,11 @@ class Setting:
             default=None,
             annotation=Annotated[self.type | None, option],
         )
+
+
+def home() -> str | None:
+    """Where what was added is kept: OVERPAINT_HOME, or None for the default."""
+    return os.environ.get("OVERPAINT_HOME")
 
 
 def numbers(field: str, text: str) -> tuple[float, ...]:
@@ -150,6 +156,27 @@ def _option(text: str, field: str) -> dict[str, Any] | None:
             return {"mask": images.picture(value)}
         case _:
             return {"options": options([f"{name}={value}"], f"{field}.options")}
+
+
+def loras(texts: Sequence[str]) -> dict[str, Any]:
+    """LoRAs as they are written: NAME, NAME:SCALE, then text=SCALE or BLOCK=FACTOR behind colons.
+
+    Raises:
+        RequestError: something else.
+    """
+    return {"loras": tuple(_lora(text, f"loras.{i}") for i, text in enumerate(texts))}
+
+
+def _lora(text: str, field: str) -> dict[str, Any]:
+    name, *rest = text.split(":")
+    found: dict[str, Any] = {"name": name}
+    if rest and "=" not in rest[0]:
+        (number,) = numbers(field, rest.pop(0))[:1]
+        found["scale"] = number
+    scales = options(rest, field)
+    if "text" in scales:
+        found["text_scale"] = scales.pop("text")
+    return found | ({"blocks": scales} if scales else {})
 
 
 def options(texts: Sequence[str], field: str = "options") -> dict[str, float]:
@@ -251,6 +278,20 @@ SETTINGS = {
             ("--match-colours/--no-match-colours",),
             bool,
             "Bring what is painted to the colours around it.",
+        ),
+        Setting(
+            "loras",
+            ("--lora",),
+            list[str],
+            "A LoRA of the catalogue: NAME, NAME:0.8, NAME:0.8:text=0.5:up_blocks.0=0. Any number.",
+            default="None",
+            parse=loras,
+        ),
+        Setting(
+            "lora_lenient",
+            ("--lora-lenient",),
+            bool,
+            "Do without keys of a LoRA that belong nowhere; they are named.",
         ),
         Setting(
             "controls",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from overpaint.diffusion.control import Control, Controls
+from overpaint.models.adapters import Adapters
 from overpaint.nn.attention import Context
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from overpaint.diffusion.plan import Plan
     from overpaint.diffusion.samplers import Evaluate
     from overpaint.diffusion.schedule import NoiseSchedule
+    from overpaint.models.adapters import Weights
     from overpaint.models.model import Prediction
 
 
@@ -41,6 +43,7 @@ class Conditioning:
         channels: [1, K, h, w], laid beside the noisy latent: an inpainting network's mask and
             masked picture. None for networks that see the latent alone.
         controls: the hints that steer it.
+        adapters: the LoRAs that the network is to have in it.
     """
 
     context: Context
@@ -48,6 +51,7 @@ class Conditioning:
     size_ids: Tensor
     channels: Tensor | None = None
     controls: tuple[Control, ...] = ()
+    adapters: Adapters = ()
 
 
 @dataclass(frozen=True)
@@ -93,17 +97,35 @@ class UNet:
         unet: "UNet2DConditionModel",
         schedule: "NoiseSchedule",
         prediction: "Prediction" = "epsilon",
+        weights: "Weights | None" = None,
     ):
         self.schedule = schedule
         self.prediction: Prediction = prediction
         self.device = unet.device
         self.dtype = unet.dtype  # diffusers walks all modules for these two
         self._unet = unet
+        self._weights = weights
         self._controls = Controls(schedule)
         self._last: tuple[tuple[Conditioning, ...], Stacked] | None = None
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
-        """One call of the UNet for rows of the same shape, each at its own noise level."""
+        """One call of the UNet for rows of the same shape, each at its own noise level.
+
+        One for each set of adapters among them, which is merged into the weights.
+        """
+        if self._weights is None:
+            return self._predict(rows)
+        sets: dict[Adapters, list[int]] = {}
+        for number, row in enumerate(rows):
+            sets.setdefault(row.conditioning.adapters, []).append(number)
+        found: dict[int, Tensor] = {}
+        for adapters, members in sets.items():
+            self._weights.use("unet", adapters)
+            predicted = self._predict([rows[number] for number in members])
+            found |= zip(members, predicted.split(1), strict=True)
+        return torch.cat([found[number] for number in range(len(rows))])
+
+    def _predict(self, rows: Sequence[Row]) -> Tensor:
         x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self.dtype)
         t = torch.tensor([self.schedule.timestep(row.sigma) for row in rows], device=self.device)
         context, channels, added = self._stack(tuple(row.conditioning for row in rows))

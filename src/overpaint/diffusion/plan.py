@@ -22,6 +22,7 @@ from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, start
 from overpaint.diffusion.steering import Nets
 from overpaint.diffusion.tiles import Tiled
 from overpaint.errors import ModelError
+from overpaint.models.adapters import Adapters, weights_of
 from overpaint.names import SAMPLERS
 from overpaint.nn.attention import Context
 
@@ -131,11 +132,25 @@ class Planned:
     notices: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a request adds to the base model, and a refiner cannot take.
+
+    Attributes:
+        nets: of its controls.
+        adapters: its LoRAs.
+    """
+
+    nets: Nets = ()
+    adapters: Adapters = ()
+
+
 def plan(
     request: "Request",
     model: "Model",
     refiner: "Model | None" = None,
     nets: Nets = (),
+    adapters: Adapters = (),
 ) -> Planned:
     """Make a request concrete: sizes, prompts, the picture's latents, noise levels, stages.
 
@@ -146,6 +161,7 @@ def plan(
         model: to paint with.
         refiner: for the second stage, when the request has one.
         nets: one for each of the request's controls; None where it does not act.
+        adapters: its LoRAs.
 
     Raises:
         ModelError: the model cannot paint by itself, or the refiner does not go with it.
@@ -164,11 +180,12 @@ def plan(
         return Planned((), canvas, tuple(notices))
     strength = 1.0 if request.strength is None else request.strength
     drawn = _sigmas(request, model, request.num_inference_steps, strength)
-    first = _stage(request, model, canvas, drawn, notices, nets)
+    extras = Extras(nets, adapters)
+    first = _stage(request, model, canvas, drawn, notices, extras)
     if canvas.start and request.strength != 1 and request.fill != "noise":
         first = replace(first, init=moments(model, canvas.start, notices))
     if request.staged:
-        first = _followed(first, request, model, refiner or model, canvas, notices, nets)
+        first = _followed(first, request, model, refiner or model, canvas, notices, extras)
     plans = (replace(first, seed=request.seed + i) for i in range(request.num_images))
     return Planned(tuple(plans), canvas, tuple(notices))
 
@@ -180,29 +197,29 @@ def _followed(
     second: "Model",
     canvas: Canvas,
     notices: list[str],
-    nets: Nets,
+    extras: Extras,
 ) -> Plan:
     """The first stage with the second one behind it.
 
     An ensemble shares one schedule (arXiv 2307.01952, section 2.5); otherwise the second stage
-    repaints what the first has finished, with a strength of its own, perhaps larger. Hints steer
-    a second stage of the same model; a refiner goes on without.
+    repaints what the first has finished, with a strength of its own, perhaps larger. Hints and
+    LoRAs are there in a second stage of the same model; a refiner goes on without.
     """
     if second is not model:
         _check_second(model, second)
-        nets = ()
+        extras = Extras()
     if request.refine == "ensemble":
         above, below = stages.cut(first.sigmas, request.high_noise_frac)
         if len(below) == 1:
             return first
-        last = _stage(request, second, canvas, below, notices, nets, whole=first.sigmas)
+        last = _stage(request, second, canvas, below, notices, extras, whole=first.sigmas)
         if len(above) == 1:
             return replace(last, init=first.init)
         return replace(first, sigmas=above, then=Stage(last, stages.carry))
     larger = canvas.scaled(request.upscale)
     steps = request.refine_steps or request.num_inference_steps
     drawn = _sigmas(request, second, steps, request.refine_strength)
-    last = _stage(request, second, larger, drawn, notices, nets)
+    last = _stage(request, second, larger, drawn, notices, extras)
     begin = stages.renoise if larger is canvas else stages.enlarge(model, request.upscale_in)
     return replace(first, then=Stage(last, begin))
 
@@ -238,7 +255,7 @@ def _stage(
     canvas: Canvas,
     drawn: Sigmas,
     notices: list[str],
-    nets: Nets,
+    extras: Extras,
     whole: Sigmas | None = None,
 ) -> Plan:
     """The plan of one stage of a request: a model on a canvas over some sigmas.
@@ -251,10 +268,10 @@ def _stage(
         canvas: likewise.
         drawn: the sigmas of this stage.
         notices: what the user should be told is appended.
-        nets: of the request's controls.
+        extras: of the request, if it is a stage of the base.
         whole: the sigmas of all stages that a grey mask divides; by default of this one.
     """
-    positive, negative = _conditionings(request, model, canvas, notices, nets)
+    positive, negative = _conditionings(request, model, canvas, notices, extras)
     constraint: Constraint = Free()
     if part := canvas.part:
         kept = moments(model, part.kept, notices).mean
@@ -306,7 +323,8 @@ def network(model: "Model") -> Network:
     """The model's network; always the same one, so that plans of one model share their steps."""
 
     def make() -> Network:
-        return UNet(model.unet, NoiseSchedule(model.noise), model.noise.prediction)
+        schedule = NoiseSchedule(model.noise)
+        return UNet(model.unet, schedule, model.noise.prediction, weights_of(model))
 
     return model.remember("network", (), make, 1)
 
@@ -339,9 +357,9 @@ def _notices(request: "Request", model: "Model", canvas: Canvas) -> list[str]:
 
 
 def _conditionings(
-    request: "Request", model: "Model", canvas: Canvas, notices: list[str], nets: Nets
+    request: "Request", model: "Model", canvas: Canvas, notices: list[str], extras: Extras
 ) -> tuple[Conditioning, Conditioning | None]:
-    positive, negative = prompt.encode_pair(model, request)
+    positive, negative = prompt.encode_pair(model, request, extras.adapters)
     width, height = canvas.size
     whole = (height, width)
     original = request.original_size or whole
@@ -349,13 +367,14 @@ def _conditionings(
     scored = model.family.scored
     target = (request.aesthetic_score,) if scored else request.target_size or whole
     channels = _channels(model, canvas, notices)
-    controls = steering.controls(request, model, canvas, nets, notices)
+    controls = steering.controls(request, model, canvas, extras.nets, notices)
     conditioned = Conditioning(
         Context(positive.tokens),
         positive.pooled,
         _size_ids(model, original, crop, target),
         channels,
         controls,
+        extras.adapters,
     )
     if negative is None:
         return conditioned, None
@@ -367,7 +386,8 @@ def _conditionings(
     )
     both = tuple(control for control in controls if control.weighting != "guess")
     tokens = Context(negative.tokens)
-    return conditioned, Conditioning(tokens, negative.pooled, ids, channels, both)
+    adapters = extras.adapters
+    return conditioned, Conditioning(tokens, negative.pooled, ids, channels, both, adapters)
 
 
 def _size_ids(model: "Model", *values: tuple[float, ...]) -> Tensor:

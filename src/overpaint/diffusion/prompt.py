@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from overpaint.errors import RequestError
+from overpaint.models.adapters import Adapters, weights_of
 from overpaint.models.model import Model, TextEncoder
 
 if TYPE_CHECKING:
@@ -239,7 +241,9 @@ def _chunk(ids: list[int], weights: list[float], tokenizer: "CLIPTokenizer") -> 
     )
 
 
-def encode_pair(model: Model, request: "Request") -> tuple[Encoded, Encoded | None]:
+def encode_pair(
+    model: Model, request: "Request", adapters: Adapters = ()
+) -> tuple[Encoded, Encoded | None]:
     """The prompt and, when the request is guided, the negative prompt, of equal token length.
 
     The shorter of the two is continued with encoded empty chunks, as in A1111. Where the
@@ -250,20 +254,15 @@ def encode_pair(model: Model, request: "Request") -> tuple[Encoded, Encoded | No
         RequestError: a weight or `clip_skip` is out of range.
     """
     skip = request.clip_skip
-    prompt = encode(model, request.prompt, request.prompt_2, clip_skip=skip)
+    own = partial(encode, model, clip_skip=skip, adapters=adapters)
+    prompt = own(request.prompt, request.prompt_2)
     if not request.guided:
         return prompt, None
     if model.zero_empty_negative and not (request.negative_prompt or request.negative_prompt_2):
         return prompt, Encoded(torch.zeros_like(prompt.tokens), torch.zeros_like(prompt.pooled))
-    negative = encode(
-        model,
-        request.negative_prompt,
-        request.negative_prompt_2,
-        clip_skip=skip,
-        field="negative_prompt",
-    )
+    negative = own(request.negative_prompt, request.negative_prompt_2, field="negative_prompt")
     length = max(prompt.tokens.shape[1], negative.tokens.shape[1])
-    empty = encode(model, "", clip_skip=skip)
+    empty = own("")
     return _continued(prompt, empty, length), _continued(negative, empty, length)
 
 
@@ -282,6 +281,7 @@ def encode(
     *,
     clip_skip: int = 0,
     field: str = "prompt",
+    adapters: Adapters = (),
 ) -> Encoded:
     """Encode a prompt with the model's text encoders (arXiv 2307.01952, section 2.1).
 
@@ -298,6 +298,7 @@ def encode(
         prompt_2: for the second, which is the one the refiner has; by default the same.
         clip_skip: layers to skip beyond the last one, which SDXL never uses.
         field: the request's field that `prompt` comes from, for errors.
+        adapters: the LoRAs that the text encoders are to have in them.
 
     Raises:
         RequestError: a weight is out of range, or an encoder has too few layers for `clip_skip`.
@@ -306,14 +307,18 @@ def encode(
     sources = [(prompt, field), second][-len(model.text_encoders) :]
     return model.remember(
         "prompts",
-        (prompt, prompt_2, clip_skip),
-        lambda: _encode(model, sources, clip_skip),
+        (prompt, prompt_2, clip_skip, adapters),
+        lambda: _encode(model, sources, clip_skip, adapters),
         REMEMBERED,
     )
 
 
 @torch.no_grad()
-def _encode(model: Model, sources: list[tuple[str, str]], clip_skip: int) -> Encoded:
+def _encode(
+    model: Model, sources: list[tuple[str, str]], clip_skip: int, adapters: Adapters
+) -> Encoded:
+    for part in ("text_encoder", "text_encoder_2")[-len(model.text_encoders) :]:
+        weights_of(model).use(part, adapters)
     most = min(encoder.model.config.num_hidden_layers for encoder in model.text_encoders) - 1
     if not 0 <= clip_skip <= most:
         raise RequestError(

@@ -1,0 +1,149 @@
+"""LoRAs in a plan: per row, with everything else, and gone without a trace."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from overpaint.diffusion.denoise import Trajectory, alike, step
+from overpaint.diffusion.plan import Plan, plan
+from overpaint.models.adapters import Adapter
+from overpaint.models.control import load_net
+from overpaint.models.lora import load_lora
+from overpaint.models.model import Model
+from overpaint.models.store import Store
+from overpaint.nn.packed import plain_state
+from overpaint.painter import Painter
+from overpaint.request import Control, Request
+from tests.models.test_lora import FORMATS, trained
+from tests.test_parity import REPAINT, assert_close, ours, request, theirs
+from tests.tiny import tiny_model, tiny_refiner
+from tests.tiny_control import tiny_net, write
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A LoRA of the UNet, another, and one of the text encoders."""
+    folder = tmp_path_factory.mktemp("loras")
+    paths: list[Path] = []
+    for seed in (3, 4):
+        paths.append(folder / f"{seed}.safetensors")
+        save_file(FORMATS["kohya"](trained("lora", seed)[0]), paths[-1])
+    stem = "lora_te2_text_model_encoder_layers_{}_mlp_fc1"
+    state: dict[str, torch.Tensor] = {}
+    for layer in range(4):
+        state[f"{stem.format(layer)}.lora_down.weight"] = torch.randn(2, 48)
+        state[f"{stem.format(layer)}.lora_up.weight"] = torch.randn(96, 2)
+    paths.append(folder / "text.safetensors")
+    save_file(state, paths[-1])
+    return paths
+
+
+def adapter(model: Model, path: Path, **scales: Any) -> Adapter:
+    return Adapter(load_lora(path, model), **scales)
+
+
+@torch.no_grad()
+def run(plans: list[Plan]) -> list[torch.Tensor]:
+    trajectories = [Trajectory(own) for own in plans]
+    while live := [t for t in trajectories if not t.done]:
+        for together in alike(live):
+            step(together)
+    return [t.latent for t in trajectories if t.latent is not None]
+
+
+@pytest.mark.parametrize("repaint", [False, True], ids=["t2i", "i2i"])
+def test_parity_with_the_weights_that_peft_merges(files: list[Path], repaint: bool) -> None:
+    model = tiny_model()
+    asked = request(**(REPAINT if repaint else {}))
+    mine = ours(asked, model, adapters=(adapter(model, files[0]),))
+    reference = tiny_model(ours=False)
+    reference.unet.load_state_dict(trained("lora", 3)[1])
+    assert_close(mine, theirs(asked, model=reference))
+    assert np.abs(mine - ours(asked, model)).max() > 0.02  # it does change the picture
+
+
+def test_at_scale_0_a_picture_is_as_without(files: list[Path]) -> None:
+    model = tiny_model()
+    asked = request()
+    plain = run(list(plan(asked, tiny_model()).plans))[0]
+    none = (adapter(model, files[0], scale=0.0), adapter(model, files[2], text_scale=0.0))
+    assert torch.equal(run(list(plan(asked, model, adapters=none).plans))[0], plain)
+
+
+def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
+    model = tiny_model()
+    a, b, text = (adapter(model, path) for path in files)
+    sets = [(), (a,), (b,), (a, replace(b, scale=-0.5)), (text,), (a,)]
+    asked = [request(seed=i, **(REPAINT if i % 2 else {})) for i in range(len(sets))]
+    plans = [plan(r, model, adapters=own).plans[0] for r, own in zip(asked, sets, strict=True)]
+    together = run(plans)
+    for latent, r, own in zip(together, asked, sets, strict=True):
+        fresh = tiny_model()
+        alone = run(list(plan(r, fresh, adapters=own).plans))[0]
+        torch.testing.assert_close(latent, alone, atol=2e-4, rtol=1e-3)
+    different = [request(seed=0) for _ in sets]
+    kinds = run([plan(r, model, adapters=s).plans[0] for r, s in zip(different, sets, strict=True)])
+    assert all((kinds[0] - other).abs().max() > 1e-2 for other in kinds[1:])
+
+
+def test_the_base_is_itself_again(files: list[Path]) -> None:
+    model = tiny_model()
+    asked = request()
+    before = run(list(plan(asked, model).plans))[0]
+    adapters = tuple(adapter(model, path) for path in files)
+    run(list(plan(asked, model, adapters=adapters).plans))
+    assert torch.equal(run(list(plan(asked, model).plans))[0], before)
+    base = tiny_model().unet.state_dict()
+    assert all(torch.equal(v, base[k]) for k, v in plain_state(model.unet).items())
+
+
+def test_a_refiner_goes_on_without(files: list[Path]) -> None:
+    model, refiner = tiny_model(), tiny_refiner()
+    asked = request(refiner="tiny")
+    own = plan(asked, model, refiner, adapters=(adapter(model, files[0]),)).plans[0]
+    assert own.positive.adapters
+    assert own.then is not None
+    assert own.then.plan.positive.adapters == ()
+    run([own])
+
+
+def test_a_painter_finds_them_by_name(files: list[Path], tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add(files[0], "ink")
+    painter = Painter(tiny_model(), store)
+    asked = Request(prompt="a red house <lora:ink:0.7>", seed=1, num_inference_steps=3)
+    assert asked.prompt == "a red house"
+    result = painter.run(asked)
+    plain = painter.run(Request(prompt="a red house", seed=1, num_inference_steps=3))
+    assert result.images[0].tobytes() != plain.images[0].tobytes()
+    written = result.metadata[0]["request"]["loras"]
+    assert written == [{"name": "ink", "scale": 0.7, "text_scale": None, "blocks": {}}]
+    again = Request(prompt="a red house", seed=1, num_inference_steps=3, loras=asked.loras)
+    assert painter.run(again).images[0].tobytes() == result.images[0].tobytes()
+
+
+def test_a_lora_a_hint_and_a_mask_meet(files: list[Path], tmp_path: Path) -> None:
+    model = tiny_model()
+    own = (adapter(model, files[0]),)
+    net = load_net(write(tiny_net(), tmp_path / "net.safetensors"), model)
+    controls = (Control(kind="canny", options={"low": 20, "high": 40}),)
+    fields = {"mask_from": "box:32,32,96,96", "crop": "off", "fill": "original", **REPAINT}
+
+    def painted(*, hint: bool, lora: bool) -> torch.Tensor:
+        asked = request(controls=controls if hint else (), **fields)
+        found = plan(asked, model, nets=(net,) if hint else (), adapters=own if lora else ())
+        return run(list(found.plans))[0]
+
+    both = painted(hint=True, lora=True)
+    outside = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    outside[..., 3:13, 3:13] = False
+    for other in (painted(hint=False, lora=True), painted(hint=True, lora=False)):
+        assert (both - other).abs().max() > 1e-3
+        torch.testing.assert_close(both * outside, other * outside)

@@ -1,0 +1,100 @@
+"""The nets that steer the miniature are what they are called, and load as the product loads any."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from miniature import control
+from miniature.common import Trainee
+from miniature.family import Painter
+from miniature.scenes import SHAPES, depth, labels, render
+from overpaint.diffusion.control import Control, Controls
+from overpaint.diffusion.denoise import Conditioning, Row
+from overpaint.diffusion.schedule import NoiseSchedule
+from overpaint.models.checkpoint import load_model
+from overpaint.models.control import load_net
+from overpaint.names import HINTS
+from overpaint.nn.attention import Context
+
+
+def test_labels_and_depth_show_the_objects() -> None:
+    for seed in range(20):
+        scene = control.scene_of(seed)
+        assert scene.relation is None
+        found, near = labels(scene), depth(scene)
+        assert render(scene).shape == (128, 128, 3)
+        names = list(SHAPES)
+        assert {names[i] for i in set(found.flat) - {-1}} == {o.shape for o in scene.objects}
+        assert near[found >= 0].min() > near[found < 0].mean() + 40
+
+
+def test_hints_are_of_their_planes() -> None:
+    planes = torch.zeros(2, 4, 8, 8, dtype=torch.uint8)
+    planes[:, control.PLANES.index("canny"), 3] = 255
+    planes[:, control.PLANES.index("segmentation"), :4] = 1
+    assert control.hint("canny", planes)[0, :, 3].min() == 1
+    seen = control.hint("segmentation", planes)
+    assert seen.shape == (2, 3, 8, 8)
+    assert seen[:, :, 4:].abs().max() == 0
+    assert seen[:, :, :4].amin((0, 2, 3)).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", control.ALL)
+def test_what_is_exported_is_what_was_trained(kind: str, tmp_path: Path) -> None:
+    model = load_model("miniature", device="cpu", dtype="fp32")
+    painter = Painter()
+    painter.unet.load_state_dict(model.unet.state_dict())
+    net = control.build(kind, painter.unet)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.requires_grad and not parameter.any():
+                parameter.normal_(std=0.05)
+    Trainee(net, rate=0).save(tmp_path / "state.safetensors")
+    path = tmp_path / "net.safetensors"
+    control.export(kind, tmp_path / "state.safetensors", painter.unet, path)
+    loaded = load_net(path, model)
+    planes = torch.randint(0, 16, (1, 4, 128, 128), dtype=torch.uint8)
+    x, context, pooled = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 160), torch.randn(1, 96)
+    ids = torch.tensor([[128.0, 128, 0, 0, 128, 128]])
+    shown = "softedge" if kind == "adapter" else "canny" if kind == "union" else kind
+    hint = control.hint(shown, planes)
+    row = Row(
+        x,
+        1.0,
+        Conditioning(
+            Context(context),
+            pooled,
+            ids,
+            controls=(Control(loaded, hint, loaded.see(hint), type=HINTS[shown].union),),
+        ),
+    )
+    t = torch.tensor([400.0])
+    added = {"text_embeds": pooled, "time_ids": ids}
+    with torch.no_grad():
+        mine = Controls(NoiseSchedule(model.noise)).residuals([row], x, t, added)
+        wanted = trained_residuals(kind, net, (x, t, context, added), planes)
+    assert mine.keys() == wanted.keys()
+    for key, value in wanted.items():
+        for a, b in zip(flat(mine[key]), flat(value), strict=True):
+            assert b.abs().max() > 0
+            torch.testing.assert_close(a, b, atol=2e-2 * float(b.abs().max()), rtol=2e-2)
+
+
+def trained_residuals(kind: str, net: Any, seen: control.Seen, planes: Tensor) -> dict[str, Any]:
+    if kind != "union":
+        return control.RESIDUALS.get(kind, control.single)(kind, net, seen, planes, 0)
+    x, t, context, added = seen
+    marks = torch.zeros(1, control.UNION_TYPES)
+    marks[:, 3] = 1
+    shown = [control.hint("canny", planes)]
+    told: dict[str, Any] = {"control_type": marks, "control_type_idx": [3]}
+    found = net(x, t, context, controlnet_cond=shown, added_cond_kwargs=added, **told)
+    return control.as_residuals(found)
+
+
+def flat(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else cast(list[Tensor], list(value))
