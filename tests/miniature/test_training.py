@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from miniature import __main__ as command
-from miniature import judge, text, unet, vae
+from miniature import control, judge, text, unet, vae
 from miniature.common import Trainee, averaged_weights, cosine, write_tensors
 from miniature.data import SHAPES, draw_view, render_view
 from miniature.family import Painter
@@ -13,6 +13,7 @@ from miniature.judge import HEADS, Judge, truth
 from miniature.measure import fit, never_falls
 from miniature.scenes import draw_scene
 from overpaint.models.checkpoint import load_model
+from overpaint.models.control import load_net
 
 
 def test_the_rate_warms_up_and_falls_to_its_floor():
@@ -125,8 +126,9 @@ def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pyt
     small |= {"VAE_SCENES": range(16), "JUDGE_SCENES": range(16), "JUDGE_TESTS": range(4)}
     for name, value in small.items():
         monkeypatch.setattr(command, name, value)
+    monkeypatch.setattr(control, "SCENES", range(60_000_000, 60_000_008))
     out, work = tmp_path / "export", tmp_path / "work"
-    trained = ("vae", "text", "unet", "inpaint", "refiner", "decoder", "judge")
+    trained = ("vae", "text", "unet", "inpaint", "refiner", "control", "decoder", "judge")
     steps = [f"--{stage}-steps=1" for stage in trained]
     arguments = ["miniature", "make", f"--out={out}", f"--work={work}", *steps]
     monkeypatch.setattr("sys.argv", arguments)
@@ -135,6 +137,10 @@ def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pyt
     assert model.family.name == "miniature"
     assert (tmp_path / "export-inpaint" / "unet").is_dir()
     assert (tmp_path / "export-refiner" / "unet").is_dir()
+    nets = sorted((tmp_path / "export-control").iterdir())
+    assert [load_net(path, model).kind for path in nets] == [
+        "controlnet", "controlnet", "controlnet", "adapter", "union",
+    ]  # fmt: skip
     assert set(judge.load(tmp_path / "judge.safetensors").state_dict()) == set(Judge().state_dict())
 
 
