@@ -15,10 +15,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 
-from . import control, inpaint, judge, refiner, text, unet, vae
+from . import control, inpaint, judge, reader, refiner, text, unet, vae
 from .common import Trainee, averaged_weights, read_tensors
-from .data import native_scenes
+from .data import native_scenes, rendered
 from .family import Painter, PreviewFactors, export, export_second
+from .reader import coloured, overlap
 from .scenes import Scene
 
 SCENES = 32_000  # what the UNet sees
@@ -39,10 +40,17 @@ STAGES = (
     "control",
     "decoder",
     "judge",
+    "reader",
     "export",
 )
 """In the order of `make`."""
+READER_SCENES = range(62_000_000, 62_010_000)
+READER_TESTS = range(63_000_000, 63_000_500)
 PACKAGED_JUDGE = Path(__file__).parent / "judge.safetensors"
+PACKAGED_READER = Path(__file__).parent / "reader.safetensors"
+
+
+MEASURES = ("measure", "measure-masks", "measure-control")
 
 
 class Workshop:
@@ -186,6 +194,19 @@ class Workshop:
         for name, share in judge.accuracy(judge.load(PACKAGED_JUDGE), tests, renders).items():
             print(f"judge {name:12} {share:.4f}")
 
+    def reader(self, steps: int) -> None:
+        """Train the reader and test it on held-out renders."""
+        autoencoder = self._autoencoder().requires_grad_(False)
+        autoencoder.set_attn_processor(AttnProcessor())
+        state = self.work / "reader.safetensors"
+        scenes, pictures = rendered(control.scene_of, READER_SCENES)
+        reader.train(scenes, pictures, state, steps=steps, seed=self.seed + 70, vae=autoencoder)
+        reader.save(state, PACKAGED_READER)
+        tests, renders = rendered(control.held_out_scene, READER_TESTS)
+        reading = reader.load(PACKAGED_READER).read(renders)
+        print(f"reader IoU {overlap(reading, tests).mean():.4f}")
+        print(f"reader colours {coloured(reading, tests):.4f}")
+
     def _judge_scenes(self) -> tuple[list[Scene], NDArray[np.uint8]]:
         return native_scenes(JUDGE_SCENES, held_out=False)
 
@@ -232,7 +253,7 @@ def preview_factors(autoencoder: AutoencoderKL, pictures: NDArray[np.uint8]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m miniature", description=__doc__)
-    parser.add_argument("stage", choices=["make", "adopt", "measure", "measure-masks", *STAGES])
+    parser.add_argument("stage", choices=["make", "adopt", *MEASURES, *STAGES])
     parser.add_argument("--out", type=Path, default=Path("build/miniature/export"))
     parser.add_argument("--work", type=Path, default=Path("build/miniature"))
     parser.add_argument("--seed", type=int, default=1)
@@ -249,9 +270,16 @@ def main() -> None:
     parser.add_argument("--control-steps", type=int, default=4000)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--judge-steps", type=int, default=6000)
+    parser.add_argument("--reader-steps", type=int, default=2500)
     parser.add_argument("--model", default="miniature", help="a folder; measure: or a name")
     parser.add_argument("--count", type=int, default=300, help="measure: held-out prompts")
     parser.add_argument("--sweep", type=int, default=48, help="measure: sources of the sweep")
+    parser.add_argument(
+        "--nets",
+        type=Path,
+        default=Path("src/overpaint/data/miniature-control"),
+        help="measure-control: their folder",
+    )
     parser.add_argument("--tiled", type=int, default=512, help="measure-masks: pixels of a side")
     parser.add_argument("--guidance", type=float, default=5.0)
     options = parser.parse_args()
@@ -284,6 +312,17 @@ def main() -> None:
             tiled=options.tiled,
         )
         return
+    if options.stage == "measure-control":
+        from .measure_control import report as report_control
+
+        report_control(
+            options.model,
+            options.nets,
+            reader.load(PACKAGED_READER),
+            options.out,
+            count=options.count,
+        )
+        return
     stages = {
         "render": workshop.render,
         "vae": lambda: workshop.vae(options.vae_steps),
@@ -299,6 +338,7 @@ def main() -> None:
         "control": lambda: workshop.control(options.kinds.split(","), options.control_steps),
         "decoder": lambda: workshop.decoder(options.decoder_steps),
         "judge": lambda: workshop.judge(options.judge_steps),
+        "reader": lambda: workshop.reader(options.reader_steps),
         "export": lambda: workshop.export(options.out),
     }
     for name in STAGES if options.stage == "make" else [options.stage]:

@@ -178,6 +178,11 @@ def scene_of(seed: int) -> Scene:
     return draw_anywhere(np.random.default_rng(seed))
 
 
+def held_out_scene(seed: int) -> Scene:
+    """One of another combination than any that is trained on."""
+    return draw_anywhere(np.random.default_rng(seed), held_out=True)
+
+
 def _planes(scene: Scene, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What each of `PLANES` is made of, (planes, h, w)."""
     picture = Image.fromarray(pixels)

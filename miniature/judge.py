@@ -150,11 +150,11 @@ def _mirrored(answers: Tensor, flip: Tensor) -> Tensor:
     return torch.where(swap[:, None], answers[:, [0, 1, 2, 5, 6, 3, 4]], answers)
 
 
-def _augment(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Shift by up to 6 px, blur some, add noise to some; images (n, 3, h, w) in −1..1."""
+def augment(images: Tensor, draw: torch.Generator, shift: int = 6) -> Tensor:
+    """Shift by up to so many pixels, blur some, add noise to some; images (n, 3, h, w) in −1..1."""
     count, _, height, width = images.shape
-    padded = functional.pad(images, (6, 6, 6, 6), mode="replicate")
-    at = torch.randint(0, 13, (count, 2), generator=draw).tolist()
+    padded = functional.pad(images, (shift,) * 4, mode="replicate")
+    at = torch.randint(0, 2 * shift + 1, (count, 2), generator=draw).tolist()
     shifted = [padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(at)]
     images = torch.stack(shifted)
     images[: count // 4] = functional.avg_pool2d(
@@ -188,7 +188,7 @@ def train(
         targets = _mirrored(answers[picks], flip)
         images = pixels[picks].permute(0, 3, 1, 2).float() / 127.5 - 1
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
-        images = _augment(images, draw)
+        images = augment(images, draw)
         if vae is not None:
             images[-BATCH // 8 :] = round_trip(vae, images[-BATCH // 8 :], draw)
         with torch.autocast("cpu", torch.bfloat16):

@@ -19,6 +19,7 @@ from overpaint import images as pictures_of
 from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import plan
+from overpaint.diffusion.steering import Nets
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
 from overpaint.request import Picture, Request
@@ -78,13 +79,20 @@ def as_picture(pixels: NDArray[np.uint8]) -> Picture:
 
 
 def paint(
-    model: Model, requests: Sequence[Request], name: str, refiner: Model | None = None
+    model: Model,
+    requests: Sequence[Request],
+    name: str,
+    refiner: Model | None = None,
+    nets: Nets = (),
 ) -> NDArray[np.uint8]:
-    """Paint many requests of one size together, at the same stage; (n, height, width, 3)."""
+    """Paint many requests of one size together, at the same stage; (n, height, width, 3).
+
+    `nets` are those of every request's controls.
+    """
     painted: list[NDArray[np.uint8]] = []
     starts = range(0, len(requests), GROUP)
     for n, _ in progress(name, 0, len(starts), every=2):
-        planned = [plan(r, model, refiner) for r in requests[starts[n] : starts[n] + GROUP]]
+        planned = [plan(r, model, refiner, nets) for r in requests[starts[n] : starts[n] + GROUP]]
         trajectories = [Trajectory(p.plans[0]) for p in planned]
         while live := [t for t in trajectories if not t.done]:
             for together in alike(live):

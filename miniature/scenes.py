@@ -290,9 +290,16 @@ def _draw(rng: np.random.Generator, width: int, height: int, two: bool) -> Scene
 
 def draw_anywhere(rng: np.random.Generator, *, held_out: bool | None = False) -> Scene:
     """Sample a native scene whose objects are of any size and anywhere, in no relation."""
-    scene = draw_scene(rng, held_out=held_out)
     while True:
-        most = 0.43 if len(scene.objects) == 1 else 0.25
+        scene = _scattered(rng, draw_scene(rng, held_out=None))
+        if held_out is None or scene.held_out == held_out:
+            return scene
+
+
+def _scattered(rng: np.random.Generator, scene: Scene) -> Scene:
+    """The scene with its objects somewhere else, and of another size."""
+    most = 0.43 if len(scene.objects) == 1 else 0.25
+    while True:
         radii = [NATIVE * rng.uniform(0.16, most) for _ in scene.objects]
         places = [rng.uniform(r + 3, NATIVE - r - 3, 2) for r in radii]
         if len(radii) == 1 or np.hypot(*(places[0] - places[1])) > 1.15 * sum(radii):

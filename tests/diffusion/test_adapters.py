@@ -83,7 +83,15 @@ def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
     sets = [(), (a,), (b,), (a, replace(b, scale=-0.5)), (text,), (a,)]
     asked = [request(seed=i, **(REPAINT if i % 2 else {})) for i in range(len(sets))]
     plans = [plan(r, model, adapters=own).plans[0] for r, own in zip(asked, sets, strict=True)]
+    sizes: list[int] = []
+
+    def note(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+
+    hook = model.unet.register_forward_pre_hook(note)
     together = run(plans)
+    hook.remove()
+    assert sizes[0] == 2 * len(sets)  # one call for all of them, guided
     for latent, r, own in zip(together, asked, sets, strict=True):
         fresh = tiny_model()
         alone = run(list(plan(r, fresh, adapters=own).plans))[0]

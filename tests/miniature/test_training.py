@@ -123,12 +123,14 @@ def test_the_text_encoders_learn_which_object_comes_first(tmp_path: Path):
 
 def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     small = {"SCENES": 24, "FOLDED": 8, "PACKAGED_JUDGE": tmp_path / "judge.safetensors"}
+    small |= {"READER_SCENES": range(24), "READER_TESTS": range(4)}
+    small |= {"PACKAGED_READER": tmp_path / "reader.safetensors"}
     small |= {"VAE_SCENES": range(16), "JUDGE_SCENES": range(16), "JUDGE_TESTS": range(4)}
     for name, value in small.items():
         monkeypatch.setattr(command, name, value)
     monkeypatch.setattr(control, "SCENES", range(60_000_000, 60_000_008))
     out, work = tmp_path / "export", tmp_path / "work"
-    trained = ("vae", "text", "unet", "inpaint", "refiner", "control", "decoder", "judge")
+    trained = ("vae", "text", "unet", "inpaint", "refiner", "control", "decoder", "judge", "reader")
     steps = [f"--{stage}-steps=1" for stage in trained]
     arguments = ["miniature", "make", f"--out={out}", f"--work={work}", *steps]
     monkeypatch.setattr("sys.argv", arguments)

@@ -19,6 +19,9 @@ from torch import Tensor
 from overpaint.diffusion.control import Control, Controls
 from overpaint.models.adapters import Adapters
 from overpaint.nn.attention import Context
+from overpaint.nn.lowrank import Change
+from overpaint.nn.rows import given
+from overpaint.nn.sides import beside
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -111,19 +114,18 @@ class UNet:
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """One call of the UNet for rows of the same shape, each at its own noise level.
 
-        One for each set of adapters among them, which is merged into the weights.
+        Adapters that all rows share are merged into the weights; where rows differ, each has its
+        own beside the pristine weights.
         """
-        if self._weights is None:
+        sets = [row.conditioning.adapters for row in rows]
+        if self._weights is None or len(set(sets)) == 1:
+            if self._weights is not None:
+                self._weights.use("unet", sets[0])
             return self._predict(rows)
-        sets: dict[Adapters, list[int]] = {}
-        for number, row in enumerate(rows):
-            sets.setdefault(row.conditioning.adapters, []).append(number)
-        found: dict[int, Tensor] = {}
-        for adapters, members in sets.items():
-            self._weights.use("unet", adapters)
-            predicted = self._predict([rows[number] for number in members])
-            found |= zip(members, predicted.split(1), strict=True)
-        return torch.cat([found[number] for number in range(len(rows))])
+        self._weights.use("unet", ())
+        layers = dict.fromkeys(layer for own in sets for a in own for layer in a.changes("unet"))
+        with given(sets), beside(self._unet, list(layers), _has):
+            return self._predict(rows)
 
     def _predict(self, rows: Sequence[Row]) -> Tensor:
         x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self.dtype)
@@ -159,6 +161,15 @@ class UNet:
             }
             self._last = last = (members, (context, channels, added))
         return last[1]
+
+
+def _has(adapters: Adapters, layer: str) -> list[tuple[Change, float]]:
+    """What a row with these adapters has of a layer of the UNet."""
+    return [
+        (change, scale)
+        for adapter in adapters
+        if (change := adapter.changes("unet").get(layer)) and (scale := adapter.at("unet", layer))
+    ]
 
 
 class Trajectory:

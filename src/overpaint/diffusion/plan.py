@@ -369,7 +369,7 @@ def _conditionings(
     channels = _channels(model, canvas, notices)
     controls = steering.controls(request, model, canvas, extras.nets, notices)
     conditioned = Conditioning(
-        Context(positive.tokens),
+        Context(positive.tokens, extras.adapters),
         positive.pooled,
         _size_ids(model, original, crop, target),
         channels,
@@ -385,8 +385,8 @@ def _conditionings(
         (request.negative_aesthetic_score,) if scored else request.negative_target_size or target,
     )
     both = tuple(control for control in controls if control.weighting != "guess")
-    tokens = Context(negative.tokens)
     adapters = extras.adapters
+    tokens = Context(negative.tokens, adapters)
     return conditioned, Conditioning(tokens, negative.pooled, ids, channels, both, adapters)
 
 

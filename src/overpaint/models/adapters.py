@@ -31,6 +31,10 @@ class Adapter:
     text_scale: float = 1.0
     blocks: tuple[tuple[str, float], ...] = ()
 
+    def changes(self, part: str) -> Mapping[str, Change]:
+        """What it changes in a part of the model, by module."""
+        return self.lora.changes.get(part, {})
+
     def at(self, part: str, module: str) -> float:
         """The scale at a module."""
         if part != "unet":
@@ -69,14 +73,14 @@ class Weights:
         if before == adapters:
             return
         network = part_of(self.model, part)
-        for module in {m: None for a in (*before, *adapters) for m in _changes(a, part)}:
+        for module in {m: None for a in (*before, *adapters) for m in a.changes(part)}:
             if (part, module) not in self.pristine:
                 self.pristine[part, module] = read_weight(network, module)
             weight = self.pristine[part, module]
             deltas = [
-                (scale, _changes(adapter, part)[module])
+                (scale, adapter.changes(part)[module])
                 for adapter in adapters
-                if module in _changes(adapter, part) and (scale := adapter.at(part, module))
+                if module in adapter.changes(part) and (scale := adapter.at(part, module))
             ]
             if deltas:
                 plain, total = weight, weight.float()
@@ -85,10 +89,6 @@ class Weights:
                 weight = total.to(plain.dtype)
             write_weight(network, module, weight)
         self._current[part] = adapters
-
-
-def _changes(adapter: Adapter, part: str) -> Mapping[str, Change]:
-    return adapter.lora.changes.get(part, {})
 
 
 def weights_of(model: "Model") -> Weights:

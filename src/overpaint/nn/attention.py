@@ -6,7 +6,7 @@ place of `encoder_hidden_states`, which reaches every layer untouched.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from overpaint.errors import CheckpointError
+from overpaint.nn import rows
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention as DiffusersAttention
@@ -46,9 +47,10 @@ class Context:
     and values were made with.
     """
 
-    def __init__(self, tokens: Tensor):
-        """Wrap tokens [B, L, D]."""
+    def __init__(self, tokens: Tensor, adapters: Hashable = ()):
+        """Wrap tokens [B, L, D], of rows that have a set of adapters; see `rows.given`."""
         self._tokens = tokens
+        self._adapters = adapters
         self._kept: dict[Attention, KeysValues] = {}
 
     @staticmethod
@@ -67,7 +69,8 @@ class Context:
         return self._kept[layer]
 
     def _make(self, layer: "Attention") -> KeysValues:
-        keys, values = layer.keys_values(self._tokens)
+        with rows.given((self._adapters,) * len(self._tokens)):
+            keys, values = layer.keys_values(self._tokens)
         return KeysValues(keys.contiguous(), values.contiguous())
 
 

@@ -132,6 +132,8 @@ class PackedConv2d(nn.Module):
         super().__init__()
         self.weight = source.weight
         self.bias = source.bias
+        self.padding: Any = source.padding
+        self.stride, self.dilation, self.groups = source.stride, source.dilation, source.groups
         self._geometry = source.padding, source.stride, source.dilation, source.groups
         self._packed: tuple[tuple[torch.Size, torch.dtype, int], Tensor] | None = None
 
@@ -179,6 +181,10 @@ class PackedLinear(nn.Module):
         """The weight [out, in] as it was."""
         return self._weight.to_dense()
 
+    def without_activation(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out], as a plain linear layer."""
+        return _OPS._linear_pointwise(x, self._weight, self.bias, "none", [], "none")
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""
         return _OPS._linear_pointwise(x, self._weight, self.bias, self._activation, [], "none")
@@ -195,6 +201,10 @@ class PackedGEGLU(nn.Module):
         )
         self.value = PackedLinear(weight, bias)
         self.gate = PackedLinear(gate_weight, gate_bias, "gelu")
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both halves of the linear layer's result, before any activation."""
+        return self.value(x), self.gate.without_activation(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]."""

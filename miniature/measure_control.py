@@ -1,0 +1,174 @@
+"""The report card of hints: whether what is painted is where the hint says, and as prompted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from overpaint import images
+from overpaint.hints import drawing
+from overpaint.models.checkpoint import load_model
+from overpaint.models.control import ControlNet, load_net
+from overpaint.models.model import Model
+from overpaint.request import Control, Request
+
+from .measure import FIRST_SEED, Figure, as_picture, grid, never_falls, paint
+from .reader import Reader, coloured, overlap
+from .scenes import (
+    STYLES,
+    Scene,
+    allowed_backgrounds,
+    allowed_colours,
+    caption,
+    depth,
+    draw_anywhere,
+    labels,
+    render,
+)
+
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
+STEPS = 20
+KINDS = ("canny", "segmentation", "depth")
+IOU, ABOVE, COLOUR = 0.75, 0.3, 0.85
+WITHIN = 0.05  # of the single nets: how far behind a union net may be
+
+Pixels = NDArray[np.uint8]
+
+
+def _scenes(count: int) -> tuple[list[Scene], list[Scene]]:
+    """Held-out scenes that hints are made of, and the same recoloured, which are prompted."""
+    rng = np.random.default_rng(FIRST_SEED + 10)
+    shown = [draw_anywhere(rng, held_out=True) for _ in range(count)]
+    return shown, [recoloured(scene, rng) for scene in shown]
+
+
+def recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same objects in the same places, in another style and colours, on something else."""
+    styles = [style for style in STYLES if style != scene.style]
+    style = styles[int(rng.integers(len(styles)))]
+    grounds = [b for b in allowed_backgrounds(style) if b != scene.background]
+    background = grounds[int(rng.integers(len(grounds)))]
+    colours = allowed_colours(style, background)
+    objects = tuple(
+        dataclasses.replace(item, colour=_other(colours, item.colour, rng))
+        for item in scene.objects
+    )
+    return dataclasses.replace(scene, style=style, background=background, objects=objects)
+
+
+def _other(colours: tuple[str, ...], old: str, rng: np.random.Generator) -> str:
+    rest = [colour for colour in colours if colour != old]
+    return rest[int(rng.integers(len(rest)))]
+
+
+def hint_of(kind: str, scene: Scene) -> Control:
+    """A control with the scene's hint of a kind."""
+    if kind in ("canny", "softedge"):
+        return Control(kind=kind, image=as_picture(render(scene)))
+    if kind == "depth":
+        shown = Image.fromarray(depth(scene)).convert("RGB")
+    else:
+        shown = drawing.segmentation(labels(scene))
+    return Control(kind=kind, hint=images.picture(shown))
+
+
+def _paint(
+    model: Model,
+    net: ControlNet | None,
+    prompted: Sequence[Scene],
+    controls: Sequence[Control],
+    name: str,
+    scale: float = 1.0,
+) -> Pixels:
+    requests = [
+        Request(
+            prompt=caption(scene, np.random.default_rng(scene.texture), full=True),
+            seed=i,
+            num_inference_steps=STEPS,
+            controls=(control.model_copy(update={"scale": scale}),) if net else (),
+        )
+        for i, (scene, control) in enumerate(zip(prompted, controls, strict=True))
+    ]
+    return paint(model, requests, name, nets=(net,) if net and scale else (None,))
+
+
+def followed(
+    model: Model, reader: Reader, nets: dict[str, ControlNet], count: int, out: Path
+) -> list[Figure]:
+    """Single nets, a union net and an adapter: structure from the hint, colours from the prompt."""
+    shown, prompted = _scenes(count)
+    plain = [Control(kind="canny", image=as_picture(render(s))) for s in shown]
+    without = _paint(model, None, prompted, plain, "no hint")
+    base = float(overlap(reader.read(without), prompted).mean())
+    figures = [Figure("IoU without a hint", base, None, count)]
+    rows = [np.stack([render(s) for s in shown])[:12], without[:12]]
+    single: dict[str, float] = {}
+    cases = [(kind, kind) for kind in KINDS] + [("union", kind) for kind in KINDS]
+    cases.append(("softedge", "softedge"))
+    for name, kind in cases:
+        if name not in nets:
+            continue
+        controls = [hint_of(kind, scene) for scene in shown]
+        painted = _paint(model, nets[name], prompted, controls, f"{name}: {kind}")
+        reading = reader.read(painted)
+        iou = float(overlap(reading, prompted).mean())
+        wanted = max(IOU, base + ABOVE) if name == kind else single.get(kind, IOU) - WITHIN
+        if name == kind:
+            single[kind] = iou
+        figures += [
+            Figure(f"IoU with the hint, {name}: {kind}", iou, wanted, count),
+            Figure(
+                f"colours as prompted, {name}: {kind}", coloured(reading, prompted), COLOUR, count
+            ),
+        ]
+        rows.append(painted[:12])
+    grid(np.concatenate(rows), 12).save(out / "followed.png")
+    return figures
+
+
+def rising(model: Model, reader: Reader, net: ControlNet, count: int) -> NDArray[np.float64]:
+    """IoU with canny hints at each of `SCALES`: (scales, pictures)."""
+    shown, prompted = _scenes(count)
+    controls = [hint_of("canny", scene) for scene in shown]
+    return np.stack(
+        [
+            overlap(reader.read(_paint(model, net, prompted, controls, f"scale {s}", s)), prompted)
+            for s in SCALES
+        ]
+    )
+
+
+def plot(ious: NDArray[np.float64], path: Path) -> None:
+    """Likeness to the hint over the scale."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    axes.plot(SCALES, ious.mean(1), marker="o")
+    axes.set(xlabel="scale", ylabel="IoU with the hint's objects", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def report(model_name: str, folder: Path, reader: Reader, out: Path, *, count: int) -> None:
+    """Measure every net in a folder: figures, one line of JSON, pictures into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    model = load_model(model_name)
+    nets = {path.stem: load_net(path, model) for path in sorted(folder.glob("*.safetensors"))}
+    figures = followed(model, reader, nets, count, out)
+    ious = rising(model, reader, nets["canny"], count)
+    plot(ious, out / "scale.png")
+    print(*figures, sep="\n")
+    print("IoU by scale", *(f"{v:.3f}" for v in ious.mean(1)), "monotone", never_falls(ious))
+    print(
+        json.dumps({f.name: round(f.value, 4) for f in figures} | {"scale": ious.mean(1).tolist()})
+    )

@@ -1,0 +1,48 @@
+"""The reader's truth, and the figures that are made of readings."""
+
+import dataclasses
+
+import numpy as np
+
+from miniature import control, reader
+from miniature.measure_control import recoloured
+from miniature.reader import Reader, Reading, coloured, overlap
+from miniature.scenes import COLOURS, SHAPES, allowed_backgrounds, allowed_colours, labels
+
+
+def test_a_perfect_reading_overlaps_and_is_coloured_as_prompted() -> None:
+    scenes = [control.held_out_scene(seed) for seed in range(6)]
+    assert all(scene.held_out for scene in scenes)
+    truths = [reader.truth(scene) for scene in scenes]
+    perfect = Reading(
+        *(np.concatenate([getattr(t, f) for t in truths]) for f in ("shapes", "colours"))
+    )
+    assert overlap(perfect, scenes).tolist() == [1.0] * 6
+    assert coloured(perfect, scenes) == 1.0
+    empty = Reading(np.full_like(perfect.shapes, -1), perfect.colours)
+    assert overlap(empty, scenes).tolist() == [0.0] * 6
+    assert coloured(empty, scenes) == 0.0
+    moved = Reading(np.roll(perfect.shapes, 20, axis=2), perfect.colours)
+    assert 0 < overlap(moved, scenes).mean() < 0.7
+
+
+def test_a_recoloured_scene_has_the_same_structure_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(30):
+        scene = control.scene_of(seed)
+        other = recoloured(scene, rng)
+        assert (labels(other) == labels(scene)).all()
+        assert other.style != scene.style
+        assert other.background != scene.background
+        assert other.background in allowed_backgrounds(other.style)
+        for before, after in zip(scene.objects, other.objects, strict=True):
+            assert after.colour != before.colour
+            assert after.colour in allowed_colours(other.style, other.background)
+            assert dataclasses.replace(after, colour=before.colour) == before
+
+
+def test_a_reader_reads_every_pixel() -> None:
+    reading = Reader().eval().read(np.zeros((3, 64, 96, 3), np.uint8))
+    assert reading.shapes.shape == reading.colours.shape == (3, 64, 96)
+    assert -1 <= reading.shapes.min() <= reading.shapes.max() < len(SHAPES)
+    assert reading.colours.max() < len(COLOURS)
