@@ -17,12 +17,14 @@ from overpaint import images, metadata
 from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import Plan, plan
+from overpaint.diffusion.prompt import embeddings_in
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice, Preview, Step
 from overpaint.models import catalogue
 from overpaint.models.adapters import Adapter, Adapters
 from overpaint.models.checkpoint import load_model, load_preview_decoder
 from overpaint.models.control import ControlNet, load_net
+from overpaint.models.embedding import Embedding, load_embedding
 from overpaint.models.lora import Lora, load_lora
 from overpaint.models.store import Store
 from overpaint.models.weights import some
@@ -77,6 +79,7 @@ class Painter:
         self._refiners: dict[str, Model] = {}
         self._nets: dict[str, ControlNet] = {}
         self._loras: dict[str, Lora] = {}
+        self._embeddings: dict[tuple[str, str], Embedding] = {}
 
     def edit(
         self, picture: "str | PathLike[str] | bytes | Image | Picture", prompt: str, **fields: Any
@@ -134,7 +137,8 @@ class Painter:
         refiner = self.refiner(request.refiner) if request.refiner else None
         adapters = self.adapters(request)
         yield from (Notice(said) for said in _unused(adapters))
-        planned = plan(request, self.model, refiner, self.nets(request), adapters)
+        nets, embeddings = self.nets(request), self.embeddings(request)
+        planned = plan(request, self.model, refiner, nets, adapters, embeddings)
         yield from map(Notice, planned.notices)
         pictures: list[Image] = []
         if not planned.plans and planned.canvas.original:
@@ -216,6 +220,24 @@ class Painter:
             text = asked.scale if asked.text_scale is None else asked.text_scale
             blocks = tuple(sorted(asked.blocks.items()))
             found.append(Adapter(self._loras[entry.sha256], asked.scale, text, blocks))
+        return tuple(found)
+
+    def embeddings(self, request: Request) -> tuple[Embedding, ...]:
+        """The embeddings that the request's prompts name.
+
+        Raises:
+            ModelNotFoundError: one is not in the catalogue.
+            CheckpointError: one is for another model, or damaged.
+        """
+        texts = (request.prompt, request.prompt_2)
+        negative = (request.negative_prompt, request.negative_prompt_2)
+        found: list[Embedding] = []
+        for name in embeddings_in(*texts, *negative):
+            entry = self.store.find(name, "embedding")
+            key = (entry.sha256, name)
+            if key not in self._embeddings:
+                self._embeddings[key] = load_embedding(entry.path, name, self.model)
+            found.append(self._embeddings[key])
         return tuple(found)
 
     def _previews(self, live: Sequence[Trajectory], first: int) -> Iterator[Preview]:

@@ -139,10 +139,12 @@ class Extras:
     Attributes:
         nets: of its controls.
         adapters: its LoRAs.
+        embeddings: that its prompts use; these a refiner takes too.
     """
 
     nets: Nets = ()
     adapters: Adapters = ()
+    embeddings: prompt.Embeddings = ()
 
 
 def plan(
@@ -151,6 +153,7 @@ def plan(
     refiner: "Model | None" = None,
     nets: Nets = (),
     adapters: Adapters = (),
+    embeddings: prompt.Embeddings = (),
 ) -> Planned:
     """Make a request concrete: sizes, prompts, the picture's latents, noise levels, stages.
 
@@ -162,6 +165,7 @@ def plan(
         refiner: for the second stage, when the request has one.
         nets: one for each of the request's controls; None where it does not act.
         adapters: its LoRAs.
+        embeddings: that its prompts use.
 
     Raises:
         ModelError: the model cannot paint by itself, or the refiner does not go with it.
@@ -180,7 +184,7 @@ def plan(
         return Planned((), canvas, tuple(notices))
     strength = 1.0 if request.strength is None else request.strength
     drawn = _sigmas(request, model, request.num_inference_steps, strength)
-    extras = Extras(nets, adapters)
+    extras = Extras(nets, adapters, embeddings)
     first = _stage(request, model, canvas, drawn, notices, extras)
     if canvas.start and request.strength != 1 and request.fill != "noise":
         first = replace(first, init=moments(model, canvas.start, notices))
@@ -207,7 +211,7 @@ def _followed(
     """
     if second is not model:
         _check_second(model, second)
-        extras = Extras()
+        extras = Extras(embeddings=extras.embeddings)
     if request.refine == "ensemble":
         above, below = stages.cut(first.sigmas, request.high_noise_frac)
         if len(below) == 1:
@@ -359,7 +363,7 @@ def _notices(request: "Request", model: "Model", canvas: Canvas) -> list[str]:
 def _conditionings(
     request: "Request", model: "Model", canvas: Canvas, notices: list[str], extras: Extras
 ) -> tuple[Conditioning, Conditioning | None]:
-    positive, negative = prompt.encode_pair(model, request, extras.adapters)
+    positive, negative = prompt.encode_pair(model, request, extras.adapters, extras.embeddings)
     width, height = canvas.size
     whole = (height, width)
     original = request.original_size or whole

@@ -10,7 +10,8 @@ The syntax and the chunking are those of AUTOMATIC1111's web UI (`modules/prompt
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -18,15 +19,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from overpaint.errors import RequestError
 from overpaint.models.adapters import Adapters, weights_of
+from overpaint.models.embedding import Embedding
 from overpaint.models.model import Model, TextEncoder
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
     from overpaint.request import Request
+
+Embeddings = tuple[Embedding, ...]
 
 LARGEST_WEIGHT = 10.0
 """The largest magnitude of a weight; beyond it pictures have long since fallen apart."""
@@ -91,6 +96,9 @@ _MARK = re.compile(
     """,
     re.VERBOSE,
 )
+EMBEDDING = re.compile(r"<embedding:([^<>:]+)>")
+"""A learnt word, by the name of its embedding."""
+
 _BREAK = re.compile(r"\bBREAK\b")
 
 
@@ -190,8 +198,14 @@ def _merge(passage: list[tuple[float, str]], field: str) -> list[Segment]:
     ]
 
 
-def chunks(passages: Sequence[Sequence[Segment]], tokenizer: "CLIPTokenizer") -> list[Chunk]:
+def chunks(
+    passages: Sequence[Sequence[Segment]],
+    tokenizer: "CLIPTokenizer",
+    learnt: Mapping[str, Sequence[int]] | None = None,
+) -> list[Chunk]:
     """Tokenize and cut into chunks; nothing is ever truncated.
+
+    `learnt` are the ids that stand for `<embedding:name>`, by name.
 
     A passage begins a chunk. One of more than 75 tokens is cut after 75, or after the last comma
     among the last 20 of them, unless the cut is before a comma anyway (A1111's
@@ -203,17 +217,31 @@ def chunks(passages: Sequence[Sequence[Segment]], tokenizer: "CLIPTokenizer") ->
         passages = passages[:-1]
     found: list[Chunk] = []
     for passage in passages:
-        ids = _token_ids([segment.text for segment in passage], tokenizer)
+        ids = [_token_ids(segment.text, tokenizer, learnt or {}) for segment in passage]
         weights = [[s.weight] * len(own) for s, own in zip(passage, ids, strict=True)]
         found += _cut([*chain(*ids)], [*chain(*weights)], comma, tokenizer)
     return found
 
 
-def _token_ids(texts: list[str], tokenizer: "CLIPTokenizer") -> list[list[int]]:
-    if not texts:
-        return []
+def _token_ids(
+    text: str, tokenizer: "CLIPTokenizer", learnt: Mapping[str, Sequence[int]]
+) -> list[int]:
+    # What stands between the texts of a split are the names of embeddings.
+    *pairs, last = EMBEDDING.split(text)
+    ids: list[int] = []
+    for words, name in zip(pairs[::2], pairs[1::2], strict=True):
+        ids += [*_plain_ids(words, tokenizer), *learnt[name]]
+    return ids + _plain_ids(last, tokenizer)
+
+
+def _plain_ids(text: str, tokenizer: "CLIPTokenizer") -> list[int]:
     # Not verbose, or it warns of every text beyond 77 tokens.
-    return cast(Any, tokenizer)(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return cast(Any, tokenizer)(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def embeddings_in(*texts: str | None) -> list[str]:
+    """The names of the embeddings that prompts use, in order, each once."""
+    return list(dict.fromkeys(name for text in texts for name in EMBEDDING.findall(text or "")))
 
 
 def _cut(
@@ -242,7 +270,7 @@ def _chunk(ids: list[int], weights: list[float], tokenizer: "CLIPTokenizer") -> 
 
 
 def encode_pair(
-    model: Model, request: "Request", adapters: Adapters = ()
+    model: Model, request: "Request", adapters: Adapters = (), embeddings: Embeddings = ()
 ) -> tuple[Encoded, Encoded | None]:
     """The prompt and, when the request is guided, the negative prompt, of equal token length.
 
@@ -254,7 +282,7 @@ def encode_pair(
         RequestError: a weight or `clip_skip` is out of range.
     """
     skip = request.clip_skip
-    own = partial(encode, model, clip_skip=skip, adapters=adapters)
+    own = partial(encode, model, clip_skip=skip, adapters=adapters, embeddings=embeddings)
     prompt = own(request.prompt, request.prompt_2)
     if not request.guided:
         return prompt, None
@@ -282,6 +310,7 @@ def encode(
     clip_skip: int = 0,
     field: str = "prompt",
     adapters: Adapters = (),
+    embeddings: Embeddings = (),
 ) -> Encoded:
     """Encode a prompt with the model's text encoders (arXiv 2307.01952, section 2.1).
 
@@ -299,25 +328,36 @@ def encode(
         clip_skip: layers to skip beyond the last one, which SDXL never uses.
         field: the request's field that `prompt` comes from, for errors.
         adapters: the LoRAs that the text encoders are to have in them.
+        embeddings: that the prompts may use.
 
     Raises:
         RequestError: a weight is out of range, or an encoder has too few layers for `clip_skip`.
     """
     second = (prompt, field) if prompt_2 is None else (prompt_2, f"{field}_2")
     sources = [(prompt, field), second][-len(model.text_encoders) :]
+    known = {embedding.name: embedding for embedding in embeddings}
+    for text, where in sources:
+        if unknown := [name for name in embeddings_in(text) if name not in known]:
+            raise RequestError(where, f"no embedding {unknown[0]!r} is at hand.")
+    used = tuple(known[name] for name in embeddings_in(*(text for text, _ in sources)))
     return model.remember(
         "prompts",
-        (prompt, prompt_2, clip_skip, adapters),
-        lambda: _encode(model, sources, clip_skip, adapters),
+        (prompt, prompt_2, clip_skip, adapters, used),
+        lambda: _encode(model, sources, clip_skip, adapters, used),
         REMEMBERED,
     )
 
 
 @torch.no_grad()
 def _encode(
-    model: Model, sources: list[tuple[str, str]], clip_skip: int, adapters: Adapters
+    model: Model,
+    sources: list[tuple[str, str]],
+    clip_skip: int,
+    adapters: Adapters,
+    embeddings: Embeddings,
 ) -> Encoded:
-    for part in ("text_encoder", "text_encoder_2")[-len(model.text_encoders) :]:
+    parts = ("text_encoder", "text_encoder_2")[-len(model.text_encoders) :]
+    for part in parts:
         weights_of(model).use(part, adapters)
     most = min(encoder.model.config.num_hidden_layers for encoder in model.text_encoders) - 1
     if not 0 <= clip_skip <= most:
@@ -325,16 +365,51 @@ def _encode(
             "clip_skip", f"{clip_skip} is out of range; allowed for this model is 0 to {most}."
         )
     rows = [
-        chunks(parse(text, field), encoder.tokenizer)
+        chunks(parse(text, field), encoder.tokenizer, _ids(encoder, embeddings))
         for (text, field), encoder in zip(sources, model.text_encoders, strict=True)
     ]
     count = max(map(len, rows))
     for own, encoder in zip(rows, model.text_encoders, strict=True):
         own += [_chunk([], [], encoder.tokenizer)] * (count - len(own))
-    states = [_states(*pair, clip_skip) for pair in zip(model.text_encoders, rows, strict=True)]
+    states: list[tuple[Tensor, Tensor]] = []
+    for part, encoder, own in zip(parts, model.text_encoders, rows, strict=True):
+        with _learnt(encoder, [e.vectors[part] for e in embeddings]):
+            states.append(_states(encoder, own, clip_skip))
     tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]
     pooled = _pooled(model.text_encoders[-1], states[-1][1], rows[-1][0])
     return Encoded(tokens.to(model.device, model.dtype), pooled.to(model.device, model.dtype))
+
+
+def _ids(encoder: TextEncoder, embeddings: Embeddings) -> dict[str, range]:
+    """The ids that stand for embeddings' vectors: behind those of the encoder's own tokens."""
+    found: dict[str, range] = {}
+    first = encoder.model.config.vocab_size
+    for embedding in embeddings:
+        found[embedding.name] = range(first, first + embedding.length)
+        first += embedding.length
+    return found
+
+
+@contextmanager
+def _learnt(encoder: TextEncoder, vectors: Sequence[Tensor]) -> Generator[None]:
+    """Have the encoder know the ids of `_ids`, for as long as this lasts."""
+    if not vectors:
+        yield
+        return
+    table: Any = encoder.model.get_input_embeddings()
+    known: Tensor = table.weight
+    more = torch.cat([v.to(known) for v in vectors])
+
+    def forward(ids: Tensor) -> Tensor:
+        own = F.embedding(ids.clamp(max=len(known) - 1), known)
+        beyond = (ids - len(known)).clamp(min=0)
+        return torch.where((ids >= len(known))[..., None], F.embedding(beyond, more), own)
+
+    table.forward = forward
+    try:
+        yield
+    finally:
+        del table.forward
 
 
 def _states(encoder: TextEncoder, own: list[Chunk], clip_skip: int) -> tuple[Tensor, Tensor]:

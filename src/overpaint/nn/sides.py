@@ -37,7 +37,7 @@ def beside(
         stem = name.removesuffix(".proj")
         split = network.get_submodule(stem) if stem != name else None
         module: Any = split if isinstance(split, PackedGEGLU) else network.get_submodule(name)
-        module.forward = partial(_forward, module, partial(has, layer=name))
+        module.forward = partial(_forward, module, name, has)
         lent.append(module)
     try:
         yield
@@ -46,7 +46,7 @@ def beside(
             del module.forward
 
 
-def _forward(module: Any, has: Callable[..., Has], x: Tensor) -> Tensor:
+def _forward(module: Any, name: str, has: Callable[[Any, str], Has], x: Tensor) -> Tensor:
     """The layer's own result for x [B, …], with the rows' changes."""
     split = isinstance(module, PackedGEGLU)
     y = torch.cat(module.parts(x), -1) if split else type(module).forward(module, x)
@@ -54,7 +54,7 @@ def _forward(module: Any, has: Callable[..., Has], x: Tensor) -> Tensor:
     for number, own in enumerate(rows.current()):
         members.setdefault(own, []).append(number)
     for own, numbers in members.items():
-        for change, scale in has(own):
+        for change, scale in has(own, name):
             index = torch.tensor(numbers, device=x.device)
             path = _path(module, change, x if len(numbers) == len(x) else x[index])
             y = y.index_add(0, index, (path * scale).to(y.dtype))
