@@ -191,7 +191,7 @@ def check(request: "Request") -> None:
     for index, control in enumerate(request.controls):
         if given := control.hint or control.image:
             hints.decode(control.kind, given)
-        if not control.hint:
+        if not control.hint and (control.kind != "pose" or not control.image):
             hints.check(control.kind, control.options, f"controls.{index}.options")
     if request.image is not None:
         masks.of(request, images.decode(request.image))

@@ -56,6 +56,15 @@ def picture(source: "str | os.PathLike[str] | bytes | Image.Image | Picture") ->
     return Picture(data=data)
 
 
+def keypoints(path: "str | os.PathLike[str]") -> Picture:
+    """A file of keypoints, in the place of the picture that is drawn from it.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    return Picture(data=_file(Path(path)))
+
+
 def decode(picture: Picture) -> Image.Image:
     """The pixels of a picture as 8-bit sRGB.
 

@@ -6,7 +6,7 @@ result.images[0].save("out.png")
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ class Painter:
         self.store = store or Store()
         self._refiners: dict[str, Model] = {}
         self._nets: dict[str, ControlNet] = {}
-        self._loras: dict[str, Lora] = {}
+        self._loras: dict[tuple[str, str, bool], Lora] = {}
         self._embeddings: dict[tuple[str, str], Embedding] = {}
 
     def edit(
@@ -214,12 +214,13 @@ class Painter:
         found: list[Adapter] = []
         for asked in request.loras:
             entry = self.store.find(asked.name, "lora")
-            if entry.sha256 not in self._loras:
-                lenient = request.lora_lenient
-                self._loras[entry.sha256] = load_lora(entry.path, self.model, lenient=lenient)
+            key = (asked.name, entry.sha256, request.lora_lenient)
+            if key not in self._loras:
+                read = load_lora(entry.path, self.model, lenient=request.lora_lenient)
+                self._loras[key] = replace(read, name=asked.name)
             text = asked.scale if asked.text_scale is None else asked.text_scale
             blocks = tuple(sorted(asked.blocks.items()))
-            found.append(Adapter(self._loras[entry.sha256], asked.scale, text, blocks))
+            found.append(Adapter(self._loras[key], asked.scale, text, blocks))
         return tuple(found)
 
     def embeddings(self, request: Request) -> tuple[Embedding, ...]:

@@ -456,6 +456,16 @@ def test_sweep_takes_guidance_from_the_settings_it_is_like(loader: Loader, run: 
 # hint
 
 
+def test_a_pose_is_given_as_keypoints(loader: Loader, run: Any):
+    Path("pose.json").write_text('{"canvas_width": 20, "canvas_height": 10, "people": []}')
+    assert run("edit", "fox.png", "x", "--control", "pose=pose.json:0.5").code == 0
+    assert loader.requests[0].controls[0].scale == 0.5
+    assert run("hint", "pose", "pose.json", "-o", "pose.png").code == 0
+    ran = run("edit", "fox.png", "x", "--control", "pose")
+    assert ran.code == 2
+    assert "cannot be made from a picture here; give a finished one" in ran.err
+
+
 def test_a_hint_is_shown(loader: Loader, run: Any):
     assert run("hint", "canny", "fox.png", "-o", "edges.png").out == "edges.png\n"
     assert images.decode(images.picture("edges.png")).size == (20, 10)

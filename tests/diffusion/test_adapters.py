@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import Plan, plan
+from overpaint.errors import CheckpointError
 from overpaint.models.adapters import Adapter
 from overpaint.models.control import load_net
 from overpaint.models.lora import load_lora
@@ -135,6 +136,19 @@ def test_a_painter_finds_them_by_name(files: list[Path], tmp_path: Path) -> None
     assert written == [{"name": "ink", "scale": 0.7, "text_scale": None, "blocks": {}}]
     again = Request(prompt="a red house", seed=1, num_inference_steps=3, loras=asked.loras)
     assert painter.run(again).images[0].tobytes() == result.images[0].tobytes()
+
+
+def test_leniency_is_each_request_s_own(files: list[Path], tmp_path: Path) -> None:
+    state = load_file(files[0]) | {"something": torch.zeros(2)}
+    save_file(state, tmp_path / "odd.safetensors")
+    store = Store(tmp_path)
+    store.add(tmp_path / "odd.safetensors", "ink")
+    painter = Painter(tiny_model(), store)
+    fields: dict[str, Any] = {"prompt": "a <lora:ink>", "seed": 1, "num_inference_steps": 2}
+    result = painter.run(Request(**fields, lora_lenient=True))
+    assert result.notices == ("1 keys of ink are not used: something.",)
+    with pytest.raises(CheckpointError, match="1 keys belong to nothing"):
+        painter.run(Request(**fields))
 
 
 def test_a_lora_a_hint_and_a_mask_meet(files: list[Path], tmp_path: Path) -> None:

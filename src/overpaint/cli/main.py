@@ -11,7 +11,7 @@ import typer
 
 from overpaint import metadata
 from overpaint.cli.paint import create, edit, sweep
-from overpaint.cli.settings import OPTIONS, home, options
+from overpaint.cli.settings import OPTIONS, hint_source, home, options
 from overpaint.errors import OverpaintError, RequestError, near
 from overpaint.names import HINTS
 
@@ -132,7 +132,7 @@ def hint(
     if kind not in HINTS:
         raise RequestError("kind", f"unknown hint {kind!r}.{near(kind, HINTS)}")
     images.check_writable(output)
-    shown = hints.decode(kind, images.picture(picture))
+    shown = hints.decode(kind, hint_source(kind, str(picture)))
     if kind != "pose":
         shown = hints.make(kind, shown, options(option or []))
     images.save(shown, output, {})

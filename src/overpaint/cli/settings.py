@@ -17,7 +17,7 @@ import typer
 
 from overpaint import images
 from overpaint.errors import RequestError
-from overpaint.request import DEFAULT_STRENGTH, Request
+from overpaint.request import DEFAULT_STRENGTH, Picture, Request
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,16 @@ def _control(text: str, field: str) -> dict[str, Any]:
         parts.pop()
     path = ":".join(parts)
     if path and least:
-        found["image" if start[2] == "=" else "hint"] = images.picture(path)
+        found["image" if start[2] == "=" else "hint"] = hint_source(start[1], path)
     elif path or least:
         raise RequestError(field, f"{text!r}: {path or text[-1]!r} is no scale, range or option.")
     return found
+
+
+def hint_source(kind: str, path: str) -> Picture:
+    """What a hint is made from: a picture, or of a pose its keypoints."""
+    data = kind == "pose" and path.lower().endswith(".json")
+    return images.keypoints(path) if data else images.picture(path)
 
 
 def _option(text: str, field: str) -> dict[str, Any] | None:
