@@ -362,9 +362,7 @@ def _untagged(prompt: str) -> tuple[str, list[dict[str, Any]]]:
         try:
             scales = [float(number) for number in tag[2].split(":")[1:]]
         except ValueError:
-            scales = []
-            if tag[2]:
-                raise RequestError("prompt", f"{tag[0]!r} is not like <lora:name:0.8>.") from None
+            raise RequestError("prompt", f"{tag[0]!r} is not like <lora:name:0.8>.") from None
         if len(scales) > 2:
             raise RequestError("prompt", f"{tag[0]!r} has more than two scales.")
         lora: dict[str, Any] = {"name": tag[1].strip()}

@@ -123,10 +123,10 @@ class Controls:
         if batches:
             total: list[Tensor] = []
             for key, runs in batches.items():
+                index = torch.tensor([run.row for run in runs], device=x.device)
                 for level, part in enumerate(self._run(key, runs, rows, x, t, added)):
                     if level == len(total):
                         total.append(part.new_zeros(len(rows), *part.shape[1:]))
-                    index = torch.tensor([run.row for run in runs], device=x.device)
                     total[level].index_add_(0, index, part)
             found["down_block_additional_residuals"] = tuple(total[:-1])
             found["mid_block_additional_residual"] = total[-1]

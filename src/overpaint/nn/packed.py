@@ -96,24 +96,27 @@ def weighted(network: nn.Module) -> dict[str, torch.Size]:
     return found
 
 
+def layer(network: nn.Module, name: str) -> Any:
+    """The module that holds one of `weighted`'s weights: of a packed GEGLU, the whole of it."""
+    stem = name.removesuffix(".proj")
+    split = network.get_submodule(stem) if stem != name else None
+    return split if isinstance(split, PackedGEGLU) else network.get_submodule(name)
+
+
+def plain_weight(module: Any) -> Tensor:
+    """The weight of a `layer` as it was before it was packed; where it never was, itself."""
+    return module.plain if isinstance(module, PackedLinear | PackedGEGLU) else module.weight
+
+
 def read_weight(network: nn.Module, name: str) -> Tensor:
     """A copy of one of `weighted`'s weights, as it was before it was packed."""
-    stem = name.removesuffix(".proj")
-    if stem != name and isinstance(split := network.get_submodule(stem), PackedGEGLU):
-        return torch.cat([split.value.plain, split.gate.plain])
-    module: Any = network.get_submodule(name)
-    return module.plain if isinstance(module, PackedLinear) else module.weight.detach().clone()
+    return plain_weight(layer(network, name)).detach().clone()
 
 
 def write_weight(network: nn.Module, name: str, weight: Tensor) -> None:
     """Put another weight in the place of one of `weighted`'s, in its dtype, packed if it was."""
-    stem = name.removesuffix(".proj")
-    if stem != name and isinstance(split := network.get_submodule(stem), PackedGEGLU):
-        for half, part in zip((split.value, split.gate), weight.chunk(2), strict=True):
-            half.replace(part)
-        return
-    module: Any = network.get_submodule(name)
-    if isinstance(module, PackedLinear):
+    module = layer(network, name)
+    if isinstance(module, PackedLinear | PackedGEGLU):
         module.replace(weight)
     else:
         with torch.no_grad():
@@ -201,6 +204,16 @@ class PackedGEGLU(nn.Module):
         )
         self.value = PackedLinear(weight, bias)
         self.gate = PackedLinear(gate_weight, gate_bias, "gelu")
+
+    @property
+    def plain(self) -> Tensor:
+        """The linear layer's weight [2 · out, in] as it was."""
+        return torch.cat([self.value.plain, self.gate.plain])
+
+    def replace(self, weight: Tensor) -> None:
+        """Pack another weight [2 · out, in], in bf16."""
+        for half, part in zip((self.value, self.gate), weight.chunk(2), strict=True):
+            half.replace(part)
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both halves of the linear layer's result, before any activation."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from overpaint.nn import rows
 from overpaint.nn.lowrank import Change, LowRank
-from overpaint.nn.packed import PackedConv2d, PackedGEGLU
+from overpaint.nn.packed import PackedConv2d, PackedGEGLU, layer, plain_weight
 
 Has = Sequence[tuple[Change, float]]
 """What a row has of a layer: changes, and their scales."""
@@ -34,9 +34,7 @@ def beside(
     """
     lent: list[nn.Module] = []
     for name in layers:
-        stem = name.removesuffix(".proj")
-        split = network.get_submodule(stem) if stem != name else None
-        module: Any = split if isinstance(split, PackedGEGLU) else network.get_submodule(name)
+        module = layer(network, name)
         module.forward = partial(_forward, module, name, has)
         lent.append(module)
     try:
@@ -73,15 +71,9 @@ def _path(module: Any, change: Change, x: Tensor) -> Tensor:
             return F.linear(F.linear(x, down.flatten(1)), up.flatten(1)) * change.scale
         inner = _convolved(module, x, down.reshape(len(down), *module.weight.shape[1:]))
         return F.conv2d(inner, up.reshape(*up.shape[:2], 1, 1)) * change.scale
-    delta = change.delta(_plain(module)).to(x)
+    delta = change.delta(plain_weight(module)).to(x)
     return _convolved(module, x, delta) if convolution else F.linear(x, delta)
 
 
 def _convolved(module: Any, x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
-
-
-def _plain(module: Any) -> Tensor:
-    if isinstance(module, PackedGEGLU):
-        return torch.cat([module.value.plain, module.gate.plain])
-    return module.plain if hasattr(module, "plain") else module.weight
