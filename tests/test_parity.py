@@ -5,7 +5,7 @@ by σ instead of √(σ² + 1), the reference is told to do as we do; the table 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -31,6 +31,7 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from overpaint import images
 from overpaint.diffusion import prompt
@@ -96,6 +97,16 @@ def sketch() -> Image.Image:
 
 
 @torch.no_grad()
+def painted(plans: Sequence[Plan]) -> list[Tensor]:
+    """The latents that plans come to, all in one loop."""
+    trajectories = [Trajectory(own) for own in plans]
+    while live := [t for t in trajectories if not t.done]:
+        for together in alike(live):
+            step(together)
+    return [t.latent for t in trajectories if t.latent is not None]
+
+
+@torch.no_grad()
 def ours(
     request: Request,
     model: Model | None = None,
@@ -106,13 +117,9 @@ def ours(
 ) -> NDArray[np.float64]:
     """The request's pictures [n, h, w, 3] in 0..1, before they are rounded to 8 bits."""
     model = model or tiny_model()
-    trajectories = [
-        Trajectory(change(own)) for own in plan(request, model, refiner, nets, adapters).plans
-    ]
-    while live := [t for t in trajectories if not t.done]:
-        for together in alike(live):
-            step(together)
-    latent = torch.cat([t.latent for t in trajectories if t.latent is not None])
+    latent = torch.cat(
+        painted([change(own) for own in plan(request, model, refiner, nets, adapters).plans])
+    )
     pixels = model.vae.decode(latent / model.vae.config["scaling_factor"], return_dict=False)[0]
     return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).double().numpy()
 

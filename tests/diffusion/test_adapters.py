@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import Plan, plan
 from overpaint.errors import CheckpointError
 from overpaint.models.adapters import Adapter
@@ -21,9 +20,10 @@ from overpaint.nn.packed import plain_state
 from overpaint.painter import Painter
 from overpaint.request import Control, Request
 from tests.models.test_lora import FORMATS, trained
-from tests.test_parity import REPAINT, assert_close, ours, request, theirs
+from tests.test_parity import REPAINT, assert_close, ours, painted, request, theirs
+from tests.test_parity_control import hint
 from tests.tiny import tiny_model, tiny_refiner
-from tests.tiny_control import tiny_net, write
+from tests.tiny_control import tiny_adapter, tiny_net, write, write_control_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
@@ -50,15 +50,6 @@ def adapter(model: Model, path: Path, **scales: Any) -> Adapter:
     return Adapter(load_lora(path, model), **scales)
 
 
-@torch.no_grad()
-def run(plans: list[Plan]) -> list[torch.Tensor]:
-    trajectories = [Trajectory(own) for own in plans]
-    while live := [t for t in trajectories if not t.done]:
-        for together in alike(live):
-            step(together)
-    return [t.latent for t in trajectories if t.latent is not None]
-
-
 @pytest.mark.parametrize("repaint", [False, True], ids=["t2i", "i2i"])
 def test_parity_with_the_weights_that_peft_merges(files: list[Path], repaint: bool) -> None:
     model = tiny_model()
@@ -73,9 +64,9 @@ def test_parity_with_the_weights_that_peft_merges(files: list[Path], repaint: bo
 def test_at_scale_0_a_picture_is_as_without(files: list[Path]) -> None:
     model = tiny_model()
     asked = request()
-    plain = run(list(plan(asked, tiny_model()).plans))[0]
+    plain = painted(plan(asked, tiny_model()).plans)[0]
     none = (adapter(model, files[0], scale=0.0), adapter(model, files[2], text_scale=0.0))
-    assert torch.equal(run(list(plan(asked, model, adapters=none).plans))[0], plain)
+    assert torch.equal(painted(plan(asked, model, adapters=none).plans)[0], plain)
 
 
 def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
@@ -90,25 +81,27 @@ def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
         sizes.append(len(inputs[0]))
 
     hook = model.unet.register_forward_pre_hook(note)
-    together = run(plans)
+    together = painted(plans)
     hook.remove()
     assert sizes[0] == 2 * len(sets)  # one call for all of them, guided
     for latent, r, own in zip(together, asked, sets, strict=True):
         fresh = tiny_model()
-        alone = run(list(plan(r, fresh, adapters=own).plans))[0]
+        alone = painted(plan(r, fresh, adapters=own).plans)[0]
         torch.testing.assert_close(latent, alone, atol=2e-4, rtol=1e-3)
     different = [request(seed=0) for _ in sets]
-    kinds = run([plan(r, model, adapters=s).plans[0] for r, s in zip(different, sets, strict=True)])
+    kinds = painted(
+        [plan(r, model, adapters=s).plans[0] for r, s in zip(different, sets, strict=True)]
+    )
     assert all((kinds[0] - other).abs().max() > 1e-2 for other in kinds[1:])
 
 
 def test_the_base_is_itself_again(files: list[Path]) -> None:
     model = tiny_model()
     asked = request()
-    before = run(list(plan(asked, model).plans))[0]
+    before = painted(plan(asked, model).plans)[0]
     adapters = tuple(adapter(model, path) for path in files)
-    run(list(plan(asked, model, adapters=adapters).plans))
-    assert torch.equal(run(list(plan(asked, model).plans))[0], before)
+    painted(plan(asked, model, adapters=adapters).plans)
+    assert torch.equal(painted(plan(asked, model).plans)[0], before)
     base = tiny_model().unet.state_dict()
     assert all(torch.equal(v, base[k]) for k, v in plain_state(model.unet).items())
 
@@ -120,7 +113,7 @@ def test_a_refiner_goes_on_without(files: list[Path]) -> None:
     assert own.positive.adapters
     assert own.then is not None
     assert own.then.plan.positive.adapters == ()
-    run([own])
+    painted([own])
 
 
 def test_a_painter_finds_them_by_name(files: list[Path], tmp_path: Path) -> None:
@@ -158,14 +151,65 @@ def test_a_lora_a_hint_and_a_mask_meet(files: list[Path], tmp_path: Path) -> Non
     controls = (Control(kind="canny", options={"low": 20, "high": 40}),)
     fields = {"mask_from": "box:32,32,96,96", "crop": "off", "fill": "original", **REPAINT}
 
-    def painted(*, hint: bool, lora: bool) -> torch.Tensor:
+    def met(*, hint: bool, lora: bool) -> torch.Tensor:
         asked = request(controls=controls if hint else (), **fields)
         found = plan(asked, model, nets=(net,) if hint else (), adapters=own if lora else ())
-        return run(list(found.plans))[0]
+        return painted(found.plans)[0]
 
-    both = painted(hint=True, lora=True)
+    both = met(hint=True, lora=True)
     outside = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     outside[..., 3:13, 3:13] = False
-    for other in (painted(hint=False, lora=True), painted(hint=True, lora=False)):
+    for other in (met(hint=False, lora=True), met(hint=True, lora=False)):
         assert (both - other).abs().max() > 1e-3
         torch.testing.assert_close(both * outside, other * outside)
+
+
+def test_rows_that_are_unlike_in_everything_are_as_alone(files: list[Path], tmp_path: Path) -> None:
+    """Net, scale, hint, range, LoRA, its scale, prompt, seed, guidance and strength: all differ."""
+    model = tiny_model()
+    kinds: dict[str, Any] = {kind: tiny_net(kind) for kind in ("full", "small", "union")}
+    kinds["adapter"] = tiny_adapter()
+    nets = {
+        kind: load_net(write(net, tmp_path / f"{kind}.safetensors"), model)
+        for kind, net in kinds.items()
+    }
+    a, b, text = (adapter(model, path) for path in files)
+    rows: list[tuple[dict[str, Any], tuple[str, ...], tuple[Adapter, ...]]] = [
+        ({"prompt": "a red house", "guidance_scale": 5.0}, ("full",), (a,)),
+        ({"prompt": "a blue cat", **REPAINT}, ("union", "union"), (replace(b, scale=0.6),)),
+        ({"prompt": "a tree", "guidance_scale": 1.0, "negative_prompt": ""}, ("adapter",), ()),
+        ({"prompt": "a dog", "strength": 0.9, "image": REPAINT["image"]}, ("small",), (a, b)),
+        ({"prompt": "a star", "guidance_scale": 3.0}, ("full", "adapter"), (text,)),
+        ({"prompt": "a circle"}, (), (replace(a, scale=-0.7),)),
+    ]
+    unions = ("depth", "canny")
+
+    def planned(number: int, model: Model) -> Plan:
+        fields, used, adapters = rows[number]
+        controls = tuple(
+            hint(
+                10 * number + i,
+                unions[i] if net == "union" else "canny",
+                scale=0.4 + 0.1 * number + 0.2 * i,
+                start=0.03 * number,
+                end=1 - 0.05 * number,
+            )
+            for i, net in enumerate(used)
+        )
+        asked = request(controls=controls, **{"seed": number, **fields})
+        return plan(asked, model, nets=[nets[net] for net in used], adapters=adapters).plans[0]
+
+    together = painted([planned(number, model) for number in range(len(rows))])
+    for number, latent in enumerate(together):
+        [alone] = painted([planned(number, tiny_model())])
+        torch.testing.assert_close(latent, alone, atol=1e-4, rtol=0)
+
+
+def test_a_control_lora_is_of_the_base_whatever_was_merged_before(
+    files: list[Path], tmp_path: Path
+) -> None:
+    path, net = write_control_lora(tmp_path / "lora.safetensors")
+    model = tiny_model()
+    painted(plan(request(), model, adapters=(adapter(model, files[0]),)).plans)
+    module = load_net(path, model).module
+    torch.testing.assert_close(module.mid_block.state_dict(), net.mid_block.state_dict())

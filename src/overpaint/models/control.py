@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from overpaint.errors import CheckpointError
 from overpaint.models import catalogue
+from overpaint.models.adapters import weights_of
 from overpaint.models.hashes import sha256_of
 from overpaint.models.layout import original_name
 from overpaint.models.weights import Stored, fill, open_weights, some
@@ -265,6 +266,7 @@ def _control_lora(tensors: Tensors, model: "Model") -> Any:
     config |= {key: unet[key] for key in ("down_block_types", "transformer_layers_per_block")}
     with torch.device("meta"):
         module: Any = ControlNetModel(**config, conditioning_embedding_out_channels=widths)
+    weights_of(model).use("unet", ())  # or a LoRA of the request before would stay in the copy
     base = plain_state(model.unet)
     state: dict[str, Tensor] = {}
     unused = set(plain)
