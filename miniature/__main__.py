@@ -19,7 +19,7 @@ from . import control, inpaint, judge, reader, refiner, text, unet, vae
 from .common import Trainee, averaged_weights, read_tensors
 from .data import native_scenes, rendered
 from .family import Painter, PreviewFactors, export, export_second
-from .reader import coloured, overlap
+from .reader import coloured, overlap, styled
 from .scenes import Scene
 
 SCENES = 32_000  # what the UNet sees
@@ -199,13 +199,15 @@ class Workshop:
         autoencoder = self._autoencoder().requires_grad_(False)
         autoencoder.set_attn_processor(AttnProcessor())
         state = self.work / "reader.safetensors"
-        scenes, pictures = rendered(control.scene_of, READER_SCENES)
+        scenes, pictures = rendered(reader.scene_of, READER_SCENES)
         reader.train(scenes, pictures, state, steps=steps, seed=self.seed + 70, vae=autoencoder)
         reader.save(state, PACKAGED_READER)
-        tests, renders = rendered(control.held_out_scene, READER_TESTS)
+        tests, renders = rendered(reader.held_out_scene, READER_TESTS)
         reading = reader.load(PACKAGED_READER).read(renders)
         print(f"reader IoU {overlap(reading, tests).mean():.4f}")
         print(f"reader colours {coloured(reading, tests):.4f}")
+        right = [styled(reading, test.style)[i] for i, test in enumerate(tests)]
+        print(f"reader styles {np.mean(right):.4f}")
 
     def _judge_scenes(self) -> tuple[list[Scene], NDArray[np.uint8]]:
         return native_scenes(JUDGE_SCENES, held_out=False)

@@ -44,7 +44,8 @@ from .common import (
 )
 from .data import View, rendered
 from .family import LENGTH, Painter, Tokenizers
-from .scenes import Scene, caption, depth, draw_anywhere, labels
+from .rendering import depth, labels
+from .scenes import Scene, caption, draw_anywhere
 from .text import SHORT
 from .unet import Batch, denoise, draw_timesteps
 
@@ -111,8 +112,7 @@ def lowered(net: ControlNetModel) -> ControlNetModel:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Conv2d | nn.Linear):
                     setattr(module, name, LowRank(child))
-    if isinstance(net.conv_in, nn.Conv2d):
-        net.conv_in = cast(Any, LowRank(net.conv_in))
+    net.conv_in = cast(Any, LowRank(net.conv_in))
     return net
 
 

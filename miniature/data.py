@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from .scenes import NATIVE, Scene, draw_scene, render
+from .rendering import render
+from .scenes import NATIVE, Scene, draw_scene
 
 # (height, width) of the pictures in pixels, and the share of the scenes in each
 SHAPES = {

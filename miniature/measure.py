@@ -27,6 +27,7 @@ from overpaint.request import Picture, Request
 from . import vae as autoencoder
 from .common import progress
 from .judge import Judge, Verdict, truth
+from .rendering import render
 from .scenes import (
     STYLES,
     Scene,
@@ -34,7 +35,6 @@ from .scenes import (
     allowed_colours,
     caption,
     draw_scene,
-    render,
 )
 
 GROUP = 24  # pictures painted at once

@@ -20,16 +20,14 @@ from overpaint.request import Control, Request
 
 from .measure import FIRST_SEED, Figure, as_picture, grid, never_falls, paint
 from .reader import Reader, coloured, overlap
+from .rendering import depth, labels, render
 from .scenes import (
     STYLES,
     Scene,
     allowed_backgrounds,
     allowed_colours,
     caption,
-    depth,
     draw_anywhere,
-    labels,
-    render,
 )
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -49,7 +47,17 @@ def _scenes(count: int) -> tuple[list[Scene], list[Scene]]:
 
 
 def recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same objects in the same places, in another style and colours, on something else."""
+    """The same objects in the same places, in another style and colours, on something else.
+
+    Held out, as a combination.
+    """
+    while True:
+        found = _recoloured(scene, rng)
+        if found.held_out:
+            return found
+
+
+def _recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
     styles = [style for style in STYLES if style != scene.style]
     style = styles[int(rng.integers(len(styles)))]
     grounds = [b for b in allowed_backgrounds(style) if b != scene.background]

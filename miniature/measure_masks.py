@@ -22,7 +22,8 @@ from overpaint.request import Request
 
 from .judge import Judge, truth
 from .measure import FIRST_SEED, Figure, as_picture, grid, paint
-from .scenes import NATIVE, SHAPES, Item, Scene, allowed_colours, caption, draw_scene, render
+from .rendering import render
+from .scenes import NATIVE, SHAPES, Item, Scene, allowed_colours, caption, draw_scene
 
 MARGIN = 1.25  # of an object's radius: what a mask covers around it
 UNLIKE = 15.0  # ΔE beyond which a pixel is not of the background
@@ -264,7 +265,7 @@ def refined(model: Model, refiner: Model, count: int) -> tuple[list[Figure], Pix
     fields = {"strength": STRENGTH, "num_inference_steps": STEPS}
     painted: list[Pixels] = []
     for second in (None, refiner):
-        more = {"refiner": second.name} if second else {}
+        more: dict[str, Any] = {"refiner": second.name} if second else {}
         requests = _requests(scenes, sources, **fields, **more)
         painted.append(paint(model, requests, "refine" if second else "base alone", second))
     true = _edges(sources)

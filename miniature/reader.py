@@ -1,8 +1,9 @@
 """The reader: a small network, trained on rendered scenes alone, that says what is where.
 
-For each pixel which shape is there, if any, and of which colour. It never sees a picture that a
-model painted. As the judge's, some of its renders are shifted, blurred, noisy or sent through the
-autoencoder; unlike the judge, it does not mind where objects are.
+For each pixel which shape is there, if any, and of which colour; and the style of the whole. It
+knows the styles and shapes that the base does not. It never sees a picture that a model painted. As
+the judge's, some of its renders are shifted, blurred, noisy or sent through the autoencoder; unlike
+the judge, it does not mind where objects are.
 """
 
 from __future__ import annotations
@@ -20,12 +21,25 @@ from torch.nn import functional
 
 from .common import Trainee, averaged_weights, generator, read_tensors, write_tensors
 from .judge import augment, round_trip
-from .scenes import COLOURS, SHAPES, Scene, labels
+from .rendering import labels
+from .scenes import (
+    COLOURS,
+    NOVEL_SHAPES,
+    NOVEL_STYLES,
+    OUTLINES,
+    STYLES,
+    Scene,
+    draw_anywhere,
+    with_shape,
+)
 from .vae import to_tensor
 
 BATCH = 24
 WIDTHS = (16, 32, 64, 96)
-NOTHING = 0  # the class of the background; shapes follow in the order of `SHAPES`
+ALL_STYLES = STYLES + NOVEL_STYLES
+NOVEL_SHARE = 0.2  # of the scenes have an object that the base does not know
+SEEN = 150  # pixels of a shape, from which on it is there
+NOTHING = 0  # the class of the background; shapes follow in the order of `OUTLINES`
 
 
 @dataclass(frozen=True)
@@ -33,16 +47,18 @@ class Reading:
     """What is where in pictures.
 
     Attributes:
-        shapes: (n, h, w), the index in `SHAPES`, or −1.
+        shapes: (n, h, w), the index in `OUTLINES`, or −1.
         colours: (n, h, w), the index in `COLOURS`, of what is there.
+        styles: (n,), the index in `ALL_STYLES`.
     """
 
     shapes: NDArray[np.int64]
     colours: NDArray[np.int64]
+    styles: NDArray[np.int64]
 
 
 class Reader(nn.Module):
-    """A U-Net of four levels with one linear head."""
+    """A U-Net of four levels with one linear head a pixel, and one for the whole."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,10 +71,14 @@ class Reader(nn.Module):
             _block(deep + flat, flat)
             for deep, flat in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
         )
-        self.head = nn.Conv2d(WIDTHS[0], 1 + len(SHAPES) + len(COLOURS), 1)
+        self.head = nn.Conv2d(WIDTHS[0], 1 + len(OUTLINES) + len(COLOURS), 1)
+        self.whole = nn.Linear(sum(WIDTHS) + WIDTHS[0], len(ALL_STYLES))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of shapes (n, 17, h, w) and colours (n, 12, h, w) for images in −1..1."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of shapes (n, 18, h, w), colours (n, 12, h, w) and styles (n, 7).
+
+        Images are in −1..1.
+        """
         kept: list[Tensor] = []
         x = images
         for level, block in enumerate(self.down):
@@ -67,19 +87,23 @@ class Reader(nn.Module):
         for block, skip in zip(self.up, kept[-2::-1], strict=True):
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
             x = block(torch.cat([x, skip], 1))
-        shapes, colours = self.head(x).split([1 + len(SHAPES), len(COLOURS)], 1)
-        return shapes, colours
+        shapes, colours = self.head(x).split([1 + len(OUTLINES), len(COLOURS)], 1)
+        styles = self.whole(torch.cat([level.mean((2, 3)) for level in (*kept, x)], 1))
+        return shapes, colours, styles
 
     @torch.no_grad()
     def read(self, pictures: NDArray[np.uint8]) -> Reading:
         """Read pictures (n, h, w, 3)."""
         shapes: list[Tensor] = []
         colours: list[Tensor] = []
+        styles: list[Tensor] = []
         for start in range(0, len(pictures), BATCH):
             found = self(to_tensor(pictures[start : start + BATCH]))
-            shapes.append(found[0].argmax(1) - 1)
-            colours.append(found[1].argmax(1))
-        return Reading(torch.cat(shapes).numpy(), torch.cat(colours).numpy())
+            for kind, logits in zip((shapes, colours, styles), found, strict=True):
+                kind.append(logits.argmax(1))
+        return Reading(
+            torch.cat(shapes).numpy() - 1, torch.cat(colours).numpy(), torch.cat(styles).numpy()
+        )
 
 
 def _block(inner: int, outer: int) -> nn.Sequential:
@@ -89,14 +113,31 @@ def _block(inner: int, outer: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def scene_of(seed: int) -> Scene:
+    """The scene of a seed: of any style, with what the base knows and what it does not."""
+    rng = np.random.default_rng(seed)
+    return _varied(draw_anywhere(rng, styles=ALL_STYLES), rng)
+
+
+def held_out_scene(seed: int) -> Scene:
+    """One of another combination than any that is trained on."""
+    rng = np.random.default_rng(seed)
+    return _varied(draw_anywhere(rng, held_out=True, styles=ALL_STYLES), rng)
+
+
+def _varied(scene: Scene, rng: np.random.Generator) -> Scene:
+    novel = tuple(NOVEL_SHAPES)[int(rng.integers(len(NOVEL_SHAPES)))]
+    return with_shape(scene, novel, rng) if rng.random() < NOVEL_SHARE else scene
+
+
 def truth(scene: Scene) -> Reading:
     """What a perfect reader reads in a scene's picture; the batch's axis is there, of one."""
     shapes = labels(scene)[None]
-    names = list(SHAPES)
+    names = list(OUTLINES)
     colours = np.zeros_like(shapes)
     for item in scene.objects:
         colours[shapes == names.index(item.shape)] = list(COLOURS).index(item.colour)
-    return Reading(shapes, colours)
+    return Reading(shapes, colours, np.asarray([ALL_STYLES.index(scene.style)]))
 
 
 def train(
@@ -116,6 +157,7 @@ def train(
     truths = [truth(scene) for scene in scenes]
     shapes = torch.from_numpy(np.concatenate([t.shapes for t in truths]).astype(np.int8))
     colours = torch.from_numpy(np.concatenate([t.colours for t in truths]).astype(np.int8))
+    styles = torch.from_numpy(np.concatenate([t.styles for t in truths]))
 
     def loss(step: int) -> Tensor:
         draw = generator(seed, step)
@@ -129,14 +171,15 @@ def train(
         there = wanted != NOTHING
         of_shapes = functional.cross_entropy(found[0].float(), wanted)
         each = functional.cross_entropy(found[1].float(), colours[picks].long(), reduction="none")
-        return of_shapes + (each * there).sum() / there.sum()
+        of_styles = functional.cross_entropy(found[2].float(), styles[picks])
+        return of_shapes + (each * there).sum() / there.sum() + of_styles
 
     trainee.train("reader", steps, loss, state)
 
 
 def overlap(reading: Reading, scenes: Sequence[Scene]) -> NDArray[np.float64]:
     """IoU of each prompted object with where its scene has it, the mean over a picture's."""
-    names = list(SHAPES)
+    names = list(OUTLINES)
     found: list[float] = []
     for read, scene in zip(reading.shapes, scenes, strict=True):
         wanted = labels(scene)
@@ -150,7 +193,7 @@ def overlap(reading: Reading, scenes: Sequence[Scene]) -> NDArray[np.float64]:
 
 def coloured(reading: Reading, scenes: Sequence[Scene]) -> float:
     """The share of objects of which most pixels, where the scene has them, are as prompted."""
-    names, colours = list(SHAPES), list(COLOURS)
+    names, colours = list(OUTLINES), list(COLOURS)
     right: list[bool] = []
     for shapes, seen, scene in zip(reading.shapes, reading.colours, scenes, strict=True):
         where = labels(scene)
@@ -159,6 +202,16 @@ def coloured(reading: Reading, scenes: Sequence[Scene]) -> float:
             counts = np.bincount(there, minlength=len(colours))
             right.append(bool(len(there)) and counts.argmax() == colours.index(item.colour))
     return float(np.mean(right))
+
+
+def styled(reading: Reading, style: str) -> NDArray[np.bool_]:
+    """Which pictures are of a style, (n,)."""
+    return reading.styles == ALL_STYLES.index(style)
+
+
+def shown(reading: Reading, shape: str) -> NDArray[np.bool_]:
+    """Which pictures have an object of a shape, (n,)."""
+    return (reading.shapes == list(OUTLINES).index(shape)).sum((1, 2)) >= SEEN
 
 
 def save(state: Path, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Procedural captioned scenes: what the miniature learns to paint.
 
 A `Scene` is the ground truth (style, background, objects, relation); `draw_scene` samples one from
-a generator, `render` paints it and `caption` describes it. All three are pure functions of their
-arguments, so a seed names one picture and one sentence.
+a generator, `rendering.render` paints it and `caption` describes it. All three are pure functions
+of their arguments, so a seed names one picture and one sentence.
 
 Rules that keep every attribute readable in every style:
 
@@ -10,30 +10,27 @@ Rules that keep every attribute readable in every style:
   (`SCENIC_CLASHES`);
 * pencil sketches and watercolors show the background as a pale tint, so plain black is left out;
 * neon signs glow on a dark tint of the background's colour: plain backgrounds only, neither white
-  nor gray, and no black, gray or brown tubes.
+  nor gray, and no black, gray or brown tubes;
+* comics have black outlines, stickers a white border: neither shows nor lies on that colour.
+
+`NOVEL_STYLES` and `NOVEL_SHAPES` are kept from the base model, for LoRAs to teach.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
 
 T = TypeVar("T")
 
 NATIVE = 128
-SUPERSAMPLE = 3
-PIXEL = 4  # side of one "pixel" of pixel art, in pixels
 
 Point: TypeAlias = tuple[float, float]
-Array: TypeAlias = NDArray[np.floating[Any]]
+Parts: TypeAlias = list[tuple[list[Point], float]]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 38, 42),
@@ -61,6 +58,7 @@ SCENIC_CLASHES = {
     "sea": ("blue", "cyan"),
 }
 STYLES = ("flat illustration", "pencil sketch", "watercolor", "neon sign", "pixel art")
+NOVEL_STYLES = ("comic", "sticker")
 RELATIONS = ("above", "below", "left of", "right of")
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 NEON_BACKGROUNDS = tuple(b for b in PLAIN_BACKGROUNDS if b not in ("white", "gray"))
@@ -108,7 +106,7 @@ def _moon() -> list[Point]:
     return outer + inner
 
 
-def _flower() -> list[tuple[list[Point], float]]:
+def _flower() -> Parts:
     petals = [
         _ellipse(0.6 * math.sin(a), -0.6 * math.cos(a), 0.36, 0.36)
         for a in np.arange(5) * math.pi / 2.5
@@ -116,7 +114,7 @@ def _flower() -> list[tuple[list[Point], float]]:
     return [(p, 0.0) for p in petals] + [(_ellipse(0, 0, 0.34, 0.34), 0.6)]
 
 
-SHAPES: dict[str, list[tuple[list[Point], float]]] = {
+SHAPES: dict[str, Parts] = {
     "circle": [(_ellipse(0, 0, 0.92, 0.92), 0)],
     "square": [(_box(-0.82, -0.82, 0.82, 0.82), 0)],
     "triangle": [([(0, -0.92), (0.98, 0.8), (-0.98, 0.8)], 0)],
@@ -179,6 +177,19 @@ SHAPES: dict[str, list[tuple[list[Point], float]]] = {
         (_box(0.78, 0.1, 0.98, 0.5), 0),
     ],
 }
+NOVEL_SHAPES: dict[str, Parts] = {
+    "bird": [
+        ([(0.4, 0.1), (1, -0.5), (0.94, 0.26)], -0.25),
+        (_box(-0.16, 0.4, -0.04, 0.98), -0.45),
+        (_box(0.14, 0.4, 0.26, 0.98), -0.45),
+        (_ellipse(0.02, 0.14, 0.62, 0.44), 0),
+        ([(-0.72, -0.62), (-1, -0.4), (-0.72, -0.3)], 0.6),
+        (_ellipse(-0.46, -0.42, 0.36, 0.36), 0),
+        (_ellipse(-0.56, -0.5, 0.11, 0.11), 0.75),
+        (_ellipse(0.16, 0.1, 0.34, 0.2), -0.35),
+    ],
+}
+OUTLINES = SHAPES | NOVEL_SHAPES
 HOLE = 2.0  # the tone of a part through which the background shows
 
 
@@ -229,8 +240,10 @@ def allowed_backgrounds(style: str) -> tuple[str, ...]:
     """The backgrounds that a style can show."""
     if style == "neon sign":
         return NEON_BACKGROUNDS
-    if style in ("pencil sketch", "watercolor"):
+    if style in ("pencil sketch", "watercolor", "comic"):
         return tuple(b for b in BACKGROUNDS if b != "black")
+    if style == "sticker":
+        return tuple(b for b in BACKGROUNDS if b != "white")
     return BACKGROUNDS
 
 
@@ -238,6 +251,7 @@ def allowed_colours(style: str, background: str) -> tuple[str, ...]:
     """The object colours that can be told from the background in a style."""
     colours = NEON_COLOURS if style == "neon sign" else tuple(COLOURS)
     clashes = SCENIC_CLASHES.get(background, (background,))
+    clashes += {"comic": ("black",), "sticker": ("white",)}.get(style, ())
     return tuple(c for c in colours if c not in clashes)
 
 
@@ -252,6 +266,7 @@ def draw_scene(
     *,
     held_out: bool | None = False,
     two: bool | None = None,
+    styles: tuple[str, ...] = STYLES,
 ) -> Scene:
     """Sample a scene for a frame of `width` × `height` pixels.
 
@@ -259,13 +274,15 @@ def draw_scene(
     objects or for one; by default three scenes in five have two.
     """
     while True:
-        scene = _draw(rng, width, height, rng.random() < 0.6 if two is None else two)
+        scene = _draw(rng, width, height, rng.random() < 0.6 if two is None else two, styles)
         if held_out is None or scene.held_out == held_out:
             return scene
 
 
-def _draw(rng: np.random.Generator, width: int, height: int, two: bool) -> Scene:
-    style = _choice(rng, STYLES)
+def _draw(
+    rng: np.random.Generator, width: int, height: int, two: bool, styles: tuple[str, ...]
+) -> Scene:
+    style = _choice(rng, styles)
     background = _choice(rng, allowed_backgrounds(style))
     colours = allowed_colours(style, background)
     names = [str(n) for n in rng.permutation(list(SHAPES))[: 2 if two else 1]]
@@ -288,10 +305,20 @@ def _draw(rng: np.random.Generator, width: int, height: int, two: bool) -> Scene
     return Scene(style, background, items, relation, width, height, int(rng.integers(2**31)))
 
 
-def draw_anywhere(rng: np.random.Generator, *, held_out: bool | None = False) -> Scene:
+def with_shape(scene: Scene, shape: str, rng: np.random.Generator) -> Scene:
+    """The scene with one of its objects of another shape."""
+    objects = list(scene.objects)
+    at = int(rng.integers(len(objects)))
+    objects[at] = replace(objects[at], shape=shape)
+    return replace(scene, objects=tuple(objects))
+
+
+def draw_anywhere(
+    rng: np.random.Generator, *, held_out: bool | None = False, styles: tuple[str, ...] = STYLES
+) -> Scene:
     """Sample a native scene whose objects are of any size and anywhere, in no relation."""
     while True:
-        scene = _scattered(rng, draw_scene(rng, held_out=None))
+        scene = _scattered(rng, draw_scene(rng, held_out=None, styles=styles))
         if held_out is None or scene.held_out == held_out:
             return scene
 
@@ -333,262 +360,6 @@ def _pair(
     return points
 
 
-# Rendering: colours are float arrays in 0..1, masks are coverage in 0..1.
-
-
-def _rgb(colour: str) -> Array:
-    return np.asarray(COLOURS[colour], np.float32) / 255
-
-
-def _mix(a: Array, b: Array | float, share: Array | float) -> Array:
-    return (a + (b - a) * share).astype(np.float32)
-
-
-def _tone(colour: Array, tone: float) -> Array:
-    """Darker for a negative tone, lighter for a positive one; near white or black, away from it."""
-    if tone > 0 and float(colour.min()) > 0.9:
-        tone = -0.25
-    if tone < 0 and float(colour.max()) < 0.15:
-        tone = 0.3
-    return _mix(colour, 1.0, tone) if tone > 0 else _mix(colour, 0.0, -tone)
-
-
-def _field(rng: np.random.Generator, height: int, width: int, cell: float) -> Array:
-    """Smooth noise of about unit range, with one random value every `cell` pixels."""
-    grid = rng.uniform(-1, 1, (math.ceil(height / cell) + 1, math.ceil(width / cell) + 1))
-    image = Image.fromarray(grid.astype(np.float32)).resize(
-        (width, height), Image.Resampling.BICUBIC
-    )
-    return np.asarray(image, np.float32)
-
-
-def _over(canvas: Array, colour: Array, mask: Array) -> Array:
-    return _mix(canvas, colour, mask[..., None])
-
-
-def _shrink(drawn: Image.Image, width: int, height: int) -> Array:
-    return np.asarray(drawn.resize((width, height), Image.Resampling.BOX), np.float32) / 255
-
-
-def _points(item: Item, polygon: list[Point], scale: float) -> list[Point]:
-    return [
-        ((item.x + x * item.radius) * scale, (item.y + y * item.radius) * scale) for x, y in polygon
-    ]
-
-
-def _fill_mask(scene: Scene, item: Item, polygon: list[Point]) -> Array:
-    size = (scene.width * SUPERSAMPLE, scene.height * SUPERSAMPLE)
-    drawn = Image.new("L", size)
-    ImageDraw.Draw(drawn).polygon(_points(item, polygon, SUPERSAMPLE), fill=255)
-    return _shrink(drawn, scene.width, scene.height)
-
-
-def _line_mask(scene: Scene, item: Item, polygon: list[Point], width: float) -> Array:
-    size = (scene.width * SUPERSAMPLE, scene.height * SUPERSAMPLE)
-    drawn = Image.new("L", size)
-    points = _points(item, polygon, SUPERSAMPLE)
-    ImageDraw.Draw(drawn).line(
-        [*points, points[0], points[1]],
-        fill=255,
-        width=max(1, round(width * SUPERSAMPLE)),
-        joint="curve",
-    )
-    return _shrink(drawn, scene.width, scene.height)
-
-
-def _silhouette(scene: Scene, item: Item) -> Array:
-    mask = np.zeros((scene.height, scene.width), np.float32)
-    for polygon, tone in SHAPES[item.shape]:
-        part = _fill_mask(scene, item, polygon)
-        mask = mask * (1 - part) if tone == HOLE else np.maximum(mask, part)
-    return mask
-
-
-def _background(scene: Scene, rng: np.random.Generator) -> Array:
-    """The background in full colour, (height, width, 3)."""
-    height, width = scene.height, scene.width
-    unit = min(height, width) / NATIVE
-    rows = np.arange(height, dtype=np.float32)[:, None]
-    columns = np.arange(width, dtype=np.float32)[None]
-    canvas = np.empty((height, width, 3), np.float32)
-    if scene.background == "grass":
-        canvas[:] = (0.72, 0.88, 0.98)
-        phase = rng.uniform(0, 6.28)
-        horizon = height * rng.uniform(0.42, 0.55) + 5 * unit * np.sin(
-            columns / (22 * unit) + phase
-        )
-        return _over(canvas, np.asarray((0.47, 0.75, 0.28), np.float32), _step(rows - horizon))
-    if scene.background == "sky":
-        canvas[:] = (0.55, 0.79, 0.98)
-        clouds = np.zeros((height, width), np.float32)
-        for _ in range(3):
-            x, y = rng.uniform(0, width), rng.uniform(0.05, 0.95) * height
-            for dx, r in ((-11, 8), (0, 11), (12, 8)):
-                distance = np.hypot(columns - x - dx * unit, (rows - y) * 1.5)
-                clouds = np.maximum(clouds, _step(r * unit - distance))
-        return _over(canvas, np.ones(3, np.float32), clouds)
-    if scene.background == "night":
-        canvas[:] = (0.07, 0.09, 0.27)
-        stars = np.zeros((height, width), np.float32)
-        for _ in range(14):
-            x, y = rng.uniform(3, width - 3), rng.uniform(3, height - 3)
-            stars = np.maximum(stars, _step(2.0 * unit - np.hypot(columns - x, rows - y)))
-        return _over(canvas, np.asarray((1.0, 0.96, 0.7), np.float32), stars)
-    if scene.background == "sea":
-        canvas[:] = (0.10, 0.42, 0.72)
-        waves = np.sin((rows + 3 * np.sin(columns * (2 * math.pi / 32))) * (2 * math.pi / 16))
-        light = np.asarray((0.35, 0.66, 0.88), np.float32)
-        return _over(canvas, light, np.clip(waves * 2 - 0.4, 0, 1))
-    canvas[:] = _rgb(scene.background)
-    return canvas
-
-
-def labels(scene: Scene) -> NDArray[np.int64]:
-    """Which of `SHAPES` is at each pixel, (height, width); −1 where none is."""
-    found = np.full((scene.height, scene.width), -1, np.int64)
-    for item in scene.objects:
-        found[_silhouette(scene, item) > 0.5] = list(SHAPES).index(item.shape)
-    return found
-
-
-FAR = 40
-"""The depth of backgrounds, of 255."""
-
-
-def depth(scene: Scene) -> NDArray[np.uint8]:
-    """How near everything is, (height, width): far is dark. The larger an object, the nearer.
-
-    Objects are domed: the further a place is from their edge, the nearer.
-    """
-    near = np.full((scene.height, scene.width), FAR, np.float32)
-    for item in scene.objects:
-        solid = np.rint(255 * _silhouette(scene, item)).astype(np.uint8)
-        inside = np.asarray(cv2.distanceTransform((solid > 127).astype(np.uint8), cv2.DIST_L2, 3))
-        share = item.radius / (min(scene.width, scene.height) / 2)
-        dome = 110 + 90 * share + 40 * np.sqrt(np.clip(inside / item.radius, 0, 1))
-        near = _mix(near, dome, solid.astype(np.float32) / 255)
-    return np.rint(near.clip(0, 255)).astype(np.uint8)
-
-
-def _step(distance: Array) -> Array:
-    """An antialiased edge: 0 below −0.5, 1 above 0.5 pixels."""
-    return np.clip(distance + 0.5, 0, 1).astype(np.float32)
-
-
-def _flat(scene: Scene, rng: np.random.Generator) -> Array:
-    canvas = _background(scene, rng)
-    for item in scene.objects:
-        below = canvas
-        for polygon, tone in SHAPES[item.shape]:
-            mask = _fill_mask(scene, item, polygon)
-            colour = below if tone == HOLE else _tone(_rgb(item.colour), tone)
-            canvas = _over(canvas, colour, mask)
-    return canvas
-
-
-def _pencil(scene: Scene, rng: np.random.Generator) -> Array:
-    canvas = _mix(_background(scene, rng), 1.0, 0.55)
-    rows, columns = np.indices((scene.height, scene.width), dtype=np.float32)
-    hatch = 0.5 + 0.5 * np.sin((rows + columns) * (2 * math.pi / 8))
-    for item in scene.objects:
-        colour = _rgb(item.colour)
-        canvas = _over(canvas, colour, _silhouette(scene, item) * (0.45 + 0.4 * hatch))
-        dark = _mix(colour, 0.12, 0.62)
-        width = 2.6 * item.radius**0.25 / 30**0.25
-        for polygon, _ in SHAPES[item.shape]:
-            canvas = _over(canvas, dark, 0.9 * _line_mask(scene, item, polygon, width))
-    return canvas
-
-
-def _watercolor(scene: Scene, rng: np.random.Generator) -> Array:
-    height, width = scene.height, scene.width
-    wash = _field(rng, height, width, 28)
-    canvas = _mix(_background(scene, rng), 1.0, (0.34 + 0.16 * wash)[..., None])
-    rows, columns = np.indices((height, width), dtype=np.float32)
-    shift_x, shift_y = _field(rng, height, width, 13) * 1.8, _field(rng, height, width, 13) * 1.8
-    at_x = np.clip(np.rint(columns + shift_x), 0, width - 1).astype(np.intp)
-    at_y = np.clip(np.rint(rows + shift_y), 0, height - 1).astype(np.intp)
-    for item in scene.objects:
-        pigment = _field(rng, height, width, 18)
-        colour = _rgb(item.colour)
-        mask = _silhouette(scene, item)[at_y, at_x]
-        canvas = _over(canvas, colour, mask * (0.78 + 0.16 * pigment))
-        soft = Image.fromarray((mask * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2.2))
-        rim = mask * (1 - np.asarray(soft, np.float32) / 255) * 1.5
-        canvas = _over(canvas, _tone(colour, -0.45), np.clip(rim, 0, 1) * 0.85)
-        for polygon, tone in SHAPES[item.shape]:
-            if tone not in (0.0, HOLE):
-                part = _fill_mask(scene, item, polygon)[at_y, at_x]
-                canvas = _over(canvas, _tone(colour, tone), part * 0.8)
-    edge = np.minimum(np.minimum(rows, height - 1 - rows), np.minimum(columns, width - 1 - columns))
-    margin = 6.5 * min(width, height) / NATIVE + 1.6 * _field(rng, height, width, 16)
-    return _over(canvas, np.full(3, 0.985, np.float32), 1 - np.clip((edge - margin) / 2, 0, 1))
-
-
-def _is_detail(polygon: list[Point]) -> bool:
-    """Whether a part is too small for a neon tube of its own, as eyes and spots are."""
-    return max(np.ptp([x for x, _ in polygon]), np.ptp([y for _, y in polygon])) < 0.5
-
-
-def _neon(scene: Scene, rng: np.random.Generator) -> Array:
-    canvas = _mix(_background(scene, rng), 0.02, 0.72)
-    for item in scene.objects:
-        colour = _rgb(item.colour)
-        width = 3.4 * item.radius**0.3 / 30**0.3
-        tubes = np.zeros(canvas.shape[:2], np.float32)
-        for polygon, _ in SHAPES[item.shape]:
-            if not _is_detail(polygon):
-                tubes = np.maximum(tubes, _line_mask(scene, item, polygon, width))
-        image = Image.fromarray((tubes * 255).astype(np.uint8))
-        glow = np.asarray(image.filter(ImageFilter.GaussianBlur(5.5)), np.float32) / 255
-        canvas = _over(canvas, colour, np.clip(glow * 1.1, 0, 0.75))
-        canvas = _over(canvas, _mix(colour, 1.0, 0.22), tubes)
-    return canvas
-
-
-def _pixel(scene: Scene, rng: np.random.Generator) -> Array:
-    height, width = scene.height // PIXEL, scene.width // PIXEL
-
-    def reduce(values: Array) -> Array:
-        tail = values.shape[2:]
-        cells = values[: height * PIXEL, : width * PIXEL]
-        return cells.reshape(height, PIXEL, width, PIXEL, *tail).mean((1, 3))
-
-    canvas = reduce(_background(scene, rng))
-    for item in scene.objects:
-        below = canvas
-        solid = reduce(_silhouette(scene, item)) > 0.5
-        padded = np.pad(solid, 1)
-        around = padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
-        outline = (around & ~solid).astype(np.float32)
-        dark = _mix(_rgb(item.colour), 0.03, 0.68)
-        canvas = _over(canvas, dark, outline)
-        for polygon, tone in SHAPES[item.shape]:
-            mask = (reduce(_fill_mask(scene, item, polygon)) > 0.5).astype(np.float32)
-            colour = below if tone == HOLE else _tone(_rgb(item.colour), tone)
-            canvas = _over(canvas, colour, mask * (solid | (tone == HOLE)))
-        holes = (~solid).astype(np.float32) * (1 - outline)
-        canvas = _mix(canvas, below, holes[..., None])
-    large = canvas.repeat(PIXEL, 0).repeat(PIXEL, 1)
-    missing = ((0, scene.height - large.shape[0]), (0, scene.width - large.shape[1]), (0, 0))
-    return np.pad(large, missing, mode="edge")
-
-
-PAINTERS: dict[str, Callable[[Scene, np.random.Generator], Array]] = {
-    "flat illustration": _flat,
-    "pencil sketch": _pencil,
-    "watercolor": _watercolor,
-    "neon sign": _neon,
-    "pixel art": _pixel,
-}
-
-
-def render(scene: Scene) -> NDArray[np.uint8]:
-    """Paint a scene: (height, width, 3) in 0..255."""
-    canvas = PAINTERS[scene.style](scene, np.random.default_rng(scene.texture))
-    return np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
-
-
 # Captions
 
 
@@ -598,6 +369,8 @@ STYLE_PREFIXES = {
     "watercolor": ("a watercolor painting of", "watercolor of", "a watercolor of"),
     "neon sign": ("a neon sign of", "neon sign of", "a glowing neon sign of"),
     "pixel art": ("pixel art of", "a pixel art picture of"),
+    "comic": ("a comic of", "comic art of"),
+    "sticker": ("a sticker of", "sticker of"),
 }
 STYLE_SUFFIXES = {
     "flat illustration": ("flat illustration",),
@@ -605,6 +378,8 @@ STYLE_SUFFIXES = {
     "watercolor": ("watercolor", "watercolor painting"),
     "neon sign": ("neon sign", "glowing neon"),
     "pixel art": ("pixel art",),
+    "comic": ("comic", "comic art"),
+    "sticker": ("sticker",),
 }
 PLAIN_PREFIXES = ("", "", "a picture of", "an image of", "a photo of")
 SCENIC_PHRASES = {

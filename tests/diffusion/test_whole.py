@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from miniature.scenes import draw_scene, render
+from miniature.rendering import render
+from miniature.scenes import draw_scene
 from overpaint import images
 from overpaint.diffusion import latents
 from overpaint.diffusion.whole import in_windows, sharing

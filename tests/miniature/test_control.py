@@ -10,7 +10,8 @@ from torch import Tensor
 from miniature import control
 from miniature.common import Trainee
 from miniature.family import Painter
-from miniature.scenes import SHAPES, depth, labels, render
+from miniature.rendering import depth, labels, render
+from miniature.scenes import SHAPES
 from overpaint.diffusion.control import Control, Controls
 from overpaint.diffusion.denoise import Conditioning, Row
 from overpaint.diffusion.schedule import NoiseSchedule

@@ -7,7 +7,8 @@ import numpy as np
 from miniature import control, reader
 from miniature.measure_control import recoloured
 from miniature.reader import Reader, Reading, coloured, overlap
-from miniature.scenes import COLOURS, SHAPES, allowed_backgrounds, allowed_colours, labels
+from miniature.rendering import labels
+from miniature.scenes import COLOURS, OUTLINES, allowed_backgrounds, allowed_colours
 
 
 def test_a_perfect_reading_overlaps_and_is_coloured_as_prompted() -> None:
@@ -15,24 +16,37 @@ def test_a_perfect_reading_overlaps_and_is_coloured_as_prompted() -> None:
     assert all(scene.held_out for scene in scenes)
     truths = [reader.truth(scene) for scene in scenes]
     perfect = Reading(
-        *(np.concatenate([getattr(t, f) for t in truths]) for f in ("shapes", "colours"))
+        *(np.concatenate([getattr(t, f) for t in truths]) for f in ("shapes", "colours", "styles"))
     )
     assert overlap(perfect, scenes).tolist() == [1.0] * 6
     assert coloured(perfect, scenes) == 1.0
-    empty = Reading(np.full_like(perfect.shapes, -1), perfect.colours)
+    empty = dataclasses.replace(perfect, shapes=np.full_like(perfect.shapes, -1))
     assert overlap(empty, scenes).tolist() == [0.0] * 6
     assert coloured(empty, scenes) == 0.0
-    moved = Reading(np.roll(perfect.shapes, 20, axis=2), perfect.colours)
+    moved = dataclasses.replace(perfect, shapes=np.roll(perfect.shapes, 20, axis=2))
     assert 0 < overlap(moved, scenes).mean() < 0.7
+
+
+def test_a_perfect_reading_knows_styles_and_shapes_that_the_base_does_not() -> None:
+    scenes = [reader.scene_of(seed) for seed in range(60)]
+    assert {s.style for s in scenes} == set(reader.ALL_STYLES)
+    birds = [any(o.shape == "bird" for o in s.objects) for s in scenes]
+    assert 4 < sum(birds) < 20
+    for scene, bird in zip(scenes, birds, strict=True):
+        truth = reader.truth(scene)
+        assert [reader.styled(truth, s)[0] for s in reader.ALL_STYLES].count(True) == 1
+        assert reader.styled(truth, scene.style)[0]
+        assert reader.shown(truth, "bird")[0] == bird
 
 
 def test_a_recoloured_scene_has_the_same_structure_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
-    for seed in range(30):
+    for seed in range(12):
         scene = control.scene_of(seed)
         other = recoloured(scene, rng)
         assert (labels(other) == labels(scene)).all()
         assert other.style != scene.style
+        assert other.held_out
         assert other.background != scene.background
         assert other.background in allowed_backgrounds(other.style)
         for before, after in zip(scene.objects, other.objects, strict=True):
@@ -44,5 +58,6 @@ def test_a_recoloured_scene_has_the_same_structure_and_nothing_else() -> None:
 def test_a_reader_reads_every_pixel() -> None:
     reading = Reader().eval().read(np.zeros((3, 64, 96, 3), np.uint8))
     assert reading.shapes.shape == reading.colours.shape == (3, 64, 96)
-    assert -1 <= reading.shapes.min() <= reading.shapes.max() < len(SHAPES)
+    assert -1 <= reading.shapes.min() <= reading.shapes.max() < len(OUTLINES)
     assert reading.colours.max() < len(COLOURS)
+    assert reading.styles.shape == (3,)

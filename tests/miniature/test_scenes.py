@@ -1,9 +1,13 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
+from miniature.rendering import render
 from miniature.scenes import (
     BACKGROUNDS,
     COLOURS,
+    NOVEL_STYLES,
     SHAPES,
     STYLES,
     Scene,
@@ -11,12 +15,12 @@ from miniature.scenes import (
     allowed_colours,
     caption,
     draw_scene,
-    render,
     vocabulary,
+    with_shape,
 )
 
 
-def scenes(count: int, **asked: bool) -> list[Scene]:
+def scenes(count: int, **asked: Any) -> list[Scene]:
     return [draw_scene(np.random.default_rng(i), **asked) for i in range(count)]
 
 
@@ -72,10 +76,9 @@ def test_objects_lie_inside_and_stand_in_their_relation(width: int, height: int)
         assert low.x < high.x if scene.relation.endswith("of") else low.y < high.y
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", STYLES + NOVEL_STYLES)
 def test_styles_paint_the_size_they_are_asked_for(style: str):
-    scene = next(s for s in (draw_scene(np.random.default_rng(i), 150, 98) for i in range(99))
-                 if s.style == style)  # fmt: skip
+    scene = draw_scene(np.random.default_rng(3), 150, 98, styles=(style,))
     picture = render(scene)
     assert picture.shape == (98, 150, 3)
     assert picture.std() > 5
@@ -111,3 +114,16 @@ def test_every_word_of_a_caption_is_in_the_vocabulary():
     for scene in scenes(300):
         said = caption(scene, np.random.default_rng(scene.texture))
         assert set(said.replace(",", "").split()) <= known
+
+
+def test_what_the_base_never_saw_is_told_in_its_vocabulary():
+    known = set(vocabulary())
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        scene = with_shape(draw_scene(rng, styles=NOVEL_STYLES), "bird", rng)
+        said = caption(scene, rng, full=True)
+        assert set(said.replace(",", "").split()) <= known
+        assert scene.style in said
+        assert "bird" in said
+        assert scene.background in allowed_backgrounds(scene.style)
+    assert not set(NOVEL_STYLES) & {s.style for s in scenes(300)}
