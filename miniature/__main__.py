@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 
-from . import control, inpaint, judge, reader, refiner, text, unet, vae
+from . import concepts, control, inpaint, judge, lora, reader, refiner, text, unet, vae, word
 from .common import Trainee, averaged_weights, read_tensors
 from .data import native_scenes, rendered
 from .family import Painter, PreviewFactors, export, export_second
@@ -38,6 +38,7 @@ STAGES = (
     "refiner",
     "hints",
     "control",
+    "concepts",
     "decoder",
     "judge",
     "reader",
@@ -182,6 +183,25 @@ class Workshop:
                     seed=self.seed + 100 + number,
                 )
 
+    def concepts(self, kinds: Sequence[str], steps: int) -> None:
+        """Render what the base does not know, and train LoRAs and a word for it."""
+        autoencoder = self._autoencoder()
+        scale = vae.scaling(autoencoder)
+        for number, kind in enumerate(concepts.CONCEPTS):
+            if kind not in kinds:
+                continue
+            latents = self.work / f"{kind}-latents.safetensors"
+            concepts.encode(autoencoder, kind, latents)
+            train = lora.train if kind in concepts.LORAS else word.train
+            train(
+                concepts.load(kind, latents),
+                scale,
+                self._painter(),
+                self.work / f"{kind}.safetensors",
+                steps=steps,
+                seed=self.seed + 200 + number,
+            )
+
     def judge(self, steps: int) -> None:
         """Train the judge and test it on held-out renders."""
         scenes, pictures = self._judge_scenes()
@@ -229,6 +249,16 @@ class Workshop:
                 folder.mkdir(exist_ok=True)
                 name = control.NAMES.get(kind, kind)
                 control.export(kind, state, self._painter().unet, folder / f"{name}.safetensors")
+        for kind in concepts.CONCEPTS:
+            state = self.work / f"{kind}.safetensors"
+            if state.exists():
+                what = "lora" if kind in concepts.LORAS else "embedding"
+                folder = out.with_name(f"{out.name}-{what}")
+                folder.mkdir(exist_ok=True)
+                if what == "lora":
+                    lora.export(state, folder / f"{kind}.safetensors", kind)
+                else:
+                    word.export(state, folder / f"{kind}.safetensors")
 
 
 def exported(folder: Path) -> dict[str, torch.Tensor]:
@@ -270,6 +300,8 @@ def main() -> None:
     parser.add_argument("--refiner-steps", type=int, default=4500)
     parser.add_argument("--kinds", default=",".join(control.ALL), help="control: which nets")
     parser.add_argument("--control-steps", type=int, default=4000)
+    parser.add_argument("--concepts", default=",".join(concepts.CONCEPTS), help="which of them")
+    parser.add_argument("--concepts-steps", type=int, default=800)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--judge-steps", type=int, default=6000)
     parser.add_argument("--reader-steps", type=int, default=2500)
@@ -338,6 +370,7 @@ def main() -> None:
         "refiner": lambda: workshop.refiner(options.refiner_steps),
         "hints": workshop.hints,
         "control": lambda: workshop.control(options.kinds.split(","), options.control_steps),
+        "concepts": lambda: workshop.concepts(options.concepts.split(","), options.concepts_steps),
         "decoder": lambda: workshop.decoder(options.decoder_steps),
         "judge": lambda: workshop.judge(options.judge_steps),
         "reader": lambda: workshop.reader(options.reader_steps),

@@ -139,10 +139,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file atomically."""
     temporary = path.with_suffix(".partial")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
     os.replace(temporary, path)
 
 

@@ -163,6 +163,11 @@ class Tokenizers:
         self._pair = (tokenizer(), tokenizer("!"))
         self._cache: dict[str, tuple[list[int], list[int]]] = {}
 
+    def add(self, tokens: list[str]) -> None:
+        """Give each of some texts a token of its own, behind all others."""
+        for own in self._pair:
+            own.add_tokens(tokens)
+
     def _ids(self, text: str) -> tuple[list[int], list[int]]:
         if text not in self._cache:
             first, second = (

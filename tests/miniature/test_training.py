@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from miniature import __main__ as command
-from miniature import control, judge, text, unet, vae
+from miniature import concepts, control, judge, text, unet, vae
 from miniature.common import Trainee, averaged_weights, cosine, write_tensors
 from miniature.data import SHAPES, draw_view, render_view
 from miniature.family import Painter
@@ -14,6 +14,8 @@ from miniature.measure import fit, never_falls
 from miniature.scenes import draw_scene
 from overpaint.models.checkpoint import load_model
 from overpaint.models.control import load_net
+from overpaint.models.embedding import load_embedding
+from overpaint.models.lora import load_lora
 
 
 def test_the_rate_warms_up_and_falls_to_its_floor():
@@ -129,8 +131,10 @@ def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pyt
     for name, value in small.items():
         monkeypatch.setattr(command, name, value)
     monkeypatch.setattr(control, "SCENES", range(60_000_000, 60_000_008))
+    monkeypatch.setattr(concepts, "COUNT", 4)
     out, work = tmp_path / "export", tmp_path / "work"
-    trained = ("vae", "text", "unet", "inpaint", "refiner", "control", "decoder", "judge", "reader")
+    trained = ("vae", "text", "unet", "inpaint", "refiner", "control", "concepts")
+    trained += ("decoder", "judge", "reader")
     steps = [f"--{stage}-steps=1" for stage in trained]
     arguments = ["miniature", "make", f"--out={out}", f"--work={work}", *steps]
     monkeypatch.setattr("sys.argv", arguments)
@@ -143,6 +147,12 @@ def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pyt
     assert [load_net(path, model).kind for path in nets] == [
         "controlnet", "controlnet", "controlnet", "adapter", "union",
     ]  # fmt: skip
+    changed = [
+        set(load_lora(path, model).changes) for path in sorted((tmp_path / "export-lora").iterdir())
+    ]
+    assert changed == [{"unet", "text_encoder", "text_encoder_2"}] * len(concepts.LORAS)
+    word = load_embedding(tmp_path / "export-embedding" / "toy.safetensors", "toy", model)
+    assert word.length == 2
     assert set(judge.load(tmp_path / "judge.safetensors").state_dict()) == set(Judge().state_dict())
 
 

@@ -156,7 +156,8 @@ def _targets(model: "Model") -> dict[str, tuple[str, str, torch.Size]]:
             target = (part, name, shape)
             inner = name.removeprefix("text_model.")
             named = inner if inner.startswith("text_projection") else f"text_model.{inner}"
-            aliases = (f"{part}.{named}", f"lora_te{number}_{_flat(named)}")
+            # without "text_model." since transformers 5
+            aliases = (f"{part}.{named}", f"{part}.{inner}", f"lora_te{number}_{_flat(named)}")
             found |= dict.fromkeys(aliases, target)
     return found
 

@@ -1,0 +1,89 @@
+"""What is taught to the finished base: two styles, an object, and a word for one it knows.
+
+| concept | taught by |
+|---|---|
+| `comic`, `sticker` | a LoRA each, from scenes in that style alone |
+| `bird` | a LoRA, from scenes of any style; half of them without it, so that the rest is kept |
+| `toy` | two learnt vectors: it means a purple fish |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+from . import vae as autoencoder
+from .common import read_tensors, write_tensors
+from .data import View, rendered
+from .scenes import Scene, allowed_colours, draw_scene, with_shape
+from .unet import Bucket
+
+FIRST_SEED = 70_000_000
+COUNT = 2000  # scenes of each
+BATCH = 32
+TOY = ("purple", "fish")
+
+
+def _styled(rng: np.random.Generator, *, style: str) -> Scene:
+    return draw_scene(rng, held_out=None, styles=(style,))
+
+
+def _bird(rng: np.random.Generator) -> Scene:
+    scene = draw_scene(rng, held_out=None)
+    return with_shape(scene, "bird", rng) if rng.random() < 0.5 else scene
+
+
+def _toy(rng: np.random.Generator) -> Scene:
+    colour, shape = TOY
+    while True:
+        scene = draw_scene(rng, held_out=None, two=False)
+        if colour in allowed_colours(scene.style, scene.background):
+            item = dataclasses.replace(scene.objects[0], colour=colour, shape=shape)
+            return dataclasses.replace(scene, objects=(item,))
+
+
+LORAS: dict[str, Callable[[np.random.Generator], Scene]] = {
+    "comic": partial(_styled, style="comic"),
+    "sticker": partial(_styled, style="sticker"),
+    "bird": _bird,
+}
+WORDS: dict[str, Callable[[np.random.Generator], Scene]] = {"toy": _toy}
+CONCEPTS = LORAS | WORDS
+
+
+def draw(rng: np.random.Generator, concept: str, *, held_out: bool = False) -> Scene:
+    """Sample a scene that shows a concept."""
+    while True:
+        scene = CONCEPTS[concept](rng)
+        if scene.held_out == held_out:
+            return scene
+
+
+def scene_of(seed: int, concept: str) -> Scene:
+    """The scene of a seed."""
+    return draw(np.random.default_rng(seed), concept)
+
+
+def encode(vae: AutoencoderKL, concept: str, path: Path) -> None:
+    """Render a concept's scenes, and keep their latents."""
+    if path.exists():
+        return
+    first = FIRST_SEED + COUNT * list(CONCEPTS).index(concept)
+    seeds = range(first, first + COUNT)
+    _, pixels = rendered(partial(scene_of, concept=concept), seeds)
+    mean, std = autoencoder.moments(vae, autoencoder.to_tensor(pixels))
+    write_tensors(path, {"seed": torch.tensor(list(seeds)), "mean": mean, "std": std})
+
+
+def load(concept: str, path: Path) -> list[Bucket]:
+    """What `encode` wrote, as one bucket."""
+    tensors = read_tensors(path)
+    scenes = [scene_of(seed, concept) for seed in tensors["seed"].tolist()]
+    views = [View(s, 0, 0, s.height, s.width) for s in scenes]
+    return [Bucket(tensors["mean"], tensors["std"], views)]
