@@ -87,6 +87,34 @@ def test_a_segmentation_has_a_colour_for_each_class() -> None:
     assert shown[1, 1].tolist() == palette[149].tolist()
 
 
+def nearer(picture: Image.Image) -> NDArray[np.float32]:
+    """To the right, all things are nearer."""
+    return np.tile(np.linspace(3, 7, picture.width, dtype=np.float32), (picture.height, 1))
+
+
+def test_what_an_estimator_sees_is_drawn() -> None:
+    shown = hints.make("depth", square(), estimate=nearer)
+    assert (shown.size, shown.mode) == (SIZE, "RGB")
+    assert np.array_equal(grey(shown)[0], np.rint(np.linspace(0, 255, 96)))
+    of_photo = np.asarray(hints.make("normal", square(), {"strength": 3}, nearer), np.int16)
+    of_depth = np.asarray(hints.make("normal", shown, {"strength": 3}), np.int16)
+    assert np.abs(of_photo - of_depth).max() <= 3
+    assert len(np.unique(of_photo[32, 8:-8, 0])) < len(np.unique(of_depth[32, 8:-8, 0]))
+
+
+def test_classes_are_in_the_colours_that_nets_know() -> None:
+    assert drawing.ADE20K.shape == (150, 3)
+    table = {0: (120, 120, 120), 2: (6, 230, 230), 12: (150, 5, 61), 149: (92, 0, 255)}
+    seen = np.array([list(table)])
+
+    def estimate(picture: Image.Image) -> NDArray[np.int64]:
+        del picture
+        return seen
+
+    shown = hints.make("segmentation", square(), estimate=estimate)
+    assert np.asarray(shown)[0].tolist() == [list(colour) for colour in table.values()]
+
+
 def keypoints(**change: object) -> bytes:
     joints = [[10 + 4 * i, 8 + 2 * i, 1.0] for i in range(18)]
     joints[4][2] = 0.0
@@ -118,7 +146,9 @@ def test_keypoints_that_are_none(data: bytes) -> None:
     ("act", "message"),
     [
         (lambda: hints.make("canny", square(), {"lo": 3}), "no option 'lo'. Did you mean low"),
-        (lambda: hints.make("depth", square()), "cannot be made from a picture"),
+        (lambda: hints.make("depth", square()), "depth hint is only made with an estimator"),
+        (lambda: hints.make("canny", square(), {}, nearer), "canny hint is not made with an"),
+        (lambda: hints.check("depth", {"low": 1}), "depth has no option 'low'. It has none"),
         (lambda: hints.check("pose", {}), "cannot be made from a picture"),
     ],
 )

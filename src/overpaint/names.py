@@ -79,6 +79,10 @@ the finer the level, so that the prompt has more to say; or that, steeper, and o
 speaks, so that the hint alone decides what the prompt leaves open."""
 
 
+Sight = Literal["depth", "classes"]
+"""What a network sees in a picture: how near things are, or what they are."""
+
+
 @dataclass(frozen=True)
 class Hint:
     """A kind of picture that steers the structure of another.
@@ -88,11 +92,13 @@ class Hint:
         union: which control type of a union net it is (xinsir's numbering); None where such a net
             knows none.
         labels: its colours name things, so that between two of them there is nothing.
+        sight: what an estimator sees that it can be drawn from; None where none is of use.
     """
 
     shows: str
     union: int | None = None
     labels: bool = False
+    sight: Sight | None = None
 
 
 HINTS: dict[str, Hint] = {
@@ -100,9 +106,9 @@ HINTS: dict[str, Hint] = {
     "lineart": Hint("lines, as drawn with a pen", 3),
     "scribble": Hint("few, thick lines", 2),
     "softedge": Hint("edges by how strong they are", 2),
-    "depth": Hint("what is near, bright", 1),
-    "normal": Hint("which way surfaces face", 4),
-    "segmentation": Hint("what is where, by colour", 5, labels=True),
+    "depth": Hint("what is near, bright", 1, sight="depth"),
+    "normal": Hint("which way surfaces face", 4, sight="depth"),
+    "segmentation": Hint("what is where, by colour", 5, labels=True, sight="classes"),
     "pose": Hint("people's joints and limbs", 0),
     "tile": Hint("the picture itself, coarse", 6),
     "blur": Hint("the picture itself, out of focus", 6),

@@ -25,9 +25,11 @@ from overpaint.models.adapters import Adapter, Adapters
 from overpaint.models.checkpoint import load_model, load_preview_decoder
 from overpaint.models.control import ControlNet, load_net
 from overpaint.models.embedding import Embedding, load_embedding
+from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.lora import Lora, load_lora
 from overpaint.models.store import Store
 from overpaint.models.weights import some
+from overpaint.names import HINTS
 from overpaint.request import Picture, Request
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class Painter:
         self.store = store or Store()
         self._refiners: dict[str, Model] = {}
         self._nets: dict[str, ControlNet] = {}
+        self._estimators: dict[tuple[str, str], Estimator] = {}
         self._loras: dict[tuple[str, str, bool], Lora] = {}
         self._embeddings: dict[tuple[str, str], Embedding] = {}
 
@@ -138,7 +141,9 @@ class Painter:
         adapters = self.adapters(request)
         yield from (Notice(said) for said in _unused(adapters))
         nets, embeddings = self.nets(request), self.embeddings(request)
-        planned = plan(request, self.model, refiner, nets, adapters, embeddings)
+        estimators = self.estimators(request)
+        yield from (Notice(said) for e in estimators if e and (said := e.notice))
+        planned = plan(request, self.model, refiner, nets, adapters, embeddings, estimators)
         yield from map(Notice, planned.notices)
         pictures: list[Image] = []
         if not planned.plans and planned.canvas.original:
@@ -202,6 +207,26 @@ class Painter:
                 path = self.store.find(name, "control").path if mine else name
                 self._nets[name] = load_net(path, self.model)
             found.append(self._nets[name])
+        return tuple(found)
+
+    def estimators(self, request: Request) -> "tuple[Estimator | None, ...]":
+        """What sees the hint of each of a request's controls that is made so, loaded to stay.
+
+        Raises:
+            ModelNotFoundError, CheckpointError: as `models.estimators.load_estimator`.
+        """
+        found: list[Estimator | None] = []
+        for control in request.controls:
+            name = control.estimator or catalogue.ESTIMATOR_FOR.get(control.kind)
+            sight = HINTS[control.kind].sight
+            if name is None or sight is None or control.hint or not control.acts:
+                found.append(None)
+                continue
+            key = (name, sight)
+            if key not in self._estimators:
+                device, dtype = self.model.device, self.model.dtype
+                self._estimators[key] = load_estimator(name, sight, device, dtype)
+            found.append(self._estimators[key])
         return tuple(found)
 
     def adapters(self, request: Request) -> Adapters:

@@ -99,6 +99,9 @@ class Control(_Value):
         net: the control net, by name, folder or file; by default the one called as the kind is.
         image: a picture that the hint is made from; by default the request's image.
         hint: the finished hint instead. Either is of the image's size, or of the result's aspect.
+        estimator: the network that sees in the picture what the hint shows (depth, normals, what is
+            where), by name, folder or hub id; by default the one that is published for the kind.
+            Normals are made of a picture of depth where none is given.
         options: of the function that makes the hint, such as canny's `low` and `high`.
         scale: how strongly it steers, 0 (not at all, and the net is not run) to 2.
         start: where it begins to act, as a fraction of the denoising range: 0 is pure noise …
@@ -111,6 +114,7 @@ class Control(_Value):
     net: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     image: Picture | None = None
     hint: Picture | None = None
+    estimator: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     options: dict[str, float] = Field(default_factory=dict)
     scale: float = Field(default=1.0, ge=0, le=2)
     start: float = Field(default=0.0, ge=0, le=1)
@@ -130,6 +134,12 @@ class Control(_Value):
             raise RequestError("hint", "contradicts image; give one of the two.")
         if self.hint and self.options:
             raise RequestError("options", "mean nothing with a finished hint; leave them out.")
+        if self.hint and self.estimator:
+            raise RequestError("estimator", "means nothing with a finished hint; leave it out.")
+        if self.estimator and HINTS[self.kind].sight is None:
+            raise RequestError(
+                "estimator", f"means nothing for {self.kind} hints, which are made without."
+            )
         if self.start > self.end:
             raise RequestError("start", f"{self.start} is behind the end, {self.end}; swap them.")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -19,7 +20,9 @@ from overpaint.cli.main import main
 from overpaint.cli.settings import SETTINGS
 from overpaint.errors import DeviceError, ModelNotFoundError
 from overpaint.events import Event, Finished, Notice, Preview, Step
+from overpaint.hints import drawing
 from overpaint.request import Request
+from tests.tiny_estimators import tiny_estimator, write_estimator
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class FakePainter:
         return Checkpoint(name, self.model.sha256)
 
     def nets(self, request: Request) -> tuple[None, ...]:
+        return (None,) * len(request.controls)
+
+    def estimators(self, request: Request) -> tuple[None, ...]:
         return (None,) * len(request.controls)
 
     def stream(self, request: Request) -> Iterator[Event]:
@@ -187,7 +193,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     (
         "--lora ink:0.8 --lora clay:-1:text=0.5:up_blocks.0=0 --lora fog --lora-lenient "
         "--control canny=fox.png:0.7:0-0.8:low=50 --control depth@fox.png:net=mine:weighting=soft "
-        "--control tile --control canny:.5:mask=fox.png --seed 3",
+        "--control tile --control normal:estimator=some/body:strength=2 "
+        "--control canny:.5:mask=fox.png --seed 3",
         {
             "loras": (
                 {"name": "ink", "scale": 0.8},
@@ -205,6 +212,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
                 },
                 {"kind": "depth", "hint": "fox.png", "net": "mine", "weighting": "soft"},
                 {"kind": "tile"},
+                {"kind": "normal", "estimator": "some/body", "options": {"strength": 2}},
                 {"kind": "canny", "scale": 0.5, "mask": "fox.png"},
             ),
             "seed": 3,
@@ -473,6 +481,27 @@ def test_a_hint_is_shown(loader: Loader, run: Any):
     assert loader.calls == []
 
 
+def test_a_hint_of_what_a_network_sees(loader: Loader, run: Any, tmp_path: Path):
+    write_estimator(tiny_estimator("depth_anything"), tmp_path / "near")
+    write_estimator(tiny_estimator("upernet"), tmp_path / "what")
+    fox = Image.linear_gradient("L").resize((40, 24)).convert("RGB")
+    fox.save("fox.png")
+    for kind, folder, colours in (("depth", "near", 100), ("normal", "near", 50)):
+        ran = run("hint", kind, "fox.png", "-o", f"{kind}.png", "--estimator", folder)
+        assert (ran.code, ran.out) == (0, f"{kind}.png\n"), ran.err
+        shown = images.decode(images.picture(f"{kind}.png"))
+        assert shown.size == (40, 24)
+        assert len(set(shown.get_flattened_data())) > colours
+    asked = ("--estimator", "what", "--device", "cpu")
+    assert run("hint", "segmentation", "fox.png", "-o", "s.png", *asked).code == 0
+    seen = np.asarray(images.decode(images.picture("s.png"))).reshape(-1, 3)
+    assert {tuple(c) for c in seen.tolist()} <= {tuple(c) for c in drawing.ADE20K.tolist()}
+    ran = run("hint", "segmentation", "fox.png", "-o", "s.png", "--estimator", "near")
+    assert ran.code == 4
+    assert "sees depth; this hint needs classes" in ran.err
+    assert loader.calls == []
+
+
 # What goes wrong
 
 
@@ -501,7 +530,9 @@ def test_a_hint_is_shown(loader: Loader, run: Any):
         ("edit fox.png x --control canny@fox.png:low=4", 2, "mean nothing with a finished hint"),
         ("edit fox.png x --control canny:what", 2, "'what' is no scale, range or option"),
         ("edit fox.png x --control =3", 2, "'=3' is not like canny=PICTURE:0.7"),
-        ("edit fox.png x --control segmentation", 2, "cannot be made from a picture here"),
+        ("edit fox.png x --control depth:low=4", 2, "depth has no option 'low'. It has none"),
+        ("edit fox.png x --control canny:estimator=a/b", 2, "--control: means nothing for canny"),
+        ("edit fox.png x --control depth@fox.png:estimator=a/b", 2, "nothing with a finished hint"),
         ("create x --control canny", 2, "no picture to make the canny hint from"),
         ("edit fox.png x --lora ink:nan", 2, "--lora: nan is not finite"),
         ("edit fox.png x --lora ink:a", 2, "--lora: 'a' is not a list of numbers"),
@@ -511,6 +542,10 @@ def test_a_hint_is_shown(loader: Loader, run: Any):
         ("models add none.safetensors", 4, "no such file: none.safetensors"),
         ("hint cany fox.png -o a.png", 2, "KIND: unknown hint 'cany'"),
         ("hint canny none.png -o a.png", 3, "none.png: no such file."),
+        ("hint canny fox.png -o a.png --estimator a/b", 2, "--estimator: means nothing for canny"),
+        ("hint depth fox.png -o a.png --option low=3", 2, "--option: depth has no option 'low'"),
+        ("hint depth fox.png -o a.png --estimator depthany", 4, "Did you mean depth-anything?"),
+        ("hint depth fox.png -o a.png --device tpu", 2, "--device: unknown device 'tpu'"),
         ("hint canny fox.png -o a.bmp", 5, "end the name with one of .png"),
         ("sweep fox.png x -o a.webp", 5, "a sweep may outgrow WebP's 16,383 pixels"),
         ("edit fox.png", 2, "PROMPT: say what to draw, or give --like FILE."),

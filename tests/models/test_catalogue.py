@@ -10,11 +10,14 @@ from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models import catalogue
 from overpaint.models.catalogue import (
     ALIASES,
+    ESTIMATOR_FOR,
+    ESTIMATORS,
     PACKAGED,
     choose,
     known,
     needed,
     resolve,
+    resolve_estimator,
     usable,
 )
 
@@ -153,6 +156,59 @@ def test_needed():
         needed(["model_index.json", "unet/a.bin"], "o/r")
 
 
+def test_what_a_network_that_sees_needs(tmp_path: Path):
+    files = ["README.md", "config.json", "preprocessor_config.json", "model.safetensors"]
+    wanted = needed([*files, "pytorch_model.bin"], "o/r")
+    assert {*files[1:], "vocab.json", "merges.txt"} <= set(wanted)
+    assert not {"README.md", "pytorch_model.bin"} & set(wanted)
+    with pytest.raises(CheckpointError, match=r"o/r: .*only pickles"):
+        needed([*files[:3], "pytorch_model.bin"], "o/r")
+    (tmp_path / "config.json").touch()
+    (tmp_path / "preprocessor_config.json").touch()
+    assert usable(tmp_path) is None
+    (tmp_path / "model.safetensors").touch()
+    assert usable(tmp_path) == tmp_path
+    (tmp_path / "preprocessor_config.json").unlink()  # as of a control net
+    assert usable(tmp_path) == tmp_path / "model.safetensors"
+
+
+def test_names_of_estimators(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch):
+    for name in ESTIMATOR_FOR.values():
+        repository = ESTIMATORS[name].repository
+        with pytest.raises(ModelNotFoundError, match=f"could not be reached for {repository}"):
+            resolve_estimator(name)
+
+    def cached(repository: str, *, local_files_only: bool) -> str:
+        assert (repository, local_files_only) == (ESTIMATORS["upernet"].repository, True)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert resolve_estimator("upernet") == resolve("upernet") == tmp_path
+
+
+def test_a_network_that_sees_in_the_cache_is_no_checkpoint(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    repositories = [SimpleNamespace(repo_id="some/eyes", repo_type="model")]
+
+    def scan() -> SimpleNamespace:
+        return SimpleNamespace(repos=repositories)
+
+    def cached(repository: str, *, local_files_only: bool) -> str:
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", scan)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    entries = {entry.name: entry for entry in known()}
+    assert "some/eyes" not in entries
+    assert entries["depth-anything"].path == tmp_path
+    assert entries["depth-anything"].licence == "Apache-2.0"
+
+
 def test_choose():
     names = ["m.safetensors", "m.fp16.safetensors", "m.non_ema.safetensors", "config.json", "m.bin"]
     assert choose(names, half=True) == ["m.fp16.safetensors"]
@@ -168,7 +224,7 @@ def test_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cached = {SDXL: tmp_path, "somebody/painter": tmp_path}
     monkeypatch.setattr(catalogue, "_cached_repositories", lambda: dict(cached))
     entries = {entry.name: entry for entry in known()}
-    assert list(entries) == [*PACKAGED, *ALIASES, "somebody/painter"]
+    assert list(entries) == [*PACKAGED, *ALIASES, *ESTIMATORS, "somebody/painter"]
     assert (entries["sdxl"].repository, entries["sdxl"].path) == (SDXL, tmp_path)
     assert entries["sdxl-refiner"].path is None
     assert entries["somebody/painter"].path == tmp_path

@@ -5,15 +5,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from overpaint import metadata
 from overpaint.cli.paint import create, edit, sweep
 from overpaint.cli.settings import OPTIONS, hint_source, home, options
-from overpaint.errors import OverpaintError, RequestError, near
+from overpaint.cli.terminal import Terminal
+from overpaint.errors import OverpaintError, RequestError
 from overpaint.names import HINTS
+from overpaint.request import Control
+
+if TYPE_CHECKING:
+    from overpaint.hints import Estimate
 
 ARGUMENTS = OPTIONS | {
     "prompt": "PROMPT",
@@ -23,6 +28,7 @@ ARGUMENTS = OPTIONS | {
     "model": "--model",
     "kind": "KIND",
     "options": "--option",
+    "estimator": "--estimator",
 }
 
 app = typer.Typer(
@@ -125,18 +131,43 @@ def hint(
     option: Annotated[
         list[str] | None, typer.Option(help="Of the kind, such as low=50.", show_default=False)
     ] = None,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help="What sees depth or classes in the picture: a name, a folder or a hub id.",
+            show_default="by the kind",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="That it runs on.")] = "auto",
 ) -> None:
     """Show what a control net will see of a picture."""
     from overpaint import hints, images  # import OpenCV
 
-    if kind not in HINTS:
-        raise RequestError("kind", f"unknown hint {kind!r}.{near(kind, HINTS)}")
+    asked = Control(kind=kind, estimator=estimator, options=options(option or []))
     images.check_writable(output)
     shown = hints.decode(kind, hint_source(kind, str(picture)))
     if kind != "pose":
-        shown = hints.make(kind, shown, options(option or []))
+        hints.check(kind, asked.options)
+        estimate = None
+        if estimator or kind not in hints.MAKERS:
+            estimate = _estimate(asked, device)
+        shown = hints.make(kind, shown, asked.options, estimate)
     images.save(shown, output, {})
     typer.echo(output)
+
+
+def _estimate(asked: Control, device: str) -> "Estimate":
+    """What sees the hint that is asked for."""
+    from overpaint.models.catalogue import ESTIMATOR_FOR
+    from overpaint.models.devices import place
+    from overpaint.models.estimators import load_estimator
+
+    sight = HINTS[asked.kind].sight
+    assert sight is not None  # or the hint is made without, and asking otherwise is refused
+    name = asked.estimator or ESTIMATOR_FOR[asked.kind]
+    where = place(device, "auto", None, small=True)
+    with Terminal().waiting(f"loading {name}"):
+        return load_estimator(name, sight, where.device, where.dtype).see
 
 
 @app.command()

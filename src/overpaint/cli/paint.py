@@ -171,6 +171,7 @@ def _run(
     if requests[0].controls:
         with terminal.waiting("loading control nets"):
             painter.nets(requests[0])
+            painter.estimators(requests[0])
     for part, model in loaded.items():
         if ours and ours.get(part) and ours[part]["sha256"] != model.sha256:
             terminal.note(

@@ -112,8 +112,8 @@ _OPTION = re.compile(r"([a-z_]+)=(.+)")
 def controls(texts: Sequence[str]) -> dict[str, Any]:
     """Controls as they are written: KIND, KIND=PICTURE or KIND@HINT, and options behind colons.
 
-    An option is a scale (0.7), a range (0-0.8), or NAME=VALUE: net, mask, weighting, or one of the
-    function that makes the hint.
+    An option is a scale (0.7), a range (0-0.8), or NAME=VALUE: net, estimator, mask, weighting, or
+    one of the function that makes the hint.
 
     Raises:
         RequestError: something else.
@@ -156,7 +156,7 @@ def _option(text: str, field: str) -> dict[str, Any] | None:
         return {} if text == "" else None
     name, value = named.groups()
     match name:
-        case "net" | "weighting":
+        case "net" | "estimator" | "weighting":
             return {name: value}
         case "mask":
             return {"mask": images.picture(value)}
@@ -304,7 +304,7 @@ SETTINGS = {
             ("--control",),
             list[str],
             "A hint to follow: KIND, KIND=PICTURE or KIND@HINT, then :SCALE, :START-END, "
-            ":net=NAME, :mask=FILE, :weighting=soft. Any number.",
+            ":net=NAME, :estimator=NAME, :mask=FILE, :weighting=soft. Any number.",
             default="None",
             parse=controls,
         ),

@@ -19,7 +19,7 @@ from overpaint.diffusion.denoise import Conditioning, Network, UNet
 from overpaint.diffusion.guidance import Guidance
 from overpaint.diffusion.samplers import Noise, Sampler, sampler
 from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, start
-from overpaint.diffusion.steering import Nets
+from overpaint.diffusion.steering import Estimators, Nets
 from overpaint.diffusion.tiles import Tiled
 from overpaint.errors import ModelError
 from overpaint.models.adapters import Adapters, weights_of
@@ -140,11 +140,13 @@ class Extras:
         nets: of its controls.
         adapters: its LoRAs.
         embeddings: that its prompts use; these a refiner takes too.
+        estimators: of its controls.
     """
 
     nets: Nets = ()
     adapters: Adapters = ()
     embeddings: prompt.Embeddings = ()
+    estimators: Estimators = ()
 
 
 def plan(
@@ -154,6 +156,7 @@ def plan(
     nets: Nets = (),
     adapters: Adapters = (),
     embeddings: prompt.Embeddings = (),
+    estimators: Estimators = (),
 ) -> Planned:
     """Make a request concrete: sizes, prompts, the picture's latents, noise levels, stages.
 
@@ -166,6 +169,7 @@ def plan(
         nets: one for each of the request's controls; None where it does not act.
         adapters: its LoRAs.
         embeddings: that its prompts use.
+        estimators: one for each of the request's controls; None where its hint needs none.
 
     Raises:
         ModelError: the model cannot paint by itself, or the refiner does not go with it.
@@ -184,7 +188,7 @@ def plan(
         return Planned((), canvas, tuple(notices))
     strength = 1.0 if request.strength is None else request.strength
     drawn = _sigmas(request, model, request.num_inference_steps, strength)
-    extras = Extras(nets, adapters, embeddings)
+    extras = Extras(nets, adapters, embeddings, estimators)
     first = _stage(request, model, canvas, drawn, notices, extras)
     if canvas.start and request.strength != 1 and request.fill != "noise":
         first = replace(first, init=moments(model, canvas.start, notices))
@@ -371,7 +375,7 @@ def _conditionings(
     scored = model.family.scored
     target = (request.aesthetic_score,) if scored else request.target_size or whole
     channels = _channels(model, canvas, notices)
-    controls = steering.controls(request, model, canvas, extras.nets, notices)
+    controls = steering.controls(request, model, canvas, extras.nets, extras.estimators, notices)
     conditioned = Conditioning(
         Context(positive.tokens, extras.adapters),
         positive.pooled,

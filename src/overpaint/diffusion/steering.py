@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
@@ -14,6 +16,7 @@ from overpaint.canvas import Canvas
 from overpaint.diffusion.control import Control
 from overpaint.errors import RequestError
 from overpaint.models.control import ControlNet
+from overpaint.models.estimators import Estimator
 from overpaint.names import HINTS
 
 if TYPE_CHECKING:
@@ -24,12 +27,20 @@ if TYPE_CHECKING:
 Nets = Sequence[ControlNet | None]
 """One for each of a request's controls; None where it does not act. Empty for a refiner."""
 
+Estimators = Sequence[Estimator | None]
+"""Likewise, of those whose hint shows what a network sees; may be empty."""
+
 REMEMBERED = 8
-"""Hints, as nets see them, kept per model."""
+"""Hints, as nets see them, and what estimators see, kept per model."""
 
 
 def controls(
-    request: "Request", model: "Model", canvas: Canvas, nets: Nets, notices: list[str]
+    request: "Request",
+    model: "Model",
+    canvas: Canvas,
+    nets: Nets,
+    estimators: Estimators,
+    notices: list[str],
 ) -> tuple[Control, ...]:
     """The hints that steer a stage.
 
@@ -38,15 +49,18 @@ def controls(
         model: of the stage.
         canvas: likewise.
         nets: of the controls.
+        estimators: likewise.
         notices: what the user should be told is appended.
 
     Raises:
         RequestError: a hint is of another aspect, cannot be made, or is not one that its net knows.
         PictureError: a picture cannot be decoded.
+        DeviceError: what an estimator sees is not finite.
     """
+    asked = zip(request.controls, nets, strict=False)
     return tuple(
-        _control(asked, net, f"controls.{index}", model, canvas, notices)
-        for index, (asked, net) in enumerate(zip(request.controls, nets, strict=False))
+        _control(control, net, estimator, f"controls.{index}", model, canvas, notices)
+        for index, ((control, net), estimator) in enumerate(zip_longest(asked, estimators))
         if net is not None
     )
 
@@ -54,6 +68,7 @@ def controls(
 def _control(
     asked: "Asked",
     net: ControlNet,
+    estimator: Estimator | None,
     field: str,
     model: "Model",
     canvas: Canvas,
@@ -65,7 +80,8 @@ def _control(
             f"{field}.kind",
             f"{net.name} knows {net.types} types of hints, and {asked.kind} is none of them.",
         )
-    shown = _hint(asked, canvas, field, notices)
+    estimate = estimator and _remembering(estimator, model)
+    shown = _hint(asked, estimate, canvas, field, notices)
     mask = None
     if asked.mask:
         grey = _placed(canvas, images.decode(asked.mask), f"{field}.mask").convert("L")
@@ -82,7 +98,23 @@ def _control(
     return Control(net, hint, features, asked.scale, interval, asked.weighting, mask, kind)
 
 
-def _hint(asked: "Asked", canvas: Canvas, field: str, notices: list[str]) -> Image.Image:
+def _remembering(estimator: Estimator, model: "Model") -> hints.Estimate:
+    """What an estimator sees, kept by the picture's pixels."""
+
+    def see(picture: Image.Image) -> NDArray[Any]:
+        key = (estimator, picture.size, hashlib.sha256(picture.tobytes()).digest())
+        return model.remember("estimates", key, lambda: estimator.see(picture), REMEMBERED)
+
+    return see
+
+
+def _hint(
+    asked: "Asked",
+    estimate: hints.Estimate | None,
+    canvas: Canvas,
+    field: str,
+    notices: list[str],
+) -> Image.Image:
     """The hint of a control, as it lies on the canvas."""
     if finished := asked.hint or (asked.image if asked.kind == "pose" else None):
         hint = hints.decode(asked.kind, finished)
@@ -96,7 +128,8 @@ def _hint(asked: "Asked", canvas: Canvas, field: str, notices: list[str]) -> Ima
     picture = images.decode(asked.image) if asked.image else canvas.original
     if picture is None:
         raise RequestError(field, f"there is no picture to make the {asked.kind} hint from.")
-    return hints.make(asked.kind, _placed(canvas, picture, f"{field}.image"), asked.options)
+    placed = _placed(canvas, picture, f"{field}.image")
+    return hints.make(asked.kind, placed, asked.options, estimate)
 
 
 def _placed(

@@ -1,11 +1,14 @@
 """Hints: pictures that steer the structure of others, and how each is made.
 
-One function here and one line in `names.HINTS` make a new kind.
+One function here and one line in `names.HINTS` make a new kind. Some show what a network has seen
+in a picture; which one that is, is not known here.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from overpaint import images
 from overpaint.errors import RequestError, near
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.request import Picture
+
+Estimate = Callable[["Image"], NDArray[Any]]
+"""What a network sees in an RGB picture, [h, w]: how near each pixel is (larger is nearer, in any
+unit), or its class of ADE20K's. See `models.estimators`."""
 
 MAKERS: "dict[str, Callable[..., Image]]" = {
     "canny": edges.canny,
@@ -29,6 +36,13 @@ MAKERS: "dict[str, Callable[..., Image]]" = {
 }
 """What makes a hint of an RGB picture, by keywords that are its options."""
 
+DRAWN: "dict[str, Callable[..., Image]]" = {
+    "depth": drawing.depth,
+    "normal": drawing.relief,
+    "segmentation": drawing.classes,
+}
+"""What draws a hint of an `Estimate`'s result, likewise."""
+
 
 def check(kind: str, options: Mapping[str, float], field: str = "options") -> None:
     """Find what is wrong with a hint that is to be made.
@@ -36,7 +50,7 @@ def check(kind: str, options: Mapping[str, float], field: str = "options") -> No
     Raises:
         RequestError: it cannot be made from a picture, or has no such option.
     """
-    if (maker := MAKERS.get(kind)) is None:
+    if (maker := MAKERS.get(kind) or DRAWN.get(kind)) is None:
         raise RequestError(
             field.replace("options", "kind"),
             f"a {kind} hint cannot be made from a picture here; give a finished one.",
@@ -48,19 +62,29 @@ def check(kind: str, options: Mapping[str, float], field: str = "options") -> No
         raise RequestError(field, f"{kind} has no option {unknown[0]!r}.{says}")
 
 
-def make(kind: str, picture: "Image", options: Mapping[str, Any] | None = None) -> "Image":
+def make(
+    kind: str,
+    picture: "Image",
+    options: Mapping[str, Any] | None = None,
+    estimate: Estimate | None = None,
+) -> "Image":
     """The hint of a picture, RGB and of its size.
 
     Args:
-        kind: one of `MAKERS`.
+        kind: one of `MAKERS`, or with `estimate` of `DRAWN`.
         picture: RGB.
         options: of its function.
+        estimate: sees what the hint shows; without it a picture of depth becomes normals.
 
     Raises:
-        RequestError: no such kind or option.
+        RequestError: no such kind or option, or it cannot be made without an estimator, or with.
     """
     check(kind, options or {})
-    return MAKERS[kind](picture, **(options or {}))
+    if (makers := MAKERS if estimate is None else DRAWN).get(kind) is None:
+        word = "only" if estimate is None else "not"
+        raise RequestError("estimator", f"a {kind} hint is {word} made with an estimator.")
+    source: Any = picture if estimate is None else estimate(picture)
+    return makers[kind](source, **(options or {}))
 
 
 def decode(kind: str, picture: "Picture") -> "Image":

@@ -1,4 +1,4 @@
-"""Hints that are drawn from data: poses from keypoints, segmentation from labels, normals."""
+"""Hints that are drawn from data: poses from keypoints, classes, how near things are, normals."""
 
 import colorsys
 import json
@@ -23,7 +23,31 @@ SEEN = 0.05
 """The confidence below which a keypoint is not drawn."""
 
 CLASSES = 150
-"""Colours of the segmentation palette."""
+"""Of ADE20K (arXiv 1608.05442), from wall and building to clock and flag."""
+
+ADE20K = np.frombuffer(
+    bytes.fromhex(
+        """
+        787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d
+    787846 08ff33 ff0652 8fff8c ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0
+    0907e6 dcdcdc ff095c 7009ff 08ffd6 07ffe0 ffb806 0aff47 ff290a 07ffff e0ff08 6608ff ff3d06
+    ffc207 ff7a08 00ff14 ff0829 ff0599 0633ff eb0cff a09614 00a3ff 8c8c8c fa0a0f 14ff00 1fff00
+    ff1f00 ffe000 99ff00 0000ff ff4700 00ebff 00adff 1f00ff 0bc8c8 ff5200 00fff5 003dff 00ff70
+    00ff85 ff0000 ffa300 ff6600 c2ff00 008fff 33ff00 0052ff 00ff29 00ffad 0a00ff adff00 00ff99
+    ff5c00 ff00ff ff00f5 ff0066 ffad00 ff0014 ffb8b8 001fff 00ff3d 0047ff ff00cc 00ffc2 00ff52
+    000aff 0070ff 3300ff 00c2ff 007aff 00ffa3 ff9900 00ff0a ff7000 8fff00 5200ff a3ff00 ffeb00
+    08b8aa 8500ff 00ff5c b800ff ff001f 00b8ff 00d6ff ff0070 5cff00 00e0ff 70e0ff 46b8a0 a300ff
+    9900ff 47ff00 ff00a3 ffcc00 ff008f 00ffeb 85ff00 ff00eb f500ff ff007a fff500 0abed4 d6ff00
+    00ccff 1400ff ffff00 0099ff 0029ff 00ffcc 2900ff 29ff00 ad00ff 00f5ff 4700ff 7a00ff 00ffb8
+    005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff
+        """
+    ),
+    np.uint8,
+).reshape(CLASSES, 3)
+"""The colour of each class, [150, 3], as ADE20K's authors draw it and segmentation nets learn it.
+
+Two share theirs: road and skyscraper.
+"""
 
 
 def pose(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
@@ -97,16 +121,16 @@ def _keypoints(data: bytes) -> tuple[tuple[int, int], list[NDArray[np.float64]]]
 
 
 def segmentation_palette() -> NDArray[np.uint8]:
-    """A colour for each class of ADE20K, [150, 3], no two alike.
+    """A colour for each of 150 classes, [150, 3], no two alike, as `ADE20K`'s are not.
 
-    Nets that were trained on another palette take a finished hint in theirs.
+    What the miniature's net is trained on.
     """
     spread = (np.arange(CLASSES)[:, None] * np.array([97, 151, 211]) + [60, 130, 200]) % 251
     return spread.astype(np.uint8)
 
 
 def segmentation(
-    labels: NDArray[np.integer[Any]], palette: Sequence[Any] | None = None
+    labels: NDArray[np.integer[Any]], palette: Sequence[Any] | NDArray[np.uint8] | None = None
 ) -> Image.Image:
     """A label map as colours; what has no label is black.
 
@@ -119,6 +143,21 @@ def segmentation(
     return Image.fromarray(table[np.maximum(labels, -1) + 1])
 
 
+def classes(labels: NDArray[np.integer[Any]]) -> Image.Image:
+    """What is where, [h, w] in ADE20K's classes, in its colours."""
+    return segmentation(labels, ADE20K)
+
+
+def depth(near: NDArray[np.floating[Any]]) -> Image.Image:
+    """How near things are, as grey: the nearest white, the farthest black.
+
+    Args:
+        near: [h, w], larger is nearer, in any unit.
+    """
+    grey = np.rint(255 * _spread(near)).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
 def normal(depth: Image.Image, *, strength: float = 4) -> Image.Image:
     """Which way surfaces face, from how near they are: right is red, up green, towards us blue.
 
@@ -126,12 +165,32 @@ def normal(depth: Image.Image, *, strength: float = 4) -> Image.Image:
         depth: bright is near.
         strength: by how much the relief is raised.
     """
-    grey = np.asarray(depth.convert("L"), np.float32) / 255
-    grey = np.asarray(cv2.GaussianBlur(grey, (0, 0), 1.0), np.float32)
-    scale = strength * min(grey.shape) / 8
+    return _facing(np.asarray(depth.convert("L"), np.float32) / np.float32(255), strength)
+
+
+def relief(near: NDArray[np.floating[Any]], *, strength: float = 4) -> Image.Image:
+    """As `normal`, of how near things are: finer than of a picture's 256 greys.
+
+    Args:
+        near: [h, w], larger is nearer, in any unit.
+        strength: by how much the relief is raised.
+    """
+    return _facing(_spread(near), strength)
+
+
+def _spread(near: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Values spread over 0 to 1; all 0 where they are all the same."""
+    low, range_ = float(near.min()), float(np.ptp(near))
+    return ((near - low) / (range_ or 1)).astype(np.float32)
+
+
+def _facing(near: NDArray[np.float32], strength: float) -> Image.Image:
+    """Normals as colours, of how near things are, 0 to 1."""
+    near = np.asarray(cv2.GaussianBlur(near, (0, 0), 1.0), np.float32)
+    scale = strength * min(near.shape) / 8
     across, down = (
-        np.asarray(cv2.Sobel(grey, cv2.CV_32F, *axis), np.float32) for axis in ((1, 0), (0, 1))
+        np.asarray(cv2.Sobel(near, cv2.CV_32F, *axis), np.float32) for axis in ((1, 0), (0, 1))
     )
-    facing = np.stack([-across * scale, down * scale, np.ones_like(grey)], axis=2)
+    facing = np.stack([-across * scale, down * scale, np.ones_like(near)], axis=2)
     facing /= np.linalg.norm(facing, axis=2, keepdims=True)
     return Image.fromarray(np.rint((facing * 0.5 + 0.5) * 255).astype(np.uint8))

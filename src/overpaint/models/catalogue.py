@@ -4,7 +4,7 @@ import importlib.resources
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, near
@@ -22,16 +22,19 @@ ALIASES: dict[str, str] = {
 }
 """Short names of families, and the hub repositories that published them."""
 
-NETS = "miniature-control"
-"""The folder of control nets that ship inside the package, for the miniature."""
-
 UNION = "xinsir/controlnet-union-sdxl-1.0"
 """The net that SDXL's hints are followed with where the request names none: it knows most kinds."""
+
+TRANSFORMERS = ("config.json", "preprocessor_config.json")
+"""What a folder of transformers' has, besides weights, when it is of a network that sees."""
 
 WEIGHTED = ("unet", "vae", "text_encoder", "text_encoder_2")
 """The parts of a folder that have weights."""
 
 SMALL_FILES = ("model_index.json", "*/config.json", "scheduler/*.json", "tokenizer*/*")
+
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer*.json", "special_tokens_map.json")
+"""Of a folder of transformers'."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,27 @@ class Entry:
     path: Path | None
 
 
+ESTIMATORS: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            "depth-anything",
+            "depth estimator",
+            "Apache-2.0",
+            "depth-anything/Depth-Anything-V2-Small-hf",
+            None,
+        ),
+        Entry("upernet", "class estimator", "MIT", "openmmlab/upernet-convnext-small", None),
+    )
+}
+"""Networks that see in pictures what hints show, by short names."""
+
+ESTIMATOR_FOR: dict[str, str] = {"depth": "depth-anything", "segmentation": "upernet"}
+"""The one that is asked for kinds of hints that cannot be made without."""
+
+
 def known() -> list[Entry]:
-    """The names that can be loaded: ours, and SDXL checkpoints in the hub's cache.
+    """The names that can be loaded: ours, estimators, and SDXL checkpoints in the hub's cache.
 
     Besides these, any folder, .safetensors file or hub id of an SDXL checkpoint.
     """
@@ -65,6 +87,8 @@ def known() -> list[Entry]:
     for name, repository in ALIASES.items():
         licence = FAMILIES[name].licence
         entries.append(Entry(name, name, licence, repository, found.pop(repository, None)))
+    for entry in ESTIMATORS.values():
+        entries.append(replace(entry, path=_cached(str(entry.repository))))
     for repository, path in sorted(found.items()):
         entries.append(Entry(repository, "sdxl", FAMILIES["sdxl"].licence, repository, path))
     return entries
@@ -74,8 +98,8 @@ def resolve(name: str, *, download: bool = True) -> Path:
     """The folder or .safetensors file of a model, downloaded when it is on the hub.
 
     Args:
-        name: "miniature", an alias, a folder, a file, or a hub id "owner/name". A repository
-            that the hub's cache holds whole is used as it is, without a look at the hub.
+        name: "miniature", an alias, an estimator, a folder, a file, or a hub id "owner/name". A
+            repository that the hub's cache holds whole is used as it is, without a look at the hub.
         download: what is not here yet.
 
     Raises:
@@ -89,7 +113,7 @@ def resolve(name: str, *, download: bool = True) -> Path:
                 "install a released package, or train it: see miniature/README.md"
             )
         return folder
-    if name not in ALIASES:
+    if name not in ALIASES and name not in ESTIMATORS:
         path = Path(name).expanduser()
         if path.exists():
             return path
@@ -116,7 +140,7 @@ def resolve_net(name: str) -> Path:
         ModelNotFoundError: no such name, file, folder or repository, or the hub is out of reach.
         CheckpointError: the repository has nothing that we load.
     """
-    if name in (known := packaged_nets()):
+    if name in (known := packaged("control")):
         return known[name]
     if re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
         raise ModelNotFoundError(
@@ -126,9 +150,34 @@ def resolve_net(name: str) -> Path:
     return resolve(name)
 
 
-def packaged_nets() -> dict[str, Path]:
-    """The control nets that ship inside the package, by name."""
-    folder = Path(str(importlib.resources.files("overpaint"))) / "data" / NETS
+def resolve_estimator(name: str) -> Path:
+    """The folder of a network that sees.
+
+    Args:
+        name: of `ESTIMATORS`, a folder, or a hub id "owner/name", downloaded when it is not here.
+
+    Raises:
+        ModelNotFoundError: no such name, folder or repository, or the hub is out of reach.
+        CheckpointError: the repository has nothing that we load, or it is a file.
+    """
+    if name not in ESTIMATORS and re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
+        raise ModelNotFoundError(
+            f"unknown estimator {name!r}.{near(name, ESTIMATORS)} Or give a folder or a hub id "
+            "owner/name."
+        )
+    path = resolve(name)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: an estimator is a folder with {' and '.join(TRANSFORMERS)}")
+    return path
+
+
+def packaged(kind: str) -> dict[str, Path]:
+    """What ships inside the package beside the miniature, by name.
+
+    Args:
+        kind: "control", "lora" or "embedding".
+    """
+    folder = Path(str(importlib.resources.files("overpaint"))) / "data" / f"{MINIATURE}-{kind}"
     return {f"{MINIATURE}-{path.stem}": path for path in sorted(folder.glob("*.safetensors"))}
 
 
@@ -140,7 +189,7 @@ def net_for(kind: str, family: str) -> str:
     """
     if not family.startswith(MINIATURE):
         return UNION
-    known = packaged_nets()
+    known = packaged("control")
     if (name := f"{MINIATURE}-{kind}") in known:
         return name
     raise ModelNotFoundError(
@@ -167,7 +216,8 @@ def _from_hub(name: str, *, download: bool) -> Path:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
-    repository = ALIASES.get(name, name)
+    published = ESTIMATORS.get(name)
+    repository = (published and published.repository) or ALIASES.get(name, name)
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
@@ -216,7 +266,10 @@ def _cached(repository: str) -> Path | None:
 
 
 def usable(folder: Path) -> Path | None:
-    """The folder itself when it is a whole diffusers folder, else its only .safetensors file."""
+    """The folder itself when it is a whole one of diffusers' or of a network that sees.
+
+    Else its only .safetensors file.
+    """
     index = folder / "model_index.json"
     if index.is_file():
         parts = [part for part in WEIGHTED if json.loads(index.read_text()).get(part, (None,))[0]]
@@ -226,18 +279,22 @@ def usable(folder: Path) -> Path | None:
         )
         return folder if whole and parts else None
     files = list(folder.glob("*.safetensors"))
+    if all((folder / name).is_file() for name in TRANSFORMERS):
+        return folder if files else None
     return files[0] if len(files) == 1 else None
 
 
 def needed(files: Sequence[str], repository: str) -> list[str]:
     """Which of a repository's files to download, as patterns.
 
-    Of a diffusers folder its configs, tokenizers and one variant of each part's weights, in 16
-    bits where there is one; else the only .safetensors file.
+    Of a diffusers folder, or that of a network that sees, its configs, tokenizers and one variant
+    of each part's weights, in 16 bits where there is one; else the only .safetensors file.
 
     Raises:
         CheckpointError: there is nothing that we load; says what there is.
     """
+    if "model_index.json" not in files and set(TRANSFORMERS) <= set(files):
+        return [*TRANSFORMERS, *TOKENIZER_FILES, *_chosen(files, repository)]
     if "model_index.json" not in files:
         single = [file for file in files if file.endswith(".safetensors") and "/" not in file]
         if len(single) == 1:
@@ -253,6 +310,13 @@ def needed(files: Sequence[str], repository: str) -> list[str]:
             names = [file.split("/", 1)[1] for file in own]
             weights += [f"{part}/{name}" for name in choose(names, half=True)]
     return [*SMALL_FILES, *weights]
+
+
+def _chosen(files: Sequence[str], repository: str) -> list[str]:
+    try:
+        return choose(files, half=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{repository}: {error}") from error
 
 
 def choose(names: Iterable[str], *, half: bool) -> list[str]:
@@ -302,5 +366,6 @@ def _cached_repositories() -> dict[str, Path]:
 
 
 def _is_sdxl(folder: Path) -> bool:
-    index = json.loads((folder / "model_index.json").read_text())
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text()) if path.is_file() else {}
     return str(index.get("_class_name", "")).startswith("StableDiffusionXL")

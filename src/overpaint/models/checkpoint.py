@@ -209,7 +209,7 @@ def open_folder(folder: Path, configs: Configs, *, half: bool) -> Source:
         configs=configs,
         tensors=tensors,
         tokenizers={
-            part: _tokenizer(_place(folder, TOKENIZERS[part], index))
+            part: load_tokenizer(_place(folder, TOKENIZERS[part], index))
             for part in configs.text_encoders
         },
         noise=noise_config(configs.scheduler),
@@ -333,7 +333,12 @@ def _part(folder: Path, *, half: bool) -> tuple[dict[str, Stored], list[Path]]:
     return tensors, files
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """CLIP's tokenizer of a folder.
+
+    Raises:
+        CheckpointError: it is not there, or damaged.
+    """
     have = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
     if "tokenizer.json" not in have and not have >= {"vocab.json", "merges.txt"}:
         raise CheckpointError(f"{folder}: neither vocab.json and merges.txt nor tokenizer.json")

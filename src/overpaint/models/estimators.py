@@ -1,0 +1,314 @@
+"""Networks that see in a picture what a hint shows: how near things are, or what they are.
+
+A folder as transformers writes it: `config.json`, `preprocessor_config.json`, safetensors.
+
+| `model_type` | published as | sees |
+|---|---|---|
+| `depth_anything` | Depth Anything (arXiv 2401.10891) and V2 (2406.09414), also metric | depth |
+| `dpt` | DPT (arXiv 2103.13413), also as MiDaS 3 (1907.01341) | depth |
+| `zoedepth` | ZoeDepth (arXiv 2302.12288) | depth |
+| `upernet` | UperNet (arXiv 1807.10221) on any backbone | classes |
+| `oneformer` | OneFormer (arXiv 2211.06220) | classes |
+"""
+
+import json
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers.utils import logging
+
+from overpaint.errors import CheckpointError, DeviceError
+from overpaint.hints.drawing import ADE20K
+from overpaint.models import catalogue
+from overpaint.models.checkpoint import load_tokenizer
+from overpaint.models.hashes import sha256_of
+from overpaint.models.weights import open_weights, some
+from overpaint.names import Sight
+
+FAMILIES: dict[str, tuple[str, Sight]] = {
+    "depth_anything": ("DepthAnythingForDepthEstimation", "depth"),
+    "dpt": ("DPTForDepthEstimation", "depth"),
+    "zoedepth": ("ZoeDepthForDepthEstimation", "depth"),
+    "upernet": ("UperNetForSemanticSegmentation", "classes"),
+    # Not OneFormerForUniversalSegmentation, which adds its loss alone, and needs scipy for it.
+    "oneformer": ("OneFormerModel", "classes"),
+}
+"""`model_type`: transformers' class, and what it sees."""
+
+UNUSED = re.compile(r"neck\.fusion_stage\.layers\.0\.residual_layer1\.")
+"""Parameters that no forward pass reads, and many files lack."""
+
+TRAINING = re.compile(r"criterion\.|(model\.)?text_mapper\.|.*\.relative_position_index$")
+"""Tensors that a file may hold without need: of OneFormer's loss, and indices that are computed."""
+
+NEAREST = 0.1
+"""Metres below which a metric estimate counts as this near: one speck may not take all greys."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimator:
+    """A network that sees, on a device.
+
+    Attributes:
+        name: as the user gave it.
+        sha256: of its weights.
+        sight: what it sees.
+        module: in eval mode, without gradients.
+        processor: transformers' own, for its inputs.
+        metric: it estimates metres of distance, not how near things are.
+        border: by how much its inputs are padded on each side: so often √(side / 2) pixels.
+        task: OneFormer's tokens [1, 77] of what it is to do; None for others.
+        unused: keys of its file that belong nowhere.
+    """
+
+    name: str
+    sha256: str
+    sight: Sight
+    module: Any
+    processor: Any
+    metric: bool = False
+    border: int = 0
+    task: Tensor | None = None
+    unused: tuple[str, ...] = ()
+
+    @property
+    def notice(self) -> str | None:
+        """What is to be said of keys that belong nowhere."""
+        many = len(self.unused)
+        return f"{many} keys of {self.name} are not used: {some(self.unused)}." if many else None
+
+    @torch.inference_mode()
+    def see(self, picture: Image.Image) -> NDArray[Any]:
+        """What is in an RGB picture.
+
+        Returns:
+            [h, w], of the picture's size. Depth: float32, larger is nearer. MiDaS, DPT and Depth
+            Anything estimate the inverse of the distance, up to a factor and an offset, and are
+            taken as they are; of metric estimates, in metres, the inverse is taken, so that a hint
+            shows the same whichever made it. Classes: int64, of ADE20K's 150, from 0.
+
+        Raises:
+            DeviceError: what it computed is not finite, or it took too much memory.
+        """
+        device, dtype = self.module.device, self.module.dtype
+        inputs = self.processor(images=[picture], return_tensors="pt")
+        pixels = inputs["pixel_values"].to(device, dtype)
+        further = {} if self.task is None else {"task_inputs": self.task.to(device)}
+        size = (picture.height, picture.width)
+        try:
+            output = self.module(pixel_values=pixels, **further)
+            if self.sight == "depth":
+                values = self._near(output.predicted_depth.float(), size)
+            else:
+                values = strongest(scores(output), size)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(f"{device} ran out of memory for {self.name}: {error}") from error
+        return values.cpu().numpy()
+
+    def _near(self, estimate: Tensor, size: tuple[int, int]) -> Tensor:
+        """How near each pixel is [h, w], of an estimate [1, H, W]."""
+        _check_finite(estimate, self.name)
+        height, width = size
+        down, across = (int(np.sqrt(side / 2) * self.border) for side in size)
+        padded = (height + 2 * down, width + 2 * across)
+        larger = interpolate(estimate[None], padded, mode="bicubic", align_corners=False)[0, 0]
+        found = larger[down : down + height, across : across + width]
+        return 1 / found.clamp(min=NEAREST) if self.metric else found
+
+
+def scores(output: Any) -> Tensor:
+    """How much each of the 150 classes is seen at each place, [150, h, w]."""
+    if "logits" in output:
+        return output.logits[0].float()
+    # OneFormer: queries, each with its class (the last is none) and its place.
+    named = output.transformer_decoder_class_predictions[0].float().softmax(-1)[:, :-1]
+    placed = output.transformer_decoder_mask_predictions[0].float().sigmoid()
+    return torch.einsum("qc,qhw->chw", named, placed)
+
+
+def strongest(seen: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class that is seen most at each pixel [h, w], of scores [classes, H, W].
+
+    They are enlarged one by one: all at once would take as much memory as 150 pictures.
+
+    Raises:
+        DeviceError: a score is not finite.
+    """
+    _check_finite(seen, "the estimator")
+    best = seen.new_full(size, -torch.inf)
+    found = torch.zeros(size, dtype=torch.int64, device=seen.device)
+    for number, score in enumerate(seen):
+        larger = interpolate(score[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        stronger = larger > best
+        best = torch.where(stronger, larger, best)
+        found.masked_fill_(stronger, number)
+    return found
+
+
+def _check_finite(values: Tensor, name: str) -> None:
+    if not values.isfinite().all():
+        raise DeviceError(
+            f"what {name} computed in {values.dtype} is not finite; its weights may be damaged, "
+            "or fp16 too narrow: load the model in bf16 or fp32."
+        )
+
+
+def load_estimator(
+    name: str | PathLike[str], sight: Sight, device: torch.device, dtype: torch.dtype
+) -> Estimator:
+    """Load a network that sees.
+
+    Args:
+        name: of `catalogue.ESTIMATORS`, a folder, or a hub id.
+        sight: what it is to see.
+        device: where it goes.
+        dtype: of its floating-point tensors; on the CPU they are in fp32.
+
+    Raises:
+        ModelNotFoundError: no such name, folder or repository, or the hub is out of reach.
+        CheckpointError: of another family, sees something else, a pickle, damaged, or incomplete.
+    """
+    folder = catalogue.resolve_estimator(str(name))
+    family = str(_json(folder / "config.json").get("model_type"))
+    if family not in FAMILIES:
+        raise CheckpointError(
+            f"{folder} is of model_type {family!r}; estimators that Overpaint knows are "
+            f"{', '.join(FAMILIES)}"
+        )
+    kind, sees = FAMILIES[family]
+    if sees != sight:
+        raise CheckpointError(f"{folder}: a {family} sees {sees}; this hint needs {sight}")
+    try:
+        return _load(str(name), folder, family, getattr(transformers, kind), device, dtype)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a broken config makes the library meet
+        raise CheckpointError(f"{folder} cannot be loaded as a {family}: {error}") from error
+
+
+def _load(
+    name: str, folder: Path, family: str, kind: Any, device: torch.device, dtype: torch.dtype
+) -> Estimator:
+    dtype = torch.float32 if device.type == "cpu" else dtype
+    config = kind.config_class.from_dict(_json(folder / "config.json"))
+    if FAMILIES[family][1] == "classes" and config.num_labels != len(ADE20K):
+        raise CheckpointError(
+            f"{folder} sees {config.num_labels} classes; hints of segmentation show ADE20K's "
+            f"{len(ADE20K)}"
+        )
+    task = None
+    if family == "oneformer":
+        config.is_training = False  # or dropout is applied, and text expected
+        task = _task(folder, int(config.task_seq_len))
+    processor = _processor(folder, family)
+    try:
+        names = catalogue.choose((e.name for e in folder.iterdir()), half=dtype != torch.float32)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    files = tuple(folder / file for file in names)
+    module, unused = _module(kind, config, files, dtype)
+    padded = family == "zoedepth" and processor.do_pad
+    return Estimator(
+        name,
+        sha256_of(files),
+        FAMILIES[family][1],
+        module.to(device).eval().requires_grad_(False),
+        processor,
+        metric=family == "zoedepth" or getattr(config, "depth_estimation_type", "") == "metric",
+        border=3 if padded else 0,
+        task=task,
+        unused=unused,
+    )
+
+
+def _module(
+    kind: Any, config: Any, files: tuple[Path, ...], dtype: torch.dtype
+) -> tuple[Any, tuple[str, ...]]:
+    """The network with all its tensors, and the keys that it does not use.
+
+    By the library's own loader, which knows what tensors were called in its earlier releases.
+    """
+    tensors = {k: stored.read() for f in files for k, stored in open_weights(f).tensors.items()}
+    with _quietly():
+        module, said = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    faults = {
+        "missing": [key for key in sorted(said["missing_keys"]) if not UNUSED.match(key)],
+        "of another shape": [str(entry[0]) for entry in said["mismatched_keys"]],
+    }
+    if any(faults.values()):
+        listed = (f"{len(keys)} {what}: {some(keys)}" for what, keys in faults.items() if keys)
+        raise CheckpointError(f"{files[0]} does not fit its config; keys {'; '.join(listed)}")
+    unused = (key for key in sorted(said["unexpected_keys"]) if not TRAINING.match(key))
+    return module, tuple(unused)
+
+
+def _processor(folder: Path, family: str) -> Any:
+    """The library's own, over Pillow: its other ones need torchvision."""
+    if not (folder / "preprocessor_config.json").is_file():
+        raise CheckpointError(f"{folder / 'preprocessor_config.json'} is missing")
+    # OneFormer's would look up the names of its classes, perhaps on the hub, to train with.
+    without = {"class_info_file": None} if family == "oneformer" else {}
+    processor: Any = transformers.AutoImageProcessor.from_pretrained(
+        folder, backend="pil", local_files_only=True, trust_remote_code=False, **without
+    )
+    processor(images=[Image.new("RGB", (64, 64))])  # settings that make no sense show here
+    return processor
+
+
+def _task(folder: Path, length: int) -> Tensor:
+    """The tokens of OneFormer's task, [1, length], zero behind the last."""
+    tokens = load_tokenizer(folder)(
+        "the task is semantic",
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return tokens["input_ids"] * tokens["attention_mask"]
+
+
+@contextmanager
+def _quietly() -> Generator[None]:
+    """Without the library's own report and bar: what is wrong with a file is raised instead."""
+
+    def no_bar(factory: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        return factory(*args, **{**kwargs, "disable": True})
+
+    level, hook = logging.get_verbosity(), logging.set_tqdm_hook(no_bar)
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.set_tqdm_hook(hook)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no settings")
+    return found

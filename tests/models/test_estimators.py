@@ -1,0 +1,326 @@
+"""What estimators see is what transformers sees; what is none is refused with its reason."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers import CLIPTokenizer
+from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+from transformers.models.oneformer import processing_oneformer
+from transformers.models.oneformer.image_processing_pil_oneformer import OneFormerImageProcessorPil
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+from transformers.models.zoedepth import image_processing_pil_zoedepth as zoe
+from transformers.pipelines.depth_estimation import DepthEstimationPipeline
+
+from overpaint.errors import CheckpointError, DeviceError, ModelNotFoundError
+from overpaint.hints.drawing import depth
+from overpaint.models.estimators import FAMILIES, Estimator, load_estimator, strongest
+from overpaint.names import Sight
+from tests.tiny_estimators import MAKERS, tiny_estimator, write_estimator
+
+SIZE = (110, 70)
+CPU = torch.device("cpu")
+DEPTHS = ("depth_anything", "dpt")
+
+
+def picture(size: tuple[int, int] = SIZE) -> Image.Image:
+    down, across = np.mgrid[: size[1], : size[0]]
+    channels = [across * 2, down * 3, (across * down) % 255]
+    return Image.fromarray(np.stack(channels, 2).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("estimators")
+    return {f: write_estimator(tiny_estimator(f), home / f) for f in MAKERS}
+
+
+def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Estimator:
+    family = json.loads((folder / "config.json").read_text())["model_type"]
+    return load_estimator(folder, FAMILIES[family][1], CPU, dtype)
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "preprocessor_config.json").read_text())
+    own = ("image_processor_type", "feature_extractor_type", "class_info_file", "repo_path")
+    return {key: value for key, value in found.items() if key not in own}
+
+
+def test_all_families_are_here(folders: dict[str, Path]) -> None:
+    assert set(folders) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_what_is_seen_has_the_picture_s_size_and_is_always_the_same(
+    family: str, folders: dict[str, Path]
+) -> None:
+    estimator = loaded(folders[family], torch.bfloat16)
+    assert estimator.module.dtype == torch.float32  # as on any CPU
+    assert not any(p.requires_grad for p in estimator.module.parameters())
+    seen = estimator.see(picture())
+    assert seen.shape == (70, 110)
+    assert seen.dtype == (np.int64 if estimator.sight == "classes" else np.float32)
+    assert len(np.unique(seen)) > 3
+    estimator.see(picture((64, 96)))
+    np.testing.assert_array_equal(seen, loaded(folders[family]).see(picture()))
+
+
+@pytest.mark.parametrize("family", DEPTHS)
+def test_depth_is_what_the_library_s_pipeline_estimates(
+    family: str, folders: dict[str, Path]
+) -> None:
+    processor: Any = DPTImageProcessorPil(**settings(folders[family]))
+    theirs: Any = DepthEstimationPipeline(
+        model=tiny_estimator(family), image_processor=processor, device="cpu"
+    )(picture())
+    ours = loaded(folders[family]).see(picture())
+    np.testing.assert_allclose(ours, theirs["predicted_depth"].numpy(), atol=1e-5)
+    shown, wanted = (np.asarray(i, np.int16) for i in (depth(ours).convert("L"), theirs["depth"]))
+    assert np.abs(shown - wanted).max() <= 1  # theirs is cut off, ours rounded
+
+
+def test_zoedepth_s_padding_is_taken_away_and_near_is_bright(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resize(values: Tensor, size: list[int], **how: Any) -> Tensor:
+        assert how == {"interpolation": "bicubic", "antialias": False}
+        return interpolate(values[None], size, mode="bicubic", align_corners=False)[0]
+
+    # The library's own last step needs torchvision for this one function.
+    modes = SimpleNamespace(BICUBIC="bicubic")
+    functions = SimpleNamespace(resize=resize, InterpolationMode=modes)
+    monkeypatch.setattr(zoe, "tvF", functions, raising=False)
+    processor: Any = zoe.ZoeDepthImageProcessorPil(**settings(folders["zoedepth"]))
+    inputs = processor(images=[picture()], return_tensors="pt")
+    output = tiny_estimator("zoedepth")(pixel_values=inputs["pixel_values"].float())
+    [wanted] = processor.post_process_depth_estimation(output, source_sizes=[(70, 110)])
+    ours = loaded(folders["zoedepth"]).see(picture())
+    np.testing.assert_allclose(1 / ours, wanted["predicted_depth"].numpy(), rtol=1e-5)
+
+
+def test_metric_depth_anything_is_inverted(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"depth_estimation_type": "metric", "max_depth": 20}
+    folder = write_estimator(tiny_estimator("depth_anything", **fields), tmp_path)
+    near = loaded(folder).see(picture())
+    processor: Any = DPTImageProcessorPil(**settings(folder))
+    theirs: Any = DepthEstimationPipeline(
+        model=tiny_estimator("depth_anything", **fields), image_processor=processor, device="cpu"
+    )(picture())
+    metres = theirs["predicted_depth"].numpy()
+    np.testing.assert_allclose(near, 1 / metres.clip(0.1), rtol=1e-4)
+
+
+def test_upernet_s_classes(folders: dict[str, Path]) -> None:
+    processor: Any = SegformerImageProcessorPil(**settings(folders["upernet"]))
+    inputs = processor(images=[picture()], return_tensors="pt")
+    output = tiny_estimator("upernet")(pixel_values=inputs["pixel_values"])
+    [wanted] = processor.post_process_semantic_segmentation(output, [(70, 110)])
+    assert np.array_equal(loaded(folders["upernet"]).see(picture()), wanted.numpy())
+
+
+def test_oneformer_s_classes(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folders["oneformer"]
+    images: Any = OneFormerImageProcessorPil(**settings(folder))
+    assert images.class_info_file is None
+
+    def init(self: Any, image_processor: Any, tokenizer: Any) -> None:
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        self.max_seq_length = self.task_seq_length = 77
+
+    # Its own checks want an image processor that needs torchvision.
+    monkeypatch.setattr(processing_oneformer.OneFormerProcessor, "__init__", init)
+    processor: Any = processing_oneformer.OneFormerProcessor(
+        images, CLIPTokenizer.from_pretrained(folder)
+    )
+    inputs = processor(images=[picture()], task_inputs=["semantic"], return_tensors="pt")
+    estimator = loaded(folder)
+    assert estimator.task is not None
+    assert torch.equal(estimator.task, inputs["task_inputs"])
+    assert 3 < int((estimator.task > 0).sum()) < 77
+    module = tiny_estimator("oneformer")
+    for part in module.modules():
+        if hasattr(part, "is_training"):
+            part.is_training = False
+    output = module(
+        pixel_values=inputs["pixel_values"],
+        pixel_mask=inputs["pixel_mask"],
+        task_inputs=inputs["task_inputs"],
+    )
+    [wanted] = images.post_process_semantic_segmentation(output, [(70, 110)])
+    assert np.array_equal(estimator.see(picture()), wanted.numpy())
+
+
+def test_the_strongest_class_is_found_without_all_pictures_at_once() -> None:
+    seen = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(1))
+    seen[3] = seen[1]  # of equals the first
+    larger = interpolate(seen[None], (20, 31), mode="bilinear", align_corners=False)[0]
+    assert torch.equal(strongest(seen, (20, 31)), larger.argmax(0))
+
+
+def test_weights_in_shards_and_in_16_bits(folders: dict[str, Path], tmp_path: Path) -> None:
+    module = tiny_estimator("dpt")
+    write_estimator(module, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    module.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    whole = loaded(folders["dpt"])
+    np.testing.assert_array_equal(loaded(tmp_path).see(picture()), whole.see(picture()))
+    for path in tmp_path.glob("model-*"):
+        path.unlink()
+    state = load_file(folders["dpt"] / "model.safetensors")
+    save_file({k: v.half() for k, v in state.items()}, tmp_path / "model.fp16.safetensors")
+    halved = loaded(tmp_path)
+    assert halved.module.dtype == torch.float32
+    np.testing.assert_allclose(halved.see(picture()), whole.see(picture()), atol=2e-3)
+
+
+# What is refused
+
+Change = Callable[[Path], object]
+
+
+def in_config(**fields: Any) -> Change:
+    def change(folder: Path) -> None:
+        found = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(found | fields))
+
+    return change
+
+
+def in_weights(alter: Callable[[dict[str, Tensor]], object]) -> Change:
+    def change(folder: Path) -> None:
+        state = load_file(folder / "model.safetensors")
+        alter(state)
+        save_file(state, folder / "model.safetensors")
+
+    return change
+
+
+def without(name: str) -> Change:
+    return lambda folder: (folder / name).unlink()
+
+
+def written(name: str, data: bytes) -> Change:
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def as_pickle(folder: Path) -> None:
+    os.rename(folder / "model.safetensors", folder / "pytorch_model.bin")
+
+
+def without_weights(start: str) -> Change:
+    def alter(state: dict[str, Tensor]) -> None:
+        for key in [key for key in state if key.startswith(start)]:
+            del state[key]
+
+    return in_weights(alter)
+
+
+def with_weights(**tensors: Tensor) -> Change:
+    return in_weights(lambda state: state.update(tensors))
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("dpt", in_config(model_type="glpn"), "model_type 'glpn'; .* are depth_anything, dpt"),
+        ("dpt", without("config.json"), "config.json is missing"),
+        ("dpt", written("config.json", b"{"), "config.json cannot be read"),
+        ("dpt", written("config.json", b"[]"), "config.json holds no settings"),
+        ("dpt", in_config(hidden_size="wide"), "cannot be loaded as a dpt: .*hidden_size"),
+        ("dpt", in_config(neck_hidden_sizes=[8, 8, 8, 8]), "of another shape: neck"),
+        ("dpt", without("preprocessor_config.json"), "preprocessor_config.json is missing"),
+        (
+            "dpt",
+            written("preprocessor_config.json", b'{"size": {"height": -3}}'),
+            "cannot be loaded as a dpt",
+        ),
+        ("dpt", without("model.safetensors"), r"no .safetensors weights$"),
+        ("dpt", as_pickle, r"only pickles \(pytorch_model.bin\), which can run any program"),
+        ("dpt", without_weights("neck.convs.1"), "missing: neck.convs.1.weight"),
+        ("dpt", written("model.safetensors", b"PK\3\4"), "renamed to .safetens"),
+        ("dpt", written("model.safetensors", b"x"), "not a whole safetensors"),
+        ("upernet", in_config(id2label={"0": "a", "1": "b"}), "sees 2 classes; .* ADE20K's 150"),
+        (
+            "oneformer",
+            without("tokenizer.json"),
+            "neither vocab.json and merges.txt nor tokenizer.json",
+        ),
+    ],
+)
+def test_what_is_refused(family: str, change: Change, message: str, tmp_path: Path) -> None:
+    folder = write_estimator(tiny_estimator(family), tmp_path / "folder")
+    change(folder)
+    sight: Sight = FAMILIES[family][1]
+    with pytest.raises(CheckpointError, match=message) as raised:
+        load_estimator(folder, sight, CPU, torch.float32)
+    assert str(folder) in str(raised.value)
+
+
+def test_code_of_the_folder_s_own_is_never_run(tmp_path: Path) -> None:
+    folder = write_estimator(tiny_estimator("dpt"), tmp_path)
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    in_config(auto_map={"AutoModelForDepthEstimation": "own.Model"})(folder)
+    asked = {"auto_map": {"AutoImageProcessor": "own.Processor"}, "image_processor_type": "Own"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(asked))
+    with pytest.raises(CheckpointError, match="cannot be loaded as a dpt"):
+        loaded(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_each_sees_what_it_sees(folders: dict[str, Path]) -> None:
+    with pytest.raises(CheckpointError, match="a upernet sees classes; this hint needs depth"):
+        load_estimator(folders["upernet"], "depth", CPU, torch.float32)
+    with pytest.raises(CheckpointError, match="a dpt sees depth; this hint needs classes"):
+        load_estimator(folders["dpt"], "classes", CPU, torch.float32)
+
+
+def test_names(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"unknown estimator .*Did you mean depth-any"):
+        load_estimator("depth-anythin", "depth", CPU, torch.float32)
+    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+        load_estimator(tmp_path / "none", "depth", CPU, torch.float32)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="an estimator is a folder with"):
+        load_estimator(tmp_path / "model.safetensors", "depth", CPU, torch.float32)
+
+
+def test_keys_without_use_are_named_and_those_without_need_are_not_missed(tmp_path: Path) -> None:
+    folder = write_estimator(tiny_estimator("dpt"), tmp_path)
+    before = loaded(folder)
+    assert before.notice is None
+    without_weights("neck.fusion_stage.layers.0.residual_layer1")(folder)  # as in Intel's files
+    with_weights(more=torch.zeros(2))(folder)
+    estimator = loaded(folder)
+    assert estimator.notice is not None
+    assert estimator.notice.endswith("are not used: more.")
+    np.testing.assert_array_equal(estimator.see(picture()), before.see(picture()))
+
+
+@pytest.mark.parametrize("family", ["depth_anything", "zoedepth", "upernet", "oneformer"])
+def test_numbers_that_are_none(family: str, tmp_path: Path) -> None:
+    def spoil(state: dict[str, Tensor]) -> None:
+        for tensor in state.values():
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+
+    folder = write_estimator(tiny_estimator(family), tmp_path)
+    in_weights(spoil)(folder)
+    with pytest.raises(DeviceError, match="not finite"):
+        loaded(folder).see(picture())
+
+
+def test_a_flat_estimate_is_black() -> None:
+    flat: NDArray[np.float32] = np.full((4, 6), 3.5, np.float32)
+    assert depth(flat).getextrema() == ((0, 0),) * 3
