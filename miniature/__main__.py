@@ -45,13 +45,13 @@ STAGES = (
     "export",
 )
 """In the order of `make`."""
-READER_SCENES = range(62_000_000, 62_010_000)
+READER_SCENES = range(62_000_000, 62_006_000)
 READER_TESTS = range(63_000_000, 63_000_500)
 PACKAGED_JUDGE = Path(__file__).parent / "judge.safetensors"
 PACKAGED_READER = Path(__file__).parent / "reader.safetensors"
 
 
-MEASURES = ("measure", "measure-masks", "measure-control")
+MEASURES = ("measure", "measure-masks", "measure-control", "measure-concepts")
 
 
 class Workshop:
@@ -304,7 +304,7 @@ def main() -> None:
     parser.add_argument("--concepts-steps", type=int, default=800)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--judge-steps", type=int, default=6000)
-    parser.add_argument("--reader-steps", type=int, default=2500)
+    parser.add_argument("--reader-steps", type=int, default=1500)
     parser.add_argument("--model", default="miniature", help="a folder; measure: or a name")
     parser.add_argument("--count", type=int, default=300, help="measure: held-out prompts")
     parser.add_argument("--sweep", type=int, default=48, help="measure: sources of the sweep")
@@ -355,6 +355,14 @@ def main() -> None:
             reader.load(PACKAGED_READER),
             options.out,
             count=options.count,
+        )
+        return
+    if options.stage == "measure-concepts":
+        from .measure_concepts import report as report_concepts
+
+        folders = tuple(options.nets.with_name(f"miniature-{k}") for k in ("lora", "embedding"))
+        report_concepts(
+            options.model, folders, reader.load(PACKAGED_READER), options.out, options.count
         )
         return
     stages = {

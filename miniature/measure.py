@@ -20,7 +20,9 @@ from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import plan
 from overpaint.diffusion.steering import Nets
+from overpaint.models.adapters import Adapters
 from overpaint.models.checkpoint import load_model
+from overpaint.models.embedding import Embedding
 from overpaint.models.model import Model
 from overpaint.request import Picture, Request
 
@@ -84,15 +86,18 @@ def paint(
     name: str,
     refiner: Model | None = None,
     nets: Nets = (),
+    adapters: Adapters = (),
+    embeddings: tuple[Embedding, ...] = (),
 ) -> NDArray[np.uint8]:
     """Paint many requests of one size together, at the same stage; (n, height, width, 3).
 
-    `nets` are those of every request's controls.
+    `nets` are those of every request's controls, `adapters` its LoRAs, `embeddings` its words.
     """
     painted: list[NDArray[np.uint8]] = []
     starts = range(0, len(requests), GROUP)
     for n, _ in progress(name, 0, len(starts), every=2):
-        planned = [plan(r, model, refiner, nets) for r in requests[starts[n] : starts[n] + GROUP]]
+        group = requests[starts[n] : starts[n] + GROUP]
+        planned = [plan(r, model, refiner, nets, adapters, embeddings) for r in group]
         trajectories = [Trajectory(p.plans[0]) for p in planned]
         while live := [t for t in trajectories if not t.done]:
             for together in alike(live):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common import Trainee, averaged_weights, generator, read_tensors, write_tensors
+from .common import Trainee, averaged_weights, generator, progress, read_tensors, write_tensors
 from .judge import augment, round_trip
 from .rendering import labels
 from .scenes import (
@@ -34,8 +34,9 @@ from .scenes import (
 )
 from .vae import to_tensor
 
-BATCH = 24
-WIDTHS = (16, 32, 64, 96)
+BATCH = 16
+WIDTHS = (24, 48, 96, 96)
+TRIPS = 4  # one in so many pictures is sent through the autoencoder
 ALL_STYLES = STYLES + NOVEL_STYLES
 NOVEL_SHARE = 0.2  # of the scenes have an object that the base does not know
 SEEN = 150  # pixels of a shape, from which on it is there
@@ -58,12 +59,16 @@ class Reading:
 
 
 class Reader(nn.Module):
-    """A U-Net of four levels with one linear head a pixel, and one for the whole."""
+    """A U-Net of four levels, the first at half the size, with a linear head for each 2 × 2 pixels.
+
+    And one for the whole.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.stem = nn.Conv2d(3, WIDTHS[0], 5, stride=2, padding=2)
         self.down = nn.ModuleList()
-        before = 3
+        before = WIDTHS[0]
         for width in WIDTHS:
             self.down.append(_block(before, width))
             before = width
@@ -80,14 +85,15 @@ class Reader(nn.Module):
         Images are in −1..1.
         """
         kept: list[Tensor] = []
-        x = images
+        x = self.stem(images)
         for level, block in enumerate(self.down):
             x = block(functional.avg_pool2d(x, 2) if level else x)
             kept.append(x)
         for block, skip in zip(self.up, kept[-2::-1], strict=True):
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
             x = block(torch.cat([x, skip], 1))
-        shapes, colours = self.head(x).split([1 + len(OUTLINES), len(COLOURS)], 1)
+        logits = functional.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")
+        shapes, colours = logits.split([1 + len(OUTLINES), len(COLOURS)], 1)
         styles = self.whole(torch.cat([level.mean((2, 3)) for level in (*kept, x)], 1))
         return shapes, colours, styles
 
@@ -140,6 +146,11 @@ def truth(scene: Scene) -> Reading:
     return Reading(shapes, colours, np.asarray([ALL_STYLES.index(scene.style)]))
 
 
+def in_bytes(reading: Reading) -> list[NDArray[np.int8]]:
+    """Shapes, colours and styles, an eighth as large."""
+    return [v.astype(np.int8) for v in (reading.shapes, reading.colours, reading.styles)]
+
+
 def train(
     scenes: list[Scene],
     pictures: NDArray[np.uint8],
@@ -149,21 +160,20 @@ def train(
     seed: int,
     vae: AutoencoderKL,
 ) -> None:
-    """Train on renders (n, 128, 128, 3), a third of each batch sent through the autoencoder."""
+    """Train on renders (n, 128, 128, 3), one in `TRIPS` of them sent through the autoencoder."""
     torch.manual_seed(seed)
     reader = Reader()
     trainee = Trainee(reader, rate=2e-3, decay=0.995, weight_decay=0.02)
-    pixels = torch.from_numpy(pictures)
-    truths = [truth(scene) for scene in scenes]
-    shapes = torch.from_numpy(np.concatenate([t.shapes for t in truths]).astype(np.int8))
-    colours = torch.from_numpy(np.concatenate([t.colours for t in truths]).astype(np.int8))
-    styles = torch.from_numpy(np.concatenate([t.styles for t in truths]))
+    pixels = travelled(pictures, vae, seed)
+    truths = [in_bytes(truth(scene)) for scene in scenes]
+    shapes, colours, styles = (
+        torch.from_numpy(np.concatenate(parts)) for parts in zip(*truths, strict=True)
+    )
 
     def loss(step: int) -> Tensor:
         draw = generator(seed, step)
         picks = torch.randint(len(pixels), (BATCH,), generator=draw)
         images = pixels[picks].permute(0, 3, 1, 2).float() / 127.5 - 1
-        images[-BATCH // 3 :] = round_trip(vae, images[-BATCH // 3 :], draw)
         images = augment(images, draw, shift=0)
         with torch.autocast("cpu", torch.bfloat16):
             found = reader(images)
@@ -171,10 +181,23 @@ def train(
         there = wanted != NOTHING
         of_shapes = functional.cross_entropy(found[0].float(), wanted)
         each = functional.cross_entropy(found[1].float(), colours[picks].long(), reduction="none")
-        of_styles = functional.cross_entropy(found[2].float(), styles[picks])
+        of_styles = functional.cross_entropy(found[2].float(), styles[picks].long())
         return of_shapes + (each * there).sum() / there.sum() + of_styles
 
     trainee.train("reader", steps, loss, state)
+
+
+def travelled(pictures: NDArray[np.uint8], vae: AutoencoderKL, seed: int) -> Tensor:
+    """Pictures (n, h, w, 3), one in `TRIPS` of them as the autoencoder gives it back."""
+    pixels = torch.from_numpy(pictures.copy())
+    draw = generator(seed, -1)
+    sent = torch.arange(0, len(pixels), TRIPS)
+    for n, _ in progress("round trips", 0, -(-len(sent) // BATCH), every=20):
+        picks = sent[n * BATCH : (n + 1) * BATCH]
+        back = round_trip(vae, pixels[picks].permute(0, 3, 1, 2).float() / 127.5 - 1, draw)
+        back = ((back.clamp(-1, 1) + 1) * 127.5).round().byte()
+        pixels[picks] = back.permute(0, 2, 3, 1)
+    return pixels
 
 
 def overlap(reading: Reading, scenes: Sequence[Scene]) -> NDArray[np.float64]:

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models.store import Store
+from overpaint.models.store import Store, describe
+from overpaint.models.weights import open_weights
 from tests.tiny_control import tiny_net, write
 
 KEY = "lora_unet_mid_block_attentions_0_proj_in"
@@ -110,3 +111,21 @@ def test_a_damaged_entry_is_named(store: Store, tmp_path: Path) -> None:
     (store.folder / "ink.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"ink\.json cannot be read"):
         store.find("ink")
+
+
+def test_what_ships_is_found_and_stays(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lora(tmp_path / "ink.safetensors")
+    entry = describe(open_weights(path), "miniature-ink").model_copy(update={"path": path})
+    monkeypatch.setattr("overpaint.models.store.shipped", lambda: (entry,))
+    assert store.find("miniature-ink", "lora") == entry
+    assert store.entries() == []
+    with pytest.raises(ModelNotFoundError, match=r"unknown lora 'miniature-in'.*miniature-ink"):
+        store.find("miniature-in", "lora")
+    with pytest.raises(CheckpointError, match="ships with Overpaint and stays"):
+        store.remove("miniature-ink")
+    other = lora(tmp_path / "other.safetensors", 1)
+    with pytest.raises(CheckpointError, match=r"'miniature-ink' is ink.safetensors already"):
+        store.add(other, "miniature-ink")
+    assert path.is_file()

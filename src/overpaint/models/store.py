@@ -3,7 +3,7 @@
     HOME/models/<sha256>.safetensors    the bytes, once
     HOME/models/<name>.json             what they are; written last, so that it never lies
 
-Names lead here and nowhere else: a request cannot reach a path.
+What ships beside the miniature is found as well, and stays. Names lead here and nowhere else: a request cannot reach a path.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Literal
@@ -19,6 +19,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, OutputError, near
+from overpaint.models.catalogue import packaged
+from overpaint.models.family import FAMILIES
 from overpaint.models.hashes import sha256_of
 from overpaint.models.weights import WeightsFile, open_weights
 
@@ -33,6 +35,9 @@ KINDS: dict[Kind, str] = {
     "checkpoint": r"^model\.diffusion_model\.",
 }
 """Patterns of keys, in order, that tell what a file is."""
+
+SHIPPED: tuple[Kind, ...] = ("control", "lora", "embedding")
+"""Kinds of which some ship inside the package."""
 
 
 class Entry(BaseModel, frozen=True):
@@ -109,7 +114,7 @@ class Store:
         Raises:
             ModelNotFoundError: none by that name, or none of that kind.
         """
-        known = [e.name for e in self.entries() if kind in (None, e.kind)]
+        known = [e.name for e in (*self.entries(), *shipped()) if kind in (None, e.kind)]
         entry = self._read(name) if NAME.fullmatch(name) else None
         if entry is None or kind not in (None, entry.kind):
             what = kind or "file"
@@ -125,15 +130,18 @@ class Store:
 
         Raises:
             ModelNotFoundError: none by that name.
+            CheckpointError: it ships with the package.
         """
         entry = self.find(name)
+        if entry in shipped():
+            raise CheckpointError(f"{name!r} ships with Overpaint and stays")
         (self.folder / f"{name}.json").unlink()
         if all(other.sha256 != entry.sha256 for other in self.entries()):
             entry.path.unlink(missing_ok=True)
         return entry
 
     def entries(self) -> list[Entry]:
-        """All, by name."""
+        """All that were added, by name."""
         names = (path.stem for path in sorted(self.folder.glob("*.json")))
         return [entry for name in names if (entry := self._read(name))]
 
@@ -142,7 +150,7 @@ class Store:
         try:
             entry = Entry.model_validate_json(path.read_text("utf-8"))
         except FileNotFoundError:
-            return None
+            return next((entry for entry in shipped() if entry.name == name), None)
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         return entry.model_copy(update={"path": entry_path(self.folder, entry)})
@@ -155,6 +163,17 @@ class Store:
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+@cache
+def shipped() -> tuple[Entry, ...]:
+    """What ships beside the miniature."""
+    licence = FAMILIES["miniature"].licence
+    return tuple(
+        describe(open_weights(path), name, licence).model_copy(update={"path": path})
+        for kind in SHIPPED
+        for name, path in packaged(kind).items()
+    )
 
 
 def entry_path(folder: Path, entry: Entry) -> Path:
