@@ -90,9 +90,25 @@ def test_depth_is_what_the_library_s_pipeline_estimates(
     assert np.abs(shown - wanted).max() <= 1  # theirs is cut off, ours rounded
 
 
+TWO_HEADS: dict[str, Any] = {
+    "bin_configurations": [
+        {"n_bins": 8, "min_depth": 0.001, "max_depth": most, "name": name}
+        for name, most in (("nyu", 10.0), ("kitti", 80.0))
+    ],
+    "num_patch_transformer_layers": 4,
+    "patch_transformer_hidden_size": 128,  # as the library has it fixed
+    "patch_transformer_intermediate_size": 32,
+    "patch_transformer_num_attention_heads": 2,
+}
+"""As of a ZoeDepth that was trained indoors and outdoors."""
+
+
+@pytest.mark.parametrize("fields", [{}, TWO_HEADS], ids=["one head", "two heads"])
 def test_zoedepth_s_padding_is_taken_away_and_near_is_bright(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = write_estimator(tiny_estimator("zoedepth", **fields), tmp_path)
+
     def resize(values: Tensor, size: list[int], **how: Any) -> Tensor:
         assert how == {"interpolation": "bicubic", "antialias": False}
         return interpolate(values[None], size, mode="bicubic", align_corners=False)[0]
@@ -101,11 +117,11 @@ def test_zoedepth_s_padding_is_taken_away_and_near_is_bright(
     modes = SimpleNamespace(BICUBIC="bicubic")
     functions = SimpleNamespace(resize=resize, InterpolationMode=modes)
     monkeypatch.setattr(zoe, "tvF", functions, raising=False)
-    processor: Any = zoe.ZoeDepthImageProcessorPil(**settings(folders["zoedepth"]))
+    processor: Any = zoe.ZoeDepthImageProcessorPil(**settings(folder))
     inputs = processor(images=[picture()], return_tensors="pt")
-    output = tiny_estimator("zoedepth")(pixel_values=inputs["pixel_values"].float())
+    output = tiny_estimator("zoedepth", **fields)(pixel_values=inputs["pixel_values"].float())
     [wanted] = processor.post_process_depth_estimation(output, source_sizes=[(70, 110)])
-    ours = loaded(folders["zoedepth"]).see(picture())
+    ours = loaded(folder).see(picture())
     np.testing.assert_allclose(1 / ours, wanted["predicted_depth"].numpy(), rtol=1e-5)
 
 
@@ -183,6 +199,20 @@ def test_weights_in_shards_and_in_16_bits(folders: dict[str, Path], tmp_path: Pa
     halved = loaded(tmp_path)
     assert halved.module.dtype == torch.float32
     np.testing.assert_allclose(halved.see(picture()), whole.see(picture()), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["DPTFeatureExtractor", "DPTImageProcessorFast", "DPTImageProcessorPil", None]
+)
+def test_settings_as_they_were_written_over_the_years(
+    name: str | None, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = write_estimator(tiny_estimator("dpt"), tmp_path)
+    found = settings(folder) | {"size": 64}  # which was a square
+    found |= {} if name is None else {"image_processor_type": name}
+    (folder / "preprocessor_config.json").write_text(json.dumps(found))
+    wanted = loaded(folders["dpt"]).see(picture())
+    np.testing.assert_array_equal(loaded(folder).see(picture()), wanted)
 
 
 # What is refused
@@ -274,7 +304,7 @@ def test_code_of_the_folder_s_own_is_never_run(tmp_path: Path) -> None:
     in_config(auto_map={"AutoModelForDepthEstimation": "own.Model"})(folder)
     asked = {"auto_map": {"AutoImageProcessor": "own.Processor"}, "image_processor_type": "Own"}
     (folder / "preprocessor_config.json").write_text(json.dumps(asked))
-    with pytest.raises(CheckpointError, match="cannot be loaded as a dpt"):
+    with pytest.raises(CheckpointError, match="asks for 'Own', which transformers"):
         loaded(folder)
     assert not (tmp_path / "ran").exists()
 

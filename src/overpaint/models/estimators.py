@@ -47,6 +47,15 @@ FAMILIES: dict[str, tuple[str, Sight]] = {
 }
 """`model_type`: transformers' class, and what it sees."""
 
+PROCESSORS = {
+    "depth_anything": "DPTImageProcessor",
+    "dpt": "DPTImageProcessor",
+    "zoedepth": "ZoeDepthImageProcessor",
+    "upernet": "SegformerImageProcessor",
+    "oneformer": "OneFormerImageProcessor",
+}
+"""What makes a family's inputs where its folder does not say."""
+
 UNUSED = re.compile(r"neck\.fusion_stage\.layers\.0\.residual_layer1\.")
 """Parameters that no forward pass reads, and many files lack."""
 
@@ -104,22 +113,25 @@ class Estimator:
         """
         device, dtype = self.module.device, self.module.dtype
         inputs = self.processor(images=[picture], return_tensors="pt")
-        pixels = inputs["pixel_values"].to(device, dtype)
+        pixels = inputs["pixel_values"].to(dtype).to(device)
         further = {} if self.task is None else {"task_inputs": self.task.to(device)}
         size = (picture.height, picture.width)
         try:
             output = self.module(pixel_values=pixels, **further)
-            if self.sight == "depth":
-                values = self._near(output.predicted_depth.float(), size)
-            else:
-                values = strongest(scores(output), size)
+            depth = self.sight == "depth"
+            seen = output.predicted_depth.float() if depth else scores(output)
+            if not seen.isfinite().all():
+                raise DeviceError(
+                    f"what {self.name} computed in {dtype} is not finite; its weights may be "
+                    "damaged, or fp16 too narrow: load the model in bf16 or fp32."
+                )
+            values = self._near(seen, size) if depth else strongest(seen, size)
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"{device} ran out of memory for {self.name}: {error}") from error
         return values.cpu().numpy()
 
     def _near(self, estimate: Tensor, size: tuple[int, int]) -> Tensor:
         """How near each pixel is [h, w], of an estimate [1, H, W]."""
-        _check_finite(estimate, self.name)
         height, width = size
         down, across = (int(np.sqrt(side / 2) * self.border) for side in size)
         padded = (height + 2 * down, width + 2 * across)
@@ -142,11 +154,7 @@ def strongest(seen: Tensor, size: tuple[int, int]) -> Tensor:
     """The class that is seen most at each pixel [h, w], of scores [classes, H, W].
 
     They are enlarged one by one: all at once would take as much memory as 150 pictures.
-
-    Raises:
-        DeviceError: a score is not finite.
     """
-    _check_finite(seen, "the estimator")
     best = seen.new_full(size, -torch.inf)
     found = torch.zeros(size, dtype=torch.int64, device=seen.device)
     for number, score in enumerate(seen):
@@ -155,14 +163,6 @@ def strongest(seen: Tensor, size: tuple[int, int]) -> Tensor:
         best = torch.where(stronger, larger, best)
         found.masked_fill_(stronger, number)
     return found
-
-
-def _check_finite(values: Tensor, name: str) -> None:
-    if not values.isfinite().all():
-        raise DeviceError(
-            f"what {name} computed in {values.dtype} is not finite; its weights may be damaged, "
-            "or fp16 too narrow: load the model in bf16 or fp32."
-        )
 
 
 def load_estimator(
@@ -263,13 +263,20 @@ def _module(
 
 def _processor(folder: Path, family: str) -> Any:
     """The library's own, over Pillow: its other ones need torchvision."""
-    if not (folder / "preprocessor_config.json").is_file():
-        raise CheckpointError(f"{folder / 'preprocessor_config.json'} is missing")
+    settings = _json(folder / "preprocessor_config.json")
+    # Older files call it a feature extractor, others name the variant that wrote them.
+    names = (settings.pop(key, None) for key in ("image_processor_type", "feature_extractor_type"))
+    asked = next((str(name) for name in names if name), PROCESSORS[family])
+    base = asked.replace("FeatureExtractor", "ImageProcessor")
+    name = f"{base.removesuffix('Fast').removesuffix('Pil')}Pil"
+    if not name.endswith("ImageProcessorPil") or not hasattr(transformers, name):
+        raise CheckpointError(
+            f"{folder / 'preprocessor_config.json'} asks for {asked!r}, which transformers "
+            f"{transformers.__version__} does not have"
+        )
     # OneFormer's would look up the names of its classes, perhaps on the hub, to train with.
-    without = {"class_info_file": None} if family == "oneformer" else {}
-    processor: Any = transformers.AutoImageProcessor.from_pretrained(
-        folder, backend="pil", local_files_only=True, trust_remote_code=False, **without
-    )
+    settings.pop("class_info_file", None)
+    processor = getattr(transformers, name)(**settings)
     processor(images=[Image.new("RGB", (64, 64))])  # settings that make no sense show here
     return processor
 
