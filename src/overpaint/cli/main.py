@@ -246,15 +246,15 @@ def _show(facts: Mapping[str, Any]) -> None:
 def models_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
-    """List the models that can be loaded, and what was added beside them.
+    """List the models that can be loaded, and what was added or ships beside them.
 
     Any SDXL folder, file or hub id can be loaded as well.
     """
     from overpaint.models import catalogue
-    from overpaint.models.store import Store
+    from overpaint.models.store import Store, shipped
 
     entries = catalogue.known()
-    added = Store(home()).entries()
+    added = (*Store(home()).entries(), *shipped())
     if as_json:
         keys = ("name", "family", "licence", "repository")
         rows = [

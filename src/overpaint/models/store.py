@@ -3,7 +3,8 @@
     HOME/models/<sha256>.safetensors    the bytes, once
     HOME/models/<name>.json             what they are; written last, so that it never lies
 
-What ships beside the miniature is found as well, and stays. Names lead here and nowhere else: a request cannot reach a path.
+What ships beside the miniature is found as well, and stays. Names lead here and nowhere else: a
+request cannot reach a path.
 """
 
 import json
