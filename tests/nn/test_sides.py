@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from overpaint.nn import packed, rows
 from overpaint.nn.lowrank import Change, Decomposed, Hadamard, Kronecker, LowRank, Whole
-from overpaint.nn.packed import pack, plain_state, read_weight, weighted, write_weight
+from overpaint.nn.packed import layer, pack, plain_state, plain_weight, weighted, write_weight
 from overpaint.nn.sides import beside
 
 
@@ -63,18 +63,19 @@ SETS: tuple[tuple[tuple[int, float], ...], ...] = (
 """For each row: seeds of changes, and their scales."""
 
 
-def has(own: Any, layer: str) -> list[tuple[Change, float]]:
-    return [(changes(seed)[layer], scale) for seed, scale in own if layer in changes(seed)]
+def has(own: Any, name: str) -> list[tuple[Change, float]]:
+    return [(changes(seed)[name], scale) for seed, scale in own if name in changes(seed)]
 
 
 def merged(dtype: torch.dtype, own: tuple[tuple[int, float], ...]) -> Network:
     made = network(dtype)
-    for layer in weighted(made):
-        weight = read_weight(made, layer)
+    for name in weighted(made):
+        held = layer(made, name)
+        weight = plain_weight(held)
         total = weight.float()
-        for change, scale in has(own, layer):
+        for change, scale in has(own, name):
             total = total + scale * change.delta(weight)
-        write_weight(made, layer, total)
+        write_weight(held, total)
     return made
 
 
@@ -99,19 +100,21 @@ def test_a_weight_goes_in_and_comes_out_of_every_layer() -> None:
         wanted = Network().to(dtype).state_dict()
         assert before.keys() == wanted.keys()
         assert all(torch.equal(v, wanted[k]) for k, v in before.items())
-        for layer in weighted(made):
-            weight = read_weight(made, layer)
-            write_weight(made, layer, weight + 1)
-            assert torch.equal(read_weight(made, layer), weight + 1)
-            write_weight(made, layer, weight)
+        for name in weighted(made):
+            held = layer(made, name)
+            weight = plain_weight(held).clone()
+            write_weight(held, weight + 1)
+            assert torch.equal(plain_weight(held), weight + 1)
+            write_weight(held, weight)
         assert all(torch.equal(v, before[k]) for k, v in plain_state(made).items())
 
 
 def test_packing_is_not_undone_by_writing() -> None:
     made = network(torch.bfloat16)
     kinds = {name: type(module) for name, module in made.named_modules()}
-    for layer in weighted(made):
-        write_weight(made, layer, read_weight(made, layer))
+    for name in weighted(made):
+        held = layer(made, name)
+        write_weight(held, plain_weight(held))
     assert {name: type(module) for name, module in made.named_modules()} == kinds
     if packed.PackedLinear in kinds.values():  # where there is something to win
         assert isinstance(made.ff[0], packed.PackedGEGLU)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from overpaint.models.lora import Lora, part_of
-from overpaint.nn.lowrank import Change
-from overpaint.nn.packed import read_weight, write_weight
+from overpaint.nn.lowrank import Change, merged
+from overpaint.nn.packed import layer, plain_weight, write_weight
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
@@ -56,11 +56,14 @@ class Weights:
 
     Attributes:
         model: whose.
-        pristine: the weights that were ever changed, as they were: part, module name.
+        pristine: by part and module name, the layers that were ever changed, and their weights as
+            they were.
     """
 
     model: "Model"
-    pristine: dict[tuple[str, str], Tensor] = field(default_factory=dict[tuple[str, str], Tensor])
+    pristine: dict[tuple[str, str], tuple[Any, Tensor]] = field(
+        default_factory=dict[tuple[str, str], tuple[Any, Tensor]]
+    )
     _current: dict[str, Adapters] = field(default_factory=dict[str, Adapters])
 
     def use(self, part: str, adapters: Adapters) -> None:
@@ -72,23 +75,22 @@ class Weights:
         before = self._current.get(part, ())
         if before == adapters:
             return
-        network = part_of(self.model, part)
         for module in {m: None for a in (*before, *adapters) for m in a.changes(part)}:
-            if (part, module) not in self.pristine:
-                self.pristine[part, module] = read_weight(network, module)
-            weight = self.pristine[part, module]
-            deltas = [
-                (scale, adapter.changes(part)[module])
+            held, weight = self._pristine(part, module)
+            changes = [
+                (change, scale)
                 for adapter in adapters
-                if module in adapter.changes(part) and (scale := adapter.at(part, module))
+                if (change := adapter.changes(part).get(module))
+                and (scale := adapter.at(part, module))
             ]
-            if deltas:
-                plain, total = weight, weight.float()
-                for scale, change in deltas:
-                    total = total + scale * change.delta(plain)
-                weight = total.to(plain.dtype)
-            write_weight(network, module, weight)
+            write_weight(held, merged(weight, changes) if changes else weight)
         self._current[part] = adapters
+
+    def _pristine(self, part: str, module: str) -> tuple[Any, Tensor]:
+        if (part, module) not in self.pristine:
+            held = layer(part_of(self.model, part), module)
+            self.pristine[part, module] = held, plain_weight(held).detach().clone()
+        return self.pristine[part, module]
 
 
 def weights_of(model: "Model") -> Weights:

@@ -1,10 +1,13 @@
 """Changes to a weight that take little room: LoRA and its kin, as values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from overpaint.nn.packed import fast
 
 
 class Change(Protocol):
@@ -128,6 +131,42 @@ class Decomposed:
         norm = changed.square().sum(others, keepdim=True).sqrt()
         magnitude = self.magnitude.to(weight.device, torch.float32).reshape(norm.shape)
         return changed * (magnitude / norm) - weight.float()
+
+
+def merged(weight: Tensor, changes: Sequence[tuple[Change, float]]) -> Tensor:
+    """A weight with changes in it, each at its scale, summed in fp32; in the weight's dtype.
+
+    Raises:
+        ValueError: a change is for a weight of another shape.
+    """
+    triples = [
+        (c.up, c.down, c.scale * scale)
+        for c, scale in changes
+        if isinstance(c, LowRank) and c.mid is None
+    ]
+    if weight.ndim == 2 and len(triples) == len(changes):
+        # Weights are large, and factors small: all of them in one product, one pass over W.
+        up = torch.cat([u.to(weight.device, torch.float32) * s for u, _, s in triples], 1)
+        down = torch.cat([d.to(weight.device, torch.float32) for _, d, _ in triples])
+        if weight.dtype == torch.bfloat16 and fast(weight.device, torch.bfloat16):
+            return torch.addmm(weight, *_in_halves(up, down))
+        return torch.addmm(weight.float(), up, down).to(weight.dtype)
+    total = weight.to(torch.float32, copy=True)
+    for change, scale in changes:
+        total.add_(change.delta(weight), alpha=scale)
+    return total.to(weight.dtype)
+
+
+def _in_halves(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of three times the rank in bf16, whose product is that of the fp32 ones.
+
+    Each number is the sum of two in bf16, to 16 bits, and such products are summed in fp32; the
+    product of both small halves is below what fp16 files hold.
+    """
+    (u, u_rest), (d, d_rest) = (
+        (half := t.to(torch.bfloat16), (t - half.float()).to(torch.bfloat16)) for t in (up, down)
+    )
+    return torch.cat([u, u_rest, u], 1), torch.cat([d, d, d_rest])
 
 
 def _product(b: Tensor, a: Tensor, core: Tensor | None, weight: Tensor) -> Tensor:
