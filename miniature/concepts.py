@@ -70,6 +70,7 @@ def scene_of(seed: int, concept: str) -> Scene:
     return draw(np.random.default_rng(seed), concept)
 
 
+@torch.no_grad()
 def encode(vae: AutoencoderKL, concept: str, path: Path) -> None:
     """Render a concept's scenes, and keep their latents."""
     if path.exists():

@@ -179,10 +179,14 @@ def train(
             found = reader(images)
         wanted = shapes[picks].long() + 1
         there = wanted != NOTHING
-        of_shapes = functional.cross_entropy(found[0].float(), wanted)
-        each = functional.cross_entropy(found[1].float(), colours[picks].long(), reduction="none")
+        of_shapes = functional.cross_entropy(found[0].float(), wanted, reduction="none")
+        of_colours = functional.cross_entropy(
+            found[1].float(), colours[picks].long(), reduction="none"
+        )
         of_styles = functional.cross_entropy(found[2].float(), styles[picks].long())
-        return of_shapes + (each * there).sum() / there.sum() + of_styles
+        # by themselves, or the background, being most of a picture, is all that is learnt
+        of_objects = (of_shapes + of_colours)[there].mean()
+        return of_objects + of_shapes[~there].mean() + of_styles
 
     trainee.train("reader", steps, loss, state)
 
