@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from overpaint import foreign, images, metadata
 from overpaint.errors import OutputError, PictureError, RequestError
 from overpaint.names import SAMPLERS, SCHEDULES
-from overpaint.request import Control, Picture, Request
+from overpaint.request import Control, Lora, Picture, Request
 
 FORMATS = ["out.png", "out.jpg", "out.webp"]
 PIXELS = Image.new("RGB", (128, 96), (200, 100, 50))
@@ -78,6 +78,52 @@ def test_a_written_picture_gives_its_request_back(name: str, tmp_path: Path):
     assert found.notes == ()
     alone = metadata.to_request(found, SKETCH)
     assert alone == request.model_copy(update={"seed": 9, "num_images": 1})
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+    sha256: str = "5a" * 32
+    tensors_sha256: str = "7e" * 32
+
+
+USED = metadata.Used(
+    loras=[File("ink"), File("clay", "5b" * 32, "7f" * 32)],
+    nets=[File("miniature-canny")],
+    embeddings=[File("turner", "5c" * 32)],
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_was_used_is_named_by_its_hash(name: str, tmp_path: Path):
+    request = Request(
+        prompt="a <embedding:turner> fox <lora:ink:0.5>",
+        loras=(Lora(name="clay", scale=-1.0, text_scale=0.25),),
+        seed=1,
+    )
+    record = metadata.record(request, 0, PIXELS.size, Checkpoint(), used=USED)
+    metadata.write(PIXELS, tmp_path / name, record)
+    found = metadata.read(tmp_path / name)
+    assert found.record is not None
+    assert found.record["loras_sha256"] == {
+        "ink": {"file": "5a" * 32, "tensors": "7e" * 32},
+        "clay": {"file": "5b" * 32, "tensors": "7f" * 32},
+    }
+    assert found.record["nets_sha256"] == {"miniature-canny": "5a" * 32}
+    assert found.record["embeddings_sha256"] == {"turner": "5c" * 32}
+    assert metadata.to_request(found) == request
+
+
+def test_a1111_finds_loras_and_embeddings_where_it_looks_for_them():
+    asked = Lora(name="clay", scale=-1.0, text_scale=0.25)
+    request = Request(prompt="a fox <lora:ink:0.5>", loras=(asked,), seed=1)
+    text = metadata.parameters(metadata.record(request, 0, (8, 8), Checkpoint(), used=USED))
+    assert 'Lora hashes: "ink: 7e7e7e7e7e7e, clay: 7f7f7f7f7f7f", ' in text
+    assert 'TI hashes: "turner: 5c5c5c5c5c5c", ' in text
+    assert {"<lora:clay:0.25:-1>", "<lora:ink:0.5>"} <= set(text.split("\n")[0].split())
+    found = foreign.a1111(text)
+    assert found is not None
+    assert metadata.to_request(found).loras == request.loras
 
 
 def test_the_record_says_what_made_the_picture():

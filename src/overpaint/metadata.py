@@ -11,7 +11,8 @@ holds 64 KB of EXIF; longer settings are refused before any work is done.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -64,12 +65,55 @@ class Checkpoint(_Named, Protocol):
         ...
 
 
+class Part(_Named, Protocol):
+    """A control net or an embedding, as a record names it."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        ...
+
+
+class LoraPart(Part, Protocol):
+    """A LoRA, as a record names it."""
+
+    @property
+    def tensors_sha256(self) -> str:
+        """Of the file without its header: what A1111 and Civitai know it by."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Longest:
+    """A file whose hashes are not known yet."""
+
+    name: str
+    sha256: str = "?" * 64
+    tensors_sha256: str = "?" * 64
+
+
+@dataclass(frozen=True)
+class Used:
+    """The files that a request uses beside its models.
+
+    Attributes:
+        loras: its LoRAs.
+        nets: of its controls that act.
+        embeddings: in its prompts.
+    """
+
+    loras: Sequence[LoraPart] = ()
+    nets: Sequence[Part] = ()
+    embeddings: Sequence[Part] = ()
+
+
 def record(
     request: Request,
     index: int,
     size: tuple[int, int],
     model: Checkpoint,
     refiner: Checkpoint | None = None,
+    used: Used | None = None,
 ) -> dict[str, Any]:
     """Everything that made picture `index` of a request, ready for JSON.
 
@@ -79,10 +123,10 @@ def record(
         size: (width, height) of the result.
         model: that made it.
         refiner: of its second stage.
+        used: files beside these, of which names and hashes are kept.
     """
-    return _record(
-        request, index, size, _described(model), None if refiner is None else _described(refiner)
-    )
+    second = None if refiner is None else _described(refiner)
+    return _record(request, index, size, _described(model), second, used or Used())
 
 
 def _described(model: Checkpoint) -> dict[str, str]:
@@ -101,6 +145,7 @@ def _record(
     size: tuple[int, int],
     model: dict[str, str],
     refiner: dict[str, str] | None,
+    used: Used,
 ) -> dict[str, Any]:
     return {
         "version": _version("overpaint"),
@@ -116,6 +161,11 @@ def _record(
             {name: p.sha256 for name in _OF_CONTROLS if (p := getattr(control, name))}
             for control in request.controls
         ],
+        "loras_sha256": {
+            lora.name: {"file": lora.sha256, "tensors": lora.tensors_sha256} for lora in used.loras
+        },
+        "nets_sha256": {net.name: net.sha256 for net in used.nets},
+        "embeddings_sha256": {e.name: e.sha256 for e in used.embeddings},
         "versions": {library: _version(library) for library in _LIBRARIES},
     }
 
@@ -137,12 +187,22 @@ def parameters(record: Mapping[str, Any]) -> str:
         pairs["Denoising strength"] = _number(request["strength"])
     if request["clip_skip"]:
         pairs["Clip skip"] = request["clip_skip"] + 2
+    loras = {name: own["tensors"] for name, own in record["loras_sha256"].items()}
+    for key, files in {"Lora hashes": loras, "TI hashes": record["embeddings_sha256"]}.items():
+        if files:
+            pairs[key] = ", ".join(f"{name}: {digest[:12]}" for name, digest in files.items())
     pairs["Version"] = f"overpaint {record['version']}"
-    lines = [request["prompt"]]
+    lines = [" ".join([request["prompt"], *map(_tag, request["loras"])])]
     if request["negative_prompt"]:
         lines.append(f"Negative prompt: {request['negative_prompt']}")
     lines.append(", ".join(f"{key}: {_quote(str(value))}" for key, value in pairs.items()))
     return "\n".join(lines).strip()
+
+
+def _tag(lora: Mapping[str, Any]) -> str:
+    """A LoRA as it is written in A1111's prompts."""
+    scales = [lora["scale"]] if lora["text_scale"] is None else [lora["text_scale"], lora["scale"]]
+    return f"<lora:{':'.join([lora['name'], *map(_number, scales)])}>"
 
 
 def _model_name(path: Path) -> str:
@@ -160,7 +220,15 @@ def check_output(path: Path, request: Request) -> None:
     """
     images.check_writable(path)
     longest = {"name": "?" * 512, "sha256": "?" * 64, "family": "?" * 64, "dtype": "?" * 64}
-    _options(path, _record(request, 0, (8192, 8192), longest, longest if request.refiner else None))
+    second = longest if request.refiner else None
+    texts = (request.prompt, request.prompt_2, request.negative_prompt, request.negative_prompt_2)
+    words = sum((text or "").count("<embedding:") for text in texts)
+    used = Used(
+        [_Longest(lora.name) for lora in request.loras],
+        [_Longest(control.net or f"{i:?>64}") for i, control in enumerate(request.controls)],
+        [_Longest(f"{i:?>100}") for i in range(words)],
+    )
+    _options(path, _record(request, 0, (8192, 8192), longest, second, used))
 
 
 def write(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
@@ -248,6 +316,9 @@ class _Record(BaseModel):
     input_sha256: str | None
     mask_sha256: str | None = None
     controls_sha256: list[dict[str, str]] = []
+    loras_sha256: dict[str, dict[str, str]] = {}
+    nets_sha256: dict[str, str] = {}
+    embeddings_sha256: dict[str, str] = {}
     versions: dict[str, str]
 
 

@@ -20,7 +20,7 @@ from overpaint.diffusion.plan import Plan, plan
 from overpaint.diffusion.prompt import embeddings_in
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice, Preview, Step
-from overpaint.models import catalogue
+from overpaint.models import catalogue, distilled
 from overpaint.models.adapters import Adapter, Adapters
 from overpaint.models.checkpoint import load_model, load_preview_decoder
 from overpaint.models.control import ControlNet, load_net
@@ -140,6 +140,9 @@ class Painter:
         refiner = self.refiner(request.refiner) if request.refiner else None
         adapters = self.adapters(request)
         yield from (Notice(said) for said in _unused(adapters))
+        request, said = distilled.settled(request, adapters)
+        if said:
+            yield Notice(said)
         nets, embeddings = self.nets(request), self.embeddings(request)
         estimators = self.estimators(request)
         yield from (Notice(said) for e in estimators if e and (said := e.notice))
@@ -170,8 +173,13 @@ class Painter:
                 pictures.append(planned.canvas.compose(image))
             finished_steps += sum(p.steps for p in group)
         seeds = tuple(request.seed + i for i in range(request.num_images))
+        used = metadata.Used(
+            loras=[adapter.lora for adapter in adapters],
+            nets=[net for net in nets if net],
+            embeddings=embeddings,
+        )
         records = tuple(
-            metadata.record(request, i, image.size, self.model, refiner)
+            metadata.record(request, i, image.size, self.model, refiner, used)
             for i, image in enumerate(pictures)
         )
         yield Finished(tuple(pictures), seeds, records)
@@ -205,7 +213,7 @@ class Painter:
             if name not in self._nets:
                 mine = name in {entry.name for entry in self.store.entries()}
                 path = self.store.find(name, "control").path if mine else name
-                self._nets[name] = load_net(path, self.model)
+                self._nets[name] = replace(load_net(path, self.model), name=name)
             found.append(self._nets[name])
         return tuple(found)
 

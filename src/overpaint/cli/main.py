@@ -111,14 +111,27 @@ def _provenance(record: Mapping[str, Any]) -> dict[str, Any]:
     """What our record holds besides the request, as `info` names it."""
     width, height = record["size"]
     swept = {"sweep of": ", ".join(record["sweep"])} if "sweep" in record else {}
-    return swept | {
-        "result": f"{width}x{height}",
-        "weights": record["model"]["sha256"],
-        "computed": " on ".join(str(record["model"].get(key, "?")) for key in ("dtype", "device")),
-        "input": record["input_sha256"] or "none",
-        "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
-        "written by": f"overpaint {record['version']}",
+    files = {
+        f"{kind} {name}": digest["file"] if isinstance(digest, dict) else digest
+        for kind, key in (("LoRA", "loras"), ("net", "nets"), ("embedding", "embeddings"))
+        for name, digest in record.get(f"{key}_sha256", {}).items()
     }
+    return (
+        swept
+        | files
+        | {
+            "result": f"{width}x{height}",
+            "weights": record["model"]["sha256"],
+            "computed": " on ".join(
+                str(record["model"].get(key, "?")) for key in ("dtype", "device")
+            ),
+            "input": record["input_sha256"] or "none",
+            "versions": ", ".join(
+                f"{name} {number}" for name, number in record["versions"].items()
+            ),
+            "written by": f"overpaint {record['version']}",
+        }
+    )
 
 
 @app.command()

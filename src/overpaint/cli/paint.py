@@ -107,10 +107,14 @@ def sweep(
     found = _found(terminal, common.like, source)
     first = _request(found, source, prompt, settings)
     strengths = numbers("strength", strength)
-    scales = numbers("guidance_scale", guidance) if guidance else (first.guidance_scale,)
+    rows = (
+        [{"guidance_scale": g} for g in numbers("guidance_scale", guidance)] if guidance else [{}]
+    )
+    # What is not given stays open: a LoRA may have settings of its own for it.
+    asked = {name: getattr(first, name) for name in (*first.model_fields_set, "seed")}
     cells = [
-        Request.model_validate({**dict(first), "strength": column, "guidance_scale": row})
-        for row in scales
+        Request.model_validate({**asked, **row, "strength": column})
+        for row in rows
         for column in strengths
     ]
     [path] = _outputs(common.output, f"{picture.stem}-sweep", 1)
@@ -118,8 +122,9 @@ def sweep(
         raise OutputError(f"{path}: a sweep may outgrow WebP's 16,383 pixels; use .png or .jpg")
     metadata.check_output(path, first)
     results, seconds = _run(terminal, cells, found, common)
-    sheet = images.sweep_grid([result.images[0] for result in results], strengths, scales)
     records = [result.metadata[0] for result in results]
+    scales = tuple(r["request"]["guidance_scale"] for r in records[:: len(strengths)])
+    sheet = images.sweep_grid([result.images[0] for result in results], strengths, scales)
     swept = {"strength": strengths, "guidance_scale": scales}
     metadata.write(sheet, path, {**records[0], "sweep": swept})
     _report(terminal, [path], [first.seed], sheet.size, seconds, records, common.as_json)
@@ -192,6 +197,13 @@ def _run(
                     case _:
                         pass
     seconds = perf_counter() - start
+    for what, files in {"LoRA": "loras", "control net": "nets", "embedding": "embeddings"}.items():
+        before = ours.get(f"{files}_sha256", {}) if ours else {}
+        for name, digest in results[0].metadata[0][f"{files}_sha256"].items():
+            if name in before and before[name] != digest:
+                terminal.note(
+                    f"the {what} {name} is not the file that made the picture; pixels may differ."
+                )
     return results, seconds
 
 

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 REMEMBER_FROM = 256 * 1024**2
@@ -23,6 +23,21 @@ def sha256_of(paths: Sequence[Path], memory: Path | None = None) -> str:
     return (
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     )
+
+
+def tensors_sha256(path: Path, metadata: Mapping[str, str]) -> str:
+    """The digest of a safetensors file without its header, by which A1111 and Civitai know LoRAs.
+
+    kohya's scripts leave it in the metadata, as `sshs_model_hash`.
+    """
+    if known := metadata.get("sshs_model_hash"):
+        return known
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def _digest(path: Path, memory: Path | None) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from overpaint.errors import CheckpointError
 from overpaint.models.family import OTHERS
-from overpaint.models.hashes import sha256_of
+from overpaint.models.hashes import sha256_of, tensors_sha256
 from overpaint.models.layout import original_name
 from overpaint.models.weights import WeightsFile, open_weights, some
 from overpaint.nn.lowrank import Change, Decomposed, Hadamard, Kronecker, LowRank, Whole
@@ -64,6 +64,7 @@ class Lora:
     Attributes:
         name: as the user gave it.
         sha256: of the file.
+        tensors_sha256: of it without its header, by which other programs know it.
         changes: part of the model ("unet", "text_encoder", "text_encoder_2") to module name to
             the change of that module's weight.
         metadata: the file's own.
@@ -72,6 +73,7 @@ class Lora:
 
     name: str
     sha256: str
+    tensors_sha256: str
     changes: Mapping[str, Mapping[str, Change]]
     metadata: Mapping[str, str]
     unused: tuple[str, ...] = ()
@@ -109,8 +111,8 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
         change = _change(stem, leaves, alphas)
         _check(stem, change, shape, file)
         changes[part][module] = change
-    metadata = dict(file.metadata)
-    return Lora(str(name), sha256_of((file.path,)), dict(changes), metadata, unused)
+    whole, inner = sha256_of((file.path,)), tensors_sha256(file.path, file.metadata)
+    return Lora(str(name), whole, inner, dict(changes), dict(file.metadata), unused)
 
 
 def _grouped(file: WeightsFile) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
