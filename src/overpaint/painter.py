@@ -7,7 +7,7 @@ result.images[0].save("out.png")
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,8 +191,9 @@ class Painter:
             ModelNotFoundError, CheckpointError, DeviceError: as `load`.
         """
         if name not in self._refiners:
-            self._refiners[name] = load_model(
+            self._refiners[name] = _loaded(
                 name,
+                self.store,
                 device=str(self.model.device),
                 dtype=str(self.model.dtype).removeprefix("torch."),
             )
@@ -312,22 +313,32 @@ def load(
     """Load a model and make a painter of it.
 
     Args:
-        model: "miniature", "sdxl", a hub id, a diffusers folder or a `.safetensors` file.
+        model: "miniature", "sdxl", the name of a checkpoint that was added, a hub id, a diffusers
+            folder or a `.safetensors` file.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "bf16", "fp16", "fp32".
         preview_decoder: the folder of a small decoder (AutoencoderTiny, such as TAESDXL) to make
             previews with, instead of the linear map.
-        home: where `overpaint models add` has put LoRAs and control nets; by default
-            `~/.overpaint`.
+        home: where `overpaint models add` has put checkpoints, LoRAs, control nets and embeddings;
+            by default `~/.overpaint`.
 
     Raises:
         ModelNotFoundError: no such model, and what was tried.
         CheckpointError: it is not an SDXL checkpoint, or a damaged one.
         DeviceError: the device is not there.
     """
-    loaded = load_model(model, device=device, dtype=dtype)
+    store = Store(home)
+    loaded = _loaded(model, store, device=device, dtype=dtype)
     if preview_decoder is not None:
         loaded.preview_decoder = load_preview_decoder(
             preview_decoder, device=loaded.device, dtype=loaded.dtype
         )
-    return Painter(loaded, Store(home))
+    return Painter(loaded, store)
+
+
+def _loaded(name: str | PathLike[str], store: Store, *, device: str, dtype: str) -> "Model":
+    """A model by its name, of the store's checkpoints or as `load_model` knows them."""
+    path = store.checkpoint(name) if isinstance(name, str) else None
+    model = load_model(path or name, device=device, dtype=dtype)
+    model.name = fspath(name)
+    return model

@@ -8,8 +8,17 @@ import torch
 from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.models import single_file
 from overpaint.models.store import Store, describe
 from overpaint.models.weights import open_weights
+from overpaint.painter import load
+from tests.models.original import (
+    build,
+    original_layout,
+    tiny_configs,
+    write_bpe,
+    write_safetensors,
+)
 from tests.tiny_control import tiny_net, write
 
 KEY = "lora_unet_mid_block_attentions_0_proj_in"
@@ -129,3 +138,40 @@ def test_what_ships_is_found_and_stays(
     with pytest.raises(CheckpointError, match=r"'miniature-ink' is ink.safetensors already"):
         store.add(other, "miniature-ink")
     assert path.is_file()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SDXL in its original layout."""
+    torch.manual_seed(0)
+    configs = tiny_configs()
+    tensors = original_layout(configs, build(configs))
+    path = tmp_path_factory.mktemp("checkpoint") / "my.safetensors"
+    return write_safetensors(path, tensors, torch.float32)
+
+
+def test_a_checkpoint_is_loaded_by_its_name(
+    store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = store.add(checkpoint, "mine")
+    assert entry.kind == "checkpoint"
+    write_bpe(store.folder)  # stands for the vocabulary that a package carries
+    monkeypatch.setattr(single_file, "shipped_configs", lambda _: tiny_configs())
+    monkeypatch.setitem(single_file.SHIPPED, (16, 4), "sdxl")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()  # a folder of the same name is not looked at
+    painter = load("mine", device="cpu", dtype="fp32", home=store.folder.parent)
+    assert (painter.model.name, painter.model.sha256) == ("mine", entry.sha256)
+    assert painter.refiner("mine").sha256 == entry.sha256
+    with pytest.raises(ModelNotFoundError, match="unknown model 'yours'"):
+        load("yours", home=store.folder.parent)
+
+
+def test_names_of_checkpoints(store: Store, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="'sdxl' is the name of another model"):
+        store.add(checkpoint, "sdxl")
+    store.add(lora(tmp_path / "ink.safetensors"))
+    store.add(checkpoint)
+    assert store.checkpoint("my") == store.find("my").path
+    for name in ("ink", "none", "../models/my", str(store.find("my").path)):
+        assert store.checkpoint(name) is None

@@ -206,7 +206,7 @@ def models_add(
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Of its weights.")] = None,
 ) -> None:
-    """Add a LoRA, a control net or an embedding: it is copied, and found by its name."""
+    """Add a checkpoint, LoRA, control net or embedding: it is copied, and found by its name."""
     from overpaint.models.store import Store
 
     _show(Store(home()).add(file, name, licence).model_dump())

@@ -1,4 +1,4 @@
-"""The user's own LoRAs, control nets and embeddings: files by content, found by name.
+"""The user's own checkpoints, LoRAs, nets and embeddings: files by content, found by name.
 
     HOME/models/<sha256>.safetensors    the bytes, once
     HOME/models/<name>.json             what they are; written last, so that it never lies
@@ -20,7 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, OutputError, near
-from overpaint.models.catalogue import packaged
+from overpaint.models.catalogue import ALIASES, PACKAGED, packaged
 from overpaint.models.family import FAMILIES
 from overpaint.models.hashes import sha256_of
 from overpaint.models.weights import WeightsFile, open_weights
@@ -95,6 +95,8 @@ class Store:
         name = source.stem if name is None else name
         weights = open_weights(source)
         entry = describe(weights, checked(name), licence)
+        if entry.kind == "checkpoint" and name in (*PACKAGED, *ALIASES):
+            raise CheckpointError(f"{name!r} is the name of another model; give one with --name")
         if (taken := self._read(name)) and taken.sha256 != entry.sha256:
             raise CheckpointError(
                 f"{name!r} is {taken.file} already; remove it first, or give another name"
@@ -125,6 +127,11 @@ class Store:
             )
             raise ModelNotFoundError(f"unknown {what} {name!r}.{aside or suggestion}")
         return entry
+
+    def checkpoint(self, name: str) -> Path | None:
+        """The file of a checkpoint that was added; None where none has this name."""
+        found = self._read(name) if NAME.fullmatch(name) else None
+        return found.path if found and found.kind == "checkpoint" else None
 
     def remove(self, name: str) -> Entry:
         """Forget a name, and the file when no other name leads to it.
