@@ -14,6 +14,8 @@ from benchmarks.harness import say
 BENCHMARKS = {
     "startup": ("benchmarks.startup", "measure", "start time"),
     "miniature": ("benchmarks.painting", "miniature", "the miniature, fp32, guided"),
+    "control": ("benchmarks.control", "measure", "a ControlNet that stops half-way"),
+    "loras": ("benchmarks.loras", "measure", "switching among eight LoRAs"),
     "loading": ("benchmarks.loading", "measure", "peak host memory of loading"),
     "full-size": ("benchmarks.painting", "full_size", "random SDXL, bf16, guided"),
 }

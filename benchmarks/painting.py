@@ -137,30 +137,39 @@ def full_size(*, quick: bool) -> dict[str, Any]:
 
 def compare(painter: Painter, pipeline: Any, jobs: list[Job]) -> dict[str, Any]:
     """Run every job by both; says and returns seconds and ratios."""
-    result: dict[str, Any] = {}
-    mine, theirs = Meter(painter.model.unet), Meter(pipeline.unet)
-    for job in jobs:
-        whole = interleave(
-            {
-                "ours": mine.metered(ours(painter, job)),
-                "diffusers": theirs.metered(diffusers(pipeline, job)),
-            },
-            job.rounds,
+    meters = Meter(painter.model.unet), Meter(pipeline.unet)
+    return {
+        job.name: race(
+            job.name, ours(painter, job), diffusers(pipeline, job), meters, rounds=job.rounds
         )
-        if mine.calls != theirs.calls:
-            raise RuntimeError(f"{job.name}: unlike network calls: {mine.calls}, {theirs.calls}")
-        after_warm_up = {"ours": mine.seconds[1:], "diffusers": theirs.seconds[1:]}
-        network = Timings(after_warm_up)
-        result[job.name] = {
-            "ratio": round(whole.ratio("ours", "diffusers"), 3),
-            "network_ratio": round(network.ratio("ours", "diffusers"), 3),
-            "ours_seconds": round(whole.median("ours"), 3),
-            "diffusers_seconds": round(whole.median("diffusers"), 3),
-            "network_calls": mine.calls[0],
-        }
-        say(f"  {job.name}: " + ", ".join(f"{k} {v}" for k, v in result[job.name].items()))
-        mine.clear()
-        theirs.clear()
+        for job in jobs
+    }
+
+
+def race(
+    name: str,
+    run: Callable[[], object],
+    theirs: Callable[[], object],
+    meters: tuple[Meter, Meter],
+    *,
+    rounds: int,
+) -> dict[str, Any]:
+    """Time our run and diffusers' in turn, which are to call their networks equally often."""
+    mine, other = meters
+    for meter in meters:
+        meter.clear()
+    whole = interleave({"ours": mine.metered(run), "diffusers": other.metered(theirs)}, rounds)
+    if mine.calls != other.calls:
+        raise RuntimeError(f"{name}: unlike network calls: {mine.calls}, {other.calls}")
+    network = Timings({"ours": mine.seconds[1:], "diffusers": other.seconds[1:]})  # after warm-up
+    result = {
+        "ratio": round(whole.ratio("ours", "diffusers"), 3),
+        "network_ratio": round(network.ratio("ours", "diffusers"), 3),
+        "ours_seconds": round(whole.median("ours"), 3),
+        "diffusers_seconds": round(whole.median("diffusers"), 3),
+        "network_calls": mine.calls[0],
+    }
+    say(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in result.items()))
     return result
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models import single_file
+from overpaint.models.family import Configs
 from overpaint.models.store import Store, describe
 from overpaint.models.weights import open_weights
 from overpaint.painter import load
@@ -156,7 +157,12 @@ def test_a_checkpoint_is_loaded_by_its_name(
     entry = store.add(checkpoint, "mine")
     assert entry.kind == "checkpoint"
     write_bpe(store.folder)  # stands for the vocabulary that a package carries
-    monkeypatch.setattr(single_file, "shipped_configs", lambda _: tiny_configs())
+
+    def tiny(name: str) -> Configs:
+        assert name == "sdxl"
+        return tiny_configs()
+
+    monkeypatch.setattr(single_file, "shipped_configs", tiny)
     monkeypatch.setitem(single_file.SHIPPED, (16, 4), "sdxl")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()  # a folder of the same name is not looked at

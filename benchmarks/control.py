@@ -1,0 +1,124 @@
+"""A picture that a ControlNet steers for the first half of the way, beside diffusers.
+
+The same random net on the same weights; text to image over evenly spaced timesteps, since diffusers
+counts in steps and we in noise levels, which is the same there. diffusers calls the net at every
+step, also behind its end; Overpaint where it acts, and looks at the hint once.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.pipelines.controlnet.pipeline_controlnet_sd_xl import (
+    StableDiffusionXLControlNetPipeline,
+)
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from safetensors.torch import save_file
+from torch import nn
+
+from benchmarks import peer
+from benchmarks.harness import say
+from benchmarks.loading import shallow, write
+from benchmarks.painting import GUIDANCE, PROMPT, Meter, race, sketch
+from overpaint import images
+from overpaint.models import catalogue
+from overpaint.painter import Painter, load
+from overpaint.request import Control, Request
+
+END, SCALE = 0.5, 0.8
+
+
+def measure(*, quick: bool) -> dict[str, Any]:
+    """The miniature in fp32; not quick: also SDXL's widths in bf16, with random weights."""
+    painter = load(catalogue.MINIATURE, device="cpu", dtype="fp32")
+    pipeline = peer.load_pipeline(catalogue.resolve(catalogue.MINIATURE), torch.float32)
+    result = {"miniature": compare(painter, pipeline, 128, steps=30, rounds=3 if quick else 9)}
+    if quick:
+        return result
+    with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
+        folder, _ = write(Path(temporary), shallow(), torch.bfloat16)
+        painter = load(str(folder), device="cpu", dtype="bf16")
+        pipeline = peer.load_pipeline(folder, torch.bfloat16)
+    return result | {"shallow SDXL": compare(painter, pipeline, 512, steps=8, rounds=3)}
+
+
+def compare(
+    painter: Painter, pipeline: Any, side: int, *, steps: int, rounds: int
+) -> dict[str, Any]:
+    """Time both; says and returns seconds and ratios, and how often each called its net."""
+    net = random_net(pipeline.unet)
+    with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
+        path = Path(temporary) / "net.safetensors"
+        save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path)
+        asked = Request(
+            prompt=PROMPT,
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            sampler="euler",
+            schedule="trailing",
+            seed=0,
+            width=side,
+            height=side,
+            controls=(
+                Control(
+                    kind="canny",
+                    net=str(path),
+                    hint=images.picture(sketch(side)),
+                    scale=SCALE,
+                    end=END,
+                ),
+            ),
+        )
+        [loaded] = painter.nets(asked)
+    assert loaded is not None
+
+    def ours() -> object:
+        painter.model.kept.clear()
+        return painter.run(asked)
+
+    calls = Meter(loaded.module), Meter(net)
+    meters = Meter(painter.model.unet), Meter(pipeline.unet)
+    run = calls[0].metered(ours), calls[1].metered(diffusers(pipeline, net, asked))
+    name = f"a ControlNet until {END}, {side}², {steps} steps"
+    result = race(name, *run, meters, rounds=rounds)
+    mine, theirs = (meter.calls[-1] for meter in calls)
+    say(f"  of the net: {mine} calls, diffusers' {theirs}")
+    return result | {"net_calls": mine, "diffusers_net_calls": theirs}
+
+
+def random_net(unet: Any) -> Any:
+    """A net of the UNet's own shape, its zero convolutions not zero."""
+    torch.manual_seed(0)
+    net: Any = ControlNetModel.from_unet(unet)
+    for name, parameter in net.named_parameters():
+        if name.startswith("controlnet_") and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return net.to(unet.dtype).eval().requires_grad_(False)
+
+
+def diffusers(pipeline: Any, net: Any, asked: Request) -> Callable[[], object]:
+    parts = {name: part for name, part in pipeline.components.items() if part is not None}
+    parts["scheduler"] = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="trailing",
+    )
+    made: Any = StableDiffusionXLControlNetPipeline(
+        **parts, controlnet=net, force_zeros_for_empty_prompt=False, add_watermarker=False
+    )
+    made.set_progress_bar_config(disable=True)
+    fields: dict[str, Any] = {
+        "prompt": asked.prompt,
+        "image": sketch(asked.width or 0),
+        "num_inference_steps": asked.num_inference_steps,
+        "guidance_scale": asked.guidance_scale,
+        "controlnet_conditioning_scale": SCALE,
+        "control_guidance_end": END,
+        "width": asked.width,
+        "height": asked.height,
+    }
+    return lambda: made(**fields, generator=torch.Generator().manual_seed(0))
