@@ -72,7 +72,7 @@ def compare(
                 ),
             ),
         )
-        [loaded] = painter.nets(asked)
+        [loaded] = painter.shelf.take(asked).nets
     assert loaded is not None
 
     def ours() -> object:

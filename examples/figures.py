@@ -6,7 +6,12 @@ from typing import Any
 from PIL import Image
 
 import overpaint
+from miniature.rendering import depth, labels, render
+from miniature.scenes import Item, Scene
 from overpaint import images
+from overpaint.hints import make
+from overpaint.hints.drawing import segmentation
+from overpaint.request import Control, Lora
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "docs" / "images"
@@ -109,6 +114,78 @@ def stages(painter: overpaint.Painter) -> None:
     images.grid([row], list(cases), [""]).save(FIGURES / "stages.png", optimize=True)
 
 
+DRAWN = Scene(
+    "flat illustration",
+    "sky",
+    (Item("house", "red", 42, 82, 34), Item("star", "yellow", 94, 36, 26)),
+    None,
+    128,
+    128,
+    7,
+)
+STEERED = (
+    "a watercolor painting of a green house and a purple star on a yellow background",
+    "a neon sign of a cyan house and an orange star on a purple background",
+)
+
+
+def hints(painter: overpaint.Painter) -> None:
+    """A drawing, hints of it, and what two prompts become with each of them."""
+    drawing = images.picture(Image.fromarray(render(DRAWN)))
+    near = images.picture(Image.fromarray(depth(DRAWN)).convert("RGB"))
+    places = images.picture(segmentation(labels(DRAWN)))
+    union, edges = "miniature-union", "miniature-canny"
+    cases: dict[str, tuple[Control, ...]] = {
+        "no hint": (),
+        "canny": (Control(kind="canny", image=drawing),),
+        "soft edges": (Control(kind="softedge", image=drawing),),
+        "lines": (Control(kind="lineart", image=drawing, net=edges),),
+        "depth": (Control(kind="depth", hint=near),),
+        "segmentation": (Control(kind="segmentation", hint=places),),
+        "depth and canny": (
+            Control(kind="depth", hint=near, net=union, scale=0.6),
+            Control(kind="canny", image=drawing, net=union, scale=0.6),
+        ),
+    }
+    rows = [[Image.fromarray(render(DRAWN)), *(_hint(c[0]) for c in cases.values() if c)]]
+    for prompt in STEERED:
+        rows.append([painter.create(prompt, seed=7, controls=c).images[0] for c in cases.values()])
+    shown_rows = [[shown(picture, Image.Resampling.BICUBIC) for picture in row] for row in rows]
+    names = ["hint", *(prompt.split(" of ")[0] for prompt in STEERED)]
+    images.grid(shown_rows, list(cases), names).save(FIGURES / "hints.png", optimize=True)
+
+
+def _hint(control: Control) -> Image.Image:
+    given = control.hint or control.image
+    if given is None:
+        raise ValueError("every control here has its picture")
+    picture = images.decode(given)
+    return picture if control.hint else make(control.kind, picture)
+
+
+def loras(painter: overpaint.Painter) -> None:
+    """A style, an object that the base has never seen, and both at once."""
+    prompt = "of a yellow bird above a red house in the sky"
+    cases: dict[str, tuple[str, dict[str, float]]] = {
+        "none": ("a comic", {}),
+        "bird": ("a flat illustration", {"bird": 1.0}),
+        "comic": ("a comic", {"comic": 1.0}),
+        "comic at 0.5": ("a comic", {"comic": 0.5, "bird": 1.0}),
+        "comic and bird": ("a comic", {"comic": 1.0, "bird": 1.0}),
+        "sticker and bird": ("a sticker", {"sticker": 1.0, "bird": 1.0}),
+    }
+    row = [
+        painter.create(
+            f"{style} {prompt}",
+            seed=7,
+            loras=tuple(Lora(name=f"miniature-{n}", scale=s) for n, s in asked.items()),
+        ).images[0]
+        for style, asked in cases.values()
+    ]
+    shown_row = [shown(picture, Image.Resampling.BICUBIC) for picture in row]
+    images.grid([shown_row], list(cases), [""]).save(FIGURES / "loras.png", optimize=True)
+
+
 if __name__ == "__main__":
     FIGURES.mkdir(exist_ok=True)
     loaded = overpaint.load("miniature")
@@ -116,3 +193,5 @@ if __name__ == "__main__":
     strength_sweep(loaded)
     masks(loaded)
     stages(loaded)
+    hints(loaded)
+    loras(loaded)

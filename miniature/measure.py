@@ -18,11 +18,8 @@ from PIL import Image
 from overpaint import images as pictures_of
 from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import plan
-from overpaint.diffusion.steering import Nets
-from overpaint.models.adapters import Adapters
+from overpaint.diffusion.plan import NOTHING, Extras, plan
 from overpaint.models.checkpoint import load_model
-from overpaint.models.embedding import Embedding
 from overpaint.models.model import Model
 from overpaint.request import Picture, Request
 
@@ -84,20 +81,17 @@ def paint(
     model: Model,
     requests: Sequence[Request],
     name: str,
-    refiner: Model | None = None,
-    nets: Nets = (),
-    adapters: Adapters = (),
-    embeddings: tuple[Embedding, ...] = (),
+    extras: Extras = NOTHING,
 ) -> NDArray[np.uint8]:
     """Paint many requests of one size together, at the same stage; (n, height, width, 3).
 
-    `nets` are those of every request's controls, `adapters` its LoRAs, `embeddings` its words.
+    `extras` are those of every request.
     """
     painted: list[NDArray[np.uint8]] = []
     starts = range(0, len(requests), GROUP)
     for n, _ in progress(name, 0, len(starts), every=2):
         group = requests[starts[n] : starts[n] + GROUP]
-        planned = [plan(r, model, refiner, nets, adapters, embeddings) for r in group]
+        planned = [plan(r, model, extras) for r in group]
         trajectories = [Trajectory(p.plans[0]) for p in planned]
         while live := [t for t in trajectories if not t.done]:
             for together in alike(live):

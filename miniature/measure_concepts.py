@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from overpaint.models.adapters import Adapter, Adapters
+from overpaint.diffusion.plan import NOTHING, Extras
+from overpaint.models.adapters import Adapter
 from overpaint.models.checkpoint import load_model
-from overpaint.models.embedding import Embedding, load_embedding
+from overpaint.models.embedding import load_embedding
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.request import Request
@@ -68,11 +69,10 @@ class Card:
         requests: Sequence[Request],
         right: Right,
         wanted: float | None,
-        adapters: Adapters = (),
-        embeddings: tuple[Embedding, ...] = (),
+        extras: Extras = NOTHING,
     ) -> Pixels:
         """Paint, and count the pictures that are right."""
-        painted = paint(self.model, requests, name, adapters=adapters, embeddings=embeddings)
+        painted = paint(self.model, requests, name, extras)
         share = float(right(self.reader.read(painted)).mean())
         self.figures.append(Figure(name, share, wanted, len(requests)))
         self.rows.append(painted[:SHOWN])
@@ -93,26 +93,28 @@ def report(model_name: str, folders: tuple[Path, Path], reader: Reader, out: Pat
             return styled(reading, style)
 
         without = card.add(f"{style}, without the LoRA", requests, is_styled, None)
-        card.add(f"{style}, at 1", requests, is_styled, LEARNT, (loras[style],))
+        card.add(f"{style}, at 1", requests, is_styled, LEARNT, Extras(adapters=(loras[style],)))
         off = Adapter(loras[style].lora, 0.0, 0.0)
-        same = paint(model, requests[:SHOWN], f"{style} at 0", adapters=(off,))
+        same = paint(model, requests[:SHOWN], f"{style} at 0", Extras(adapters=(off,)))
         identical = float((same == without[:SHOWN]).all((1, 2, 3)).mean())
         card.figures.append(Figure(f"{style}, at 0: identical", identical, 1.0, SHOWN))
     plain = _requests([birds(rng, ("flat illustration", "watercolor")) for _ in range(count)])
     card.add("bird, without the LoRA", plain, lambda r: shown(r, "bird"), None)
-    card.add("bird, at 1", plain, lambda r: shown(r, "bird"), LEARNT, (loras["bird"],))
+    card.add(
+        "bird, at 1", plain, lambda r: shown(r, "bird"), LEARNT, Extras(adapters=(loras["bird"],))
+    )
     for style in ("comic", "sticker"):
         requests = _requests([birds(rng, (style,)) for _ in range(count)])
 
         def has_both(reading: Reading, style: str = style) -> NDArray[np.bool_]:
             return styled(reading, style) & shown(reading, "bird")
 
-        both = (loras[style], loras["bird"])
+        both = Extras(adapters=(loras[style], loras["bird"]))
         card.add(f"{style} and bird at once", requests, has_both, TOGETHER, both)
     scenes = [draw(rng, "toy", held_out=True) for _ in range(count)]
     word = load_embedding(folders[1] / "toy.safetensors", "toy", model)
     card.add("toy, without the word", _requests(scenes, "object"), a_toy, None)
-    card.add("toy", _requests(scenes, "<embedding:toy>"), a_toy, LEARNT, (), (word,))
+    card.add("toy", _requests(scenes, "<embedding:toy>"), a_toy, LEARNT, Extras(embeddings=(word,)))
     grid(np.concatenate(card.rows), SHOWN).save(out / "concepts.png")
     print(*card.figures, sep="\n")
     print(json.dumps({f.name: round(f.value, 4) for f in card.figures}))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from overpaint import images
+from overpaint.diffusion.plan import Extras
 from overpaint.hints import drawing
 from overpaint.models.checkpoint import load_model
 from overpaint.models.control import ControlNet, load_net
@@ -103,7 +104,7 @@ def _paint(
         )
         for i, (scene, control) in enumerate(zip(prompted, controls, strict=True))
     ]
-    return paint(model, requests, name, nets=(net,) if net and scale else (None,))
+    return paint(model, requests, name, Extras(nets=(net if scale else None,)))
 
 
 def followed(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
+from overpaint.diffusion.plan import Extras
 from overpaint.diffusion.windows import starts
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
@@ -267,7 +268,7 @@ def refined(model: Model, refiner: Model, count: int) -> tuple[list[Figure], Pix
     for second in (None, refiner):
         more: dict[str, Any] = {"refiner": second.name} if second else {}
         requests = _requests(scenes, sources, **fields, **more)
-        painted.append(paint(model, requests, "refine" if second else "base alone", second))
+        painted.append(paint(model, requests, "refine" if second else "base alone", Extras(second)))
     true = _edges(sources)
     alone, together = (
         float(

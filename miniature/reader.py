@@ -35,7 +35,7 @@ from .scenes import (
 from .vae import to_tensor
 
 BATCH = 16
-WIDTHS = (24, 48, 96, 96)
+WIDTHS = (16, 48, 96, 160)
 TRIPS = 4  # one in so many pictures is sent through the autoencoder
 ALL_STYLES = STYLES + NOVEL_STYLES
 NOVEL_SHARE = 0.2  # of the scenes have an object that the base does not know
@@ -59,9 +59,10 @@ class Reading:
 
 
 class Reader(nn.Module):
-    """A U-Net of four levels, the first at half the size, with a linear head for each 2 × 2 pixels.
+    """A U-Net of four levels, the first at half the size.
 
-    And one for the whole.
+    The lowest level says which shape is about, the highest where exactly something is, and of which
+    colour; all of them together say of which style the whole is.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,8 @@ class Reader(nn.Module):
             _block(deep + flat, flat)
             for deep, flat in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
         )
-        self.head = nn.Conv2d(WIDTHS[0], 1 + len(OUTLINES) + len(COLOURS), 1)
+        self.kinds = nn.Conv2d(WIDTHS[-1], len(OUTLINES), 1)
+        self.head = nn.Conv2d(WIDTHS[0], 1 + len(COLOURS), 1)
         self.whole = nn.Linear(sum(WIDTHS) + WIDTHS[0], len(ALL_STYLES))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,8 +94,13 @@ class Reader(nn.Module):
         for block, skip in zip(self.up, kept[-2::-1], strict=True):
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
             x = block(torch.cat([x, skip], 1))
-        logits = functional.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")
-        shapes, colours = logits.split([1 + len(OUTLINES), len(COLOURS)], 1)
+        size = images.shape[2:]
+        kinds, fine = (
+            functional.interpolate(logits, size, mode="bilinear")
+            for logits in (self.kinds(kept[-1]), self.head(x))
+        )
+        nothing, colours = fine.split([1, len(COLOURS)], 1)
+        shapes = torch.cat([nothing, kinds], 1)
         styles = self.whole(torch.cat([level.mean((2, 3)) for level in (*kept, x)], 1))
         return shapes, colours, styles
 

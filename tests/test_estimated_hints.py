@@ -108,7 +108,8 @@ def test_a_network_sees_each_picture_once(
     assert sizes == [(128, 128)]
     assert np.array_equal(pixels(first), pixels(again))
     request = Request(image=images.picture(own), controls=controls)
-    assert painter.estimators(request) == painter.estimators(request)  # the same, loaded once
+    taken = painter.shelf.take(request).estimators
+    assert taken == painter.shelf.take(request).estimators  # the same, loaded once
 
 
 def test_by_default_it_is_the_one_of_the_kind(
@@ -125,7 +126,7 @@ def test_by_default_it_is_the_one_of_the_kind(
         Control(kind="depth", net=net, hint=shown),
         Control(kind="depth", net=net, scale=0),
     )
-    found = painter.estimators(Request(image=shown, controls=controls))
+    found = painter.shelf.take(Request(image=shown, controls=controls)).estimators
     assert [e and (e.name, e.sight) for e in found] == [
         ("depth-anything", "depth"),
         ("upernet", "classes"),

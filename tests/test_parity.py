@@ -37,7 +37,7 @@ from overpaint import images
 from overpaint.diffusion import prompt
 from overpaint.diffusion.constraint import Free
 from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import Plan, plan
+from overpaint.diffusion.plan import Extras, Plan, plan
 from overpaint.diffusion.schedule import sigmas
 from overpaint.diffusion.steering import Nets
 from overpaint.models.adapters import Adapters
@@ -118,7 +118,9 @@ def ours(
     """The request's pictures [n, h, w, 3] in 0..1, before they are rounded to 8 bits."""
     model = model or tiny_model()
     latent = torch.cat(
-        painted([change(own) for own in plan(request, model, refiner, nets, adapters).plans])
+        painted(
+            [change(own) for own in plan(request, model, Extras(refiner, nets, adapters)).plans]
+        )
     )
     pixels = model.vae.decode(latent / model.vae.config["scaling_factor"], return_dict=False)[0]
     return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).double().numpy()

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from overpaint import images
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.plan import Extras, plan
 from overpaint.models.control import ControlNet, load_net
 from overpaint.request import Control, Request
 from tests.test_parity import REPAINT, assert_close, certain, ours, request, sketch
@@ -71,7 +71,7 @@ def theirs(asked: Request, pipeline: Any, part: dict[str, Any], **call: Any) -> 
         "output_type": "np",
     }
     if asked.image is None:
-        own = plan(asked, tiny_model(), nets=[None] * len(asked.controls)).plans[0]
+        own = plan(asked, tiny_model(), Extras(nets=[None] * len(asked.controls))).plans[0]
         made.scheduler.set_timesteps(asked.num_inference_steps)
         noise = own.noise()() * math.sqrt(own.sigmas[0] ** 2 + 1)
         call["latents"] = noise / float(made.scheduler.init_noise_sigma)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from overpaint import images
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.plan import Extras, plan
 from overpaint.models.control import load_net
 from overpaint.request import Control, Request
 from tests.test_parity import REPAINT, painted, request, sketch
@@ -222,7 +222,7 @@ def ours(asked: Request, steers: Sequence[Steer], folder: Path) -> Tensor:
         for steer in steers
     ]
     each = [net for net, steer in zip(nets, steers, strict=True) for _ in steer.kinds]
-    return painted(plan(asked, model, tiny_refiner(), nets=each).plans)[0]
+    return painted(plan(asked, model, Extras(tiny_refiner(), each)).plans)[0]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -6,8 +6,8 @@ result.images[0].save("out.png")
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from os import PathLike, fspath
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +17,13 @@ from overpaint import images, metadata
 from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import Plan, plan
-from overpaint.diffusion.prompt import embeddings_in
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice, Preview, Step
-from overpaint.models import catalogue, distilled
-from overpaint.models.adapters import Adapter, Adapters
-from overpaint.models.checkpoint import load_model, load_preview_decoder
-from overpaint.models.control import ControlNet, load_net
-from overpaint.models.embedding import Embedding, load_embedding
-from overpaint.models.estimators import Estimator, load_estimator
-from overpaint.models.lora import Lora, load_lora
+from overpaint.models import distilled
+from overpaint.models.checkpoint import load_preview_decoder
 from overpaint.models.store import Store
-from overpaint.models.weights import some
-from overpaint.names import HINTS
 from overpaint.request import Picture, Request
+from overpaint.shelf import Shelf, load_added
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,17 +65,12 @@ class Painter:
 
     Attributes:
         model: the loaded checkpoint.
-        store: where the names of LoRAs and control nets lead.
+        shelf: what requests name beside it.
     """
 
     def __init__(self, model: "Model", store: Store | None = None):
         self.model = model
-        self.store = store or Store()
-        self._refiners: dict[str, Model] = {}
-        self._nets: dict[str, ControlNet] = {}
-        self._estimators: dict[tuple[str, str], Estimator] = {}
-        self._loras: dict[tuple[str, str, bool], Lora] = {}
-        self._embeddings: dict[tuple[str, str], Embedding] = {}
+        self.shelf = Shelf(model, store or Store())
 
     def edit(
         self, picture: "str | PathLike[str] | bytes | Image | Picture", prompt: str, **fields: Any
@@ -137,16 +125,12 @@ class Painter:
             ) from error
 
     def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
-        refiner = self.refiner(request.refiner) if request.refiner else None
-        adapters = self.adapters(request)
-        yield from (Notice(said) for said in _unused(adapters))
-        request, said = distilled.settled(request, adapters)
+        extras = self.shelf.take(request)
+        yield from map(Notice, extras.notices)
+        request, said = distilled.settled(request, extras.adapters)
         if said:
             yield Notice(said)
-        nets, embeddings = self.nets(request), self.embeddings(request)
-        estimators = self.estimators(request)
-        yield from (Notice(said) for e in estimators if e and (said := e.notice))
-        planned = plan(request, self.model, refiner, nets, adapters, embeddings, estimators)
+        planned = plan(request, self.model, extras)
         yield from map(Notice, planned.notices)
         pictures: list[Image] = []
         if not planned.plans and planned.canvas.original:
@@ -174,119 +158,21 @@ class Painter:
             finished_steps += sum(p.steps for p in group)
         seeds = tuple(request.seed + i for i in range(request.num_images))
         used = metadata.Used(
-            loras=[adapter.lora for adapter in adapters],
-            nets=[net for net in nets if net],
-            embeddings=embeddings,
+            loras=[adapter.lora for adapter in extras.adapters],
+            nets=[net for net in extras.nets if net],
+            embeddings=extras.embeddings,
         )
         records = tuple(
-            metadata.record(request, i, image.size, self.model, refiner, used)
+            metadata.record(request, i, image.size, self.model, extras.refiner, used)
             for i, image in enumerate(pictures)
         )
         yield Finished(tuple(pictures), seeds, records)
-
-    def refiner(self, name: str) -> "Model":
-        """The model of a second stage, loaded when it is first asked for, to stay.
-
-        Raises:
-            ModelNotFoundError, CheckpointError, DeviceError: as `load`.
-        """
-        if name not in self._refiners:
-            self._refiners[name] = _loaded(
-                name,
-                self.store,
-                device=str(self.model.device),
-                dtype=str(self.model.dtype).removeprefix("torch."),
-            )
-        return self._refiners[name]
-
-    def nets(self, request: Request) -> "tuple[ControlNet | None, ...]":
-        """The net of each of a request's controls that acts, loaded when first asked for, to stay.
-
-        Raises:
-            ModelNotFoundError, CheckpointError: as `models.control.load_net`.
-        """
-        found: list[ControlNet | None] = []
-        for control in request.controls:
-            if not control.acts:
-                found.append(None)
-                continue
-            name = control.net or catalogue.net_for(control.kind, self.model.family.name)
-            if name not in self._nets:
-                mine = name in {entry.name for entry in self.store.entries()}
-                path = self.store.find(name, "control").path if mine else name
-                self._nets[name] = replace(load_net(path, self.model), name=name)
-            found.append(self._nets[name])
-        return tuple(found)
-
-    def estimators(self, request: Request) -> "tuple[Estimator | None, ...]":
-        """What sees the hint of each of a request's controls that is made so, loaded to stay.
-
-        Raises:
-            ModelNotFoundError, CheckpointError: as `models.estimators.load_estimator`.
-        """
-        found: list[Estimator | None] = []
-        for control in request.controls:
-            name = control.estimator or catalogue.ESTIMATOR_FOR.get(control.kind)
-            sight = HINTS[control.kind].sight
-            if name is None or sight is None or control.hint or not control.acts:
-                found.append(None)
-                continue
-            key = (name, sight)
-            if key not in self._estimators:
-                device, dtype = self.model.device, self.model.dtype
-                self._estimators[key] = load_estimator(name, sight, device, dtype)
-            found.append(self._estimators[key])
-        return tuple(found)
-
-    def adapters(self, request: Request) -> Adapters:
-        """The request's LoRAs at their scales, read when first asked for, to stay.
-
-        Raises:
-            ModelNotFoundError: one is not in the catalogue.
-            CheckpointError: one is for another model, or damaged.
-        """
-        found: list[Adapter] = []
-        for asked in request.loras:
-            entry = self.store.find(asked.name, "lora")
-            key = (asked.name, entry.sha256, request.lora_lenient)
-            if key not in self._loras:
-                read = load_lora(entry.path, self.model, lenient=request.lora_lenient)
-                self._loras[key] = replace(read, name=asked.name)
-            text = asked.scale if asked.text_scale is None else asked.text_scale
-            blocks = tuple(sorted(asked.blocks.items()))
-            found.append(Adapter(self._loras[key], asked.scale, text, blocks))
-        return tuple(found)
-
-    def embeddings(self, request: Request) -> tuple[Embedding, ...]:
-        """The embeddings that the request's prompts name.
-
-        Raises:
-            ModelNotFoundError: one is not in the catalogue.
-            CheckpointError: one is for another model, or damaged.
-        """
-        texts = (request.prompt, request.prompt_2)
-        negative = (request.negative_prompt, request.negative_prompt_2)
-        found: list[Embedding] = []
-        for name in embeddings_in(*texts, *negative):
-            entry = self.store.find(name, "embedding")
-            key = (entry.sha256, name)
-            if key not in self._embeddings:
-                self._embeddings[key] = load_embedding(entry.path, name, self.model)
-            found.append(self._embeddings[key])
-        return tuple(found)
 
     def _previews(self, live: Sequence[Trajectory], first: int) -> Iterator[Preview]:
         for i, trajectory in enumerate(live):
             assert trajectory.denoised is not None
             if image := latents.preview(self.model, trajectory.denoised):
                 yield Preview(first + i, image)
-
-
-def _unused(adapters: Adapters) -> Iterator[str]:
-    """What is to be said of keys that belong nowhere."""
-    for adapter in adapters:
-        if unused := adapter.lora.unused:
-            yield f"{len(unused)} keys of {adapter.lora.name} are not used: {some(unused)}."
 
 
 def _groups(plans: Sequence[Plan]) -> Iterator[Sequence[Plan]]:
@@ -328,17 +214,9 @@ def load(
         DeviceError: the device is not there.
     """
     store = Store(home)
-    loaded = _loaded(model, store, device=device, dtype=dtype)
+    loaded = load_added(model, store, device=device, dtype=dtype)
     if preview_decoder is not None:
         loaded.preview_decoder = load_preview_decoder(
             preview_decoder, device=loaded.device, dtype=loaded.dtype
         )
     return Painter(loaded, store)
-
-
-def _loaded(name: str | PathLike[str], store: Store, *, device: str, dtype: str) -> "Model":
-    """A model by its name, of the store's checkpoints or as `load_model` knows them."""
-    path = store.checkpoint(name) if isinstance(name, str) else None
-    model = load_model(path or name, device=device, dtype=dtype)
-    model.name = fspath(name)
-    return model

@@ -39,20 +39,24 @@ class Checkpoint:
     dtype: str = "torch.bfloat16"
 
 
+@dataclass(frozen=True)
+class Taken:
+    refiner: Checkpoint | None
+
+
 @dataclass
 class FakePainter:
     model: Checkpoint
     requests: list[Request] = field(default_factory=list[Request])
     error: BaseException | None = None
 
-    def refiner(self, name: str) -> Checkpoint:
-        return Checkpoint(name, self.model.sha256)
+    @property
+    def shelf(self) -> "FakePainter":
+        return self
 
-    def nets(self, request: Request) -> tuple[None, ...]:
-        return (None,) * len(request.controls)
-
-    def estimators(self, request: Request) -> tuple[None, ...]:
-        return (None,) * len(request.controls)
+    def take(self, request: Request) -> Taken:
+        name = request.refiner
+        return Taken(Checkpoint(name, self.model.sha256) if name else None)
 
     def stream(self, request: Request) -> Iterator[Event]:
         self.requests.append(request)
@@ -66,7 +70,7 @@ class FakePainter:
         pictures = tuple(
             Image.new("RGB", size, ((request.seed + i) % 256, 128, 0)) for i in range(n)
         )
-        second = self.refiner(request.refiner) if request.refiner else None
+        second = self.take(request).refiner
         records = tuple(metadata.record(request, i, size, self.model, second) for i in range(n))
         yield Finished(pictures, tuple(request.seed + i for i in range(n)), records)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from overpaint.diffusion.plan import Plan, plan
+from overpaint.diffusion.plan import Extras, Plan, plan
 from overpaint.errors import CheckpointError
 from overpaint.models.adapters import Adapter
 from overpaint.models.control import load_net
@@ -67,7 +67,7 @@ def test_at_scale_0_a_picture_is_as_without(files: list[Path]) -> None:
     asked = request()
     plain = painted(plan(asked, tiny_model()).plans)[0]
     none = (adapter(model, files[0], scale=0.0), adapter(model, files[2], text_scale=0.0))
-    assert torch.equal(painted(plan(asked, model, adapters=none).plans)[0], plain)
+    assert torch.equal(painted(plan(asked, model, Extras(adapters=none)).plans)[0], plain)
 
 
 def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
@@ -75,7 +75,9 @@ def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
     a, b, text = (adapter(model, path) for path in files)
     sets = [(), (a,), (b,), (a, replace(b, scale=-0.5)), (text,), (a,)]
     asked = [request(seed=i, **(REPAINT if i % 2 else {})) for i in range(len(sets))]
-    plans = [plan(r, model, adapters=own).plans[0] for r, own in zip(asked, sets, strict=True)]
+    plans = [
+        plan(r, model, Extras(adapters=own)).plans[0] for r, own in zip(asked, sets, strict=True)
+    ]
     sizes: list[int] = []
 
     def note(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -87,11 +89,11 @@ def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
     assert sizes[0] == 2 * len(sets)  # one call for all of them, guided
     for latent, r, own in zip(together, asked, sets, strict=True):
         fresh = tiny_model()
-        alone = painted(plan(r, fresh, adapters=own).plans)[0]
+        alone = painted(plan(r, fresh, Extras(adapters=own)).plans)[0]
         torch.testing.assert_close(latent, alone, atol=2e-4, rtol=1e-3)
     different = [request(seed=0) for _ in sets]
     kinds = painted(
-        [plan(r, model, adapters=s).plans[0] for r, s in zip(different, sets, strict=True)]
+        [plan(r, model, Extras(adapters=s)).plans[0] for r, s in zip(different, sets, strict=True)]
     )
     assert all((kinds[0] - other).abs().max() > 1e-2 for other in kinds[1:])
 
@@ -101,7 +103,7 @@ def test_the_base_is_itself_again(files: list[Path]) -> None:
     asked = request()
     before = painted(plan(asked, model).plans)[0]
     adapters = tuple(adapter(model, path) for path in files)
-    painted(plan(asked, model, adapters=adapters).plans)
+    painted(plan(asked, model, Extras(adapters=adapters)).plans)
     assert torch.equal(painted(plan(asked, model).plans)[0], before)
     base = tiny_model().unet.state_dict()
     assert all(torch.equal(v, base[k]) for k, v in plain_state(model.unet).items())
@@ -110,7 +112,7 @@ def test_the_base_is_itself_again(files: list[Path]) -> None:
 def test_a_refiner_goes_on_without(files: list[Path]) -> None:
     model, refiner = tiny_model(), tiny_refiner()
     asked = request(refiner="tiny")
-    own = plan(asked, model, refiner, adapters=(adapter(model, files[0]),)).plans[0]
+    own = plan(asked, model, Extras(refiner, adapters=(adapter(model, files[0]),))).plans[0]
     assert own.positive.adapters
     assert own.then is not None
     assert own.then.plan.positive.adapters == ()
@@ -177,7 +179,7 @@ def test_a_lora_a_hint_and_a_mask_meet(files: list[Path], tmp_path: Path) -> Non
 
     def met(*, hint: bool, lora: bool) -> torch.Tensor:
         asked = request(controls=controls if hint else (), **fields)
-        found = plan(asked, model, nets=(net,) if hint else (), adapters=own if lora else ())
+        found = plan(asked, model, Extras(None, (net,) if hint else (), own if lora else ()))
         return painted(found.plans)[0]
 
     both = met(hint=True, lora=True)
@@ -221,7 +223,7 @@ def test_rows_that_are_unlike_in_everything_are_as_alone(files: list[Path], tmp_
             for i, net in enumerate(used)
         )
         asked = request(controls=controls, **{"seed": number, **fields})
-        return plan(asked, model, nets=[nets[net] for net in used], adapters=adapters).plans[0]
+        return plan(asked, model, Extras(None, [nets[net] for net in used], adapters)).plans[0]
 
     together = painted([planned(number, model) for number in range(len(rows))])
     for number, latent in enumerate(together):
@@ -234,6 +236,6 @@ def test_a_control_lora_is_of_the_base_whatever_was_merged_before(
 ) -> None:
     path, net = write_control_lora(tmp_path / "lora.safetensors")
     model = tiny_model()
-    painted(plan(request(), model, adapters=(adapter(model, files[0]),)).plans)
+    painted(plan(request(), model, Extras(adapters=(adapter(model, files[0]),))).plans)
     module = load_net(path, model).module
     torch.testing.assert_close(module.mid_block.state_dict(), net.mid_block.state_dict())

@@ -10,7 +10,7 @@ from PIL import Image
 from overpaint import images
 from overpaint.diffusion.constraint import Kept
 from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.plan import Extras, plan
 from overpaint.diffusion.schedule import NoiseSchedule, sigmas
 from overpaint.diffusion.stages import cut
 from overpaint.errors import ModelError
@@ -48,7 +48,7 @@ def picture() -> Any:
 
 
 def latent(asked: Request, model: Model, refiner: Model | None = None) -> torch.Tensor:
-    (own,) = plan(asked, model, refiner).plans
+    (own,) = plan(asked, model, Extras(refiner)).plans
     trajectory = Trajectory(own)
     while not trajectory.done:
         step([trajectory])
@@ -91,7 +91,7 @@ def test_an_ensemble_of_one_model_is_that_model(
 
 def test_an_ensemble_hands_over(model: Model, refiner: Model) -> None:
     asked = request(refiner="tiny", num_inference_steps=10)
-    (own,) = plan(asked, model, refiner).plans
+    (own,) = plan(asked, model, Extras(refiner)).plans
     assert own.then is not None
     assert own.network is not own.then.plan.network
     assert (len(own.sigmas) - 1, own.steps) == (8, 10)
@@ -103,7 +103,7 @@ def test_an_ensemble_hands_over(model: Model, refiner: Model) -> None:
 
 def test_everything_is_the_refiners_at_zero(model: Model, refiner: Model) -> None:
     asked = request(refiner="tiny", high_noise_frac=0.0, image=picture(), strength=0.5)
-    (own,) = plan(asked, model, refiner).plans
+    (own,) = plan(asked, model, Extras(refiner)).plans
     assert own.then is None
     assert own.init is not None
     assert own.positive.size_ids.shape == (1, 5)
@@ -113,7 +113,7 @@ def test_a_sequential_stage_repaints_the_result(model: Model, refiner: Model) ->
     asked = request(
         refiner="tiny", refine="sequential", refine_strength=0.4, refine_steps=4, sampler="euler"
     )
-    (own,) = plan(asked, model, refiner).plans
+    (own,) = plan(asked, model, Extras(refiner)).plans
     assert own.then is not None
     assert own.steps == 6 + 4
     finished = latent(request(), model)
@@ -155,7 +155,7 @@ def test_what_is_kept_is_kept_by_every_stage(
     asked = request(
         image=picture(), mask_from="box:32,32,96,96", crop="off", num_inference_steps=10, **fields
     )
-    (own,) = plan(asked, model, refiner if "refiner" in fields else None).plans
+    (own,) = plan(asked, model, Extras(refiner if "refiner" in fields else None)).plans
     assert own.then is not None
     constraint = own.then.plan.constraint
     assert isinstance(constraint, Kept)
@@ -180,7 +180,9 @@ def test_masks_crops_and_stages_share_steps(model: Model, refiner: Model, sees_m
         request(**masked, **second, refine="sequential", seed=7),
         request(image=picture(), extend=(0, 0, 40, 0), upscale=1.5, refine_steps=3),
     ]
-    plans = [plan(asked, first, refiner if asked.refiner else None).plans[0] for asked in mixed]
+    plans = [
+        plan(asked, first, Extras(refiner if asked.refiner else None)).plans[0] for asked in mixed
+    ]
     trajectories = [Trajectory(own) for own in plans]
     shared = 0
     while live := [t for t in trajectories if not t.done]:
@@ -204,7 +206,7 @@ def test_what_is_kept_is_as_noisy_as_the_rest_at_the_hand_over(
         image=picture(), mask_from="box:32,32,96,96", crop="off", num_inference_steps=10,
         sampler=sampler, refiner="tiny",
     )  # fmt: skip
-    (own,) = plan(asked, model, refiner).plans
+    (own,) = plan(asked, model, Extras(refiner)).plans
     assert own.then is not None
     trajectory = Trajectory(replace(own, then=None))
     while not trajectory.done:
@@ -224,11 +226,11 @@ def test_a_refiner_must_share_the_latents(model: Model) -> None:
     with pytest.raises(
         ModelError, match=r"their latents differ \(scaling_factor 0.5 and 0.13025\)"
     ):
-        plan(request(refiner="other"), model, other)
+        plan(request(refiner="other"), model, Extras(other))
 
 
 def test_an_inpainting_model_refines_nothing(model: Model) -> None:
     other = tiny_refiner()
     other.family = FAMILIES["sdxl-inpaint"]
     with pytest.raises(ModelError, match="is an inpainting model and no refiner"):
-        plan(request(refiner="other"), model, other)
+        plan(request(refiner="other"), model, Extras(other))

@@ -23,6 +23,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from transformers.models.zoedepth import image_processing_pil_zoedepth as zoe
 from transformers.pipelines.depth_estimation import DepthEstimationPipeline
 
+from overpaint.diffusion.plan import Extras
 from overpaint.errors import CheckpointError, DeviceError, ModelNotFoundError
 from overpaint.hints.drawing import depth
 from overpaint.models.estimators import FAMILIES, Estimator, load_estimator, strongest
@@ -329,12 +330,13 @@ def test_names(tmp_path: Path) -> None:
 def test_keys_without_use_are_named_and_those_without_need_are_not_missed(tmp_path: Path) -> None:
     folder = write_estimator(tiny_estimator("dpt"), tmp_path)
     before = loaded(folder)
-    assert before.notice is None
+    assert before.unused == ()
     without_weights("neck.fusion_stage.layers.0.residual_layer1")(folder)  # as in Intel's files
     with_weights(more=torch.zeros(2))(folder)
     estimator = loaded(folder)
-    assert estimator.notice is not None
-    assert estimator.notice.endswith("are not used: more.")
+    assert "more" in estimator.unused
+    [notice] = Extras(estimators=(None, estimator)).notices
+    assert notice.endswith("are not used: more.")
     np.testing.assert_array_equal(estimator.see(picture()), before.see(picture()))
 
 

@@ -13,6 +13,7 @@ from overpaint.models.family import Configs
 from overpaint.models.store import Store, describe
 from overpaint.models.weights import open_weights
 from overpaint.painter import load
+from overpaint.request import Request
 from tests.models.original import (
     build,
     original_layout,
@@ -168,7 +169,9 @@ def test_a_checkpoint_is_loaded_by_its_name(
     (tmp_path / "mine").mkdir()  # a folder of the same name is not looked at
     painter = load("mine", device="cpu", dtype="fp32", home=store.folder.parent)
     assert (painter.model.name, painter.model.sha256) == ("mine", entry.sha256)
-    assert painter.refiner("mine").sha256 == entry.sha256
+    refiner = painter.shelf.take(Request(refiner="mine")).refiner
+    assert refiner
+    assert refiner.sha256 == entry.sha256
     with pytest.raises(ModelNotFoundError, match="unknown model 'yours'"):
         load("yours", home=store.folder.parent)
 
@@ -178,6 +181,6 @@ def test_names_of_checkpoints(store: Store, checkpoint: Path, tmp_path: Path) ->
         store.add(checkpoint, "sdxl")
     store.add(lora(tmp_path / "ink.safetensors"))
     store.add(checkpoint)
-    assert store.checkpoint("my") == store.find("my").path
+    assert store.known("my", "checkpoint") == store.find("my")
     for name in ("ink", "none", "../models/my", str(store.find("my").path)):
-        assert store.checkpoint(name) is None
+        assert store.known(name, "checkpoint") is None

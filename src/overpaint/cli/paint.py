@@ -170,13 +170,9 @@ def _run(
     with terminal.waiting(f"loading {name}"):
         painter = overpaint.load(name, device=common.device, dtype=dtype, home=home())
         loaded["model"] = painter.model
-    if second := requests[0].refiner:
-        with terminal.waiting(f"loading {second}"):
-            loaded["refiner"] = painter.refiner(second)
-    if requests[0].controls:
-        with terminal.waiting("loading control nets"):
-            painter.nets(requests[0])
-            painter.estimators(requests[0])
+    with terminal.waiting("loading what goes with it"):
+        if refiner := painter.shelf.take(requests[0]).refiner:
+            loaded["refiner"] = refiner
     for part, model in loaded.items():
         if ours and ours.get(part) and ours[part]["sha256"] != model.sha256:
             terminal.note(

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from overpaint.diffusion.steering import Estimators, Nets
 from overpaint.diffusion.tiles import Tiled
 from overpaint.errors import ModelError
 from overpaint.models.adapters import Adapters, weights_of
+from overpaint.models.weights import some
 from overpaint.names import SAMPLERS
 from overpaint.nn.attention import Context
 
@@ -134,30 +135,34 @@ class Planned:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a request adds to the base model, and a refiner cannot take.
+    """What a request names beside the base model.
 
     Attributes:
-        nets: of its controls.
+        refiner: for its second stage; it takes the embeddings, and nothing else of these.
+        nets: one for each of its controls; None where that does not act.
         adapters: its LoRAs.
-        embeddings: that its prompts use; these a refiner takes too.
-        estimators: of its controls.
+        embeddings: that its prompts use.
+        estimators: one for each of its controls; None where its hint needs none.
     """
 
+    refiner: "Model | None" = None
     nets: Nets = ()
     adapters: Adapters = ()
     embeddings: prompt.Embeddings = ()
     estimators: Estimators = ()
 
+    @property
+    def notices(self) -> Iterator[str]:
+        """What is to be said of keys that belong nowhere."""
+        for used in (*(adapter.lora for adapter in self.adapters), *self.estimators):
+            if used and used.unused:
+                yield f"{len(used.unused)} keys of {used.name} are not used: {some(used.unused)}."
 
-def plan(
-    request: "Request",
-    model: "Model",
-    refiner: "Model | None" = None,
-    nets: Nets = (),
-    adapters: Adapters = (),
-    embeddings: prompt.Embeddings = (),
-    estimators: Estimators = (),
-) -> Planned:
+
+NOTHING = Extras()
+
+
+def plan(request: "Request", model: "Model", extras: Extras = NOTHING) -> Planned:
     """Make a request concrete: sizes, prompts, the picture's latents, noise levels, stages.
 
     Picture i gets seed + i and shares everything else.
@@ -165,11 +170,7 @@ def plan(
     Args:
         request: what to paint.
         model: to paint with.
-        refiner: for the second stage, when the request has one.
-        nets: one for each of the request's controls; None where it does not act.
-        adapters: its LoRAs.
-        embeddings: that its prompts use.
-        estimators: one for each of the request's controls; None where its hint needs none.
+        extras: what the request names.
 
     Raises:
         ModelError: the model cannot paint by itself, or the refiner does not go with it.
@@ -188,12 +189,11 @@ def plan(
         return Planned((), canvas, tuple(notices))
     strength = 1.0 if request.strength is None else request.strength
     drawn = _sigmas(request, model, request.num_inference_steps, strength)
-    extras = Extras(nets, adapters, embeddings, estimators)
     first = _stage(request, model, canvas, drawn, notices, extras)
     if canvas.start and request.strength != 1 and request.fill != "noise":
         first = replace(first, init=moments(model, canvas.start, notices))
     if request.staged:
-        first = _followed(first, request, model, refiner or model, canvas, notices, extras)
+        first = _followed(first, request, model, canvas, notices, extras)
     plans = (replace(first, seed=request.seed + i) for i in range(request.num_images))
     return Planned(tuple(plans), canvas, tuple(notices))
 
@@ -202,7 +202,6 @@ def _followed(
     first: Plan,
     request: "Request",
     model: "Model",
-    second: "Model",
     canvas: Canvas,
     notices: list[str],
     extras: Extras,
@@ -213,6 +212,7 @@ def _followed(
     repaints what the first has finished, with a strength of its own, perhaps larger. Hints and
     LoRAs are there in a second stage of the same model; a refiner goes on without.
     """
+    second = extras.refiner or model
     if second is not model:
         _check_second(model, second)
         extras = Extras(embeddings=extras.embeddings)

@@ -92,12 +92,6 @@ class Estimator:
     task: Tensor | None = None
     unused: tuple[str, ...] = ()
 
-    @property
-    def notice(self) -> str | None:
-        """What is to be said of keys that belong nowhere."""
-        many = len(self.unused)
-        return f"{many} keys of {self.name} are not used: {some(self.unused)}." if many else None
-
     @torch.inference_mode()
     def see(self, picture: Image.Image) -> NDArray[Any]:
         """What is in an RGB picture.

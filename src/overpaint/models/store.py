@@ -128,10 +128,10 @@ class Store:
             raise ModelNotFoundError(f"unknown {what} {name!r}.{aside or suggestion}")
         return entry
 
-    def checkpoint(self, name: str) -> Path | None:
-        """The file of a checkpoint that was added; None where none has this name."""
+    def known(self, name: str, kind: Kind) -> Entry | None:
+        """The entry of a name; None where none of that kind has it."""
         found = self._read(name) if NAME.fullmatch(name) else None
-        return found.path if found and found.kind == "checkpoint" else None
+        return found if found and found.kind == kind else None
 
     def remove(self, name: str) -> Entry:
         """Forget a name, and the file when no other name leads to it.

@@ -1,0 +1,116 @@
+"""What requests name beside a model, loaded when it is first asked for, to stay."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, TypeVar
+
+from overpaint.diffusion.plan import Extras
+from overpaint.diffusion.prompt import embeddings_in
+from overpaint.models import catalogue
+from overpaint.models.adapters import Adapter
+from overpaint.models.checkpoint import load_model
+from overpaint.models.control import ControlNet, load_net
+from overpaint.models.embedding import Embedding, load_embedding
+from overpaint.models.estimators import Estimator, load_estimator
+from overpaint.models.lora import load_lora
+from overpaint.models.store import Store
+from overpaint.names import HINTS
+
+if TYPE_CHECKING:
+    from overpaint.models.model import Model
+    from overpaint.request import Control, Lora, Request
+
+T = TypeVar("T")
+
+
+class Shelf:
+    """Refiners, control nets, estimators, LoRAs and embeddings for a model.
+
+    Attributes:
+        model: that they go with.
+        store: where their names lead first.
+    """
+
+    def __init__(self, model: "Model", store: Store):
+        self.model = model
+        self.store = store
+        self._held: dict[Hashable, object] = {}
+
+    def take(self, request: "Request") -> Extras:
+        """All that a request names.
+
+        Raises:
+            ModelNotFoundError: there is nothing by a name.
+            CheckpointError: one is for another model, of another kind, or damaged.
+            DeviceError: the device ran out of memory.
+        """
+        texts = (request.prompt, request.prompt_2)
+        negative = (request.negative_prompt, request.negative_prompt_2)
+        return Extras(
+            self._refiner(request.refiner) if request.refiner else None,
+            tuple(map(self._net, request.controls)),
+            tuple(self._adapter(asked, request.lora_lenient) for asked in request.loras),
+            tuple(map(self._embedding, embeddings_in(*texts, *negative))),
+            tuple(map(self._estimator, request.controls)),
+        )
+
+    def _keep(self, key: Hashable, load: Callable[[], T]) -> T:
+        if key not in self._held:
+            self._held[key] = load()
+        return self._held[key]  # pyright: ignore[reportReturnType] a key's first part is its kind
+
+    def _refiner(self, name: str) -> "Model":
+        device, dtype = str(self.model.device), str(self.model.dtype).removeprefix("torch.")
+        return self._keep(
+            ("refiner", name), lambda: load_added(name, self.store, device=device, dtype=dtype)
+        )
+
+    def _net(self, control: "Control") -> ControlNet | None:
+        if not control.acts:
+            return None
+        name = control.net or catalogue.net_for(control.kind, self.model.family.name)
+        entry = self.store.known(name, "control")
+
+        def load() -> ControlNet:
+            return replace(load_net(entry.path if entry else name, self.model), name=name)
+
+        return self._keep(("net", name, entry and entry.sha256), load)
+
+    def _estimator(self, control: "Control") -> Estimator | None:
+        name = control.estimator or catalogue.ESTIMATOR_FOR.get(control.kind)
+        sight = HINTS[control.kind].sight
+        if name is None or sight is None or control.hint or not control.acts:
+            return None
+        return self._keep(
+            ("estimator", name, sight),
+            lambda: load_estimator(name, sight, self.model.device, self.model.dtype),
+        )
+
+    def _adapter(self, asked: "Lora", lenient: bool) -> Adapter:
+        entry = self.store.find(asked.name, "lora")
+        lora = self._keep(
+            ("lora", entry.sha256, asked.name, lenient),
+            lambda: replace(load_lora(entry.path, self.model, lenient=lenient), name=asked.name),
+        )
+        text = asked.scale if asked.text_scale is None else asked.text_scale
+        return Adapter(lora, asked.scale, text, tuple(sorted(asked.blocks.items())))
+
+    def _embedding(self, name: str) -> Embedding:
+        entry = self.store.find(name, "embedding")
+        return self._keep(
+            ("embedding", entry.sha256, name),
+            lambda: load_embedding(entry.path, name, self.model),
+        )
+
+
+def load_added(name: str | PathLike[str], store: Store, *, device: str, dtype: str) -> "Model":
+    """A model by its name: of the store's checkpoints, or as `load_model` knows them.
+
+    Raises:
+        ModelNotFoundError, CheckpointError, DeviceError: as `load_model`.
+    """
+    entry = store.known(name, "checkpoint") if isinstance(name, str) else None
+    model = load_model(entry.path if entry else name, device=device, dtype=dtype)
+    model.name = fspath(name)
+    return model
