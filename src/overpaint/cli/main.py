@@ -97,12 +97,10 @@ def info(
         typer.echo(json.dumps({key: getattr(found, key) for key in keys}))
         return
     facts: dict[str, Any] = {"made by": found.program, "model": found.model or "unknown"}
-    facts |= {name: value for name, value in found.fields.items() if value not in (None, "")}
+    facts |= found.fields
     if found.record:
         facts |= _provenance(found.record)
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        typer.echo(f"{name:<{width}}  {value}")
+    _show(facts)
     for note in found.notes:
         typer.echo(f"note: {note}")
 

@@ -356,8 +356,7 @@ def _encode(
     adapters: Adapters,
     embeddings: Embeddings,
 ) -> Encoded:
-    parts = ("text_encoder", "text_encoder_2")[-len(model.text_encoders) :]
-    for part in parts:
+    for part in model.encoders:
         weights_of(model).use(part, adapters)
     most = min(encoder.model.config.num_hidden_layers for encoder in model.text_encoders) - 1
     if not 0 <= clip_skip <= most:
@@ -372,7 +371,7 @@ def _encode(
     for own, encoder in zip(rows, model.text_encoders, strict=True):
         own += [_chunk([], [], encoder.tokenizer)] * (count - len(own))
     states: list[tuple[Tensor, Tensor]] = []
-    for part, encoder, own in zip(parts, model.text_encoders, rows, strict=True):
+    for (part, encoder), own in zip(model.encoders.items(), rows, strict=True):
         with _learnt(encoder, [e.vectors[part] for e in embeddings]):
             states.append(_states(encoder, own, clip_skip))
     tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]

@@ -69,11 +69,9 @@ def load_embedding(path: str | PathLike[str], name: str, model: "Model") -> Embe
         vectors[PARTS[key]] = tensor[None] if tensor.ndim == 1 else tensor
         if not tensor.isfinite().all():
             raise CheckpointError(f"{file.path}: {key} holds numbers that are not finite")
-    count = len(model.text_encoders)
-    needed = ("text_encoder", "text_encoder_2")[-count:]
-    if missing := [part for part in needed if part not in vectors]:
+    if missing := [part for part in model.encoders if part not in vectors]:
         raise CheckpointError(f"{file.path}: nothing for {missing[0]}; the file is damaged")
-    for part, encoder in zip(needed, model.text_encoders, strict=True):
+    for part, encoder in model.encoders.items():
         width = encoder.model.config.hidden_size
         if vectors[part].ndim != 2 or vectors[part].shape[1] != width:
             raise CheckpointError(

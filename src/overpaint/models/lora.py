@@ -34,6 +34,9 @@ from overpaint.nn.packed import weighted
 if TYPE_CHECKING:
     from overpaint.models.model import Model
 
+KEYS = r"lora_|\.lora\.|\.(hada|lokr)_|\.dora_scale"
+"""A pattern that is in some key of every LoRA."""
+
 LEAVES: dict[str, str] = {
     r"lora_down\.weight|lora_A(\.\w+)?\.weight|lora\.down\.weight|lora_linear_layer\.down\.weight"
     r"|lora_A": "down",
@@ -151,9 +154,8 @@ def _targets(model: "Model") -> dict[str, tuple[str, str, torch.Size]]:
         original = original_name(name, layers=layers, attends=attends)
         aliases = (name, f"unet.{name}", f"lora_unet_{_flat(name)}", f"lora_unet_{_flat(original)}")
         found |= dict.fromkeys(aliases, target)
-    count = len(model.text_encoders)
-    for number, encoder in enumerate(model.text_encoders, 3 - count):
-        part = "text_encoder" if number == 1 else "text_encoder_2"
+    for part, encoder in model.encoders.items():
+        number = 2 if part.endswith("2") else 1
         for name, shape in weighted(encoder.model).items():
             target = (part, name, shape)
             inner = name.removeprefix("text_model.")
@@ -270,4 +272,4 @@ def part_of(model: "Model", part: str) -> nn.Module:
     """The module of a part that LoRAs change."""
     if part == "unet":
         return model.unet
-    return model.text_encoders[0 if part == "text_encoder" else -1].model
+    return model.encoders[part].model

@@ -122,6 +122,12 @@ class Model:
         return made
 
     @property
+    def encoders(self) -> dict[str, TextEncoder]:
+        """The text encoders by the names of their parts, "text_encoder" and "text_encoder_2"."""
+        names = ("text_encoder", "text_encoder_2")[-len(self.text_encoders) :]
+        return dict(zip(names, self.text_encoders, strict=True))
+
+    @property
     def vae_factor(self) -> int:
         """Pixels per latent cell and side."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)

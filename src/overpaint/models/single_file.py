@@ -7,6 +7,7 @@ from typing import Any
 from diffusers.loaders import single_file_utils
 
 from overpaint.errors import CheckpointError
+from overpaint.models import lora
 from overpaint.models.family import OTHERS, Configs, shipped_configs
 from overpaint.models.model import NoiseConfig
 from overpaint.models.weights import Stored, WeightsFile, some
@@ -24,7 +25,7 @@ FOREIGN: tuple[tuple[str, str], ...] = (
     (r"double_blocks\.\d", "a Flux checkpoint"),
     (r"joint_blocks\.\d", "a Stable Diffusion 3 checkpoint"),
     (r"^edm_(mean|vpred)", "an SDXL checkpoint in EDM's formulation (Playground 2.5, CosXL)"),
-    (r"lora_|\.lora\.|\.(hada|lokr)_|\.dora_scale", "a LoRA, not a checkpoint"),
+    (lora.KEYS, "a LoRA, not a checkpoint"),
     (r"^control_model\.|^controlnet_cond_embedding\.", "a ControlNet, not a checkpoint"),
     (r"^(ip_adapter|image_proj)\.", "an IP-Adapter, not a checkpoint"),
     (r"^down_blocks\.", "the UNet of a diffusers folder; give the folder"),

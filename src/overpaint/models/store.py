@@ -20,6 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, OutputError, near
+from overpaint.models import lora
 from overpaint.models.catalogue import ALIASES, PACKAGED, packaged
 from overpaint.models.family import FAMILIES
 from overpaint.models.hashes import sha256_of
@@ -31,7 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 KINDS: dict[Kind, str] = {
     "control": r"lora_controlnet|input_hint_block|controlnet_cond_embedding|^(adapter\.)?body\.",
-    "lora": r"lora_|\.lora\.|\.(hada|lokr)_|\.dora_scale",
+    "lora": lora.KEYS,
     "embedding": r"^(clip_[lg]|text_encoders_\d|emb_params)$",
     "checkpoint": r"^model\.diffusion_model\.",
 }
