@@ -257,13 +257,14 @@ def export(kind: str, state: Path, unet: UNet2DConditionModel, path: Path) -> No
     averaged = averaged_weights(state)
     net.load_state_dict(averaged)
     if kind in LOW_RANK:
-        stored = {key: value.half() for key, value in _low_rank(net, unet).items()}
+        tensors = {key: value.half() for key, value in _low_rank(net, unet).items()}
     else:
-        stored = {key: _stored(value) for key, value in averaged.items()}
-    write_tensors(path, stored)
+        tensors = {key: stored(value) for key, value in averaged.items()}
+    write_tensors(path, tensors)
 
 
-def _stored(value: Tensor) -> Tensor:
+def stored(value: Tensor) -> Tensor:
+    """A net's tensor as it is exported: in 8 bits if it is large."""
     return value.to(torch.float8_e4m3fn) if value.numel() > LARGE else value.half()
 
 
