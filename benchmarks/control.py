@@ -19,30 +19,26 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks import peer
 from benchmarks.harness import say
-from benchmarks.loading import shallow, write
 from benchmarks.painting import GUIDANCE, PROMPT, Meter, race, sketch
+from benchmarks.peer import pairs
 from overpaint import images
-from overpaint.models import catalogue
-from overpaint.painter import Painter, load
+from overpaint.painter import Painter
 from overpaint.request import Control, Request
 
 END, SCALE = 0.5, 0.8
+SIZES = {"miniature": (128, 30), "shallow SDXL": (512, 8)}
+"""Pixels of a side, and steps."""
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """The miniature in fp32; not quick: also SDXL's widths in bf16, with random weights."""
-    painter = load(catalogue.MINIATURE, device="cpu", dtype="fp32")
-    pipeline = peer.load_pipeline(catalogue.resolve(catalogue.MINIATURE), torch.float32)
-    result = {"miniature": compare(painter, pipeline, 128, steps=30, rounds=3 if quick else 9)}
-    if quick:
-        return result
-    with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
-        folder, _ = write(Path(temporary), shallow(), torch.bfloat16)
-        painter = load(str(folder), device="cpu", dtype="bf16")
-        pipeline = peer.load_pipeline(folder, torch.bfloat16)
-    return result | {"shallow SDXL": compare(painter, pipeline, 512, steps=8, rounds=3)}
+    """At the native size of each model, half of it for the larger one."""
+    found: dict[str, Any] = {}
+    for name, painter, pipeline in pairs(quick=quick):
+        side, steps = SIZES[name]
+        rounds = 9 if name == "miniature" and not quick else 3
+        found[name] = compare(painter, pipeline, side, steps=steps, rounds=rounds)
+    return found
 
 
 def compare(

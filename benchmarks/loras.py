@@ -26,15 +26,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks import peer
 from benchmarks.harness import interleave, say
-from benchmarks.loading import shallow, write
-from overpaint.models import catalogue
+from benchmarks.peer import pairs
 from overpaint.models.adapters import Adapter, Adapters, weights_of
 from overpaint.models.lora import load_lora, part_of
 from overpaint.models.model import Model
 from overpaint.nn.packed import weighted
-from overpaint.painter import load
 
 COUNT, RANK, STEPS = 8, 16, 30
 CHANGED = {
@@ -46,17 +43,12 @@ CHANGED = {
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """The miniature in fp32; not quick: also random layers of SDXL's sizes, in bf16."""
-    painter = load(catalogue.MINIATURE, device="cpu", dtype="fp32")
-    pipeline = peer.load_pipeline(catalogue.resolve(catalogue.MINIATURE), torch.float32)
-    result = {"miniature": compare(painter.model, pipeline, rounds=3 if quick else 9)}
-    if quick:
-        return result
-    with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
-        folder, _ = write(Path(temporary), shallow(), torch.bfloat16)
-        painter = load(str(folder), device="cpu", dtype="bf16")
-        pipeline = peer.load_pipeline(folder, torch.bfloat16)
-    return result | {"sdxl, shallow": compare(painter.model, pipeline, rounds=3)}
+    """For each model, what a switch takes."""
+    found: dict[str, Any] = {}
+    for name, painter, pipeline in pairs(quick=quick):
+        rounds = 9 if name == "miniature" and not quick else 3
+        found[name] = compare(painter.model, pipeline, rounds=rounds)
+    return found
 
 
 def compare(model: Model, pipeline: Any, rounds: int) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class Job:
     def mask(self) -> Image.Image:
         """White in the middle, of the share that is masked."""
         mask, half = Image.new("L", (self.side, self.side)), round(self.side * self.masked**0.5 / 2)
-        mask.paste(255, [self.side // 2 + sign * half for sign in (-1, -1, 1, 1)])
+        low, high = self.side // 2 - half, self.side // 2 + half
+        mask.paste(255, (low, low, high, high))
         return mask
 
 

@@ -1,6 +1,8 @@
 """diffusers' own pipelines, the peer that we are measured against."""
 
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
+
+from benchmarks.loading import shallow, write
+from overpaint.models import catalogue
+from overpaint.painter import Painter, load
 
 for library_logging in (diffusers_logging, transformers_logging):
     library_logging.set_verbosity_error()
@@ -91,3 +97,22 @@ def _again(base: StableDiffusionXLPipeline, kind: Any) -> Any:
 def steps_to_ask(run: int, strength: float) -> int:
     """What to ask of diffusers, which runs int(steps × strength), to have `run` steps run."""
     return next(steps for steps in range(run, 100 * run) if int(steps * strength) == run)
+
+
+def pairs(*, quick: bool) -> Iterator[tuple[str, Painter, Any]]:
+    """A model's name, our painter and diffusers' pipeline: the miniature in fp32.
+
+    Not quick: also random layers of SDXL's sizes, in bf16.
+    """
+    miniature = catalogue.resolve(catalogue.MINIATURE)
+    ours = load(catalogue.MINIATURE, device="cpu", dtype="fp32")
+    yield "miniature", ours, load_pipeline(miniature, torch.float32)
+    if quick:
+        return
+    with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
+        folder, _ = write(Path(temporary), shallow(), torch.bfloat16)
+        yield (
+            "shallow SDXL",
+            load(str(folder), device="cpu", dtype="bf16"),
+            load_pipeline(folder, torch.bfloat16),
+        )
