@@ -179,14 +179,14 @@ def train(
     torch.manual_seed(seed)
     judge = Judge()
     trainee = Trainee(judge, rate=2e-3, decay=0.998, weight_decay=0.02)
-    pixels, answers = torch.from_numpy(pictures), labels(scenes)
+    answers = labels(scenes)
 
     def loss(step: int) -> Tensor:
         draw = generator(seed, step)
-        picks = torch.randint(len(pixels), (BATCH,), generator=draw)
+        picks = torch.randint(len(pictures), (BATCH,), generator=draw)
         flip = torch.rand(BATCH, generator=draw) < 0.5
         targets = _mirrored(answers[picks], flip)
-        images = pixels[picks].permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = to_tensor(pictures[picks.numpy()])
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
         images = augment(images, draw)
         if vae is not None:

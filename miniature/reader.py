@@ -32,7 +32,7 @@ from .scenes import (
     draw_anywhere,
     with_shape,
 )
-from .vae import to_tensor
+from .vae import to_pictures, to_tensor
 
 BATCH = 16
 WIDTHS = (16, 48, 96, 160)
@@ -180,8 +180,7 @@ def train(
     def loss(step: int) -> Tensor:
         draw = generator(seed, step)
         picks = torch.randint(len(pixels), (BATCH,), generator=draw)
-        images = pixels[picks].permute(0, 3, 1, 2).float() / 127.5 - 1
-        images = augment(images, draw, shift=0)
+        images = augment(to_tensor(pixels[picks.numpy()]), draw, shift=0)
         with torch.autocast("cpu", torch.bfloat16):
             found = reader(images)
         wanted = shapes[picks].long() + 1
@@ -198,16 +197,14 @@ def train(
     trainee.train("reader", steps, loss, state)
 
 
-def travelled(pictures: NDArray[np.uint8], vae: AutoencoderKL, seed: int) -> Tensor:
+def travelled(pictures: NDArray[np.uint8], vae: AutoencoderKL, seed: int) -> NDArray[np.uint8]:
     """Pictures (n, h, w, 3), one in `TRIPS` of them as the autoencoder gives it back."""
-    pixels = torch.from_numpy(pictures.copy())
+    pixels = pictures.copy()
     draw = generator(seed, -1)
-    sent = torch.arange(0, len(pixels), TRIPS)
+    sent = np.arange(0, len(pixels), TRIPS)
     for n, _ in progress("round trips", 0, -(-len(sent) // BATCH), every=20):
         picks = sent[n * BATCH : (n + 1) * BATCH]
-        back = round_trip(vae, pixels[picks].permute(0, 3, 1, 2).float() / 127.5 - 1, draw)
-        back = ((back.clamp(-1, 1) + 1) * 127.5).round().byte()
-        pixels[picks] = back.permute(0, 2, 3, 1)
+        pixels[picks] = to_pictures(round_trip(vae, to_tensor(pixels[picks]), draw))
     return pixels
 
 

@@ -15,6 +15,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
     StableDiffusionXLPipeline,
 )
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from overpaint.models.family import FAMILIES
@@ -75,8 +76,9 @@ def tiny_model(
     *,
     zero_empty_negative: bool = False,
     ours: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Model:
-    """A random checkpoint on the CPU in fp32; the same seed gives the same weights.
+    """A random checkpoint on the CPU; the same seed gives the same weights.
 
     With `ours` its UNet has our blocks, as a loaded one has; without, it is diffusers' own.
     """
@@ -88,6 +90,7 @@ def tiny_model(
         unet = UNet2DConditionModel(**UNET)
         vae = AutoencoderKL(**VAE)
     for module in (text_encoder, text_encoder_2, unet, vae):
+        nn.Module.to(module, dtype)  # diffusers' own warns
         module.eval().requires_grad_(False)
     if ours:
         install(unet)
@@ -104,7 +107,7 @@ def tiny_model(
         noise=NoiseConfig(prediction=prediction),
         native_size=8 * LATENT,
         device=torch.device("cpu"),
-        dtype=torch.float32,
+        dtype=dtype,
         zero_empty_negative=zero_empty_negative,
         preview=LatentPreview(
             ((0.2, 0.1, 0.0), (0.1, 0.2, 0.1), (-0.1, 0.0, 0.2), (0.0, 0.1, -0.1))

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models import single_file
-from overpaint.models.family import Configs
-from overpaint.models.store import Store, describe
+from overpaint.models.family import FAMILIES, Configs
+from overpaint.models.store import Store, describe, shipped
 from overpaint.models.weights import open_weights
 from overpaint.painter import load
 from overpaint.request import Request
@@ -128,8 +128,14 @@ def test_what_ships_is_found_and_stays(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = lora(tmp_path / "ink.safetensors")
-    entry = describe(open_weights(path), "miniature-ink").model_copy(update={"path": path})
-    monkeypatch.setattr("overpaint.models.store.shipped", lambda: (entry,))
+    described = describe(open_weights(path), "miniature-ink", FAMILIES["miniature"].licence)
+    entry = described.model_copy(update={"path": path})
+
+    def packaged(kind: str) -> dict[str, Path]:
+        return {"miniature-ink": path} if kind == "lora" else {}
+
+    monkeypatch.setattr("overpaint.models.store.packaged", packaged)
+    assert shipped() == (entry,)
     assert store.find("miniature-ink", "lora") == entry
     assert store.entries() == []
     with pytest.raises(ModelNotFoundError, match=r"unknown lora 'miniature-in'.*miniature-ink"):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from overpaint.diffusion.control import Control, Controls
-from overpaint.models.adapters import Adapters
+from overpaint.models.adapters import Adapters, changes_at
 from overpaint.nn.attention import Context
 from overpaint.nn.lowrank import Change
 from overpaint.nn.rows import given
@@ -124,7 +124,7 @@ class UNet:
             return self._predict(rows)
         self._weights.use("unet", ())
         layers = dict.fromkeys(layer for own in sets for a in own for layer in a.changes("unet"))
-        with given(sets), beside(self._unet, list(layers), _has):
+        with given(sets), beside(self._unet, list(layers), _changes):
             return self._predict(rows)
 
     def _predict(self, rows: Sequence[Row]) -> Tensor:
@@ -163,13 +163,9 @@ class UNet:
         return last[1]
 
 
-def _has(adapters: Adapters, layer: str) -> list[tuple[Change, float]]:
+def _changes(adapters: Adapters, layer: str) -> list[tuple[Change, float]]:
     """What a row with these adapters has of a layer of the UNet."""
-    return [
-        (change, scale)
-        for adapter in adapters
-        if (change := adapter.changes("unet").get(layer)) and (scale := adapter.at("unet", layer))
-    ]
+    return changes_at(adapters, "unet", layer)
 
 
 class Trajectory:

@@ -50,6 +50,15 @@ class Adapter:
 Adapters = tuple[Adapter, ...]
 
 
+def changes_at(adapters: Adapters, part: str, module: str) -> list[tuple[Change, float]]:
+    """What adapters change in a module, each with its scale; those at scale 0 are left out."""
+    return [
+        (change, scale)
+        for adapter in adapters
+        if (change := adapter.changes(part).get(module)) and (scale := adapter.at(part, module))
+    ]
+
+
 @dataclass(eq=False)
 class Weights:
     """A model's weights, with adapters in them.
@@ -77,12 +86,7 @@ class Weights:
             return
         for module in {m: None for a in (*before, *adapters) for m in a.changes(part)}:
             held, weight = self._pristine(part, module)
-            changes = [
-                (change, scale)
-                for adapter in adapters
-                if (change := adapter.changes(part).get(module))
-                and (scale := adapter.at(part, module))
-            ]
+            changes = changes_at(adapters, part, module)
             write_weight(held, merged(weight, changes) if changes else weight)
         self._current[part] = adapters
 

@@ -118,10 +118,10 @@ class Store:
         Raises:
             ModelNotFoundError: none by that name, or none of that kind.
         """
-        known = [e.name for e in (*self.entries(), *shipped()) if kind in (None, e.kind)]
         entry = self._read(name) if NAME.fullmatch(name) else None
         if entry is None or kind not in (None, entry.kind):
             what = kind or "file"
+            known = [e.name for e in (*self.entries(), *shipped()) if kind in (None, e.kind)]
             aside = " Names lead to the catalogue alone; add the file first." if "/" in name else ""
             suggestion = (
                 near(name, known) if known else " None was added yet: overpaint models add FILE."
@@ -142,7 +142,7 @@ class Store:
             CheckpointError: it ships with the package.
         """
         entry = self.find(name)
-        if entry in shipped():
+        if entry.path.parent != self.folder:
             raise CheckpointError(f"{name!r} ships with Overpaint and stays")
         (self.folder / f"{name}.json").unlink()
         if all(other.sha256 != entry.sha256 for other in self.entries()):
@@ -159,7 +159,7 @@ class Store:
         try:
             entry = Entry.model_validate_json(path.read_text("utf-8"))
         except FileNotFoundError:
-            return next((entry for entry in shipped() if entry.name == name), None)
+            return next((_shipped(own, path) for own, path in _packaged() if own == name), None)
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
         return entry.model_copy(update={"path": entry_path(self.folder, entry)})
@@ -174,15 +174,20 @@ class Store:
             unfinished.unlink(missing_ok=True)
 
 
-@cache
 def shipped() -> tuple[Entry, ...]:
     """What ships beside the miniature."""
+    return tuple(_shipped(name, path) for name, path in _packaged())
+
+
+def _packaged() -> Iterator[tuple[str, Path]]:
+    for kind in SHIPPED:
+        yield from packaged(kind).items()
+
+
+@cache
+def _shipped(name: str, path: Path) -> Entry:
     licence = FAMILIES["miniature"].licence
-    return tuple(
-        describe(open_weights(path), name, licence).model_copy(update={"path": path})
-        for kind in SHIPPED
-        for name, path in packaged(kind).items()
-    )
+    return describe(open_weights(path), name, licence).model_copy(update={"path": path})
 
 
 def entry_path(folder: Path, entry: Entry) -> Path:
