@@ -40,6 +40,7 @@ from .common import (
     generator,
     progress,
     read_tensors,
+    stored,
     write_tensors,
 )
 from .data import View, rendered
@@ -62,7 +63,6 @@ ALL = (*KINDS, "union", "adapter")
 UNION_TYPES = 6
 TWO_SHARE = 0.3  # of the union's steps have two hints
 NAMES = {"adapter": "softedge"}  # what a net is called in the package, by the hint it follows
-LARGE = 4096  # elements, beyond which a tensor is stored in 8 bits
 HINT_CHANNELS = (8, 16, 32, 48)
 SMALL: dict[str, Any] = {
     "down_block_types": ("DownBlock2D",) * 3,
@@ -249,23 +249,13 @@ def train(
 
 
 def export(kind: str, state: Path, unet: UNet2DConditionModel, path: Path) -> None:
-    """Write a trained net's averaged weights: a Control-LoRA's in fp16, in Stability's layout.
-
-    The others' larger tensors are in 8 bits, which changes what they add by 2 to 3 %.
-    """
+    """Write a trained net's averaged weights; a Control-LoRA's in Stability's layout."""
     net = build(kind, unet)
-    averaged = averaged_weights(state)
-    net.load_state_dict(averaged)
+    tensors = averaged_weights(state)
+    net.load_state_dict(tensors)
     if kind in LOW_RANK:
-        tensors = {key: value.half() for key, value in _low_rank(net, unet).items()}
-    else:
-        tensors = {key: stored(value) for key, value in averaged.items()}
-    write_tensors(path, tensors)
-
-
-def stored(value: Tensor) -> Tensor:
-    """A net's tensor as it is exported: in 8 bits if it is large."""
-    return value.to(torch.float8_e4m3fn) if value.numel() > LARGE else value.half()
+        tensors = _low_rank(net, unet)
+    write_tensors(path, {key: stored(value) for key, value in tensors.items()})
 
 
 def _low_rank(net: nn.Module, unet: UNet2DConditionModel) -> dict[str, Tensor]:

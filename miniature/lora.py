@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
-from .common import Trainee, averaged_weights, write_tensors
+from .common import Trainee, averaged_weights, stored, write_tensors
 from .concepts import BATCH
 from .family import LENGTH, Painter, Tokenizers
 from .text import SHORT
@@ -64,9 +64,9 @@ def train(
 
 
 def export(state: Path, path: Path, word: str) -> None:
-    """Write the averaged changes in fp16, in diffusers' layout, with the word they answer to."""
+    """Write the averaged changes in diffusers' layout, with the word they answer to."""
     tensors = {
-        key.replace(".default.", "."): value.half()
+        key.replace(".default.", "."): stored(value)
         for key, value in averaged_weights(state).items()
         if ".lora_" in key
     }

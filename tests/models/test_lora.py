@@ -126,6 +126,17 @@ def test_dora(layout: str, targets: str, tmp_path: Path) -> None:
     assert_same(merged(model, Adapter(lora)), wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+def test_a_file_in_fewer_bits_gives_what_its_numbers_do(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {k: v.to(dtype) for k, v in FORMATS["kohya"](trained("lora")[0]).items()}
+    found: list[State] = []
+    for name, kept in (("small", state), ("whole", {k: v.float() for k, v in state.items()})):
+        save_file(kept, tmp_path / f"{name}.safetensors")
+        model = tiny_model()
+        found.append(merged(model, Adapter(load_lora(tmp_path / f"{name}.safetensors", model))))
+    assert_same(*found)
+
+
 @pytest.mark.parametrize("kind", ["loha", "lokr", "lokr twice"])
 def test_loha_and_lokr(kind: str, tmp_path: Path) -> None:
     state, wanted = trained(kind)

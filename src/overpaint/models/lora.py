@@ -131,6 +131,8 @@ def _grouped(file: WeightsFile) -> tuple[dict[str, dict[str, Tensor]], list[str]
         if 0 in stored.shape:
             raise CheckpointError(f"{file.path}: {key} is empty; the file is damaged")
         tensor = stored.read()
+        if tensor.dtype.itemsize == 1:
+            tensor = tensor.half()  # torch computes nothing in 8 bits
         if not tensor.isfinite().all():
             raise CheckpointError(
                 f"{file.path}: {key} holds numbers that are not finite; the file is damaged"
