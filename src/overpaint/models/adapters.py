@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from overpaint.models.lora import Lora, part_of
-from overpaint.nn.lowrank import Change, merged
-from overpaint.nn.packed import layer, plain_weight, write_weight
+from overpaint.nn.lowrank import Change, factors, merged
+from overpaint.nn.places import Place, place_of
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
@@ -65,14 +63,11 @@ class Weights:
 
     Attributes:
         model: whose.
-        pristine: by part and module name, the layers that were ever changed, and their weights as
-            they were.
+        places: by part and module name, of the layers that were ever changed.
     """
 
     model: "Model"
-    pristine: dict[tuple[str, str], tuple[Any, Tensor]] = field(
-        default_factory=dict[tuple[str, str], tuple[Any, Tensor]]
-    )
+    places: dict[tuple[str, str], Place] = field(default_factory=dict[tuple[str, str], Place])
     _current: dict[str, Adapters] = field(default_factory=dict[str, Adapters])
 
     def use(self, part: str, adapters: Adapters) -> None:
@@ -85,16 +80,20 @@ class Weights:
         if before == adapters:
             return
         for module in {m: None for a in (*before, *adapters) for m in a.changes(part)}:
-            held, weight = self._pristine(part, module)
+            place = self._place(part, module)
             changes = changes_at(adapters, part, module)
-            write_weight(held, merged(weight, changes) if changes else weight)
+            if not changes:
+                place.restore()
+            elif product := factors(changes):
+                place.add(*product)
+            else:
+                place.write(merged(place.pristine, changes))
         self._current[part] = adapters
 
-    def _pristine(self, part: str, module: str) -> tuple[Any, Tensor]:
-        if (part, module) not in self.pristine:
-            held = layer(part_of(self.model, part), module)
-            self.pristine[part, module] = held, plain_weight(held).detach().clone()
-        return self.pristine[part, module]
+    def _place(self, part: str, module: str) -> Place:
+        if (part, module) not in self.places:
+            self.places[part, module] = place_of(part_of(self.model, part), module)
+        return self.places[part, module]
 
 
 def weights_of(model: "Model") -> Weights:

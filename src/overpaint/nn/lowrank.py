@@ -7,8 +7,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from overpaint.nn.packed import fast
-
 
 class Change(Protocol):
     """What is added to a weight at scale 1."""
@@ -133,26 +131,26 @@ class Decomposed:
         return changed * (magnitude / norm) - weight.float()
 
 
+def factors(changes: Sequence[tuple[Change, float]]) -> tuple[Tensor, Tensor] | None:
+    """Changes at their scales as one product: up [out, r] and down [r, in], fp32.
+
+    None where one of them is no product of two matrices.
+    """
+    low = [(c, scale) for c, scale in changes if isinstance(c, LowRank) and c.down.ndim == 2]
+    if not changes or len(low) < len(changes):
+        return None
+    return (
+        torch.cat([c.up.float() * (c.scale * scale) for c, scale in low], 1),
+        torch.cat([c.down.float() for c, _ in low]),
+    )
+
+
 def merged(weight: Tensor, changes: Sequence[tuple[Change, float]]) -> Tensor:
     """A weight with changes in it, each at its scale, summed in fp32; in the weight's dtype.
 
     Raises:
         ValueError: a change is for a weight of another shape.
     """
-    triples = [
-        (c.up, c.down, c.scale * scale)
-        for c, scale in changes
-        if isinstance(c, LowRank) and c.mid is None
-    ]
-    if weight.ndim == 2 and len(triples) == len(changes):
-        # Weights are large, and factors small: all of them in one product, one pass over W.
-        up = torch.cat([u.to(weight.device, torch.float32) * s for u, _, s in triples], 1)
-        down = torch.cat([d.to(weight.device, torch.float32) for _, d, _ in triples])
-        if weight.dtype == torch.bfloat16 and fast(weight.device, torch.bfloat16):
-            # Summed in fp32. Of a change a tenth of W's size, the factors' roundings add 1 % to
-            # that of the sum.
-            return torch.addmm(weight, up.bfloat16(), down.bfloat16())
-        return torch.addmm(weight.float(), up, down).to(weight.dtype)
     total = weight.to(torch.float32, copy=True)
     for change, scale in changes:
         total.add_(change.delta(weight), alpha=scale)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from overpaint.nn.blocks import TransformerBlock
 
 _OPS: Any = torch.ops.mkldnn
+TILE = 64
 
 
 def pack(network: nn.Module) -> None:
@@ -178,6 +179,25 @@ class PackedLinear(nn.Module):
     def plain(self) -> Tensor:
         """The weight [out, in] as it was."""
         return self._weight.to_dense()
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the packed weight has room for `tiles` and no more."""
+        rows, columns = self.shape
+        room = _OPS._nbytes(self._weight) == 2 * rows * columns
+        return room and rows % TILE == 0 and columns % 2 == 0
+
+    @property
+    def tiles(self) -> Tensor:
+        """The packed weight where it lies, a view until it is replaced: [out/64, in/2, 2 · 64].
+
+        As oneDNN has it for AVX-512 (its format AB16b64a2b): of 64 rows pairs of columns, a pair's
+        two numbers side by side. On another machine it may lie otherwise.
+        """
+        rows, columns = self.shape
+        memory = (ctypes.c_uint16 * (rows * columns)).from_address(_OPS.data_ptr(self._weight))
+        numbers = torch.frombuffer(memory, dtype=torch.bfloat16)
+        return numbers.view(rows // TILE, columns // 2, 2 * TILE)
 
     def without_activation(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out], as a plain linear layer."""
