@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from overpaint.diffusion.plan import NOTHING, Extras
 from overpaint.models.adapters import Adapter
 from overpaint.models.checkpoint import load_model
-from overpaint.models.embedding import load_embedding
+from overpaint.models.embedding import Embedding, load_embedding
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.request import Request
@@ -24,6 +25,7 @@ from .scenes import COLOURS, OUTLINES, Scene, caption, draw_scene, with_shape
 
 STEPS = 20
 LEARNT, TOGETHER = 0.9, 0.75
+STYLED = ("comic", "sticker")
 SHOWN = 12  # pictures of each row
 
 Pixels = NDArray[np.uint8]
@@ -79,31 +81,26 @@ class Card:
         return painted
 
 
-def report(model_name: str, folders: tuple[Path, Path], reader: Reader, out: Path, count: int):
-    """Measure the LoRAs and the word of two folders: figures, a line of JSON, pictures."""
-    out.mkdir(parents=True, exist_ok=True)
-    model = load_model(model_name)
-    loras = {p.stem: Adapter(load_lora(p, model)) for p in sorted(folders[0].iterdir())}
+def measured(
+    model: Model, reader: Reader, loras: Mapping[str, Adapter], toy: Embedding, count: int
+) -> Card:
+    """Count what each LoRA, two at once and the word bring, in so many pictures each."""
     card = Card(model, reader)
     rng = np.random.default_rng(FIRST_SEED + 20)
-    for style in ("comic", "sticker"):
+    for style in STYLED:
         requests = _requests([draw(rng, style, held_out=True) for _ in range(count)])
-
-        def is_styled(reading: Reading, style: str = style) -> NDArray[np.bool_]:
-            return styled(reading, style)
-
-        without = card.add(f"{style}, without the LoRA", requests, is_styled, None)
-        card.add(f"{style}, at 1", requests, is_styled, LEARNT, Extras(adapters=(loras[style],)))
+        right = partial(styled, style=style)
+        without = card.add(f"{style}, without the LoRA", requests, right, None)
+        card.add(f"{style}, at 1", requests, right, LEARNT, Extras(adapters=(loras[style],)))
         off = Adapter(loras[style].lora, 0.0, 0.0)
         same = paint(model, requests[:SHOWN], f"{style} at 0", Extras(adapters=(off,)))
         identical = float((same == without[:SHOWN]).all((1, 2, 3)).mean())
-        card.figures.append(Figure(f"{style}, at 0: identical", identical, 1.0, SHOWN))
+        card.figures.append(Figure(f"{style}, at 0: identical", identical, 1.0, len(same)))
     plain = _requests([birds(rng, ("flat illustration", "watercolor")) for _ in range(count)])
-    card.add("bird, without the LoRA", plain, lambda r: shown(r, "bird"), None)
-    card.add(
-        "bird, at 1", plain, lambda r: shown(r, "bird"), LEARNT, Extras(adapters=(loras["bird"],))
-    )
-    for style in ("comic", "sticker"):
+    with_bird = partial(shown, shape="bird")
+    card.add("bird, without the LoRA", plain, with_bird, None)
+    card.add("bird, at 1", plain, with_bird, LEARNT, Extras(adapters=(loras["bird"],)))
+    for style in STYLED:
         requests = _requests([birds(rng, (style,)) for _ in range(count)])
 
         def has_both(reading: Reading, style: str = style) -> NDArray[np.bool_]:
@@ -112,9 +109,21 @@ def report(model_name: str, folders: tuple[Path, Path], reader: Reader, out: Pat
         both = Extras(adapters=(loras[style], loras["bird"]))
         card.add(f"{style} and bird at once", requests, has_both, TOGETHER, both)
     scenes = [draw(rng, "toy", held_out=True) for _ in range(count)]
-    word = load_embedding(folders[1] / "toy.safetensors", "toy", model)
+    word = Extras(embeddings=(toy,))
     card.add("toy, without the word", _requests(scenes, "object"), a_toy, None)
-    card.add("toy", _requests(scenes, "<embedding:toy>"), a_toy, LEARNT, Extras(embeddings=(word,)))
-    grid(np.concatenate(card.rows), SHOWN).save(out / "concepts.png")
+    card.add("toy", _requests(scenes, f"<embedding:{toy.name}>"), a_toy, LEARNT, word)
+    return card
+
+
+def report(
+    model_name: str, folders: tuple[Path, Path], reader: Reader, out: Path, count: int
+) -> None:
+    """Measure the LoRAs and the word of two folders: figures, a line of JSON, pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    model = load_model(model_name)
+    loras = {p.stem: Adapter(load_lora(p, model)) for p in sorted(folders[0].iterdir())}
+    toy = load_embedding(folders[1] / "toy.safetensors", "toy", model)
+    card = measured(model, reader, loras, toy, count)
+    grid(np.concatenate(card.rows), min(count, SHOWN)).save(out / "concepts.png")
     print(*card.figures, sep="\n")
     print(json.dumps({f.name: round(f.value, 4) for f in card.figures}))

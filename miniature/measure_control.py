@@ -137,7 +137,7 @@ def followed(
             ),
         ]
         rows.append(painted[:12])
-    grid(np.concatenate(rows), 12).save(out / "followed.png")
+    grid(np.concatenate(rows), min(count, 12)).save(out / "followed.png")
     return figures
 
 

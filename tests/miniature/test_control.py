@@ -1,5 +1,6 @@
 """The nets that steer the miniature are what they are called, and load as the product loads any."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from miniature import control
 from miniature.common import Trainee, stored
 from miniature.family import Painter
 from miniature.rendering import depth, labels, render
-from miniature.scenes import SHAPES
+from miniature.scenes import SHAPES, Item, Scene
 from overpaint.diffusion.control import Control, Controls
 from overpaint.diffusion.denoise import Conditioning, Row
 from overpaint.diffusion.schedule import NoiseSchedule
@@ -30,6 +31,19 @@ def test_labels_and_depth_show_the_objects() -> None:
         names = list(SHAPES)
         assert {names[i] for i in set(found.flat) - {-1}} == {o.shape for o in scene.objects}
         assert near[found >= 0].min() > near[found < 0].mean() + 40
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [((90, 50), False), ((10, 60), True), ((45, 90), False), ((55, 9), True)],
+)
+def test_a_pair_is_contrary_if_the_first_is_to_the_right_or_below(
+    second: tuple[float, float], *, expected: bool
+) -> None:
+    items = (Item("cup", "red", 50, 50, 9), Item("key", "blue", *second, 9))
+    scene = Scene("watercolor", "night", items, None, 128, 128, 7)
+    assert control.contrary(scene) is expected
+    assert not control.contrary(replace(scene, objects=items[:1]))
 
 
 def test_hints_are_of_their_planes() -> None:
