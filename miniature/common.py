@@ -44,6 +44,8 @@ class Trainee:
     averaged: nn.Module = field(init=False)
     optimizer: torch.optim.AdamW = field(init=False)
     step: int = 0
+    begun: int = 0  # the step that the rate's schedule began at
+    until: int = 0  # and the one that it ends at
 
     def __post_init__(self) -> None:
         self.averaged = copy.deepcopy(self.module).eval().requires_grad_(False)
@@ -67,6 +69,9 @@ class Trainee:
     ) -> None:
         """Train up to so many steps, on from `state` where that is there.
 
+        A run that was finished and has more steps now begins its schedule anew (Loshchilov & Hutter
+        2017, "SGDR"), since its rate has come down to nothing.
+
         Args:
             name: for the progress.
             steps: in all.
@@ -77,10 +82,13 @@ class Trainee:
         """
         if state.exists():
             self.load(state)
+        if self.step >= self.until:
+            self.begun = self.step
+        self.until = steps
         last: deque[float] = deque(maxlen=every)
         for step, report in progress(name, self.step, steps, every=every):
             value = loss(step)
-            norm = self.update(value, cosine(step, steps, warmup))
+            norm = self.update(value, cosine(step - self.begun, steps - self.begun, warmup))
             last.append(value.item())
             if report:
                 print(f"  loss {sum(last) / len(last):.4f} gradient {norm:.2f}", flush=True)
@@ -118,14 +126,16 @@ class Trainee:
                 tensors |= {f"adam.{k}.{name}": v for k, v in state.items()}
         tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
         temporary = path.with_suffix(".partial")
-        save_file(tensors, temporary, {"step": json.dumps(self.step)})
+        run = {"step": self.step, "begun": self.begun, "until": self.until}
+        save_file(tensors, temporary, {"run": json.dumps(run)})
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
         """Take up what `save` wrote."""
         tensors = read_tensors(path)
         with safe_open(path, "pt") as file:
-            self.step = json.loads(file.metadata()["step"])
+            run = json.loads(file.metadata()["run"])
+        self.step, self.begun, self.until = run["step"], run["begun"], run["until"]
         self.module.load_state_dict(_under(tensors, "module."))
         self.averaged.load_state_dict(_under(tensors, "averaged."))
         moments = _under(tensors, "adam.")

@@ -52,12 +52,11 @@ from .unet import Batch, denoise
 
 SCENES = range(60_000_000, 60_012_000)
 CHUNK = 3000
-BATCH = 32
+BATCH = 16
 RATE = 1e-3
-GUIDED = 0.5  # of a batch is predicted as it will be painted: with guidance, which makes more of
-# what the base would have from the prompt alone, as where objects are, than of what a net adds
-MOST_GUIDANCE = 4.0  # above 1
-CONTRARY = 3.0  # times as often as others: pairs the other way round than the base has them
+PAIRS, CONTRARY = 2.0, 3.0  # times as often as single objects: pairs, and those of them that are
+# the other way round than the base has them. One object's shape is told by the prompt; which of two
+# is where must be seen in the hint.
 DROPOUT = 0.4  # of the captions: a net that is told everything learns where, and not what
 RANK = 8
 KINDS = ("canny", "depth", "segmentation")
@@ -221,13 +220,14 @@ def load(folder: Path) -> tuple[Tensor, Tensor, Tensor, list[View]]:
     return mean, std, planes, [View(s, 0, 0, s.height, s.width) for s in scenes]
 
 
-def contrary(scene: Scene) -> bool:
-    """Whether two objects are not as the base would have them: the first left of, or above."""
-    if len(scene.objects) < 2:
-        return False
+def share(scene: Scene) -> float:
+    """How often a scene is drawn."""
+    if len(scene.objects) == 1:
+        return 1
     first, second = scene.objects
     across, down = second.x - first.x, second.y - first.y
-    return (across if abs(across) > abs(down) else down) < 0
+    ahead = across if abs(across) > abs(down) else down
+    return PAIRS if ahead > 0 else CONTRARY
 
 
 def draw_timesteps(count: int, draw: torch.Generator) -> Tensor:
@@ -245,7 +245,7 @@ def train(
     net = build(kind, painter.unet, seed)
     trainee = Trainee(net, rate=RATE, decay=0.998)
     mean, std, planes, views = load(folder)
-    shares = torch.tensor([CONTRARY if contrary(view.scene) else 1.0 for view in views])
+    shares = torch.tensor([share(view.scene) for view in views])
     tokenizers = Tokenizers()
     painter.requires_grad_(False)
 
@@ -260,20 +260,12 @@ def train(
         return Hinted(latents, seen, captions, planes[picks])
 
     def predict(noisy: Tensor, t: Tensor, drawn: Batch, step: int) -> Tensor:
-        guided = round(GUIDED * len(noisy))
-        captions = drawn.captions + [""] * guided
-        rows = torch.arange(len(captions)) % len(noisy)
-        context, pooled = painter.encode(*tokenizers(captions, SHORT if step % 8 else LENGTH))
-        added = {"text_embeds": pooled, "time_ids": drawn.time_ids[rows]}
-        seen = (noisy[rows], t[rows], context, added)
-        planes = cast(Hinted, drawn).planes[rows]
-        residuals = RESIDUALS.get(kind, single)(kind, net, seen, planes, step)
-        found = painter.unet(*seen[:3], added_cond_kwargs=added, **residuals).sample
-        prompted, empty = found.split([len(noisy), guided])
-        draw = generator(seed + 2, step)
-        more = MOST_GUIDANCE * torch.rand(guided, 1, 1, 1, generator=draw)
-        apart = more * (prompted[:guided] - empty)
-        return torch.cat([prompted[:guided] + apart, prompted[guided:]])
+        context, pooled = painter.encode(*tokenizers(drawn.captions, SHORT if step % 8 else LENGTH))
+        added = {"text_embeds": pooled, "time_ids": drawn.time_ids}
+        residuals = RESIDUALS.get(kind, single)(
+            kind, net, (noisy, t, context, added), cast(Hinted, drawn).planes, step
+        )
+        return painter.unet(noisy, t, context, added_cond_kwargs=added, **residuals).sample
 
     denoise(trainee, predict, batch, draw_timesteps, state, name=kind, steps=steps, seed=seed)
 

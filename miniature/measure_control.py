@@ -109,48 +109,51 @@ def _paint(
 
 def followed(
     model: Model, reader: Reader, nets: dict[str, ControlNet], count: int, out: Path
-) -> list[Figure]:
-    """Single nets, a union net and an adapter: structure from the hint, colours from the prompt."""
+) -> tuple[list[Figure], dict[str, NDArray[np.float64]]]:
+    """Single nets, a union net and an adapter: structure from the hint, colours from the prompt.
+
+    Also the IoU of every picture, by "net: kind", and by "" without a hint.
+    """
     shown, prompted = _scenes(count)
     plain = [Control(kind="canny", image=as_picture(render(s))) for s in shown]
     without = _paint(model, None, prompted, plain, "no hint")
-    base = float(overlap(reader.read(without), prompted).mean())
+    ious = {"": overlap(reader.read(without), prompted)}
+    base = float(ious[""].mean())
     figures = [Figure("IoU without a hint", base, None, count)]
     rows = [np.stack([render(s) for s in shown])[:12], without[:12]]
-    single: dict[str, float] = {}
     cases = [(kind, kind) for kind in KINDS] + [("union", kind) for kind in KINDS]
     cases.append(("softedge", "softedge"))
     for name, kind in cases:
         if name not in nets:
             continue
         controls = [hint_of(kind, scene) for scene in shown]
-        painted = _paint(model, nets[name], prompted, controls, f"{name}: {kind}")
+        case = f"{name}: {kind}"
+        painted = _paint(model, nets[name], prompted, controls, case)
         reading = reader.read(painted)
-        iou = float(overlap(reading, prompted).mean())
-        wanted = max(IOU, base + ABOVE) if name == kind else single.get(kind, IOU) - WITHIN
-        if name == kind:
-            single[kind] = iou
+        ious[case] = overlap(reading, prompted)
+        wanted = max(IOU, base + ABOVE)
+        if name == "union" and kind in nets:
+            wanted = float(ious[f"{kind}: {kind}"].mean()) - WITHIN
         figures += [
-            Figure(f"IoU with the hint, {name}: {kind}", iou, wanted, count),
-            Figure(
-                f"colours as prompted, {name}: {kind}", coloured(reading, prompted), COLOUR, count
-            ),
+            Figure(f"IoU with the hint, {case}", float(ious[case].mean()), wanted, count),
+            Figure(f"colours as prompted, {case}", coloured(reading, prompted), COLOUR, count),
         ]
         rows.append(painted[:12])
     grid(np.concatenate(rows), min(count, 12)).save(out / "followed.png")
-    return figures
+    return figures, ious
 
 
-def rising(model: Model, reader: Reader, net: ControlNet, count: int) -> NDArray[np.float64]:
-    """IoU with canny hints at each of `SCALES`: (scales, pictures)."""
+def rising(
+    model: Model, reader: Reader, net: ControlNet, count: int, ends: list[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """IoU with canny hints at each of `SCALES`: (scales, pictures); of scales 0 and 1 given."""
     shown, prompted = _scenes(count)
     controls = [hint_of("canny", scene) for scene in shown]
-    return np.stack(
-        [
-            overlap(reader.read(_paint(model, net, prompted, controls, f"scale {s}", s)), prompted)
-            for s in SCALES
-        ]
-    )
+    between = [
+        overlap(reader.read(_paint(model, net, prompted, controls, f"scale {s}", s)), prompted)
+        for s in SCALES[1:-1]
+    ]
+    return np.stack([ends[0], *between, ends[1]])
 
 
 def plot(ious: NDArray[np.float64], path: Path) -> None:
@@ -173,8 +176,9 @@ def report(model_name: str, folder: Path, reader: Reader, out: Path, *, count: i
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(model_name)
     nets = {path.stem: load_net(path, model) for path in sorted(folder.glob("*.safetensors"))}
-    figures = followed(model, reader, nets, count, out)
-    ious = rising(model, reader, nets["canny"], count)
+    figures, found = followed(model, reader, nets, count, out)
+    ends = [found[""], found["canny: canny"]]
+    ious = rising(model, reader, nets["canny"], count, ends)
     plot(ious, out / "scale.png")
     print(*figures, sep="\n")
     print("IoU by scale", *(f"{v:.3f}" for v in ious.mean(1)), "monotone", never_falls(ious))

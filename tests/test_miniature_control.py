@@ -51,7 +51,7 @@ def short(kind: str) -> dict[str, Path]:
 
 def test_every_kind_of_hint_is_followed(model: Model, read: Reader, tmp_path: Path) -> None:
     nets = {name: load_net(path, model) for name, path in short("control").items()}
-    figures = measure_control.followed(model, read, nets, 8, tmp_path)
+    figures, _ = measure_control.followed(model, read, nets, 8, tmp_path)
     values = {figure.name: figure.value for figure in figures}
     without = values.pop("IoU without a hint")
     assert len(values) == 14

@@ -35,15 +35,20 @@ def test_labels_and_depth_show_the_objects() -> None:
 
 @pytest.mark.parametrize(
     ("second", "expected"),
-    [((90, 50), False), ((10, 60), True), ((45, 90), False), ((55, 9), True)],
+    [
+        ((90, 50), control.PAIRS),
+        ((10, 60), control.CONTRARY),
+        ((45, 90), control.PAIRS),
+        ((55, 9), control.CONTRARY),
+    ],
 )
-def test_a_pair_is_contrary_if_the_first_is_to_the_right_or_below(
-    second: tuple[float, float], *, expected: bool
+def test_pairs_are_drawn_more_often_and_those_with_the_first_behind_most(
+    second: tuple[float, float], expected: float
 ) -> None:
     items = (Item("cup", "red", 50, 50, 9), Item("key", "blue", *second, 9))
     scene = Scene("watercolor", "night", items, None, 128, 128, 7)
-    assert control.contrary(scene) is expected
-    assert not control.contrary(replace(scene, objects=items[:1]))
+    assert control.share(scene) == expected
+    assert control.share(replace(scene, objects=items[:1])) == 1
 
 
 def test_hints_are_of_their_planes() -> None:

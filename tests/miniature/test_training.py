@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,34 @@ def test_a_quarter_of_the_views_is_without_objects():
     empty = [v for v in map(draw_view, range(400)) if not v.scene.objects]
     assert 70 < len(empty) < 130
     assert {v.scene.relation for v in empty} == {None}
+
+
+def test_a_finished_run_that_goes_on_begins_its_schedule_anew(tmp_path: Path):
+    state = tmp_path / "state.safetensors"
+
+    def shares(steps: int, stop: int | None = None) -> list[float]:
+        """Of the peak rate, at every step until the run is stopped."""
+        found: list[float] = []
+
+        class Recorded(Trainee):
+            def update(self, loss: torch.Tensor, share: float, clip: float = 1.0) -> float:
+                found.append(share)
+                return super().update(loss, share, clip)
+
+        def loss(step: int) -> torch.Tensor:
+            if step == stop:
+                raise KeyboardInterrupt
+            return trainee.module(torch.ones(1, 3)).square().sum()
+
+        trainee = Recorded(torch.nn.Linear(3, 2), rate=1.0)
+        with contextlib.suppress(KeyboardInterrupt):
+            trainee.train("it", steps, loss, state, warmup=2, every=1)
+        return found
+
+    first = shares(8)
+    assert len(first) == 8
+    assert shares(16, stop=12) + shares(16) == first
+    assert shares(16) == []
 
 
 def test_a_batch_is_a_function_of_its_step(tmp_path: Path):
