@@ -252,7 +252,7 @@ def train(
     def batch(step: int) -> Hinted:
         draw = generator(seed, step)
         rng = np.random.default_rng((seed, step))
-        picks = torch.multinomial(shares, BATCH, generator=draw)
+        picks = torch.multinomial(shares, BATCH, replacement=True, generator=draw)
         noise = torch.randn((BATCH, *mean.shape[1:]), generator=draw)
         latents = scale * (mean[picks].float() + std[picks].float() * noise)
         seen = [views[i] for i in picks.tolist()]
