@@ -132,16 +132,16 @@ class Decomposed:
 
 
 def factors(changes: Sequence[tuple[Change, float]]) -> tuple[Tensor, Tensor] | None:
-    """Changes at their scales as one product: up [out, r] and down [r, in], fp32.
+    """Changes at their scales as one product: up [out, r] and down [r, in · k²], fp32.
 
     None where one of them is no product of two matrices.
     """
-    low = [(c, scale) for c, scale in changes if isinstance(c, LowRank) and c.down.ndim == 2]
+    low = [(c, scale) for c, scale in changes if isinstance(c, LowRank) and c.mid is None]
     if not changes or len(low) < len(changes):
         return None
     return (
-        torch.cat([c.up.float() * (c.scale * scale) for c, scale in low], 1),
-        torch.cat([c.down.float() for c, _ in low]),
+        torch.cat([c.up.flatten(1).float() * (c.scale * scale) for c, scale in low], 1),
+        torch.cat([c.down.flatten(1).float() for c, _ in low]),
     )
 
 

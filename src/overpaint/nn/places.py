@@ -26,7 +26,7 @@ class Place(Protocol):
         ...
 
     def add(self, up: Tensor, down: Tensor) -> None:
-        """Put W + up · down there, of the pristine W [out, in]; up is [out, r], down [r, in].
+        """Put W + up · down there, W being the pristine one; up is [out, r], down [r, in · k²].
 
         The sum is made in fp32. Where W is in fewer bits the factors are rounded too, as they are
         beside a layer: of a change a tenth of W's size that adds 1 % to the rounding of the sum.
@@ -60,13 +60,14 @@ class Plain:
 
     def add(self, up: Tensor, down: Tensor) -> None:
         """As `Place.add`."""
-        weight = self.pristine
+        weight = self.pristine.flatten(1)
         if not fast(weight.device, weight.dtype):
-            self.write(torch.addmm(weight.float(), up, down))
-        elif isinstance(self._module, nn.Linear):
-            torch.addmm(weight, up.to(weight), down.to(weight), out=self._module.weight)
+            weight = weight.float()
+        up, down = up.to(weight), down.to(weight)
+        if isinstance(self._module, nn.Linear) and weight.dtype == self._module.weight.dtype:
+            torch.addmm(weight, up, down, out=self._module.weight)
         else:
-            self.write(torch.addmm(weight, up.to(weight), down.to(weight)))
+            self.write(torch.addmm(weight, up, down).view(self.pristine.shape))
 
 
 class Tiled:
@@ -101,7 +102,7 @@ class Tiled:
         2r terms, the others being 0.
         """
         rank, columns = down.shape
-        pairs = down.bfloat16().view(rank, columns // 2, 2).permute(1, 2, 0)
+        pairs = down.bfloat16().reshape(rank, columns // 2, 2).permute(1, 2, 0)
         pairs = pairs.reshape(1, columns // 2, 2 * rank)
         parts = up.bfloat16().chunk(len(self._layers))
         for own, pristine, part in zip(self._layers, self._pristine, parts, strict=True):
