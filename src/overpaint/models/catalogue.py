@@ -66,7 +66,7 @@ ESTIMATORS: dict[str, Entry] = {
             "depth-anything/Depth-Anything-V2-Small-hf",
             None,
         ),
-        Entry("upernet", "class estimator", "MIT", "openmmlab/upernet-convnext-small", None),
+        Entry("upernet", "class estimator", "MIT", "openmmlab/upernet-convnext-tiny", None),
     )
 }
 """Networks that see in pictures what hints show, by short names."""
