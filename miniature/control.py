@@ -54,9 +54,9 @@ SCENES = range(60_000_000, 60_012_000)
 CHUNK = 3000
 BATCH = 16
 RATE = 1e-3
-PAIRS, CONTRARY = 2.0, 3.0  # times as often as single objects: pairs, and those of them that are
-# the other way round than the base has them. One object's shape is told by the prompt; which of two
-# is where must be seen in the hint.
+# How often pairs are drawn, and those that are the other way round than the base has them, against
+# single objects: the prompt tells one object's shape; which of two is where, only the hint.
+PAIRS, CONTRARY = 2.0, 3.0
 DROPOUT = 0.4  # of the captions: a net that is told everything learns where, and not what
 RANK = 8
 KINDS = ("canny", "depth", "segmentation")

@@ -8,9 +8,8 @@ from torch import nn
 from overpaint.nn.packed import PackedGEGLU, PackedLinear, fast, pack, plain_weight
 from overpaint.nn.packed import layer as held
 from overpaint.nn.places import Plain, Tiled, place_of
+from tests.nn.test_lowrank import HALF_STEP
 
-HALF_STEP = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-"""How far a number may be from the nearest one in a dtype, relative (fp32: twice that)."""
 LAYERS = {"tiles": "0", "half a tile": "1", "geglu": "2.proj", "convolution": "3"}
 
 
