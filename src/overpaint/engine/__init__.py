@@ -1,0 +1,1 @@
+"""Requests over time: many at once, on one device."""

@@ -1,0 +1,106 @@
+"""Which rows run next: shortest remaining work first, aged, and fair between keys.
+
+It knows neither a model nor a clock. Whoever runs the work says what there is, `pick`s, runs that,
+and says what it `spent`.
+"""
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+
+AGEING = 0.25
+"""Seconds of work that a second of waiting makes up for. What needs r seconds more than the
+shortest newcomers waits for them at most r / AGEING seconds."""
+
+PRIORITY = 3600.0
+"""Seconds of work that one step of priority makes up for."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Work that can be taken up at once: the next step of a picture, or its decoding.
+
+    Attributes:
+        job: that it belongs to.
+        key: on whose account it runs; "" where there are no accounts.
+        group: tasks of one group may run together: of one network and one latent shape.
+        rows: of the network's batch that it takes.
+        remaining: seconds of work until the whole job is done, alone on the device.
+        arrived: when the job came, in seconds of any clock.
+        priority: higher goes first.
+    """
+
+    job: str
+    key: str
+    group: Hashable
+    rows: int
+    remaining: float
+    arrived: float
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the device says about groups.
+
+    Attributes:
+        cap: rows of a group that one call takes.
+        entry: seconds until a group can run at all: 0 if its model is on the device, else what it
+            takes to bring it there. Tasks of a model that is there therefore go first, until the
+            others have waited long enough.
+    """
+
+    cap: Callable[[Hashable], int]
+    entry: Callable[[Hashable], float] = lambda group: 0.0
+
+
+class Scheduler:
+    """Picks what runs next.
+
+    Fairness is start-time fair queueing (Goyal, Vin & Cheng 1996) over seconds of the device: a key
+    is behind by what it was given beyond the least served of those that wait, and one that comes
+    back after a pause has no credit from it.
+    """
+
+    def __init__(self) -> None:
+        self._served: dict[str, float] = {}
+
+    def pick(self, tasks: Iterable[Task], now: float, costs: Costs) -> list[Task]:
+        """The tasks to run together next, the first one's group, no more rows than its cap.
+
+        A task that takes more rows than the cap runs alone.
+
+        Args:
+            tasks: all that could run.
+            now: by the clock of their arrival.
+            costs: of the groups.
+        """
+        waiting = list(tasks)
+        if not waiting:
+            return []
+        self._enter({task.key for task in waiting})
+
+        def urgency(task: Task) -> tuple[float, float, str]:
+            late = self._served[task.key] - AGEING * (now - task.arrived)
+            work = task.remaining + costs.entry(task.group)
+            return work + late - PRIORITY * task.priority, task.arrived, task.job
+
+        first, *others = sorted(waiting, key=urgency)
+        chosen, rows, cap = [first], first.rows, costs.cap(first.group)
+        for task in others:
+            if task.group == first.group and rows + task.rows <= cap:
+                chosen.append(task)
+                rows += task.rows
+        return chosen
+
+    def spent(self, tasks: Iterable[Task], seconds: float) -> None:
+        """Put what a call took to the accounts of those that it was for, by their rows."""
+        ran = list(tasks)
+        rows = sum(task.rows for task in ran)
+        for task in ran:
+            self._served[task.key] += seconds * task.rows / rows
+
+    def _enter(self, keys: set[str]) -> None:
+        """Keys that wait now: newcomers begin level with the least served; the least has 0."""
+        known = [served for key, served in self._served.items() if key in keys]
+        least = min(known, default=0.0)
+        self._served = {key: self._served.get(key, least) - least for key in keys}
