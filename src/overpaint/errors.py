@@ -7,7 +7,10 @@
     │   ├── ModelNotFoundError        no such name, file or folder
     │   └── CheckpointError           found, but not what it should be
     ├── OutputError               5   the result cannot be written
-    └── DeviceError               6   no such device, out of memory, numbers not finite
+    ├── DeviceError               6   no such device, out of memory, numbers not finite
+    └── StoreError                7   the job store cannot be reached, or turns a job away
+        ├── QueueFullError            as much waits as may
+        └── IdempotencyError          a client's token was used for something else
 
 Each message says what was wrong, with which value, and what to do about it. The command line
 prints the message alone and ends with the class's exit code.
@@ -70,6 +73,28 @@ class DeviceError(OverpaintError):
     """The device is missing, has too little memory, or computed numbers that are not finite."""
 
     exit_code = 6
+
+
+class StoreError(OverpaintError):
+    """The job store cannot be reached, is another version's, or cannot write."""
+
+    exit_code = 7
+
+
+class QueueFullError(StoreError):
+    """As many jobs wait as may.
+
+    Attributes:
+        seconds: of work that are waiting.
+    """
+
+    def __init__(self, message: str, seconds: float):
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class IdempotencyError(StoreError):
+    """A client's idempotency key came before, with another request."""
 
 
 def near(name: str, known: "Iterable[str]") -> str:

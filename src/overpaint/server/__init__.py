@@ -1,0 +1,1 @@
+"""One machine as a service: jobs that are never lost, and the wire formats that clients speak."""

@@ -1,0 +1,660 @@
+"""The durable store of jobs: what was acknowledged ends exactly once, whatever is killed.
+
+    submit ──► queued ──claim──► running ──finish──► succeeded | failed
+                 │  ▲               │
+                 │  └──give back────┤   its owner let it go, or its lease ran out
+                 └─────cancel───────┴─► canceled
+
+A job runs at least once and is published at most once: `claim` gives every attempt a number, and
+`finish` counts for the attempt that is under way alone. Result files are written before; state,
+event and webhook are one transaction.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from overpaint.errors import IdempotencyError, QueueFullError, StoreError
+from overpaint.server.tables import (
+    VERSION,
+    connect,
+    deliveries,
+    events,
+    jobs,
+    lay,
+    outbox,
+    tokens,
+    uses,
+)
+
+State = Literal["queued", "running", "succeeded", "failed", "canceled"]
+ENDED: tuple[State, ...] = ("succeeded", "failed", "canceled")
+
+CRASHES = 5
+"""Times that a job may be under way when its server or worker dies, before it is given up."""
+
+AGEING = 4.0
+"""Seconds of waiting that make up for one second of work, in the order of the queue."""
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job to be accepted.
+
+    Attributes:
+        id: unguessable, from `secrets`.
+        key: on whose account; "" where there are none.
+        model: that it is for, by name.
+        request: what to do, as JSON; pictures by the names of their files.
+        work: seconds of the device that it is expected to take.
+        origin: what the wire format wants to remember of it.
+        webhook: where to post what happens to it.
+        webhook_events: of "start" and "completed", those to post.
+        files: the pictures that it needs, by the hash of their content.
+        priority: higher goes first.
+        token: the client's idempotency key.
+        body: the hash of what came with it.
+    """
+
+    id: str
+    key: str
+    model: str
+    request: Mapping[str, Any]
+    work: float
+    origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    webhook: str | None = None
+    webhook_events: Sequence[str] = ("start", "completed")
+    files: Iterable[str] = ()
+    priority: int = 0
+    token: str | None = None
+    body: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is stored.
+
+    Attributes:
+        state: where it is.
+        attempt: how often it was claimed; with the owner, what proves a right to it.
+        crashes: how often it was under way when something died.
+        owner: of the attempt that is under way.
+        canceling: it is under way, and its end was asked for.
+        created: seconds since 1970.
+        started: when it was first claimed.
+        ended: when it reached its end.
+        error: why it failed.
+        result: what came of it.
+    """
+
+    id: str
+    key: str
+    model: str
+    request: dict[str, Any]
+    origin: dict[str, Any]
+    webhook: str | None
+    priority: int
+    work: float
+    state: State
+    attempt: int
+    crashes: int
+    owner: str | None
+    canceling: bool
+    created: float
+    started: float | None
+    ended: float | None
+    error: str | None
+    result: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Said:
+    """One entry of a job's history: "queued", "started", "requeued", a notice, or its end."""
+
+    number: int
+    at: float
+    kind: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much may wait: jobs in all, jobs of one key, seconds of work in all."""
+
+    queued: int = 10_000
+    queued_per_key: int = 10_000
+    work: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Post:
+    """A webhook that is due.
+
+    Attributes:
+        id: stays the same over all tries.
+        kind: "start" or "completed".
+        tries: that were made before.
+    """
+
+    id: int
+    job: Job
+    kind: str
+    tries: int
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A try at a webhook: the status that came back, or the error if none did."""
+
+    at: float
+    status: int | None
+    error: str | None
+    seconds: float
+
+
+JOB = [jobs.c[name] for name in Job.__dataclass_fields__]
+
+
+class Jobs:
+    """The store. Its methods may be called from any thread; each is one transaction."""
+
+    def __init__(self, url: str, clock: Callable[[], float] | None = None):
+        """Open a store.
+
+        Args:
+            url: `sqlite:///path/jobs.db`, `postgresql+psycopg://…`.
+            clock: seconds since 1970. By default the machine's, and for Postgres the database's,
+                which all servers share.
+
+        Raises:
+            StoreError: it cannot be reached, or is another version's.
+        """
+        self._engine = connect(url)
+        self._shared = self._engine.dialect.name == "postgresql"
+        self._clock = clock
+        try:
+            found = lay(self._engine)
+        except DBAPIError as error:
+            raise StoreError(
+                f"the job store {_bare(url)} cannot be opened: {error.orig}."
+            ) from error
+        if found != VERSION:
+            raise StoreError(
+                f"the job store {_bare(url)} has schema {found}; this version of Overpaint has "
+                f"{VERSION}. Use the version that made it, or another store."
+            )
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._engine.dispose()
+
+    # Accepting
+
+    def submit(self, new: NewJob, limits: Limits = Limits()) -> Job:
+        """Accept a job; it is on the disk when this returns.
+
+        Where the client's token was seen before with the same body, the job that it made is
+        returned, and nothing happens.
+
+        Raises:
+            QueueFullError: as much waits as may.
+            IdempotencyError: the token was used for something else.
+        """
+        with self._read() as connection:
+            if found := self._by_token(connection, new):
+                return found
+            self._check_room(connection, new, limits)  # the many that a full queue turns away
+        try:
+            with self._write() as connection:
+                if found := self._by_token(connection, new):
+                    return found
+                self._check_room(connection, new, limits)
+                return self._insert(connection, new)
+        except IntegrityError:
+            with self._read() as connection:  # another server has just used the token
+                if found := self._by_token(connection, new):
+                    return found
+            raise
+
+    def _insert(self, connection: Connection, new: NewJob) -> Job:
+        now = self._now(connection)
+        row = {
+            "id": new.id,
+            "key": new.key,
+            "model": new.model,
+            "request": dict(new.request),
+            "origin": dict(new.origin),
+            "webhook": new.webhook,
+            "priority": new.priority,
+            "work": new.work,
+            "rank": now + AGEING * (new.work + self._ahead_of_key(connection, new)),
+            "state": "queued",
+            "attempt": 0,
+            "crashes": 0,
+            "canceling": False,
+            "created": now,
+        }
+        connection.execute(insert(jobs).values(row))
+        if named := sorted(set(new.files)):
+            connection.execute(insert(uses), [{"job": new.id, "file": file} for file in named])
+        if new.token is not None:
+            entry = {"key": new.key, "token": new.token, "body": new.body, "job": new.id}
+            connection.execute(insert(tokens).values(entry))
+        if new.webhook:
+            for kind in ("start", "completed"):
+                if kind in new.webhook_events:
+                    self._post(connection, new.id, kind)
+        self._say(connection, new.id, now, "queued", {})
+        return self._one(connection, new.id)
+
+    def _by_token(self, connection: Connection, new: NewJob) -> Job | None:
+        if new.token is None:
+            return None
+        used = select(tokens).where(tokens.c.key == new.key, tokens.c.token == new.token)
+        found = connection.execute(used).first()
+        if found is None:
+            return None
+        if found.body != new.body:
+            raise IdempotencyError(
+                f"the idempotency key {new.token!r} was used for another request, job {found.job}; "
+                "take a new one."
+            )
+        return self._one(connection, found.job)
+
+    def _check_room(self, connection: Connection, new: NewJob, limits: Limits) -> None:
+        queued = jobs.c.state == "queued"
+        mine = func.count().filter(jobs.c.key == new.key)
+        counted = select(func.count(), mine, func.coalesce(func.sum(jobs.c.work), 0)).where(queued)
+        count, own, work = connection.execute(counted).one()
+        if count >= limits.queued or work >= limits.work:
+            raise QueueFullError(
+                f"{count} jobs are waiting, {work:.0f} s of work; try again later.", work
+            )
+        if own >= limits.queued_per_key:
+            raise QueueFullError(f"{own} of your jobs are waiting; try again later.", work)
+
+    def _ahead_of_key(self, connection: Connection, new: NewJob) -> float:
+        """Work of the key's own jobs that wait and are no longer than this one.
+
+        With it a job's rank is when it would end if its key had the device for itself, shortest
+        first: whoever sends a hundred jobs waits behind himself, not others behind him.
+        """
+        own = and_(jobs.c.key == new.key, jobs.c.state == "queued", jobs.c.work <= new.work)
+        return float(connection.execute(select(func.sum(jobs.c.work)).where(own)).scalar() or 0)
+
+    # Running
+
+    def claim(
+        self, owner: str, count: int, lease: float, models: Iterable[str] | None = None
+    ) -> list[Job]:
+        """Take up to so many queued jobs, the most urgent first, for `lease` seconds."""
+        ready: ColumnElement[bool] = jobs.c.state == "queued"
+        if models is not None:
+            ready &= jobs.c.model.in_(list(models))
+        order = (jobs.c.priority.desc(), jobs.c.rank, jobs.c.id)
+        with self._write() as connection:
+            first = select(jobs.c.id).where(ready).order_by(*order).limit(count)
+            chosen = connection.execute(first.with_for_update(skip_locked=True)).scalars().all()
+            if not chosen:
+                return []
+            now = self._now(connection)
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.id.in_(chosen))
+                .values(
+                    state="running",
+                    owner=owner,
+                    lease=now + lease,
+                    attempt=jobs.c.attempt + 1,
+                    started=func.coalesce(jobs.c.started, now),
+                )
+            )
+            found = {job.id: job for job in self._many(connection, jobs.c.id.in_(chosen))}
+            for name in chosen:
+                self._say(connection, name, now, "started", {"attempt": found[name].attempt})
+                self._due(connection, name, "start", now)
+            return [found[name] for name in chosen]
+
+    def beat(self, owner: str, lease: float) -> dict[str, Job]:
+        """Prolong the leases of an owner's jobs; returns them.
+
+        What is not among them is no longer its own; what is `canceling` should be ended.
+        """
+        own = and_(jobs.c.owner == owner, jobs.c.state == "running")
+        with self._write() as connection:
+            now = self._now(connection)
+            connection.execute(update(jobs).where(own).values(lease=now + lease))
+            return {job.id: job for job in self._many(connection, own)}
+
+    def finish(
+        self,
+        job: Job,
+        state: Literal["succeeded", "failed", "canceled"],
+        *,
+        result: Mapping[str, Any] | None = None,
+        error: str | None = None,
+    ) -> bool:
+        """Publish the end of an attempt.
+
+        Returns:
+            False if the attempt is not under way any more: nothing has changed.
+        """
+        with self._write() as connection:
+            now = self._now(connection)
+            return self._end(connection, self._held(job), job.id, state, now, result, error)
+
+    def give_back(self, job: Job, *, crashed: bool = False) -> bool:
+        """Return a job to the queue, or end it if that was asked for or it crashed too often.
+
+        Args:
+            job: as it was claimed.
+            crashed: something died while the job was under way.
+
+        Returns:
+            False if the attempt is not under way any more.
+        """
+        with self._write() as connection:
+            return self._requeue(connection, self._held(job), int(crashed)) == [job.id]
+
+    def expire(self, *, owners_are_gone: bool = False) -> list[str]:
+        """Return to the queue what nobody has prolonged the lease of; returns which.
+
+        Args:
+            owners_are_gone: of everybody, at the start of a store's only server.
+        """
+        with self._write() as connection:
+            over = jobs.c.state == "running"
+            if not owners_are_gone:
+                over &= jobs.c.lease < self._now(connection)
+            return self._requeue(connection, over, 1)
+
+    def cancel(self, name: str) -> Job | None:
+        """Ask for a job's end: at once if it waits, by its owner if it is under way.
+
+        One that has ended stays as it is. None if there is no such job.
+        """
+        with self._write() as connection:
+            now = self._now(connection)
+            queued = and_(jobs.c.id == name, jobs.c.state == "queued")
+            if not self._end(connection, queued, name, "canceled", now, None, None):
+                running = and_(jobs.c.id == name, jobs.c.state == "running")
+                connection.execute(update(jobs).where(running).values(canceling=True))
+            return self._first(connection, jobs.c.id == name)
+
+    # Looking
+
+    def get(self, name: str) -> Job | None:
+        """A job by its id."""
+        with self._read() as connection:
+            return self._first(connection, jobs.c.id == name)
+
+    def page(
+        self,
+        key: str | None,
+        count: int,
+        *,
+        before: Job | None = None,
+        after: Job | None = None,
+        states: Iterable[State] | None = None,
+    ) -> list[Job]:
+        """A key's jobs (or everybody's), newest first: the next older, or the next newer ones."""
+        wanted: list[ColumnElement[bool]] = []
+        if key is not None:
+            wanted.append(jobs.c.key == key)
+        if states is not None:
+            wanted.append(jobs.c.state.in_(list(states)))
+        order = [jobs.c.created.desc(), jobs.c.id.desc()]
+        if before:
+            older = and_(jobs.c.created == before.created, jobs.c.id < before.id)
+            wanted.append(or_(jobs.c.created < before.created, older))
+        if after:
+            newer = and_(jobs.c.created == after.created, jobs.c.id > after.id)
+            wanted.append(or_(jobs.c.created > after.created, newer))
+            order = [jobs.c.created, jobs.c.id]
+        with self._read() as connection:
+            found = select(*JOB).where(*wanted).order_by(*order).limit(count)
+            listed = [_job(row) for row in connection.execute(found)]
+        return listed[::-1] if after else listed
+
+    def ahead(self, name: str) -> tuple[int, float] | None:
+        """Jobs before a queued one, and the seconds of work of these and of all that run.
+
+        None if it is not queued.
+        """
+        with self._read() as connection:
+            asked = select(jobs.c.priority, jobs.c.rank, jobs.c.id).where(
+                jobs.c.id == name, jobs.c.state == "queued"
+            )
+            own = connection.execute(asked).first()
+            if own is None:
+                return None
+            sooner = or_(
+                jobs.c.priority > own.priority,
+                and_(jobs.c.priority == own.priority, jobs.c.rank < own.rank),
+                and_(jobs.c.priority == own.priority, jobs.c.rank == own.rank, jobs.c.id < own.id),
+            )
+            work = func.coalesce(func.sum(jobs.c.work), 0.0)
+            count, waiting = connection.execute(
+                select(func.count(), work).where(jobs.c.state == "queued", sooner)
+            ).one()
+            under_way = connection.execute(select(work).where(jobs.c.state == "running")).scalar()
+            return int(count), float(waiting) + float(under_way or 0)
+
+    def counts(self) -> dict[State, int]:
+        """Jobs of each state."""
+        with self._read() as connection:
+            counted = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+            found = {row[0]: int(row[1]) for row in connection.execute(counted)}
+        states: tuple[State, ...] = ("queued", "running", *ENDED)
+        return {state: found.get(state, 0) for state in states}
+
+    def history(self, name: str, after: int = 0) -> list[Said]:
+        """What was said of a job, from the number after `after` on."""
+        with self._read() as connection:
+            said = select(events.c.number, events.c.at, events.c.kind, events.c.body).where(
+                events.c.job == name, events.c.number > after
+            )
+            return [Said(*row) for row in connection.execute(said.order_by(events.c.number))]
+
+    def say(self, name: str, kind: str, body: Mapping[str, Any]) -> None:
+        """Add to a job's history."""
+        with self._write() as connection:
+            # What two say at once of one job is numbered one after the other.
+            connection.execute(select(jobs.c.id).where(jobs.c.id == name).with_for_update())
+            self._say(connection, name, self._now(connection), kind, dict(body))
+
+    # Webhooks
+
+    def due(self, count: int, lease: float) -> list[Post]:
+        """Webhooks to post now; nobody else is given them for `lease` seconds."""
+        with self._write() as connection:
+            now = self._now(connection)
+            ready = and_(outbox.c.state == "due", outbox.c.due <= now)
+            first = select(outbox).where(ready).order_by(outbox.c.due).limit(count)
+            rows = connection.execute(first.with_for_update(skip_locked=True)).all()
+            taken = [row.id for row in rows]
+            later = update(outbox).where(outbox.c.id.in_(taken))
+            connection.execute(later.values(due=now + lease, tries=outbox.c.tries + 1))
+            return [Post(r.id, self._one(connection, r.job), r.kind, r.tries) for r in rows]
+
+    def delivered(self, post: Post, delivery: Delivery, again: float | None) -> None:
+        """Log a try at a webhook.
+
+        Args:
+            post: that was tried.
+            delivery: what came of it.
+            again: seconds until the next try; None if there is none.
+        """
+        good = delivery.status is not None and 200 <= delivery.status < 300
+        state = "delivered" if good else "failed" if again is None else "due"
+        with self._write() as connection:
+            now = self._now(connection)
+            connection.execute(
+                insert(deliveries).values(
+                    post=post.id,
+                    at=delivery.at,
+                    status=delivery.status,
+                    error=delivery.error,
+                    seconds=delivery.seconds,
+                )
+            )
+            changed = update(outbox).where(outbox.c.id == post.id)
+            connection.execute(changed.values(state=state, due=now + (again or 0)))
+
+    def deliveries(self, name: str) -> list[tuple[int, str, str, list[Delivery]]]:
+        """A job's webhooks: id, kind, state, and every try at it."""
+        with self._read() as connection:
+            posts = connection.execute(
+                select(outbox).where(outbox.c.job == name).order_by(outbox.c.id)
+            ).all()
+            tries = {
+                post.id: connection.execute(
+                    select(deliveries).where(deliveries.c.post == post.id).order_by(deliveries.c.id)
+                ).all()
+                for post in posts
+            }
+            return [
+                (
+                    post.id,
+                    post.kind,
+                    post.state,
+                    [Delivery(t.at, t.status, t.error, t.seconds) for t in tries[post.id]],
+                )
+                for post in posts
+            ]
+
+    def replay(self, name: str, kind: str) -> bool:
+        """Post a job's webhook once more, now; False if it has none, or is not so far."""
+        with self._write() as connection:
+            done = and_(outbox.c.job == name, outbox.c.kind == kind, outbox.c.state != "later")
+            again = update(outbox).where(done)
+            due = again.values(state="due", due=self._now(connection), tries=0)
+            return connection.execute(due).rowcount == 1
+
+    # Keeping and forgetting
+
+    def prune(self, age: float, count: int = 1000) -> list[Job]:
+        """Forget jobs that ended longer ago than `age` seconds; returns them."""
+        with self._write() as connection:
+            old = and_(jobs.c.state.in_(ENDED), jobs.c.ended < self._now(connection) - age)
+            found = [_job(r) for r in connection.execute(select(*JOB).where(old).limit(count))]
+            connection.execute(delete(jobs).where(jobs.c.id.in_([job.id for job in found])))
+            return found
+
+    def in_use(self, files: Iterable[str]) -> set[str]:
+        """Which of these files a job needs."""
+        with self._read() as connection:
+            used = select(uses.c.file).where(uses.c.file.in_(list(files))).distinct()
+            return set(connection.execute(used).scalars())
+
+    # Within a transaction
+
+    def _write(self) -> AbstractContextManager[Connection]:
+        return self._engine.begin()
+
+    def _read(self) -> AbstractContextManager[Connection]:
+        return self._engine.execution_options(reads=True).begin()
+
+    def _now(self, connection: Connection) -> float:
+        if self._clock:
+            return self._clock()
+        if self._shared:
+            epoch = func.extract("epoch", func.clock_timestamp())
+            return float(connection.execute(select(epoch)).scalar_one())
+        return time.time()
+
+    @staticmethod
+    def _held(job: Job) -> ColumnElement[bool]:
+        """The fence: that an attempt is still the one under way."""
+        return and_(
+            jobs.c.id == job.id,
+            jobs.c.state == "running",
+            jobs.c.attempt == job.attempt,
+            jobs.c.owner == job.owner,
+        )
+
+    def _end(
+        self,
+        connection: Connection,
+        where: ColumnElement[bool],
+        name: str,
+        state: State,
+        now: float,
+        result: Mapping[str, Any] | None,
+        error: str | None,
+    ) -> bool:
+        ended = update(jobs).where(where)
+        values: dict[str, Any] = {"state": state, "ended": now, "error": error}
+        values |= {"lease": None, "canceling": False}
+        if result is not None:
+            values["result"] = dict(result)
+        if connection.execute(ended.values(values)).rowcount != 1:
+            return False
+        self._say(connection, name, now, state, {"error": error} if error else {})
+        self._due(connection, name, "completed", now)
+        return True
+
+    def _requeue(
+        self, connection: Connection, where: ColumnElement[bool], crashes: int
+    ) -> list[str]:
+        now = self._now(connection)
+        chosen = select(*JOB).where(where).with_for_update(skip_locked=True)
+        found = [_job(row) for row in connection.execute(chosen)]
+        for job in found:
+            this = jobs.c.id == job.id
+            count = job.crashes + crashes
+            if job.canceling:
+                self._end(connection, this, job.id, "canceled", now, None, None)
+            elif count >= CRASHES:
+                error = f"given up: {count} times the worker or the server died while it ran."
+                self._end(connection, this, job.id, "failed", now, None, error)
+            else:
+                values = {"state": "queued", "owner": None, "lease": None, "crashes": count}
+                connection.execute(update(jobs).where(this).values(values))
+                self._say(connection, job.id, now, "requeued", {"crashes": count})
+        return [job.id for job in found]
+
+    @staticmethod
+    def _say(
+        connection: Connection, name: str, now: float, kind: str, body: dict[str, Any]
+    ) -> None:
+        last = select(func.max(events.c.number)).where(events.c.job == name)
+        number = (connection.execute(last).scalar() or 0) + 1
+        entry = {"job": name, "number": number, "at": now, "kind": kind, "body": body}
+        connection.execute(insert(events).values(entry))
+
+    @staticmethod
+    def _post(connection: Connection, name: str, kind: str) -> None:
+        entry = {"job": name, "kind": kind, "state": "later", "due": 0.0, "tries": 0}
+        connection.execute(insert(outbox).values(entry))
+
+    @staticmethod
+    def _due(connection: Connection, name: str, kind: str, now: float) -> None:
+        waiting = and_(outbox.c.job == name, outbox.c.kind == kind, outbox.c.state == "later")
+        connection.execute(update(outbox).where(waiting).values(state="due", due=now))
+
+    @staticmethod
+    def _many(connection: Connection, where: ColumnElement[bool]) -> list[Job]:
+        return [_job(row) for row in connection.execute(select(*JOB).where(where))]
+
+    def _first(self, connection: Connection, where: ColumnElement[bool]) -> Job | None:
+        return next(iter(self._many(connection, where)), None)
+
+    def _one(self, connection: Connection, name: str) -> Job:
+        (job,) = self._many(connection, jobs.c.id == name)
+        return job
+
+
+def _job(row: Any) -> Job:
+    return Job(*row)
+
+
+def _bare(url: str) -> str:
+    """A store's address without its password."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

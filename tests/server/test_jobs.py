@@ -1,0 +1,382 @@
+"""The job store, on SQLite and on Postgres."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overpaint.errors import IdempotencyError, QueueFullError, StoreError
+from overpaint.server.jobs import AGEING, CRASHES, Delivery, Jobs, Limits, NewJob
+from overpaint.server.tables import about, connect
+
+from .conftest import Clock, Open
+
+numbers = itertools.count()
+LEASE = 10.0
+
+
+def new(name: str = "", **fields: Any) -> NewJob:
+    """A job of one second."""
+    made: dict[str, Any] = {
+        "key": "",
+        "model": "miniature",
+        "request": {"prompt": "a cup"},
+        "work": 1.0,
+    }
+    return NewJob(name or f"job{next(numbers):04}", **(made | fields))
+
+
+def kinds(store: Jobs, name: str) -> list[str]:
+    said = store.history(name)
+    assert [entry.number for entry in said] == list(range(1, len(said) + 1))
+    return [entry.kind for entry in said]
+
+
+def test_a_job_s_life(store: Jobs, clock: Clock) -> None:
+    job = store.submit(new("a", request={"prompt": "é", "seed": 3}, origin={"wire": "x"}))
+    assert job == store.get("a")
+    assert (job.state, job.attempt, job.created, job.started) == ("queued", 0, clock.now, None)
+    assert (job.request, job.origin) == ({"prompt": "é", "seed": 3}, {"wire": "x"})
+    clock.now += 5
+    (claimed,) = store.claim("me", 4, LEASE)
+    assert (claimed.state, claimed.attempt, claimed.owner) == ("running", 1, "me")
+    assert claimed.started == clock.now
+    assert store.claim("me", 4, LEASE) == []
+    clock.now += 2
+    assert store.finish(claimed, "succeeded", result={"files": ["f"]})
+    ended = store.get("a")
+    assert ended is not None
+    assert (ended.state, ended.result, ended.ended) == ("succeeded", {"files": ["f"]}, clock.now)
+    assert kinds(store, "a") == ["queued", "started", "succeeded"]
+    assert store.history("a", after=2)[0].kind == "succeeded"
+    assert store.get("b") is None
+
+
+def test_what_was_accepted_is_there_for_whoever_opens_the_store_next(opened: Open) -> None:
+    opened().submit(new("a"))
+    assert opened().get("a") is not None
+
+
+@pytest.mark.parametrize("end", ["succeeded", "failed", "canceled"])
+def test_an_end_is_final(store: Jobs, end: Any) -> None:
+    store.submit(new("a"))
+    (claimed,) = store.claim("me", 1, LEASE)
+    assert store.finish(claimed, end)
+    for other in ("succeeded", "failed", "canceled"):
+        assert not store.finish(claimed, other, error="again")
+    assert not store.give_back(claimed)
+    assert store.expire(owners_are_gone=True) == []
+    found = store.cancel("a")
+    assert found is not None
+    assert (found.state, found.error) == (end, None)
+    assert kinds(store, "a") == ["queued", "started", end]
+
+
+def test_a_stale_attempt_changes_nothing(store: Jobs, clock: Clock) -> None:
+    """Its owner was frozen past its lease, and another one has the job now."""
+    store.submit(new("a"))
+    (stale,) = store.claim("frozen", 1, LEASE)
+    clock.now += LEASE + 1
+    assert store.expire() == ["a"]
+    assert not store.finish(stale, "succeeded", result={"by": "frozen"})
+    (claimed,) = store.claim("other", 1, LEASE)
+    assert claimed.attempt == 2
+    assert not store.finish(stale, "succeeded", result={"by": "frozen"})
+    assert not store.give_back(stale)
+    assert store.beat("frozen", LEASE) == {}
+    assert store.finish(claimed, "succeeded", result={"by": "other"})
+    assert not store.finish(stale, "failed", error="late")
+    found = store.get("a")
+    assert found is not None
+    assert found.result == {"by": "other"}
+    assert kinds(store, "a") == ["queued", "started", "requeued", "started", "succeeded"]
+
+
+def test_a_claim_by_the_same_owner_is_another_attempt(store: Jobs) -> None:
+    store.submit(new("a"))
+    (first,) = store.claim("me", 1, LEASE)
+    assert store.give_back(first)
+    (second,) = store.claim("me", 1, LEASE)
+    assert not store.finish(first, "succeeded")
+    assert store.finish(second, "succeeded")
+
+
+def test_beats_keep_a_lease(store: Jobs, clock: Clock) -> None:
+    store.submit(new("a"))
+    store.claim("me", 1, LEASE)
+    for _ in range(5):
+        clock.now += LEASE - 1
+        assert list(store.beat("me", LEASE)) == ["a"]
+        assert store.expire() == []
+
+
+def test_cancel(store: Jobs) -> None:
+    for name in "ab":
+        store.submit(new(name))
+    assert store.cancel("nobody") is None
+    queued = store.cancel("b")
+    assert queued is not None
+    assert (queued.state, queued.canceling) == ("canceled", False)
+    (claimed,) = store.claim("me", 5, LEASE)
+    running = store.cancel("a")
+    assert running is not None
+    assert (running.state, running.canceling) == ("running", True)
+    assert store.beat("me", LEASE)["a"].canceling
+    assert store.finish(claimed, "canceled")
+    again = store.cancel("a")
+    assert again is not None
+    assert (again.state, again.canceling) == ("canceled", False)
+    assert kinds(store, "a") == ["queued", "started", "canceled"]
+
+
+def test_what_was_to_be_canceled_does_not_run_again(store: Jobs, clock: Clock) -> None:
+    for name in "ab":
+        store.submit(new(name))
+    claimed = {job.id: job for job in store.claim("me", 2, LEASE)}
+    for name in "ab":
+        store.cancel(name)
+    assert store.give_back(claimed["a"])
+    clock.now += LEASE + 1
+    assert store.expire() == ["b"]
+    assert +Counter(store.counts()) == Counter(canceled=2)
+    assert store.claim("me", 2, LEASE) == []
+
+
+def test_a_job_that_brings_everything_down_is_given_up(store: Jobs) -> None:
+    store.submit(new("a"))
+    for _ in range(CRASHES):
+        (claimed,) = store.claim("me", 1, LEASE)
+        assert store.give_back(claimed, crashed=True)
+    found = store.get("a")
+    assert found is not None
+    assert found.state == "failed"
+    assert f"{CRASHES} times" in (found.error or "")
+
+
+def test_giving_back_is_no_crash(store: Jobs) -> None:
+    store.submit(new("a"))
+    for _ in range(3 * CRASHES):
+        (claimed,) = store.claim("me", 1, LEASE)
+        assert store.give_back(claimed)
+    assert store.counts()["queued"] == 1
+
+
+def test_short_jobs_first_but_not_for_ever(store: Jobs, clock: Clock) -> None:
+    store.submit(new("long", work=10))
+    store.submit(new("short", work=1))
+    clock.now += 9 * AGEING + 1
+    store.submit(new("late", work=1))
+    assert [job.id for job in store.claim("me", 3, LEASE)] == ["short", "long", "late"]
+
+
+def test_a_key_waits_behind_itself(store: Jobs) -> None:
+    for i in range(20):
+        store.submit(new(f"many{i:02}", key="many"))
+    for i in range(2):
+        store.submit(new(f"few{i}", key="few"))
+    order = [job.id for job in store.claim("me", 6, LEASE)]
+    assert sorted(order) == ["few0", "few1", "many00", "many01", "many02", "many03"][: len(order)]
+    assert order.index("few1") <= 3
+
+
+def test_priority(store: Jobs) -> None:
+    store.submit(new("plain", work=0.1))
+    store.submit(new("urgent", work=100, priority=1))
+    assert [job.id for job in store.claim("me", 1, LEASE)] == ["urgent"]
+
+
+def test_models(store: Jobs) -> None:
+    store.submit(new("a", model="sdxl"))
+    store.submit(new("b", model="miniature"))
+    assert [job.id for job in store.claim("me", 5, LEASE, ["miniature"])] == ["b"]
+
+
+def test_how_much_is_ahead(store: Jobs) -> None:
+    for name, work in (("a", 1.0), ("b", 2.0), ("c", 4.0), ("d", 8.0)):
+        store.submit(new(name, work=work))
+    assert [store.ahead(name) for name in "abcd"] == [(0, 0), (1, 1), (2, 3), (3, 7)]
+    store.claim("me", 1, LEASE)
+    assert store.ahead("a") is None
+    assert store.ahead("c") == (1, 3)
+
+
+def test_a_full_queue_turns_away(store: Jobs) -> None:
+    limits = Limits(queued=3, queued_per_key=2)
+    for name in "ab":
+        store.submit(new(name, key="k"), limits)
+    with pytest.raises(QueueFullError, match="2 of your jobs"):
+        store.submit(new("c", key="k"), limits)
+    store.submit(new("d", key="other"), limits)
+    with pytest.raises(QueueFullError, match="3 jobs are waiting") as full:
+        store.submit(new("e", key="third"), limits)
+    assert full.value.seconds == 3
+    assert store.get("c") is None
+    store.cancel("a")
+    store.submit(new("f", key="k"), limits)
+    with pytest.raises(QueueFullError):
+        store.submit(new("g", key="h"), Limits(work=2.5))
+
+
+def test_the_same_token_is_the_same_job(store: Jobs) -> None:
+    first = store.submit(new("a", token="t", body="x"))
+    assert store.submit(new("b", token="t", body="x")) == first
+    with pytest.raises(IdempotencyError, match="'t' was used"):
+        store.submit(new("c", token="t", body="y"))
+    other = store.submit(new("d", token="t", body="y", key="other"))
+    assert other.id == "d"
+    assert {job.id for job in store.page(None, 10)} == {"a", "d"}
+    full = Limits(queued=0)
+    assert store.submit(new("e", token="t", body="x"), full) == first
+
+
+def test_many_at_once_with_one_token(store: Jobs) -> None:
+    found = list[str]()
+
+    def submit(name: str) -> None:
+        found.append(store.submit(new(name, token="t", body="x")).id)
+
+    threads = [threading.Thread(target=submit, args=(f"n{i}",)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == 1
+    assert len(store.page(None, 10)) == 1
+
+
+def test_claims_at_once_share_nothing(opened: Open) -> None:
+    one = opened()
+    for _ in range(60):
+        one.submit(new())
+    claimed = list[str]()
+
+    def work(owner: str) -> None:
+        own = opened_stores[owner]
+        while got := own.claim(owner, 3, LEASE):
+            for job in got:
+                assert own.finish(job, "succeeded")
+                claimed.append(job.id)
+
+    opened_stores = {owner: opened() for owner in ("x", "y", "z")}
+    threads = [threading.Thread(target=work, args=(owner,)) for owner in opened_stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(claimed) == len(set(claimed)) == 60
+    assert one.counts()["succeeded"] == 60
+
+
+def test_pages(store: Jobs, clock: Clock) -> None:
+    for name in "abcde":
+        store.submit(new(name, key="k"))
+        clock.now += name in "bd"
+    store.submit(new("x", key="other"))
+    first = store.page("k", 2)
+    assert [job.id for job in first] == ["e", "d"]
+    second = store.page("k", 2, before=first[-1])
+    assert [job.id for job in second] == ["c", "b"]
+    assert [job.id for job in store.page("k", 2, before=second[-1])] == ["a"]
+    assert store.page("k", 2, after=second[0]) == first
+    store.cancel("c")
+    assert [job.id for job in store.page("k", 5, states=["canceled"])] == ["c"]
+    assert len(store.page(None, 10)) == 6
+
+
+def test_webhooks_are_due_with_what_they_tell(store: Jobs, clock: Clock) -> None:
+    store.submit(new("a", webhook="https://example.org/hook"))
+    assert store.due(5, LEASE) == []
+    (claimed,) = store.claim("me", 1, LEASE)
+    (start,) = store.due(5, LEASE)
+    assert (start.kind, start.tries, start.job.id) == ("start", 0, "a")
+    assert store.due(5, LEASE) == []
+    store.delivered(start, Delivery(clock.now, 500, None, 0.1), again=30)
+    assert store.due(5, LEASE) == []
+    store.finish(claimed, "succeeded")
+    (end,) = store.due(5, LEASE)
+    assert (end.kind, end.job.state) == ("completed", "succeeded")
+    store.delivered(end, Delivery(clock.now, 204, None, 0.2), again=30)
+    clock.now += 30
+    (again,) = store.due(5, LEASE)
+    assert (again.id, again.tries) == (start.id, 1)
+    store.delivered(again, Delivery(clock.now, None, "refused", 0.3), again=None)
+    clock.now += 1e6
+    assert store.due(5, LEASE) == []
+    first, second = store.deliveries("a")
+    assert first[1:3] == ("start", "failed")
+    assert [(d.status, d.error) for d in first[3]] == [(500, None), (None, "refused")]
+    assert second[1:3] == ("completed", "delivered")
+    assert store.replay("a", "completed")
+    (replayed,) = store.due(5, LEASE)
+    assert (replayed.id, replayed.tries) == (end.id, 0)
+    assert not store.replay("a", "nothing")
+
+
+def test_a_post_whose_sender_died_is_due_again(store: Jobs, clock: Clock) -> None:
+    store.submit(new("a", webhook="https://example.org", webhook_events=["completed"]))
+    store.cancel("a")
+    assert len(store.due(5, LEASE)) == 1
+    clock.now += LEASE
+    (again,) = store.due(5, LEASE)
+    assert (again.kind, again.tries) == ("completed", 1)
+
+
+def test_old_jobs_are_forgotten_with_all_that_belongs_to_them(store: Jobs, clock: Clock) -> None:
+    ended = new("a", webhook="https://example.org", token="t", body="x", files=["f", "g"])
+    store.submit(ended)
+    store.submit(new("b", files=["g"]))
+    (claimed, *_) = [job for job in store.claim("me", 2, LEASE) if job.id == "a"]
+    store.finish(claimed, "succeeded", result={"files": ["r"]})
+    assert store.prune(60) == []
+    clock.now += 61
+    assert store.in_use(["f", "g", "h"]) == {"f", "g"}
+    (gone,) = store.prune(60)
+    assert (gone.id, gone.result) == ("a", {"files": ["r"]})
+    assert store.get("a") is None
+    assert store.history("a") == []
+    assert store.deliveries("a") == []
+    assert store.in_use(["f", "g"]) == {"g"}
+    assert store.submit(replace(ended, id="c", body="y")).id == "c"
+
+
+def test_notices_are_in_the_history(store: Jobs) -> None:
+    store.submit(new("a"))
+    threads = [threading.Thread(target=store.say, args=("a", "notice", {"n": i})) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert kinds(store, "a") == ["queued", *["notice"] * 6]
+
+
+def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Jobs(f"sqlite:///{tmp_path}/nowhere/jobs.db")
+    with pytest.raises(StoreError) as error:
+        Jobs("postgresql+psycopg://me:secret@127.0.0.1:1/x")
+    assert "secret" not in str(error.value)
+    (tmp_path / "text.db").write_text("not a database, but long enough to look like one" * 20)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Jobs(f"sqlite:///{tmp_path}/text.db")
+
+
+def test_a_store_of_another_version(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    Jobs(url).close()
+    with connect(url).begin() as connection:
+        connection.execute(about.update().values(version=99))
+    with pytest.raises(StoreError, match="schema 99"):
+        Jobs(url)
+
+
+def test_the_machine_s_clock(tmp_path: Path) -> None:
+    store = Jobs(f"sqlite:///{tmp_path}/jobs.db")
+    assert store.submit(new("a")).created > 1.7e9
+    store.close()
