@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from overpaint import images, metadata
-from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import Plan, plan
 from overpaint.errors import DeviceError
-from overpaint.events import Event, Finished, Notice, Preview, Step
-from overpaint.models import distilled
+from overpaint.events import Event, Finished, Notice
 from overpaint.models.checkpoint import load_preview_decoder
 from overpaint.models.store import Store
+from overpaint.painting import Painting
 from overpaint.request import Picture, Request
 from overpaint.shelf import Shelf, load_added
 
@@ -125,67 +123,37 @@ class Painter:
             ) from error
 
     def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
-        extras = self.shelf.take(request)
-        yield from map(Notice, extras.notices)
-        request, said = distilled.settled(request, extras.adapters)
-        if said:
-            yield Notice(said)
-        planned = plan(request, self.model, extras)
-        yield from map(Notice, planned.notices)
-        pictures: list[Image] = []
-        if not planned.plans and planned.canvas.original:
-            pictures = [planned.canvas.original.copy() for _ in range(request.num_images)]
-        finished_steps, total = 0, sum(p.steps for p in planned.plans)
-        for group in _groups(planned.plans):
-            trajectories = [Trajectory(p) for p in group]
+        painting = Painting(request, self.model, self.shelf)
+        yield from map(Notice, painting.notices)
+        for group in _groups(painting.trajectories):
             shown = 0
-            while live := [t for t in trajectories if not t.done]:
-                for together in alike(live):
+            while live := [i for i in group if not painting.trajectories[i].done]:
+                for together in alike([painting.trajectories[i] for i in live]):
                     step(together)
-                done = finished_steps + sum(t.steps_done for t in trajectories)
-                sigma = max((t.pending.sigma for t in trajectories if t.pending), default=0.0)
-                yield Step(done, total, sigma)
-                reached = live[0].steps_done
-                if preview_every and reached // preview_every > shown and not live[0].done:
-                    shown = reached // preview_every
-                    yield from self._previews(live, len(pictures))
-            for trajectory in trajectories:
-                assert trajectory.latent is not None
-                image, notice = latents.decode(self.model, trajectory.latent)
-                if notice:
-                    yield Notice(notice)
-                pictures.append(planned.canvas.compose(image))
-            finished_steps += sum(p.steps for p in group)
-        seeds = tuple(request.seed + i for i in range(request.num_images))
-        used = metadata.Used(
-            loras=[adapter.lora for adapter in extras.adapters],
-            nets=[net for net in extras.nets if net],
-            embeddings=extras.embeddings,
-        )
-        records = tuple(
-            metadata.record(request, i, image.size, self.model, extras.refiner, used)
-            for i, image in enumerate(pictures)
-        )
-        yield Finished(tuple(pictures), seeds, records)
-
-    def _previews(self, live: Sequence[Trajectory], first: int) -> Iterator[Preview]:
-        for i, trajectory in enumerate(live):
-            assert trajectory.denoised is not None
-            if image := latents.preview(self.model, trajectory.denoised):
-                yield Preview(first + i, image)
+                yield painting.progress
+                reached = painting.trajectories[live[0]]
+                if preview_every and reached.steps_done // preview_every > shown:
+                    shown = reached.steps_done // preview_every
+                    if not reached.done:
+                        yield from painting.previews(live)
+            for index in group:
+                yield from painting.decode(index)
+        yield painting.finished()
 
 
-def _groups(plans: Sequence[Plan]) -> Iterator[Sequence[Plan]]:
+def _groups(trajectories: Sequence[Trajectory]) -> Iterator[range]:
     """As many at once as a network call gains from.
 
     On the CPU that is one: rows take as long together as one after another, and a picture made
     alone has the same bits whatever else was asked for with it.
     """
-    if plans:
-        _, height, width = plans[0].shape
-        alone = plans[0].network.device.type == "cpu"
+    if trajectories:
+        plan = trajectories[0].plan
+        _, height, width = plan.shape
+        alone = plan.network.device.type == "cpu"
         size = 1 if alone else max(1, BATCH_CELLS // (height * width))
-        yield from (plans[i : i + size] for i in range(0, len(plans), size))
+        count = len(trajectories)
+        yield from (range(i, min(i + size, count)) for i in range(0, count, size))
 
 
 def load(
