@@ -60,6 +60,7 @@ def simulate(
             for name, steps in left.items()
         ]
         there = present
+        scheduler.enter(task.key for task in tasks)
         costs = Costs(lambda group: cap, lambda group, there=there: entry * (group != there))
         chosen = scheduler.pick(tasks, now, costs)
         assert len({task.group for task in chosen}) == 1
@@ -193,10 +194,11 @@ def test_every_job_ends(asked: list[tuple[int, str, str, int, float]], cap: int)
 
 
 def test_the_order_of_what_is_given_does_not_matter() -> None:
+    scheduler, costs = Scheduler(), Costs(lambda group: 6)
+    scheduler.enter([""])
     tasks = [Task(str(i), "", "a", 2, float(i % 3), 0.0) for i in range(9)]
-    costs = Costs(lambda group: 6)
-    picked = [t.job for t in Scheduler().pick(tasks, 1.0, costs)]
-    assert picked == [t.job for t in Scheduler().pick(tasks[::-1], 1.0, costs)] == ["0", "3", "6"]
+    for listed in (tasks, tasks[::-1]):
+        assert [task.job for task in scheduler.pick(listed, 1.0, costs)] == ["0", "3", "6"]
 
 
 def test_no_torch() -> None:
@@ -208,6 +210,7 @@ def test_no_torch() -> None:
 def test_what_was_spent_is_shared_by_rows(rows: int) -> None:
     scheduler, costs = Scheduler(), Costs(lambda group: 8)
     both = [Task("a", "a", "g", rows, 1, 0), Task("b", "b", "g", 1, 1, 0)]
+    scheduler.enter("ab")
     assert len(scheduler.pick(both, 0, costs)) == 2
     scheduler.spent(both, 1.0)
     last = scheduler.pick(both, 0, Costs(lambda group: 1))

@@ -236,7 +236,6 @@ class Trajectory:
                 self.pending, self.latent = None, stop.value
 
 
-@torch.inference_mode()
 def step(trajectories: Sequence[Trajectory]) -> None:
     """Evaluate the network once for all trajectories, and advance each to its next evaluation.
 
@@ -247,15 +246,25 @@ def step(trajectories: Sequence[Trajectory]) -> None:
     Raises:
         ValueError: of several networks or shapes.
     """
+    for trajectory, predictions in zip(trajectories, evaluate(trajectories), strict=True):
+        advance(trajectory, predictions)
+
+
+@torch.inference_mode()
+def evaluate(trajectories: Sequence[Trajectory]) -> list[Sequence[Tensor]]:
+    """The first half of `step`: what the network says to each trajectory, which stays as it is."""
     network, shape = trajectories[0].plan.network, trajectories[0].plan.shape
     if any(t.plan.network is not network or t.plan.shape != shape for t in trajectories):
         raise ValueError("a step takes trajectories of one network and one latent shape")
     rows = [trajectory.rows() for trajectory in trajectories]
     predictions = network.predict([row for own in rows for row in own])
-    for trajectory, own in zip(
-        trajectories, predictions.split([len(own) for own in rows]), strict=True
-    ):
-        trajectory.send(own.split(1))
+    return [own.split(1) for own in predictions.split([len(own) for own in rows])]
+
+
+@torch.inference_mode()
+def advance(trajectory: Trajectory, predictions: Sequence[Tensor]) -> None:
+    """The second half: on to the next evaluation, the next stage, or the end."""
+    trajectory.send(predictions)
 
 
 def alike(trajectories: Sequence[Trajectory]) -> Iterator[Sequence[Trajectory]]:

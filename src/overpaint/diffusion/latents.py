@@ -109,6 +109,13 @@ def _finite(model: "Model", run: Callable[[], Tensor], done: str) -> tuple[Tenso
 
     In fp32 for this once: the next picture must not depend on this one.
     """
+    with model.vae_in_use:
+        return _finite_alone(model, run, done)
+
+
+def _finite_alone(
+    model: "Model", run: Callable[[], Tensor], done: str
+) -> tuple[Tensor, str | None]:
     result, notice = run(), None
     vae: Any = model.vae
     dtype: torch.dtype = vae.dtype

@@ -1,7 +1,7 @@
 """Which rows run next: shortest remaining work first, aged, and fair between keys.
 
-It knows neither a model nor a clock. Whoever runs the work says what there is, `pick`s, runs that,
-and says what it `spent`.
+It knows neither a model nor a clock. Whoever runs the work says who has any (`enter`), `pick`s,
+runs that, and says what it `spent`.
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -64,20 +64,26 @@ class Scheduler:
     def __init__(self) -> None:
         self._served: dict[str, float] = {}
 
+    def enter(self, keys: Iterable[str]) -> None:
+        """Say which keys have work now: those that are new begin level with the least served."""
+        active = set(keys)
+        known = [served for key, served in self._served.items() if key in active]
+        least = min(known, default=0.0)
+        self._served = {key: self._served.get(key, least) - least for key in active}
+
     def pick(self, tasks: Iterable[Task], now: float, costs: Costs) -> list[Task]:
         """The tasks to run together next, the first one's group, no more rows than its cap.
 
         A task that takes more rows than the cap runs alone.
 
         Args:
-            tasks: all that could run.
+            tasks: all that could run, of keys that were entered.
             now: by the clock of their arrival.
             costs: of the groups.
         """
         waiting = list(tasks)
         if not waiting:
             return []
-        self._enter({task.key for task in waiting})
 
         def urgency(task: Task) -> tuple[float, float, str]:
             late = self._served[task.key] - AGEING * (now - task.arrived)
@@ -98,9 +104,3 @@ class Scheduler:
         rows = sum(task.rows for task in ran)
         for task in ran:
             self._served[task.key] += seconds * task.rows / rows
-
-    def _enter(self, keys: set[str]) -> None:
-        """Keys that wait now: newcomers begin level with the least served; the least has 0."""
-        known = [served for key, served in self._served.items() if key in keys]
-        least = min(known, default=0.0)
-        self._served = {key: self._served.get(key, least) - least for key in keys}

@@ -1,5 +1,6 @@
 """The model: what a checkpoint becomes once it is on a device."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ class Model:
         preview: the linear map for previews, when the family has one.
         preview_decoder: a small decoder for previews, when one was loaded.
         notices: what loading has to say.
+        vae_in_use: held by whoever runs the VAE, which one thread may while others run the UNet.
         kept: results worth keeping between requests; see `remember`.
     """
 
@@ -100,6 +102,7 @@ class Model:
     preview: LatentPreview | None = None
     preview_decoder: "AutoencoderTiny | None" = None
     notices: tuple[str, ...] = ()
+    vae_in_use: threading.RLock = field(default_factory=threading.RLock, repr=False)
     kept: dict[str, OrderedDict[Hashable, Any]] = field(
         default_factory=dict[str, OrderedDict[Hashable, Any]]
     )

@@ -1,0 +1,308 @@
+"""Many requests at once: each is begun beside the loop, and a tick steps those that go together.
+
+    engine.submit("a", request)
+    while engine.busy:
+        for name, event in engine.tick():
+            ...
+
+One thread ticks. What needs no step (loading, planning, encoding prompts and pictures) is done by
+another one beside it, so that whoever runs goes on.
+"""
+
+import time
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from overpaint.diffusion.denoise import Trajectory, advance, evaluate
+from overpaint.engine.scheduler import Costs, Scheduler, Task
+from overpaint.errors import DeviceError
+from overpaint.events import Event, Notice
+from overpaint.painting import Painting
+
+if TYPE_CHECKING:
+    from overpaint.engine.profile import Profile
+    from overpaint.request import Request
+
+AHEAD = 4
+"""Requests that are begun before there is room for them, so that no step waits for a beginning."""
+
+PATIENCE = 0.05
+"""Seconds that a tick without work waits for a beginning to end."""
+
+
+class Models(Protocol):
+    """Where models come from."""
+
+    def begin(self, model: str, request: "Request") -> Painting:
+        """Plan a request for a model by name, loading that if need be."""
+        ...
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request ended without pictures: the last event in place of `Finished`."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Canceled:
+    """A request ended because that was asked for: the last event."""
+
+
+Told = tuple[str, Event | Failed | Canceled]
+DECODE = "decode"
+
+
+@dataclass(eq=False)
+class Job:
+    """A request in the engine.
+
+    Attributes:
+        pace: seconds that a step of one picture takes alone.
+        left: seconds that it needs alone until it is done.
+        beginning: its planning, once that is under way.
+        painting: what is stepped, once it is planned.
+        shown: how many previews were made.
+    """
+
+    name: str
+    request: "Request"
+    model: str
+    key: str
+    priority: int
+    arrived: float
+    preview_every: int
+    pace: float
+    left: float
+    beginning: Future[Painting] | None = None
+    painting: Painting | None = None
+    shown: int = 0
+
+
+Work = tuple[Job, int]
+"""A job, and which of its pictures."""
+
+
+class Engine:
+    """Carries out requests, many at once; one thread calls it."""
+
+    def __init__(
+        self,
+        models: Models,
+        profile: "Profile",
+        *,
+        live: int = 64,
+        beside: Executor | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Nothing runs yet.
+
+        Args:
+            models: by name.
+            profile: how many rows a step takes, and how long.
+            live: requests that are under way at once, at most.
+            beside: where requests are begun; by default in a thread.
+            clock: seconds.
+        """
+        self._models = models
+        self._profile = profile
+        self._live = live
+        self._clock = clock
+        self._scheduler = Scheduler()
+        self._jobs: dict[str, Job] = {}
+        self._beside = beside or ThreadPoolExecutor(1, "overpaint-begin")
+        self._told: list[Told] = []
+        self._caps: dict[Hashable, int] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do or to tell."""
+        return bool(self._jobs or self._told)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The requests that have not ended."""
+        return list(self._jobs.values())
+
+    @property
+    def room(self) -> int:
+        """How many more requests it takes up at once."""
+        return max(0, self._live + AHEAD - len(self._jobs))
+
+    def submit(
+        self,
+        name: str,
+        request: "Request",
+        model: str = "miniature",
+        *,
+        key: str = "",
+        priority: int = 0,
+        preview_every: int = 0,
+    ) -> None:
+        """Take up a request; what comes of it is told by `tick`."""
+        now = self._clock()
+        whole = self._profile.alone(request)
+        steps = request.num_inference_steps * request.num_images
+        job = Job(name, request, model, key, priority, now, preview_every, whole / steps, whole)
+        self._jobs[name] = job
+
+    def cancel(self, name: str) -> None:
+        """End a request before its next step; nothing happens if it has ended."""
+        if job := self._jobs.pop(name, None):
+            if job.beginning:
+                job.beginning.cancel()
+            self._told.append((name, Canceled()))
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._jobs.clear()
+        self._beside.shutdown(cancel_futures=True)
+
+    def tick(self) -> list[Told]:
+        """Do the next thing: a step of rows that go together, or the decoding of a picture.
+
+        Returns:
+            What there is to tell, in order; the last of a request is `Finished`, `Failed` or
+            `Canceled`.
+        """
+        self._scheduler.enter(job.key for job in self._jobs.values())
+        self._begin()
+        now = self._clock()
+        work = dict(self._tasks())
+        chosen = self._scheduler.pick(work, now, Costs(self._cap))
+        if chosen:
+            if chosen[0].group == DECODE:
+                self._decode(*work[chosen[0]])
+            else:
+                self._step([work[task] for task in chosen], chosen[0].group)
+            self._scheduler.spent(chosen, self._clock() - now)
+        elif not self._told:
+            wait([j.beginning for j in self._jobs.values() if j.beginning], PATIENCE)
+        told, self._told = self._told, []
+        return told
+
+    # Beginning
+
+    def _begin(self) -> None:
+        """Take over what was planned, and have the most urgent of the others planned, in turn."""
+        while True:
+            for job in self.jobs:
+                if job.painting is None and job.beginning and job.beginning.done():
+                    self._take_over(job, job.beginning)
+            begun = [job.beginning for job in self._jobs.values() if job.beginning]
+            waiting = {self._task(j, "begin"): j for j in self._jobs.values() if not j.beginning}
+            chosen = self._scheduler.pick(waiting, self._clock(), Costs(lambda group: 1))
+            if not chosen or len(begun) >= self._live + AHEAD or not all(b.done() for b in begun):
+                return
+            job = waiting[chosen[0]]
+            job.beginning = self._beside.submit(self._models.begin, job.model, job.request)
+
+    def _take_over(self, job: Job, beginning: Future[Painting]) -> None:
+        with self._failing(job):
+            job.painting = beginning.result()
+            self._say(job, *map(Notice, job.painting.notices))
+            self._settle(job)
+
+    # Running
+
+    def _tasks(self) -> Iterator[tuple[Task, Work]]:
+        """What could be done next: of each picture its decoding, or its next step."""
+        for job in self._jobs.values():
+            if (painting := job.painting) is None:
+                continue
+            for index in painting.undecoded:
+                yield self._task(job, DECODE, index), (job, index)
+            for index, trajectory in enumerate(painting.trajectories):
+                if not trajectory.done:
+                    group = (trajectory.plan.network, trajectory.plan.shape)
+                    rows = len(trajectory.rows())
+                    yield self._task(job, group, index, rows), (job, index)
+
+    @staticmethod
+    def _task(job: Job, group: Hashable, index: int = 0, rows: int = 1) -> Task:
+        name = f"{job.name}/{index}"
+        return Task(name, job.key, group, rows, job.left, job.arrived, job.priority)
+
+    def _cap(self, group: Hashable) -> int:
+        if group in self._caps or not isinstance(group, tuple):
+            return self._caps.get(group, 1)
+        _, (_, height, width) = group
+        return self._profile.cap(height, width)
+
+    def _decode(self, job: Job, index: int) -> None:
+        assert job.painting is not None
+        with self._failing(job):
+            self._say(job, *job.painting.decode(index))
+            self._settle(job)
+
+    def _step(self, together: Sequence[Work], group: Hashable) -> None:
+        """One network call; if it fails, of its halves, so that one fails alone that must."""
+        painting = [(job, _running(job, index)) for job, index in together]
+        try:
+            predictions = evaluate([trajectory for _, trajectory in painting])
+        except Exception as error:
+            if len(together) == 1:
+                self._fail(together[0][0], error)
+                return
+            half = len(together) // 2
+            if isinstance(error, torch.OutOfMemoryError):
+                rows = sum(len(trajectory.rows()) for _, trajectory in painting)
+                self._caps[group] = max(1, rows // 2)
+            for part in (together[:half], together[half:]):
+                if left := [work for work in part if work[0].name in self._jobs]:
+                    self._step(left, group)
+            return
+        for (job, trajectory), own in zip(painting, predictions, strict=True):
+            with self._failing(job):
+                advance(trajectory, own)
+        for job in dict.fromkeys(job for job, _ in together):
+            if job.name in self._jobs and job.painting:
+                indices = [index for of, index in together if of is job]
+                self._progress(job, job.painting, indices)
+
+    def _progress(self, job: Job, painting: Painting, indices: list[int]) -> None:
+        progress = painting.progress
+        job.left = (progress.total - progress.done) * job.pace
+        self._say(job, progress)
+        reached = painting.trajectories[indices[0]]
+        if job.preview_every and reached.steps_done // job.preview_every > job.shown:
+            job.shown = reached.steps_done // job.preview_every
+            if not reached.done:
+                self._say(job, *painting.previews(indices))
+
+    # Ending
+
+    def _settle(self, job: Job) -> None:
+        """Tell the end of a job whose pictures are all there."""
+        if job.painting and job.painting.complete:
+            self._say(job, job.painting.finished())
+            del self._jobs[job.name]
+
+    @contextmanager
+    def _failing(self, job: Job) -> Generator[None]:
+        """End a job with whatever goes wrong in here, and nobody else."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(job, error)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            said = f"there is too little memory for this request alone: {error}. Make it smaller."
+            error = DeviceError(said)
+        if self._jobs.pop(job.name, None):
+            self._told.append((job.name, Failed(error)))
+
+    def _say(self, job: Job, *events: Event) -> None:
+        self._told += [(job.name, event) for event in events]
+
+
+def _running(job: Job, index: int) -> Trajectory:
+    assert job.painting is not None
+    return job.painting.trajectories[index]

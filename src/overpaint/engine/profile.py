@@ -1,0 +1,120 @@
+"""How long steps take: measured by `overpaint bench`, or assumed.
+
+A step's time over its rows is nearly a line; what batching brings is where it starts.
+"""
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import log2
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overpaint.errors import OutputError
+
+if TYPE_CHECKING:
+    from overpaint.request import Request
+
+GAIN = 1.1
+"""What twice the rows must bring in throughput to be worth everybody's longer step."""
+
+NATIVE_CELLS = 128 * 128
+"""Of SDXL's own size."""
+
+ASSUMED_CELLS = {"cpu": 2 * 64 * 64, "accelerator": 4 * NATIVE_CELLS}
+"""Latent cells of a step, over all rows, where nothing was measured: two pictures of 1024² with
+guidance on an accelerator, where SDXL's time per row is flat; one of 512² on a CPU."""
+
+MOST = 32
+"""Rows of a step, at most."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds of a network call, by latent shape and rows.
+
+    Attributes:
+        device: "cpu" or "accelerator", for what is assumed.
+        measured: by (height, width) of the latent, seconds by rows.
+    """
+
+    device: str = "cpu"
+    measured: Mapping[tuple[int, int], Mapping[int, float]] = field(
+        default_factory=dict[tuple[int, int], Mapping[int, float]]
+    )
+
+    def cap(self, height: int, width: int) -> int:
+        """How many rows of a latent shape a step should have at most.
+
+        As many as bring `GAIN` in throughput over half of them; where nothing was measured, as many
+        as have `ASSUMED_CELLS` together. Two at least: a picture with its guidance.
+        """
+        times = self.measured.get((height, width))
+        if not times:
+            return min(MOST, max(2, ASSUMED_CELLS[self.device] // (height * width)))
+        cap = min(times)
+        for rows in sorted(times):
+            if rows / times[rows] >= GAIN ** log2(rows / cap) * cap / times[cap]:
+                cap = rows
+        return max(2, cap)
+
+    def seconds(self, height: int, width: int, rows: int) -> float:
+        """What a step takes: measured, in a line between two that were, or assumed.
+
+        Where nothing was measured, a row of SDXL's own size takes a second; only what is longer
+        than what matters then.
+        """
+        times = self.measured.get((height, width))
+        if not times:
+            return rows * height * width / NATIVE_CELLS
+        known = sorted(times)
+        at = min(max(bisect_left(known, rows), 1), len(known) - 1)
+        if len(known) == 1:
+            return times[known[0]] * rows / known[0]
+        low, high = known[at - 1], known[at]
+        slope = (times[high] - times[low]) / (high - low)
+        return max(times[low] + slope * (rows - low), 0.0)
+
+    def alone(self, request: "Request", native: int = 1024, factor: int = 8) -> float:
+        """About what a request takes by itself, in seconds of `seconds`.
+
+        Args:
+            request: not planned yet: sizes that follow from its picture are taken as native.
+            native: the side that the model draws, in pixels.
+            factor: pixels per latent cell.
+        """
+        height = (request.height or native) // factor
+        width = (request.width or native) // factor
+        rows = 2 if request.guided else 1
+        strength = 1.0 if request.strength is None else request.strength
+        share = strength if request.steps == "truncate" else float(strength > 0)
+        steps = request.num_inference_steps * share
+        if request.refine == "sequential":
+            steps += (request.refine_steps or request.num_inference_steps) * request.upscale**2
+        return self.seconds(height, width, rows) * steps * request.num_images
+
+    @classmethod
+    def read(cls, path: Path) -> "Profile":
+        """As `write` wrote it.
+
+        Raises:
+            OutputError: it is not such a file.
+        """
+        try:
+            found: Any = json.loads(path.read_text("utf-8"))
+            measured: dict[tuple[int, int], Mapping[int, float]] = {}
+            for shape, times in found["seconds"].items():
+                height, width = (int(side) for side in shape.split("x"))
+                measured[height, width] = {int(rows): float(s) for rows, s in times.items()}
+            return cls(str(found["device"]), measured)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputError(
+                f"{path} is not a profile: {error!r}. Make it anew with `overpaint bench`."
+            ) from error
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        seconds = {f"{h}x{w}": dict(times) for (h, w), times in self.measured.items()}
+        shown = {"device": self.device, "seconds": seconds}
+        path.write_text(json.dumps(shown, indent=2) + "\n", "utf-8")

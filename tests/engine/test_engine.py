@@ -1,0 +1,299 @@
+"""Many requests at once on the miniature: unlike ones share steps, and none feels another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import overpaint
+from overpaint.diffusion.denoise import Row
+from overpaint.diffusion.plan import network
+from overpaint.engine.engine import Canceled, Engine, Failed, Told
+from overpaint.engine.profile import Profile
+from overpaint.errors import DeviceError, RequestError
+from overpaint.events import Finished, Notice, Preview, Step
+from overpaint.images import picture
+from overpaint.painting import Painting
+from overpaint.request import Request
+
+HOUSE = picture(Path(__file__).parents[2] / "examples" / "house.png")
+WIDE = Profile("cpu", {(16, 16): {2: 0.02, 4: 0.02, 8: 0.02, 16: 0.02, 32: 0.02}})
+
+
+@pytest.fixture(scope="module")
+def painter() -> overpaint.Painter:
+    return overpaint.load("miniature", device="cpu", dtype="fp32")
+
+
+@dataclass
+class Miniature:
+    """Models by name, of which there is one."""
+
+    painter: overpaint.Painter
+
+    def begin(self, model: str, request: Request) -> Painting:
+        return Painting(request, self.painter.model, self.painter.shelf)
+
+
+class AtOnce(Executor):
+    """Begins requests in the thread that asks, so that a test knows when they are begun."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def engine(painter: overpaint.Painter) -> Engine:
+    return Engine(Miniature(painter), WIDE, beside=AtOnce())
+
+
+@dataclass
+class Watched:
+    """What was told of all jobs, and the rows of every network call."""
+
+    told: list[Told] = field(default_factory=list[Told])
+    calls: list[int] = field(default_factory=list[int])
+
+    def of(self, name: str) -> list[Any]:
+        return [event for of, event in self.told if of == name]
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, painter: overpaint.Painter, watched: Watched) -> None:
+    unet = network(painter.model)
+    predict: Callable[[Sequence[Row]], Tensor] = unet.predict
+
+    def counted(rows: Sequence[Row]) -> Tensor:
+        watched.calls.append(len(rows))
+        return predict(rows)
+
+    monkeypatch.setattr(unet, "predict", counted)
+
+
+def run(engine: Engine, watched: Watched | None = None, ticks: int = 10_000) -> Watched:
+    watched = watched or Watched()
+    while engine.busy and ticks:
+        watched.told += engine.tick()
+        ticks -= 1
+    return watched
+
+
+def unlike() -> dict[str, Request]:
+    """Requests that have nothing in common but the size."""
+    fields: dict[str, dict[str, Any]] = {
+        "plain": {"prompt": "a red cup", "num_inference_steps": 6},
+        "guided": {"prompt": "a car", "guidance_scale": 7.5, "num_inference_steps": 9},
+        "edit": {"image": HOUSE, "strength": 0.7, "sampler": "euler", "num_inference_steps": 8},
+        "ancestral": {"prompt": "a cat", "sampler": "euler_a", "num_inference_steps": 5},
+        "twice": {"prompt": "a fish", "sampler": "heun", "num_inference_steps": 4},
+        "masked": {"image": HOUSE, "mask_from": "box:256,0,512,512", "num_inference_steps": 7},
+        "two": {"prompt": "a star", "num_images": 2, "num_inference_steps": 5},
+        "nothing": {"image": HOUSE, "strength": 0.0},
+    }
+    fields["masked"] |= {"width": 128, "height": 128, "crop": "off", "prompt": "a green tree"}
+    return {name: Request(seed=i, **own) for i, (name, own) in enumerate(fields.items())}
+
+
+def test_unlike_requests_share_steps_and_come_out_as_alone(
+    engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched()
+    watch(monkeypatch, painter, watched)
+    requests = unlike()
+    for name, request in requests.items():
+        engine.submit(name, request)
+    run(engine, watched)
+    shared = list(watched.calls)
+    watched.calls.clear()
+    for name, request in requests.items():
+        *before, last = watched.of(name)
+        assert isinstance(last, Finished)
+        assert all(isinstance(event, Step | Notice) for event in before)
+        alone = painter.run(request)
+        assert last.seeds == alone.seeds
+        assert last.metadata == alone.metadata
+        for one, other in zip(last.images, alone.images, strict=True):
+            gap = np.abs(np.asarray(one, int) - np.asarray(other, int)).max()
+            assert gap <= 1, name
+    assert len(shared) == 9  # as many as the longest takes
+    assert sum(shared) == sum(watched.calls)
+    assert len(watched.calls) > 40
+
+
+def test_requests_are_begun_beside_the_loop(painter: overpaint.Painter) -> None:
+    engine = Engine(Miniature(painter), WIDE)
+    for i in range(4):
+        engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=3))
+    watched = run(engine)
+    assert all(isinstance(watched.of(str(i))[-1], Finished) for i in range(4))
+    engine.close()
+
+
+def test_a_newcomer_joins_at_the_next_step(
+    engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched()
+    watch(monkeypatch, painter, watched)
+    engine.submit("first", Request(prompt="a cup", seed=1, num_inference_steps=40))
+    while len(watched.calls) < 3:
+        watched.told += engine.tick()
+    engine.submit("second", Request(prompt="a car", seed=2, num_inference_steps=3))
+    run(engine, watched)
+    assert watched.calls.count(4) == 3
+    ends = [name for name, event in watched.told if isinstance(event, Finished)]
+    assert ends == ["second", "first"]
+
+
+def test_progress_and_previews(engine: Engine) -> None:
+    request = Request(prompt="a cup", seed=1, num_images=2, num_inference_steps=6)
+    engine.submit("a", request, preview_every=2)
+    events = run(engine).of("a")
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [step.done for step in steps] == [2, 4, 6, 8, 10, 12]
+    assert {step.total for step in steps} == {12}
+    previews = [event for event in events if isinstance(event, Preview)]
+    assert [preview.index for preview in previews] == [0, 1, 0, 1]
+    assert isinstance(events[-1], Finished)
+
+
+def test_cancel_takes_effect_before_the_next_step(engine: Engine) -> None:
+    for name, steps in (("a", 30), ("b", 30), ("waits", 30)):
+        engine.submit(name, Request(prompt="a cup", seed=1, num_inference_steps=steps))
+    watched = run(engine, ticks=8)
+    engine.cancel("a")
+    engine.cancel("a")
+    engine.cancel("nobody")
+    before = len(watched.told)
+    run(engine, watched)
+    after = [event for name, event in watched.told[before:] if name == "a"]
+    assert after == [Canceled()]
+    assert isinstance(watched.of("b")[-1], Finished)
+
+
+def test_a_request_that_cannot_be_planned_fails_alone(engine: Engine) -> None:
+    engine.submit("bad", Request(prompt="a cup", width=64, height=8192))
+    engine.submit("lora", Request(prompt="a cup", loras=({"name": "nowhere"},)))  # pyright: ignore[reportArgumentType]
+    engine.submit("good", Request(prompt="a cup", seed=1, num_inference_steps=2))
+    watched = run(engine)
+    bad = watched.of("bad")
+    assert isinstance(bad[-1], Failed)
+    assert isinstance(bad[-1].error, RequestError | DeviceError)
+    assert isinstance(watched.of("lora")[-1], Failed)
+    assert isinstance(watched.of("good")[-1], Finished)
+
+
+def test_too_little_memory_halves_the_step(
+    engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = network(painter.model)
+    predict: Callable[[Sequence[Row]], Tensor] = unet.predict
+    calls = list[int]()
+
+    def small(rows: Sequence[Row]) -> Tensor:
+        calls.append(len(rows))
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return predict(rows)
+
+    monkeypatch.setattr(unet, "predict", small)
+    for i in range(6):
+        engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=12))
+    watched = run(engine)
+    assert all(isinstance(watched.of(str(i))[-1], Finished) for i in range(6))
+    assert sum(rows > 4 for rows in calls) <= 3  # then it knows
+
+
+def test_what_is_too_large_alone_fails_alone(
+    engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = network(painter.model)
+    predict: Callable[[Sequence[Row]], Tensor] = unet.predict
+
+    def tight(rows: Sequence[Row]) -> Tensor:
+        if any(row.x.shape[-1] > 16 for row in rows):
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return predict(rows)
+
+    monkeypatch.setattr(unet, "predict", tight)
+    engine.submit("large", Request(prompt="a cup", width=192, height=128, seed=1))
+    engine.submit("good", Request(prompt="a cup", seed=1, num_inference_steps=4))
+    watched = run(engine)
+    (failed,) = [event for event in watched.of("large") if isinstance(event, Failed)]
+    assert isinstance(failed.error, DeviceError)
+    assert "too little memory" in str(failed.error)
+    assert isinstance(watched.of("good")[-1], Finished)
+
+
+def test_a_row_that_is_not_finite_fails_alone(
+    engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = network(painter.model)
+    predict: Callable[[Sequence[Row]], Tensor] = unet.predict
+
+    def poisoned(rows: Sequence[Row]) -> Tensor:
+        out = predict(rows)
+        for i, row in enumerate(rows):
+            if row.conditioning is victim[0]:
+                out[i] = float("nan")
+        return out
+
+    monkeypatch.setattr(unet, "predict", poisoned)
+    victim = list[Any]([None])
+    good = Request(prompt="a cup", seed=1, num_inference_steps=6)
+    engine.submit("bad", Request(prompt="a car", seed=2, num_inference_steps=6))
+    engine.submit("good", good)
+    watched = Watched()
+    while engine.busy:
+        watched.told += engine.tick()
+        found = [job.painting for job in engine.jobs if job.name == "bad" and job.painting]
+        if found:
+            victim[0] = found[0].trajectories[0].plan.positive
+    assert isinstance(watched.of("bad")[-1], Failed)
+    assert "not finite" in str(watched.of("bad")[-1].error)
+    last = watched.of("good")[-1]
+    assert isinstance(last, Finished)
+    alone = painter.run(good).images[0]
+    assert np.abs(np.asarray(last.images[0], int) - np.asarray(alone, int)).max() <= 1
+
+
+def test_a_step_that_breaks_for_one_row_fails_that_one(
+    engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = network(painter.model)
+    predict: Callable[[Sequence[Row]], Tensor] = unet.predict
+
+    def broken(rows: Sequence[Row]) -> Tensor:
+        if any(row.sigma < 1 and row.conditioning.size_ids[0, 0] == 77 for row in rows):
+            raise ZeroDivisionError("a defect")
+        return predict(rows)
+
+    monkeypatch.setattr(unet, "predict", broken)
+    engine.submit("bad", Request(prompt="a", original_size=(77, 77), num_inference_steps=6))
+    for i in range(3):
+        engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=6))
+    watched = run(engine)
+    assert isinstance(watched.of("bad")[-1], Failed)
+    assert all(isinstance(watched.of(str(i))[-1], Finished) for i in range(3))
+
+
+def test_room(painter: overpaint.Painter) -> None:
+    engine = Engine(Miniature(painter), WIDE, live=2, beside=AtOnce())
+    before = engine.room
+    for i in range(before):
+        engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=2))
+    assert engine.room == 0
+    run(engine)
+    assert engine.room == before
+    engine.close()
