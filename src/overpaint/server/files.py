@@ -1,0 +1,158 @@
+"""Files of jobs: the pictures that they need, by content, and those that they made.
+
+    data/files/ab/abcdef…           a picture that came with a request, named by its hash
+    data/results/JOB/ATTEMPT-0.png  what an attempt made
+
+A file is whole or not there: it is written beside its place, brought to the disk, and renamed.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from overpaint.errors import PictureError, StoreError
+from overpaint.request import Request
+
+PARTIAL = ".partial"
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file that survives whatever comes after this returns.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's names to the disk, where the system has that."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Files:
+    """A folder of files."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def _place(self, name: str) -> Path:
+        if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+            raise StoreError(f"{name!r} is not the hash of a file: 64 of 0-9 and a-f.")
+        return self.folder / "files" / name[:2] / name
+
+    def put(self, data: bytes) -> str:
+        """Keep data; returns its hash, which is its name.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        name = hashlib.sha256(data).hexdigest()
+        path = self._place(name)
+        if path.exists():
+            os.utime(path)  # its age begins anew
+        else:
+            write(path, data)
+        return name
+
+    def get(self, name: str) -> bytes:
+        """The data of a hash.
+
+        Raises:
+            PictureError: there is none, or it is damaged.
+        """
+        try:
+            data = self._place(name).read_bytes()
+        except OSError as error:
+            raise PictureError(f"there is no file {name}; upload it again.") from error
+        if hashlib.sha256(data).hexdigest() != name:
+            raise PictureError(f"file {name} is damaged on the server's disk; upload it again.")
+        return data
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of a hash."""
+        return self._place(name).exists()
+
+    def old(self, age: float) -> Iterator[str]:
+        """Names of what was put longer ago than `age` seconds."""
+        before = time.time() - age
+        for path in (self.folder / "files").glob("*/*"):
+            if path.suffix != PARTIAL and path.stat().st_mtime < before:
+                yield path.name
+
+    def forget(self, name: str) -> None:
+        """Remove a file."""
+        self._place(name).unlink(missing_ok=True)
+
+    def results(self, job: str) -> Path:
+        """The folder of what a job made."""
+        return self.folder / "results" / job
+
+    def forget_results(self, job: str) -> None:
+        """Remove what a job made."""
+        shutil.rmtree(self.results(job), ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what was being written when the last server died."""
+        for path in self.folder.glob(f"*/*/*{PARTIAL}"):
+            path.unlink(missing_ok=True)
+
+    def pack(self, request: Request) -> tuple[dict[str, Any], list[str]]:
+        """A request as JSON, its pictures as names of files that are kept now; and the names."""
+        names: list[str] = []
+
+        def packed(value: Any) -> Any:
+            match value:
+                case {"data": bytes(data)}:
+                    names.append(self.put(data))
+                    return {"file": names[-1]}
+                case Mapping():
+                    return {key: packed(inner) for key, inner in value.items()}
+                case list() | tuple():
+                    return [packed(inner) for inner in value]
+                case _:
+                    return value
+
+        return packed(request.model_dump()), names
+
+    def unpack(self, stored: Mapping[str, Any]) -> Request:
+        """The request that was packed.
+
+        Raises:
+            PictureError: a file is missing or damaged.
+        """
+
+        def unpacked(value: Any) -> Any:
+            match value:
+                case {"file": str(name)} if len(value) == 1:
+                    return {"data": self.get(name)}
+                case Mapping():
+                    return {key: unpacked(inner) for key, inner in value.items()}
+                case list():
+                    return [unpacked(inner) for inner in value]
+                case _:
+                    return value
+
+        return Request.model_validate(unpacked(stored))

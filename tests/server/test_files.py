@@ -1,0 +1,148 @@
+"""Files of jobs: whole or not there, whatever fails."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from overpaint.errors import PictureError, StoreError
+from overpaint.images import picture
+from overpaint.request import Control, Lora, Request
+from overpaint.server.files import Files, write
+
+HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def everything(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_what_was_put_is_there(files: Files) -> None:
+    name = files.put(b"abc")
+    assert name == hashlib.sha256(b"abc").hexdigest() == files.put(b"abc")
+    assert files.get(name) == b"abc"
+    assert files.has(name)
+    assert len(everything(files.folder)) == 1
+    files.forget(name)
+    files.forget(name)
+    assert not files.has(name)
+    with pytest.raises(PictureError, match="upload it again"):
+        files.get(name)
+
+
+@pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a/" * 32, "é" * 64])
+def test_names_are_hashes(files: Files, name: str) -> None:
+    with pytest.raises(StoreError, match="hash"):
+        files.get(name)
+
+
+def test_damage_is_seen(files: Files) -> None:
+    name = files.put(b"abc")
+    (path,) = everything(files.folder)
+    path.write_bytes(b"abd")
+    with pytest.raises(PictureError, match="damaged"):
+        files.get(name)
+
+
+@pytest.mark.parametrize("breaks", ["open", "write", "fsync", "replace"])
+def test_a_failed_write_leaves_nothing(
+    files: Files, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if breaks in ("fsync", "replace"):
+            patch.setattr(os, breaks, full)
+        elif breaks == "open":
+            patch.setattr(Path, "open", full)
+        else:
+            opened = Path.open
+
+            class Full:
+                def __init__(self, file: Any):
+                    self.file = file
+
+                def __enter__(self) -> Any:
+                    return self
+
+                def __exit__(self, *_: Any) -> None:
+                    self.file.close()
+
+                write = full
+
+            patch.setattr(Path, "open", lambda *a, **k: Full(opened(*a, **k)))
+        with pytest.raises(OSError, match="No space"):
+            files.put(b"abc")
+    assert everything(files.folder) == []
+    assert files.get(files.put(b"abc")) == b"abc"
+
+
+def test_what_was_there_stays_when_its_replacement_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a", b"old")
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            write(tmp_path / "a", b"new")
+    assert everything(tmp_path) == [tmp_path / "a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_leftovers_are_swept(files: Files) -> None:
+    name = files.put(b"abc")
+    files.results("job").mkdir(parents=True)
+    for folder in (files.folder / "files" / name[:2], files.results("job")):
+        (folder / "x.1234.partial").write_bytes(b"half")
+    files.sweep()
+    assert [path.name for path in everything(files.folder)] == [name]
+    files.forget_results("job")
+    files.forget_results("job")
+    assert not files.results("job").exists()
+
+
+def test_age(files: Files) -> None:
+    name = files.put(b"abc")
+    assert list(files.old(60)) == []
+    (path,) = everything(files.folder)
+    os.utime(path, (1, 1))
+    assert list(files.old(60)) == [name]
+    files.put(b"abc")
+    assert list(files.old(60)) == []
+
+
+def test_a_request_comes_back_as_it_was(files: Files) -> None:
+    house = picture(HOUSE)
+    request = Request(
+        prompt="a cup",
+        image=house,
+        mask=picture(HOUSE),
+        seed=2**62,
+        controls=(Control(kind="canny", image=house, options={"low": 30.0}), Control(kind="depth")),
+        loras=(Lora(name="x", blocks={"mid_block": 0.5}),),
+        guidance_interval=(0.1, 0.9),
+        extend=(8, 0, 0, 8),
+    )
+    stored, names = files.pack(request)
+    assert set(names) == {house.sha256}
+    assert len(everything(files.folder)) == 1
+    assert house.data not in repr(stored).encode()
+    assert files.unpack(stored) == request
+    files.forget(house.sha256)
+    with pytest.raises(PictureError):
+        files.unpack(stored)
