@@ -57,4 +57,16 @@ class Finished:
     metadata: tuple[dict[str, Any], ...] = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Failed:
+    """The request ended without pictures; the last event of an engine in place of `Finished`."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Canceled:
+    """The request ended because that was asked for; the last event of an engine likewise."""
+
+
 Event = Notice | Step | Preview | Finished

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -238,6 +239,24 @@ def write(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
         OutputError: it cannot be written.
     """
     images.save(image, path, _options(path, record))
+
+
+def encoded(image: Image.Image, kind: str, record: Mapping[str, Any], **options: Any) -> bytes:
+    """The file of a picture with its record.
+
+    Args:
+        image: RGB.
+        kind: "png", "jpg", "jpeg" or "webp".
+        record: as `record` made it.
+        options: Pillow's for that format, such as `quality`, in place of ours.
+
+    Raises:
+        OutputError: an unknown kind, or settings that are too long for a JPEG.
+    """
+    path = Path(f"picture.{kind}")
+    buffer = BytesIO()
+    image.save(buffer, images.output_format(path), **(_options(path, record) | options))
+    return buffer.getvalue()
 
 
 def read(path: "str | os.PathLike[str]") -> Found:

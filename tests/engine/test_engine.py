@@ -16,10 +16,10 @@ from torch import Tensor
 import overpaint
 from overpaint.diffusion.denoise import Row
 from overpaint.diffusion.plan import network
-from overpaint.engine.engine import Canceled, Engine, Failed, Told
+from overpaint.engine.engine import Engine, Told
 from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, RequestError
-from overpaint.events import Finished, Notice, Preview, Step
+from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Step
 from overpaint.images import picture
 from overpaint.painting import Painting
 from overpaint.request import Request

@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from overpaint.durable import write
 from overpaint.errors import PictureError, StoreError
 from overpaint.images import picture
 from overpaint.request import Control, Lora, Request
-from overpaint.server.files import Files, write
+from overpaint.server.files import Files
 
 HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
 
@@ -54,6 +57,20 @@ def test_damage_is_seen(files: Files) -> None:
         files.get(name)
 
 
+def full_when_written(opens: Callable[..., Any]) -> Callable[..., Any]:
+    """Opens files that nothing can be written to."""
+
+    def opened(path: Path, mode: str) -> Any:
+        file = opens(path, mode)
+        wrapped = MagicMock(wraps=file)
+        wrapped.__enter__.return_value = wrapped
+        wrapped.__exit__.side_effect = lambda *_: file.close()  # pyright: ignore[reportUnknownLambdaType]
+        wrapped.write.side_effect = OSError(errno.ENOSPC, "No space left on device")
+        return wrapped
+
+    return opened
+
+
 @pytest.mark.parametrize("breaks", ["open", "write", "fsync", "replace"])
 def test_a_failed_write_leaves_nothing(
     files: Files, monkeypatch: pytest.MonkeyPatch, breaks: str
@@ -67,21 +84,7 @@ def test_a_failed_write_leaves_nothing(
         elif breaks == "open":
             patch.setattr(Path, "open", full)
         else:
-            opened = Path.open
-
-            class Full:
-                def __init__(self, file: Any):
-                    self.file = file
-
-                def __enter__(self) -> Any:
-                    return self
-
-                def __exit__(self, *_: Any) -> None:
-                    self.file.close()
-
-                write = full
-
-            patch.setattr(Path, "open", lambda *a, **k: Full(opened(*a, **k)))
+            patch.setattr(Path, "open", full_when_written(Path.open))
         with pytest.raises(OSError, match="No space"):
             files.put(b"abc")
     assert everything(files.folder) == []

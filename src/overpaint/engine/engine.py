@@ -21,7 +21,7 @@ import torch
 from overpaint.diffusion.denoise import Trajectory, advance, evaluate
 from overpaint.engine.scheduler import Costs, Scheduler, Task
 from overpaint.errors import DeviceError
-from overpaint.events import Event, Notice
+from overpaint.events import Canceled, Event, Failed, Notice
 from overpaint.painting import Painting
 
 if TYPE_CHECKING:
@@ -41,18 +41,6 @@ class Models(Protocol):
     def begin(self, model: str, request: "Request") -> Painting:
         """Plan a request for a model by name, loading that if need be."""
         ...
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A request ended without pictures: the last event in place of `Finished`."""
-
-    error: Exception
-
-
-@dataclass(frozen=True)
-class Canceled:
-    """A request ended because that was asked for: the last event."""
 
 
 Told = tuple[str, Event | Failed | Canceled]

@@ -1,55 +1,20 @@
 """Files of jobs: the pictures that they need, by content, and those that they made.
 
-    data/files/ab/abcdef…           a picture that came with a request, named by its hash
-    data/results/JOB/ATTEMPT-0.png  what an attempt made
-
-A file is whole or not there: it is written beside its place, brought to the disk, and renamed.
+data/files/ab/abcdef…           a picture that came with a request, named by its hash
+data/results/JOB/ATTEMPT-0.png  what an attempt made
 """
 
 import hashlib
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from overpaint.durable import PARTIAL, write
 from overpaint.errors import PictureError, StoreError
 from overpaint.request import Request
-
-PARTIAL = ".partial"
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file that survives whatever comes after this returns.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Bring a folder's names to the disk, where the system has that."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Files:

@@ -1,0 +1,41 @@
+"""Files that are whole or not there, and stay."""
+
+import os
+import secrets
+from pathlib import Path
+
+PARTIAL = ".partial"
+"""What names of files end with that are being written."""
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file that survives whatever comes after this returns.
+
+    It is written beside its place, brought to the disk, and renamed.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's names to the disk, where the system has that."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

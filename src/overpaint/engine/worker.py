@@ -1,0 +1,240 @@
+"""The process that has the device: an engine, and a pipe to whoever watches over it.
+
+It knows nothing of stores and clients. When its pipe breaks it ends at once, so that nothing runs
+that nobody would hear of. A result is told when its files are on the disk.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import BytesIO
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
+
+from overpaint import metadata
+from overpaint.durable import write
+from overpaint.errors import OverpaintError
+from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Step
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from overpaint.events import Event
+    from overpaint.request import Request
+
+IDLE = 0.25
+"""Seconds that a worker without work waits for some, and after which it says that it is alive."""
+
+PREVIEW_QUALITY = 80
+
+
+class Runs(Protocol):
+    """What a worker needs of an engine."""
+
+    @property
+    def busy(self) -> bool: ...  # noqa: D102
+
+    def submit(self, name: str, request: "Request", model: str, **options: Any) -> None: ...  # noqa: D102
+
+    def cancel(self, name: str) -> None: ...  # noqa: D102
+
+    def tick(self) -> "list[tuple[str, Event | Failed | Canceled]]": ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Order:
+    """A job for the worker.
+
+    Attributes:
+        name: of the job, and of its attempt: what is told of it goes by both.
+        folder: where its pictures go.
+        stem: what their names begin with.
+        kind: of files: "png", "jpg" or "webp".
+        options: Pillow's for that format.
+        preview_every: steps between previews; 0 for none.
+    """
+
+    name: str
+    request: "Request"
+    model: str
+    folder: Path
+    stem: str
+    key: str = ""
+    priority: int = 0
+    kind: str = "png"
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    preview_every: int = 0
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Ends a job before its next step."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker can take orders."""
+
+
+@dataclass(frozen=True)
+class Alive:
+    """The worker ticks, and has had nothing to tell for a while."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A preview, as a JPEG."""
+
+    index: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job's pictures are on the disk: their paths, seeds, and sizes in pixels."""
+
+    files: tuple[Path, ...]
+    seeds: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
+    metadata: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A job failed.
+
+    Attributes:
+        message: for whoever asked.
+        mine: whether it is the request's own fault.
+    """
+
+    message: str
+    mine: bool
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A job was ended because that was asked for."""
+
+
+Report = Ready | Alive | tuple[str, Step | Notice | Shown | Done | Broken | Stopped]
+
+
+def main(
+    pipe: "Connection[Any, Any]", make: Callable[..., Runs], arguments: tuple[Any, ...]
+) -> None:
+    """Run until the pipe breaks.
+
+    Args:
+        pipe: orders and cancels come, reports go.
+        make: makes the engine.
+        arguments: for that.
+    """
+    _Worker(pipe, make(*arguments)).run()
+
+
+class _Worker:
+    def __init__(self, pipe: "Connection[Any, Any]", engine: Runs):
+        self._pipe = pipe
+        self._engine = engine
+        self._orders: dict[str, Order] = {}
+        self._coming: SimpleQueue[Order | Cancel] = SimpleQueue()
+        self._sending = threading.Lock()
+        self._sent = 0.0
+        self._writer = ThreadPoolExecutor(1, "overpaint-write")
+
+    def run(self) -> None:
+        threading.Thread(target=self._listen, name="overpaint-listen", daemon=True).start()
+        self._send(Ready())
+        while True:
+            self._take()
+            if self._engine.busy:
+                for name, event in self._engine.tick():
+                    self._tell(name, event)
+            if time.monotonic() - self._sent > IDLE:
+                self._send(Alive())
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._coming.put(self._pipe.recv())
+        except (EOFError, OSError):
+            os._exit(1)  # whoever started us is gone
+
+    def _take(self) -> None:
+        """Take all that came; without work, wait for some."""
+        while True:
+            try:
+                order = self._coming.get(timeout=0 if self._engine.busy else IDLE)
+            except Empty:
+                return
+            if isinstance(order, Cancel):
+                self._engine.cancel(order.name)
+                continue
+            self._orders[order.name] = order
+            self._engine.submit(
+                order.name,
+                order.request,
+                order.model,
+                key=order.key,
+                priority=order.priority,
+                preview_every=order.preview_every,
+            )
+
+    def _tell(self, name: str, event: Any) -> None:
+        match event:
+            case Finished():
+                self._writer.submit(self._finish, self._orders.pop(name), event)
+            case Failed(error):
+                del self._orders[name]
+                self._send((name, _broken(error)))
+            case Canceled():
+                self._orders.pop(name, None)
+                self._send((name, Stopped()))
+            case Preview(index, image):
+                self._send((name, Shown(index, _jpeg(image))))
+            case _:
+                self._send((name, event))
+
+    def _finish(self, order: Order, event: Finished) -> None:
+        """Bring the pictures to the disk, then tell; what goes wrong ends the job."""
+        try:
+            files: list[Path] = []
+            for i, (image, record) in enumerate(zip(event.images, event.metadata, strict=True)):
+                data = metadata.encoded(image, order.kind, record, **order.options)
+                files.append(order.folder / f"{order.stem}-{i}.{order.kind}")
+                write(files[-1], data)
+            sizes = tuple(image.size for image in event.images)
+            self._send((order.name, Done(tuple(files), event.seeds, sizes, event.metadata)))
+        except Exception as error:
+            self._send((order.name, _broken(error)))
+
+    def _send(self, report: Report) -> None:
+        try:
+            with self._sending:
+                self._pipe.send(report)
+                self._sent = time.monotonic()
+        except (BrokenPipeError, OSError):
+            os._exit(1)
+
+
+def _broken(error: Exception) -> Broken:
+    """What to tell of an error: its message if it is ours, else that there is a defect."""
+    if isinstance(error, OverpaintError):
+        return Broken(str(error), True)
+    if isinstance(error, OSError):
+        return Broken(f"the result cannot be written: {error.strerror}.", False)
+    return Broken(f"there is a defect in Overpaint: {type(error).__name__}: {error}.", False)
+
+
+def _jpeg(image: "Image") -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=PREVIEW_QUALITY)
+    return buffer.getvalue()

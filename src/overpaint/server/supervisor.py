@@ -1,0 +1,358 @@
+"""Keeps a worker alive, brings it jobs from the store, and publishes what comes of them.
+
+A worker that dies or stands still is replaced, and its jobs run again. Another server may have
+taken over a job meanwhile: then its end is not published, and its files are removed.
+"""
+
+import contextlib
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Literal
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from overpaint.engine.worker import (
+    Alive,
+    Broken,
+    Cancel,
+    Done,
+    Order,
+    Ready,
+    Runs,
+    Shown,
+    Stopped,
+    main,
+)
+from overpaint.errors import OverpaintError
+from overpaint.events import Notice, Step
+from overpaint.server.files import Files
+from overpaint.server.jobs import ENDED, Job, Jobs
+
+AGAIN = 1.0
+"""Seconds until a store that failed is tried again."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How patient it is, in seconds.
+
+    Attributes:
+        lease: a job is somebody else's when its server was silent for so long.
+        stalled: a worker is replaced when it was silent for so long.
+        starting: likewise, while it loads its first model.
+        look: how often it looks for jobs of other servers, and whose leases ran out.
+        room: jobs that the worker has at once.
+    """
+
+    lease: float = 15.0
+    stalled: float = 120.0
+    starting: float = 1800.0
+    look: float = 1.0
+    room: int = 64
+
+
+Heard = Step | Notice | Shown | Literal["requeued", "ended"]
+Hear = Callable[[str, Heard], None]
+"""Told what happens to a job by its id, in the supervisor's thread."""
+
+
+@dataclass
+class End:
+    """An end that is to be published."""
+
+    job: Job
+    state: Literal["succeeded", "failed", "canceled"]
+    result: dict[str, Any] | None = None
+    error: str | None = None
+
+
+@dataclass
+class Worker:
+    """A process and the pipe to it.
+
+    Attributes:
+        heard: when it last said anything.
+        ready: it takes orders.
+        held: jobs that it has, by what it knows their attempts as.
+        begun: of these, those that it has said anything of.
+    """
+
+    process: BaseProcess
+    pipe: "Connection[Any, Any]"
+    heard: float
+    ready: bool = False
+    held: dict[str, Job] = field(default_factory=dict[str, Job])
+    begun: set[str] = field(default_factory=set[str])
+
+
+class Supervisor:
+    """One worker, and the thread that watches over it.
+
+    Attributes:
+        owner: what the store knows it as.
+        restarts: workers that were replaced.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        files: Files,
+        make: Callable[..., Runs],
+        arguments: tuple[Any, ...],
+        *,
+        owner: str,
+        models: tuple[str, ...],
+        hear: Hear,
+        pace: Pace = Pace(),
+    ):
+        """Nothing runs before `start`.
+
+        Args:
+            jobs: the store.
+            files: pictures of jobs, and their results.
+            make: makes the worker's engine, in its process.
+            arguments: for that.
+            owner: another one for every start of every server.
+            models: whose jobs it takes.
+            hear: told what happens.
+            pace: how patient it is.
+        """
+        self.owner = owner
+        self.restarts = 0
+        self._jobs, self._files = jobs, files
+        self._make, self._arguments = make, arguments
+        self._models = models
+        self._hear = hear
+        self._pace = pace
+        self._worker: Worker | None = None
+        self._ends: dict[str, End] = {}
+        self._called, self._wakes = multiprocessing.Pipe(duplex=False)
+        self._waking = threading.Lock()
+        self._woken = False
+        self._stopping = threading.Event()
+        self._draining = threading.Event()
+        self._next: dict[str, float] = {}
+        self._thread = threading.Thread(target=self._run, name="overpaint-supervisor")
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a worker that takes orders."""
+        return self._worker is not None and self._worker.ready
+
+    @property
+    def held(self) -> int:
+        """Jobs that are under way."""
+        return (len(self._worker.held) if self._worker else 0) + len(self._ends)
+
+    def start(self) -> None:
+        """Start the worker."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Say that there may be something to do: a new job, or one to cancel."""
+        with self._waking:
+            if not self._woken:
+                self._woken = True
+                self._wakes.send(None)
+
+    def stop(self, grace: float = 0.0) -> None:
+        """End: take nothing new, finish what ends within `grace` seconds, give back the rest."""
+        self._draining.set()
+        self.wake()
+        until = time.monotonic() + grace
+        while self.held and time.monotonic() < until and self._thread.is_alive():
+            time.sleep(0.05)
+        self._stopping.set()
+        self.wake()
+        self._thread.join()
+
+    # The thread
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._turn()
+            except (SQLAlchemyError, OSError):
+                # The store or the disk is out of order: what is known is kept, and tried again.
+                self._stopping.wait(AGAIN)
+        self._end_worker(crashed=False)
+
+    def _turn(self) -> None:
+        worker = self._worker or self._start_worker()
+        self._publish()
+        if self._every("beat", self._pace.lease / 3):
+            self._beat(worker)
+        if self._every("look", self._pace.look):
+            self._jobs.expire()
+            self._claim(worker)
+        watched = [worker.pipe, self._called, worker.process.sentinel]
+        for source in wait(watched, timeout=min(self._pace.look, self._pace.lease / 3)):
+            if source is worker.pipe:
+                self._listen(worker)
+            elif source is self._called:
+                with self._waking:
+                    self._called.recv()
+                    self._woken = False
+                self._beat(worker)
+                self._claim(worker)
+            else:
+                self._end_worker(crashed=True)
+                return
+        patience = self._pace.stalled if worker.ready else self._pace.starting
+        if time.monotonic() - worker.heard > patience:
+            self._end_worker(crashed=True)
+
+    def _every(self, what: str, seconds: float) -> bool:
+        now = time.monotonic()
+        if now < self._next.get(what, 0.0):
+            return False
+        self._next[what] = now + seconds
+        return True
+
+    # The worker
+
+    def _start_worker(self) -> Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=main, args=(theirs, self._make, self._arguments), name="overpaint-worker"
+        )
+        process.start()
+        theirs.close()
+        self._worker = Worker(process, ours, time.monotonic())
+        return self._worker
+
+    def _end_worker(self, *, crashed: bool) -> None:
+        """Kill the worker; its jobs go back to the queue."""
+        if (worker := self._worker) is None:
+            return
+        if worker.process.is_alive():
+            worker.process.kill()
+        worker.process.join()
+        worker.ready = False
+        self.restarts += crashed
+        self._listen(worker)  # what it said before
+        self._publish()
+        for tag, job in list(worker.held.items()):
+            self._jobs.give_back(job, crashed=crashed and tag in worker.begun)
+            del worker.held[tag]
+            now = self._jobs.get(job.id)
+            self._hear(job.id, "ended" if now and now.state in ENDED else "requeued")
+        worker.pipe.close()
+        worker.process.close()
+        self._worker = None
+
+    def _listen(self, worker: Worker) -> None:
+        """Take in all that the worker has said."""
+        try:
+            while worker.pipe.poll():
+                self._heard(worker, worker.pipe.recv())
+        except (EOFError, OSError):
+            return  # it died; its end is seen by its sentinel
+
+    def _heard(self, worker: Worker, report: Any) -> None:
+        worker.heard = time.monotonic()
+        match report:
+            case Ready():
+                worker.ready = True
+                self._claim(worker)
+            case Alive():
+                pass
+            case (str(tag), said) if tag in worker.held:
+                worker.begun.add(tag)
+                self._said(worker, tag, said)
+            case _:
+                pass  # of a job that was lost meanwhile
+
+    def _said(self, worker: Worker, tag: str, said: Any) -> None:
+        job = worker.held[tag]
+        match said:
+            case Done(files, seeds, sizes, records):
+                result: dict[str, Any] = {
+                    "files": [path.name for path in files],
+                    "seeds": list(seeds),
+                    "sizes": [list(size) for size in sizes],
+                    "metadata": list(records),
+                }
+                self._ending(worker, tag, End(job, "succeeded", result))
+            case Broken(message, _):
+                self._ending(worker, tag, End(job, "failed", error=message))
+            case Stopped():
+                self._ending(worker, tag, End(job, "canceled"))
+            case Notice(message):
+                self._jobs.say(job.id, "notice", {"message": message})
+                self._hear(job.id, said)
+            case _:
+                self._hear(job.id, said)
+
+    # Jobs
+
+    def _claim(self, worker: Worker) -> None:
+        """Bring the worker as many jobs as it has room for."""
+        room = self._pace.room - len(worker.held)
+        if not worker.ready or room <= 0 or self._draining.is_set():
+            return
+        for job in self._jobs.claim(self.owner, room, self._pace.lease, self._models):
+            worker.held[_tag(job)] = job
+            try:
+                order = self._order(job)
+            except OverpaintError as error:
+                self._ending(worker, _tag(job), End(job, "failed", error=str(error)))
+                continue
+            with contextlib.suppress(BrokenPipeError):
+                worker.pipe.send(order)
+
+    def _order(self, job: Job) -> Order:
+        output: Mapping[str, Any] = job.origin.get("output", {})
+        return Order(
+            _tag(job),
+            self._files.unpack(job.request),
+            job.model,
+            self._files.results(job.id),
+            str(job.attempt),
+            job.key,
+            job.priority,
+            output.get("kind", "png"),
+            output.get("options", {}),
+            output.get("preview_every", 0),
+        )
+
+    def _beat(self, worker: Worker) -> None:
+        """Keep the leases; drop what was lost, end what was canceled."""
+        mine = {_tag(job): job for job in self._jobs.beat(self.owner, self._pace.lease).values()}
+        for tag in list(worker.held):
+            if tag not in mine:
+                del worker.held[tag]
+            if tag not in mine or mine[tag].canceling:
+                with contextlib.suppress(BrokenPipeError):
+                    worker.pipe.send(Cancel(tag))
+        for tag in mine.keys() - worker.held.keys() - self._ends.keys():
+            self._jobs.give_back(mine[tag])  # claimed as the store failed
+
+    def _ending(self, worker: Worker, tag: str, end: End) -> None:
+        del worker.held[tag]
+        worker.begun.discard(tag)
+        self._ends[tag] = end
+        self._publish()
+        self._claim(worker)
+
+    def _publish(self) -> None:
+        """Publish ends; those that the store does not take now stay."""
+        for tag, end in list(self._ends.items()):
+            name = end.job.id
+            if not self._jobs.finish(end.job, end.state, result=end.result, error=end.error):
+                for made in (end.result or {}).get("files", ()):
+                    with contextlib.suppress(OSError):
+                        (self._files.results(name) / made).unlink(missing_ok=True)
+            del self._ends[tag]
+            self._hear(name, "ended")
+
+
+def _tag(job: Job) -> str:
+    """What the worker knows an attempt as: the same job may come to it once more."""
+    return f"{job.id}.{job.attempt}"

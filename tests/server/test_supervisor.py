@@ -1,0 +1,254 @@
+"""A worker under watch: what it makes is published once, whatever happens to it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from sqlalchemy.exc import OperationalError
+
+from overpaint.events import Notice, Step
+from overpaint.request import Request
+from overpaint.server.files import Files
+from overpaint.server.jobs import CRASHES, Job, Jobs, NewJob
+from overpaint.server.supervisor import Heard, Pace, Supervisor
+
+from .fake import Fake
+
+LONG = 60.0  # until a test gives up
+
+
+@dataclass
+class House:
+    """A store, its files, and supervisors on them."""
+
+    folder: Path
+    jobs: Jobs
+    files: Files
+    heard: list[tuple[str, Heard]] = field(default_factory=list[tuple[str, Heard]])
+    running: list[Supervisor] = field(default_factory=list[Supervisor])
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def open(self, seconds: float = 0.0, **pace: Any) -> Supervisor:
+        settings: dict[str, Any] = {"look": 0.05} | pace
+        made = Supervisor(
+            self.jobs,
+            self.files,
+            Fake,
+            (seconds,),
+            owner=f"server{len(self.running)}",
+            models=("m",),
+            hear=self.hear,
+            pace=Pace(**settings),
+        )
+        made.start()
+        self.running.append(made)
+        return made
+
+    def hear(self, name: str, heard: Heard) -> None:
+        with self.changed:
+            self.heard.append((name, heard))
+            self.changed.notify_all()
+
+    def submit(self, prompt: str = "", steps: int = 3, **origin: Any) -> str:
+        name = f"job{next(self.numbers)}"
+        request = Request(prompt=prompt, num_inference_steps=steps, seed=5, num_images=2)
+        stored, files = self.files.pack(request)
+        self.jobs.submit(NewJob(name, "", "m", stored, 1.0, origin=origin, files=files))
+        for supervisor in self.running:
+            supervisor.wake()
+        return name
+
+    def until(self, true: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(true, LONG), self.heard[-5:]
+
+    def ended(self, name: str) -> Job:
+        self.until(lambda: (name, "ended") in self.heard)
+        job = self.jobs.get(name)
+        assert job is not None
+        return job
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path, Jobs(f"sqlite:///{tmp_path}/jobs.db"), Files(tmp_path))
+    yield made
+    for supervisor in made.running:
+        supervisor.stop()
+    made.jobs.close()
+
+
+def test_a_job_s_pictures_are_published(house: House) -> None:
+    house.open()
+    output = {"kind": "webp", "options": {"quality": 50}, "preview_every": 2}
+    name = house.submit("note", output=output)
+    job = house.ended(name)
+    assert job.state == "succeeded"
+    assert job.result is not None
+    assert job.result["files"] == ["1-0.webp", "1-1.webp"]
+    assert job.result["seeds"] == [5, 6]
+    for made in job.result["files"]:
+        with Image.open(house.files.results(name) / made) as image:
+            assert (image.format, image.size) == ("WEBP", (8, 8))
+    heard = [event for of, event in house.heard if of == name]
+    assert [e.done for e in heard if isinstance(e, Step)] == [1, 2, 3]
+    assert heard[0] == Notice("noted")
+    assert [type(e).__name__ for e in heard].count("Shown") == 1
+    said = [entry.kind for entry in house.jobs.history(name)]
+    assert said == ["queued", "started", "notice", "succeeded"]
+
+
+def test_a_job_that_fails_says_why(house: House) -> None:
+    house.open()
+    refused, broken = house.submit("refuse"), house.submit("break")
+    assert house.ended(refused).error == "prompt: refused"
+    assert "defect in Overpaint: ZeroDivisionError" in (house.ended(broken).error or "")
+
+
+def test_what_cannot_be_read_fails_alone(house: House) -> None:
+    house.jobs.submit(NewJob("bad", "", "m", {"prompt": "", "image": {"file": "0" * 64}}, 1.0))
+    house.open()
+    good = house.submit()
+    assert "upload it again" in (house.ended("bad").error or "")
+    assert house.ended(good).state == "succeeded"
+
+
+def test_jobs_of_other_models_are_left_alone(house: House) -> None:
+    house.jobs.submit(NewJob("other", "", "sdxl", {"prompt": ""}, 1.0))
+    house.open()
+    house.ended(house.submit())
+    assert house.jobs.counts()["queued"] == 1
+
+
+def test_cancel(house: House) -> None:
+    supervisor = house.open(0.02)
+    name = house.submit(steps=1000)
+    house.until(lambda: any(of == name for of, _ in house.heard))
+    house.jobs.cancel(name)
+    supervisor.wake()
+    assert house.ended(name).state == "canceled"
+    assert house.ended(house.submit()).state == "succeeded"
+
+
+def test_a_worker_that_dies_is_replaced_and_its_jobs_run_again(house: House) -> None:
+    supervisor = house.open(0.05)
+    names = [house.submit(steps=20) for _ in range(4)]
+    house.until(lambda: len({of for of, _ in house.heard}) == 4)
+    worker = supervisor._worker  # pyright: ignore[reportPrivateUsage]
+    assert worker is not None
+    assert worker.process.pid
+    os.kill(worker.process.pid, signal.SIGKILL)
+    for name in names:
+        job = house.ended(name)
+        assert (job.state, job.attempt, job.crashes) == ("succeeded", 2, 1)
+        assert job.result is not None
+        assert job.result["files"] == ["2-0.png", "2-1.png"]
+    assert supervisor.restarts == 1
+
+
+def test_a_job_that_kills_its_worker_is_given_up(house: House) -> None:
+    house.open()
+    deadly = house.submit("die")
+    house.until(lambda: house.jobs.counts()["failed"] == 1)
+    found = house.jobs.get(deadly)
+    assert found is not None
+    assert (found.state, found.attempt) == ("failed", CRASHES)
+    assert house.ended(house.submit()).state == "succeeded"
+
+
+def test_a_worker_that_stands_still_is_replaced(house: House) -> None:
+    supervisor = house.open(stalled=2.0)
+    name = house.submit("hang", steps=4)
+    house.until(lambda: (name, "requeued") in house.heard)
+    assert supervisor.restarts == 1
+    house.jobs.cancel(name)
+    supervisor.wake()
+    house.until(lambda: house.jobs.counts()["canceled"] == 1)
+
+
+def test_a_store_that_fails_for_a_while_loses_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, failures = house.jobs.finish, itertools.count()
+
+    def failing(*arguments: Any, **keywords: Any) -> bool:
+        if next(failures) < 2:
+            raise OperationalError("UPDATE", {}, Exception("disk I/O error"))
+        return finish(*arguments, **keywords)
+
+    monkeypatch.setattr(house.jobs, "finish", failing)
+    house.open()
+    names = [house.submit() for _ in range(3)]
+    for name in names:
+        job = house.ended(name)
+        assert (job.state, job.attempt) == ("succeeded", 1)
+
+
+def test_a_frozen_server_s_result_is_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sleeps past its lease just before it publishes; another one does the job meanwhile."""
+    frozen, thawed = threading.Event(), threading.Event()
+    finish = house.jobs.finish
+
+    def late(job: Job, state: Any, **keywords: Any) -> bool:
+        if job.owner == "server0":
+            frozen.set()
+            assert thawed.wait(LONG)
+        return finish(job, state, **keywords)
+
+    monkeypatch.setattr(house.jobs, "finish", late)
+    house.open(lease=0.5)
+    name = house.submit()
+    assert frozen.wait(LONG)
+    house.open(lease=30.0)
+    house.until(lambda: house.jobs.counts()["succeeded"] == 1)
+    thawed.set()
+    house.until(lambda: house.heard.count((name, "ended")) == 2)
+    job = house.jobs.get(name)
+    assert job is not None
+    assert (job.state, job.attempt) == ("succeeded", 2)
+    assert sorted(p.name for p in house.files.results(name).iterdir()) == ["2-0.png", "2-1.png"]
+    assert [e.kind for e in house.jobs.history(name)].count("succeeded") == 1
+
+
+def test_a_drain_finishes_what_is_under_way_and_keeps_the_rest(house: House) -> None:
+    supervisor = house.open(0.02, room=2)
+    names = [house.submit(steps=10) for _ in range(5)]
+    house.until(lambda: len({of for of, _ in house.heard}) == 2)
+    supervisor.stop(grace=LONG)
+    counts = house.jobs.counts()
+    assert counts["succeeded"] == 2
+    assert counts["queued"] == 3
+    other = house.open()
+    assert {house.ended(name).state for name in names} == {"succeeded"}
+    assert other.restarts == 0
+
+
+def test_a_stop_without_grace_gives_back(house: House) -> None:
+    supervisor = house.open(0.05)
+    name = house.submit(steps=1000)
+    house.until(lambda: any(of == name for of, _ in house.heard))
+    supervisor.stop()
+    job = house.jobs.get(name)
+    assert job is not None
+    assert (job.state, job.crashes) == ("queued", 0)
+
+
+def test_the_worker_ends_with_its_server(house: House) -> None:
+    supervisor = house.open()
+    house.ended(house.submit())
+    worker = supervisor._worker  # pyright: ignore[reportPrivateUsage]
+    assert worker is not None
+    worker.pipe.close()
+    worker.process.join(LONG)
+    assert worker.process.exitcode == 1
+    supervisor._worker = None  # pyright: ignore[reportPrivateUsage]
