@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,12 @@ class Miniature:
 
     def begin(self, model: str, request: Request) -> Painting:
         return Painting(request, self.painter.model, self.painter.shelf)
+
+    def entry(self, model: str) -> float:
+        return 0.0
+
+    def fits(self, model: str, beside: Iterable[str]) -> bool:
+        return True
 
 
 class AtOnce(Executor):

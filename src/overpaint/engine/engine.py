@@ -10,7 +10,7 @@ another one beside it, so that whoever runs goes on.
 """
 
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +40,14 @@ class Models(Protocol):
 
     def begin(self, model: str, request: "Request") -> Painting:
         """Plan a request for a model by name, loading that if need be."""
+        ...
+
+    def entry(self, model: str) -> float:
+        """Seconds until a model can begin anything: 0 if it is there."""
+        ...
+
+    def fits(self, model: str, beside: Iterable[str]) -> bool:
+        """Whether there is room for a model beside those that requests are under way with."""
         ...
 
 
@@ -184,11 +192,17 @@ class Engine:
                 if job.painting is None and job.beginning and job.beginning.done():
                     self._take_over(job, job.beginning)
             begun = [job.beginning for job in self._jobs.values() if job.beginning]
-            waiting = {self._task(j, "begin"): j for j in self._jobs.values() if not j.beginning}
-            chosen = self._scheduler.pick(waiting, self._clock(), Costs(lambda group: 1))
-            if not chosen or len(begun) >= self._live + AHEAD or not all(b.done() for b in begun):
+            if len(begun) >= self._live + AHEAD or not all(b.done() for b in begun):
+                return
+            waiting = {self._task(j, j.model): j for j in self._jobs.values() if not j.beginning}
+            costs = Costs(lambda group: 1, lambda group: self._models.entry(str(group)))
+            chosen = self._scheduler.pick(waiting, self._clock(), costs)
+            if not chosen:
                 return
             job = waiting[chosen[0]]
+            in_use = {other.model for other in self._jobs.values() if other.beginning}
+            if not self._models.fits(job.model, in_use):
+                return  # those under way end first, and nothing else begins meanwhile
             job.beginning = self._beside.submit(self._models.begin, job.model, job.request)
 
     def _take_over(self, job: Job, beginning: Future[Painting]) -> None:

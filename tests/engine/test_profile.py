@@ -1,0 +1,79 @@
+"""What is known of the time that steps take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overpaint.engine.profile import MOST, Profile
+from overpaint.errors import OutputError
+from overpaint.images import picture
+from overpaint.request import Request
+
+MINIATURE = {1: 0.011, 2: 0.0164, 4: 0.026, 8: 0.0416, 16: 0.063, 32: 0.1056, 64: 0.21}
+HOUSE = picture(Path(__file__).parents[2] / "examples" / "house.png")
+
+
+def test_as_many_rows_as_bring_something() -> None:
+    """Measured on the miniature; at SDXL's own size rows only wait for each other."""
+    assert Profile("cpu", {(16, 16): MINIATURE}).cap(16, 16) == 32
+    flat = {rows: 0.06 * rows for rows in (1, 2, 4, 8)}
+    assert Profile("accelerator", {(128, 128): flat}).cap(128, 128) == 2
+
+
+def test_what_is_assumed() -> None:
+    assert Profile("cpu").cap(64, 64) == 2
+    assert Profile("cpu").cap(16, 16) == MOST
+    assert Profile("accelerator").cap(128, 128) == 4
+    assert Profile("accelerator").cap(256, 256) == 2
+
+
+def test_time_between_what_was_measured() -> None:
+    profile = Profile("cpu", {(16, 16): {2: 1.0, 4: 1.5, 8: 2.5}, (8, 8): {2: 1.0}})
+    times = [profile.seconds(16, 16, rows) for rows in (2, 3, 4, 6, 8, 10, 1)]
+    assert times == [1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 0.75]
+    assert profile.seconds(8, 8, 6) == 3.0
+    assert profile.seconds(128, 128, 2) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("request_", "seconds"),
+    [
+        (Request(prompt="a", num_inference_steps=10), 20),
+        (Request(prompt="a", num_inference_steps=10, guidance_scale=1), 10),
+        (Request(prompt="a", num_inference_steps=10, num_images=3), 60),
+        (Request(prompt="a", num_inference_steps=10, width=512, height=512), 5),
+        (Request(image=HOUSE, num_inference_steps=10, strength=0.5), 20),
+        (Request(image=HOUSE, num_inference_steps=10, strength=0.5, steps="truncate"), 10),
+        (Request(image=HOUSE, strength=0.0), 0),
+        (Request(prompt="a", num_inference_steps=10, upscale=2, refine_steps=5), 60),
+    ],
+)
+def test_what_a_request_takes(request_: Request, seconds: float) -> None:
+    assert Profile().alone(request_) == pytest.approx(seconds)
+
+
+@given(
+    st.dictionaries(st.integers(1, 64), st.floats(1e-3, 10), min_size=1, max_size=6),
+    st.integers(1, 128),
+)
+def test_any_measurement_makes_sense(times: dict[int, float], rows: int) -> None:
+    profile = Profile("cpu", {(16, 16): times})
+    assert 2 <= profile.cap(16, 16) <= max(2, *times)
+    assert profile.seconds(16, 16, rows) >= 0
+
+
+def test_written_and_read(tmp_path: Path) -> None:
+    profile = Profile("cpu", {(16, 16): MINIATURE})
+    profile.write(tmp_path / "profile.json")
+    assert Profile.read(tmp_path / "profile.json") == profile
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"device": "cpu", "seconds": {"16": {}}}'])
+def test_what_is_no_profile(tmp_path: Path, text: str) -> None:
+    (tmp_path / "profile.json").write_text(text)
+    with pytest.raises(OutputError, match="overpaint bench"):
+        Profile.read(tmp_path / "profile.json")
