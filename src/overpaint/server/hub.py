@@ -1,0 +1,94 @@
+"""What happens to jobs now, for whoever listens: the part of a job's story that is not stored.
+
+Steps and previews are worth telling while they happen, and nothing after; what lasts is in the
+store's history. Whoever listens hears of both: from here, or that there is something to look up.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from overpaint.engine.worker import Shown
+from overpaint.events import Step
+from overpaint.server.supervisor import Heard
+
+WAITING = 256
+"""What a listener may be behind; beyond that it misses steps and previews."""
+
+
+@dataclass
+class Now:
+    """Where a job is that is under way.
+
+    Attributes:
+        step: the latest.
+        previews: the latest of each picture.
+    """
+
+    step: Step | None = None
+    previews: dict[int, Shown] = field(default_factory=dict[int, Shown])
+
+
+@dataclass(eq=False)
+class Listener:
+    """Somebody who listens to a job, in an event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Heard]
+
+    def tell(self, heard: Heard) -> None:
+        """From any thread."""
+        with contextlib.suppress(RuntimeError):  # its loop has ended
+            self.loop.call_soon_threadsafe(self._put, heard)
+
+    def _put(self, heard: Heard) -> None:
+        if isinstance(heard, Step | Shown) and self.queue.qsize() >= WAITING:
+            return
+        self.queue.put_nowait(heard)
+
+
+class Hub:
+    """Spreads what the supervisor hears."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, Now] = {}
+        self._listeners: dict[str, list[Listener]] = {}
+        self._changing = threading.Lock()
+
+    def hear(self, name: str, heard: Heard) -> None:
+        """Something happened to a job; from any thread."""
+        with self._changing:
+            match heard:
+                case "ended" | "requeued":
+                    self._now.pop(name, None)
+                case Step():
+                    self._now.setdefault(name, Now()).step = heard
+                case Shown(index):
+                    self._now.setdefault(name, Now()).previews[index] = heard
+                case _:
+                    pass
+            listeners = list(self._listeners.get(name, ()))
+        for listener in listeners:
+            listener.tell(heard)
+
+    def now(self, name: str) -> Now:
+        """Where a job is; nothing is known of one that is not under way here."""
+        with self._changing:
+            now = self._now.get(name, Now())
+            return Now(now.step, dict(now.previews))
+
+    @contextlib.contextmanager
+    def listening(self, name: str) -> Generator[asyncio.Queue[Heard]]:
+        """Hear of a job from now on, in the event loop that asks."""
+        listener = Listener(asyncio.get_running_loop(), asyncio.Queue())
+        with self._changing:
+            self._listeners.setdefault(name, []).append(listener)
+        try:
+            yield listener.queue
+        finally:
+            with self._changing:
+                self._listeners[name].remove(listener)
+                if not self._listeners[name]:
+                    del self._listeners[name]

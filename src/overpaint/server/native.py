@@ -1,0 +1,341 @@
+"""Our own wire format: the whole `Request`, events as they happen, uploads by content.
+
+| | |
+|---|---|
+| `POST /api/jobs` | a job; 201 |
+| `GET /api/jobs` | newest first; `before`, `state`, `limit` |
+| `GET /api/jobs/{id}` | one |
+| `POST /api/jobs/{id}/cancel` | ask for its end |
+| `GET /api/jobs/{id}/events` | its story, as server-sent events |
+| `GET /api/jobs/{id}/results/{name}` | a picture that it made |
+| `POST /api/files` | upload a picture; its name is the hash of its content |
+| `GET /api/files/{name}` | whether it is there, and what it is |
+| `GET /api/models` | what may be asked for |
+
+A picture in a request is `{"file": NAME}`, or `{"data": BASE64}`.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
+from fastapi import Request as Incoming
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from overpaint import images
+from overpaint.engine.worker import Shown
+from overpaint.errors import RequestError
+from overpaint.events import Step
+from overpaint.request import Picture, Request
+from overpaint.server.jobs import Job, Said
+from overpaint.server.service import Service, Story
+from overpaint.server.wire import key_of, service_of, upload
+
+router = APIRouter(prefix="/api", tags=["native"])
+
+Serves = Annotated[Service, Depends(service_of)]
+Key = Annotated[str, Depends(key_of)]
+KINDS = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+
+
+class Output(BaseModel):
+    """What files to make.
+
+    Attributes:
+        format: of the pictures.
+        quality: of JPEG and WebP, 1 to 100.
+        preview_every: steps between previews; 0 for none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["png", "jpg", "webp"] = "png"
+    quality: int | None = Field(default=None, ge=1, le=100)
+    preview_every: int = Field(default=0, ge=0, le=1000)
+
+
+class Submission(BaseModel):
+    """A job to be made.
+
+    Attributes:
+        request: the fields of `Request`; see the docs of the library.
+        model: by name; by default the server's first.
+        priority: higher goes first.
+        output: what files to make.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    request: dict[str, Any]
+    model: str | None = None
+    priority: int = Field(default=0, ge=-10, le=10)
+    output: Output = Field(default_factory=Output)
+
+
+class Upload(BaseModel):
+    """A file that was uploaded: its name, which is the SHA-256 of its content, and its size."""
+
+    file: str
+    size: int
+
+
+class Made(BaseModel):
+    """A picture that a job made."""
+
+    name: str
+    url: str
+    seed: int
+    width: int
+    height: int
+
+
+class JobView(BaseModel):
+    """A job, as it is now.
+
+    Attributes:
+        id: of the job.
+        model: that it is for.
+        state: queued, running, succeeded, failed or canceled.
+        request: as it was asked, pictures by the names of their files.
+        created: seconds since 1970; so are the others.
+        attempt: how often it was begun.
+        error: why it failed.
+        results: its pictures.
+        position: how many jobs are before it in the queue.
+        eta: seconds until it is done, as a guess, while it waits.
+        done: steps that are done, while it runs.
+        total: steps that it takes, while it runs.
+    """
+
+    id: str
+    model: str
+    state: str
+    request: dict[str, Any]
+    created: float
+    started: float | None
+    ended: float | None
+    attempt: int
+    error: str | None
+    results: list[Made]
+    position: int | None = None
+    eta: float | None = None
+    done: int | None = None
+    total: int | None = None
+
+
+class Page(BaseModel):
+    """Jobs, newest first, and the id to ask for the next older ones with."""
+
+    jobs: list[JobView]
+    before: str | None
+
+
+def pictures_from(fields: Any, service: Service) -> Any:
+    """The fields of a request with their pictures in them.
+
+    Raises:
+        RequestError: a picture is neither a file nor data.
+        PictureError: there is no such file.
+    """
+    match fields:
+        case {"file": str(name)} if len(fields) == 1:
+            return {"data": service.files.get(name)}
+        case {"data": str(text)} if len(fields) == 1:
+            try:
+                return {"data": base64.b64decode(text, validate=True)}
+            except binascii.Error as error:
+                raise RequestError("data", f"is not base64: {error}.") from None
+        case Mapping():
+            return {name: pictures_from(value, service) for name, value in fields.items()}
+        case list():
+            return [pictures_from(value, service) for value in fields]
+        case _:
+            return fields
+
+
+async def view(service: Service, job: Job) -> JobView:
+    """A job as clients see it."""
+    result = job.result or {"files": [], "seeds": [], "sizes": []}
+    made = [
+        Made(
+            name=name,
+            url=f"/api/jobs/{job.id}/results/{name}",
+            seed=seed,
+            width=size[0],
+            height=size[1],
+        )
+        for name, seed, size in zip(result["files"], result["seeds"], result["sizes"], strict=True)
+    ]
+    shown = JobView(
+        id=job.id,
+        model=job.model,
+        state=job.state,
+        request=job.request,
+        created=job.created,
+        started=job.started,
+        ended=job.ended,
+        attempt=job.attempt,
+        error=job.error,
+        results=made,
+    )
+    if job.state == "queued":
+        ahead = await asyncio.to_thread(service.jobs.ahead, job.id)
+        if ahead:
+            shown.position = ahead[0]
+            shown.eta = ahead[1] + job.work
+    elif job.state == "running" and (step := service.hub.now(job.id).step):
+        shown.done, shown.total = step.done, step.total
+    return shown
+
+
+async def found(service: Service, key: str, name: str) -> Job:
+    """A job of a key; others' are not there."""
+    job = await asyncio.to_thread(service.jobs.get, name)
+    if job is None or job.key != key:
+        raise HTTPException(404, f"there is no job {name}.")
+    return job
+
+
+@router.post("/jobs", status_code=201)
+async def create(
+    submission: Submission,
+    service: Serves,
+    key: Key,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
+) -> JobView:
+    """Accept a job. With an `Idempotency-Key` that came before, the job that it made."""
+    fields = await asyncio.to_thread(pictures_from, submission.request, service)
+    request = Request.model_validate(fields)
+    for picture in (request.image, request.mask):
+        if picture:
+            await asyncio.to_thread(_check, picture)
+    output = submission.output
+    options = {} if output.quality is None else {"quality": output.quality}
+    kept = {"kind": output.format, "options": options, "preview_every": output.preview_every}
+    job = await service.submit(
+        request,
+        model=submission.model,
+        key=key,
+        priority=submission.priority,
+        origin={"output": kept},
+        token=idempotency_key,
+        body=hashlib.sha256(submission.model_dump_json().encode()).hexdigest(),
+    )
+    response.headers["Location"] = f"/api/jobs/{job.id}"
+    return await view(service, job)
+
+
+def _check(picture: Picture) -> None:
+    """Raise PictureError for what is no picture, or one that is too large."""
+    with images.opened(picture.data, "the picture"):
+        pass
+
+
+@router.get("/jobs")
+async def listing(
+    service: Serves,
+    key: Key,
+    before: str | None = None,
+    state: Literal["queued", "running", "succeeded", "failed", "canceled"] | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 30,
+) -> Page:
+    """Jobs, newest first."""
+    last = await found(service, key, before) if before else None
+    states = None if state is None else (state,)
+    listed = await asyncio.to_thread(
+        lambda: service.jobs.page(key, limit, before=last, states=states)
+    )
+    views = [await view(service, job) for job in listed]
+    return Page(jobs=views, before=listed[-1].id if len(listed) == limit else None)
+
+
+@router.get("/jobs/{name}")
+async def read(name: str, service: Serves, key: Key) -> JobView:
+    """A job."""
+    return await view(service, await found(service, key, name))
+
+
+@router.post("/jobs/{name}/cancel")
+async def cancel(name: str, service: Serves, key: Key) -> JobView:
+    """Ask for a job's end: at once if it waits, before its next step if it runs."""
+    await found(service, key, name)
+    job = await service.cancel(name)
+    assert job is not None
+    return await view(service, job)
+
+
+@router.get("/jobs/{name}/events", response_class=StreamingResponse)
+async def events(
+    name: str,
+    service: Serves,
+    key: Key,
+    last_event_id: Annotated[int, Header(ge=0)] = 0,
+) -> StreamingResponse:
+    """A job's story: `queued`, `started`, `notice`, `requeued`, its end; `step` and `preview`.
+
+    What lasts has an id: with `Last-Event-ID` it goes on behind that, and where the job is now.
+    """
+    await found(service, key, name)
+
+    async def told() -> AsyncGenerator[str]:
+        async for story in service.follow(name, last_event_id):
+            yield sse(story)
+
+    return StreamingResponse(
+        told(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
+
+
+def sse(story: Story) -> str:
+    """A server-sent event."""
+    match story:
+        case Said(number, at, kind, body):
+            return f"id: {number}\nevent: {kind}\ndata: {json.dumps({'at': at} | body)}\n\n"
+        case Step(done, total, sigma):
+            data = {"done": done, "total": total, "sigma": sigma}
+            return f"event: step\ndata: {json.dumps(data)}\n\n"
+        case Shown(index, data):
+            url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+            return f"event: preview\ndata: {json.dumps({'index': index, 'image': url})}\n\n"
+
+
+@router.get("/jobs/{name}/results/{file}", response_class=FileResponse)
+async def result(name: str, file: str, service: Serves, key: Key) -> FileResponse:
+    """A picture that a job made."""
+    job = await found(service, key, name)
+    if file not in (job.result or {}).get("files", ()):
+        raise HTTPException(404, f"job {name} has no result {file}.")
+    path = service.files.results(name) / file
+    return FileResponse(
+        path,
+        media_type=KINDS[path.suffix[1:]],
+        headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=604800"},
+    )
+
+
+@router.post("/files", status_code=201)
+async def put(incoming: Incoming, service: Serves, key: Key) -> Upload:
+    """Upload a picture: its bytes are the body."""
+    data = await upload(incoming)
+    await asyncio.to_thread(_check, Picture(data=data))
+    return Upload(file=await asyncio.to_thread(service.files.put, data), size=len(data))
+
+
+@router.get("/files/{name}")
+async def look(name: str, service: Serves, key: Key) -> Upload:
+    """Whether a file is there: a client that knows its hash need not upload it again."""
+    data = await asyncio.to_thread(service.files.get, name)
+    return Upload(file=name, size=len(data))
+
+
+@router.get("/models")
+async def models(service: Serves, key: Key) -> list[str]:
+    """Names that a job may ask for, the default first."""
+    return list(service.settings.models)

@@ -1,0 +1,220 @@
+"""What every wire format stands on: jobs in, what happens to them out.
+
+Wire formats turn their clients' words into a `Request` and a job's state back into theirs; nothing
+else. All that waits for the disk or the database runs in threads.
+"""
+
+import asyncio
+import secrets
+import shutil
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from overpaint.engine.profile import Profile
+from overpaint.engine.worker import Runs, Shown
+from overpaint.errors import ModelNotFoundError, QueueFullError, near
+from overpaint.events import Step
+from overpaint.request import Request
+from overpaint.server.files import Files
+from overpaint.server.hub import Hub
+from overpaint.server.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
+from overpaint.server.supervisor import Pace, Supervisor
+
+Story = Said | Step | Shown
+"""What is told of a job: what lasts, and what is true for now."""
+
+POLL = 1.0
+"""Seconds after which the history is looked at though nothing was heard: another server may have
+the job."""
+
+ROOM = 64 * 2**20
+"""Bytes that must be free on the disk for a job to be accepted."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is run.
+
+    Attributes:
+        data: folder of the store, of uploads and results.
+        models: names of what may be asked for; the first is the default.
+        make: makes the worker's engine, in its process.
+        arguments: for that.
+        store: URL of the job store; by default SQLite in `data`.
+        limits: how much may wait.
+        pace: how patient the supervisor is.
+        profile: what steps take.
+        native: the side that the first model draws, in pixels, for estimates.
+        keep_results: seconds that results are kept.
+        keep_files: seconds that uploads are kept that no job needs.
+        grace: seconds that jobs under way have to end when the server is asked to.
+    """
+
+    data: Path
+    models: tuple[str, ...]
+    make: Callable[..., Runs]
+    arguments: tuple[Any, ...] = ()
+    store: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    pace: Pace = field(default_factory=Pace)
+    profile: Profile = field(default_factory=Profile)
+    native: int = 1024
+    keep_results: float = 7 * 86400
+    keep_files: float = 86400
+    grace: float = 30.0
+
+
+class Service:
+    """A running server, without its wire formats.
+
+    Attributes:
+        settings: as it was started.
+        jobs: the store.
+        files: uploads and results.
+        hub: what happens now.
+        supervisor: the worker's.
+    """
+
+    def __init__(self, settings: Settings):
+        """Open the store and start the worker.
+
+        Raises:
+            StoreError: the store cannot be opened.
+        """
+        settings.data.mkdir(parents=True, exist_ok=True)
+        self.settings = settings
+        self.files = Files(settings.data)
+        self.files.sweep()
+        self.jobs = Jobs(settings.store or f"sqlite:///{settings.data / 'jobs.db'}")
+        self.hub = Hub()
+        if settings.store is None:
+            self.jobs.expire(owners_are_gone=True)  # a store in a folder has one server
+        self.supervisor = Supervisor(
+            self.jobs,
+            self.files,
+            settings.make,
+            settings.arguments,
+            owner=secrets.token_hex(16),
+            models=settings.models,
+            hear=self.hub.hear,
+            pace=settings.pace,
+        )
+        self.draining = False
+        self.supervisor.start()
+
+    def close(self) -> None:
+        """Take nothing more, let jobs end that end in time, give back the others."""
+        self.draining = True
+        self.supervisor.stop(self.settings.grace)
+        self.jobs.close()
+
+    # Jobs
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        model: str | None = None,
+        key: str = "",
+        priority: int = 0,
+        origin: Mapping[str, Any] | None = None,
+        webhook: str | None = None,
+        webhook_events: Sequence[str] = ("start", "completed"),
+        token: str | None = None,
+        body: str = "",
+    ) -> Job:
+        """Accept a job: once this returns, it ends exactly once, whatever happens.
+
+        Raises:
+            ModelNotFoundError: there is no such model here.
+            QueueFullError: as much waits as may, or the server is about to end.
+            IdempotencyError: the token was used for something else.
+            OSError: the disk is full.
+        """
+        name = model or self.settings.models[0]
+        if name not in self.settings.models:
+            raise ModelNotFoundError(f"no model {name!r} here.{near(name, self.settings.models)}")
+        if self.draining:
+            raise QueueFullError("this server is about to end; try again in a minute.", 0.0)
+
+        def accept() -> Job:
+            stored, files = self.files.pack(request)
+            new = NewJob(
+                secrets.token_hex(16),
+                key,
+                name,
+                stored,
+                self.settings.profile.alone(request, self.settings.native),
+                origin or {},
+                webhook,
+                webhook_events,
+                files,
+                priority,
+                token,
+                body,
+            )
+            return self.jobs.submit(new, self.settings.limits)
+
+        job = await asyncio.to_thread(accept)
+        self.supervisor.wake()
+        return job
+
+    async def cancel(self, name: str) -> Job | None:
+        """Ask for a job's end."""
+        job = await asyncio.to_thread(self.jobs.cancel, name)
+        self.supervisor.wake()
+        return job
+
+    async def follow(self, name: str, after: int = 0) -> AsyncGenerator[Story]:
+        """A job's story: its history after a number, where it is now, and on to its end."""
+        with self.hub.listening(name) as heard:
+            now, ended = self.hub.now(name), False
+            fresh: list[Step | Shown | None] = [now.step, *now.previews.values()]
+            while not ended:
+                for said in await asyncio.to_thread(self.jobs.history, name, after):
+                    after, ended = said.number, said.kind in ENDED
+                    yield said
+                for event in fresh:
+                    if event and not ended:
+                        yield event
+                fresh.clear()
+                while not ended:
+                    try:
+                        event = await asyncio.wait_for(heard.get(), POLL)
+                    except TimeoutError:
+                        if await asyncio.to_thread(self.jobs.get, name) is None:
+                            return
+                        break
+                    if not isinstance(event, Step | Shown):
+                        break  # there is something new in the history
+                    yield event
+
+    async def ended(self, name: str, seconds: float) -> Job | None:
+        """A job once it has ended, or as it is after so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                async for said in self.follow(name):
+                    if isinstance(said, Said) and said.kind in ENDED:
+                        break
+        except TimeoutError:
+            pass
+        return await asyncio.to_thread(self.jobs.get, name)
+
+    # Health
+
+    def unready(self) -> list[str]:
+        """What stands in the way of accepting jobs; nothing if it is ready."""
+        found = list[str]()
+        if self.draining:
+            found.append("it is about to end")
+        if not self.supervisor.ready:
+            found.append("the worker is starting")
+        try:
+            self.jobs.counts()
+        except Exception as error:
+            found.append(f"the job store fails: {error}")
+        if shutil.disk_usage(self.settings.data).free < ROOM:
+            found.append("the disk is full")
+        return found

@@ -1,0 +1,126 @@
+"""What all wire formats share: who asks, uploads, and errors as RFC 9457 tells them."""
+
+import errno
+import hashlib
+import hmac
+from typing import Any
+
+from fastapi import FastAPI, HTTPException
+from fastapi import Request as Incoming
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from overpaint.errors import (
+    IdempotencyError,
+    ModelError,
+    OverpaintError,
+    PictureError,
+    QueueFullError,
+    RequestError,
+    StoreError,
+)
+from overpaint.server.service import Service
+
+LARGEST_UPLOAD = 64 * 2**20
+"""Bytes of a body."""
+
+RETRY = 5
+"""Seconds until a client should try again, at least."""
+
+
+def service_of(incoming: Incoming) -> Service:
+    """The running server."""
+    service: Service = incoming.app.state.service
+    return service
+
+
+def key_of(incoming: Incoming) -> str:
+    """On whose account a request is: the digest of its key, or "" where none is asked for.
+
+    Raises:
+        HTTPException: 401, the key is missing or unknown.
+    """
+    known: tuple[str, ...] = incoming.app.state.keys
+    if not known:
+        return ""
+    scheme, _, given = incoming.headers.get("authorization", "").partition(" ")
+    digest = hashlib.sha256(given.strip().encode()).hexdigest()
+    fits = any(hmac.compare_digest(digest, other) for other in known)
+    if fits and scheme.lower() in ("bearer", "token"):
+        return digest
+    raise HTTPException(
+        401,
+        "give a key of this server's: `Authorization: Bearer KEY`.",
+        {"WWW-Authenticate": "Bearer"},
+    )
+
+
+async def upload(incoming: Incoming) -> bytes:
+    """A body, of which no more is read than may be.
+
+    Raises:
+        HTTPException: 413, it is too large.
+    """
+    parts, size = list[bytes](), 0
+    async for part in incoming.stream():
+        size += len(part)
+        if size > LARGEST_UPLOAD:
+            raise HTTPException(413, f"the body is larger than {LARGEST_UPLOAD:,} bytes.")
+        parts.append(part)
+    return b"".join(parts)
+
+
+STATUS: tuple[tuple[type[Exception], int, str], ...] = (
+    (QueueFullError, 429, "the queue is full"),
+    (IdempotencyError, 422, "the idempotency key was used for something else"),
+    (RequestError, 422, "the request cannot be carried out"),
+    (PictureError, 422, "a picture cannot be used"),
+    (ModelError, 422, "a model cannot be used"),
+    (StoreError, 422, "a name is wrong"),
+    (OverpaintError, 500, "this went wrong"),
+    (SQLAlchemyError, 503, "the job store is out of order"),
+)
+"""How errors are answered: the first that fits."""
+
+
+def problem(status: int, title: str, detail: Any, headers: Any = None) -> JSONResponse:
+    """An error as `application/problem+json`."""
+    body = {"title": title, "status": status, "detail": detail}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Have every error answered as a problem."""
+
+    async def ours(_: Incoming, error: Exception) -> JSONResponse:
+        status, title = next((s, t) for kind, s, t in STATUS if isinstance(error, kind))
+        if isinstance(error, SQLAlchemyError):
+            return problem(status, title, "try again later.", {"Retry-After": str(RETRY)})
+        headers = None
+        if isinstance(error, QueueFullError):
+            headers = {"Retry-After": str(max(RETRY, min(3600, round(error.seconds / 2))))}
+        return problem(status, title, str(error), headers)
+
+    async def disk(_: Incoming, error: Exception) -> JSONResponse:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        title = "the disk is full" if full else "the disk is out of order"
+        return problem(507 if full else 503, title, "nothing was accepted; try again later.")
+
+    async def http(_: Incoming, error: Exception) -> JSONResponse:
+        assert isinstance(error, StarletteHTTPException)
+        return problem(error.status_code, "refused", error.detail, error.headers)
+
+    async def invalid(_: Incoming, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        wrong = [
+            {"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()
+        ]
+        return problem(422, "the request cannot be carried out", wrong)
+
+    for kind in (OverpaintError, SQLAlchemyError):
+        app.add_exception_handler(kind, ours)
+    app.add_exception_handler(OSError, disk)
+    app.add_exception_handler(StarletteHTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)
