@@ -44,8 +44,17 @@ class Fake:
     def busy(self) -> bool:
         return bool(self.jobs or self.told)
 
-    def submit(self, name: str, request: Request, model: str, **options: Any) -> None:
-        self.jobs[name] = [request, 0, options.get("preview_every", 0)]
+    def submit(
+        self,
+        name: str,
+        request: Request,
+        model: str,
+        *,
+        key: str,
+        priority: int,
+        preview_every: int,
+    ) -> None:
+        self.jobs[name] = [request, 0, preview_every]
 
     def cancel(self, name: str) -> None:
         if self.jobs.pop(name, None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from overpaint.server import files
 from overpaint.server.app import create_app
 from overpaint.server.jobs import Limits
 from overpaint.server.service import Service, Settings
@@ -215,7 +217,8 @@ def test_health(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}
     ended(client, submit(client)["id"])
     assert client.get("/readyz").json() == {"status": "ready", "why": []}
-    service: Service = client.app.state.service  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
+    application: Any = client.app
+    service: Service = application.state.service
     service.draining = True
     assert client.get("/readyz").status_code == 503
     refused = client.post("/api/jobs", json={"request": {}})
@@ -224,10 +227,6 @@ def test_health(client: TestClient) -> None:
 
 
 def test_a_disk_that_is_full(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-
-    from overpaint.server import files
-
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

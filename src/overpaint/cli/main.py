@@ -11,6 +11,7 @@ import typer
 
 from overpaint import metadata
 from overpaint.cli.paint import create, edit, sweep
+from overpaint.cli.serve import serve
 from overpaint.cli.settings import OPTIONS, hint_source, home, options
 from overpaint.cli.terminal import Terminal
 from overpaint.errors import OverpaintError, RequestError
@@ -29,6 +30,7 @@ ARGUMENTS = OPTIONS | {
     "kind": "KIND",
     "options": "--option",
     "estimator": "--estimator",
+    "host": "--host",
 }
 
 app = typer.Typer(
@@ -40,6 +42,7 @@ app = typer.Typer(
 app.command()(edit)
 app.command()(create)
 app.command()(sweep)
+app.command()(serve)
 models = typer.Typer(help="Models that can be loaded.", no_args_is_help=True)
 app.add_typer(models, name="models")
 

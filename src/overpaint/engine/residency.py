@@ -101,12 +101,12 @@ def size(model: "Model") -> int:
 
 def open_engine(
     names: tuple[str, ...],
-    *,
     device: str = "auto",
     dtype: str = "auto",
     home: "Path | None" = None,
     budget: float = float("inf"),
     profile: Profile | None = None,
+    live: int = 64,
 ) -> Engine:
     """An engine with models, the first of them loaded: what a worker runs.
 
@@ -120,4 +120,4 @@ def open_engine(
     models = Residency(names, loaded, budget)
     first = models.get(names[0])
     kind = "cpu" if first.model.device.type == "cpu" else "accelerator"
-    return Engine(models, profile or Profile(kind))
+    return Engine(models, profile or Profile(kind), live=live)

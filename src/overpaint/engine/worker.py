@@ -39,7 +39,16 @@ class Runs(Protocol):
     @property
     def busy(self) -> bool: ...  # noqa: D102
 
-    def submit(self, name: str, request: "Request", model: str, **options: Any) -> None: ...  # noqa: D102
+    def submit(  # noqa: D102
+        self,
+        name: str,
+        request: "Request",
+        model: str,
+        *,
+        key: str,
+        priority: int,
+        preview_every: int,
+    ) -> None: ...
 
     def cancel(self, name: str) -> None: ...  # noqa: D102
 
@@ -138,6 +147,13 @@ def main(
         arguments: for that.
     """
     _Worker(pipe, make(*arguments)).run()
+
+
+def paints(*arguments: Any, **options: Any) -> Runs:
+    """The engine that paints, for `main`: as `residency.open_engine`, imported where it runs."""
+    from overpaint.engine.residency import open_engine
+
+    return open_engine(*arguments, **options)
 
 
 class _Worker:

@@ -1,0 +1,92 @@
+"""`overpaint serve`."""
+
+import ipaddress
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from overpaint.errors import RequestError
+
+DATA = Path("overpaint-data")
+MINIATURE = 128
+NATIVE = 1024
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="What may be asked for, the default first; may be given many times."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    data: Annotated[
+        Path, typer.Option(help="Folder of the job store, uploads and results.")
+    ] = DATA,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Job store on Postgres, postgresql+psycopg://…, which servers share."),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="OVERPAINT_KEY",
+            help="Key that clients must give; may be given many times. Another address than this "
+            "machine's own needs one.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32.")] = "auto",
+    home: Annotated[
+        Path | None, typer.Option(help="Where added models are; by default ~/.overpaint.")
+    ] = None,
+    memory: Annotated[
+        float, typer.Option(min=0.1, help="Gigabytes of weights that may be in memory at once.")
+    ] = float("inf"),
+    profile: Annotated[
+        Path | None, typer.Option(help="What steps take here, as `overpaint bench` wrote it.")
+    ] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Jobs that may wait.")] = 10_000,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds for jobs under way when the server is ended.")
+    ] = 30.0,
+) -> None:
+    """Turn this machine into a service: jobs over HTTP, none of them ever lost."""
+    keys = [given.strip() for given in key or [] if given.strip()]
+    if not keys and not _is_own(host):
+        raise RequestError(
+            "host", f"{host} can be reached from elsewhere; give a --key that clients must have."
+        )
+
+    import uvicorn
+
+    from overpaint.engine.profile import Profile
+    from overpaint.engine.worker import paints
+    from overpaint.server.app import create_app
+    from overpaint.server.jobs import Limits
+    from overpaint.server.service import Settings
+
+    names = tuple(model or ["miniature"])
+    times = Profile.read(profile) if profile else None
+    settings = Settings(
+        data,
+        names,
+        paints,
+        (names, device, dtype, home, memory * 2**30, times),
+        store,
+        Limits(queued=queue, queued_per_key=queue),
+        profile=times or Profile(),
+        native=MINIATURE if names[0].startswith("miniature") else NATIVE,
+        grace=grace,
+    )
+    print(f"http://{host}:{port}/docs  models: {', '.join(names)}", file=sys.stderr)
+    uvicorn.run(create_app(settings, keys), host=host, port=port, log_level="warning")
+
+
+def _is_own(host: str) -> bool:
+    """Whether an address can be reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
