@@ -77,15 +77,32 @@ class Watched:
         return [event for of, event in self.told if of == name]
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, painter: overpaint.Painter, watched: Watched) -> None:
-    unet = network(painter.model)
-    predict: Callable[[Sequence[Row]], Tensor] = unet.predict
+Predict = Callable[[Sequence[Row]], Tensor]
 
-    def counted(rows: Sequence[Row]) -> Tensor:
+
+def change(
+    monkeypatch: pytest.MonkeyPatch,
+    painter: overpaint.Painter,
+    changed: Callable[[Predict, Sequence[Row]], Tensor],
+) -> None:
+    """Have the network predict otherwise: `changed` is given its own way and the rows."""
+    unet = network(painter.model)
+    predict: Predict = unet.predict
+
+    def predicted(rows: Sequence[Row]) -> Tensor:
+        return changed(predict, rows)
+
+    monkeypatch.setattr(unet, "predict", predicted)
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, painter: overpaint.Painter, watched: Watched) -> None:
+    """Count the rows of every network call."""
+
+    def counted(predict: Predict, rows: Sequence[Row]) -> Tensor:
         watched.calls.append(len(rows))
         return predict(rows)
 
-    monkeypatch.setattr(unet, "predict", counted)
+    change(monkeypatch, painter, counted)
 
 
 def run(engine: Engine, watched: Watched | None = None, ticks: int = 10_000) -> Watched:
@@ -203,17 +220,15 @@ def test_a_request_that_cannot_be_planned_fails_alone(engine: Engine) -> None:
 def test_too_little_memory_halves_the_step(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unet = network(painter.model)
-    predict: Callable[[Sequence[Row]], Tensor] = unet.predict
     calls = list[int]()
 
-    def small(rows: Sequence[Row]) -> Tensor:
+    def small(predict: Predict, rows: Sequence[Row]) -> Tensor:
         calls.append(len(rows))
         if len(rows) > 4:
             raise torch.OutOfMemoryError("tried to allocate 2 GiB")
         return predict(rows)
 
-    monkeypatch.setattr(unet, "predict", small)
+    change(monkeypatch, painter, small)
     for i in range(6):
         engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=12))
     watched = run(engine)
@@ -224,15 +239,12 @@ def test_too_little_memory_halves_the_step(
 def test_what_is_too_large_alone_fails_alone(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unet = network(painter.model)
-    predict: Callable[[Sequence[Row]], Tensor] = unet.predict
-
-    def tight(rows: Sequence[Row]) -> Tensor:
+    def tight(predict: Predict, rows: Sequence[Row]) -> Tensor:
         if any(row.x.shape[-1] > 16 for row in rows):
             raise torch.OutOfMemoryError("tried to allocate 2 GiB")
         return predict(rows)
 
-    monkeypatch.setattr(unet, "predict", tight)
+    change(monkeypatch, painter, tight)
     engine.submit("large", Request(prompt="a cup", width=192, height=128, seed=1))
     engine.submit("good", Request(prompt="a cup", seed=1, num_inference_steps=4))
     watched = run(engine)
@@ -245,17 +257,14 @@ def test_what_is_too_large_alone_fails_alone(
 def test_a_row_that_is_not_finite_fails_alone(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unet = network(painter.model)
-    predict: Callable[[Sequence[Row]], Tensor] = unet.predict
-
-    def poisoned(rows: Sequence[Row]) -> Tensor:
+    def poisoned(predict: Predict, rows: Sequence[Row]) -> Tensor:
         out = predict(rows)
         for i, row in enumerate(rows):
             if row.conditioning is victim[0]:
                 out[i] = float("nan")
         return out
 
-    monkeypatch.setattr(unet, "predict", poisoned)
+    change(monkeypatch, painter, poisoned)
     victim = list[Any]([None])
     good = Request(prompt="a cup", seed=1, num_inference_steps=6)
     engine.submit("bad", Request(prompt="a car", seed=2, num_inference_steps=6))
@@ -277,15 +286,12 @@ def test_a_row_that_is_not_finite_fails_alone(
 def test_a_step_that_breaks_for_one_row_fails_that_one(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unet = network(painter.model)
-    predict: Callable[[Sequence[Row]], Tensor] = unet.predict
-
-    def broken(rows: Sequence[Row]) -> Tensor:
+    def broken(predict: Predict, rows: Sequence[Row]) -> Tensor:
         if any(row.sigma < 1 and row.conditioning.size_ids[0, 0] == 77 for row in rows):
             raise ZeroDivisionError("a defect")
         return predict(rows)
 
-    monkeypatch.setattr(unet, "predict", broken)
+    change(monkeypatch, painter, broken)
     engine.submit("bad", Request(prompt="a", original_size=(77, 77), num_inference_steps=6))
     for i in range(3):
         engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=6))
