@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
@@ -58,14 +59,13 @@ class Server:
 
     def kill_worker(self) -> bool:
         """One of its children, which are the worker and what Python starts with it."""
-        workers = [
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if "spawn_main" in " ".join(child.cmdline())
-        ]
-        for worker in workers:
-            worker.kill()
-        return bool(workers)
+        killed = 0
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it was dying already
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
+                    killed += 1
+        return killed > 0
 
     def end(self) -> None:
         self.process.terminate()
@@ -138,7 +138,7 @@ def run(folder: Path, kills: int, count: int, seed: int = 0, pause: float = 0.5)
                     broken.append(f"{answer.status_code} {answer.text}")
                     time.sleep(0.02)
 
-    clients = [threading.Thread(target=submit) for _ in range(CLIENTS)]
+    clients = [threading.Thread(target=submit, daemon=True) for _ in range(CLIENTS)]
     for client in clients:
         client.start()
     found = Found()
