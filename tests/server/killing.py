@@ -72,9 +72,9 @@ class Server:
         self.process.wait()
 
 
-def answers(url: str) -> bool:
+def answers(url: str, path: str = "healthz") -> bool:
     try:
-        return httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+        return httpx.get(f"{url}/{path}", timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -143,6 +143,8 @@ def run(folder: Path, kills: int, count: int, seed: int = 0, pause: float = 0.5)
         client.start()
     found = Found()
     while found.kills < kills:
+        if rng.random() < 0.8:  # mostly while jobs are under way, sometimes while it starts
+            until(lambda: answers(server.url, "readyz"), "the worker does not start")
         time.sleep(rng.uniform(0, pause))
         if rng.random() < 0.5:
             server.kill()
