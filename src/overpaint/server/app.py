@@ -9,7 +9,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from overpaint.server import native
+from overpaint.server import native, replicate
 from overpaint.server.service import Service, Settings
 from overpaint.server.wire import answer_errors
 
@@ -36,7 +36,8 @@ def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
     )
     app.state.keys = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
     answer_errors(app)
-    app.include_router(native.router)
+    for wire in (native, replicate):
+        app.include_router(wire.router)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]

@@ -182,7 +182,9 @@ class Service:
                 fresh.clear()
                 while not ended:
                     try:
-                        event = await asyncio.wait_for(heard.get(), POLL)
+                        # Not wait_for: in Python 3.11 that swallows a cancellation.
+                        async with asyncio.timeout(POLL):
+                            event = await heard.get()
                     except TimeoutError:
                         if await asyncio.to_thread(self.jobs.get, name) is None:
                             return

@@ -79,7 +79,7 @@ class Worker:
         heard: when it last said anything.
         ready: it takes orders.
         held: jobs that it has, by what it knows their attempts as.
-        begun: of these, those that it has said anything of.
+        begun: of these, those that it has said anything of, and how many steps they take.
     """
 
     process: BaseProcess
@@ -87,7 +87,7 @@ class Worker:
     heard: float
     ready: bool = False
     held: dict[str, Job] = field(default_factory=dict[str, Job])
-    begun: set[str] = field(default_factory=set[str])
+    begun: dict[str, int] = field(default_factory=dict[str, int])
 
 
 class Supervisor:
@@ -264,7 +264,7 @@ class Supervisor:
             case Alive():
                 pass
             case (str(tag), said) if tag in worker.held:
-                worker.begun.add(tag)
+                worker.begun.setdefault(tag, 0)
                 self._said(worker, tag, said)
             case _:
                 pass  # of a job that was lost meanwhile
@@ -278,6 +278,7 @@ class Supervisor:
                     "seeds": list(seeds),
                     "sizes": [list(size) for size in sizes],
                     "metadata": list(records),
+                    "steps": worker.begun[tag],
                 }
                 self._ending(worker, tag, End(job, "succeeded", result))
             case Broken(message, _):
@@ -286,6 +287,9 @@ class Supervisor:
                 self._ending(worker, tag, End(job, "canceled"))
             case Notice(message):
                 self._jobs.say(job.id, "notice", {"message": message})
+                self._hear(job.id, said)
+            case Step(total=total):
+                worker.begun[tag] = total
                 self._hear(job.id, said)
             case _:
                 self._hear(job.id, said)
@@ -336,7 +340,7 @@ class Supervisor:
 
     def _ending(self, worker: Worker, tag: str, end: End) -> None:
         del worker.held[tag]
-        worker.begun.discard(tag)
+        worker.begun.pop(tag, None)
         self._ends[tag] = end
         self._publish()
         self._claim(worker)

@@ -1,0 +1,234 @@
+"""Replicate's and cog's words for what we do: the inputs of their SDXL model, and predictions.
+
+Inputs mean what they mean there, but for the defects of that model: a mask without an image is
+refused, a size that was given counts for image to image too, a refiner hands over at any fraction
+and does not touch what the mask keeps, picture k is the same seed alone, and what is not known is
+refused.
+"""
+
+import base64
+import binascii
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import unquote_to_bytes
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from overpaint.errors import RequestError
+from overpaint.request import LARGEST_SEED, Lora, Picture, Request
+from overpaint.server.jobs import Job, Said
+from overpaint.server.service import Service
+
+Scheduler = Literal[
+    "DDIM",
+    "DPMSolverMultistep",
+    "HeunDiscrete",
+    "KarrasDPM",
+    "K_EULER_ANCESTRAL",
+    "K_EULER",
+    "PNDM",
+]
+STATUS = {
+    "queued": "starting",
+    "running": "processing",
+    "succeeded": "succeeded",
+    "failed": "failed",
+    "canceled": "canceled",
+}
+"""What a job's state is called there."""
+
+REFINES = {"expert_ensemble_refiner": "ensemble", "base_image_refiner": "sequential"}
+FILE = re.compile(r"(?:https?://[^/]+)?/v1/files/([0-9a-f]{64})")
+BAR = 10  # characters of a progress bar in the logs
+
+
+class Input(BaseModel):
+    """The inputs of Replicate's SDXL model (stability-ai/sdxl), and which of ours they are."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    prompt: str = Field(default="", max_length=100_000, description="What to draw.")
+    negative_prompt: str = Field(
+        default="", max_length=100_000, description="What to steer away from."
+    )
+    image: str | None = Field(
+        default=None,
+        description="Picture to repaint: a data: URI or an upload.",
+        json_schema_extra={"format": "uri"},
+    )
+    mask: str | None = Field(
+        default=None,
+        description="What of the image is repainted: white is, black is kept.",
+        json_schema_extra={"format": "uri"},
+    )
+    width: int | None = Field(
+        default=None, ge=8, le=8192, description="Of the result; by default the model's own."
+    )
+    height: int | None = Field(default=None, ge=8, le=8192, description="Likewise.")
+    num_outputs: int = Field(default=1, ge=1, le=4, description="Pictures to make.")
+    scheduler: Scheduler = Field(default="K_EULER", description="Sampler.")
+    num_inference_steps: int = Field(default=50, ge=1, le=500, description="Denoising steps.")
+    guidance_scale: float = Field(default=7.5, ge=1, le=50, description="How strongly to guide.")
+    prompt_strength: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="How much of the image is repainted: 1 is all of it.",
+    )
+    seed: int | None = Field(
+        default=None, ge=0, le=LARGEST_SEED, description="By default drawn at random."
+    )
+    refine: Literal["no_refiner", "expert_ensemble_refiner", "base_image_refiner"] = Field(
+        default="no_refiner", description="Which second stage follows."
+    )
+    high_noise_frac: float = Field(
+        default=0.8, ge=0, le=1, description="Where an ensemble's refiner takes over."
+    )
+    refine_steps: int | None = Field(
+        default=None, ge=1, le=500, description="Of a base image refiner; by default as many."
+    )
+    apply_watermark: bool = Field(
+        default=True, description="No watermark is made; the settings are in the file."
+    )
+    lora_scale: float = Field(
+        default=0.6, ge=0, le=1, description="Of what replicate_weights names."
+    )
+    replicate_weights: str | None = Field(
+        default=None, description="A LoRA of this server's catalogue, by name."
+    )
+    disable_safety_checker: bool = Field(
+        default=False, description="There is none, so nothing changes."
+    )
+
+
+def to_request(given: Input, service: Service, refiner: str | None) -> Request:
+    """What the inputs ask for.
+
+    Args:
+        given: the inputs.
+        service: where uploads are.
+        refiner: the model of a second stage, where there is one.
+
+    Raises:
+        RequestError: they contradict each other, or ask for what this server does not have.
+        PictureError: a picture cannot be read.
+    """
+    if given.mask and not given.image:
+        raise RequestError("mask", "there is no image to repaint a part of; give it too.")
+    sizes = {name: side for name in ("width", "height") if (side := getattr(given, name))}
+    fields: dict[str, Any] = {
+        "prompt": given.prompt,
+        "negative_prompt": given.negative_prompt,
+        "num_images": given.num_outputs,
+        "sampler": given.scheduler,
+        "num_inference_steps": given.num_inference_steps,
+        "guidance_scale": given.guidance_scale,
+        **sizes,
+    }
+    if given.scheduler != "KarrasDPM":
+        fields["schedule"] = "normal"
+    if given.seed is not None:
+        fields["seed"] = given.seed
+    if given.image:
+        fields["image"] = picture("image", given.image, service)
+        fields["strength"] = given.prompt_strength
+        fields["steps"] = "truncate"
+        if not sizes:
+            fields["size"] = "keep"
+    if given.mask:
+        fields["mask"] = picture("mask", given.mask, service)
+        fields["fill"] = "original"
+    if given.replicate_weights:
+        fields["loras"] = (Lora(name=given.replicate_weights, scale=given.lora_scale),)
+    if given.refine in REFINES:
+        if refiner is None:
+            raise RequestError(
+                "refine", f"{given.refine!r} needs a refiner, and this server was given none."
+            )
+        fields |= {"refiner": refiner, "refine": REFINES[given.refine]}
+        if given.refine == "expert_ensemble_refiner":
+            fields["high_noise_frac"] = given.high_noise_frac
+        else:
+            fields["refine_steps"] = given.refine_steps
+    return Request(**fields)
+
+
+def picture(field: str, uri: str, service: Service) -> Picture:
+    """The picture at a data: URI, or of an upload.
+
+    Raises:
+        RequestError: neither.
+        PictureError: there is no such upload.
+    """
+    if found := FILE.fullmatch(uri):
+        return Picture(data=service.files.get(found[1]))
+    head, comma, body = uri.partition(",")
+    if not head.startswith("data:") or not comma:
+        shown = uri if len(uri) <= 60 else f"{uri[:57]}..."
+        raise RequestError(field, f"{shown!r} is neither a data: URI nor an upload to /v1/files.")
+    if not head.endswith(";base64"):
+        return Picture(data=unquote_to_bytes(body))
+    try:
+        return Picture(data=base64.b64decode(body, validate=True))
+    except binascii.Error as error:
+        raise RequestError(field, f"is not base64: {error}.") from None
+
+
+def moment(seconds: float | None) -> str | None:
+    """A time as RFC 3339 writes it."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def progress_line(done: int, total: int) -> str:
+    """As tqdm writes it, which the clients read progress from."""
+    share = done / total if total else 1.0
+    bar = ("#" * int(share * BAR)).ljust(BAR)
+    return f"{share:4.0%}|{bar}| {done}/{total}"
+
+
+def logs(service: Service, job: Job, history: list[Said]) -> str:
+    """What a prediction's logs say: the seed, notices, and how far it is."""
+    lines = [f"Using seed: {job.request['seed']}"] if job.started else []
+    lines += [str(said.body["message"]) for said in history if said.kind == "notice"]
+    if job.origin.get("input", {}).get("apply_watermark", True) and job.state == "succeeded":
+        lines.append("No watermark was made: the settings are in the files.")
+    step = service.hub.now(job.id).step
+    if job.state == "running" and step:
+        lines.append(progress_line(step.done, step.total))
+    elif job.state == "succeeded":
+        steps = int((job.result or {}).get("steps", 0))
+        lines.append(progress_line(steps, steps))
+    if job.error:
+        lines.append(job.error)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    """A file as a data: URI."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def schema_of(model: str) -> dict[str, Any]:
+    """The description of the model's version, as cog makes them."""
+    described = Input.model_json_schema()
+    for order, field in enumerate(described["properties"].values()):
+        field["x-order"] = order
+    return {
+        "openapi": "3.0.2",
+        "info": {"title": model, "version": "0.1.0"},
+        "paths": {},
+        "components": {
+            "schemas": {
+                "Input": json.loads(json.dumps(described)),
+                "Output": {
+                    "type": "array",
+                    "items": {"type": "string", "format": "uri"},
+                    "title": "Output",
+                },
+            }
+        },
+    }

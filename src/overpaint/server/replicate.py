@@ -1,0 +1,415 @@
+"""Replicate's HTTP API, as its clients speak it.
+
+A model here is `OWNER/NAME` with any owner and the name of a model of this server, so that
+`stability-ai/sdxl` is what `--model sdxl` loaded. A version of Replicate's stands for the server's
+first model.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncGenerator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response, UploadFile
+from fastapi import Request as Incoming
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from overpaint.events import Step
+from overpaint.server.jobs import ENDED, Job, Said
+from overpaint.server.native import KINDS, found
+from overpaint.server.predictions import (
+    STATUS,
+    Input,
+    data_uri,
+    logs,
+    moment,
+    progress_line,
+    schema_of,
+    to_request,
+)
+from overpaint.server.service import Service
+from overpaint.server.wire import LARGEST_UPLOAD, key_of, service_of
+
+router = APIRouter(prefix="/v1", tags=["Replicate"])
+
+Serves = Annotated[Service, Depends(service_of)]
+Key = Annotated[str, Depends(key_of)]
+WAIT = re.compile(r"wait(?:=(\d+))?")
+ID = re.compile(r"[0-9a-f]{64}")
+LONGEST_WAIT = 60
+OWNER = "overpaint"
+EVENTS = ("start", "output", "logs", "completed")
+
+
+class Body(BaseModel):
+    """What makes a prediction of a model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: Input
+    webhook: str | None = Field(default=None, max_length=2048, pattern="^https?://")
+    webhook_events_filter: list[str] | None = None
+    stream: bool | None = None  # every prediction can be streamed
+
+
+class VersionBody(Body):
+    """What makes a prediction of a version."""
+
+    version: str = Field(max_length=300)
+
+
+def version_of(model: str) -> str:
+    """The id of a model's version: another one for every version of Overpaint."""
+    return hashlib.sha256(f"{model} {version('overpaint')}".encode()).hexdigest()
+
+
+def model_of(service: Service, name: str) -> str:
+    """The model that `name` (`owner/name`, `owner/name:version` or a version) is of.
+
+    A version that is not ours is of the first model: for `owner/name:version` the client sends
+    the version alone.
+
+    Raises:
+        HTTPException: 422, none.
+    """
+    models = service.settings.models
+    path, _, _ = name.partition(":")
+    for model in models:
+        if version_of(model) == name or ("/" in path and path.split("/")[1] == model):
+            return model
+    if ID.fullmatch(name):
+        return models[0]
+    listed = ", ".join(f"{OWNER}/{model}" for model in models)
+    raise HTTPException(422, f"there is no version {name!r} here; there is {listed}.")
+
+
+def base_of(incoming: Incoming) -> str:
+    """Where the client reaches this server."""
+    return str(incoming.base_url).rstrip("/")
+
+
+def seconds_of(prefer: str | None) -> float:
+    """How long `Prefer: wait` asks to wait, at most a minute."""
+    for part in (prefer or "").split(","):
+        if asked := WAIT.fullmatch(part.strip()):
+            return min(LONGEST_WAIT, float(asked[1] or LONGEST_WAIT))
+    return 0.0
+
+
+def links(service: Service, job: Job, base: str, *, inside: bool) -> list[str] | None:
+    """A job's pictures: as links, or with `inside` as data: URIs.
+
+    The client makes files of https: and data: alone, so that a server that is reached by http:
+    gives its pictures inside.
+    """
+    if job.state != "succeeded" or job.result is None:
+        return None
+    names: list[str] = job.result["files"]
+    if not inside:
+        return [f"{base}/v1/predictions/{job.id}/output/{name}" for name in names]
+    folder = service.files.results(job.id)
+    return [data_uri((folder / n).read_bytes(), KINDS[Path(n).suffix[1:]]) for n in names]
+
+
+async def prediction(
+    service: Service, job: Job, base: str, *, inside: bool = False
+) -> dict[str, Any]:
+    """A job in their words."""
+
+    def look() -> tuple[list[str] | None, list[Said]]:
+        inner = inside and not base.startswith("https:")
+        return links(service, job, base, inside=inner), service.jobs.history(job.id)
+
+    output, history = await asyncio.to_thread(look)
+    metrics: dict[str, float] = {}
+    if job.ended is not None:
+        metrics = {"total_time": job.ended - job.created}
+        if job.started is not None:
+            metrics["predict_time"] = job.ended - job.started
+    own = f"{base}/v1/predictions/{job.id}"
+    return {
+        "id": job.id,
+        "model": f"{OWNER}/{job.model}",
+        "version": version_of(job.model),
+        "input": job.origin.get("input", {}),
+        "output": output,
+        "logs": logs(service, job, history),
+        "error": job.error,
+        "status": STATUS[job.state],
+        "created_at": moment(job.created),
+        "started_at": moment(job.started),
+        "completed_at": moment(job.ended),
+        "metrics": metrics,
+        "data_removed": False,
+        "urls": {"get": own, "cancel": f"{own}/cancel", "stream": f"{own}/stream"},
+    }
+
+
+async def make(
+    service: Service, key: str, model: str, body: Body, token: str | None, wire: str = "replicate"
+) -> Job:
+    """Accept a prediction."""
+    given = body.input
+    asked = given.model_dump(mode="json", exclude_unset=True)
+    request = await asyncio.to_thread(to_request, given, service, None)
+    kept = {"input": asked, "wire": wire, "output": {"kind": "png"}}
+    events = EVENTS if body.webhook_events_filter is None else body.webhook_events_filter
+    return await service.submit(
+        request,
+        model=model,
+        key=key,
+        origin=kept,
+        webhook=body.webhook,
+        webhook_events=events,
+        token=token,
+        body=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
+    )
+
+
+async def answered(
+    service: Service, job: Job, incoming: Incoming, response: Response, prefer: str | None
+) -> dict[str, Any]:
+    """A new prediction, after as long as the client wants to wait.
+
+    One that is not done by then is "starting": the client takes any other status for an end.
+    """
+    if seconds := seconds_of(prefer):
+        job = await service.ended(job.id, seconds) or job
+    shown = await prediction(service, job, base_of(incoming), inside=True)
+    if job.state not in ENDED:
+        shown["status"] = "starting"
+    response.headers["Location"] = shown["urls"]["get"]
+    return shown
+
+
+@router.post("/predictions", status_code=201)
+async def create(
+    body: VersionBody,
+    incoming: Incoming,
+    response: Response,
+    service: Serves,
+    key: Key,
+    prefer: Annotated[str | None, Header()] = None,
+    idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
+) -> dict[str, Any]:
+    """Make a prediction of a version."""
+    job = await make(service, key, model_of(service, body.version), body, idempotency_key)
+    return await answered(service, job, incoming, response, prefer)
+
+
+@router.post("/models/{owner}/{name}/predictions", status_code=201)
+async def create_of_model(
+    owner: str,
+    name: str,
+    body: Body,
+    incoming: Incoming,
+    response: Response,
+    service: Serves,
+    key: Key,
+    prefer: Annotated[str | None, Header()] = None,
+    idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
+) -> dict[str, Any]:
+    """Make a prediction of a model."""
+    model = known(service, owner, name)
+    job = await make(service, key, model, body, idempotency_key)
+    return await answered(service, job, incoming, response, prefer)
+
+
+@router.get("/predictions")
+async def listing(
+    incoming: Incoming,
+    service: Serves,
+    key: Key,
+    cursor: Annotated[str | None, Query()] = None,
+) -> dict[str, Any]:
+    """Predictions, newest first, a hundred at a time."""
+    last = await found(service, key, cursor) if cursor else None
+    jobs = await asyncio.to_thread(lambda: service.jobs.page(key, 100, before=last))
+    base = base_of(incoming)
+    more = f"{base}/v1/predictions?cursor={jobs[-1].id}" if len(jobs) == 100 else None
+    results = [await prediction(service, job, base) for job in jobs]
+    return {"previous": None, "next": more, "results": results}
+
+
+@router.get("/predictions/{name}")
+async def read(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+    """A prediction."""
+    job = await found(service, key, name)
+    return await prediction(service, job, base_of(incoming), inside=True)
+
+
+@router.post("/predictions/{name}/cancel")
+async def cancel(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+    """Ask for a prediction's end."""
+    await found(service, key, name)
+    job = await service.cancel(name)
+    assert job is not None
+    return await prediction(service, job, base_of(incoming))
+
+
+@router.get("/predictions/{name}/output/{file}", response_class=FileResponse)
+async def output(name: str, file: str, service: Serves, key: Key) -> FileResponse:
+    """A picture of a prediction."""
+    job = await found(service, key, name)
+    if file not in (job.result or {}).get("files", ()):
+        raise HTTPException(404, f"prediction {name} has no output {file}.")
+    path = service.files.results(name) / file
+    headers = {"X-Content-Type-Options": "nosniff"}
+    return FileResponse(path, media_type=KINDS[path.suffix[1:]], headers=headers)
+
+
+@router.get("/predictions/{name}/stream", response_class=StreamingResponse)
+async def stream(
+    name: str,
+    incoming: Incoming,
+    service: Serves,
+    key: Key,
+    last_event_id: Annotated[int, Header(ge=0)] = 0,
+) -> StreamingResponse:
+    """A prediction as server-sent events: `logs`, `output` for each picture, `error`, `done`."""
+    await found(service, key, name)
+    base = base_of(incoming)
+
+    async def told() -> AsyncGenerator[str]:
+        number = last_event_id
+        async for story in service.follow(name, last_event_id):
+            match story:
+                case Said(number, _, "notice", body):
+                    yield sent(number, "logs", f"{body['message']}\n")
+                case Said(number, _, "failed", body):
+                    yield sent(number, "error", json.dumps({"detail": body.get("error")}))
+                    yield sent(number, "done", json.dumps({"reason": "error"}))
+                case Said(number, _, "canceled", _):
+                    yield sent(number, "done", json.dumps({"reason": "canceled"}))
+                case Said(number, _, "succeeded", _):
+                    job = await asyncio.to_thread(service.jobs.get, name)
+                    assert job is not None
+                    for link in links(service, job, base, inside=False) or ():
+                        yield sent(number, "output", link)
+                    yield sent(number, "done", "{}")
+                case Step(done, total):
+                    yield sent(number, "logs", f"{progress_line(done, total)}\n")
+                case _:
+                    pass
+
+    headers = {"Cache-Control": "no-store"}
+    return StreamingResponse(told(), media_type="text/event-stream", headers=headers)
+
+
+def sent(number: int, event: str, data: str) -> str:
+    """A server-sent event; every one has an id, which the client insists on."""
+    lines = "".join(f"data: {line}\n" for line in data.split("\n"))
+    return f"id: {number}\nevent: {event}\n{lines}\n"
+
+
+def known(service: Service, owner: str, name: str) -> str:
+    """A model by its owner and name.
+
+    Raises:
+        HTTPException: 404, there is none.
+    """
+    if name not in service.settings.models:
+        raise HTTPException(404, f"there is no model {owner}/{name} here.")
+    return name
+
+
+def described(model: str, owner: str, base: str) -> dict[str, Any]:
+    """A model in their words."""
+    return {
+        "owner": owner,
+        "name": model,
+        "url": f"{base}/v1/models/{owner}/{model}",
+        "description": "Repaints pictures.",
+        "visibility": "private",
+        "run_count": 0,
+        "default_example": None,
+        "cover_image_url": None,
+        "github_url": None,
+        "paper_url": None,
+        "license_url": None,
+        "latest_version": described_version(model),
+    }
+
+
+def described_version(model: str, name: str | None = None) -> dict[str, Any]:
+    """A model's version in their words, by the id that it was asked for."""
+    return {
+        "id": name or version_of(model),
+        "created_at": "2026-01-01T00:00:00Z",
+        "cog_version": "0.16.0",
+        "openapi_schema": schema_of(model),
+    }
+
+
+@router.get("/models")
+async def models(incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+    """All models."""
+    base = base_of(incoming)
+    results = [described(model, OWNER, base) for model in service.settings.models]
+    return {"previous": None, "next": None, "results": results}
+
+
+@router.get("/models/{owner}/{name}")
+async def model(
+    owner: str, name: str, incoming: Incoming, service: Serves, key: Key
+) -> dict[str, Any]:
+    """A model."""
+    return described(known(service, owner, name), owner, base_of(incoming))
+
+
+@router.get("/models/{owner}/{name}/versions")
+async def versions(owner: str, name: str, service: Serves, key: Key) -> dict[str, Any]:
+    """A model's versions, of which there is one."""
+    one = described_version(known(service, owner, name))
+    return {"previous": None, "next": None, "results": [one]}
+
+
+@router.get("/models/{owner}/{name}/versions/{version_id}")
+async def one_version(
+    owner: str, name: str, version_id: str, service: Serves, key: Key
+) -> dict[str, Any]:
+    """A version: whatever its id, it is the one that there is."""
+    return described_version(known(service, owner, name), version_id)
+
+
+@router.post("/files", status_code=201)
+async def put_file(
+    content: UploadFile, incoming: Incoming, service: Serves, key: Key
+) -> dict[str, Any]:
+    """Upload a picture."""
+    data = await content.read(LARGEST_UPLOAD + 1)
+    if len(data) > LARGEST_UPLOAD:
+        raise HTTPException(413, f"the file is larger than {LARGEST_UPLOAD:,} bytes.")
+    name = await asyncio.to_thread(service.files.put, data)
+    shown = file_view(service, name, data, base_of(incoming))
+    return shown | {"name": content.filename or name, "content_type": content.content_type}
+
+
+@router.get("/files/{name}")
+async def read_file(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+    """An upload."""
+    data = await asyncio.to_thread(service.files.get, name)
+    return file_view(service, name, data, base_of(incoming))
+
+
+def file_view(service: Service, name: str, data: bytes, base: str) -> dict[str, Any]:
+    """An upload in their words; its id is the hash of its content."""
+    now = time.time()
+    return {
+        "id": name,
+        "name": name,
+        "content_type": "application/octet-stream",
+        "size": len(data),
+        "etag": name,
+        "checksums": {"sha256": name},
+        "metadata": {},
+        "created_at": moment(now),
+        "expires_at": moment(now + service.settings.keep_files),
+        "urls": {"get": f"{base}/v1/files/{name}"},
+    }

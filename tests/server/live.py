@@ -1,0 +1,43 @@
+"""A server in a thread, for clients that are given its address."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from overpaint.server.app import create_app
+from overpaint.server.service import Settings
+from overpaint.server.supervisor import Pace
+
+from .fake import Fake
+
+PATIENCE = 60.0
+
+
+@contextlib.contextmanager
+def running(folder: Path, seconds: float = 0.0, **changes: Any) -> Generator[str]:
+    """The address of a server whose engine paints nothing."""
+    keys = changes.pop("keys", ())
+    settings: dict[str, Any] = {"pace": Pace(look=0.05), "grace": 0.0} | changes
+    app = create_app(Settings(folder, ("miniature", "sdxl"), Fake, (seconds,), **settings), keys)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        end = time.monotonic() + PATIENCE
+        while not server.started:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
