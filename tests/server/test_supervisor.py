@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 from sqlalchemy.exc import OperationalError
 
+from overpaint.engine.worker import Ready, main
 from overpaint.events import Notice, Step
 from overpaint.request import Request
 from overpaint.server.files import Files
@@ -243,12 +245,13 @@ def test_a_stop_without_grace_gives_back(house: House) -> None:
     assert (job.state, job.crashes) == ("queued", 0)
 
 
-def test_the_worker_ends_with_its_server(house: House) -> None:
-    supervisor = house.open()
-    house.ended(house.submit())
-    worker = supervisor._worker  # pyright: ignore[reportPrivateUsage]
-    assert worker is not None
-    worker.pipe.close()
-    worker.process.join(LONG)
-    assert worker.process.exitcode == 1
-    supervisor._worker = None  # pyright: ignore[reportPrivateUsage]
+def test_the_worker_ends_with_its_server() -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=main, args=(theirs, Fake, ()))
+    process.start()
+    theirs.close()
+    assert ours.recv() == Ready()
+    ours.close()
+    process.join(LONG)
+    assert process.exitcode == 1
