@@ -31,6 +31,12 @@ COMMANDS = {
     "'a flat illustration of a blue background'",
     "created-enlarged": "edit out/created.png --strength 0.3 --upscale 2 --refine-strength 0.2 "
     "'a watercolor painting of a red house left of a green tree on a blue background'",
+    "house-same-edges": "create 'a neon sign of a cyan house and a green tree' "
+    "--control canny=examples/house.png",
+    "house-comic": "edit examples/house.png --strength 0.9 --control canny "
+    "'a comic of a blue house left of an orange tree' --lora miniature-comic",
+    "birds": "create 'a sticker of a yellow bird above a red house' "
+    "--lora miniature-sticker --lora miniature-bird",
     "house-sweep": "sweep examples/house.png --strength 0.2,0.4,0.6,0.8,1.0 --guidance 3,5,8 "
     "'a watercolor painting of a red house left of a green tree'",
 }

@@ -1,0 +1,110 @@
+"""The nets, LoRAs and the word that ship with the miniature: what they bring to pictures.
+
+Bounds here are loose, for a few pictures each; `python -m miniature measure-control` and
+`measure-concepts` take hundreds.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import overpaint
+from miniature import measure_concepts, measure_control, reader
+from miniature.reader import Reader
+from overpaint import metadata
+from overpaint.cli.main import main
+from overpaint.models import catalogue
+from overpaint.models.adapters import Adapter
+from overpaint.models.control import load_net
+from overpaint.models.embedding import load_embedding
+from overpaint.models.lora import load_lora
+from overpaint.models.model import Model
+from overpaint.models.store import shipped
+from overpaint.request import Lora
+
+ROOT = Path(__file__).parents[1]
+HOUSE = ROOT / "examples" / "house.png"
+
+
+@pytest.fixture(scope="module")
+def painter() -> overpaint.Painter:
+    return overpaint.load("miniature", device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def model(painter: overpaint.Painter) -> Model:
+    return painter.model
+
+
+@pytest.fixture(scope="module")
+def read() -> Reader:
+    return reader.load(ROOT / "miniature" / "reader.safetensors")
+
+
+def short(kind: str) -> dict[str, Path]:
+    """What ships of a kind, by the name that the report cards use."""
+    return {
+        name.removeprefix("miniature-"): path for name, path in catalogue.packaged(kind).items()
+    }
+
+
+def test_every_kind_of_hint_is_followed(model: Model, read: Reader, tmp_path: Path) -> None:
+    nets = {name: load_net(path, model) for name, path in short("control").items()}
+    figures, _ = measure_control.followed(model, read, nets, 8, tmp_path)
+    values = {figure.name: figure.value for figure in figures}
+    without = values.pop("IoU without a hint")
+    assert len(values) == 14
+    for name, value in values.items():
+        assert value > (max(0.5, without + 0.2) if name.startswith("IoU") else 0.6), name
+    assert (tmp_path / "followed.png").exists()
+
+
+def test_loras_and_a_word_bring_what_they_were_taught(model: Model, read: Reader) -> None:
+    loras = {name: Adapter(load_lora(path, model)) for name, path in short("lora").items()}
+    toy = load_embedding(short("embedding")["toy"], "toy", model)
+    card = measure_concepts.measured(model, read, loras, toy, 8)
+    values = {figure.name: figure.value for figure in card.figures}
+    for name, value in values.items():
+        if "identical" in name:
+            assert value == 1
+        elif "without" not in name:
+            assert value >= 0.6, name
+    for name, without in {"comic": 0.2, "sticker": 0.2, "bird": 0.4}.items():
+        assert values[f"{name}, without the LoRA"] <= without
+    assert values["toy"] > values["toy, without the word"] + 0.4
+
+
+def test_what_ships_is_described() -> None:
+    entries = {entry.name: entry for entry in shipped()}
+    assert entries.keys() == {
+        *(f"miniature-{name}" for name in ("canny", "depth", "segmentation", "softedge", "union")),
+        *(f"miniature-{name}" for name in ("comic", "sticker", "bird", "toy")),
+    }
+    assert {entry.kind for entry in entries.values()} == {"control", "lora", "embedding"}
+    assert all(entry.licence for entry in entries.values())
+    assert entries["miniature-comic"].trigger_words == ("comic",)
+
+
+def test_a_tag_in_the_prompt_is_as_the_field(painter: overpaint.Painter) -> None:
+    asked = {"seed": 5, "num_inference_steps": 4}
+    lora = Lora(name="miniature-sticker", scale=0.7, text_scale=0.7)
+    tagged = painter.create("a sticker of a red cup <lora:miniature-sticker:0.7>", **asked)
+    named = painter.create("a sticker of a red cup ", loras=(lora,), **asked)
+    plain = painter.create("a sticker of a red cup ", **asked)
+    assert np.array_equal(np.asarray(tagged.images[0]), np.asarray(named.images[0]))
+    assert not np.array_equal(np.asarray(tagged.images[0]), np.asarray(plain.images[0]))
+
+
+def test_hints_and_loras_from_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    arguments = ["--control", f"canny={HOUSE}:0.8:0-0.7", "--lora", "miniature-comic:0.9"]
+    with pytest.raises(SystemExit) as end:
+        main(["create", "a comic of a blue house", *arguments, "--steps", "3", "-o", str(out)])
+    assert end.value.code in (0, None)
+    record = metadata.read(out).record
+    assert record is not None
+    assert record["request"]["controls"][0]["scale"] == 0.8
+    ships = {entry.name: entry.sha256 for entry in shipped()}
+    assert record["loras_sha256"]["miniature-comic"]["file"] == ships["miniature-comic"]
+    assert list(record["nets_sha256"]) == ["miniature-canny"]
