@@ -16,31 +16,26 @@ A picture in a request is `{"file": NAME}`, or `{"data": BASE64}`.
 """
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Response
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from overpaint import images
 from overpaint.engine.worker import Shown
-from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.request import Picture, Request
 from overpaint.server.jobs import Job, Said
 from overpaint.server.service import Service, Story
-from overpaint.server.wire import key_of, service_of, upload
+from overpaint.server.wire import Key, Serves, Token, data_uri, from_base64, upload
 
 router = APIRouter(prefix="/api", tags=["native"])
 
-Serves = Annotated[Service, Depends(service_of)]
-Key = Annotated[str, Depends(key_of)]
 KINDS = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 
 
@@ -147,10 +142,7 @@ def pictures_from(fields: Any, service: Service) -> Any:
         case {"file": str(name)} if len(fields) == 1:
             return {"data": service.files.get(name)}
         case {"data": str(text)} if len(fields) == 1:
-            try:
-                return {"data": base64.b64decode(text, validate=True)}
-            except binascii.Error as error:
-                raise RequestError("data", f"is not base64: {error}.") from None
+            return {"data": from_base64("data", text)}
         case Mapping():
             return {name: pictures_from(value, service) for name, value in fields.items()}
         case list():
@@ -208,7 +200,7 @@ async def create(
     service: Serves,
     key: Key,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
+    idempotency_key: Token = None,
 ) -> JobView:
     """Accept a job. With an `Idempotency-Key` that came before, the job that it made."""
     fields = await asyncio.to_thread(pictures_from, submission.request, service)
@@ -302,8 +294,8 @@ def sse(story: Story) -> str:
             data = {"done": done, "total": total, "sigma": sigma}
             return f"event: step\ndata: {json.dumps(data)}\n\n"
         case Shown(index, data):
-            url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-            return f"event: preview\ndata: {json.dumps({'index': index, 'image': url})}\n\n"
+            shown = {"index": index, "image": data_uri(data, KINDS["jpg"])}
+            return f"event: preview\ndata: {json.dumps(shown)}\n\n"
 
 
 @router.get("/jobs/{name}/results/{file}", response_class=FileResponse)

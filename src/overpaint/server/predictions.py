@@ -6,9 +6,6 @@ and does not touch what the mask keeps, picture k is the same seed alone, and wh
 refused.
 """
 
-import base64
-import binascii
-import json
 import re
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -20,6 +17,7 @@ from overpaint.errors import RequestError
 from overpaint.request import LARGEST_SEED, Lora, Picture, Request
 from overpaint.server.jobs import Job, Said
 from overpaint.server.service import Service
+from overpaint.server.wire import from_base64
 
 Scheduler = Literal[
     "DDIM",
@@ -170,10 +168,7 @@ def picture(field: str, uri: str, service: Service) -> Picture:
         raise RequestError(field, f"{shown!r} is neither a data: URI nor an upload to /v1/files.")
     if not head.endswith(";base64"):
         return Picture(data=unquote_to_bytes(body))
-    try:
-        return Picture(data=base64.b64decode(body, validate=True))
-    except binascii.Error as error:
-        raise RequestError(field, f"is not base64: {error}.") from None
+    return Picture(data=from_base64(field, body))
 
 
 def moment(seconds: float | None) -> str | None:
@@ -207,11 +202,6 @@ def logs(service: Service, job: Job, history: list[Said]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def data_uri(data: bytes, media_type: str) -> str:
-    """A file as a data: URI."""
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-
-
 def schema_of(model: str) -> dict[str, Any]:
     """The description of the model's version, as cog makes them."""
     described = Input.model_json_schema()
@@ -223,7 +213,7 @@ def schema_of(model: str) -> dict[str, Any]:
         "paths": {},
         "components": {
             "schemas": {
-                "Input": json.loads(json.dumps(described)),
+                "Input": described,
                 "Output": {
                     "type": "array",
                     "items": {"type": "string", "format": "uri"},

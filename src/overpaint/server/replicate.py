@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response, UploadFile
+from fastapi import APIRouter, Header, HTTPException, Query, Response, UploadFile
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,7 +26,6 @@ from overpaint.server.native import KINDS, found
 from overpaint.server.predictions import (
     STATUS,
     Input,
-    data_uri,
     logs,
     moment,
     progress_line,
@@ -34,12 +33,11 @@ from overpaint.server.predictions import (
     to_request,
 )
 from overpaint.server.service import Service
-from overpaint.server.wire import LARGEST_UPLOAD, key_of, service_of
+from overpaint.server.wire import LARGEST_UPLOAD, Key, Serves, Token, data_uri
 
 router = APIRouter(prefix="/v1", tags=["Replicate"])
 
-Serves = Annotated[Service, Depends(service_of)]
-Key = Annotated[str, Depends(key_of)]
+Prefer = Annotated[str | None, Header()]
 WAIT = re.compile(r"wait(?:=(\d+))?")
 ID = re.compile(r"[0-9a-f]{64}")
 LONGEST_WAIT = 60
@@ -195,8 +193,8 @@ async def create(
     response: Response,
     service: Serves,
     key: Key,
-    prefer: Annotated[str | None, Header()] = None,
-    idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
+    prefer: Prefer = None,
+    idempotency_key: Token = None,
 ) -> dict[str, Any]:
     """Make a prediction of a version."""
     job = await make(service, key, model_of(service, body.version), body, idempotency_key)
@@ -212,8 +210,8 @@ async def create_of_model(
     response: Response,
     service: Serves,
     key: Key,
-    prefer: Annotated[str | None, Header()] = None,
-    idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
+    prefer: Prefer = None,
+    idempotency_key: Token = None,
 ) -> dict[str, Any]:
     """Make a prediction of a model."""
     model = known(service, owner, name)

@@ -1,11 +1,13 @@
 """What all wire formats share: who asks, uploads, and errors as RFC 9457 tells them."""
 
+import base64
+import binascii
 import errno
 import hashlib
 import hmac
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException
+from fastapi import Depends, FastAPI, Header, HTTPException
 from fastapi import Request as Incoming
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -55,6 +57,28 @@ def key_of(incoming: Incoming) -> str:
         "give a key of this server's: `Authorization: Bearer KEY`.",
         {"WWW-Authenticate": "Bearer"},
     )
+
+
+Serves = Annotated[Service, Depends(service_of)]
+Key = Annotated[str, Depends(key_of)]
+Token = Annotated[str | None, Header(alias="Idempotency-Key", max_length=256)]
+
+
+def from_base64(field: str, text: str) -> bytes:
+    """The bytes of a field.
+
+    Raises:
+        RequestError: it is not base64.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise RequestError(field, f"is not base64: {error}.") from None
+
+
+def data_uri(data: bytes, media_type: str) -> str:
+    """A file as a data: URI."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 async def upload(incoming: Incoming) -> bytes:
