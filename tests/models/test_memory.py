@@ -53,4 +53,5 @@ def load(layout: str, path: Path) -> Model:
 
 
 if __name__ == "__main__":
+    load_model("miniature")  # what is imported on the way is not part of a checkpoint
     print(*added(lambda: load(sys.argv[1], Path(sys.argv[2]))))
