@@ -46,7 +46,7 @@ from .common import (
 from .data import View, rendered
 from .family import LENGTH, Painter, Tokenizers
 from .rendering import depth, labels
-from .scenes import Scene, caption, draw_anywhere
+from .scenes import Scene, caption, draw_anywhere, recoloured
 from .text import SHORT
 from .unet import Batch, denoise
 
@@ -61,6 +61,8 @@ DROPOUT = 0.4  # of the captions: a net that is told everything learns where, an
 RANK = 8
 KINDS = ("canny", "depth", "segmentation")
 PLANES = (*KINDS, "softedge")
+ELSEWHERE = 0.5  # of the hints of edges are of the same objects in another style and colours
+EDGES = ("canny", "softedge")
 LOW_RANK = ("depth", "segmentation")
 ALL = (*KINDS, "union", "adapter")
 UNION_TYPES = 6
@@ -163,9 +165,10 @@ def encode(vae: AutoencoderKL, folder: Path) -> None:
             continue
         seeds = range(firsts[n], min(firsts[n] + CHUNK, SCENES.stop))
         scenes, pixels = rendered(scene_of, seeds)
+        _, others = rendered(elsewhere, seeds)
         with torch.no_grad():
             mean, std = autoencoder.moments(vae, autoencoder.to_tensor(pixels))
-        planes = np.stack([_planes(s, p) for s, p in zip(scenes, pixels, strict=True)])
+        planes = np.stack([_planes(*seen) for seen in zip(scenes, pixels, others, strict=True)])
         write_tensors(
             path,
             {
@@ -187,11 +190,35 @@ def held_out_scene(seed: int) -> Scene:
     return draw_anywhere(np.random.default_rng(seed), held_out=True)
 
 
-def _planes(scene: Scene, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What each of `PLANES` is made of, (planes, h, w)."""
+def elsewhere(seed: int) -> Scene:
+    """The same objects as in the scene of a seed, painted in another way."""
+    return recoloured(np.random.default_rng((seed, 1)), scene_of(seed))
+
+
+def _planes(scene: Scene, pixels: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What each of `PLANES` is made of, then the edges of `other`: (planes, h, w)."""
+    edged, soft = _edges(pixels)
+    return np.stack(
+        [edged, depth(scene), (labels(scene) + 1).astype(np.uint8), soft, *_edges(other)]
+    )
+
+
+def _edges(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     picture = Image.fromarray(pixels)
-    edged, soft = (np.asarray(f(picture))[..., 0] for f in (edges.canny, edges.softedge))
-    return np.stack([edged, depth(scene), (labels(scene) + 1).astype(np.uint8), soft])
+    return [np.asarray(find(picture))[..., 0] for find in (edges.canny, edges.softedge)]
+
+
+def with_edges_from_elsewhere(planes: Tensor, chosen: Tensor) -> Tensor:
+    """Planes (n, planes, h, w) as they are shown, where `chosen` (n,) with the other edges.
+
+    A net that only ever sees the edges of the very picture it is to bring about, learns how each
+    style wobbles, and paints other styles worse.
+    """
+    own = [PLANES.index(kind) for kind in EDGES]
+    shown = planes[:, : len(PLANES)].clone()
+    others = planes[:, len(PLANES) :]
+    shown[:, own] = torch.where(chosen[:, None, None, None], others, shown[:, own])
+    return shown
 
 
 def hint(kind: str, planes: Tensor) -> Tensor:
@@ -257,7 +284,8 @@ def train(
         latents = scale * (mean[picks].float() + std[picks].float() * noise)
         seen = [views[i] for i in picks.tolist()]
         captions = ["" if rng.random() < DROPOUT else caption(v.scene, rng) for v in seen]
-        return Hinted(latents, seen, captions, planes[picks])
+        chosen = torch.rand(BATCH, generator=draw) < ELSEWHERE
+        return Hinted(latents, seen, captions, with_edges_from_elsewhere(planes[picks], chosen))
 
     def predict(noisy: Tensor, t: Tensor, drawn: Batch, step: int) -> Tensor:
         context, pooled = painter.encode(*tokenizers(drawn.captions, SHORT if step % 8 else LENGTH))

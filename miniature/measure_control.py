@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +21,7 @@ from overpaint.request import Control, Request
 from .measure import FIRST_SEED, Figure, as_picture, grid, never_falls, paint
 from .reader import Reader, coloured, overlap
 from .rendering import depth, labels, render
-from .scenes import (
-    STYLES,
-    Scene,
-    allowed_backgrounds,
-    allowed_colours,
-    caption,
-    draw_anywhere,
-)
+from .scenes import Scene, caption, draw_anywhere, recoloured
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = 20
@@ -44,36 +36,7 @@ def _scenes(count: int) -> tuple[list[Scene], list[Scene]]:
     """Held-out scenes that hints are made of, and the same recoloured, which are prompted."""
     rng = np.random.default_rng(FIRST_SEED + 10)
     shown = [draw_anywhere(rng, held_out=True) for _ in range(count)]
-    return shown, [recoloured(scene, rng) for scene in shown]
-
-
-def recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same objects in the same places, in another style and colours, on something else.
-
-    Held out, as a combination.
-    """
-    while True:
-        found = _recoloured(scene, rng)
-        if found.held_out:
-            return found
-
-
-def _recoloured(scene: Scene, rng: np.random.Generator) -> Scene:
-    styles = [style for style in STYLES if style != scene.style]
-    style = styles[int(rng.integers(len(styles)))]
-    grounds = [b for b in allowed_backgrounds(style) if b != scene.background]
-    background = grounds[int(rng.integers(len(grounds)))]
-    colours = allowed_colours(style, background)
-    objects = tuple(
-        dataclasses.replace(item, colour=_other(colours, item.colour, rng))
-        for item in scene.objects
-    )
-    return dataclasses.replace(scene, style=style, background=background, objects=objects)
-
-
-def _other(colours: tuple[str, ...], old: str, rng: np.random.Generator) -> str:
-    rest = [colour for colour in colours if colour != old]
-    return rest[int(rng.integers(len(rest)))]
+    return shown, [recoloured(rng, scene, held_out=True) for scene in shown]
 
 
 def hint_of(kind: str, scene: Scene) -> Control:

@@ -338,6 +338,22 @@ def _scattered(rng: np.random.Generator, scene: Scene) -> Scene:
     return replace(scene, objects=tuple(items), relation=None)
 
 
+def recoloured(rng: np.random.Generator, scene: Scene, *, held_out: bool = False) -> Scene:
+    """The same objects in the same places, in another style and colours, on something else."""
+    while True:
+        style = _choice(rng, tuple(style for style in STYLES if style != scene.style))
+        grounds = allowed_backgrounds(style)
+        background = _choice(rng, tuple(b for b in grounds if b != scene.background))
+        colours = allowed_colours(style, background)
+        objects = tuple(
+            replace(item, colour=_choice(rng, tuple(c for c in colours if c != item.colour)))
+            for item in scene.objects
+        )
+        found = replace(scene, style=style, background=background, objects=objects)
+        if found.held_out == held_out:
+            return found
+
+
 def _jitter(rng: np.random.Generator, width: int, height: int, radius: float) -> Point:
     free_x, free_y = width / 2 - radius - 5, height / 2 - radius - 5
     x = width / 2 + 0.5 * free_x * rng.uniform(-1, 1)

@@ -51,6 +51,19 @@ def test_pairs_are_drawn_more_often_and_those_with_the_first_behind_most(
     assert control.share(replace(scene, objects=items[:1])) == 1
 
 
+def test_some_see_the_edges_of_the_same_objects_painted_in_another_way() -> None:
+    own = torch.arange(len(control.PLANES), dtype=torch.uint8)
+    others = torch.tensor([100, 101], dtype=torch.uint8)
+    planes = torch.cat([own, others])[None, :, None, None].expand(2, -1, 4, 4)
+    shown = control.with_edges_from_elsewhere(planes, torch.tensor([False, True]))
+    assert shown.shape == (2, len(control.PLANES), 4, 4)
+    assert shown[0, :, 0, 0].tolist() == own.tolist()
+    assert shown[1, :, 0, 0].tolist() == [100, 1, 2, 101]
+    scene, other = control.scene_of(3), control.elsewhere(3)
+    assert scene.style != other.style
+    assert (labels(scene) == labels(other)).all()
+
+
 def test_hints_are_of_their_planes() -> None:
     planes = torch.zeros(2, 4, 8, 8, dtype=torch.uint8)
     planes[:, control.PLANES.index("canny"), 3] = 255

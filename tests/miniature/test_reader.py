@@ -5,10 +5,9 @@ import dataclasses
 import numpy as np
 
 from miniature import control, reader
-from miniature.measure_control import recoloured
 from miniature.reader import Reader, Reading, coloured, overlap
 from miniature.rendering import labels
-from miniature.scenes import COLOURS, OUTLINES, allowed_backgrounds, allowed_colours
+from miniature.scenes import COLOURS, OUTLINES, allowed_backgrounds, allowed_colours, recoloured
 
 
 def test_a_perfect_reading_overlaps_and_is_coloured_as_prompted() -> None:
@@ -43,7 +42,7 @@ def test_a_recoloured_scene_has_the_same_structure_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     for seed in range(12):
         scene = control.scene_of(seed)
-        other = recoloured(scene, rng)
+        other = recoloured(rng, scene, held_out=True)
         assert (labels(other) == labels(scene)).all()
         assert other.style != scene.style
         assert other.held_out
