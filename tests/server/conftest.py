@@ -14,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from overpaint.server.database import Database
 from overpaint.server.jobs import Jobs
 
 
@@ -91,12 +92,12 @@ def opened(
     stores = list[Jobs]()
 
     def another() -> Jobs:
-        stores.append(Jobs(url, clock))
+        stores.append(Jobs(Database(url, clock)))
         return stores[-1]
 
     yield another
     for store in stores:
-        store.close()
+        store.database.close()
 
 
 @pytest.fixture

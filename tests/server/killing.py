@@ -24,6 +24,7 @@ import httpx
 import psutil
 from PIL import Image
 
+from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.jobs import ENDED, Jobs
 
@@ -155,13 +156,13 @@ def run(folder: Path, kills: int, count: int, seed: int = 0, pause: float = 0.5)
     killed.set()
     for client in clients:
         client.join()
-    jobs, files = Jobs(f"sqlite:///{folder / 'jobs.db'}"), Files(folder)
+    jobs, files = Jobs(Database(f"sqlite:///{folder / 'jobs.db'}")), Files(folder)
     try:
         until(lambda: not jobs.page(None, 1, states=("queued", "running")), "jobs do not end")
         check(found, jobs, files, acknowledged)
     finally:
         server.end()
-        jobs.close()
+        jobs.database.close()
     if unexpected := [answer for answer in broken if not answer.startswith(("429", "503"))]:
         raise AssertionError(f"answered {unexpected[:3]}")
     found.seconds = round(time.monotonic() - began, 1)

@@ -6,14 +6,13 @@ import itertools
 import threading
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from overpaint.errors import IdempotencyError, QueueFullError, StoreError
-from overpaint.server.jobs import AGEING, CRASHES, Delivery, Jobs, Limits, NewJob
-from overpaint.server.tables import about, connect
+from overpaint.errors import IdempotencyError, QueueFullError
+from overpaint.server.jobs import AGEING, CRASHES, Jobs, Limits, NewJob
+from overpaint.server.outbox import Outbox
 
 from .conftest import Clock, Open
 
@@ -290,44 +289,6 @@ def test_pages(store: Jobs, clock: Clock) -> None:
     assert len(store.page(None, 10)) == 6
 
 
-def test_webhooks_are_due_with_what_they_tell(store: Jobs, clock: Clock) -> None:
-    store.submit(new("a", webhook="https://example.org/hook"))
-    assert store.due(5, LEASE) == []
-    (claimed,) = store.claim("me", 1, LEASE)
-    (start,) = store.due(5, LEASE)
-    assert (start.kind, start.tries, start.job.id) == ("start", 0, "a")
-    assert store.due(5, LEASE) == []
-    store.delivered(start, Delivery(clock.now, 500, None, 0.1), again=30)
-    assert store.due(5, LEASE) == []
-    store.finish(claimed, "succeeded")
-    (end,) = store.due(5, LEASE)
-    assert (end.kind, end.job.state) == ("completed", "succeeded")
-    store.delivered(end, Delivery(clock.now, 204, None, 0.2), again=30)
-    clock.now += 30
-    (again,) = store.due(5, LEASE)
-    assert (again.id, again.tries) == (start.id, 1)
-    store.delivered(again, Delivery(clock.now, None, "refused", 0.3), again=None)
-    clock.now += 1e6
-    assert store.due(5, LEASE) == []
-    first, second = store.deliveries("a")
-    assert first[1:3] == ("start", "failed")
-    assert [(d.status, d.error) for d in first[3]] == [(500, None), (None, "refused")]
-    assert second[1:3] == ("completed", "delivered")
-    assert store.replay("a", "completed")
-    (replayed,) = store.due(5, LEASE)
-    assert (replayed.id, replayed.tries) == (end.id, 0)
-    assert not store.replay("a", "nothing")
-
-
-def test_a_post_whose_sender_died_is_due_again(store: Jobs, clock: Clock) -> None:
-    store.submit(new("a", webhook="https://example.org", webhook_events=["completed"]))
-    store.cancel("a")
-    assert len(store.due(5, LEASE)) == 1
-    clock.now += LEASE
-    (again,) = store.due(5, LEASE)
-    assert (again.kind, again.tries) == ("completed", 1)
-
-
 def test_old_jobs_are_forgotten_with_all_that_belongs_to_them(store: Jobs, clock: Clock) -> None:
     ended = new("a", webhook="https://example.org", token="t", body="x", files=["f", "g"])
     store.submit(ended)
@@ -341,7 +302,7 @@ def test_old_jobs_are_forgotten_with_all_that_belongs_to_them(store: Jobs, clock
     assert (gone.id, gone.result) == ("a", {"files": ["r"]})
     assert store.get("a") is None
     assert store.history("a") == []
-    assert store.deliveries("a") == []
+    assert Outbox(store.database).log("a") == []
     assert store.in_use(["f", "g"]) == {"g"}
     assert store.submit(replace(ended, id="c", body="y")).id == "c"
 
@@ -354,29 +315,3 @@ def test_notices_are_in_the_history(store: Jobs) -> None:
     for thread in threads:
         thread.join()
     assert kinds(store, "a") == ["queued", *["notice"] * 6]
-
-
-def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="cannot be opened"):
-        Jobs(f"sqlite:///{tmp_path}/nowhere/jobs.db")
-    with pytest.raises(StoreError) as error:
-        Jobs("postgresql+psycopg://me:secret@127.0.0.1:1/x")
-    assert "secret" not in str(error.value)
-    (tmp_path / "text.db").write_text("not a database, but long enough to look like one" * 20)
-    with pytest.raises(StoreError, match="cannot be opened"):
-        Jobs(f"sqlite:///{tmp_path}/text.db")
-
-
-def test_a_store_of_another_version(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/jobs.db"
-    Jobs(url).close()
-    with connect(url).begin() as connection:
-        connection.execute(about.update().values(version=99))
-    with pytest.raises(StoreError, match="schema 99"):
-        Jobs(url)
-
-
-def test_the_machine_s_clock(tmp_path: Path) -> None:
-    store = Jobs(f"sqlite:///{tmp_path}/jobs.db")
-    assert store.submit(new("a")).created > 1.7e9
-    store.close()

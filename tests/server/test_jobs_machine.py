@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from overpaint.errors import QueueFullError
+from overpaint.server.database import Database
 from overpaint.server.jobs import CRASHES, ENDED, Job, Jobs, Limits, NewJob
 
 from .conftest import Clock
@@ -64,12 +65,12 @@ class Machine(RuleBasedStateMachine):
         self.stores = {owner: self.open() for owner in OWNERS}
 
     def open(self) -> Jobs:
-        return Jobs(f"sqlite:///{self.folder}/jobs.db", self.clock)
+        return Jobs(Database(f"sqlite:///{self.folder}/jobs.db", self.clock))
 
     def teardown(self) -> None:
         self.check()
         for store in self.stores.values():
-            store.close()
+            store.database.close()
         shutil.rmtree(self.folder)
 
     def has(self, job: Job) -> bool:
@@ -186,7 +187,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(owner=st.sampled_from(OWNERS))
     def restart(self, owner: str) -> None:
-        self.stores[owner].close()
+        self.stores[owner].database.close()
         self.stores[owner] = self.open()
 
     @rule(job=consumes(held))

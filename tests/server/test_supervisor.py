@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 from overpaint.engine.worker import Ready, main
 from overpaint.events import Notice, Step
 from overpaint.request import Request
+from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.jobs import CRASHES, Job, Jobs, NewJob
 from overpaint.server.supervisor import Heard, Pace, Supervisor
@@ -83,11 +84,11 @@ class House:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    made = House(tmp_path, Jobs(f"sqlite:///{tmp_path}/jobs.db"), Files(tmp_path))
+    made = House(tmp_path, Jobs(Database(f"sqlite:///{tmp_path}/jobs.db")), Files(tmp_path))
     yield made
     for supervisor in made.running:
         supervisor.stop()
-    made.jobs.close()
+    made.jobs.database.close()
 
 
 def test_a_job_s_pictures_are_published(house: House) -> None:

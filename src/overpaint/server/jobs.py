@@ -10,27 +10,18 @@ A job runs at least once and is published at most once: `claim` gives every atte
 event and webhook are one transaction.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
-from overpaint.errors import IdempotencyError, QueueFullError, StoreError
-from overpaint.server.tables import (
-    VERSION,
-    connect,
-    deliveries,
-    events,
-    jobs,
-    lay,
-    outbox,
-    tokens,
-    uses,
-)
+from overpaint.errors import IdempotencyError, QueueFullError
+from overpaint.server import outbox
+from overpaint.server.database import Database
+from overpaint.server.outbox import EVENTS
+from overpaint.server.tables import events, jobs, tokens, uses
 
 State = Literal["queued", "running", "succeeded", "failed", "canceled"]
 ENDED: tuple[State, ...] = ("succeeded", "failed", "canceled")
@@ -54,7 +45,7 @@ class NewJob:
         work: seconds of the device that it is expected to take.
         origin: what the wire format wants to remember of it.
         webhook: where to post what happens to it.
-        webhook_events: of "start" and "completed", those to post.
+        webhook_events: of `outbox.EVENTS`, those to post.
         files: the pictures that it needs, by the hash of their content.
         priority: higher goes first.
         token: the client's idempotency key.
@@ -68,7 +59,7 @@ class NewJob:
     work: float
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
     webhook: str | None = None
-    webhook_events: Sequence[str] = ("start", "completed")
+    webhook_events: Sequence[str] = EVENTS
     files: Iterable[str] = ()
     priority: int = 0
     token: str | None = None
@@ -131,67 +122,19 @@ class Limits:
     work: float = float("inf")
 
 
-@dataclass(frozen=True)
-class Post:
-    """A webhook that is due.
-
-    Attributes:
-        id: stays the same over all tries.
-        kind: "start" or "completed".
-        tries: that were made before.
-    """
-
-    id: int
-    job: Job
-    kind: str
-    tries: int
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A try at a webhook: the status that came back, or the error if none did."""
-
-    at: float
-    status: int | None
-    error: str | None
-    seconds: float
-
-
 JOB = [jobs.c[name] for name in Job.__dataclass_fields__]
 
 
 class Jobs:
-    """The store. Its methods may be called from any thread; each is one transaction."""
+    """The store. Its methods may be called from any thread; each is one transaction.
 
-    def __init__(self, url: str, clock: Callable[[], float] | None = None):
-        """Open a store.
+    Attributes:
+        database: that it is in.
+    """
 
-        Args:
-            url: `sqlite:///path/jobs.db`, `postgresql+psycopg://…`.
-            clock: seconds since 1970. By default the machine's, and for Postgres the database's,
-                which all servers share.
-
-        Raises:
-            StoreError: it cannot be reached, or is another version's.
-        """
-        self._engine = connect(url)
-        self._shared = self._engine.dialect.name == "postgresql"
-        self._clock = clock
-        try:
-            found = lay(self._engine)
-        except DBAPIError as error:
-            raise StoreError(
-                f"the job store {_bare(url)} cannot be opened: {error.orig}."
-            ) from error
-        if found != VERSION:
-            raise StoreError(
-                f"the job store {_bare(url)} has schema {found}; this version of Overpaint has "
-                f"{VERSION}. Use the version that made it, or another store."
-            )
-
-    def close(self) -> None:
-        """Let the connections go."""
-        self._engine.dispose()
+    def __init__(self, database: Database):
+        self.database = database
+        self._write, self._read, self._now = database.write, database.read, database.now
 
     # Accepting
 
@@ -246,9 +189,7 @@ class Jobs:
             entry = {"key": new.key, "token": new.token, "body": new.body, "job": new.id}
             connection.execute(insert(tokens).values(entry))
         if new.webhook:
-            for kind in ("start", "completed"):
-                if kind in new.webhook_events:
-                    self._post(connection, new.id, kind)
+            outbox.announce(connection, new.id, new.webhook_events)
         self._say(connection, new.id, now, "queued", {})
         return self._one(connection, new.id)
 
@@ -317,7 +258,7 @@ class Jobs:
             found = {job.id: job for job in self._many(connection, jobs.c.id.in_(chosen))}
             for name in chosen:
                 self._say(connection, name, now, "started", {"attempt": found[name].attempt})
-                self._due(connection, name, "start", now)
+                outbox.ready(connection, name, "start", now)
             return [found[name] for name in chosen]
 
     def beat(self, owner: str, lease: float) -> dict[str, Job]:
@@ -468,74 +409,6 @@ class Jobs:
             connection.execute(select(jobs.c.id).where(jobs.c.id == name).with_for_update())
             self._say(connection, name, self._now(connection), kind, dict(body))
 
-    # Webhooks
-
-    def due(self, count: int, lease: float) -> list[Post]:
-        """Webhooks to post now; nobody else is given them for `lease` seconds."""
-        with self._write() as connection:
-            now = self._now(connection)
-            ready = and_(outbox.c.state == "due", outbox.c.due <= now)
-            first = select(outbox).where(ready).order_by(outbox.c.due).limit(count)
-            rows = connection.execute(first.with_for_update(skip_locked=True)).all()
-            taken = [row.id for row in rows]
-            later = update(outbox).where(outbox.c.id.in_(taken))
-            connection.execute(later.values(due=now + lease, tries=outbox.c.tries + 1))
-            return [Post(r.id, self._one(connection, r.job), r.kind, r.tries) for r in rows]
-
-    def delivered(self, post: Post, delivery: Delivery, again: float | None) -> None:
-        """Log a try at a webhook.
-
-        Args:
-            post: that was tried.
-            delivery: what came of it.
-            again: seconds until the next try; None if there is none.
-        """
-        good = delivery.status is not None and 200 <= delivery.status < 300
-        state = "delivered" if good else "failed" if again is None else "due"
-        with self._write() as connection:
-            now = self._now(connection)
-            connection.execute(
-                insert(deliveries).values(
-                    post=post.id,
-                    at=delivery.at,
-                    status=delivery.status,
-                    error=delivery.error,
-                    seconds=delivery.seconds,
-                )
-            )
-            changed = update(outbox).where(outbox.c.id == post.id)
-            connection.execute(changed.values(state=state, due=now + (again or 0)))
-
-    def deliveries(self, name: str) -> list[tuple[int, str, str, list[Delivery]]]:
-        """A job's webhooks: id, kind, state, and every try at it."""
-        with self._read() as connection:
-            posts = connection.execute(
-                select(outbox).where(outbox.c.job == name).order_by(outbox.c.id)
-            ).all()
-            tries = {
-                post.id: connection.execute(
-                    select(deliveries).where(deliveries.c.post == post.id).order_by(deliveries.c.id)
-                ).all()
-                for post in posts
-            }
-            return [
-                (
-                    post.id,
-                    post.kind,
-                    post.state,
-                    [Delivery(t.at, t.status, t.error, t.seconds) for t in tries[post.id]],
-                )
-                for post in posts
-            ]
-
-    def replay(self, name: str, kind: str) -> bool:
-        """Post a job's webhook once more, now; False if it has none, or is not so far."""
-        with self._write() as connection:
-            done = and_(outbox.c.job == name, outbox.c.kind == kind, outbox.c.state != "later")
-            again = update(outbox).where(done)
-            due = again.values(state="due", due=self._now(connection), tries=0)
-            return connection.execute(due).rowcount == 1
-
     # Keeping and forgetting
 
     def prune(self, age: float, count: int = 1000) -> list[Job]:
@@ -553,20 +426,6 @@ class Jobs:
             return set(connection.execute(used).scalars())
 
     # Within a transaction
-
-    def _write(self) -> AbstractContextManager[Connection]:
-        return self._engine.begin()
-
-    def _read(self) -> AbstractContextManager[Connection]:
-        return self._engine.execution_options(reads=True).begin()
-
-    def _now(self, connection: Connection) -> float:
-        if self._clock:
-            return self._clock()
-        if self._shared:
-            epoch = func.extract("epoch", func.clock_timestamp())
-            return float(connection.execute(select(epoch)).scalar_one())
-        return time.time()
 
     @staticmethod
     def _held(job: Job) -> ColumnElement[bool]:
@@ -596,7 +455,9 @@ class Jobs:
         if connection.execute(ended.values(values)).rowcount != 1:
             return False
         self._say(connection, name, now, state, {"error": error} if error else {})
-        self._due(connection, name, "completed", now)
+        if state == "succeeded":
+            outbox.ready(connection, name, "output", now)
+        outbox.ready(connection, name, "completed", now)
         return True
 
     def _requeue(
@@ -629,16 +490,6 @@ class Jobs:
         connection.execute(insert(events).values(entry))
 
     @staticmethod
-    def _post(connection: Connection, name: str, kind: str) -> None:
-        entry = {"job": name, "kind": kind, "state": "later", "due": 0.0, "tries": 0}
-        connection.execute(insert(outbox).values(entry))
-
-    @staticmethod
-    def _due(connection: Connection, name: str, kind: str, now: float) -> None:
-        waiting = and_(outbox.c.job == name, outbox.c.kind == kind, outbox.c.state == "later")
-        connection.execute(update(outbox).where(waiting).values(state="due", due=now))
-
-    @staticmethod
     def _many(connection: Connection, where: ColumnElement[bool]) -> list[Job]:
         return [_job(row) for row in connection.execute(select(*JOB).where(where))]
 
@@ -652,9 +503,3 @@ class Jobs:
 
 def _job(row: Any) -> Job:
     return Job(*row)
-
-
-def _bare(url: str) -> str:
-    """A store's address without its password."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"

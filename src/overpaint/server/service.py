@@ -17,9 +17,11 @@ from overpaint.engine.worker import Runs, Shown
 from overpaint.errors import ModelNotFoundError, QueueFullError, near
 from overpaint.events import Step
 from overpaint.request import Request
+from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.hub import Hub
 from overpaint.server.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
+from overpaint.server.outbox import EVENTS, Outbox
 from overpaint.server.supervisor import Pace, Supervisor
 
 Story = Said | Step | Shown
@@ -72,6 +74,7 @@ class Service:
     Attributes:
         settings: as it was started.
         jobs: the store.
+        outbox: its webhooks.
         files: uploads and results.
         hub: what happens now.
         supervisor: the worker's.
@@ -87,7 +90,8 @@ class Service:
         self.settings = settings
         self.files = Files(settings.data)
         self.files.sweep()
-        self.jobs = Jobs(settings.store or f"sqlite:///{settings.data / 'jobs.db'}")
+        self.jobs = Jobs(Database(settings.store or f"sqlite:///{settings.data / 'jobs.db'}"))
+        self.outbox = Outbox(self.jobs.database)
         self.hub = Hub()
         if settings.store is None:
             self.jobs.expire(owners_are_gone=True)  # a store in a folder has one server
@@ -108,7 +112,7 @@ class Service:
         """Take nothing more, let jobs end that end in time, give back the others."""
         self.draining = True
         self.supervisor.stop(self.settings.grace)
-        self.jobs.close()
+        self.jobs.database.close()
 
     # Jobs
 
@@ -121,7 +125,7 @@ class Service:
         priority: int = 0,
         origin: Mapping[str, Any] | None = None,
         webhook: str | None = None,
-        webhook_events: Sequence[str] = ("start", "completed"),
+        webhook_events: Sequence[str] = EVENTS,
         token: str | None = None,
         body: str = "",
     ) -> Job:

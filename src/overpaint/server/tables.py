@@ -1,14 +1,10 @@
 """The tables of the job store: one schema, on SQLite and on Postgres."""
 
-from typing import Any
-
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
-    Connection,
-    Engine,
     Float,
     ForeignKey,
     Index,
@@ -17,12 +13,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    create_engine,
-    event,
-    text,
 )
 
-VERSION = 1
+VERSION = 2
 
 schema = MetaData()
 
@@ -93,6 +86,7 @@ outbox = Table(
     Column("state", String(16), nullable=False),
     Column("due", Float, nullable=False),
     Column("tries", Integer, nullable=False),
+    Column("turn", Integer, nullable=False),
     Index("outbox_due", "state", "due"),
 )
 
@@ -107,44 +101,9 @@ deliveries = Table(
     Column("seconds", Float, nullable=False),
 )
 
-
-def connect(url: str) -> Engine:
-    """An engine whose every transaction may write, and is durable when it is committed.
-
-    SQLite: WAL; a commit returns once it is on the disk; whoever begins has the right to write, so
-    that no transaction fails half-way because of another.
-    """
-    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-    if engine.dialect.name == "sqlite":
-
-        @event.listens_for(engine, "connect")
-        def opened(connection: Any, _: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-            connection.isolation_level = None  # BEGIN is ours
-            for setting in (
-                "journal_mode = WAL",
-                "synchronous = FULL",
-                "foreign_keys = ON",
-                "busy_timeout = 60000",
-            ):
-                connection.execute(f"PRAGMA {setting}")
-
-        @event.listens_for(engine, "begin")
-        def begun(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
-            reads = connection.get_execution_options().get("reads", False)
-            connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def lay(engine: Engine) -> int:
-    """Make the tables where there are none; returns the version of the schema that is there."""
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            # Two servers may start at once.
-            connection.execute(text("SELECT pg_advisory_xact_lock(7160)"))
-        schema.create_all(connection)
-        found = connection.execute(about.select()).scalar()
-        if found is None:
-            connection.execute(about.insert().values(version=VERSION))
-            return VERSION
-        return int(found)
+secrets = Table(
+    "secrets",
+    schema,
+    Column("key", String(64), primary_key=True),
+    Column("secret", Text, nullable=False),
+)

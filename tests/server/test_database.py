@@ -1,0 +1,36 @@
+"""Opening stores."""
+
+from pathlib import Path
+
+import pytest
+
+from overpaint.errors import StoreError
+from overpaint.server.database import Database, connect
+from overpaint.server.jobs import Jobs, NewJob
+from overpaint.server.tables import about
+
+
+def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Database(f"sqlite:///{tmp_path}/nowhere/jobs.db")
+    with pytest.raises(StoreError) as error:
+        Database("postgresql+psycopg://me:secret@127.0.0.1:1/x")
+    assert "secret" not in str(error.value)
+    (tmp_path / "text.db").write_text("not a database, but long enough to look like one" * 20)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Database(f"sqlite:///{tmp_path}/text.db")
+
+
+def test_a_store_of_another_version(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    Database(url).close()
+    with connect(url).begin() as connection:
+        connection.execute(about.update().values(version=99))
+    with pytest.raises(StoreError, match="schema 99"):
+        Database(url)
+
+
+def test_the_machine_s_clock(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/jobs.db")
+    assert Jobs(database).submit(NewJob("a", "", "m", {}, 1.0)).created > 1.7e9
+    database.close()
