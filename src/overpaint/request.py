@@ -35,6 +35,9 @@ Pair = tuple[Annotated[int, Field(ge=0, le=16384)], Annotated[int, Field(ge=0, l
 Side = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Prompt = Annotated[str, Field(max_length=100_000)]
 Room = Annotated[int, Field(ge=0, le=4096)]
+EMBEDDING = re.compile(r"<embedding:([^<>:]+)>")
+"""A learnt word in a prompt, by the name of its embedding."""
+
 MASKED_FIELDS = (
     "mask_invert", "mask_grow", "mask_blur", "crop", "task", "fill", "match_colours"
 )  # fmt: skip
@@ -304,6 +307,15 @@ class Request(_Value):
     def staged(self) -> bool:
         """Whether a second stage follows."""
         return self.refine is not None
+
+    @property
+    def embeddings(self) -> dict[str, str]:
+        """The embeddings that the prompts use, in order, and the field that first names each."""
+        found: dict[str, str] = {}
+        for field in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+            for name in EMBEDDING.findall(getattr(self, field) or ""):
+                found.setdefault(name, field)
+        return found
 
     @property
     def guided(self) -> bool:

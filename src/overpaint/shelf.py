@@ -6,7 +6,6 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, TypeVar
 
 from overpaint.diffusion.plan import Extras
-from overpaint.diffusion.prompt import embeddings_in
 from overpaint.models import catalogue
 from overpaint.models.adapters import Adapter
 from overpaint.models.checkpoint import load_model
@@ -45,13 +44,11 @@ class Shelf:
             CheckpointError: one is for another model, of another kind, or damaged.
             DeviceError: the device ran out of memory.
         """
-        texts = (request.prompt, request.prompt_2)
-        negative = (request.negative_prompt, request.negative_prompt_2)
         return Extras(
             self._refiner(request.refiner) if request.refiner else None,
             tuple(map(self._net, request.controls)),
             tuple(self._adapter(asked, request.lora_lenient) for asked in request.loras),
-            tuple(map(self._embedding, embeddings_in(*texts, *negative))),
+            tuple(map(self._embedding, request.embeddings)),
             tuple(map(self._estimator, request.controls)),
         )
 
@@ -62,9 +59,13 @@ class Shelf:
 
     def _refiner(self, name: str) -> "Model":
         device, dtype = str(self.model.device), str(self.model.dtype).removeprefix("torch.")
-        return self._keep(
-            ("refiner", name), lambda: load_added(name, self.store, device=device, dtype=dtype)
-        )
+
+        def load() -> "Model":
+            refiner = load_added(name, self.store, device=device, dtype=dtype)
+            refiner.cache = self.model.cache
+            return refiner
+
+        return self._keep(("refiner", name), load)
 
     def _net(self, control: "Control") -> ControlNet | None:
         if not control.acts:

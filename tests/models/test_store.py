@@ -134,7 +134,7 @@ def test_what_ships_is_found_and_stays(
     def packaged(kind: str) -> dict[str, Path]:
         return {"miniature-ink": path} if kind == "lora" else {}
 
-    monkeypatch.setattr("overpaint.models.store.packaged", packaged)
+    monkeypatch.setattr("overpaint.models.entries.packaged", packaged)
     assert shipped() == (entry,)
     assert store.find("miniature-ink", "lora") == entry
     assert store.entries() == []

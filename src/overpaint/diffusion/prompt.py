@@ -25,6 +25,7 @@ from overpaint.errors import RequestError
 from overpaint.models.adapters import Adapters, weights_of
 from overpaint.models.embedding import Embedding
 from overpaint.models.model import Model, TextEncoder
+from overpaint.request import EMBEDDING
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
@@ -47,9 +48,6 @@ BACKTRACK = 20
 
 CHUNKS_AT_ONCE = 8
 """Chunks per call of a text encoder: all hidden states of a call are in memory together."""
-
-REMEMBERED = 32
-"""Encoded prompts kept per model."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +94,6 @@ _MARK = re.compile(
     """,
     re.VERBOSE,
 )
-EMBEDDING = re.compile(r"<embedding:([^<>:]+)>")
-"""A learnt word, by the name of its embedding."""
-
 _BREAK = re.compile(r"\bBREAK\b")
 
 
@@ -340,11 +335,13 @@ def encode(
         if unknown := [name for name in embeddings_in(text) if name not in known]:
             raise RequestError(where, f"no embedding {unknown[0]!r} is at hand.")
     used = tuple(known[name] for name in embeddings_in(*(text for text, _ in sources)))
+    changing = (a for a in adapters if any(a.changes(part) for part in model.encoders))
+    changes = tuple((adapter.lora.sha256, adapter.text_scale) for adapter in changing)
+    learnt = tuple(embedding.sha256 for embedding in used)
     return model.remember(
         "prompts",
-        (prompt, prompt_2, clip_skip, adapters, used),
+        (prompt, prompt_2, clip_skip, changes, learnt),
         lambda: _encode(model, sources, clip_skip, adapters, used),
-        REMEMBERED,
     )
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, near
+from overpaint.models.entries import MINIATURE, packaged
 from overpaint.models.family import FAMILIES
 from overpaint.models.weights import PICKLE_SUFFIXES, some
 
-MINIATURE = "miniature"
 PACKAGED = (MINIATURE, "miniature-inpaint", "miniature-refiner")
 """What ships inside the package."""
 
@@ -169,16 +169,6 @@ def resolve_estimator(name: str) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"{path}: an estimator is a folder with {' and '.join(TRANSFORMERS)}")
     return path
-
-
-def packaged(kind: str) -> dict[str, Path]:
-    """What ships inside the package beside the miniature, by name.
-
-    Args:
-        kind: "control", "lora" or "embedding".
-    """
-    folder = Path(str(importlib.resources.files("overpaint"))) / "data" / f"{MINIATURE}-{kind}"
-    return {f"{MINIATURE}-{path.stem}": path for path in sorted(folder.glob("*.safetensors"))}
 
 
 def net_for(kind: str, family: str) -> str:

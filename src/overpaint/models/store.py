@@ -1,10 +1,7 @@
 """The user's own checkpoints, LoRAs, nets and embeddings: files by content, found by name.
 
-    HOME/models/<sha256>.safetensors    the bytes, once
-    HOME/models/<name>.json             what they are; written last, so that it never lies
-
-What ships beside the miniature is found as well, and stays. Names lead here and nowhere else: a
-request cannot reach a path.
+Where they are, and what is said of them, is in `entries.py`. What ships beside the miniature is
+found as well, and stays.
 """
 
 import json
@@ -15,20 +12,14 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Literal
 
-from pydantic import BaseModel, Field
-
-from overpaint.errors import CheckpointError, ModelNotFoundError, OutputError, near
-from overpaint.models import lora
-from overpaint.models.catalogue import ALIASES, PACKAGED, packaged
+from overpaint.errors import CheckpointError, ModelNotFoundError, OutputError
+from overpaint.models import entries, lora
+from overpaint.models.catalogue import ALIASES, PACKAGED
+from overpaint.models.entries import NAME, SHIPPED, Entries, Entry, Kind, entry_path
 from overpaint.models.family import FAMILIES
 from overpaint.models.hashes import sha256_of
 from overpaint.models.weights import WeightsFile, open_weights
-
-Kind = Literal["lora", "control", "embedding", "checkpoint"]
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 KINDS: dict[Kind, str] = {
     "control": r"lora_controlnet|input_hint_block|controlnet_cond_embedding|^(adapter\.)?body\.",
@@ -38,44 +29,9 @@ KINDS: dict[Kind, str] = {
 }
 """Patterns of keys, in order, that tell what a file is."""
 
-SHIPPED: tuple[Kind, ...] = ("control", "lora", "embedding")
-"""Kinds of which some ship inside the package."""
 
-
-class Entry(BaseModel, frozen=True):
-    """A file of the user's.
-
-    Attributes:
-        name: it is found by.
-        kind: what it is.
-        sha256: of the file.
-        licence: as the user gave it.
-        file: what it was called.
-        keys: how many tensors it holds.
-        rank: of a LoRA.
-        trigger_words: that a LoRA's metadata names.
-        metadata: the file's own.
-        path: where it is now.
-    """
-
-    name: str
-    kind: Kind
-    sha256: str
-    licence: str | None
-    file: str
-    keys: int
-    rank: int | None = None
-    trigger_words: tuple[str, ...] = ()
-    metadata: dict[str, str] = {}
-    path: Path = Field(default=Path(), exclude=True)
-
-
-class Store:
+class Store(Entries):
     """The files under one home."""
-
-    def __init__(self, home: str | os.PathLike[str] | None = None):
-        """Look under a home, by default `~/.overpaint`."""
-        self.folder = (Path(home) if home else Path("~/.overpaint").expanduser()) / "models"
 
     def add(self, source: Path, name: str | None = None, licence: str | None = None) -> Entry:
         """Copy a file in, whole or not at all.
@@ -98,7 +54,7 @@ class Store:
         entry = describe(weights, checked(name), licence)
         if entry.kind == "checkpoint" and name in (*PACKAGED, *ALIASES):
             raise CheckpointError(f"{name!r} is the name of another model; give one with --name")
-        if (taken := self._read(name)) and taken.sha256 != entry.sha256:
+        if self.kind_of(name) and (taken := self.find(name)).sha256 != entry.sha256:
             raise CheckpointError(
                 f"{name!r} is {taken.file} already; remove it first, or give another name"
             )
@@ -118,21 +74,12 @@ class Store:
         Raises:
             ModelNotFoundError: none by that name, or none of that kind.
         """
-        entry = self._read(name) if NAME.fullmatch(name) else None
-        if entry is None or kind not in (None, entry.kind):
-            what = kind or "file"
-            known = [e.name for e in (*self.entries(), *shipped()) if kind in (None, e.kind)]
-            aside = " Names lead to the catalogue alone; add the file first." if "/" in name else ""
-            suggestion = (
-                near(name, known) if known else " None was added yet: overpaint models add FILE."
-            )
-            raise ModelNotFoundError(f"unknown {what} {name!r}.{aside or suggestion}")
-        return entry
+        self.require(name, kind)
+        return self.added(name) or _shipped(name, _packaged()[name])
 
     def known(self, name: str, kind: Kind) -> Entry | None:
         """The entry of a name; None where none of that kind has it."""
-        found = self._read(name) if NAME.fullmatch(name) else None
-        return found if found and found.kind == kind else None
+        return self.find(name) if self.kind_of(name) == kind else None
 
     def remove(self, name: str) -> Entry:
         """Forget a name, and the file when no other name leads to it.
@@ -149,21 +96,6 @@ class Store:
             entry.path.unlink(missing_ok=True)
         return entry
 
-    def entries(self) -> list[Entry]:
-        """All that were added, by name."""
-        names = (path.stem for path in sorted(self.folder.glob("*.json")))
-        return [entry for name in names if (entry := self._read(name))]
-
-    def _read(self, name: str) -> Entry | None:
-        path = self.folder / f"{name}.json"
-        try:
-            entry = Entry.model_validate_json(path.read_text("utf-8"))
-        except FileNotFoundError:
-            return next((_shipped(own, path) for own, path in _packaged() if own == name), None)
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-        return entry.model_copy(update={"path": entry_path(self.folder, entry)})
-
     def _put(self, path: Path, write: Callable[[Path], object]) -> None:
         with NamedTemporaryFile(dir=self.folder, suffix=".partial", delete=False) as file:
             unfinished = Path(file.name)
@@ -176,23 +108,17 @@ class Store:
 
 def shipped() -> tuple[Entry, ...]:
     """What ships beside the miniature."""
-    return tuple(_shipped(name, path) for name, path in _packaged())
+    return tuple(_shipped(name, path) for name, path in _packaged().items())
 
 
-def _packaged() -> Iterator[tuple[str, Path]]:
-    for kind in SHIPPED:
-        yield from packaged(kind).items()
+def _packaged() -> dict[str, Path]:
+    return {name: path for kind in SHIPPED for name, path in entries.packaged(kind).items()}
 
 
 @cache
 def _shipped(name: str, path: Path) -> Entry:
     licence = FAMILIES["miniature"].licence
     return describe(open_weights(path), name, licence).model_copy(update={"path": path})
-
-
-def entry_path(folder: Path, entry: Entry) -> Path:
-    """Where an entry's bytes are."""
-    return folder / f"{entry.sha256}.safetensors"
 
 
 def checked(name: str) -> str:
