@@ -1,32 +1,82 @@
-"""A server that paints nothing: `python -m tests.server.fake_server FOLDER PORT [STORE]`."""
+"""A server for proofs, as `overpaint serve` starts it, but for choices that no user has.
+
+`python -m tests.server.fake_server FOLDER PORT` paints nothing.
+"""
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import uvicorn
-
-from overpaint.server.app import create_app
-from overpaint.server.service import Settings
-from overpaint.server.supervisor import Pace
+from overpaint.engine.worker import paints
 from tests.server.fake import Fake
+from tests.server.watched import watched
 
-SECONDS = 0.03  # of a tick
+if TYPE_CHECKING:
+    from overpaint.engine.worker import Runs
+
+ENGINES = {"fake": Fake, "miniature": paints, "watched": watched}
 
 
 def main() -> None:
-    folder, port, *store = sys.argv[1:]
+    # A worker's process imports this module too, and none of these.
+    import uvicorn
+
+    from overpaint.engine.profile import Profile
+    from overpaint.server.app import create_app
+    from overpaint.server.jobs import Limits
+    from overpaint.server.service import Settings
+    from overpaint.server.supervisor import Pace
+    from tests.server.faults import install
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--engine", choices=ENGINES, default="fake")
+    parser.add_argument("--seconds", type=float, default=0.03, help="of a tick of the fake")
+    parser.add_argument("--profile", type=Path, help="what steps of the miniature take")
+    parser.add_argument("--store", help="by default SQLite in the folder")
+    parser.add_argument("--lease", type=float, default=3.0)
+    parser.add_argument("--look", type=float, default=0.2)
+    parser.add_argument("--room", type=int, default=Pace().room)
+    parser.add_argument("--queue", type=int, default=Limits().queued)
+    parser.add_argument("--faults", action="store_true", help="fail as FOLDER/faults.json says")
+    given = parser.parse_args()
+
+    profile = Profile.read(given.profile) if given.profile else None
+    names = ("miniature",)
+    arguments: tuple[Any, ...] = (given.seconds,)
+    if given.engine != "fake":
+        arguments = (names, "cpu", "fp32", given.folder / "home", float("inf"), profile)
+    if given.engine == "watched":
+        arguments = (given.folder / "ticks.jsonl", *arguments)
+    make: Any = ENGINES[given.engine]
+    if given.faults:
+        arguments = (given.folder, make, arguments)
+        make = faulty
+        install(given.folder, "server")
     settings = Settings(
-        Path(folder),
-        ("m",),
-        Fake,
-        (SECONDS,),
-        store[0] if store else None,
-        pace=Pace(lease=3.0, look=0.2),
+        given.folder,
+        names,
+        make,
+        arguments,
+        given.store,
+        limits=Limits(queued=given.queue),
+        pace=Pace(lease=given.lease, look=given.look, room=given.room),
+        profile=profile or Profile(),
+        native=128,
         grace=0.0,
     )
-    uvicorn.run(create_app(settings), port=int(port), log_level="error")
+    uvicorn.run(create_app(settings), port=given.port, log_level="error")
+
+
+def faulty(folder: Path, make: Any, arguments: tuple[Any, ...]) -> Runs:
+    """An engine in a worker whose calls fail as they are told to."""
+    from tests.server.faults import install
+
+    install(folder, "worker")
+    return make(*arguments)
 
 
 if __name__ == "__main__":

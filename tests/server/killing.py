@@ -1,97 +1,64 @@
 """Jobs for a server whose processes are killed at random: what was acknowledged must end once.
 
-`python -m tests.server.killing KILLS JOBS` prints what came of it, as JSON.
+`python -m tests.server.killing KILLS JOBS [--engine miniature]` prints what came of it, as JSON.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import itertools
 import json
 import random
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
-import psutil
 from PIL import Image
 
 from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.jobs import ENDED, Jobs
 
-ROOT = Path(__file__).parents[2]
+from .processes import Server, until
+
 PROMPTS = ("a cup", "note", "a car", "refuse", "a fish")
 CLIENTS = 4
-PATIENCE = 300.0
+AGAIN = 0.1
+"""Seconds until a client that was turned away tries again."""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@dataclass(frozen=True)
+class Engine:
+    """What is asked of an engine, and how it is killed.
+
+    Attributes:
+        steps: of a job, at most.
+        queue: jobs that may wait.
+        pause: seconds until the next kill, at most.
+        side: of a picture, in pixels.
+    """
+
+    steps: int
+    queue: int
+    pause: float
+    side: int
 
 
-class Server:
-    """A server that is started again whenever it was killed."""
-
-    def __init__(self, folder: Path, port: int):
-        self.command = [sys.executable, "-m", "tests.server.fake_server", str(folder), str(port)]
-        self.url = f"http://127.0.0.1:{port}"
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(self.command, cwd=ROOT, stderr=subprocess.DEVNULL)
-        until(lambda: answers(self.url), "the server does not start")
-
-    def kill(self) -> None:
-        """As the machine would: its worker notices."""
-        self.process.kill()
-        self.process.wait()
-        self.start()
-
-    def kill_worker(self) -> bool:
-        """One of its children, which are the worker and what Python starts with it."""
-        killed = 0
-        for child in psutil.Process(self.process.pid).children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # it was dying already
-                if "spawn_main" in " ".join(child.cmdline()):
-                    child.kill()
-                    killed += 1
-        return killed > 0
-
-    def end(self) -> None:
-        self.process.terminate()
-        self.process.wait()
-
-
-def answers(url: str, path: str = "healthz") -> bool:
-    try:
-        return httpx.get(f"{url}/{path}", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def until(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError(what)
-        time.sleep(0.02)
+ENGINES = {
+    "fake": Engine(steps=15, queue=10_000, pause=0.5, side=8),
+    "miniature": Engine(steps=4, queue=40, pause=2.0, side=128),
+}
 
 
 @dataclass
 class Found:
     """What came of the jobs that were acknowledged."""
 
+    engine: str
     kills: int = 0
     of_servers: int = 0
     acknowledged: int = 0
@@ -104,11 +71,12 @@ class Found:
     seconds: float = 0.0
 
 
-def run(folder: Path, kills: int, count: int, seed: int = 0, pause: float = 0.5) -> Found:
+def run(folder: Path, kills: int, count: int, engine: str = "fake", seed: int = 0) -> Found:
     """Submit so many jobs while processes are killed so many times."""
     began = time.monotonic()
     rng = random.Random(seed)
-    server = Server(folder, free_port())
+    asked = ENGINES[engine]
+    server = Server(folder, "--engine", engine, "--queue", str(asked.queue))
     acknowledged, numbers, lock = list[str](), itertools.count(), threading.Lock()
     killed, broken = threading.Event(), list[str]()
 
@@ -122,7 +90,7 @@ def run(folder: Path, kills: int, count: int, seed: int = 0, pause: float = 0.5)
                     return
                 fields = {
                     "prompt": own.choice(PROMPTS),
-                    "num_inference_steps": own.randint(1, 15),
+                    "num_inference_steps": own.randint(1, asked.steps),
                     "seed": number,
                 }
                 token = {"Idempotency-Key": f"job {number}"}
@@ -136,17 +104,18 @@ def run(folder: Path, kills: int, count: int, seed: int = 0, pause: float = 0.5)
                         with lock:
                             acknowledged.append(answer.json()["id"])
                         break
-                    broken.append(f"{answer.status_code} {answer.text}")
-                    time.sleep(0.02)
+                    if answer.status_code not in (429, 503):
+                        broken.append(f"{answer.status_code} {answer.text}")
+                    time.sleep(AGAIN)
 
     clients = [threading.Thread(target=submit, daemon=True) for _ in range(CLIENTS)]
     for client in clients:
         client.start()
-    found = Found()
+    found = Found(engine)
     while found.kills < kills:
         if rng.random() < 0.8:  # mostly while jobs are under way, sometimes while it starts
-            until(lambda: answers(server.url, "readyz"), "the worker does not start")
-        time.sleep(rng.uniform(0, pause))
+            server.until_ready()
+        time.sleep(rng.uniform(0, asked.pause))
         if rng.random() < 0.5:
             server.kill()
             found.of_servers += 1
@@ -159,17 +128,17 @@ def run(folder: Path, kills: int, count: int, seed: int = 0, pause: float = 0.5)
     jobs, files = Jobs(Database(f"sqlite:///{folder / 'jobs.db'}")), Files(folder)
     try:
         until(lambda: not jobs.page(None, 1, states=("queued", "running")), "jobs do not end")
-        check(found, jobs, files, acknowledged)
+        check(found, jobs, files, acknowledged, asked.side)
     finally:
         server.end()
         jobs.database.close()
-    if unexpected := [answer for answer in broken if not answer.startswith(("429", "503"))]:
-        raise AssertionError(f"answered {unexpected[:3]}")
+    if broken:
+        raise AssertionError(f"answered {broken[:3]}")
     found.seconds = round(time.monotonic() - began, 1)
     return found
 
 
-def check(found: Found, jobs: Jobs, files: Files, acknowledged: list[str]) -> None:
+def check(found: Found, jobs: Jobs, files: Files, acknowledged: list[str], side: int) -> None:
     """Every job that was acknowledged, by what is stored and on the disk."""
     found.acknowledged = len(set(acknowledged))
     states = Counter[str]()
@@ -183,22 +152,30 @@ def check(found: Found, jobs: Jobs, files: Files, acknowledged: list[str]) -> No
         found.ended_twice += sum(said.kind in ENDED for said in jobs.history(name)) != 1
         found.given_up += "given up" in (job.error or "")
         if job.state == "succeeded":
-            found.results_missing += not all(
-                whole(files.results(name) / made) for made in (job.result or {})["files"]
-            )
+            made = [files.results(name) / file for file in (job.result or {})["files"]]
+            found.results_missing += not all(whole(path, side) for path in made)
     found.states = dict(states)
 
 
-def whole(path: Path) -> bool:
-    """Whether a picture can be read to its end."""
+def whole(path: Path, side: int) -> bool:
+    """Whether a square picture can be read to its end."""
     try:
         with Image.open(path) as image:
             image.load()
-            return image.size == (8, 8)
+            return image.size == (side, side)
     except OSError:
         return False
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kills", type=int)
+    parser.add_argument("jobs", type=int)
+    parser.add_argument("--engine", choices=ENGINES, default="fake")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(asdict(run(Path(folder), int(sys.argv[1]), int(sys.argv[2])))))
+        print(json.dumps(asdict(run(Path(folder), given.kills, given.jobs, given.engine))))
+
+
+if __name__ == "__main__":
+    main()

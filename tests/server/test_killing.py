@@ -28,3 +28,11 @@ def test_a_thousand_kills(tmp_path: Path) -> None:
     print(found)
     nothing_lost(found)
     assert found.acknowledged >= 20_000
+
+
+@pytest.mark.slow
+def test_kills_while_the_miniature_paints(tmp_path: Path) -> None:
+    found = run(tmp_path, kills=50, count=300, engine="miniature")
+    print(found)
+    nothing_lost(found)
+    assert found.acknowledged >= 300
