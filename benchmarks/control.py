@@ -72,7 +72,7 @@ def compare(
     assert loaded is not None
 
     def ours() -> object:
-        painter.model.kept.clear()
+        painter.model.cache.clear()
         return painter.run(asked)
 
     calls = Meter(loaded.module), Meter(net)

@@ -193,7 +193,7 @@ def ours(painter: Painter, job: Job) -> Callable[[], object]:
         fields["crop"] = "auto" if job.crop else "off"
 
     def run() -> object:
-        painter.model.kept.clear()
+        painter.model.cache.clear()
         return painter.run(Request(**fields))
 
     return run

@@ -130,9 +130,7 @@ def tiny_refiner(seed: int = 1, *, ours: bool = True) -> Model:
     if ours:
         install(unet)
     family = FAMILIES["miniature-refiner"]
-    return replace(
-        base, name="tiny-refiner", family=family, unet=unet, text_encoders=(second,), kept={}
-    )
+    return replace(base, name="tiny-refiner", family=family, unet=unet, text_encoders=(second,))
 
 
 def tiny_inpainter(seed: int = 2, *, ours: bool = True) -> Model:
@@ -146,7 +144,7 @@ def tiny_inpainter(seed: int = 2, *, ours: bool = True) -> Model:
     if ours:
         install(unet)
     family = FAMILIES["miniature-inpaint"]
-    return replace(base, name="tiny-inpainter", family=family, unet=unet, kept={})
+    return replace(base, name="tiny-inpainter", family=family, unet=unet)
 
 
 def tiny_folder(

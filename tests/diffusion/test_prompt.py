@@ -25,6 +25,8 @@ from overpaint.diffusion.prompt import (
     parse,
 )
 from overpaint.errors import RequestError
+from overpaint.models.adapters import Adapter
+from overpaint.models.lora import Lora
 from overpaint.models.model import Model, TextEncoder
 from overpaint.request import Request
 from tests.tiny import POOLED, WIDTHS, tiny_model, tiny_pipeline, tiny_tokenizer
@@ -482,7 +484,7 @@ def test_pools_at_the_end_token_whatever_the_config_says(text: str) -> None:
 
 
 def test_the_refiner_has_the_second_encoder_only(model: Model) -> None:
-    refiner = replace(model, text_encoders=model.text_encoders[1:], kept={})
+    refiner = replace(model, text_encoders=model.text_encoders[1:])
     both = encode(model, "a cat", "a dog")
     ours = encode(refiner, "a cat", "a dog")
     close(ours.tokens, both.tokens[..., WIDTHS[0] :])
@@ -519,7 +521,7 @@ def counted(model: Model) -> tuple[Model, list[int]]:
     for name in ("device", "config", "text_projection"):
         setattr(encoder, name, getattr(module, name))
     last = TextEncoder(model.text_encoders[1].tokenizer, cast(Any, encoder))
-    return replace(model, text_encoders=(model.text_encoders[0], last), kept={}), calls
+    return replace(model, text_encoders=(model.text_encoders[0], last)), calls
 
 
 def test_a_prompt_is_encoded_once(model: Model) -> None:
@@ -536,16 +538,12 @@ def test_a_prompt_is_encoded_once(model: Model) -> None:
     assert all(not torch.equal(other.tokens, first.tokens) for other in others)
 
 
-def test_the_cache_is_bounded_and_forgets_the_longest_unused(model: Model) -> None:
+def test_loras_that_leave_the_text_encoders_alone_share_encodings(model: Model) -> None:
     model, calls = counted(model)
-    encode(model, "kept")
-    for number in range(40):
-        encode(model, str(number))
-        encode(model, "kept")
-    assert len(calls) == 41
-    assert len(model.kept["prompts"]) == 32
-    encode(model, "0")
-    assert len(calls) == 42
+    first = encode(model, "a cat")
+    lora = Lora("style", "ab" * 32, "cd" * 32, {"unet": {}}, {})
+    assert encode(model, "a cat", adapters=(Adapter(lora, 0.5),)) is first
+    assert len(calls) == 1
 
 
 def test_encoding_keeps_no_gradient(model: Model) -> None:

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 WINDOW_CELLS = 4 * 128 * 128
 """Latent cells, over all windows of a tiled stage, that an accelerator is given at once."""
 
-REMEMBERED = 8
-"""Canvases, and encoded pictures, kept per model."""
-
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -307,7 +304,7 @@ def _canvas(request: "Request", model: "Model") -> Canvas:
     masks = ("mask_from", "mask_invert", "mask_grow", "mask_blur")
     pictures = (p and p.sha256 for p in (request.image, request.mask))
     key = (*pictures, *(getattr(request, name) for name in (*fields, *masks)))
-    return model.remember("canvas", key, lambda: lay_out(request, model.native_size), REMEMBERED)
+    return model.remember("canvas", key, lambda: lay_out(request, model.native_size))
 
 
 def moments(
@@ -321,7 +318,7 @@ def moments(
 
     content = (picture.tobytes(), b"" if hidden is None else hidden.tobytes())
     key = (picture.size, *(hashlib.sha256(part).digest() for part in content))
-    found, notice = model.remember("moments", key, encode, REMEMBERED)
+    found, notice = model.remember("moments", key, encode)
     if notice and notice not in notices:
         notices.append(notice)
     return found
@@ -334,7 +331,7 @@ def network(model: "Model") -> Network:
         schedule = NoiseSchedule(model.noise)
         return UNet(model.unet, schedule, model.noise.prediction, weights_of(model))
 
-    return model.remember("network", (), make, 1)
+    return model.once("network", make)
 
 
 def _tiled(model: "Model") -> Network:
@@ -345,7 +342,7 @@ def _tiled(model: "Model") -> Network:
         side = model.native_size // model.vae_factor
         return Tiled(network(model), side, model.vae_factor, cells=cells)
 
-    return model.remember("tiled network", (), make, 1)
+    return model.once("tiled network", make)
 
 
 def _notices(request: "Request", model: "Model", canvas: Canvas) -> list[str]:

@@ -30,9 +30,6 @@ Nets = Sequence[ControlNet | None]
 Estimators = Sequence[Estimator | None]
 """Likewise, of those whose hint shows what a network sees; may be empty."""
 
-REMEMBERED = 8
-"""Hints, as nets see them, and what estimators see, kept per model."""
-
 
 def controls(
     request: "Request",
@@ -90,9 +87,8 @@ def _control(
     hint = torch.from_numpy(images.to_array(shown))[None] * 0.5 + 0.5
     features = model.remember(
         "hints",
-        (net, shown.size, hashlib.sha256(shown.tobytes()).digest()),
+        (net.sha256, shown.size, hashlib.sha256(shown.tobytes()).digest()),
         lambda: net.see(hint),
-        REMEMBERED,
     )
     interval = (asked.start, asked.end)
     return Control(net, hint, features, asked.scale, interval, asked.weighting, mask, kind)
@@ -102,8 +98,9 @@ def _remembering(estimator: Estimator, model: "Model") -> hints.Estimate:
     """What an estimator sees, kept by the picture's pixels."""
 
     def see(picture: Image.Image) -> NDArray[Any]:
-        key = (estimator, picture.size, hashlib.sha256(picture.tobytes()).digest())
-        return model.remember("estimates", key, lambda: estimator.see(picture), REMEMBERED)
+        content = hashlib.sha256(picture.tobytes()).digest()
+        key = (estimator.sha256, estimator.sight, picture.size, content)
+        return model.remember("estimates", key, lambda: estimator.see(picture))
 
     return see
 

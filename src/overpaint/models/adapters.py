@@ -98,4 +98,4 @@ class Weights:
 
 def weights_of(model: "Model") -> Weights:
     """The model's weights; always the same object for one model."""
-    return model.remember("weights", (), lambda: Weights(model), 1)
+    return model.once("weights", lambda: Weights(model))

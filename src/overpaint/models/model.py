@@ -1,12 +1,13 @@
 """The model: what a checkpoint becomes once it is on a device."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
+
+from overpaint.models.cache import Cache
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -85,7 +86,7 @@ class Model:
         preview_decoder: a small decoder for previews, when one was loaded.
         notices: what loading has to say.
         vae_in_use: held by whoever runs the VAE, which one thread may while others run the UNet.
-        kept: results worth keeping between requests; see `remember`.
+        cache: results that may be forgotten; see `remember`. Models may share one.
     """
 
     name: str
@@ -103,26 +104,28 @@ class Model:
     preview_decoder: "AutoencoderTiny | None" = None
     notices: tuple[str, ...] = ()
     vae_in_use: threading.RLock = field(default_factory=threading.RLock, repr=False)
-    kept: dict[str, OrderedDict[Hashable, Any]] = field(
-        default_factory=dict[str, OrderedDict[Hashable, Any]]
-    )
+    # A changed copy of a model begins anew.
+    cache: Cache = field(default_factory=Cache, init=False, repr=False)
+    _own: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
+    _making: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
 
-    def remember(self, kind: str, key: Hashable, make: Callable[[], T], most: int) -> T:
+    def remember(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returned for this key, made anew if it was forgotten.
 
         Args:
             kind: of result, each with keys of its own.
-            key: all that the result depends on, besides the model.
+            key: all that the result depends on besides the model, by content.
             make: makes it.
-            most: how many of the kind to keep; the one not used for longest is forgotten first.
         """
-        kept = self.kept.setdefault(kind, OrderedDict())
-        made: T = kept[key] if key in kept else make()
-        kept[key] = made
-        kept.move_to_end(key)
-        if len(kept) > most:
-            kept.popitem(last=False)
-        return made
+        mine = (self.name, self.sha256, self.device, self.dtype)
+        return self.cache.remember(kind, (mine, key), make)
+
+    def once(self, what: str, make: Callable[[], T]) -> T:
+        """What `make` returned when this was first asked for; it stays as long as the model."""
+        with self._making:
+            if what not in self._own:
+                self._own[what] = make()
+            return self._own[what]
 
     @property
     def encoders(self) -> dict[str, TextEncoder]:

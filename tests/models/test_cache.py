@@ -1,0 +1,165 @@
+"""What is kept between requests: within a budget, and without a trace in any picture."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import overpaint
+from overpaint.canvas import Canvas, Frame
+from overpaint.diffusion.plan import network
+from overpaint.images import picture
+from overpaint.models.cache import ENTRY, Cache, bytes_of
+from overpaint.request import Control, Lora, Request
+from tests.tiny import tiny_model
+
+HOUSE = picture(Path(__file__).parents[2] / "examples" / "house.png")
+KB = 1024
+
+
+def block(kilobytes: int) -> np.ndarray[Any, Any]:
+    return np.zeros(kilobytes * KB, np.uint8)
+
+
+def test_the_one_not_used_for_longest_goes_first_whatever_its_kind() -> None:
+    cache = Cache(10 * KB + 3 * ENTRY)
+    for kind, key in (("a", 1), ("b", 1), ("a", 2), ("a", 1)):
+        cache.remember(kind, key, lambda: block(3))
+    assert cache.counts() == ({"a": 1}, {"a": 2, "b": 1})
+    cache.remember("c", 1, lambda: block(4))  # in the place of b's
+    cache.remember("a", 2, lambda: block(3))
+    cache.remember("a", 1, lambda: block(3))
+    cache.remember("b", 1, lambda: block(3))
+    assert cache.counts() == ({"a": 3}, {"a": 2, "b": 2, "c": 1})
+
+
+def test_what_is_larger_than_the_budget_pushes_nothing_out() -> None:
+    cache = Cache(4 * KB + ENTRY)
+    small = cache.remember("a", 1, lambda: block(4))
+    cache.remember("a", 2, lambda: block(5))
+    assert cache.remember("a", 1, lambda: block(4)) is small
+
+
+def test_with_a_budget_of_nothing_all_is_made_anew() -> None:
+    cache, made = Cache(0), list[int]()
+    for _ in range(3):
+        cache.remember("a", 1, lambda: made.append(1))
+    assert (len(made), len(cache), cache.size) == (3, 0, 0)
+
+
+def test_forgotten_all_at_once() -> None:
+    cache = Cache()
+    cache.remember("a", 1, lambda: block(1))
+    cache.clear()
+    assert (len(cache), cache.size) == (0, 0)
+    cache.remember("a", 1, lambda: block(1))
+    assert cache.counts() == ({}, {"a": 2})
+
+
+def test_what_cannot_be_made_is_not_kept() -> None:
+    cache = Cache()
+    with pytest.raises(ZeroDivisionError):
+        cache.remember("a", 1, lambda: 1 // 0)
+    assert cache.remember("a", 1, lambda: 1) == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9))), st.integers(0, 20))
+def test_any_use_stays_within_the_budget(uses: list[tuple[int, int]], budget: int) -> None:
+    cache = Cache(budget * KB)
+    for key, size in uses:
+        cache.remember("a", key, lambda size=size: block(size))
+        assert 0 <= cache.size <= budget * KB
+    cache.clear()
+    assert cache.size == 0
+
+
+def test_many_threads() -> None:
+    cache = Cache(8 * (KB + ENTRY))
+
+    def use(number: int) -> bool:
+        key = number % 12
+        return int(cache.remember("a", key, lambda: np.full(KB, key, np.uint8))[0]) == key
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(use, range(4000)))
+    hits, misses = cache.counts()
+    assert hits["a"] + misses["a"] == 4000
+    assert cache.size == len(cache) * (KB + ENTRY) <= cache.budget
+
+
+def test_bytes_are_counted_once() -> None:
+    tensor = torch.zeros(4, KB)
+    assert bytes_of(tensor) == 16 * KB
+    assert bytes_of((tensor, tensor[0])) == 16 * KB
+    assert bytes_of(tensor[0]) == 16 * KB  # which it keeps
+    whole = np.zeros((4, KB), np.float32)
+    assert bytes_of([whole, whole[1:]]) == 16 * KB
+    shown = Image.new("RGB", (32, 32))
+    assert bytes_of({"a": shown, "b": shown}) == 4 * KB
+    assert bytes_of(Image.new("L", (32, 32))) == KB
+    canvas = Canvas((32, 32), Frame((32, 32), (32, 32)), shown)
+    assert 4 * KB <= bytes_of(canvas) < 5 * KB
+
+
+def test_what_has_no_size_is_refused() -> None:
+    with pytest.raises(TypeError, match="size of a Cache"):
+        bytes_of((1, Cache()))
+
+
+def test_the_network_stays() -> None:
+    model = tiny_model()
+    model.cache.budget = 0
+    first = network(model)
+    model.cache.clear()
+    assert network(model) is first
+
+
+REQUESTS = (
+    Request(prompt="a cup", negative_prompt="a car", num_inference_steps=2, seed=1),
+    Request(image=HOUSE, prompt="a red house", strength=0.5, num_inference_steps=2, seed=2),
+    Request(image=HOUSE, mask_from="box:100,0,300,200", num_inference_steps=2, seed=3),
+    Request(
+        prompt="a red house",
+        controls=(Control(kind="canny", image=HOUSE),),
+        loras=(Lora(name="miniature-comic"),),
+        num_inference_steps=2,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def painter() -> overpaint.Painter:
+    return overpaint.load("miniature", device="cpu", dtype="fp32")
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_no_picture_depends_on_it(painter: overpaint.Painter, request_: Request) -> None:
+    painter.model.cache = Cache(0)
+    made = painter.run(request_).images[0].tobytes()
+    painter.model.cache = Cache()
+    fresh = painter.run(request_).images[0].tobytes()
+    before = painter.model.cache.counts()[1]
+    kept = painter.run(request_).images[0].tobytes()
+    hits, after = painter.model.cache.counts()
+    assert made == fresh == kept
+    assert after == before  # all of it was there
+    assert hits["prompts"] >= 1
+
+
+def test_equal_content_is_found_though_it_is_loaded_anew(painter: overpaint.Painter) -> None:
+    request = REQUESTS[-1]
+    painter.model.cache = Cache()
+    painter.run(request)
+    misses = painter.model.cache.counts()[1]
+    other = overpaint.load("miniature", device="cpu", dtype="fp32")
+    other.model.cache = painter.model.cache
+    other.run(request)
+    assert other.model.cache.counts()[1] == misses
