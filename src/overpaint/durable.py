@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import sqlite3
 from pathlib import Path
 
 PARTIAL = ".partial"
@@ -28,6 +29,23 @@ def write(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def hold(path: Path) -> sqlite3.Connection:
+    """Have a file that nobody else has, until this is closed or the process ends, however it does.
+
+    The lock is SQLite's, which every system has.
+
+    Raises:
+        BlockingIOError: somebody else has it.
+    """
+    lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        lock.close()
+        raise BlockingIOError(f"{path} is held by somebody else") from error
+    return lock
 
 
 def _sync(folder: Path) -> None:

@@ -295,11 +295,13 @@ def test_old_jobs_are_forgotten_with_all_that_belongs_to_them(store: Jobs, clock
     store.submit(new("b", files=["g"]))
     (claimed, *_) = [job for job in store.claim("me", 2, LEASE) if job.id == "a"]
     store.finish(claimed, "succeeded", result={"files": ["r"]})
-    assert store.prune(60) == []
+    assert store.old(60) == []
     clock.now += 61
     assert store.in_use(["f", "g", "h"]) == {"f", "g"}
-    (gone,) = store.prune(60)
-    assert (gone.id, gone.result) == ("a", {"files": ["r"]})
+    assert store.old(60) == ["a"]
+    store.forget(["a", "b"])  # b is under way, and stays
+    assert store.old(0) == []
+    assert store.get("b") is not None
     assert store.get("a") is None
     assert store.history("a") == []
     assert Outbox(store.database).log("a") == []

@@ -1,6 +1,7 @@
 """The HTTP server: a `Service` and the wire formats that it is spoken to in."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -8,10 +9,18 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.server import native, replicate
 from overpaint.server.service import Service, Settings
+from overpaint.server.webhooks import Body, Courier
 from overpaint.server.wire import answer_errors
+
+BODIES: dict[str, Body] = {"native": native.told, "replicate": replicate.told}
+"""What is posted of jobs, by the wire format that they came by."""
+
+TIDY = 60.0
+"""Seconds between looks for what is too old to be kept."""
 
 
 def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
@@ -27,7 +36,13 @@ def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
         service = await asyncio.to_thread(Service, settings)
         app.state.service = service
         try:
-            yield
+            async with Courier(service, BODIES).posting():
+                tidying = asyncio.create_task(keep_tidy(service))
+                try:
+                    yield
+                finally:
+                    tidying.cancel()
+                    await asyncio.to_thread(service.drain)
         finally:
             await asyncio.to_thread(service.close)
 
@@ -53,3 +68,11 @@ def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
         return JSONResponse(shown, 503 if why else 200)
 
     return app
+
+
+async def keep_tidy(service: Service) -> None:
+    """Forget what is too old, now and then."""
+    while True:
+        with contextlib.suppress(SQLAlchemyError, OSError):  # out of order, and tried again
+            await asyncio.to_thread(service.tidy)
+        await asyncio.sleep(TIDY)

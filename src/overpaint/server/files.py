@@ -4,11 +4,12 @@ data/files/ab/abcdef…           a picture that came with a request, named by i
 data/results/JOB/ATTEMPT-0.png  what an attempt made
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ class Files:
         """
         name = hashlib.sha256(data).hexdigest()
         path = self._place(name)
-        if path.exists():
+        try:
             os.utime(path)  # its age begins anew
-        else:
+        except FileNotFoundError:
             write(path, data)
         return name
 
@@ -60,16 +61,22 @@ class Files:
         """Whether there is a file of a hash."""
         return self._place(name).exists()
 
-    def old(self, age: float) -> Iterator[str]:
+    def old(self, age: float) -> list[str]:
         """Names of what was put longer ago than `age` seconds."""
         before = time.time() - age
-        for path in (self.folder / "files").glob("*/*"):
-            if path.suffix != PARTIAL and path.stat().st_mtime < before:
-                yield path.name
+        paths = (p for p in (self.folder / "files").glob("*/*") if p.suffix != PARTIAL)
+        return [path.name for path in paths if _changed(path) < before]
 
-    def forget(self, name: str) -> None:
-        """Remove a file."""
-        self._place(name).unlink(missing_ok=True)
+    def forget(self, name: str, age: float = 0.0) -> None:
+        """Remove a file, unless it was put anew meanwhile: no longer ago than `age` seconds."""
+        path = self._place(name)
+        aside = path.with_suffix(PARTIAL)  # from here on, whoever puts it writes it anew
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(aside)
+            if _changed(aside) > time.time() - age:
+                aside.replace(path)
+            else:
+                aside.unlink()
 
     def results(self, job: str) -> Path:
         """The folder of what a job made."""
@@ -79,10 +86,11 @@ class Files:
         """Remove what a job made."""
         shutil.rmtree(self.results(job), ignore_errors=True)
 
-    def sweep(self) -> None:
-        """Remove what was being written when the last server died."""
+    def sweep(self, age: float = 0.0) -> None:
+        """Remove what was being written when a server died, more than `age` seconds ago."""
         for path in self.folder.glob(f"*/*/*{PARTIAL}"):
-            path.unlink(missing_ok=True)
+            if _changed(path) <= time.time() - age:
+                path.unlink(missing_ok=True)
 
     def pack(self, request: Request) -> tuple[dict[str, Any], list[str]]:
         """A request as JSON, its pictures as names of files that are kept now; and the names."""
@@ -121,3 +129,11 @@ class Files:
                     return value
 
         return Request.model_validate(unpacked(stored))
+
+
+def _changed(path: Path) -> float:
+    """When a file was put; later than anything if it is not there any more."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")

@@ -55,6 +55,7 @@ class Hub:
     def __init__(self) -> None:
         self._now: dict[str, Now] = {}
         self._listeners: dict[str, list[Listener]] = {}
+        self._moved = set[str]()
         self._changing = threading.Lock()
 
     def hear(self, name: str, heard: Heard) -> None:
@@ -65,6 +66,7 @@ class Hub:
                     self._now.pop(name, None)
                 case Step():
                     self._now.setdefault(name, Now()).step = heard
+                    self._moved.add(name)
                 case Shown(index):
                     self._now.setdefault(name, Now()).previews[index] = heard
                 case _:
@@ -78,6 +80,12 @@ class Hub:
         with self._changing:
             now = self._now.get(name, Now())
             return Now(now.step, dict(now.previews))
+
+    def moved(self) -> set[str]:
+        """Jobs that made a step since this was last asked."""
+        with self._changing:
+            moved, self._moved = self._moved, set()
+            return moved
 
     @contextlib.contextmanager
     def listening(self, name: str) -> Generator[asyncio.Queue[Heard]]:

@@ -334,6 +334,12 @@ class Jobs:
         with self._read() as connection:
             return self._first(connection, jobs.c.id == name)
 
+    def by_token(self, key: str, token: str) -> Job | None:
+        """The job that a key's token made."""
+        made = select(tokens.c.job).where(tokens.c.key == key, tokens.c.token == token)
+        with self._read() as connection:
+            return self._first(connection, jobs.c.id.in_(made))
+
     def page(
         self,
         key: str | None,
@@ -411,13 +417,17 @@ class Jobs:
 
     # Keeping and forgetting
 
-    def prune(self, age: float, count: int = 1000) -> list[Job]:
-        """Forget jobs that ended longer ago than `age` seconds; returns them."""
+    def old(self, age: float, count: int = 1000) -> list[str]:
+        """Jobs that ended longer ago than `age` seconds."""
+        with self._read() as connection:
+            ended = and_(jobs.c.state.in_(ENDED), jobs.c.ended < self._now(connection) - age)
+            return list(connection.execute(select(jobs.c.id).where(ended).limit(count)).scalars())
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget jobs that have ended, with all that was said of them."""
+        ended = and_(jobs.c.id.in_(list(names)), jobs.c.state.in_(ENDED))
         with self._write() as connection:
-            old = and_(jobs.c.state.in_(ENDED), jobs.c.ended < self._now(connection) - age)
-            found = [_job(r) for r in connection.execute(select(*JOB).where(old).limit(count))]
-            connection.execute(delete(jobs).where(jobs.c.id.in_([job.id for job in found])))
-            return found
+            connection.execute(delete(jobs).where(ended))
 
     def in_use(self, files: Iterable[str]) -> set[str]:
         """Which of these files a job needs."""

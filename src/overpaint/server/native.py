@@ -8,6 +8,8 @@
 | `POST /api/jobs/{id}/cancel` | ask for its end |
 | `GET /api/jobs/{id}/events` | its story, as server-sent events |
 | `GET /api/jobs/{id}/results/{name}` | a picture that it made |
+| `GET /api/jobs/{id}/webhooks` | every try at its webhooks |
+| `POST /api/jobs/{id}/webhooks/{event}/replay` | post one once more |
 | `POST /api/files` | upload a picture; its name is the hash of its content |
 | `GET /api/files/{name}` | whether it is there, and what it is |
 | `GET /api/models` | what may be asked for |
@@ -19,7 +21,8 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncGenerator, Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Header, HTTPException, Query, Response
 from fastapi import Request as Incoming
@@ -32,7 +35,16 @@ from overpaint.events import Step
 from overpaint.request import Picture, Request
 from overpaint.server.jobs import Job, Said
 from overpaint.server.service import Service, Story
-from overpaint.server.wire import Key, Serves, Token, data_uri, from_base64, upload
+from overpaint.server.wire import (
+    Event,
+    Key,
+    Serves,
+    Token,
+    Webhook,
+    data_uri,
+    from_base64,
+    upload,
+)
 
 router = APIRouter(prefix="/api", tags=["native"])
 
@@ -63,6 +75,8 @@ class Submission(BaseModel):
         model: by name; by default the server's first.
         priority: higher goes first.
         output: what files to make.
+        webhook: where to post what happens to it.
+        webhook_events: what of it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -71,6 +85,38 @@ class Submission(BaseModel):
     model: str | None = None
     priority: int = Field(default=0, ge=-10, le=10)
     output: Output = Field(default_factory=Output)
+    webhook: Webhook = None
+    webhook_events: tuple[Event, ...] = ("start", "completed")
+
+
+class Try(BaseModel):
+    """A try at a webhook.
+
+    Attributes:
+        at: seconds since 1970.
+        status: that came back.
+        error: why none did.
+        seconds: that it took.
+    """
+
+    at: float
+    status: int | None
+    error: str | None
+    seconds: float
+
+
+class WebhookView(BaseModel):
+    """A job's webhook, and every try at it.
+
+    Attributes:
+        event: that it tells of.
+        state: later, due, delivered, failed (no tries left), gone (its receiver is).
+        tries: the first one first.
+    """
+
+    event: Event
+    state: str
+    tries: list[Try]
 
 
 class Upload(BaseModel):
@@ -186,6 +232,11 @@ async def view(service: Service, job: Job) -> JobView:
     return shown
 
 
+async def told(service: Service, job: Job) -> dict[str, Any]:
+    """What is posted to a webhook."""
+    return (await view(service, job)).model_dump(mode="json")
+
+
 async def found(service: Service, key: str, name: str) -> Job:
     """A job of a key; others' are not there."""
     job = await asyncio.to_thread(service.jobs.get, name)
@@ -216,7 +267,9 @@ async def create(
         model=submission.model,
         key=key,
         priority=submission.priority,
-        origin={"output": kept},
+        origin={"wire": "native", "output": kept},
+        webhook=submission.webhook,
+        webhook_events=submission.webhook_events,
         token=idempotency_key,
         body=hashlib.sha256(submission.model_dump_json().encode()).hexdigest(),
     )
@@ -310,6 +363,36 @@ async def result(name: str, file: str, service: Serves, key: Key) -> FileRespons
         media_type=KINDS[path.suffix[1:]],
         headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=604800"},
     )
+
+
+@router.get("/jobs/{name}/webhooks")
+async def webhooks(name: str, service: Serves, key: Key) -> list[WebhookView]:
+    """Every try at a job's webhooks."""
+    await found(service, key, name)
+    log = await asyncio.to_thread(service.outbox.log, name)
+    return [
+        WebhookView(
+            event=cast(Event, posted.kind),
+            state=posted.state,
+            tries=[Try(**asdict(made)) for made in posted.tries],
+        )
+        for posted in log
+    ]
+
+
+@router.post("/jobs/{name}/webhooks/{event}/replay", status_code=202)
+async def replay(name: str, event: Event, service: Serves, key: Key) -> list[WebhookView]:
+    """Post a webhook once more: whatever came of it before, and with the same id."""
+    await found(service, key, name)
+    if not await asyncio.to_thread(service.outbox.replay, name, event):
+        raise HTTPException(409, f"job {name} has no webhook for {event}, or is not so far.")
+    return await webhooks(name, service, key)
+
+
+@router.get("/webhooks/secret")
+async def secret(service: Serves, key: Key) -> dict[str, str]:
+    """What your webhooks are signed with, by Standard Webhooks."""
+    return {"key": await asyncio.to_thread(service.outbox.secret, key)}
 
 
 @router.post("/files", status_code=201)

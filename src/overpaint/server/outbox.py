@@ -131,6 +131,8 @@ class Outbox:
     def go_on(self, names: Iterable[str]) -> None:
         """Jobs that went on: those that asked for "logs" have them posted, anew."""
         moved = list(names)
+        if not moved:
+            return
         own = and_(outbox.c.kind == "logs", outbox.c.job.in_(moved), outbox.c.state != "gone")
         with self._read() as connection:
             found = connection.execute(select(outbox.c.id).where(own)).scalars().all()

@@ -11,38 +11,41 @@ import json
 import re
 import time
 from collections.abc import AsyncGenerator
-from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, HTTPException, Query, Response, UploadFile
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response, UploadFile
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.server.jobs import ENDED, Job, Said
 from overpaint.server.native import KINDS, found
+from overpaint.server.outbox import EVENTS
 from overpaint.server.predictions import (
-    STATUS,
+    COG,
     Input,
-    logs,
+    accept,
     moment,
+    pictures,
     progress_line,
     schema_of,
-    to_request,
+    state_of,
+    version_of,
 )
 from overpaint.server.service import Service
-from overpaint.server.wire import LARGEST_UPLOAD, Key, Serves, Token, data_uri
+from overpaint.server.wire import LARGEST_UPLOAD, Event, Key, Serves, Token, Webhook
 
 router = APIRouter(prefix="/v1", tags=["Replicate"])
 
 Prefer = Annotated[str | None, Header()]
 WAIT = re.compile(r"wait(?:=(\d+))?")
 ID = re.compile(r"[0-9a-f]{64}")
-LONGEST_WAIT = 60
+LONGEST_WAIT = 55
+"""Seconds; the clients give up after a minute, and some then ask for the same once more."""
+
 OWNER = "overpaint"
-EVENTS = ("start", "output", "logs", "completed")
 
 
 class Body(BaseModel):
@@ -51,8 +54,8 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     input: Input
-    webhook: str | None = Field(default=None, max_length=2048, pattern="^https?://")
-    webhook_events_filter: list[str] | None = None
+    webhook: Webhook = None
+    webhook_events_filter: tuple[Event, ...] | None = EVENTS
     stream: bool | None = None  # every prediction can be streamed
 
 
@@ -60,11 +63,6 @@ class VersionBody(Body):
     """What makes a prediction of a version."""
 
     version: str = Field(max_length=300)
-
-
-def version_of(model: str) -> str:
-    """The id of a model's version: another one for every version of Overpaint."""
-    return hashlib.sha256(f"{model} {version('overpaint')}".encode()).hexdigest()
 
 
 def model_of(service: Service, name: str) -> str:
@@ -93,81 +91,76 @@ def base_of(incoming: Incoming) -> str:
 
 
 def seconds_of(prefer: str | None) -> float:
-    """How long `Prefer: wait` asks to wait, at most a minute."""
+    """How long `Prefer: wait` asks to wait, at most `LONGEST_WAIT`."""
     for part in (prefer or "").split(","):
         if asked := WAIT.fullmatch(part.strip()):
             return min(LONGEST_WAIT, float(asked[1] or LONGEST_WAIT))
     return 0.0
 
 
-def links(service: Service, job: Job, base: str, *, inside: bool) -> list[str] | None:
-    """A job's pictures: as links, or with `inside` as data: URIs.
-
-    The client makes files of https: and data: alone, so that a server that is reached by http:
-    gives its pictures inside.
-    """
+def links(job: Job, base: str) -> list[str] | None:
+    """Links to a job's pictures; None while there are none."""
     if job.state != "succeeded" or job.result is None:
         return None
     names: list[str] = job.result["files"]
-    if not inside:
-        return [f"{base}/v1/predictions/{job.id}/output/{name}" for name in names]
-    folder = service.files.results(job.id)
-    return [data_uri((folder / n).read_bytes(), KINDS[Path(n).suffix[1:]]) for n in names]
+    return [f"{base}/v1/predictions/{job.id}/output/{name}" for name in names]
 
 
 async def prediction(
     service: Service, job: Job, base: str, *, inside: bool = False
 ) -> dict[str, Any]:
-    """A job in their words."""
+    """A job in their words; `inside` asks for the pictures themselves where links are of no use.
+
+    The client makes files of https: and data: alone, so that a server that is reached by http:
+    gives its pictures inside.
+    """
 
     def look() -> tuple[list[str] | None, list[Said]]:
         inner = inside and not base.startswith("https:")
-        return links(service, job, base, inside=inner), service.jobs.history(job.id)
+        return pictures(service, job) if inner else links(job, base), service.jobs.history(job.id)
 
     output, history = await asyncio.to_thread(look)
-    metrics: dict[str, float] = {}
-    if job.ended is not None:
-        metrics = {"total_time": job.ended - job.created}
-        if job.started is not None:
-            metrics["predict_time"] = job.ended - job.started
     own = f"{base}/v1/predictions/{job.id}"
     return {
         "id": job.id,
         "model": f"{OWNER}/{job.model}",
-        "version": version_of(job.model),
-        "input": job.origin.get("input", {}),
+        **state_of(service, job, history),
         "output": output,
-        "logs": logs(service, job, history),
-        "error": job.error,
-        "status": STATUS[job.state],
-        "created_at": moment(job.created),
-        "started_at": moment(job.started),
-        "completed_at": moment(job.ended),
-        "metrics": metrics,
         "data_removed": False,
-        "urls": {"get": own, "cancel": f"{own}/cancel", "stream": f"{own}/stream"},
+        "urls": {"get": own, "cancel": f"{own}/cancel", "stream": f"{own}/stream", "web": own},
     }
 
 
+async def told(service: Service, job: Job) -> dict[str, Any]:
+    """What is posted to a webhook: pictures as links to where the client reached this server."""
+    return await prediction(service, job, job.origin["base"])
+
+
 async def make(
-    service: Service, key: str, model: str, body: Body, token: str | None, wire: str = "replicate"
+    service: Service, key: str, model: str, base: str, body: Body, token: str | None
 ) -> Job:
     """Accept a prediction."""
-    given = body.input
-    asked = given.model_dump(mode="json", exclude_unset=True)
-    request = await asyncio.to_thread(to_request, given, service, None)
-    kept = {"input": asked, "wire": wire, "output": {"kind": "png"}}
-    events = EVENTS if body.webhook_events_filter is None else body.webhook_events_filter
-    return await service.submit(
-        request,
+    return await accept(
+        service,
+        body.input,
+        origin={"wire": "replicate", "base": base},
         model=model,
         key=key,
-        origin=kept,
         webhook=body.webhook,
-        webhook_events=events,
+        webhook_events=body.webhook_events_filter or (),
         token=token,
         body=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
     )
+
+
+def no_deadline(cancel_after: Annotated[str | None, Header()] = None) -> None:
+    """Refuse a deadline, which nothing here would keep.
+
+    Raises:
+        RequestError: one was given.
+    """
+    if cancel_after is not None:
+        raise RequestError("Cancel-After", "there are no deadlines here; cancel the prediction.")
 
 
 async def answered(
@@ -186,7 +179,7 @@ async def answered(
     return shown
 
 
-@router.post("/predictions", status_code=201)
+@router.post("/predictions", status_code=201, dependencies=[Depends(no_deadline)])
 async def create(
     body: VersionBody,
     incoming: Incoming,
@@ -197,11 +190,20 @@ async def create(
     idempotency_key: Token = None,
 ) -> dict[str, Any]:
     """Make a prediction of a version."""
-    job = await make(service, key, model_of(service, body.version), body, idempotency_key)
+    job = await make(
+        service,
+        key,
+        model_of(service, body.version),
+        base_of(incoming),
+        body,
+        idempotency_key,
+    )
     return await answered(service, job, incoming, response, prefer)
 
 
-@router.post("/models/{owner}/{name}/predictions", status_code=201)
+@router.post(
+    "/models/{owner}/{name}/predictions", status_code=201, dependencies=[Depends(no_deadline)]
+)
 async def create_of_model(
     owner: str,
     name: str,
@@ -215,7 +217,7 @@ async def create_of_model(
 ) -> dict[str, Any]:
     """Make a prediction of a model."""
     model = known(service, owner, name)
-    job = await make(service, key, model, body, idempotency_key)
+    job = await make(service, key, model, base_of(incoming), body, idempotency_key)
     return await answered(service, job, incoming, response, prefer)
 
 
@@ -225,8 +227,13 @@ async def listing(
     service: Serves,
     key: Key,
     cursor: Annotated[str | None, Query()] = None,
+    created_after: Annotated[str | None, Query()] = None,
+    created_before: Annotated[str | None, Query()] = None,
 ) -> dict[str, Any]:
     """Predictions, newest first, a hundred at a time."""
+    for field, given in (("created_after", created_after), ("created_before", created_before)):
+        if given is not None:
+            raise RequestError(field, "predictions are listed newest first; stop at that time.")
     last = await found(service, key, cursor) if cursor else None
     jobs = await asyncio.to_thread(lambda: service.jobs.page(key, 100, before=last))
     base = base_of(incoming)
@@ -288,7 +295,7 @@ async def stream(
                 case Said(number, _, "succeeded", _):
                     job = await asyncio.to_thread(service.jobs.get, name)
                     assert job is not None
-                    for link in links(service, job, base, inside=False) or ():
+                    for link in links(job, base) or ():
                         yield sent(number, "output", link)
                     yield sent(number, "done", "{}")
                 case Step(done, total):
@@ -340,7 +347,7 @@ def described_version(model: str, name: str | None = None) -> dict[str, Any]:
     return {
         "id": name or version_of(model),
         "created_at": "2026-01-01T00:00:00Z",
-        "cog_version": "0.16.0",
+        "cog_version": COG,
         "openapi_schema": schema_of(model),
     }
 
@@ -374,6 +381,12 @@ async def one_version(
 ) -> dict[str, Any]:
     """A version: whatever its id, it is the one that there is."""
     return described_version(known(service, owner, name), version_id)
+
+
+@router.get("/webhooks/default/secret")
+async def secret(service: Serves, key: Key) -> dict[str, str]:
+    """What your webhooks are signed with, by Standard Webhooks."""
+    return {"key": await asyncio.to_thread(service.outbox.secret, key)}
 
 
 @router.post("/files", status_code=201)

@@ -7,20 +7,24 @@ else. All that waits for the disk or the database runs in threads.
 import asyncio
 import secrets
 import shutil
+import sqlite3
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from overpaint.durable import hold
 from overpaint.engine.profile import Profile
 from overpaint.engine.worker import Runs, Shown
-from overpaint.errors import ModelNotFoundError, QueueFullError, near
+from overpaint.errors import ModelNotFoundError, QueueFullError, StoreError, near
 from overpaint.events import Step
+from overpaint.models.entries import Entries
 from overpaint.request import Request
 from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.hub import Hub
 from overpaint.server.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
+from overpaint.server.named import check_names
 from overpaint.server.outbox import EVENTS, Outbox
 from overpaint.server.supervisor import Pace, Supervisor
 
@@ -30,6 +34,12 @@ Story = Said | Step | Shown
 POLL = 1.0
 """Seconds after which the history is looked at though nothing was heard: another server may have
 the job."""
+
+AT_ONCE = 500
+"""Files that are looked up in the store at once."""
+
+ROOM_TO_WRITE = 3600.0
+"""Seconds after which what another server has not written yet, it will not."""
 
 ROOM = 64 * 2**20
 """Bytes that must be free on the disk for a job to be accepted."""
@@ -52,6 +62,8 @@ class Settings:
         keep_results: seconds that results are kept.
         keep_files: seconds that uploads are kept that no job needs.
         grace: seconds that jobs under way have to end when the server is asked to.
+        home: where added models are; by default `~/.overpaint`.
+        refiner: the model of second stages, for clients that ask for one without a name.
     """
 
     data: Path
@@ -66,6 +78,8 @@ class Settings:
     keep_results: float = 7 * 86400
     keep_files: float = 86400
     grace: float = 30.0
+    home: Path | None = None
+    refiner: str | None = None
 
 
 class Service:
@@ -76,6 +90,7 @@ class Service:
         jobs: the store.
         outbox: its webhooks.
         files: uploads and results.
+        entries: what requests may name beside models.
         hub: what happens now.
         supervisor: the worker's.
     """
@@ -84,17 +99,19 @@ class Service:
         """Open the store and start the worker.
 
         Raises:
-            StoreError: the store cannot be opened.
+            StoreError: the store cannot be opened, or the folder has another server.
         """
         settings.data.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         self.files = Files(settings.data)
-        self.files.sweep()
+        self.entries = Entries(settings.home)
+        self._alone = _hold(settings.data) if settings.store is None else None
+        self.files.sweep(0.0 if self._alone else ROOM_TO_WRITE)
         self.jobs = Jobs(Database(settings.store or f"sqlite:///{settings.data / 'jobs.db'}"))
         self.outbox = Outbox(self.jobs.database)
         self.hub = Hub()
-        if settings.store is None:
-            self.jobs.expire(owners_are_gone=True)  # a store in a folder has one server
+        if self._alone:
+            self.jobs.expire(owners_are_gone=True)
         self.supervisor = Supervisor(
             self.jobs,
             self.files,
@@ -108,11 +125,33 @@ class Service:
         self.draining = False
         self.supervisor.start()
 
-    def close(self) -> None:
+    def drain(self) -> None:
         """Take nothing more, let jobs end that end in time, give back the others."""
         self.draining = True
         self.supervisor.stop(self.settings.grace)
+
+    def close(self) -> None:
+        """Let go of the store."""
         self.jobs.database.close()
+        if self._alone:
+            self._alone.close()
+
+    def tidy(self) -> None:
+        """Forget jobs and files that are older than they are kept.
+
+        Raises:
+            SQLAlchemyError, OSError: the store or the disk is out of order.
+        """
+        while old := self.jobs.old(self.settings.keep_results):
+            for name in old:
+                self.files.forget_results(name)
+            self.jobs.forget(old)
+        age = self.settings.keep_files
+        unused = self.files.old(age)
+        for at in range(0, len(unused), AT_ONCE):
+            names = unused[at : at + AT_ONCE]
+            for name in set(names) - self.jobs.in_use(names):
+                self.files.forget(name, age)
 
     # Jobs
 
@@ -135,6 +174,7 @@ class Service:
             ModelNotFoundError: there is no such model here.
             QueueFullError: as much waits as may, or the server is about to end.
             IdempotencyError: the token was used for something else.
+            RequestError: it names what is not here.
             OSError: the disk is full.
         """
         name = model or self.settings.models[0]
@@ -143,7 +183,10 @@ class Service:
         if self.draining:
             raise QueueFullError("this server is about to end; try again in a minute.", 0.0)
 
+        known = {*self.settings.models, self.settings.refiner or ""}
+
         def accept() -> Job:
+            check_names(request, self.entries, known)
             stored, files = self.files.pack(request)
             new = NewJob(
                 secrets.token_hex(16),
@@ -197,8 +240,8 @@ class Service:
                         break  # there is something new in the history
                     yield event
 
-    async def ended(self, name: str, seconds: float) -> Job | None:
-        """A job once it has ended, or as it is after so many seconds."""
+    async def ended(self, name: str, seconds: float | None = None) -> Job | None:
+        """A job once it has ended, or as it is after so many seconds, where they are given."""
         try:
             async with asyncio.timeout(seconds):
                 async for said in self.follow(name):
@@ -224,3 +267,14 @@ class Service:
         if shutil.disk_usage(self.settings.data).free < ROOM:
             found.append("the disk is full")
         return found
+
+
+def _hold(folder: Path) -> sqlite3.Connection:
+    """Have a folder that no other server has."""
+    try:
+        return hold(folder / "server.lock")
+    except BlockingIOError as error:
+        raise StoreError(
+            f"another server has the folder {folder}. Give this one another with --data; servers "
+            "that share one need a --store on Postgres."
+        ) from error

@@ -5,12 +5,13 @@ import binascii
 import errno
 import hashlib
 import hmac
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException
 from fastapi import Request as Incoming
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -61,6 +62,8 @@ def key_of(incoming: Incoming) -> str:
 
 Serves = Annotated[Service, Depends(service_of)]
 Key = Annotated[str, Depends(key_of)]
+Webhook = Annotated[str | None, Field(max_length=2048, pattern="^https?://[^/]")]
+Event = Literal["start", "output", "logs", "completed"]
 Token = Annotated[str | None, Header(alias="Idempotency-Key", max_length=256)]
 
 

@@ -1,0 +1,158 @@
+"""Posts what happens to jobs to where their clients want it, signed, until it has arrived.
+
+Standard Webhooks 1.0.0 (https://www.standardwebhooks.com), as Replicate signs: `webhook-id` is the
+same over all tries, `webhook-signature` is `v1,` and the base64 of the HMAC-SHA256 of
+`id.timestamp.body`. Any 2xx is an arrival; 410 says that the receiver is gone; a redirect is not
+followed. A post may arrive twice, as after a server died in the middle of it.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx2
+from sqlalchemy.exc import SQLAlchemyError
+
+from overpaint.server.jobs import Job
+from overpaint.server.outbox import Delivery, Post
+from overpaint.server.service import Service
+
+Body = Callable[[Service, Job], Awaitable[dict[str, Any]]]
+"""What is posted of a job, in the words of the wire format that it came by."""
+
+AGAIN = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
+"""Seconds until the next try after each; ten tries over three days."""
+
+SPREAD = 0.1
+"""Of that time, so that what failed at once does not come back at once."""
+
+POLL = 0.5
+"""Seconds between looks at what is due, and so between two posts of a job's logs."""
+
+PATIENCE = 15.0
+"""Seconds that a receiver has."""
+
+LEASE = 60.0
+"""Seconds after which another server may post what this one took."""
+
+ABREAST = 32
+"""Posts that are under way at once."""
+
+GONE = 410
+
+
+class Courier:
+    """Posts the webhooks of a running server."""
+
+    def __init__(self, service: Service, bodies: Mapping[str, Body]):
+        """Nothing is posted before `posting`.
+
+        Args:
+            service: whose jobs it tells of.
+            bodies: by the wire format that a job came by.
+        """
+        self._service = service
+        self._bodies = bodies
+        self._under_way = set[asyncio.Task[None]]()
+
+    @asynccontextmanager
+    async def posting(self) -> AsyncGenerator[None]:
+        """Post while in here, and what is due at the end."""
+        async with httpx2.AsyncClient(timeout=PATIENCE, follow_redirects=False) as client:
+            going = asyncio.create_task(self._go(client))
+            try:
+                yield
+            finally:
+                going.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await going
+                with contextlib.suppress(SQLAlchemyError):
+                    await self._look(client)
+                if self._under_way:
+                    await asyncio.wait(self._under_way)
+
+    async def _go(self, client: httpx2.AsyncClient) -> None:
+        while True:
+            with contextlib.suppress(SQLAlchemyError):  # out of order, and tried again
+                await self._look(client)
+            await asyncio.sleep(POLL)
+
+    async def _look(self, client: httpx2.AsyncClient) -> None:
+        """Begin to post what is due."""
+        outbox = self._service.outbox
+        await asyncio.to_thread(outbox.go_on, self._service.hub.moved())
+        if free := ABREAST - len(self._under_way):
+            for post in await asyncio.to_thread(outbox.take, free, LEASE):
+                task = asyncio.create_task(self._post(client, post))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+
+    async def _post(self, client: httpx2.AsyncClient, post: Post) -> None:
+        with contextlib.suppress(SQLAlchemyError):  # posted again once its lease has run out
+            job = await asyncio.to_thread(self._service.jobs.get, post.job)
+            if job is None or job.webhook is None:
+                return
+            told = await self._bodies[job.origin["wire"]](self._service, as_told(job, post.kind))
+            secret = await asyncio.to_thread(self._service.outbox.secret, job.key)
+            content = json.dumps(told).encode()
+            name = f"{job.id}.{post.kind}" + (f".{post.turn}" if post.turn else "")
+            headers = signed(secret, name, int(time.time()), content)
+            delivery = await deliver(client, job.webhook, content, headers)
+            again = None
+            if post.kind != "logs" and post.tries < len(AGAIN):  # newer logs come anyway
+                again = AGAIN[post.tries] * random.uniform(1 - SPREAD, 1 + SPREAD)
+            await asyncio.to_thread(self._service.outbox.tried, post, delivery, again)
+            if delivery.status == GONE:
+                await asyncio.to_thread(self._service.outbox.give_up, job.key, job.webhook)
+
+
+def as_told(job: Job, kind: str) -> Job:
+    """A job as it was when it began, if that is told: it may have ended before that was posted."""
+    if kind != "start":
+        return job
+    return replace(job, state="running", ended=None, result=None, error=None)
+
+
+def signed(secret: str, name: str, at: int, content: bytes) -> dict[str, str]:
+    """The headers of a post.
+
+    Args:
+        secret: `whsec_` and base64.
+        name: of the post.
+        at: seconds since 1970.
+        content: that is signed.
+    """
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    digest = hmac.digest(key, f"{name}.{at}.".encode() + content, hashlib.sha256)
+    return {
+        "content-type": "application/json",
+        "webhook-id": name,
+        "webhook-timestamp": str(at),
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }
+
+
+async def deliver(
+    client: httpx2.AsyncClient, url: str, content: bytes, headers: Mapping[str, str]
+) -> Delivery:
+    """Post once; what the receiver answers beside its status is not read."""
+    at, began = time.time(), time.monotonic()
+    status, error = None, None
+    try:
+        async with (
+            asyncio.timeout(PATIENCE),
+            client.stream("POST", url, content=content, headers=dict(headers)) as answer,
+        ):
+            status = answer.status_code
+    except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError, ValueError) as problem:
+        error = f"{type(problem).__name__}: {problem}".removesuffix(": ")
+    return Delivery(at, status, error, time.monotonic() - began)
