@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, RequestError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Step
 from overpaint.images import picture
+from overpaint.models.cache import Cache
 from overpaint.painting import Painting
 from overpaint.request import Request
 
@@ -38,6 +40,11 @@ class Miniature:
     """Models by name, of which there is one."""
 
     painter: overpaint.Painter
+    resident: tuple[str, ...] = ("miniature",)
+
+    @property
+    def cache(self) -> Cache:
+        return self.painter.model.cache
 
     def begin(self, model: str, request: Request) -> Painting:
         return Painting(request, self.painter.model, self.painter.shelf)
@@ -233,7 +240,10 @@ def test_too_little_memory_halves_the_step(
         engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=12))
     watched = run(engine)
     assert all(isinstance(watched.of(str(i))[-1], Finished) for i in range(6))
-    assert sum(rows > 4 for rows in calls) <= 3  # then it knows
+    halvings = sum(rows > 4 for rows in calls)
+    assert 1 <= halvings <= 3  # then it knows
+    assert engine.counters.halvings == halvings
+    assert max(engine.counters.batches) == 4
 
 
 def test_what_is_too_large_alone_fails_alone(
@@ -309,3 +319,21 @@ def test_room(painter: overpaint.Painter) -> None:
     run(engine)
     assert engine.room == before
     engine.close()
+
+
+def test_what_was_done_is_counted(painter: overpaint.Painter) -> None:
+    seconds = itertools.count()
+    engine = Engine(Miniature(painter), WIDE, beside=AtOnce(), clock=lambda: float(next(seconds)))
+    assert engine.counters.steps == engine.counters.rows == 0
+    painter.model.cache = Cache()
+    for i in range(3):
+        engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=4 + i))
+    run(engine)
+    counters = engine.counters
+    assert counters.batches == {6: 4, 4: 1, 2: 1}
+    assert (counters.steps, counters.rows, counters.halvings) == (6, 30, 0)
+    assert counters.step_seconds == counters.steps  # each looks at the clock before and after
+    assert counters.misses == {"canvas": 1, "prompts": 2}  # the negative one is empty
+    assert counters.hits == {"canvas": 2, "prompts": 7}
+    assert counters.cache_bytes == painter.model.cache.size > 0
+    assert counters.resident == ("miniature",)

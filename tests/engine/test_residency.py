@@ -14,6 +14,7 @@ from overpaint.engine.profile import Profile
 from overpaint.engine.residency import Residency, size
 from overpaint.errors import ModelNotFoundError
 from overpaint.events import Finished
+from overpaint.models.cache import Cache
 from overpaint.request import Request
 
 from .test_engine import AtOnce, run
@@ -95,3 +96,13 @@ def test_an_unknown_model_fails_the_request_alone(one: int) -> None:
     watched = run(engine)
     assert isinstance(watched.of("bad")[-1].error, ModelNotFoundError)
     assert isinstance(watched.of("good")[-1], Finished)
+
+
+def test_models_share_one_cache(one: int) -> None:
+    cache = Cache()
+    engine = Engine(Residency("ab", Loads(), 3 * one, cache), Profile("cpu"), beside=AtOnce())
+    for name in "ab":
+        engine.submit(name, Request(prompt="a cup", num_inference_steps=2), name)
+    run(engine)
+    assert engine.counters.resident == ("a", "b")
+    assert engine.counters.cache_bytes == cache.size > 0

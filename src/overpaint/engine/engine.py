@@ -10,6 +10,7 @@ another one beside it, so that whoever runs goes on.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from overpaint.diffusion.denoise import Trajectory, advance, evaluate
+from overpaint.engine.counters import Counters
 from overpaint.engine.scheduler import Costs, Scheduler, Task
 from overpaint.errors import DeviceError
 from overpaint.events import Canceled, Event, Failed, Notice
@@ -26,6 +28,7 @@ from overpaint.painting import Painting
 
 if TYPE_CHECKING:
     from overpaint.engine.profile import Profile
+    from overpaint.models.cache import Cache
     from overpaint.request import Request
 
 AHEAD = 4
@@ -37,6 +40,16 @@ PATIENCE = 0.05
 
 class Models(Protocol):
     """Where models come from."""
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Those in memory."""
+        ...
+
+    @property
+    def cache(self) -> "Cache":
+        """What they keep between requests."""
+        ...
 
     def begin(self, model: str, request: "Request") -> Painting:
         """Plan a request for a model by name, loading that if need be."""
@@ -115,6 +128,9 @@ class Engine:
         self._beside = beside or ThreadPoolExecutor(1, "overpaint-begin")
         self._told: list[Told] = []
         self._caps: dict[Hashable, int] = {}
+        self._batches = Counter[int]()
+        self._step_seconds = 0.0
+        self._halvings = 0
 
     @property
     def busy(self) -> bool:
@@ -130,6 +146,20 @@ class Engine:
     def room(self) -> int:
         """How many more requests it takes up at once."""
         return max(0, self._live + AHEAD - len(self._jobs))
+
+    @property
+    def counters(self) -> Counters:
+        """What it has done, and what it holds."""
+        hits, misses = self._models.cache.counts()
+        return Counters(
+            dict(self._batches),
+            self._step_seconds,
+            self._halvings,
+            hits,
+            misses,
+            self._models.cache.size,
+            self._models.resident,
+        )
 
     def submit(
         self,
@@ -177,6 +207,7 @@ class Engine:
                 self._decode(*work[chosen[0]])
             else:
                 self._step([work[task] for task in chosen], chosen[0].group)
+                self._step_seconds += self._clock() - now
             self._scheduler.spent(chosen, self._clock() - now)
         elif not self._told:
             wait([j.beginning for j in self._jobs.values() if j.beginning], PATIENCE)
@@ -246,6 +277,7 @@ class Engine:
     def _step(self, together: Sequence[Work], group: Hashable) -> None:
         """One network call; if it fails, of its halves, so that one fails alone that must."""
         painting = [(job, _running(job, index)) for job, index in together]
+        rows = sum(len(trajectory.rows()) for _, trajectory in painting)
         try:
             predictions = evaluate([trajectory for _, trajectory in painting])
         except Exception as error:
@@ -254,12 +286,13 @@ class Engine:
                 return
             half = len(together) // 2
             if isinstance(error, torch.OutOfMemoryError):
-                rows = sum(len(trajectory.rows()) for _, trajectory in painting)
+                self._halvings += 1
                 self._caps[group] = max(1, rows // 2)
             for part in (together[:half], together[half:]):
                 if left := [work for work in part if work[0].name in self._jobs]:
                     self._step(left, group)
             return
+        self._batches[rows] += 1
         for (job, trajectory), own in zip(painting, predictions, strict=True):
             with self._failing(job):
                 advance(trajectory, own)

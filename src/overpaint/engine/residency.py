@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from overpaint.engine.engine import Engine
 from overpaint.engine.profile import Profile
 from overpaint.errors import ModelNotFoundError, near
+from overpaint.models.cache import BUDGET, Cache
 from overpaint.painter import Painter, load
 from overpaint.painting import Painting
 
@@ -23,16 +24,27 @@ class Residency:
 
     A model that requests are under way with is never let go; whoever begins requests asks `fits`
     before.
+
+    Attributes:
+        cache: what the models keep between requests, all in one budget.
     """
 
-    def __init__(self, names: Iterable[str], load: Callable[[str], Painter], budget: float):
+    def __init__(
+        self,
+        names: Iterable[str],
+        load: Callable[[str], Painter],
+        budget: float,
+        cache: Cache | None = None,
+    ):
         """Nothing is loaded yet.
 
         Args:
             names: of the models that may be asked for.
             load: loads one.
             budget: bytes of weights that may be in memory at once. A single model may be larger.
+            cache: what the models are to keep between requests.
         """
+        self.cache = Cache() if cache is None else cache
         self._names = tuple(names)
         self._load = load
         self._budget = budget
@@ -64,6 +76,7 @@ class Residency:
                 self._make_room(self._bytes.get(model, 0))
                 began = time.monotonic()
                 self._there[model] = self._load(model)
+                self._there[model].model.cache = self.cache
                 self._seconds[model] = time.monotonic() - began
                 self._bytes[model] = size(self._there[model].model)
             self._there[model] = self._there.pop(model)
@@ -107,8 +120,19 @@ def open_engine(
     budget: float = float("inf"),
     profile: Profile | None = None,
     live: int = 64,
+    cache: float = BUDGET,
 ) -> Engine:
     """An engine with models, the first of them loaded: what a worker runs.
+
+    Args:
+        names: of the models that may be asked for.
+        device: as `load` takes it.
+        dtype: likewise.
+        home: likewise.
+        budget: bytes of weights that may be in memory at once.
+        profile: how long steps take; by default what is assumed.
+        live: requests that are under way at once, at most.
+        cache: bytes of results that are kept between requests.
 
     Raises:
         ModelNotFoundError, CheckpointError, DeviceError: as `load`, of the first.
@@ -117,7 +141,7 @@ def open_engine(
     def loaded(name: str) -> Painter:
         return load(name, device=device, dtype=dtype, home=home)
 
-    models = Residency(names, loaded, budget)
+    models = Residency(names, loaded, budget, Cache(cache))
     first = models.get(names[0])
     kind = "cpu" if first.model.device.type == "cpu" else "accelerator"
     return Engine(models, profile or Profile(kind), live=live)

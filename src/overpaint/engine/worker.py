@@ -4,6 +4,7 @@ It knows nothing of stores and clients. When its pipe breaks it ends at once, so
 that nobody would hear of. A result is told when its files are on the disk.
 """
 
+import errno
 import os
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from overpaint import metadata
 from overpaint.durable import write
+from overpaint.engine.counters import Counters
 from overpaint.errors import OverpaintError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Step
 
@@ -28,9 +30,15 @@ if TYPE_CHECKING:
     from overpaint.request import Request
 
 IDLE = 0.25
-"""Seconds that a worker without work waits for some, and after which it says that it is alive."""
+"""Seconds that a worker without work waits for some, and between its saying that it is alive."""
 
 PREVIEW_QUALITY = 80
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk that has no room left."""
+
+ROOM = 1.0
+"""Seconds until finished pictures are tried again that found no room on the disk."""
 
 
 class Runs(Protocol):
@@ -94,7 +102,9 @@ class Ready:
 
 @dataclass(frozen=True)
 class Alive:
-    """The worker ticks, and has had nothing to tell for a while."""
+    """The worker ticks, and this is what its engine has counted, if it counts."""
+
+    counters: Counters | None = None
 
 
 @dataclass(frozen=True)
@@ -161,9 +171,10 @@ class _Worker:
         self._pipe = pipe
         self._engine = engine
         self._orders: dict[str, Order] = {}
+        self._unwritten: set[str] = set()
         self._coming: SimpleQueue[Order | Cancel] = SimpleQueue()
         self._sending = threading.Lock()
-        self._sent = 0.0
+        self._alive = 0.0
         self._writer = ThreadPoolExecutor(1, "overpaint-write")
 
     def run(self) -> None:
@@ -174,8 +185,9 @@ class _Worker:
             if self._engine.busy:
                 for name, event in self._engine.tick():
                     self._tell(name, event)
-            if time.monotonic() - self._sent > IDLE:
-                self._send(Alive())
+            if time.monotonic() - self._alive > IDLE:
+                self._alive = time.monotonic()
+                self._send(Alive(getattr(self._engine, "counters", None)))
 
     def _listen(self) -> None:
         try:
@@ -193,6 +205,7 @@ class _Worker:
                 return
             if isinstance(order, Cancel):
                 self._engine.cancel(order.name)
+                self._unwritten.discard(order.name)
                 continue
             self._orders[order.name] = order
             self._engine.submit(
@@ -207,6 +220,7 @@ class _Worker:
     def _tell(self, name: str, event: Any) -> None:
         match event:
             case Finished():
+                self._unwritten.add(name)
                 self._writer.submit(self._finish, self._orders.pop(name), event)
             case Failed(error):
                 del self._orders[name]
@@ -220,25 +234,44 @@ class _Worker:
                 self._send((name, event))
 
     def _finish(self, order: Order, event: Finished) -> None:
-        """Bring the pictures to the disk, then tell; what goes wrong ends the job."""
-        try:
-            files: list[Path] = []
-            for i, (image, record) in enumerate(zip(event.images, event.metadata, strict=True)):
-                data = metadata.encoded(image, order.kind, record, **order.options)
-                files.append(order.folder / f"{order.stem}-{i}.{order.kind}")
-                write(files[-1], data)
-            sizes = tuple(image.size for image in event.images)
-            self._send((order.name, Done(tuple(files), event.seeds, sizes, event.metadata)))
-        except Exception as error:
-            self._send((order.name, _broken(error)))
+        """Bring the pictures to the disk, then tell; what goes wrong ends the job.
+
+        A full disk ends none: the pictures wait for room, unless the job is canceled meanwhile.
+        """
+        waits = False
+        while order.name in self._unwritten:
+            try:
+                report = _written(order, event)
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in FULL:
+                    if not waits:
+                        self._send((order.name, Notice("the disk is full; its pictures wait.")))
+                    waits = True
+                    time.sleep(ROOM)
+                    continue
+                report = _broken(error)
+            self._unwritten.discard(order.name)
+            self._send((order.name, report))
+            return
+        self._send((order.name, Stopped()))
 
     def _send(self, report: Report) -> None:
         try:
             with self._sending:
                 self._pipe.send(report)
-                self._sent = time.monotonic()
         except (BrokenPipeError, OSError):
             os._exit(1)
+
+
+def _written(order: Order, event: Finished) -> Done:
+    """Bring a job's pictures to the disk."""
+    files: list[Path] = []
+    for i, (image, record) in enumerate(zip(event.images, event.metadata, strict=True)):
+        data = metadata.encoded(image, order.kind, record, **order.options)
+        files.append(order.folder / f"{order.stem}-{i}.{order.kind}")
+        write(files[-1], data)
+    sizes = tuple(image.size for image in event.images)
+    return Done(tuple(files), event.seeds, sizes, event.metadata)
 
 
 def _broken(error: Exception) -> Broken:

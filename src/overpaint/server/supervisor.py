@@ -8,14 +8,17 @@ import contextlib
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from overpaint.engine.counters import Counters
 from overpaint.engine.worker import (
     Alive,
     Broken,
@@ -96,6 +99,9 @@ class Supervisor:
     Attributes:
         owner: what the store knows it as.
         restarts: workers that were replaced.
+        failures: workers in a row that died before they took orders.
+        ended: jobs whose end was published here, by the state they ended in.
+        counters: what the worker's engine has counted, as it last said.
     """
 
     def __init__(
@@ -124,6 +130,9 @@ class Supervisor:
         """
         self.owner = owner
         self.restarts = 0
+        self.failures = 0
+        self.ended = Counter[str]()
+        self.counters = Counters()
         self._jobs, self._files = jobs, files
         self._make, self._arguments = make, arguments
         self._models = models
@@ -225,6 +234,7 @@ class Supervisor:
         process.start()
         theirs.close()
         self._worker = Worker(process, ours, time.monotonic())
+        self.counters = Counters()
         return self._worker
 
     def _end_worker(self, *, crashed: bool) -> None:
@@ -234,15 +244,20 @@ class Supervisor:
         if worker.process.is_alive():
             worker.process.kill()
         worker.process.join()
+        self.failures += crashed and not worker.ready
         worker.ready = False
         self.restarts += crashed
         self._listen(worker)  # what it said before
         self._publish()
         for tag, job in list(worker.held.items()):
-            self._jobs.give_back(job, crashed=crashed and tag in worker.begun)
+            mine = self._jobs.give_back(job, crashed=crashed and tag in worker.begun)
             del worker.held[tag]
             now = self._jobs.get(job.id)
-            self._hear(job.id, "ended" if now and now.state in ENDED else "requeued")
+            if now and now.state in ENDED:
+                self.ended[now.state] += mine
+                self._hear(job.id, "ended")
+            else:
+                self._hear(job.id, "requeued")
         worker.pipe.close()
         worker.process.close()
         self._worker = None
@@ -260,14 +275,17 @@ class Supervisor:
         match report:
             case Ready():
                 worker.ready = True
+                self.failures = 0
                 self._claim(worker)
-            case Alive():
-                pass
+            case Alive(counters):
+                self.counters = counters or Counters()
             case (str(tag), said) if tag in worker.held:
                 worker.begun.setdefault(tag, 0)
                 self._said(worker, tag, said)
+            case (_, Done(files)):
+                _remove(files)  # of an attempt that was lost meanwhile
             case _:
-                pass  # of a job that was lost meanwhile
+                pass  # likewise
 
     def _said(self, worker: Worker, tag: str, said: Any) -> None:
         job = worker.held[tag]
@@ -349,12 +367,20 @@ class Supervisor:
         """Publish ends; those that the store does not take now stay."""
         for tag, end in list(self._ends.items()):
             name = end.job.id
-            if not self._jobs.finish(end.job, end.state, result=end.result, error=end.error):
-                for made in (end.result or {}).get("files", ()):
-                    with contextlib.suppress(OSError):
-                        (self._files.results(name) / made).unlink(missing_ok=True)
+            if self._jobs.finish(end.job, end.state, result=end.result, error=end.error):
+                self.ended[end.state] += 1
+            else:
+                results = self._files.results(name)
+                _remove(results / made for made in (end.result or {}).get("files", ()))
             del self._ends[tag]
             self._hear(name, "ended")
+
+
+def _remove(files: Iterable[Path]) -> None:
+    """Remove what nobody will ask for; what cannot be removed goes with its job."""
+    for file in files:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def _tag(job: Job) -> str:
