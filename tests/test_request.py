@@ -258,8 +258,11 @@ def test_tags_that_mean_nothing(prompt: str, message: str):
 
 
 def test_embeddings_go_by_the_field_that_first_names_them() -> None:
-    texts = {"prompt": "<embedding:b> x <embedding:a>", "negative_prompt": "<embedding:a>"}
-    second = {"negative_prompt_2": "<embedding:c>, <embedding:>"}
-    found = Request(**texts, **second).embeddings
+    request = Request(
+        prompt="<embedding:b> x <embedding:a>",
+        negative_prompt="<embedding:a>",
+        negative_prompt_2="<embedding:c>, <embedding:>",
+    )
+    found = request.embeddings
     assert found == {"b": "prompt", "a": "prompt", "c": "negative_prompt_2"}
     assert list(found) == ["b", "a", "c"]

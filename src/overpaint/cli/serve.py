@@ -41,6 +41,10 @@ def serve(
     home: Annotated[
         Path | None, typer.Option(help="Where added models are; by default ~/.overpaint.")
     ] = None,
+    refiner: Annotated[
+        str | None,
+        typer.Option(help="Model of second stages, for clients that ask for one without a name."),
+    ] = None,
     memory: Annotated[
         float, typer.Option(min=0.1, help="Gigabytes of weights that may be in memory at once.")
     ] = float("inf"),
@@ -79,6 +83,8 @@ def serve(
         profile=times or Profile(),
         native=MINIATURE if names[0].startswith("miniature") else NATIVE,
         grace=grace,
+        home=home,
+        refiner=refiner,
     )
     print(f"http://{host}:{port}/docs  models: {', '.join(names)}", file=sys.stderr)
     uvicorn.run(create_app(settings, keys), host=host, port=port, log_level="warning")

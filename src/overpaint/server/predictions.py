@@ -6,18 +6,24 @@ and does not touch what the mask keeps, picture k is the same seed alone, and wh
 refused.
 """
 
+import asyncio
+import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
+from overpaint import images
 from overpaint.errors import RequestError
 from overpaint.request import LARGEST_SEED, Lora, Picture, Request
 from overpaint.server.jobs import Job, Said
+from overpaint.server.native import KINDS
 from overpaint.server.service import Service
-from overpaint.server.wire import from_base64
+from overpaint.server.wire import data_uri, from_base64
 
 Scheduler = Literal[
     "DDIM",
@@ -39,13 +45,22 @@ STATUS = {
 
 REFINES = {"expert_ensemble_refiner": "ensemble", "base_image_refiner": "sequential"}
 FILE = re.compile(r"(?:https?://[^/]+)?/v1/files/([0-9a-f]{64})")
+COG = "0.16.0"
+"""The version of cog whose descriptions and routes ours are like."""
+
 BAR = 10  # characters of a progress bar in the logs
+
+
+def _ordered(schema: dict[str, Any]) -> None:
+    """Number a schema's properties, as cog does: forms show them in that order."""
+    for order, field in enumerate(schema["properties"].values()):
+        field["x-order"] = order
 
 
 class Input(BaseModel):
     """The inputs of Replicate's SDXL model (stability-ai/sdxl), and which of ours they are."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra=_ordered)
 
     prompt: str = Field(default="", max_length=100_000, description="What to draw.")
     negative_prompt: str = Field(
@@ -99,6 +114,38 @@ class Input(BaseModel):
     disable_safety_checker: bool = Field(
         default=False, description="There is none, so nothing changes."
     )
+
+
+class Output(RootModel[list[Annotated[str, Field(json_schema_extra={"format": "uri"})]]]):
+    """A prediction's pictures."""
+
+
+async def accept(
+    service: Service, given: Input, *, origin: Mapping[str, Any], **others: Any
+) -> Job:
+    """Accept what the inputs ask for.
+
+    Args:
+        service: to accept it.
+        given: the inputs, which are remembered.
+        origin: what else is.
+        others: as of `Service.submit`.
+
+    Raises:
+        RequestError: as `to_request`, or they name what is not here; in their words.
+        PictureError, IdempotencyError, QueueFullError, OSError: as `Service.submit`.
+    """
+    request = await asyncio.to_thread(to_request, given, service, service.settings.refiner)
+    asked = given.model_dump(mode="json", exclude_unset=True)
+    kept = {**origin, "input": asked, "output": {"kind": "png"}}
+    try:
+        return await service.submit(request, origin=kept, **others)
+    except RequestError as error:
+        if not error.field.startswith("loras."):
+            raise
+        first = error.field.startswith("loras.0.") and given.replicate_weights
+        field = "replicate_weights" if first else "prompt"
+        raise RequestError(field, str(error).removeprefix(f"{error.field}: ")) from None
 
 
 def to_request(given: Input, service: Service, refiner: str | None) -> Request:
@@ -158,17 +205,23 @@ def picture(field: str, uri: str, service: Service) -> Picture:
 
     Raises:
         RequestError: neither.
-        PictureError: there is no such upload.
+        PictureError: there is no such upload, or it is no picture.
     """
+    data = _data(field, uri, service)
+    with images.opened(data, f"the {field}"):
+        return Picture(data=data)
+
+
+def _data(field: str, uri: str, service: Service) -> bytes:
     if found := FILE.fullmatch(uri):
-        return Picture(data=service.files.get(found[1]))
+        return service.files.get(found[1])
     head, comma, body = uri.partition(",")
     if not head.startswith("data:") or not comma:
         shown = uri if len(uri) <= 60 else f"{uri[:57]}..."
         raise RequestError(field, f"{shown!r} is neither a data: URI nor an upload to /v1/files.")
     if not head.endswith(";base64"):
-        return Picture(data=unquote_to_bytes(body))
-    return Picture(data=from_base64(field, body))
+        return unquote_to_bytes(body)
+    return from_base64(field, body)
 
 
 def moment(seconds: float | None) -> str | None:
@@ -185,7 +238,35 @@ def progress_line(done: int, total: int) -> str:
     return f"{share:4.0%}|{bar}| {done}/{total}"
 
 
-def logs(service: Service, job: Job, history: list[Said]) -> str:
+def state_of(service: Service, job: Job, history: Sequence[Said]) -> dict[str, Any]:
+    """What all their clients read of a prediction, but for its pictures and its id."""
+    metrics: dict[str, float] = {}
+    if job.ended is not None:
+        metrics = {"total_time": job.ended - job.created}
+        if job.started is not None:
+            metrics["predict_time"] = job.ended - job.started
+    return {
+        "version": version_of(job.model),
+        "input": job.origin.get("input", {}),
+        "logs": logs(service, job, history),
+        "error": job.error,
+        "status": STATUS[job.state],
+        "created_at": moment(job.created),
+        "started_at": moment(job.started),
+        "completed_at": moment(job.ended),
+        "metrics": metrics,
+    }
+
+
+def pictures(service: Service, job: Job) -> list[str] | None:
+    """A job's pictures as data: URIs; None while there are none."""
+    if job.state != "succeeded" or job.result is None:
+        return None
+    paths = [service.files.results(job.id) / name for name in job.result["files"]]
+    return [data_uri(path.read_bytes(), KINDS[path.suffix[1:]]) for path in paths]
+
+
+def logs(service: Service, job: Job, history: Sequence[Said]) -> str:
     """What a prediction's logs say: the seed, notices, and how far it is."""
     lines = [f"Using seed: {job.request['seed']}"] if job.started else []
     lines += [str(said.body["message"]) for said in history if said.kind == "notice"]
@@ -202,23 +283,17 @@ def logs(service: Service, job: Job, history: list[Said]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def version_of(model: str) -> str:
+    """The id of a model's version: another one for every version of Overpaint."""
+    return hashlib.sha256(f"{model} {version('overpaint')}".encode()).hexdigest()
+
+
 def schema_of(model: str) -> dict[str, Any]:
     """The description of the model's version, as cog makes them."""
-    described = Input.model_json_schema()
-    for order, field in enumerate(described["properties"].values()):
-        field["x-order"] = order
+    schemas = {kind.__name__: kind.model_json_schema() for kind in (Input, Output)}
     return {
         "openapi": "3.0.2",
         "info": {"title": model, "version": "0.1.0"},
         "paths": {},
-        "components": {
-            "schemas": {
-                "Input": described,
-                "Output": {
-                    "type": "array",
-                    "items": {"type": "string", "format": "uri"},
-                    "title": "Output",
-                },
-            }
-        },
+        "components": {"schemas": schemas},
     }
