@@ -6,6 +6,9 @@ import asyncio
 import base64
 import io
 import json
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ from overpaint.server.predictions import Input, moment, progress_line, to_reques
 
 from .live import running
 
-HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
+ROOT = Path(__file__).parents[2]
+HOUSE = ROOT / "examples" / "house.png"
 PINNED = "stability-ai/sdxl:39ed52f2a78e934b3ba6e2a89f5b1c712de7dfea535525255b1aa35c5565e08b"
 URI = f"data:image/png;base64,{base64.b64encode(HOUSE.read_bytes()).decode()}"
 
@@ -46,6 +50,18 @@ def test_run(client: Client) -> None:
     assert len(output) == 2
     for file in output:
         assert Image.open(io.BytesIO(file.read())).size == (8, 8)
+
+
+def test_the_lines_of_the_readme(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    start = text.index("    import replicate\n")
+    lines = textwrap.dedent(text[start : text.index("\n\n", start)])
+    assert len(lines.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    script = lines.replace("http://127.0.0.1:8000", url)
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with Image.open(tmp_path / "cup.png") as cup:
+        assert cup.size == (8, 8)
 
 
 def test_run_with_files(client: Client) -> None:
