@@ -273,6 +273,16 @@ def test_claims_at_once_share_nothing(opened: Open) -> None:
     assert one.counts()["succeeded"] == 60
 
 
+def test_what_is_queued(store: Jobs, clock: Clock) -> None:
+    assert store.backlog() == (0, 0)
+    for name, work in (("a", 2.5), ("b", 3.0), ("c", 4.0)):
+        store.submit(new(name, work=work))
+        clock.now += 10
+    assert store.backlog() == (9.5, 30)
+    store.claim("me", 1, LEASE)  # a, the shortest
+    assert store.backlog() == (7.0, 20)
+
+
 def test_pages(store: Jobs, clock: Clock) -> None:
     for name in "abcde":
         store.submit(new(name, key="k"))

@@ -392,6 +392,15 @@ class Jobs:
             under_way = connection.execute(select(work).where(jobs.c.state == "running")).scalar()
             return int(count), float(waiting) + float(under_way or 0)
 
+    def backlog(self) -> tuple[float, float]:
+        """Seconds of work that are queued, and for how long the oldest of these jobs has been."""
+        work = func.coalesce(func.sum(jobs.c.work), 0.0)
+        with self._read() as connection:
+            asked = select(work, func.min(jobs.c.created)).where(jobs.c.state == "queued")
+            seconds, oldest = connection.execute(asked).one()
+            waited = 0.0 if oldest is None else self._now(connection) - oldest
+            return float(seconds), float(waited)
+
     def counts(self) -> dict[State, int]:
         """Jobs of each state."""
         with self._read() as connection:
