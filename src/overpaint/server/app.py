@@ -11,12 +11,12 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 
-from overpaint.server import native, replicate
+from overpaint.server import cog, native, replicate
 from overpaint.server.service import Service, Settings
 from overpaint.server.webhooks import Body, Courier
 from overpaint.server.wire import answer_errors
 
-BODIES: dict[str, Body] = {"native": native.told, "replicate": replicate.told}
+BODIES: dict[str, Body] = {"native": native.told, "replicate": replicate.told, "cog": cog.told}
 """What is posted of jobs, by the wire format that they came by."""
 
 TIDY = 60.0
@@ -51,7 +51,7 @@ def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
     )
     app.state.keys = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
     answer_errors(app)
-    for wire in (native, replicate):
+    for wire in (native, replicate, cog):
         app.include_router(wire.router)
 
     @app.get("/healthz", tags=["health"])

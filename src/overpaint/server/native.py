@@ -51,7 +51,7 @@ router = APIRouter(prefix="/api", tags=["native"])
 KINDS = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 
 
-class Output(BaseModel):
+class FileFormat(BaseModel):
     """What files to make.
 
     Attributes:
@@ -84,7 +84,7 @@ class Submission(BaseModel):
     request: dict[str, Any]
     model: str | None = None
     priority: int = Field(default=0, ge=-10, le=10)
-    output: Output = Field(default_factory=Output)
+    output: FileFormat = Field(default_factory=FileFormat)
     webhook: Webhook = None
     webhook_events: tuple[Event, ...] = ("start", "completed")
 
