@@ -21,10 +21,8 @@ ENGINES = {"fake": Fake, "miniature": paints, "watched": watched}
 
 def main() -> None:
     # A worker's process imports this module too, and none of these.
-    import uvicorn
-
     from overpaint.engine.profile import Profile
-    from overpaint.server.app import create_app
+    from overpaint.server.app import run
     from overpaint.server.jobs import Limits
     from overpaint.server.service import Settings
     from overpaint.server.supervisor import Pace
@@ -40,6 +38,7 @@ def main() -> None:
     parser.add_argument("--lease", type=float, default=3.0)
     parser.add_argument("--look", type=float, default=0.2)
     parser.add_argument("--room", type=int, default=Pace().room)
+    parser.add_argument("--grace", type=float, default=0.0)
     parser.add_argument("--queue", type=int, default=Limits().queued)
     parser.add_argument("--faults", action="store_true", help="fail as FOLDER/faults.json says")
     given = parser.parse_args()
@@ -66,9 +65,9 @@ def main() -> None:
         pace=Pace(lease=given.lease, look=given.look, room=given.room),
         profile=profile or Profile(),
         native=128,
-        grace=0.0,
+        grace=given.grace,
     )
-    uvicorn.run(create_app(settings), port=given.port, log_level="error")
+    run(settings, host="127.0.0.1", port=given.port)
 
 
 def faulty(folder: Path, make: Any, arguments: tuple[Any, ...]) -> Runs:

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from overpaint.server.app import create_app
+from overpaint.server.app import Server, create_app
 from overpaint.server.service import Settings
 from overpaint.server.supervisor import Pace
 
@@ -27,7 +27,7 @@ def running(folder: Path, seconds: float = 0.0, **changes: Any) -> Generator[str
     keys = changes.pop("keys", ())
     settings: dict[str, Any] = {"pace": Pace(look=0.05), "grace": 0.0} | changes
     app = create_app(Settings(folder, ("miniature", "sdxl"), Fake, (seconds,), **settings), keys)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, args=([listening],))

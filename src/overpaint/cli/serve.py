@@ -63,11 +63,9 @@ def serve(
             "host", f"{host} can be reached from elsewhere; give a --key that clients must have."
         )
 
-    import uvicorn
-
     from overpaint.engine.profile import Profile
     from overpaint.engine.worker import paints
-    from overpaint.server.app import create_app
+    from overpaint.server.app import run
     from overpaint.server.jobs import Limits
     from overpaint.server.service import Settings
 
@@ -87,7 +85,7 @@ def serve(
         refiner=refiner,
     )
     print(f"http://{host}:{port}/docs  models: {', '.join(names)}", file=sys.stderr)
-    uvicorn.run(create_app(settings, keys), host=host, port=port, log_level="warning")
+    run(settings, keys, host=host, port=port)
 
 
 def _is_own(host: str) -> bool:

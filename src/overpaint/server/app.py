@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import hashlib
+import socket
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from types import FrameType
+from typing import Any
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 
-from overpaint.server import cog, native, replicate
+from overpaint.server import cog, metrics, native, replicate
 from overpaint.server.service import Service, Settings
 from overpaint.server.webhooks import Body, Courier
 from overpaint.server.wire import answer_errors
@@ -21,6 +25,10 @@ BODIES: dict[str, Body] = {"native": native.told, "replicate": replicate.told, "
 
 TIDY = 60.0
 """Seconds between looks for what is too old to be kept."""
+
+
+FAREWELL = 5
+"""Seconds that connections have once all jobs under way have ended."""
 
 
 def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
@@ -51,7 +59,9 @@ def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
     )
     app.state.keys = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
     answer_errors(app)
-    for wire in (native, replicate, cog):
+    app.state.responses = metrics.Responses()
+    app.add_middleware(metrics.Counting, responses=app.state.responses)
+    for wire in (native, replicate, cog, metrics):
         app.include_router(wire.router)
 
     @app.get("/healthz", tags=["health"])
@@ -68,6 +78,46 @@ def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
         return JSONResponse(shown, 503 if why else 200)
 
     return app
+
+
+class Server(uvicorn.Server):
+    """Ends in order: no new jobs, then those under way, then whoever listens is let go.
+
+    A second signal does not wait for jobs.
+    """
+
+    @property
+    def _service(self) -> Service | None:
+        app: Any = self.config.app
+        return getattr(app.state, "service", None)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to end."""
+        if self.should_exit and (service := self._service):
+            service.supervisor.hurry()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End; clients are answered while jobs are."""
+        if service := self._service:
+            await asyncio.to_thread(service.drain)
+        await super().shutdown(sockets)
+
+
+def run(settings: Settings, keys: Sequence[str] = (), *, host: str, port: int) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        settings: of the service.
+        keys: as for `create_app`.
+        host: address to listen on.
+        port: likewise.
+    """
+    app = create_app(settings, keys)
+    config = uvicorn.Config(
+        app, host, port, log_level="warning", timeout_graceful_shutdown=FAREWELL
+    )
+    Server(config).run()
 
 
 async def keep_tidy(service: Service) -> None:

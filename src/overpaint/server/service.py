@@ -122,13 +122,14 @@ class Service:
             hear=self.hub.hear,
             pace=settings.pace,
         )
-        self.draining = False
+        self.draining = self.drained = False
         self.supervisor.start()
 
     def drain(self) -> None:
         """Take nothing more, let jobs end that end in time, give back the others."""
         self.draining = True
         self.supervisor.stop(self.settings.grace)
+        self.drained = True
 
     def close(self) -> None:
         """Let go of the store."""
@@ -215,7 +216,10 @@ class Service:
         return job
 
     async def follow(self, name: str, after: int = 0) -> AsyncGenerator[Story]:
-        """A job's story: its history after a number, where it is now, and on to its end."""
+        """A job's story: its history after a number, where it is now, and on to its end.
+
+        A server that ends leaves off when nothing is under way any more.
+        """
         with self.hub.listening(name) as heard:
             now, ended = self.hub.now(name), False
             fresh: list[Step | Shown | None] = [now.step, *now.previews.values()]
@@ -233,7 +237,7 @@ class Service:
                         async with asyncio.timeout(POLL):
                             event = await heard.get()
                     except TimeoutError:
-                        if await asyncio.to_thread(self.jobs.get, name) is None:
+                        if self.drained or await asyncio.to_thread(self.jobs.get, name) is None:
                             return
                         break
                     if not isinstance(event, Step | Shown):

@@ -145,6 +145,7 @@ class Supervisor:
         self._woken = False
         self._stopping = threading.Event()
         self._draining = threading.Event()
+        self._hurried = threading.Event()
         self._next: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="overpaint-supervisor")
 
@@ -169,13 +170,18 @@ class Supervisor:
                 self._woken = True
                 self._wakes.send(None)
 
+    def hurry(self) -> None:
+        """Give what `stop` waits for no more time."""
+        self._hurried.set()
+
     def stop(self, grace: float = 0.0) -> None:
         """End: take nothing new, finish what ends within `grace` seconds, give back the rest."""
         self._draining.set()
         self.wake()
         until = time.monotonic() + grace
         while self.held and time.monotonic() < until and self._thread.is_alive():
-            time.sleep(0.05)
+            if self._hurried.wait(0.05):
+                break
         self._stopping.set()
         self.wake()
         self._thread.join()
