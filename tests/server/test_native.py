@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def ended(client: TestClient, name: str) -> Any:
     return client.get(f"/api/jobs/{name}").json()
 
 
-def test_a_job_from_request_to_picture(client: TestClient) -> None:
+def test_a_job_from_request_to_picture(client: TestClient, tmp_path: Path) -> None:
     job = submit(client, output={"format": "webp", "quality": 60}, fields={"num_images": 2})
     assert (job["state"], job["model"]) == ("queued", "m")
     done = ended(client, job["id"])
@@ -79,6 +80,8 @@ def test_a_job_from_request_to_picture(client: TestClient) -> None:
     assert Image.open(io.BytesIO(picture.content)).size == (8, 8)
     assert client.get(f"/api/jobs/{job['id']}/results/1-2.webp").status_code == 404
     assert client.get(f"/api/jobs/{job['id']}/results/..%2f..%2fjobs.db").status_code == 404
+    shutil.rmtree(tmp_path / "results" / job["id"])
+    assert client.get(job["results"][0]["url"]).status_code == 410
 
 
 def test_the_story_and_its_resumption(slow: TestClient) -> None:

@@ -36,19 +36,20 @@ from overpaint.request import Picture, Request
 from overpaint.server.jobs import Job, Said
 from overpaint.server.service import Service, Story
 from overpaint.server.wire import (
+    MEDIA_TYPES,
     Event,
     Key,
     Serves,
     Token,
     Webhook,
     data_uri,
+    found,
     from_base64,
+    painted,
     upload,
 )
 
 router = APIRouter(prefix="/api", tags=["native"])
-
-KINDS = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 
 
 class FileFormat(BaseModel):
@@ -237,14 +238,6 @@ async def told(service: Service, job: Job) -> dict[str, Any]:
     return (await view(service, job)).model_dump(mode="json")
 
 
-async def found(service: Service, key: str, name: str) -> Job:
-    """A job of a key; others' are not there."""
-    job = await asyncio.to_thread(service.jobs.get, name)
-    if job is None or job.key != key:
-        raise HTTPException(404, f"there is no job {name}.")
-    return job
-
-
 @router.post("/jobs", status_code=201)
 async def create(
     submission: Submission,
@@ -347,22 +340,14 @@ def sse(story: Story) -> str:
             data = {"done": done, "total": total, "sigma": sigma}
             return f"event: step\ndata: {json.dumps(data)}\n\n"
         case Shown(index, data):
-            shown = {"index": index, "image": data_uri(data, KINDS["jpg"])}
+            shown = {"index": index, "image": data_uri(data, MEDIA_TYPES["jpg"])}
             return f"event: preview\ndata: {json.dumps(shown)}\n\n"
 
 
 @router.get("/jobs/{name}/results/{file}", response_class=FileResponse)
 async def result(name: str, file: str, service: Serves, key: Key) -> FileResponse:
     """A picture that a job made."""
-    job = await found(service, key, name)
-    if file not in (job.result or {}).get("files", ()):
-        raise HTTPException(404, f"job {name} has no result {file}.")
-    path = service.files.results(name) / file
-    return FileResponse(
-        path,
-        media_type=KINDS[path.suffix[1:]],
-        headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=604800"},
-    )
+    return await painted(service, key, name, file)
 
 
 @router.get("/jobs/{name}/webhooks")

@@ -21,9 +21,8 @@ from overpaint import images
 from overpaint.errors import RequestError
 from overpaint.request import LARGEST_SEED, Lora, Picture, Request
 from overpaint.server.jobs import Job, Said
-from overpaint.server.native import KINDS
 from overpaint.server.service import Service
-from overpaint.server.wire import data_uri, from_base64
+from overpaint.server.wire import MEDIA_TYPES, data_uri, from_base64
 
 Scheduler = Literal[
     "DDIM",
@@ -263,7 +262,7 @@ def pictures(service: Service, job: Job) -> list[str] | None:
     if job.state != "succeeded" or job.result is None:
         return None
     paths = [service.files.results(job.id) / name for name in job.result["files"]]
-    return [data_uri(path.read_bytes(), KINDS[path.suffix[1:]]) for path in paths]
+    return [data_uri(path.read_bytes(), MEDIA_TYPES[path.suffix[1:]]) for path in paths]
 
 
 def logs(service: Service, job: Job, history: Sequence[Said]) -> str:

@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.server.jobs import ENDED, Job, Said
-from overpaint.server.native import KINDS, found
 from overpaint.server.outbox import EVENTS
 from overpaint.server.predictions import (
     COG,
@@ -35,7 +34,16 @@ from overpaint.server.predictions import (
     version_of,
 )
 from overpaint.server.service import Service
-from overpaint.server.wire import LARGEST_UPLOAD, Event, Key, Serves, Token, Webhook
+from overpaint.server.wire import (
+    LARGEST_UPLOAD,
+    Event,
+    Key,
+    Serves,
+    Token,
+    Webhook,
+    found,
+    painted,
+)
 
 router = APIRouter(prefix="/v1", tags=["Replicate"])
 
@@ -261,12 +269,7 @@ async def cancel(name: str, incoming: Incoming, service: Serves, key: Key) -> di
 @router.get("/predictions/{name}/output/{file}", response_class=FileResponse)
 async def output(name: str, file: str, service: Serves, key: Key) -> FileResponse:
     """A picture of a prediction."""
-    job = await found(service, key, name)
-    if file not in (job.result or {}).get("files", ()):
-        raise HTTPException(404, f"prediction {name} has no output {file}.")
-    path = service.files.results(name) / file
-    headers = {"X-Content-Type-Options": "nosniff"}
-    return FileResponse(path, media_type=KINDS[path.suffix[1:]], headers=headers)
+    return await painted(service, key, name, file)
 
 
 @router.get("/predictions/{name}/stream", response_class=StreamingResponse)

@@ -1,5 +1,6 @@
 """What all wire formats share: who asks, uploads, and errors as RFC 9457 tells them."""
 
+import asyncio
 import base64
 import binascii
 import errno
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, Header, HTTPException
 from fastapi import Request as Incoming
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -24,10 +25,14 @@ from overpaint.errors import (
     RequestError,
     StoreError,
 )
+from overpaint.server.jobs import Job
 from overpaint.server.service import Service
 
 LARGEST_UPLOAD = 64 * 2**20
 """Bytes of a body."""
+
+MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
+"""Of pictures, by what their names end with."""
 
 RETRY = 5
 """Seconds until a client should try again, at least."""
@@ -58,6 +63,34 @@ def key_of(incoming: Incoming) -> str:
         "give a key of this server's: `Authorization: Bearer KEY`.",
         {"WWW-Authenticate": "Bearer"},
     )
+
+
+async def found(service: Service, key: str, name: str) -> Job:
+    """A job of a key; others' are not there.
+
+    Raises:
+        HTTPException: 404, there is none.
+    """
+    job = await asyncio.to_thread(service.jobs.get, name)
+    if job is None or job.key != key:
+        raise HTTPException(404, f"there is no job {name}.")
+    return job
+
+
+async def painted(service: Service, key: str, name: str, file: str) -> FileResponse:
+    """A picture that a job made.
+
+    Raises:
+        HTTPException: 404, it made none by that name; 410, it is not kept any more.
+    """
+    job = await found(service, key, name)
+    if file not in (job.result or {}).get("files", ()):
+        raise HTTPException(404, f"job {name} made no {file}.")
+    path = service.files.results(name) / file
+    if not await asyncio.to_thread(path.exists):
+        raise HTTPException(410, f"{file} of job {name} is not kept any more.")
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=604800"}
+    return FileResponse(path, media_type=MEDIA_TYPES[path.suffix[1:]], headers=headers)
 
 
 Serves = Annotated[Service, Depends(service_of)]
