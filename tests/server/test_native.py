@@ -81,7 +81,7 @@ def test_a_job_from_request_to_picture(client: TestClient, tmp_path: Path) -> No
     assert client.get(f"/api/jobs/{job['id']}/results/1-2.webp").status_code == 404
     assert client.get(f"/api/jobs/{job['id']}/results/..%2f..%2fjobs.db").status_code == 404
     shutil.rmtree(tmp_path / "results" / job["id"])
-    assert client.get(job["results"][0]["url"]).status_code == 410
+    assert client.get(done["results"][0]["url"]).status_code == 410
 
 
 def test_the_story_and_its_resumption(slow: TestClient) -> None:
