@@ -12,6 +12,7 @@ from overpaint.errors import RequestError
 DATA = Path("overpaint-data")
 MINIATURE = 128
 NATIVE = 1024
+DAY = 86400.0
 
 
 def serve(
@@ -52,6 +53,15 @@ def serve(
         Path | None, typer.Option(help="What steps take here, as `overpaint bench` wrote it.")
     ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Jobs that may wait.")] = 10_000,
+    queue_per_key: Annotated[
+        int | None, typer.Option(min=1, help="Jobs of one key that may wait; by default all.")
+    ] = None,
+    keep: Annotated[
+        float, typer.Option(min=0, help="Days that a job and its pictures are kept.")
+    ] = 7.0,
+    keep_uploads: Annotated[
+        float, typer.Option(min=0.01, help="Days that an upload is kept which no job needs.")
+    ] = 1.0,
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds for jobs under way when the server is ended.")
     ] = 30.0,
@@ -77,9 +87,11 @@ def serve(
         paints,
         (names, device, dtype, home, memory * 2**30, times),
         store,
-        Limits(queued=queue, queued_per_key=queue),
+        Limits(queued=queue, queued_per_key=queue_per_key or queue),
         profile=times or Profile(),
         native=MINIATURE if names[0].startswith("miniature") else NATIVE,
+        keep_results=keep * DAY,
+        keep_files=keep_uploads * DAY,
         grace=grace,
         home=home,
         refiner=refiner,
