@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response, UploadFile
+from fastapi import APIRouter, Depends, Form, Header, HTTPException, Query, Response, UploadFile
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -394,15 +394,25 @@ async def secret(service: Serves, key: Key) -> dict[str, str]:
 
 @router.post("/files", status_code=201)
 async def put_file(
-    content: UploadFile, incoming: Incoming, service: Serves, key: Key
+    content: UploadFile,
+    incoming: Incoming,
+    service: Serves,
+    key: Key,
+    filename: Annotated[str | None, Form()] = None,
+    media_type: Annotated[str | None, Form(alias="type")] = None,
 ) -> dict[str, Any]:
     """Upload a picture."""
+    if any(field.startswith("metadata") for field in await incoming.form()):
+        raise RequestError("metadata", "is not kept beside a file; leave it out.")
     data = await content.read(LARGEST_UPLOAD + 1)
     if len(data) > LARGEST_UPLOAD:
         raise HTTPException(413, f"the file is larger than {LARGEST_UPLOAD:,} bytes.")
     name = await asyncio.to_thread(service.files.put, data)
     shown = file_view(service, name, data, base_of(incoming))
-    return shown | {"name": content.filename or name, "content_type": content.content_type}
+    return shown | {
+        "name": filename or content.filename or name,
+        "content_type": media_type or content.content_type or shown["content_type"],
+    }
 
 
 @router.get("/files/{name}")
