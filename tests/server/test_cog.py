@@ -6,6 +6,7 @@ import base64
 import io
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,16 @@ def test_a_client_that_goes_away_ends_nothing(
         assert job["state"] != "canceled"
         made = httpx.put(f"{url}/predictions/x", json=body, timeout=PATIENCE).json()
         assert (made["id"], made["status"]) == ("x", "succeeded")
+
+
+def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(1) as waiting:
+        body = {"input": {"num_inference_steps": 500}}
+        answer = waiting.submit(client.put, "/predictions/x", json=body)
+        until(lambda: bool(client.get("/api/jobs").json()["jobs"]))
+        service_of(client).drained = True
+        assert answer.result().status_code == 202
+        assert answer.result().json()["status"] in ("starting", "processing")
 
 
 def test_what_is_posted(client: TestClient) -> None:

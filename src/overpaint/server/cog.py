@@ -144,7 +144,7 @@ async def predict(
 ) -> dict[str, Any]:
     """Accept a prediction, and wait for its end unless that was not wanted.
 
-    A client that goes away ends the waiting, and not the prediction.
+    A client that goes away ends the waiting, and not the prediction; so does a server that ends.
     """
     if "text/event-stream" in incoming.headers.get("accept", ""):
         raise HTTPException(406, "this model does not stream; ask for application/json.")
@@ -162,11 +162,13 @@ async def predict(
     if "respond-async" in [part.strip() for part in prefer.split(",")]:
         response.status_code = 202
         return await prediction(service, job)
-    while job.state not in ENDED and not await incoming.is_disconnected():
+    while job.state not in ENDED and not service.drained and not await incoming.is_disconnected():
         now = await service.ended(job.id, LOOK)
         if now is None:
             raise HTTPException(404, f"prediction {job.id} was forgotten.")
         job = now
+    if job.state not in ENDED:
+        response.status_code = 202
     return await prediction(service, job)
 
 

@@ -244,8 +244,8 @@ class Service:
                         break  # there is something new in the history
                     yield event
 
-    async def ended(self, name: str, seconds: float | None = None) -> Job | None:
-        """A job once it has ended, or as it is after so many seconds, where they are given."""
+    async def ended(self, name: str, seconds: float) -> Job | None:
+        """A job once it has ended, or as it is after so many seconds."""
         try:
             async with asyncio.timeout(seconds):
                 async for said in self.follow(name):
