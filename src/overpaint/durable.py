@@ -25,10 +25,14 @@ def write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        try:
+            _sync(path.parent)
+        except OSError:
+            path.unlink()  # else it would be there, but might not stay
+            raise
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
 
 
 def hold(path: Path) -> sqlite3.Connection:

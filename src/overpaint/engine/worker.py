@@ -233,27 +233,28 @@ class _Worker:
             case _:
                 self._send((name, event))
 
-    def _finish(self, order: Order, event: Finished) -> None:
+    def _finish(self, order: Order, event: Finished, tries: int = 0) -> None:
         """Bring the pictures to the disk, then tell; what goes wrong ends the job.
 
         A full disk ends none: the pictures wait for room, unless the job is canceled meanwhile.
         """
-        waits = False
-        while order.name in self._unwritten:
-            try:
-                report = _written(order, event)
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in FULL:
-                    if not waits:
-                        self._send((order.name, Notice("the disk is full; its pictures wait.")))
-                    waits = True
-                    time.sleep(ROOM)
-                    continue
-                report = _broken(error)
-            self._unwritten.discard(order.name)
-            self._send((order.name, report))
+        if order.name not in self._unwritten:
+            self._send((order.name, Stopped()))
             return
-        self._send((order.name, Stopped()))
+        try:
+            report = _written(order, event)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                if not tries:
+                    self._send((order.name, Notice("the disk is full; its pictures wait.")))
+                job = (self._finish, order, event, tries + 1)
+                again = threading.Timer(ROOM, self._writer.submit, job)
+                again.daemon = True
+                again.start()
+                return
+            report = _broken(error)
+        self._unwritten.discard(order.name)
+        self._send((order.name, report))
 
     def _send(self, report: Report) -> None:
         try:
