@@ -12,7 +12,7 @@ from overpaint.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    *("edit", "create", "sweep", "serve", "hint", "info", "doctor"),
+    *("edit", "create", "sweep", "serve", "bench", "hint", "info", "doctor"),
     *(f"models {name}" for name in ("list", "add", "show", "remove", "pull")),
 )
 

@@ -67,12 +67,22 @@ def test_any_measurement_makes_sense(times: dict[int, float], rows: int) -> None
 
 
 def test_written_and_read(tmp_path: Path) -> None:
-    profile = Profile("cpu", {(16, 16): MINIATURE})
+    profile = Profile("cpu", {(16, 16): MINIATURE}, "miniature", "float32")
     profile.write(tmp_path / "profile.json")
     assert Profile.read(tmp_path / "profile.json") == profile
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"device": "cpu", "seconds": {"16": {}}}'])
+def test_where_it_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        Profile().write(tmp_path / "file" / "profile.json")
+
+
+OF_NO_MODEL = '{"device": "cpu", "seconds": {}}'
+OF_NO_SHAPE = '{"device": "cpu", "model": "m", "dtype": "float32", "seconds": {"16": {}}}'
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", OF_NO_MODEL, OF_NO_SHAPE])
 def test_what_is_no_profile(tmp_path: Path, text: str) -> None:
     (tmp_path / "profile.json").write_text(text)
     with pytest.raises(OutputError, match="overpaint bench"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overpaint import metadata
+from overpaint.cli.bench import bench
 from overpaint.cli.paint import create, edit, sweep
 from overpaint.cli.serve import serve
 from overpaint.cli.settings import OPTIONS, hint_source, home, options
@@ -31,6 +32,7 @@ ARGUMENTS = OPTIONS | {
     "options": "--option",
     "estimator": "--estimator",
     "host": "--host",
+    "profile": "--profile",
 }
 
 app = typer.Typer(
@@ -43,6 +45,7 @@ app.command()(edit)
 app.command()(create)
 app.command()(sweep)
 app.command()(serve)
+app.command()(bench)
 models = typer.Typer(help="Models that can be loaded.", no_args_is_help=True)
 app.add_typer(models, name="models")
 

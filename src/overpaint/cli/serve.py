@@ -52,6 +52,10 @@ def serve(
     profile: Annotated[
         Path | None, typer.Option(help="What steps take here, as `overpaint bench` wrote it.")
     ] = None,
+    cache: Annotated[
+        float,
+        typer.Option(min=0, help="Megabytes of encoded prompts, pictures and hints to keep."),
+    ] = 512.0,
     queue: Annotated[int, typer.Option(min=1, help="Jobs that may wait.")] = 10_000,
     queue_per_key: Annotated[
         int | None, typer.Option(min=1, help="Jobs of one key that may wait; by default all.")
@@ -81,11 +85,17 @@ def serve(
 
     names = tuple(model or ["miniature"])
     times = Profile.read(profile) if profile else None
+    if times and times.model not in names:
+        raise RequestError(
+            "profile",
+            f"{profile} was measured with {times.model!r}, which is not among the models; measure "
+            "one that is with `overpaint bench`.",
+        )
     settings = Settings(
         data,
         names,
         paints,
-        (names, device, dtype, home, memory * 2**30, times),
+        (names, device, dtype, home, memory * 2**30, times, cache * 2**20),
         store,
         Limits(queued=queue, queued_per_key=queue_per_key or queue),
         profile=times or Profile(),

@@ -11,6 +11,7 @@ from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overpaint import durable
 from overpaint.errors import OutputError
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ MOST = 32
 """Rows of a step, at most."""
 
 
+def kind_of(device: str) -> str:
+    """The kind of a device, "cpu" or "accelerator", by torch's name of its type."""
+    return "cpu" if device == "cpu" else "accelerator"
+
+
 @dataclass(frozen=True)
 class Profile:
     """Seconds of a network call, by latent shape and rows.
@@ -37,12 +43,16 @@ class Profile:
     Attributes:
         device: "cpu" or "accelerator", for what is assumed.
         measured: by (height, width) of the latent, seconds by rows.
+        model: by name, with which it was measured; "" where nothing was.
+        dtype: of that.
     """
 
     device: str = "cpu"
     measured: Mapping[tuple[int, int], Mapping[int, float]] = field(
         default_factory=dict[tuple[int, int], Mapping[int, float]]
     )
+    model: str = ""
+    dtype: str = ""
 
     def cap(self, height: int, width: int) -> int:
         """How many rows of a latent shape a step should have at most.
@@ -53,11 +63,12 @@ class Profile:
         times = self.measured.get((height, width))
         if not times:
             return min(MOST, max(2, ASSUMED_CELLS[self.device] // (height * width)))
-        cap = min(times)
-        for rows in sorted(times):
+        several = sorted(rows for rows in times if rows > 1) or [2]
+        cap = several[0]
+        for rows in several[1:]:
             if rows / times[rows] >= GAIN ** log2(rows / cap) * cap / times[cap]:
                 cap = rows
-        return max(2, cap)
+        return cap
 
     def seconds(self, height: int, width: int, rows: int) -> float:
         """What a step takes: measured, in a line between two that were, or assumed.
@@ -107,14 +118,23 @@ class Profile:
             for shape, times in found["seconds"].items():
                 height, width = (int(side) for side in shape.split("x"))
                 measured[height, width] = {int(rows): float(s) for rows, s in times.items()}
-            return cls(str(found["device"]), measured)
+            about = (str(found[key]) for key in ("model", "dtype"))
+            return cls(str(found["device"]), measured, *about)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"{path} is not a profile: {error!r}. Make it anew with `overpaint bench`."
             ) from error
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write it as JSON.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         seconds = {f"{h}x{w}": dict(times) for (h, w), times in self.measured.items()}
-        shown = {"device": self.device, "seconds": seconds}
-        path.write_text(json.dumps(shown, indent=2) + "\n", "utf-8")
+        about = {"model": self.model, "dtype": self.dtype, "device": self.device}
+        data = json.dumps(about | {"seconds": seconds}, indent=2) + "\n"
+        try:
+            durable.write(path, data.encode())
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error

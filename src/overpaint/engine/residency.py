@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from overpaint.engine.engine import Engine
-from overpaint.engine.profile import Profile
+from overpaint.engine.profile import Profile, kind_of
 from overpaint.errors import ModelNotFoundError, near
 from overpaint.models.cache import BUDGET, Cache
 from overpaint.painter import Painter, load
@@ -119,8 +119,8 @@ def open_engine(
     home: "Path | None" = None,
     budget: float = float("inf"),
     profile: Profile | None = None,
-    live: int = 64,
     cache: float = BUDGET,
+    live: int = 64,
 ) -> Engine:
     """An engine with models, the first of them loaded: what a worker runs.
 
@@ -131,8 +131,8 @@ def open_engine(
         home: likewise.
         budget: bytes of weights that may be in memory at once.
         profile: how long steps take; by default what is assumed.
-        live: requests that are under way at once, at most.
         cache: bytes of results that are kept between requests.
+        live: requests that are under way at once, at most.
 
     Raises:
         ModelNotFoundError, CheckpointError, DeviceError: as `load`, of the first.
@@ -143,5 +143,5 @@ def open_engine(
 
     models = Residency(names, loaded, budget, Cache(cache))
     first = models.get(names[0])
-    kind = "cpu" if first.model.device.type == "cpu" else "accelerator"
-    return Engine(models, profile or Profile(kind), live=live)
+    assumed = Profile(kind_of(first.model.device.type))
+    return Engine(models, profile or assumed, live=live)

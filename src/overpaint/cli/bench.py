@@ -1,0 +1,81 @@
+"""`overpaint bench`."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from overpaint.cli.settings import home
+from overpaint.cli.terminal import Terminal
+from overpaint.errors import RequestError
+
+if TYPE_CHECKING:
+    from overpaint.engine.profile import Profile
+
+
+def bench(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A name, a folder, a file or a hub id.")
+    ] = "miniature",
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of pictures: 512 or 1024x768; may be given many times.",
+            show_default="the model's native one",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where to write what `overpaint serve` reads."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32 or auto.")] = "auto",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Nothing but errors on stderr.")
+    ] = False,
+) -> None:
+    """Measure what steps of 1, 2, 4 … rows take here, and how many are worth sharing one."""
+    sizes = [_size(text) for text in size or []]
+    terminal = Terminal(quiet=quiet)
+
+    import overpaint  # load() imports torch
+    from overpaint.engine.measure import calls
+    from overpaint.engine.profile import Profile, kind_of
+
+    with terminal.waiting(f"loading {model}"):
+        loaded = overpaint.load(model, device=device, dtype=dtype, home=home()).model
+    where, what = str(loaded.device), str(loaded.dtype).removeprefix("torch.")
+    measured: dict[tuple[int, int], dict[int, float]] = {}
+    for width, height in sizes or [(loaded.native_size, loaded.native_size)]:
+        for call in calls(loaded, width, height):
+            said = f"{width}x{height}, {call.rows} rows: "
+            if call.seconds is None:
+                terminal.say(f"{said}memory runs out")
+                continue
+            terminal.say(f"{said}{call.seconds:.4f} s")
+            measured.setdefault(call.shape, {})[call.rows] = call.seconds
+    profile = Profile(kind_of(loaded.device.type), measured, model, what)
+    typer.echo(f"{model} in {what} on {where}")
+    for shape in measured:
+        typer.echo(_table(profile, shape, loaded.vae_factor))
+    if output:
+        profile.write(output)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(width, height) in pixels."""
+    if found := re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", text):
+        return int(found[1]), int(found[2] or found[1])
+    raise RequestError("size", f"{text!r} is neither SIDE nor WIDTHxHEIGHT.")
+
+
+def _table(profile: "Profile", shape: tuple[int, int], factor: int) -> str:
+    """What was measured of one size, and what follows from it."""
+    height, width = shape
+    cap = profile.cap(height, width)
+    lines = [f"{width * factor}x{height * factor}: steps of up to {cap} rows"]
+    lines += [f"{'rows':>6}{'seconds':>10}{'per row':>10}"]
+    for rows, seconds in profile.measured[shape].items():
+        lines.append(f"{rows:>6}{seconds:>10.4f}{seconds / rows:>10.4f}")
+    return "\n".join(lines)
