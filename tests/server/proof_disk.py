@@ -14,10 +14,11 @@ import io
 import itertools
 import json
 import os
+import shutil
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -131,10 +132,13 @@ class Proof:
         """What lies on the disk."""
         found = self.found
         found.corrupt += [str(path) for path in self.folder.rglob(f"*{PARTIAL}")]
-        store = sqlite3.connect(self.folder / "jobs.db")
-        (said,) = store.execute("PRAGMA integrity_check").fetchone()
-        (count,) = store.execute("SELECT count(*) FROM jobs").fetchone()
-        store.close()
+        with tempfile.TemporaryDirectory() as copied:
+            for path in self.folder.glob("jobs.db*"):
+                shutil.copy(path, copied)
+            store = sqlite3.connect(Path(copied) / "jobs.db")
+            (said,) = store.execute("PRAGMA integrity_check").fetchone()
+            (count,) = store.execute("SELECT count(*) FROM jobs").fetchone()
+            store.close()
         if said != "ok":
             found.corrupt.append(f"jobs.db: {said}")
         if count != len(self.names):
@@ -142,7 +146,7 @@ class Proof:
 
 
 @contextmanager
-def failing(proof: Proof, who: str, point: str, code: int = errno.ENOSPC) -> Iterator[None]:
+def failing(proof: Proof, who: str, point: str, code: int = errno.ENOSPC) -> Generator[None]:
     """A point fails, and then no more."""
     faults.fail(proof.folder, who, point, code)
     try:
@@ -233,9 +237,9 @@ def fill(folder: Path) -> Found:
 
 
 def painted(server: Server, names: Iterable[str]) -> bool:
-    """Whether all jobs are painted, if not written."""
+    """Whether all jobs are painted, written or not."""
     jobs = [server.job(name) for name in names]
-    return all(j["state"] in ENDED or j["done"] == j["total"] != None for j in jobs)  # noqa: E711
+    return all(job["state"] in ENDED or (job["done"] or 0) == job["total"] for job in jobs)
 
 
 def main() -> None:

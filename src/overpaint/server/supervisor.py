@@ -199,12 +199,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         worker = self._worker or self._start_worker()
-        self._publish()
-        if self._every("beat", self._pace.lease / 3):
-            self._beat(worker)
-        if self._every("look", self._pace.look):
-            self._jobs.expire()
-            self._claim(worker)
+        # First of all it listens: steps are told also while the store is out of order.
         watched = [worker.pipe, self._called, worker.process.sentinel]
         for source in wait(watched, timeout=min(self._pace.look, self._pace.lease / 3)):
             if source is worker.pipe:
@@ -221,6 +216,13 @@ class Supervisor:
         patience = self._pace.stalled if worker.ready else self._pace.starting
         if time.monotonic() - worker.heard > patience:
             self._end_worker(crashed=True)
+            return
+        self._publish()
+        if self._every("beat", self._pace.lease / 3):
+            self._beat(worker)
+        if self._every("look", self._pace.look):
+            self._jobs.expire()
+            self._claim(worker)
 
     def _every(self, what: str, seconds: float) -> bool:
         now = time.monotonic()
