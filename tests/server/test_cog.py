@@ -16,7 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from overpaint.server import cog
+from overpaint.server import cog, wire
 from overpaint.server.app import create_app
 from overpaint.server.service import Service, Settings
 from overpaint.server.supervisor import Pace
@@ -210,7 +210,7 @@ def test_no_stream(client: TestClient) -> None:
 def test_a_client_that_goes_away_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cog, "LOOK", 0.05)
+    monkeypatch.setattr(wire, "LOOK", 0.05)
     with running(tmp_path, 0.02) as url:
         body = {"input": {"num_inference_steps": 100}}
         with pytest.raises(httpx.ReadTimeout):

@@ -31,10 +31,7 @@ from overpaint.server.jobs import ENDED, Job
 from overpaint.server.outbox import EVENTS
 from overpaint.server.predictions import COG, Input, Output, accept, pictures, state_of
 from overpaint.server.service import Service
-from overpaint.server.wire import Event, Key, Serves, Webhook
-
-LOOK = 5.0
-"""Seconds after which it is looked whether a client that waits is still there."""
+from overpaint.server.wire import Event, Key, Serves, Webhook, awaited
 
 Id = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,256}$")]
 IdInPath = Annotated[str, InPath(pattern="^[A-Za-z0-9_-]{1,256}$")]
@@ -162,11 +159,7 @@ async def predict(
     if "respond-async" in [part.strip() for part in prefer.split(",")]:
         response.status_code = 202
         return await prediction(service, job)
-    while job.state not in ENDED and not service.drained and not await incoming.is_disconnected():
-        now = await service.ended(job.id, LOOK)
-        if now is None:
-            raise HTTPException(404, f"prediction {job.id} was forgotten.")
-        job = now
+    job = await awaited(service, job, incoming)
     if job.state not in ENDED:
         response.status_code = 202
     return await prediction(service, job)

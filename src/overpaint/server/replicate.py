@@ -41,6 +41,7 @@ from overpaint.server.wire import (
     Serves,
     Token,
     Webhook,
+    base_of,
     found,
     painted,
 )
@@ -91,11 +92,6 @@ def model_of(service: Service, name: str) -> str:
         return models[0]
     listed = ", ".join(f"{OWNER}/{model}" for model in models)
     raise HTTPException(422, f"there is no version {name!r} here; there is {listed}.")
-
-
-def base_of(incoming: Incoming) -> str:
-    """Where the client reaches this server."""
-    return str(incoming.base_url).rstrip("/")
 
 
 def seconds_of(prefer: str | None) -> float:

@@ -6,6 +6,7 @@ import binascii
 import errno
 import hashlib
 import hmac
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException
@@ -25,7 +26,7 @@ from overpaint.errors import (
     RequestError,
     StoreError,
 )
-from overpaint.server.jobs import Job
+from overpaint.server.jobs import ENDED, Job
 from overpaint.server.service import Service
 
 LARGEST_UPLOAD = 64 * 2**20
@@ -33,6 +34,9 @@ LARGEST_UPLOAD = 64 * 2**20
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Of pictures, by what their names end with."""
+
+LOOK = 5.0
+"""Seconds after which it is looked whether a client that waits is still there."""
 
 RETRY = 5
 """Seconds until a client should try again, at least."""
@@ -42,6 +46,11 @@ def service_of(incoming: Incoming) -> Service:
     """The running server."""
     service: Service = incoming.app.state.service
     return service
+
+
+def base_of(incoming: Incoming) -> str:
+    """Where the client reaches this server."""
+    return str(incoming.base_url).rstrip("/")
 
 
 def key_of(incoming: Incoming) -> str:
@@ -74,6 +83,20 @@ async def found(service: Service, key: str, name: str) -> Job:
     job = await asyncio.to_thread(service.jobs.get, name)
     if job is None or job.key != key:
         raise HTTPException(404, f"there is no job {name}.")
+    return job
+
+
+async def awaited(service: Service, job: Job, incoming: Incoming) -> Job:
+    """A job at its end; before that, if the client goes away or the server ends.
+
+    Raises:
+        HTTPException: 404, it was forgotten meanwhile.
+    """
+    while job.state not in ENDED and not service.drained and not await incoming.is_disconnected():
+        now = await service.ended(job.id, LOOK)
+        if now is None:
+            raise HTTPException(404, f"job {job.id} was forgotten.")
+        job = now
     return job
 
 
@@ -151,36 +174,45 @@ def problem(status: int, title: str, detail: Any, headers: Any = None) -> JSONRe
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
+ANSWERED = (
+    OverpaintError,
+    SQLAlchemyError,
+    OSError,
+    StarletteHTTPException,
+    RequestValidationError,
+)
+"""Errors that `answer` knows an answer to."""
+
+
+def answer(error: Exception) -> tuple[int, str, Any, Mapping[str, str] | None]:
+    """How one of `ANSWERED` is answered: the status, a title, what is wrong, and headers."""
+    match error:
+        case StarletteHTTPException():
+            return error.status_code, "refused", error.detail, error.headers
+        case RequestValidationError():
+            wrong = [
+                {"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()
+            ]
+            return 422, "the request cannot be carried out", wrong, None
+        case OSError():
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            title = "the disk is full" if full else "the disk is out of order"
+            return 507 if full else 503, title, "nothing was accepted; try again later.", None
+        case _:
+            status, title = next((s, t) for kind, s, t in STATUS if isinstance(error, kind))
+    if isinstance(error, SQLAlchemyError):
+        return status, title, "try again later.", {"Retry-After": str(RETRY)}
+    headers = None
+    if isinstance(error, QueueFullError):
+        headers = {"Retry-After": str(max(RETRY, min(3600, round(error.seconds / 2))))}
+    return status, title, str(error), headers
+
+
 def answer_errors(app: FastAPI) -> None:
     """Have every error answered as a problem."""
 
-    async def ours(_: Incoming, error: Exception) -> JSONResponse:
-        status, title = next((s, t) for kind, s, t in STATUS if isinstance(error, kind))
-        if isinstance(error, SQLAlchemyError):
-            return problem(status, title, "try again later.", {"Retry-After": str(RETRY)})
-        headers = None
-        if isinstance(error, QueueFullError):
-            headers = {"Retry-After": str(max(RETRY, min(3600, round(error.seconds / 2))))}
-        return problem(status, title, str(error), headers)
+    async def told(_: Incoming, error: Exception) -> JSONResponse:
+        return problem(*answer(error))
 
-    async def disk(_: Incoming, error: Exception) -> JSONResponse:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        title = "the disk is full" if full else "the disk is out of order"
-        return problem(507 if full else 503, title, "nothing was accepted; try again later.")
-
-    async def http(_: Incoming, error: Exception) -> JSONResponse:
-        assert isinstance(error, StarletteHTTPException)
-        return problem(error.status_code, "refused", error.detail, error.headers)
-
-    async def invalid(_: Incoming, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        wrong = [
-            {"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()
-        ]
-        return problem(422, "the request cannot be carried out", wrong)
-
-    for kind in (OverpaintError, SQLAlchemyError):
-        app.add_exception_handler(kind, ours)
-    app.add_exception_handler(OSError, disk)
-    app.add_exception_handler(StarletteHTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
+    for kind in ANSWERED:
+        app.add_exception_handler(kind, told)
