@@ -72,7 +72,7 @@ class Server:
     def answers(self, path: str) -> bool:
         """Whether there is a good answer."""
         try:
-            return httpx.get(f"{self.url}/{path}", timeout=5).status_code == 200
+            return self.client.get(f"/{path}", timeout=5).status_code == 200
         except httpx.HTTPError:
             return False
 

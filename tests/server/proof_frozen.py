@@ -20,8 +20,8 @@ from overpaint.server.jobs import ENDED
 from .postgres import database, postgres
 from .processes import Server, until
 
-JOBS = 6
-"""Of a round."""
+JOBS = 4
+"""Of a round: few, so that what the worker says of them fits into its pipe, which nobody reads."""
 
 
 @dataclass
@@ -60,13 +60,13 @@ def run(folder: Path, url: str, rounds: int, seed: int = 0) -> Found:
         seed: of when.
     """
     found, names, rng = Found(), list[str](), random.Random(seed)
-    options = ("--store", url, "--lease", "1.5", "--seconds", "0.02")
+    options = ("--store", url, "--lease", "1.5", "--seconds", "0.04")
     with Server(folder, *options) as one, Server(folder, *options) as other:
         for _ in range(rounds):
             freeze(other.until_ready())
             one.until_ready()
-            own = [one.submit(steps=rng.randint(20, 80)) for _ in range(JOBS)]
-            until(lambda own=own: all(one.job(n)["state"] != "queued" for n in own), "none begins")
+            own = [one.submit(steps=rng.randint(10, 40)) for _ in range(JOBS)]
+            until(lambda own=own: all(begun(one, name) for name in own), "none begins")
             one.freeze()
             # Its worker goes on for a while: what it says is not heard any more.
             enough = rng.randint(1, JOBS)
@@ -101,6 +101,12 @@ def foreign(folder: Path, job: Any) -> list[Path]:
     """Files of other attempts than the one that ended a job."""
     results = (folder / "results" / job["id"]).iterdir()
     return [path for path in results if not path.name.startswith(f"{job['attempt']}-")]
+
+
+def begun(server: Server, name: str) -> bool:
+    """Whether the worker has a job, or had it."""
+    job = server.job(name)
+    return bool(job["done"]) or job["state"] in ENDED
 
 
 def freeze(server: Server) -> None:
