@@ -102,7 +102,7 @@ def a1111(text: str) -> Found | None:
     escape for it.
     """
     *lines, last = text.strip().split("\n")
-    pairs = {key: _unquote(value) for key, value in _PAIR.findall(last)}
+    pairs = a1111_pairs(last)
     if "Steps" not in pairs or len(pairs) < 3:
         return None
     prompt, negative = _split_prompts("\n".join(lines))
@@ -129,6 +129,26 @@ def a1111(text: str) -> Found | None:
     return reading.found("A1111", pairs.get("Model"))
 
 
+def a1111_pairs(line: str) -> dict[str, str]:
+    """The settings in the last line of an A1111 `parameters` text."""
+    return {key: _unquote(value) for key, value in _PAIR.findall(line)}
+
+
+def a1111_schedule(sampler: str, label: str) -> str:
+    """Our name of a schedule by A1111's, for a sampler by our name.
+
+    Raises:
+        RequestError: no such schedule; near matches are named.
+    """
+    match label.lower():
+        case "automatic":
+            return _AUTOMATIC.get(sampler, "linspace")
+        case "normal":
+            return "linspace"
+        case _:
+            return schedule_name(label)
+
+
 def _split_prompts(text: str) -> tuple[str, str]:
     if text.startswith(_NEGATIVE):
         text = "\n" + text
@@ -137,12 +157,9 @@ def _split_prompts(text: str) -> tuple[str, str]:
 
 
 def _a1111_sampler(reading: _Reading, sampler: str, schedule: str | None) -> None:
-    if schedule == "Automatic":
+    if schedule in ("Automatic", "Normal"):
         reading.put_sampler(sampler, None)
-        schedule = _AUTOMATIC.get(reading.fields.get("sampler", ""), "linspace")
-        reading.fields["schedule"] = schedule
-    elif schedule == "Normal":
-        reading.put_sampler(sampler, "linspace")
+        reading.fields["schedule"] = a1111_schedule(reading.fields.get("sampler", ""), schedule)
     else:
         reading.put_sampler(sampler, schedule)
         if schedule is None:  # before version 1.9 the sampler's name said it all

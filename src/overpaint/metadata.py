@@ -268,7 +268,7 @@ def read(path: "str | os.PathLike[str]") -> Found:
     name = str(path)
     with images.opened(images.picture(path).data, name) as image:
         image.load()  # text chunks may come after the pixels
-        texts = _texts(image)
+        texts = texts_of(image)
     for key, reader in {
         "overpaint": _ours,
         "invokeai_metadata": invokeai,
@@ -383,7 +383,7 @@ def _options(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     return {"exif": data, "quality": 95}
 
 
-def _texts(image: Image.Image) -> dict[str, str]:
+def texts_of(image: Image.Image) -> dict[str, str]:
     """Text chunks of a PNG by key; the EXIF texts of others under the keys that a PNG has."""
     texts = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
     exif = image.getexif()

@@ -63,15 +63,25 @@ def key_of(incoming: Incoming) -> str:
     if not known:
         return ""
     scheme, _, given = incoming.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        given = _password(given)
     digest = hashlib.sha256(given.strip().encode()).hexdigest()
     fits = any(hmac.compare_digest(digest, other) for other in known)
-    if fits and scheme.lower() in ("bearer", "token"):
+    if fits and scheme.lower() in ("bearer", "token", "basic"):
         return digest
     raise HTTPException(
         401,
         "give a key of this server's: `Authorization: Bearer KEY`.",
         {"WWW-Authenticate": "Bearer"},
     )
+
+
+def _password(given: str) -> str:
+    """Of HTTP's Basic credentials; "" where they are none."""
+    try:
+        return base64.b64decode(given, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 async def found(service: Service, key: str, name: str) -> Job:
