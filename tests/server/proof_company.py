@@ -24,9 +24,7 @@ from .processes import ROOT, Server
 
 HOUSE = (ROOT / "examples" / "house.png").read_bytes()
 PROMPTS = ("a red cup", "a blue car", "a green fish", "a yellow house", "a purple star")
-LORAS = ("comic", "sticker", "bird")
-FEW_STEPS = ("lcm", "tcd")
-"""Samplers for models that are made for them: with this one they paint noise."""
+LORAS = ("miniature-comic", "miniature-sticker", "miniature-bird")
 
 
 @dataclass
@@ -52,8 +50,8 @@ class Found:
 def unlike(count: int) -> list[dict[str, Any]]:
     """Requests that share a size, and differ in all that may differ within one step."""
     image = {"data": base64.b64encode(HOUSE).decode()}
-    samplers = itertools.cycle(name for name in SAMPLERS if name not in FEW_STEPS)
-    schedules = itertools.cycle(name for name in SCHEDULES if name != "align_your_steps")
+    samplers = itertools.cycle(SAMPLERS)
+    schedules = itertools.cycle(SCHEDULES)
     requests: list[dict[str, Any]] = []
     for number in range(count):
         fields: dict[str, Any] = {
@@ -80,11 +78,11 @@ def run(server: Server, count: int) -> Found:
     """Ask for all at once, then for one after the other."""
     requests = unlike(count)
     names = [server.submit(**fields) for fields in requests]
-    together = 0
-    while any(
-        job["state"] in ("queued", "running") for job in (jobs := list(map(server.job, names)))
-    ):
+    together, waited = 0, list(names)
+    while waited:
+        jobs = [server.job(name) for name in waited]
         together = max(together, sum(bool(job["done"]) for job in jobs))
+        waited = [job["id"] for job in jobs if job["state"] in ("queued", "running")]
     busy = [painted(server, name) for name in names]
     alone = [painted(server, server.submit(**fields)) for fields in requests]
     gaps = [np.abs(one - other) for one, other in zip(busy, alone, strict=True)]

@@ -70,9 +70,9 @@ class Found:
         return self.all_ended and swift and max(self.growth.values()) < FLAT
 
 
-def run(folder: Path, seconds: float, seed: int = 0) -> Found:
-    """Ask for jobs for so long."""
-    options = ("--seconds", str(TICK), "--room", str(ROOM), "--queue", str(QUEUE))
+def run(folder: Path, seconds: float, queue: int = QUEUE, seed: int = 0) -> Found:
+    """Ask for jobs for so long, of which so many may wait."""
+    options = ("--seconds", str(TICK), "--room", str(ROOM), "--queue", str(queue))
     with Server(folder, *options) as server:
         return asyncio.run(_run(server.until_ready(), seconds, random.Random(seed)))
 
