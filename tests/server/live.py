@@ -23,10 +23,16 @@ PATIENCE = 60.0
 
 @contextlib.contextmanager
 def running(folder: Path, seconds: float = 0.0, **changes: Any) -> Generator[str]:
-    """The address of a server whose engine paints nothing."""
+    """The address of a server whose engine paints nothing, unless `changes` say so."""
     keys = changes.pop("keys", ())
-    settings: dict[str, Any] = {"pace": Pace(look=0.05), "grace": 0.0} | changes
-    app = create_app(Settings(folder, ("miniature", "sdxl"), Fake, (seconds,), **settings), keys)
+    settings: dict[str, Any] = {
+        "models": ("miniature", "sdxl"),
+        "make": Fake,
+        "arguments": (seconds,),
+        "pace": Pace(look=0.05),
+        "grace": 0.0,
+    } | changes
+    app = create_app(Settings(folder, **settings), keys)
     server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from overpaint.errors import RequestError
 from overpaint.events import Step
+from overpaint.server import openai
 from overpaint.server.jobs import ENDED, Job, Said
 from overpaint.server.outbox import EVENTS
 from overpaint.server.predictions import (
@@ -353,10 +354,10 @@ def described_version(model: str, name: str | None = None) -> dict[str, Any]:
 
 @router.get("/models")
 async def models(incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
-    """All models."""
+    """All models, for OpenAI's clients too, which ask here."""
     base = base_of(incoming)
     results = [described(model, OWNER, base) for model in service.settings.models]
-    return {"previous": None, "next": None, "results": results}
+    return {"previous": None, "next": None, "results": results, **openai.listing(service)}
 
 
 @router.get("/models/{owner}/{name}")
