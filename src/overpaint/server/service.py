@@ -212,7 +212,7 @@ class Service:
     async def cancel(self, name: str) -> Job | None:
         """Ask for a job's end."""
         job = await asyncio.to_thread(self.jobs.cancel, name)
-        self.supervisor.wake()
+        self.supervisor.cancel(name)
         return job
 
     async def follow(self, name: str, after: int = 0) -> AsyncGenerator[Story]:

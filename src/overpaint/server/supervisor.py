@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -141,6 +142,7 @@ class Supervisor:
         self._worker: Worker | None = None
         self._ends: dict[str, End] = {}
         self._called, self._wakes = multiprocessing.Pipe(duplex=False)
+        self._canceled: SimpleQueue[str] = SimpleQueue()
         self._waking = threading.Lock()
         self._woken = False
         self._stopping = threading.Event()
@@ -173,6 +175,11 @@ class Supervisor:
     def hurry(self) -> None:
         """Give what `stop` waits for no more time."""
         self._hurried.set()
+
+    def cancel(self, name: str) -> None:
+        """Have a job that is to be canceled ended before its next step, if it is under way here."""
+        self._canceled.put(name)
+        self.wake()
 
     def stop(self, grace: float = 0.0) -> None:
         """End: take nothing new, finish what ends within `grace` seconds, give back the rest."""
@@ -208,6 +215,7 @@ class Supervisor:
                 with self._waking:
                     self._called.recv()
                     self._woken = False
+                self._cancel(worker)
                 self._beat(worker)
                 self._claim(worker)
             else:
@@ -351,6 +359,14 @@ class Supervisor:
             output.get("options", {}),
             output.get("preview_every", 0),
         )
+
+    def _cancel(self, worker: Worker) -> None:
+        """Tell the worker at once: the store, which tells it too, takes longer than some steps."""
+        while not self._canceled.empty():
+            name = self._canceled.get()
+            for tag in [tag for tag, job in worker.held.items() if job.id == name]:
+                with contextlib.suppress(BrokenPipeError):
+                    worker.pipe.send(Cancel(tag))
 
     def _beat(self, worker: Worker) -> None:
         """Keep the leases; drop what was lost, end what was canceled."""
