@@ -179,8 +179,6 @@ async def generate(
         return to_request(given, options, refiners=refiners, embeddings=embeddings)
 
     request = await asyncio.to_thread(read)
-    if not given.override_settings_restore_afterwards:
-        OPTIONS.setdefault(service, {})[key] = options
     kind = "jpg" if options.samples_format == "jpeg" else options.samples_format
     quality = {} if kind == "png" else {"quality": options.jpeg_quality}
     asked = given.model_dump(mode="json", exclude={"init_images", "mask"})
@@ -193,6 +191,8 @@ async def generate(
         job = await service.submit(request, model=model, key=key, origin=origin)
     except RequestError as error:
         raise in_their_words(error) from None
+    if not given.override_settings_restore_afterwards:
+        OPTIONS.setdefault(service, {})[key] = options
     job = await awaited(service, job, incoming)
     if job.state == "failed":
         raise HTTPException(500, job.error)
