@@ -1,0 +1,213 @@
+"""A server under mixed load: Overpaint, itself one picture at a time, and diffusers with a lock.
+
+The miniature in fp32, guided, 128 × 128. Sixteen clients, each of which asks for its next picture
+when it has the one before, whole. The mix is drawn at random, and not like anything that shares
+steps well: three of four requests take 8 to 12 steps, as people do who try prompts, one takes 40 to
+50, as for a final picture; half repaint a picture, at any strength from 0.4 to 0.8; a quarter have
+one of three LoRAs; samplers are of eight kinds, guidance is from 3 to 8, and no two prompts need be
+alike.
+"""
+
+import base64
+import io
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import httpx
+from PIL import Image
+
+from benchmarks.harness import interleave, say
+from benchmarks.serving_peer import LORAS, SCHEDULERS, Asked
+from overpaint.engine.profile import Profile
+
+ROOT = Path(__file__).parents[1]
+TOGETHER, SIDE = 16, 128
+SHORT, LONG = (8, 12), (40, 50)
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
+THINGS = ("house", "tree", "car", "boat", "cat", "fish", "cup", "star", "flower", "bird")
+STYLES = ("a photo of", "a watercolor painting of", "a pencil sketch of", "a pixel art of")
+PATIENCE = 120.0
+
+
+def measure(*, quick: bool) -> dict[str, Any]:
+    """Throughput, and how long short requests wait."""
+    requests = mix(32 if quick else 192)
+    with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        ours, solo = profiles(folder)
+        clients = {
+            "ours": Client(stack.enter_context(overpaint(folder / "ours", ours)), ask_ours),
+            "solo": Client(stack.enter_context(overpaint(folder / "solo", solo)), ask_ours),
+            "peer": Client(stack.enter_context(peer()), ask_peer),
+        }
+        waits: dict[str, list[list[float]]] = {name: [] for name in clients}
+
+        def contestant(name: str) -> Callable[[], None]:
+            return lambda: waits[name].append(load(clients[name], requests))
+
+        for client in clients.values():
+            load(client, mix(TOGETHER, seed=1))
+        contestants = {name: contestant(name) for name in clients}
+        timings = interleave(contestants, 1 if quick else 3, warm_up=False)
+    short = [i for i, request in enumerate(requests) if request.steps <= SHORT[1]]
+    result: dict[str, Any] = {
+        "requests": len(requests),
+        "short": len(short),
+        "throughput_over_peer": round(timings.ratio("peer", "ours"), 3),
+        "throughput_over_solo": round(timings.ratio("solo", "ours"), 3),
+    }
+    for name, rounds in waits.items():
+        seconds = [own[i] for own in rounds for i in short]
+        marks = quantiles(seconds, n=100, method="inclusive")
+        result[f"{name}_per_second"] = round(len(requests) / timings.median(name), 2)
+        result[f"{name}_short_p50"], result[f"{name}_short_p99"] = marks[49], marks[98]
+    for other in ("solo", "peer"):
+        result[f"short_p99_of_{other}"] = result["ours_short_p99"] / result[f"{other}_short_p99"]
+    result = {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}
+    say("  " + ", ".join(f"{key} {value}" for key, value in result.items()))
+    return result
+
+
+def mix(count: int, seed: int = 0) -> list[Asked]:
+    """So many unlike requests, the same ones for everybody."""
+    rng = random.Random(seed)
+    buffer = io.BytesIO()
+    with Image.open(ROOT / "examples" / "house.png") as house:
+        house.convert("RGB").resize((SIDE, SIDE)).save(buffer, "PNG")
+    image = base64.b64encode(buffer.getvalue()).decode()
+    return [
+        Asked(
+            prompt=f"{rng.choice(STYLES)} a {rng.choice(COLOURS)} {rng.choice(THINGS)}",
+            steps=rng.randint(*(LONG if rng.random() < 0.25 else SHORT)),
+            sampler=rng.choice(list(SCHEDULERS)),
+            guidance=rng.uniform(3, 8),
+            side=SIDE,
+            seed=number,
+            image=image if rng.random() < 0.5 else None,
+            strength=rng.choice((0.4, 0.5, 0.6, 0.7, 0.8)),
+            lora=rng.choice(LORAS) if rng.random() < 0.25 else None,
+            scale=rng.uniform(0.5, 1),
+        )
+        for number in range(count)
+    ]
+
+
+Ask = Callable[[httpx.Client, Asked], bytes]
+"""Has a request carried out; returns the picture's file."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who is asked, and how."""
+
+    url: str
+    ask: Ask
+
+
+def load(client: Client, requests: Sequence[Asked]) -> list[float]:
+    """Ask for everything, so many at once; returns the seconds that each took."""
+
+    def one(request: Asked) -> float:
+        began = time.perf_counter()
+        data = client.ask(http, request)
+        took = time.perf_counter() - began
+        with Image.open(io.BytesIO(data)) as image:
+            if image.size != (SIDE, SIDE):
+                raise RuntimeError(f"a picture of {image.size} came back")
+        return took
+
+    with httpx.Client(base_url=client.url, timeout=600) as http, ThreadPoolExecutor(TOGETHER) as at:
+        return list(at.map(one, requests))
+
+
+def ask_ours(http: httpx.Client, asked: Asked) -> bytes:
+    request: dict[str, Any] = {
+        "prompt": asked.prompt,
+        "num_inference_steps": asked.steps,
+        "sampler": asked.sampler,
+        "guidance_scale": asked.guidance,
+        "width": asked.side,
+        "height": asked.side,
+        "seed": asked.seed,
+    }
+    if asked.image:
+        request |= {"image": {"data": asked.image}, "strength": asked.strength}
+    if asked.lora:
+        request["loras"] = [{"name": asked.lora, "scale": asked.scale}]
+    job = http.post("/api/jobs", json={"request": request}).raise_for_status().json()["id"]
+    http.get(f"/api/jobs/{job}/events").raise_for_status()  # until it has ended
+    (made,) = http.get(f"/api/jobs/{job}").raise_for_status().json()["results"]
+    return http.get(made["url"]).raise_for_status().content
+
+
+def ask_peer(http: httpx.Client, asked: Asked) -> bytes:
+    return http.post("/paint", json=asked.model_dump()).raise_for_status().content
+
+
+def profiles(folder: Path) -> tuple[Path, Path]:
+    """What steps take here, as measured; and the same, as if only those of one picture were."""
+    ours, solo = folder / "profile.json", folder / "solo.json"
+    bench = [*command("bench"), "--quiet", "--device", "cpu", "--dtype", "fp32"]
+    subprocess.run([*bench, "--output", str(ours)], check=True, stdout=subprocess.DEVNULL)
+    found = Profile.read(ours)
+    pairs = {shape: {2: times[2]} for shape, times in found.measured.items()}
+    replace(found, measured=pairs).write(solo)
+    for name, path in (("ours", ours), ("solo", solo)):
+        say(f"  {name}: steps of up to {Profile.read(path).cap(SIDE // 8, SIDE // 8)} rows")
+    return ours, solo
+
+
+def command(name: str) -> list[str]:
+    return [str(Path(sys.executable).parent / "overpaint"), name]
+
+
+@contextmanager
+def overpaint(data: Path, profile: Path) -> Generator[str]:
+    """Our server's address."""
+    options = ["--data", str(data), "--profile", str(profile), "--device", "cpu", "--dtype", "fp32"]
+    with running([*command("serve"), *options, "--port"], "/readyz") as url:
+        yield url
+
+
+@contextmanager
+def peer() -> Generator[str]:
+    """Theirs."""
+    with running([sys.executable, "-m", "benchmarks.serving_peer"], "/docs") as url:
+        yield url
+
+
+@contextmanager
+def running(program: Sequence[str], ready: str) -> Generator[str]:
+    """A program that is given a port, and its address once it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([*program, str(port)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
+    try:
+        while not _answers(url + ready):
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"{' '.join(program)} does not start")
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.HTTPError:
+        return False
