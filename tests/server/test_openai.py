@@ -8,6 +8,7 @@ import io
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from fastapi.testclient import TestClient
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image, ImageDraw
 from replicate.client import Client
@@ -23,11 +25,15 @@ from overpaint.engine.worker import paints
 from overpaint.metadata import read
 from overpaint.request import Request
 from overpaint.server import wire
+from overpaint.server.app import create_app
 from overpaint.server.jobs import Limits
 from overpaint.server.openai import OWN, QUALITIES, TEXTS, Edit, Generation, Variation, to_request
+from overpaint.server.service import Settings
 from overpaint.server.supervisor import Pace
 
+from .fake import Fake
 from .live import running
+from .test_webhooks import receiving
 
 ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "examples" / "house.png"
@@ -328,6 +334,9 @@ def test_a_mask_without_a_picture_and_what_is_no_form(url: str) -> None:
     form = {"prompt": (None, "a"), "mask": ("mask.png", cut_out((0, 0, 9, 9)))}
     answer = httpx.post(f"{url}/v1/images/edits", files=form)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+    twice = [(name, (None, "1")) for name in ("seed", "seed[]")]
+    answer = httpx.post(f"{url}/v1/images/edits", files=twice)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "seed")
     answer = httpx.post(f"{url}/v1/images/edits", json={"prompt": "a"})
     assert answer.status_code == 415
     assert "multipart/form-data" in answer.json()["error"]["message"]
@@ -413,6 +422,7 @@ def test_a_job_with_an_idempotency_key_goes_on(
             "extra_body": {"steps": 100, "seed": 4},
             "extra_headers": {"Idempotency-Key": "once"},
         }
+        again: dict[str, Any] = {"extra_headers": {"Idempotency-Key": "again"}}
         with pytest.raises(openai.APITimeoutError):
             client.images.generate(prompt="a", timeout=0.5, **ask)
         answer = client.images.generate(prompt="a", **ask)
@@ -420,6 +430,9 @@ def test_a_job_with_an_idempotency_key_goes_on(
         assert opened(answer.data[0].b64_json).getpixel((0, 0)) == (4, 0, 7)
         (job,) = jobs_of(url)
         assert answer._request_id == job["id"]
+        told = list(client.images.generate(prompt="b", stream=True, **again))
+        assert told == list(client.images.generate(prompt="b", stream=True, **again))
+        assert len(jobs_of(url)) == 2
         with pytest.raises(openai.BadRequestError, match="was used for another request"):
             client.images.generate(prompt="b", **ask)
 
@@ -434,6 +447,40 @@ def test_a_canceled_job(tmp_path: Path) -> None:
         httpx.post(f"{url}/api/jobs/{job['id']}/cancel")
         with pytest.raises(openai.APIError, match="was canceled"):
             list(stream)
+
+
+def test_the_answer_is_posted_as_well(url: str) -> None:
+    with receiving() as receiver, client_of(url) as client:
+        hook = {"webhook": receiver.url, "seed": 9}
+        answer = client.images.generate(prompt="a", extra_body=hook)
+        with pytest.raises(openai.BadRequestError):
+            client.images.generate(prompt="refuse", extra_body=hook)
+        until(lambda: len(receiver.posts) == 2)
+    assert answer.data
+    made, failed = sorted((body for _, body in receiver.told()), key=lambda body: "error" in body)
+    assert made["data"][0]["b64_json"] == answer.data[0].b64_json
+    assert failed["error"]["param"] == "prompt"
+    assert made["id"] != failed["id"]
+
+
+def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, ("m",), Fake, (0.02,), pace=Pace(look=0.05), grace=0.0)
+    with TestClient(create_app(settings)) as server, ThreadPoolExecutor(2) as waiting:
+        body: dict[str, Any] = {"prompt": "a", "steps": 500}
+        path = "/v1/images/generations"
+        plain = waiting.submit(server.post, path, json=body)
+        stream = waiting.submit(server.post, path, json=body | {"stream": True})
+        until(lambda: len(server.get("/api/jobs").json()["jobs"]) == 2)
+        application: Any = server.app
+        application.state.service.drain()
+        assert plain.result().status_code == 503
+        assert "this server ends" in plain.result().json()["error"]["message"]
+        assert "this server ends" in stream.result().text
+        until(
+            lambda: (
+                [job["state"] for job in server.get("/api/jobs").json()["jobs"]] == ["canceled"] * 2
+            )
+        )
 
 
 # The table of fields

@@ -236,7 +236,7 @@ def to_request(given: Asked, service: Service) -> tuple[Request, dict[str, str]]
         if value is not None:
             fields[name] = pictures_from(value, service)
     theirs: dict[str, str] = {}
-    for name, (ours, value) in _words(given):
+    for name, ours, value in _words(given):
         if ours in fields:
             raise RequestError(name, f"contradicts {theirs.get(ours, ours)}; give one of the two.")
         fields[ours], theirs[ours] = value, name
@@ -249,30 +249,30 @@ def to_request(given: Asked, service: Service) -> tuple[Request, dict[str, str]]
         raise RequestError(name, message) from None
 
 
-def _words(given: Asked) -> list[tuple[str, tuple[str, Any]]]:
-    """Fields of the dialect, and the fields and values of ours that they are."""
-    found: list[tuple[str, tuple[str, Any]]] = [("n", ("num_images", given.n or 1))]
+def _words(given: Asked) -> list[tuple[str, str, Any]]:
+    """Fields of the dialect that were given, and the fields and values of ours that they are."""
+    found: list[tuple[str, str, Any]] = [("n", "num_images", given.n or 1)]
     if given.size in ("native", "keep"):
-        found.append(("size", ("size", given.size)))
+        found.append(("size", "size", given.size))
     elif given.size not in (None, "auto"):
         sides = SIZE.fullmatch(given.size)
         if sides is None:
             raise RequestError("size", f'{given.size!r} is neither like "1024x1024" nor "auto".')
-        found += [("size", ("width", int(sides[1]))), ("size", ("height", int(sides[2])))]
+        found += [("size", "width", int(sides[1])), ("size", "height", int(sides[2]))]
     if given.steps is not None:
         name = "num_inference_steps" if isinstance(given.steps, int) else "steps"
-        found.append(("steps", (name, given.steps)))
+        found.append(("steps", name, given.steps))
     if given.scheduler is not None:
-        found.append(("scheduler", ("sampler", given.scheduler)))
+        found.append(("scheduler", "sampler", given.scheduler))
     if isinstance(given, Generation):
-        found.append(("prompt", ("prompt", given.prompt)))
+        found.append(("prompt", "prompt", given.prompt))
         if given.quality in QUALITIES:
-            found.append(("quality", ("num_inference_steps", QUALITIES[given.quality])))
+            found.append(("quality", "num_inference_steps", QUALITIES[given.quality]))
     if isinstance(given, Edit | Variation):
         image = images.picture(given.image)
-        found.append(("image", ("image", image)))
+        found.append(("image", "image", image))
         if isinstance(given, Edit) and given.mask is not None:
-            found.append(("mask", ("mask", _mask(given.mask, image))))
+            found.append(("mask", "mask", _mask(given.mask, image)))
     return found
 
 
@@ -339,9 +339,9 @@ async def from_form(incoming: Incoming, kind: type[A]) -> A:
         RequestError: a field comes more than once.
         RequestValidationError: a field is missing or wrong.
     """
-    if not incoming.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not incoming.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send a form: Content-Type: multipart/form-data.")
-    fields: dict[str, Any] = {}
+    given: dict[str, list[Any]] = {}
     async with incoming.form(max_files=64) as form:
         for name, value in form.multi_items():
             plain = name.removesuffix("[]")
@@ -356,15 +356,15 @@ async def from_form(incoming: Incoming, kind: type[A]) -> A:
                 continue
             else:
                 read = value if plain in kind.model_fields else _decoded(plain, value)
-            if name.endswith("[]") and plain != "image":
-                fields.setdefault(plain, []).append(read)
-            elif plain in fields:
-                message = "comes more than once."
-                if plain == "image":
-                    message = "came more than once; one picture is repainted at a time."
-                raise RequestError(plain, message)
-            else:
-                fields[plain] = read
+            given.setdefault(name, []).append(read)
+    fields: dict[str, Any] = {}
+    for name, values in given.items():
+        plain = name.removesuffix("[]")
+        listed = name.endswith("[]") and plain != "image"
+        if plain in fields or (len(values) > 1 and not listed):
+            message = "one picture is repainted at a time." if plain == "image" else "give it once."
+            raise RequestError(plain, f"came more than once; {message}")
+        fields[plain] = values if listed else values[0]
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
