@@ -20,10 +20,11 @@ import webuiapi
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from overpaint import hints
 from overpaint.engine.worker import paints
 from overpaint.errors import RequestError
 from overpaint.names import SAMPLERS
-from overpaint.request import Request
+from overpaint.request import Control, Picture, Request
 from overpaint.server import wire
 from overpaint.server.a1111_inputs import (
     ImageInputs,
@@ -34,6 +35,7 @@ from overpaint.server.a1111_inputs import (
     to_request,
     with_embeddings,
 )
+from overpaint.server.a1111_scripts import MODULES, controls_of
 from overpaint.server.app import create_app
 from overpaint.server.service import Service, Settings
 from overpaint.server.supervisor import Pace
@@ -251,9 +253,14 @@ def test_webuiapi(tmp_path: Path) -> None:
             assert api.interrupt() == {}
             assert api.skip() == {}
             picture: Any = house
-            unit = webuiapi.ControlNetUnit(image=picture, module="canny", model="net")
-            with pytest.raises(RuntimeError, match=r"alwayson_scripts\.ControlNet"):
-                api.txt2img(controlnet_units=[unit])
+            unit = webuiapi.ControlNetUnit(image=picture, module="canny", model="miniature-canny")
+            steered = api.txt2img(controlnet_units=[unit], alwayson_scripts={}, steps=3)
+            assert len(steered.images) == 1
+            unit.model = "none"
+            with pytest.raises(RuntimeError, match=r"alwayson_scripts\.ControlNet: unknown"):
+                api.txt2img(controlnet_units=[unit], alwayson_scripts={})
+            assert "miniature-canny" in api.controlnet_model_list()
+            assert "canny" in api.controlnet_module_list()
             for listing in ("sd_vae", "upscalers", "loras", "embeddings", "scripts", "schedulers"):
                 assert getattr(api, f"get_{listing}")() is not None
         finally:
@@ -300,6 +307,9 @@ def test_a_real_picture(tmp_path: Path) -> None:
         again = post(client, "img2img", body | {"override_settings": {"samples_format": "webp"}})
         inverted = post(client, "img2img", body | {"inpainting_mask_invert": 1})
         text = post(client, "txt2img", {"prompt": "a cup", "steps": 2, "width": 64, "height": 96})
+        unit = control(image=based(before), module="canny", model="miniature-canny")
+        plain = {"prompt": "a house", "steps": 4, "seed": 7, "width": side, "height": side}
+        free, steered = (post(client, "txt2img", plain | more) for more in ({}, unit))
     old = np.asarray(before, np.int16)
     changed = np.abs(np.asarray(opened(made["images"][0]), np.int16) - old)
     assert changed[:, side // 2 :].max() == 0
@@ -307,10 +317,20 @@ def test_a_real_picture(tmp_path: Path) -> None:
     flipped = np.abs(np.asarray(opened(inverted["images"][0]), np.int16) - old)
     assert flipped[:, : side // 2].max() == 0
     assert flipped[:, side // 2 :].mean() > 1
+    assert along_edges(steered, before) > along_edges(free, before)
     assert opened(again["images"][0]).format == "WEBP"
     assert opened(text["images"][0]).size == (64, 96)
     info = json.loads(text["info"])
     assert (info["width"], info["height"]) == (64, 96)
+
+
+def along_edges(made: Any, picture: Image.Image) -> float:
+    """How like the edges of what was made are to a picture's, -1 to 1."""
+    own, others = (
+        np.asarray(hints.make("softedge", image.convert("RGB")).convert("L"), np.float64).ravel()
+        for image in (opened(made["images"][0]), picture)
+    )
+    return float(np.corrcoef(own, others)[0, 1])
 
 
 def based(image: Image.Image) -> str:
@@ -383,8 +403,13 @@ def test_a_server_that_ends_lets_those_go_who_wait(
         assert "runs when it is back" in answer.result()["detail"]
 
 
-IMAGE = {"init_images": [URI]}
+IMAGE: dict[str, Any] = {"init_images": [URI]}
 HIRES = {"enable_hr": True}
+
+
+def control(**fields: Any) -> dict[str, Any]:
+    """A request with a unit of ControlNet's."""
+    return {"alwayson_scripts": {"ControlNet": {"args": [{"image": RAW} | fields]}}}
 
 
 @pytest.mark.parametrize(
@@ -410,6 +435,20 @@ HIRES = {"enable_hr": True}
         ("txt2img", {"sampler_name": "Euler a", "eta": 0.5}, "eta: 0.5"),
         ("txt2img", {"script_name": "X/Y/Z plot"}, "script_name"),
         ("txt2img", {"alwayson_scripts": {"ADetailer": {"args": [True]}}}, "scripts.ADetailer"),
+        ("txt2img", control(module="canny", image=None), "ControlNet.image: there is none"),
+        ("txt2img", control(module="canny", image=[1]), "ControlNet.image: "),
+        ("txt2img", control(module="canny", image={"mask": RAW}), "ControlNet.image: there is"),
+        (
+            "txt2img",
+            control(module="cany"),
+            "ControlNet.module: unknown 'cany'. Did you mean canny",
+        ),
+        ("txt2img", control(model="pen"), "ControlNet.module: the name of the net, 'pen'"),
+        ("txt2img", control(module="canny", model="pen"), "ControlNet: unknown control 'pen'"),
+        ("txt2img", control(module="canny", weight=3), "ControlNet.weight: "),
+        ("txt2img", control(module="canny", guidance_start=1, guidance_end=0), "guidance_start: 1"),
+        ("txt2img", control(module="canny", hr_option="High res only"), "ControlNet.hr_option: "),
+        ("txt2img", {"alwayson_scripts": {"ControlNet": {"args": [3]}}}, "ControlNet: "),
         ("txt2img", {"prompt": "<lora:none:1>"}, "prompt: unknown lora"),
         ("txt2img", {"override_settings": {"eta_noise_seed_delta": 3}}, "eta_noise_seed_delta"),
         ("txt2img", {"override_settings": {"sd_vae": "x.pt"}}, "sd_vae"),
@@ -575,6 +614,58 @@ def test_without_a_size_it_is_the_model_s_own() -> None:
     request = text(steps=20)
     assert (request.width, request.height, request.size) == (None, None, "native")
     assert (request.guidance_scale, request.num_inference_steps) == (7.0, 20)
+
+
+def units(*units: dict[str, Any], **fields: Any) -> tuple[Control, ...]:
+    kind = ImageInputs if "init_images" in fields else TextInputs
+    scripts = {"controlnet": {"args": list(units)}}
+    return controls_of(kind(alwayson_scripts=scripts, **fields))
+
+
+def test_control() -> None:
+    made, finished, region = units(
+        {
+            "module": "canny",
+            "image": RAW,
+            "threshold_a": 64,
+            "threshold_b": -1,
+            "guidance_end": 0.5,
+            "resize_mode": "Crop and Resize",
+        },
+        {"model": "control_openpose [0123abcd]", "image": {"image": RAW}, "control_mode": 2},
+        {
+            "module": "softedge_hed",
+            "image": RAW,
+            "control_mode": "My prompt is more important",
+            "effective_region_mask": RAW,
+            "weight": 0.7,
+        },
+    )
+    assert (made.kind, made.options, made.end) == ("canny", {"low": 64}, 0.5)
+    assert made.image
+    assert not made.hint
+    assert made.net is None
+    assert (finished.kind, finished.net, finished.weighting) == (
+        "pose",
+        "control_openpose",
+        "guess",
+    )
+    assert finished.hint
+    assert not finished.image
+    assert (region.kind, region.weighting, region.scale) == ("softedge", "soft", 0.7)
+    assert region.mask
+
+
+def test_the_picture_steers_itself() -> None:
+    made, finished = units({"module": "depth_midas"}, {"model": "net-tile"}, **IMAGE)
+    assert (made.kind, made.image, made.hint) == ("depth", None, None)
+    assert finished.hint == Picture(data=HOUSE)
+
+
+def test_preprocessors() -> None:
+    for module, kind in MODULES.items():
+        assert units({"module": module, "image": RAW})[0].kind == kind
+        hints.check(kind, {})
 
 
 def masked(**fields: Any) -> Request:

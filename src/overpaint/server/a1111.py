@@ -42,6 +42,7 @@ from overpaint.server.a1111_inputs import (
     picture_data,
     to_request,
 )
+from overpaint.server.a1111_scripts import FINISHED, MODULES, controls_of
 from overpaint.server.jobs import ENDED, Job
 from overpaint.server.service import Service
 from overpaint.server.wire import ANSWERED, Key, Serves, answer, awaited
@@ -176,7 +177,13 @@ async def generate(
 
     def read() -> Any:
         embeddings = names_of(service, "embedding")
-        return to_request(given, options, refiners=refiners, embeddings=embeddings)
+        return to_request(
+            given,
+            options,
+            controls=controls_of(given),
+            refiners=refiners,
+            embeddings=embeddings,
+        )
 
     request = await asyncio.to_thread(read)
     kind = "jpg" if options.samples_format == "jpeg" else options.samples_format
@@ -433,8 +440,8 @@ async def latent_upscale_modes(key: Key) -> list[dict[str, str]]:
 
 @sdapi.get("/scripts")
 async def scripts(key: Key) -> dict[str, list[str]]:
-    """None."""
-    return {"txt2img": [], "img2img": []}
+    """What `alwayson_scripts` may name."""
+    return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
 
 
 @sdapi.get("/sd-vae")
@@ -482,6 +489,18 @@ async def queue_status(service: Serves, key: Key) -> dict[str, Any]:
     """How many jobs wait; a Krita plug-in takes the answer for a sign of life."""
     counts = await asyncio.to_thread(service.jobs.counts)
     return {"msg": "estimation", "queue_size": counts["queued"]}
+
+
+@router.get("/controlnet/model_list")
+async def control_nets(service: Serves, key: Key) -> dict[str, list[str]]:
+    """Nets for hints."""
+    return {"model_list": await asyncio.to_thread(names_of, service, "control")}
+
+
+@router.get("/controlnet/module_list")
+async def preprocessors(key: Key) -> dict[str, list[str]]:
+    """What makes hints."""
+    return {"module_list": [FINISHED[0], *MODULES]}
 
 
 router.include_router(sdapi)

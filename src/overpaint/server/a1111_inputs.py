@@ -7,7 +7,7 @@ What cannot be honoured is refused by name, unless it has the value that changes
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
@@ -19,7 +19,7 @@ from overpaint import images
 from overpaint.errors import RequestError, near
 from overpaint.foreign import a1111_schedule
 from overpaint.names import SAMPLERS, Fill, sampler_name
-from overpaint.request import LARGEST_SEED, Fit, Picture, Request
+from overpaint.request import LARGEST_SEED, Control, Fit, Picture, Request
 from overpaint.server.wire import from_base64
 
 RESIZE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
@@ -34,6 +34,8 @@ UPSCALERS = ("None", "Lanczos")
 
 SAME = ("", "None", "Use same checkpoint", "Use same sampler", "Use same scheduler")
 """What a second pass calls its being like the first."""
+
+CONTROL_NET = "alwayson_scripts.ControlNet"
 
 FIELDS = {
     "prompt": "prompt",
@@ -52,6 +54,7 @@ THEIRS = {ours: theirs for theirs, ours in FIELDS.items()} | {
     "schedule": "scheduler",
     "num_images": "batch_size",
     "loras": "prompt",
+    "controls": CONTROL_NET,
     "crop": "inpaint_full_res_padding",
     "clip_skip": "override_settings.CLIP_stop_at_last_layers",
     "refiner": "refiner_checkpoint",
@@ -79,7 +82,7 @@ def only(*values: Any) -> AfterValidator:
 Idle = Annotated[Any, Field(description="Means nothing here.")]
 
 
-class _Words(BaseModel):
+class Words(BaseModel):
     """Null is the same as left out, as it is there."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -92,7 +95,7 @@ class _Words(BaseModel):
         return data
 
 
-class Options(_Words):
+class Options(Words):
     """The options that there are; as `override_settings` they hold for one request."""
 
     sd_model_checkpoint: str | None = Field(
@@ -112,7 +115,7 @@ class Options(_Words):
     forge_additional_modules: Annotated[Any, only([])] = []
 
 
-class Inputs(_Words):
+class Inputs(Words):
     """What txt2img and img2img have in common."""
 
     prompt: str = Field(
@@ -156,7 +159,7 @@ class Inputs(_Words):
     )
     send_images: bool = Field(default=True, description="Have pictures in the answer.")
     alwayson_scripts: dict[str, Any] = Field(
-        default_factory=dict, description="There are none: those that are switched off."
+        default_factory=dict, description="ControlNet, and others that are switched off."
     )
 
     script_name: Annotated[Any, only("", "None")] = ""
@@ -257,6 +260,7 @@ def to_request(
     given: TextInputs | ImageInputs,
     options: Options,
     *,
+    controls: Sequence[Control] = (),
     refiners: Collection[str] = (),
     embeddings: Collection[str] = (),
 ) -> Request:
@@ -265,6 +269,7 @@ def to_request(
     Args:
         given: the inputs.
         options: that hold for them.
+        controls: what `alwayson_scripts` ask for.
         refiners: what `refiner_checkpoint` may name.
         embeddings: whose names in a prompt stand for themselves.
 
@@ -272,13 +277,8 @@ def to_request(
         RequestError: they contradict each other, or ask for what is not here; in their words.
         PictureError: a picture cannot be read.
     """
-    for name, script in given.alwayson_scripts.items():
-        if not _off(script):
-            raise RequestError(
-                f"alwayson_scripts.{name}", "there is no such script here; leave it out."
-            )
     try:
-        return Request(**_fields(given, options, refiners, embeddings))
+        return Request(**_fields(given, options, refiners, embeddings), controls=tuple(controls))
     except RequestError as error:
         raise in_their_words(error) from None
 
@@ -465,15 +465,3 @@ def mask_of(data: bytes, *, rounded: bool) -> Picture:
     file = BytesIO()
     grey.save(file, "PNG")
     return Picture(data=file.getvalue())
-
-
-def _off(script: Any) -> bool:
-    """Whether an always-on script does nothing: no arguments, or all of them say so."""
-    args = script.get("args", []) if isinstance(script, Mapping) else script
-    if not isinstance(args, list):
-        return not args
-    return all(not arg or _disabled(arg) for arg in args)
-
-
-def _disabled(arg: Any) -> bool:
-    return isinstance(arg, Mapping) and arg.get("enabled", True) is False
