@@ -35,7 +35,7 @@ from overpaint.server.a1111_inputs import (
     to_request,
     with_embeddings,
 )
-from overpaint.server.a1111_scripts import MODULES, controls_of
+from overpaint.server.a1111_scripts import MODULES, Unit, controls_of
 from overpaint.server.app import create_app
 from overpaint.server.service import Service, Settings
 from overpaint.server.supervisor import Pace
@@ -556,6 +556,14 @@ def test_png_info(client: TestClient) -> None:
     assert "overpaint" in found["items"]
     plain = post(client, "png-info", {"image": based(Image.new("RGB", (8, 8)))})
     assert (plain["info"], plain["parameters"]) == ("", {})
+
+
+def test_every_field_is_described() -> None:
+    for inputs in (TextInputs, ImageInputs, Options, Unit):
+        for name, field in inputs.model_json_schema()["properties"].items():
+            assert field.get("description"), name
+    tiling = TextInputs.model_json_schema()["properties"]["tiling"]
+    assert tiling["enum"] == [False]
 
 
 def text(**fields: Any) -> Request:

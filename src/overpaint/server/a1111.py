@@ -31,6 +31,7 @@ from overpaint.errors import RequestError
 from overpaint.foreign import a1111_pairs
 from overpaint.models.entries import Kind, packaged
 from overpaint.names import SAMPLERS, SCHEDULES
+from overpaint.request import Request
 from overpaint.server.a1111_inputs import (
     LATENT_UPSCALER,
     UPSCALERS,
@@ -173,15 +174,17 @@ async def generate(
     """Accept what was asked for, and wait for its end; a client that goes away does not end it."""
     options = overridden(options_of(service, key), given.override_settings)
     model = model_of(service, options)
-    refiners = {*service.settings.models, *filter(None, [service.settings.refiner])}
 
-    def read() -> Any:
+    def read() -> Request:
+        second = {*service.settings.models, *names_of(service, "checkpoint")}
+        if service.settings.refiner:
+            second.add(service.settings.refiner)
         embeddings = names_of(service, "embedding")
         return to_request(
             given,
             options,
             controls=controls_of(given),
-            refiners=refiners,
+            refiners=second,
             embeddings=embeddings,
         )
 

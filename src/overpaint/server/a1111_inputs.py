@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
 
 from PIL import ImageOps
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 from overpaint import images
 from overpaint.errors import RequestError, near
@@ -66,17 +74,33 @@ THEIRS = {ours: theirs for theirs, ours in FIELDS.items()} | {
 """What a field of ours is called there, where something is wrong with it."""
 
 
-def only(*values: Any) -> AfterValidator:
+class Only:
     """Of a field that has no counterpart here: the values that change nothing."""
 
-    def check(value: Any) -> Any:
-        if value not in values:
+    def __init__(self, *values: Any):
+        self.values = values
+
+    def check(self, value: Any) -> Any:
+        """The value, if it is one of them."""
+        if value not in self.values:
             shown = repr(value)
             shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
             raise ValueError(f"{shown} cannot be honoured here; leave it out.")
         return value
 
-    return AfterValidator(check)
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        own = {
+            "enum": list(self.values),
+            "description": "No counterpart here: as it is, or refused.",
+        }
+        return {**handler(schema), **own}
 
 
 Idle = Annotated[Any, Field(description="Means nothing here.")]
@@ -111,8 +135,8 @@ class Options(Words):
     img2img_color_correction: bool = Field(
         default=False, description="With a mask: bring colours to those around it."
     )
-    sd_vae: Annotated[Any, only("Automatic", "None", "")] = "Automatic"
-    forge_additional_modules: Annotated[Any, only([])] = []
+    sd_vae: Annotated[Any, Only("Automatic", "None", "")] = "Automatic"
+    forge_additional_modules: Annotated[Any, Only([])] = []
 
 
 class Inputs(Words):
@@ -162,22 +186,22 @@ class Inputs(Words):
         default_factory=dict, description="ControlNet, and others that are switched off."
     )
 
-    script_name: Annotated[Any, only("", "None")] = ""
-    script_args: Annotated[Any, only([])] = []
-    styles: Annotated[Any, only([])] = []
-    restore_faces: Annotated[Any, only(False)] = False
-    tiling: Annotated[Any, only(False)] = False
-    subseed_strength: Annotated[Any, only(0)] = 0
-    seed_resize_from_h: Annotated[Any, only(-1, 0)] = -1
-    seed_resize_from_w: Annotated[Any, only(-1, 0)] = -1
-    s_churn: Annotated[Any, only(0)] = 0
-    s_tmin: Annotated[Any, only(0)] = 0
-    s_noise: Annotated[Any, only(1)] = 1
-    s_min_uncond: Annotated[Any, only(0)] = 0
-    disable_extra_networks: Annotated[Any, only(False)] = False
-    comments: Annotated[Any, only({})] = {}
-    infotext: Annotated[Any, only("")] = ""
-    refiner: Annotated[Any, only("", "None")] = ""  # of a Krita plug-in, where there is none
+    script_name: Annotated[Any, Only("", "None")] = ""
+    script_args: Annotated[Any, Only([])] = []
+    styles: Annotated[Any, Only([])] = []
+    restore_faces: Annotated[Any, Only(False)] = False
+    tiling: Annotated[Any, Only(False)] = False
+    subseed_strength: Annotated[Any, Only(0)] = 0
+    seed_resize_from_h: Annotated[Any, Only(-1, 0)] = -1
+    seed_resize_from_w: Annotated[Any, Only(-1, 0)] = -1
+    s_churn: Annotated[Any, Only(0)] = 0
+    s_tmin: Annotated[Any, Only(0)] = 0
+    s_noise: Annotated[Any, Only(1)] = 1
+    s_min_uncond: Annotated[Any, Only(0)] = 0
+    disable_extra_networks: Annotated[Any, Only(False)] = False
+    comments: Annotated[Any, Only({})] = {}
+    infotext: Annotated[Any, Only("")] = ""
+    refiner: Annotated[Any, Only("", "None")] = ""  # of a Krita plug-in, where there is none
 
     subseed: Idle = -1
     s_tmax: Idle = None
@@ -208,9 +232,9 @@ class TextInputs(Inputs):
     hr_prompt: str = Field(default="", description="Likewise.")
     hr_negative_prompt: str = Field(default="", description="Likewise.")
 
-    firstphase_width: Annotated[Any, only(0)] = 0
-    firstphase_height: Annotated[Any, only(0)] = 0
-    hr_additional_modules: Annotated[Any, only([])] = []
+    firstphase_width: Annotated[Any, Only(0)] = 0
+    firstphase_height: Annotated[Any, Only(0)] = 0
+    hr_additional_modules: Annotated[Any, Only([])] = []
 
 
 class ImageInputs(Inputs):
@@ -251,8 +275,8 @@ class ImageInputs(Inputs):
         default=False, description="Have the pictures that were given in the answer."
     )
 
-    initial_noise_multiplier: Annotated[Any, only(1)] = 1
-    latent_mask: Annotated[Any, only(None)] = None
+    initial_noise_multiplier: Annotated[Any, Only(1)] = 1
+    latent_mask: Annotated[Any, Only(None)] = None
     image_cfg_scale: Idle = None  # of models that take a picture as a prompt
 
 

@@ -16,10 +16,10 @@ from overpaint.server.a1111_inputs import (
     CONTROL_NET,
     Idle,
     ImageInputs,
+    Only,
     TextInputs,
     Words,
     mask_of,
-    only,
     picture_data,
 )
 
@@ -89,8 +89,8 @@ class Unit(Words):
         default=None, description="Where it acts: white, or what is not transparent."
     )
 
-    mask: Annotated[Any, only(None)] = None
-    hr_option: Annotated[Any, only("Both")] = "Both"
+    mask: Annotated[Any, Only(None)] = None
+    hr_option: Annotated[Any, Only("Both")] = "Both"
     resize_mode: Idle = None  # hints must have the result's aspect, or the picture's size
     processor_res: Idle = None
     pixel_perfect: Idle = None
