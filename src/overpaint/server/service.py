@@ -5,6 +5,8 @@ else. All that waits for the disk or the database runs in threads.
 """
 
 import asyncio
+import errno
+import os
 import secrets
 import shutil
 import sqlite3
@@ -187,6 +189,8 @@ class Service:
         known = {*self.settings.models, self.settings.refiner or ""}
 
         def accept() -> Job:
+            if self._disk_is_full():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             check_names(request, self.entries, known)
             stored, files = self.files.pack(request)
             new = NewJob(
@@ -255,6 +259,10 @@ class Service:
             pass
         return await asyncio.to_thread(self.jobs.get, name)
 
+    def _disk_is_full(self) -> bool:
+        """Whether what is left is for the results of jobs that were accepted already."""
+        return shutil.disk_usage(self.settings.data).free < ROOM
+
     # Health
 
     def unready(self) -> list[str]:
@@ -268,7 +276,7 @@ class Service:
             self.jobs.counts()
         except Exception as error:
             found.append(f"the job store fails: {error}")
-        if shutil.disk_usage(self.settings.data).free < ROOM:
+        if self._disk_is_full():
             found.append("the disk is full")
         return found
 
