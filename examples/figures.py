@@ -170,7 +170,7 @@ def loras(painter: overpaint.Painter) -> None:
         "none": ("a comic", {}),
         "bird": ("a flat illustration", {"bird": 1.0}),
         "comic": ("a comic", {"comic": 1.0}),
-        "comic at 0.5": ("a comic", {"comic": 0.5, "bird": 1.0}),
+        "comic at 0.5, bird": ("a comic", {"comic": 0.5, "bird": 1.0}),
         "comic and bird": ("a comic", {"comic": 1.0, "bird": 1.0}),
         "sticker and bird": ("a sticker", {"sticker": 1.0, "bird": 1.0}),
     }
