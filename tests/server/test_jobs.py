@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from overpaint.errors import IdempotencyError, QueueFullError
-from overpaint.server.jobs import AGEING, CRASHES, Jobs, Limits, NewJob
+from overpaint.server.jobs import AGEING, CRASHES, Job, Jobs, Limits, NewJob
 from overpaint.server.outbox import Outbox
 
 from .conftest import Clock, Open
@@ -297,6 +297,37 @@ def test_pages(store: Jobs, clock: Clock) -> None:
     store.cancel("c")
     assert [job.id for job in store.page("k", 5, states=["canceled"])] == ["c"]
     assert len(store.page(None, 10)) == 6
+
+
+def test_who_was_in_a_crash_has_less_and_less_company(store: Jobs) -> None:
+    """One that kills its worker drags nobody along to the end."""
+    names = [f"{n:02}" for n in range(80)]
+    for name in names:
+        store.submit(new(name))
+    deadly, innocent, seen = names[0], set(names[1:]), list[int]()
+    held = list[Job]()
+    while store.counts()["failed"] == 0:
+        held += store.claim("me", 64 - len(held), LEASE, beside=held)
+        assert store.claim("me", 64 - len(held), LEASE, beside=held) == []
+        if deadly in [job.id for job in held]:
+            seen.append(len(held))
+            for job in held:
+                store.give_back(job, crashed=True)
+        else:
+            for job in held:
+                store.finish(job, "succeeded")
+        held = []
+    assert seen[0] == 64
+    assert seen[-2:] == [1, 1]
+    assert len(seen) == CRASHES
+    while left := store.claim("me", 64, LEASE):
+        for job in left:
+            assert store.finish(job, "succeeded")
+    found = {name: store.get(name) for name in innocent}
+    assert {job.state for job in found.values() if job} == {"succeeded"}
+    assert store.counts() == {
+        "queued": 0, "running": 0, "succeeded": 79, "failed": 1, "canceled": 0
+    }  # fmt: skip
 
 
 def test_old_jobs_are_forgotten_with_all_that_belongs_to_them(store: Jobs, clock: Clock) -> None:

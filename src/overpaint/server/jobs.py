@@ -29,6 +29,10 @@ ENDED: tuple[State, ...] = ("succeeded", "failed", "canceled")
 CRASHES = 5
 """Times that a job may be under way when its server or worker dies, before it is given up."""
 
+COMPANY = (64, 16, 4, 1)
+"""Jobs that may be under way beside each other, with one that so often was when something died: at
+last it is alone, so that whoever kills its worker is found out, and does not drag others along."""
+
 AGEING = 4.0
 """Seconds of waiting that make up for one second of work, in the order of the queue."""
 
@@ -231,16 +235,32 @@ class Jobs:
     # Running
 
     def claim(
-        self, owner: str, count: int, lease: float, models: Iterable[str] | None = None
+        self,
+        owner: str,
+        count: int,
+        lease: float,
+        models: Iterable[str] | None = None,
+        beside: Sequence[Job] = (),
     ) -> list[Job]:
-        """Take up to so many queued jobs, the most urgent first, for `lease` seconds."""
+        """Take up queued jobs, the most urgent first, for `lease` seconds.
+
+        Args:
+            owner: who takes them.
+            count: how many at most; fewer where one of them should have less `COMPANY`.
+            lease: until they are somebody else's, unless it is prolonged.
+            models: that they may be for.
+            beside: what the owner has under way.
+        """
         ready: ColumnElement[bool] = jobs.c.state == "queued"
         if models is not None:
             ready &= jobs.c.model.in_(list(models))
         order = (jobs.c.priority.desc(), jobs.c.rank, jobs.c.id)
         with self._write() as connection:
-            first = select(jobs.c.id).where(ready).order_by(*order).limit(count)
-            chosen = connection.execute(first.with_for_update(skip_locked=True)).scalars().all()
+            first = select(jobs.c.id, jobs.c.crashes).where(ready).order_by(*order).limit(count)
+            found = connection.execute(first.with_for_update(skip_locked=True)).all()
+            crashes = [job.crashes for job in beside] + [row.crashes for row in found]
+            fitting = (n for n in range(len(crashes), 0, -1) if n <= _company(crashes[:n]))
+            chosen = [row.id for row in found[: max(0, next(fitting, 0) - len(beside))]]
             if not chosen:
                 return []
             now = self._now(connection)
@@ -255,11 +275,11 @@ class Jobs:
                     started=func.coalesce(jobs.c.started, now),
                 )
             )
-            found = {job.id: job for job in self._many(connection, jobs.c.id.in_(chosen))}
+            taken = {job.id: job for job in self._many(connection, jobs.c.id.in_(chosen))}
             for name in chosen:
-                self._say(connection, name, now, "started", {"attempt": found[name].attempt})
+                self._say(connection, name, now, "started", {"attempt": taken[name].attempt})
                 outbox.ready(connection, name, "start", now)
-            return [found[name] for name in chosen]
+            return [taken[name] for name in chosen]
 
     def beat(self, owner: str, lease: float) -> dict[str, Job]:
         """Prolong the leases of an owner's jobs; returns them.
@@ -518,6 +538,11 @@ class Jobs:
     def _one(self, connection: Connection, name: str) -> Job:
         (job,) = self._many(connection, jobs.c.id == name)
         return job
+
+
+def _company(crashes: Iterable[int]) -> int:
+    """How many jobs may be under way beside each other, by how often each was in a crash."""
+    return COMPANY[min(max(crashes), len(COMPANY) - 1)]
 
 
 def _job(row: Any) -> Job:

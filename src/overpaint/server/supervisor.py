@@ -332,10 +332,11 @@ class Supervisor:
 
     def _claim(self, worker: Worker) -> None:
         """Bring the worker as many jobs as it has room for."""
-        room = self._pace.room - len(worker.held)
+        held = list(worker.held.values())
+        room = self._pace.room - len(held)
         if not worker.ready or room <= 0 or self._draining.is_set():
             return
-        for job in self._jobs.claim(self.owner, room, self._pace.lease, self._models):
+        for job in self._jobs.claim(self.owner, room, self._pace.lease, self._models, held):
             worker.held[_tag(job)] = job
             try:
                 order = self._order(job)
