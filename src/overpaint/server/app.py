@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 
-from overpaint.server import a1111, cog, metrics, native, openai, replicate
+from overpaint.server import a1111, cog, fal, metrics, native, openai, replicate
 from overpaint.server.service import Service, Settings
 from overpaint.server.webhooks import Body, Courier
 from overpaint.server.wire import answer_errors
@@ -26,6 +26,7 @@ BODIES: dict[str, Body] = {
     "cog": cog.told,
     "a1111": a1111.told,
     "openai": openai.told,
+    "fal": fal.told,
 }
 """What is posted of jobs, by the wire format that they came by."""
 
@@ -67,7 +68,7 @@ def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
     answer_errors(app)
     app.state.responses = metrics.Responses()
     app.add_middleware(metrics.Counting, responses=app.state.responses)
-    for wire in (native, replicate, openai, cog, a1111, metrics):
+    for wire in (native, replicate, openai, cog, fal, a1111, metrics):
         app.include_router(wire.router)
 
     @app.get("/healthz", tags=["health"])

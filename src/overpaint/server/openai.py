@@ -27,8 +27,8 @@ from overpaint import images, masks
 from overpaint.engine.worker import Shown
 from overpaint.errors import ModelNotFoundError, RequestError, near
 from overpaint.request import Picture, Request
+from overpaint.server.dialect import Word, fault_of, request_of
 from overpaint.server.jobs import ENDED, Job, Said
-from overpaint.server.native import pictures_from
 from overpaint.server.service import Service
 from overpaint.server.wire import (
     ANSWERED,
@@ -71,9 +71,6 @@ USAGE = {
 
 SIZE = re.compile(r"(\d+)x(\d+)")
 THEIRS = re.compile(r"(gpt-image|chatgpt-image|dall-e)-.+")
-FAULT = re.compile(r"(\w+)(?:\.[\w.]+)?: ")
-"""What a job's error begins with if a field of its request is at fault."""
-
 NOT_AGAIN = {"x-should-retry": "false"}
 """Their clients send once more what was answered 409 or 5xx, unless told otherwise."""
 
@@ -228,30 +225,12 @@ def to_request(given: Asked, service: Service) -> tuple[Request, dict[str, str]]
         RequestError: they contradict each other, are unknown or out of range; in their words.
         PictureError: a picture cannot be read.
     """
-    fields: dict[str, Any] = {}
-    for name, value in (given.model_extra or {}).items():
-        if name not in OWN:
-            known = OWN | set(type(given).model_fields)
-            raise RequestError(name[:100], f"there is no such field here.{near(name, known)}")
-        if value is not None:
-            fields[name] = pictures_from(value, service)
-    theirs: dict[str, str] = {}
-    for name, ours, value in _words(given):
-        if ours in fields:
-            raise RequestError(name, f"contradicts {theirs.get(ours, ours)}; give one of the two.")
-        fields[ours], theirs[ours] = value, name
-    try:
-        return Request(**fields), theirs
-    except RequestError as error:
-        if (name := theirs.get(error.field)) is None:
-            raise
-        message = str(error).removeprefix(f"{error.field}: ")
-        raise RequestError(name, message) from None
+    return request_of(given, _words(given), OWN, service)
 
 
-def _words(given: Asked) -> list[tuple[str, str, Any]]:
+def _words(given: Asked) -> list[Word]:
     """Fields of the dialect that were given, and the fields and values of ours that they are."""
-    found: list[tuple[str, str, Any]] = [("n", "num_images", given.n or 1)]
+    found: list[Word] = [("n", "num_images", given.n or 1)]
     if given.size in ("native", "keep"):
         found.append(("size", "size", given.size))
     elif given.size not in (None, "auto"):
@@ -422,12 +401,7 @@ def failure(job: Job) -> HTTPException | RequestError | None:
         return HTTPException(409, f"job {job.id} was canceled.", NOT_AGAIN)
     if job.state != "failed":
         return None
-    message = job.error or "the job failed."
-    fault = FAULT.match(message)
-    if fault and fault[1] in Request.model_fields:
-        field = job.origin["theirs"].get(fault[1], fault[1])
-        return RequestError(field, message.removeprefix(f"{fault[1]}: "))
-    return HTTPException(500, message, NOT_AGAIN)
+    return fault_of(job) or HTTPException(500, job.error or "the job failed.", NOT_AGAIN)
 
 
 async def shown(service: Service, job: Job) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Form, Header, HTTPException, Query, Response, UploadFile
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from overpaint.errors import RequestError
 from overpaint.events import Step
@@ -70,9 +70,9 @@ class Body(BaseModel):
 
 
 class VersionBody(Body):
-    """What makes a prediction of a version."""
+    """What makes a prediction of a version, or, as Synexa's client calls it, of a model."""
 
-    version: str = Field(max_length=300)
+    version: str = Field(max_length=300, validation_alias=AliasChoices("version", "model"))
 
 
 def model_of(service: Service, name: str) -> str:
@@ -136,6 +136,11 @@ async def prediction(
     }
 
 
+def takes_data(incoming: Incoming) -> bool:
+    """Whether the client reads data: URIs; Synexa's, told by its header, fetches links alone."""
+    return "x-api-key" not in incoming.headers
+
+
 async def told(service: Service, job: Job) -> dict[str, Any]:
     """What is posted to a webhook: pictures as links to where the client reached this server."""
     return await prediction(service, job, job.origin["base"])
@@ -177,7 +182,7 @@ async def answered(
     """
     if seconds := seconds_of(prefer):
         job = await service.ended(job.id, seconds) or job
-    shown = await prediction(service, job, base_of(incoming), inside=True)
+    shown = await prediction(service, job, base_of(incoming), inside=takes_data(incoming))
     if job.state not in ENDED:
         shown["status"] = "starting"
     response.headers["Location"] = shown["urls"]["get"]
@@ -251,7 +256,7 @@ async def listing(
 async def read(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
     """A prediction."""
     job = await found(service, key, name)
-    return await prediction(service, job, base_of(incoming), inside=True)
+    return await prediction(service, job, base_of(incoming), inside=takes_data(incoming))
 
 
 @router.post("/predictions/{name}/cancel")

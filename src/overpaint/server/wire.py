@@ -62,12 +62,14 @@ def key_of(incoming: Incoming) -> str:
     known: tuple[str, ...] = incoming.app.state.keys
     if not known:
         return ""
-    scheme, _, given = incoming.headers.get("authorization", "").partition(" ")
+    alone = incoming.headers.get("x-api-key")
+    default = f"key {alone}" if alone else ""
+    scheme, _, given = incoming.headers.get("authorization", default).partition(" ")
     if scheme.lower() == "basic":
         given = _password(given)
     digest = hashlib.sha256(given.strip().encode()).hexdigest()
     fits = any(hmac.compare_digest(digest, other) for other in known)
-    if fits and scheme.lower() in ("bearer", "token", "basic"):
+    if fits and scheme.lower() in ("bearer", "token", "key", "basic"):
         return digest
     raise HTTPException(
         401,

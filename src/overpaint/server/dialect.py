@@ -1,0 +1,65 @@
+"""What dialects share that understand every field of `Request` beside their own."""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from overpaint.errors import RequestError, near
+from overpaint.request import Request
+from overpaint.server.jobs import Job
+from overpaint.server.native import pictures_from
+from overpaint.server.service import Service
+
+Word = tuple[str, str, Any]
+"""A field of a dialect that was given, and the field and value of ours that it is."""
+
+FAULT = re.compile(r"(\w+)(?:\.[\w.]+)?: ")
+"""What a job's error begins with if a field of its request is at fault."""
+
+
+def request_of(
+    given: BaseModel, words: Sequence[Word], own: Collection[str], service: Service
+) -> tuple[Request, dict[str, str]]:
+    """What the fields ask for, and by which of their words what of ours was given.
+
+    Args:
+        given: the dialect's fields; its extra ones are ours.
+        words: what the dialect's are of ours.
+        own: fields of ours that come under their own names.
+        service: where uploads are.
+
+    Raises:
+        RequestError: they contradict each other, are unknown or out of range; in their words.
+        PictureError: a picture cannot be read.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in (given.model_extra or {}).items():
+        if name not in own:
+            known = {*own, *type(given).model_fields}
+            raise RequestError(name[:100], f"there is no such field here.{near(name, known)}")
+        if value is not None:
+            fields[name] = pictures_from(value, service)
+    theirs: dict[str, str] = {}
+    for name, ours, value in words:
+        if ours in fields:
+            raise RequestError(name, f"contradicts {theirs.get(ours, ours)}; give one of the two.")
+        fields[ours], theirs[ours] = value, name
+    try:
+        return Request(**fields), theirs
+    except RequestError as error:
+        if (name := theirs.get(error.field)) is None:
+            raise
+        message = str(error).removeprefix(f"{error.field}: ")
+        raise RequestError(name, message) from None
+
+
+def fault_of(job: Job) -> RequestError | None:
+    """What of its request a failed job is at fault for, in the words that it came by."""
+    message = job.error or ""
+    fault = FAULT.match(message)
+    if fault is None or fault[1] not in Request.model_fields:
+        return None
+    field = job.origin["theirs"].get(fault[1], fault[1])
+    return RequestError(field, message.removeprefix(f"{fault[1]}: "))
