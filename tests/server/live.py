@@ -24,7 +24,7 @@ PATIENCE = 60.0
 @contextlib.contextmanager
 def running(folder: Path, seconds: float = 0.0, **changes: Any) -> Generator[str]:
     """The address of a server whose engine paints nothing, unless `changes` say so."""
-    keys = changes.pop("keys", ())
+    doors = {name: changes.pop(name) for name in ("keys", "hosts", "origins") if name in changes}
     settings: dict[str, Any] = {
         "models": ("miniature", "sdxl"),
         "make": Fake,
@@ -32,7 +32,7 @@ def running(folder: Path, seconds: float = 0.0, **changes: Any) -> Generator[str
         "pace": Pace(look=0.05),
         "grace": 0.0,
     } | changes
-    app = create_app(Settings(folder, **settings), keys)
+    app = create_app(Settings(folder, **settings), **doors)
     server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overpaint import metadata
+from overpaint.cli import keys
 from overpaint.cli.bench import bench
 from overpaint.cli.paint import create, edit, sweep
 from overpaint.cli.serve import serve
@@ -32,6 +33,7 @@ ARGUMENTS = OPTIONS | {
     "options": "--option",
     "estimator": "--estimator",
     "host": "--host",
+    "allowed_origin": "--allowed-origin",
     "profile": "--profile",
 }
 
@@ -48,6 +50,7 @@ app.command()(serve)
 app.command()(bench)
 models = typer.Typer(help="Models that can be loaded.", no_args_is_help=True)
 app.add_typer(models, name="models")
+app.add_typer(keys.app, name="keys")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """`overpaint serve`."""
 
-import ipaddress
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,7 @@ DATA = Path("overpaint-data")
 MINIATURE = 128
 NATIVE = 1024
 DAY = 86400.0
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/*\s]+")
 
 
 def serve(
@@ -33,10 +34,30 @@ def serve(
         list[str] | None,
         typer.Option(
             envvar="OVERPAINT_KEY",
-            help="Key that clients must give; may be given many times. Another address than this "
-            "machine's own needs one.",
+            help="Key that clients must give, beside those of `overpaint keys`; may be given many "
+            "times. Another address than this machine's own needs one.",
         ),
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that clients may call the server by; may be given many times.",
+            show_default="loopback's on loopback, elsewhere any",
+        ),
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pages that may ask, as https://example.org; may be given many times.",
+            show_default="the server's own",
+        ),
+    ] = None,
+    allow_private_webhooks: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private-webhooks", help="Post webhooks to addresses that are not public too."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32.")] = "auto",
     home: Annotated[
@@ -72,17 +93,30 @@ def serve(
 ) -> None:
     """Turn this machine into a service: jobs over HTTP, none of them ever lost."""
     keys = [given.strip() for given in key or [] if given.strip()]
-    if not keys and not _is_own(host):
-        raise RequestError(
-            "host", f"{host} can be reached from elsewhere; give a --key that clients must have."
-        )
+    for origin in allowed_origin or ():
+        if not ORIGIN.fullmatch(origin):
+            raise RequestError(
+                "allowed_origin", f"{origin!r} is not one page's, such as https://example.org."
+            )
 
     from overpaint.engine.profile import Profile
     from overpaint.engine.worker import paints
+    from overpaint.server.addresses import is_loopback
     from overpaint.server.app import run
+    from overpaint.server.database import url_of
     from overpaint.server.jobs import Limits
+    from overpaint.server.keys import opened
     from overpaint.server.service import Settings
 
+    if not keys and not is_loopback(host):
+        data.mkdir(parents=True, exist_ok=True)
+        with opened(url_of(data, store)) as stored:
+            if not stored.good():
+                raise RequestError(
+                    "host",
+                    f"{host} can be reached from elsewhere; give a --key that clients must have, "
+                    "or make one with `overpaint keys create`.",
+                )
     names = tuple(model or ["miniature"])
     times = Profile.read(profile) if profile else None
     if times and times.model not in names:
@@ -105,14 +139,14 @@ def serve(
         grace=grace,
         home=home,
         refiner=refiner,
+        private_webhooks=allow_private_webhooks,
     )
     print(f"http://{host}:{port}/docs  models: {', '.join(names)}", file=sys.stderr)
-    run(settings, keys, host=host, port=port)
-
-
-def _is_own(host: str) -> bool:
-    """Whether an address can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    run(
+        settings,
+        keys,
+        host=host,
+        port=port,
+        hosts=allowed_host or (),
+        origins=allowed_origin or (),
+    )

@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import hashlib
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
@@ -14,8 +13,12 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.middleware.cors import CORSMiddleware
 
 from overpaint.server import a1111, cog, fal, metrics, native, openai, replicate
+from overpaint.server.addresses import is_loopback
+from overpaint.server.guard import Bodies, Doors
+from overpaint.server.keys import Keys
 from overpaint.server.service import Service, Settings
 from overpaint.server.webhooks import Body, Courier
 from overpaint.server.wire import answer_errors
@@ -38,18 +41,32 @@ FAREWELL = 5
 """Seconds that connections have once all jobs under way have ended."""
 
 
-def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
+SHOWN = ("Location", "Retry-After", "X-Request-ID")
+"""Headers of answers that pages of other origins may read."""
+
+
+def create_app(
+    settings: Settings,
+    keys: Sequence[str] = (),
+    *,
+    hosts: Collection[str] | None = None,
+    origins: Collection[str] = (),
+) -> FastAPI:
     """The application.
 
     Args:
         settings: of the service, which starts and ends with it.
-        keys: that clients must give one of; none are asked for where there are none.
+        keys: that clients must give one of, beside those of the store; none are asked for where
+            there are none.
+        hosts: names that it answers to, beside loopback's; None for any.
+        origins: `scheme://host:port` of pages that may ask, beside its own.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         service = await asyncio.to_thread(Service, settings)
         app.state.service = service
+        app.state.keys = Keys(service.jobs.database, keys)
         try:
             async with Courier(service, BODIES).posting():
                 tidying = asyncio.create_task(keep_tidy(service))
@@ -64,9 +81,17 @@ def create_app(settings: Settings, keys: Sequence[str] = ()) -> FastAPI:
     app = FastAPI(
         title="Overpaint", version=version("overpaint"), lifespan=lifespan, docs_url="/docs"
     )
-    app.state.keys = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
     answer_errors(app)
     app.state.responses = metrics.Responses()
+    app.add_middleware(Bodies)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=SHOWN,
+    )
+    app.add_middleware(Doors, hosts=hosts, origins=origins)
     app.add_middleware(metrics.Counting, responses=app.state.responses)
     for wire in (native, replicate, openai, cog, fal, a1111, metrics):
         app.include_router(wire.router)
@@ -111,7 +136,15 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run(settings: Settings, keys: Sequence[str] = (), *, host: str, port: int) -> None:
+def run(
+    settings: Settings,
+    keys: Sequence[str] = (),
+    *,
+    host: str,
+    port: int,
+    hosts: Collection[str] = (),
+    origins: Collection[str] = (),
+) -> None:
     """Serve until a signal comes.
 
     Args:
@@ -119,8 +152,12 @@ def run(settings: Settings, keys: Sequence[str] = (), *, host: str, port: int) -
         keys: as for `create_app`.
         host: address to listen on.
         port: likewise.
+        hosts: as for `create_app`; where there are none, any name will do on an address that others
+            reach, and loopback's alone on loopback.
+        origins: as for `create_app`.
     """
-    app = create_app(settings, keys)
+    names = hosts if hosts or is_loopback(host) else None
+    app = create_app(settings, keys, hosts=names, origins=origins)
     config = uvicorn.Config(
         app, host, port, log_level="warning", timeout_graceful_shutdown=FAREWELL
     )

@@ -54,7 +54,8 @@ class CogRoute(APIRoute):
                 ]
             except RequestError as error:
                 message = str(error).removeprefix(f"{error.field}: ")
-                wrong = [_wrong(message, "input", error.field)]
+                within = () if error.field in PredictionRequest.model_fields else ("input",)
+                wrong = [_wrong(message, *within, error.field)]
             except (PictureError, ModelError) as error:
                 wrong = [_wrong(str(error), "input")]
             except IdempotencyError:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
@@ -61,6 +62,11 @@ class Database:
             epoch = func.extract("epoch", func.clock_timestamp())
             return float(connection.execute(select(epoch)).scalar_one())
         return time.time()
+
+
+def url_of(data: Path, store: str | None) -> str:
+    """Where a server's jobs are: in its folder, unless it was given a store."""
+    return store or f"sqlite:///{data / 'jobs.db'}"
 
 
 def connect(url: str) -> Engine:

@@ -41,6 +41,7 @@ from overpaint.server.wire import (
     Key,
     Serves,
     Token,
+    Viewer,
     Webhook,
     data_uri,
     found,
@@ -345,9 +346,9 @@ def sse(story: Story) -> str:
 
 
 @router.get("/jobs/{name}/results/{file}", response_class=FileResponse)
-async def result(name: str, file: str, service: Serves, key: Key) -> FileResponse:
+async def result(name: str, file: str, service: Serves, viewer: Viewer) -> FileResponse:
     """A picture that a job made."""
-    return await painted(service, key, name, file)
+    return await painted(service, viewer, name, file)
 
 
 @router.get("/jobs/{name}/webhooks")

@@ -41,6 +41,7 @@ from overpaint.server.wire import (
     answer,
     awaited,
     base_of,
+    link,
 )
 
 QUALITIES = {
@@ -377,7 +378,8 @@ def made(service: Service, job: Job) -> list[dict[str, Any]]:
     data: list[dict[str, Any]] = []
     for name, seed in zip(result["files"], result["seeds"], strict=True):
         if job.origin["response_format"] == "url":
-            picture = {"url": f"{job.origin['base']}/api/jobs/{job.id}/results/{name}"}
+            path = f"{job.origin['base']}/api/jobs/{job.id}/results"
+            picture = {"url": link(service, job, path, name)}
         else:
             picture = {"b64_json": encoded((service.files.results(job.id) / name).read_bytes())}
         data.append({**picture, "seed": seed})

@@ -2,7 +2,8 @@
 
 A model here is `OWNER/NAME` with any owner and the name of a model of this server, so that
 `stability-ai/sdxl` is what `--model sdxl` loaded. A version of Replicate's stands for the server's
-first model.
+first model. Synexa's client speaks a part of the same: it names a `model`, and gives its key as
+`x-api-key`.
 """
 
 import asyncio
@@ -41,9 +42,11 @@ from overpaint.server.wire import (
     Key,
     Serves,
     Token,
+    Viewer,
     Webhook,
     base_of,
     found,
+    link,
     painted,
 )
 
@@ -103,12 +106,13 @@ def seconds_of(prefer: str | None) -> float:
     return 0.0
 
 
-def links(job: Job, base: str) -> list[str] | None:
+def links(service: Service, job: Job, base: str) -> list[str] | None:
     """Links to a job's pictures; None while there are none."""
     if job.state != "succeeded" or job.result is None:
         return None
     names: list[str] = job.result["files"]
-    return [f"{base}/v1/predictions/{job.id}/output/{name}" for name in names]
+    path = f"{base}/v1/predictions/{job.id}/output"
+    return [link(service, job, path, name) for name in names]
 
 
 async def prediction(
@@ -122,7 +126,9 @@ async def prediction(
 
     def look() -> tuple[list[str] | None, list[Said]]:
         inner = inside and not base.startswith("https:")
-        return pictures(service, job) if inner else links(job, base), service.jobs.history(job.id)
+        return pictures(service, job) if inner else links(service, job, base), service.jobs.history(
+            job.id
+        )
 
     output, history = await asyncio.to_thread(look)
     own = f"{base}/v1/predictions/{job.id}"
@@ -269,9 +275,9 @@ async def cancel(name: str, incoming: Incoming, service: Serves, key: Key) -> di
 
 
 @router.get("/predictions/{name}/output/{file}", response_class=FileResponse)
-async def output(name: str, file: str, service: Serves, key: Key) -> FileResponse:
+async def output(name: str, file: str, service: Serves, viewer: Viewer) -> FileResponse:
     """A picture of a prediction."""
-    return await painted(service, key, name, file)
+    return await painted(service, viewer, name, file)
 
 
 @router.get("/predictions/{name}/stream", response_class=StreamingResponse)
@@ -300,8 +306,8 @@ async def stream(
                 case Said(number, _, "succeeded", _):
                     job = await asyncio.to_thread(service.jobs.get, name)
                     assert job is not None
-                    for link in links(job, base) or ():
-                        yield sent(number, "output", link)
+                    for shown in links(service, job, base) or ():
+                        yield sent(number, "output", shown)
                     yield sent(number, "done", "{}")
                 case Step(done, total):
                     yield sent(number, "logs", f"{progress_line(done, total)}\n")

@@ -22,10 +22,12 @@ from overpaint.errors import ModelNotFoundError, QueueFullError, StoreError, nea
 from overpaint.events import Step
 from overpaint.models.entries import Entries
 from overpaint.request import Request
-from overpaint.server.database import Database
+from overpaint.server.addresses import Reach, check_url
+from overpaint.server.database import Database, url_of
 from overpaint.server.files import Files
 from overpaint.server.hub import Hub
 from overpaint.server.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
+from overpaint.server.keys import Links
 from overpaint.server.named import check_names
 from overpaint.server.outbox import EVENTS, Outbox
 from overpaint.server.supervisor import Pace, Supervisor
@@ -66,6 +68,7 @@ class Settings:
         grace: seconds that jobs under way have to end when the server is asked to.
         home: where added models are; by default `~/.overpaint`.
         refiner: the model of second stages, for clients that ask for one without a name.
+        private_webhooks: whether webhooks may go to addresses that are not public.
     """
 
     data: Path
@@ -82,6 +85,7 @@ class Settings:
     grace: float = 30.0
     home: Path | None = None
     refiner: str | None = None
+    private_webhooks: bool = False
 
 
 class Service:
@@ -91,6 +95,7 @@ class Service:
         settings: as it was started.
         jobs: the store.
         outbox: its webhooks.
+        links: to its pictures.
         files: uploads and results.
         entries: what requests may name beside models.
         hub: what happens now.
@@ -109,8 +114,9 @@ class Service:
         self.entries = Entries(settings.home)
         self._alone = _hold(settings.data) if settings.store is None else None
         self.files.sweep(0.0 if self._alone else ROOM_TO_WRITE)
-        self.jobs = Jobs(Database(settings.store or f"sqlite:///{settings.data / 'jobs.db'}"))
+        self.jobs = Jobs(Database(url_of(settings.data, settings.store)))
         self.outbox = Outbox(self.jobs.database)
+        self.links = Links(self.outbox.secret("links"))  # which is no key's digest
         self.hub = Hub()
         if self._alone:
             self.jobs.expire(owners_are_gone=True)
@@ -185,6 +191,8 @@ class Service:
             raise ModelNotFoundError(f"no model {name!r} here.{near(name, self.settings.models)}")
         if self.draining:
             raise QueueFullError("this server is about to end; try again in a minute.", 0.0)
+        if webhook:
+            check_url(webhook, self.reach(key))
 
         known = {*self.settings.models, self.settings.refiner or ""}
 
@@ -212,6 +220,10 @@ class Service:
         job = await asyncio.to_thread(accept)
         self.supervisor.wake()
         return job
+
+    def reach(self, key: str) -> Reach:
+        """Where webhooks of a key's jobs may go: who has none is on this machine already."""
+        return "all" if self.settings.private_webhooks else "public" if key else "loopback"
 
     async def cancel(self, name: str) -> Job | None:
         """Ask for a job's end."""

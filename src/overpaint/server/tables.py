@@ -15,7 +15,7 @@ from sqlalchemy import (
     Text,
 )
 
-VERSION = 2
+VERSION = 3
 
 schema = MetaData()
 
@@ -106,4 +106,13 @@ secrets = Table(
     schema,
     Column("key", String(64), primary_key=True),
     Column("secret", Text, nullable=False),
+)
+
+keys = Table(
+    "keys",
+    schema,
+    Column("digest", String(64), primary_key=True),
+    Column("name", String(100), nullable=False, unique=True),
+    Column("created", Float, nullable=False),
+    Column("revoked", Float),
 )

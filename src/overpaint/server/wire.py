@@ -4,8 +4,6 @@ import asyncio
 import base64
 import binascii
 import errno
-import hashlib
-import hmac
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -27,6 +25,7 @@ from overpaint.errors import (
     StoreError,
 )
 from overpaint.server.jobs import ENDED, Job
+from overpaint.server.keys import Keys, digest_of
 from overpaint.server.service import Service
 
 LARGEST_UPLOAD = 64 * 2**20
@@ -58,18 +57,18 @@ def key_of(incoming: Incoming) -> str:
 
     Raises:
         HTTPException: 401, the key is missing or unknown.
+        SQLAlchemyError: the store, which knows, is out of order.
     """
-    known: tuple[str, ...] = incoming.app.state.keys
-    if not known:
+    keys: Keys = incoming.app.state.keys
+    if not keys.demanded():
         return ""
     alone = incoming.headers.get("x-api-key")
     default = f"key {alone}" if alone else ""
     scheme, _, given = incoming.headers.get("authorization", default).partition(" ")
     if scheme.lower() == "basic":
         given = _password(given)
-    digest = hashlib.sha256(given.strip().encode()).hexdigest()
-    fits = any(hmac.compare_digest(digest, other) for other in known)
-    if fits and scheme.lower() in ("bearer", "token", "key", "basic"):
+    digest = digest_of(given.strip())
+    if scheme.lower() in ("bearer", "token", "key", "basic") and keys.knows(digest):
         return digest
     raise HTTPException(
         401,
@@ -86,14 +85,33 @@ def _password(given: str) -> str:
         return ""
 
 
-async def found(service: Service, key: str, name: str) -> Job:
-    """A job of a key; others' are not there.
+def viewer_of(
+    incoming: Incoming,
+    name: str,
+    file: str,
+    expires: int | None = None,
+    signature: str | None = None,
+) -> str | None:
+    """Who looks at a picture: as `key_of`, or None for whoever has a link to it.
+
+    Raises:
+        HTTPException: 401, as `key_of`; 403, the link is none of ours, or has expired.
+    """
+    if expires is None and signature is None:
+        return key_of(incoming)
+    if service_of(incoming).links.fits(name, file, expires or 0, signature or ""):
+        return None
+    raise HTTPException(403, "the link is wrong or has expired; ask for another.")
+
+
+async def found(service: Service, key: str | None, name: str) -> Job:
+    """A job of a key, or of any (None); others' are not there.
 
     Raises:
         HTTPException: 404, there is none.
     """
     job = await asyncio.to_thread(service.jobs.get, name)
-    if job is None or job.key != key:
+    if job is None or key not in (None, job.key):
         raise HTTPException(404, f"there is no job {name}.")
     return job
 
@@ -112,8 +130,8 @@ async def awaited(service: Service, job: Job, incoming: Incoming) -> Job:
     return job
 
 
-async def painted(service: Service, key: str, name: str, file: str) -> FileResponse:
-    """A picture that a job made.
+async def painted(service: Service, key: str | None, name: str, file: str) -> FileResponse:
+    """A picture that a job made; `key` as of `found`.
 
     Raises:
         HTTPException: 404, it made none by that name; 410, it is not kept any more.
@@ -130,9 +148,15 @@ async def painted(service: Service, key: str, name: str, file: str) -> FileRespo
 
 Serves = Annotated[Service, Depends(service_of)]
 Key = Annotated[str, Depends(key_of)]
+Viewer = Annotated[str | None, Depends(viewer_of)]
 Webhook = Annotated[str | None, Field(max_length=2048, pattern="^https?://[^/]")]
 Event = Literal["start", "output", "logs", "completed"]
 Token = Annotated[str | None, Header(alias="Idempotency-Key", max_length=256)]
+
+
+def link(service: Service, job: Job, path: str, file: str) -> str:
+    """A link to a job's picture under `path`, signed if the job is of a key."""
+    return f"{path}/{file}" + (f"?{service.links.query(job.id, file)}" if job.key else "")
 
 
 def from_base64(field: str, text: str) -> bytes:

@@ -1,0 +1,162 @@
+"""Names, pages and sizes that the server refuses before anything else sees them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from overpaint.server import guard
+from overpaint.server.app import create_app
+from overpaint.server.service import Settings
+
+from .fake import Fake
+
+PAGE = "https://studio.example"
+
+
+def client_of(folder: Path, **doors: Any) -> TestClient:
+    settings = Settings(folder, ("m",), Fake, (0.0,), grace=0.0)
+    return TestClient(create_app(settings, **doors), base_url="http://127.0.0.1:8000")
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    """To a server as it is on loopback."""
+    with client_of(tmp_path, hosts=("Paint.example",), origins=(PAGE,)) as made:
+        yield made
+
+
+def asked(client: TestClient, **headers: str) -> httpx2.Response:
+    return client.post("/api/jobs", json={"request": {"prompt": "a cup"}}, headers=headers)
+
+
+def refused(answer: httpx2.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == status
+    return str(answer.json()["detail"])
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:8000",
+        "127.0.0.1",
+        "127.8.9.1:1",
+        "[::1]:8000",
+        "LOCALHOST.",
+        "paint.example",
+    ],
+)
+def test_its_own_names(client: TestClient, host: str) -> None:
+    assert asked(client, host=host).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "10.0.0.1",
+        "[::2]",
+        "[::1",
+        "",
+        "127.0.0.1@evil.example:1x",
+    ],
+)
+def test_other_names_are_refused(client: TestClient, host: str) -> None:
+    """As of a page whose name was made to lead here."""
+    assert "--allowed-host" in refused(asked(client, host=host), 421)
+    assert client.get("/api/jobs").json()["jobs"] == []
+
+
+def test_any_name_will_do_where_none_are_said(tmp_path: Path) -> None:
+    with client_of(tmp_path) as client:
+        assert asked(client, host="anything.example").status_code == 201
+
+
+@pytest.mark.parametrize("origin", [PAGE, "http://127.0.0.1:8000", "https://127.0.0.1:8000"])
+def test_pages_that_may_ask(client: TestClient, origin: str) -> None:
+    assert asked(client, origin=origin).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:9000", "file://", f"{PAGE}.evil"]
+)
+def test_other_pages_are_refused(client: TestClient, origin: str) -> None:
+    answer = asked(client, origin=origin)
+    assert "--allowed-origin" in refused(answer, 403)
+    assert "access-control-allow-origin" not in answer.headers
+    assert client.get("/api/jobs").json()["jobs"] == []
+
+
+def test_browsers_are_told_which_pages_may_read(client: TestClient) -> None:
+    assert asked(client, origin=PAGE).headers["access-control-allow-origin"] == PAGE
+    before = {"origin": PAGE, "access-control-request-method": "POST"}
+    wanted = {"access-control-request-headers": "authorization, idempotency-key"}
+    answer = client.options("/api/jobs", headers=before | wanted)
+    assert answer.status_code == 200
+    assert "authorization" in answer.headers["access-control-allow-headers"]
+    assert refused(client.options("/api/jobs", headers=before | {"origin": "http://a.b"}), 403)
+
+
+def chunks(count: int) -> Iterator[bytes]:
+    yield b'{"request": {"prompt": "'
+    for _ in range(count):
+        yield b"a" * 1000
+    yield b'"}}'
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """To a server that takes bodies of 10,000 bytes."""
+    monkeypatch.setattr(guard.Bodies.__init__, "__defaults__", (10_000,))
+    with client_of(tmp_path) as made:
+        yield made
+
+
+@pytest.mark.parametrize("path", ["/api/jobs", "/v1/predictions", "/sdapi/v1/txt2img"])
+def test_bodies_are_limited_whether_or_not_they_say_their_length(
+    small: TestClient, path: str
+) -> None:
+    for content in (b"".join(chunks(10)), chunks(10)):
+        answer = small.post(path, content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+        assert "10,000" in answer.text
+    within = small.post(
+        "/api/jobs", content=chunks(9), headers={"content-type": "application/json"}
+    )
+    assert within.status_code == 201
+
+
+def test_forms_are_limited_too(small: TestClient) -> None:
+    answer = small.post("/v1/images/edits", files={"image": b"0" * 20_000}, data={"prompt": "a"})
+    assert answer.status_code == 413
+    assert "10,000" in answer.json()["error"]["message"]
+
+
+def test_forms_of_too_many_parts_are_refused(client: TestClient) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    for path in ("/v1/images/edits", "/v1/files"):
+        fields = {f"f{i}": "0" for i in range(2000)}
+        answer = client.post(path, files={"image": picture.getvalue()}, data=fields)
+        assert answer.status_code == 400
+        assert "Too many fields" in answer.text
+
+
+def test_bodies_are_not_unpacked(client: TestClient) -> None:
+    packed = gzip.compress(json.dumps({"request": {"prompt": "a" * 1000}}).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = client.post("/api/jobs", content=packed, headers=headers)
+    assert "encoding" in refused(answer, 415)
