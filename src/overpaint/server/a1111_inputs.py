@@ -126,14 +126,14 @@ class Options(Words):
         default=None, max_length=500, description="Model, by its title; by default the first."
     )
     CLIP_stop_at_last_layers: int = Field(
-        default=1, ge=1, le=13, description="Clip skip: 1 and 2 are the penultimate layer."
+        default=1, ge=1, le=13, description="`clip_skip`: 1 and 2 are our 0, the penultimate layer."
     )
     samples_format: Literal["png", "jpg", "jpeg", "webp"] = Field(
         default="png", description="Of the files that are made."
     )
     jpeg_quality: int = Field(default=80, ge=1, le=100, description="Of JPEG and WebP.")
     img2img_color_correction: bool = Field(
-        default=False, description="With a mask: bring colours to those around it."
+        default=False, description="With a mask `match_colours`."
     )
     sd_vae: Annotated[Any, Only("Automatic", "None", "")] = "Automatic"
     forge_additional_modules: Annotated[Any, Only([])] = []
@@ -150,27 +150,27 @@ class Inputs(Words):
     negative_prompt: str = Field(
         default="", max_length=100_000, description="What to steer away from."
     )
-    steps: int = Field(default=50, ge=1, le=1000, description="Denoising steps.")
-    cfg_scale: float = Field(default=7.0, ge=0, le=50, description="How strongly to guide.")
+    steps: int = Field(default=50, ge=1, le=1000, description="`num_inference_steps`.")
+    cfg_scale: float = Field(default=7.0, ge=0, le=50, description="`guidance_scale`.")
     width: int | None = Field(default=None, ge=8, le=8192, description="Of the result.")
     height: int | None = Field(default=None, ge=8, le=8192, description="Likewise.")
     seed: int = Field(default=-1, ge=-1, le=LARGEST_SEED, description="-1 is at random.")
-    batch_size: int = Field(default=1, ge=1, le=64, description="Pictures, times n_iter.")
-    n_iter: int = Field(default=1, ge=1, le=64, description="Pictures, times batch_size.")
-    sampler_name: str | None = Field(default=None, description="Sampler.")
-    sampler_index: str = Field(default="Euler", description="Sampler, where no name is given.")
-    scheduler: str = Field(default="Automatic", description="Schedule.")
+    batch_size: int = Field(default=1, ge=1, le=64, description="`num_images`, times n_iter.")
+    n_iter: int = Field(default=1, ge=1, le=64, description="`num_images`, times batch_size.")
+    sampler_name: str | None = Field(default=None, description="`sampler`.")
+    sampler_index: str = Field(default="Euler", description="`sampler`, where no name is given.")
+    scheduler: str = Field(default="Automatic", description="`schedule`.")
     eta: float | None = Field(
         default=None, description="Noise in every step: 1 of the stochastic samplers, 0 of DDIM."
     )
     denoising_strength: float | None = Field(
-        default=None, ge=0, le=1, description="How much is repainted: 1 is all of it."
+        default=None, ge=0, le=1, description="`strength`: 1 repaints all of it."
     )
     refiner_checkpoint: str | None = Field(
-        default=None, max_length=500, description="Second model, for the last steps."
+        default=None, max_length=500, description="`refiner`: the model of the last steps."
     )
     refiner_switch_at: float = Field(
-        default=0.8, ge=0, le=1, description="Where it takes over, as a share of the noise levels."
+        default=0.8, ge=0, le=1, description="`high_noise_frac`: where it takes over."
     )
     override_settings: Options = Field(
         default_factory=Options, description="Options for this request."
@@ -179,11 +179,14 @@ class Inputs(Words):
         default=True, description="If not, they hold for the requests that follow, too."
     )
     clip_skip: int | None = Field(
-        default=None, ge=1, le=13, description="As CLIP_stop_at_last_layers; SD.Next's."
+        default=None,
+        ge=1,
+        le=13,
+        description="`clip_skip`, as CLIP_stop_at_last_layers; SD.Next's.",
     )
     send_images: bool = Field(default=True, description="Have pictures in the answer.")
     alwayson_scripts: dict[str, Any] = Field(
-        default_factory=dict, description="ControlNet, and others that are switched off."
+        default_factory=dict, description="ControlNet: `controls`; others if they are off."
     )
 
     script_name: Annotated[Any, Only("", "None")] = ""
@@ -216,13 +219,13 @@ class Inputs(Words):
 class TextInputs(Inputs):
     """The fields of txt2img."""
 
-    enable_hr: bool = Field(default=False, description="A second pass, larger.")
-    hr_scale: float = Field(default=2.0, ge=1, le=4, description="How much larger its sides are.")
+    enable_hr: bool = Field(default=False, description="`refine`: a second pass, larger.")
+    hr_scale: float = Field(default=2.0, ge=1, le=4, description="`upscale`.")
     hr_upscaler: str = Field(
-        default=LATENT_UPSCALER, description="What is resampled for it: latents, or pixels."
+        default=LATENT_UPSCALER, description="`upscale_in`: latents, or pixels."
     )
     hr_second_pass_steps: int = Field(
-        default=0, ge=0, le=1000, description="Its steps; 0 is as many as the first's."
+        default=0, ge=0, le=1000, description="`refine_steps`; 0 is as many as the first's."
     )
     hr_resize_x: int = Field(default=0, description="With a second pass refused; give hr_scale.")
     hr_resize_y: int = Field(default=0, description="Likewise.")
@@ -241,13 +244,11 @@ class ImageInputs(Inputs):
     """The fields of img2img; those of masks count with a mask alone."""
 
     init_images: list[str] = Field(
-        min_length=1, max_length=1, description="The picture: base64, or a data: URI."
+        min_length=1, max_length=1, description="`image`: base64, or a data: URI."
     )
-    resize_mode: Literal[0, 1, 2] = Field(
-        default=0, description="To the size: stretched, cropped, or padded."
-    )
+    resize_mode: Literal[0, 1, 2] = Field(default=0, description="`fit`: stretch, cover, contain.")
     denoising_strength: float = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
-        default=0.75, ge=0, le=1, description="How much is repainted: 1 is all of it."
+        default=0.75, ge=0, le=1, description="`strength`: 1 repaints all of it."
     )
     mask: str | None = Field(
         default=None, description="What is repainted: white is, and what is not transparent."
@@ -258,18 +259,18 @@ class ImageInputs(Inputs):
     mask_blur_y: int | None = Field(default=None, description="Likewise.")
     inpainting_fill: Literal[0, 1, 2, 3] = Field(
         default=0,
-        description="In the mask at first: surroundings, the picture, noise, one colour.",
+        description="`fill`: surroundings, original, noise, flat.",
     )
     inpaint_full_res: bool = Field(
         default=True,
-        description="Paint the masked region alone, at the model's own size; width and height are "
-        "then without a meaning, and the result has the picture's.",
+        description="`crop`: paint the masked region alone, at the model's own size; width and "
+        "height are then without a meaning, and the result has the picture's.",
     )
     inpaint_full_res_padding: int = Field(
-        default=0, ge=0, le=4096, description="Pixels that are seen around it."
+        default=0, ge=0, le=4096, description="`crop`: pixels that are seen around it."
     )
     inpainting_mask_invert: bool = Field(
-        default=False, description="1: black is repainted, white kept."
+        default=False, description="`mask_invert`: black is repainted, white kept."
     )
     include_init_images: bool = Field(
         default=False, description="Have the pictures that were given in the answer."

@@ -75,18 +75,22 @@ class Unit(Words):
     image: str | dict[str, Any] | None = Field(
         default=None, description="What steers; by default the picture to repaint."
     )
-    module: str = Field(default="none", description="Preprocessor; none for a finished hint.")
-    model: str = Field(default="None", description="Net; by default the one for the hint's kind.")
-    weight: float = Field(default=1.0, ge=0, le=2, description="How strongly it steers.")
-    guidance_start: float = Field(default=0.0, ge=0, le=1, description="Where it begins to act.")
-    guidance_end: float = Field(default=1.0, ge=0, le=1, description="Where it ends.")
+    module: str = Field(
+        default="none", description="`kind`: a preprocessor; none for a `hint` that is finished."
+    )
+    model: str = Field(default="None", description="`net`; by default the one for the hint's kind.")
+    weight: float = Field(default=1.0, ge=0, le=2, description="`scale`.")
+    guidance_start: float = Field(
+        default=0.0, ge=0, le=1, description="`start`: where it begins to act."
+    )
+    guidance_end: float = Field(default=1.0, ge=0, le=1, description="`end`: where it ends.")
     control_mode: Literal[
         "Balanced", "My prompt is more important", "ControlNet is more important", 0, 1, 2
-    ] = Field(default="Balanced", description="What has more to say.")
-    threshold_a: float = Field(default=-1, description="Canny's lower threshold.")
-    threshold_b: float = Field(default=-1, description="Canny's upper one.")
+    ] = Field(default="Balanced", description="`weighting`: balanced, soft, guess.")
+    threshold_a: float = Field(default=-1, description="`options`: canny's low.")
+    threshold_b: float = Field(default=-1, description="`options`: canny's high.")
     effective_region_mask: str | None = Field(
-        default=None, description="Where it acts: white, or what is not transparent."
+        default=None, description="`mask`: where it acts, white, or what is not transparent."
     )
 
     mask: Annotated[Any, Only(None)] = None

@@ -102,9 +102,9 @@ class LoraWeight(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     path: str = Field(
-        min_length=1, max_length=100, description="`name`, in this server's catalogue."
+        min_length=1, max_length=100, description="`loras[].name`, in this server's catalogue."
     )
-    scale: float = Field(default=1.0, ge=-10, le=10, description="`scale`.")
+    scale: float = Field(default=1.0, ge=-10, le=10, description="`loras[].scale`.")
 
 
 class Input(BaseModel):

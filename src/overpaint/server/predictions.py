@@ -79,15 +79,17 @@ class Input(BaseModel):
         default=None, ge=8, le=8192, description="Of the result; by default the model's own."
     )
     height: int | None = Field(default=None, ge=8, le=8192, description="Likewise.")
-    num_outputs: int = Field(default=1, ge=1, le=4, description="Pictures to make.")
-    scheduler: Scheduler = Field(default="K_EULER", description="Sampler.")
+    num_outputs: int = Field(default=1, ge=1, le=4, description="Pictures to make: `num_images`.")
+    scheduler: Scheduler = Field(
+        default="K_EULER", description="`sampler`, with a `schedule` of its own."
+    )
     num_inference_steps: int = Field(default=50, ge=1, le=500, description="Denoising steps.")
     guidance_scale: float = Field(default=7.5, ge=1, le=50, description="How strongly to guide.")
     prompt_strength: float = Field(
         default=0.8,
         ge=0,
         le=1,
-        description="How much of the image is repainted: 1 is all of it.",
+        description="`strength`: how much of the image is repainted; 1 is all of it.",
     )
     seed: int | None = Field(
         default=None, ge=0, le=LARGEST_SEED, description="By default drawn at random."
@@ -105,10 +107,10 @@ class Input(BaseModel):
         default=True, description="No watermark is made; the settings are in the file."
     )
     lora_scale: float = Field(
-        default=0.6, ge=0, le=1, description="Of what replicate_weights names."
+        default=0.6, ge=0, le=1, description="`loras[].scale`, of what replicate_weights names."
     )
     replicate_weights: str | None = Field(
-        default=None, description="A LoRA of this server's catalogue, by name."
+        default=None, description="`loras[].name`: a LoRA of this server's catalogue."
     )
     disable_safety_checker: bool = Field(
         default=False, description="There is none, so nothing changes."
