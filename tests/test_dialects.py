@@ -25,7 +25,7 @@ DIALECTS: tuple[tuple[str, type[BaseModel], type[BaseModel]], ...] = (
     ("OpenAI: generations", openai.Generation, Request),
     ("OpenAI: edits", openai.Edit, Request),
     ("OpenAI: variations", openai.Variation, Request),
-    ("fal", fal.Input, Request),
+    ("fal", fal.Arguments, Request),
     ("fal: `loras`", fal.LoraWeight, Request),
     ("AUTOMATIC1111", Inputs, Request),
     ("AUTOMATIC1111: txt2img", TextInputs, Request),
@@ -122,7 +122,7 @@ def test_the_page_says_what_the_models_say() -> None:
     assert PAGE.read_text("utf-8") == page()
 
 
-@pytest.mark.parametrize("kind", [openai.Generation, fal.Input, Input, TextInputs])
+@pytest.mark.parametrize("kind", [openai.Generation, fal.Arguments, Input, TextInputs])
 def test_what_steers_a_picture_is_mapped(kind: type[BaseModel]) -> None:
     """Of every dialect: these have a name there, and the table knows it."""
     found = {ours for name in kind.model_fields for ours in ours_of(kind, name, Request)}

@@ -23,7 +23,7 @@ from PIL import Image
 
 from overpaint.images import picture
 from overpaint.request import Lora
-from overpaint.server.fal import OWN, SIZES, Input, to_request
+from overpaint.server.fal import OWN, SIZES, Arguments, to_request
 from overpaint.server.supervisor import Pace
 
 from .live import running
@@ -311,6 +311,8 @@ def test_bad_fields(
 def test_what_nothing_here_would_keep_to(client: SyncClient) -> None:
     with pytest.raises(FalClientHTTPError, match="no deadlines"):
         client.submit(APP, {"prompt": "a"}, start_timeout=60)
+    with pytest.raises(FalClientHTTPError, match="fal_webhook"):
+        client.submit(APP, {"prompt": "a"}, webhook_url="http://10.0.0.1/")
     with pytest.raises(FalClientHTTPError, match="image_url"):
         client.run(f"{APP}/inpainting", {"prompt": "a"})
     with pytest.raises(FalClientHTTPError, match="neither a data"):
@@ -349,7 +351,8 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         point(monkeypatch, url)
         clients = [SyncClient(key=key) for key in ("one", "two", "three")]
         handle = clients[0].submit(APP, {"prompt": "a"})
-        handle.get(interval=0.01)
+        made = handle.get(interval=0.01)
+        assert opened(made["images"][0]).size == (8, 8)
         for client, status in zip(clients[1:], (404, 401), strict=True):
             with pytest.raises(FalClientHTTPError) as caught:
                 client.result(APP, handle.request_id)
@@ -363,7 +366,7 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def inputs_as(**fields: Any) -> Any:
     service: Any = None
-    return to_request(Input(**fields), service)[0]
+    return to_request(Arguments(**fields), service)[0]
 
 
 def test_inputs_mean_what_they_mean_there() -> None:
@@ -382,4 +385,4 @@ def test_inputs_mean_what_they_mean_there() -> None:
 
 def test_every_field_of_ours_has_one_name() -> None:
     assert {"clip_skip", "controls", "refiner", "task", "size"} <= OWN
-    assert OWN.isdisjoint(Input.model_fields)
+    assert OWN.isdisjoint(Arguments.model_fields)

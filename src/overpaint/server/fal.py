@@ -50,6 +50,7 @@ from overpaint.server.wire import (
     base_of,
     data_uri,
     found,
+    link,
 )
 
 OWNER = "fal-ai"
@@ -107,8 +108,8 @@ class LoraWeight(BaseModel):
     scale: float = Field(default=1.0, ge=-10, le=10, description="`loras[].scale`.")
 
 
-class Input(BaseModel):
-    """The inputs of fal's SDXL apps, and which of ours they are.
+class Arguments(BaseModel):
+    """The arguments of fal's SDXL apps, and which of ours they are.
 
     What is not named here is a field of `Request`.
     """
@@ -149,7 +150,7 @@ class Input(BaseModel):
     )
 
 
-OWN = frozenset(Request.model_fields) - set(Input.model_fields) - {"image", "mask"}
+OWN = frozenset(Request.model_fields) - set(Arguments.model_fields) - {"image", "mask"}
 """Fields of `Request` that come under their own names."""
 
 
@@ -229,7 +230,7 @@ def app_of(owner: str, app: str, incoming: Incoming, service: Serves) -> App:
 
 
 def to_request(
-    given: Input, service: Service, needs: Sequence[str] = ()
+    given: Arguments, service: Service, needs: Sequence[str] = ()
 ) -> tuple[Request, dict[str, str]]:
     """What the inputs ask for, and by which of their words what of ours was given.
 
@@ -249,18 +250,21 @@ def to_request(
         raise in_their_words(error, given) from None
 
 
-def in_their_words(error: RequestError, given: Input) -> RequestError:
-    """What is wrong with a LoRA, by the field that named it."""
+def in_their_words(error: RequestError, given: Arguments) -> RequestError:
+    """What is wrong with a LoRA or a webhook, by the field that named it."""
     head, _, rest = error.field.partition(".")
-    if head != "loras":
+    if head == "webhook":
+        field = "fal_webhook"
+    elif head == "loras":
+        index, _, part = rest.partition(".")
+        listed = index.isdigit() and int(index) < len(given.loras)
+        field = f"loras.{index}.{'path' if part == 'name' else part}" if listed else "prompt"
+    else:
         return error
-    index, _, part = rest.partition(".")
-    listed = index.isdigit() and int(index) < len(given.loras)
-    field = f"loras.{index}.{'path' if part == 'name' else part}" if listed else "prompt"
     return RequestError(field, str(error).removeprefix(f"{error.field}: "))
 
 
-def _words(given: Input, service: Service) -> list[Word]:
+def _words(given: Arguments, service: Service) -> list[Word]:
     """Fields of the dialect, and the fields and values of ours that they are."""
     same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images")
     words: list[Word] = [(name, name, getattr(given, name)) for name in same]
@@ -309,7 +313,7 @@ def result_of(service: Service, job: Job) -> dict[str, Any]:
         if job.origin["sync_mode"]:
             url = data_uri((service.files.results(job.id) / name).read_bytes(), kind)
         else:
-            url = f"{job.origin['base']}/api/jobs/{job.id}/results/{name}"
+            url = link(service, job, f"{job.origin['base']}/api/jobs/{job.id}/results", name)
         own = {"url": url, "content_type": kind, "width": width, "height": height}
         shown.append(own | {"seed": seed})
     return {
@@ -402,7 +406,7 @@ async def accept(
     key: str,
     incoming: Incoming,
     app: App,
-    given: Input,
+    given: Arguments,
     token: str | None,
     *,
     priority: int = 0,
@@ -441,7 +445,7 @@ async def accept(
 @router.post("/queue/{owner}/{app}", dependencies=PLAIN)
 @router.post("/queue/{owner}/{app}/{task}", dependencies=PLAIN)
 async def submit(
-    given: Input,
+    given: Arguments,
     incoming: Incoming,
     service: Serves,
     key: Key,
@@ -525,7 +529,7 @@ async def cancel(job: Found, service: Serves, response: Response) -> dict[str, s
     "/run/{owner}/{app}/{task}/stream", dependencies=PLAIN, response_class=StreamingResponse
 )
 async def stream(
-    given: Input,
+    given: Arguments,
     incoming: Incoming,
     service: Serves,
     key: Key,
@@ -562,7 +566,7 @@ async def ending(service: Service, job: Job) -> dict[str, Any]:
 @router.post("/run/{owner}/{app}", dependencies=PLAIN)
 @router.post("/run/{owner}/{app}/{task}", dependencies=PLAIN)
 async def run(
-    given: Input,
+    given: Arguments,
     incoming: Incoming,
     service: Serves,
     key: Key,
