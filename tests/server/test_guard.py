@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from overpaint.server import guard
-from overpaint.server.app import create_app
+from overpaint.server.app import Server, create_app, run
 from overpaint.server.service import Settings
 
 from .fake import Fake
@@ -83,6 +83,37 @@ def test_other_names_are_refused(client: TestClient, host: str) -> None:
 def test_any_name_will_do_where_none_are_said(tmp_path: Path) -> None:
     with client_of(tmp_path) as client:
         assert asked(client, host="anything.example").status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("address", "names", "status"),
+    [
+        ("127.0.0.1", (), 421),
+        ("::1", (), 421),
+        ("localhost", ("a.example",), 201),
+        ("0.0.0.0", (), 201),
+        ("0.0.0.0", ("a.example",), 201),
+        ("0.0.0.0", ("b.example",), 421),
+    ],
+)
+def test_the_address_says_which_names_will_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    names: tuple[str, ...],
+    status: int,
+) -> None:
+    started: list[Any] = []
+
+    def began(server: Server) -> None:
+        started.append(server.config.app)
+
+    monkeypatch.setattr(Server, "run", began)
+    settings = Settings(tmp_path, ("m",), Fake, (0.0,), grace=0.0)
+    run(settings, host=address, port=0, hosts=names)
+    with TestClient(started[0], base_url="http://127.0.0.1:8000") as client:
+        assert asked(client, host="a.example").status_code == status
+        assert asked(client).status_code == 201
 
 
 @pytest.mark.parametrize("origin", [PAGE, "http://127.0.0.1:8000", "https://127.0.0.1:8000"])
