@@ -23,6 +23,7 @@ from PIL import Image
 
 from overpaint.images import picture
 from overpaint.request import Lora
+from overpaint.server import wire
 from overpaint.server.fal import OWN, SIZES, Arguments, to_request
 from overpaint.server.supervisor import Pace
 
@@ -231,6 +232,26 @@ def test_sent_twice_it_is_one(client: SyncClient) -> None:
     with pytest.raises(FalClientHTTPError) as caught:
         client.submit(APP, {"prompt": "b", "seed": 1}, headers=headers)
     assert caught.value.status_code == 422
+
+
+def test_a_client_that_goes_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody could ask for what it wanted, unless it gave a key to ask by."""
+    monkeypatch.setattr(wire, "LOOK", 0.05)
+    long = {"prompt": "a", "num_inference_steps": 1000}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/fal/run/{APP}", json=long, timeout=0.5)
+    until(lambda: asked(url)["state"] == "canceled")
+    gone = asked(url)["id"]
+    with httpx.stream("POST", f"{url}/fal/run/{APP}/stream", json=long) as answer:
+        next(answer.iter_lines())
+    until(lambda: asked(url)["id"] != gone and asked(url)["state"] == "canceled")
+    kept = {"prompt": "a", "seed": 1, "num_inference_steps": 150}
+    headers = {"Idempotency-Key": "later"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/fal/run/{APP}", json=kept, headers=headers, timeout=0.5)
+    again = httpx.post(f"{url}/fal/queue/{APP}", json=kept, headers=headers).json()
+    until(lambda: httpx.get(again["status_url"]).json()["status"] == "COMPLETED")
+    assert httpx.get(again["response_url"]).json()["seed"] == 1
 
 
 def test_the_lines_of_the_docs(
