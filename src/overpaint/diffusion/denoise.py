@@ -21,7 +21,7 @@ from overpaint.models.adapters import Adapters, changes_at
 from overpaint.nn.attention import Context
 from overpaint.nn.lowrank import Change
 from overpaint.nn.rows import given
-from overpaint.nn.sides import beside
+from overpaint.nn.sides import Products, beside
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -109,6 +109,7 @@ class UNet:
         self._unet = unet
         self._weights = weights
         self._controls = Controls(schedule)
+        self._products: Products = {}
         self._last: tuple[tuple[Conditioning, ...], Stacked] | None = None
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
@@ -124,8 +125,14 @@ class UNet:
             return self._predict(rows)
         self._weights.use("unet", ())
         layers = dict.fromkeys(layer for own in sets for a in own for layer in a.changes("unet"))
-        with given(sets), beside(self._unet, list(layers), _changes):
-            return self._predict(rows)
+        order = sorted(range(len(rows)), key=lambda i: (not sets[i], sets.index(sets[i])))
+        back = torch.tensor(order, device=self.device).argsort()
+        # Rows that have something lie side by side: then they need not be gathered in every layer.
+        with (
+            given([sets[i] for i in order]),
+            beside(self._unet, list(layers), _changes, self._products),
+        ):
+            return self._predict([rows[i] for i in order])[back]
 
     def _predict(self, rows: Sequence[Row]) -> Tensor:
         x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self.dtype)
