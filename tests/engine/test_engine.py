@@ -17,7 +17,7 @@ from torch import Tensor
 import overpaint
 from overpaint.diffusion.denoise import Row
 from overpaint.diffusion.plan import network
-from overpaint.engine.engine import Engine, Told
+from overpaint.engine.engine import COMING, Engine, Told
 from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, RequestError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Step
@@ -169,6 +169,28 @@ def test_requests_are_begun_beside_the_loop(painter: overpaint.Painter) -> None:
     watched = run(engine)
     assert all(isinstance(watched.of(str(i))[-1], Finished) for i in range(4))
     engine.close()
+
+
+def test_no_beginning_waits_for_the_one_before_and_a_step(painter: overpaint.Painter) -> None:
+    handed = list[Callable[[], Any]]()
+
+    class Later(Executor):
+        """Does nothing before the test does."""
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            handed.append(lambda: future.set_result(fn(*args, **kwargs)))
+            return future
+
+    engine = Engine(Miniature(painter), WIDE, beside=Later())
+    for i in range(COMING + 2):
+        engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=3))
+    engine.tick()
+    assert len(handed) == COMING
+    for begin in handed[:2]:
+        begin()
+    engine.tick()
+    assert len(handed) == COMING + 2
 
 
 def test_a_newcomer_joins_at_the_next_step(

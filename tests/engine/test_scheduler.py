@@ -41,6 +41,7 @@ def simulate(
     coming = sorted(jobs, key=lambda job: job.arrives, reverse=True)
     left: dict[str, int] = {}
     named = {job.name: job for job in jobs}
+    served = dict.fromkeys(named, 0.0)
     while (left or coming) and now < until:
         if not left:
             now = max(now, coming[-1].arrives)
@@ -56,6 +57,7 @@ def simulate(
                 steps * call(job.rows),
                 job.arrives,
                 job.priority,
+                served[name],
             )
             for name, steps in left.items()
         ]
@@ -71,6 +73,7 @@ def simulate(
         now += took
         calls.append([task.job for task in chosen])
         for task in chosen:
+            served[task.job] += took
             left[task.job] -= 1
             if not left[task.job]:
                 del left[task.job]
@@ -111,6 +114,15 @@ def test_short_work_overtakes_long() -> None:
     simulate([long, short], cap=2)
     assert short.ended < long.ended
     assert short.ended <= 0.1 + 6 * call(2)
+
+
+def test_long_work_that_is_served_does_not_overtake_what_comes() -> None:
+    longs = [Job(f"long {i}", 0, 200) for i in range(4)]
+    calls = simulate([*longs, Job("short", 5.5, 5)], cap=8)
+    assert all(len(together) == 4 for together in calls[:131])
+    first = next(i for i, together in enumerate(calls) if "short" in together)
+    assert first == 131  # a call takes 0.042
+    assert all("short" in together for together in calls[first : first + 5])
 
 
 def test_mean_waits_are_shorter_than_in_order_of_arrival() -> None:

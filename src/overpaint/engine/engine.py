@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 AHEAD = 4
 """Requests that are begun before there is room for them, so that no step waits for a beginning."""
 
+COMING = 4
+"""Of these, those that are handed over at once, so that none waits for a step to end."""
+
 PATIENCE = 0.05
 """Seconds that a tick without work waits for a beginning to end."""
 
@@ -78,6 +81,7 @@ class Job:
         beginning: its planning, once that is under way.
         painting: what is stepped, once it is planned.
         shown: how many previews were made.
+        served: seconds in which one of its pictures was stepped or decoded.
     """
 
     name: str
@@ -92,6 +96,7 @@ class Job:
     beginning: Future[Painting] | None = None
     painting: Painting | None = None
     shown: int = 0
+    served: float = 0.0
 
 
 Work = tuple[Job, int]
@@ -208,7 +213,10 @@ class Engine:
             else:
                 self._step([work[task] for task in chosen], chosen[0].group)
                 self._step_seconds += self._clock() - now
-            self._scheduler.spent(chosen, self._clock() - now)
+            spent = self._clock() - now
+            self._scheduler.spent(chosen, spent)
+            for job in {job.name: job for job, _ in map(work.__getitem__, chosen)}.values():
+                job.served += spent
         elif not self._told:
             wait([j.beginning for j in self._jobs.values() if j.beginning], PATIENCE)
         told, self._told = self._told, []
@@ -217,13 +225,14 @@ class Engine:
     # Beginning
 
     def _begin(self) -> None:
-        """Take over what was planned, and have the most urgent of the others planned, in turn."""
+        """Take over what was planned, and have the most urgent of the others planned next."""
         while True:
             for job in self.jobs:
                 if job.painting is None and job.beginning and job.beginning.done():
                     self._take_over(job, job.beginning)
-            begun = [job.beginning for job in self._jobs.values() if job.beginning]
-            if len(begun) >= self._live + AHEAD or not all(b.done() for b in begun):
+            begun = [job for job in self._jobs.values() if job.beginning]
+            coming = sum(not job.beginning.done() for job in begun if job.beginning)
+            if len(begun) >= self._live + AHEAD or coming >= COMING:
                 return
             waiting = {self._task(j, j.model): j for j in self._jobs.values() if not j.beginning}
             costs = Costs(lambda group: 1, lambda group: self._models.entry(str(group)))
@@ -260,7 +269,7 @@ class Engine:
     @staticmethod
     def _task(job: Job, group: Hashable, index: int = 0, rows: int = 1) -> Task:
         name = f"{job.name}/{index}"
-        return Task(name, job.key, group, rows, job.left, job.arrived, job.priority)
+        return Task(name, job.key, group, rows, job.left, job.arrived, job.priority, job.served)
 
     def _cap(self, group: Hashable) -> int:
         if group in self._caps or not isinstance(group, tuple):

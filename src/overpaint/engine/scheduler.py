@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 AGEING = 0.25
 """Seconds of work that a second of waiting makes up for. What needs r seconds more than the
-shortest newcomers waits for them at most r / AGEING seconds."""
+shortest newcomers waits for them at most r / AGEING seconds. Who is served does not wait: among
+many that share their steps, what takes long would else overtake what has just come."""
 
 PRIORITY = 3600.0
 """Seconds of work that one step of priority makes up for."""
@@ -27,6 +28,7 @@ class Task:
         remaining: seconds of work until the whole job is done, alone on the device.
         arrived: when the job came, in seconds of any clock.
         priority: higher goes first.
+        served: seconds since it arrived in which the job took part in what ran.
     """
 
     job: str
@@ -36,6 +38,7 @@ class Task:
     remaining: float
     arrived: float
     priority: int = 0
+    served: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Scheduler:
             return []
 
         def urgency(task: Task) -> tuple[float, float, str]:
-            late = self._served[task.key] - AGEING * (now - task.arrived)
+            late = self._served[task.key] - AGEING * (now - task.arrived - task.served)
             work = task.remaining + costs.entry(task.group)
             return work + late - PRIORITY * task.priority, task.arrived, task.job
 
