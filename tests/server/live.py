@@ -6,11 +6,12 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi.testclient import TestClient
 
 from overpaint.server.app import Server, create_app
 from overpaint.server.service import Settings
@@ -47,3 +48,23 @@ def running(folder: Path, seconds: float = 0.0, **changes: Any) -> Generator[str
         finally:
             server.should_exit = True
             thread.join()
+
+
+def client_of(folder: Path, seconds: float = 0.0, **changes: Any) -> TestClient:
+    """A client of a server whose engine paints nothing, in one process."""
+    keys = changes.pop("keys", ())
+    settings: dict[str, Any] = {
+        "make": Fake,
+        "arguments": (seconds,),
+        "pace": Pace(look=0.05),
+        "grace": 0.0,
+    } | changes
+    return TestClient(create_app(Settings(folder, ("m", "n"), **settings), keys))
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -8,8 +8,7 @@ import json
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,8 @@ from overpaint.server.a1111_inputs import (
 from overpaint.server.a1111_scripts import MODULES, Unit, controls_of
 from overpaint.server.app import create_app
 from overpaint.server.service import Service, Settings
-from overpaint.server.supervisor import Pace
 
-from .fake import Fake
-from .live import running
+from .live import client_of, running, until
 
 HOUSE = (Path(__file__).parents[2] / "examples" / "house.png").read_bytes()
 DOCS = Path(__file__).parents[2] / "docs" / "server.md"
@@ -126,17 +123,6 @@ KRITA = {
 """Of a Krita plug-in, painting in a selection."""
 
 
-def client_of(folder: Path, seconds: float = 0.0, **changes: Any) -> TestClient:
-    keys = changes.pop("keys", ())
-    settings: dict[str, Any] = {
-        "make": Fake,
-        "arguments": (seconds,),
-        "pace": Pace(look=0.05),
-        "grace": 0.0,
-    } | changes
-    return TestClient(create_app(Settings(folder, ("m", "n"), **settings), keys))
-
-
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
     with client_of(tmp_path) as made:
@@ -153,13 +139,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 def service_of(client: TestClient) -> Service:
     application: Any = client.app
     return application.state.service
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def post(client: TestClient, path: str, body: Any, status: int = 200) -> Any:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -17,12 +16,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from overpaint.server import cog, wire
-from overpaint.server.app import create_app
-from overpaint.server.service import Service, Settings
+from overpaint.server.service import Service
 from overpaint.server.supervisor import Pace
 
-from .fake import Fake
-from .live import running
+from .live import client_of, running, until
 
 HOUSE = (Path(__file__).parents[2] / "examples" / "house.png").read_bytes()
 URI = f"data:image/png;base64,{base64.b64encode(HOUSE).decode()}"
@@ -35,17 +32,6 @@ def broken() -> Any:
     raise SystemExit(3)
 
 
-def client_of(folder: Path, seconds: float = 0.0, **changes: Any) -> TestClient:
-    keys = changes.pop("keys", ())
-    settings: dict[str, Any] = {
-        "make": Fake,
-        "arguments": (seconds,),
-        "pace": Pace(look=0.05),
-        "grace": 0.0,
-    } | changes
-    return TestClient(create_app(Settings(folder, ("m", "n"), **settings), keys))
-
-
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
     with client_of(tmp_path) as made:
@@ -55,13 +41,6 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
 def service_of(client: TestClient) -> Service:
     application: Any = client.app
     return application.state.service
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def health(client: TestClient) -> str:

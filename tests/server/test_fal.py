@@ -9,8 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from overpaint.server import wire
 from overpaint.server.fal import OWN, SIZES, Arguments, to_request
 from overpaint.server.supervisor import Pace
 
-from .live import running
+from .live import running, until
 from .test_webhooks import receiving
 
 ROOT = Path(__file__).parents[2]
@@ -60,13 +59,6 @@ def point(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 def asked(url: str) -> dict[str, Any]:
     """The job that came last."""
     return httpx.get(f"{url}/api/jobs").json()["jobs"][0]
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def opened(image: dict[str, Any]) -> Image.Image:

@@ -17,20 +17,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from overpaint.server import files
-from overpaint.server.app import create_app
 from overpaint.server.jobs import Limits
-from overpaint.server.service import Service, Settings
+from overpaint.server.service import Service
 from overpaint.server.supervisor import Pace
 
-from .fake import Fake
+from .live import client_of
 
 HOUSE = (Path(__file__).parents[2] / "examples" / "house.png").read_bytes()
-
-
-def client_of(folder: Path, seconds: float = 0.0, **changes: Any) -> TestClient:
-    keys = changes.pop("keys", ())
-    settings: dict[str, Any] = {"pace": Pace(look=0.05), "grace": 0.0} | changes
-    return TestClient(create_app(Settings(folder, ("m", "n"), Fake, (seconds,), **settings), keys))
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import asyncio
 import base64
 import io
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from overpaint.server.service import Settings
 from overpaint.server.supervisor import Pace
 
 from .fake import Fake
-from .live import running
+from .live import running, until
 from .test_webhooks import receiving
 
 ROOT = Path(__file__).parents[2]
@@ -70,13 +69,6 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def opened(text: str | None) -> Image.Image:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +18,7 @@ from replicate.webhook import Webhooks, WebhookSigningSecret
 from overpaint.server import webhooks
 from overpaint.server.webhooks import signed
 
-from .live import running
+from .live import running, until
 
 PATIENCE = 30.0
 
@@ -84,13 +83,6 @@ def receiver() -> Iterator[Receiver]:
 def url(tmp_path: Path) -> Iterator[str]:
     with running(tmp_path, 0.01) as address:
         yield address
-
-
-def until(there: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not there():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def predict(url: str, hook: str, prompt: str = "a cup", **changes: Any) -> dict[str, Any]:

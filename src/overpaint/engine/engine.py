@@ -37,6 +37,9 @@ AHEAD = 4
 COMING = 4
 """Of these, those that are handed over at once, so that none waits for a step to end."""
 
+SHARE = 4
+"""Of the CPU's cores, one in so many is for beginnings."""
+
 PATIENCE = 0.05
 """Seconds that a tick without work waits for a beginning to end."""
 
@@ -130,7 +133,7 @@ class Engine:
         self._clock = clock
         self._scheduler = Scheduler()
         self._jobs: dict[str, Job] = {}
-        self._beside = beside or ThreadPoolExecutor(1, "overpaint-begin")
+        self._beside = beside or ThreadPoolExecutor(1, "overpaint-begin", _yield_cores)
         self._told: list[Told] = []
         self._caps: dict[Hashable, int] = {}
         self._batches = Counter[int]()
@@ -345,6 +348,12 @@ class Engine:
 
     def _say(self, job: Job, *events: Event) -> None:
         self._told += [(job.name, event) for event in events]
+
+
+def _yield_cores() -> None:
+    """Leave most cores to the steps, in a thread beside them: two teams on the same cores wait for
+    each other at every operation."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // SHARE))
 
 
 def _running(job: Job, index: int) -> Trajectory:

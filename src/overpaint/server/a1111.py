@@ -15,15 +15,13 @@ There the server is one desk with one user, and so are options and progress here
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, HTTPException
 from fastapi import Request as Incoming
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from overpaint import images, metadata
@@ -46,7 +44,7 @@ from overpaint.server.a1111_inputs import (
 from overpaint.server.a1111_scripts import FINISHED, MODULES, controls_of
 from overpaint.server.jobs import ENDED, Job
 from overpaint.server.service import Service
-from overpaint.server.wire import ANSWERED, Key, Serves, answer, awaited
+from overpaint.server.wire import Key, Serves, answer, awaited, telling
 
 PREVIEW_EVERY = 5
 """Steps between the pictures that `progress` shows."""
@@ -55,31 +53,20 @@ OPTIONS: WeakKeyDictionary[Service, dict[str, Options]] = WeakKeyDictionary()
 """What every key has set, until the server ends."""
 
 
-class A1111Route(APIRoute):
-    """Tells what is wrong as they do."""
-
-    def get_route_handler(self) -> Callable[[Incoming], Coroutine[Any, Any, Response]]:
-        """The handler, with its errors answered."""
-        handle = super().get_route_handler()
-
-        async def answered(incoming: Incoming) -> Response:
-            try:
-                return await handle(incoming)
-            except ANSWERED as error:
-                status, title, detail, headers = answer(error)
-                body = {
-                    "error": type(error).__name__,
-                    "detail": detail,
-                    "body": "",
-                    "errors": detail if isinstance(detail, str) else title,
-                }
-                return JSONResponse(body, status, headers)
-
-        return answered
+def answered(error: Exception) -> JSONResponse:
+    """The answer to one of `wire.ANSWERED`."""
+    status, title, detail, headers = answer(error)
+    body = {
+        "error": type(error).__name__,
+        "detail": detail,
+        "body": "",
+        "errors": detail if isinstance(detail, str) else title,
+    }
+    return JSONResponse(body, status, headers)
 
 
-router = APIRouter(tags=["AUTOMATIC1111"], route_class=A1111Route)
-sdapi = APIRouter(prefix="/sdapi/v1", route_class=A1111Route)
+router = APIRouter(tags=["AUTOMATIC1111"], route_class=telling(answered))
+sdapi = APIRouter(prefix="/sdapi/v1", route_class=telling(answered))
 
 
 class Generated(BaseModel):

@@ -19,14 +19,13 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
 from fastapi import Request as Incoming
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
@@ -38,7 +37,6 @@ from overpaint.server.jobs import ENDED, Job
 from overpaint.server.predictions import moment, picture, progress_line
 from overpaint.server.service import Service
 from overpaint.server.wire import (
-    ANSWERED,
     MEDIA_TYPES,
     RETRY,
     Key,
@@ -51,6 +49,7 @@ from overpaint.server.wire import (
     data_uri,
     found,
     link,
+    telling,
 )
 
 OWNER = "fal-ai"
@@ -178,23 +177,7 @@ def answered(error: Exception) -> JSONResponse:
     return JSONResponse({"detail": detail}, status, headers)
 
 
-class FalRoute(APIRoute):
-    """Tells what is wrong with a request as fal does."""
-
-    def get_route_handler(self) -> Callable[[Incoming], Coroutine[Any, Any, Response]]:
-        """The handler, with its errors answered."""
-        handle = super().get_route_handler()
-
-        async def handled(incoming: Incoming) -> Response:
-            try:
-                return await handle(incoming)
-            except ANSWERED as error:
-                return answered(error)
-
-        return handled
-
-
-router = APIRouter(prefix="/fal", tags=["fal"], route_class=FalRoute)
+router = APIRouter(prefix="/fal", tags=["fal"], route_class=telling(answered))
 
 
 # From their words to ours

@@ -11,14 +11,13 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, HTTPException, Response
 from fastapi import Request as Incoming
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
@@ -31,7 +30,6 @@ from overpaint.server.dialect import Word, fault_of, request_of
 from overpaint.server.jobs import ENDED, Job, Said
 from overpaint.server.service import Service
 from overpaint.server.wire import (
-    ANSWERED,
     LARGEST_UPLOAD,
     RETRY,
     Key,
@@ -42,6 +40,7 @@ from overpaint.server.wire import (
     awaited,
     base_of,
     link,
+    telling,
 )
 
 QUALITIES = {
@@ -197,23 +196,7 @@ def answered(error: Exception) -> JSONResponse:
     return JSONResponse(wrong(detail, kind, param, code), status, headers)
 
 
-class OpenAIRoute(APIRoute):
-    """Tells what is wrong with a request as OpenAI does."""
-
-    def get_route_handler(self) -> Callable[[Incoming], Coroutine[Any, Any, Response]]:
-        """The handler, with its errors answered."""
-        handle = super().get_route_handler()
-
-        async def handled(incoming: Incoming) -> Response:
-            try:
-                return await handle(incoming)
-            except ANSWERED as error:
-                return answered(error)
-
-        return handled
-
-
-router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=OpenAIRoute)
+router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=telling(answered))
 
 
 # From their words to ours

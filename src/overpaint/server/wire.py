@@ -4,13 +4,14 @@ import asyncio
 import base64
 import binascii
 import errno
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Header, HTTPException
+from fastapi import Depends, FastAPI, Header, HTTPException, Response
 from fastapi import Request as Incoming
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -218,6 +219,24 @@ ANSWERED = (
     RequestValidationError,
 )
 """Errors that `answer` knows an answer to."""
+
+
+def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
+    """A kind of route that tells what is wrong in a dialect's own words: for one of `ANSWERED`."""
+
+    class Telling(APIRoute):
+        def get_route_handler(self) -> Callable[[Incoming], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def handled(incoming: Incoming) -> Response:
+                try:
+                    return await handle(incoming)
+                except ANSWERED as error:
+                    return answered(error)
+
+            return handled
+
+    return Telling
 
 
 def answer(error: Exception) -> tuple[int, str, Any, Mapping[str, str] | None]:
