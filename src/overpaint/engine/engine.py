@@ -351,8 +351,7 @@ class Engine:
 
 
 def _yield_cores() -> None:
-    """Leave most cores to the steps, in a thread beside them: two teams on the same cores wait for
-    each other at every operation."""
+    """Leave most cores to the steps: two teams on the same ones wait for each other all the time."""
     torch.set_num_threads(max(1, torch.get_num_threads() // SHARE))
 
 
