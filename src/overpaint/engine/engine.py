@@ -351,7 +351,7 @@ class Engine:
 
 
 def _yield_cores() -> None:
-    """Leave most cores to the steps: two teams on the same ones wait for each other all the time."""
+    """Leave most cores to the steps: two teams on the same ones wait for each other."""
     torch.set_num_threads(max(1, torch.get_num_threads() // SHARE))
 
 
