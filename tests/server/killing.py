@@ -130,7 +130,7 @@ def run(folder: Path, kills: int, count: int, engine: str = "fake", seed: int = 
         until(lambda: not jobs.page(None, 1, states=("queued", "running")), "jobs do not end")
         check(found, jobs, files, acknowledged, asked.side)
     finally:
-        server.end()
+        server.close()
         jobs.database.close()
     if broken:
         raise AssertionError(f"answered {broken[:3]}")

@@ -62,8 +62,7 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.client.close()
-        self.end()
+        self.close()
 
     def start(self) -> None:
         self.process = subprocess.Popen(self.command, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -113,6 +112,10 @@ class Server:
     def end(self) -> None:
         self.process.terminate()
         self.process.wait()
+
+    def close(self) -> None:
+        self.client.close()
+        self.end()
 
     # Jobs
 
