@@ -215,10 +215,10 @@ class Engine:
                 self._decode(*work[chosen[0]])
             else:
                 self._step([work[task] for task in chosen], chosen[0].group)
-                self._step_seconds += self._clock() - now
             spent = self._clock() - now
+            self._step_seconds += spent * (chosen[0].group != DECODE)
             self._scheduler.spent(chosen, spent)
-            for job in {job.name: job for job, _ in map(work.__getitem__, chosen)}.values():
+            for job in {work[task][0] for task in chosen}:
                 job.served += spent
         elif not self._told:
             wait([j.beginning for j in self._jobs.values() if j.beginning], PATIENCE)
@@ -233,8 +233,8 @@ class Engine:
             for job in self.jobs:
                 if job.painting is None and job.beginning and job.beginning.done():
                     self._take_over(job, job.beginning)
-            begun = [job for job in self._jobs.values() if job.beginning]
-            coming = sum(not job.beginning.done() for job in begun if job.beginning)
+            begun = [job.beginning for job in self._jobs.values() if job.beginning]
+            coming = sum(not beginning.done() for beginning in begun)
             if len(begun) >= self._live + AHEAD or coming >= COMING:
                 return
             waiting = {self._task(j, j.model): j for j in self._jobs.values() if not j.beginning}

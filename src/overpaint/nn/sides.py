@@ -97,13 +97,14 @@ def _forward(module: Any, name: str, kept: _Kept, x: Tensor) -> Tensor:
     low = tuple(c for c in owners if isinstance(c, LowRank) and c.mid is None)
     if len(low) > 1 and sum(len(c.down) for c in low) <= TOGETHER:
         spread = [owners.pop(c) for c in low]
-        numbers = sorted({number for own in spread for number in own})
+        at = _at(sorted({number for own in spread for number in own}), x)
         scales = kept.scales(spread, [len(c.down) for c in low], x)
         factors = kept.product(name, low, x)
-        _add(y, numbers, _product(module, *factors, _take(x, numbers), _take(scales, numbers)))
+        _add(y, at, _product(module, *factors, x[at], scales[at]))
     for change, of in owners.items():
+        at = _at(list(of), x)
         scale = torch.tensor(list(of.values())).to(x).reshape(-1, *[1] * (y.ndim - 1))
-        _add(y, list(of), _path(module, change, _take(x, list(of))) * scale)
+        _add(y, at, _path(module, change, x[at]) * scale)
     if split:
         value, gate = y.chunk(2, -1)
         return value * F.gelu(gate)
@@ -131,21 +132,20 @@ def _product(module: Any, down: Tensor, up: Tensor, x: Tensor, scales: Tensor | 
     return F.linear(inner, up)
 
 
-def _take(x: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Rows of x, as they lie where they lie side by side."""
+def _at(numbers: Sequence[int], x: Tensor) -> slice | Tensor:
+    """Rows of x as an index: a slice where they lie side by side, which copies nothing."""
     first, last = numbers[0], numbers[-1]
     if last - first == len(numbers) - 1:
-        return x[first : last + 1]
-    return x[torch.tensor(numbers, device=x.device)]
+        return slice(first, last + 1)
+    return torch.tensor(numbers, device=x.device)
 
 
-def _add(y: Tensor, numbers: Sequence[int], change: Tensor) -> None:
-    """Add to rows of y."""
-    first, last = numbers[0], numbers[-1]
-    if last - first == len(numbers) - 1:
-        y[first : last + 1].add_(change)
+def _add(y: Tensor, at: slice | Tensor, change: Tensor) -> None:
+    """Add to rows of y, in place."""
+    if isinstance(at, slice):
+        y[at].add_(change)
     else:
-        y.index_add_(0, torch.tensor(numbers, device=y.device), change.to(y.dtype))
+        y.index_add_(0, at, change.to(y.dtype))
 
 
 def _convolves(module: Any) -> bool:

@@ -13,7 +13,6 @@ A container has one model: here it is the server's first. What is wrong is told 
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine
 from datetime import datetime
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -23,7 +22,6 @@ from fastapi import Path as InPath
 from fastapi import Request as Incoming
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from overpaint.errors import IdempotencyError, ModelError, PictureError, RequestError
@@ -31,45 +29,43 @@ from overpaint.server.jobs import ENDED, Job
 from overpaint.server.outbox import EVENTS
 from overpaint.server.predictions import COG, Input, Output, accept, pictures, state_of
 from overpaint.server.service import Service
-from overpaint.server.wire import Event, Key, Serves, Webhook, awaited
+from overpaint.server.wire import (
+    Event,
+    Key,
+    Serves,
+    Webhook,
+    answer,
+    awaited,
+    problem,
+    telling,
+)
 
 Id = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,256}$")]
 IdInPath = Annotated[str, InPath(pattern="^[A-Za-z0-9_-]{1,256}$")]
 
 
-class CogRoute(APIRoute):
-    """Tells what is wrong with a request as cog does."""
-
-    def get_route_handler(self) -> Callable[[Incoming], Coroutine[Any, Any, Response]]:
-        """The handler, with its errors answered."""
-        handle = super().get_route_handler()
-
-        async def answered(incoming: Incoming) -> Response:
-            try:
-                return await handle(incoming)
-            except RequestValidationError as error:
-                wrong = [
-                    {"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]}
-                    for e in error.errors()
-                ]
-            except RequestError as error:
-                message = str(error).removeprefix(f"{error.field}: ")
-                within = () if error.field in PredictionRequest.model_fields else ("input",)
-                wrong = [_wrong(message, *within, error.field)]
-            except (PictureError, ModelError) as error:
-                wrong = [_wrong(str(error), "input")]
-            except IdempotencyError:
-                wrong = [_wrong("came before, with another body; take a new one.", "id")]
-            return JSONResponse({"detail": wrong}, 422)
-
-        return answered
+def answered(error: Exception) -> Response:
+    """The answer to one of `wire.ANSWERED`: what is wrong with a request as cog tells it."""
+    match error:
+        case RequestValidationError():
+            _, _, wrong, _ = answer(error)
+        case RequestError():
+            message = str(error).removeprefix(f"{error.field}: ")
+            wrong = [_wrong(message, "input", error.field)]
+        case PictureError() | ModelError():
+            wrong = [_wrong(str(error), "input")]
+        case IdempotencyError():
+            wrong = [_wrong("came before, with another body; take a new one.", "id")]
+        case _:
+            return problem(*answer(error))
+    return JSONResponse({"detail": wrong}, 422)
 
 
 def _wrong(message: str, *place: str) -> dict[str, Any]:
     return {"loc": ["body", *place], "msg": message, "type": "value_error"}
 
 
-router = APIRouter(tags=["cog"], route_class=CogRoute)
+router = APIRouter(tags=["cog"], route_class=telling(answered))
 
 
 class PredictionRequest(BaseModel):
