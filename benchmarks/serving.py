@@ -145,10 +145,10 @@ def ask_ours(http: httpx.Client, asked: Asked) -> bytes:
         request |= {"image": {"data": asked.image}, "strength": asked.strength}
     if asked.lora:
         request["loras"] = [{"name": asked.lora, "scale": asked.scale}]
-    job = http.post("/api/jobs", json={"request": request}).raise_for_status().json()["id"]
-    http.get(f"/api/jobs/{job}/events").raise_for_status()  # until it has ended
-    (made,) = http.get(f"/api/jobs/{job}").raise_for_status().json()["results"]
-    return http.get(made["url"]).raise_for_status().content
+    job = http.post("/api/jobs?wait=60", json={"request": request}).raise_for_status().json()
+    while job["state"] in ("queued", "running"):
+        job = http.get(f"/api/jobs/{job['id']}?wait=60").raise_for_status().json()
+    return http.get(job["results"][0]["url"]).raise_for_status().content
 
 
 def ask_peer(http: httpx.Client, asked: Asked) -> bytes:

@@ -143,7 +143,11 @@ class Stopped:
     """A job was ended because that was asked for."""
 
 
-Report = Ready | Alive | tuple[str, Step | Notice | Shown | Done | Broken | Stopped]
+Said = Step | Notice | Shown | Done | Broken | Stopped
+"""Something about a job."""
+
+Report = Ready | Alive | list[tuple[str, Said]]
+"""What goes through the pipe: what there is to say of jobs by name, in order."""
 
 
 def main(
@@ -183,8 +187,9 @@ class _Worker:
         while True:
             self._take()
             if self._engine.busy:
-                for name, event in self._engine.tick():
-                    self._tell(name, event)
+                told = [self._said(name, event) for name, event in self._engine.tick()]
+                if said := [report for report in told if report]:
+                    self._send(said)
             if time.monotonic() - self._alive > IDLE:
                 self._alive = time.monotonic()
                 self._send(Alive(getattr(self._engine, "counters", None)))
@@ -217,21 +222,23 @@ class _Worker:
                 preview_every=order.preview_every,
             )
 
-    def _tell(self, name: str, event: Any) -> None:
+    def _said(self, name: str, event: Any) -> tuple[str, Said] | None:
+        """What to say of an event now: nothing of an end whose pictures are not on the disk."""
         match event:
             case Finished():
                 self._unwritten.add(name)
                 self._writer.submit(self._finish, self._orders.pop(name), event)
+                return None
             case Failed(error):
                 del self._orders[name]
-                self._send((name, _broken(error)))
+                return name, _broken(error)
             case Canceled():
                 self._orders.pop(name, None)
-                self._send((name, Stopped()))
+                return name, Stopped()
             case Preview(index, image):
-                self._send((name, Shown(index, _jpeg(image))))
+                return name, Shown(index, _jpeg(image))
             case _:
-                self._send((name, event))
+                return name, event
 
     def _finish(self, order: Order, event: Finished, tries: int = 0) -> None:
         """Bring the pictures to the disk, then tell; what goes wrong ends the job.
@@ -239,14 +246,14 @@ class _Worker:
         A full disk ends none: the pictures wait for room, unless the job is canceled meanwhile.
         """
         if order.name not in self._unwritten:
-            self._send((order.name, Stopped()))
+            self._send([(order.name, Stopped())])
             return
         try:
             report = _written(order, event)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in FULL:
                 if not tries:
-                    self._send((order.name, Notice("the disk is full; its pictures wait.")))
+                    self._send([(order.name, Notice("the disk is full; its pictures wait."))])
                 job = (self._finish, order, event, tries + 1)
                 again = threading.Timer(ROOM, self._writer.submit, job)
                 again.daemon = True
@@ -254,7 +261,7 @@ class _Worker:
                 return
             report = _broken(error)
         self._unwritten.discard(order.name)
-        self._send((order.name, report))
+        self._send([(order.name, report)])
 
     def _send(self, report: Report) -> None:
         try:

@@ -33,13 +33,20 @@ class Now:
 
 @dataclass(eq=False)
 class Listener:
-    """Somebody who listens to a job, in an event loop."""
+    """Somebody who listens to a job, in an event loop.
+
+    Attributes:
+        passing: whether steps and previews are of interest.
+    """
 
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Heard]
+    passing: bool
 
     def tell(self, heard: Heard) -> None:
         """From any thread."""
+        if isinstance(heard, Step | Shown) and not self.passing:
+            return
         with contextlib.suppress(RuntimeError):  # its loop has ended
             self.loop.call_soon_threadsafe(self._put, heard)
 
@@ -88,9 +95,14 @@ class Hub:
             return moved
 
     @contextlib.contextmanager
-    def listening(self, name: str) -> Generator[asyncio.Queue[Heard]]:
-        """Hear of a job from now on, in the event loop that asks."""
-        listener = Listener(asyncio.get_running_loop(), asyncio.Queue())
+    def listening(self, name: str, *, passing: bool = True) -> Generator[asyncio.Queue[Heard]]:
+        """Hear of a job from now on, in the event loop that asks.
+
+        Args:
+            name: of the job.
+            passing: whether also of steps and previews.
+        """
+        listener = Listener(asyncio.get_running_loop(), asyncio.Queue(), passing)
         with self._changing:
             self._listeners.setdefault(name, []).append(listener)
         try:

@@ -2,9 +2,9 @@
 
 | | |
 |---|---|
-| `POST /api/jobs` | a job; 201 |
+| `POST /api/jobs` | a job; 201; with `?wait=30` when it has ended, or after so many seconds |
 | `GET /api/jobs` | newest first; `before`, `state`, `limit` |
-| `GET /api/jobs/{id}` | one |
+| `GET /api/jobs/{id}` | one; `?wait=30` likewise |
 | `POST /api/jobs/{id}/cancel` | ask for its end |
 | `GET /api/jobs/{id}/events` | its story, as server-sent events |
 | `GET /api/jobs/{id}/results/{name}` | a picture that it made |
@@ -51,6 +51,9 @@ from overpaint.server.wire import (
 )
 
 router = APIRouter(prefix="/api", tags=["native"])
+
+Wait = Annotated[float, Query(ge=0, le=60)]
+"""Seconds that a client waits for a job's end."""
 
 
 class FileFormat(BaseModel):
@@ -245,9 +248,13 @@ async def create(
     service: Serves,
     key: Key,
     response: Response,
+    wait: Wait = 0.0,
     idempotency_key: Token = None,
 ) -> JobView:
-    """Accept a job. With an `Idempotency-Key` that came before, the job that it made."""
+    """Accept a job. With an `Idempotency-Key` that came before, the job that it made.
+
+    With `?wait=30` it answers when the job has ended, or as it is after so many seconds.
+    """
     fields = await asyncio.to_thread(pictures_from, submission.request, service)
     request = Request.model_validate(fields)
     for picture in (request.image, request.mask):
@@ -268,7 +275,7 @@ async def create(
         body=hashlib.sha256(submission.model_dump_json().encode()).hexdigest(),
     )
     response.headers["Location"] = f"/api/jobs/{job.id}"
-    return await view(service, job)
+    return await view(service, await service.ended(job.id, wait) or job if wait else job)
 
 
 def _check(picture: Picture) -> None:
@@ -296,9 +303,10 @@ async def listing(
 
 
 @router.get("/jobs/{name}")
-async def read(name: str, service: Serves, key: Key) -> JobView:
-    """A job."""
-    return await view(service, await found(service, key, name))
+async def read(name: str, service: Serves, key: Key, wait: Wait = 0.0) -> JobView:
+    """A job; with `?wait=30` when it has ended, or as it is after so many seconds."""
+    job = await found(service, key, name)
+    return await view(service, await service.ended(name, wait) or job if wait else job)
 
 
 @router.post("/jobs/{name}/cancel")

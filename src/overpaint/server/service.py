@@ -5,6 +5,7 @@ else. All that waits for the disk or the database runs in threads.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import secrets
@@ -261,15 +262,19 @@ class Service:
                     yield event
 
     async def ended(self, name: str, seconds: float) -> Job | None:
-        """A job once it has ended, or as it is after so many seconds."""
-        try:
-            async with asyncio.timeout(seconds):
-                async for said in self.follow(name):
-                    if isinstance(said, Said) and said.kind in ENDED:
-                        break
-        except TimeoutError:
-            pass
-        return await asyncio.to_thread(self.jobs.get, name)
+        """A job once it has ended, or as it is after so many seconds or when the server ends."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        with self.hub.listening(name, passing=False) as heard:
+            while True:
+                job = await asyncio.to_thread(self.jobs.get, name)
+                left = until - clock()
+                if job is None or job.state in ENDED or left <= 0 or self.drained:
+                    return job
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, POLL)):
+                        while await heard.get() != "ended":
+                            pass
 
     def _disk_is_full(self) -> bool:
         """Whether what is left is for the results of jobs that were accepted already."""

@@ -27,6 +27,7 @@ from overpaint.engine.worker import (
     Done,
     Order,
     Ready,
+    Report,
     Runs,
     Shown,
     Stopped,
@@ -286,7 +287,7 @@ class Supervisor:
         except (EOFError, OSError):
             return  # it died; its end is seen by its sentinel
 
-    def _heard(self, worker: Worker, report: Any) -> None:
+    def _heard(self, worker: Worker, report: Report) -> None:
         worker.heard = time.monotonic()
         match report:
             case Ready():
@@ -295,13 +296,13 @@ class Supervisor:
                 self._claim(worker)
             case Alive(counters):
                 self.counters = counters or Counters()
-            case (str(tag), said) if tag in worker.held:
-                worker.begun.setdefault(tag, 0)
-                self._said(worker, tag, said)
-            case (_, Done(files)):
-                _remove(files)  # of an attempt that was lost meanwhile
             case _:
-                pass  # likewise
+                for tag, said in report:
+                    if tag in worker.held:
+                        worker.begun.setdefault(tag, 0)
+                        self._said(worker, tag, said)
+                    elif isinstance(said, Done):
+                        _remove(said.files)  # of an attempt that was lost meanwhile
 
     def _said(self, worker: Worker, tag: str, said: Any) -> None:
         job = worker.held[tag]
