@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import httpx
@@ -67,16 +67,23 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "throughput_over_peer": round(timings.ratio("peer", "ours"), 3),
         "throughput_over_solo": round(timings.ratio("solo", "ours"), 3),
     }
-    for name, rounds in waits.items():
-        seconds = [own[i] for own in rounds for i in short]
-        marks = quantiles(seconds, n=100, method="inclusive")
+    marks = {name: [percentiles(own, short) for own in rounds] for name, rounds in waits.items()}
+    for name, rounds in marks.items():
         result[f"{name}_per_second"] = round(len(requests) / timings.median(name), 2)
-        result[f"{name}_short_p50"], result[f"{name}_short_p99"] = marks[49], marks[98]
+        result[f"{name}_short_p50"] = median(own[49] for own in rounds)
+        result[f"{name}_short_p99"] = median(own[98] for own in rounds)
     for other in ("solo", "peer"):
-        result[f"short_p99_of_{other}"] = result["ours_short_p99"] / result[f"{other}_short_p99"]
+        # Round by round: a machine that is slower for a while is so for everybody.
+        pairs = zip(marks["ours"], marks[other], strict=True)
+        result[f"short_p99_of_{other}"] = median(ours[98] / theirs[98] for ours, theirs in pairs)
     result = {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}
     say("  " + ", ".join(f"{key} {value}" for key, value in result.items()))
     return result
+
+
+def percentiles(seconds: Sequence[float], of: Sequence[int]) -> list[float]:
+    """The 1st to 99th of some requests' seconds."""
+    return quantiles([seconds[i] for i in of], n=100, method="inclusive")
 
 
 def mix(count: int, seed: int = 0) -> list[Asked]:

@@ -125,6 +125,15 @@ def test_long_work_that_is_served_does_not_overtake_what_comes() -> None:
     assert all("short" in together for together in calls[first : first + 5])
 
 
+def test_what_a_picture_needs_last_goes_first() -> None:
+    waiting = Task("late", "b", "a", 2, 0.1, arrived=0, priority=1)
+    scheduler = Scheduler()
+    scheduler.enter(["a", "b"])
+    scheduler.spent([Task("new", "a", "a", 2, 1, arrived=99)], 5.0)
+    last = Task("new", "a", "decode", 1, 0, arrived=99, last=True)
+    assert scheduler.pick([waiting, last], 100, Costs(lambda group: 8)) == [last]
+
+
 def test_mean_waits_are_shorter_than_in_order_of_arrival() -> None:
     rng = np.random.default_rng(5)
     jobs = [Job(str(i), float(rng.uniform(0, 5)), int(rng.choice([4, 60]))) for i in range(60)]

@@ -7,10 +7,10 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
-from overpaint.nn import packed, rows
+from overpaint.nn import packed
 from overpaint.nn.lowrank import Change, Decomposed, Hadamard, Kronecker, LowRank, Whole
 from overpaint.nn.packed import layer, pack, plain_state, plain_weight, weighted, write_weight
-from overpaint.nn.sides import beside
+from overpaint.nn.sides import Sides
 
 
 class Network(nn.Module):
@@ -84,8 +84,12 @@ def test_rows_have_their_own(dtype: torch.dtype) -> None:
     x = torch.randn(len(SETS), 4, 8, 8, generator=torch.Generator().manual_seed(9)).to(dtype)
     made = network(dtype)
     assert set(weighted(made)) == set(changes(1))
-    with rows.given(SETS), beside(made, list(weighted(made)), has):
+    sides = Sides(made, lambda own: weighted(made) if own else (), has)
+    with sides.lent(SETS):
         together = made(x)
+    with sides.lent(SETS):
+        again = made(x)
+    assert torch.equal(again, together)
     atol, rtol = (1e-4, 1e-4) if dtype == torch.float32 else (0.15, 0.1)
     for own, row, alone in zip(SETS, x.split(1), together.split(1), strict=True):
         torch.testing.assert_close(alone, merged(dtype, own)(row), atol=atol, rtol=rtol)

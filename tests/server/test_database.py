@@ -3,11 +3,15 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.errors import StoreError
+from overpaint.server import database as databases
 from overpaint.server.database import Database, connect
 from overpaint.server.jobs import Jobs, NewJob
-from overpaint.server.tables import about
+from overpaint.server.tables import about, jobs
+
+from .postgres import database
 
 
 def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -34,3 +38,24 @@ def test_the_machine_s_clock(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/jobs.db")
     assert Jobs(database).submit(NewJob("a", "", "m", {}, 1.0)).created > 1.7e9
     database.close()
+
+
+def test_a_server_that_stands_still_holds_nobody_up(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not postgres:
+        pytest.skip("no Postgres here: apt-get install postgresql")
+    monkeypatch.setattr(databases, "HELD", 0.2)
+    url = database(postgres)
+    still, other = Database(url), Database(url)
+    Jobs(other).submit(NewJob("a", "", "m", {}, 1.0))
+    row = jobs.select().where(jobs.c.id == "a").with_for_update()
+    with pytest.raises(SQLAlchemyError), still.write() as held:  # noqa: PT012
+        held.execute(row)
+        with other.write() as connection:  # waits for the other's lock, until that is let go
+            assert connection.execute(row).one().id == "a"
+        held.execute(row)
+    with still.read() as connection:  # goes on with another connection
+        assert connection.execute(jobs.select()).one().id == "a"
+    still.close()
+    other.close()

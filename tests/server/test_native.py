@@ -116,14 +116,16 @@ def test_cancel(slow: TestClient) -> None:
 def test_waiting_for_the_end(slow: TestClient) -> None:
     body = {"request": {"prompt": "a cup", "num_inference_steps": 3}}
     made = slow.post("/api/jobs?wait=60", json=body).json()
-    assert made["state"] == "succeeded" and len(made["results"]) == 1
+    assert made["state"] == "succeeded"
+    assert len(made["results"]) == 1
     assert slow.get(f"/api/jobs/{made['id']}?wait=60").json() == made
     job = slow.post("/api/jobs?wait=0.01", json={"request": {"prompt": "a cup"}}).json()
     assert job["state"] in ("queued", "running")
     slow.post(f"/api/jobs/{job['id']}/cancel")
     assert slow.get(f"/api/jobs/{job['id']}?wait=60").json()["state"] == "canceled"
     answer = slow.get(f"/api/jobs/{job['id']}?wait=61")
-    assert answer.status_code == 422 and "wait" in answer.text
+    assert answer.status_code == 422
+    assert "wait" in answer.text
 
 
 def test_the_listing(client: TestClient) -> None:

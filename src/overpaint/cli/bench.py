@@ -48,7 +48,9 @@ def bench(
     where, what = str(loaded.device), str(loaded.dtype).removeprefix("torch.")
     measured: dict[tuple[int, int], dict[int, float]] = {}
     for width, height in sizes or [(loaded.native_size, loaded.native_size)]:
-        for call in calls(loaded, width, height):
+        with terminal.waiting(f"measuring {width}x{height}"):
+            found = list(calls(loaded, width, height))
+        for call in found:
             said = f"{width}x{height}, {call.rows} rows: "
             if call.seconds is None:
                 terminal.say(f"{said}memory runs out")

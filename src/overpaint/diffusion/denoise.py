@@ -20,8 +20,7 @@ from overpaint.diffusion.control import Control, Controls
 from overpaint.models.adapters import Adapters, changes_at
 from overpaint.nn.attention import Context
 from overpaint.nn.lowrank import Change
-from overpaint.nn.rows import given
-from overpaint.nn.sides import Products, beside
+from overpaint.nn.sides import Sides
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -109,7 +108,7 @@ class UNet:
         self._unet = unet
         self._weights = weights
         self._controls = Controls(schedule)
-        self._products: Products = {}
+        self._sides = Sides(unet, _layers, _changes)
         self._last: tuple[tuple[Conditioning, ...], Stacked] | None = None
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
@@ -124,14 +123,10 @@ class UNet:
                 self._weights.use("unet", sets[0])
             return self._predict(rows)
         self._weights.use("unet", ())
-        layers = dict.fromkeys(layer for own in sets for a in own for layer in a.changes("unet"))
         order = sorted(range(len(rows)), key=lambda i: (not sets[i], sets.index(sets[i])))
         back = torch.tensor(order, device=self.device).argsort()
         # Rows that have something lie side by side: then they need not be gathered in every layer.
-        with (
-            given([sets[i] for i in order]),
-            beside(self._unet, list(layers), _changes, self._products),
-        ):
+        with self._sides.lent(tuple(sets[i] for i in order)):
             return self._predict([rows[i] for i in order])[back]
 
     def _predict(self, rows: Sequence[Row]) -> Tensor:
@@ -168,6 +163,11 @@ class UNet:
             }
             self._last = last = (members, (context, channels, added))
         return last[1]
+
+
+def _layers(adapters: Adapters) -> Iterator[str]:
+    """The layers of the UNet that a row with these adapters has changed."""
+    return (layer for adapter in adapters for layer in adapter.changes("unet"))
 
 
 def _changes(adapters: Adapters, layer: str) -> list[tuple[Change, float]]:

@@ -79,8 +79,8 @@ class Job:
     """A request in the engine.
 
     Attributes:
-        pace: seconds that a step of one picture takes alone.
         left: seconds that it needs alone until it is done.
+        pace: seconds that a step of one picture takes alone, once it is planned.
         beginning: its planning, once that is under way.
         painting: what is stepped, once it is planned.
         shown: how many previews were made.
@@ -94,8 +94,8 @@ class Job:
     priority: int
     arrived: float
     preview_every: int
-    pace: float
     left: float
+    pace: float = 0.0
     beginning: Future[Painting] | None = None
     painting: Painting | None = None
     shown: int = 0
@@ -181,9 +181,8 @@ class Engine:
     ) -> None:
         """Take up a request; what comes of it is told by `tick`."""
         now = self._clock()
-        whole = self._profile.alone(request)
-        steps = request.num_inference_steps * request.num_images
-        job = Job(name, request, model, key, priority, now, preview_every, whole / steps, whole)
+        left = self._profile.alone(request)
+        job = Job(name, request, model, key, priority, now, preview_every, left)
         self._jobs[name] = job
 
     def cancel(self, name: str) -> None:
@@ -214,7 +213,9 @@ class Engine:
             if chosen[0].group == DECODE:
                 self._decode(*work[chosen[0]])
             else:
-                self._step([work[task] for task in chosen], chosen[0].group)
+                # In one order at every step: what a network keeps for its rows serves the next one.
+                together = sorted(chosen, key=lambda task: (task.arrived, task.job))
+                self._step([work[task] for task in together], chosen[0].group)
             spent = self._clock() - now
             self._step_seconds += spent * (chosen[0].group != DECODE)
             self._scheduler.spent(chosen, spent)
@@ -251,6 +252,7 @@ class Engine:
     def _take_over(self, job: Job, beginning: Future[Painting]) -> None:
         with self._failing(job):
             job.painting = beginning.result()
+            job.pace = job.left / max(1, job.painting.progress.total)
             self._say(job, *map(Notice, job.painting.notices))
             self._settle(job)
 
@@ -272,7 +274,9 @@ class Engine:
     @staticmethod
     def _task(job: Job, group: Hashable, index: int = 0, rows: int = 1) -> Task:
         name = f"{job.name}/{index}"
-        return Task(name, job.key, group, rows, job.left, job.arrived, job.priority, job.served)
+        last = group == DECODE
+        served = job.served
+        return Task(name, job.key, group, rows, job.left, job.arrived, job.priority, served, last)
 
     def _cap(self, group: Hashable) -> int:
         if group in self._caps or not isinstance(group, tuple):

@@ -44,8 +44,9 @@ def calls(
 ) -> Iterator[Call]:
     """Measure guided network calls of 1, 2, 4 … rows, up to `MOST`.
 
-    It ends early where memory runs out, or where twice the rows bring less than `GAIN` in
-    throughput; not before four, since a picture with its guidance has two.
+    It ends early where memory runs out, or where calls are long and twice the rows bring less than
+    `GAIN` in throughput; not before four, since a picture with its guidance has two. They take
+    turns, so that a machine that is slower for a while is so for all of them.
 
     Args:
         model: whose network.
@@ -54,7 +55,7 @@ def calls(
         clock: seconds.
 
     Yields:
-        One after the other, as they are measured.
+        One for each number of rows.
 
     Raises:
         RequestError: pictures of this size cannot be asked for.
@@ -65,39 +66,41 @@ def calls(
     (planned,) = plan(request, model).plans
     pair = Trajectory(planned).rows()
     _, *shape = planned.shape
-    before, rows = 0.0, 1
+
+    def call(rows: int) -> float:
+        return _seconds(planned.network, (pair * rows)[:rows], clock)
+
+    taken: dict[int, list[float]] = {}
+    before, rows, too_many = 0.0, 1, None
     while rows <= MOST:
-        together = (pair * rows)[:rows]
         try:
-            seconds = _seconds(planned.network, together, clock)
+            warming = call(rows)
         except torch.OutOfMemoryError as error:
             if rows == 1:
                 raise DeviceError(
                     f"there is too little memory for {width}x{height}: {error}. Measure a smaller "
                     "size."
                 ) from error
-            yield Call((shape[0], shape[1]), rows, None)
-            return
-        yield Call((shape[0], shape[1]), rows, seconds)
-        if rows > 2 and rows / seconds < GAIN * before:
-            return
-        before, rows = rows / seconds, 2 * rows
+            too_many = rows
+            break
+        taken[rows] = []
+        if rows > 2 and warming >= SPELL and rows / warming < GAIN * before:
+            break
+        before, rows = rows / warming, 2 * rows
+    while few := [r for r, own in taken.items() if len(own) < FEWEST or sum(own) < SPELL]:
+        for rows in few:
+            taken[rows].append(call(rows))
+    for rows, own in taken.items():
+        yield Call((shape[0], shape[1]), rows, median(own))
+    if too_many:
+        yield Call((shape[0], shape[1]), too_many, None)
 
 
 @torch.inference_mode()
 def _seconds(network: Network, rows: Sequence[Row], clock: Callable[[], float]) -> float:
-    """The median over several calls, after one to warm up."""
-    _call(network, rows)
-    taken: list[float] = []
-    while len(taken) < FEWEST or sum(taken) < SPELL:
-        began = clock()
-        _call(network, rows)
-        taken.append(clock() - began)
-    return median(taken)
-
-
-def _call(network: Network, rows: Sequence[Row]) -> None:
     """One call, to its end: accelerators compute behind our back."""
+    began = clock()
     network.predict(rows)
     if network.device.type != "cpu":
         torch.accelerator.synchronize(network.device)
+    return clock() - began

@@ -7,7 +7,6 @@ import json
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import log2
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from overpaint.request import Request
 
 GAIN = 1.1
-"""What twice the rows must bring in throughput to be worth everybody's longer step."""
+"""What more rows must bring in throughput to be worth everybody's longer step."""
 
 NATIVE_CELLS = 128 * 128
 """Of SDXL's own size."""
@@ -57,18 +56,15 @@ class Profile:
     def cap(self, height: int, width: int) -> int:
         """How many rows of a latent shape a step should have at most.
 
-        As many as bring `GAIN` in throughput over half of them; where nothing was measured, as many
-        as have `ASSUMED_CELLS` together. Two at least: a picture with its guidance.
+        As few as come within `GAIN` of the best throughput that was measured; where nothing was, as
+        many as have `ASSUMED_CELLS` together. Two at least: a picture with its guidance.
         """
         times = self.measured.get((height, width))
         if not times:
             return min(MOST, max(2, ASSUMED_CELLS[self.device] // (height * width)))
-        several = sorted(rows for rows in times if rows > 1) or [2]
-        cap = several[0]
-        for rows in several[1:]:
-            if rows / times[rows] >= GAIN ** log2(rows / cap) * cap / times[cap]:
-                cap = rows
-        return cap
+        throughput = {rows: rows / seconds for rows, seconds in times.items() if rows > 1}
+        best = max(throughput.values(), default=0.0)
+        return min((rows for rows in throughput if GAIN * throughput[rows] >= best), default=2)
 
     def seconds(self, height: int, width: int, rows: int) -> float:
         """What a step takes: measured, in a line between two that were, or assumed.

@@ -7,10 +7,12 @@ runs that, and says what it `spent`.
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
-AGEING = 0.25
+AGEING = 0.1
 """Seconds of work that a second of waiting makes up for. What needs r seconds more than the
 shortest newcomers waits for them at most r / AGEING seconds. Who is served does not wait: among
-many that share their steps, what takes long would else overtake what has just come."""
+many that share their steps, what takes long would else overtake what has just come. With 0.25,
+sixteen unlike requests at once on two cores had short ones take 2.4 s at the median, with 0.1
+1.5 s, with 0.05 1.2 s; long ones 7.7, 9.4 and 10.5 s."""
 
 PRIORITY = 3600.0
 """Seconds of work that one step of priority makes up for."""
@@ -29,6 +31,8 @@ class Task:
         arrived: when the job came, in seconds of any clock.
         priority: higher goes first.
         served: seconds since it arrived in which the job took part in what ran.
+        last: it is the last thing that a picture needs. Such tasks go first, whoever's they are:
+            they are short, and all the work that went before them waits for them.
     """
 
     job: str
@@ -39,6 +43,7 @@ class Task:
     arrived: float
     priority: int = 0
     served: float = 0.0
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,11 @@ class Scheduler:
         if not waiting:
             return []
 
-        def urgency(task: Task) -> tuple[float, float, str]:
+        def urgency(task: Task) -> tuple[bool, float, float, str]:
             late = self._served[task.key] - AGEING * (now - task.arrived - task.served)
             work = task.remaining + costs.entry(task.group)
-            return work + late - PRIORITY * task.priority, task.arrived, task.job
+            due = work + late - PRIORITY * task.priority
+            return not task.last, due, task.arrived, task.job
 
         first, *others = sorted(waiting, key=urgency)
         chosen, rows, cap = [first], first.rows, costs.cap(first.group)

@@ -86,7 +86,7 @@ class _Stack(Context):
         lengths = [part.keys.shape[2] for part in made]
         longest = max(lengths)
         keys, values = (
-            torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[2])) for x in parts])
+            torch.cat([_padded(x, longest) for x in parts])
             for parts in ([part.keys for part in made], [part.values for part in made])
         )
         if min(lengths) == longest:
@@ -97,6 +97,10 @@ class _Stack(Context):
             bias[row : row + len(part.keys), ..., length:] = -math.inf
             row += len(part.keys)
         return KeysValues(keys, values, bias)
+
+
+def _padded(x: Tensor, length: int) -> Tensor:
+    return x if x.shape[2] == length else F.pad(x, (0, 0, 0, length - x.shape[2]))
 
 
 class Attention(nn.Module):

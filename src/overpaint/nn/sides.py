@@ -1,10 +1,10 @@
 """Changes of weights that belong to rows of a batch, as paths beside the layers that they change.
 
 Rows with unlike LoRAs share one call: y = W·x for all, plus each row's own B·(A·x). What a row has
-is told by `rows.given`; `beside` lends the layers a forward that adds it.
+is told by `rows.given`; `Sides` lends the layers a forward that adds it.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,119 +17,158 @@ from overpaint.nn import rows
 from overpaint.nn.lowrank import Change, LowRank
 from overpaint.nn.packed import PackedConv2d, PackedGEGLU, layer, plain_weight
 
-Has = Sequence[tuple[Change, float]]
-"""What a row has of a layer: changes, and their scales."""
+Sets = tuple[Any, ...]
+"""What each row of a batch has, in whoever's terms."""
 
-Products = dict[str, tuple[tuple[LowRank, ...], Tensor, Tensor]]
-"""By layer, changes and their factors as one product: down [r, …], up [out, r]."""
+Path = tuple[slice | Tensor, Callable[[Tensor], Tensor]]
+"""Some rows as an index, and what a layer gives them besides."""
 
 TOGETHER = 128
 """Ranks in all, up to which one product for all rows is faster than one for each change."""
 
 
-@contextmanager
-def beside(
-    network: nn.Module,
-    layers: Sequence[str],
-    has: Callable[[Any, str], Has],
-    products: Products | None = None,
-) -> Generator[None]:
-    """Have layers add what the rows have, for as long as this lasts.
+class Sides:
+    """Paths beside the layers of a network.
 
-    Args:
-        network: whose layers.
-        layers: by the names of `packed.weighted`.
-        has: what a set has of a layer.
-        products: kept from one call to the next, where the same changes come again.
+    Those of the latest batch's rows are kept: the next step is mostly of the same.
     """
-    kept = _Kept(has, {} if products is None else products)
-    lent: list[nn.Module] = []
-    for name in layers:
-        module = layer(network, name)
-        module.forward = partial(_forward, module, name, kept)
-        lent.append(module)
-    try:
-        yield
-    finally:
-        for module in lent:
-            del module.forward
 
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Callable[[Any], Iterable[str]],
+        has: Callable[[Any, str], Sequence[tuple[Change, float]]],
+    ):
+        """Nothing is lent yet.
 
-class _Kept:
-    """What need not be made anew for every layer."""
-
-    def __init__(self, has: Callable[[Any, str], Has], products: Products):
-        self.has = has
-        self._products = products
+        Args:
+            network: whose layers.
+            layers: those that a set changes, by the names of `packed.weighted`.
+            has: what a set has of a layer: changes, and their scales.
+        """
+        self._network = network
+        self._layers = layers
+        self._has = has
+        self._sets: Sets = ()
+        self._forwards: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {}
+        self._lent: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
+        self._paths: dict[str, list[Path]] = {}
+        self._products: dict[str, tuple[tuple[LowRank, ...], Tensor, Tensor]] = {}
         self._scales: dict[tuple[Any, ...], Tensor] = {}
 
-    def product(self, name: str, changes: tuple[LowRank, ...], x: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors of changes of a layer, as one, each with its own scale in it."""
+    @contextmanager
+    def lent(self, sets: Sets) -> Generator[None]:
+        """Have the layers add what the rows of a batch have, for as long as this lasts."""
+        if sets != self._sets:
+            names = dict.fromkeys(name for own in dict.fromkeys(sets) for name in self._layers(own))
+            self._lent = [self._forwards.get(name) or self._made_forward(name) for name in names]
+            self._sets, self._paths, self._scales = sets, {}, {}
+        for module, forward in self._lent:
+            module.forward = forward
+        try:
+            with rows.given(self._sets):
+                yield
+        finally:
+            for module, _ in self._lent:
+                del module.forward
+
+    def _made_forward(self, name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+        module = layer(self._network, name)
+        self._forwards[name] = module, partial(self._forward, module, name)
+        return self._forwards[name]
+
+    def _forward(self, module: Any, name: str, x: Tensor) -> Tensor:
+        """The layer's own result for x [B, …], with the rows' changes."""
+        split = isinstance(module, PackedGEGLU)
+        y = torch.cat(module.parts(x), -1) if split else type(module).forward(module, x)
+        for at, path in self._beside(module, name, x):
+            if isinstance(at, slice):
+                y[at].add_(path(x[at]))
+            else:
+                y.index_add_(0, at, path(x[at]).to(y.dtype))
+        if split:
+            value, gate = y.chunk(2, -1)
+            return value * F.gelu(gate)
+        return y
+
+    def _beside(self, module: Any, name: str, x: Tensor) -> list[Path]:
+        """A layer's paths. Within a batch, prompts may be encoded by rows of their own."""
+        sets = rows.current()
+        if sets is not self._sets:
+            return self._made(module, name, sets, x)
+        if name not in self._paths:
+            self._paths[name] = self._made(module, name, sets, x)
+        return self._paths[name]
+
+    def _made(self, module: Any, name: str, sets: Sets, x: Tensor) -> list[Path]:
+        of_set = {own: self._has(own, name) for own in dict.fromkeys(sets)}
+        owners: dict[Change, dict[int, float]] = {}
+        for number, own in enumerate(sets):
+            for change, scale in of_set[own]:
+                of = owners.setdefault(change, {})
+                of[number] = of.get(number, 0.0) + scale
+        paths: list[Path] = []
+        low = tuple(c for c in owners if isinstance(c, LowRank) and c.mid is None)
+        if len(low) > 1 and sum(len(c.down) for c in low) <= TOGETHER:
+            spread = [owners.pop(c) for c in low]
+            numbers = sorted({number for own in spread for number in own})
+            table = tuple(tuple(own.get(number, 0.0) for own in spread) for number in numbers)
+            scales = self._wide(table, tuple(len(c.down) for c in low))
+            down, up = self._product(name, low, x)
+            paths.append((_at(numbers, x), _through(module, down, up, scales, x)))
+        for change, of in owners.items():
+            scales = torch.tensor([[scale] for scale in of.values()])
+            if isinstance(change, LowRank) and change.mid is None:
+                path = _through(module, *self._product(name, (change,), x), scales, x)
+            else:
+                path = _whole(module, change, scales, x)
+            paths.append((_at(list(of), x), path))
+        return paths
+
+    def _wide(self, table: tuple[tuple[float, ...], ...], ranks: tuple[int, ...]) -> Tensor:
+        """Each row's scales of changes, repeated for each of their ranks: alike in most layers."""
+        if (table, ranks) not in self._scales:
+            wide = torch.tensor(table).repeat_interleave(torch.tensor(ranks), 1)
+            self._scales[table, ranks] = wide
+        return self._scales[table, ranks]
+
+    def _product(self, name: str, low: tuple[LowRank, ...], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Changes of a layer as one product: down [r, in …], up [out, r], their own scales in it.
+
+        The latest is kept: those rows that come and go have mostly one of a few.
+        """
         found = self._products.get(name)
-        if found is None or found[0] != changes or (found[1].dtype, found[1].device) != _kind(x):
-            down = torch.cat([c.down.flatten(1) for c in changes]).to(x)
-            up = torch.cat([c.up.flatten(1).float() * c.scale for c in changes], 1).to(x)
-            self._products[name] = found = (changes, down, up)
+        if found is None or found[0] != low or (found[1].dtype, found[1].device) != _kind(x):
+            down = torch.cat([c.down.flatten(1) for c in low]).to(x)
+            up = torch.cat([c.up.flatten(1).float() * c.scale for c in low], 1).to(x)
+            self._products[name] = found = (low, down, up)
         return found[1], found[2]
 
-    def scales(self, of: Sequence[dict[int, float]], ranks: Sequence[int], x: Tensor) -> Tensor:
-        """Each row's scales of changes, [B, r], one for each of their ranks."""
-        key = (tuple(tuple(sorted(own.items())) for own in of), *ranks, len(x), _kind(x))
-        if key not in self._scales:
-            wide = torch.zeros(len(x), len(of))
-            for column, own in enumerate(of):
-                wide[list(own), column] = torch.tensor(list(own.values()))
-            self._scales[key] = wide.repeat_interleave(torch.tensor(ranks), 1).to(x)
-        return self._scales[key]
 
-
-def _forward(module: Any, name: str, kept: _Kept, x: Tensor) -> Tensor:
-    """The layer's own result for x [B, …], with the rows' changes."""
-    split = isinstance(module, PackedGEGLU)
-    y = torch.cat(module.parts(x), -1) if split else type(module).forward(module, x)
-    sets = rows.current()
-    of_set = {own: kept.has(own, name) for own in dict.fromkeys(sets)}
-    owners: dict[Change, dict[int, float]] = {}
-    for number, own in enumerate(sets):
-        for change, scale in of_set[own]:
-            of = owners.setdefault(change, {})
-            of[number] = of.get(number, 0.0) + scale
-    low = tuple(c for c in owners if isinstance(c, LowRank) and c.mid is None)
-    if len(low) > 1 and sum(len(c.down) for c in low) <= TOGETHER:
-        spread = [owners.pop(c) for c in low]
-        at = _at(sorted({number for own in spread for number in own}), x)
-        scales = kept.scales(spread, [len(c.down) for c in low], x)
-        factors = kept.product(name, low, x)
-        _add(y, at, _product(module, *factors, x[at], scales[at]))
-    for change, of in owners.items():
-        at = _at(list(of), x)
-        scale = torch.tensor(list(of.values())).to(x).reshape(-1, *[1] * (y.ndim - 1))
-        _add(y, at, _path(module, change, x[at]) * scale)
-    if split:
-        value, gate = y.chunk(2, -1)
-        return value * F.gelu(gate)
-    return y
-
-
-def _path(module: Any, change: Change, x: Tensor) -> Tensor:
-    """What a change adds for x: through its factors where it has two, else as a whole weight."""
-    if isinstance(change, LowRank) and change.mid is None:
-        down, up = (t.flatten(1).to(x) for t in (change.down, change.up))
-        return _product(module, down, up, x, None) * change.scale
-    delta = change.delta(plain_weight(module)).to(x)
-    return _convolved(module, x, delta) if _convolves(module) else F.linear(x, delta)
-
-
-def _product(module: Any, down: Tensor, up: Tensor, x: Tensor, scales: Tensor | None) -> Tensor:
+def _through(
+    module: Any, down: Tensor, up: Tensor, scales: Tensor, x: Tensor
+) -> Callable[[Tensor], Tensor]:
     """Up · down · x, between them at each row's scales [B, r]."""
     if _convolves(module):
-        inner = _convolved(module, x, down.reshape(len(down), *module.weight.shape[1:]))
-        inner = inner if scales is None else inner * scales[..., None, None]
-        return F.conv2d(inner, up[..., None, None])
-    inner = F.linear(x, down)
-    if scales is not None:
-        inner = inner * scales.reshape(len(x), *[1] * (x.ndim - 2), -1)
-    return F.linear(inner, up)
+        kernel, out = down.reshape(len(down), *module.weight.shape[1:]), up[..., None, None]
+        at = scales.to(x)[..., None, None]
+        return lambda x: F.conv2d(_convolved(module, x, kernel) * at, out)
+    at = scales.to(x).reshape(len(scales), *[1] * (x.ndim - 2), -1)
+    return lambda x: F.linear(F.linear(x, down) * at, up)
+
+
+def _whole(module: Any, change: Change, scales: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """A change that is no product, as a weight of its own at each row's scale [B, 1].
+
+    It is made anew at every call: kept, it would take as much room as the layer.
+    """
+    at = scales.to(x).reshape(len(scales), *[1] * (x.ndim - 1))
+
+    def path(x: Tensor) -> Tensor:
+        delta = change.delta(plain_weight(module)).to(x)
+        return at * (_convolved(module, x, delta) if _convolves(module) else F.linear(x, delta))
+
+    return path
 
 
 def _at(numbers: Sequence[int], x: Tensor) -> slice | Tensor:
@@ -138,14 +177,6 @@ def _at(numbers: Sequence[int], x: Tensor) -> slice | Tensor:
     if last - first == len(numbers) - 1:
         return slice(first, last + 1)
     return torch.tensor(numbers, device=x.device)
-
-
-def _add(y: Tensor, at: slice | Tensor, change: Tensor) -> None:
-    """Add to rows of y, in place."""
-    if isinstance(at, slice):
-        y[at].add_(change)
-    else:
-        y.index_add_(0, at, change.to(y.dtype))
 
 
 def _convolves(module: Any) -> bool:

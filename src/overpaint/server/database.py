@@ -12,6 +12,10 @@ from sqlalchemy.exc import DBAPIError
 from overpaint.errors import StoreError
 from overpaint.server.tables import VERSION, about, schema
 
+HELD = 30.0
+"""Seconds after which Postgres ends a transaction that nothing is done in: of a server that stands
+still in the middle of one, whose locks would else hold up all others."""
+
 
 class Database:
     """Transactions on one database, from any thread."""
@@ -74,6 +78,8 @@ def connect(url: str) -> Engine:
 
     SQLite: WAL; a commit returns once it is on the disk; whoever begins has the right to write, so
     that no transaction fails half-way because of another.
+
+    Postgres: a transaction that is left alone for `HELD` seconds is ended.
     """
     engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
     if engine.dialect.name == "sqlite":
@@ -93,6 +99,14 @@ def connect(url: str) -> Engine:
         def begun(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
             reads = connection.get_execution_options().get("reads", False)
             connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    else:
+
+        @event.listens_for(engine, "connect")
+        def joined(connection: Any, _: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+            patience = f"{1000 * HELD:.0f}ms"
+            connection.execute(f"SET idle_in_transaction_session_timeout = '{patience}'")
+            connection.commit()
 
     return engine
 
