@@ -82,7 +82,7 @@ def create_app(
         title="Overpaint", version=version("overpaint"), lifespan=lifespan, docs_url="/docs"
     )
     answer_errors(app)
-    app.state.responses = metrics.Responses()
+    app.state.answers = metrics.Answers()
     app.add_middleware(Bodies)
     app.add_middleware(
         CORSMiddleware,
@@ -92,7 +92,7 @@ def create_app(
         expose_headers=SHOWN,
     )
     app.add_middleware(Doors, hosts=hosts, origins=origins)
-    app.add_middleware(metrics.Counting, responses=app.state.responses)
+    app.add_middleware(metrics.Counting, answers=app.state.answers)
     for wire in (native, replicate, openai, cog, fal, a1111, metrics):
         app.include_router(wire.router)
 

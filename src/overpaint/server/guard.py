@@ -40,14 +40,15 @@ class Doors:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             host, origin = headers.get("host", ""), headers.get("origin")
-            refusal = None
+            refusal = reason = None
             if not self._is_ours(host):
                 message = f"{host[:200]!r} is no name of this server; see --allowed-host."
-                refusal = problem(421, "misdirected", message)
+                refusal, reason = problem(421, "misdirected", message), "forbidden_host"
             elif origin and origin not in self._origins and not _same(origin, host):
                 message = f"pages of {origin[:200]!r} may not ask here; see --allowed-origin."
-                refusal = problem(403, "refused", message)
+                refusal, reason = problem(403, "refused", message), "forbidden_origin"
             if refusal:
+                scope.setdefault("state", {})["refused"] = reason
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)

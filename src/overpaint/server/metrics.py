@@ -6,6 +6,7 @@ Prometheus' `rate` and `increase` know that.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Response
 from fastapi import Request as Incoming
@@ -22,44 +23,55 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from overpaint.engine.counters import Counters
 from overpaint.engine.profile import MOST
 from overpaint.server.service import Service
-from overpaint.server.wire import Key, Serves
+from overpaint.server.wire import REASONS, Key, Serves
 
 router = APIRouter(tags=["health"])
 
 BUCKETS = tuple(2**power for power in range(MOST.bit_length()))
 """Upper bounds of the histogram of rows: 1, 2, 4 … up to what a step may have."""
 
-Responses = Counter[int]
-"""Answers by status."""
+ASKS_FOR_WORK = ("POST", "PUT")
+"""Methods of requests whose refusal is a rejection."""
+
+
+@dataclass
+class Answers:
+    """What was answered: how often each status, and how often work was refused, by the reason."""
+
+    responses: Counter[int] = field(default_factory=Counter[int])
+    rejections: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
 
 
 @router.get("/metrics")
 def metrics(incoming: Incoming, service: Serves, key: Key) -> Response:
     """What the service has done and holds, for Prometheus."""
     registry = CollectorRegistry()
-    registry.register(Now(service, incoming.app.state.responses))
+    registry.register(Now(service, incoming.app.state.answers))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class Counting:
-    """Counts what is answered: rejections show as 4xx, and 429, 503 and 507."""
+    """Counts what is answered, and what is refused by the reason that whoever refused it left."""
 
-    def __init__(self, app: ASGIApp, responses: Responses):
+    def __init__(self, app: ASGIApp, answers: Answers):
         """Stand before an application.
 
         Args:
             app: what answers.
-            responses: where to count.
+            answers: where to count.
         """
         self._app = app
-        self._responses = responses
+        self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, and count."""
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._responses[message["status"]] += 1
+                self._answers.responses[message["status"]] += 1
+                reason = scope.get("state", {}).get("refused")
+                if reason and scope["method"] in ASKS_FOR_WORK:
+                    self._answers.rejections[reason] += 1
             await send(message)
 
         await self._app(scope, receive, counted)
@@ -68,9 +80,9 @@ class Counting:
 class Now(Collector):
     """Reads the service when it is collected."""
 
-    def __init__(self, service: Service, responses: Responses):
+    def __init__(self, service: Service, answers: Answers):
         self._service = service
-        self._responses = responses
+        self._answers = answers
 
     def collect(self) -> Iterator[Metric]:
         """All metrics, as they are now.
@@ -80,8 +92,11 @@ class Now(Collector):
         """
         yield from self._jobs()
         yield from _steps(self._service.supervisor.counters)
-        answered = {str(status): count for status, count in self._responses.copy().items()}
+        answers = self._answers
+        answered = {str(status): count for status, count in answers.responses.copy().items()}
         yield _counters("overpaint_http_responses", "Answers over HTTP.", "status", answered)
+        refused = dict[str, float](answers.rejections)
+        yield _counters("overpaint_rejections", "Requests for work refused.", "reason", refused)
 
     def _jobs(self) -> Iterator[Metric]:
         jobs, supervisor = self._service.jobs, self._service.supervisor

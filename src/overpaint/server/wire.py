@@ -192,17 +192,37 @@ async def upload(incoming: Incoming) -> bytes:
     return b"".join(parts)
 
 
-STATUS: tuple[tuple[type[Exception], int, str], ...] = (
-    (QueueFullError, 429, "the queue is full"),
-    (IdempotencyError, 422, "the idempotency key was used for something else"),
-    (RequestError, 422, "the request cannot be carried out"),
-    (PictureError, 422, "a picture cannot be used"),
-    (ModelError, 422, "a model cannot be used"),
-    (StoreError, 422, "a name is wrong"),
-    (OverpaintError, 500, "this went wrong"),
-    (SQLAlchemyError, 503, "the job store is out of order"),
+STATUS: tuple[tuple[type[Exception], int, str, str], ...] = (
+    (QueueFullError, 429, "the queue is full", "queue_full"),
+    (IdempotencyError, 422, "the idempotency key was used for something else", "idempotency"),
+    (RequestError, 422, "the request cannot be carried out", "request"),
+    (PictureError, 422, "a picture cannot be used", "picture"),
+    (ModelError, 422, "a model cannot be used", "model"),
+    (StoreError, 422, "a name is wrong", "name"),
+    (OverpaintError, 500, "this went wrong", "defect"),
+    (SQLAlchemyError, 503, "the job store is out of order", "store"),
 )
-"""How errors are answered: the first that fits."""
+"""How errors are answered, and the reason that is counted: the first that fits."""
+
+BY_STATUS = {
+    400: "request",
+    401: "unauthorized",
+    406: "request",
+    413: "body_too_large",
+    415: "encoding",
+    422: "request",
+}
+"""Reasons of errors that are raised as a status. Others refuse no work: 404, 409, 410 …"""
+
+REASONS = sorted(
+    {"forbidden_host", "forbidden_origin", "disk_full", "disk", *BY_STATUS.values()}
+    | {reason for *_, reason in STATUS}
+)
+"""All that are counted: those of the doors, of disks, and the above."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What systems say of disks that are full."""
 
 
 def problem(status: int, title: str, detail: Any, headers: Any = None) -> JSONResponse:
@@ -232,6 +252,7 @@ def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
                 try:
                     return await handle(incoming)
                 except ANSWERED as error:
+                    incoming.state.refused = reason_of(error)
                     return answered(error)
 
             return handled
@@ -250,11 +271,11 @@ def answer(error: Exception) -> tuple[int, str, Any, Mapping[str, str] | None]:
             ]
             return 422, "the request cannot be carried out", wrong, None
         case OSError():
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = error.errno in FULL
             title = "the disk is full" if full else "the disk is out of order"
             return 507 if full else 503, title, "nothing was accepted; try again later.", None
         case _:
-            status, title = next((s, t) for kind, s, t in STATUS if isinstance(error, kind))
+            status, title, _ = _answer_of(error)
     if isinstance(error, SQLAlchemyError):
         return status, title, "try again later.", {"Retry-After": str(RETRY)}
     headers = None
@@ -263,10 +284,29 @@ def answer(error: Exception) -> tuple[int, str, Any, Mapping[str, str] | None]:
     return status, title, str(error), headers
 
 
+def _answer_of(error: Exception) -> tuple[int, str, str]:
+    """The row of `STATUS`, less its type."""
+    return next(row[1:] for row in STATUS if isinstance(error, row[0]))
+
+
+def reason_of(error: Exception) -> str | None:
+    """Why one of `ANSWERED` refuses work, in a word that metrics may have as a label."""
+    match error:
+        case StarletteHTTPException():
+            return BY_STATUS.get(error.status_code)
+        case RequestValidationError():
+            return "request"
+        case OSError():
+            return "disk_full" if error.errno in FULL else "disk"
+        case _:
+            return _answer_of(error)[2]
+
+
 def answer_errors(app: FastAPI) -> None:
     """Have every error answered as a problem."""
 
-    async def told(_: Incoming, error: Exception) -> JSONResponse:
+    async def told(incoming: Incoming, error: Exception) -> JSONResponse:
+        incoming.state.refused = reason_of(error)
         return problem(*answer(error))
 
     for kind in ANSWERED:
