@@ -69,4 +69,19 @@ class Canceled:
     """The request ended because that was asked for; the last event of an engine likewise."""
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What the request has cost; an engine tells it just before the last event.
+
+    Attributes:
+        seconds: of the device: its rows' share of every step and decoding that it took part in.
+        megapixel_steps: evaluations of the network, each by the million pixels that it painted.
+    """
+
+    seconds: float = 0.0
+    megapixel_steps: float = 0.0
+
+
+NOTHING = Spent()
+
 Event = Notice | Step | Preview | Finished

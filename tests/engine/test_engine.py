@@ -20,7 +20,7 @@ from overpaint.diffusion.plan import network
 from overpaint.engine.engine import COMING, Engine, Told
 from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, RequestError
-from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Step
+from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
 from overpaint.images import picture
 from overpaint.models.cache import Cache
 from overpaint.painting import Painting
@@ -150,7 +150,7 @@ def test_unlike_requests_share_steps_and_come_out_as_alone(
     for name, request in requests.items():
         *before, last = watched.of(name)
         assert isinstance(last, Finished)
-        assert all(isinstance(event, Step | Notice) for event in before)
+        assert all(isinstance(event, Step | Notice | Spent) for event in before)
         alone = painter.run(request)
         assert last.seeds == alone.seeds
         assert last.metadata == alone.metadata
@@ -230,7 +230,7 @@ def test_cancel_takes_effect_before_the_next_step(engine: Engine) -> None:
     before = len(watched.told)
     run(engine, watched)
     after = [event for name, event in watched.told[before:] if name == "a"]
-    assert after == [Canceled()]
+    assert [type(event) for event in after] == [Spent, Canceled]
     assert isinstance(watched.of("b")[-1], Finished)
 
 
@@ -359,3 +359,47 @@ def test_what_was_done_is_counted(painter: overpaint.Painter) -> None:
     assert counters.hits == {"canvas": 2, "prompts": 7}
     assert counters.cache_bytes == painter.model.cache.size > 0
     assert counters.resident == ("miniature",)
+
+
+def test_what_requests_cost_adds_up_to_what_the_engine_took(
+    painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step or a decoding takes a second; one request is canceled, one cannot go on."""
+    seconds = itertools.count()
+    engine = Engine(Miniature(painter), WIDE, beside=AtOnce(), clock=lambda: float(next(seconds)))
+
+    def broken(predict: Predict, rows: Sequence[Row]) -> Tensor:
+        if any(row.sigma < 1 and row.conditioning.size_ids[0, 0] == 77 for row in rows):
+            raise ZeroDivisionError("a defect")
+        return predict(rows)
+
+    change(monkeypatch, painter, broken)
+    requests = unlike() | {
+        "large": Request(prompt="a cat", width=192, height=128, num_inference_steps=6, seed=1),
+        "higher": Request(prompt="a cup", upscale=2, num_inference_steps=4, seed=2),
+        "canceled": Request(prompt="a cup", num_inference_steps=1000, seed=3),
+        "broken": Request(prompt="a cup", original_size=(77, 77), num_inference_steps=6, seed=4),
+    }
+    for name, request in requests.items():
+        engine.submit(name, request)
+    watched = run(engine, ticks=12)
+    engine.cancel("canceled")
+    run(engine, watched)
+    for name in requests:
+        kinds = [type(event) for event in watched.of(name)]
+        assert kinds.count(Spent) == 1
+        end = {"canceled": Canceled, "broken": Failed}.get(name, Finished)
+        assert kinds[-2:] == [Spent, end]
+    spent = {name: event for name, event in watched.told if isinstance(event, Spent)}
+    pictures = sum(len(event.images) for _, event in watched.told if isinstance(event, Finished))
+    decodings = pictures - 1  # nothing is painted for "nothing"
+    taken = sum(one.seconds for one in spent.values())
+    assert taken == pytest.approx(engine.counters.step_seconds + decodings)
+    assert spent["nothing"] == Spent()
+    assert min(one.seconds for name, one in spent.items() if name != "nothing") > 0
+    square = 128 * 128 / 1e6
+    assert spent["plain"].megapixel_steps == pytest.approx(6 * square)
+    assert spent["two"].megapixel_steps == pytest.approx(2 * 5 * square)
+    assert spent["twice"].megapixel_steps == pytest.approx((2 * 4 - 1) * square)  # of second order
+    assert spent["large"].megapixel_steps == pytest.approx(6 * 1.5 * square)
+    assert spent["higher"].megapixel_steps > 4 * 4 * square

@@ -12,10 +12,10 @@ from PIL import Image
 
 from overpaint import metadata
 from overpaint.errors import RequestError
-from overpaint.events import Canceled, Event, Failed, Finished, Notice, Preview, Step
+from overpaint.events import Canceled, Event, Failed, Finished, Notice, Preview, Spent, Step
 from overpaint.request import Request
 
-Told = tuple[str, Event | Failed | Canceled]
+Told = tuple[str, Event | Failed | Canceled | Spent]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Fake:
         self.jobs[name] = [request, 0, preview_every]
 
     def cancel(self, name: str) -> None:
-        if self.jobs.pop(name, None):
-            self.told.append((name, Canceled()))
+        if name in self.jobs:
+            self.end(name, Canceled())
 
     def tick(self) -> list[Told]:
         time.sleep(self.seconds)
@@ -93,6 +93,8 @@ class Fake:
         told, self.told = self.told, []
         return told
 
-    def end(self, name: str, event: Event | Failed) -> None:
-        del self.jobs[name]
-        self.told.append((name, event))
+    def end(self, name: str, event: Event | Failed | Canceled) -> None:
+        """A step of any job takes a millisecond, and its pictures have 8 pixels a side."""
+        request, done, _ = self.jobs.pop(name)
+        spent = Spent(done / 1000, done * request.num_images * 64 / 1e6)
+        self.told += [(name, spent), (name, event)]

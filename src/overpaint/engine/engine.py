@@ -23,7 +23,7 @@ from overpaint.diffusion.denoise import Trajectory, advance, evaluate
 from overpaint.engine.counters import Counters
 from overpaint.engine.scheduler import Costs, Scheduler, Task
 from overpaint.errors import DeviceError
-from overpaint.events import Canceled, Event, Failed, Notice
+from overpaint.events import Canceled, Event, Failed, Finished, Notice, Spent
 from overpaint.painting import Painting
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class Models(Protocol):
         ...
 
 
-Told = tuple[str, Event | Failed | Canceled]
+End = Finished | Failed | Canceled
+Told = tuple[str, Event | Failed | Canceled | Spent]
 DECODE = "decode"
 
 
@@ -85,6 +86,8 @@ class Job:
         painting: what is stepped, once it is planned.
         shown: how many previews were made.
         served: seconds in which one of its pictures was stepped or decoded.
+        seconds: of these, its rows' share.
+        pixel_steps: pixels that its evaluations of the network painted.
     """
 
     name: str
@@ -100,6 +103,8 @@ class Job:
     painting: Painting | None = None
     shown: int = 0
     served: float = 0.0
+    seconds: float = 0.0
+    pixel_steps: int = 0
 
 
 Work = tuple[Job, int]
@@ -134,7 +139,7 @@ class Engine:
         self._scheduler = Scheduler()
         self._jobs: dict[str, Job] = {}
         self._beside = beside or ThreadPoolExecutor(1, "overpaint-begin", _yield_cores)
-        self._told: list[Told] = []
+        self._told: list[tuple[Job, Event | Failed | Canceled]] = []
         self._caps: dict[Hashable, int] = {}
         self._batches = Counter[int]()
         self._step_seconds = 0.0
@@ -190,7 +195,7 @@ class Engine:
         if job := self._jobs.pop(name, None):
             if job.beginning:
                 job.beginning.cancel()
-            self._told.append((name, Canceled()))
+            self._told.append((job, Canceled()))
 
     def close(self) -> None:
         """Let go of everything."""
@@ -202,7 +207,7 @@ class Engine:
 
         Returns:
             What there is to tell, in order; the last of a request is `Finished`, `Failed` or
-            `Canceled`.
+            `Canceled`, after what it has `Spent`.
         """
         self._scheduler.enter(job.key for job in self._jobs.values())
         self._begin()
@@ -218,13 +223,14 @@ class Engine:
                 self._step([work[task] for task in together], chosen[0].group)
             spent = self._clock() - now
             self._step_seconds += spent * (chosen[0].group != DECODE)
-            self._scheduler.spent(chosen, spent)
+            for task, share in zip(chosen, self._scheduler.spent(chosen, spent), strict=True):
+                work[task][0].seconds += share
             for job in {work[task][0] for task in chosen}:
                 job.served += spent
         elif not self._told:
             wait([j.beginning for j in self._jobs.values() if j.beginning], PATIENCE)
         told, self._told = self._told, []
-        return told
+        return [(job.name, said) for job, event in told for said in _with_costs(job, event)]
 
     # Beginning
 
@@ -311,6 +317,7 @@ class Engine:
         self._batches[rows] += 1
         for (job, trajectory), own in zip(painting, predictions, strict=True):
             with self._failing(job):
+                job.pixel_steps += _pixels(job, trajectory)
                 advance(trajectory, own)
         for job in dict.fromkeys(job for job, _ in together):
             if job.name in self._jobs and job.painting:
@@ -348,15 +355,31 @@ class Engine:
             said = f"there is too little memory for this request alone: {error}. Make it smaller."
             error = DeviceError(said)
         if self._jobs.pop(job.name, None):
-            self._told.append((job.name, Failed(error)))
+            self._told.append((job, Failed(error)))
 
     def _say(self, job: Job, *events: Event) -> None:
-        self._told += [(job.name, event) for event in events]
+        self._told += [(job, event) for event in events]
 
 
 def _yield_cores() -> None:
     """Leave most cores to the steps: two teams on the same ones wait for each other."""
     torch.set_num_threads(max(1, torch.get_num_threads() // SHARE))
+
+
+def _with_costs(
+    job: Job, event: Event | Failed | Canceled
+) -> Iterator[Event | Failed | Canceled | Spent]:
+    """What is told of a job; before its end, what it has cost until then."""
+    if isinstance(event, End):
+        yield Spent(job.seconds, job.pixel_steps / 1e6)
+    yield event
+
+
+def _pixels(job: Job, trajectory: Trajectory) -> int:
+    """Of the picture that a step of a trajectory paints."""
+    assert job.painting is not None
+    _, height, width = trajectory.plan.shape
+    return height * width * job.painting.model.vae_factor**2
 
 
 def _running(job: Job, index: int) -> Trajectory:

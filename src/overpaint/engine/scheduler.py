@@ -107,9 +107,15 @@ class Scheduler:
                 rows += task.rows
         return chosen
 
-    def spent(self, tasks: Iterable[Task], seconds: float) -> None:
-        """Put what a call took to the accounts of those that it was for, by their rows."""
+    def spent(self, tasks: Iterable[Task], seconds: float) -> list[float]:
+        """Put what a call took to the accounts of those that it was for, by their rows.
+
+        Returns:
+            Each task's share, in seconds.
+        """
         ran = list(tasks)
         rows = sum(task.rows for task in ran)
-        for task in ran:
-            self._served[task.key] += seconds * task.rows / rows
+        shares = [seconds * task.rows / rows for task in ran]
+        for task, share in zip(ran, shares, strict=True):
+            self._served[task.key] += share
+        return shares

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from overpaint import metadata
 from overpaint.durable import write
 from overpaint.engine.counters import Counters
+from overpaint.engine.finishing import Finisher, Finishing
 from overpaint.errors import OverpaintError
-from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Step
+from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
+from overpaint.safety import Flag
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +38,10 @@ PREVIEW_QUALITY = 80
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk that has no room left."""
+
+ALL_FLAGGED = (
+    "the safety checker flagged every picture, so none is published; try another prompt or seed."
+)
 
 ROOM = 1.0
 """Seconds until finished pictures are tried again that found no room on the disk."""
@@ -60,7 +66,7 @@ class Runs(Protocol):
 
     def cancel(self, name: str) -> None: ...  # noqa: D102
 
-    def tick(self) -> "list[tuple[str, Event | Failed | Canceled]]": ...  # noqa: D102
+    def tick(self) -> "list[tuple[str, Event | Failed | Canceled | Spent]]": ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class Order:
         kind: of files: "png", "jpg" or "webp".
         options: Pillow's for that format.
         preview_every: steps between previews; 0 for none.
+        checked: its pictures are checked, if the worker has a checker. Then it has no previews,
+            which nothing checks.
     """
 
     name: str
@@ -86,6 +94,7 @@ class Order:
     kind: str = "png"
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     preview_every: int = 0
+    checked: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,12 +126,16 @@ class Shown:
 
 @dataclass(frozen=True)
 class Done:
-    """A job's pictures are on the disk: their paths, seeds, and sizes in pixels."""
+    """A job's pictures are on the disk: their paths, seeds, and sizes in pixels.
+
+    Those that were flagged are not among them.
+    """
 
     files: tuple[Path, ...]
     seeds: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
     metadata: tuple[dict[str, Any], ...]
+    flagged: tuple[Flag, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,10 +145,12 @@ class Broken:
     Attributes:
         message: for whoever asked.
         mine: whether it is the request's own fault.
+        flagged: its pictures, if all of them were flagged.
     """
 
     message: str
     mine: bool
+    flagged: tuple[Flag, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,7 @@ class Stopped:
     """A job was ended because that was asked for."""
 
 
-Said = Step | Notice | Shown | Done | Broken | Stopped
+Said = Step | Notice | Shown | Spent | Done | Broken | Stopped
 """Something about a job."""
 
 Report = Ready | Alive | list[tuple[str, Said]]
@@ -151,7 +166,10 @@ Report = Ready | Alive | list[tuple[str, Said]]
 
 
 def main(
-    pipe: "Connection[Any, Any]", make: Callable[..., Runs], arguments: tuple[Any, ...]
+    pipe: "Connection[Any, Any]",
+    make: Callable[..., Runs],
+    arguments: tuple[Any, ...],
+    finishing: Finishing = Finishing(),
 ) -> None:
     """Run until the pipe breaks.
 
@@ -159,8 +177,9 @@ def main(
         pipe: orders and cancels come, reports go.
         make: makes the engine.
         arguments: for that.
+        finishing: what is done to pictures before they are written.
     """
-    _Worker(pipe, make(*arguments)).run()
+    _Worker(pipe, make(*arguments), Finisher(finishing)).run()
 
 
 def paints(*arguments: Any, **options: Any) -> Runs:
@@ -171,9 +190,10 @@ def paints(*arguments: Any, **options: Any) -> Runs:
 
 
 class _Worker:
-    def __init__(self, pipe: "Connection[Any, Any]", engine: Runs):
+    def __init__(self, pipe: "Connection[Any, Any]", engine: Runs, finisher: Finisher):
         self._pipe = pipe
         self._engine = engine
+        self._finisher = finisher
         self._orders: dict[str, Order] = {}
         self._unwritten: set[str] = set()
         self._coming: SimpleQueue[Order | Cancel] = SimpleQueue()
@@ -219,8 +239,11 @@ class _Worker:
                 order.model,
                 key=order.key,
                 priority=order.priority,
-                preview_every=order.preview_every,
+                preview_every=0 if self._checks(order) else order.preview_every,
             )
+
+    def _checks(self, order: Order) -> bool:
+        return order.checked and self._finisher.checks
 
     def _said(self, name: str, event: Any) -> tuple[str, Said] | None:
         """What to say of an event now: nothing of an end whose pictures are not on the disk."""
@@ -240,28 +263,41 @@ class _Worker:
             case _:
                 return name, event
 
-    def _finish(self, order: Order, event: Finished, tries: int = 0) -> None:
+    def _finish(
+        self,
+        order: Order,
+        event: Finished,
+        tries: int = 0,
+        flagged: tuple[Flag, ...] | None = None,
+    ) -> None:
         """Bring the pictures to the disk, then tell; what goes wrong ends the job.
 
         A full disk ends none: the pictures wait for room, unless the job is canceled meanwhile.
+        What is flagged is known from the first try on.
         """
         if order.name not in self._unwritten:
             self._send([(order.name, Stopped())])
             return
         try:
-            report = _written(order, event)
+            if flagged is None:
+                flagged = self._flags(order, event)
+            told = _written(order, event, flagged)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in FULL:
                 if not tries:
                     self._send([(order.name, Notice("the disk is full; its pictures wait."))])
-                job = (self._finish, order, event, tries + 1)
+                job = (self._finish, order, event, tries + 1, flagged)
                 again = threading.Timer(ROOM, self._writer.submit, job)
                 again.daemon = True
                 again.start()
                 return
-            report = _broken(error)
+            told = [_broken(error)]
         self._unwritten.discard(order.name)
-        self._send([(order.name, report)])
+        self._send([(order.name, said) for said in told])
+
+    def _flags(self, order: Order, event: Finished) -> tuple[Flag, ...]:
+        """Pictures that are not to be published."""
+        return self._finisher.flags(event.images, event.seeds) if self._checks(order) else ()
 
     def _send(self, report: Report) -> None:
         try:
@@ -271,15 +307,26 @@ class _Worker:
             os._exit(1)
 
 
-def _written(order: Order, event: Finished) -> Done:
-    """Bring a job's pictures to the disk."""
+def _written(order: Order, event: Finished, flagged: tuple[Flag, ...]) -> list[Said]:
+    """Bring a job's pictures to the disk, but for those that are flagged; what is to be told."""
+    told: list[Said] = [Notice(f"{flag} was flagged by the safety checker.") for flag in flagged]
+    held = {flag.index for flag in flagged}
+    kept = [i for i in range(len(event.images)) if i not in held]
+    if not kept:
+        return [*told, Broken(ALL_FLAGGED, True, flagged)]
     files: list[Path] = []
-    for i, (image, record) in enumerate(zip(event.images, event.metadata, strict=True)):
-        data = metadata.encoded(image, order.kind, record, **order.options)
+    for i in kept:
+        data = metadata.encoded(event.images[i], order.kind, event.metadata[i], **order.options)
         files.append(order.folder / f"{order.stem}-{i}.{order.kind}")
         write(files[-1], data)
-    sizes = tuple(image.size for image in event.images)
-    return Done(tuple(files), event.seeds, sizes, event.metadata)
+    done = Done(
+        tuple(files),
+        tuple(event.seeds[i] for i in kept),
+        tuple(event.images[i].size for i in kept),
+        tuple(event.metadata[i] for i in kept),
+        flagged,
+    )
+    return [*told, done]
 
 
 def _broken(error: Exception) -> Broken:
