@@ -23,10 +23,13 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import select
 
 from overpaint.errors import QueueFullError
+from overpaint.events import Spent
 from overpaint.server.database import Database
 from overpaint.server.jobs import COMPANY, CRASHES, ENDED, Job, Jobs, Limits, NewJob
+from overpaint.server.tables import usage
 
 from .conftest import Clock
 
@@ -46,6 +49,7 @@ class Known:
     until: float = 0.0
     canceling: bool = False
     result: dict[str, Any] | None = None
+    used: tuple[int, float] = (0, 0.0)  # pictures, seconds
     said: list[str] = field(default_factory=lambda: ["queued"])
 
 
@@ -138,11 +142,13 @@ class Machine(RuleBasedStateMachine):
     @rule(job=held, state=st.sampled_from(ENDED), by=st.sampled_from(OWNERS))
     def finish(self, job: Job, state: Any, by: str) -> None:
         """Also of attempts that were lost long ago, and of those that have ended."""
-        good, result = self.has(job), {"attempt": job.attempt}
-        assert self.stores[by].finish(job, state, result=result) == good
+        good, result = self.has(job), {"attempt": job.attempt, "files": ["f"] * job.attempt}
+        spent = Spent(seconds=job.attempt / 8)
+        assert self.stores[by].finish(job, state, result=result, spent=spent) == good
         if good:
             self.end(job.id, state)
             self.known[job.id].result = result
+            self.known[job.id].used = (job.attempt, spent.seconds)
 
     @rule(job=held, crashed=st.booleans(), by=st.sampled_from(OWNERS))
     def give_back(self, job: Job, crashed: bool, by: str) -> None:
@@ -211,6 +217,17 @@ class Machine(RuleBasedStateMachine):
             said = [entry.kind for entry in store.history(name)]
             assert said == known.said
             assert sum(kind in ENDED for kind in said) == (known.state in ENDED)
+        self.check_ledger()
+
+    def check_ledger(self) -> None:
+        """It has one entry for each job that has ended, also when these are forgotten."""
+        store = self.stores["x"]
+        ended = {name: known for name, known in self.known.items() if known.state in ENDED}
+        store.forget(ended)
+        columns = (usage.c.job, usage.c.state, usage.c.pictures, usage.c.device_seconds)
+        with store.database.read() as connection:
+            entries = [tuple(row) for row in connection.execute(select(*columns))]
+        assert sorted(entries) == sorted((n, k.state, *k.used) for n, k in ended.items())
 
 
 def run(count: int) -> None:

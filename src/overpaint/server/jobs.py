@@ -7,7 +7,7 @@
 
 A job runs at least once and is published at most once: `claim` gives every attempt a number, and
 `finish` counts for the attempt that is under way alone. Result files are written before; state,
-event and webhook are one transaction.
+event, webhook and the ledger's entry are one transaction.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,8 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 from sqlalchemy.exc import IntegrityError
 
 from overpaint.errors import IdempotencyError, QueueFullError
-from overpaint.server import outbox
+from overpaint.events import NOTHING, Spent
+from overpaint.server import ledger, outbox
 from overpaint.server.database import Database
 from overpaint.server.outbox import EVENTS
 from overpaint.server.tables import events, jobs, tokens, uses
@@ -299,15 +300,17 @@ class Jobs:
         *,
         result: Mapping[str, Any] | None = None,
         error: str | None = None,
+        spent: Spent = NOTHING,
     ) -> bool:
-        """Publish the end of an attempt.
+        """Publish the end of an attempt, and enter what it has `spent` in the ledger.
 
         Returns:
             False if the attempt is not under way any more: nothing has changed.
         """
         with self._write() as connection:
             now = self._now(connection)
-            return self._end(connection, self._held(job), job.id, state, now, result, error)
+            held = self._held(job)
+            return self._end(connection, held, job.id, state, now, result, error, spent)
 
     def give_back(self, job: Job, *, crashed: bool = False) -> bool:
         """Return a job to the queue, or end it if that was asked for or it crashed too often.
@@ -342,7 +345,7 @@ class Jobs:
         with self._write() as connection:
             now = self._now(connection)
             queued = and_(jobs.c.id == name, jobs.c.state == "queued")
-            if not self._end(connection, queued, name, "canceled", now, None, None):
+            if not self._end(connection, queued, name, "canceled", now):
                 running = and_(jobs.c.id == name, jobs.c.state == "running")
                 connection.execute(update(jobs).where(running).values(canceling=True))
             return self._first(connection, jobs.c.id == name)
@@ -483,8 +486,9 @@ class Jobs:
         name: str,
         state: State,
         now: float,
-        result: Mapping[str, Any] | None,
-        error: str | None,
+        result: Mapping[str, Any] | None = None,
+        error: str | None = None,
+        spent: Spent = NOTHING,
     ) -> bool:
         ended = update(jobs).where(where)
         values: dict[str, Any] = {"state": state, "ended": now, "error": error}
@@ -493,6 +497,7 @@ class Jobs:
             values["result"] = dict(result)
         if connection.execute(ended.values(values)).rowcount != 1:
             return False
+        ledger.enter(connection, name, now, len((result or {}).get("files", ())), spent)
         self._say(connection, name, now, state, {"error": error} if error else {})
         if state == "succeeded":
             outbox.ready(connection, name, "output", now)
@@ -509,10 +514,10 @@ class Jobs:
             this = jobs.c.id == job.id
             count = job.crashes + crashes
             if job.canceling:
-                self._end(connection, this, job.id, "canceled", now, None, None)
+                self._end(connection, this, job.id, "canceled", now)
             elif count >= CRASHES:
                 error = f"given up: {count} times the worker or the server died while it ran."
-                self._end(connection, this, job.id, "failed", now, None, error)
+                self._end(connection, this, job.id, "failed", now, error=error)
             else:
                 values = {"state": "queued", "owner": None, "lease": None, "crashes": count}
                 connection.execute(update(jobs).where(this).values(values))

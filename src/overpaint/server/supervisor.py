@@ -5,12 +5,13 @@ taken over a job meanwhile: then its end is not published, and its files are rem
 """
 
 import contextlib
+import logging
 import multiprocessing
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.engine.counters import Counters
+from overpaint.engine.finishing import Finishing
 from overpaint.engine.worker import (
     Alive,
     Broken,
@@ -34,9 +36,10 @@ from overpaint.engine.worker import (
     main,
 )
 from overpaint.errors import OverpaintError
-from overpaint.events import Notice, Step
+from overpaint.events import NOTHING, Notice, Spent, Step
 from overpaint.server.files import Files
 from overpaint.server.jobs import ENDED, Job, Jobs
+from overpaint.server.logs import Note, say, tell, tell_returned
 
 AGAIN = 1.0
 """Seconds until a store that failed is tried again."""
@@ -74,6 +77,7 @@ class End:
     state: Literal["succeeded", "failed", "canceled"]
     result: dict[str, Any] | None = None
     error: str | None = None
+    spent: Spent = NOTHING
 
 
 @dataclass
@@ -85,6 +89,7 @@ class Worker:
         ready: it takes orders.
         held: jobs that it has, by what it knows their attempts as.
         begun: of these, those that it has said anything of, and how many steps they take.
+        spent: of these, what those have cost that are about to end.
     """
 
     process: BaseProcess
@@ -93,6 +98,7 @@ class Worker:
     ready: bool = False
     held: dict[str, Job] = field(default_factory=dict[str, Job])
     begun: dict[str, int] = field(default_factory=dict[str, int])
+    spent: dict[str, Spent] = field(default_factory=dict[str, Spent])
 
 
 class Supervisor:
@@ -117,6 +123,8 @@ class Supervisor:
         models: tuple[str, ...],
         hear: Hear,
         pace: Pace = Pace(),
+        note: Note = tell,
+        finishing: Finishing = Finishing(),
     ):
         """Nothing runs before `start`.
 
@@ -129,6 +137,8 @@ class Supervisor:
             models: whose jobs it takes.
             hear: told what happens.
             pace: how patient it is.
+            note: takes down what happened to jobs, in the supervisor's thread.
+            finishing: what is done to pictures before they are written.
         """
         self.owner = owner
         self.restarts = 0
@@ -136,10 +146,11 @@ class Supervisor:
         self.ended = Counter[str]()
         self.counters = Counters()
         self._jobs, self._files = jobs, files
-        self._make, self._arguments = make, arguments
+        self._make, self._arguments, self._finishing = make, arguments, finishing
         self._models = models
         self._hear = hear
         self._pace = pace
+        self._note = note
         self._worker: Worker | None = None
         self._ends: dict[str, End] = {}
         self._called, self._wakes = multiprocessing.Pipe(duplex=False)
@@ -200,8 +211,9 @@ class Supervisor:
         while not self._stopping.is_set():
             try:
                 self._turn()
-            except (SQLAlchemyError, OSError):
-                # The store or the disk is out of order: what is known is kept, and tried again.
+            except (SQLAlchemyError, OSError) as error:
+                # What is known is kept, and tried again.
+                say(logging.ERROR, "store or disk out of order", error)
                 self._stopping.wait(AGAIN)
         self._end_worker(crashed=False)
 
@@ -230,7 +242,7 @@ class Supervisor:
         if self._every("beat", self._pace.lease / 3):
             self._beat(worker)
         if self._every("look", self._pace.look):
-            self._jobs.expire()
+            tell_returned(self._jobs, self._jobs.expire(), self._note)
             self._claim(worker)
 
     def _every(self, what: str, seconds: float) -> bool:
@@ -246,7 +258,9 @@ class Supervisor:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=main, args=(theirs, self._make, self._arguments), name="overpaint-worker"
+            target=main,
+            args=(theirs, self._make, self._arguments, self._finishing),
+            name="overpaint-worker",
         )
         process.start()
         theirs.close()
@@ -258,9 +272,18 @@ class Supervisor:
         """Kill the worker; its jobs go back to the queue."""
         if (worker := self._worker) is None:
             return
-        if worker.process.is_alive():
+        stalled = worker.process.is_alive()
+        if stalled:
             worker.process.kill()
         worker.process.join()
+        if crashed:
+            say(
+                logging.ERROR,
+                "worker replaced",
+                cause="it said nothing any more" if stalled else "it died",
+                exit_code=worker.process.exitcode,
+                jobs=len(worker.held),
+            )
         self.failures += crashed and not worker.ready
         worker.ready = False
         self.restarts += crashed
@@ -275,6 +298,8 @@ class Supervisor:
                 self._hear(job.id, "ended")
             else:
                 self._hear(job.id, "requeued")
+            if mine:
+                tell_returned(self._jobs, [job.id], self._note)
         worker.pipe.close()
         worker.process.close()
         self._worker = None
@@ -307,22 +332,26 @@ class Supervisor:
     def _said(self, worker: Worker, tag: str, said: Any) -> None:
         job = worker.held[tag]
         match said:
-            case Done(files, seeds, sizes, records):
+            case Done(files, seeds, sizes, records, flagged):
                 result: dict[str, Any] = {
                     "files": [path.name for path in files],
                     "seeds": list(seeds),
                     "sizes": [list(size) for size in sizes],
                     "metadata": list(records),
                     "steps": worker.begun[tag],
+                    "flagged": [asdict(flag) for flag in flagged],
                 }
                 self._ending(worker, tag, End(job, "succeeded", result))
-            case Broken(message, _):
-                self._ending(worker, tag, End(job, "failed", error=message))
+            case Broken(message, _, flagged):
+                told = {"flagged": [asdict(flag) for flag in flagged]} if flagged else None
+                self._ending(worker, tag, End(job, "failed", told, message))
             case Stopped():
                 self._ending(worker, tag, End(job, "canceled"))
             case Notice(message):
                 self._jobs.say(job.id, "notice", {"message": message})
                 self._hear(job.id, said)
+            case Spent():
+                worker.spent[tag] = said
             case Step(total=total):
                 worker.begun[tag] = total
                 self._hear(job.id, said)
@@ -339,6 +368,7 @@ class Supervisor:
             return
         for job in self._jobs.claim(self.owner, room, self._pace.lease, self._models, held):
             worker.held[_tag(job)] = job
+            self._note("started", job)
             try:
                 order = self._order(job)
             except OverpaintError as error:
@@ -360,6 +390,7 @@ class Supervisor:
             output.get("kind", "png"),
             output.get("options", {}),
             output.get("preview_every", 0),
+            job.origin.get("checked", True),
         )
 
     def _cancel(self, worker: Worker) -> None:
@@ -380,11 +411,13 @@ class Supervisor:
                 with contextlib.suppress(BrokenPipeError):
                     worker.pipe.send(Cancel(tag))
         for tag in mine.keys() - worker.held.keys() - self._ends.keys():
-            self._jobs.give_back(mine[tag])  # claimed as the store failed
+            if self._jobs.give_back(mine[tag]):  # claimed as the store failed
+                tell_returned(self._jobs, [mine[tag].id], self._note)
 
     def _ending(self, worker: Worker, tag: str, end: End) -> None:
         del worker.held[tag]
         worker.begun.pop(tag, None)
+        end.spent = worker.spent.pop(tag, end.spent)
         self._ends[tag] = end
         self._publish()
         self._claim(worker)
@@ -393,13 +426,19 @@ class Supervisor:
         """Publish ends; those that the store does not take now stay."""
         for tag, end in list(self._ends.items()):
             name = end.job.id
-            if self._jobs.finish(end.job, end.state, result=end.result, error=end.error):
+            published = self._jobs.finish(
+                end.job, end.state, result=end.result, error=end.error, spent=end.spent
+            )
+            if published:
                 self.ended[end.state] += 1
             else:
                 results = self._files.results(name)
                 _remove(results / made for made in (end.result or {}).get("files", ()))
             del self._ends[tag]
             self._hear(name, "ended")
+            if published:
+                now = replace(end.job, state=end.state, ended=time.time(), error=end.error)
+                self._note(end.state, now)
 
 
 def _remove(files: Iterable[Path]) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import (
     Text,
 )
 
-VERSION = 3
+VERSION = 4
 
 schema = MetaData()
 
@@ -59,6 +59,22 @@ events = Table(
     Column("at", Float, nullable=False),
     Column("kind", String(32), nullable=False),
     Column("body", JSON, nullable=False),
+)
+
+# One row for each job that has ended, which stays when the job is forgotten.
+usage = Table(
+    "usage",
+    schema,
+    Column("job", String(64), primary_key=True),
+    Column("key", String(64), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("ended", Float, nullable=False),
+    Column("day", String(10), nullable=False),  # of the end, in UTC: 2026-11-30
+    Column("pictures", Integer, nullable=False),
+    Column("megapixel_steps", Float, nullable=False),
+    Column("device_seconds", Float, nullable=False),
+    Index("usage_by_key", "key", "day"),
 )
 
 tokens = Table(
