@@ -15,6 +15,7 @@ COMMANDS = (
     *("edit", "create", "sweep", "serve", "bench", "hint", "info", "doctor"),
     *(f"models {name}" for name in ("list", "add", "show", "remove", "pull")),
     *(f"keys {name}" for name in ("create", "list", "revoke")),
+    "usage",
 )
 
 

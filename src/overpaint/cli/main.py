@@ -16,6 +16,7 @@ from overpaint.cli.paint import create, edit, sweep
 from overpaint.cli.serve import serve
 from overpaint.cli.settings import OPTIONS, hint_source, home, options
 from overpaint.cli.terminal import Terminal
+from overpaint.cli.usage import usage
 from overpaint.errors import OverpaintError, RequestError
 from overpaint.names import HINTS
 from overpaint.request import Control
@@ -35,6 +36,8 @@ ARGUMENTS = OPTIONS | {
     "host": "--host",
     "allowed_origin": "--allowed-origin",
     "profile": "--profile",
+    "until": "--until",
+    "price": "--price",
 }
 
 app = typer.Typer(
@@ -51,6 +54,7 @@ app.command()(bench)
 models = typer.Typer(help="Models that can be loaded.", no_args_is_help=True)
 app.add_typer(models, name="models")
 app.add_typer(keys.app, name="keys")
+app.command()(usage)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

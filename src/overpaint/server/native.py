@@ -13,6 +13,7 @@
 | `POST /api/files` | upload a picture; its name is the hash of its content |
 | `GET /api/files/{name}` | whether it is there, and what it is |
 | `GET /api/models` | what may be asked for |
+| `GET /api/usage` | what the key has used; `by`, `since`, `until` |
 
 A picture in a request is `{"file": NAME}`, or `{"data": BASE64}`.
 """
@@ -22,6 +23,7 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
+from datetime import date
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Header, HTTPException, Query, Response
@@ -34,6 +36,7 @@ from overpaint.engine.worker import Shown
 from overpaint.events import Step
 from overpaint.request import Picture, Request
 from overpaint.server.jobs import Job, Said
+from overpaint.server.ledger import Ledger, Total
 from overpaint.server.service import Service, Story
 from overpaint.server.wire import (
     MEDIA_TYPES,
@@ -141,6 +144,20 @@ class Made(BaseModel):
     height: int
 
 
+class Flagged(BaseModel):
+    """A picture that the safety checker flagged, which is not published.
+
+    Attributes:
+        index: which picture of the request, from 0.
+        seed: that it was painted with.
+        concepts: what was seen in it, as far as the checker names that.
+    """
+
+    index: int
+    seed: int
+    concepts: list[str]
+
+
 class JobView(BaseModel):
     """A job, as it is now.
 
@@ -153,6 +170,7 @@ class JobView(BaseModel):
         attempt: how often it was begun.
         error: why it failed.
         results: its pictures.
+        flagged: pictures that it made, and that are not published.
         position: how many jobs are before it in the queue.
         eta: seconds until it is done, as a guess, while it waits.
         done: steps that are done, while it runs.
@@ -169,6 +187,7 @@ class JobView(BaseModel):
     attempt: int
     error: str | None
     results: list[Made]
+    flagged: list[Flagged]
     position: int | None = None
     eta: float | None = None
     done: int | None = None
@@ -204,7 +223,7 @@ def pictures_from(fields: Any, service: Service) -> Any:
 
 async def view(service: Service, job: Job) -> JobView:
     """A job as clients see it."""
-    result = job.result or {"files": [], "seeds": [], "sizes": []}
+    result = {"files": [], "seeds": [], "sizes": []} | (job.result or {})
     made = [
         Made(
             name=name,
@@ -226,6 +245,7 @@ async def view(service: Service, job: Job) -> JobView:
         attempt=job.attempt,
         error=job.error,
         results=made,
+        flagged=[Flagged.model_validate(flag) for flag in job.flagged],
     )
     if job.state == "queued":
         ahead = await asyncio.to_thread(service.jobs.ahead, job.id)
@@ -408,3 +428,16 @@ async def look(name: str, service: Serves, key: Key) -> Upload:
 async def models(service: Serves, key: Key) -> list[str]:
     """Names that a job may ask for, the default first."""
     return list(service.settings.models)
+
+
+@router.get("/usage")
+async def usage(
+    service: Serves,
+    key: Key,
+    by: Literal["day", "model"] = "day",
+    since: date | None = None,
+    until: date | None = None,
+) -> list[Total]:
+    """What you have used each day, or of each model, between two days in UTC, both included."""
+    ledger = Ledger(service.jobs.database)
+    return await asyncio.to_thread(ledger.totals, by, since=since, until=until, key=key)
