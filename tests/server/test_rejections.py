@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -110,7 +110,7 @@ def test_a_token_that_was_used(tmp_path: Path) -> None:
 
 
 def test_a_server_that_ends(opened: TestClient) -> None:
-    service: Service = opened.app.state.service  # pyright: ignore[reportFunctionMemberAccess]
+    service: Service = cast(Any, opened.app).state.service
     service.draining = True
     assert ask(opened) == 429
     only(opened, "queue_full")

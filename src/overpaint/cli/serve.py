@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -87,6 +87,20 @@ def serve(
     keep_uploads: Annotated[
         float, typer.Option(min=0.01, help="Days that an upload is kept which no job needs.")
     ] = 1.0,
+    log: Annotated[
+        Literal["text", "json"], typer.Option(help="How to write what happens, to stderr.")
+    ] = "text",
+    safety_checker: Annotated[
+        str | None,
+        typer.Option(
+            help="What flags pictures, which are then not published: a folder as diffusers writes "
+            "StableDiffusionSafetyChecker, or MODULE:FUNCTION; by default nothing.",
+        ),
+    ] = None,
+    safety_optional: Annotated[
+        bool,
+        typer.Option("--safety-optional", help="Clients may have their pictures not checked."),
+    ] = False,
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds for jobs under way when the server is ended.")
     ] = 30.0,
@@ -99,6 +113,7 @@ def serve(
                 "allowed_origin", f"{origin!r} is not one page's, such as https://example.org."
             )
 
+    from overpaint.engine.finishing import Finishing
     from overpaint.engine.profile import Profile
     from overpaint.engine.worker import paints
     from overpaint.server.addresses import is_loopback
@@ -106,6 +121,7 @@ def serve(
     from overpaint.server.database import url_of
     from overpaint.server.jobs import Limits
     from overpaint.server.keys import opened
+    from overpaint.server.logs import configure
     from overpaint.server.service import Settings
 
     if not keys and not is_loopback(host):
@@ -117,6 +133,8 @@ def serve(
                     f"{host} can be reached from elsewhere; give a --key that clients must have, "
                     "or make one with `overpaint keys create`.",
                 )
+    finishing = Finishing(safety_checker, device)
+    finishing.check()
     names = tuple(model or ["miniature"])
     times = Profile.read(profile) if profile else None
     if times and times.model not in names:
@@ -140,7 +158,10 @@ def serve(
         home=home,
         refiner=refiner,
         private_webhooks=allow_private_webhooks,
+        finishing=finishing,
+        safety_optional=safety_optional,
     )
+    configure(log)
     print(f"http://{host}:{port}/docs  models: {', '.join(names)}", file=sys.stderr)
     run(
         settings,

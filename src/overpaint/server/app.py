@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware.cors import CORSMiddleware
 
 from overpaint.server import a1111, cog, fal, metrics, native, openai, replicate
+from overpaint.server.access import Access
 from overpaint.server.addresses import is_loopback
 from overpaint.server.guard import Bodies, Doors
 from overpaint.server.keys import Keys
@@ -92,6 +93,7 @@ def create_app(
         expose_headers=SHOWN,
     )
     app.add_middleware(Doors, hosts=hosts, origins=origins)
+    app.add_middleware(Access)
     app.add_middleware(metrics.Counting, answers=app.state.answers)
     for wire in (native, replicate, openai, cog, fal, a1111, metrics):
         app.include_router(wire.router)
@@ -159,7 +161,13 @@ def run(
     names = hosts if hosts or is_loopback(host) else None
     app = create_app(settings, keys, hosts=names, origins=origins)
     config = uvicorn.Config(
-        app, host, port, log_level="warning", timeout_graceful_shutdown=FAREWELL
+        app,
+        host,
+        port,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=FAREWELL,
     )
     Server(config).run()
 

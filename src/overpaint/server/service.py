@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.durable import hold
+from overpaint.engine.finishing import AS_THEY_ARE, Finishing
 from overpaint.engine.profile import Profile
 from overpaint.engine.worker import Runs, Shown
-from overpaint.errors import ModelNotFoundError, QueueFullError, StoreError, near
+from overpaint.errors import ModelNotFoundError, QueueFullError, RequestError, StoreError, near
 from overpaint.events import Step
 from overpaint.models.entries import Entries
 from overpaint.request import Request
@@ -29,6 +30,7 @@ from overpaint.server.files import Files
 from overpaint.server.hub import Hub
 from overpaint.server.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
 from overpaint.server.keys import Links
+from overpaint.server.logs import Happened, request_id, tell, tell_returned
 from overpaint.server.named import check_names
 from overpaint.server.outbox import EVENTS, Outbox
 from overpaint.server.supervisor import Pace, Supervisor
@@ -70,6 +72,8 @@ class Settings:
         home: where added models are; by default `~/.overpaint`.
         refiner: the model of second stages, for clients that ask for one without a name.
         private_webhooks: whether webhooks may go to addresses that are not public.
+        finishing: what is done to pictures before they are written.
+        safety_optional: whether clients may have their pictures not checked.
     """
 
     data: Path
@@ -87,6 +91,8 @@ class Settings:
     home: Path | None = None
     refiner: str | None = None
     private_webhooks: bool = False
+    finishing: Finishing = AS_THEY_ARE
+    safety_optional: bool = False
 
 
 class Service:
@@ -120,7 +126,7 @@ class Service:
         self.links = Links(self.outbox.secret("links"))  # which is no key's digest
         self.hub = Hub()
         if self._alone:
-            self.jobs.expire(owners_are_gone=True)
+            tell_returned(self.jobs, self.jobs.expire(owners_are_gone=True), self.note)
         self.supervisor = Supervisor(
             self.jobs,
             self.files,
@@ -130,6 +136,8 @@ class Service:
             models=settings.models,
             hear=self.hub.hear,
             pace=settings.pace,
+            note=self.note,
+            finishing=settings.finishing,
         )
         self.draining = self.drained = False
         self.supervisor.start()
@@ -162,6 +170,10 @@ class Service:
             names = unused[at : at + AT_ONCE]
             for name in set(names) - self.jobs.in_use(names):
                 self.files.forget(name, age)
+
+    def note(self, event: Happened, job: Job) -> None:
+        """Take down what happened to a job."""
+        tell(event, job)
 
     # Jobs
 
@@ -196,6 +208,7 @@ class Service:
             check_url(webhook, self.reach(key))
 
         known = {*self.settings.models, self.settings.refiner or ""}
+        made = secrets.token_hex(16)
 
         def accept() -> Job:
             if self._disk_is_full():
@@ -203,12 +216,12 @@ class Service:
             check_names(request, self.entries, known)
             stored, files = self.files.pack(request)
             new = NewJob(
-                secrets.token_hex(16),
+                made,
                 key,
                 name,
                 stored,
                 self.settings.profile.alone(request, self.settings.native),
-                origin or {},
+                {**(origin or {}), "request_id": request_id.get()},
                 webhook,
                 webhook_events,
                 files,
@@ -219,8 +232,21 @@ class Service:
             return self.jobs.submit(new, self.settings.limits)
 
         job = await asyncio.to_thread(accept)
+        if job.id == made:  # and not of an earlier request with the same token
+            self.note("accepted", job)
         self.supervisor.wake()
         return job
+
+    def checked(self, field: str, wanted: bool) -> bool:
+        """Whether a job's pictures are checked, whose client wants that or not in its `field`.
+
+        Raises:
+            RequestError: the operator does not leave that to clients.
+        """
+        given = self.settings
+        if not wanted and given.finishing.checker and not given.safety_optional:
+            raise RequestError(field, "this server checks every picture; leave it out.")
+        return wanted
 
     def reach(self, key: str) -> Reach:
         """Where webhooks of a key's jobs may go: who has none is on this machine already."""
@@ -228,7 +254,10 @@ class Service:
 
     async def cancel(self, name: str) -> Job | None:
         """Ask for a job's end."""
+        before = await asyncio.to_thread(self.jobs.get, name)
         job = await asyncio.to_thread(self.jobs.cancel, name)
+        if before and before.state == "queued" and job and job.state == "canceled":
+            self.note("canceled", job)  # those under way are the supervisor's to end
         self.supervisor.cancel(name)
         return job
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.engine.counters import Counters
-from overpaint.engine.finishing import Finishing
+from overpaint.engine.finishing import AS_THEY_ARE, Finishing
 from overpaint.engine.worker import (
     Alive,
     Broken,
@@ -124,7 +124,7 @@ class Supervisor:
         hear: Hear,
         pace: Pace = Pace(),
         note: Note = tell,
-        finishing: Finishing = Finishing(),
+        finishing: Finishing = AS_THEY_ARE,
     ):
         """Nothing runs before `start`.
 
@@ -215,7 +215,7 @@ class Supervisor:
                 # What is known is kept, and tried again.
                 say(logging.ERROR, "store or disk out of order", error)
                 self._stopping.wait(AGAIN)
-        self._end_worker(crashed=False)
+        self._end_worker()
 
     def _turn(self) -> None:
         worker = self._worker or self._start_worker()
@@ -232,11 +232,11 @@ class Supervisor:
                 self._beat(worker)
                 self._claim(worker)
             else:
-                self._end_worker(crashed=True)
+                self._end_worker("it died")
                 return
         patience = self._pace.stalled if worker.ready else self._pace.starting
         if time.monotonic() - worker.heard > patience:
-            self._end_worker(crashed=True)
+            self._end_worker("it said nothing any more")
             return
         self._publish()
         if self._every("beat", self._pace.lease / 3):
@@ -268,22 +268,16 @@ class Supervisor:
         self.counters = Counters()
         return self._worker
 
-    def _end_worker(self, *, crashed: bool) -> None:
-        """Kill the worker; its jobs go back to the queue."""
+    def _end_worker(self, cause: str | None = None) -> None:
+        """Kill the worker; its jobs go back to the queue. `cause` says what went wrong with it."""
         if (worker := self._worker) is None:
             return
-        stalled = worker.process.is_alive()
-        if stalled:
+        if worker.process.is_alive():
             worker.process.kill()
         worker.process.join()
-        if crashed:
-            say(
-                logging.ERROR,
-                "worker replaced",
-                cause="it said nothing any more" if stalled else "it died",
-                exit_code=worker.process.exitcode,
-                jobs=len(worker.held),
-            )
+        if crashed := cause is not None:
+            code, held = worker.process.exitcode, len(worker.held)
+            say(logging.ERROR, "worker replaced", cause=cause, exit_code=code, jobs=held)
         self.failures += crashed and not worker.ready
         worker.ready = False
         self.restarts += crashed

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -25,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from overpaint.errors import RequestError
 from overpaint.server.addresses import Reach, resolve
 from overpaint.server.jobs import Job
+from overpaint.server.logs import about, say
 from overpaint.server.outbox import Delivery, Post
 from overpaint.server.service import Service
 
@@ -120,6 +122,16 @@ class Courier:
             if post.kind != "logs" and post.tries < len(AGAIN):  # newer logs come anyway
                 again = AGAIN[post.tries] * random.uniform(1 - SPREAD, 1 + SPREAD)
             await asyncio.to_thread(self._service.outbox.tried, post, delivery, again)
+            say(
+                logging.INFO if delivery.good else logging.WARNING,
+                "webhook tried",
+                **about(job),
+                kind=post.kind,
+                tries=post.tries + 1,
+                status=delivery.status,
+                cause=(delivery.error or "").partition(":")[0] or None,
+                seconds=round(delivery.seconds, 3),
+            )
             if delivery.status == GONE:
                 await asyncio.to_thread(self._service.outbox.give_up, job.key, job.webhook)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import errno
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Literal
@@ -27,6 +26,7 @@ from overpaint.errors import (
 )
 from overpaint.server.jobs import ENDED, Job
 from overpaint.server.keys import Keys, digest_of
+from overpaint.server.logs import SHOWN
 from overpaint.server.service import Service
 
 LARGEST_UPLOAD = 64 * 2**20
@@ -70,6 +70,7 @@ def key_of(incoming: Incoming) -> str:
         given = _password(given)
     digest = digest_of(given.strip())
     if scheme.lower() in ("bearer", "token", "key", "basic") and keys.knows(digest):
+        incoming.state.key = digest[:SHOWN]
         return digest
     raise HTTPException(
         401,
@@ -168,7 +169,7 @@ def from_base64(field: str, text: str) -> bytes:
     """
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # of its alphabet or padding, or beyond ASCII
         raise RequestError(field, f"is not base64: {error}.") from None
 
 
@@ -252,7 +253,7 @@ def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
                 try:
                     return await handle(incoming)
                 except ANSWERED as error:
-                    incoming.state.refused = reason_of(error)
+                    _note(incoming, error)
                     return answered(error)
 
             return handled
@@ -302,11 +303,18 @@ def reason_of(error: Exception) -> str | None:
             return _answer_of(error)[2]
 
 
+def _note(incoming: Incoming, error: Exception) -> None:
+    """Leave what was wrong to those that count it and write of it."""
+    incoming.state.refused = reason_of(error)
+    if not isinstance(error, StarletteHTTPException):
+        incoming.state.error = error
+
+
 def answer_errors(app: FastAPI) -> None:
     """Have every error answered as a problem."""
 
     async def told(incoming: Incoming, error: Exception) -> JSONResponse:
-        incoming.state.refused = reason_of(error)
+        _note(incoming, error)
         return problem(*answer(error))
 
     for kind in ANSWERED:
