@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from . import proof_cancel, proof_company, proof_disk, proof_frozen, proof_overload, proof_restart
+from . import (
+    proof_cancel,
+    proof_company,
+    proof_disk,
+    proof_frozen,
+    proof_ledger,
+    proof_overload,
+    proof_restart,
+)
 from .postgres import database
 from .processes import Server
 
@@ -89,6 +97,20 @@ def test_a_restart_with_a_long_queue(tmp_path: Path) -> None:
     found = proof_restart.run(tmp_path, 10_000)
     print(found)
     assert found.queued == 10_000
+
+
+def test_the_ledger_says_what_the_jobs_say(tmp_path: Path) -> None:
+    found = proof_ledger.run(tmp_path, kills=3, count=40)
+    assert found.kept, found
+    assert found.entries > 0
+
+
+@pytest.mark.slow
+def test_the_ledger_says_what_many_jobs_say(tmp_path: Path) -> None:
+    found = proof_ledger.run(tmp_path, kills=200, count=5000)
+    print(found)
+    assert found.kept
+    assert found.given_up > 0
 
 
 def test_a_cancel_takes_effect_within_a_step(painting: tuple[Server, Path]) -> None:
