@@ -34,6 +34,7 @@ ARGUMENTS = OPTIONS | {
     "options": "--option",
     "estimator": "--estimator",
     "host": "--host",
+    "otel": "--otel",
     "allowed_origin": "--allowed-origin",
     "profile": "--profile",
     "until": "--until",

@@ -3,11 +3,14 @@
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from overpaint.errors import RequestError
+
+if TYPE_CHECKING:
+    from overpaint.server.traces import Traces
 
 DATA = Path("overpaint-data")
 MINIATURE = 128
@@ -101,6 +104,10 @@ def serve(
         bool,
         typer.Option("--safety-optional", help="Clients may have their pictures not checked."),
     ] = False,
+    otel: Annotated[
+        bool,
+        typer.Option("--otel", help="Post OpenTelemetry traces to where the OTEL_… variables say."),
+    ] = False,
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds for jobs under way when the server is ended.")
     ] = 30.0,
@@ -170,4 +177,20 @@ def serve(
         port=port,
         hosts=allowed_host or (),
         origins=allowed_origin or (),
+        traces=_traces() if otel else None,
     )
+
+
+def _traces() -> "Traces":
+    """Where spans go.
+
+    Raises:
+        RequestError: what posts them is not installed.
+    """
+    try:
+        from overpaint.server.traces import exporting
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            "otel", f"{error.name} is not installed: pip install 'overpaint[otel]'."
+        ) from error
+    return exporting()

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,6 +23,9 @@ from overpaint.server.keys import Keys
 from overpaint.server.service import Service, Settings
 from overpaint.server.webhooks import Body, Courier
 from overpaint.server.wire import answer_errors
+
+if TYPE_CHECKING:
+    from overpaint.server.traces import Traces  # whose libraries may be missing
 
 BODIES: dict[str, Body] = {
     "native": native.told,
@@ -52,6 +55,7 @@ def create_app(
     *,
     hosts: Collection[str] | None = None,
     origins: Collection[str] = (),
+    traces: "Traces | None" = None,
 ) -> FastAPI:
     """The application.
 
@@ -61,11 +65,12 @@ def create_app(
             there are none.
         hosts: names that it answers to, beside loopback's; None for any.
         origins: `scheme://host:port` of pages that may ask, beside its own.
+        traces: where spans go, which end with it.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        service = await asyncio.to_thread(Service, settings)
+        service = await asyncio.to_thread(Service, settings, traces)
         app.state.service = service
         app.state.keys = Keys(service.jobs.database, keys)
         try:
@@ -78,6 +83,8 @@ def create_app(
                     await asyncio.to_thread(service.drain)
         finally:
             await asyncio.to_thread(service.close)
+            if traces:
+                await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="Overpaint", version=version("overpaint"), lifespan=lifespan, docs_url="/docs"
@@ -94,6 +101,10 @@ def create_app(
     )
     app.add_middleware(Doors, hosts=hosts, origins=origins)
     app.add_middleware(Access)
+    if traces:
+        from overpaint.server.traces import Traced
+
+        app.add_middleware(Traced, traces=traces)
     app.add_middleware(metrics.Counting, answers=app.state.answers)
     for wire in (native, replicate, openai, cog, fal, a1111, metrics):
         app.include_router(wire.router)
@@ -146,6 +157,7 @@ def run(
     port: int,
     hosts: Collection[str] = (),
     origins: Collection[str] = (),
+    traces: "Traces | None" = None,
 ) -> None:
     """Serve until a signal comes.
 
@@ -157,9 +169,10 @@ def run(
         hosts: as for `create_app`; where there are none, any name will do on an address that others
             reach, and loopback's alone on loopback.
         origins: as for `create_app`.
+        traces: likewise.
     """
     names = hosts if hosts or is_loopback(host) else None
-    app = create_app(settings, keys, hosts=names, origins=origins)
+    app = create_app(settings, keys, hosts=names, origins=origins, traces=traces)
     config = uvicorn.Config(
         app,
         host,

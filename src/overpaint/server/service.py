@@ -7,6 +7,7 @@ else. All that waits for the disk or the database runs in threads.
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -14,7 +15,9 @@ import sqlite3
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.durable import hold
 from overpaint.engine.finishing import AS_THEY_ARE, Finishing
@@ -30,10 +33,13 @@ from overpaint.server.files import Files
 from overpaint.server.hub import Hub
 from overpaint.server.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
 from overpaint.server.keys import Links
-from overpaint.server.logs import Happened, request_id, tell, tell_returned
+from overpaint.server.logs import Happened, about, request_id, say, tell, tell_returned
 from overpaint.server.named import check_names
 from overpaint.server.outbox import EVENTS, Outbox
 from overpaint.server.supervisor import Pace, Supervisor
+
+if TYPE_CHECKING:
+    from overpaint.server.traces import Traces  # whose libraries may be missing
 
 Story = Said | Step | Shown
 """What is told of a job: what lasts, and what is true for now."""
@@ -109,14 +115,19 @@ class Service:
         supervisor: the worker's.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, traces: "Traces | None" = None):
         """Open the store and start the worker.
+
+        Args:
+            settings: how it is run.
+            traces: where spans of jobs go.
 
         Raises:
             StoreError: the store cannot be opened, or the folder has another server.
         """
         settings.data.mkdir(parents=True, exist_ok=True)
         self.settings = settings
+        self._traces = traces
         self.files = Files(settings.data)
         self.entries = Entries(settings.home)
         self._alone = _hold(settings.data) if settings.store is None else None
@@ -174,6 +185,11 @@ class Service:
     def note(self, event: Happened, job: Job) -> None:
         """Take down what happened to a job."""
         tell(event, job)
+        if self._traces and event in ENDED:
+            try:
+                self._traces.job(job, self.jobs.history(job.id))
+            except SQLAlchemyError as error:
+                say(logging.WARNING, "job not traced", error, **about(job))
 
     # Jobs
 
@@ -209,6 +225,7 @@ class Service:
 
         known = {*self.settings.models, self.settings.refiner or ""}
         made = secrets.token_hex(16)
+        trace = self._traces.here() if self._traces else {}
 
         def accept() -> Job:
             if self._disk_is_full():
@@ -221,7 +238,7 @@ class Service:
                 name,
                 stored,
                 self.settings.profile.alone(request, self.settings.native),
-                {**(origin or {}), "request_id": request_id.get()},
+                {**(origin or {}), "request_id": request_id.get(), "trace": trace},
                 webhook,
                 webhook_events,
                 files,
@@ -257,7 +274,8 @@ class Service:
         before = await asyncio.to_thread(self.jobs.get, name)
         job = await asyncio.to_thread(self.jobs.cancel, name)
         if before and before.state == "queued" and job and job.state == "canceled":
-            self.note("canceled", job)  # those under way are the supervisor's to end
+            # Those under way are the supervisor's to end.
+            await asyncio.to_thread(self.note, "canceled", job)
         self.supervisor.cancel(name)
         return job
 
@@ -270,8 +288,10 @@ class Service:
             now, ended = self.hub.now(name), False
             fresh: list[Step | Shown | None] = [now.step, *now.previews.values()]
             while not ended:
+                job = await asyncio.to_thread(self.jobs.get, name)
+                ended = job is None or job.state in ENDED  # then the history has it too
                 for said in await asyncio.to_thread(self.jobs.history, name, after):
-                    after, ended = said.number, said.kind in ENDED
+                    after, ended = said.number, ended or said.kind in ENDED
                     yield said
                 for event in fresh:
                     if event and not ended:
@@ -283,7 +303,7 @@ class Service:
                         async with asyncio.timeout(POLL):
                             event = await heard.get()
                     except TimeoutError:
-                        if self.drained or await asyncio.to_thread(self.jobs.get, name) is None:
+                        if self.drained:
                             return
                         break
                     if not isinstance(event, Step | Shown):
