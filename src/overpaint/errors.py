@@ -8,9 +8,10 @@
     │   └── CheckpointError           found, but not what it should be
     ├── OutputError               5   the result cannot be written
     ├── DeviceError               6   no such device, out of memory, numbers not finite
-    └── StoreError                7   the job store cannot be reached, or turns a job away
-        ├── QueueFullError            as much waits as may
-        └── IdempotencyError          a client's token was used for something else
+    ├── StoreError                7   the job store cannot be reached, or turns a job away
+    │   ├── QueueFullError            as much waits as may
+    │   └── IdempotencyError          a client's token was used for something else
+    └── SafetyError               8   the safety checker failed, or flagged every picture
 
 Each message says what was wrong, with which value, and what to do about it. The command line
 prints the message alone and ends with the class's exit code.
@@ -95,6 +96,12 @@ class QueueFullError(StoreError):
 
 class IdempotencyError(StoreError):
     """A client's idempotency key came before, with another request."""
+
+
+class SafetyError(OverpaintError):
+    """The safety checker failed, or flagged every picture of a request: none is published."""
+
+    exit_code = 8
 
 
 def near(name: str, known: "Iterable[str]") -> str:

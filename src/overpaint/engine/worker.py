@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from overpaint import metadata
 from overpaint.durable import write
 from overpaint.engine.counters import Counters
-from overpaint.engine.finishing import Finisher, Finishing
+from overpaint.engine.finishing import AS_THEY_ARE, Finisher, Finishing
 from overpaint.errors import OverpaintError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
 from overpaint.safety import Flag
@@ -169,7 +169,7 @@ def main(
     pipe: "Connection[Any, Any]",
     make: Callable[..., Runs],
     arguments: tuple[Any, ...],
-    finishing: Finishing = Finishing(),
+    finishing: Finishing = AS_THEY_ARE,
 ) -> None:
     """Run until the pipe breaks.
 

@@ -175,7 +175,7 @@ def load_estimator(
         CheckpointError: of another family, sees something else, a pickle, damaged, or incomplete.
     """
     folder = catalogue.resolve_estimator(str(name))
-    family = str(_json(folder / "config.json").get("model_type"))
+    family = str(settings_of(folder / "config.json").get("model_type"))
     if family not in FAMILIES:
         raise CheckpointError(
             f"{folder} is of model_type {family!r}; estimators that Overpaint knows are "
@@ -196,7 +196,7 @@ def _load(
     name: str, folder: Path, family: str, kind: Any, device: torch.device, dtype: torch.dtype
 ) -> Estimator:
     dtype = torch.float32 if device.type == "cpu" else dtype
-    config = kind.config_class.from_dict(_json(folder / "config.json"))
+    config = kind.config_class.from_dict(settings_of(folder / "config.json"))
     if FAMILIES[family][1] == "classes" and config.num_labels != len(ADE20K):
         raise CheckpointError(
             f"{folder} sees {config.num_labels} classes; hints of segmentation show ADE20K's "
@@ -206,7 +206,7 @@ def _load(
     if family == "oneformer":
         config.is_training = False  # or dropout is applied, and text expected
         task = _task(folder, int(config.task_seq_len))
-    processor = _processor(folder, family)
+    processor = processor_of(folder, PROCESSORS[family])
     try:
         names = catalogue.choose((e.name for e in folder.iterdir()), half=dtype != torch.float32)
     except CheckpointError as error:
@@ -255,12 +255,20 @@ def _module(
     return module, tuple(unused)
 
 
-def _processor(folder: Path, family: str) -> Any:
-    """The library's own, over Pillow: its other ones need torchvision."""
-    settings = _json(folder / "preprocessor_config.json")
+def processor_of(folder: Path, default: str) -> Any:
+    """The library's own that a folder asks for, over Pillow: its other ones need torchvision.
+
+    Args:
+        folder: with a `preprocessor_config.json`.
+        default: its name where that file names none.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or asks for what there is not.
+    """
+    settings = settings_of(folder / "preprocessor_config.json")
     # Older files call it a feature extractor, others name the variant that wrote them.
     names = (settings.pop(key, None) for key in ("image_processor_type", "feature_extractor_type"))
-    asked = next((str(name) for name in names if name), PROCESSORS[family])
+    asked = next((str(name) for name in names if name), default)
     base = asked.replace("FeatureExtractor", "ImageProcessor")
     name = f"{base.removesuffix('Fast').removesuffix('Pil')}Pil"
     if not name.endswith("ImageProcessorPil") or not hasattr(transformers, name):
@@ -303,7 +311,12 @@ def _quietly() -> Generator[None]:
         logging.set_tqdm_hook(hook)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def settings_of(path: Path) -> dict[str, Any]:
+    """What a file of JSON says.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or no object.
+    """
     try:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:

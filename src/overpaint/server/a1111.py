@@ -215,7 +215,8 @@ async def told(service: Service, job: Job) -> dict[str, Any]:
 def info_of(job: Job) -> dict[str, Any]:
     """What they tell of pictures."""
     request, asked, result = job.request, job.origin["parameters"], job.result or {}
-    seeds = [request["seed"] + index for index in range(request["num_images"])]
+    drawn = [request["seed"] + index for index in range(request["num_images"])]
+    seeds = result.get("seeds", drawn)
     width, height = result.get("sizes", [(request["width"], request["height"])])[0]
     return {
         "prompt": asked["prompt"],
@@ -242,6 +243,7 @@ def info_of(job: Job) -> dict[str, Any]:
         "job_timestamp": stamp(job),
         "clip_skip": request["clip_skip"] + 2,
         "interrupted": job.state == "canceled",
+        "flagged": job.flagged,
     }
 
 

@@ -86,6 +86,9 @@ PREVIEW_EVERY = 5
 CANCELED = 499
 """How the result of a request is answered that was canceled."""
 
+BLOCKED = "content_policy_violation"
+"""What it is called when every picture was flagged."""
+
 
 class Side(BaseModel):
     """A size in pixels."""
@@ -140,9 +143,11 @@ class Arguments(BaseModel):
     sync_mode: bool = Field(
         default=False, description="Pictures come inside, as data: URIs, and not as links."
     )
-    enable_safety_checker: bool = Field(default=True, description="Accepted: there is none.")
+    enable_safety_checker: bool = Field(
+        default=True, description="False is refused where the server checks every picture."
+    )
     safety_checker_version: Literal["v1", "v2"] = Field(
-        default="v1", description="Accepted: there is none."
+        default="v1", description="Accepted: the server has one, or none."
     )
     expand_prompt: Literal[False] = Field(
         default=False, description="Nothing expands prompts; true is refused."
@@ -285,6 +290,8 @@ def result_of(service: Service, job: Job) -> dict[str, Any]:
     """
     if job.state == "canceled":
         raise HTTPException(CANCELED, f"request {job.id} was canceled.")
+    if job.state == "failed" and job.flagged:
+        raise HTTPException(422, wrong("prompt", job.error or "", BLOCKED))
     if job.state == "failed":
         raise fault_of(job) or HTTPException(500, wrong("", job.error or "it failed.", "error"))
     if job.state not in ENDED or job.result is None:
@@ -303,7 +310,7 @@ def result_of(service: Service, job: Job) -> dict[str, Any]:
         "images": shown,
         "timings": {"inference": _seconds(job)},
         "seed": job.request["seed"],
-        "has_nsfw_concepts": [False] * len(shown),
+        "has_nsfw_concepts": [False] * len(shown) + [True] * len(job.flagged),
         "prompt": job.origin["prompt"],
     }
 
@@ -333,7 +340,8 @@ def status_of(service: Service, job: Job, logs: bool) -> dict[str, Any]:
         return told | {"status": "IN_PROGRESS"}
     told |= {"status": "COMPLETED", "metrics": {"inference_time": _seconds(job)}}
     if job.state == "failed":
-        told |= {"error": job.error, "error_type": "bad_request" if fault_of(job) else "error"}
+        kind = BLOCKED if job.flagged else "bad_request" if fault_of(job) else "error"
+        told |= {"error": job.error, "error_type": kind}
     elif job.state == "canceled":
         told |= {"error": "it was canceled.", "error_type": "client_cancelled"}
     return told
@@ -408,6 +416,7 @@ async def accept(
         "theirs": theirs,
         "prompt": given.prompt,
         "sync_mode": given.sync_mode,
+        "checked": service.checked("enable_safety_checker", given.enable_safety_checker),
     }
     try:
         return await service.submit(

@@ -107,6 +107,11 @@ class Job:
     error: str | None
     result: dict[str, Any] | None
 
+    @property
+    def flagged(self) -> list[dict[str, Any]]:
+        """Its pictures that are not published, as `safety.Flag`."""
+        return (self.result or {}).get("flagged", [])
+
 
 @dataclass(frozen=True)
 class Said:

@@ -55,6 +55,9 @@ from overpaint.server.wire import (
 
 router = APIRouter(prefix="/api", tags=["native"])
 
+LAST = 2**31 - 1
+"""The largest number of an event that a store can be asked for."""
+
 Wait = Annotated[float, Query(ge=0, le=60)]
 """Seconds that a client waits for a job's end."""
 
@@ -343,7 +346,7 @@ async def events(
     name: str,
     service: Serves,
     key: Key,
-    last_event_id: Annotated[int, Header(ge=0)] = 0,
+    last_event_id: Annotated[int, Header(ge=0, le=LAST)] = 0,
 ) -> StreamingResponse:
     """A job's story: `queued`, `started`, `notice`, `requeued`, its end; `step` and `preview`.
 

@@ -77,6 +77,10 @@ NOT_AGAIN = {"x-should-retry": "false"}
 MODELS_SINCE = 1_767_225_600  # 2026-01-01
 
 
+class Blocked(HTTPException):
+    """The safety checker flagged every picture."""
+
+
 class Asked(BaseModel):
     """What all three of their calls take, and which of ours it is.
 
@@ -121,7 +125,7 @@ class Generation(Asked):
         default=None, description="Accepted: pictures are opaque."
     )
     moderation: Literal["auto", "low"] | None = Field(
-        default=None, description="Accepted: there is none."
+        default=None, description="Accepted: what is flagged is the server's to say."
     )
     output_format: Literal["png", "jpeg", "webp"] | None = Field(
         default=None, description="Of the files; by default png."
@@ -176,7 +180,10 @@ def answered(error: Exception) -> JSONResponse:
     """The answer to one of `wire.ANSWERED`."""
     status, title, detail, headers = answer(error)
     param = code = None
+    general = "invalid_request_error"
     match error:
+        case Blocked():
+            general, code = "image_generation_user_error", "moderation_blocked"
         case RequestError():
             param = error.field
         case ModelNotFoundError():
@@ -191,7 +198,7 @@ def answered(error: Exception) -> JSONResponse:
     if status >= 500 and not isinstance(error, HTTPException):
         detail = f"{title}: {detail}"
     status = 400 if status == 422 else status
-    general = "server_error" if status >= 500 else "invalid_request_error"
+    general = "server_error" if status >= 500 else general
     kind, code = KINDS.get(status, (general, code))
     return JSONResponse(wrong(detail, kind, param, code), status, headers)
 
@@ -386,6 +393,8 @@ def failure(job: Job) -> HTTPException | RequestError | None:
         return HTTPException(409, f"job {job.id} was canceled.", NOT_AGAIN)
     if job.state != "failed":
         return None
+    if job.flagged:
+        return Blocked(400, job.error)
     return fault_of(job) or HTTPException(500, job.error or "the job failed.", NOT_AGAIN)
 
 
@@ -393,7 +402,8 @@ async def shown(service: Service, job: Job) -> dict[str, Any]:
     """A job in their words."""
     data = await asyncio.to_thread(made, service, job)
     known = {"created": int(job.created), "data": data, "usage": USAGE}
-    return {**known, **told_of(job), "size": size_of(job)}
+    shown = {**known, **told_of(job), "size": size_of(job)}
+    return shown | ({"flagged": job.flagged} if job.flagged else {})
 
 
 async def told(service: Service, job: Job) -> dict[str, Any]:

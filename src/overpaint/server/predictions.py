@@ -47,6 +47,9 @@ FILE = re.compile(r"(?:https?://[^/]+)?/v1/files/([0-9a-f]{64})")
 COG = "0.16.0"
 """The version of cog whose descriptions and routes ours are like."""
 
+NSFW = "NSFW content detected. Try running it again, or try a different prompt."
+"""What their SDXL model says where every picture was flagged."""
+
 BAR = 10  # characters of a progress bar in the logs
 
 
@@ -113,7 +116,7 @@ class Input(BaseModel):
         default=None, description="`loras[].name`: a LoRA of this server's catalogue."
     )
     disable_safety_checker: bool = Field(
-        default=False, description="There is none, so nothing changes."
+        default=False, description="Refused where the server checks every picture."
     )
 
 
@@ -138,7 +141,8 @@ async def accept(
     """
     request = await asyncio.to_thread(to_request, given, service, service.settings.refiner)
     asked = given.model_dump(mode="json", exclude_unset=True)
-    kept = {**origin, "input": asked, "output": {"kind": "png"}}
+    checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
+    kept = {**origin, "input": asked, "output": {"kind": "png"}, "checked": checked}
     try:
         return await service.submit(request, origin=kept, **others)
     except RequestError as error:
@@ -250,7 +254,7 @@ def state_of(service: Service, job: Job, history: Sequence[Said]) -> dict[str, A
         "version": version_of(job.model),
         "input": job.origin.get("input", {}),
         "logs": logs(service, job, history),
-        "error": job.error,
+        "error": NSFW if job.state == "failed" and job.flagged else job.error,
         "status": STATUS[job.state],
         "created_at": moment(job.created),
         "started_at": moment(job.started),

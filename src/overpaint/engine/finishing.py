@@ -1,0 +1,110 @@
+"""What is done to a job's pictures between the last step and the disk, as the operator says.
+
+They are checked, marked and signed: in the worker's process, beside the steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.safety import Checker, Flag, flags
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """What is to be done; by default nothing.
+
+    Attributes:
+        checker: what flags pictures: a folder with a network, or `module:function`.
+        device: where a network computes, as `models.devices.place` takes it.
+    """
+
+    checker: str | None = None
+    device: str = "auto"
+
+    def check(self) -> None:
+        """See that all this is there, without loading it.
+
+        Raises:
+            ModelNotFoundError: there is no such checker.
+            CheckpointError: its folder lacks a file.
+        """
+        if self.checker is None or _is_function(self.checker):
+            return
+        folder = Path(self.checker)
+        if not folder.is_dir():
+            raise ModelNotFoundError(
+                f"the safety checker {self.checker!r} is neither a folder nor MODULE:FUNCTION."
+            )
+        for pattern in ("config.json", "preprocessor_config.json", "*.safetensors"):
+            if not any(folder.glob(pattern)):
+                raise CheckpointError(
+                    f"{folder} has no {pattern}; a safety checker's folder needs it (weights are "
+                    "read from safetensors alone: pickles can run any program)."
+                )
+
+
+AS_THEY_ARE = Finishing()
+
+
+class Finisher:
+    """Does it."""
+
+    def __init__(self, asked: Finishing):
+        """Load what it takes.
+
+        Raises:
+            ModelNotFoundError, CheckpointError, DeviceError: as `open_checker`.
+        """
+        self._checker = open_checker(asked.checker, asked.device) if asked.checker else None
+
+    @property
+    def checks(self) -> bool:
+        """Whether pictures are checked."""
+        return self._checker is not None
+
+    def flags(self, images: "Sequence[Image]", seeds: Sequence[int]) -> tuple[Flag, ...]:
+        """Pictures of one request that are not to be published.
+
+        Raises:
+            SafetyError: the checker failed.
+        """
+        return flags(self._checker, images, seeds) if self._checker else ()
+
+
+def open_checker(name: str, device: str = "auto") -> Checker:
+    """The checker of a name.
+
+    Args:
+        name: a folder with a network, or `module:function` of the operator's own.
+        device: where a network computes, as `models.devices.place` takes it.
+
+    Raises:
+        ModelNotFoundError: there is no such folder, module or function.
+        CheckpointError: the folder does not hold such a network.
+        DeviceError: there is no such device.
+    """
+    if not _is_function(name):
+        from overpaint.models.safety_checker import load_checker
+
+        return load_checker(Path(name), device)
+    module, _, function = name.partition(":")
+    try:
+        found: Any = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"the safety checker {name!r} cannot be imported: {error}. Give a folder, or "
+            "MODULE:FUNCTION that Python finds (see PYTHONPATH)."
+        ) from error
+    return found
+
+
+def _is_function(name: str) -> bool:
+    """Whether a checker's name is not a folder's, which may have a colon in it too."""
+    return ":" in name and not Path(name).exists()

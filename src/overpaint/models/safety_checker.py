@@ -1,0 +1,105 @@
+"""Stable Diffusion's safety checker: a CLIP that sees how near a picture is to known concepts.
+
+A folder as diffusers writes it: `config.json`, `preprocessor_config.json`, safetensors. Concepts
+have no names, but numbers. The method is diffusers'
+(`pipelines/stable_diffusion/safety_checker.py`), without its black pictures.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL.Image import Image
+from torch.nn.functional import normalize
+from transformers import CLIPConfig
+
+from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.models import catalogue
+from overpaint.models.devices import place
+from overpaint.models.estimators import processor_of, settings_of
+from overpaint.models.weights import open_weights, some
+from overpaint.safety import Verdict
+
+NESTED = re.compile(r"^vision_model\.vision_model\.")
+"""What keys begin with in files of earlier releases of transformers, one of them is published."""
+
+COMPUTED = re.compile(r".*\.position_ids$")
+"""Tensors that a file may hold without need."""
+
+CAREFUL = 0.01
+"""By how much nearer every concept counts as in a picture that calls for special care."""
+
+
+@dataclass(frozen=True, eq=False)
+class SafetyChecker:
+    """A network that flags pictures, on a device."""
+
+    module: Any
+    processor: Any
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Image], /) -> list[Verdict]:
+        """A picture is flagged that is nearer to a concept than that allows."""
+        module = self.module
+        inputs = self.processor(images=list(images), return_tensors="pt")
+        pixels = inputs["pixel_values"].to(module.device, module.dtype)
+        seen = normalize(module.visual_projection(module.vision_model(pixels)[1]))
+        care = _beyond(seen, module.special_care_embeds, module.special_care_embeds_weights, 0.0)
+        further = CAREFUL * (care > 0).any(dim=1, keepdim=True)
+        beyond = _beyond(seen, module.concept_embeds, module.concept_embeds_weights, further)
+        found = [[f"concept {i}" for i, by in enumerate(row) if by > 0] for row in beyond.tolist()]
+        return [Verdict(bool(concepts), tuple(concepts)) for concepts in found]
+
+
+def _beyond(seen: Any, concepts: Any, thresholds: Any, further: Any) -> torch.Tensor:
+    """By how much each picture is nearer to each concept than that allows, in thousandths."""
+    near = (seen @ normalize(concepts).T).float()
+    return (near - thresholds.float() + further).round(decimals=3)
+
+
+def load_checker(folder: Path, device: str = "auto") -> SafetyChecker:
+    """Load a safety checker.
+
+    Args:
+        folder: where it is.
+        device: as `place` takes it.
+
+    Raises:
+        ModelNotFoundError: there is no such folder.
+        CheckpointError: it holds something else, a pickle, or not all of it.
+        DeviceError: there is no such device.
+    """
+    if not folder.is_dir():
+        raise ModelNotFoundError(
+            f"there is no folder {folder} of a safety checker; give one with config.json, "
+            "preprocessor_config.json and model.safetensors, or MODULE:FUNCTION."
+        )
+    where = place(device, "fp32", None, small=True)  # thresholds have three decimals
+    settings = settings_of(folder / "config.json")
+    if settings.get("model_type") != "clip":
+        raise CheckpointError(
+            f"{folder} is of model_type {settings.get('model_type')!r}; Stable Diffusion's safety "
+            "checker is a 'clip'."
+        )
+    processor = processor_of(folder, "CLIPImageProcessor")
+    names = catalogue.choose((e.name for e in folder.iterdir()), half=False)
+    tensors = {
+        NESTED.sub("vision_model.", key): stored.read()
+        for name in names
+        for key, stored in open_weights(folder / name).tensors.items()
+        if not COMPUTED.match(key)
+    }
+    try:
+        module: Any = StableDiffusionSafetyChecker(CLIPConfig.from_dict(settings))
+        said = module.load_state_dict(tensors, strict=False)
+    except Exception as error:  # whatever a broken config makes the library meet
+        raise CheckpointError(f"{folder} cannot be loaded as a safety checker: {error}") from error
+    for what, keys in (("missing", said.missing_keys), ("unknown", said.unexpected_keys)):
+        if keys:
+            raise CheckpointError(f"{folder}: {len(keys)} keys are {what}: {some(keys)}")
+    module = module.to(where.device, where.dtype).eval().requires_grad_(False)
+    return SafetyChecker(module, processor)

@@ -1,0 +1,35 @@
+"""Safety checkers of an operator's own, for a worker to import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL.Image import Image
+
+from overpaint.safety import Verdict
+
+
+def second(images: Sequence[Image]) -> list[Verdict]:
+    """Flags the second of several."""
+    return [Verdict(i == 1, ("oddness",) * (i == 1)) for i in range(len(images))]
+
+
+def everything(images: Sequence[Image]) -> list[bool]:
+    return [True] * len(images)
+
+
+def nothing(images: Sequence[Image]) -> list[bool]:
+    return [False] * len(images)
+
+
+def too_few(images: Sequence[Image]) -> list[bool]:
+    return [False] * (len(images) - 1)
+
+
+def strange(images: Sequence[Image]) -> list[Any]:
+    return ["yes"] * len(images)
+
+
+def broken(images: Sequence[Image]) -> list[bool]:
+    raise ZeroDivisionError("no luck")

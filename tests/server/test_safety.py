@@ -1,0 +1,219 @@
+"""What is flagged is published nowhere, and every client is told so in its own words."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from replicate.client import Client
+from replicate.exceptions import ModelError
+
+from overpaint.engine.finishing import Finishing
+from overpaint.engine.worker import ALL_FLAGGED
+from overpaint.server.predictions import NSFW
+
+from .live import client_of, running
+
+VERSION = "stability-ai/sdxl:39ed52f2a78e934b3ba6e2a89f5b1c712de7dfea535525255b1aa35c5565e08b"
+FLAG = {"index": 1, "seed": 8, "concepts": ["oddness"]}
+SAID = "picture 1 (seed 8: oddness) was flagged by the safety checker."
+PATIENCE = 60.0
+
+
+def checked(checker: str) -> dict[str, Any]:
+    return {"finishing": Finishing(f"tests.server.checkers:{checker}")}
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that flags the second of several pictures."""
+    with running(tmp_path_factory.mktemp("second"), **checked("second")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that flags all."""
+    with running(tmp_path_factory.mktemp("everything"), **checked("everything")) as url:
+        yield url
+
+
+def post(url: str, body: Any, **headers: str) -> Any:
+    answer = httpx.post(url, json=body, headers=headers, timeout=PATIENCE)
+    assert answer.status_code in (200, 201), answer.text
+    return answer.json()
+
+
+@contextlib.contextmanager
+def replicate_of(url: str) -> Generator[Client]:
+    made = Client(api_token="any", base_url=url)
+    try:
+        yield made
+    finally:
+        made._client.close()  # pyright: ignore[reportPrivateUsage]
+
+
+def native(url: str, count: int = 3, **output: Any) -> Any:
+    fields = {"prompt": "a cup", "seed": 7, "num_images": count, "num_inference_steps": 3}
+    return post(f"{url}/api/jobs?wait=60", {"request": fields, "output": output})
+
+
+def test_what_is_flagged_is_not_published(tmp_path: Path) -> None:
+    with client_of(tmp_path, **checked("second")) as client:
+        fields = {"prompt": "", "seed": 7, "num_images": 3, "num_inference_steps": 3}
+        answer = client.post("/api/jobs?wait=60", json={"request": fields})
+        job = answer.json()
+        assert job["state"] == "succeeded"
+        assert job["flagged"] == [FLAG]
+        assert [(made["name"], made["seed"]) for made in job["results"]] == [
+            ("1-0.png", 7),
+            ("1-2.png", 9),
+        ]
+        assert client.get(f"/api/jobs/{job['id']}/results/1-1.png").status_code == 404
+        story = client.get(f"/api/jobs/{job['id']}/events").text
+        assert SAID in story
+        there = sorted(path.name for path in (tmp_path / "results" / job["id"]).iterdir())
+        assert there == ["1-0.png", "1-2.png"]
+
+
+def test_a_job_of_which_all_is_flagged_fails(everything: str) -> None:
+    job = native(everything, 2)
+    assert (job["state"], job["results"], job["error"]) == ("failed", [], ALL_FLAGGED)
+    assert [flag["index"] for flag in job["flagged"]] == [0, 1]
+
+
+def test_nobody_sees_previews_of_what_may_be_flagged(everything: str, tmp_path: Path) -> None:
+    job = native(everything, 1, preview_every=1)
+    story = httpx.get(f"{everything}/api/jobs/{job['id']}/events", timeout=PATIENCE).text
+    assert "event: failed" in story
+    assert "event: preview" not in story
+    with running(tmp_path, 0.05) as url:  # where nothing is checked they are shown
+        fields = {"prompt": "", "num_inference_steps": 40}
+        body = {"request": fields, "output": {"preview_every": 1}}
+        job = post(f"{url}/api/jobs", body)
+        story = httpx.get(f"{url}/api/jobs/{job['id']}/events", timeout=PATIENCE).text
+        assert "event: preview" in story
+
+
+@pytest.mark.parametrize(
+    ("checker", "why"),
+    [
+        ("broken", "the safety checker failed, so nothing is published: ZeroDivisionError"),
+        ("too_few", "for 3 it answered [False, False]"),
+        ("strange", "a Verdict or a bool for each picture"),
+    ],
+)
+def test_a_checker_that_fails_lets_nothing_through(tmp_path: Path, checker: str, why: str) -> None:
+    with running(tmp_path, **checked(checker)) as url:
+        job = native(url)
+    assert (job["state"], job["results"]) == ("failed", [])
+    assert why in job["error"]
+
+
+# Dialects
+
+
+def test_replicate_s_clients_get_the_others(second: str) -> None:
+    inputs = {"prompt": "a cup", "seed": 7, "num_outputs": 3}
+    with replicate_of(second) as client:
+        prediction = client.predictions.create(version=VERSION.partition(":")[2], input=inputs)
+        prediction.wait()
+    assert prediction.status == "succeeded"
+    assert len(prediction.output or ()) == 2
+    assert SAID in (prediction.logs or "")
+
+
+def test_replicate_s_clients_are_told_in_their_words(everything: str) -> None:
+    with replicate_of(everything) as client, pytest.raises(ModelError) as told:
+        client.run(VERSION, input={"prompt": "a cup", "seed": 7})
+    assert told.value.prediction.error == NSFW
+
+
+def test_cog_s_clients_are_told_likewise(second: str, everything: str) -> None:
+    inputs = {"input": {"prompt": "a cup", "num_outputs": 3}}
+    assert len(post(f"{second}/predictions", inputs)["output"]) == 2
+    made = post(f"{everything}/predictions", inputs)
+    assert (made["status"], made["error"], made["output"]) == ("failed", NSFW, None)
+
+
+def test_openai_s_clients_get_the_others(second: str) -> None:
+    with OpenAI(api_key="any", base_url=f"{second}/v1", max_retries=0) as client:
+        made = client.images.generate(prompt="a cup", n=3, extra_body={"seed": 7})
+    assert made.data
+    assert [each.model_extra for each in made.data] == [{"seed": 7}, {"seed": 9}]
+    assert made.model_extra == {"flagged": [FLAG]}
+
+
+def test_openai_s_clients_are_told_in_their_words(everything: str) -> None:
+    with OpenAI(api_key="any", base_url=f"{everything}/v1", max_retries=0) as client:
+        with pytest.raises(openai.BadRequestError) as told:
+            client.images.generate(prompt="a cup")
+        assert (told.value.code, told.value.type) == (
+            "moderation_blocked",
+            "image_generation_user_error",
+        )
+        assert told.value.body
+        with pytest.raises(openai.APIError, match="safety checker"):
+            list(client.images.generate(prompt="a cup", model="gpt-image-1", stream=True))
+
+
+def test_fal_s_clients_see_which_are_missing(second: str, everything: str) -> None:
+    inputs = {"prompt": "a cup", "seed": 7, "num_images": 3}
+    made = post(f"{second}/fal/run/fal-ai/fast-sdxl", inputs)
+    assert [each["seed"] for each in made["images"]] == [7, 9]
+    assert made["has_nsfw_concepts"] == [False, False, True]
+    answer = httpx.post(f"{everything}/fal/run/fal-ai/fast-sdxl", json=inputs, timeout=PATIENCE)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == [
+        {"loc": ["body", "prompt"], "msg": ALL_FLAGGED, "type": "content_policy_violation"}
+    ]
+
+
+def test_a1111_s_clients_get_the_others(second: str, everything: str) -> None:
+    inputs = {"prompt": "a cup", "seed": 7, "batch_size": 3, "steps": 3}
+    made = post(f"{second}/sdapi/v1/txt2img", inputs)
+    info = json.loads(made["info"])
+    assert len(made["images"]) == len(info["infotexts"]) == 2
+    assert all(base64.b64decode(image) for image in made["images"])
+    assert (info["all_seeds"], info["flagged"]) == ([7, 9], [FLAG])
+    answer = httpx.post(f"{everything}/sdapi/v1/txt2img", json=inputs, timeout=PATIENCE)
+    assert (answer.status_code, answer.json()["detail"]) == (500, ALL_FLAGGED)
+
+
+# Whether there is a choice
+
+UNCHECKED = (
+    ("/predictions", {"input": {"prompt": "a cup", "disable_safety_checker": True}}),
+    ("/fal/run/fal-ai/fast-sdxl", {"prompt": "a cup", "enable_safety_checker": False}),
+)
+
+
+@pytest.mark.parametrize(("path", "body"), UNCHECKED)
+def test_a_checker_cannot_be_disabled(everything: str, path: str, body: Any) -> None:
+    answer = httpx.post(f"{everything}{path}", json=body, timeout=PATIENCE)
+    assert answer.status_code == 422
+    assert "this server checks every picture; leave it out." in answer.text
+
+
+def test_a_checker_can_be_disabled_where_the_operator_allows_it(tmp_path: Path) -> None:
+    with running(tmp_path, safety_optional=True, **checked("everything")) as url:
+        (cog, inputs), (fal, arguments) = UNCHECKED
+        assert post(f"{url}{cog}", inputs)["status"] == "succeeded"
+        assert len(post(f"{url}{fal}", arguments)["images"]) == 1
+        assert native(url)["state"] == "failed"
+
+
+@pytest.mark.parametrize(("path", "body"), UNCHECKED)
+def test_without_a_checker_there_is_nothing_to_disable(
+    tmp_path: Path, path: str, body: Any
+) -> None:
+    with running(tmp_path) as url:
+        post(f"{url}{path}", body)
