@@ -22,6 +22,7 @@ from overpaint.request import Request
 from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.jobs import CRASHES, Job, Jobs, NewJob
+from overpaint.server.ledger import Ledger
 from overpaint.server.supervisor import Heard, Pace, Supervisor
 
 from .fake import Fake
@@ -195,6 +196,26 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
     for name in names:
         job = house.ended(name)
         assert (job.state, job.attempt) == ("succeeded", 1)
+
+
+def test_what_was_told_at_once_is_kept_while_the_store_fails(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that end in one tick; the store fails at the first, and each is charged all the same."""
+    finish, failures = house.jobs.finish, itertools.count()
+
+    def failing(*arguments: Any, **keywords: Any) -> bool:
+        if next(failures) < 2:
+            raise OperationalError("UPDATE", {}, Exception("disk I/O error"))
+        return finish(*arguments, **keywords)
+
+    monkeypatch.setattr(house.jobs, "finish", failing)
+    names = [house.submit("refuse", steps=4) for _ in range(8)]
+    house.open(0.2)  # while the first is stepped, the others come
+    for name in names:
+        assert house.ended(name).error == "prompt: refused"
+    (total,) = Ledger(house.jobs.database).totals("model")
+    assert (total.jobs, total.device_seconds) == (8, pytest.approx(8 * 0.002))
 
 
 def test_a_frozen_server_s_result_is_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

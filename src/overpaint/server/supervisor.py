@@ -9,7 +9,7 @@ import logging
 import multiprocessing
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -31,6 +31,7 @@ from overpaint.engine.worker import (
     Ready,
     Report,
     Runs,
+    Said,
     Shown,
     Stopped,
     main,
@@ -90,6 +91,7 @@ class Worker:
         held: jobs that it has, by what it knows their attempts as.
         begun: of these, those that it has said anything of, and how many steps they take.
         spent: of these, what those have cost that are about to end.
+        told: what it has said of jobs, and was not taken in yet.
     """
 
     process: BaseProcess
@@ -99,6 +101,7 @@ class Worker:
     held: dict[str, Job] = field(default_factory=dict[str, Job])
     begun: dict[str, int] = field(default_factory=dict[str, int])
     spent: dict[str, Spent] = field(default_factory=dict[str, Spent])
+    told: deque[tuple[str, Said]] = field(default_factory=deque[tuple[str, Said]])
 
 
 class Supervisor:
@@ -299,12 +302,19 @@ class Supervisor:
         self._worker = None
 
     def _listen(self, worker: Worker) -> None:
-        """Take in all that the worker has said."""
+        """Take in all that the worker has said; if the store fails, the rest at the next turn."""
         try:
             while worker.pipe.poll():
                 self._heard(worker, worker.pipe.recv())
         except (EOFError, OSError):
-            return  # it died; its end is seen by its sentinel
+            pass  # it died; its end is seen by its sentinel
+        while worker.told:
+            tag, said = worker.told.popleft()
+            if tag in worker.held:
+                worker.begun.setdefault(tag, 0)
+                self._said(worker, tag, said)
+            elif isinstance(said, Done):
+                _remove(said.files)  # of an attempt that was lost meanwhile
 
     def _heard(self, worker: Worker, report: Report) -> None:
         worker.heard = time.monotonic()
@@ -316,14 +326,9 @@ class Supervisor:
             case Alive(counters):
                 self.counters = counters or Counters()
             case _:
-                for tag, said in report:
-                    if tag in worker.held:
-                        worker.begun.setdefault(tag, 0)
-                        self._said(worker, tag, said)
-                    elif isinstance(said, Done):
-                        _remove(said.files)  # of an attempt that was lost meanwhile
+                worker.told += report
 
-    def _said(self, worker: Worker, tag: str, said: Any) -> None:
+    def _said(self, worker: Worker, tag: str, said: Said) -> None:
         job = worker.held[tag]
         match said:
             case Done(files, seeds, sizes, records, flagged):
