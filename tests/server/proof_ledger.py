@@ -75,6 +75,10 @@ def _ours(prompt: str, seed: int, steps: int, pictures: int) -> dict[str, Any]:
     return {"request": fields}
 
 
+def _fal(prompt: str, seed: int, steps: int, pictures: int) -> dict[str, Any]:
+    return _ours(prompt, seed, steps, pictures)["request"]
+
+
 def _replicate(prompt: str, seed: int, steps: int, pictures: int) -> dict[str, Any]:
     inputs = {"prompt": prompt, "seed": seed, "num_inference_steps": steps}
     return {"input": inputs | {"num_outputs": pictures}}
@@ -96,7 +100,7 @@ DIALECTS = {
     "cog": Dialect("/predictions", _replicate, ("POST", "/predictions/{}/cancel")),
     "fal": Dialect(
         "/fal/queue/any/miniature",
-        lambda *asked: _ours(*asked)["request"],
+        _fal,
         ("PUT", "/fal/queue/any/miniature/requests/{}/cancel"),
         "request_id",
     ),
