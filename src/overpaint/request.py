@@ -33,7 +33,7 @@ LARGEST_SEED = 2**63 - 1
 Fit = Literal["cover", "contain", "stretch"]
 Pair = tuple[Annotated[int, Field(ge=0, le=16384)], Annotated[int, Field(ge=0, le=16384)]]
 Side = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
-Prompt = Annotated[str, Field(max_length=100_000)]
+Prompt = Annotated[str, Field(max_length=100_000, pattern=r"^[^\x00]*$")]
 Room = Annotated[int, Field(ge=0, le=4096)]
 EMBEDDING = re.compile(r"<embedding:([^<>:]+)>")
 """A learnt word in a prompt, by the name of its embedding."""

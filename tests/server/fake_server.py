@@ -22,6 +22,7 @@ ENGINES = {"fake": Fake, "miniature": paints, "watched": watched}
 def main() -> None:
     # A worker's process imports this module too, and none of these.
     from overpaint.engine.profile import Profile
+    from overpaint.server import guard
     from overpaint.server.app import run
     from overpaint.server.jobs import Limits
     from overpaint.server.service import Settings
@@ -40,9 +41,12 @@ def main() -> None:
     parser.add_argument("--room", type=int, default=Pace().room)
     parser.add_argument("--grace", type=float, default=0.0)
     parser.add_argument("--queue", type=int, default=Limits().queued)
+    parser.add_argument("--patience", type=float, help="with clients that stand still")
     parser.add_argument("--faults", action="store_true", help="fail as FOLDER/faults.json says")
     given = parser.parse_args()
 
+    if given.patience:
+        guard.PATIENCE = given.patience
     profile = Profile.read(given.profile) if given.profile else None
     names = ("miniature",)
     arguments: tuple[Any, ...] = (given.seconds,)

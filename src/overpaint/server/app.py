@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from overpaint.server import a1111, cog, fal, metrics, native, openai, replicate
 from overpaint.server.access import Access
 from overpaint.server.addresses import is_loopback
-from overpaint.server.guard import Bodies, Doors
+from overpaint.server.guard import Bodies, Connection, Doors
 from overpaint.server.keys import Keys
 from overpaint.server.service import Service, Settings
 from overpaint.server.webhooks import Body, Courier
@@ -91,6 +92,7 @@ def create_app(
     )
     answer_errors(app)
     app.state.answers = metrics.Answers()
+    app.state.listeners = Counter[str]()
     app.add_middleware(Bodies)
     app.add_middleware(
         CORSMiddleware,
@@ -177,6 +179,7 @@ def run(
         app,
         host,
         port,
+        http=Connection,
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -37,6 +37,7 @@ from overpaint.server.jobs import ENDED, Job
 from overpaint.server.predictions import moment, picture, progress_line
 from overpaint.server.service import Service
 from overpaint.server.wire import (
+    LISTENS,
     MEDIA_TYPES,
     RETRY,
     Key,
@@ -482,7 +483,7 @@ async def status(job: Found, service: Serves, response: Response, logs: bool = F
     return await asyncio.to_thread(status_of, service, job, logs)
 
 
-@router.get(f"{ANY}/status/stream", response_class=StreamingResponse)
+@router.get(f"{ANY}/status/stream", response_class=StreamingResponse, dependencies=LISTENS)
 async def follow(job: Found, service: Serves, logs: bool = False) -> StreamingResponse:
     """Where a request is, whenever that changes, until it has ended."""
 

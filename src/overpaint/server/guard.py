@@ -6,18 +6,27 @@ rebinding) takes itself for the server's own; but then the server is asked for u
 (`Host`), which is not one of its names.
 """
 
+import asyncio
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from overpaint.server.addresses import is_loopback
 from overpaint.server.wire import problem
 
 LARGEST_BODY = 128 * 2**20
 """Bytes of a request's body, whatever is in it: a picture and its mask, in base64."""
+
+PATIENCE = 30.0
+"""Seconds that a client has for the head of a request, for its body beyond what `SLOWEST` gives it,
+and to go on reading an answer."""
+
+SLOWEST = 1024
+"""Bytes a second of a body, at least, once `PATIENCE` is over."""
 
 
 class Doors:
@@ -69,13 +78,16 @@ def _same(origin: str, host: str) -> bool:
 
 
 class Bodies:
-    """Lets no more of a body through than may be, whether or not its length was said before."""
+    """Lets no more of a body through than may be, whether or not its length was said before.
+
+    It does not wait for one that comes slower than `SLOWEST` either.
+    """
 
     def __init__(self, app: ASGIApp, largest: int = LARGEST_BODY):
         """Stand before an application.
 
         Args:
-            app: what answers, also what is raised here while it reads: 413, 415.
+            app: what answers, also what is raised here while it reads: 408, 413, 415.
             largest: bytes of a body.
         """
         self._app = app
@@ -90,11 +102,18 @@ class Bodies:
         said = headers.get("content-length", "")
         size = int(said) if said.isdecimal() else 0
         packed = headers.get("content-encoding", "identity").lower() != "identity"
-        read = 0
+        began, read, whole = asyncio.get_running_loop().time(), 0, False
 
         async def counted() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, whole
+            late = None if whole else began + PATIENCE + read / SLOWEST
+            try:
+                async with asyncio.timeout_at(late):
+                    message = await receive()
+            except TimeoutError:
+                slow = f"the body came slower than {SLOWEST:,} bytes a second; send it again."
+                raise HTTPException(408, slow, {"Connection": "close"}) from None
+            whole = not message.get("more_body")
             if body := message.get("body"):
                 read += len(body)
                 if packed:
@@ -104,3 +123,36 @@ class Bodies:
             return message
 
         await self._app(scope, counted, send)
+
+
+class Connection(H11Protocol):
+    """HTTP/1.1 with clients that may stand still for `PATIENCE` seconds, and are cut off then.
+
+    That is while the server waits for the head of a request, or for room to send an answer to.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Somebody is there."""
+        super().connection_made(transport)
+        self._looking = self.loop.call_later(PATIENCE, self._look, self._waits())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """They are gone."""
+        self._looking.cancel()
+        super().connection_lost(exc)
+
+    def _look(self, before: object) -> None:
+        """Cut it off if the server waits for the same as when it last looked."""
+        now = self._waits()
+        if now is not None and now == before:
+            self.transport.abort()
+        else:
+            self._looking = self.loop.call_later(PATIENCE, self._look, now)
+
+    def _waits(self) -> object:
+        """What the server waits for the client with; None if it does not."""
+        if self.flow.write_paused:
+            return "answer", self.transport.get_write_buffer_size()
+        if self.cycle is None or self.cycle.response_complete:
+            return "head", self.cycle
+        return None

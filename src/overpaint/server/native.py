@@ -26,7 +26,7 @@ from dataclasses import asdict
 from datetime import date
 from typing import Annotated, Any, Literal, cast
 
-from fastapi import APIRouter, Header, HTTPException, Query, Response
+from fastapi import APIRouter, HTTPException, Query, Response
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,9 +39,11 @@ from overpaint.server.jobs import Job, Said
 from overpaint.server.ledger import Ledger, Total
 from overpaint.server.service import Service, Story
 from overpaint.server.wire import (
+    LISTENS,
     MEDIA_TYPES,
     Event,
     Key,
+    LastEvent,
     Serves,
     Token,
     Viewer,
@@ -54,9 +56,6 @@ from overpaint.server.wire import (
 )
 
 router = APIRouter(prefix="/api", tags=["native"])
-
-LAST = 2**31 - 1
-"""The largest number of an event that a store can be asked for."""
 
 Wait = Annotated[float, Query(ge=0, le=60)]
 """Seconds that a client waits for a job's end."""
@@ -341,12 +340,12 @@ async def cancel(name: str, service: Serves, key: Key) -> JobView:
     return await view(service, job)
 
 
-@router.get("/jobs/{name}/events", response_class=StreamingResponse)
+@router.get("/jobs/{name}/events", response_class=StreamingResponse, dependencies=LISTENS)
 async def events(
     name: str,
     service: Serves,
     key: Key,
-    last_event_id: Annotated[int, Header(ge=0, le=LAST)] = 0,
+    last_event_id: LastEvent = 0,
 ) -> StreamingResponse:
     """A job's story: `queued`, `started`, `notice`, `requeued`, its end; `step` and `preview`.
 

@@ -38,8 +38,10 @@ from overpaint.server.predictions import (
 from overpaint.server.service import Service
 from overpaint.server.wire import (
     LARGEST_UPLOAD,
+    LISTENS,
     Event,
     Key,
+    LastEvent,
     Serves,
     Token,
     Viewer,
@@ -280,13 +282,13 @@ async def output(name: str, file: str, service: Serves, viewer: Viewer) -> FileR
     return await painted(service, viewer, name, file)
 
 
-@router.get("/predictions/{name}/stream", response_class=StreamingResponse)
+@router.get("/predictions/{name}/stream", response_class=StreamingResponse, dependencies=LISTENS)
 async def stream(
     name: str,
     incoming: Incoming,
     service: Serves,
     key: Key,
-    last_event_id: Annotated[int, Header(ge=0)] = 0,
+    last_event_id: LastEvent = 0,
 ) -> StreamingResponse:
     """A prediction as server-sent events: `logs`, `output` for each picture, `error`, `done`."""
     await found(service, key, name)

@@ -48,6 +48,9 @@ POLL = 1.0
 """Seconds after which the history is looked at though nothing was heard: another server may have
 the job."""
 
+SELDOM = 30.0
+"""The same where no other server can: then what was heard is all but that a job was forgotten."""
+
 AT_ONCE = 500
 """Files that are looked up in the store at once."""
 
@@ -277,6 +280,8 @@ class Service:
             # Those under way are the supervisor's to end.
             await asyncio.to_thread(self.note, "canceled", job)
         self.supervisor.cancel(name)
+        if job and job.state in ENDED:  # it waited, so the worker has nothing to say of it
+            self.hub.hear(name, "ended")
         return job
 
     async def follow(self, name: str, after: int = 0) -> AsyncGenerator[Story]:
@@ -284,6 +289,8 @@ class Service:
 
         A server that ends leaves off when nothing is under way any more.
         """
+        clock = asyncio.get_running_loop().time
+        patience = SELDOM if self._alone else POLL
         with self.hub.listening(name) as heard:
             now, ended = self.hub.now(name), False
             fresh: list[Step | Shown | None] = [now.step, *now.previews.values()]
@@ -297,6 +304,7 @@ class Service:
                     if event and not ended:
                         yield event
                 fresh.clear()
+                looked = clock()
                 while not ended:
                     try:
                         # Not wait_for: in Python 3.11 that swallows a cancellation.
@@ -305,7 +313,9 @@ class Service:
                     except TimeoutError:
                         if self.drained:
                             return
-                        break
+                        if clock() - looked >= patience:
+                            break
+                        continue
                     if not isinstance(event, Step | Shown):
                         break  # there is something new in the history
                     yield event

@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import errno
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Response
@@ -34,6 +35,9 @@ LARGEST_UPLOAD = 64 * 2**20
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Of pictures, by what their names end with."""
+
+LISTENERS = 1024
+"""Clients of a key that may listen to jobs at once."""
 
 LOOK = 5.0
 """Seconds after which it is looked whether a client that waits is still there."""
@@ -148,11 +152,36 @@ async def painted(service: Service, key: str | None, name: str, file: str) -> Fi
     return FileResponse(path, media_type=MEDIA_TYPES[path.suffix[1:]], headers=headers)
 
 
+async def listening(
+    incoming: Incoming, key: Annotated[str, Depends(key_of)]
+) -> AsyncGenerator[None]:
+    """Count somebody who listens to a job, until they do not any more.
+
+    Raises:
+        HTTPException: 429, as many of this key listen as may.
+    """
+    listeners: Counter[str] = incoming.app.state.listeners
+    if listeners[key] >= LISTENERS:
+        message = f"{LISTENERS:,} clients listen already; end some of their streams."
+        raise HTTPException(429, message, {"Retry-After": str(RETRY)})
+    listeners[key] += 1
+    try:
+        yield
+    finally:
+        listeners[key] -= 1
+
+
+LISTENS = [Depends(listening)]
+"""For routes that tell of a job for as long as it goes on."""
+
 Serves = Annotated[Service, Depends(service_of)]
 Key = Annotated[str, Depends(key_of)]
 Viewer = Annotated[str | None, Depends(viewer_of)]
 Webhook = Annotated[str | None, Field(max_length=2048, pattern="^https?://[^/]")]
 Event = Literal["start", "output", "logs", "completed"]
+LastEvent = Annotated[int, Header(alias="Last-Event-ID", ge=0, le=2**31 - 1)]
+"""The number of the event behind which a story goes on."""
+
 Token = Annotated[str | None, Header(alias="Idempotency-Key", max_length=256)]
 
 
