@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 import overpaint
-from overpaint import images, metadata
+from overpaint import images, metadata, watermark
 from overpaint.cli import terminal as terminal_module
 from overpaint.cli.main import main
 from overpaint.cli.settings import SETTINGS
@@ -634,6 +634,25 @@ def test_info_shows_the_settings(loader: Loader, run: Any):
     data = json.loads(run("info", "a.png", "--json").out)
     assert data["program"] == "overpaint"
     assert data["record"]["input_sha256"] == images.picture("fox.png").sha256
+
+
+def test_info_shows_the_watermark(loader: Loader, run: Any):
+    Image.effect_noise((256, 256), 20).convert("RGB").save("large.png")
+    made, why = watermark.marked(images.decode(images.picture("large.png")))
+    assert why is None
+    made.save("marked.png")  # and nothing else in it
+    assert run("info", "marked.png").out == "watermark  SDXL's, invisible\n"
+    assert json.loads(run("info", "marked.png", "--json").out) == {"watermark": True}
+    assert run("info", "large.png").code == 3
+
+
+def test_a_picture_that_is_too_small_for_a_watermark_is_painted(loader: Loader, run: Any):
+    ran = run("create", "a cup", "--watermark", "-o", "a.png")
+    assert ran.code == 0
+    assert "64x48 pixels are too few for a watermark" in ran.err
+    lines = run("info", "a.png").out.splitlines()
+    assert lines[-1].split() == ["watermark", "none"]
+    assert json.loads(run("info", "a.png", "--json").out)["watermark"] is False
 
 
 def test_info_shows_what_cannot_be_carried_over(loader: Loader, run: Any):

@@ -17,7 +17,7 @@ from overpaint.cli.serve import serve
 from overpaint.cli.settings import OPTIONS, hint_source, home, options
 from overpaint.cli.terminal import Terminal
 from overpaint.cli.usage import usage
-from overpaint.errors import OverpaintError, RequestError
+from overpaint.errors import OverpaintError, PictureError, RequestError
 from overpaint.names import HINTS
 from overpaint.request import Control
 
@@ -40,6 +40,8 @@ ARGUMENTS = OPTIONS | {
     "until": "--until",
     "price": "--price",
 }
+
+MARKED = "SDXL's, invisible"
 
 app = typer.Typer(
     help="Repaint pictures with Stable Diffusion XL on your own hardware.",
@@ -104,16 +106,32 @@ def info(
     file: Annotated[Path, typer.Argument(help="A picture.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show the settings that a picture carries: ours, A1111's, ComfyUI's or InvokeAI's."""
-    found = metadata.read(file)
+    """Show the settings that a picture carries, and its watermark.
+
+    They are read as we, A1111, ComfyUI or InvokeAI write them.
+    """
+    from overpaint import images, watermark  # import OpenCV
+
+    mark = {"watermark": watermark.found(images.decode(images.picture(file)))}
+    try:
+        found = metadata.read(file)
+    except PictureError:
+        if not mark["watermark"]:
+            raise
+        if as_json:
+            typer.echo(json.dumps(mark))
+        else:
+            _show({"watermark": MARKED})
+        return
     if as_json:
         keys = ("program", "model", "fields", "notes", "record")
-        typer.echo(json.dumps({key: getattr(found, key) for key in keys}))
+        typer.echo(json.dumps({key: getattr(found, key) for key in keys} | mark))
         return
     facts: dict[str, Any] = {"made by": found.program, "model": found.model or "unknown"}
     facts |= found.fields
     if found.record:
         facts |= _provenance(found.record)
+    facts["watermark"] = MARKED if mark["watermark"] else "none"
     _show(facts)
     for note in found.notes:
         typer.echo(f"note: {note}")

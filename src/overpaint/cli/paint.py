@@ -18,6 +18,8 @@ from overpaint.events import Finished, Notice, Step
 from overpaint.request import Picture, Request
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from overpaint.models.model import Model
 
 Source = Annotated[Path, typer.Argument(help="The picture to repaint.", show_default=False)]
@@ -55,6 +57,10 @@ class Common:
             show_default="miniature",
         ),
     ] = None
+    watermark: Annotated[
+        bool,
+        typer.Option("--watermark", help="Mark what is made, invisibly, as SDXL's own code does."),
+    ] = False
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto"
     dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32 or auto.")] = "auto"
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
@@ -126,6 +132,7 @@ def sweep(
     scales = tuple(r["request"]["guidance_scale"] for r in records[:: len(strengths)])
     sheet = images.sweep_grid([result.images[0] for result in results], strengths, scales)
     swept = {"strength": strengths, "guidance_scale": scales}
+    sheet = _marked(terminal, path, sheet) if common.watermark else sheet
     metadata.write(sheet, path, {**records[0], "sweep": swept})
     _report(terminal, [path], [first.seed], sheet.size, seconds, records, common.as_json)
 
@@ -142,9 +149,20 @@ def _paint(
         metadata.check_output(path, request)
     [result], seconds = _run(terminal, [request], found, common)
     for image, path, record in zip(result.images, paths, result.metadata, strict=True):
-        metadata.write(image, path, record)
+        made = _marked(terminal, path, image) if common.watermark else image
+        metadata.write(made, path, record)
     size = result.images[0].size
     _report(terminal, paths, result.seeds, size, seconds, result.metadata, common.as_json)
+
+
+def _marked(terminal: Terminal, path: Path, image: "Image") -> "Image":
+    """A picture with its watermark; says so where it holds none."""
+    from overpaint import watermark  # imports OpenCV
+
+    made, why = watermark.marked(image)
+    if why:
+        terminal.note(f"{path}: {why}")
+    return made
 
 
 def _run(

@@ -108,6 +108,9 @@ def serve(
         bool,
         typer.Option("--otel", help="Post OpenTelemetry traces to where the OTEL_… variables say."),
     ] = False,
+    watermark: Annotated[
+        bool, typer.Option("--watermark", help="Pictures get an invisible watermark, SDXL's own.")
+    ] = False,
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds for jobs under way when the server is ended.")
     ] = 30.0,
@@ -140,7 +143,7 @@ def serve(
                     f"{host} can be reached from elsewhere; give a --key that clients must have, "
                     "or make one with `overpaint keys create`.",
                 )
-    finishing = Finishing(safety_checker, device)
+    finishing = Finishing(safety_checker, device, watermark)
     finishing.check()
     names = tuple(model or ["miniature"])
     times = Profile.read(profile) if profile else None

@@ -23,10 +23,12 @@ class Finishing:
     Attributes:
         checker: what flags pictures: a folder with a network, or `module:function`.
         device: where a network computes, as `models.devices.place` takes it.
+        watermark: pictures get an invisible one.
     """
 
     checker: str | None = None
     device: str = "auto"
+    watermark: bool = False
 
     def check(self) -> None:
         """See that all this is there, without loading it.
@@ -62,6 +64,7 @@ class Finisher:
         Raises:
             ModelNotFoundError, CheckpointError, DeviceError: as `open_checker`.
         """
+        self._watermark = asked.watermark
         self._checker = open_checker(asked.checker, asked.device) if asked.checker else None
 
     @property
@@ -76,6 +79,14 @@ class Finisher:
             SafetyError: the checker failed.
         """
         return flags(self._checker, images, seeds) if self._checker else ()
+
+    def marked(self, image: "Image") -> "tuple[Image, str | None]":
+        """A picture with its watermark if there is to be one, and what is to be said of it."""
+        if not self._watermark:
+            return image, None
+        from overpaint import watermark  # imports OpenCV
+
+        return watermark.marked(image)
 
 
 def open_checker(name: str, device: str = "auto") -> Checker:

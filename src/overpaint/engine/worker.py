@@ -281,7 +281,7 @@ class _Worker:
         try:
             if flagged is None:
                 flagged = self._flags(order, event)
-            told = _written(order, event, flagged)
+            told = self._written(order, event, flagged)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in FULL:
                 if not tries:
@@ -299,34 +299,38 @@ class _Worker:
         """Pictures that are not to be published."""
         return self._finisher.flags(event.images, event.seeds) if self._checks(order) else ()
 
+    def _written(self, order: Order, event: Finished, flagged: tuple[Flag, ...]) -> list[Said]:
+        """Bring those pictures of a job to the disk that are not flagged; what is to be told."""
+        told: list[Said] = [
+            Notice(f"{flag} was flagged by the safety checker.") for flag in flagged
+        ]
+        held = {flag.index for flag in flagged}
+        kept = [i for i in range(len(event.images)) if i not in held]
+        if not kept:
+            return [*told, Broken(ALL_FLAGGED, True, flagged)]
+        files: list[Path] = []
+        for i in kept:
+            image, why = self._finisher.marked(event.images[i])
+            if why:
+                told.append(Notice(f"picture {i}: {why}"))
+            data = metadata.encoded(image, order.kind, event.metadata[i], **order.options)
+            files.append(order.folder / f"{order.stem}-{i}.{order.kind}")
+            write(files[-1], data)
+        done = Done(
+            tuple(files),
+            tuple(event.seeds[i] for i in kept),
+            tuple(event.images[i].size for i in kept),
+            tuple(event.metadata[i] for i in kept),
+            flagged,
+        )
+        return [*told, done]
+
     def _send(self, report: Report) -> None:
         try:
             with self._sending:
                 self._pipe.send(report)
         except (BrokenPipeError, OSError):
             os._exit(1)
-
-
-def _written(order: Order, event: Finished, flagged: tuple[Flag, ...]) -> list[Said]:
-    """Bring a job's pictures to the disk, but for those that are flagged; what is to be told."""
-    told: list[Said] = [Notice(f"{flag} was flagged by the safety checker.") for flag in flagged]
-    held = {flag.index for flag in flagged}
-    kept = [i for i in range(len(event.images)) if i not in held]
-    if not kept:
-        return [*told, Broken(ALL_FLAGGED, True, flagged)]
-    files: list[Path] = []
-    for i in kept:
-        data = metadata.encoded(event.images[i], order.kind, event.metadata[i], **order.options)
-        files.append(order.folder / f"{order.stem}-{i}.{order.kind}")
-        write(files[-1], data)
-    done = Done(
-        tuple(files),
-        tuple(event.seeds[i] for i in kept),
-        tuple(event.images[i].size for i in kept),
-        tuple(event.metadata[i] for i in kept),
-        flagged,
-    )
-    return [*told, done]
 
 
 def _broken(error: Exception) -> Broken:

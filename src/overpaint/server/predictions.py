@@ -107,7 +107,7 @@ class Input(BaseModel):
         default=None, ge=1, le=500, description="Of a base image refiner; by default as many."
     )
     apply_watermark: bool = Field(
-        default=True, description="No watermark is made; the settings are in the file."
+        default=True, description="Whether there is one is the server's to say, and it says so."
     )
     lora_scale: float = Field(
         default=0.6, ge=0, le=1, description="`loras[].scale`, of what replicate_weights names."
@@ -139,6 +139,8 @@ async def accept(
         RequestError: as `to_request`, or they name what is not here; in their words.
         PictureError, IdempotencyError, QueueFullError, OSError: as `Service.submit`.
     """
+    if service.settings.finishing.watermark and not given.apply_watermark:
+        raise RequestError("apply_watermark", "this server marks every picture; leave it out.")
     request = await asyncio.to_thread(to_request, given, service, service.settings.refiner)
     asked = given.model_dump(mode="json", exclude_unset=True)
     checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
@@ -275,7 +277,9 @@ def logs(service: Service, job: Job, history: Sequence[Said]) -> str:
     """What a prediction's logs say: the seed, notices, and how far it is."""
     lines = [f"Using seed: {job.request['seed']}"] if job.started else []
     lines += [str(said.body["message"]) for said in history if said.kind == "notice"]
-    if job.origin.get("input", {}).get("apply_watermark", True) and job.state == "succeeded":
+    marks = service.settings.finishing.watermark
+    wanted = job.origin.get("input", {}).get("apply_watermark", True)
+    if wanted and not marks and job.state == "succeeded":
         lines.append("No watermark was made: the settings are in the files.")
     step = service.hub.now(job.id).step
     if job.state == "running" and step:
