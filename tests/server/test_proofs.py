@@ -107,10 +107,10 @@ def test_the_ledger_says_what_the_jobs_say(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_ledger_says_what_many_jobs_say(tmp_path: Path) -> None:
-    found = proof_ledger.run(tmp_path, kills=200, count=5000)
+    found = proof_ledger.run(tmp_path, kills=100, count=2000)
     print(found)
     assert found.kept
-    assert found.given_up > 0
+    assert found.again > 0
 
 
 def test_a_cancel_takes_effect_within_a_step(painting: tuple[Server, Path]) -> None:
