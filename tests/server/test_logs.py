@@ -7,12 +7,14 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -125,6 +127,31 @@ def test_a_job_that_is_canceled_as_it_waits(tmp_path: Path, written: Written) ->
             client.post(f"/api/jobs/{name}/cancel")
         until(lambda: len(written("job canceled")) == 2)
         assert [line["job_id"] for line in written("job canceled")] == [names[1], names[0]]
+
+
+def test_a_store_that_is_out_of_order_for_a_while(
+    client: TestClient, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, failures = Jobs.finish, iter([True])
+
+    def failing(*arguments: Any, **keywords: Any) -> bool:
+        if next(failures, False):
+            raise OperationalError("UPDATE", {"a": "secret"}, Exception("disk I/O error"))
+        return finish(*arguments, **keywords)
+
+    monkeypatch.setattr(Jobs, "finish", failing)
+    submit(client)
+    (line,) = written("store or disk out of order")
+    assert (line["level"], line["error"]) == ("error", "OperationalError: disk I/O error")
+    assert len(written("job succeeded")) == 1
+
+
+def test_a_worker_that_stands_still(tmp_path: Path, written: Written) -> None:
+    with client_of(tmp_path, pace=Pace(look=0.05, stalled=2.0)) as client:
+        body = {"request": {"prompt": "hang", "num_inference_steps": 4}}
+        client.post("/api/jobs", json=body)
+        until(lambda: written("job requeued"))
+        assert written("worker replaced")[0]["cause"] == "it said nothing any more"
 
 
 def test_a_worker_that_dies(client: TestClient, written: Written) -> None:
@@ -307,6 +334,23 @@ def test_requests_at_once_keep_their_ids(tmp_path: Path, written: Written) -> No
             client.post("/api/jobs", json=body, headers={"X-Request-ID": name})
         until(lambda: len(written("job succeeded")) == 2)
     assert [line["request_id"] for line in written("job accepted")] == ["first", "second"]
+
+
+def test_a_client_that_goes_away_is_no_defect(tmp_path: Path, written: Written) -> None:
+    with running(tmp_path) as url:
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port)) as half:
+            head = (
+                f"POST /api/files HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 9\r\n\r\n"
+            )
+            half.sendall(head.encode() + b"half")
+            half.shutdown(socket.SHUT_WR)
+            assert half.recv(1) == b""
+        until(lambda: written("answered"))
+    (line,) = written()
+    assert (line["level"], line["route"]) == ("info", "/api/files")
+    assert "status" not in line
+    assert "error" not in line
 
 
 def test_an_id_outlives_its_server(tmp_path: Path, written: Written) -> None:

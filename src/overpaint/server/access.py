@@ -6,6 +6,7 @@ import secrets
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overpaint.server.logs import request_id, say
@@ -47,6 +48,8 @@ class Access:
 
         try:
             await self._app(scope, receive, named)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
         except Exception as error:
             state |= {"refused": "defect", "error": error}
             if status is not None:
