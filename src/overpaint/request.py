@@ -336,17 +336,20 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
     data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     if isinstance(data.get("prompt"), str):
         data["prompt"], tagged = _untagged(data["prompt"])
-        if tagged:
+        if tagged and isinstance(data.get("loras", ()), tuple):
             data["loras"] = (*data.get("loras", ()), *tagged)
     for field, part in (("controls", Control), ("loras", Lora)):
         if isinstance(data.get(field), tuple):
             values = enumerate(data[field])
             data[field] = tuple(_part(part, f"{field}.{i}", value) for i, value in values)
     if data.get("image") is not None:
-        if data.get("mask") or data.get("mask_from") or any(data.get("extend") or ()):
+        extend = data.get("extend")
+        extended = isinstance(extend, tuple) and any(extend)
+        if data.get("mask") or data.get("mask_from") or extended:
             if data.get("task") is None:
                 data["task"] = "replace" if data.get("mask") or data.get("mask_from") else "extend"
-            if repaint := TASKS.get(data["task"]):
+            if data["task"] in tuple(TASKS):  # what is no task may be of any type
+                repaint = TASKS[data["task"]]
                 for field in ("strength", "fill"):
                     if data.get(field) is None:
                         data[field] = getattr(repaint, field)

@@ -366,9 +366,18 @@ def basic(key: str) -> str:
 
 
 def test_a_failure(client: TestClient) -> None:
-    wrong = post(client, "txt2img", {"prompt": "refuse", "steps": 2}, 500)
-    assert set(wrong) == {"error", "detail", "body", "errors"}
-    assert "refused" in wrong["errors"]
+    for prompt, status, why in (("refuse", 422, "refused"), ("break", 500, "defect")):
+        wrong = post(client, "txt2img", {"prompt": prompt, "steps": 2}, status)
+        assert set(wrong) == {"error", "detail", "body", "errors"}
+        assert why in wrong["errors"]
+
+
+def test_a_mask_of_another_size_is_refused(client: TestClient) -> None:
+    small = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(small, "PNG")
+    mask = base64.b64encode(small.getvalue()).decode()
+    wrong = post(client, "img2img", {"init_images": [RAW], "mask": mask, "steps": 2}, 422)
+    assert wrong["errors"].startswith("mask: the mask is 8x8")
 
 
 def test_a_server_that_ends_lets_those_go_who_wait(

@@ -92,7 +92,7 @@ def test_the_story_and_its_resumption(slow: TestClient) -> None:
 
 def test_uploads_by_content(client: TestClient) -> None:
     name = hashlib.sha256(HOUSE).hexdigest()
-    assert client.get(f"/api/files/{name}").status_code == 422
+    assert client.get(f"/api/files/{name}").status_code == 404
     answer = client.post("/api/files", content=HOUSE)
     assert (answer.status_code, answer.json()) == (201, {"file": name, "size": len(HOUSE)})
     assert client.get(f"/api/files/{name}").json()["size"] == len(HOUSE)

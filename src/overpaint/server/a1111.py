@@ -42,9 +42,10 @@ from overpaint.server.a1111_inputs import (
     to_request,
 )
 from overpaint.server.a1111_scripts import FINISHED, MODULES, controls_of
+from overpaint.server.dialect import fault_of
 from overpaint.server.jobs import ENDED, Job
 from overpaint.server.service import Service
-from overpaint.server.wire import Key, Serves, answer, awaited, telling
+from overpaint.server.wire import Key, Serves, answer, awaited, refusals, telling
 
 PREVIEW_EVERY = 5
 """Steps between the pictures that `progress` shows."""
@@ -65,7 +66,10 @@ def answered(error: Exception) -> JSONResponse:
     return JSONResponse(body, status, headers)
 
 
-router = APIRouter(tags=["AUTOMATIC1111"], route_class=telling(answered))
+ERROR = {"type": "object", "required": ["error", "detail", "body", "errors"]}
+"""The schema of an error in their words."""
+
+router = APIRouter(tags=["AUTOMATIC1111"], route_class=telling(answered), responses=refusals(ERROR))
 sdapi = APIRouter(prefix="/sdapi/v1", route_class=telling(answered))
 
 
@@ -178,7 +182,7 @@ async def generate(
     request = await asyncio.to_thread(read)
     kind = "jpg" if options.samples_format == "jpeg" else options.samples_format
     quality = {} if kind == "png" else {"quality": options.jpeg_quality}
-    asked = given.model_dump(mode="json", exclude={"init_images", "mask"})
+    asked = given.model_dump(mode="json", exclude={"init_images", "mask", "alwayson_scripts"})
     origin = {
         "wire": "a1111",
         "parameters": asked,
@@ -192,6 +196,8 @@ async def generate(
         OPTIONS.setdefault(service, {})[key] = options
     job = await awaited(service, job, incoming)
     if job.state == "failed":
+        if fault := fault_of(job):
+            raise in_their_words(fault)
         raise HTTPException(500, job.error)
     if job.state not in ENDED:
         raise HTTPException(503, f"the server ends; job {job.id} runs when it is back.")

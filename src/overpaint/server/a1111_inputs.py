@@ -28,7 +28,7 @@ from overpaint.errors import RequestError, near
 from overpaint.foreign import a1111_schedule
 from overpaint.names import SAMPLERS, Fill, sampler_name
 from overpaint.request import LARGEST_SEED, Control, Fit, Picture, Request
-from overpaint.server.wire import from_base64
+from overpaint.server.wire import from_base64, with_fitting_mask
 
 RESIZE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
 """Their `resize_mode`."""
@@ -103,7 +103,7 @@ class Only:
         return {**handler(schema), **own}
 
 
-Idle = Annotated[Any, Field(description="Means nothing here.")]
+Idle = Annotated[Any, Field(exclude=True, description="Means nothing here, and is not kept.")]
 
 
 class Words(BaseModel):
@@ -185,7 +185,7 @@ class Inputs(Words):
         description="`clip_skip`, as CLIP_stop_at_last_layers; SD.Next's.",
     )
     send_images: bool = Field(default=True, description="Have pictures in the answer.")
-    alwayson_scripts: dict[str, Any] = Field(
+    alwayson_scripts: dict[Annotated[str, Field(max_length=100)], Any] = Field(
         default_factory=dict, description="ControlNet: `controls`; others if they are off."
     )
 
@@ -212,8 +212,8 @@ class Inputs(Words):
     do_not_save_samples: Idle = False
     do_not_save_grid: Idle = False
     force_task_id: Idle = None
-    url: Idle = Field(default=None, exclude=True)
-    auth: Idle = Field(default=None, exclude=True)  # SillyTavern's, of the user: never kept
+    url: Idle = None
+    auth: Idle = None  # SillyTavern's, of the user
 
 
 class TextInputs(Inputs):
@@ -303,7 +303,8 @@ def to_request(
         PictureError: a picture cannot be read.
     """
     try:
-        return Request(**_fields(given, options, refiners, embeddings), controls=tuple(controls))
+        fields = _fields(given, options, refiners, embeddings)
+        return with_fitting_mask(Request(**fields, controls=tuple(controls)))
     except RequestError as error:
         raise in_their_words(error) from None
 

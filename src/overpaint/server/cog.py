@@ -30,6 +30,7 @@ from overpaint.server.outbox import EVENTS
 from overpaint.server.predictions import COG, Input, Output, accept, pictures, state_of
 from overpaint.server.service import Service
 from overpaint.server.wire import (
+    PROBLEMS,
     Event,
     Key,
     Serves,
@@ -37,6 +38,7 @@ from overpaint.server.wire import (
     answer,
     awaited,
     problem,
+    refusals,
     telling,
 )
 
@@ -63,9 +65,6 @@ def answered(error: Exception) -> Response:
 
 def _wrong(message: str, *place: str) -> dict[str, Any]:
     return {"loc": ["body", *place], "msg": message, "type": "value_error"}
-
-
-router = APIRouter(tags=["cog"], route_class=telling(answered))
 
 
 class PredictionRequest(BaseModel):
@@ -103,6 +102,29 @@ class PredictionResponse(BaseModel):
     completed_at: str | None
     metrics: dict[str, float]
 
+
+WRONG = {
+    "type": "object",
+    "required": ["detail"],
+    "properties": {
+        "detail": {
+            "type": "array",
+            "items": {"type": "object", "required": ["loc", "msg", "type"]},
+        }
+    },
+}
+"""The schema of what is wrong with a request; anything else is told as a problem."""
+
+router = APIRouter(
+    tags=["cog"],
+    route_class=telling(answered),
+    responses=PROBLEMS
+    | {
+        202: {"model": PredictionResponse, "description": "it has not ended yet"},
+        406: {**PROBLEMS[415], "description": "the answer would be of another kind"},
+        422: refusals(WRONG)[422],
+    },
+)
 
 Prefer = Annotated[str, Header()]
 

@@ -11,6 +11,7 @@ from overpaint.request import Request
 from overpaint.server.jobs import Job
 from overpaint.server.native import pictures_from
 from overpaint.server.service import Service
+from overpaint.server.wire import with_fitting_mask
 
 Word = tuple[str, str, Any]
 """A field of a dialect that was given, and the field and value of ours that it is."""
@@ -47,7 +48,7 @@ def request_of(
             raise RequestError(name, f"contradicts {theirs.get(ours, ours)}; give one of the two.")
         fields[ours], theirs[ours] = value, name
     try:
-        return Request(**fields), theirs
+        return with_fitting_mask(Request(**fields)), theirs
     except RequestError as error:
         if (name := theirs.get(error.field)) is None:
             raise
@@ -61,5 +62,5 @@ def fault_of(job: Job) -> RequestError | None:
     fault = FAULT.match(message)
     if fault is None or fault[1] not in Request.model_fields:
         return None
-    field = job.origin["theirs"].get(fault[1], fault[1])
+    field = job.origin.get("theirs", {}).get(fault[1], fault[1])
     return RequestError(field, message.removeprefix(f"{fault[1]}: "))

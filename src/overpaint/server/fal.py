@@ -37,6 +37,7 @@ from overpaint.server.jobs import ENDED, Job
 from overpaint.server.predictions import moment, picture, progress_line
 from overpaint.server.service import Service
 from overpaint.server.wire import (
+    EVENT_STREAM,
     LISTENS,
     MEDIA_TYPES,
     RETRY,
@@ -50,6 +51,7 @@ from overpaint.server.wire import (
     data_uri,
     found,
     link,
+    refusals,
     telling,
 )
 
@@ -136,7 +138,7 @@ class Arguments(BaseModel):
     guidance_scale: float = Field(default=7.5, ge=0, le=50, description="The same.")
     seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED, description="`seed`.")
     num_images: int = Field(default=1, ge=1, le=64, description="The same.")
-    scheduler: str | None = Field(default=None, description="`sampler`.")
+    scheduler: str | None = Field(default=None, max_length=200, description="`sampler`.")
     loras: list[LoraWeight] = Field(
         default_factory=list[LoraWeight], max_length=32, description="`loras`."
     )
@@ -168,7 +170,7 @@ def wrong(field: str, message: str, kind: str = "value_error") -> list[dict[str,
 
 
 def _places(field: str) -> list[str | int]:
-    return [int(part) if part.isdigit() else part for part in field.split(".") if part]
+    return [int(part) if part.isdecimal() else part for part in field.split(".") if part]
 
 
 def answered(error: Exception) -> JSONResponse:
@@ -183,7 +185,15 @@ def answered(error: Exception) -> JSONResponse:
     return JSONResponse({"detail": detail}, status, headers)
 
 
-router = APIRouter(prefix="/fal", tags=["fal"], route_class=telling(answered))
+ERROR = {"type": "object", "required": ["detail"], "properties": {"detail": {}}}
+"""The schema of an error in their words."""
+
+router = APIRouter(
+    prefix="/fal",
+    tags=["fal"],
+    route_class=telling(answered),
+    responses=refusals(ERROR),
+)
 
 
 # From their words to ours
@@ -246,7 +256,7 @@ def in_their_words(error: RequestError, given: Arguments) -> RequestError:
         field = "fal_webhook"
     elif head == "loras":
         index, _, part = rest.partition(".")
-        listed = index.isdigit() and int(index) < len(given.loras)
+        listed = index.isdecimal() and int(index) < len(given.loras)
         field = f"loras.{index}.{'path' if part == 'name' else part}" if listed else "prompt"
     else:
         return error
@@ -476,14 +486,19 @@ async def found_here(name: str, service: Serves, key: Key) -> Job:
 Found = Annotated[Job, Depends(found_here)]
 
 
-@router.get(f"{ANY}/status")
+@router.get(f"{ANY}/status", responses={202: {"description": "it has not ended yet"}})
 async def status(job: Found, service: Serves, response: Response, logs: bool = False) -> Any:
     """Where a request is; 202 until it has ended."""
     response.status_code = 200 if job.state in ENDED else 202
     return await asyncio.to_thread(status_of, service, job, logs)
 
 
-@router.get(f"{ANY}/status/stream", response_class=StreamingResponse, dependencies=LISTENS)
+@router.get(
+    f"{ANY}/status/stream",
+    response_class=StreamingResponse,
+    dependencies=LISTENS,
+    responses=EVENT_STREAM,
+)
 async def follow(job: Found, service: Serves, logs: bool = False) -> StreamingResponse:
     """Where a request is, whenever that changes, until it has ended."""
 
@@ -501,13 +516,13 @@ async def follow(job: Found, service: Serves, logs: bool = False) -> StreamingRe
     return events(told())
 
 
-@router.get(ANY)
+@router.get(ANY, responses={CANCELED: refusals(ERROR)[409] | {"description": "it was canceled"}})
 async def result(job: Found, service: Serves) -> dict[str, Any]:
     """What came of a request; 400 while it goes on."""
     return await asyncio.to_thread(result_of, service, job)
 
 
-@router.put(f"{ANY}/cancel", status_code=202)
+@router.put(f"{ANY}/cancel", status_code=202, responses={400: {"description": "it has ended"}})
 async def cancel(job: Found, service: Serves, response: Response) -> dict[str, str]:
     """Ask for a request's end."""
     if job.state in ENDED:
@@ -517,9 +532,17 @@ async def cancel(job: Found, service: Serves, response: Response) -> dict[str, s
     return {"status": "CANCELLATION_REQUESTED"}
 
 
-@router.post("/run/{owner}/{app}/stream", dependencies=PLAIN, response_class=StreamingResponse)
 @router.post(
-    "/run/{owner}/{app}/{task}/stream", dependencies=PLAIN, response_class=StreamingResponse
+    "/run/{owner}/{app}/stream",
+    dependencies=PLAIN,
+    response_class=StreamingResponse,
+    responses=EVENT_STREAM,
+)
+@router.post(
+    "/run/{owner}/{app}/{task}/stream",
+    dependencies=PLAIN,
+    response_class=StreamingResponse,
+    responses=EVENT_STREAM,
 )
 async def stream(
     given: Arguments,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Response
 from fastapi import Request as Incoming
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -42,7 +43,7 @@ class Answers:
     rejections: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 def metrics(incoming: Incoming, service: Serves, key: Key) -> Response:
     """What the service has done and holds, for Prometheus."""
     registry = CollectorRegistry()

@@ -29,18 +29,23 @@ from typing import Annotated, Any, Literal, cast
 from fastapi import APIRouter, HTTPException, Query, Response
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic_core import core_schema
 
 from overpaint import images
 from overpaint.engine.worker import Shown
+from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.request import Picture, Request
 from overpaint.server.jobs import Job, Said
 from overpaint.server.ledger import Ledger, Total
 from overpaint.server.service import Service, Story
 from overpaint.server.wire import (
+    EVENT_STREAM,
     LISTENS,
     MEDIA_TYPES,
+    PICTURES,
+    PROBLEMS,
     Event,
     Key,
     LastEvent,
@@ -53,12 +58,28 @@ from overpaint.server.wire import (
     from_base64,
     painted,
     upload,
+    uploaded,
+    with_fitting_mask,
 )
 
-router = APIRouter(prefix="/api", tags=["native"])
+router = APIRouter(prefix="/api", tags=["native"], responses=PROBLEMS)
+
+BYTES = {"type": "string", "format": "binary"}
+
+DEEPEST = 8
+"""Levels of lists and objects in each other; `controls[].image` has four."""
 
 Wait = Annotated[float, Query(ge=0, le=60)]
 """Seconds that a client waits for a job's end."""
+
+
+class LikeRequest:
+    """Of a field whose schema is that of `Request`: that is checked with its pictures in it."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(Request.__pydantic_core_schema__)
 
 
 class FileFormat(BaseModel):
@@ -91,8 +112,8 @@ class Submission(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    request: dict[str, Any]
-    model: str | None = None
+    request: Annotated[dict[str, Any], LikeRequest()]
+    model: str | None = Field(default=None, max_length=200)
     priority: int = Field(default=0, ge=-10, le=10)
     output: FileFormat = Field(default_factory=FileFormat)
     webhook: Webhook = None
@@ -203,22 +224,24 @@ class Page(BaseModel):
     before: str | None
 
 
-def pictures_from(fields: Any, service: Service) -> Any:
-    """The fields of a request with their pictures in them.
+def pictures_from(fields: Any, service: Service, deep: int = DEEPEST) -> Any:
+    """The fields of a request with their pictures in them; `deep` more levels are read.
 
     Raises:
-        RequestError: a picture is neither a file nor data.
+        RequestError: a picture is neither a file nor data, or something is in too many others.
         PictureError: there is no such file.
     """
+    if deep < 0:
+        raise RequestError("request", "is nested deeper than any field of it.")
     match fields:
         case {"file": str(name)} if len(fields) == 1:
             return {"data": service.files.get(name)}
         case {"data": str(text)} if len(fields) == 1:
             return {"data": from_base64("data", text)}
         case Mapping():
-            return {name: pictures_from(value, service) for name, value in fields.items()}
+            return {n: pictures_from(value, service, deep - 1) for n, value in fields.items()}
         case list():
-            return [pictures_from(value, service) for value in fields]
+            return [pictures_from(value, service, deep - 1) for value in fields]
         case _:
             return fields
 
@@ -282,6 +305,7 @@ async def create(
     for picture in (request.image, request.mask):
         if picture:
             await asyncio.to_thread(_check, picture)
+    await asyncio.to_thread(with_fitting_mask, request)
     output = submission.output
     options = {} if output.quality is None else {"quality": output.quality}
     kept = {"kind": output.format, "options": options, "preview_every": output.preview_every}
@@ -310,7 +334,7 @@ def _check(picture: Picture) -> None:
 async def listing(
     service: Serves,
     key: Key,
-    before: str | None = None,
+    before: Annotated[str | None, Query(max_length=64)] = None,
     state: Literal["queued", "running", "succeeded", "failed", "canceled"] | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 30,
 ) -> Page:
@@ -340,7 +364,12 @@ async def cancel(name: str, service: Serves, key: Key) -> JobView:
     return await view(service, job)
 
 
-@router.get("/jobs/{name}/events", response_class=StreamingResponse, dependencies=LISTENS)
+@router.get(
+    "/jobs/{name}/events",
+    response_class=StreamingResponse,
+    dependencies=LISTENS,
+    responses=EVENT_STREAM,
+)
 async def events(
     name: str,
     service: Serves,
@@ -375,7 +404,7 @@ def sse(story: Story) -> str:
             return f"event: preview\ndata: {json.dumps(shown)}\n\n"
 
 
-@router.get("/jobs/{name}/results/{file}", response_class=FileResponse)
+@router.get("/jobs/{name}/results/{file}", response_class=FileResponse, responses=PICTURES)
 async def result(name: str, file: str, service: Serves, viewer: Viewer) -> FileResponse:
     """A picture that a job made."""
     return await painted(service, viewer, name, file)
@@ -411,7 +440,18 @@ async def secret(service: Serves, key: Key) -> dict[str, str]:
     return {"key": await asyncio.to_thread(service.outbox.secret, key)}
 
 
-@router.post("/files", status_code=201)
+@router.post(
+    "/files",
+    status_code=201,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                kind: {"schema": BYTES} for kind in ("application/octet-stream", "image/*")
+            },
+        }
+    },
+)
 async def put(incoming: Incoming, service: Serves, key: Key) -> Upload:
     """Upload a picture: its bytes are the body."""
     data = await upload(incoming)
@@ -422,7 +462,7 @@ async def put(incoming: Incoming, service: Serves, key: Key) -> Upload:
 @router.get("/files/{name}")
 async def look(name: str, service: Serves, key: Key) -> Upload:
     """Whether a file is there: a client that knows its hash need not upload it again."""
-    data = await asyncio.to_thread(service.files.get, name)
+    data = await uploaded(service, name)
     return Upload(file=name, size=len(data))
 
 

@@ -30,6 +30,7 @@ from overpaint.server.dialect import Word, fault_of, request_of
 from overpaint.server.jobs import ENDED, Job, Said
 from overpaint.server.service import Service
 from overpaint.server.wire import (
+    EVENT_STREAM,
     LARGEST_UPLOAD,
     RETRY,
     Key,
@@ -40,6 +41,7 @@ from overpaint.server.wire import (
     awaited,
     base_of,
     link,
+    refusals,
     telling,
 )
 
@@ -106,7 +108,7 @@ class Asked(BaseModel):
     steps: int | Literal["exact", "truncate"] | None = Field(
         default=None, description="A number: `num_inference_steps`; a word: `steps`."
     )
-    scheduler: str | None = Field(default=None, description="`sampler`.")
+    scheduler: str | None = Field(default=None, max_length=200, description="`sampler`.")
     webhook: Webhook = Field(
         default=None, description="Where the answer is posted as well; then the job outlives you."
     )
@@ -203,7 +205,16 @@ def answered(error: Exception) -> JSONResponse:
     return JSONResponse(wrong(detail, kind, param, code), status, headers)
 
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=telling(answered))
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "object", "required": ["message", "type", "param", "code"]}},
+}
+"""The schema of an error in their words."""
+
+router = APIRouter(
+    prefix="/v1", tags=["OpenAI"], route_class=telling(answered), responses=refusals(ERROR)
+)
 
 
 # From their words to ours
@@ -522,7 +533,7 @@ def mistake(error: Exception) -> str:
 # Routes
 
 
-@router.post("/images/generations")
+@router.post("/images/generations", responses=EVENT_STREAM)
 async def generate(
     body: Generation,
     incoming: Incoming,
@@ -532,6 +543,12 @@ async def generate(
 ) -> Response:
     """Make pictures of a prompt."""
     return await make(service, key, incoming, body, idempotency_key)
+
+
+def form_of(kind: type[Asked]) -> dict[str, Any]:
+    """What the API's description says of a form."""
+    content = {"multipart/form-data": {"schema": kind.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 async def edit_of(incoming: Incoming) -> Edit:
@@ -544,7 +561,7 @@ async def variation_of(incoming: Incoming) -> Variation:
     return await from_form(incoming, Variation)
 
 
-@router.post("/images/edits")
+@router.post("/images/edits", responses=EVENT_STREAM, openapi_extra=form_of(Edit))
 async def edit(
     incoming: Incoming,
     service: Serves,
@@ -556,7 +573,7 @@ async def edit(
     return await make(service, key, incoming, body, idempotency_key)
 
 
-@router.post("/images/variations")
+@router.post("/images/variations", openapi_extra=form_of(Variation))
 async def vary(
     incoming: Incoming,
     service: Serves,

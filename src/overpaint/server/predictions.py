@@ -22,7 +22,7 @@ from overpaint.errors import RequestError
 from overpaint.request import LARGEST_SEED, Lora, Picture, Request
 from overpaint.server.jobs import Job, Said
 from overpaint.server.service import Service
-from overpaint.server.wire import MEDIA_TYPES, data_uri, from_base64
+from overpaint.server.wire import MEDIA_TYPES, data_uri, from_base64, with_fitting_mask
 
 Scheduler = Literal[
     "DDIM",
@@ -204,7 +204,7 @@ def to_request(given: Input, service: Service, refiner: str | None) -> Request:
             fields["high_noise_frac"] = given.high_noise_frac
         else:
             fields["refine_steps"] = given.refine_steps
-    return Request(**fields)
+    return with_fitting_mask(Request(**fields))
 
 
 def picture(field: str, uri: str, service: Service) -> Picture:

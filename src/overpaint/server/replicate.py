@@ -37,8 +37,11 @@ from overpaint.server.predictions import (
 )
 from overpaint.server.service import Service
 from overpaint.server.wire import (
+    EVENT_STREAM,
     LARGEST_UPLOAD,
     LISTENS,
+    PICTURES,
+    PROBLEMS,
     Event,
     Key,
     LastEvent,
@@ -50,9 +53,10 @@ from overpaint.server.wire import (
     found,
     link,
     painted,
+    uploaded,
 )
 
-router = APIRouter(prefix="/v1", tags=["Replicate"])
+router = APIRouter(prefix="/v1", tags=["Replicate"], responses=PROBLEMS)
 
 Prefer = Annotated[str | None, Header()]
 WAIT = re.compile(r"wait(?:=(\d+))?")
@@ -244,7 +248,7 @@ async def listing(
     incoming: Incoming,
     service: Serves,
     key: Key,
-    cursor: Annotated[str | None, Query()] = None,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
     created_after: Annotated[str | None, Query()] = None,
     created_before: Annotated[str | None, Query()] = None,
 ) -> dict[str, Any]:
@@ -276,13 +280,18 @@ async def cancel(name: str, incoming: Incoming, service: Serves, key: Key) -> di
     return await prediction(service, job, base_of(incoming))
 
 
-@router.get("/predictions/{name}/output/{file}", response_class=FileResponse)
+@router.get("/predictions/{name}/output/{file}", response_class=FileResponse, responses=PICTURES)
 async def output(name: str, file: str, service: Serves, viewer: Viewer) -> FileResponse:
     """A picture of a prediction."""
     return await painted(service, viewer, name, file)
 
 
-@router.get("/predictions/{name}/stream", response_class=StreamingResponse, dependencies=LISTENS)
+@router.get(
+    "/predictions/{name}/stream",
+    response_class=StreamingResponse,
+    dependencies=LISTENS,
+    responses=EVENT_STREAM,
+)
 async def stream(
     name: str,
     incoming: Incoming,
@@ -408,8 +417,8 @@ async def put_file(
     incoming: Incoming,
     service: Serves,
     key: Key,
-    filename: Annotated[str | None, Form()] = None,
-    media_type: Annotated[str | None, Form(alias="type")] = None,
+    filename: Annotated[str, Form(max_length=1000)] = "",
+    media_type: Annotated[str, Form(alias="type", max_length=200)] = "",
 ) -> dict[str, Any]:
     """Upload a picture."""
     if any(field.startswith("metadata") for field in await incoming.form()):
@@ -428,7 +437,7 @@ async def put_file(
 @router.get("/files/{name}")
 async def read_file(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
     """An upload."""
-    data = await asyncio.to_thread(service.files.get, name)
+    data = await uploaded(service, name)
     return file_view(service, name, data, base_of(incoming))
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from overpaint import images, masks
 from overpaint.errors import (
     IdempotencyError,
     ModelError,
@@ -25,6 +26,7 @@ from overpaint.errors import (
     RequestError,
     StoreError,
 )
+from overpaint.request import Request
 from overpaint.server.jobs import ENDED, Job
 from overpaint.server.keys import Keys, digest_of
 from overpaint.server.logs import SHOWN
@@ -202,6 +204,34 @@ def from_base64(field: str, text: str) -> bytes:
         raise RequestError(field, f"is not base64: {error}.") from None
 
 
+async def uploaded(service: Service, name: str) -> bytes:
+    """An upload. Whoever names it may have it: its name is the hash of what it holds.
+
+    Raises:
+        HTTPException: 404, it is not there, or no hash.
+    """
+    try:
+        return await asyncio.to_thread(service.files.get, name)
+    except (PictureError, StoreError) as error:
+        raise HTTPException(404, str(error)) from None
+
+
+def with_fitting_mask(request: Request) -> Request:
+    """The request, if its mask is of its image's size.
+
+    Raises:
+        RequestError: it is not.
+        PictureError: the image cannot be read.
+    """
+    if request.image and request.mask:
+        size = images.decode(request.image).size
+        try:
+            masks.decode(request.mask, size)
+        except PictureError as error:
+            raise RequestError("mask", str(error)) from None
+    return request
+
+
 def data_uri(data: bytes, media_type: str) -> str:
     """A file as a data: URI."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
@@ -253,6 +283,46 @@ REASONS = sorted(
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What systems say of disks that are full."""
+
+
+REFUSALS = {
+    400: "the body cannot be read",
+    401: "a key is missing or unknown",
+    403: "the link, or the page that asks, is refused",
+    404: "it is not there, or not yours",
+    409: "it is not in the state for that",
+    410: "it is not kept any more",
+    413: "the body is too large",
+    415: "the body is of another kind",
+    421: "the server does not go by that name",
+    422: "the request cannot be carried out",
+    429: "the queue is full",
+    503: "the server, its store or its disk is out of order",
+    507: "the disk is full",
+}
+"""Statuses that any route may answer with, and why."""
+
+PROBLEM = {
+    "type": "object",
+    "required": ["title", "status", "detail"],
+    "properties": {"title": {"type": "string"}, "status": {"type": "integer"}, "detail": {}},
+}
+"""The schema of `problem`."""
+
+
+def refusals(
+    schema: Mapping[str, Any], media_type: str = "application/json"
+) -> dict[int | str, dict[str, Any]]:
+    """What the API's description says of `REFUSALS`, by the schema of a dialect's errors."""
+    content = {media_type: {"schema": schema}}
+    return {status: {"description": why, "content": content} for status, why in REFUSALS.items()}
+
+
+PROBLEMS = refusals(PROBLEM, "application/problem+json")
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+PICTURES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}
+}
 
 
 def problem(status: int, title: str, detail: Any, headers: Any = None) -> JSONResponse:
