@@ -79,7 +79,7 @@ def parent_of(span: ReadableSpan) -> int | None:
 def test_a_request_is_a_span_within_its_client_s(
     client: TestClient, kept: InMemorySpanExporter
 ) -> None:
-    client.get("/api/jobs/none", headers=PARENT)
+    client.get("/api/jobs/none", headers=PARENT | {"X-Request-ID": "mine"})
     span = one(kept, "GET /api/jobs/{name}")
     assert span.kind == SpanKind.SERVER
     assert span.context
@@ -89,6 +89,7 @@ def test_a_request_is_a_span_within_its_client_s(
         "http.request.method": "GET",
         "http.route": "/api/jobs/{name}",
         "http.response.status_code": 404,
+        "overpaint.request.id": "mine",
     }
     assert span.status.status_code == StatusCode.UNSET
     assert span.resource.attributes["service.name"] == "overpaint"
@@ -127,6 +128,7 @@ def test_a_job_is_a_span_within_the_request_that_made_it(
         "overpaint.key": "",
         "overpaint.model": "m",
         "overpaint.pictures": 2,
+        "overpaint.request.id": attributes(request)["overpaint.request.id"],
     }
     assert attributes(running) == {"overpaint.job.attempt": 1}
     times = [job.start_time, queued.start_time, queued.end_time, running.start_time]

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overpaint.server.access import PROBES
 from overpaint.server.jobs import ENDED, Job, Said
-from overpaint.server.logs import SHOWN
+from overpaint.server.logs import SHOWN, request_id
 
 W3C = TraceContextTextMapPropagator()
 """Reads and writes `traceparent` and `tracestate`."""
@@ -68,6 +68,7 @@ class Traces:
             "overpaint.key": job.key[:SHOWN],
             "overpaint.model": job.model,
             "overpaint.pictures": job.request.get("num_images", 1),
+            "overpaint.request.id": job.origin.get("request_id") or "",
         }
         whole = self.tracer.start_span(
             "job", parent, attributes=attributes, start_time=_nanoseconds(began)
@@ -126,6 +127,7 @@ class Traced:
 
             async def seen(message: Message) -> None:
                 if message["type"] == "http.response.start":
+                    span.set_attribute("overpaint.request.id", request_id.get() or "")
                     span.set_attribute("http.response.status_code", message["status"])
                     if message["status"] >= 500:
                         span.set_status(StatusCode.ERROR)
