@@ -36,6 +36,8 @@ ARGUMENTS = OPTIONS | {
     "host": "--host",
     "otel": "--otel",
     "allowed_origin": "--allowed-origin",
+    "c2pa_certificate": "--c2pa-certificate",
+    "c2pa_key": "--c2pa-key",
     "profile": "--profile",
     "until": "--until",
     "price": "--price",

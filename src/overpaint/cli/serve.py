@@ -111,6 +111,13 @@ def serve(
     watermark: Annotated[
         bool, typer.Option("--watermark", help="Pictures get an invisible watermark, SDXL's own.")
     ] = False,
+    c2pa_certificate: Annotated[
+        Path | None,
+        typer.Option(help="Chain (PEM) that pictures are signed with by C2PA; needs the key too."),
+    ] = None,
+    c2pa_key: Annotated[
+        Path | None, typer.Option(help="Private key (PEM) of the certificate.")
+    ] = None,
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds for jobs under way when the server is ended.")
     ] = 30.0,
@@ -143,7 +150,7 @@ def serve(
                     f"{host} can be reached from elsewhere; give a --key that clients must have, "
                     "or make one with `overpaint keys create`.",
                 )
-    finishing = Finishing(safety_checker, device, watermark)
+    finishing = Finishing(safety_checker, device, watermark, c2pa_certificate, c2pa_key)
     finishing.check()
     names = tuple(model or ["miniature"])
     times = Profile.read(profile) if profile else None

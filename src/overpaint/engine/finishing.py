@@ -9,11 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.errors import CheckpointError, ModelNotFoundError, RequestError
 from overpaint.safety import Checker, Flag, flags
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from overpaint.credentials import Credentials
+    from overpaint.request import Picture
 
 
 @dataclass(frozen=True)
@@ -24,19 +27,25 @@ class Finishing:
         checker: what flags pictures: a folder with a network, or `module:function`.
         device: where a network computes, as `models.devices.place` takes it.
         watermark: pictures get an invisible one.
+        certificate: the operator's, PEM, that pictures are signed with by C2PA.
+        key: its private key, PEM.
     """
 
     checker: str | None = None
     device: str = "auto"
     watermark: bool = False
+    certificate: Path | None = None
+    key: Path | None = None
 
     def check(self) -> None:
-        """See that all this is there, without loading it.
+        """See that all this is there, without loading a network.
 
         Raises:
             ModelNotFoundError: there is no such checker.
             CheckpointError: its folder lacks a file.
+            RequestError: the certificate and key cannot sign, or one is given alone.
         """
+        self.credentials()
         if self.checker is None or _is_function(self.checker):
             return
         folder = Path(self.checker)
@@ -51,6 +60,20 @@ class Finishing:
                     "read from safetensors alone: pickles can run any program)."
                 )
 
+    def credentials(self) -> "Credentials | None":
+        """What signs pictures.
+
+        Raises:
+            RequestError: as `check`.
+        """
+        if self.certificate is None and self.key is None:
+            return None
+        if self.certificate is None or self.key is None:
+            raise RequestError("c2pa_certificate", "needs its --c2pa-key too, and that needs this.")
+        from overpaint.credentials import Credentials
+
+        return Credentials(self.certificate, self.key)
+
 
 AS_THEY_ARE = Finishing()
 
@@ -63,7 +86,9 @@ class Finisher:
 
         Raises:
             ModelNotFoundError, CheckpointError, DeviceError: as `open_checker`.
+            RequestError: as `Finishing.check`.
         """
+        self._credentials = asked.credentials()
         self._watermark = asked.watermark
         self._checker = open_checker(asked.checker, asked.device) if asked.checker else None
 
@@ -87,6 +112,14 @@ class Finisher:
         from overpaint import watermark  # imports OpenCV
 
         return watermark.marked(image)
+
+    def signed(self, data: bytes, kind: str, parent: "Picture | None") -> bytes:
+        """The file of a picture of a `kind`, signed if it is to be; `parent` was repainted.
+
+        Raises:
+            OutputError: it cannot be signed.
+        """
+        return self._credentials.signed(data, kind, parent) if self._credentials else data
 
 
 def open_checker(name: str, device: str = "auto") -> Checker:

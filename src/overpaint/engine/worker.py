@@ -314,6 +314,7 @@ class _Worker:
             if why:
                 told.append(Notice(f"picture {i}: {why}"))
             data = metadata.encoded(image, order.kind, event.metadata[i], **order.options)
+            data = self._finisher.signed(data, order.kind, order.request.image)
             files.append(order.folder / f"{order.stem}-{i}.{order.kind}")
             write(files[-1], data)
         done = Done(

@@ -1,0 +1,91 @@
+"""What the operator has done to pictures reaches the files that clients get."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import c2pa
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from overpaint import watermark
+from overpaint.cli.main import app
+from overpaint.engine.finishing import Finisher, Finishing
+from overpaint.errors import OverpaintError, RequestError
+
+from ..certificates import write_certificate
+from .live import client_of
+
+FIELDS = {"prompt": "a cup", "seed": 7, "num_inference_steps": 3}
+HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
+
+
+def test_pictures_are_signed(tmp_path: Path) -> None:
+    chain, key = write_certificate(tmp_path)
+    signing = Finishing(certificate=chain, key=key)
+    said = list[str]()
+    with client_of(tmp_path / "data", finishing=signing) as client:
+        house = client.post("/api/files", content=HOUSE.read_bytes()).json()["file"]
+        for request in (FIELDS, FIELDS | {"image": {"file": house}, "strength": 0.5}):
+            answer = client.post("/api/jobs?wait=60", json={"request": request})
+            [made] = answer.json()["results"]
+            data = client.get(made["url"]).content
+            with c2pa.Reader("image/png", io.BytesIO(data)) as reader:
+                assert reader.get_validation_state() == "Valid"
+                said.append(reader.json())
+    assert ["c2pa.created" in text for text in said] == [True, False]
+    assert ["c2pa.edited" in text for text in said] == [False, True]
+
+
+def test_pictures_are_marked_and_small_ones_said_to_be_not(tmp_path: Path) -> None:
+    marking = Finishing(watermark=True)
+    with Image.open(HOUSE) as house:
+        made, why = Finisher(marking).marked(house.convert("RGB"))
+    assert why is None
+    assert watermark.found(made)
+    with client_of(tmp_path, finishing=marking) as client:
+        job = client.post("/api/jobs?wait=60", json={"request": FIELDS}).json()
+        assert len(job["results"]) == 1
+        story = client.get(f"/api/jobs/{job['id']}/events").text
+        assert "picture 0: 8x8 pixels are too few for a watermark" in story
+
+
+@pytest.mark.parametrize("marks", [False, True])
+def test_replicate_s_clients_are_told_of_the_watermark(tmp_path: Path, marks: bool) -> None:
+    with client_of(tmp_path, finishing=Finishing(watermark=marks)) as client:
+        inputs: dict[str, Any] = {"prompt": "a cup"}
+        made = client.post("/predictions", json={"input": inputs}).json()
+        assert made["status"] == "succeeded"
+        assert ("No watermark was made" in made["logs"]) == (not marks)
+        answer = client.post("/predictions", json={"input": inputs | {"apply_watermark": False}})
+        assert answer.status_code == (422 if marks else 200)
+        if marks:
+            assert "this server marks every picture" in json.dumps(answer.json())
+
+
+def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
+    chain, key = write_certificate(tmp_path)
+    for alone in (Finishing(certificate=chain), Finishing(key=key)):
+        with pytest.raises(RequestError, match="c2pa_certificate: "):
+            alone.check()
+    Finishing(certificate=chain, key=key).check()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--safety-checker", "nowhere"), "neither a folder nor MODULE:FUNCTION"),
+        (("--c2pa-certificate", "gone.pem", "--c2pa-key", "gone.pem"), "gone.pem cannot be read"),
+    ],
+)
+def test_serve_says_what_is_missing_before_it_starts(
+    tmp_path: Path, options: tuple[str, ...], why: str
+) -> None:
+    ended = CliRunner().invoke(app, ["serve", "--data", str(tmp_path / "data"), *options])
+    assert isinstance(ended.exception, OverpaintError)
+    assert why in str(ended.exception)
+    assert not (tmp_path / "data").exists()
