@@ -8,12 +8,13 @@ rebinding) takes itself for the server's own; but then the server is asked for u
 
 import asyncio
 from collections.abc import Collection
+from typing import cast
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from overpaint.server.addresses import is_loopback
 from overpaint.server.wire import problem
@@ -153,6 +154,5 @@ class Connection(H11Protocol):
         """What the server waits for the client with; None if it does not."""
         if self.flow.write_paused:
             return "answer", self.transport.get_write_buffer_size()
-        if self.cycle is None or self.cycle.response_complete:
-            return "head", self.cycle
-        return None
+        cycle = cast(RequestResponseCycle | None, self.cycle)  # None before the first request
+        return ("head", cycle) if cycle is None or cycle.response_complete else None
