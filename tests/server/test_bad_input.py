@@ -1,0 +1,291 @@
+"""What a server is sent that it must refuse, in every dialect: the right answer, little memory, and
+no connection to what a URL names.
+
+What one dialect alone has is beside its tests; hosts and pages are in test_guard, addresses of
+webhooks in test_addresses, names in test_named.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import socket
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from PIL import Image, PngImagePlugin
+
+from tests.test_images import bomb
+
+from .processes import Server
+
+LITTLE = 100 * 2**20
+"""Bytes by which memory may grow over everything here."""
+
+WRAPPED: dict[str, tuple[str, str]] = {
+    "native": ("/api/jobs", '{"request": %s}'),
+    "replicate": ("/v1/predictions", '{"version": "owner/miniature", "input": %s}'),
+    "cog": ("/predictions", '{"input": %s}'),
+    "openai": ("/v1/images/generations", "%s"),
+    "a1111": ("/sdapi/v1/txt2img", "%s"),
+    "fal": ("/fal/queue/owner/miniature", "%s"),
+}
+"""Where each dialect's fields go, and in what."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that must not grow over all of these tests, and has no jobs when they end."""
+    with Server(tmp_path_factory.mktemp("bad"), "--seconds", "0") as started:
+        started.until_ready()
+        good = started.submit(image={"data": base64.b64encode(png()).decode()})
+        assert started.ended(good)["state"] == "succeeded"
+        process = psutil.Process(started.process.pid)
+        before = process.memory_info().rss
+        yield started
+        assert process.memory_info().rss - before < LITTLE
+        assert [job["id"] for job in started.client.get("/api/jobs").json()["jobs"]] == [good]
+
+
+class Canary:
+    """Something that listens, and counts who connects."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.socket.getsockname()[1])
+        self.heard = 0
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.socket.accept()[0].close()
+                self.heard += 1
+
+    def close(self) -> None:
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self.socket.close()
+
+
+@pytest.fixture(scope="module")
+def canary() -> Iterator[Canary]:
+    listening = Canary()
+    yield listening
+    listening.close()
+    assert listening.heard == 0
+
+
+def sent(server: Server, dialect: str, fields: str | bytes) -> httpx.Response:
+    """Fields as they stand, which may be no JSON."""
+    path, around = WRAPPED[dialect]
+    body = fields if isinstance(fields, bytes) else (around % fields).encode()
+    return server.client.post(path, content=body, headers={"Content-Type": "application/json"})
+
+
+def refused(answer: httpx.Response, statuses: tuple[int, ...], says: str) -> None:
+    assert answer.status_code in statuses, answer.text[:300]
+    assert says in json.dumps(answer.json(), ensure_ascii=False)
+    assert len(answer.content) < 10_000
+
+
+# Fields
+
+STEPS = {"openai": "steps", "a1111": "steps"}
+GUIDANCE = {"a1111": "cfg_scale"}
+COUNT = {"openai": "n", "replicate": "num_outputs", "cog": "num_outputs", "a1111": "batch_size"}
+SAMPLER = {"native": "sampler", "a1111": "sampler_name"}
+
+FIELDS: tuple[tuple[dict[str, str], str, str], ...] = (
+    (STEPS, "num_inference_steps", "1000000000"),
+    (STEPS, "num_inference_steps", "0"),
+    (STEPS, "num_inference_steps", "-1"),
+    (STEPS, "num_inference_steps", "1.5"),
+    (GUIDANCE, "guidance_scale", "NaN"),
+    (GUIDANCE, "guidance_scale", "Infinity"),
+    (GUIDANCE, "guidance_scale", "1e308"),
+    (GUIDANCE, "guidance_scale", "1e999"),
+    (COUNT, "num_images", "1000000"),
+    ({}, "seed", "-2"),
+    ({}, "seed", str(2**64)),
+    ({}, "seed", "NaN"),
+    ({}, "prompt", f'"{"a" * 1_000_000}"'),
+    ({}, "prompt", r'"a\u0000b"'),
+    ({}, "prompt", r'"\ud800"'),
+    ({}, "prompt", "[]"),
+    ({}, "negative_prompt", r'"a\u0000b"'),
+    ({}, "no_such_field", "1"),
+    ({}, "__class__", '"x"'),
+    (SAMPLER, "scheduler", '"__class__"'),
+)
+"""What a field is called where it is not called as here, its name, and a value as JSON."""
+
+
+@pytest.mark.parametrize("dialect", WRAPPED)
+@pytest.mark.parametrize(("names", "name", "value"), FIELDS)
+def test_fields(server: Server, dialect: str, names: Any, name: str, value: str) -> None:
+    name = names.get(dialect, name)
+    prompt = "" if name == "prompt" else '"prompt": "a", '
+    refused(sent(server, dialect, f'{{{prompt}"{name}": {value}}}'), (422, 400), name)
+
+
+@pytest.mark.parametrize("dialect", WRAPPED)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        f'{{"seed": {"9" * 100_000}}}',
+        f'{{"prompt": {"[" * 100_000}{"]" * 100_000}}}',
+        '{"prompt": "a"',
+        '{"prompt": "é"}'.encode("latin-1"),
+        b"\xff\xfe\x00",
+    ],
+)
+def test_what_is_no_json(server: Server, dialect: str, fields: str | bytes) -> None:
+    refused(sent(server, dialect, fields), (400, 422), "")
+
+
+# Pictures
+
+
+def png(size: tuple[int, int] = (64, 64), **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def text_bomb() -> bytes:
+    """A PNG whose text would be 100 MB."""
+    text = PngImagePlugin.PngInfo()
+    text.add(b"zTXt", b"note\0\0" + zlib.compress(bytes(100_000_000)))
+    return png(pnginfo=text)
+
+
+PICTURES: dict[str, bytes] = {
+    "50,000² pixels in 1 KB": bomb(),
+    "100 MB of text": text_bomb(),
+    "nothing": b"",
+    "HTML": b"<html><body>not a picture</body></html>",
+    "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1/"/></svg>',
+    "FITS": b"SIMPLE  =                    T" + b" " * 3000,
+    "PSD": b"8BPS\0\1" + bytes(100),
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
+    "a pickle": b"\x80\x04\x95" + bytes(50),
+    "a magic number alone": b"\x89PNG\r\n\x1a\n",
+    "zeros": bytes(1000),
+}
+
+TEXTS: dict[str, str] = {
+    "no base64": "data:image/png;base64,%%%%",
+    "half of base64": "data:image/png;base64,iVBORw0KGgo",
+    "no comma": "data:image/png;base64",
+    "no scheme": "image/png;base64,AAAA",
+    "a path": "/etc/passwd",
+    "a path above": "../../../etc/passwd",
+    "a file": "file:///etc/passwd",
+    "gopher": "gopher://127.0.0.1:6379/_INFO",
+    "metadata": "http://169.254.169.254/latest/meta-data/",
+}
+
+URLS = (
+    "http://127.0.0.1:{port}/a.png",
+    "http://localhost:{port}/a.png",
+    "http://[::ffff:127.0.0.1]:{port}/a.png",
+    "http://2130706433:{port}/a.png",
+    "http://0x7f.1:{port}/a.png",
+    "http://0:{port}/a.png",
+    "http://example.org@127.0.0.1:{port}/a.png",
+    "http://example.org\\@127.0.0.1:{port}/a.png",
+    "ftp://127.0.0.1:{port}/a.png",
+    "//127.0.0.1:{port}/a.png",
+)
+
+
+def painted(server: Server, dialect: str, text: str) -> httpx.Response:
+    """Ask for a picture to be repainted that is given as a text."""
+    fields: dict[str, Any] = {"prompt": "a", "num_inference_steps": 1}
+    match dialect:
+        case "native":
+            fields["image"] = {"data": text.removeprefix("data:image/png;base64,")}
+        case "replicate" | "cog":
+            fields["image"] = text
+        case "fal":
+            fields["image_url"] = text
+        case _:
+            fields = {"prompt": "a", "steps": 1, "init_images": [text]}
+            return server.client.post("/sdapi/v1/img2img", json=fields)
+    return sent(server, dialect, json.dumps(fields))
+
+
+TAKE_TEXTS = ("native", "replicate", "cog", "a1111", "fal")
+"""Dialects in which pictures are texts; OpenAI's are files in forms."""
+
+
+@pytest.mark.parametrize("dialect", [*TAKE_TEXTS, "openai", "upload"])
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures(server: Server, dialect: str, kind: str) -> None:
+    data = PICTURES[kind]
+    if dialect == "upload":
+        answer = server.client.post("/api/files", content=data)
+    elif dialect == "openai":
+        files = {"image": ("house.png", data, "image/png")}
+        answer = server.client.post("/v1/images/edits", data={"prompt": "a"}, files=files)
+    else:
+        uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        answer = painted(server, dialect, uri)
+    refused(answer, (422, 400), "")
+
+
+@pytest.mark.parametrize("dialect", TAKE_TEXTS)
+@pytest.mark.parametrize("kind", TEXTS)
+def test_texts_that_are_no_pictures(server: Server, dialect: str, kind: str) -> None:
+    refused(painted(server, dialect, TEXTS[kind]), (422,), "")
+
+
+@pytest.mark.parametrize("dialect", TAKE_TEXTS)
+@pytest.mark.parametrize("url", URLS)
+def test_urls_are_not_fetched(server: Server, canary: Canary, dialect: str, url: str) -> None:
+    refused(painted(server, dialect, url.format(port=canary.port)), (422,), "")
+
+
+# HTTP
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "-1", "x", str(2**63 - 1)])
+def test_numbers_of_events(server: Server, number: str) -> None:
+    name = server.client.get("/api/jobs").json()["jobs"][0]["id"]
+    for path in (f"/api/jobs/{name}/events", f"/v1/predictions/{name}/stream"):
+        answer = server.client.get(path, headers={"Last-Event-ID": number})
+        refused(answer, (422,), "Last-Event-ID")
+
+
+def test_a_story_beyond_its_end_ends(server: Server) -> None:
+    name = server.client.get("/api/jobs").json()["jobs"][0]["id"]
+    answer = server.client.get(f"/api/jobs/{name}/events", headers={"Last-Event-ID": "9999"})
+    assert (answer.status_code, answer.text) == (200, "")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/jobs/%00",
+        "/api/jobs/..%2f..%2fjobs.db",
+        "/api/jobs/%ff/events",
+        "/api/jobs/x/results/..%2f..%2f..%2fjobs.db",
+        "/api/jobs?before=%00",
+        "/api/files/..%2f..%2fjobs.db",
+        "/v1/files/%2e%2e%2fjobs.db",
+        "/v1/predictions/%00",
+        "/v1/models/%00/%00",
+        "/fal/queue/owner/miniature/requests/%00/status",
+    ],
+)
+def test_names_in_paths(server: Server, path: str) -> None:
+    refused(server.client.get(path), (404,), "")
