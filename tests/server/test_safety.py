@@ -147,9 +147,13 @@ def test_cog_s_clients_are_told_likewise(second: str, everything: str) -> None:
 def test_openai_s_clients_get_the_others(second: str) -> None:
     with OpenAI(api_key="any", base_url=f"{second}/v1", max_retries=0) as client:
         made = client.images.generate(prompt="a cup", n=3, extra_body={"seed": 7})
+        fields: dict[str, Any] = {"seed": 7}
+        stream = client.images.generate(prompt="a cup", n=3, stream=True, extra_body=fields)
+        ended = [event for event in stream if event.type == "image_generation.completed"]
     assert made.data
     assert [each.model_extra for each in made.data] == [{"seed": 7}, {"seed": 9}]
     assert made.model_extra == {"flagged": [FLAG]}
+    assert [(event.model_extra or {})["flagged"] for event in ended] == [[FLAG], [FLAG]]
 
 
 def test_openai_s_clients_are_told_in_their_words(everything: str) -> None:

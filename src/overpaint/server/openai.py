@@ -370,7 +370,7 @@ def told_of(job: Job) -> dict[str, Any]:
         "background": "opaque",
         "output_format": job.origin["output_format"],
         "quality": job.origin["quality"],
-    }
+    } | ({"flagged": job.flagged} if job.flagged else {})
 
 
 def made(service: Service, job: Job) -> list[dict[str, Any]]:
@@ -413,8 +413,7 @@ async def shown(service: Service, job: Job) -> dict[str, Any]:
     """A job in their words."""
     data = await asyncio.to_thread(made, service, job)
     known = {"created": int(job.created), "data": data, "usage": USAGE}
-    shown = {**known, **told_of(job), "size": size_of(job)}
-    return shown | ({"flagged": job.flagged} if job.flagged else {})
+    return {**known, **told_of(job), "size": size_of(job)}
 
 
 async def told(service: Service, job: Job) -> dict[str, Any]:
