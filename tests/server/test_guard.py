@@ -5,20 +5,23 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from overpaint.server import guard
+from overpaint.server import guard, wire
 from overpaint.server.app import Server, create_app, run
 from overpaint.server.service import Settings
 
 from .fake import Fake
+from .live import PATIENCE, running, until
 
 PAGE = "https://studio.example"
 
@@ -191,3 +194,62 @@ def test_bodies_are_not_unpacked(client: TestClient) -> None:
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     answer = client.post("/api/jobs", content=packed, headers=headers)
     assert "encoding" in refused(answer, 415)
+
+
+# Clients that stand still
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/jobs", "/api/files", "/v1/predictions", "/v1/images/edits", "/sdapi/v1/txt2img"]
+)
+def test_bodies_that_do_not_come_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(guard, "PATIENCE", 0.1)
+    kind = "multipart/form-data; boundary=b" if "edits" in path else "application/json"
+    start = "--b" if "edits" in path else "{"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+    with running(tmp_path) as url, socket.create_connection(place(url)) as client:
+        client.settimeout(PATIENCE)
+        client.sendall(f"{head}Content-Length: 1000\r\n\r\n{start}".encode())
+        told = b"".join(iter(lambda: client.recv(1000), b""))  # until the server hangs up
+        assert told.startswith(b"HTTP/1.1 408 ")
+        assert b"1,024 bytes a second" in told
+
+
+def test_swift_bodies_may_take_longer_than_the_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "PATIENCE", 0.0)
+    monkeypatch.setattr(guard, "SLOWEST", 1)  # so that every byte that came is worth a second
+    with client_of(tmp_path) as client:
+        headers = {"content-type": "application/json"}
+        assert client.post("/api/jobs", content=chunks(9), headers=headers).status_code == 201
+
+
+def place(url: str) -> tuple[str, int]:
+    host, port = url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def test_listeners_are_counted_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "LISTENERS", 1)
+    keys = {name: {"Authorization": f"Bearer {name}"} for name in ("one", "two")}
+    job = {"request": {"prompt": "hang", "num_inference_steps": 1}}
+    with running(tmp_path, keys=tuple(keys)) as url, httpx.Client(base_url=url) as client:
+        paths = {
+            name: f"/api/jobs/{client.post('/api/jobs', json=job, headers=key).json()['id']}/events"
+            for name, key in keys.items()
+        }
+        with client.stream("GET", paths["one"], headers=keys["one"]) as first:
+            assert next(first.iter_lines()) == "id: 1"
+            answer = client.get(paths["one"], headers=keys["one"])
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+            with client.stream("GET", paths["two"], headers=keys["two"]) as other:
+                assert other.status_code == 200
+
+        def again() -> bool:
+            with client.stream("GET", paths["one"], headers=keys["one"]) as answer:
+                return answer.status_code == 200
+
+        until(again)  # once the server has seen that the first one left
