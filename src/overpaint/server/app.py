@@ -32,11 +32,10 @@ BODIES: dict[str, Body] = {
     "native": native.told,
     "replicate": replicate.told,
     "cog": cog.told,
-    "a1111": a1111.told,
     "openai": openai.told,
     "fal": fal.told,
 }
-"""What is posted of jobs, by the wire format that they came by."""
+"""What is posted of jobs, by the wire format that they came by; A1111's has no webhooks."""
 
 TIDY = 60.0
 """Seconds between looks for what is too old to be kept."""
@@ -116,7 +115,7 @@ def create_app(
         """Whether the server is alive."""
         return {"status": "alive"}
 
-    @app.get("/readyz", tags=["health"])
+    @app.get("/readyz", tags=["health"], responses={503: {"description": "it is not ready"}})
     async def readyz() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         """Whether it accepts jobs and can run them; if not, why."""
         service: Service = app.state.service

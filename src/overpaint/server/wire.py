@@ -290,6 +290,7 @@ REFUSALS = {
     401: "a key is missing or unknown",
     403: "the link, or the page that asks, is refused",
     404: "it is not there, or not yours",
+    408: "the body came too slowly",
     409: "it is not in the state for that",
     410: "it is not kept any more",
     413: "the body is too large",
