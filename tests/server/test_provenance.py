@@ -79,6 +79,7 @@ def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
     ("options", "why"),
     [
         (("--safety-checker", "nowhere"), "neither a folder nor MODULE:FUNCTION"),
+        (("--safety-checker", "no_such_module:check"), "there is no module 'no_such_module'"),
         (("--c2pa-certificate", "gone.pem", "--c2pa-key", "gone.pem"), "gone.pem cannot be read"),
     ],
 )

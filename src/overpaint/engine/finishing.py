@@ -6,6 +6,7 @@ They are checked, marked and signed: in the worker's process, beside the steps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,12 @@ class Finishing:
             RequestError: the certificate and key cannot sign, or one is given alone.
         """
         self.credentials()
-        if self.checker is None or _is_function(self.checker):
+        if self.checker is None:
+            return
+        if _is_function(self.checker):
+            package = self.checker.partition(":")[0].partition(".")[0]
+            if not package.isidentifier() or find_spec(package) is None:
+                raise _not_found(self.checker, f"there is no module {package!r}")
             return
         folder = Path(self.checker)
         if not folder.is_dir():
@@ -142,11 +148,15 @@ def open_checker(name: str, device: str = "auto") -> Checker:
     try:
         found: Any = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ModelNotFoundError(
-            f"the safety checker {name!r} cannot be imported: {error}. Give a folder, or "
-            "MODULE:FUNCTION that Python finds (see PYTHONPATH)."
-        ) from error
+        raise _not_found(name, str(error)) from error
     return found
+
+
+def _not_found(name: str, why: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"the safety checker {name!r} cannot be imported: {why}. Give a folder, or "
+        "MODULE:FUNCTION that Python finds (see PYTHONPATH)."
+    )
 
 
 def _is_function(name: str) -> bool:
