@@ -211,7 +211,9 @@ def owned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owned]:
         post("/predictions", named, prefer="respond-async")
         jobs["cog"] = client.get("/api/jobs?limit=1", headers=OWNER).json()["jobs"][0]["id"]
         file = client.post("/api/files", content=PICTURE, headers=OWNER).json()["file"]
-        yield Owned(client, jobs, ended["id"], ended["results"][0]["name"], file)
+        owned = Owned(client, jobs, ended["id"], ended["results"][0]["name"], file)
+        until(lambda: "queued" not in {state for state, _ in owned.states().values()})
+        yield owned
 
 
 def _fit(fields: dict[str, Any]) -> dict[str, Any]:
