@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 from PIL import Image
 from sqlalchemy.exc import OperationalError
 
-from overpaint.engine.worker import Ready, main
-from overpaint.events import Notice, Step
+from overpaint.engine.worker import Done, Order, Ready, Report, main
+from overpaint.events import Notice, Spent, Step
 from overpaint.request import Request
 from overpaint.server.database import Database
 from overpaint.server.files import Files
@@ -265,6 +265,41 @@ def test_a_stop_without_grace_gives_back(house: House) -> None:
     job = house.jobs.get(name)
     assert job is not None
     assert (job.state, job.crashes) == ("queued", 0)
+
+
+def test_a_job_s_end_is_the_last_that_is_said_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast its pictures are written: here at once."""
+    said = list[Any]()
+
+    class EndOfTest(Exception): ...  # noqa: N818
+
+    class Pipe:
+        orders: ClassVar = [Order("a", Request(prompt="", seed=5), "m", tmp_path, "1")]
+
+        def recv(self) -> Order:
+            if not self.orders:
+                threading.Event().wait()
+            return self.orders.pop()
+
+        def send(self, report: Report) -> None:
+            said.extend(report if isinstance(report, list) else [])
+            if said and isinstance(said[-1][1], Done):
+                raise EndOfTest
+
+    class AtOnce:
+        def __init__(self, *_: object) -> None:
+            """As an executor."""
+
+        def submit(self, call: Callable[..., None], *arguments: object) -> None:
+            call(*arguments)
+
+    monkeypatch.setattr("overpaint.engine.worker.ThreadPoolExecutor", AtOnce)
+    with pytest.raises(EndOfTest):
+        main(cast(Any, Pipe()), Fake, ())
+    kinds = [type(one) for _, one in said]
+    assert kinds[-3:] == [Step, Spent, Done]
 
 
 def test_the_worker_ends_with_its_server() -> None:

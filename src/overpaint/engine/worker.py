@@ -207,9 +207,13 @@ class _Worker:
         while True:
             self._take()
             if self._engine.busy:
-                told = [self._said(name, event) for name, event in self._engine.tick()]
-                if said := [report for report in told if report]:
+                told = self._engine.tick()
+                reports = [self._said(name, event) for name, event in told]
+                if said := [report for report in reports if report]:
                     self._send(said)
+                for name, event in told:
+                    if isinstance(event, Finished):  # now: its end is the last to be said of a job
+                        self._writer.submit(self._finish, self._orders.pop(name), event)
             if time.monotonic() - self._alive > IDLE:
                 self._alive = time.monotonic()
                 self._send(Alive(getattr(self._engine, "counters", None)))
@@ -250,7 +254,6 @@ class _Worker:
         match event:
             case Finished():
                 self._unwritten.add(name)
-                self._writer.submit(self._finish, self._orders.pop(name), event)
                 return None
             case Failed(error):
                 del self._orders[name]
