@@ -42,6 +42,9 @@ MOST = 1.5
 ROOM = 4096
 """Bytes of answers that hostile clients take in before they read them."""
 
+LARGE = 2**24
+"""Bytes of a picture that is asked for and not read."""
+
 LONG = 100_000
 """Bytes of a body that is said to come."""
 
@@ -82,23 +85,29 @@ class Found:
         return self.good and self.ratio <= MOST
 
 
-def run(folder: Path, seconds: float, clients: int = 1000) -> Found:
+def run(folder: Path, seconds: float, clients: int = 1000, turns: int = TURNS) -> Found:
     """Alternate turns of so many seconds in all, with so many who listen."""
     with Server(folder, "--room", "1", "--patience", str(PATIENCE)) as server:
-        return asyncio.run(_run(server.until_ready(), seconds, clients))
+        return asyncio.run(_run(server.until_ready(), folder, seconds, clients, turns))
 
 
-async def _run(server: Server, seconds: float, clients: int) -> Found:
+async def _run(server: Server, folder: Path, seconds: float, clients: int, turns: int) -> Found:
     found, normal, hostile = Found(seconds, clients), Counter[str](), Counter[str]()
     alone, beside = list[float](), list[float]()
-    turn = seconds / TURNS / 2
+    turn = seconds / turns / 2
+    made = server.ended(server.submit())
+    with (folder / "results" / made["id"] / made["results"][0]["name"]).open("ab") as picture:
+        picture.truncate(LARGE)
+    ask = f"GET {made['results'][0]['url']} {HOST}\r\n".encode()
     server.submit(steps=1000, prompt="hang")  # is under way for all the time, so that another waits
     waiting = server.submit()
     limits = httpx.Limits(max_connections=32)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
-        for _ in range(TURNS):
+        for _ in range(turns):
+            await client.get("/v1/models")
             alone += await _ask(client, turn, normal)
-            async with _crowd(server, waiting, clients, hostile) as unfinished:
+            async with _crowd(server, waiting, ask, clients, hostile) as unfinished:
+                await client.get("/v1/models")
                 beside += await _ask(client, max(turn, 4 * PATIENCE), normal)
                 found.held += sum(not task.done() for task in unfinished)
     found.normal, found.hostile = dict(normal), dict(hostile)
@@ -136,14 +145,14 @@ UNFINISHED: dict[str, tuple[bytes, bytes]] = {
     "body by the byte": (UPLOAD, b"x"),
     "half an upload": (UPLOAD + b"x" * 1000, b""),
     "head by the byte": (UPLOAD[:30], b"x"),
-    "reads nothing": (f"GET /openapi.json {HOST}\r\n".encode() * 2, b"\r\n"),
+    "reads nothing": (b"", b"\r\n"),
 }
-"""What is sent at once, and what every second after that."""
+"""What is sent at once, and what every second after that. Who reads nothing asks for a picture."""
 
 
 @contextlib.asynccontextmanager
 async def _crowd(
-    server: Server, waiting: str, clients: int, ends: Counter[str]
+    server: Server, waiting: str, ask: bytes, clients: int, ends: Counter[str]
 ) -> AsyncGenerator[list[asyncio.Task[None]]]:
     """So many who listen to a job that waits, and a quarter as many of each of the others.
 
@@ -159,7 +168,7 @@ async def _crowd(
         for kind, (start, _) in UNFINISHED.items():
             for _ in range(max(1, clients // 4)):
                 reader, writer = await connections.enter_async_context(_connected(server))
-                writer.write(start)
+                writer.write(start or ask)
                 tasks.append(asyncio.create_task(_stall(reader, writer, kind, ends)))
         yield tasks
 

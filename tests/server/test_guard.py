@@ -242,7 +242,8 @@ def test_listeners_are_counted_by_key(tmp_path: Path, monkeypatch: pytest.Monkey
             for name, key in keys.items()
         }
         with client.stream("GET", paths["one"], headers=keys["one"]) as first:
-            assert next(first.iter_lines()) == "id: 1"
+            lines = first.iter_lines()  # which lets go of the stream when it is forgotten
+            assert next(lines) == "id: 1"
             answer = client.get(paths["one"], headers=keys["one"])
             assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
             with client.stream("GET", paths["two"], headers=keys["two"]) as other:
