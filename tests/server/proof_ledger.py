@@ -254,7 +254,7 @@ def compare(found: Found, jobs: Jobs, files: Files, ledger: Ledger) -> None:
         used = (entry.megapixel_steps, entry.device_seconds)
         same = (entry.key, entry.model, entry.state, entry.ended, entry.pictures)
         if same != (job.key, job.model, job.state, job.ended, len(made)) or not fits(job, *used):
-            found.wrong.append(f"{job}: {entry}")
+            found.wrong.append(f"{job.id} {job.state}, attempt {job.attempt}, {made}: {entry}")
     found.jobs, found.entries = len(stored), len(entries)
     found.dialects = dict(Counter(job.origin["wire"] for job in stored))
     found.states = dict(Counter(job.state for job in stored))
