@@ -17,9 +17,11 @@ from . import (
     proof_company,
     proof_disk,
     proof_frozen,
+    proof_hostile,
     proof_ledger,
     proof_overload,
     proof_restart,
+    proof_soak,
 )
 from .postgres import database
 from .processes import Server
@@ -85,6 +87,33 @@ def test_overload_for_long(tmp_path: Path) -> None:
     print(found)
     assert found.all_ended
     assert max(found.growth.values()) < proof_overload.FLAT
+
+
+def test_hostile_clients_are_not_waited_for(tmp_path: Path) -> None:
+    found = proof_hostile.run(tmp_path, seconds=6, clients=40, turns=1)
+    assert found.good, found
+    assert found.hostile.pop("listens: HTTP/1.1 200 OK") == 40
+    assert found.hostile == dict.fromkeys(proof_hostile.UNFINISHED, 10)
+
+
+@pytest.mark.slow
+def test_normal_clients_are_as_swift_beside_hostile_ones(tmp_path: Path) -> None:
+    found = proof_hostile.run(tmp_path, seconds=120)
+    print(found)
+    assert found.kept
+
+
+def test_every_dialect_leaves_nothing_open(tmp_path: Path) -> None:
+    found = proof_soak.run(tmp_path, seconds=20)
+    assert found.flat, found
+    assert set(found.jobs.values()) == {found.rounds}
+
+
+@pytest.mark.slow
+def test_every_dialect_for_an_hour(tmp_path: Path) -> None:
+    found = proof_soak.run(tmp_path, seconds=3600)
+    print(found)
+    assert found.kept
 
 
 def test_a_restart_keeps_the_queue(tmp_path: Path) -> None:
