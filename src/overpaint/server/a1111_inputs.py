@@ -106,10 +106,19 @@ class Only:
 Idle = Annotated[Any, Field(exclude=True, description="Means nothing here, and is not kept.")]
 
 
+def _nullable(schema: dict[str, Any]) -> None:
+    """Say that every field may be null, and that unknown ones may be nothing else."""
+    fields = schema["properties"]
+    for name, field in fields.items():
+        said = {word: field.pop(word) for word in ("description", "default") if word in field}
+        fields[name] = {"anyOf": [field, {"type": "null"}], **said}
+    schema["additionalProperties"] = {"type": "null"}
+
+
 class Words(BaseModel):
     """Null is the same as left out, as it is there."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra=_nullable)
 
     @model_validator(mode="before")
     @classmethod

@@ -62,7 +62,9 @@ def _ordered(schema: dict[str, Any]) -> None:
 class Input(BaseModel):
     """The inputs of Replicate's SDXL model (stability-ai/sdxl), and which of ours they are."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra=_ordered)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_ordered
+    )
 
     prompt: str = Field(default="", max_length=100_000, description="What to draw.")
     negative_prompt: str = Field(
