@@ -82,6 +82,13 @@ class Hub:
         for listener in listeners:
             listener.tell(heard)
 
+    def rouse(self) -> None:
+        """Have everybody who listens look at what is stored: nothing more happens here."""
+        with self._changing:
+            listeners = [one for those in self._listeners.values() for one in those]
+        for listener in listeners:
+            listener.tell("ended")
+
     def now(self, name: str) -> Now:
         """Where a job is; nothing is known of one that is not under way here."""
         with self._changing:

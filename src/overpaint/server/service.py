@@ -161,6 +161,7 @@ class Service:
         self.draining = True
         self.supervisor.stop(self.settings.grace)
         self.drained = True
+        self.hub.rouse()
 
     def close(self) -> None:
         """Let go of the store."""
@@ -289,7 +290,6 @@ class Service:
 
         A server that ends leaves off when nothing is under way any more.
         """
-        clock = asyncio.get_running_loop().time
         patience = SELDOM if self._alone else POLL
         with self.hub.listening(name) as heard:
             now, ended = self.hub.now(name), False
@@ -304,18 +304,15 @@ class Service:
                     if event and not ended:
                         yield event
                 fresh.clear()
-                looked = clock()
+                if self.drained:
+                    return
                 while not ended:
                     try:
                         # Not wait_for: in Python 3.11 that swallows a cancellation.
-                        async with asyncio.timeout(POLL):
+                        async with asyncio.timeout(patience):
                             event = await heard.get()
                     except TimeoutError:
-                        if self.drained:
-                            return
-                        if clock() - looked >= patience:
-                            break
-                        continue
+                        break
                     if not isinstance(event, Step | Shown):
                         break  # there is something new in the history
                     yield event
