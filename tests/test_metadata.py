@@ -63,7 +63,7 @@ def test_a_written_picture_gives_its_request_back(name: str, tmp_path: Path):
     request = Request(
         image=SKETCH,
         prompt='a "fox", ☃ 日本\nNegative prompt: no\nSteps: 3, Seed: 4, Size: 8x8',
-        negative_prompt="blurry\0",
+        negative_prompt="blurry",
         guidance_interval=(0.1, 0.9),
         original_size=(64, 32),
         num_images=4,

@@ -27,6 +27,7 @@ IMAGE = Picture(data=b"\x89PNG, or so it says\xff\x00")
         ("num_inference_steps", 0, "0 is out of range; allowed is 1 to 1000"),
         ("num_inference_steps", 10**9, "1000000000 is out of range; allowed is 1 to 1000"),
         ("num_inference_steps", 1.5, "1.5"),
+        ("prompt", "a\0cat", "has NUL in it, which no text has; leave it out"),
         ("guidance_scale", 1e308, "allowed is 0 to 50"),
         ("guidance_scale", 0.5, "guides backwards"),
         ("guidance_scale", float("nan"), "not finite"),

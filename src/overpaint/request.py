@@ -512,6 +512,8 @@ def _sentence(problem: Any, model: type[BaseModel]) -> str:
         return f"{shown} is not finite; {_allowed(model, field)}"
     if problem["type"] in {"greater_than_equal", "less_than_equal"}:
         return f"{shown} is out of range; {_allowed(model, field)}"
+    if problem["type"] == "string_pattern_mismatch":  # of prompts alone
+        return f"{shown} has NUL in it, which no text has; leave it out"
     if problem["type"] == "multiple_of":
         step = problem["ctx"]["multiple_of"]
         below = value // step * step
