@@ -34,7 +34,8 @@ TURNS = 3
 """Turns of each kind."""
 
 PATIENCE = 4.0
-"""Seconds that the server has with clients that stand still."""
+"""Seconds that the server has with clients that stand still; a turn beside them takes four times as
+long at least."""
 
 MOST = 1.5
 """How much longer all but one of a hundred normal answers may take beside hostile clients."""
@@ -85,16 +86,26 @@ class Found:
         return self.good and self.ratio <= MOST
 
 
-def run(folder: Path, seconds: float, clients: int = 1000, turns: int = TURNS) -> Found:
+def run(
+    folder: Path,
+    seconds: float,
+    clients: int = 1000,
+    turns: int = TURNS,
+    patience: float = PATIENCE,
+) -> Found:
     """Alternate turns of so many seconds in all, with so many who listen."""
-    with Server(folder, "--room", "1", "--patience", str(PATIENCE)) as server:
-        return asyncio.run(_run(server.until_ready(), folder, seconds, clients, turns))
+    turn = seconds / turns / 2
+    lengths = [(turn, max(turn, 4 * patience))] * turns
+    with Server(folder, "--room", "1", "--patience", str(patience)) as server:
+        return asyncio.run(_run(server.until_ready(), folder, lengths, clients))
 
 
-async def _run(server: Server, folder: Path, seconds: float, clients: int, turns: int) -> Found:
+async def _run(
+    server: Server, folder: Path, lengths: list[tuple[float, float]], clients: int
+) -> Found:
+    seconds = sum(map(sum, lengths))
     found, normal, hostile = Found(seconds, clients), Counter[str](), Counter[str]()
     alone, beside = list[float](), list[float]()
-    turn = seconds / turns / 2
     made = server.ended(server.submit())
     with (folder / "results" / made["id"] / made["results"][0]["name"]).open("ab") as picture:
         picture.truncate(LARGE)
@@ -103,12 +114,12 @@ async def _run(server: Server, folder: Path, seconds: float, clients: int, turns
     waiting = server.submit()
     limits = httpx.Limits(max_connections=32)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
-        for _ in range(turns):
+        for without, among in lengths:
             await client.get("/v1/models")
-            alone += await _ask(client, turn, normal)
+            alone += await _ask(client, without, normal)
             async with _crowd(server, waiting, ask, clients, hostile) as unfinished:
                 await client.get("/v1/models")
-                beside += await _ask(client, max(turn, 4 * PATIENCE), normal)
+                beside += await _ask(client, among, normal)
                 found.held += sum(not task.done() for task in unfinished)
     found.normal, found.hostile = dict(normal), dict(hostile)
     found.alone, found.beside = _p99(alone), _p99(beside)

@@ -103,11 +103,11 @@ def test_the_same_submission_is_one_job_s_beginning(client: TestClient, written:
 
 def test_no_line_per_step(client: TestClient, written: Written) -> None:
     submit(client)
-    before = len(written())
+    until(lambda: len(written()) == 4)  # accepted, started, answered, succeeded
     body = {"request": {"prompt": "a cup", "num_inference_steps": 500}}
     client.post("/api/jobs?wait=30", json=body)
-    until(lambda: len(written("job succeeded")) == 2)
-    assert len(written()) - before == 4  # accepted, started, answered, succeeded
+    until(lambda: len(written("job succeeded")) == len(written("answered")) == 2)
+    assert len(written()) == 8
 
 
 def test_a_job_that_fails(client: TestClient, written: Written) -> None:

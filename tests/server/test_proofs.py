@@ -90,7 +90,7 @@ def test_overload_for_long(tmp_path: Path) -> None:
 
 
 def test_hostile_clients_are_not_waited_for(tmp_path: Path) -> None:
-    found = proof_hostile.run(tmp_path, seconds=6, clients=40, turns=1)
+    found = proof_hostile.run(tmp_path, seconds=4, clients=40, turns=1, patience=1)
     assert found.good, found
     assert found.hostile.pop("listens: HTTP/1.1 200 OK") == 40
     assert found.hostile == dict.fromkeys(proof_hostile.UNFINISHED, 10)
@@ -104,7 +104,7 @@ def test_normal_clients_are_as_swift_beside_hostile_ones(tmp_path: Path) -> None
 
 
 def test_every_dialect_leaves_nothing_open(tmp_path: Path) -> None:
-    found = proof_soak.run(tmp_path, seconds=20)
+    found = proof_soak.run(tmp_path, seconds=8)
     assert found.flat, found
     assert set(found.jobs.values()) == {found.rounds}
 
