@@ -7,7 +7,7 @@ runs that, and says what it `spent`.
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
-AGEING = 0.1
+AGEING = 0.07
 """Seconds of work that a second of waiting makes up for. What needs r seconds more than the
 shortest newcomers waits for them at most r / AGEING seconds. Who is served does not wait: among
 many that share their steps, what takes long would else overtake what has just come. With 0.25,
