@@ -181,9 +181,10 @@ def test_priority_goes_first() -> None:
 
 def test_a_model_stays_while_there_is_work_for_it_within_reason() -> None:
     """Bringing the other one takes ten seconds; it is not done back and forth, nor never."""
-    here = [Job(f"a{i}", i * 0.35, 20, group="a") for i in range(430)]
+    long = 1.5 * 10 / AGEING
+    here = [Job(f"a{i}", i * 0.35, 20, group="a") for i in range(int(long / 0.35))]
     there = [Job(f"b{i}", 1 + i, 4, group="b") for i in range(5)]
-    calls = simulate([*here, *there], cap=2, until=150, entry=10)
+    calls = simulate([*here, *there], cap=2, until=long, entry=10)
     order = [together[0][0] for together in calls]
     swaps = sum(a != b for a, b in pairwise(order))
     assert 1 <= swaps <= 4
