@@ -180,9 +180,8 @@ def test_a_worker_that_stands_still_is_replaced(house: House) -> None:
     house.until(lambda: house.jobs.counts()["canceled"] == 1)
 
 
-def test_a_store_that_fails_for_a_while_loses_nothing(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def fail_at_first(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the store refuse the first two ends."""
     finish, failures = house.jobs.finish, itertools.count()
 
     def failing(*arguments: Any, **keywords: Any) -> bool:
@@ -191,6 +190,12 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
         return finish(*arguments, **keywords)
 
     monkeypatch.setattr(house.jobs, "finish", failing)
+
+
+def test_a_store_that_fails_for_a_while_loses_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at_first(house, monkeypatch)
     house.open()
     names = [house.submit() for _ in range(3)]
     for name in names:
@@ -202,14 +207,7 @@ def test_what_was_told_at_once_is_kept_while_the_store_fails(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs that end in one tick; the store fails at the first, and each is charged all the same."""
-    finish, failures = house.jobs.finish, itertools.count()
-
-    def failing(*arguments: Any, **keywords: Any) -> bool:
-        if next(failures) < 2:
-            raise OperationalError("UPDATE", {}, Exception("disk I/O error"))
-        return finish(*arguments, **keywords)
-
-    monkeypatch.setattr(house.jobs, "finish", failing)
+    fail_at_first(house, monkeypatch)
     names = [house.submit("refuse", steps=4) for _ in range(8)]
     house.open(0.2)  # while the first is stepped, the others come
     for name in names:

@@ -134,6 +134,7 @@ class Service:
         self.files = Files(settings.data)
         self.entries = Entries(settings.home)
         self._alone = _hold(settings.data) if settings.store is None else None
+        self._patience = SELDOM if self._alone else POLL
         self.files.sweep(0.0 if self._alone else ROOM_TO_WRITE)
         self.jobs = Jobs(Database(url_of(settings.data, settings.store)))
         self.outbox = Outbox(self.jobs.database)
@@ -290,7 +291,6 @@ class Service:
 
         A server that ends leaves off when nothing is under way any more.
         """
-        patience = SELDOM if self._alone else POLL
         with self.hub.listening(name) as heard:
             now, ended = self.hub.now(name), False
             fresh: list[Step | Shown | None] = [now.step, *now.previews.values()]
@@ -309,7 +309,7 @@ class Service:
                 while not ended:
                     try:
                         # Not wait_for: in Python 3.11 that swallows a cancellation.
-                        async with asyncio.timeout(patience):
+                        async with asyncio.timeout(self._patience):
                             event = await heard.get()
                     except TimeoutError:
                         break
@@ -328,9 +328,8 @@ class Service:
                 if job is None or job.state in ENDED or left <= 0 or self.drained:
                     return job
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, POLL)):
-                        while await heard.get() != "ended":
-                            pass
+                    async with asyncio.timeout(min(left, self._patience)):
+                        await heard.get()  # there is something new to look at
 
     def _disk_is_full(self) -> bool:
         """Whether what is left is for the results of jobs that were accepted already."""
