@@ -20,8 +20,8 @@ from overpaint.nn.packed import PackedConv2d, PackedGEGLU, layer, plain_weight
 Sets = tuple[Any, ...]
 """What each row of a batch has, in whoever's terms."""
 
-Path = tuple[slice | Tensor, Callable[[Tensor], Tensor]]
-"""Some rows as an index, and what a layer gives them besides."""
+Path = Callable[[Tensor, Tensor], None]
+"""Adds what some rows have besides, of what goes into a layer, to what comes out of it."""
 
 TOGETHER = 128
 """Ranks in all, up to which one product for all rows is faster than one for each change."""
@@ -81,11 +81,8 @@ class Sides:
         """The layer's own result for x [B, …], with the rows' changes."""
         split = isinstance(module, PackedGEGLU)
         y = torch.cat(module.parts(x), -1) if split else type(module).forward(module, x)
-        for at, path in self._beside(module, name, x):
-            if isinstance(at, slice):
-                y[at].add_(path(x[at]))
-            else:
-                y.index_add_(0, at, path(x[at]).to(y.dtype))
+        for path in self._beside(module, name, x):
+            path(x, y)
         if split:
             value, gate = y.chunk(2, -1)
             return value * F.gelu(gate)
@@ -115,14 +112,14 @@ class Sides:
             table = tuple(tuple(own.get(number, 0.0) for own in spread) for number in numbers)
             scales = self._wide(table, tuple(len(c.down) for c in low))
             down, up = self._product(name, low, x)
-            paths.append((_at(numbers, x), _through(module, down, up, scales, x)))
+            paths.append(_through(module, _at(numbers, x), down, up, scales, x))
         for change, of in owners.items():
-            scales = torch.tensor([[scale] for scale in of.values()])
+            at, scales = _at(list(of), x), torch.tensor([[scale] for scale in of.values()])
             if isinstance(change, LowRank) and change.mid is None:
-                path = _through(module, *self._product(name, (change,), x), scales, x)
+                product = self._product(name, (change,), x)
+                paths.append(_through(module, at, *product, scales, x))
             else:
-                path = _whole(module, change, scales, x)
-            paths.append((_at(list(of), x), path))
+                paths.append(_whole(module, at, change, scales, x))
         return paths
 
     def _wide(self, table: tuple[tuple[float, ...], ...], ranks: tuple[int, ...]) -> Tensor:
@@ -133,42 +130,61 @@ class Sides:
         return self._scales[table, ranks]
 
     def _product(self, name: str, low: tuple[LowRank, ...], x: Tensor) -> tuple[Tensor, Tensor]:
-        """Changes of a layer as one product: down [r, in …], up [out, r], their own scales in it.
+        """Changes of a layer as one product: down [r, in …], up [r, out], their own scales in it.
 
         The latest is kept: those rows that come and go have mostly one of a few.
         """
         found = self._products.get(name)
         if found is None or found[0] != low or (found[1].dtype, found[1].device) != _kind(x):
             down = torch.cat([c.down.flatten(1) for c in low]).to(x)
-            up = torch.cat([c.up.flatten(1).float() * c.scale for c in low], 1).to(x)
+            up = torch.cat([c.up.flatten(1).T.float() * c.scale for c in low]).to(x)
             self._products[name] = found = (low, down, up)
         return found[1], found[2]
 
 
 def _through(
-    module: Any, down: Tensor, up: Tensor, scales: Tensor, x: Tensor
-) -> Callable[[Tensor], Tensor]:
-    """Up · down · x, between them at each row's scales [B, r]."""
+    module: Any, at: slice | Tensor, down: Tensor, up: Tensor, scales: Tensor, x: Tensor
+) -> Path:
+    """Down [r, in …], then up [r, out], between them at each row's scales [B, r]."""
+    scales, ups = scales.to(x)[:, None], up.expand(len(scales), -1, -1)
+    inner = partial(F.linear, weight=down)
     if _convolves(module):
-        kernel, out = down.reshape(len(down), *module.weight.shape[1:]), up[..., None, None]
-        at = scales.to(x)[..., None, None]
-        return lambda x: F.conv2d(_convolved(module, x, kernel) * at, out)
-    at = scales.to(x).reshape(len(scales), *[1] * (x.ndim - 2), -1)
-    return lambda x: F.linear(F.linear(x, down) * at, up)
+        kernel = down.reshape(len(down), *module.weight.shape[1:])
+        inner = partial(_convolved, module, weight=kernel)
+
+    def path(x: Tensor, y: Tensor) -> None:
+        own = y[at]
+        _places(own).baddbmm_(_places(inner(x[at])).mul_(scales), ups)
+        if isinstance(at, Tensor):
+            y[at] = own
+
+    return path
 
 
-def _whole(module: Any, change: Change, scales: Tensor, x: Tensor) -> Callable[[Tensor], Tensor]:
+def _whole(module: Any, at: slice | Tensor, change: Change, scales: Tensor, x: Tensor) -> Path:
     """A change that is no product, as a weight of its own at each row's scale [B, 1].
 
     It is made anew at every call: kept, it would take as much room as the layer.
     """
-    at = scales.to(x).reshape(len(scales), *[1] * (x.ndim - 1))
+    scales = scales.to(x).reshape(len(scales), *[1] * (x.ndim - 1))
 
-    def path(x: Tensor) -> Tensor:
+    def path(x: Tensor, y: Tensor) -> None:
         delta = change.delta(plain_weight(module)).to(x)
-        return at * (_convolved(module, x, delta) if _convolves(module) else F.linear(x, delta))
+        given = _convolved(module, x[at], delta) if _convolves(module) else F.linear(x[at], delta)
+        y[at] += scales * given
 
     return path
+
+
+def _places(x: Tensor) -> Tensor:
+    """[B, C], [B, N, C] or [B, C, h, w] as [B, places, C], where it lies."""
+    match x.ndim:
+        case 2:
+            return x[:, None]
+        case 3:
+            return x
+        case _:
+            return x.flatten(2).mT
 
 
 def _at(numbers: Sequence[int], x: Tensor) -> slice | Tensor:
