@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import random
 import secrets
 import shutil
 import sqlite3
@@ -309,7 +310,7 @@ class Service:
                 while not ended:
                     try:
                         # Not wait_for: in Python 3.11 that swallows a cancellation.
-                        async with asyncio.timeout(self._patience):
+                        async with asyncio.timeout(self._spread()):
                             event = await heard.get()
                     except TimeoutError:
                         break
@@ -328,8 +329,12 @@ class Service:
                 if job is None or job.state in ENDED or left <= 0 or self.drained:
                     return job
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, self._patience)):
+                    async with asyncio.timeout(min(left, self._spread())):
                         await heard.get()  # there is something new to look at
+
+    def _spread(self) -> float:
+        """About the patience: a thousand who came at once must not look at once for ever."""
+        return self._patience * random.uniform(0.5, 1.5)
 
     def _disk_is_full(self) -> bool:
         """Whether what is left is for the results of jobs that were accepted already."""
