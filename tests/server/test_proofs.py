@@ -99,7 +99,7 @@ def test_hostile_clients_are_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_normal_clients_are_as_swift_beside_hostile_ones(tmp_path: Path) -> None:
-    found = proof_hostile.run(tmp_path, seconds=360)
+    found = proof_hostile.run(tmp_path, seconds=480)
     print(found)
     assert found.kept
 
