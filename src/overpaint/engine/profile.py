@@ -16,8 +16,10 @@ from overpaint.errors import OutputError
 if TYPE_CHECKING:
     from overpaint.request import Request
 
-GAIN = 1.1
-"""What more rows must bring in throughput to be worth everybody's longer step."""
+GAIN = 1.2
+"""What more rows must bring in throughput to be worth everybody's longer step. Where twice the rows
+bring a tenth, as 32 in place of 16 for the miniature on two cores, half of all short requests took
+2.0 s in place of 1.3."""
 
 NATIVE_CELLS = 128 * 128
 """Of SDXL's own size."""

@@ -106,20 +106,17 @@ class Sides:
                 of[number] = of.get(number, 0.0) + scale
         paths: list[Path] = []
         low = tuple(c for c in owners if isinstance(c, LowRank) and c.mid is None)
-        if len(low) > 1 and sum(len(c.down) for c in low) <= TOGETHER:
-            spread = [owners.pop(c) for c in low]
+        together = 0 < sum(len(c.down) for c in low) <= TOGETHER
+        for group in [low] if together else [(c,) for c in low]:
+            spread = [owners.pop(c) for c in group]
             numbers = sorted({number for own in spread for number in own})
             table = tuple(tuple(own.get(number, 0.0) for own in spread) for number in numbers)
-            scales = self._wide(table, tuple(len(c.down) for c in low))
-            down, up = self._product(name, low, x)
-            paths.append(_through(module, _at(numbers, x), down, up, scales, x))
+            scales = self._wide(table, tuple(len(c.down) for c in group))
+            product = self._product(name, group, x)
+            paths.append(_through(module, _at(numbers, x), *product, scales, x))
         for change, of in owners.items():
-            at, scales = _at(list(of), x), torch.tensor([[scale] for scale in of.values()])
-            if isinstance(change, LowRank) and change.mid is None:
-                product = self._product(name, (change,), x)
-                paths.append(_through(module, at, *product, scales, x))
-            else:
-                paths.append(_whole(module, at, change, scales, x))
+            scales = torch.tensor([[scale] for scale in of.values()])
+            paths.append(_whole(module, _at(list(of), x), change, scales, x))
         return paths
 
     def _wide(self, table: tuple[tuple[float, ...], ...], ranks: tuple[int, ...]) -> Tensor:
