@@ -19,7 +19,8 @@ HOUSE = picture(Path(__file__).parents[2] / "examples" / "house.png")
 
 def test_as_many_rows_as_bring_something() -> None:
     """Measured on the miniature; at SDXL's own size rows only wait for each other."""
-    assert Profile("cpu", {(16, 16): MINIATURE}).cap(16, 16) == 32
+    assert Profile("cpu", {(16, 16): MINIATURE}).cap(16, 16) == 16
+    assert Profile("cpu", {(16, 16): MINIATURE | {32: 0.1}}).cap(16, 16) == 32
     flat = {rows: 0.06 * rows for rows in (1, 2, 4, 8)}
     assert Profile("accelerator", {(128, 128): flat}).cap(128, 128) == 2
 
