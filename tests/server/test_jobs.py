@@ -55,6 +55,7 @@ def test_a_job_s_life(store: Jobs, clock: Clock) -> None:
     assert kinds(store, "a") == ["queued", "started", "succeeded"]
     assert store.history("a", after=2)[0].kind == "succeeded"
     assert store.get("b") is None
+    assert store.latest(["a", "b"]) == {"a": 3}
 
 
 def test_what_was_accepted_is_there_for_whoever_opens_the_store_next(opened: Open) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ import pytest
 from overpaint.errors import StoreError
 from overpaint.images import picture
 from overpaint.request import Request
-from overpaint.server.service import Service, Settings
+from overpaint.server.jobs import NewJob, Said
+from overpaint.server.service import Service, Settings, Story
 from overpaint.server.supervisor import Pace
 
 from .fake import Fake
@@ -83,3 +84,49 @@ def test_a_folder_has_one_server(tmp_path: Path) -> None:
         Service(Settings(tmp_path, ("m",), Fake))
     with served(tmp_path):
         pass
+
+
+def test_who_listens_learns_what_others_stored(tmp_path: Path) -> None:
+    """As when another server of the same store has the job."""
+
+    async def run(service: Service) -> None:
+        story, hub = service.follow("x"), service.hub
+        said = await anext(story)
+        assert isinstance(said, Said)
+        assert said.kind == "queued"
+        rest = asyncio.create_task(_kinds(story))
+        ended = asyncio.create_task(service.ended("x", PATIENCE))
+        with hub.listening("x") as knows, hub.listening("x") as does_not:
+            knows.known, does_not.known = 1, 0
+            service.look()
+            assert await does_not.queue.get() == "ended"
+            assert knows.queue.empty()
+        (claimed,) = service.jobs.claim("another", 1, PATIENCE, ["other"])
+        assert service.jobs.finish(claimed, "succeeded")
+        await asyncio.sleep(0)  # they wait
+        service.look()
+        assert await rest == ["started", "succeeded"]
+        job = await ended
+        assert job is not None
+        assert job.state == "succeeded"
+
+    with served(tmp_path, keep=3600.0) as service:
+        service.jobs.submit(NewJob("x", "", "other", {"prompt": "a cup"}, 1.0))
+        asyncio.run(run(service))
+
+
+def test_who_listens_learns_that_a_job_is_forgotten(tmp_path: Path) -> None:
+    async def run(service: Service) -> None:
+        ended = asyncio.create_task(service.ended("no job", PATIENCE))
+        with service.hub.listening("no job") as listener:
+            listener.known = 7
+            service.look()
+            assert await listener.queue.get() == "ended"
+        assert await ended is None
+
+    with served(tmp_path) as service:
+        asyncio.run(run(service))
+
+
+async def _kinds(story: AsyncGenerator[Story]) -> list[str]:
+    return [said.kind async for said in story if isinstance(said, Said)]

@@ -5,7 +5,7 @@ import contextlib
 import gc
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
@@ -79,11 +79,15 @@ def create_app(
         app.state.keys = Keys(service.jobs.database, keys)
         try:
             async with Courier(service, BODIES).posting():
-                tidying = asyncio.create_task(keep_tidy(service))
+                beside = [
+                    asyncio.create_task(again_and_again(service.tidy, TIDY)),
+                    asyncio.create_task(again_and_again(service.look, service.poll)),
+                ]
                 try:
                     yield
                 finally:
-                    tidying.cancel()
+                    for task in beside:
+                        task.cancel()
                     await asyncio.to_thread(service.drain)
         finally:
             await asyncio.to_thread(service.close)
@@ -194,9 +198,9 @@ def run(
     Server(config).run()
 
 
-async def keep_tidy(service: Service) -> None:
-    """Forget what is too old, now and then."""
+async def again_and_again(do: Callable[[], None], pause: float) -> None:
+    """Do something beside what is asked for, with pauses of so many seconds."""
     while True:
         with contextlib.suppress(SQLAlchemyError, OSError):  # out of order, and tried again
-            await asyncio.to_thread(service.tidy)
-        await asyncio.sleep(TIDY)
+            await asyncio.to_thread(do)
+        await asyncio.sleep(pause)

@@ -7,7 +7,7 @@ store's history. Whoever listens hears of both: from here, or that there is some
 import asyncio
 import contextlib
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 
 from overpaint.engine.worker import Shown
@@ -37,11 +37,13 @@ class Listener:
 
     Attributes:
         passing: whether steps and previews are of interest.
+        known: the number of what was last said of the job, of what they have looked at.
     """
 
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Heard]
     passing: bool
+    known: int | None = None
 
     def tell(self, heard: Heard) -> None:
         """From any thread."""
@@ -89,6 +91,28 @@ class Hub:
         for listener in listeners:
             listener.tell("ended")
 
+    def listened(self) -> list[str]:
+        """Jobs that somebody listens to."""
+        with self._changing:
+            return list(self._listeners)
+
+    def compare(self, latest: Mapping[str, int | None]) -> None:
+        """Have those look at what is stored who do not know of the last that was said.
+
+        Args:
+            latest: its number, by job; None of those that are forgotten.
+        """
+        with self._changing:
+            behind = [
+                (listener, number)
+                for name, number in latest.items()
+                for listener in self._listeners.get(name, ())
+                if listener.known != number or number is None
+            ]
+        for listener, number in behind:
+            listener.known = number
+            listener.tell("ended")
+
     def now(self, name: str) -> Now:
         """Where a job is; nothing is known of one that is not under way here."""
         with self._changing:
@@ -102,7 +126,7 @@ class Hub:
             return moved
 
     @contextlib.contextmanager
-    def listening(self, name: str, *, passing: bool = True) -> Generator[asyncio.Queue[Heard]]:
+    def listening(self, name: str, *, passing: bool = True) -> Generator[Listener]:
         """Hear of a job from now on, in the event loop that asks.
 
         Args:
@@ -113,7 +137,7 @@ class Hub:
         with self._changing:
             self._listeners.setdefault(name, []).append(listener)
         try:
-            yield listener.queue
+            yield listener
         finally:
             with self._changing:
                 self._listeners[name].remove(listener)

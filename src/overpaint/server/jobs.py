@@ -445,6 +445,13 @@ class Jobs:
             )
             return [Said(*row) for row in connection.execute(said.order_by(events.c.number))]
 
+    def latest(self, names: Iterable[str]) -> dict[str, int]:
+        """The number of what was last said of each job; nothing of those that are forgotten."""
+        with self._read() as connection:
+            last = select(events.c.job, func.max(events.c.number)).group_by(events.c.job)
+            rows = connection.execute(last.where(events.c.job.in_(list(names))))
+            return {row[0]: row[1] for row in rows}
+
     def say(self, name: str, kind: str, body: Mapping[str, Any]) -> None:
         """Add to a job's history."""
         with self._write() as connection:

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import logging
 import os
-import random
 import secrets
 import shutil
 import sqlite3
@@ -46,14 +45,14 @@ Story = Said | Step | Shown
 """What is told of a job: what lasts, and what is true for now."""
 
 POLL = 1.0
-"""Seconds after which the history is looked at though nothing was heard: another server may have
-the job."""
+"""Seconds between looks at whether anything was said of jobs that are listened to and was not heard
+here: another server may have them."""
 
 SELDOM = 30.0
-"""The same where no other server can: then what was heard is all but that a job was forgotten."""
+"""The same where there is no other, so that all is heard."""
 
 AT_ONCE = 500
-"""Files that are looked up in the store at once."""
+"""Names that are looked up in the store at once."""
 
 ROOM_TO_WRITE = 3600.0
 """Seconds after which what another server has not written yet, it will not."""
@@ -116,6 +115,7 @@ class Service:
         files: uploads and results.
         entries: what requests may name beside models.
         hub: what happens now.
+        poll: seconds between two times that it wants to `look`.
         supervisor: the worker's.
     """
 
@@ -135,7 +135,7 @@ class Service:
         self.files = Files(settings.data)
         self.entries = Entries(settings.home)
         self._alone = _hold(settings.data) if settings.store is None else None
-        self._patience = SELDOM if self._alone else POLL
+        self.poll = SELDOM if self._alone else POLL
         self.files.sweep(0.0 if self._alone else ROOM_TO_WRITE)
         self.jobs = Jobs(Database(url_of(settings.data, settings.store)))
         self.outbox = Outbox(self.jobs.database)
@@ -187,6 +187,17 @@ class Service:
             names = unused[at : at + AT_ONCE]
             for name in set(names) - self.jobs.in_use(names):
                 self.files.forget(name, age)
+
+    def look(self) -> None:
+        """Tell those who listen to jobs what others than this server have stored of these.
+
+        Raises:
+            SQLAlchemyError: the store is out of order.
+        """
+        listened = self.hub.listened()
+        for at in range(0, len(listened), AT_ONCE):
+            names = listened[at : at + AT_ONCE]
+            self.hub.compare(dict.fromkeys(names) | self.jobs.latest(names))
 
     def note(self, event: Happened, job: Job) -> None:
         """Take down what happened to a job."""
@@ -292,7 +303,7 @@ class Service:
 
         A server that ends leaves off when nothing is under way any more.
         """
-        with self.hub.listening(name) as heard:
+        with self.hub.listening(name) as listener:
             now, ended = self.hub.now(name), False
             fresh: list[Step | Shown | None] = [now.step, *now.previews.values()]
             while not ended:
@@ -301,6 +312,7 @@ class Service:
                 for said in await asyncio.to_thread(self.jobs.history, name, after):
                     after, ended = said.number, ended or said.kind in ENDED
                     yield said
+                listener.known = after
                 for event in fresh:
                     if event and not ended:
                         yield event
@@ -308,12 +320,7 @@ class Service:
                 if self.drained:
                     return
                 while not ended:
-                    try:
-                        # Not wait_for: in Python 3.11 that swallows a cancellation.
-                        async with asyncio.timeout(self._spread()):
-                            event = await heard.get()
-                    except TimeoutError:
-                        break
+                    event = await listener.queue.get()
                     if not isinstance(event, Step | Shown):
                         break  # there is something new in the history
                     yield event
@@ -322,19 +329,16 @@ class Service:
         """A job once it has ended, or as it is after so many seconds or when the server ends."""
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
-        with self.hub.listening(name, passing=False) as heard:
+        with self.hub.listening(name, passing=False) as listener:
             while True:
                 job = await asyncio.to_thread(self.jobs.get, name)
                 left = until - clock()
                 if job is None or job.state in ENDED or left <= 0 or self.drained:
                     return job
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, self._spread())):
-                        await heard.get()  # there is something new to look at
-
-    def _spread(self) -> float:
-        """About the patience: a thousand who came at once must not look at once for ever."""
-        return self._patience * random.uniform(0.5, 1.5)
+                    # Not wait_for: in Python 3.11 that swallows a cancellation.
+                    async with asyncio.timeout(left):
+                        await listener.queue.get()  # there is something new to look at
 
     def _disk_is_full(self) -> bool:
         """Whether what is left is for the results of jobs that were accepted already."""
