@@ -248,6 +248,9 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
     with client_of(tmp_path, make=broken, arguments=()) as client:
         until(lambda: health(client) == "SETUP_FAILED")
         assert client.get("/health-check").json()["setup"]["status"] == "failed"
+        unready = client.get("/readyz")
+        assert unready.status_code == 503
+        assert "in a row that died as they started" in unready.text
 
 
 def test_where_all_is(client: TestClient) -> None:

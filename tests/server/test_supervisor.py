@@ -23,7 +23,7 @@ from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.jobs import CRASHES, Job, Jobs, NewJob
 from overpaint.server.ledger import Ledger
-from overpaint.server.supervisor import Heard, Pace, Supervisor
+from overpaint.server.supervisor import LONGEST, Heard, Pace, Supervisor, pause
 
 from .fake import Fake
 
@@ -117,6 +117,11 @@ def test_a_job_that_fails_says_why(house: House) -> None:
     refused, broken = house.submit("refuse"), house.submit("break")
     assert house.ended(refused).error == "prompt: refused"
     assert "defect in Overpaint: ZeroDivisionError" in (house.ended(broken).error or "")
+
+
+def test_workers_that_die_as_they_start_come_more_and_more_seldom() -> None:
+    assert [pause(failures) for failures in range(6)] == [0, 0, 0, 1, 2, 4]
+    assert pause(2000) == LONGEST
 
 
 def test_what_cannot_be_read_fails_alone(house: House) -> None:

@@ -352,7 +352,9 @@ class Service:
         if self.draining:
             found.append("it is about to end")
         if not self.supervisor.ready:
-            found.append("the worker is starting")
+            failures = self.supervisor.failures
+            died = f", after {failures} in a row that died as they started; its errors say why"
+            found.append(f"the worker is starting{died if failures else ''}")
         try:
             self.jobs.counts()
         except Exception as error:

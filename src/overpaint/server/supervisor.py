@@ -45,6 +45,12 @@ from overpaint.server.logs import Note, say, tell, tell_returned
 AGAIN = 1.0
 """Seconds until a store that failed is tried again."""
 
+AT_ONCE = 3
+"""Workers in a row that may die as they start; before those that follow it waits."""
+
+LONGEST = 30.0
+"""Seconds that it waits for the next worker, at most."""
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -63,6 +69,12 @@ class Pace:
     starting: float = 1800.0
     look: float = 1.0
     room: int = 64
+
+
+def pause(failures: int) -> float:
+    """Seconds before the next worker, after so many in a row that died as they started."""
+    beyond = min(failures - AT_ONCE, 10)
+    return 0.0 if beyond < 0 else min(2.0**beyond, LONGEST)
 
 
 Heard = Step | Notice | Shown | Literal["requeued", "ended"]
@@ -221,6 +233,8 @@ class Supervisor:
         self._end_worker()
 
     def _turn(self) -> None:
+        if self._worker is None and self._stopping.wait(pause(self.failures)):
+            return
         worker = self._worker or self._start_worker()
         # First of all it listens: steps are told also while the store is out of order.
         watched = [worker.pipe, self._called, worker.process.sentinel]
