@@ -82,6 +82,9 @@ def test_what_is_flagged_is_not_published(tmp_path: Path) -> None:
         assert SAID in story
         there = sorted(path.name for path in (tmp_path / "results" / job["id"]).iterdir())
         assert there == ["1-0.png", "1-2.png"]
+        metrics = client.get("/metrics").text
+        assert 'overpaint_pictures_total{fate="published"} 2.0' in metrics
+        assert 'overpaint_pictures_total{fate="flagged"} 1.0' in metrics
 
 
 def test_a_job_of_which_all_is_flagged_fails(everything: str) -> None:

@@ -124,6 +124,7 @@ class Supervisor:
         restarts: workers that were replaced.
         failures: workers in a row that died before they took orders.
         ended: jobs whose end was published here, by the state they ended in.
+        pictures: of these, by whether they were published or flagged.
         counters: what the worker's engine has counted, as it last said.
     """
 
@@ -159,6 +160,7 @@ class Supervisor:
         self.restarts = 0
         self.failures = 0
         self.ended = Counter[str]()
+        self.pictures = Counter[str](published=0, flagged=0)
         self.counters = Counters()
         self._jobs, self._files = jobs, files
         self._make, self._arguments, self._finishing = make, arguments, finishing
@@ -442,11 +444,14 @@ class Supervisor:
             published = self._jobs.finish(
                 end.job, end.state, result=end.result, error=end.error, spent=end.spent
             )
+            made = end.result or {}
             if published:
                 self.ended[end.state] += 1
+                self.pictures["published"] += len(made.get("files", ()))
+                self.pictures["flagged"] += len(made.get("flagged", ()))
             else:
                 results = self._files.results(name)
-                _remove(results / made for made in (end.result or {}).get("files", ()))
+                _remove(results / file for file in made.get("files", ()))
             del self._ends[tag]
             self._hear(name, "ended")
             if published:
