@@ -95,6 +95,7 @@ def test_hostile_clients_are_not_waited_for(tmp_path: Path) -> None:
     assert found.good, found
     assert found.listened == {"HTTP/1.1 200 OK": 40}
     assert found.ended.keys() == crowd.UNFINISHED.keys()
+    assert min(found.ended.values()) >= 10  # every one of them
 
 
 @pytest.mark.slow
@@ -105,7 +106,7 @@ def test_normal_clients_are_as_swift_beside_hostile_ones(tmp_path: Path) -> None
 
 
 def test_every_dialect_leaves_nothing_open(tmp_path: Path) -> None:
-    found = proof_soak.run(tmp_path, seconds=8)
+    found = proof_soak.run(tmp_path, seconds=20)
     assert found.flat, found
     assert set(found.jobs.values()) == {found.rounds}
 

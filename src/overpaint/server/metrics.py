@@ -112,8 +112,8 @@ class Now(Collector):
         )
         ended = dict(supervisor.ended)
         yield _counters("overpaint_jobs_ended", "Jobs that this server ended.", "state", ended)
-        made = dict(supervisor.pictures)
-        yield _counters("overpaint_pictures", "Pictures of these, by their fate.", "fate", made)
+        made, what = dict(supervisor.pictures), "Pictures of jobs that this server ended."
+        yield _counters("overpaint_pictures", what, "fate", made)
         posts = self._service.outbox.counts()
         yield _gauges("overpaint_webhooks", "Webhooks in the store.", "state", posts)
         yield CounterMetricFamily(

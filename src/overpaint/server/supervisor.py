@@ -73,8 +73,9 @@ class Pace:
 
 def pause(failures: int) -> float:
     """Seconds before the next worker, after so many in a row that died as they started."""
-    beyond = min(failures - AT_ONCE, 10)
-    return 0.0 if beyond < 0 else min(2.0**beyond, LONGEST)
+    if failures < AT_ONCE:
+        return 0.0
+    return min(2.0 ** min(failures - AT_ONCE, 10), LONGEST)  # which no float overflows
 
 
 Heard = Step | Notice | Shown | Literal["requeued", "ended"]
