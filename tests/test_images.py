@@ -1,17 +1,20 @@
 import resource
 import struct
 import zlib
+from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageFile
+from PIL import ExifTags, Image, ImageCms, ImageFile
 
 from overpaint import images
-from overpaint.errors import OutputError, PictureError, RequestError
+from overpaint.errors import FormatError, OutputError, PictureError, RequestError
 from overpaint.request import Picture, Request
+from tests.memory import COUNTED, added
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> Picture:
@@ -68,7 +71,7 @@ def test_a_path_bytes_an_image_and_a_picture_are_the_same_picture(tmp_path: Path
         (encoded(noise(200, 200), "BMP").data[:2000], "truncated"),
         (encoded(noise(200, 200), "GIF").data[:2000], "truncated"),
         (bomb(), "pixels"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "an EPS"),
         (b"P6 1 1 255 aaa", "not a picture"),
     ],
 )
@@ -80,6 +83,74 @@ def test_what_cannot_be_read_is_refused_by_name(content: bytes, words: str, tmp_
     assert "holiday.png" in str(refused.value)
     with pytest.raises(PictureError, match=words):
         images.decode(Picture(data=content))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_what_strangers_send_is_looked_at(kind: str):
+    whole = encoded(noise(), kind)
+    assert images.received(whole.data, "it") == whole
+    for share in (0.1, 0.5, 0.99):
+        with pytest.raises(PictureError, match="it is"):
+            images.received(whole.data[: int(len(whole.data) * share)], "it")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "GIF"])
+def test_of_strangers_fewer_formats_are_read(kind: str):
+    data = encoded(noise(), kind).data
+    assert images.picture(data)
+    with pytest.raises(FormatError, match=f"it is a {kind}, which is not read; give one of PNG"):
+        images.received(data, "it")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_strangers_send_one_picture_at_a_time(kind: str):
+    data = encoded(noise(), kind, save_all=True, append_images=[noise(40, 24).rotate(180)]).data
+    with pytest.raises(PictureError, match="has 2 frames"):
+        images.received(data, "it")
+
+
+def test_a_telephones_jpeg_has_a_second_picture_of_its_own():
+    both = encoded(noise(), "MPO", save_all=True, append_images=[noise()])
+    assert images.received(both.data, "it") == both
+
+
+def test_pictures_without_room_are_refused():
+    for size in ((1, 1), (1, 20_000), (7, 8)):
+        with pytest.raises(PictureError, match="8 pixels a side"):
+            images.received(encoded(Image.new("L", size)).data, "it")
+
+
+def looked_at(data: bytes) -> int:
+    """Bytes that it takes to find that a picture is not whole; for a process of its own."""
+
+    def look() -> None:
+        with pytest.raises(PictureError, match="truncated"):
+            images.received(data, "it")
+
+    return added(look)[0]
+
+
+@pytest.mark.skipif(not COUNTED.exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_half_of_a_large_picture_costs_little_memory(kind: str):
+    data = encoded(Image.new("RGB", (12_000, 12_000)), kind).data  # 400 MB
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        assert process.submit(looked_at, data[: len(data) // 2]).result() < 32 * 2**20
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_upright_size_is_that_of_the_decoded_picture(orientation: int):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for kind in ("PNG", "JPEG", "WEBP"):
+        picture = encoded(noise(), kind, exif=exif)
+        assert images.upright_size(picture) == images.decode(picture).size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_upright_size_needs_no_pixels(kind: str):
+    half = encoded(noise(200, 100), kind).data[:1000]
+    assert images.upright_size(Picture(data=half)) == (200, 100)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path):

@@ -3,6 +3,7 @@
     OverpaintError                exit code 1
     ├── RequestError              2   a field is out of range, unknown or inconsistent
     ├── PictureError              3   a file is not a picture we can read
+    │   └── FormatError               it is one, or the like, of a format that is not read
     ├── ModelError                4   a checkpoint cannot be used
     │   ├── ModelNotFoundError        no such name, file or folder
     │   └── CheckpointError           found, but not what it should be
@@ -35,19 +36,24 @@ class RequestError(OverpaintError):
 
     Attributes:
         field: the name of the field at fault, as in `Request`.
+        message: what is wrong with it.
     """
 
     exit_code = 2
 
     def __init__(self, field: str, message: str):
         super().__init__(f"{field}: {message}")
-        self.field = field
+        self.field, self.message = field, message
 
 
 class PictureError(OverpaintError):
     """A file is not a picture, or not one that is safe to decode."""
 
     exit_code = 3
+
+
+class FormatError(PictureError):
+    """A file of a known format that is not read."""
 
 
 class ModelError(OverpaintError):

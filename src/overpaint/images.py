@@ -5,6 +5,7 @@ import stat
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,42 @@ from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, ImageOps
 from PIL.Image import Resampling
 
-from overpaint.errors import OutputError, PictureError, RequestError
+from overpaint.errors import FormatError, OutputError, PictureError, RequestError
 from overpaint.request import Fit, Picture, Request
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+RECEIVED = ("PNG", "JPEG", "WEBP")
+"""Formats that are read of strangers: those that browsers send, and whose readers meet the most."""
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_PIXELS = 178_956_970
 """Pixels above which a picture is refused unread: half a gigabyte as RGB, Pillow's own limit."""
+SMALLEST_SIDE = 8
+"""Pixels below which there is nothing in a picture that could be repainted."""
 LARGEST_BYTES = 2**30
 """Bytes beyond which a file is not read on: whatever it is, it is no picture to repaint."""
+
+BEGINNINGS: tuple[tuple[str, int, bytes], ...] = (
+    ("a TIFF", 0, b"II*\0"),
+    ("a TIFF", 0, b"MM\0*"),
+    ("a GIF", 0, b"GIF8"),
+    ("a BMP", 0, b"BM"),
+    ("a PSD", 0, b"8BPS"),
+    ("a FITS", 0, b"SIMPLE  ="),
+    ("an EPS", 0, b"%!PS"),
+    ("an EPS", 0, b"\xc5\xd0\xd3\xc6"),
+    ("a PDF", 0, b"%PDF"),
+    ("a JPEG 2000", 0, b"\0\0\0\x0cjP  "),
+    ("a JPEG XL", 0, b"\0\0\0\x0cJXL "),
+    ("a JPEG XL", 0, b"\xff\x0a"),
+    ("an OpenEXR", 0, b"v/1\x01"),
+    ("an AVIF", 4, b"ftypavif"),
+    ("a HEIC", 4, b"ftyphei"),
+    ("a HEIC", 4, b"ftypmif1"),
+)
+"""How files begin that people take for pictures: what they are, where it stands, and what."""
 
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
@@ -56,6 +81,54 @@ def picture(source: "str | os.PathLike[str] | bytes | Image.Image | Picture") ->
     return Picture(data=data)
 
 
+def received(data: bytes, name: str) -> Picture:
+    """A picture that a stranger sent.
+
+    It is looked at as closely as can be without the memory of its pixels: a truncated one is found,
+    one without room for anything, and one of many frames, of which all but the first would be
+    dropped.
+
+    Args:
+        data: the encoded file, in one of `RECEIVED`.
+        name: what to call it in messages.
+
+    Raises:
+        FormatError: another format.
+        PictureError: as `decode`, more than one frame, or a side below `SMALLEST_SIDE`.
+    """
+    with opened(data, name, RECEIVED) as image:
+        if min(image.size) < SMALLEST_SIDE:
+            raise PictureError(
+                f"{name} is {image.width}x{image.height}; give one of {SMALLEST_SIDE} pixels a "
+                "side at least."
+            )
+        if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+            raise PictureError(f"{name} has {frames} frames; give one picture.")
+        if image.format == "PNG":
+            image.verify()
+        elif image.format != "WEBP":  # whose reader looks at the end first
+            image.draft("L", (1, 1))
+            image.load()
+    return Picture(data=data)
+
+
+def upright_size(picture: Picture, name: str = "the picture") -> tuple[int, int]:
+    """(width, height) of a picture as `decode` gives it, in pixels.
+
+    Args:
+        picture: encoded.
+        name: what to call it in messages.
+
+    Raises:
+        PictureError: as `decode`, as far as that can be told without decoding it.
+    """
+    with opened(picture.data, name) as image:
+        # A PNG's own way decodes it if need be, to see whether anything stands behind the pixels.
+        look = image.getexif if b"eXIf" in picture.data else partial(Image.Image.getexif, image)
+        turned = look().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+        return (image.height, image.width) if turned else image.size
+
+
 def keypoints(path: "str | os.PathLike[str]") -> Picture:
     """A file of keypoints, in the place of the picture that is drawn from it.
 
@@ -81,7 +154,7 @@ def decode(picture: Picture) -> Image.Image:
 
 
 @contextmanager
-def opened(data: bytes, name: str) -> Generator[Image.Image]:
+def opened(data: bytes, name: str, formats: tuple[str, ...] = READABLE) -> Generator[Image.Image]:
     """Open an encoded picture; its header alone is read, and its size checked, before the body.
 
     Whatever goes wrong inside the context is the picture's fault and raised as such.
@@ -89,8 +162,10 @@ def opened(data: bytes, name: str) -> Generator[Image.Image]:
     Args:
         data: the encoded file.
         name: what to call it in messages.
+        formats: that it may have, by Pillow's names.
 
     Raises:
+        FormatError: it is of another format.
         PictureError: as `decode`.
     """
     if not data:
@@ -98,7 +173,7 @@ def opened(data: bytes, name: str) -> Generator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's doubts about large sizes and EXIF
-            with Image.open(BytesIO(data), formats=READABLE) as image:
+            with Image.open(BytesIO(data), formats=formats) as image:
                 if image.width * image.height > LARGEST_PIXELS:
                     raise Image.DecompressionBombError
                 yield image
@@ -110,11 +185,20 @@ def opened(data: bytes, name: str) -> Generator[Image.Image]:
             "scale it down first."
         ) from None
     except Image.UnidentifiedImageError:
-        raise PictureError(
-            f"{name} is not a picture that can be read; give one of {', '.join(READABLE)}."
-        ) from None
+        instead = f"give one of {', '.join(formats)}."
+        if kind := _kind(data):
+            raise FormatError(f"{name} is {kind}, which is not read; {instead}") from None
+        raise PictureError(f"{name} is not a picture that can be read; {instead}") from None
     except Exception as error:  # a decoder raises whatever a broken file makes it meet
         raise PictureError(f"{name} is damaged or truncated: {error}.") from error
+
+
+def _kind(data: bytes) -> str | None:
+    """What a file is that is none of ours, if that is known."""
+    for kind, at, beginning in BEGINNINGS:
+        if data.startswith(beginning, at):
+            return kind
+    return "an SVG" if b"<svg" in data[:1000].lower() else None
 
 
 def _file(path: Path) -> bytes:
@@ -228,6 +312,24 @@ def result_size(
                 "pixels a side. Give width and height within it.",
             )
     return width, height
+
+
+def check_size(request: Request, native: int) -> None:
+    """Refuse a size that a model cannot draw, as far as it is known without decoding pictures.
+
+    Args:
+        request: whose size may follow from its image.
+        native: as for `result_size`.
+
+    Raises:
+        RequestError: as `result_size`.
+        PictureError: the image cannot be read.
+    """
+    asked = request.width or request.height or request.size == "native"
+    if (request.masked and not asked) or (request.controls and request.image is None):
+        return  # it follows from the mask, or from a hint
+    size = upright_size(request.image) if request.image else None
+    result_size(size, native, request)
 
 
 def outside_trained(size: tuple[int, int], native: int) -> str | None:

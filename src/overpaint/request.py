@@ -406,8 +406,7 @@ def _part(kind: type[_Value], place: str, value: Any) -> Any:
     try:
         return kind.model_validate(value) if isinstance(value, dict) else value
     except RequestError as error:
-        message = str(error).removeprefix(f"{error.field}: ")
-        raise RequestError(f"{place}.{error.field}", message) from None
+        raise RequestError(f"{place}.{error.field}", error.message) from None
 
 
 def _check_consistency(request: Request) -> None:

@@ -79,7 +79,7 @@ def test_its_own_names(client: TestClient, host: str) -> None:
 )
 def test_other_names_are_refused(client: TestClient, host: str) -> None:
     """As of a page whose name was made to lead here."""
-    assert "--allowed-host" in refused(asked(client, host=host), 421)
+    assert "--allowed-host" in refused(asked(client, host=host), 400)
     assert client.get("/api/jobs").json()["jobs"] == []
 
 
@@ -91,12 +91,12 @@ def test_any_name_will_do_where_none_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "names", "status"),
     [
-        ("127.0.0.1", (), 421),
-        ("::1", (), 421),
+        ("127.0.0.1", (), 400),
+        ("::1", (), 400),
         ("localhost", ("a.example",), 201),
         ("0.0.0.0", (), 201),
         ("0.0.0.0", ("a.example",), 201),
-        ("0.0.0.0", ("b.example",), 421),
+        ("0.0.0.0", ("b.example",), 400),
     ],
 )
 def test_the_address_says_which_names_will_do(
@@ -183,9 +183,9 @@ def test_forms_of_too_many_parts_are_refused(client: TestClient) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     for path in ("/v1/images/edits", "/v1/files"):
-        fields = {f"f{i}": "0" for i in range(2000)}
+        fields = {f"f{i}": "0" for i in range(100_000)}
         answer = client.post(path, files={"image": picture.getvalue()}, data=fields)
-        assert answer.status_code == 400
+        assert answer.status_code == 413
         assert "Too many fields" in answer.text
 
 

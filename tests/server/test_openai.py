@@ -302,7 +302,7 @@ def test_bad_fields(client: OpenAI, url: str, fields: Any, param: str, says: str
         ({"image": [HOUSE, HOUSE]}, "image", "one picture"),
         ({"image": b"no picture"}, None, "not a picture"),
         ({"mask": cut_out(None)}, "mask", "opaque everywhere"),
-        ({"mask": png(Image.new("L", (100, 90), 255))}, None, "100x90"),
+        ({"mask": png(Image.new("L", (100, 90), 255))}, "mask", "100x90"),
         ({"mask": b"no picture"}, None, "not a picture"),
         ({"markup": cut_out(None)}, "markup", "no such field"),
         ({"input_fidelity": "high"}, "input_fidelity", "no such field"),

@@ -59,7 +59,7 @@ def only(client: TestClient, reason: str) -> None:
     [
         ("queue_full", 429, {}, {}),
         ("unauthorized", 401, {}, {"headers": {"Authorization": "Bearer other"}}),
-        ("forbidden_host", 421, {}, {"headers": {"Host": "evil.example"}}),
+        ("forbidden_host", 400, {}, {"headers": {"Host": "evil.example"}}),
         ("forbidden_origin", 403, {}, {"headers": {"Origin": "https://evil.example"}}),
         ("encoding", 415, {}, {"headers": {"Content-Encoding": "gzip"}}),
         ("body_too_large", 413, {"prompt": "x" * 3000}, {}),

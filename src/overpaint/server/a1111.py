@@ -471,7 +471,8 @@ async def png_info(given: PictureIn, key: Key) -> PictureInfo:
     """The settings in a picture."""
 
     def look() -> PictureInfo:
-        with images.opened(picture_data("image", given.image), "the image") as image:
+        data = picture_data("image", given.image)
+        with images.opened(data, "the image", images.RECEIVED) as image:
             image.load()
             items = metadata.texts_of(image)
         text = items.get("parameters", "")

@@ -28,7 +28,7 @@ from overpaint.errors import RequestError, near
 from overpaint.foreign import a1111_schedule
 from overpaint.names import SAMPLERS, Fill, sampler_name
 from overpaint.request import LARGEST_SEED, Control, Fit, Picture, Request
-from overpaint.server.wire import from_base64, with_fitting_mask
+from overpaint.server.wire import fits, from_base64, with_fitting_mask
 
 RESIZE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
 """Their `resize_mode`."""
@@ -321,7 +321,7 @@ def to_request(
 def in_their_words(error: RequestError) -> RequestError:
     """An error that names their field in place of ours."""
     field = error.field.split(".")[0]
-    return RequestError(THEIRS.get(field, error.field), str(error).removeprefix(f"{error.field}: "))
+    return RequestError(THEIRS.get(field, error.field), error.message)
 
 
 def _fields(
@@ -436,9 +436,7 @@ def _second_pass(given: TextInputs) -> dict[str, Any]:
 
 
 def _of_image(given: ImageInputs, options: Options) -> dict[str, Any]:
-    data = picture_data("init_images", given.init_images[0])
-    with images.opened(data, "init_images"):
-        image = Picture(data=data)
+    image = images.received(picture_data("init_images", given.init_images[0]), "init_images")
     fields: dict[str, Any] = {
         "image": image,
         "strength": given.denoising_strength,
@@ -454,8 +452,10 @@ def _of_image(given: ImageInputs, options: Options) -> dict[str, Any]:
     for field in ("mask_blur_x", "mask_blur_y"):
         if getattr(given, field) not in (None, given.mask_blur):
             raise RequestError(field, "cannot differ from mask_blur; leave it out.")
+    mask = picture_data("mask", given.mask)
+    fits(image, images.received(mask, "mask"))
     fields |= {
-        "mask": mask_of(picture_data("mask", given.mask), rounded=given.mask_round),
+        "mask": mask_of(mask, rounded=given.mask_round),
         "mask_invert": given.inpainting_mask_invert,
         "mask_blur": 2 * given.mask_blur,  # ours reaches over two sigmas
         "fill": FILLS[given.inpainting_fill],

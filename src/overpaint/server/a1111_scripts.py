@@ -150,15 +150,14 @@ def _control(arg: Any, given: TextInputs | ImageInputs) -> Control:
         thresholds = {"low": unit.threshold_a, "high": unit.threshold_b}
         fields["options"] = {name: value for name, value in thresholds.items() if value >= 0}
     if unit.effective_region_mask:
-        data = picture_data(f"{CONTROL_NET}.effective_region_mask", unit.effective_region_mask)
-        fields["mask"] = mask_of(data, rounded=False)
+        field = f"{CONTROL_NET}.effective_region_mask"
+        data = picture_data(field, unit.effective_region_mask)
+        fields["mask"] = mask_of(images.received(data, field).data, rounded=False)
     try:
         return Control(**fields)
     except RequestError as error:
-        message = str(error).removeprefix(f"{error.field}: ")
-        raise RequestError(
-            f"{CONTROL_NET}.{THEIRS.get(error.field, error.field)}", message
-        ) from None
+        field = f"{CONTROL_NET}.{THEIRS.get(error.field, error.field)}"
+        raise RequestError(field, error.message) from None
 
 
 def _kind(unit: Unit) -> str:
@@ -189,6 +188,5 @@ def _picture(unit: Unit, given: TextInputs | ImageInputs) -> Picture | None:
         image = given.init_images[0]
     if not isinstance(image, str):
         raise RequestError(f"{CONTROL_NET}.image", "is neither base64 nor a data: URI.")
-    data = picture_data(f"{CONTROL_NET}.image", image)
-    with images.opened(data, "ControlNet's image"):
-        return Picture(data=data)
+    field = f"{CONTROL_NET}.image"
+    return images.received(picture_data(field, image), field)

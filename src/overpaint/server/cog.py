@@ -52,8 +52,7 @@ def answered(error: Exception) -> Response:
         case RequestValidationError():
             _, _, wrong, _ = answer(error)
         case RequestError():
-            message = str(error).removeprefix(f"{error.field}: ")
-            wrong = [_wrong(message, "input", error.field)]
+            wrong = [_wrong(error.message, "input", error.field)]
         case PictureError() | ModelError():
             wrong = [_wrong(str(error), "input")]
         case IdempotencyError():

@@ -1,7 +1,7 @@
 """What dialects share that understand every field of `Request` beside their own."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -41,7 +41,7 @@ def request_of(
             known = {*own, *type(given).model_fields}
             raise RequestError(name[:100], f"there is no such field here.{near(name, known)}")
         if value is not None:
-            fields[name] = pictures_from(value, service)
+            fields[name] = pictures_from(value, service, name)
     theirs: dict[str, str] = {}
     for name, ours, value in words:
         if ours in fields:
@@ -50,10 +50,12 @@ def request_of(
     try:
         return with_fitting_mask(Request(**fields)), theirs
     except RequestError as error:
-        if (name := theirs.get(error.field)) is None:
-            raise
-        message = str(error).removeprefix(f"{error.field}: ")
-        raise RequestError(name, message) from None
+        raise in_words(error, theirs) from None
+
+
+def in_words(error: RequestError, theirs: Mapping[str, str]) -> RequestError:
+    """An error that names the dialect's field in place of ours, if `request_of` said of one."""
+    return RequestError(theirs.get(error.field, error.field), error.message)
 
 
 def fault_of(job: Job) -> RequestError | None:
@@ -62,5 +64,5 @@ def fault_of(job: Job) -> RequestError | None:
     fault = FAULT.match(message)
     if fault is None or fault[1] not in Request.model_fields:
         return None
-    field = job.origin.get("theirs", {}).get(fault[1], fault[1])
-    return RequestError(field, message.removeprefix(f"{fault[1]}: "))
+    error = RequestError(fault[1], message.removeprefix(f"{fault[1]}: "))
+    return in_words(error, job.origin.get("theirs", {}))

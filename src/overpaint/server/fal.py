@@ -30,9 +30,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
 from overpaint.engine.worker import Shown
-from overpaint.errors import RequestError, near
+from overpaint.errors import PictureError, RequestError, near
 from overpaint.request import LARGEST_SEED, Request
-from overpaint.server.dialect import Word, fault_of, request_of
+from overpaint.server.dialect import Word, fault_of, in_words, request_of
 from overpaint.server.jobs import ENDED, Job
 from overpaint.server.predictions import moment, picture, progress_line
 from overpaint.server.service import Service
@@ -177,9 +177,9 @@ def answered(error: Exception) -> JSONResponse:
     """The answer to one of `wire.ANSWERED`."""
     status, title, detail, headers = answer(error)
     if isinstance(error, RequestError):
-        detail = wrong(error.field, str(error).removeprefix(f"{error.field}: "))
-    elif status == 422 and isinstance(detail, str):
-        detail = wrong("", detail)
+        detail = wrong(error.field, error.message)
+    elif isinstance(error, PictureError) or (status == 422 and isinstance(detail, str)):
+        status, detail = 422, wrong("", detail)
     elif status >= 500 and not isinstance(error, HTTPException):
         detail = f"{title}: {detail}"
     return JSONResponse({"detail": detail}, status, headers)
@@ -260,7 +260,7 @@ def in_their_words(error: RequestError, given: Arguments) -> RequestError:
         field = f"loras.{index}.{'path' if part == 'name' else part}" if listed else "prompt"
     else:
         return error
-    return RequestError(field, str(error).removeprefix(f"{error.field}: "))
+    return RequestError(field, error.message)
 
 
 def _words(given: Arguments, service: Service) -> list[Word]:
@@ -442,7 +442,7 @@ async def accept(
             body=hashlib.sha256(body.encode()).hexdigest(),
         )
     except RequestError as error:
-        raise in_their_words(error, given) from None
+        raise in_their_words(in_words(error, theirs), given) from None
 
 
 @router.post("/queue/{owner}/{app}", dependencies=PLAIN)

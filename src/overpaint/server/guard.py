@@ -53,7 +53,7 @@ class Doors:
             refusal = reason = None
             if not self._is_ours(host):
                 message = f"{host[:200]!r} is no name of this server; see --allowed-host."
-                refusal, reason = problem(421, "misdirected", message), "forbidden_host"
+                refusal, reason = problem(400, "refused", message), "forbidden_host"
             elif origin and origin not in self._origins and not _same(origin, host):
                 message = f"pages of {origin[:200]!r} may not ask here; see --allowed-origin."
                 refusal, reason = problem(403, "refused", message), "forbidden_origin"

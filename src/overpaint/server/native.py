@@ -36,7 +36,7 @@ from overpaint import images
 from overpaint.engine.worker import Shown
 from overpaint.errors import RequestError
 from overpaint.events import Step
-from overpaint.request import Picture, Request
+from overpaint.request import Request
 from overpaint.server.jobs import Job, Said
 from overpaint.server.ledger import Ledger, Total
 from overpaint.server.service import Service, Story
@@ -57,12 +57,14 @@ from overpaint.server.wire import (
     found,
     from_base64,
     painted,
+    plain,
+    telling,
     upload,
     uploaded,
     with_fitting_mask,
 )
 
-router = APIRouter(prefix="/api", tags=["native"], responses=PROBLEMS)
+router = APIRouter(prefix="/api", tags=["native"], route_class=telling(plain), responses=PROBLEMS)
 
 BYTES = {"type": "string", "format": "binary"}
 
@@ -224,26 +226,38 @@ class Page(BaseModel):
     before: str | None
 
 
-def pictures_from(fields: Any, service: Service, deep: int = DEEPEST) -> Any:
-    """The fields of a request with their pictures in them; `deep` more levels are read.
+def pictures_from(fields: Any, service: Service, *path: str | int) -> Any:
+    """The fields of a request with their pictures in them.
+
+    Args:
+        fields: a part of what came.
+        service: where uploads are.
+        path: where in the request that part is.
 
     Raises:
-        RequestError: a picture is neither a file nor data, or something is in too many others.
-        PictureError: there is no such file.
+        RequestError: data is not base64, or something is in too many others.
+        PictureError: there is no such file, or it is no picture that is read here.
     """
-    if deep < 0:
+    if len(path) > DEEPEST:
         raise RequestError("request", "is nested deeper than any field of it.")
     match fields:
         case {"file": str(name)} if len(fields) == 1:
-            return {"data": service.files.get(name)}
+            return _received(service.files.get(name), path)
         case {"data": str(text)} if len(fields) == 1:
-            return {"data": from_base64("data", text)}
+            return _received(from_base64(".".join(map(str, (*path, "data"))), text), path)
         case Mapping():
-            return {n: pictures_from(value, service, deep - 1) for n, value in fields.items()}
+            return {n: pictures_from(value, service, *path, n) for n, value in fields.items()}
         case list():
-            return [pictures_from(value, service, deep - 1) for value in fields]
+            return [pictures_from(value, service, *path, n) for n, value in enumerate(fields)]
         case _:
             return fields
+
+
+def _received(data: bytes, path: tuple[str | int, ...]) -> dict[str, bytes]:
+    """A picture; in the place of one that shows a pose, its keypoints, which are JSON."""
+    if path[:1] != ("controls",) or data.lstrip()[:1] not in (b"{", b"["):
+        images.received(data, ".".join(map(str, path)))
+    return {"data": data}
 
 
 async def view(service: Service, job: Job) -> JobView:
@@ -302,9 +316,6 @@ async def create(
     """
     fields = await asyncio.to_thread(pictures_from, submission.request, service)
     request = Request.model_validate(fields)
-    for picture in (request.image, request.mask):
-        if picture:
-            await asyncio.to_thread(_check, picture)
     await asyncio.to_thread(with_fitting_mask, request)
     output = submission.output
     options = {} if output.quality is None else {"quality": output.quality}
@@ -322,12 +333,6 @@ async def create(
     )
     response.headers["Location"] = f"/api/jobs/{job.id}"
     return await view(service, await service.ended(job.id, wait) or job if wait else job)
-
-
-def _check(picture: Picture) -> None:
-    """Raise PictureError for what is no picture, or one that is too large."""
-    with images.opened(picture.data, "the picture"):
-        pass
 
 
 @router.get("/jobs")
@@ -405,9 +410,9 @@ def sse(story: Story) -> str:
 
 
 @router.get("/jobs/{name}/results/{file}", response_class=FileResponse, responses=PICTURES)
-async def result(name: str, file: str, service: Serves, viewer: Viewer) -> FileResponse:
+async def result(name: str, file: str, incoming: Incoming, viewer: Viewer) -> FileResponse:
     """A picture that a job made."""
-    return await painted(service, viewer, name, file)
+    return await painted(incoming, viewer, name, file)
 
 
 @router.get("/jobs/{name}/webhooks")
@@ -455,7 +460,7 @@ async def secret(service: Serves, key: Key) -> dict[str, str]:
 async def put(incoming: Incoming, service: Serves, key: Key) -> Upload:
     """Upload a picture: its bytes are the body."""
     data = await upload(incoming)
-    await asyncio.to_thread(_check, Picture(data=data))
+    await asyncio.to_thread(images.received, data, "the picture")
     return Upload(file=await asyncio.to_thread(service.files.put, data), size=len(data))
 
 

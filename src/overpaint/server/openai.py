@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
 
-from overpaint import images, masks
+from overpaint import images
 from overpaint.engine.worker import Shown
-from overpaint.errors import ModelNotFoundError, RequestError, near
+from overpaint.errors import FormatError, ModelNotFoundError, RequestError, near
 from overpaint.request import Picture, Request
-from overpaint.server.dialect import Word, fault_of, request_of
+from overpaint.server.dialect import Word, fault_of, in_words, request_of
 from overpaint.server.jobs import ENDED, Job, Said
 from overpaint.server.service import Service
 from overpaint.server.wire import (
@@ -40,6 +40,8 @@ from overpaint.server.wire import (
     answer,
     awaited,
     base_of,
+    fits,
+    from_json,
     link,
     refusals,
     telling,
@@ -188,6 +190,8 @@ def answered(error: Exception) -> JSONResponse:
             general, code = "image_generation_user_error", "moderation_blocked"
         case RequestError():
             param = error.field
+        case FormatError():
+            status, code = 400, "unsupported_file_mimetype"
         case ModelNotFoundError():
             status, param, code = 404, "model", "model_not_found"
         case RequestValidationError():
@@ -250,7 +254,7 @@ def _words(given: Asked) -> list[Word]:
         if given.quality in QUALITIES:
             found.append(("quality", "num_inference_steps", QUALITIES[given.quality]))
     if isinstance(given, Edit | Variation):
-        image = images.picture(given.image)
+        image = images.received(given.image, "image")
         found.append(("image", "image", image))
         if isinstance(given, Edit) and given.mask is not None:
             found.append(("mask", "mask", _mask(given.mask, image)))
@@ -259,8 +263,8 @@ def _words(given: Asked) -> list[Word]:
 
 def _mask(data: bytes, image: Picture) -> Picture:
     """A mask by its transparency alone: theirs say nothing by brightness, as others' do."""
-    mask = Picture(data=data)
-    masks.decode(mask, images.decode(image).size)
+    mask = images.received(data, "mask")
+    fits(image, mask)
     with images.opened(data, "the mask") as opened:
         least = opened.convert("RGBA").getchannel("A").getextrema()[0]
     if least == 255:
@@ -356,7 +360,7 @@ def _decoded(name: str, text: str) -> Any:
     if name in TEXTS:
         return text
     try:
-        return json.loads(text)
+        return from_json(text)
     except (ValueError, RecursionError):
         return text
 
@@ -450,16 +454,19 @@ async def make(
         return request, origin, body.hexdigest()
 
     request, origin, body = await asyncio.to_thread(prepare)
-    job = await service.submit(
-        request,
-        model=model_of(service, given.model),
-        key=key,
-        origin=origin,
-        webhook=given.webhook,
-        webhook_events=("completed",),
-        token=token,
-        body=body,
-    )
+    try:
+        job = await service.submit(
+            request,
+            model=model_of(service, given.model),
+            key=key,
+            origin=origin,
+            webhook=given.webhook,
+            webhook_events=("completed",),
+            token=token,
+            body=body,
+        )
+    except RequestError as error:
+        raise in_words(error, origin["theirs"]) from None
     headers = {"X-Request-ID": job.id}
     kept = token is not None or given.webhook is not None
     if isinstance(given, Generation) and given.stream:

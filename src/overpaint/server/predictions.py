@@ -154,7 +154,7 @@ async def accept(
             raise
         first = error.field.startswith("loras.0.") and given.replicate_weights
         field = "replicate_weights" if first else "prompt"
-        raise RequestError(field, str(error).removeprefix(f"{error.field}: ")) from None
+        raise RequestError(field, error.message) from None
 
 
 def to_request(given: Input, service: Service, refiner: str | None) -> Request:
@@ -216,9 +216,7 @@ def picture(field: str, uri: str, service: Service) -> Picture:
         RequestError: neither.
         PictureError: there is no such upload, or it is no picture.
     """
-    data = _data(field, uri, service)
-    with images.opened(data, f"the {field}"):
-        return Picture(data=data)
+    return images.received(_data(field, uri, service), field)
 
 
 def _data(field: str, uri: str, service: Service) -> bytes:

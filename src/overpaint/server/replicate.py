@@ -53,10 +53,12 @@ from overpaint.server.wire import (
     found,
     link,
     painted,
+    plain,
+    telling,
     uploaded,
 )
 
-router = APIRouter(prefix="/v1", tags=["Replicate"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["Replicate"], route_class=telling(plain), responses=PROBLEMS)
 
 Prefer = Annotated[str | None, Header()]
 WAIT = re.compile(r"wait(?:=(\d+))?")
@@ -281,9 +283,9 @@ async def cancel(name: str, incoming: Incoming, service: Serves, key: Key) -> di
 
 
 @router.get("/predictions/{name}/output/{file}", response_class=FileResponse, responses=PICTURES)
-async def output(name: str, file: str, service: Serves, viewer: Viewer) -> FileResponse:
+async def output(name: str, file: str, incoming: Incoming, viewer: Viewer) -> FileResponse:
     """A picture of a prediction."""
-    return await painted(service, viewer, name, file)
+    return await painted(incoming, viewer, name, file)
 
 
 @router.get(

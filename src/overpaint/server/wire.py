@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import errno
+import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from overpaint import images, masks
 from overpaint.errors import (
+    FormatError,
     IdempotencyError,
     ModelError,
     OverpaintError,
@@ -26,7 +28,7 @@ from overpaint.errors import (
     RequestError,
     StoreError,
 )
-from overpaint.request import Request
+from overpaint.request import Picture, Request
 from overpaint.server.jobs import ENDED, Job
 from overpaint.server.keys import Keys, digest_of
 from overpaint.server.logs import SHOWN
@@ -138,18 +140,22 @@ async def awaited(service: Service, job: Job, incoming: Incoming) -> Job:
     return job
 
 
-async def painted(service: Service, key: str | None, name: str, file: str) -> FileResponse:
+async def painted(incoming: Incoming, key: str | None, name: str, file: str) -> FileResponse:
     """A picture that a job made; `key` as of `found`.
 
     Raises:
-        HTTPException: 404, it made none by that name; 410, it is not kept any more.
+        HTTPException: 404, it made none by that name; 410, it is not kept any more; 416, too many
+            parts of it are asked for.
     """
+    service = service_of(incoming)
     job = await found(service, key, name)
     if file not in (job.result or {}).get("files", ()):
         raise HTTPException(404, f"job {name} made no {file}.")
     path = service.files.results(name) / file
     if not await asyncio.to_thread(path.exists):
         raise HTTPException(410, f"{file} of job {name} is not kept any more.")
+    if incoming.headers.get("range", "").count(",") >= FileResponse.max_ranges:
+        raise HTTPException(416, f"ask for {FileResponse.max_ranges} ranges at most.")
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=604800"}
     return FileResponse(path, media_type=MEDIA_TYPES[path.suffix[1:]], headers=headers)
 
@@ -221,15 +227,22 @@ def with_fitting_mask(request: Request) -> Request:
 
     Raises:
         RequestError: it is not.
-        PictureError: the image cannot be read.
     """
     if request.image and request.mask:
-        size = images.decode(request.image).size
-        try:
-            masks.decode(request.mask, size)
-        except PictureError as error:
-            raise RequestError("mask", str(error)) from None
+        fits(request.image, request.mask)
     return request
+
+
+def fits(image: Picture, mask: Picture) -> None:
+    """Make sure that a mask is of an image's size.
+
+    Raises:
+        RequestError: it is not.
+    """
+    try:
+        masks.check(mask, images.upright_size(image))
+    except PictureError as error:
+        raise RequestError("mask", str(error)) from None
 
 
 def data_uri(data: bytes, media_type: str) -> str:
@@ -256,6 +269,7 @@ STATUS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (QueueFullError, 429, "the queue is full", "queue_full"),
     (IdempotencyError, 422, "the idempotency key was used for something else", "idempotency"),
     (RequestError, 422, "the request cannot be carried out", "request"),
+    (FormatError, 415, "a picture is of a format that is not read", "picture"),
     (PictureError, 422, "a picture cannot be used", "picture"),
     (ModelError, 422, "a model cannot be used", "model"),
     (StoreError, 422, "a name is wrong", "name"),
@@ -286,7 +300,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 REFUSALS = {
-    400: "the body cannot be read",
+    400: "the body cannot be read, or the server does not go by that name",
     401: "a key is missing or unknown",
     403: "the link, or the page that asks, is refused",
     404: "it is not there, or not yours",
@@ -294,8 +308,8 @@ REFUSALS = {
     409: "it is not in the state for that",
     410: "it is not kept any more",
     413: "the body is too large",
-    415: "the body is of another kind",
-    421: "the server does not go by that name",
+    415: "the body, or a picture, is of another kind",
+    416: "too many parts of a picture are asked for",
     422: "the request cannot be carried out",
     429: "the queue is full",
     503: "the server, its store or its disk is out of order",
@@ -342,8 +356,43 @@ ANSWERED = (
 """Errors that `answer` knows an answer to."""
 
 
+class Strict(Incoming):
+    """A request whose JSON must say each thing once: else all but the last would be dropped."""
+
+    async def json(self) -> Any:
+        """What the body says.
+
+        Raises:
+            HTTPException: 400, a name comes twice.
+            ValueError, RecursionError: it is no JSON, or none that is read.
+        """
+        return from_json(await self.body())
+
+
+def from_json(text: str | bytes) -> Any:
+    """What JSON says, each thing once.
+
+    Raises:
+        HTTPException: 400, a name comes twice.
+        ValueError, RecursionError: it is no JSON, or none that is read.
+    """
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        raise HTTPException(400, f"{twice[:100]!r} comes twice in one object; give it once.")
+    return found
+
+
 def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
-    """A kind of route that tells what is wrong in a dialect's own words: for one of `ANSWERED`."""
+    """A kind of route that is strict, and tells what is wrong in a dialect's own words.
+
+    Args:
+        answered: the answer to one of `ANSWERED`.
+    """
 
     class Telling(APIRoute):
         def get_route_handler(self) -> Callable[[Incoming], Coroutine[Any, Any, Response]]:
@@ -351,14 +400,26 @@ def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
 
             async def handled(incoming: Incoming) -> Response:
                 try:
-                    return await handle(incoming)
+                    return await handle(Strict(incoming.scope, incoming.receive))
                 except ANSWERED as error:
+                    _sized(error)
                     _note(incoming, error)
                     return answered(error)
 
             return handled
 
     return Telling
+
+
+def _sized(error: Exception) -> None:
+    """Forms of too many parts are too large: 413. Starlette says 400, as of broken ones."""
+    if isinstance(error, StarletteHTTPException) and str(error.detail).startswith("Too many "):
+        error.status_code = 413
+
+
+def plain(error: Exception) -> JSONResponse:
+    """One of `ANSWERED` as a problem."""
+    return problem(*answer(error))
 
 
 def answer(error: Exception) -> tuple[int, str, Any, Mapping[str, str] | None]:
@@ -415,7 +476,7 @@ def answer_errors(app: FastAPI) -> None:
 
     async def told(incoming: Incoming, error: Exception) -> JSONResponse:
         _note(incoming, error)
-        return problem(*answer(error))
+        return plain(error)
 
     for kind in ANSWERED:
         app.add_exception_handler(kind, told)
