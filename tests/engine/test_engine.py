@@ -40,7 +40,10 @@ class Miniature:
     """Models by name, of which there is one."""
 
     painter: overpaint.Painter
-    resident: tuple[str, ...] = ("miniature",)
+
+    @property
+    def resident(self) -> dict[str, int]:
+        return {"miniature": self.painter.model.native_size}
 
     @property
     def cache(self) -> Cache:
@@ -358,7 +361,7 @@ def test_what_was_done_is_counted(painter: overpaint.Painter) -> None:
     assert counters.misses == {"canvas": 1, "prompts": 2}  # the negative one is empty
     assert counters.hits == {"canvas": 2, "prompts": 7}
     assert counters.cache_bytes == painter.model.cache.size > 0
-    assert counters.resident == ("miniature",)
+    assert counters.resident == {"miniature": 128}
 
 
 def test_what_requests_cost_adds_up_to_what_the_engine_took(

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from overpaint import metadata
+from overpaint.engine.counters import Counters
 from overpaint.errors import RequestError
 from overpaint.events import Canceled, Event, Failed, Finished, Notice, Preview, Spent, Step
 from overpaint.request import Request
@@ -98,3 +99,9 @@ class Fake:
         request, done, _ = self.jobs.pop(name)
         spent = Spent(done / 1000, done * request.num_images * 64 / 1e6)
         self.told += [(name, spent), (name, event)]
+
+
+class Sized(Fake):
+    """Says which sizes its model draws, as the engine that paints does."""
+
+    counters = Counters(resident={"miniature": 128})

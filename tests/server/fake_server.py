@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overpaint.engine.worker import paints
-from tests.server.fake import Fake
+from tests.server.fake import Fake, Sized
 from tests.server.watched import watched
 
 if TYPE_CHECKING:
     from overpaint.engine.worker import Runs
 
-ENGINES = {"fake": Fake, "miniature": paints, "watched": watched}
+ENGINES = {"fake": Fake, "sized": Sized, "miniature": paints, "watched": watched}
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     profile = Profile.read(given.profile) if given.profile else None
     names = ("miniature",)
     arguments: tuple[Any, ...] = (given.seconds,)
-    if given.engine != "fake":
+    if given.engine not in ("fake", "sized"):
         arguments = (names, "cpu", "fp32", given.folder / "home", float("inf"), profile)
     if given.engine == "watched":
         arguments = (given.folder / "ticks.jsonl", *arguments)

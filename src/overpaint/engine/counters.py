@@ -15,7 +15,7 @@ class Counters:
         hits: results that were kept from an earlier request, by kind.
         misses: results that had to be made, by kind.
         cache_bytes: of the results that are kept now.
-        resident: models that are in memory now.
+        resident: models that are in memory now, and the sides in pixels that they draw.
     """
 
     batches: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -24,7 +24,7 @@ class Counters:
     hits: Mapping[str, int] = field(default_factory=dict[str, int])
     misses: Mapping[str, int] = field(default_factory=dict[str, int])
     cache_bytes: int = 0
-    resident: tuple[str, ...] = ()
+    resident: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def steps(self) -> int:

@@ -11,7 +11,7 @@ another one beside it, so that whoever runs goes on.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,8 +48,8 @@ class Models(Protocol):
     """Where models come from."""
 
     @property
-    def resident(self) -> tuple[str, ...]:
-        """Those in memory."""
+    def resident(self) -> Mapping[str, int]:
+        """Those in memory, and the sides in pixels that they draw."""
         ...
 
     @property

@@ -54,9 +54,10 @@ class Residency:
         self._changing = threading.Lock()
 
     @property
-    def resident(self) -> tuple[str, ...]:
-        """What is in memory, the one not used for longest first."""
-        return tuple(self._there)
+    def resident(self) -> dict[str, int]:
+        """What is in memory, the one not used for longest first, and the sides that they draw."""
+        there = list(self._there.items())  # at once: another thread may load one
+        return {name: painter.model.native_size for name, painter in there}
 
     def begin(self, model: str, request: "Request") -> Painting:
         """Plan a request.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from overpaint import images
 from overpaint.durable import hold
 from overpaint.engine.finishing import AS_THEY_ARE, Finishing
 from overpaint.engine.profile import Profile
@@ -74,7 +75,7 @@ class Settings:
         limits: how much may wait.
         pace: how patient the supervisor is.
         profile: what steps take.
-        native: the side that the first model draws, in pixels, for estimates.
+        native: the side that models draw, in pixels, as long as the worker has not said.
         keep_results: seconds that results are kept.
         keep_files: seconds that uploads are kept that no job needs.
         grace: seconds that jobs under way have to end when the server is asked to.
@@ -229,7 +230,8 @@ class Service:
             ModelNotFoundError: there is no such model here.
             QueueFullError: as much waits as may, or the server is about to end.
             IdempotencyError: the token was used for something else.
-            RequestError: it names what is not here.
+            RequestError: it names what is not here, or a size that the model does not draw.
+            PictureError: its picture cannot be read.
             OSError: the disk is full.
         """
         name = model or self.settings.models[0]
@@ -248,13 +250,16 @@ class Service:
             if self._disk_is_full():
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             check_names(request, self.entries, known)
+            native = self.supervisor.natives.get(name)
+            if native:
+                images.check_size(request, native)
             stored, files = self.files.pack(request)
             new = NewJob(
                 made,
                 key,
                 name,
                 stored,
-                self.settings.profile.alone(request, self.settings.native),
+                self.settings.profile.alone(request, native or self.settings.native),
                 {**(origin or {}), "request_id": request_id.get(), "trace": trace},
                 webhook,
                 webhook_events,

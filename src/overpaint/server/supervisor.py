@@ -127,6 +127,7 @@ class Supervisor:
         ended: jobs whose end was published here, by the state they ended in.
         pictures: of these, by whether they were published or flagged.
         counters: what the worker's engine has counted, as it last said.
+        natives: models that were in memory once, and the sides in pixels that they draw.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class Supervisor:
         self.ended = Counter[str]()
         self.pictures = Counter[str](published=0, flagged=0)
         self.counters = Counters()
+        self.natives = dict[str, int]()
         self._jobs, self._files = jobs, files
         self._make, self._arguments, self._finishing = make, arguments, finishing
         self._models = models
@@ -342,6 +344,7 @@ class Supervisor:
                 self._claim(worker)
             case Alive(counters):
                 self.counters = counters or Counters()
+                self.natives |= self.counters.resident
             case _:
                 worker.told += report
 
