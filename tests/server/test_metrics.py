@@ -125,3 +125,5 @@ def test_the_miniature_s_steps(tmp_path: Path) -> None:
         assert found["overpaint_cache_hits_total", "prompts"] == 4
         assert found["overpaint_cache_bytes", ""] > 0
         assert found["overpaint_model_resident", "miniature"] == 1
+        answer = client.post("/api/jobs", json={"request": {"width": 512}})
+        assert (answer.status_code, "draws 32 to 256" in answer.text) == (422, True)

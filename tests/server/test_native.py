@@ -77,6 +77,11 @@ def test_a_job_from_request_to_picture(client: TestClient, tmp_path: Path) -> No
     assert client.get(done["results"][0]["url"]).status_code == 410
 
 
+@pytest.mark.parametrize("prompt", ["", "(" * 10_000, "[" * 10_000])
+def test_prompts_that_are_taken(client: TestClient, prompt: str) -> None:
+    assert ended(client, submit(client, prompt)["id"])["state"] == "succeeded"
+
+
 def test_the_story_and_its_resumption(slow: TestClient) -> None:
     job = submit(slow, "note", steps=5, output={"preview_every": 2})
     told = story(slow, job["id"])
