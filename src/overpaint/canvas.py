@@ -222,8 +222,7 @@ def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
     mask = masks.of(request, picture)
     if mask is None:
         mask = np.zeros((picture.height, picture.width), np.float32)
-    asked = request.size == "native" or request.width or request.height
-    if asked:
+    if request.sized:
         size = images.result_size(picture.size, native, request)
         fit = request.fit or "cover"
         picture = images.fit(picture, size, fit)
@@ -235,7 +234,7 @@ def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
         return Canvas(picture.size, frame, picture, blank=True)
     whole = (0, 0, *picture.size)
     box = whole if request.crop == "off" else region(mask, request.crop, native)
-    size = picture.size if asked and box == whole else _canvas_size(box, native)
+    size = picture.size if request.sized and box == whole else _canvas_size(box, native)
     kept = picture.crop(box).resize(size, Resampling.LANCZOS)
     left, top, right, bottom = box
     inside = mask[top:bottom, left:right]

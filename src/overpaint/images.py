@@ -325,8 +325,7 @@ def check_size(request: Request, native: int) -> None:
         RequestError: as `result_size`.
         PictureError: the image cannot be read.
     """
-    asked = request.width or request.height or request.size == "native"
-    if (request.masked and not asked) or (request.controls and request.image is None):
+    if (request.masked and not request.sized) or (request.controls and request.image is None):
         return  # it follows from the mask, or from a hint
     size = upright_size(request.image) if request.image else None
     result_size(size, native, request)

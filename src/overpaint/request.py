@@ -304,6 +304,11 @@ class Request(_Value):
         return bool(self.mask or self.mask_from or any(self.extend))
 
     @property
+    def sized(self) -> bool:
+        """Whether it says what size the result has; else a masked one keeps its picture's."""
+        return bool(self.size == "native" or self.width or self.height)
+
+    @property
     def staged(self) -> bool:
         """Whether a second stage follows."""
         return self.refine is not None
