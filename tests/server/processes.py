@@ -26,11 +26,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+def until(
+    true: Callable[[], object], what: str | Callable[[], str], seconds: float = PATIENCE
+) -> None:
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end:
-            raise TimeoutError(what)
+            raise TimeoutError(what if isinstance(what, str) else what())
         time.sleep(0.02)
 
 

@@ -231,12 +231,18 @@ def run(folder: Path, kills: int, count: int, seed: int = 0) -> Found:
                         server.start()
                         found.restarts += 1
             clients.enough()
-            until(lambda: not jobs.page(None, 1, states=("queued", "running")), "jobs do not end")
+            until(lambda: not left(jobs), lambda: f"jobs do not end: {left(jobs)}")
         found.refused = clients.refused
         compare(found, jobs, Files(folder), Ledger(database))
     finally:
         database.close()
     return found
+
+
+def left(jobs: Jobs) -> dict[str, int]:
+    """How many jobs have not ended, by their state and how often something died under them."""
+    waiting = jobs.page(None, sys.maxsize, states=("queued", "running"))
+    return dict(Counter(f"{job.state}, {job.crashes} crashes" for job in waiting))
 
 
 def compare(found: Found, jobs: Jobs, files: Files, ledger: Ledger) -> None:
