@@ -22,6 +22,7 @@ from overpaint.server.access import Access
 from overpaint.server.addresses import is_loopback
 from overpaint.server.guard import Bodies, Connection, Doors
 from overpaint.server.keys import Keys
+from overpaint.server.memory import give_back
 from overpaint.server.service import Service, Settings
 from overpaint.server.webhooks import Body, Courier
 from overpaint.server.wire import answer_errors
@@ -39,7 +40,7 @@ BODIES: dict[str, Body] = {
 """What is posted of jobs, by the wire format that they came by; A1111's has no webhooks."""
 
 TIDY = 60.0
-"""Seconds between looks for what is too old to be kept, and for garbage that is old."""
+"""Seconds between looks for what is too old to be kept, and for memory that is free."""
 
 
 FAREWELL = 5
@@ -82,7 +83,7 @@ def create_app(
             async with Courier(service, BODIES).posting():
                 beside = [
                     asyncio.create_task(again_and_again(service.tidy, TIDY)),
-                    asyncio.create_task(again_and_again(gc.collect, TIDY)),
+                    asyncio.create_task(again_and_again(give_back, TIDY)),
                     asyncio.create_task(again_and_again(service.look, service.poll)),
                 ]
                 try:

@@ -393,8 +393,7 @@ class Supervisor:
             except OverpaintError as error:
                 self._ending(worker, _tag(job), End(job, "failed", error=str(error)))
                 continue
-            with contextlib.suppress(BrokenPipeError):
-                worker.pipe.send(order)
+            _send(worker, order)
 
     def _order(self, job: Job) -> Order:
         output: Mapping[str, Any] = job.origin.get("output", {})
@@ -417,8 +416,7 @@ class Supervisor:
         while not self._canceled.empty():
             name = self._canceled.get()
             for tag in [tag for tag, job in worker.held.items() if job.id == name]:
-                with contextlib.suppress(BrokenPipeError):
-                    worker.pipe.send(Cancel(tag))
+                _send(worker, Cancel(tag))
 
     def _beat(self, worker: Worker) -> None:
         """Keep the leases; drop what was lost, end what was canceled."""
@@ -427,8 +425,7 @@ class Supervisor:
             if tag not in mine:
                 del worker.held[tag]
             if tag not in mine or mine[tag].canceling:
-                with contextlib.suppress(BrokenPipeError):
-                    worker.pipe.send(Cancel(tag))
+                _send(worker, Cancel(tag))
         for tag in mine.keys() - worker.held.keys() - self._ends.keys():
             if self._jobs.give_back(mine[tag]):  # claimed as the store failed
                 tell_returned(self._jobs, [mine[tag].id], self._note)
@@ -461,6 +458,12 @@ class Supervisor:
             if published:
                 now = replace(end.job, state=end.state, ended=time.time(), error=end.error)
                 self._note(end.state, now)
+
+
+def _send(worker: Worker, order: Order | Cancel) -> None:
+    """Tell the worker; where it is dead, that is seen by its sentinel."""
+    with contextlib.suppress(ConnectionError):
+        worker.pipe.send(order)
 
 
 def _remove(files: Iterable[Path]) -> None:
