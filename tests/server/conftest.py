@@ -64,3 +64,10 @@ def opened(
 @pytest.fixture
 def store(opened: Open) -> Jobs:
     return opened()
+
+
+@pytest.fixture(autouse=True)
+def no_defects(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """A supervisor survives its own defects; a test of anything else does not."""
+    yield
+    assert "defect" not in [record.getMessage() for record in caplog.get_records("call")]

@@ -208,6 +208,26 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
         assert (job.state, job.attempt) == ("succeeded", 1)
 
 
+def test_a_defect_does_not_end_the_thread_that_ends_jobs(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said aloud, and every job ends all the same."""
+    hear, failures = house.hear, itertools.count()
+
+    def failing(name: str, heard: Heard) -> None:
+        if isinstance(heard, Step) and next(failures) < 2:
+            raise ZeroDivisionError
+        hear(name, heard)
+
+    monkeypatch.setattr(house, "hear", failing)
+    house.open()
+    for name in [house.submit() for _ in range(3)]:
+        assert house.ended(name).state == "succeeded"
+    defects = [record for record in caplog.records if record.getMessage() == "defect"]
+    assert [record.exc_info[0] for record in defects if record.exc_info] == [ZeroDivisionError] * 2
+    caplog.clear()
+
+
 def test_what_was_told_at_once_is_kept_while_the_store_fails(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,9 +231,11 @@ class Supervisor:
         while not self._stopping.is_set():
             try:
                 self._turn()
-            except (SQLAlchemyError, OSError) as error:
-                # What is known is kept, and tried again.
-                say(logging.ERROR, "store or disk out of order", error)
+            except Exception as error:
+                # What is known is kept, and tried again. Nor does a defect end this thread: without
+                # it no job would end any more, while others were accepted.
+                outside = isinstance(error, SQLAlchemyError | OSError)
+                say(logging.ERROR, "store or disk out of order" if outside else "defect", error)
                 self._stopping.wait(AGAIN)
         self._end_worker()
 
