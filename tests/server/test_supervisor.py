@@ -165,14 +165,16 @@ def test_a_worker_that_dies_is_replaced_and_its_jobs_run_again(house: House) -> 
     assert supervisor.restarts == 1
 
 
-def test_a_job_that_kills_its_worker_is_given_up(house: House) -> None:
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_job_that_kills_its_worker_is_given_up(house: House, steps: int) -> None:
+    """Also at its first step, when the worker has said nothing of it; the others end well."""
     house.open()
-    deadly = house.submit("die")
-    house.until(lambda: house.jobs.counts()["failed"] == 1)
-    found = house.jobs.get(deadly)
-    assert found is not None
+    deadly = house.submit("die", steps)
+    others = [house.submit(steps=steps) for _ in range(5)]
+    found = house.ended(deadly)
     assert (found.state, found.attempt) == ("failed", CRASHES)
-    assert house.ended(house.submit()).state == "succeeded"
+    for name in [*others, house.submit()]:
+        assert house.ended(name).state == "succeeded"
 
 
 def test_a_worker_that_stands_still_is_replaced(house: House) -> None:

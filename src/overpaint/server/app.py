@@ -22,7 +22,7 @@ from overpaint.server.access import Access
 from overpaint.server.addresses import is_loopback
 from overpaint.server.guard import Bodies, Connection, Doors
 from overpaint.server.keys import Keys
-from overpaint.server.memory import give_back
+from overpaint.server.memory import give_back, share_heap
 from overpaint.server.service import Service, Settings
 from overpaint.server.webhooks import Body, Courier
 from overpaint.server.wire import answer_errors
@@ -185,6 +185,7 @@ def run(
     """
     names = hosts if hosts or is_loopback(host) else None
     app = create_app(settings, keys, hosts=names, origins=origins, traces=traces)
+    share_heap()
     gc.collect()
     gc.freeze()  # what was made so far stays
     gc.set_threshold(*COLLECT)

@@ -102,7 +102,7 @@ class Worker:
         heard: when it last said anything.
         ready: it takes orders.
         held: jobs that it has, by what it knows their attempts as.
-        begun: of these, those that it has said anything of, and how many steps they take.
+        steps: of these, how many those take that it has begun.
         spent: of these, what those have cost that are about to end.
         told: what it has said of jobs, and was not taken in yet.
     """
@@ -112,7 +112,7 @@ class Worker:
     heard: float
     ready: bool = False
     held: dict[str, Job] = field(default_factory=dict[str, Job])
-    begun: dict[str, int] = field(default_factory=dict[str, int])
+    steps: dict[str, int] = field(default_factory=dict[str, int])
     spent: dict[str, Spent] = field(default_factory=dict[str, Spent])
     told: deque[tuple[str, Said]] = field(default_factory=deque[tuple[str, Said]])
 
@@ -308,7 +308,7 @@ class Supervisor:
         self._listen(worker)  # what it said before
         self._publish()
         for tag, job in list(worker.held.items()):
-            mine = self._jobs.give_back(job, crashed=crashed and tag in worker.begun)
+            mine = self._jobs.give_back(job, crashed=crashed)
             del worker.held[tag]
             now = self._jobs.get(job.id)
             if now and now.state in ENDED:
@@ -332,7 +332,6 @@ class Supervisor:
         while worker.told:
             tag, said = worker.told.popleft()
             if tag in worker.held:
-                worker.begun.setdefault(tag, 0)
                 self._said(worker, tag, said)
             elif isinstance(said, Done):
                 _remove(said.files)  # of an attempt that was lost meanwhile
@@ -359,7 +358,7 @@ class Supervisor:
                     "seeds": list(seeds),
                     "sizes": [list(size) for size in sizes],
                     "metadata": list(records),
-                    "steps": worker.begun[tag],
+                    "steps": worker.steps.get(tag, 0),
                     "flagged": [asdict(flag) for flag in flagged],
                 }
                 self._ending(worker, tag, End(job, "succeeded", result))
@@ -374,7 +373,7 @@ class Supervisor:
             case Spent():
                 worker.spent[tag] = said
             case Step(total=total):
-                worker.begun[tag] = total
+                worker.steps[tag] = total
                 self._hear(job.id, said)
             case _:
                 self._hear(job.id, said)
@@ -434,7 +433,7 @@ class Supervisor:
 
     def _ending(self, worker: Worker, tag: str, end: End) -> None:
         del worker.held[tag]
-        worker.begun.pop(tag, None)
+        worker.steps.pop(tag, None)
         end.spent = worker.spent.pop(tag, end.spent)
         self._ends[tag] = end
         self._publish()
