@@ -1,6 +1,6 @@
 """Memory that is used no more goes back to the machine.
 
-Under steady load a server's objects stay as many as they are, but by default glibc gives every thread
+Under steady load a server's objects stay as many as they are, but by default glibc gives each thread
 a heap of its own, and keeps what is free between that which stays: tens of megabytes more an hour.
 """
 
