@@ -1,7 +1,8 @@
 """Memory that is used no more goes back to the machine.
 
-Under steady load a server's objects stay as many as they are, but by default glibc gives each thread
-a heap of its own, and keeps what is free between that which stays: tens of megabytes more an hour.
+Under steady load a server's objects stay as many as they are. But by default glibc gives each
+thread a heap of its own, and keeps what is free between that which stays: tens of megabytes more
+an hour.
 """
 
 import ctypes
