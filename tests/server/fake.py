@@ -34,7 +34,10 @@ class FakeModel:
 
 
 class Fake:
-    """Every tick is a step for every job. "die", "hang", "refuse" and "break" do so half-way."""
+    """Every tick is a step for every job.
+
+    "die", "freeze", "hang", "refuse" and "break" do so half-way.
+    """
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
@@ -70,6 +73,8 @@ class Fake:
             if done * 2 >= total:
                 if "die" in request.prompt:
                     os.kill(os.getpid(), signal.SIGKILL)
+                if "freeze" in request.prompt:
+                    os.kill(os.getpid(), signal.SIGSTOP)
                 if "hang" in request.prompt:
                     time.sleep(3600)
                 if "refuse" in request.prompt:

@@ -6,6 +6,9 @@ import signal
 import threading
 from pathlib import Path
 
+import psutil
+import pytest
+
 from overpaint.server.database import Database
 from overpaint.server.jobs import Jobs
 
@@ -43,10 +46,16 @@ def begun(server: Server) -> tuple[str, str, list[threading.Thread], list[list[s
     return running, waiting, threads, heard
 
 
-def test_one_signal_lets_jobs_under_way_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", ["the server", "all its processes"])
+def test_one_signal_lets_jobs_under_way_end(tmp_path: Path, told: str) -> None:
+    """A terminal's Ctrl-C and service managers tell all."""
     with Server(tmp_path, "--room", "1", "--grace", "60").until_ready() as server:
         running, waiting, threads, heard = begun(server)
-        server.process.send_signal(signal.SIGTERM)
+        processes = [psutil.Process(server.process.pid)]
+        if told != "the server":
+            processes += processes[0].children(recursive=True)
+        for process in processes:
+            process.send_signal(signal.SIGINT)
         until(lambda: not server.answers("readyz"), "it takes more")
         refused = server.client.post("/api/jobs", json={"request": {}})
         assert refused.status_code == 429

@@ -359,3 +359,17 @@ def test_notices_are_in_the_history(store: Jobs) -> None:
     for thread in threads:
         thread.join()
     assert kinds(store, "a") == ["queued", *["notice"] * 6]
+
+
+def test_who_asks_what_ran_out_keeps_its_own(store: Jobs, clock: Clock) -> None:
+    for name in "ab":
+        store.submit(new(name))
+    (mine,) = store.claim("me", 1, LEASE)
+    (theirs,) = store.claim("they", 1, LEASE)
+    clock.now += LEASE + 1
+    assert store.expire(but="me") == [theirs.id]
+    assert mine.id in store.beat("me", LEASE)
+
+
+def test_a_name_with_a_nul_is_nobody_s(store: Jobs) -> None:
+    assert store.get("a\0") is None

@@ -18,13 +18,14 @@ from sqlalchemy.exc import OperationalError
 
 from overpaint.engine.worker import Done, Order, Ready, Report, main
 from overpaint.events import Notice, Spent, Step
-from overpaint.request import Request
+from overpaint.request import Picture, Request
 from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.jobs import CRASHES, Job, Jobs, NewJob
 from overpaint.server.ledger import Ledger
 from overpaint.server.supervisor import LONGEST, Heard, Pace, Supervisor, pause
 
+from .conftest import Clock
 from .fake import Fake
 
 LONG = 60.0  # until a test gives up
@@ -63,11 +64,19 @@ class House:
             self.heard.append((name, heard))
             self.changed.notify_all()
 
-    def submit(self, prompt: str = "", steps: int = 3, **origin: Any) -> str:
+    def submit(
+        self,
+        prompt: str = "",
+        steps: int = 3,
+        image: bytes | None = None,
+        priority: int = 0,
+        **origin: Any,
+    ) -> str:
         name = f"job{next(self.numbers)}"
-        request = Request(prompt=prompt, num_inference_steps=steps, seed=5, num_images=2)
+        asked = Request(prompt=prompt, num_inference_steps=steps, seed=5, num_images=2)
+        request = asked.model_copy(update={"image": Picture(data=image)}) if image else asked
         stored, files = self.files.pack(request)
-        self.jobs.submit(NewJob(name, "", "m", stored, 1.0, origin=origin, files=files))
+        self.jobs.submit(NewJob(name, "", "m", stored, 1.0, origin, files=files, priority=priority))
         for supervisor in self.running:
             supervisor.wake()
         return name
@@ -187,6 +196,117 @@ def test_a_worker_that_stands_still_is_replaced(house: House) -> None:
     house.until(lambda: house.jobs.counts()["canceled"] == 1)
 
 
+def test_a_worker_that_reads_no_more_holds_nobody_up(house: House) -> None:
+    """An order is larger than what the pipe takes in; the one who sends it also watches."""
+    supervisor = house.open(stalled=1.0)
+    frozen = house.submit("freeze", steps=4)
+    house.until(lambda: (frozen, Step(1, 4, 3.0)) in house.heard)
+    large = house.submit(image=os.urandom(2**21))
+    assert house.ended(large).state == "succeeded"
+    assert house.ended(frozen).state == "failed"
+    assert supervisor.restarts == CRASHES
+
+
+def test_leases_of_its_own_that_ran_out_are_nobody_s(tmp_path: Path, clock: Clock) -> None:
+    """The machine slept, or its clock was put right: nothing died."""
+    jobs = Jobs(Database(f"sqlite:///{tmp_path}/jobs.db", clock))
+    house = House(tmp_path, jobs, Files(tmp_path))
+    supervisor = house.open(0.05)
+    try:
+        name = house.submit(steps=20)
+        for done in (2, 8, 14):
+            house.until(lambda done=done: (name, Step(done, 20, 20.0 - done)) in house.heard)
+            clock.now += 3600
+        job = house.ended(name)
+    finally:
+        supervisor.stop()
+        jobs.database.close()
+    assert (job.state, job.attempt, job.crashes) == ("succeeded", 1, 0)
+
+
+def test_an_attempt_that_another_took_is_let_go(house: House) -> None:
+    house.open(0.05, lease=1.0)
+    name = house.submit(steps=40)
+    house.until(lambda: (name, Step(1, 40, 39.0)) in house.heard)
+    assert house.jobs.expire(owners_are_gone=True) == [name]
+    house.until(lambda: (name, "requeued") in house.heard)
+    assert house.ended(name).attempt == 2
+
+
+def defects(caplog: pytest.LogCaptureFixture) -> list[type[BaseException] | None]:
+    """Those that were said aloud since the last time."""
+    found = [record for record in caplog.records if record.getMessage() == "defect"]
+    caplog.clear()
+    return [record.exc_info[0] for record in found if record.exc_info]
+
+
+def test_an_end_that_no_store_takes_is_another_one(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish = house.jobs.finish
+
+    def failing(*arguments: Any, **keywords: Any) -> bool:
+        if keywords.get("error") == "prompt: refused":
+            raise UnicodeError
+        return finish(*arguments, **keywords)
+
+    monkeypatch.setattr(house.jobs, "finish", failing)
+    house.open()
+    strange, good = house.submit("refuse"), house.submit()
+    assert house.ended(good).state == "succeeded"
+    job = house.ended(strange)
+    assert job.state == "failed"
+    assert "a defect in Overpaint: UnicodeError" in str(job.error)
+    assert defects(caplog) == [UnicodeError]
+
+
+def test_an_order_that_cannot_be_given_fails_alone(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unpack, calls = house.files.unpack, itertools.count()
+
+    def failing(stored: Any) -> Request:
+        if next(calls) == 1:
+            raise MemoryError
+        return unpack(stored)
+
+    monkeypatch.setattr(house.files, "unpack", failing)
+    names = [house.submit() for _ in range(3)]
+    house.open()
+    ended = [house.ended(name) for name in names]
+    assert [job.state for job in ended] == ["succeeded", "failed", "succeeded"]
+    assert "a defect in Overpaint: MemoryError" in str(ended[1].error)
+    assert defects(caplog) == [MemoryError]
+
+
+def test_who_is_to_be_alone_is_alone_where_an_order_fails(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It made room, while others had been claimed with it."""
+    suspect = house.submit(steps=9)
+    for _ in range(3):
+        (held,) = house.jobs.claim("before", 1, LONG)
+        assert house.jobs.give_back(held, crashed=True)
+    claim, together = house.jobs.claim, list[list[int]]()
+
+    def noted(owner: str, count: int, lease: float, models: Any, beside: Any) -> list[Job]:
+        taken = claim(owner, count, lease, models, beside)
+        together.append([job.crashes for job in (*beside, *taken)])
+        return taken
+
+    monkeypatch.setattr(house.jobs, "claim", noted)
+    missing = house.submit(image=b"a picture", priority=1)
+    for upload in house.files.old(-1):
+        house.files.forget(upload, -1)
+    others = [house.submit(priority=1) for _ in range(3)]
+    house.open(room=5)
+    assert "upload it again" in str(house.ended(missing).error)
+    for name in (*others, suspect):
+        assert house.ended(name).state == "succeeded"
+    assert [3] in together
+    assert all(crashes == [3] for crashes in together if 3 in crashes)
+
+
 def fail_at_first(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the store refuse the first two ends."""
     finish, failures = house.jobs.finish, itertools.count()
@@ -225,9 +345,23 @@ def test_a_defect_does_not_end_the_thread_that_ends_jobs(
     house.open()
     for name in [house.submit() for _ in range(3)]:
         assert house.ended(name).state == "succeeded"
-    defects = [record for record in caplog.records if record.getMessage() == "defect"]
-    assert [record.exc_info[0] for record in defects if record.exc_info] == [ZeroDivisionError] * 2
-    caplog.clear()
+    assert defects(caplog) == [ZeroDivisionError] * 2
+
+
+def test_a_worker_that_dies_while_the_store_fails_has_died_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_back, failures = house.jobs.give_back, itertools.count()
+
+    def failing(*arguments: Any, **keywords: Any) -> bool:
+        if next(failures) < 2:
+            raise OperationalError("UPDATE", {}, Exception("disk I/O error"))
+        return give_back(*arguments, **keywords)
+
+    monkeypatch.setattr(house.jobs, "give_back", failing)
+    supervisor = house.open()
+    assert house.ended(house.submit("die")).crashes == CRASHES - 1
+    assert supervisor.restarts == CRASHES
 
 
 def test_what_was_told_at_once_is_kept_while_the_store_fails(
@@ -337,3 +471,16 @@ def test_the_worker_ends_with_its_server() -> None:
     ours.close()
     process.join(LONG)
     assert process.exitcode == 1
+
+
+def test_the_worker_ends_where_it_cannot_read_what_it_is_told() -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=main, args=(theirs, Fake, ()))
+    process.start()
+    theirs.close()
+    assert ours.recv() == Ready()
+    ours.send_bytes(b"no pickle")
+    process.join(LONG)
+    assert process.exitcode == 1
+    ours.close()

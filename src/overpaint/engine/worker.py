@@ -6,6 +6,7 @@ that nobody would hear of. A result is told when its files are on the disk.
 
 import errno
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -42,6 +43,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 ALL_FLAGGED = (
     "the safety checker flagged every picture, so none is published; try another prompt or seed."
 )
+
+DEFECT = "there is a defect in Overpaint: "
+"""What a job's error begins with that is neither the request's fault nor the machine's."""
 
 ROOM = 1.0
 """Seconds until finished pictures are tried again that found no room on the disk."""
@@ -179,6 +183,10 @@ def main(
         arguments: for that.
         finishing: what is done to pictures before they are written.
     """
+    # A terminal, or a service manager, tells all processes of a server to end; this one ends by its
+    # pipe, when its server has let its jobs end.
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, signal.SIG_IGN)
     _Worker(pipe, make(*arguments), Finisher(finishing)).run()
 
 
@@ -222,8 +230,8 @@ class _Worker:
         try:
             while True:
                 self._coming.put(self._pipe.recv())
-        except (EOFError, OSError):
-            os._exit(1)  # whoever started us is gone
+        finally:
+            os._exit(1)  # whoever started us is gone, or has said what cannot be read
 
     def _take(self) -> None:
         """Take all that came; without work, wait for some."""
@@ -257,7 +265,7 @@ class _Worker:
                 return None
             case Failed(error):
                 del self._orders[name]
-                return name, _broken(error)
+                return name, broken(error)
             case Canceled():
                 self._orders.pop(name, None)
                 return name, Stopped()
@@ -294,7 +302,7 @@ class _Worker:
                 again.daemon = True
                 again.start()
                 return
-            told = [_broken(error)]
+            told = [broken(error)]
         self._unwritten.discard(order.name)
         self._send([(order.name, said) for said in told])
 
@@ -337,13 +345,13 @@ class _Worker:
             os._exit(1)
 
 
-def _broken(error: Exception) -> Broken:
+def broken(error: Exception) -> Broken:
     """What to tell of an error: its message if it is ours, else that there is a defect."""
     if isinstance(error, OverpaintError):
         return Broken(str(error), True)
     if isinstance(error, OSError):
         return Broken(f"the result cannot be written: {error.strerror}.", False)
-    return Broken(f"there is a defect in Overpaint: {type(error).__name__}: {error}.", False)
+    return Broken(f"{DEFECT}{type(error).__name__}: {error}.", False)
 
 
 def _jpeg(image: "Image") -> bytes:

@@ -7,10 +7,13 @@ taken over a job meanwhile: then its end is not published, and its files are rem
 import contextlib
 import logging
 import multiprocessing
+import os
+import socket
+import struct
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -18,11 +21,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from overpaint.engine.counters import Counters
 from overpaint.engine.finishing import AS_THEY_ARE, Finishing
 from overpaint.engine.worker import (
+    DEFECT,
     Alive,
     Broken,
     Cancel,
@@ -34,9 +38,9 @@ from overpaint.engine.worker import (
     Said,
     Shown,
     Stopped,
+    broken,
     main,
 )
-from overpaint.errors import OverpaintError
 from overpaint.events import NOTHING, Notice, Spent, Step
 from overpaint.server.files import Files
 from overpaint.server.jobs import ENDED, Job, Jobs
@@ -58,14 +62,15 @@ class Pace:
 
     Attributes:
         lease: a job is somebody else's when its server was silent for so long.
-        stalled: a worker is replaced when it was silent for so long.
+        stalled: a worker is replaced when it was silent for so long, which it is during a step: one
+            of 16 rows of 1024 pixels takes 200 seconds on two cores.
         starting: likewise, while it loads its first model.
         look: how often it looks for jobs of other servers, and whose leases ran out.
         room: jobs that the worker has at once.
     """
 
     lease: float = 15.0
-    stalled: float = 120.0
+    stalled: float = 600.0
     starting: float = 1800.0
     look: float = 1.0
     room: int = 64
@@ -101,6 +106,7 @@ class Worker:
     Attributes:
         heard: when it last said anything.
         ready: it takes orders.
+        over: it was ended, but not all is done that follows of that.
         held: jobs that it has, by what it knows their attempts as.
         steps: of these, how many those take that it has begun.
         spent: of these, what those have cost that are about to end.
@@ -111,6 +117,7 @@ class Worker:
     pipe: "Connection[Any, Any]"
     heard: float
     ready: bool = False
+    over: bool = False
     held: dict[str, Job] = field(default_factory=dict[str, Job])
     steps: dict[str, int] = field(default_factory=dict[str, int])
     spent: dict[str, Spent] = field(default_factory=dict[str, Spent])
@@ -266,7 +273,7 @@ class Supervisor:
         if self._every("beat", self._pace.lease / 3):
             self._beat(worker)
         if self._every("look", self._pace.look):
-            tell_returned(self._jobs, self._jobs.expire(), self._note)
+            tell_returned(self._jobs, self._jobs.expire(but=self.owner), self._note)
             self._claim(worker)
 
     def _every(self, what: str, seconds: float) -> bool:
@@ -288,6 +295,7 @@ class Supervisor:
         )
         process.start()
         theirs.close()
+        _limit(ours, self._pace.stalled)
         self._worker = Worker(process, ours, time.monotonic())
         self.counters = Counters()
         return self._worker
@@ -296,17 +304,18 @@ class Supervisor:
         """Kill the worker; its jobs go back to the queue. `cause` says what went wrong with it."""
         if (worker := self._worker) is None:
             return
-        if worker.process.is_alive():
+        crashed = cause is not None
+        if not worker.over:  # else the store failed behind this
+            worker.over = True
             worker.process.kill()
-        worker.process.join()
-        if crashed := cause is not None:
-            code, held = worker.process.exitcode, len(worker.held)
-            say(logging.ERROR, "worker replaced", cause=cause, exit_code=code, jobs=held)
-        self.failures += crashed and not worker.ready
-        worker.ready = False
-        self.restarts += crashed
+            worker.process.join(self._pace.stalled)  # none that the system holds can be killed
+            if crashed:
+                code, held = worker.process.exitcode, len(worker.held)
+                say(logging.ERROR, "worker replaced", cause=cause, exit_code=code, jobs=held)
+            self.failures += crashed and not worker.ready
+            self.restarts += crashed
+            worker.ready = False
         self._listen(worker)  # what it said before
-        self._publish()
         for tag, job in list(worker.held.items()):
             mine = self._jobs.give_back(job, crashed=crashed)
             del worker.held[tag]
@@ -319,22 +328,23 @@ class Supervisor:
             if mine:
                 tell_returned(self._jobs, [job.id], self._note)
         worker.pipe.close()
-        worker.process.close()
+        if worker.process.exitcode is not None:
+            worker.process.close()
         self._worker = None
 
     def _listen(self, worker: Worker) -> None:
         """Take in all that the worker has said; if the store fails, the rest at the next turn."""
-        try:
-            while worker.pipe.poll():
-                self._heard(worker, worker.pipe.recv())
-        except (EOFError, OSError):
-            pass  # it died; its end is seen by its sentinel
+        for report in _reports(worker):
+            self._heard(worker, report)
         while worker.told:
             tag, said = worker.told.popleft()
             if tag in worker.held:
                 self._said(worker, tag, said)
             elif isinstance(said, Done):
                 _remove(said.files)  # of an attempt that was lost meanwhile
+        if self._ends:
+            self._publish()
+            self._claim(worker)
 
     def _heard(self, worker: Worker, report: Report) -> None:
         worker.heard = time.monotonic()
@@ -382,19 +392,30 @@ class Supervisor:
 
     def _claim(self, worker: Worker) -> None:
         """Bring the worker as many jobs as it has room for."""
-        held = list(worker.held.values())
-        room = self._pace.room - len(held)
-        if not worker.ready or room <= 0 or self._draining.is_set():
-            return
-        for job in self._jobs.claim(self.owner, room, self._pace.lease, self._models, held):
-            worker.held[_tag(job)] = job
+        while True:
+            held = list(worker.held.values())
+            room = self._pace.room - len(held)
+            if not worker.ready or room <= 0 or self._draining.is_set():
+                return
+            taken = self._jobs.claim(self.owner, room, self._pace.lease, self._models, held)
+            worker.held |= {_tag(job): job for job in taken}
+            failed = [job for job in taken if not self._bring(worker, job)]
+            if not failed:
+                return
+            self._publish()
+
+    def _bring(self, worker: Worker, job: Job) -> bool:
+        """Order a job that was claimed. False if that cannot be: it ends, and makes room."""
+        try:
             self._note("started", job)
-            try:
-                order = self._order(job)
-            except OverpaintError as error:
-                self._ending(worker, _tag(job), End(job, "failed", error=str(error)))
-                continue
-            _send(worker, order)
+            _send(worker, self._order(job))
+        except Exception as error:
+            said = broken(error)
+            if not said.mine:
+                say(logging.ERROR, "defect", error)
+            self._ending(worker, _tag(job), End(job, "failed", error=said.message))
+            return False
+        return True
 
     def _order(self, job: Job) -> Order:
         output: Mapping[str, Any] = job.origin.get("output", {})
@@ -424,7 +445,10 @@ class Supervisor:
         mine = {_tag(job): job for job in self._jobs.beat(self.owner, self._pace.lease).values()}
         for tag in list(worker.held):
             if tag not in mine:
-                del worker.held[tag]
+                lost = worker.held.pop(tag)
+                worker.steps.pop(tag, None)
+                worker.spent.pop(tag, None)
+                self._hear(lost.id, "requeued")
             if tag not in mine or mine[tag].canceling:
                 _send(worker, Cancel(tag))
         for tag in mine.keys() - worker.held.keys() - self._ends.keys():
@@ -436,16 +460,12 @@ class Supervisor:
         worker.steps.pop(tag, None)
         end.spent = worker.spent.pop(tag, end.spent)
         self._ends[tag] = end
-        self._publish()
-        self._claim(worker)
 
     def _publish(self) -> None:
         """Publish ends; those that the store does not take now stay."""
         for tag, end in list(self._ends.items()):
             name = end.job.id
-            published = self._jobs.finish(
-                end.job, end.state, result=end.result, error=end.error, spent=end.spent
-            )
+            published = self._finish(end)
             made = end.result or {}
             if published:
                 self.ended[end.state] += 1
@@ -460,11 +480,45 @@ class Supervisor:
                 now = replace(end.job, state=end.state, ended=time.time(), error=end.error)
                 self._note(end.state, now)
 
+    def _finish(self, end: End) -> bool:
+        """Store an end; in place of one that no store takes, that there is a defect."""
+        try:
+            return self._jobs.finish(
+                end.job, end.state, result=end.result, error=end.error, spent=end.spent
+            )
+        except (OperationalError, InterfaceError):  # the store is out of order, not the end
+            raise
+        except Exception as error:
+            say(logging.ERROR, "defect", error)
+            what = f"{DEFECT}{type(error).__name__}: what came of it could not be stored."
+            end.state, end.result, end.error = "failed", None, what
+            return self._jobs.finish(end.job, "failed", error=what, spent=end.spent)
+
+
+def _limit(pipe: "Connection[Any, Any]", seconds: float) -> None:
+    """Have a message fail that stands still half-way for so long: else all would wait for it."""
+    whole, part = divmod(seconds, 1)
+    span = struct.pack("@ll", int(whole), int(part * 1e6))  # C's struct timeval
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, option, span)
+
+
+def _reports(worker: Worker) -> Iterator[Report]:
+    """What the worker has said; where it is dead or stands still, its sentinel tells its end."""
+    try:
+        while worker.pipe.poll():
+            yield worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.kill()
+
 
 def _send(worker: Worker, order: Order | Cancel) -> None:
-    """Tell the worker; where it is dead, that is seen by its sentinel."""
-    with contextlib.suppress(ConnectionError):
+    """Tell the worker; as for `_reports`."""
+    try:
         worker.pipe.send(order)
+    except OSError:
+        worker.process.kill()
 
 
 def _remove(files: Iterable[Path]) -> None:
