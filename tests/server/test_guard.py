@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -187,6 +188,54 @@ def test_forms_of_too_many_parts_are_refused(client: TestClient) -> None:
         answer = client.post(path, files={"image": picture.getvalue()}, data=fields)
         assert answer.status_code == 413
         assert "Too many fields" in answer.text
+
+
+BODIES = [
+    ("POST", "/api/jobs"),
+    ("POST", "/v1/predictions"),
+    ("POST", "/v1/models/o/m/predictions"),
+    ("POST", "/v1/images/generations"),
+    ("POST", "/predictions"),
+    ("PUT", "/predictions/mine"),
+    ("POST", "/fal/queue/o/m"),
+    ("POST", "/fal/run/o/m"),
+    ("POST", "/sdapi/v1/txt2img"),
+    ("POST", "/sdapi/v1/img2img"),
+    ("POST", "/sdapi/v1/options"),
+    ("POST", "/sdapi/v1/png-info"),
+]
+"""Routes that take JSON, of all dialects."""
+
+
+@pytest.mark.parametrize(("method", "path"), BODIES)
+def test_nothing_is_read_of_who_has_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    read = list[bytes]()
+    monkeypatch.setattr(wire, "from_json", read.append)
+    headers = {"content-type": "application/json"}
+    with client_of(tmp_path, keys=("secret",)) as client:
+        answer = client.request(method, path, content=b"{" * 2**20, headers=headers)
+    assert answer.status_code == 401
+    assert not read
+
+
+@pytest.mark.parametrize(("method", "path"), BODIES)
+def test_json_of_too_many_things_is_not_read(client: TestClient, method: str, path: str) -> None:
+    headers = {"content-type": "application/json"}
+    content = b'{"prompt": [' + b"{}," * wire.MOST_SAID + b"{}]}"
+    answer = client.request(method, path, content=content, headers=headers)
+    assert answer.status_code == 413
+    assert "10,000 brackets and commas" in answer.text
+
+
+def test_large_json_is_read(client: TestClient) -> None:
+    picture = io.BytesIO()
+    Image.effect_noise((600, 600), 100).save(picture, "PNG")
+    data = base64.b64encode(picture.getvalue()).decode()
+    assert len(data) > wire.LARGE
+    request = {"prompt": "a cup, on grass", "image": {"data": data}}
+    assert client.post("/api/jobs", json={"request": request}).status_code == 201
 
 
 def test_bodies_are_not_unpacked(client: TestClient) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Response
 from fastapi import Request as Incoming
+from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
@@ -39,6 +40,13 @@ LARGEST_UPLOAD = 64 * 2**20
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Of pictures, by what their names end with."""
+
+MOST_SAID = 10_000
+"""Brackets and commas in JSON: what is between them takes dozens of times the memory that it came
+in, and each may be told of as wrong. Base64, which is most of a large body, has none."""
+
+LARGE = 2**18
+"""Bytes of JSON from which on it is read beside the loop, which all others wait for."""
 
 LISTENERS = 1024
 """Clients of a key that may listen to jobs at once."""
@@ -363,19 +371,25 @@ class Strict(Incoming):
         """What the body says.
 
         Raises:
-            HTTPException: 400, a name comes twice.
+            HTTPException: 400, a name comes twice; 413, it says more than `MOST_SAID` things.
             ValueError, RecursionError: it is no JSON, or none that is read.
         """
-        return from_json(await self.body())
+        body = await self.body()
+        if len(body) < LARGE:
+            return from_json(body)
+        return await asyncio.to_thread(from_json, body)
 
 
 def from_json(text: str | bytes) -> Any:
     """What JSON says, each thing once.
 
     Raises:
-        HTTPException: 400, a name comes twice.
+        HTTPException: 400, a name comes twice; 413, it says more than `MOST_SAID` things.
         ValueError, RecursionError: it is no JSON, or none that is read.
     """
+    data = text.encode() if isinstance(text, str) else text
+    if sum(map(data.count, (b"{", b"[", b","))) > MOST_SAID:
+        raise HTTPException(413, f"JSON has {MOST_SAID:,} brackets and commas at most.")
     return json.loads(text, object_pairs_hook=_once)
 
 
@@ -397,9 +411,12 @@ def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
     class Telling(APIRoute):
         def get_route_handler(self) -> Callable[[Incoming], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
+            demanding = self.body_field is not None and _demands_key(self.dependant)
 
             async def handled(incoming: Incoming) -> Response:
                 try:
+                    if demanding:
+                        await _check_key(incoming)
                     return await handle(Strict(incoming.scope, incoming.receive))
                 except ANSWERED as error:
                     _sized(error)
@@ -409,6 +426,25 @@ def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
             return handled
 
     return Telling
+
+
+def _demands_key(dependant: Dependant) -> bool:
+    """Whether a route is for clients with a key."""
+    return dependant.call is key_of or any(map(_demands_key, dependant.dependencies))
+
+
+async def _check_key(incoming: Incoming) -> None:
+    """Make sure of a client before its body is kept and read, as FastAPI does first of all.
+
+    Raises:
+        HTTPException, SQLAlchemyError: as `key_of`.
+    """
+    try:
+        await asyncio.to_thread(key_of, incoming)
+    except HTTPException:
+        async for _ in incoming.stream():
+            """Clients hear no answer before they have said all."""
+        raise
 
 
 def _sized(error: Exception) -> None:
