@@ -277,3 +277,27 @@ def test_without_keys_only_this_machine_and_the_public(tmp_path: Path) -> None:
         assert made["id"]
         body = {"request": {}, "webhook": "http://192.168.1.1/"}
         assert httpx.post(f"{url}/api/jobs", json=body).status_code == 422
+
+
+def test_names_that_nobody_answers_for_hold_up_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent = threading.Event()
+
+    def wait(*_: object, **__: object) -> list[object]:
+        silent.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+
+    async def ask() -> int:
+        url = httpx2.URL("http://silent.test/")
+        asked = [asyncio.create_task(resolve(url, "all")) for _ in range(16)]
+        await asyncio.sleep(0)
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(int, "7"), 30)
+        finally:
+            silent.set()
+            await asyncio.gather(*asked)
+
+    assert asyncio.run(ask()) == 7

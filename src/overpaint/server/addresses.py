@@ -6,6 +6,8 @@ behind the same firewall (server-side request forgery).
 
 import asyncio
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
@@ -22,6 +24,10 @@ LARGEST_PORT = 65535
 
 NAT64 = IPv6Network("64:ff9b::/96")
 """Networks without IPv4 reach it by these: its addresses are the last 32 bits."""
+
+RESOLVERS = ThreadPoolExecutor(32, "overpaint-resolve")
+"""Threads that ask for addresses, which may take half a minute where nobody answers: in asyncio's
+own, whoever has the server post to such names would have all others wait."""
 
 
 def is_loopback(host: str) -> bool:
@@ -76,9 +82,10 @@ async def resolve(url: httpx2.URL, reach: Reach) -> list[Address]:
         OSError, UnicodeError: there are none.
     """
     port = url.port or (443 if url.scheme == "https" else 80)
-    found = await asyncio.get_running_loop().getaddrinfo(
-        url.host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+    asked = partial(
+        socket.getaddrinfo, url.host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
     )
+    found = await asyncio.get_running_loop().run_in_executor(RESOLVERS, asked)
     addresses = [ip_address(entry[4][0]) for entry in found]
     for address in addresses:
         _check(address, reach)
