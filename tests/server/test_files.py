@@ -156,3 +156,11 @@ def test_a_request_comes_back_as_it_was(files: Files) -> None:
     files.forget(house.sha256)
     with pytest.raises(PictureError):
         files.unpack(stored)
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    name = files.put(b"a picture")
+    strange = tmp_path / "files" / name[:2] / ".DS_Store"
+    strange.write_bytes(b"")
+    assert files.old(-1) == [name]

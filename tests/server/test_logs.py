@@ -25,7 +25,7 @@ from overpaint.server import webhooks
 from overpaint.server.app import create_app
 from overpaint.server.jobs import Jobs
 from overpaint.server.keys import digest_of
-from overpaint.server.logs import LOG, Lines, Objects
+from overpaint.server.logs import LOG, Lines, Objects, enduring
 from overpaint.server.service import Service, Settings
 from overpaint.server.supervisor import Pace
 
@@ -393,3 +393,17 @@ main(["serve", *{options!r}])
     assert [line["request_id"] for line in lines if line["event"] == "answered"] == ["mine"]
     assert "Uvicorn" not in done.stderr
     assert "HTTP/1.1" not in done.stdout + done.stderr
+
+
+def test_what_is_done_again_and_again_goes_on_after_a_defect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The supervisor writes of a disk that is out of order."""
+    for error in (OSError(), ZeroDivisionError()):
+        with enduring():
+            raise error
+    (record,) = caplog.records
+    assert record.getMessage() == "defect"
+    assert record.exc_info
+    assert record.exc_info[0] is ZeroDivisionError
+    caplog.clear()

@@ -1,7 +1,6 @@
 """The HTTP server: a `Service` and the wire formats that it is spoken to in."""
 
 import asyncio
-import contextlib
 import gc
 import socket
 from collections import Counter
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware.cors import CORSMiddleware
 
 from overpaint.server import a1111, cog, fal, metrics, native, openai, replicate
@@ -22,6 +20,7 @@ from overpaint.server.access import Access
 from overpaint.server.addresses import is_loopback
 from overpaint.server.guard import Bodies, Connection, Doors
 from overpaint.server.keys import Keys
+from overpaint.server.logs import enduring
 from overpaint.server.memory import give_back, share_heap
 from overpaint.server.service import Service, Settings
 from overpaint.server.webhooks import Body, Courier
@@ -205,6 +204,6 @@ def run(
 async def again_and_again(do: Callable[[], object], pause: float) -> None:
     """Do something beside what is asked for, with pauses of so many seconds."""
     while True:
-        with contextlib.suppress(SQLAlchemyError, OSError):  # out of order, and tried again
+        with enduring():
             await asyncio.to_thread(do)
         await asyncio.sleep(pause)

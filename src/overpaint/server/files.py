@@ -7,6 +7,7 @@ data/results/JOB/ATTEMPT-0.png  what an attempt made
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,6 +18,9 @@ from overpaint.durable import PARTIAL, write
 from overpaint.errors import PictureError, StoreError
 from overpaint.request import Request
 
+HASH = re.compile("[0-9a-f]{64}")
+"""A file's name."""
+
 
 class Files:
     """A folder of files."""
@@ -25,7 +29,7 @@ class Files:
         self.folder = folder
 
     def _place(self, name: str) -> Path:
-        if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+        if not HASH.fullmatch(name):
             raise StoreError(f"{name!r} is not the hash of a file: 64 of 0-9 and a-f.")
         return self.folder / "files" / name[:2] / name
 
@@ -64,7 +68,8 @@ class Files:
     def old(self, age: float) -> list[str]:
         """Names of what was put longer ago than `age` seconds."""
         before = time.time() - age
-        paths = (p for p in (self.folder / "files").glob("*/*") if p.suffix != PARTIAL)
+        # Others may leave files of their own here: .DS_Store, .nfs…
+        paths = (p for p in (self.folder / "files").glob("*/*") if HASH.fullmatch(p.name))
         return [path.name for path in paths if _changed(path) < before]
 
     def forget(self, name: str, age: float = 0.0) -> None:

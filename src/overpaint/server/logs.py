@@ -10,12 +10,13 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from overpaint.server.jobs import ENDED, Job, Jobs, State
 
@@ -58,6 +59,20 @@ def say(level: int, event: str, error: BaseException | None = None, **fields: An
         fields: what else is known; those that are None are left out.
     """
     LOG.log(level, event, exc_info=error, extra={"fields": fields})
+
+
+@contextmanager
+def enduring() -> Generator[None]:
+    """Go on after whatever goes wrong in here, with what is done again and again.
+
+    Of a store or a disk that is out of order the supervisor writes; of a defect this does.
+    """
+    try:
+        yield
+    except (SQLAlchemyError, OSError):
+        pass
+    except Exception as error:
+        say(logging.ERROR, "defect", error)
 
 
 def tell(event: Happened, job: Job) -> None:

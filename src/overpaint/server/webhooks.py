@@ -21,12 +21,11 @@ from dataclasses import replace
 from typing import Any
 
 import httpx2
-from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.errors import RequestError
 from overpaint.server.addresses import Reach, resolve
 from overpaint.server.jobs import Job
-from overpaint.server.logs import about, say
+from overpaint.server.logs import about, enduring, say
 from overpaint.server.outbox import Delivery, Post
 from overpaint.server.service import Service
 
@@ -85,14 +84,14 @@ class Courier:
                 going.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await going
-                with contextlib.suppress(SQLAlchemyError):
+                with enduring():
                     await self._look(client)
                 if self._under_way:
                     await asyncio.wait(self._under_way)
 
     async def _go(self, client: httpx2.AsyncClient) -> None:
         while True:
-            with contextlib.suppress(SQLAlchemyError):  # out of order, and tried again
+            with enduring():
                 await self._look(client)
             await asyncio.sleep(POLL)
 
@@ -107,7 +106,7 @@ class Courier:
                 task.add_done_callback(self._under_way.discard)
 
     async def _post(self, client: httpx2.AsyncClient, post: Post) -> None:
-        with contextlib.suppress(SQLAlchemyError):  # posted again once its lease has run out
+        with enduring():  # it is posted again once its lease has run out
             job = await asyncio.to_thread(self._service.jobs.get, post.job)
             if job is None or job.webhook is None:
                 return
