@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from overpaint.errors import StoreError
@@ -15,6 +15,19 @@ from overpaint.server.tables import VERSION, about, schema
 HELD = 30.0
 """Seconds after which Postgres ends a transaction that nothing is done in: of a server that stands
 still in the middle of one, whose locks would else hold up all others."""
+
+GONE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": 30_000,
+}
+"""Seconds (the last: milliseconds) until libpq takes Postgres for gone; the system's are hours."""
+
+CACHE = 256
+"""KiB of SQLite's pages that a connection keeps: those of one transaction, since any other that
+writes makes them stale. The machine keeps the file's pages anyway."""
 
 
 class Database:
@@ -79,9 +92,12 @@ def connect(url: str) -> Engine:
     SQLite: WAL; a commit returns once it is on the disk; whoever begins has the right to write, so
     that no transaction fails half-way because of another.
 
-    Postgres: a transaction that is left alone for `HELD` seconds is ended.
+    Postgres: a transaction that is left alone for `HELD` seconds is ended, and a connection to a
+    machine that says nothing any more is given up.
     """
-    engine = create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    others = {} if url.startswith("sqlite") else GONE
+    waits = {name: wait for name, wait in others.items() if name not in make_url(url).query}
+    engine = create_engine(url, pool_pre_ping=bool(others), connect_args=waits)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
@@ -92,6 +108,7 @@ def connect(url: str) -> Engine:
                 "synchronous = FULL",
                 "foreign_keys = ON",
                 "busy_timeout = 60000",
+                f"cache_size = -{CACHE}",
             ):
                 connection.execute(f"PRAGMA {setting}")
 
