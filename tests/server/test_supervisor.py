@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
+from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image
@@ -455,6 +456,8 @@ def test_a_job_s_end_is_the_last_that_is_said_of_it(
             call(*arguments)
 
     monkeypatch.setattr("overpaint.engine.worker.ThreadPoolExecutor", AtOnce)
+    for name in ("signal.signal", "share_heap"):  # of a process, which here is the tests' own
+        monkeypatch.setattr(f"overpaint.engine.worker.{name}", MagicMock())
     with pytest.raises(EndOfTest):
         main(cast(Any, Pipe()), Fake, ())
     kinds = [type(one) for _, one in said]

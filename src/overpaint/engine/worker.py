@@ -24,6 +24,7 @@ from overpaint.engine.counters import Counters
 from overpaint.engine.finishing import AS_THEY_ARE, Finisher, Finishing
 from overpaint.errors import OverpaintError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
+from overpaint.memory import PAUSE, give_back, share_heap
 from overpaint.safety import Flag
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def main(
     # pipe, when its server has let its jobs end.
     for told in (signal.SIGINT, signal.SIGTERM):
         signal.signal(told, signal.SIG_IGN)
+    share_heap()
     _Worker(pipe, make(*arguments), Finisher(finishing)).run()
 
 
@@ -207,6 +209,7 @@ class _Worker:
         self._coming: SimpleQueue[Order | Cancel] = SimpleQueue()
         self._sending = threading.Lock()
         self._alive = 0.0
+        self._gave_back = time.monotonic()
         self._writer = ThreadPoolExecutor(1, "overpaint-write")
 
     def run(self) -> None:
@@ -225,6 +228,9 @@ class _Worker:
             if time.monotonic() - self._alive > IDLE:
                 self._alive = time.monotonic()
                 self._send(Alive(getattr(self._engine, "counters", None)))
+            if time.monotonic() - self._gave_back > PAUSE:
+                self._gave_back = time.monotonic()
+                give_back()
 
     def _listen(self) -> None:
         try:

@@ -15,13 +15,13 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
+from overpaint.memory import PAUSE, give_back, share_heap
 from overpaint.server import a1111, cog, fal, metrics, native, openai, replicate
 from overpaint.server.access import Access
 from overpaint.server.addresses import is_loopback
 from overpaint.server.guard import Bodies, Connection, Doors
 from overpaint.server.keys import Keys
 from overpaint.server.logs import enduring
-from overpaint.server.memory import give_back, share_heap
 from overpaint.server.service import Service, Settings
 from overpaint.server.webhooks import Body, Courier
 from overpaint.server.wire import answer_errors
@@ -39,7 +39,7 @@ BODIES: dict[str, Body] = {
 """What is posted of jobs, by the wire format that they came by; A1111's has no webhooks."""
 
 TIDY = 60.0
-"""Seconds between looks for what is too old to be kept, and for memory that is free."""
+"""Seconds between looks for what is too old to be kept."""
 
 
 FAREWELL = 5
@@ -47,7 +47,7 @@ FAREWELL = 5
 
 COLLECT = (10_000, 20, 50)
 """Thresholds of Python's garbage collector. A full collection stops everybody for 150 ms where a
-thousand clients listen; by default one comes every few seconds then. Now one comes every `TIDY`,
+thousand clients listen; by default one comes every few seconds then. Now one comes every `PAUSE`,
 without which garbage grows old for hours, and memory with it."""
 
 SHOWN = ("Location", "Retry-After", "X-Request-ID")
@@ -82,7 +82,7 @@ def create_app(
             async with Courier(service, BODIES).posting():
                 beside = [
                     asyncio.create_task(again_and_again(service.tidy, TIDY)),
-                    asyncio.create_task(again_and_again(give_back, TIDY)),
+                    asyncio.create_task(again_and_again(give_back, PAUSE)),
                     asyncio.create_task(again_and_again(service.look, service.poll)),
                 ]
                 try:

@@ -1,8 +1,8 @@
 """Memory that is used no more goes back to the machine.
 
-Under steady load a server's objects stay as many as they are. But by default glibc gives each
-thread a heap of its own, and keeps what is free between that which stays: tens of megabytes more
-an hour.
+Under steady load a process that serves has as many objects as before. But by default glibc gives
+each thread a heap of its own, and keeps what is free between that which stays: tens of megabytes
+more an hour.
 """
 
 import ctypes
@@ -11,6 +11,9 @@ import platform
 
 M_ARENA_MAX = -8
 """The option of glibc's `mallopt` (its malloc.h) that says how many heaps there may be."""
+
+PAUSE = 60.0
+"""Seconds from one `give_back` to the next: it stops its process for a tenth of a second."""
 
 GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 

@@ -8,13 +8,13 @@ import weakref
 import psutil
 import pytest
 
-from overpaint.server.memory import GLIBC, give_back
+from overpaint.memory import GLIBC, give_back
 
 MEGABYTE = 2**20
 
 HEAPS = """
 import ctypes, sys, threading
-from overpaint.server.memory import GLIBC, share_heap
+from overpaint.memory import GLIBC, share_heap
 if sys.argv[1] == "shared":
     share_heap()
 allocated, enough = threading.Barrier(5), threading.Event()
