@@ -78,7 +78,7 @@ def flags(checker: Checker, images: "Sequence[Image]", seeds: Sequence[int]) -> 
             f"published, since for {len(images)} it answered {said!r}."
         )
     return tuple(
-        Flag(index, seed, verdict.concepts)
+        Flag(index, seed, tuple(map(str, verdict.concepts)))
         for index, (seed, verdict) in enumerate(zip(seeds, verdicts, strict=True))
         if verdict.flagged
     )

@@ -271,6 +271,33 @@ def test_too_little_memory_halves_the_step(
     assert max(engine.counters.batches) == 4
 
 
+def test_a_preview_that_there_is_no_room_for_is_left_out(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Any:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Painting, "previews", full)
+    engine.submit("shown", Request(prompt="a cup", seed=1, num_inference_steps=4), preview_every=1)
+    engine.submit("good", Request(prompt="a cup", seed=2, num_inference_steps=4))
+    watched = run(engine)
+    assert all(isinstance(watched.of(name)[-1], Finished) for name in ("shown", "good"))
+
+
+def test_a_preview_that_fails_fails_its_job_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Painting, "previews", broken)
+    engine.submit("shown", Request(prompt="a cup", seed=1, num_inference_steps=4), preview_every=1)
+    engine.submit("good", Request(prompt="a cup", seed=2, num_inference_steps=4))
+    watched = run(engine)
+    assert isinstance(watched.of("shown")[-1], Failed)
+    assert isinstance(watched.of("good")[-1], Finished)
+
+
 def test_what_is_too_large_alone_fails_alone(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

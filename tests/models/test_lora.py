@@ -1,5 +1,6 @@
 """LoRA files of every format against PEFT, and what is refused."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,31 @@ def test_a_thousand_switches_leave_the_base_as_it_was(tmp_path: Path) -> None:
     again = {k: v.clone() for k, v in plain_state(model.unet).items()}
     fresh = merged(tiny_model(), a, b)
     assert all(torch.equal(v, fresh[k]) for k, v in again.items())
+
+
+def test_what_ends_half_way_leaves_nothing_in_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    base = {k: v.clone() for k, v in plain_state(model.unet).items()}
+    weights = Weights(model)
+    a, b = two(model, tmp_path)
+    for before in ((), (b,)):
+        weights.use("unet", before)
+        with monkeypatch.context() as patched:
+            calls, place = itertools.count(), weights._place  # pyright: ignore[reportPrivateUsage]
+
+            def full(part: str, module: str, calls: Any = calls, place: Any = place) -> Any:
+                if next(calls) == 3:
+                    raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+                return place(part, module)
+
+            patched.setattr(weights, "_place", full)
+            with pytest.raises(torch.OutOfMemoryError):
+                weights.use("unet", (a,))
+        assert any(not torch.equal(v, base[k]) for k, v in plain_state(model.unet).items())
+        weights.use("unet", ())
+        assert all(torch.equal(v, base[k]) for k, v in plain_state(model.unet).items())
 
 
 # What is refused

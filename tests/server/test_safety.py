@@ -224,3 +224,18 @@ def test_without_a_checker_there_is_nothing_to_disable(
 ) -> None:
     with running(tmp_path) as url:
         post(f"{url}{path}", body)
+
+
+def test_a_checker_that_would_end_the_process_ends_the_job(tmp_path: Path) -> None:
+    with client_of(tmp_path, **checked("leaving")) as client:
+        fields = {"prompt": "a cup", "num_inference_steps": 2}
+        job = client.post("/api/jobs?wait=60", json={"request": fields}).json()
+    assert job["state"] == "failed"
+    assert "SystemExit" in job["error"]
+
+
+def test_concepts_are_texts_whatever_a_checker_says(tmp_path: Path) -> None:
+    with client_of(tmp_path, **checked("unusual")) as client:
+        fields = {"prompt": "a cup", "seed": 7, "num_inference_steps": 2}
+        job = client.post("/api/jobs?wait=60", json={"request": fields}).json()
+    assert job["flagged"] == [{"index": 0, "seed": 7, "concepts": ["oddness"]}]

@@ -13,9 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -140,7 +141,7 @@ class Engine:
         self._jobs: dict[str, Job] = {}
         self._beside = beside or ThreadPoolExecutor(1, "overpaint-begin", _yield_cores)
         self._told: list[tuple[Job, Event | Failed | Canceled]] = []
-        self._caps: dict[Hashable, int] = {}
+        self._caps: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
         self._batches = Counter[int]()
         self._step_seconds = 0.0
         self._halvings = 0
@@ -285,10 +286,11 @@ class Engine:
         return Task(name, job.key, group, rows, job.left, job.arrived, job.priority, served, last)
 
     def _cap(self, group: Hashable) -> int:
-        if group in self._caps or not isinstance(group, tuple):
-            return self._caps.get(group, 1)
-        _, (_, height, width) = group
-        return self._profile.cap(height, width)
+        if not isinstance(group, tuple):
+            return 1
+        network, shape = group
+        _, height, width = shape
+        return self._caps.get(network, {}).get(shape) or self._profile.cap(height, width)
 
     def _decode(self, job: Job, index: int) -> None:
         assert job.painting is not None
@@ -307,9 +309,10 @@ class Engine:
                 self._fail(together[0][0], error)
                 return
             half = len(together) // 2
-            if isinstance(error, torch.OutOfMemoryError):
+            if isinstance(error, torch.OutOfMemoryError) and isinstance(group, tuple):
                 self._halvings += 1
-                self._caps[group] = max(1, rows // 2)
+                network, shape = group
+                self._caps.setdefault(network, {})[shape] = max(1, rows // 2)
             for part in (together[:half], together[half:]):
                 if left := [work for work in part if work[0].name in self._jobs]:
                     self._step(left, group)
@@ -322,7 +325,8 @@ class Engine:
         for job in dict.fromkeys(job for job, _ in together):
             if job.name in self._jobs and job.painting:
                 indices = [index for of, index in together if of is job]
-                self._progress(job, job.painting, indices)
+                with self._failing(job):
+                    self._progress(job, job.painting, indices)
 
     def _progress(self, job: Job, painting: Painting, indices: list[int]) -> None:
         progress = painting.progress
@@ -332,7 +336,9 @@ class Engine:
         if job.preview_every and reached.steps_done // job.preview_every > job.shown:
             job.shown = reached.steps_done // job.preview_every
             if not reached.done:
-                self._say(job, *painting.previews(indices))
+                # Where there is no room for a preview there is none.
+                with suppress(torch.OutOfMemoryError):
+                    self._say(job, *painting.previews(indices))
 
     # Ending
 

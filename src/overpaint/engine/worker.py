@@ -299,7 +299,7 @@ class _Worker:
             if flagged is None:
                 flagged = self._flags(order, event)
             told = self._written(order, event, flagged)
-        except Exception as error:
+        except BaseException as error:  # also that a checker would end the process
             if isinstance(error, OSError) and error.errno in FULL:
                 if not tries:
                     self._send([(order.name, Notice("the disk is full; its pictures wait."))])
@@ -310,7 +310,10 @@ class _Worker:
                 return
             told = [broken(error)]
         self._unwritten.discard(order.name)
-        self._send([(order.name, said) for said in told])
+        try:
+            self._send([(order.name, said) for said in told])
+        except Exception as error:  # it cannot be pickled
+            self._send([(order.name, broken(error))])
 
     def _flags(self, order: Order, event: Finished) -> tuple[Flag, ...]:
         """Pictures that are not to be published."""
@@ -351,7 +354,7 @@ class _Worker:
             os._exit(1)
 
 
-def broken(error: Exception) -> Broken:
+def broken(error: BaseException) -> Broken:
     """What to tell of an error: its message if it is ours, else that there is a defect."""
     if isinstance(error, OverpaintError):
         return Broken(str(error), True)

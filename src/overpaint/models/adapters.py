@@ -68,7 +68,7 @@ class Weights:
 
     model: "Model"
     places: dict[tuple[str, str], Place] = field(default_factory=dict[tuple[str, str], Place])
-    _current: dict[str, Adapters] = field(default_factory=dict[str, Adapters])
+    _current: dict[str, Adapters | None] = field(default_factory=dict[str, "Adapters | None"])
 
     def use(self, part: str, adapters: Adapters) -> None:
         """Bring a part of the model to a set of adapters.
@@ -79,7 +79,13 @@ class Weights:
         before = self._current.get(part, ())
         if before == adapters:
             return
-        for module in {m: None for a in (*before, *adapters) for m in a.changes(part)}:
+        self._current[part] = None  # if this ends half-way, the next one begins anew
+        if before is None:
+            left = [module for of, module in self.places if of == part]
+        else:
+            left = [module for adapter in before for module in adapter.changes(part)]
+        coming = [module for adapter in adapters for module in adapter.changes(part)]
+        for module in dict.fromkeys((*left, *coming)):
             place = self._place(part, module)
             changes = changes_at(adapters, part, module)
             if not changes:
