@@ -16,6 +16,7 @@ from unittest.mock import MagicMock
 import pytest
 from PIL import Image
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as BusyError
 
 from overpaint.engine.worker import Done, Order, Ready, Report, main
 from overpaint.events import Notice, Spent, Step
@@ -259,6 +260,42 @@ def test_an_end_that_no_store_takes_is_another_one(
     assert job.state == "failed"
     assert "a defect in Overpaint: UnicodeError" in str(job.error)
     assert defects(caplog) == [UnicodeError]
+
+
+def test_a_store_that_is_busy_for_a_while_takes_ends_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish, failures = house.jobs.finish, itertools.count()
+
+    def failing(*arguments: Any, **keywords: Any) -> bool:
+        if next(failures) < 2:
+            raise BusyError("QueuePool limit reached")
+        return finish(*arguments, **keywords)
+
+    monkeypatch.setattr(house.jobs, "finish", failing)
+    house.open()
+    assert house.ended(house.submit()).state == "succeeded"
+
+
+def test_an_end_that_was_stored_unheard_is_published(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks between the commit and its answer."""
+    finish, calls = house.jobs.finish, itertools.count()
+
+    def failing(*arguments: Any, **keywords: Any) -> bool:
+        stored = finish(*arguments, **keywords)
+        if not next(calls):
+            raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
+        return stored
+
+    monkeypatch.setattr(house.jobs, "finish", failing)
+    supervisor = house.open()
+    job = house.ended(house.submit())
+    assert job.state == "succeeded"
+    assert job.result is not None
+    assert all((house.files.results(job.id) / made).exists() for made in job.result["files"])
+    assert supervisor.ended["succeeded"] == 1
 
 
 def test_an_order_that_cannot_be_given_fails_alone(

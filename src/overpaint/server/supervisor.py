@@ -21,7 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError, StatementError
 
 from overpaint.engine.counters import Counters
 from overpaint.engine.finishing import AS_THEY_ARE, Finishing
@@ -481,18 +481,34 @@ class Supervisor:
                 self._note(end.state, now)
 
     def _finish(self, end: End) -> bool:
-        """Store an end; in place of one that no store takes, that there is a defect."""
+        """Store an end, or in place of one that no store takes, that there is a defect.
+
+        Returns:
+            False if the attempt is not under way any more.
+        """
         try:
-            return self._jobs.finish(
+            stored = self._jobs.finish(
                 end.job, end.state, result=end.result, error=end.error, spent=end.spent
             )
-        except (OperationalError, InterfaceError):  # the store is out of order, not the end
-            raise
         except Exception as error:
+            if not _is_of_values(error):
+                raise
             say(logging.ERROR, "defect", error)
             what = f"{DEFECT}{type(error).__name__}: what came of it could not be stored."
             end.state, end.result, end.error = "failed", None, what
-            return self._jobs.finish(end.job, "failed", error=what, spent=end.spent)
+            return self._jobs.finish(end.job, end.state, error=what)
+        if stored or end.state != "succeeded":
+            return stored
+        # A connection may break when all is stored, and before that is heard of.
+        now = self._jobs.get(end.job.id)
+        return now is not None and (now.state, now.attempt) == (end.state, end.job.attempt)
+
+
+def _is_of_values(error: Exception) -> bool:
+    """Whether it comes of what was to be stored, and not of the store."""
+    if isinstance(error, DBAPIError):
+        return isinstance(error, DataError)
+    return isinstance(error, StatementError | ValueError | TypeError | OverflowError)
 
 
 def _limit(pipe: "Connection[Any, Any]", seconds: float) -> None:
