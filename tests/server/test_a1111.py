@@ -707,3 +707,13 @@ def test_a_field_that_is_wrong_is_named_in_their_words() -> None:
     with pytest.raises(RequestError) as caught:
         text(prompt="<lora:ink:1> <lora:ink:1>")
     assert caught.value.field == "prompt"
+
+
+def test_more_units_than_there_may_be_are_refused_before_any_picture_is_read(
+    client: TestClient,
+) -> None:
+    units = [{"module": "canny", "effective_region_mask": "no picture"}] * 17
+    body = {"prompt": "a cup", "alwayson_scripts": {"controlnet": {"args": units}}}
+    answer = client.post("/sdapi/v1/txt2img", json=body)
+    assert answer.status_code == 422
+    assert "16 units at most" in answer.text

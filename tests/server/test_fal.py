@@ -399,3 +399,9 @@ def test_inputs_mean_what_they_mean_there() -> None:
 def test_every_field_of_ours_has_one_name() -> None:
     assert {"clip_skip", "controls", "refiner", "task", "size"} <= OWN
     assert OWN.isdisjoint(Arguments.model_fields)
+
+
+def test_names_that_are_long_numbers(url: str) -> None:
+    controls = [{"kind": "canny", "9" * 5000: 1}]
+    body = {"prompt": "a cup", "controls": controls}
+    assert httpx.post(f"{url}/fal/run/{APP}", json=body).status_code == 422

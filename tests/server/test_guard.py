@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from overpaint import images
 from overpaint.server import guard, wire
 from overpaint.server.app import Server, create_app, run
 from overpaint.server.service import Settings
@@ -303,3 +305,28 @@ def test_listeners_are_counted_by_key(tmp_path: Path, monkeypatch: pytest.Monkey
                 return answer.status_code == 200
 
         until(again)  # once the server has seen that the first one left
+
+
+def test_pictures_that_take_long_to_read_hold_up_no_other_answer(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough, late = threading.Event(), list[object]()
+
+    def slow(*given: object) -> None:
+        if not enough.wait(PATIENCE):
+            late.append(given)
+
+    monkeypatch.setattr(images, "received", slow)
+    senders = [
+        threading.Thread(target=client.post, args=("/api/files",), kwargs={"content": b"0"})
+        for _ in range(16)
+    ]
+    for sender in senders:
+        sender.start()
+    try:
+        assert client.get("/api/jobs").status_code == 200
+    finally:
+        enough.set()
+        for sender in senders:
+            sender.join()
+    assert not late

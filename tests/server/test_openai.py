@@ -541,3 +541,11 @@ def test_the_miniature_repaints_what_is_transparent(tmp_path: Path) -> None:
     path = tmp_path / "final.png"
     path.write_bytes(base64.b64decode(told[-1].b64_json))
     assert read(path).fields["seed"] == 3
+
+
+def test_all_fields_of_a_form_together_say_so_many_things_at_most(url: str) -> None:
+    some = "[" + ",".join("0" * 100) + "]"
+    form = {f"f{number}": (None, some) for number in range(wire.MOST_SAID // 100 + 1)}
+    answer = httpx.post(f"{url}/v1/images/edits", files=form)
+    assert answer.status_code == 413
+    assert "10,000 brackets and commas" in answer.text

@@ -45,7 +45,15 @@ from overpaint.server.a1111_scripts import FINISHED, MODULES, controls_of
 from overpaint.server.dialect import fault_of
 from overpaint.server.jobs import ENDED, Job
 from overpaint.server.service import Service
-from overpaint.server.wire import Key, Serves, answer, awaited, refusals, telling
+from overpaint.server.wire import (
+    Key,
+    Serves,
+    answer,
+    awaited,
+    read_beside,
+    refusals,
+    telling,
+)
 
 PREVIEW_EVERY = 5
 """Steps between the pictures that `progress` shows."""
@@ -179,7 +187,7 @@ async def generate(
             embeddings=embeddings,
         )
 
-    request = await asyncio.to_thread(read)
+    request = await read_beside(read)
     kind = "jpg" if options.samples_format == "jpeg" else options.samples_format
     quality = {} if kind == "png" else {"quality": options.jpeg_quality}
     asked = given.model_dump(mode="json", exclude={"init_images", "mask", "alwayson_scripts"})
@@ -480,7 +488,7 @@ async def png_info(given: PictureIn, key: Key) -> PictureInfo:
             info=text, items=items, parameters=a1111_pairs(text.strip().split("\n")[-1])
         )
 
-    return await asyncio.to_thread(look)
+    return await read_beside(look)
 
 
 @router.get("/queue/status")

@@ -103,6 +103,10 @@ class Unit(Words):
     save_detected_map: Idle = None
 
 
+MOST = 16
+"""ControlNet's units in a request, as `Request.controls` has it."""
+
+
 def controls_of(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
     """What the always-on scripts ask for.
 
@@ -118,6 +122,8 @@ def controls_of(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
             raise RequestError(
                 f"alwayson_scripts.{name}", "there is no such script here; leave it out."
             )
+        if len(found) + len(args) > MOST:  # before any picture is looked at
+            raise RequestError(CONTROL_NET, f"there are {MOST} units at most; this has more.")
         found += [_control(arg, given) for arg in args]
     return tuple(found)
 

@@ -51,6 +51,7 @@ from overpaint.server.wire import (
     data_uri,
     found,
     link,
+    read_beside,
     refusals,
     telling,
 )
@@ -170,7 +171,8 @@ def wrong(field: str, message: str, kind: str = "value_error") -> list[dict[str,
 
 
 def _places(field: str) -> list[str | int]:
-    return [int(part) if part.isdecimal() else part for part in field.split(".") if part]
+    parts = (part for part in field.split(".") if part)
+    return [int(part) if part.isdecimal() and len(part) < 10 else part for part in parts]
 
 
 def answered(error: Exception) -> JSONResponse:
@@ -416,7 +418,7 @@ async def accept(
     preview_every: int = 0,
 ) -> Job:
     """Accept what is asked for."""
-    request, theirs = await asyncio.to_thread(to_request, given, service, app.needs)
+    request, theirs = await read_beside(to_request, given, service, app.needs)
     kind = "jpg" if given.format == "jpeg" else given.format
     body = f"{app.name} {app.needs} {given.model_dump_json()}"
     origin = {

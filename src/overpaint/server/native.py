@@ -58,6 +58,7 @@ from overpaint.server.wire import (
     from_base64,
     painted,
     plain,
+    read_beside,
     telling,
     upload,
     uploaded,
@@ -314,9 +315,9 @@ async def create(
 
     With `?wait=30` it answers when the job has ended, or as it is after so many seconds.
     """
-    fields = await asyncio.to_thread(pictures_from, submission.request, service)
+    fields = await read_beside(pictures_from, submission.request, service)
     request = Request.model_validate(fields)
-    await asyncio.to_thread(with_fitting_mask, request)
+    await read_beside(with_fitting_mask, request)
     output = submission.output
     options = {} if output.quality is None else {"quality": output.quality}
     kept = {"kind": output.format, "options": options, "preview_every": output.preview_every}
@@ -460,7 +461,7 @@ async def secret(service: Serves, key: Key) -> dict[str, str]:
 async def put(incoming: Incoming, service: Serves, key: Key) -> Upload:
     """Upload a picture: its bytes are the body."""
     data = await upload(incoming)
-    await asyncio.to_thread(images.received, data, "the picture")
+    await read_beside(images.received, data, "the picture")
     return Upload(file=await asyncio.to_thread(service.files.put, data), size=len(data))
 
 

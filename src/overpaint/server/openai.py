@@ -40,9 +40,11 @@ from overpaint.server.wire import (
     answer,
     awaited,
     base_of,
+    check_said,
     fits,
     from_json,
     link,
+    read_beside,
     refusals,
     telling,
 )
@@ -328,6 +330,7 @@ async def from_form(incoming: Incoming, kind: type[A]) -> A:
         raise HTTPException(415, "send a form: Content-Type: multipart/form-data.")
     given: dict[str, list[Any]] = {}
     async with incoming.form(max_files=64) as form:
+        check_said(*(value for _, value in form.multi_items() if isinstance(value, str)))
         for name, value in form.multi_items():
             plain = name.removesuffix("[]")
             if "[" in plain:
@@ -453,7 +456,7 @@ async def make(
         body = hashlib.sha256(f"{type(given).__name__} {given.model_dump_json()}".encode())
         return request, origin, body.hexdigest()
 
-    request, origin, body = await asyncio.to_thread(prepare)
+    request, origin, body = await read_beside(prepare)
     try:
         job = await service.submit(
             request,

@@ -6,7 +6,6 @@ and does not touch what the mask keeps, picture k is the same seed alone, and wh
 refused.
 """
 
-import asyncio
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,13 @@ from overpaint.errors import RequestError
 from overpaint.request import LARGEST_SEED, Lora, Picture, Request
 from overpaint.server.jobs import Job, Said
 from overpaint.server.service import Service
-from overpaint.server.wire import MEDIA_TYPES, data_uri, from_base64, with_fitting_mask
+from overpaint.server.wire import (
+    MEDIA_TYPES,
+    data_uri,
+    from_base64,
+    read_beside,
+    with_fitting_mask,
+)
 
 Scheduler = Literal[
     "DDIM",
@@ -143,7 +148,7 @@ async def accept(
     """
     if service.settings.finishing.watermark and not given.apply_watermark:
         raise RequestError("apply_watermark", "this server marks every picture; leave it out.")
-    request = await asyncio.to_thread(to_request, given, service, service.settings.refiner)
+    request = await read_beside(to_request, given, service, service.settings.refiner)
     asked = given.model_dump(mode="json", exclude_unset=True)
     checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
     kept = {**origin, "input": asked, "output": {"kind": "png"}, "checked": checked}

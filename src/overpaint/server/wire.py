@@ -6,7 +6,10 @@ import errno
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from typing import Annotated, Any, Literal
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Response
 from fastapi import Request as Incoming
@@ -47,6 +50,13 @@ in, and each may be told of as wrong. Base64, which is most of a large body, has
 
 LARGE = 2**18
 """Bytes of JSON from which on it is read beside the loop, which all others wait for."""
+
+READERS = ThreadPoolExecutor(2, "overpaint-read")
+"""Threads that look at the pictures of requests, which may take seconds: in asyncio's own, whoever
+sends many would have all others wait for their jobs."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LISTENERS = 1024
 """Clients of a key that may listen to jobs at once."""
@@ -218,6 +228,12 @@ def from_base64(field: str, text: str) -> bytes:
         raise RequestError(field, f"is not base64: {error}.") from None
 
 
+async def read_beside(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `asyncio.to_thread`, for what looks at the pictures of a request: by `READERS`."""
+    call = partial(copy_context().run, read, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(READERS, call)
+
+
 async def uploaded(service: Service, name: str) -> bytes:
     """An upload. Whoever names it may have it: its name is the hash of what it holds.
 
@@ -387,10 +403,19 @@ def from_json(text: str | bytes) -> Any:
         HTTPException: 400, a name comes twice; 413, it says more than `MOST_SAID` things.
         ValueError, RecursionError: it is no JSON, or none that is read.
     """
-    data = text.encode() if isinstance(text, str) else text
-    if sum(map(data.count, (b"{", b"[", b","))) > MOST_SAID:
-        raise HTTPException(413, f"JSON has {MOST_SAID:,} brackets and commas at most.")
+    check_said(text)
     return json.loads(text, object_pairs_hook=_once)
+
+
+def check_said(*texts: str | bytes) -> None:
+    """Make sure that JSON, in one request, says no more than `MOST_SAID` things.
+
+    Raises:
+        HTTPException: 413, it says more.
+    """
+    parts = [text.encode(errors="replace") if isinstance(text, str) else text for text in texts]
+    if sum(part.count(sign) for part in parts for sign in (b"{", b"[", b",")) > MOST_SAID:
+        raise HTTPException(413, f"JSON has {MOST_SAID:,} brackets and commas at most.")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
