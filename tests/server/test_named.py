@@ -67,6 +67,7 @@ def control(**fields: Any) -> dict[str, Any]:
         (control(kind="depth", estimator="./x"), "controls.0.estimator", "'./x' is a path"),
         ({"refiner": "/etc/passwd"}, "refiner", "'/etc/passwd' is a path"),
         ({"refiner": "owner/name"}, "refiner", "or a hub id"),
+        ({"refiner": "sdxl-refiner"}, "refiner", "unknown checkpoint 'sdxl-refiner'"),
     ],
 )
 def test_what_is_not_here_is_refused(

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from overpaint.errors import ModelNotFoundError, RequestError
+from overpaint.models.catalogue import PACKAGED
 from overpaint.models.entries import NAME, Entries, Kind
 from overpaint.request import Request
 
@@ -27,8 +28,10 @@ def check_names(request: Request, entries: Entries, models: Collection[str]) -> 
             _plain(f"controls.{index}.estimator", control.estimator)
     for name, field in request.embeddings.items():
         _require(field, name, "embedding", entries)
-    if request.refiner is not None and request.refiner not in models:
+    if request.refiner is not None and request.refiner not in {*models, *PACKAGED}:
+        # What is in the catalogue alone would be downloaded, while everybody waits.
         _plain("refiner", request.refiner)
+        _require("refiner", request.refiner, "checkpoint", entries)
 
 
 def _require(field: str, name: str, kind: Kind, entries: Entries) -> None:
