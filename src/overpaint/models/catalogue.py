@@ -8,12 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, near
-from overpaint.models.entries import MINIATURE, packaged
+from overpaint.models.entries import MINIATURE, PACKAGED, packaged
 from overpaint.models.family import FAMILIES
 from overpaint.models.weights import PICKLE_SUFFIXES, some
-
-PACKAGED = (MINIATURE, "miniature-inpaint", "miniature-refiner")
-"""What ships inside the package."""
 
 ALIASES: dict[str, str] = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",

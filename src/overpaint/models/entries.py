@@ -23,6 +23,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 MINIATURE = "miniature"
 
+PACKAGED = (MINIATURE, "miniature-inpaint", "miniature-refiner")
+"""Models that ship inside the package."""
+
+
 SHIPPED: tuple[Kind, ...] = ("control", "lora", "embedding")
 """Kinds of which some ship inside the package."""
 

@@ -15,8 +15,8 @@ from tempfile import NamedTemporaryFile
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, OutputError
 from overpaint.models import entries, lora
-from overpaint.models.catalogue import ALIASES, PACKAGED
-from overpaint.models.entries import NAME, SHIPPED, Entries, Entry, Kind, entry_path
+from overpaint.models.catalogue import ALIASES
+from overpaint.models.entries import NAME, PACKAGED, SHIPPED, Entries, Entry, Kind, entry_path
 from overpaint.models.family import FAMILIES
 from overpaint.models.hashes import sha256_of
 from overpaint.models.weights import WeightsFile, open_weights

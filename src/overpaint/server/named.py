@@ -3,8 +3,7 @@
 from collections.abc import Collection
 
 from overpaint.errors import ModelNotFoundError, RequestError
-from overpaint.models.catalogue import PACKAGED
-from overpaint.models.entries import NAME, Entries, Kind
+from overpaint.models.entries import NAME, PACKAGED, Entries, Kind
 from overpaint.request import Request
 
 
