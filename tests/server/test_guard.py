@@ -227,7 +227,7 @@ def test_json_of_too_many_things_is_not_read(client: TestClient, method: str, pa
     headers = {"content-type": "application/json"}
     content = b'{"prompt": [' + b"{}," * wire.MOST_SAID + b"{}]}"
     answer = client.request(method, path, content=content, headers=headers)
-    assert answer.status_code == 413
+    assert answer.status_code == 400
     assert "10,000 brackets and commas" in answer.text
 
 

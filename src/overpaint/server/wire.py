@@ -387,7 +387,7 @@ class Strict(Incoming):
         """What the body says.
 
         Raises:
-            HTTPException: 400, a name comes twice; 413, it says more than `MOST_SAID` things.
+            HTTPException: 400, a name comes twice, or it says more than `MOST_SAID` things.
             ValueError, RecursionError: it is no JSON, or none that is read.
         """
         body = await self.body()
@@ -400,7 +400,7 @@ def from_json(text: str | bytes) -> Any:
     """What JSON says, each thing once.
 
     Raises:
-        HTTPException: 400, a name comes twice; 413, it says more than `MOST_SAID` things.
+        HTTPException: 400, a name comes twice, or it says more than `MOST_SAID` things.
         ValueError, RecursionError: it is no JSON, or none that is read.
     """
     check_said(text)
@@ -411,11 +411,11 @@ def check_said(*texts: str | bytes) -> None:
     """Make sure that JSON, in one request, says no more than `MOST_SAID` things.
 
     Raises:
-        HTTPException: 413, it says more.
+        HTTPException: 400, it says more.
     """
     parts = [text.encode(errors="replace") if isinstance(text, str) else text for text in texts]
     if sum(part.count(sign) for part in parts for sign in (b"{", b"[", b",")) > MOST_SAID:
-        raise HTTPException(413, f"JSON has {MOST_SAID:,} brackets and commas at most.")
+        raise HTTPException(400, f"JSON has {MOST_SAID:,} brackets and commas at most.")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
