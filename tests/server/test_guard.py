@@ -228,7 +228,7 @@ def test_json_of_too_many_things_is_not_read(client: TestClient, method: str, pa
     content = b'{"prompt": [' + b"{}," * wire.MOST_SAID + b"{}]}"
     answer = client.request(method, path, content=content, headers=headers)
     assert answer.status_code == 400
-    assert "10,000 brackets and commas" in answer.text
+    assert "100,000 brackets and commas" in answer.text
 
 
 def test_large_json_is_read(client: TestClient) -> None:
@@ -330,3 +330,10 @@ def test_pictures_that_take_long_to_read_hold_up_no_other_answer(
         for sender in senders:
             sender.join()
     assert not late
+
+
+def test_of_many_things_that_are_wrong_the_first_are_told(client: TestClient) -> None:
+    strange = {f"field{number}": number for number in range(1000)}
+    answer = client.post("/api/jobs", json={"request": {"prompt": "a"}} | strange)
+    assert answer.status_code == 422
+    assert len(answer.json()["detail"]) == wire.MOST_WRONG

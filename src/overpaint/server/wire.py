@@ -44,9 +44,12 @@ LARGEST_UPLOAD = 64 * 2**20
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Of pictures, by what their names end with."""
 
-MOST_SAID = 10_000
+MOST_SAID = 100_000
 """Brackets and commas in JSON: what is between them takes dozens of times the memory that it came
-in, and each may be told of as wrong. Base64, which is most of a large body, has none."""
+in. Prompts may have tens of thousands; base64, which is most of a large body, has none."""
+
+MOST_WRONG = 100
+"""Things that a request is told are wrong with it."""
 
 LARGE = 2**18
 """Bytes of JSON from which on it is read beside the loop, which all others wait for."""
@@ -444,9 +447,9 @@ def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
                         await _check_key(incoming)
                     return await handle(Strict(incoming.scope, incoming.receive))
                 except ANSWERED as error:
-                    _sized(error)
-                    _note(incoming, error)
-                    return answered(error)
+                    told = _brief(error)
+                    _note(incoming, told)
+                    return answered(told)
 
             return handled
 
@@ -472,10 +475,16 @@ async def _check_key(incoming: Incoming) -> None:
         raise
 
 
-def _sized(error: Exception) -> None:
-    """Forms of too many parts are too large: 413. Starlette says 400, as of broken ones."""
+def _brief(error: Exception) -> Exception:
+    """An error as it is answered: of many things that are wrong, the first ones.
+
+    Forms of too many parts are too large: 413. Starlette says 400, as of broken ones.
+    """
     if isinstance(error, StarletteHTTPException) and str(error.detail).startswith("Too many "):
         error.status_code = 413
+    if isinstance(error, RequestValidationError):
+        return RequestValidationError(error.errors()[:MOST_WRONG], body=error.body)
+    return error
 
 
 def plain(error: Exception) -> JSONResponse:
