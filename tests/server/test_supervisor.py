@@ -470,7 +470,7 @@ def test_a_job_s_end_is_the_last_that_is_said_of_it(
     """However fast its pictures are written: here at once."""
     said = list[Any]()
 
-    class EndOfTest(BaseException): ...  # noqa: N818
+    class EndOfTest(BaseException): ...
 
     class Pipe:
         orders: ClassVar = [Order("a", Request(prompt="", seed=5), "m", tmp_path, "1")]
