@@ -28,6 +28,7 @@ from overpaint.names import (
 )
 
 DEFAULT_STRENGTH = 0.6
+MOST_CONTROLS = 16
 LARGEST_SEED = 2**63 - 1
 
 Fit = Literal["cover", "contain", "stretch"]
@@ -288,7 +289,7 @@ class Request(_Value):
 
     loras: tuple[Lora, ...] = Field(default=(), max_length=32)
     lora_lenient: bool = False
-    controls: tuple[Control, ...] = Field(default=(), max_length=16)
+    controls: tuple[Control, ...] = Field(default=(), max_length=MOST_CONTROLS)
 
     clip_skip: int = Field(default=0, ge=0, le=11)
     original_size: Pair | None = None

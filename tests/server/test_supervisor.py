@@ -262,17 +262,30 @@ def test_an_end_that_no_store_takes_is_another_one(
     assert defects(caplog) == [UnicodeError]
 
 
+OUT_OF_ORDER = OperationalError("UPDATE", {}, Exception("disk I/O error"))
+
+
+def fail_at_first(
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str = "finish",
+    error: Exception = OUT_OF_ORDER,
+) -> None:
+    """Have the store refuse the first two ends, or what another method does."""
+    real, failures = getattr(house.jobs, method), itertools.count()
+
+    def failing(*arguments: Any, **keywords: Any) -> Any:
+        if next(failures) < 2:
+            raise error
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(house.jobs, method, failing)
+
+
 def test_a_store_that_is_busy_for_a_while_takes_ends_later(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish, failures = house.jobs.finish, itertools.count()
-
-    def failing(*arguments: Any, **keywords: Any) -> bool:
-        if next(failures) < 2:
-            raise BusyError("QueuePool limit reached")
-        return finish(*arguments, **keywords)
-
-    monkeypatch.setattr(house.jobs, "finish", failing)
+    fail_at_first(house, monkeypatch, error=BusyError("QueuePool limit reached"))
     house.open()
     assert house.ended(house.submit()).state == "succeeded"
 
@@ -345,18 +358,6 @@ def test_who_is_to_be_alone_is_alone_where_an_order_fails(
     assert all(crashes == [3] for crashes in together if 3 in crashes)
 
 
-def fail_at_first(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the store refuse the first two ends."""
-    finish, failures = house.jobs.finish, itertools.count()
-
-    def failing(*arguments: Any, **keywords: Any) -> bool:
-        if next(failures) < 2:
-            raise OperationalError("UPDATE", {}, Exception("disk I/O error"))
-        return finish(*arguments, **keywords)
-
-    monkeypatch.setattr(house.jobs, "finish", failing)
-
-
 def test_a_store_that_fails_for_a_while_loses_nothing(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,14 +390,7 @@ def test_a_defect_does_not_end_the_thread_that_ends_jobs(
 def test_a_worker_that_dies_while_the_store_fails_has_died_once(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    give_back, failures = house.jobs.give_back, itertools.count()
-
-    def failing(*arguments: Any, **keywords: Any) -> bool:
-        if next(failures) < 2:
-            raise OperationalError("UPDATE", {}, Exception("disk I/O error"))
-        return give_back(*arguments, **keywords)
-
-    monkeypatch.setattr(house.jobs, "give_back", failing)
+    fail_at_first(house, monkeypatch, "give_back")
     supervisor = house.open()
     assert house.ended(house.submit("die")).crashes == CRASHES - 1
     assert supervisor.restarts == CRASHES

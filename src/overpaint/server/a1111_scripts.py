@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from overpaint import images
 from overpaint.errors import RequestError, near
 from overpaint.names import HINTS, Weighting
-from overpaint.request import Control, Picture
+from overpaint.request import MOST_CONTROLS, Control, Picture
 from overpaint.server.a1111_inputs import (
     CONTROL_NET,
     Idle,
@@ -103,10 +103,6 @@ class Unit(Words):
     save_detected_map: Idle = None
 
 
-MOST = 16
-"""ControlNet's units in a request, as `Request.controls` has it."""
-
-
 def controls_of(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
     """What the always-on scripts ask for.
 
@@ -122,8 +118,10 @@ def controls_of(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
             raise RequestError(
                 f"alwayson_scripts.{name}", "there is no such script here; leave it out."
             )
-        if len(found) + len(args) > MOST:  # before any picture is looked at
-            raise RequestError(CONTROL_NET, f"there are {MOST} units at most; this has more.")
+        if len(found) + len(args) > MOST_CONTROLS:  # before any picture is looked at
+            raise RequestError(
+                CONTROL_NET, f"there are {MOST_CONTROLS} units at most; this has more."
+            )
         found += [_control(arg, given) for arg in args]
     return tuple(found)
 
