@@ -9,6 +9,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ClassVar, cast
 from unittest.mock import MagicMock
@@ -495,26 +497,31 @@ def test_a_job_s_end_is_the_last_that_is_said_of_it(
     assert kinds[-3:] == [Step, Spent, Done]
 
 
-def test_the_worker_ends_with_its_server() -> None:
+@pytest.fixture
+def worker() -> Iterator[tuple[Connection, BaseProcess]]:
+    """One that is ready, and the pipe to it."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=main, args=(theirs, Fake, ()))
     process.start()
     theirs.close()
     assert ours.recv() == Ready()
+    yield ours, process
+    ours.close()
+    process.join(LONG)
+
+
+def test_the_worker_ends_with_its_server(worker: tuple[Connection, BaseProcess]) -> None:
+    ours, process = worker
     ours.close()
     process.join(LONG)
     assert process.exitcode == 1
 
 
-def test_the_worker_ends_where_it_cannot_read_what_it_is_told() -> None:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=main, args=(theirs, Fake, ()))
-    process.start()
-    theirs.close()
-    assert ours.recv() == Ready()
+def test_the_worker_ends_where_it_cannot_read_what_it_is_told(
+    worker: tuple[Connection, BaseProcess],
+) -> None:
+    ours, process = worker
     ours.send_bytes(b"no pickle")
     process.join(LONG)
     assert process.exitcode == 1
-    ours.close()
