@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from overpaint import images
 from overpaint.errors import FormatError, OutputError, PictureError, RequestError
+from overpaint.foreign import a1111_pairs
 from overpaint.request import Picture, Request
 from tests.memory import COUNTED, added
 
@@ -26,6 +28,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> Picture:
 def noise(width: int = 40, height: int = 24) -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+END = b"\0\0\0\0IEND"
 
 
 def bomb(width: int = 50_000, height: int = 50_000) -> bytes:
@@ -133,9 +138,23 @@ def looked_at(data: bytes) -> int:
 @pytest.mark.skipif(not COUNTED.exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_half_of_a_large_picture_costs_little_memory(kind: str):
-    data = encoded(Image.new("RGB", (12_000, 12_000)), kind).data  # 400 MB
+    data = encoded(Image.new("RGB", (8192, 8192)), kind).data  # 200 MB
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         assert process.submit(looked_at, data[: len(data) // 2]).result() < 32 * 2**20
+
+
+def pairs_read(text: str) -> int:
+    """Bytes that reading a line of settings takes."""
+    return added(lambda: a1111_pairs(text))[0]
+
+
+@pytest.mark.skipif(not COUNTED.exists(), reason="needs Linux's /proc")
+def test_a_long_line_of_settings_costs_little_memory():
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        text = 'note:"' + '"a' * 2_000_000
+        assert process.submit(pairs_read, text).result() < 64 * 2**20
+        text = 'note:"' + "a" * 4_000_000 + '"'
+        assert process.submit(pairs_read, text).result() < 64 * 2**20
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -151,6 +170,89 @@ def test_the_upright_size_is_that_of_the_decoded_picture(orientation: int):
 def test_the_upright_size_needs_no_pixels(kind: str):
     half = encoded(noise(200, 100), kind).data[:1000]
     assert images.upright_size(Picture(data=half)) == (200, 100)
+
+
+def test_the_orientation_may_stand_behind_the_pixels_of_a_png():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encoded(noise(200, 100), "PNG", exif=exif, pnginfo=saying_exif()).data
+    at = data.rindex(b"eXIf") - 4
+    (length,) = struct.unpack_from(">I", data, at)
+    chunk = data[at : at + 12 + length]
+    behind = data.replace(chunk, b"").replace(END, chunk + END)
+    for turned in (data, behind):
+        picture = Picture(data=turned)
+        assert images.upright_size(picture) == images.decode(picture).size == (100, 200)
+    said = encoded(noise(200, 100), "PNG", pnginfo=saying_exif())
+    assert images.upright_size(said) == images.decode(said).size == (200, 100)
+    assert images.upright_size(Picture(data=said.data[:1000])) == (200, 100)
+
+
+def saying_exif() -> PngInfo:
+    """Texts with the name of the chunk in them."""
+    text = PngInfo()
+    text.add_text("note", "eXIf")
+    return text
+
+
+def test_what_stands_behind_the_end_of_a_png_turns_nothing():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = encoded(noise(200, 100), "PNG", exif=exif).data
+    at = data.rindex(b"eXIf") - 4
+    (length,) = struct.unpack_from(">I", data, at)
+    chunk = data[at : at + 12 + length]
+    picture = Picture(data=data.replace(chunk, b"") + chunk)
+    assert images.upright_size(picture) == images.decode(picture).size == (200, 100)
+
+
+def test_a_jpeg_that_nothing_decodes_is_refused_at_once():
+    data = encoded(noise(), "JPEG").data
+    lossless = data.replace(b"\xff\xc0", b"\xff\xc3", 1)
+    with pytest.raises(PictureError, match="damaged or truncated"):
+        images.received(lossless, "it")
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    data = encoded(noise(), "JPEG", progressive=True).data
+    assert images.received(data, "it").data == data
+    last = data.rfind(b"\xff\xda")
+    many = data[:last] + data[last:-2] * 101 + data[-2:]
+    with pytest.raises(PictureError, match=r"it has 1\d\d scans"):
+        images.received(many, "it")
+
+
+def test_what_stands_behind_a_jpeg_or_in_its_notes_is_none_of_it():
+    """Films of phones, and small pictures in EXIF."""
+    small = encoded(noise(8, 8), "JPEG").data
+    exif = Image.Exif()
+    exif[ExifTags.Base.UserComment] = small * 50
+    film = np.random.default_rng(0).integers(0, 256, 2**23, dtype=np.uint8).tobytes()
+    assert film.count(b"\xff\xda") > 100
+    for kind in ({}, {"progressive": True}, {"restart_marker_blocks": 1}):
+        data = encoded(noise(), "JPEG", exif=exif, **kind).data
+        assert images.received(data + film, "it").data == data + film
+        with pytest.raises(PictureError, match="it is damaged or truncated"):
+            images.received(data[:-2], "it")
+
+
+@pytest.mark.parametrize("data", [b"\xff\xe0\0\2" * 20_000, b"\xff\xe0\0\0" * 20_000])
+def test_a_jpeg_of_many_markers_is_refused(data: bytes):
+    whole = encoded(noise(), "JPEG").data
+    with pytest.raises(PictureError, match="it has more than 10,000 markers"):
+        images.received(whole[:-2] + data + whole[-2:], "it")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA"])
+def test_how_opaque_a_picture_is(mode: str):
+    image = Image.new(mode, (2, 1), 0)
+    if mode not in ("LA", "RGBA"):
+        assert images.opacity(image) is None
+        return
+    image.putalpha(Image.new("L", (2, 1), 7))
+    found = images.opacity(image)
+    assert found
+    assert found.getextrema() == (7, 7)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path):
@@ -175,6 +277,15 @@ def test_a_bomb_costs_no_memory():
     with pytest.raises(PictureError, match="178,956,970 pixels"):
         images.picture(bomb())
     assert peak_memory() - before < 20_000  # KB; decoded it would be 7.5 GB
+
+
+def test_strangers_pictures_are_smaller():
+    """Several may be looked at at once."""
+    image = Image.new("L", (8192, 8200))
+    with pytest.raises(PictureError, match="mask declares more than 67,108,864 pixels"):
+        images.received(encoded(image, "PNG").data, "mask")
+    fitting = encoded(image.crop((0, 0, 8192, 8192)), "PNG")
+    assert images.received(fitting.data, "mask") == fitting
 
 
 def test_large_but_allowed_pictures_are_opened_without_a_warning():

@@ -3,6 +3,8 @@
 Bounds here are loose, for a few pictures each; `python -m miniature measure-masks` takes hundreds.
 """
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +146,29 @@ def test_a_refiner_cannot_paint_alone():
 def test_an_inpainting_model_is_no_refiner(painter: overpaint.Painter):
     with pytest.raises(ModelError, match="is an inpainting model and no refiner"):
         painter.create("a house", refiner="miniature-inpaint")
+
+
+def test_one_refiner_is_in_memory_beside_those_in_use():
+    """Clients of a server may name many, each as large as a model, and each many times."""
+    shelf = overpaint.load("miniature", device="cpu").shelf
+
+    def named(name: str) -> Model:
+        found = shelf.take(overpaint.Request(refiner=name)).refiner
+        assert found is not None
+        return found
+
+    used = named("miniature-refiner")
+    named("miniature")
+    assert named("miniature-refiner") is used
+    with pytest.raises(ModelError):
+        named("miniature-inpaint")
+    unused = weakref.ref(used)
+    del used
+    gc.collect()
+    assert unused()
+    named("miniature")
+    gc.collect()
+    assert unused() is None
 
 
 def test_an_inpainting_model_paints_without_a_mask():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from overpaint.errors import RequestError
+from overpaint.errors import RequestError, shown
 from overpaint.names import SAMPLERS, SCHEDULES
 from overpaint.request import DEFAULT_STRENGTH, LARGEST_SEED, Picture, Request
 
@@ -121,6 +121,32 @@ def test_a_sampler_and_the_schedule_in_its_name_agree_in_any_spelling():
 def test_every_problem_is_named_at_once():
     with pytest.raises(RequestError, match=r"num_inference_steps.*guidance_scale"):
         Request(num_inference_steps=0, guidance_scale=99.0)
+
+
+def test_of_very_many_problems_the_first_are_named():
+    with pytest.raises(RequestError, match=r"and 990 more$") as refused:
+        Request.model_validate({f"field_{number}": 1 for number in range(1000)})
+    assert refused.value.message.count("no such field") == 10
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a" * 10**7, {"a": "b" * 10**7}, [[[["a" * 1000] * 1000] * 1000] * 100] * 100, b"a" * 10**7],
+)
+def test_what_is_shown_of_a_value_is_short(value: Any):
+    assert len(shown(value)) <= 60
+
+
+def test_what_is_deep_is_shown_too():
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert len(shown(deep)) <= 60
+
+
+@pytest.mark.parametrize("value", ["it's", 1.5, None, [1, 2, 3], {"a": (1, "b")}, b"x", True])
+def test_what_is_short_is_shown_whole(value: Any):
+    assert shown(value) == repr(value)
 
 
 def test_an_empty_request_is_a_request():

@@ -19,6 +19,7 @@ prints the message alone and ends with the class's exit code.
 """
 
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -110,6 +111,28 @@ class SafetyError(OverpaintError):
     exit_code = 8
 
 
+LONGEST_NAME = 100
+"""Characters of what somebody gave for a name that are compared with the names there are."""
+
+
+class _Shown(Repr):
+    """What a message shows of a value, which may be large or deep: as much work as it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 60
+        self.maxdict = self.maxlist = self.maxtuple = 20
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value[:60])
+
+
+def shown(value: object) -> str:
+    """A value for a message, of sixty characters at most."""
+    text = _Shown().repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def near(name: str, known: "Iterable[str]") -> str:
     """A hint naming the known names closest to `name`, ready to end a message with.
 
@@ -117,5 +140,5 @@ def near(name: str, known: "Iterable[str]") -> str:
         " Did you mean a, b?" or, where nothing is close, " Known: a, b, c."
     """
     names = sorted(known)
-    close = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    close = get_close_matches(name[:LONGEST_NAME].lower(), names, n=3, cutoff=0.5)
     return f" Did you mean {', '.join(close)}?" if close else f" Known: {', '.join(names)}."

@@ -80,7 +80,7 @@ class _Reading:
 
 # A1111 (and Forge, SD.Next, Civitai): `parameters`, as modules/infotext_utils.py reads it
 
-_PAIR = re.compile(r'(?:^|(?<=,))\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_PAIR = re.compile(r'(?:^|(?<=,))\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])++"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"
 _A1111_OWN = {"Sampler", "Schedule type", "Size", "Clip skip", "Model", "Model hash", "Version"}
 # What "Automatic" stands for (modules/sd_samplers_kdiffusion.py); for all others it is Uniform.

@@ -1,11 +1,12 @@
 """Pictures: read safely, brought to size, laid out in a grid, written whole or not at all."""
 
 import os
+import re
 import stat
+import struct
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,13 @@ RECEIVED = ("PNG", "JPEG", "WEBP")
 WRITABLE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST_PIXELS = 178_956_970
 """Pixels above which a picture is refused unread: half a gigabyte as RGB, Pillow's own limit."""
+LARGEST_RECEIVED = 2**26
+"""The same for pictures of strangers, many of which may come at once: 8192 a side."""
+MOST_SCANS = 100
+"""Scans of a JPEG; those that are refined as they come have a dozen."""
+MOST_MARKERS = 10_000
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""Of a JPEG, one with a length behind it, or that of its end."""
 SMALLEST_SIDE = 8
 """Pixels below which there is nothing in a picture that could be repainted."""
 LARGEST_BYTES = 2**30
@@ -94,9 +102,10 @@ def received(data: bytes, name: str) -> Picture:
 
     Raises:
         FormatError: another format.
-        PictureError: as `decode`, more than one frame, or a side below `SMALLEST_SIDE`.
+        PictureError: as `decode`, more than one frame, a side below `SMALLEST_SIDE`, or more pixels
+            than `LARGEST_RECEIVED`.
     """
-    with opened(data, name, RECEIVED) as image:
+    with opened(data, name, RECEIVED, LARGEST_RECEIVED) as image:
         if min(image.size) < SMALLEST_SIDE:
             raise PictureError(
                 f"{name} is {image.width}x{image.height}; give one of {SMALLEST_SIDE} pixels a "
@@ -107,9 +116,41 @@ def received(data: bytes, name: str) -> Picture:
         if image.format == "PNG":
             image.verify()
         elif image.format != "WEBP":  # whose reader looks at the end first
-            image.draft("L", (1, 1))
-            image.load()
+            _check_scans(data, name)
+            if "progressive" not in image.info:  # which would need room for the whole picture
+                image.draft("L", (1, 1))
+                image.load()
     return Picture(data=data)
+
+
+def _check_scans(data: bytes, name: str) -> None:
+    """See that a JPEG ends, and soon: each of its scans goes over the whole picture.
+
+    What stands behind its end is none of it: phones put films there. (ITU-T T.81, B.1.1 and B.2.)
+
+    Raises:
+        PictureError: it does not.
+    """
+    at, scans = 2, 0
+    for _ in range(MOST_MARKERS):
+        if (found := MARKER.search(data, at)) is None:
+            raise PictureError(f"{name} is damaged or truncated: the end of the JPEG is missing.")
+        if found[0] == b"\xff\xd9":
+            break
+        scans += found[0] == b"\xff\xda"
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    else:
+        raise PictureError(f"{name} has more than {MOST_MARKERS:,} markers; save it again.")
+    if scans > MOST_SCANS:
+        raise PictureError(f"{name} has {scans} scans; save it again, as others do, with ten.")
+
+
+def opacity(image: Image.Image) -> Image.Image | None:
+    """How opaque an open picture is, 0 to 255; None where it is so everywhere."""
+    if not image.has_transparency_data:
+        return None
+    found = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
+    return None if found.getextrema() == (255, 255) else found
 
 
 def upright_size(picture: Picture, name: str = "the picture") -> tuple[int, int]:
@@ -123,10 +164,36 @@ def upright_size(picture: Picture, name: str = "the picture") -> tuple[int, int]
         PictureError: as `decode`, as far as that can be told without decoding it.
     """
     with opened(picture.data, name) as image:
-        # A PNG's own way decodes it if need be, to see whether anything stands behind the pixels.
-        look = image.getexif if b"eXIf" in picture.data else partial(Image.Image.getexif, image)
-        turned = look().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+        behind = image.format == "PNG" and "exif" not in image.info and b"eXIf" in picture.data
+        if behind and (found := _chunk(picture.data, b"eXIf")):
+            image.info["exif"] = b"Exif\0\0" + found
+        exif = Image.Image.getexif(image)  # a PNG's own way decodes it, to see what stands behind
+        turned = exif.get(ExifTags.Base.Orientation, 1) in range(5, 9)
         return (image.height, image.width) if turned else image.size
+
+
+def _chunk(data: bytes, wanted: bytes) -> bytes:
+    """What the first chunk of a name holds in a PNG (its specification, 5.3); b"" without one."""
+    at, kind = 8, b""
+    while at + 8 <= len(data) and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if kind == wanted:
+            return data[at + 8 : at + 8 + length]
+        at += length + 12
+    return b""
+
+
+def check_mask(mask: Picture, size: tuple[int, int]) -> None:
+    """Make sure that a mask is of its picture's size, (width, height), without decoding it.
+
+    Raises:
+        PictureError: it has another, or cannot be read.
+    """
+    if (found := upright_size(mask, "the mask")) != size:
+        raise PictureError(
+            f"the mask is {found[0]}x{found[1]} and the picture {size[0]}x{size[1]}; "
+            "give a mask of the picture's size."
+        )
 
 
 def keypoints(path: "str | os.PathLike[str]") -> Picture:
@@ -154,7 +221,9 @@ def decode(picture: Picture) -> Image.Image:
 
 
 @contextmanager
-def opened(data: bytes, name: str, formats: tuple[str, ...] = READABLE) -> Generator[Image.Image]:
+def opened(
+    data: bytes, name: str, formats: tuple[str, ...] = READABLE, largest: int = LARGEST_PIXELS
+) -> Generator[Image.Image]:
     """Open an encoded picture; its header alone is read, and its size checked, before the body.
 
     Whatever goes wrong inside the context is the picture's fault and raised as such.
@@ -163,6 +232,7 @@ def opened(data: bytes, name: str, formats: tuple[str, ...] = READABLE) -> Gener
         data: the encoded file.
         name: what to call it in messages.
         formats: that it may have, by Pillow's names.
+        largest: pixels that it may have.
 
     Raises:
         FormatError: it is of another format.
@@ -174,14 +244,14 @@ def opened(data: bytes, name: str, formats: tuple[str, ...] = READABLE) -> Gener
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's doubts about large sizes and EXIF
             with Image.open(BytesIO(data), formats=formats) as image:
-                if image.width * image.height > LARGEST_PIXELS:
+                if image.width * image.height > largest:
                     raise Image.DecompressionBombError
                 yield image
     except PictureError:
         raise
     except Image.DecompressionBombError:
         raise PictureError(
-            f"{name} declares more than {LARGEST_PIXELS:,} pixels and was not decoded; "
+            f"{name} declares more than {largest:,} pixels and was not decoded; "
             "scale it down first."
         ) from None
     except Image.UnidentifiedImageError:

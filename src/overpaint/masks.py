@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageOps
 
 from overpaint import images
-from overpaint.errors import PictureError, RequestError
+from overpaint.errors import RequestError
 
 if TYPE_CHECKING:
     from overpaint.request import Picture, Request
@@ -51,19 +51,6 @@ def of(request: "Request", picture: Image.Image) -> Mask | None:
     return mask
 
 
-def check(mask: "Picture", size: Size) -> None:
-    """Make sure that a mask is of its picture's size, (width, height), without decoding it.
-
-    Raises:
-        PictureError: it has another, or cannot be read.
-    """
-    if (found := images.upright_size(mask, "the mask")) != size:
-        raise PictureError(
-            f"the mask is {found[0]}x{found[1]} and the picture {size[0]}x{size[1]}; "
-            "give a mask of the picture's size."
-        )
-
-
 def decode(mask: "Picture", size: Size) -> Mask:
     """A mask from a picture: its transparency where it has any, else its brightness.
 
@@ -76,15 +63,13 @@ def decode(mask: "Picture", size: Size) -> Mask:
     Raises:
         PictureError: it cannot be decoded, or has another size.
     """
-    check(mask, size)
+    images.check_mask(mask, size)
     with images.opened(mask.data, "the mask") as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
-        clear = None
-        if upright.has_transparency_data:
-            clear = np.asarray(upright.convert("RGBA").getchannel("A"), np.float32)
-    if clear is not None and clear.min() < 255:
-        return 1 - clear / np.float32(255)
+        opaque = images.opacity(upright)
+    if opaque:
+        return 1 - np.asarray(opaque, np.float32) / np.float32(255)
     return np.asarray(images.decode(mask).convert("L"), np.float32) / np.float32(255)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import secrets
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from overpaint.errors import RequestError, near
+from overpaint.errors import LONGEST_NAME, RequestError, near, shown
 from overpaint.names import (
     HINTS,
     TASKS,
@@ -29,12 +29,16 @@ from overpaint.names import (
 
 DEFAULT_STRENGTH = 0.6
 MOST_CONTROLS = 16
+MOST_WRONG = 10
+"""Things that are wrong with a request and are told."""
+LONGEST_PROMPT = 100_000
+"""Characters."""
 LARGEST_SEED = 2**63 - 1
 
 Fit = Literal["cover", "contain", "stretch"]
 Pair = tuple[Annotated[int, Field(ge=0, le=16384)], Annotated[int, Field(ge=0, le=16384)]]
 Side = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
-Prompt = Annotated[str, Field(max_length=100_000, pattern=r"^[^\x00]*$")]
+Prompt = Annotated[str, Field(max_length=LONGEST_PROMPT, pattern=r"^[^\x00]*$")]
 Room = Annotated[int, Field(ge=0, le=4096)]
 EMBEDDING = re.compile(r"<embedding:([^<>:]+)>")
 """A learnt word in a prompt, by the name of its embedding."""
@@ -133,7 +137,7 @@ class Control(_Value):
 
     def _check(self) -> None:
         if self.kind not in HINTS:
-            raise RequestError("kind", f"unknown hint {self.kind!r}.{near(self.kind, HINTS)}")
+            raise RequestError("kind", f"unknown hint {shown(self.kind)}.{near(self.kind, HINTS)}")
         if self.image and self.hint:
             raise RequestError("hint", "contradicts image; give one of the two.")
         if self.hint and self.options:
@@ -340,7 +344,8 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
     """Fill in what follows from other fields and spell names our way."""
     # JSON has no tuples, so what was stored as JSON comes back with lists.
     data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    if isinstance(data.get("prompt"), str):
+    prompt = data.get("prompt")
+    if isinstance(prompt, str) and len(prompt) <= LONGEST_PROMPT:
         data["prompt"], tagged = _untagged(data["prompt"])
         if tagged and isinstance(data.get("loras", ()), tuple):
             data["loras"] = (*data.get("loras", ()), *tagged)
@@ -393,9 +398,9 @@ def _untagged(prompt: str) -> tuple[str, list[dict[str, Any]]]:
         try:
             scales = [float(number) for number in tag[2].split(":")[1:]]
         except ValueError:
-            raise RequestError("prompt", f"{tag[0]!r} is not like <lora:name:0.8>.") from None
+            raise RequestError("prompt", f"{shown(tag[0])} is not like <lora:name:0.8>.") from None
         if len(scales) > 2:
-            raise RequestError("prompt", f"{tag[0]!r} has more than two scales.")
+            raise RequestError("prompt", f"{shown(tag[0])} has more than two scales.")
         lora: dict[str, Any] = {"name": tag[1].strip()}
         if scales:
             lora["scale"] = scales[-1]
@@ -464,7 +469,9 @@ def _check_mask(request: Request) -> None:
         for field in MASKED_FIELDS:
             value = getattr(request, field)
             if value != Request.model_fields[field].default:
-                raise RequestError(field, f"{value!r} means nothing without a mask; leave it out.")
+                raise RequestError(
+                    field, f"{shown(value)} means nothing without a mask; leave it out."
+                )
 
 
 def _check_stages(request: Request) -> None:
@@ -497,35 +504,40 @@ def _check_stages(request: Request) -> None:
 
 def _plain(error: ValidationError, model: type[BaseModel]) -> RequestError:
     """Our error from pydantic's: every problem, the first one's field as the field."""
-    problems = [(_field(e["loc"]), _sentence(e, model)) for e in error.errors(include_url=False)]
+    wrong = error.errors(include_url=False)
+    problems = [(_field(e["loc"]), _sentence(e, model)) for e in wrong[:MOST_WRONG]]
+    more = [f"and {len(wrong) - MOST_WRONG} more"] if len(wrong) > MOST_WRONG else []
     field, message = problems[0]
-    return RequestError(field, "; ".join([message] + [f"{f}: {m}" for f, m in problems[1:]]))
+    return RequestError(field, "; ".join([message, *(f"{f}: {m}" for f, m in problems[1:]), *more]))
 
 
 def _field(location: tuple[int | str, ...]) -> str:
     # After the name come places in tuples, and names of a union's members, which say nothing.
-    named = [str(p) for i, p in enumerate(location) if i == 0 or isinstance(p, int)]
+    named = [str(p)[:LONGEST_NAME] for i, p in enumerate(location) if i == 0 or isinstance(p, int)]
     return ".".join(named) or "request"
 
 
 def _sentence(problem: Any, model: type[BaseModel]) -> str:
     field, value = str(next(iter(problem["loc"]), "")), problem["input"]
-    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
     if problem["type"] == "extra_forbidden":
         return f"no such field.{near(field, model.model_fields)}"
     if problem["type"] == "finite_number":
-        return f"{shown} is not finite; {_allowed(model, field)}"
+        return f"{shown(value)} is not finite; {_allowed(model, field)}"
     if problem["type"] in {"greater_than_equal", "less_than_equal"}:
-        return f"{shown} is out of range; {_allowed(model, field)}"
+        return f"{shown(value)} is out of range; {_allowed(model, field)}"
     if problem["type"] == "string_pattern_mismatch":  # of prompts alone
-        return f"{shown} has NUL in it, which no text has; leave it out"
+        return f"{shown(value)} has NUL in it, which no text has; leave it out"
     if problem["type"] == "multiple_of":
         step = problem["ctx"]["multiple_of"]
         below = value // step * step
-        return f"{shown} is not a multiple of {step}; the nearest are {below} and {below + step}"
-    return f"{shown}: {problem['msg']}"
+        return (
+            f"{shown(value)} is not a multiple of {step}; the nearest are {below} and "
+            f"{below + step}"
+        )
+    return f"{shown(value)}: {problem['msg']}"
 
 
+@cache
 def _allowed(model: type[BaseModel], field: str) -> str:
     """The bounds of a field, read from its schema, as words."""
     schema = model.model_json_schema()["properties"].get(field, {})

@@ -4,8 +4,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakValueDictionary
 
-from overpaint.diffusion.plan import Extras
+from overpaint.diffusion.plan import Extras, check_second
 from overpaint.models import catalogue
 from overpaint.models.adapters import Adapter
 from overpaint.models.checkpoint import load_model
@@ -35,13 +36,16 @@ class Shelf:
         self.model = model
         self.store = store
         self._held: dict[Hashable, object] = {}
+        # Each is as large as a model: those in use stay, and the one that was used last.
+        self._refiners = WeakValueDictionary[str, "Model"]()
+        self._last_refiner: Model | None = None
 
     def take(self, request: "Request") -> Extras:
         """All that a request names.
 
         Raises:
             ModelNotFoundError: there is nothing by a name.
-            CheckpointError: one is for another model, of another kind, or damaged.
+            CheckpointError, ModelError: one is for another model, of another kind, or damaged.
             DeviceError: the device ran out of memory.
         """
         return Extras(
@@ -60,12 +64,14 @@ class Shelf:
     def _refiner(self, name: str) -> "Model":
         device, dtype = str(self.model.device), str(self.model.dtype).removeprefix("torch.")
 
-        def load() -> "Model":
+        refiner = self._refiners.get(name)
+        if refiner is None:
             refiner = load_added(name, self.store, device=device, dtype=dtype)
+            check_second(self.model, refiner)
             refiner.cache = self.model.cache
-            return refiner
-
-        return self._keep(("refiner", name), load)
+            self._refiners[name] = refiner
+        self._last_refiner = refiner
+        return refiner
 
     def _net(self, control: "Control") -> ControlNet | None:
         if not control.acts:

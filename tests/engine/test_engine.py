@@ -271,6 +271,23 @@ def test_too_little_memory_halves_the_step(
     assert max(engine.counters.batches) == 4
 
 
+@pytest.mark.parametrize("where", ["stepping", "decoding"])
+def test_a_broken_device_ends_the_process_and_not_the_jobs(
+    engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def broken(*_: object) -> Any:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    if where == "stepping":
+        change(monkeypatch, painter, broken)
+    else:
+        monkeypatch.setattr(Painting, "decode", broken)
+    engine.submit("a", Request(prompt="a cup", seed=1, num_inference_steps=2))
+    with pytest.raises(torch.AcceleratorError):
+        run(engine)
+    assert [job.name for job in engine.jobs] == ["a"]
+
+
 def test_a_preview_that_there_is_no_room_for_is_left_out(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

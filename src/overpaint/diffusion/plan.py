@@ -211,7 +211,7 @@ def _followed(
     """
     second = extras.refiner or model
     if second is not model:
-        _check_second(model, second)
+        check_second(model, second)
         extras = Extras(embeddings=extras.embeddings)
     if request.refine == "ensemble":
         above, below = stages.cut(first.sigmas, request.high_noise_frac)
@@ -241,7 +241,7 @@ def _sigmas(request: "Request", model: "Model", steps: int, strength: float) -> 
     )
 
 
-def _check_second(model: "Model", second: "Model") -> None:
+def check_second(model: "Model", second: "Model") -> None:
     """Raise unless the second model reads the first one's latents."""
     for key in ("latent_channels", "scaling_factor"):
         a, b = model.vae.config[key], second.vae.config[key]

@@ -304,6 +304,8 @@ class Engine:
         rows = sum(len(trajectory.rows()) for _, trajectory in painting)
         try:
             predictions = evaluate([trajectory for _, trajectory in painting])
+        except torch.AcceleratorError:
+            raise  # from now on the device fails everybody: another process must go on
         except Exception as error:
             if len(together) == 1:
                 self._fail(together[0][0], error)
@@ -350,9 +352,11 @@ class Engine:
 
     @contextmanager
     def _failing(self, job: Job) -> Generator[None]:
-        """End a job with whatever goes wrong in here, and nobody else."""
+        """End a job with whatever goes wrong in here, and nobody else; but not a broken device."""
         try:
             yield
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
             self._fail(job, error)
 

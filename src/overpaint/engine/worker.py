@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from overpaint.engine.counters import Counters
 from overpaint.engine.finishing import AS_THEY_ARE, Finisher, Finishing
 from overpaint.errors import OverpaintError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
-from overpaint.memory import PAUSE, give_back, share_heap
+from overpaint.memory import give_back, share_heap
 from overpaint.safety import Flag
 
 if TYPE_CHECKING:
@@ -139,7 +140,6 @@ class Done:
     files: tuple[Path, ...]
     seeds: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
-    metadata: tuple[dict[str, Any], ...]
     flagged: tuple[Flag, ...] = ()
 
 
@@ -189,7 +189,12 @@ def main(
     for told in (signal.SIGINT, signal.SIGTERM):
         signal.signal(told, signal.SIG_IGN)
     share_heap()
-    _Worker(pipe, make(*arguments), Finisher(finishing)).run()
+    worker = _Worker(pipe, make(*arguments), Finisher(finishing))
+    try:
+        worker.run()
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)  # at once: where a device is broken, threads would go on to fail jobs by it
 
 
 def paints(*arguments: Any, **options: Any) -> Runs:
@@ -209,7 +214,7 @@ class _Worker:
         self._coming: SimpleQueue[Order | Cancel] = SimpleQueue()
         self._sending = threading.Lock()
         self._alive = 0.0
-        self._gave_back = time.monotonic()
+        self._give_back_at = 0.0
         self._writer = ThreadPoolExecutor(1, "overpaint-write")
 
     def run(self) -> None:
@@ -228,9 +233,8 @@ class _Worker:
             if time.monotonic() - self._alive > IDLE:
                 self._alive = time.monotonic()
                 self._send(Alive(getattr(self._engine, "counters", None)))
-            if time.monotonic() - self._gave_back > PAUSE:
-                self._gave_back = time.monotonic()
-                give_back()
+            if time.monotonic() > self._give_back_at:
+                self._give_back_at = time.monotonic() + give_back()
 
     def _listen(self) -> None:
         try:
@@ -341,7 +345,6 @@ class _Worker:
             tuple(files),
             tuple(event.seeds[i] for i in kept),
             tuple(event.images[i].size for i in kept),
-            tuple(event.metadata[i] for i in kept),
             flagged,
         )
         return [*told, done]
@@ -360,7 +363,11 @@ def broken(error: BaseException) -> Broken:
         return Broken(str(error), True)
     if isinstance(error, OSError):
         return Broken(f"the result cannot be written: {error.strerror}.", False)
-    return Broken(f"{DEFECT}{type(error).__name__}: {error}.", False)
+    try:
+        said = str(error)
+    except Exception:  # of somebody else's
+        said = "it does not say what"
+    return Broken(f"{DEFECT}{type(error).__name__}: {said}.", False)
 
 
 def _jpeg(image: "Image") -> bytes:
