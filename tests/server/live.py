@@ -10,10 +10,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from fastapi.testclient import TestClient
 
-from overpaint.server.app import Server, create_app
+from overpaint.server.app import Server, configured, create_app
 from overpaint.server.service import Settings
 from overpaint.server.supervisor import Pace
 
@@ -34,7 +33,9 @@ def running(folder: Path, seconds: float = 0.0, **changes: Any) -> Generator[str
         "grace": 0.0,
     } | changes
     app = create_app(Settings(folder, **settings), **doors)
-    server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    config = configured(app, "127.0.0.1", 0)
+    config.timeout_graceful_shutdown = 1
+    server = Server(config)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, args=([listening],))

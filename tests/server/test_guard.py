@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import gzip
+import http.client
 import io
 import json
+import math
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from PIL import Image
 
 from overpaint import images
 from overpaint.server import guard, wire
-from overpaint.server.app import Server, create_app, run
+from overpaint.server.app import Server, configured, create_app, run
 from overpaint.server.service import Settings
 
 from .fake import Fake
@@ -276,6 +278,35 @@ def test_swift_bodies_may_take_longer_than_the_patience(
     with client_of(tmp_path) as client:
         headers = {"content-type": "application/json"}
         assert client.post("/api/jobs", content=chunks(9), headers=headers).status_code == 201
+
+
+def test_connections_are_kept_between_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "PATIENCE", 0.05)
+
+    def ask() -> int:
+        kept.request("GET", "/v1/models")
+        answer = kept.getresponse()
+        assert answer.read()
+        return answer.status
+
+    with running(tmp_path) as url:
+        kept = http.client.HTTPConnection(*place(url), timeout=PATIENCE)
+        assert ask() == 200
+        for _ in range(4):  # the server's patience, once each
+            with socket.create_connection(place(url)) as silent:
+                silent.settimeout(PATIENCE)
+                assert silent.recv(1) == b""
+        assert ask() == 200
+        kept.close()
+
+
+def test_connections_are_kept_longer_than_by_clients() -> None:
+    """A request that comes while the server hangs up is lost."""
+    kept = configured(create_app(Settings(Path(), ("m",), Fake)), "127.0.0.1", 0).timeout_keep_alive
+    assert kept > 60  # which is what load balancers have
+    assert kept > (httpx.Limits().keepalive_expiry or math.inf)
 
 
 def place(url: str) -> tuple[str, int]:

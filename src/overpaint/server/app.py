@@ -19,7 +19,7 @@ from overpaint.memory import PAUSE, give_back, share_heap
 from overpaint.server import a1111, cog, fal, metrics, native, openai, replicate
 from overpaint.server.access import Access
 from overpaint.server.addresses import is_loopback
-from overpaint.server.guard import Bodies, Connection, Doors
+from overpaint.server.guard import KEPT, Bodies, Connection, Doors
 from overpaint.server.keys import Keys
 from overpaint.server.logs import enduring
 from overpaint.server.service import Service, Settings
@@ -45,10 +45,11 @@ TIDY = 60.0
 FAREWELL = 5
 """Seconds that connections have once all jobs under way have ended."""
 
-COLLECT = (10_000, 20, 50)
-"""Thresholds of Python's garbage collector. A full collection stops everybody for 150 ms where a
-thousand clients listen; by default one comes every few seconds then. Now one comes every `PAUSE`,
-without which garbage grows old for hours, and memory with it."""
+COLLECT = (1_000, 30, 300)
+"""Thresholds of Python's garbage collector. A full collection stops everybody for 300 ms where a
+thousand clients listen; by default one comes every few seconds then. Now it is `give_back` that
+makes them, the more seldom the longer they are. One of the youngest thousand takes a millisecond:
+of ten thousand, 10 to 20."""
 
 SHOWN = ("Location", "Retry-After", "X-Request-ID")
 """Headers of answers that pages of other origins may read."""
@@ -82,7 +83,7 @@ def create_app(
             async with Courier(service, BODIES).posting():
                 beside = [
                     asyncio.create_task(again_and_again(service.tidy, TIDY)),
-                    asyncio.create_task(again_and_again(give_back, PAUSE)),
+                    asyncio.create_task(stay_small()),
                     asyncio.create_task(again_and_again(service.look, service.poll)),
                 ]
                 try:
@@ -184,11 +185,16 @@ def run(
     """
     names = hosts if hosts or is_loopback(host) else None
     app = create_app(settings, keys, hosts=names, origins=origins, traces=traces)
-    share_heap()
+    share_heap(serves=True)
     gc.collect()
     gc.freeze()  # what was made so far stays
     gc.set_threshold(*COLLECT)
-    config = uvicorn.Config(
+    Server(configured(app, host, port)).run()
+
+
+def configured(app: FastAPI, host: str, port: int) -> uvicorn.Config:
+    """How connections are dealt with."""
+    return uvicorn.Config(
         app,
         host,
         port,
@@ -196,9 +202,18 @@ def run(
         log_config=None,
         log_level="warning",
         access_log=False,
+        timeout_keep_alive=KEPT,
         timeout_graceful_shutdown=FAREWELL,
     )
-    Server(config).run()
+
+
+async def stay_small() -> None:
+    """Give back what is not needed, as often as that may be done."""
+    while True:
+        pause = PAUSE
+        with enduring():
+            pause = await asyncio.to_thread(give_back)
+        await asyncio.sleep(pause)
 
 
 async def again_and_again(do: Callable[[], object], pause: float) -> None:

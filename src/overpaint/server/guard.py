@@ -26,6 +26,10 @@ PATIENCE = 30.0
 """Seconds that a client has for the head of a request, for its body beyond what `SLOWEST` gives it,
 and to go on reading an answer."""
 
+KEPT = 75
+"""Seconds that a connection is kept between two requests. Longer than clients keep theirs (httpx 5,
+load balancers 60): who closes first should not be the one who may be asked at that moment."""
+
 SLOWEST = 1024
 """Bytes a second of a body, at least, once `PATIENCE` is over."""
 
@@ -154,5 +158,7 @@ class Connection(H11Protocol):
         """What the server waits for the client with; None if it does not."""
         if self.flow.write_paused:
             return "answer", self.transport.get_write_buffer_size()
+        if self.timeout_keep_alive_task is not None and not self.transport.is_closing():
+            return None  # between two requests, where uvicorn counts `KEPT`
         cycle = cast(RequestResponseCycle | None, self.cycle)  # None before the first request
         return ("head", cycle) if cycle is None or cycle.response_complete else None
