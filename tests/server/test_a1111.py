@@ -395,6 +395,16 @@ IMAGE: dict[str, Any] = {"init_images": [URI]}
 HIRES = {"enable_hr": True}
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("prompt", ["一" * 400, "Ā cup, 杯 🏆"])
+def test_settings_are_told_whatever_the_file_has_of_them(
+    client: TestClient, kind: str, prompt: str
+) -> None:
+    body = {"prompt": prompt, "steps": 2, "override_settings": {"samples_format": kind}}
+    (told,) = json.loads(post(client, "txt2img", body)["info"])["infotexts"]
+    assert told.split("\n")[0] == prompt
+
+
 def control(**fields: Any) -> dict[str, Any]:
     """A request with a unit of ControlNet's."""
     return {"alwayson_scripts": {"ControlNet": {"args": [{"image": RAW} | fields]}}}
@@ -425,7 +435,8 @@ def control(**fields: Any) -> dict[str, Any]:
         ("txt2img", {"alwayson_scripts": {"ADetailer": {"args": [True]}}}, "scripts.ADetailer"),
         ("txt2img", control(module="canny", image=None), "ControlNet.image: there is none"),
         ("txt2img", control(module="canny", image=[1]), "ControlNet.image: "),
-        ("txt2img", control(module="canny", image={"mask": RAW}), "ControlNet.image: there is"),
+        ("txt2img", control(module="canny", image={"mask": RAW}), "ControlNet.image.mask: "),
+        ("txt2img", {"styles": eval("[" * 90 + "]" * 90)}, "styles"),
         (
             "txt2img",
             control(module="cany"),
@@ -601,6 +612,7 @@ def test_prompts_name_what_is_added() -> None:
     assert request.prompt == "a cup , (<embedding:toy>:1.2)"
     assert [(lora.name, lora.scale) for lora in request.loras] == [("ink", 0.5)]
     assert request.negative_prompt == "<embedding:toy>, toys, toy-like"
+    assert with_embeddings("a mıni MINI", ("mini",)) == "a mıni <embedding:mini>"
     assert with_embeddings("a <embedding:toy> toy-car", ("toy", "toy-car")) == (
         "a <embedding:toy> <embedding:toy-car>"
     )

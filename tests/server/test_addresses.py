@@ -127,6 +127,14 @@ def resolved(host: str, reach: Reach) -> list[str]:
     return [str(a) for a in asyncio.run(resolve(httpx2.URL(f"http://{host}/"), reach))]
 
 
+def test_no_resolver_is_asked_for_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "getaddrinfo")
+    assert resolved("93.184.215.14", "public") == ["93.184.215.14"]
+    assert resolved("[2606:2800:21f::1]", "public") == ["2606:2800:21f::1"]
+    with pytest.raises(RequestError, match="not public"):
+        resolved("10.0.0.1", "public")
+
+
 def test_one_address_that_is_not_public_is_enough(names: dict[str, list[str]]) -> None:
     names["good.test"] = ["93.184.215.14", "2606:4700::1111"]
     names["mixed.test"] = ["93.184.215.14", "fc00::1"]

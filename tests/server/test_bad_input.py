@@ -137,6 +137,9 @@ FIELDS: tuple[tuple[dict[str, str], str, str], ...] = (
     ({}, "prompt", "[]"),
     ({}, "negative_prompt", r'"a\u0000b"'),
     ({}, "no_such_field", "1"),
+    (SAMPLER, "scheduler", f'"{"a" * 5_000_000}"'),
+    ({}, "prompt", f'"{"<lora:a>" * 200_000}"'),
+    ({}, "prompt", f'"<lora:a{":" * 4_000_000}>"'),
     ({}, "__class__", '"x"'),
     (SAMPLER, "scheduler", '"__class__"'),
 )
@@ -207,6 +210,36 @@ def test_what_is_no_json(server: Server, dialect: str) -> None:
     refused(sent(server, dialect, '{"prompt": "a"'), wrong(dialect), "JSON")
 
 
+@pytest.mark.parametrize("dialect", WRAPPED)
+def test_of_many_that_are_wrong_some_are_told(server: Server, dialect: str) -> None:
+    many = {f"prompt_{number}": 1 for number in range(30_000)}
+    answer = sent(server, dialect, json.dumps(many))
+    assert answer.status_code == wrong(dialect)
+    assert len(answer.content) < 20_000
+
+
+@pytest.mark.parametrize("dialect", WRAPPED)
+def test_of_a_long_name_its_beginning_is_told(server: Server, dialect: str) -> None:
+    answer = sent(server, dialect, json.dumps({"prompt": "a", "a" * 5_000_000: 1}))
+    refused(answer, wrong(dialect), "a" * 100)
+
+
+@pytest.mark.parametrize("charset", ["punycode", "undefined", "utf-16", "x" * 1000])
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/files"])
+def test_charsets(server: Server, path: str, charset: str) -> None:
+    """Python reads some of them in a time that grows with the square of a text's length."""
+    head = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+    body = f'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n-{"a" * 900_000}\r\n--x--'
+    refused(server.client.post(path, content=body.encode(), headers=head), 415, "UTF-8")
+
+
+@pytest.mark.parametrize("charset", ["", "utf-8", "'UTF-8'", '"utf8"'])
+def test_utf_8_by_any_name(server: Server, charset: str) -> None:
+    head = {"Content-Type": f"application/json; charset={charset}"}
+    answer = server.client.post("/api/jobs", content=b'{"request": {"stepz": 1}}', headers=head)
+    refused(answer, 422, "stepz")
+
+
 # Pictures
 
 
@@ -224,9 +257,9 @@ def text_bomb() -> bytes:
 
 
 def half(kind: str) -> bytes:
-    """Of a picture that would take 400 MB."""
+    """Of a picture that would take 200 MB."""
     file = io.BytesIO()
-    Image.new("RGB", (12_000, 12_000), "red").save(file, kind, **FAST[kind])
+    Image.new("RGB", (8192, 8192), "red").save(file, kind, **FAST[kind])
     return file.getvalue()[: file.tell() // 2]
 
 
@@ -241,6 +274,15 @@ def animated() -> bytes:
         file, "PNG", save_all=True, append_images=(shades[1:] + shades[:1]) * 4999 + shades[1:]
     )
     return file.getvalue()
+
+
+def scanned() -> bytes:
+    """A JPEG that goes over its picture again and again."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rfind(b"\xff\xda")
+    return data[:last] + data[last:-2] * 2000 + data[-2:]
 
 
 def tiff() -> bytes:
@@ -260,6 +302,8 @@ PICTURES: dict[str, bytes] = {
     "TIFF": tiff(),
     "half of a JPEG": half("JPEG"),
     "half of a PNG": half("PNG"),
+    "2,000 scans": scanned(),
+    "67,174,400 pixels": png((8192, 8200), compress_level=9),
     "10,000 frames": animated(),
     "1x1": png((1, 1)),
     "1x20,000": png((1, 20_000)),
@@ -281,6 +325,7 @@ TEXTS: dict[str, str] = {
     "a file": "file:///etc/passwd",
     "gopher": "gopher://127.0.0.1:6379/_INFO",
     "metadata": "http://169.254.169.254/latest/meta-data/",
+    "percent signs": "data:image/png," + "%41" * 500_000,
 }
 
 URLS = (

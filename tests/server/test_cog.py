@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,18 @@ def test_a_prediction_is_waited_for(client: TestClient) -> None:
     for uri in made["output"]:
         data = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
         assert Image.open(io.BytesIO(data)).getpixel((0, 0)) == (7, 0, 7)
+
+
+def test_pictures_of_inputs_are_remembered_as_uploads(client: TestClient) -> None:
+    """Whole they would be read again with every look at the job."""
+    inputs = {"image": URI, "mask": URI, "prompt_strength": 0.5}
+    made = client.post("/predictions", json={"input": inputs}).json()
+    name = f"http://testserver/v1/files/{hashlib.sha256(HOUSE).hexdigest()}"
+    assert made["input"] == {"image": name, "mask": name, "prompt_strength": 0.5}
+    assert made["status"] == "succeeded"
+    assert client.get(name).json()["size"] == len(HOUSE)
+    again = client.post("/predictions", json={"input": made["input"]}).json()
+    assert (again["status"], again["input"]) == ("succeeded", made["input"])
 
 
 def test_a_prediction_that_fails(client: TestClient) -> None:

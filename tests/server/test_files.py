@@ -158,6 +158,21 @@ def test_a_request_comes_back_as_it_was(files: Files) -> None:
         files.unpack(stored)
 
 
+def test_a_picture_that_comes_many_times_is_kept_and_read_once(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = picture(HOUSE)
+    controls = tuple(Control(kind="canny", hint=shown) for _ in range(16))
+    put, names = MagicMock(wraps=files.put), set[str]()
+    monkeypatch.setattr(files, "put", put)
+    stored, named = files.pack(Request(image=shown, controls=controls))
+    names |= set(named)
+    assert (put.call_count, len(names)) == (1, 1)
+    back = files.unpack(stored)
+    assert back.image
+    assert all(control.hint and control.hint.data is back.image.data for control in back.controls)
+
+
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     files = Files(tmp_path)
     name = files.put(b"a picture")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from overpaint.errors import IdempotencyError, QueueFullError
-from overpaint.server.jobs import AGEING, CRASHES, Job, Jobs, Limits, NewJob
+from overpaint.server.jobs import AGEING, CRASHES, Attempt, Job, Jobs, Limits, NewJob
 from overpaint.server.outbox import Outbox
 
 from .conftest import Clock, Open
@@ -89,7 +89,7 @@ def test_a_stale_attempt_changes_nothing(store: Jobs, clock: Clock) -> None:
     assert claimed.attempt == 2
     assert not store.finish(stale, "succeeded", result={"by": "frozen"})
     assert not store.give_back(stale)
-    assert store.beat("frozen", LEASE) == {}
+    assert store.beat("frozen", LEASE) == []
     assert store.finish(claimed, "succeeded", result={"by": "other"})
     assert not store.finish(stale, "failed", error="late")
     found = store.get("a")
@@ -112,7 +112,7 @@ def test_beats_keep_a_lease(store: Jobs, clock: Clock) -> None:
     store.claim("me", 1, LEASE)
     for _ in range(5):
         clock.now += LEASE - 1
-        assert list(store.beat("me", LEASE)) == ["a"]
+        assert [held.id for held in store.beat("me", LEASE)] == ["a"]
         assert store.expire() == []
 
 
@@ -127,7 +127,7 @@ def test_cancel(store: Jobs) -> None:
     running = store.cancel("a")
     assert running is not None
     assert (running.state, running.canceling) == ("running", True)
-    assert store.beat("me", LEASE)["a"].canceling
+    assert store.beat("me", LEASE) == [Attempt("a", 1, "me", True)]
     assert store.finish(claimed, "canceled")
     again = store.cancel("a")
     assert again is not None
@@ -368,7 +368,7 @@ def test_who_asks_what_ran_out_keeps_its_own(store: Jobs, clock: Clock) -> None:
     (theirs,) = store.claim("they", 1, LEASE)
     clock.now += LEASE + 1
     assert store.expire(but="me") == [theirs.id]
-    assert mine.id in store.beat("me", LEASE)
+    assert store.beat("me", LEASE) == [Attempt(mine.id, 1, "me", False)]
 
 
 def test_a_name_with_a_nul_is_nobody_s(store: Jobs) -> None:

@@ -177,7 +177,7 @@ class Machine(RuleBasedStateMachine):
     def beat(self, owner: str) -> None:
         mine = {n: k for n, k in self.known.items() if (k.state, k.owner) == ("running", owner)}
         found = self.stores[owner].beat(owner, LEASE)
-        assert {name: job.canceling for name, job in found.items()} == {
+        assert {held.id: held.canceling for held in found} == {
             name: known.canceling for name, known in mine.items()
         }
         for known in mine.values():

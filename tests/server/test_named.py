@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from overpaint.engine.worker import paints
 from overpaint.models.entries import Entries, Entry, Kind
@@ -160,6 +161,8 @@ def test_the_refiner_paints(tmp_path: Path) -> None:
         service: Service = application.state.service
         (job,) = service.jobs.page(None, 2)
         assert job.result is not None
-        record = job.result["metadata"][0]
+        file = service.files.results(job.id) / job.result["files"][0]
+        with Image.open(file) as image:
+            record = json.loads(image.info["overpaint"])
         assert record["refiner"]["name"] == REFINER, json.dumps(record)
         assert record["request"]["refine"] == "ensemble"

@@ -16,8 +16,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from overpaint.server import files
+from overpaint.errors import RequestError
+from overpaint.server import files, native
+from overpaint.server.files import Files
 from overpaint.server.jobs import Limits
+from overpaint.server.native import pictures_from
 from overpaint.server.service import Service
 from overpaint.server.supervisor import Pace
 
@@ -155,6 +158,42 @@ def test_where_a_job_is_in_the_queue(tmp_path: Path) -> None:
         assert second["eta"] < third["eta"]
         running = client.get(f"/api/jobs/{first['id']}").json()
         assert running["position"] is None
+
+
+def test_an_upload_that_comes_many_times_is_read_once(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    application: Any = client.app
+    service: Service = application.state.service
+    names = [service.files.put(data) for data in (HOUSE, b"{}")]
+    picture, pose = ({"file": name} for name in names)
+    control = {"kind": "canny", "hint": picture, "mask": picture}
+    fields = {"image": picture, "controls": [control] * 16 + [{"kind": "pose", "image": pose}]}
+    got = list[str]()
+
+    def get(name: str) -> bytes:
+        got.append(name)
+        return Files.get(service.files, name)
+
+    monkeypatch.setattr(service.files, "get", get)
+    made = pictures_from(fields, service)
+    assert got == names
+    assert all(
+        control["hint"]["data"] is made["image"]["data"] for control in made["controls"][:16]
+    )
+    monkeypatch.setattr(native, "LARGEST_BODY", len(HOUSE))
+    with pytest.raises(RequestError, match=r"^controls\.16\.image: uploads have .* bytes together"):
+        pictures_from(fields, service)
+
+
+def test_nobody_goes_before_other_keys(tmp_path: Path) -> None:
+    with client_of(tmp_path, keys=("one",)) as client:
+        asked: dict[str, Any] = {"request": {"prompt": "a"}, "priority": 1}
+        key = {"Authorization": "Bearer one"}
+        answer = client.post("/api/jobs", json=asked, headers=key)
+        assert (answer.status_code, "priority: " in answer.json()["detail"]) == (422, True)
+        answer = client.post("/api/jobs", json=asked | {"priority": -1}, headers=key)
+        assert answer.status_code == 201
 
 
 def test_an_idempotency_key(client: TestClient) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from overpaint.server.jobs import Jobs, NewJob
-from overpaint.server.outbox import EVENTS, Delivery, Outbox
+from overpaint.server.outbox import EVENTS, SHARE, Delivery, Outbox
 
 from .conftest import Clock, Open
 
@@ -91,6 +91,17 @@ def test_two_servers_do_not_post_the_same(opened: Open) -> None:
         mine.cancel(name)
     taken = [Outbox(s.database).take(2, LEASE) for s in (mine, yours)]
     assert sorted(post.job for posts in taken for post in posts) == list("abcd")
+
+
+def test_one_key_s_receivers_hold_up_nobody_else_s(store: Jobs, outbox: Outbox) -> None:
+    for number in range(2 * SHARE):
+        submit(store, f"slow{number}", "completed")
+        store.cancel(f"slow{number}")
+    submit(store, "other", "completed", key="them")
+    store.cancel("other")
+    assert [post.key for post in outbox.take(9, LEASE, {"k": SHARE - 1})] == ["k", "them"]
+    assert outbox.take(9, LEASE, {"k": SHARE, "them": 1}) == []
+    assert [post.key for post in outbox.take(4 * SHARE, LEASE)] == ["k"] * SHARE
 
 
 def test_logs_are_due_anew_whenever_a_job_went_on(

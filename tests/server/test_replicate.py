@@ -106,6 +106,15 @@ def test_a_prediction_s_life(client: Client) -> None:
     assert made.id in [other.id for other in client.predictions.list().results]
 
 
+def test_a_token_is_of_a_model_too(url: str) -> None:
+    def made(model: str) -> httpx.Response:
+        path, body = f"{url}/v1/models/any/{model}/predictions", {"input": {"prompt": "a"}}
+        return httpx.post(path, json=body, headers={"Idempotency-Key": "of one model"})
+
+    assert made("miniature").json()["id"] == made("miniature").json()["id"]
+    assert made("sdxl").status_code == 422
+
+
 def test_cancel(client: Client) -> None:
     made = client.predictions.create(version=PINNED, input={"num_inference_steps": 500})
     made.cancel()

@@ -27,7 +27,7 @@ from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.jobs import CRASHES, Job, Jobs, NewJob
 from overpaint.server.ledger import Ledger
-from overpaint.server.supervisor import LONGEST, Heard, Pace, Supervisor, pause
+from overpaint.server.supervisor import AT_A_TIME, LONGEST, Heard, Pace, Supervisor, pause
 
 from .conftest import Clock
 from .fake import Fake
@@ -132,9 +132,24 @@ def test_a_job_that_fails_says_why(house: House) -> None:
     assert "defect in Overpaint: ZeroDivisionError" in (house.ended(broken).error or "")
 
 
-def test_workers_that_die_as_they_start_come_more_and_more_seldom() -> None:
-    assert [pause(failures) for failures in range(6)] == [0, 0, 0, 1, 2, 4]
+def test_workers_that_die_in_vain_come_more_and_more_seldom(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [pause(deaths) for deaths in range(6)] == [0, 0, 0, 1, 2, 4]
     assert pause(2000) == LONGEST
+    deaths = list[int]()
+
+    def noted(count: int) -> float:
+        deaths.append(count)
+        return 0.0
+
+    monkeypatch.setattr("overpaint.server.supervisor.pause", noted)
+    house.open()
+    for steps in (1, 3):
+        assert house.ended(house.submit("die", steps)).state == "failed"
+        assert house.ended(house.submit()).state == "succeeded"
+    in_vain, after_steps = [1, 2, 3, 4, 5], [0, 0, 0, 0, 0]
+    assert deaths == [0, *in_vain, *after_steps]
 
 
 def test_what_cannot_be_read_fails_alone(house: House) -> None:
@@ -202,13 +217,21 @@ def test_a_worker_that_stands_still_is_replaced(house: House) -> None:
 
 def test_a_worker_that_reads_no_more_holds_nobody_up(house: House) -> None:
     """An order is larger than what the pipe takes in; the one who sends it also watches."""
-    supervisor = house.open(stalled=1.0)
+    supervisor = house.open(stalled=1.0, halfway=1.0)
     frozen = house.submit("freeze", steps=4)
     house.until(lambda: (frozen, Step(1, 4, 3.0)) in house.heard)
     large = house.submit(image=os.urandom(2**21))
     assert house.ended(large).state == "succeeded"
     assert house.ended(frozen).state == "failed"
     assert supervisor.restarts == CRASHES
+
+
+def test_who_stands_still_in_the_middle_is_not_waited_for_as_long_as_a_step(house: House) -> None:
+    supervisor = house.open(stalled=600.0, halfway=0.5)
+    frozen = house.submit("freeze", steps=4)
+    house.until(lambda: (frozen, Step(1, 4, 3.0)) in house.heard)
+    house.submit(image=os.urandom(2**21))
+    house.until(lambda: supervisor.restarts == 1)
 
 
 def test_leases_of_its_own_that_ran_out_are_nobody_s(tmp_path: Path, clock: Clock) -> None:
@@ -358,6 +381,23 @@ def test_who_is_to_be_alone_is_alone_where_an_order_fails(
         assert house.ended(name).state == "succeeded"
     assert [3] in together
     assert all(crashes == [3] for crashes in together if 3 in crashes)
+
+
+def test_a_few_are_claimed_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of many may take longer to read than a lease lasts."""
+    names = [house.submit() for _ in range(20)]
+    claim, claims = house.jobs.claim, list[int]()
+
+    def claiming(*arguments: Any) -> list[Job]:
+        taken = claim(*arguments)
+        claims.append(len(taken))
+        return taken
+
+    monkeypatch.setattr(house.jobs, "claim", claiming)
+    house.open(look=0.0)  # each claim takes longer than it may
+    for name in names:
+        assert house.ended(name).state == "succeeded"
+    assert (sum(claims), max(claims)) == (20, AT_A_TIME)
 
 
 def test_a_store_that_fails_for_a_while_loses_nothing(

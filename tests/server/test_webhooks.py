@@ -187,7 +187,7 @@ def test_a_receiver_that_is_gone_is_left_alone(tmp_path: Path, receiver: Receive
 def test_ours_are_told_in_our_words(url: str, receiver: Receiver) -> None:
     body = {"request": {"prompt": "a cup"}, "webhook": receiver.url}
     made = httpx.post(f"{url}/api/jobs", json=body).json()
-    until(lambda: "completed" in receiver.kinds())
+    until(lambda: len(receiver.kinds()) == 2)  # in any order, if both were due at once
     told = dict(receiver.told())
     assert set(told) == {"start", "completed"}
     assert told["start"]["state"] == "running"

@@ -214,20 +214,26 @@ async def generate(
 
 async def told(service: Service, job: Job) -> dict[str, Any]:
     """A job in their words, with its pictures; one that was interrupted has none."""
-
-    def read() -> list[str]:
-        if job.result is None or not job.origin["parameters"]["send_images"]:
-            return []
-        folder = service.files.results(job.id)
-        return [encoded((folder / name).read_bytes()) for name in job.result["files"]]
-
-    pictures = await asyncio.to_thread(read)
     parameters = job.origin["parameters"]
-    return {"images": pictures, "parameters": parameters, "info": json.dumps(info_of(job))}
+
+    def read() -> dict[str, Any]:
+        folder = service.files.results(job.id)
+        files = [(folder / name).read_bytes() for name in (job.result or {}).get("files", ())]
+        info = {**info_of(job), "infotexts": list(map(infotext, files))}
+        pictures = list(map(encoded, files)) if parameters["send_images"] else []
+        return {"images": pictures, "parameters": parameters, "info": json.dumps(info)}
+
+    return await asyncio.to_thread(read)
+
+
+def infotext(data: bytes) -> str:
+    """The settings that a picture of ours says, in their form."""
+    with images.opened(data, "the result") as image:
+        return metadata.parameters(json.loads(metadata.texts_of(image)["overpaint"]))
 
 
 def info_of(job: Job) -> dict[str, Any]:
-    """What they tell of pictures."""
+    """What they tell of pictures, but for what stands in these."""
     request, asked, result = job.request, job.origin["parameters"], job.result or {}
     drawn = [request["seed"] + index for index in range(request["num_images"])]
     seeds = result.get("seeds", drawn)
@@ -252,7 +258,6 @@ def info_of(job: Job) -> dict[str, Any]:
         "denoising_strength": request["strength"],
         "sd_model_name": job.model,
         "index_of_first_image": 0,
-        "infotexts": [metadata.parameters(record) for record in result.get("metadata", ())],
         "styles": [],
         "job_timestamp": stamp(job),
         "clip_skip": request["clip_skip"] + 2,
@@ -480,13 +485,12 @@ async def png_info(given: PictureIn, key: Key) -> PictureInfo:
 
     def look() -> PictureInfo:
         data = picture_data("image", given.image)
-        with images.opened(data, "the image", images.RECEIVED) as image:
+        with images.opened(data, "the image", images.RECEIVED, images.LARGEST_RECEIVED) as image:
             image.load()
             items = metadata.texts_of(image)
         text = items.get("parameters", "")
-        return PictureInfo(
-            info=text, items=items, parameters=a1111_pairs(text.strip().split("\n")[-1])
-        )
+        last = text.strip().rpartition("\n")[2]
+        return PictureInfo(info=text, items=items, parameters=a1111_pairs(last))
 
     return await read_beside(look)
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote_to_bytes
 
 from PIL import ImageOps
 from pydantic import (
@@ -24,11 +23,11 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from overpaint import images
-from overpaint.errors import RequestError, near
+from overpaint.errors import RequestError, near, shown
 from overpaint.foreign import a1111_schedule
 from overpaint.names import SAMPLERS, Fill, sampler_name
 from overpaint.request import LARGEST_SEED, Control, Fit, Picture, Request
-from overpaint.server.wire import fits, from_base64, with_fitting_mask
+from overpaint.server.wire import fits, from_base64, from_data_uri, with_fitting_mask
 
 RESIZE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
 """Their `resize_mode`."""
@@ -83,9 +82,7 @@ class Only:
     def check(self, value: Any) -> Any:
         """The value, if it is one of them."""
         if value not in self.values:
-            shown = repr(value)
-            shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-            raise ValueError(f"{shown} cannot be honoured here; leave it out.")
+            raise ValueError(f"{shown(value)} cannot be honoured here; leave it out.")
         return value
 
     def __get_pydantic_core_schema__(
@@ -380,12 +377,12 @@ def with_embeddings(prompt: str, names: Collection[str]) -> str:
     longest = sorted(names, key=len, reverse=True)
     found = "|".join(map(re.escape, longest))
     known = {name.lower(): name for name in names}
-    return re.sub(
-        rf"(?<![\w<:-])({found})(?![\w>-])",
-        lambda match: f"<embedding:{known[match[1].lower()]}>",
-        prompt,
-        flags=re.IGNORECASE,
-    )
+
+    def marked(match: re.Match[str]) -> str:
+        name = known.get(match[0].lower())  # not where it has what only resembles a letter: mıni
+        return f"<embedding:{name}>" if name else match[0]
+
+    return re.sub(rf"(?<![\w<:-])({found})(?![\w>-])", marked, prompt, flags=re.IGNORECASE)
 
 
 def named(field: str, title: str | None, known: Collection[str]) -> str:
@@ -399,7 +396,7 @@ def named(field: str, title: str | None, known: Collection[str]) -> str:
         if name in known:
             return name or ""
     hint = near(bare, known) if known else ""
-    raise RequestError(field, f"there is no model {title!r} here.{hint}")
+    raise RequestError(field, f"there is no model {shown(title)} here.{hint}")
 
 
 def _second_pass(given: TextInputs) -> dict[str, Any]:
@@ -417,10 +414,10 @@ def _second_pass(given: TextInputs) -> dict[str, Any]:
     }.items():
         value = getattr(given, field)
         if value not in (*SAME, first):
-            raise RequestError(field, f"{value!r} is not the first pass's; leave it out.")
+            raise RequestError(field, f"{shown(value)} is not the first pass's; leave it out.")
     if given.hr_upscaler not in (LATENT_UPSCALER, *UPSCALERS):
         known = ", ".join((LATENT_UPSCALER, *UPSCALERS))
-        raise RequestError("hr_upscaler", f"unknown {given.hr_upscaler!r}. Known: {known}.")
+        raise RequestError("hr_upscaler", f"unknown {shown(given.hr_upscaler)}. Known: {known}.")
     if given.refiner_checkpoint not in (None, "", "None"):
         raise RequestError("refiner_checkpoint", "contradicts enable_hr; give one of the two.")
     strength = given.denoising_strength
@@ -473,12 +470,12 @@ def picture_data(field: str, text: str) -> bytes:
     Raises:
         RequestError: it is neither.
     """
-    head, comma, body = text.strip().partition(",")
-    if not comma:
-        return from_base64(field, head)
-    if not head.startswith("data:"):
+    text = text.strip()
+    if "," not in text:
+        return from_base64(field, text)
+    if not text.startswith("data:"):
         raise RequestError(field, "is neither base64 nor a data: URI.")
-    return from_base64(field, body) if head.endswith(";base64") else unquote_to_bytes(body)
+    return from_data_uri(field, text)
 
 
 def mask_of(data: bytes, *, rounded: bool) -> Picture:
@@ -489,12 +486,8 @@ def mask_of(data: bytes, *, rounded: bool) -> Picture:
     """
     with images.opened(data, "the mask") as image:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-    grey = upright.convert("L")
-    if upright.has_transparency_data:
-        opaque = upright.convert("RGBA").getchannel("A")
-        if opaque.getextrema() != (255, 255):
-            grey = opaque
+        ImageOps.exif_transpose(image, in_place=True)
+        grey = images.opacity(image) or image.convert("L")
     if rounded:
         grey = grey.point([255 * (level > 128) for level in range(256)])
     file = BytesIO()

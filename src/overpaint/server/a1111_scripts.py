@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from overpaint import images
-from overpaint.errors import RequestError, near
+from overpaint.errors import LONGEST_NAME, RequestError, near, shown
 from overpaint.names import HINTS, Weighting
 from overpaint.request import MOST_CONTROLS, Control, Picture
 from overpaint.server.a1111_inputs import (
@@ -169,21 +169,29 @@ def _kind(unit: Unit) -> str:
     field = f"{CONTROL_NET}.module"
     if unit.module not in FINISHED:
         if unit.module not in MODULES:
-            raise RequestError(field, f"unknown {unit.module!r}.{near(unit.module, MODULES)}")
+            raise RequestError(field, f"unknown {shown(unit.module)}.{near(unit.module, MODULES)}")
         return MODULES[unit.module]
     words = {**dict(zip(HINTS, HINTS, strict=True)), **WORDS}
     name = unit.model.lower()
     kinds = {kind for word, kind in words.items() if word in name}
     if len(kinds) != 1:
         raise RequestError(
-            field, f"the name of the net, {unit.model!r}, does not say which kind of hint it takes."
+            field,
+            f"the name of the net, {shown(unit.model)}, does not say which kind of hint it takes.",
         )
     return kinds.pop()
 
 
 def _picture(unit: Unit, given: TextInputs | ImageInputs) -> Picture | None:
     """What steers; None for the request's own picture, of which a hint is to be made."""
-    image = unit.image.get("image") if isinstance(unit.image, dict) else unit.image
+    image = unit.image
+    if isinstance(image, dict):
+        for name in image.keys() - {"image"}:
+            if image[name]:
+                raise RequestError(
+                    f"{CONTROL_NET}.image.{name[:LONGEST_NAME]}", "is not known; leave it out."
+                )
+        image = image.get("image")
     if not image:
         if not isinstance(given, ImageInputs):
             raise RequestError(f"{CONTROL_NET}.image", "there is none; give it.")

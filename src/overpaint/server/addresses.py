@@ -7,6 +7,7 @@ behind the same firewall (server-side request forgery).
 import asyncio
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Literal
@@ -25,7 +26,7 @@ LARGEST_PORT = 65535
 NAT64 = IPv6Network("64:ff9b::/96")
 """Networks without IPv4 reach it by these: its addresses are the last 32 bits."""
 
-RESOLVERS = ThreadPoolExecutor(32, "overpaint-resolve")
+RESOLVERS = ThreadPoolExecutor(64, "overpaint-resolve")
 """Threads that ask for addresses, which may take half a minute where nobody answers: in asyncio's
 own, whoever has the server post to such names would have all others wait."""
 
@@ -81,6 +82,10 @@ async def resolve(url: httpx2.URL, reach: Reach) -> list[Address]:
         RequestError: field "webhook": any of them is where posts may not go.
         OSError, UnicodeError: there are none.
     """
+    with suppress(ValueError):
+        address = ip_address(url.host)
+        _check(address, reach)
+        return [address]
     port = url.port or (443 if url.scheme == "https" else 80)
     asked = partial(
         socket.getaddrinfo, url.host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP

@@ -37,6 +37,7 @@ from overpaint.server.wire import (
     Webhook,
     answer,
     awaited,
+    base_of,
     problem,
     refusals,
     telling,
@@ -167,7 +168,7 @@ async def predict(
     job = await accept(
         service,
         body.input or Input(),
-        origin={"wire": "cog", "shown": shown},
+        origin={"wire": "cog", "base": base_of(incoming), "shown": shown},
         key=key,
         webhook=body.webhook,
         webhook_events=body.webhook_events_filter or (),

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from overpaint.errors import RequestError, near
+from overpaint.errors import LONGEST_NAME, RequestError, near
 from overpaint.request import Request
 from overpaint.server.jobs import Job
 from overpaint.server.native import pictures_from
@@ -39,7 +39,9 @@ def request_of(
     for name, value in (given.model_extra or {}).items():
         if name not in own:
             known = {*own, *type(given).model_fields}
-            raise RequestError(name[:100], f"there is no such field here.{near(name, known)}")
+            raise RequestError(
+                name[:LONGEST_NAME], f"there is no such field here.{near(name, known)}"
+            )
         if value is not None:
             fields[name] = pictures_from(value, service, name)
     theirs: dict[str, str] = {}

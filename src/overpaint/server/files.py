@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,12 @@ class Files:
     def pack(self, request: Request) -> tuple[dict[str, Any], list[str]]:
         """A request as JSON, its pictures as names of files that are kept now; and the names."""
         names: list[str] = []
+        put = cache(self.put)  # a picture may come more than once
 
         def packed(value: Any) -> Any:
             match value:
                 case {"data": bytes(data)}:
-                    names.append(self.put(data))
+                    names.append(put(data))
                     return {"file": names[-1]}
                 case Mapping():
                     return {key: packed(inner) for key, inner in value.items()}
@@ -121,11 +123,12 @@ class Files:
         Raises:
             PictureError: a file is missing or damaged.
         """
+        get = cache(self.get)
 
         def unpacked(value: Any) -> Any:
             match value:
                 case {"file": str(name)} if len(value) == 1:
-                    return {"data": self.get(name)}
+                    return {"data": get(name)}
                 case Mapping():
                     return {key: unpacked(inner) for key, inner in value.items()}
                 case list():

@@ -114,6 +114,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """What proves a right to a job that is under way, and whether its end was asked for."""
+
+    id: str
+    attempt: int
+    owner: str
+    canceling: bool
+
+
+@dataclass(frozen=True)
 class Said:
     """One entry of a job's history: "queued", "started", "requeued", a notice, or its end."""
 
@@ -133,6 +143,7 @@ class Limits:
 
 
 JOB = [jobs.c[name] for name in Job.__dataclass_fields__]
+ATTEMPT = [jobs.c[name] for name in Attempt.__dataclass_fields__]
 
 
 class Jobs:
@@ -287,8 +298,8 @@ class Jobs:
                 outbox.ready(connection, name, "start", now)
             return [taken[name] for name in chosen]
 
-    def beat(self, owner: str, lease: float) -> dict[str, Job]:
-        """Prolong the leases of an owner's jobs; returns them.
+    def beat(self, owner: str, lease: float) -> list[Attempt]:
+        """Prolong the leases of an owner's jobs; returns its attempts at them.
 
         What is not among them is no longer its own; what is `canceling` should be ended.
         """
@@ -296,7 +307,8 @@ class Jobs:
         with self._write() as connection:
             now = self._now(connection)
             connection.execute(update(jobs).where(own).values(lease=now + lease))
-            return {job.id: job for job in self._many(connection, own)}
+            held = select(*ATTEMPT).where(own)  # and not all that came with a request
+            return [Attempt(*row) for row in connection.execute(held)]
 
     def finish(
         self,
@@ -317,7 +329,7 @@ class Jobs:
             held = self._held(job)
             return self._end(connection, held, job.id, state, now, result, error, spent)
 
-    def give_back(self, job: Job, *, crashed: bool = False) -> bool:
+    def give_back(self, job: Job | Attempt, *, crashed: bool = False) -> bool:
         """Return a job to the queue, or end it if that was asked for or it crashed too often.
 
         Args:
@@ -487,7 +499,7 @@ class Jobs:
     # Within a transaction
 
     @staticmethod
-    def _held(job: Job) -> ColumnElement[bool]:
+    def _held(job: Job | Attempt) -> ColumnElement[bool]:
         """The fence: that an attempt is still the one under way."""
         return and_(
             jobs.c.id == job.id,

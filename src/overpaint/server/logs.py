@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from overpaint.engine.worker import DEFECT
 from overpaint.server.jobs import ENDED, Job, Jobs, State
 
 Form = Literal["text", "json"]
@@ -36,7 +37,7 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 SHOWN = 12
 """Characters of a key's digest."""
 
-CAUSE = re.compile(r"(there is a defect in Overpaint: \w+|[a-z_ ]+): ")
+CAUSE = re.compile(rf"({DEFECT}\w+|[a-z_ ]+): ")
 """What a job's error begins with before it goes into details, which may quote the request."""
 
 

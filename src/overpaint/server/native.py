@@ -37,6 +37,7 @@ from overpaint.engine.worker import Shown
 from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.request import Request
+from overpaint.server.guard import LARGEST_BODY
 from overpaint.server.jobs import Job, Said
 from overpaint.server.ledger import Ledger, Total
 from overpaint.server.service import Service, Story
@@ -68,6 +69,9 @@ from overpaint.server.wire import (
 router = APIRouter(prefix="/api", tags=["native"], route_class=telling(plain), responses=PROBLEMS)
 
 BYTES = {"type": "string", "format": "binary"}
+
+Place = tuple[str | int, ...]
+"""Where something is in a request: names of fields, and numbers in lists."""
 
 DEEPEST = 8
 """Levels of lists and objects in each other; `controls[].image` has four."""
@@ -107,7 +111,7 @@ class Submission(BaseModel):
     Attributes:
         request: the fields of `Request`; see the docs of the library.
         model: by name; by default the server's first.
-        priority: higher goes first.
+        priority: higher goes first; above 0 where there are no keys alone.
         output: what files to make.
         webhook: where to post what happens to it.
         webhook_events: what of it.
@@ -236,25 +240,39 @@ def pictures_from(fields: Any, service: Service, *path: str | int) -> Any:
         path: where in the request that part is.
 
     Raises:
-        RequestError: data is not base64, or something is in too many others.
+        RequestError: data is not base64, something is in too many others, or uploads are more than
+            `LARGEST_BODY` together.
         PictureError: there is no such file, or it is no picture that is read here.
     """
-    if len(path) > DEEPEST:
-        raise RequestError("request", "is nested deeper than any field of it.")
-    match fields:
-        case {"file": str(name)} if len(fields) == 1:
-            return _received(service.files.get(name), path)
-        case {"data": str(text)} if len(fields) == 1:
-            return _received(from_base64(".".join(map(str, (*path, "data"))), text), path)
-        case Mapping():
-            return {n: pictures_from(value, service, *path, n) for n, value in fields.items()}
-        case list():
-            return [pictures_from(value, service, *path, n) for n, value in enumerate(fields)]
-        case _:
-            return fields
+    uploads: dict[str, bytes] = {}  # each once, however often it is named
+
+    def upload(name: str, path: Place) -> bytes:
+        if name not in uploads:
+            uploads[name] = service.files.get(name)
+            if sum(map(len, uploads.values())) > LARGEST_BODY:
+                field = ".".join(map(str, path))
+                raise RequestError(field, f"uploads have {LARGEST_BODY:,} bytes together at most.")
+        return uploads[name]
+
+    def at(value: Any, path: Place) -> Any:
+        if len(path) > DEEPEST:
+            raise RequestError("request", "is nested deeper than any field of it.")
+        match value:
+            case {"file": str(name)} if len(value) == 1:
+                return _received(upload(name, path), path)
+            case {"data": str(text)} if len(value) == 1:
+                return _received(from_base64(".".join(map(str, (*path, "data"))), text), path)
+            case Mapping():
+                return {name: at(inner, (*path, name)) for name, inner in value.items()}
+            case list():
+                return [at(inner, (*path, place)) for place, inner in enumerate(value)]
+            case _:
+                return value
+
+    return at(fields, path)
 
 
-def _received(data: bytes, path: tuple[str | int, ...]) -> dict[str, bytes]:
+def _received(data: bytes, path: Place) -> dict[str, bytes]:
     """A picture; in the place of one that shows a pose, its keypoints, which are JSON."""
     if path[:1] != ("controls",) or data.lstrip()[:1] not in (b"{", b"["):
         images.received(data, ".".join(map(str, path)))
@@ -315,9 +333,14 @@ async def create(
 
     With `?wait=30` it answers when the job has ended, or as it is after so many seconds.
     """
-    fields = await read_beside(pictures_from, submission.request, service)
-    request = Request.model_validate(fields)
-    await read_beside(with_fitting_mask, request)
+
+    def read() -> Request:
+        fields = pictures_from(submission.request, service)
+        return with_fitting_mask(Request.model_validate(fields))
+
+    if key and submission.priority > 0:
+        raise RequestError("priority", "is 0 at most on a server with keys: others wait too.")
+    request = await read_beside(read)
     output = submission.output
     options = {} if output.quality is None else {"quality": output.quality}
     kept = {"kind": output.format, "options": options, "preview_every": output.preview_every}

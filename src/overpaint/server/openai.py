@@ -268,8 +268,8 @@ def _mask(data: bytes, image: Picture) -> Picture:
     mask = images.received(data, "mask")
     fits(image, mask)
     with images.opened(data, "the mask") as opened:
-        least = opened.convert("RGBA").getchannel("A").getextrema()[0]
-    if least == 255:
+        opaque = images.opacity(opened)
+    if opaque is None:
         raise RequestError("mask", "is opaque everywhere; what is transparent is repainted.")
     return mask
 

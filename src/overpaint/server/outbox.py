@@ -9,10 +9,12 @@
 
 import base64
 import secrets as randomness
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, select, update
+from sqlalchemy import Connection, Select, and_, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from overpaint.server.database import Database
@@ -24,6 +26,9 @@ EVENTS = ("start", "output", "logs", "completed")
 STATES = ("later", "due", "delivered", "failed", "gone")
 SECRET_BYTES = 32
 
+SHARE = 16
+"""Webhooks of one key that are posted at once: if nobody answers them, the others' go on."""
+
 
 @dataclass(frozen=True)
 class Post:
@@ -32,6 +37,7 @@ class Post:
     Attributes:
         id: of the webhook, the same over all tries.
         job: that it tells of.
+        key: whose.
         kind: one of `EVENTS`.
         tries: that were made before.
         turn: how often it became due anew: "logs" does again and again.
@@ -39,6 +45,7 @@ class Post:
 
     id: int
     job: str
+    key: str
     kind: str
     tries: int
     turn: int
@@ -88,20 +95,43 @@ class Outbox:
     def __init__(self, database: Database):
         self._write, self._read, self._now = database.write, database.read, database.now
 
-    def take(self, count: int, lease: float) -> list[Post]:
-        """Webhooks to post now; nobody else is given them for `lease` seconds."""
+    def take(
+        self, count: int, lease: float, under_way: Mapping[str, int] | None = None
+    ) -> list[Post]:
+        """Webhooks to post now; nobody else is given them for `lease` seconds.
+
+        Args:
+            count: how many at most.
+            lease: as above.
+            under_way: how many of a key's are already, of which there may be `SHARE`.
+        """
+        posts = Counter(under_way or {})
+
+        def due(now: float) -> Select[Any]:
+            full = [key for key, count in posts.items() if count >= SHARE]
+            found = select(outbox, jobs.c.key).join(jobs, jobs.c.id == outbox.c.job)
+            ready = and_(outbox.c.state == "due", outbox.c.due <= now, jobs.c.key.not_in(full))
+            return found.where(ready).order_by(outbox.c.due, outbox.c.id)
+
         with self._read() as connection:
-            ready = and_(outbox.c.state == "due", outbox.c.due <= self._now(connection))
-            if connection.execute(select(outbox.c.id).where(ready).limit(1)).first() is None:
+            if connection.execute(due(self._now(connection)).limit(1)).first() is None:
                 return []  # as nearly always: no right to write is needed for that
+        taken = list[Post]()
         with self._write() as connection:
             now = self._now(connection)
-            ready = and_(outbox.c.state == "due", outbox.c.due <= now)
-            first = select(outbox).where(ready).order_by(outbox.c.due, outbox.c.id).limit(count)
-            rows = connection.execute(first.with_for_update(skip_locked=True)).all()
-            taken = update(outbox).where(outbox.c.id.in_([row.id for row in rows]))
-            connection.execute(taken.values(due=now + lease, tries=outbox.c.tries + 1))
-            return [Post(row.id, row.job, row.kind, row.tries, row.turn) for row in rows]
+            while len(taken) < count:  # until all whose webhooks these were have their share
+                first = due(now).limit(count - len(taken))
+                rows = list[Any]()
+                for row in connection.execute(first.with_for_update(skip_locked=True, of=outbox)):
+                    posts[row.key] += 1
+                    if posts[row.key] <= SHARE:
+                        rows.append(row)
+                if not rows:
+                    break
+                these = update(outbox).where(outbox.c.id.in_([row.id for row in rows]))
+                connection.execute(these.values(due=now + lease, tries=outbox.c.tries + 1))
+                taken += [Post(r.id, r.job, r.key, r.kind, r.tries, r.turn) for r in rows]
+        return taken
 
     def tried(self, post: Post, delivery: Delivery, again: float | None) -> None:
         """Log a try at a webhook.

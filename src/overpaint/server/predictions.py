@@ -12,19 +12,18 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote_to_bytes
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from overpaint import images
-from overpaint.errors import RequestError
+from overpaint.errors import RequestError, shown
 from overpaint.request import LARGEST_SEED, Lora, Picture, Request
 from overpaint.server.jobs import Job, Said
 from overpaint.server.service import Service
 from overpaint.server.wire import (
     MEDIA_TYPES,
     data_uri,
-    from_base64,
+    from_data_uri,
     read_beside,
     with_fitting_mask,
 )
@@ -138,8 +137,8 @@ async def accept(
 
     Args:
         service: to accept it.
-        given: the inputs, which are remembered.
-        origin: what else is.
+        given: the inputs, which are remembered, pictures in them as links to uploads.
+        origin: what else is: the `base` of links.
         others: as of `Service.submit`.
 
     Raises:
@@ -148,8 +147,7 @@ async def accept(
     """
     if service.settings.finishing.watermark and not given.apply_watermark:
         raise RequestError("apply_watermark", "this server marks every picture; leave it out.")
-    request = await read_beside(to_request, given, service, service.settings.refiner)
-    asked = given.model_dump(mode="json", exclude_unset=True)
+    request, asked = await read_beside(_read, given, service, origin["base"])
     checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
     kept = {**origin, "input": asked, "output": {"kind": "png"}, "checked": checked}
     try:
@@ -160,6 +158,16 @@ async def accept(
         first = error.field.startswith("loras.0.") and given.replicate_weights
         field = "replicate_weights" if first else "prompt"
         raise RequestError(field, error.message) from None
+
+
+def _read(given: Input, service: Service, base: str) -> tuple[Request, dict[str, Any]]:
+    """What the inputs ask for, and what is remembered of them."""
+    request = to_request(given, service, service.settings.refiner)
+    asked = given.model_dump(mode="json", exclude_unset=True)
+    for field, sent in (("image", request.image), ("mask", request.mask)):
+        if sent and not FILE.fullmatch(asked[field]):
+            asked[field] = f"{base}/v1/files/{sent.sha256}"  # where `Service.submit` keeps it
+    return request, asked
 
 
 def to_request(given: Input, service: Service, refiner: str | None) -> Request:
@@ -227,13 +235,11 @@ def picture(field: str, uri: str, service: Service) -> Picture:
 def _data(field: str, uri: str, service: Service) -> bytes:
     if found := FILE.fullmatch(uri):
         return service.files.get(found[1])
-    head, comma, body = uri.partition(",")
-    if not head.startswith("data:") or not comma:
-        shown = uri if len(uri) <= 60 else f"{uri[:57]}..."
-        raise RequestError(field, f"{shown!r} is neither a data: URI nor an upload to /v1/files.")
-    if not head.endswith(";base64"):
-        return unquote_to_bytes(body)
-    return from_base64(field, body)
+    if not uri.startswith("data:"):
+        raise RequestError(
+            field, f"{shown(uri)} is neither a data: URI nor an upload to /v1/files."
+        )
+    return from_data_uri(field, uri)
 
 
 def moment(seconds: float | None) -> str | None:

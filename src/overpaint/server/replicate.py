@@ -173,7 +173,7 @@ async def make(
         webhook=body.webhook,
         webhook_events=body.webhook_events_filter or (),
         token=token,
-        body=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
+        body=hashlib.sha256(f"{model} {body.model_dump_json()}".encode()).hexdigest(),
     )
 
 

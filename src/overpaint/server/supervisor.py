@@ -43,14 +43,17 @@ from overpaint.engine.worker import (
 )
 from overpaint.events import NOTHING, Notice, Spent, Step
 from overpaint.server.files import Files
-from overpaint.server.jobs import ENDED, Job, Jobs
+from overpaint.server.jobs import ENDED, Attempt, Job, Jobs
 from overpaint.server.logs import Note, say, tell, tell_returned
 
 AGAIN = 1.0
 """Seconds until a store that failed is tried again."""
 
 AT_ONCE = 3
-"""Workers in a row that may die as they start; before those that follow it waits."""
+"""Workers in a row that may die before a job went on; before those that follow it waits."""
+
+AT_A_TIME = 8
+"""Jobs that are claimed at once, so that their orders are made well within their leases."""
 
 LONGEST = 30.0
 """Seconds that it waits for the next worker, at most."""
@@ -65,6 +68,8 @@ class Pace:
         stalled: a worker is replaced when it was silent for so long, which it is during a step: one
             of 16 rows of 1024 pixels takes 200 seconds on two cores.
         starting: likewise, while it loads its first model.
+        halfway: likewise, when a message to it or from it stood still in its middle for so long;
+            the worker listens during steps too.
         look: how often it looks for jobs of other servers, and whose leases ran out.
         room: jobs that the worker has at once.
     """
@@ -72,15 +77,16 @@ class Pace:
     lease: float = 15.0
     stalled: float = 600.0
     starting: float = 1800.0
+    halfway: float = 60.0
     look: float = 1.0
     room: int = 64
 
 
-def pause(failures: int) -> float:
-    """Seconds before the next worker, after so many in a row that died as they started."""
-    if failures < AT_ONCE:
+def pause(deaths: int) -> float:
+    """Seconds before the next worker, after so many in a row that died before a job went on."""
+    if deaths < AT_ONCE:
         return 0.0
-    return min(2.0 ** min(failures - AT_ONCE, 10), LONGEST)  # which no float overflows
+    return min(2.0 ** min(deaths - AT_ONCE, 10), LONGEST)  # which no float overflows
 
 
 Heard = Step | Notice | Shown | Literal["requeued", "ended"]
@@ -106,6 +112,7 @@ class Worker:
     Attributes:
         heard: when it last said anything.
         ready: it takes orders.
+        went_on: it has said something of a job.
         over: it was ended, but not all is done that follows of that.
         held: jobs that it has, by what it knows their attempts as.
         steps: of these, how many those take that it has begun.
@@ -117,6 +124,7 @@ class Worker:
     pipe: "Connection[Any, Any]"
     heard: float
     ready: bool = False
+    went_on: bool = False
     over: bool = False
     held: dict[str, Job] = field(default_factory=dict[str, Job])
     steps: dict[str, int] = field(default_factory=dict[str, int])
@@ -168,6 +176,7 @@ class Supervisor:
         self.owner = owner
         self.restarts = 0
         self.failures = 0
+        self._deaths = 0
         self.ended = Counter[str]()
         self.pictures = Counter[str](published=0, flagged=0)
         self.counters = Counters()
@@ -193,12 +202,14 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether there is a worker that takes orders."""
-        return self._worker is not None and self._worker.ready
+        worker = self._worker
+        return worker is not None and worker.ready
 
     @property
     def held(self) -> int:
         """Jobs that are under way."""
-        return (len(self._worker.held) if self._worker else 0) + len(self._ends)
+        worker = self._worker  # which the thread may change meanwhile
+        return (len(worker.held) if worker else 0) + len(self._ends)
 
     def start(self) -> None:
         """Start the worker."""
@@ -247,7 +258,7 @@ class Supervisor:
         self._end_worker()
 
     def _turn(self) -> None:
-        if self._worker is None and self._stopping.wait(pause(self.failures)):
+        if self._worker is None and self._stopping.wait(pause(self._deaths)):
             return
         worker = self._worker or self._start_worker()
         # First of all it listens: steps are told also while the store is out of order.
@@ -295,7 +306,7 @@ class Supervisor:
         )
         process.start()
         theirs.close()
-        _limit(ours, self._pace.stalled)
+        _limit(ours, self._pace.halfway)
         self._worker = Worker(process, ours, time.monotonic())
         self.counters = Counters()
         return self._worker
@@ -308,7 +319,7 @@ class Supervisor:
         if not worker.over:  # else the store failed behind this
             worker.over = True
             worker.process.kill()
-            worker.process.join(self._pace.stalled)  # none that the system holds can be killed
+            worker.process.join(self._pace.halfway)  # none that the system holds can be killed
             if crashed:
                 code, held = worker.process.exitcode, len(worker.held)
                 say(logging.ERROR, "worker replaced", cause=cause, exit_code=code, jobs=held)
@@ -330,6 +341,7 @@ class Supervisor:
         worker.pipe.close()
         if worker.process.exitcode is not None:
             worker.process.close()
+        self._deaths = 0 if worker.went_on else self._deaths + crashed
         self._worker = None
 
     def _listen(self, worker: Worker) -> None:
@@ -357,17 +369,17 @@ class Supervisor:
                 self.counters = counters or Counters()
                 self.natives |= self.counters.resident
             case _:
+                worker.went_on = True
                 worker.told += report
 
     def _said(self, worker: Worker, tag: str, said: Said) -> None:
         job = worker.held[tag]
         match said:
-            case Done(files, seeds, sizes, records, flagged):
+            case Done(files, seeds, sizes, flagged):
                 result: dict[str, Any] = {
                     "files": [path.name for path in files],
                     "seeds": list(seeds),
                     "sizes": [list(size) for size in sizes],
-                    "metadata": list(records),
                     "steps": worker.steps.get(tag, 0),
                     "flagged": [asdict(flag) for flag in flagged],
                 }
@@ -391,18 +403,26 @@ class Supervisor:
     # Jobs
 
     def _claim(self, worker: Worker) -> None:
-        """Bring the worker as many jobs as it has room for."""
+        """Bring the worker as many jobs as it has room for.
+
+        Their pictures may take long to read: then all else has its turn, and beats, in between.
+        """
+        until = time.monotonic() + self._pace.look
         while True:
             held = list(worker.held.values())
-            room = self._pace.room - len(held)
+            room = min(self._pace.room - len(held), AT_A_TIME)
             if not worker.ready or room <= 0 or self._draining.is_set():
                 return
             taken = self._jobs.claim(self.owner, room, self._pace.lease, self._models, held)
             worker.held |= {_tag(job): job for job in taken}
             failed = [job for job in taken if not self._bring(worker, job)]
-            if not failed:
+            if failed:
+                self._publish()
+            elif len(taken) < room:
                 return
-            self._publish()
+            if time.monotonic() > until:
+                self.wake()
+                return
 
     def _bring(self, worker: Worker, job: Job) -> bool:
         """Order a job that was claimed. False if that cannot be: it ends, and makes room."""
@@ -442,7 +462,7 @@ class Supervisor:
 
     def _beat(self, worker: Worker) -> None:
         """Keep the leases; drop what was lost, end what was canceled."""
-        mine = {_tag(job): job for job in self._jobs.beat(self.owner, self._pace.lease).values()}
+        mine = {_tag(job): job for job in self._jobs.beat(self.owner, self._pace.lease)}
         for tag in list(worker.held):
             if tag not in mine:
                 lost = worker.held.pop(tag)
@@ -544,6 +564,6 @@ def _remove(files: Iterable[Path]) -> None:
             file.unlink(missing_ok=True)
 
 
-def _tag(job: Job) -> str:
+def _tag(job: Job | Attempt) -> str:
     """What the worker knows an attempt as: the same job may come to it once more."""
     return f"{job.id}.{job.attempt}"

@@ -15,6 +15,7 @@ import json
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -47,8 +48,8 @@ PATIENCE = 15.0
 LEASE = 60.0
 """Seconds after which another server may post what this one took."""
 
-ABREAST = 32
-"""Posts that are under way at once."""
+ABREAST = 64
+"""Posts that are under way at once, `SHARE` of one key."""
 
 GONE = 410
 
@@ -65,7 +66,7 @@ class Courier:
         """
         self._service = service
         self._bodies = bodies
-        self._under_way = set[asyncio.Task[None]]()
+        self._under_way = dict[asyncio.Task[None], Post]()
 
     @asynccontextmanager
     async def posting(self) -> AsyncGenerator[None]:
@@ -100,10 +101,11 @@ class Courier:
         outbox = self._service.outbox
         await asyncio.to_thread(outbox.go_on, self._service.hub.moved())
         if free := ABREAST - len(self._under_way):
-            for post in await asyncio.to_thread(outbox.take, free, LEASE):
+            posts = Counter(post.key for post in self._under_way.values())
+            for post in await asyncio.to_thread(outbox.take, free, LEASE, posts):
                 task = asyncio.create_task(self._post(client, post))
-                self._under_way.add(task)
-                task.add_done_callback(self._under_way.discard)
+                self._under_way[task] = post
+                task.add_done_callback(self._under_way.pop)
 
     async def _post(self, client: httpx2.AsyncClient, post: Post) -> None:
         with enduring():  # it is posted again once its lease has run out
@@ -112,7 +114,7 @@ class Courier:
                 return
             told = await self._bodies[job.origin["wire"]](self._service, as_told(job, post.kind))
             secret = await asyncio.to_thread(self._service.outbox.secret, job.key)
-            content = json.dumps(told).encode()
+            content = await asyncio.to_thread(lambda: json.dumps(told).encode())  # it has pictures
             name = f"{job.id}.{post.kind}" + (f".{post.turn}" if post.turn else "")
             headers = signed(secret, name, int(time.time()), content)
             reach = self._service.reach(job.key)

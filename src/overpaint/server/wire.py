@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Response
 from fastapi import Request as Incoming
@@ -18,11 +19,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import Field
+from python_multipart.multipart import parse_options_header
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from overpaint import images, masks
+from overpaint import images
 from overpaint.errors import (
+    LONGEST_NAME,
     FormatError,
     IdempotencyError,
     ModelError,
@@ -31,6 +34,7 @@ from overpaint.errors import (
     QueueFullError,
     RequestError,
     StoreError,
+    shown,
 )
 from overpaint.request import Picture, Request
 from overpaint.server.jobs import ENDED, Job
@@ -50,6 +54,9 @@ in. Prompts may have tens of thousands; base64, which is most of a large body, h
 
 MOST_WRONG = 100
 """Things that a request is told are wrong with it."""
+
+LARGEST_QUOTED = 2**20
+"""Characters of a data: URI with percent signs, which take seventy times as many bytes to read."""
 
 LARGE = 2**18
 """Bytes of JSON from which on it is read beside the loop, which all others wait for."""
@@ -231,6 +238,22 @@ def from_base64(field: str, text: str) -> bytes:
         raise RequestError(field, f"is not base64: {error}.") from None
 
 
+def from_data_uri(field: str, uri: str) -> bytes:
+    """The bytes of a field that is a data: URI (RFC 2397).
+
+    Raises:
+        RequestError: it is none, or not base64 though it is large.
+    """
+    head, comma, body = uri.partition(",")
+    if not head.startswith("data:") or not comma:
+        raise RequestError(field, f"{shown(uri)} is no data: URI.")
+    if head.endswith(";base64"):
+        return from_base64(field, body)
+    if len(body) > LARGEST_QUOTED:
+        raise RequestError(field, "is a large data: URI without base64; encode it by that.")
+    return unquote_to_bytes(body)
+
+
 async def read_beside(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """As `asyncio.to_thread`, for what looks at the pictures of a request: by `READERS`."""
     call = partial(copy_context().run, read, *args, **kwargs)
@@ -267,7 +290,7 @@ def fits(image: Picture, mask: Picture) -> None:
         RequestError: it is not.
     """
     try:
-        masks.check(mask, images.upright_size(image))
+        images.check_mask(mask, images.upright_size(image))
     except PictureError as error:
         raise RequestError("mask", str(error)) from None
 
@@ -445,13 +468,21 @@ def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
                 try:
                     if demanding:
                         await _check_key(incoming)
+                    await _check_charset(incoming)
                     return await handle(Strict(incoming.scope, incoming.receive))
                 except ANSWERED as error:
-                    told = _brief(error)
-                    _note(incoming, told)
-                    return answered(told)
+                    return tell(incoming, error)
 
             return handled
+
+    def tell(incoming: Incoming, error: Exception) -> Response:
+        told = _brief(error)
+        _note(incoming, told)
+        answer = answered(told)
+        if answer.status_code < 500:  # of others the log says where they come from
+            _let_go(error)
+            _let_go(told)
+        return answer
 
     return Telling
 
@@ -459,6 +490,19 @@ def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
 def _demands_key(dependant: Dependant) -> bool:
     """Whether a route is for clients with a key."""
     return dependant.call is key_of or any(map(_demands_key, dependant.dependencies))
+
+
+async def _check_charset(incoming: Incoming) -> None:
+    """Refuse texts that are not UTF-8: readers would obey, and some take for ever or fail.
+
+    Raises:
+        HTTPException: 415, they are not.
+    """
+    _, options = parse_options_header(incoming.headers.get("content-type", ""))
+    charset = options.get(b"charset", b"").decode("latin-1").strip("'\" ").lower()
+    if charset not in ("", "utf-8", "utf8", "us-ascii"):
+        await _hear_out(incoming)
+        raise HTTPException(415, f"the charset {charset[:100]!r} is not read; send UTF-8.")
 
 
 async def _check_key(incoming: Incoming) -> None:
@@ -470,21 +514,43 @@ async def _check_key(incoming: Incoming) -> None:
     try:
         await asyncio.to_thread(key_of, incoming)
     except HTTPException:
-        async for _ in incoming.stream():
-            """Clients hear no answer before they have said all."""
+        await _hear_out(incoming)
         raise
 
 
+async def _hear_out(incoming: Incoming) -> None:
+    """Let a client say all, before which it hears no answer, and keep nothing of it."""
+    async for _ in incoming.stream():
+        pass
+
+
 def _brief(error: Exception) -> Exception:
-    """An error as it is answered: of many things that are wrong, the first ones.
+    """An error as it is answered: the first of many things that are wrong; the beginning of names.
 
     Forms of too many parts are too large: 413. Starlette says 400, as of broken ones.
     """
     if isinstance(error, StarletteHTTPException) and str(error.detail).startswith("Too many "):
         error.status_code = 413
     if isinstance(error, RequestValidationError):
-        return RequestValidationError(error.errors()[:MOST_WRONG], body=error.body)
+        wrong = [
+            {
+                **each,
+                "loc": tuple(p[:LONGEST_NAME] if isinstance(p, str) else p for p in each["loc"]),
+            }
+            for each in error.errors()[:MOST_WRONG]
+        ]
+        return RequestValidationError(wrong, body=error.body)
     return error
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Forget where an error came from.
+
+    Else what was sent, which frames there hold, stays with it until garbage is collected.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
 
 
 def plain(error: Exception) -> JSONResponse:
