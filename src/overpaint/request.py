@@ -346,7 +346,7 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
     data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     prompt = data.get("prompt")
     if isinstance(prompt, str) and len(prompt) <= LONGEST_PROMPT:
-        data["prompt"], tagged = _untagged(data["prompt"])
+        data["prompt"], tagged = _untagged(prompt)
         if tagged and isinstance(data.get("loras", ()), tuple):
             data["loras"] = (*data.get("loras", ()), *tagged)
     for field, part in (("controls", Control), ("loras", Lora)):

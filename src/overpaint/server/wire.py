@@ -502,7 +502,7 @@ async def _check_charset(incoming: Incoming) -> None:
     charset = options.get(b"charset", b"").decode("latin-1").strip("'\" ").lower()
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
         await _hear_out(incoming)
-        raise HTTPException(415, f"the charset {charset[:100]!r} is not read; send UTF-8.")
+        raise HTTPException(415, f"the charset {charset[:LONGEST_NAME]!r} is not read; send UTF-8.")
 
 
 async def _check_key(incoming: Incoming) -> None:
