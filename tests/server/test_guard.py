@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import http.client
@@ -278,6 +279,34 @@ def test_swift_bodies_may_take_longer_than_the_patience(
     with client_of(tmp_path) as client:
         headers = {"content-type": "application/json"}
         assert client.post("/api/jobs", content=chunks(9), headers=headers).status_code == 201
+
+
+def test_little_is_sent_to_who_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, known = list[asyncio.Transport](), guard.Connection.connection_made
+
+    def connection_made(self: guard.Connection, transport: asyncio.Transport) -> None:
+        made.append(transport)
+        known(self, transport)
+
+    monkeypatch.setattr(guard.Connection, "connection_made", connection_made)
+    with running(tmp_path) as url, httpx.Client(base_url=url) as client:
+        job = client.post("/api/jobs", json={"request": {"prompt": "a cup"}}).json()["id"]
+        until(lambda: client.get(f"/api/jobs/{job}").json()["results"])
+        path = client.get(f"/api/jobs/{job}").json()["results"][0]["url"]
+        (picture,) = (tmp_path / "results" / job).iterdir()
+        with picture.open("ab") as file:
+            file.truncate(2**24)
+        monkeypatch.setattr(guard, "PATIENCE", 0.1)
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.settimeout(PATIENCE)
+            deaf.connect(place(url))
+            deaf.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            until(lambda: len(made) == 2 and made[1].is_closing())
+            sent = sum(map(len, iter(lambda: deaf.recv(2**16), b"")))
+        assert 1000 < sent < 2**19  # of which asyncio takes a part, and the kernel by default 2**21
 
 
 def test_connections_are_kept_between_requests(

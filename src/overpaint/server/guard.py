@@ -8,7 +8,8 @@ rebinding) takes itself for the server's own; but then the server is asked for u
 
 import asyncio
 from collections.abc import Collection
-from typing import cast
+from socket import IPPROTO_TCP, TCP_NOTSENT_LOWAT
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
@@ -29,6 +30,14 @@ and to go on reading an answer."""
 KEPT = 75
 """Seconds that a connection is kept between two requests. Longer than clients keep theirs (httpx 5,
 load balancers 60): who closes first should not be the one who may be asked at that moment."""
+
+READ = 2**15
+"""Bytes that are read of a connection at once. By default asyncio makes room for 256 KiB each time,
+however few come; so large a block is memory that the kernel maps and takes back (see `memory`)."""
+
+UNSENT = 2**17
+"""Bytes of an answer that the kernel takes beyond those on their way. By default it takes megabytes
+for each client, read or not: a gigabyte for a few hundred who do not read."""
 
 SLOWEST = 1024
 """Bytes a second of a body, at least, once `PATIENCE` is over."""
@@ -139,6 +148,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Somebody is there."""
         super().connection_made(transport)
+        cast(Any, transport).max_size = READ  # of asyncio's transports that wait for selectors
+        transport.get_extra_info("socket").setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT)
         self._looking = self.loop.call_later(PATIENCE, self._look, self._waits())
 
     def connection_lost(self, exc: Exception | None) -> None:
