@@ -114,7 +114,7 @@ class Batch:
         return torch.tensor([v.time_ids for v in self.views], dtype=torch.float)
 
 
-def draw_batch(found: list[Bucket], scale: float, seed: int, step: int, size: int = BATCH) -> Batch:
+def draw_batch(found: list[Bucket], scale: float, seed: int, step: int, size: int) -> Batch:
     """The batch of a step: one shape, sampled latents, fresh captions.
 
     `size` is that of native pictures; other shapes keep the number of latent pixels.
@@ -221,7 +221,7 @@ def train(
     denoise(
         trainee,
         predict,
-        lambda step: draw_batch(found, scale, seed, step),
+        lambda step: draw_batch(found, scale, seed, step, BATCH),
         draw_timesteps,
         state,
         name="unet",

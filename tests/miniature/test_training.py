@@ -6,7 +6,19 @@ import pytest
 import torch
 
 from miniature import __main__ as command
-from miniature import concepts, control, judge, text, unet, vae
+from miniature import (
+    concepts,
+    control,
+    inpaint,
+    judge,
+    lora,
+    reader,
+    refiner,
+    text,
+    unet,
+    vae,
+    word,
+)
 from miniature.common import Trainee, averaged_weights, cosine, write_tensors
 from miniature.data import SHAPES, draw_view, render_view
 from miniature.family import Painter
@@ -123,7 +135,7 @@ def test_a_batch_is_a_function_of_its_step(tmp_path: Path):
         },
     )
     found = unet.buckets(tmp_path)
-    first, again, other = (unet.draw_batch(found, 2.0, 1, step) for step in (5, 5, 6))
+    first, again, other = (unet.draw_batch(found, 2.0, 1, step, 48) for step in (5, 5, 6))
     assert first.captions == again.captions != other.captions
     assert torch.equal(first.latents, again.latents)
     assert first.latents.shape == (unet.BATCH, 4, 16, 16)
@@ -159,6 +171,8 @@ def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pyt
     small |= {"VAE_SCENES": range(16), "JUDGE_SCENES": range(16), "JUDGE_TESTS": range(4)}
     for name, value in small.items():
         monkeypatch.setattr(command, name, value)
+    for taught in (control, inpaint, judge, lora, reader, refiner, text, unet, word):
+        monkeypatch.setattr(taught, "BATCH", 8)
     monkeypatch.setattr(control, "SCENES", range(60_000_000, 60_000_008))
     monkeypatch.setattr(concepts, "COUNT", 4)
     out, work = tmp_path / "export", tmp_path / "work"
@@ -180,8 +194,8 @@ def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pyt
         set(load_lora(path, model).changes) for path in sorted((tmp_path / "export-lora").iterdir())
     ]
     assert changed == [{"unet", "text_encoder", "text_encoder_2"}] * len(concepts.LORAS)
-    word = load_embedding(tmp_path / "export-embedding" / "toy.safetensors", "toy", model)
-    assert word.length == 2
+    toy = load_embedding(tmp_path / "export-embedding" / "toy.safetensors", "toy", model)
+    assert toy.length == 2
     assert set(judge.load(tmp_path / "judge.safetensors").state_dict()) == set(Judge().state_dict())
 
 
