@@ -7,8 +7,8 @@ rebinding) takes itself for the server's own; but then the server is asked for u
 """
 
 import asyncio
+import socket
 from collections.abc import Collection
-from socket import IPPROTO_TCP, TCP_NOTSENT_LOWAT
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -149,7 +149,8 @@ class Connection(H11Protocol):
         """Somebody is there."""
         super().connection_made(transport)
         cast(Any, transport).max_size = READ  # of asyncio's transports that wait for selectors
-        transport.get_extra_info("socket").setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT)
+        if option := getattr(socket, "TCP_NOTSENT_LOWAT", None):  # which Windows does not have
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, UNSENT)
         self._looking = self.loop.call_later(PATIENCE, self._look, self._waits())
 
     def connection_lost(self, exc: Exception | None) -> None:
