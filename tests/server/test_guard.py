@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import http.client
 import io
@@ -248,6 +249,19 @@ def test_bodies_are_not_unpacked(client: TestClient) -> None:
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     answer = client.post("/api/jobs", content=packed, headers=headers)
     assert "encoding" in refused(answer, 415)
+
+
+@pytest.mark.parametrize(("size", "status"), [(guard.HEAD // 2, 200), (2 * guard.HEAD, 400)])
+def test_heads_are_bounded_however_they_come(tmp_path: Path, size: int, status: int) -> None:
+    with running(tmp_path) as url, socket.create_connection(place(url)) as client:
+        client.settimeout(PATIENCE)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Long: ")
+        with contextlib.suppress(ConnectionError):  # the server may hang up before all is sent
+            for _ in range(size // 2**10):
+                client.sendall(b"x" * 2**10)
+            client.sendall(b"\r\n\r\n")
+        assert client.recv(1000).startswith(f"HTTP/1.1 {status} ".encode())
 
 
 # Clients that stand still

@@ -19,7 +19,7 @@ from overpaint.memory import PAUSE, give_back, share_heap
 from overpaint.server import a1111, cog, fal, metrics, native, openai, replicate
 from overpaint.server.access import Access
 from overpaint.server.addresses import is_loopback
-from overpaint.server.guard import KEPT, Bodies, Connection, Doors
+from overpaint.server.guard import HEAD, KEPT, Bodies, Connection, Doors
 from overpaint.server.keys import Keys
 from overpaint.server.logs import enduring
 from overpaint.server.service import Service, Settings
@@ -199,6 +199,7 @@ def configured(app: FastAPI, host: str, port: int) -> uvicorn.Config:
         host,
         port,
         http=Connection,
+        h11_max_incomplete_event_size=HEAD,
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -31,6 +31,10 @@ KEPT = 75
 """Seconds that a connection is kept between two requests. Longer than clients keep theirs (httpx 5,
 load balancers 60): who closes first should not be the one who may be asked at that moment."""
 
+HEAD = 2**17
+"""Bytes of a request's head that is not there as a whole: ten thousand ranges, which are refused by
+name. More is no HTTP (400)."""
+
 READ = 2**15
 """Bytes that are read of a connection at once. By default asyncio makes room for 256 KiB each time,
 however few come; so large a block is memory that the kernel maps and takes back (see `memory`)."""
