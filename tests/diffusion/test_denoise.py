@@ -116,7 +116,7 @@ def requests(draw: st.DrawFn, least_steps: int = 1) -> Request:
     return Request(**fields)
 
 
-MIXES = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MIXES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ARRIVALS = st.lists(st.integers(0, 4), min_size=4, max_size=4)
 
 

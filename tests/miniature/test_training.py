@@ -135,7 +135,7 @@ def test_a_batch_is_a_function_of_its_step(tmp_path: Path):
         },
     )
     found = unet.buckets(tmp_path)
-    first, again, other = (unet.draw_batch(found, 2.0, 1, step, 48) for step in (5, 5, 6))
+    first, again, other = (unet.draw_batch(found, 2.0, 1, step, unet.BATCH) for step in (5, 5, 6))
     assert first.captions == again.captions != other.captions
     assert torch.equal(first.latents, again.latents)
     assert first.latents.shape == (unet.BATCH, 4, 16, 16)
