@@ -31,8 +31,9 @@ types: $(READY)
 layers: $(READY)
 	$(BIN)/lint-imports
 
+# As many tests at once as there are processors, each with one of them. Four need 5 GB of memory.
 test: lint types layers
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
