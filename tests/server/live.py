@@ -13,12 +13,16 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from overpaint.server.app import Server, configured, create_app
+from overpaint.server.fetching import Sources
+from overpaint.server.files import Files
 from overpaint.server.service import Settings
 from overpaint.server.supervisor import Pace
 
 from .fake import Fake
 
 PATIENCE = 60.0
+NOWHERE = Sources(Files(Path("nowhere")))
+"""For requests without uploads and URLs."""
 
 
 @contextlib.contextmanager

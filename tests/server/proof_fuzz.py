@@ -80,10 +80,10 @@ class Found:
 def run(folder: Path, cases: int) -> Found:
     """Ask at least so many things, evenly of every operation."""
     found, statuses, began = Found(), Counter[str](), time.monotonic()
-    nowhere = mock.AsyncMock(side_effect=RequestError("webhook", "nothing is posted here."))
+    nowhere = mock.AsyncMock(side_effect=RequestError("webhook", "nobody is asked here."))
     with (
         running(folder, make=Instant) as url,
-        mock.patch("overpaint.server.webhooks.resolve", nowhere),
+        mock.patch("overpaint.server.outside.resolve", nowhere),
         requests.Session() as session,
     ):
         until(lambda: session.get(f"{url}/readyz").ok)

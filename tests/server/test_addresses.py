@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from overpaint.errors import RequestError
-from overpaint.server import webhooks
+from overpaint.server import outside, webhooks
 from overpaint.server.addresses import Reach, check_url, is_loopback, is_public, resolve
 from overpaint.server.webhooks import deliver
 
@@ -170,14 +170,14 @@ def test_what_a_name_leads_to_later_does_not_matter(
     """The resolver says another address from the second time on."""
     port = httpx.URL(receiver.url).port
     names["rebound.test"] = ["127.0.0.2"]
-    resolving = webhooks.resolve
+    resolving = outside.resolve
 
     async def once(url: httpx2.URL, reach: Reach) -> Any:
         found = await resolving(url, reach)
         names["rebound.test"] = ["127.0.0.1"]
         return found
 
-    monkeypatch.setattr(webhooks, "resolve", once)
+    monkeypatch.setattr(outside, "resolve", once)
     tried = posted(f"http://rebound.test:{port}/hook", "loopback")
     assert tried.status is None
     assert "ConnectError" in str(tried.error)

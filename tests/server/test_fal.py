@@ -26,7 +26,7 @@ from overpaint.server import wire
 from overpaint.server.fal import OWN, SIZES, Arguments, to_request
 from overpaint.server.supervisor import Pace
 
-from .live import running, until
+from .live import NOWHERE, running, until
 from .test_webhooks import receiving
 
 ROOT = Path(__file__).parents[2]
@@ -293,7 +293,7 @@ def test_the_hosts_of_the_docs() -> None:
         ({"image_size": "square", "width": 64}, ["image_size"], "contradicts width"),
         ({"strength": 0.5}, ["strength"], "without an image"),
         ({"mask_url": URI}, ["mask_url"], "no image"),
-        ({"image_url": "http://169.254.169.254/"}, ["image_url"], "neither a data: URI"),
+        ({"image_url": "http://169.254.169.254/"}, ["image_url"], "cannot be fetched"),
         ({"image_url": "file:///etc/passwd"}, ["image_url"], "neither a data: URI"),
         ({"image": URI}, ["image"], "no such field"),
         ({"embeddings": [{"path": "a"}]}, ["embeddings"], "no such field"),
@@ -378,8 +378,7 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def inputs_as(**fields: Any) -> Any:
-    service: Any = None
-    return to_request(Arguments(**fields), service)[0]
+    return to_request(Arguments(**fields), NOWHERE)[0]
 
 
 def test_inputs_mean_what_they_mean_there() -> None:

@@ -17,10 +17,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from overpaint.errors import RequestError
-from overpaint.server import files, native
+from overpaint.server import files, pictures
+from overpaint.server.fetching import Sources
 from overpaint.server.files import Files
 from overpaint.server.jobs import Limits
-from overpaint.server.native import pictures_from
+from overpaint.server.pictures import pictures_from
 from overpaint.server.service import Service
 from overpaint.server.supervisor import Pace
 
@@ -176,14 +177,14 @@ def test_an_upload_that_comes_many_times_is_read_once(
         return Files.get(service.files, name)
 
     monkeypatch.setattr(service.files, "get", get)
-    made = pictures_from(fields, service)
+    made = pictures_from(fields, Sources(service.files))
     assert got == names
     assert all(
         control["hint"]["data"] is made["image"]["data"] for control in made["controls"][:16]
     )
-    monkeypatch.setattr(native, "LARGEST_BODY", len(HOUSE))
+    monkeypatch.setattr(pictures, "LARGEST_BODY", len(HOUSE))
     with pytest.raises(RequestError, match=r"^controls\.16\.image: uploads have .* bytes together"):
-        pictures_from(fields, service)
+        pictures_from(fields, Sources(service.files))
 
 
 def test_nobody_goes_before_other_keys(tmp_path: Path) -> None:

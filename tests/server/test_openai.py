@@ -31,7 +31,7 @@ from overpaint.server.service import Settings
 from overpaint.server.supervisor import Pace
 
 from .fake import Fake
-from .live import running, until
+from .live import NOWHERE, running, until
 from .test_webhooks import receiving
 
 ROOT = Path(__file__).parents[2]
@@ -493,12 +493,11 @@ def test_every_field_of_ours_is_understood_once() -> None:
 
 
 def test_qualities_are_steps() -> None:
-    service: Any = None
     for word, steps in QUALITIES.items():
         given = Generation.model_validate({"prompt": "a", "quality": word})
-        assert to_request(given, service)[0].num_inference_steps == steps
+        assert to_request(given, NOWHERE)[0].num_inference_steps == steps
     plain = Generation.model_validate({"prompt": "a", "quality": "auto"})
-    assert to_request(plain, service)[0].num_inference_steps == 30
+    assert to_request(plain, NOWHERE)[0].num_inference_steps == 30
 
 
 # With the engine that paints

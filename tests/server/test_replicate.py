@@ -23,7 +23,7 @@ from overpaint.images import picture
 from overpaint.request import Lora
 from overpaint.server.predictions import Input, moment, progress_line, to_request
 
-from .live import running
+from .live import NOWHERE, running
 
 ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "examples" / "house.png"
@@ -165,7 +165,7 @@ def test_models_and_versions(client: Client) -> None:
         ({"prompt_strength": 1.0001}, "prompt_strength"),
         ({"scheduler": "__class__"}, "scheduler"),
         ({"mask": URI}, "mask"),
-        ({"image": "http://169.254.169.254/"}, "neither a data: URI"),
+        ({"image": "http://169.254.169.254/"}, "cannot be fetched"),
         ({"image": "file:///etc/passwd"}, "neither a data: URI"),
         ({"refine": "expert_ensemble_refiner"}, "needs a refiner"),
         ({"width": 1023}, "multiple of 8"),
@@ -198,8 +198,7 @@ def test_a_wait_that_ends_before_the_prediction_does(url: str) -> None:
 
 
 def inputs_as(**fields: Any) -> Any:
-    service: Any = None
-    return to_request(Input(**fields), service, fields.pop("refiner", None))
+    return to_request(Input(**fields), NOWHERE, fields.pop("refiner", None))
 
 
 def test_inputs_mean_what_they_mean_there() -> None:
@@ -220,12 +219,11 @@ def test_inputs_mean_what_they_mean_there() -> None:
 
 
 def test_a_refiner() -> None:
-    service: Any = None
     ensemble = Input(refine="expert_ensemble_refiner", high_noise_frac=1.0)
-    asked = to_request(ensemble, service, "sdxl-refiner")
+    asked = to_request(ensemble, NOWHERE, "sdxl-refiner")
     assert (asked.refiner, asked.refine, asked.high_noise_frac) == ("sdxl-refiner", "ensemble", 1.0)
     after = Input(refine="base_image_refiner", refine_steps=9)
-    assert to_request(after, service, "sdxl-refiner").refine_steps == 9
+    assert to_request(after, NOWHERE, "sdxl-refiner").refine_steps == 9
 
 
 def test_words() -> None:

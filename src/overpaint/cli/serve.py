@@ -61,6 +61,13 @@ def serve(
             "--allow-private-webhooks", help="Post webhooks to addresses that are not public too."
         ),
     ] = False,
+    fetch: Annotated[
+        Literal["none", "public", "all"],
+        typer.Option(
+            help="URLs of pictures that are fetched for requests: none, those of public addresses, "
+            "or those that lead into the server's own network too."
+        ),
+    ] = "public",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32.")] = "auto",
     home: Annotated[
@@ -175,6 +182,7 @@ def serve(
         home=home,
         refiner=refiner,
         private_webhooks=allow_private_webhooks,
+        fetch=fetch,
         finishing=finishing,
         safety_optional=safety_optional,
     )

@@ -38,6 +38,7 @@ from overpaint.server.wire import (
     answer,
     awaited,
     base_of,
+    fingerprint,
     problem,
     refusals,
     telling,
@@ -164,6 +165,7 @@ async def predict(
     """
     if "text/event-stream" in incoming.headers.get("accept", ""):
         raise HTTPException(406, "this model does not stream; ask for application/json.")
+    token = token_of(body.id) if body.id else None
     shown = body.model_dump(mode="json", include={"id", "created_at"}, exclude_none=True)
     job = await accept(
         service,
@@ -172,8 +174,8 @@ async def predict(
         key=key,
         webhook=body.webhook,
         webhook_events=body.webhook_events_filter or (),
-        token=token_of(body.id) if body.id else None,
-        body=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
+        token=token,
+        body=await fingerprint(token, body),
     )
     if "respond-async" in [part.strip() for part in prefer.split(",")]:
         response.status_code = 202

@@ -8,9 +8,9 @@ from pydantic import BaseModel
 
 from overpaint.errors import LONGEST_NAME, RequestError, near
 from overpaint.request import Request
+from overpaint.server.fetching import Sources
 from overpaint.server.jobs import Job
-from overpaint.server.native import pictures_from
-from overpaint.server.service import Service
+from overpaint.server.pictures import pictures_from
 from overpaint.server.wire import with_fitting_mask
 
 Word = tuple[str, str, Any]
@@ -21,7 +21,7 @@ FAULT = re.compile(r"(\w+)(?:\.[\w.]+)?: ")
 
 
 def request_of(
-    given: BaseModel, words: Sequence[Word], own: Collection[str], service: Service
+    given: BaseModel, words: Sequence[Word], own: Collection[str], sources: Sources
 ) -> tuple[Request, dict[str, str]]:
     """What the fields ask for, and by which of their words what of ours was given.
 
@@ -29,7 +29,7 @@ def request_of(
         given: the dialect's fields; its extra ones are ours.
         words: what the dialect's are of ours.
         own: fields of ours that come under their own names.
-        service: where uploads are.
+        sources: where uploads are, and what was fetched.
 
     Raises:
         RequestError: they contradict each other, are unknown or out of range; in their words.
@@ -43,7 +43,7 @@ def request_of(
                 name[:LONGEST_NAME], f"there is no such field here.{near(name, known)}"
             )
         if value is not None:
-            fields[name] = pictures_from(value, service, name)
+            fields[name] = pictures_from(value, sources, name)
     theirs: dict[str, str] = {}
     for name, ours, value in words:
         if ours in fields:

@@ -16,7 +16,6 @@ beside the dialect's.
 """
 
 import asyncio
-import hashlib
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -33,8 +32,10 @@ from overpaint.engine.worker import Shown
 from overpaint.errors import PictureError, RequestError, near
 from overpaint.request import LARGEST_SEED, Request
 from overpaint.server.dialect import Word, fault_of, in_words, request_of
+from overpaint.server.fetching import Sources
 from overpaint.server.jobs import ENDED, Job
-from overpaint.server.predictions import moment, picture, progress_line
+from overpaint.server.pictures import picture, urls_in, urls_of
+from overpaint.server.predictions import moment, progress_line
 from overpaint.server.service import Service
 from overpaint.server.wire import (
     EVENT_STREAM,
@@ -49,6 +50,7 @@ from overpaint.server.wire import (
     awaited,
     base_of,
     data_uri,
+    fingerprint,
     found,
     link,
     read_beside,
@@ -125,7 +127,7 @@ class Arguments(BaseModel):
     prompt: str = Field(max_length=100_000, description="`prompt`.")
     negative_prompt: str = Field(default="", max_length=100_000, description="`negative_prompt`.")
     image_url: str | None = Field(
-        default=None, description="`image`: a data: URI, or an upload to /v1/files."
+        default=None, description="`image`: a URL, a data: URI, or an upload to /v1/files."
     )
     mask_url: str | None = Field(default=None, description="`mask`: likewise; white is repainted.")
     strength: float | None = Field(
@@ -231,7 +233,7 @@ def app_of(owner: str, app: str, incoming: Incoming, service: Serves) -> App:
 
 
 def to_request(
-    given: Arguments, service: Service, needs: Sequence[str] = ()
+    given: Arguments, sources: Sources, needs: Sequence[str] = ()
 ) -> tuple[Request, dict[str, str]]:
     """What the inputs ask for, and by which of their words what of ours was given.
 
@@ -246,7 +248,7 @@ def to_request(
     if given.mask_url is not None and given.image_url is None:
         raise RequestError("mask_url", "there is no image to repaint a part of; give it too.")
     try:
-        return request_of(given, _words(given, service), OWN, service)
+        return request_of(given, _words(given, sources), OWN, sources)
     except RequestError as error:
         raise in_their_words(error, given) from None
 
@@ -265,7 +267,7 @@ def in_their_words(error: RequestError, given: Arguments) -> RequestError:
     return RequestError(field, error.message)
 
 
-def _words(given: Arguments, service: Service) -> list[Word]:
+def _words(given: Arguments, sources: Sources) -> list[Word]:
     """Fields of the dialect, and the fields and values of ours that they are."""
     same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images")
     words: list[Word] = [(name, name, getattr(given, name)) for name in same]
@@ -280,12 +282,12 @@ def _words(given: Arguments, service: Service) -> list[Word]:
     if loras:
         words.append(("loras", "loras", loras))
     if given.image_url is not None:
-        words.append(("image_url", "image", picture("image_url", given.image_url, service)))
+        words.append(("image_url", "image", picture("image_url", given.image_url, sources)))
         defaults: dict[str, Any] = {"steps": "truncate"}
         if given.strength is None:
             defaults["strength"] = STRENGTH
         if given.mask_url is not None:
-            words.append(("mask_url", "mask", picture("mask_url", given.mask_url, service)))
+            words.append(("mask_url", "mask", picture("mask_url", given.mask_url, sources)))
             defaults["fill"] = "original"
         chosen = given.model_extra or {}
         words += [(name, name, value) for name, value in defaults.items() if name not in chosen]
@@ -418,9 +420,13 @@ async def accept(
     preview_every: int = 0,
 ) -> Job:
     """Accept what is asked for."""
-    request, theirs = await read_beside(to_request, given, service, app.needs)
+    body = await fingerprint(token, given, app.name, *app.needs)
+    if job := await service.repeated(key, token, body):
+        return job
+    urls = urls_of({"image_url": given.image_url, "mask_url": given.mask_url})
+    sources = await service.sources(key, urls | urls_in(given.model_extra))
+    request, theirs = await read_beside(to_request, given, sources, app.needs)
     kind = "jpg" if given.format == "jpeg" else given.format
-    body = f"{app.name} {app.needs} {given.model_dump_json()}"
     origin = {
         "wire": "fal",
         "output": {"kind": kind, "preview_every": preview_every},
@@ -441,7 +447,7 @@ async def accept(
             webhook=webhook,
             webhook_events=("completed",),
             token=token,
-            body=hashlib.sha256(body.encode()).hexdigest(),
+            body=body,
         )
     except RequestError as error:
         raise in_their_words(in_words(error, theirs), given) from None

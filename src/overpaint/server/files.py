@@ -19,6 +19,9 @@ from overpaint.durable import PARTIAL, write
 from overpaint.errors import PictureError, StoreError
 from overpaint.request import Request
 
+LARGEST_UPLOAD = 64 * 2**20
+"""Bytes of a file that comes by itself."""
+
 HASH = re.compile("[0-9a-f]{64}")
 """A file's name."""
 

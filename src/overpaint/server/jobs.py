@@ -170,18 +170,18 @@ class Jobs:
             IdempotencyError: the token was used for something else.
         """
         with self._read() as connection:
-            if found := self._by_token(connection, new):
+            if found := self._repeated(connection, new.key, new.token, new.body):
                 return found
             self._check_room(connection, new, limits)  # the many that a full queue turns away
         try:
             with self._write() as connection:
-                if found := self._by_token(connection, new):
+                if found := self._repeated(connection, new.key, new.token, new.body):
                     return found
                 self._check_room(connection, new, limits)
                 return self._insert(connection, new)
         except IntegrityError:
             with self._read() as connection:  # another server has just used the token
-                if found := self._by_token(connection, new):
+                if found := self._repeated(connection, new.key, new.token, new.body):
                     return found
             raise
 
@@ -214,16 +214,27 @@ class Jobs:
         self._say(connection, new.id, now, "queued", {})
         return self._one(connection, new.id)
 
-    def _by_token(self, connection: Connection, new: NewJob) -> Job | None:
-        if new.token is None:
+    def repeated(self, key: str, token: str | None, body: str) -> Job | None:
+        """The job that a key's token made before with the same body.
+
+        Raises:
+            IdempotencyError: the token was used for something else.
+        """
+        with self._read() as connection:
+            return self._repeated(connection, key, token, body)
+
+    def _repeated(
+        self, connection: Connection, key: str, token: str | None, body: str
+    ) -> Job | None:
+        if token is None:
             return None
-        used = select(tokens).where(tokens.c.key == new.key, tokens.c.token == new.token)
+        used = select(tokens).where(tokens.c.key == key, tokens.c.token == token)
         found = connection.execute(used).first()
         if found is None:
             return None
-        if found.body != new.body:
+        if found.body != body:
             raise IdempotencyError(
-                f"the idempotency key {new.token!r} was used for another request, job {found.job}; "
+                f"the idempotency key {token!r} was used for another request, job {found.job}; "
                 "take a new one."
             )
         return self._one(connection, found.job)

@@ -15,13 +15,12 @@
 | `GET /api/models` | what may be asked for |
 | `GET /api/usage` | what the key has used; `by`, `since`, `until` |
 
-A picture in a request is `{"file": NAME}`, or `{"data": BASE64}`.
+A picture in a request is `{"file": NAME}`, `{"data": BASE64}`, or `{"url": URL}`.
 """
 
 import asyncio
-import hashlib
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from datetime import date
 from typing import Annotated, Any, Literal, cast
@@ -37,9 +36,9 @@ from overpaint.engine.worker import Shown
 from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.request import Request
-from overpaint.server.guard import LARGEST_BODY
 from overpaint.server.jobs import Job, Said
 from overpaint.server.ledger import Ledger, Total
+from overpaint.server.pictures import pictures_from, urls_in
 from overpaint.server.service import Service, Story
 from overpaint.server.wire import (
     EVENT_STREAM,
@@ -55,8 +54,8 @@ from overpaint.server.wire import (
     Viewer,
     Webhook,
     data_uri,
+    fingerprint,
     found,
-    from_base64,
     painted,
     plain,
     read_beside,
@@ -69,12 +68,6 @@ from overpaint.server.wire import (
 router = APIRouter(prefix="/api", tags=["native"], route_class=telling(plain), responses=PROBLEMS)
 
 BYTES = {"type": "string", "format": "binary"}
-
-Place = tuple[str | int, ...]
-"""Where something is in a request: names of fields, and numbers in lists."""
-
-DEEPEST = 8
-"""Levels of lists and objects in each other; `controls[].image` has four."""
 
 Wait = Annotated[float, Query(ge=0, le=60)]
 """Seconds that a client waits for a job's end."""
@@ -231,54 +224,6 @@ class Page(BaseModel):
     before: str | None
 
 
-def pictures_from(fields: Any, service: Service, *path: str | int) -> Any:
-    """The fields of a request with their pictures in them.
-
-    Args:
-        fields: a part of what came.
-        service: where uploads are.
-        path: where in the request that part is.
-
-    Raises:
-        RequestError: data is not base64, something is in too many others, or uploads are more than
-            `LARGEST_BODY` together.
-        PictureError: there is no such file, or it is no picture that is read here.
-    """
-    uploads: dict[str, bytes] = {}  # each once, however often it is named
-
-    def upload(name: str, path: Place) -> bytes:
-        if name not in uploads:
-            uploads[name] = service.files.get(name)
-            if sum(map(len, uploads.values())) > LARGEST_BODY:
-                field = ".".join(map(str, path))
-                raise RequestError(field, f"uploads have {LARGEST_BODY:,} bytes together at most.")
-        return uploads[name]
-
-    def at(value: Any, path: Place) -> Any:
-        if len(path) > DEEPEST:
-            raise RequestError("request", "is nested deeper than any field of it.")
-        match value:
-            case {"file": str(name)} if len(value) == 1:
-                return _received(upload(name, path), path)
-            case {"data": str(text)} if len(value) == 1:
-                return _received(from_base64(".".join(map(str, (*path, "data"))), text), path)
-            case Mapping():
-                return {name: at(inner, (*path, name)) for name, inner in value.items()}
-            case list():
-                return [at(inner, (*path, place)) for place, inner in enumerate(value)]
-            case _:
-                return value
-
-    return at(fields, path)
-
-
-def _received(data: bytes, path: Place) -> dict[str, bytes]:
-    """A picture; in the place of one that shows a pose, its keypoints, which are JSON."""
-    if path[:1] != ("controls",) or data.lstrip()[:1] not in (b"{", b"["):
-        images.received(data, ".".join(map(str, path)))
-    return {"data": data}
-
-
 async def view(service: Service, job: Job) -> JobView:
     """A job as clients see it."""
     result = {"files": [], "seeds": [], "sizes": []} | (job.result or {})
@@ -320,6 +265,32 @@ async def told(service: Service, job: Job) -> dict[str, Any]:
     return (await view(service, job)).model_dump(mode="json")
 
 
+async def accept(
+    service: Service, key: str, submission: Submission, token: str | None, body: str
+) -> Job:
+    """Accept a job; `body` is the hash of what came."""
+    sources = await service.sources(key, urls_in(submission.request))
+
+    def read() -> Request:
+        fields = pictures_from(submission.request, sources)
+        return with_fitting_mask(Request.model_validate(fields))
+
+    output = submission.output
+    options = {} if output.quality is None else {"quality": output.quality}
+    kept = {"kind": output.format, "options": options, "preview_every": output.preview_every}
+    return await service.submit(
+        await read_beside(read),
+        model=submission.model,
+        key=key,
+        priority=submission.priority,
+        origin={"wire": "native", "output": kept},
+        webhook=submission.webhook,
+        webhook_events=submission.webhook_events,
+        token=token,
+        body=body,
+    )
+
+
 @router.post("/jobs", status_code=201)
 async def create(
     submission: Submission,
@@ -333,28 +304,11 @@ async def create(
 
     With `?wait=30` it answers when the job has ended, or as it is after so many seconds.
     """
-
-    def read() -> Request:
-        fields = pictures_from(submission.request, service)
-        return with_fitting_mask(Request.model_validate(fields))
-
     if key and submission.priority > 0:
         raise RequestError("priority", "is 0 at most on a server with keys: others wait too.")
-    request = await read_beside(read)
-    output = submission.output
-    options = {} if output.quality is None else {"quality": output.quality}
-    kept = {"kind": output.format, "options": options, "preview_every": output.preview_every}
-    job = await service.submit(
-        request,
-        model=submission.model,
-        key=key,
-        priority=submission.priority,
-        origin={"wire": "native", "output": kept},
-        webhook=submission.webhook,
-        webhook_events=submission.webhook_events,
-        token=idempotency_key,
-        body=hashlib.sha256(submission.model_dump_json().encode()).hexdigest(),
-    )
+    body = await fingerprint(idempotency_key, submission)
+    job = await service.repeated(key, idempotency_key, body)
+    job = job or await accept(service, key, submission, idempotency_key, body)
     response.headers["Location"] = f"/api/jobs/{job.id}"
     return await view(service, await service.ended(job.id, wait) or job if wait else job)
 

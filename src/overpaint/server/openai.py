@@ -7,7 +7,6 @@ by `extra_body`.
 
 import asyncio
 import base64
-import hashlib
 import json
 import re
 import time
@@ -27,11 +26,13 @@ from overpaint.engine.worker import Shown
 from overpaint.errors import FormatError, ModelNotFoundError, RequestError, near
 from overpaint.request import Picture, Request
 from overpaint.server.dialect import Word, fault_of, in_words, request_of
+from overpaint.server.fetching import Sources
+from overpaint.server.files import LARGEST_UPLOAD
 from overpaint.server.jobs import ENDED, Job, Said
+from overpaint.server.pictures import urls_in
 from overpaint.server.service import Service
 from overpaint.server.wire import (
     EVENT_STREAM,
-    LARGEST_UPLOAD,
     RETRY,
     Key,
     Serves,
@@ -41,6 +42,7 @@ from overpaint.server.wire import (
     awaited,
     base_of,
     check_said,
+    fingerprint,
     fits,
     from_json,
     link,
@@ -226,14 +228,14 @@ router = APIRouter(
 # From their words to ours
 
 
-def to_request(given: Asked, service: Service) -> tuple[Request, dict[str, str]]:
+def to_request(given: Asked, sources: Sources) -> tuple[Request, dict[str, str]]:
     """What the fields ask for, and by which of their words what of ours was given.
 
     Raises:
         RequestError: they contradict each other, are unknown or out of range; in their words.
         PictureError: a picture cannot be read.
     """
-    return request_of(given, _words(given), OWN, service)
+    return request_of(given, _words(given), OWN, sources)
 
 
 def _words(given: Asked) -> list[Word]:
@@ -441,8 +443,8 @@ async def make(
     or a webhook somebody can.
     """
 
-    def prepare() -> tuple[Request, dict[str, Any], str]:
-        request, theirs = to_request(given, service)
+    def read(sources: Sources) -> tuple[Request, dict[str, Any]]:
+        request, theirs = to_request(given, sources)
         drawn = given if isinstance(given, Generation) else None
         origin = {
             "wire": "openai",
@@ -453,23 +455,26 @@ async def make(
             "output_format": (drawn and drawn.output_format) or "png",
             "quality": (drawn and drawn.quality) or "auto",
         }
-        body = hashlib.sha256(f"{type(given).__name__} {given.model_dump_json()}".encode())
-        return request, origin, body.hexdigest()
+        return request, origin
 
-    request, origin, body = await read_beside(prepare)
-    try:
-        job = await service.submit(
-            request,
-            model=model_of(service, given.model),
-            key=key,
-            origin=origin,
-            webhook=given.webhook,
-            webhook_events=("completed",),
-            token=token,
-            body=body,
-        )
-    except RequestError as error:
-        raise in_words(error, origin["theirs"]) from None
+    body = await fingerprint(token, given, type(given).__name__)
+    job = await service.repeated(key, token, body)
+    if job is None:
+        sources = await service.sources(key, urls_in(given.model_extra))
+        request, origin = await read_beside(read, sources)
+        try:
+            job = await service.submit(
+                request,
+                model=model_of(service, given.model),
+                key=key,
+                origin=origin,
+                webhook=given.webhook,
+                webhook_events=("completed",),
+                token=token,
+                body=body,
+            )
+        except RequestError as error:
+            raise in_words(error, origin["theirs"]) from None
     headers = {"X-Request-ID": job.id}
     kept = token is not None or given.webhook is not None
     if isinstance(given, Generation) and given.stream:

@@ -7,7 +7,6 @@ refused.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,15 +14,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from overpaint import images
-from overpaint.errors import RequestError, shown
-from overpaint.request import LARGEST_SEED, Lora, Picture, Request
+from overpaint.errors import RequestError
+from overpaint.request import LARGEST_SEED, Lora, Request
+from overpaint.server.fetching import Sources
 from overpaint.server.jobs import Job, Said
+from overpaint.server.pictures import picture, urls_of
 from overpaint.server.service import Service
 from overpaint.server.wire import (
     MEDIA_TYPES,
     data_uri,
-    from_data_uri,
     read_beside,
     with_fitting_mask,
 )
@@ -47,7 +46,6 @@ STATUS = {
 """What a job's state is called there."""
 
 REFINES = {"expert_ensemble_refiner": "ensemble", "base_image_refiner": "sequential"}
-FILE = re.compile(r"(?:https?://[^/]+)?/v1/files/([0-9a-f]{64})")
 COG = "0.16.0"
 """The version of cog whose descriptions and routes ours are like."""
 
@@ -76,7 +74,7 @@ class Input(BaseModel):
     )
     image: str | None = Field(
         default=None,
-        description="Picture to repaint: a data: URI or an upload.",
+        description="Picture to repaint: a URL, a data: URI or an upload.",
         json_schema_extra={"format": "uri"},
     )
     mask: str | None = Field(
@@ -131,15 +129,25 @@ class Output(RootModel[list[Annotated[str, Field(json_schema_extra={"format": "u
 
 
 async def accept(
-    service: Service, given: Input, *, origin: Mapping[str, Any], **others: Any
+    service: Service,
+    given: Input,
+    *,
+    origin: Mapping[str, Any],
+    key: str,
+    token: str | None,
+    body: str,
+    **others: Any,
 ) -> Job:
     """Accept what the inputs ask for.
 
     Args:
         service: to accept it.
-        given: the inputs, which are remembered, pictures in them as links to uploads.
+        given: the inputs, which are remembered, data: URIs among them as links to uploads.
         origin: what else is: the `base` of links.
-        others: as of `Service.submit`.
+        key: as of `Service.submit`.
+        token: likewise.
+        body: likewise.
+        others: likewise.
 
     Raises:
         RequestError: as `to_request`, or they name what is not here; in their words.
@@ -147,11 +155,14 @@ async def accept(
     """
     if service.settings.finishing.watermark and not given.apply_watermark:
         raise RequestError("apply_watermark", "this server marks every picture; leave it out.")
-    request, asked = await read_beside(_read, given, service, origin["base"])
+    if job := await service.repeated(key, token, body):
+        return job
+    sources = await service.sources(key, urls_of({"image": given.image, "mask": given.mask}))
+    request, asked = await read_beside(_read, given, service, sources, origin["base"])
     checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
     kept = {**origin, "input": asked, "output": {"kind": "png"}, "checked": checked}
     try:
-        return await service.submit(request, origin=kept, **others)
+        return await service.submit(request, origin=kept, key=key, token=token, body=body, **others)
     except RequestError as error:
         if not error.field.startswith("loras."):
             raise
@@ -160,22 +171,24 @@ async def accept(
         raise RequestError(field, error.message) from None
 
 
-def _read(given: Input, service: Service, base: str) -> tuple[Request, dict[str, Any]]:
+def _read(
+    given: Input, service: Service, sources: Sources, base: str
+) -> tuple[Request, dict[str, Any]]:
     """What the inputs ask for, and what is remembered of them."""
-    request = to_request(given, service, service.settings.refiner)
+    request = to_request(given, sources, service.settings.refiner)
     asked = given.model_dump(mode="json", exclude_unset=True)
     for field, sent in (("image", request.image), ("mask", request.mask)):
-        if sent and not FILE.fullmatch(asked[field]):
+        if sent and asked[field].startswith("data:"):
             asked[field] = f"{base}/v1/files/{sent.sha256}"  # where `Service.submit` keeps it
     return request, asked
 
 
-def to_request(given: Input, service: Service, refiner: str | None) -> Request:
+def to_request(given: Input, sources: Sources, refiner: str | None) -> Request:
     """What the inputs ask for.
 
     Args:
         given: the inputs.
-        service: where uploads are.
+        sources: where uploads are, and what was fetched.
         refiner: the model of a second stage, where there is one.
 
     Raises:
@@ -199,13 +212,13 @@ def to_request(given: Input, service: Service, refiner: str | None) -> Request:
     if given.seed is not None:
         fields["seed"] = given.seed
     if given.image:
-        fields["image"] = picture("image", given.image, service)
+        fields["image"] = picture("image", given.image, sources)
         fields["strength"] = given.prompt_strength
         fields["steps"] = "truncate"
         if not sizes:
             fields["size"] = "keep"
     if given.mask:
-        fields["mask"] = picture("mask", given.mask, service)
+        fields["mask"] = picture("mask", given.mask, sources)
         fields["fill"] = "original"
     if given.replicate_weights:
         fields["loras"] = (Lora(name=given.replicate_weights, scale=given.lora_scale),)
@@ -220,26 +233,6 @@ def to_request(given: Input, service: Service, refiner: str | None) -> Request:
         else:
             fields["refine_steps"] = given.refine_steps
     return with_fitting_mask(Request(**fields))
-
-
-def picture(field: str, uri: str, service: Service) -> Picture:
-    """The picture at a data: URI, or of an upload.
-
-    Raises:
-        RequestError: neither.
-        PictureError: there is no such upload, or it is no picture.
-    """
-    return images.received(_data(field, uri, service), field)
-
-
-def _data(field: str, uri: str, service: Service) -> bytes:
-    if found := FILE.fullmatch(uri):
-        return service.files.get(found[1])
-    if not uri.startswith("data:"):
-        raise RequestError(
-            field, f"{shown(uri)} is neither a data: URI nor an upload to /v1/files."
-        )
-    return from_data_uri(field, uri)
 
 
 def moment(seconds: float | None) -> str | None:

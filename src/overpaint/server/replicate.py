@@ -7,7 +7,6 @@ first model. Synexa's client speaks a part of the same: it names a `model`, and 
 """
 
 import asyncio
-import hashlib
 import json
 import re
 import time
@@ -22,6 +21,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.server import openai
+from overpaint.server.files import LARGEST_UPLOAD
 from overpaint.server.jobs import ENDED, Job, Said
 from overpaint.server.outbox import EVENTS
 from overpaint.server.predictions import (
@@ -38,7 +38,6 @@ from overpaint.server.predictions import (
 from overpaint.server.service import Service
 from overpaint.server.wire import (
     EVENT_STREAM,
-    LARGEST_UPLOAD,
     LISTENS,
     PICTURES,
     PROBLEMS,
@@ -50,6 +49,7 @@ from overpaint.server.wire import (
     Viewer,
     Webhook,
     base_of,
+    fingerprint,
     found,
     link,
     painted,
@@ -173,7 +173,7 @@ async def make(
         webhook=body.webhook,
         webhook_events=body.webhook_events_filter or (),
         token=token,
-        body=hashlib.sha256(f"{model} {body.model_dump_json()}".encode()).hexdigest(),
+        body=await fingerprint(token, body, model),
     )
 
 

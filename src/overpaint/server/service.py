@@ -30,6 +30,7 @@ from overpaint.models.entries import Entries
 from overpaint.request import Request
 from overpaint.server.addresses import Reach, check_url
 from overpaint.server.database import Database, url_of
+from overpaint.server.fetching import Fetcher, Fetches, Sources
 from overpaint.server.files import Files
 from overpaint.server.hub import Hub
 from overpaint.server.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
@@ -82,6 +83,7 @@ class Settings:
         home: where added models are; by default `~/.overpaint`.
         refiner: the model of second stages, for clients that ask for one without a name.
         private_webhooks: whether webhooks may go to addresses that are not public.
+        fetch: which URLs of pictures are fetched.
         finishing: what is done to pictures before they are written.
         safety_optional: whether clients may have their pictures not checked.
     """
@@ -101,6 +103,7 @@ class Settings:
     home: Path | None = None
     refiner: str | None = None
     private_webhooks: bool = False
+    fetch: Fetches = "public"
     finishing: Finishing = AS_THEY_ARE
     safety_optional: bool = False
 
@@ -114,6 +117,7 @@ class Service:
         outbox: its webhooks.
         links: to its pictures.
         files: uploads and results.
+        fetcher: of pictures that requests name by URL.
         entries: what requests may name beside models.
         hub: what happens now.
         poll: seconds between two times that it wants to `look`.
@@ -134,6 +138,7 @@ class Service:
         self.settings = settings
         self._traces = traces
         self.files = Files(settings.data)
+        self.fetcher = Fetcher(settings.fetch)
         self.entries = Entries(settings.home)
         self._alone = _hold(settings.data) if settings.store is None else None
         self.poll = SELDOM if self._alone else POLL
@@ -210,6 +215,22 @@ class Service:
                 say(logging.WARNING, "job not traced", error, **about(job))
 
     # Jobs
+
+    async def sources(self, key: str, urls: Mapping[str, str]) -> Sources:
+        """Where the pictures of a request are, once those at its URLs have been fetched.
+
+        Raises:
+            RequestError, QueueFullError: as of `Fetcher.fetch`.
+        """
+        return Sources(self.files, await self.fetcher.fetch(key, urls))
+
+    async def repeated(self, key: str, token: str | None, body: str) -> Job | None:
+        """The job that a token made, if it came before: then nothing of it is read or fetched.
+
+        Raises:
+            IdempotencyError: the token was used for something else.
+        """
+        return await asyncio.to_thread(self.jobs.repeated, key, token, body) if token else None
 
     async def submit(
         self,

@@ -24,10 +24,11 @@ from typing import Any
 import httpx2
 
 from overpaint.errors import RequestError
-from overpaint.server.addresses import Reach, resolve
+from overpaint.server.addresses import Reach
 from overpaint.server.jobs import Job
 from overpaint.server.logs import about, enduring, say
 from overpaint.server.outbox import Delivery, Post
+from overpaint.server.outside import ask, asking
 from overpaint.server.service import Service
 
 Body = Callable[[Service, Job], Awaitable[dict[str, Any]]]
@@ -71,13 +72,7 @@ class Courier:
     @asynccontextmanager
     async def posting(self) -> AsyncGenerator[None]:
         """Post while in here, and what is due at the end."""
-        # No connection is kept: another name may have the same address, and another certificate.
-        async with httpx2.AsyncClient(
-            timeout=PATIENCE,
-            follow_redirects=False,
-            trust_env=False,
-            limits=httpx2.Limits(max_keepalive_connections=0),
-        ) as client:
+        async with asking(PATIENCE) as client:
             going = asyncio.create_task(self._go(client))
             try:
                 yield
@@ -166,47 +161,19 @@ def signed(secret: str, name: str, at: int, content: bytes) -> dict[str, str]:
 async def deliver(
     client: httpx2.AsyncClient, url: str, content: bytes, headers: Mapping[str, str], reach: Reach
 ) -> Delivery:
-    """Post once; what the receiver answers beside its status is not read.
-
-    The post goes to the very addresses that were found to be within reach: whoever has the name
-    could give it others meanwhile.
-    """
+    """Post once; what the receiver answers beside its status is not read."""
     at, began = time.time(), time.monotonic()
     status, error = None, None
     try:
         async with asyncio.timeout(PATIENCE):
-            named = httpx2.URL(url)
-            own = {**headers, "host": named.netloc.decode()}
-            for address in await resolve(named, reach):
-                try:
-                    status = await _status(client, named, str(address), content, own)
-                    error = None
-                    break
-                except httpx2.ConnectError as problem:
-                    error = _told(problem)
+            answer = await ask(client, "POST", httpx2.URL(url), reach, headers, content)
+            await answer.aclose()
+            status = answer.status_code
     except RequestError as refusal:
         error = str(refusal)
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as problem:
         error = _told(problem)
     return Delivery(at, status, error, time.monotonic() - began)
-
-
-async def _status(
-    client: httpx2.AsyncClient,
-    named: httpx2.URL,
-    address: str,
-    content: bytes,
-    headers: Mapping[str, str],
-) -> int:
-    """What an address answers to a post to a URL, whose host must be in its certificate."""
-    async with client.stream(
-        "POST",
-        named.copy_with(host=address),
-        content=content,
-        headers=headers,
-        extensions={"sni_hostname": named.raw_host.decode()},
-    ) as answer:
-        return answer.status_code
 
 
 def _told(problem: Exception) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import errno
+import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
@@ -18,7 +19,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
-from pydantic import Field
+from pydantic import BaseModel, Field
 from python_multipart.multipart import parse_options_header
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -37,13 +38,11 @@ from overpaint.errors import (
     shown,
 )
 from overpaint.request import Picture, Request
+from overpaint.server.files import LARGEST_UPLOAD
 from overpaint.server.jobs import ENDED, Job
 from overpaint.server.keys import Keys, digest_of
 from overpaint.server.logs import SHOWN
 from overpaint.server.service import Service
-
-LARGEST_UPLOAD = 64 * 2**20
-"""Bytes of a body."""
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Of pictures, by what their names end with."""
@@ -258,6 +257,23 @@ async def read_beside(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -
     """As `asyncio.to_thread`, for what looks at the pictures of a request: by `READERS`."""
     call = partial(copy_context().run, read, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(READERS, call)
+
+
+async def fingerprint(token: str | None, given: BaseModel, *beside: str) -> str:
+    """What tells a body from all others, for an idempotency key; "" where there is none.
+
+    Args:
+        token: the idempotency key.
+        given: the body.
+        beside: what else makes a request another one.
+    """
+
+    def taken() -> str:
+        # By way of texts: halves of surrogate pairs, refused later, are not to be had in UTF-8.
+        text = json.dumps([*beside, given.model_dump(mode="json")])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    return await read_beside(taken) if token else ""
 
 
 async def uploaded(service: Service, name: str) -> bytes:
