@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from overpaint.engine.worker import paints
 from tests.server.fake import Fake, Sized
@@ -24,6 +24,7 @@ def main() -> None:
     from overpaint.engine.profile import Profile
     from overpaint.server import guard
     from overpaint.server.app import run
+    from overpaint.server.fetching import Fetches
     from overpaint.server.jobs import Limits
     from overpaint.server.service import Settings
     from overpaint.server.supervisor import Pace
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--room", type=int, default=Pace().room)
     parser.add_argument("--grace", type=float, default=0.0)
     parser.add_argument("--queue", type=int, default=Limits().queued)
+    parser.add_argument("--fetch", choices=get_args(Fetches), default="public")
     parser.add_argument("--patience", type=float, help="with clients that stand still")
     parser.add_argument("--faults", action="store_true", help="fail as FOLDER/faults.json says")
     given = parser.parse_args()
@@ -69,6 +71,7 @@ def main() -> None:
         pace=Pace(lease=given.lease, look=given.look, room=given.room),
         profile=profile or Profile(),
         native=128,
+        fetch=given.fetch,
         grace=given.grace,
     )
     run(settings, host="127.0.0.1", port=given.port)

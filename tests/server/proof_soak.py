@@ -91,7 +91,7 @@ class Found:
 
 def run(folder: Path, seconds: float, engine: str = "fake") -> Found:
     """Speak every dialect for so long."""
-    with Server(folder, "--engine", engine, "--seconds", "0.005") as server:
+    with Server(folder, "--engine", engine, "--seconds", "0.005", "--fetch", "all") as server:
         return asyncio.run(_run(server.until_ready(), seconds))
 
 
@@ -234,7 +234,7 @@ async def a1111(client: httpx.AsyncClient, number: int) -> None:
 
 
 async def fal(client: httpx.AsyncClient, number: int) -> None:
-    """A request that is queued and followed, and one that is waited for."""
+    """A request that is queued and followed, and one that repaints its picture, by URL."""
     body = {"prompt": "a cup", "seed": number, "num_inference_steps": STEPS}
     name = good(await client.post("/fal/queue/owner/miniature", json=body))["request_id"]
     path = f"/fal/queue/owner/miniature/requests/{name}"
@@ -243,7 +243,7 @@ async def fal(client: httpx.AsyncClient, number: int) -> None:
         raise UnexpectedError(followed.text[-200:])
     url = good(await client.get(path))["images"][0]["url"]
     shown((await client.get(url)).content)
-    good(await client.post("/fal/run/owner/miniature", json=body | {"image_url": uri(number)}))
+    good(await client.post("/fal/run/owner/miniature", json=body | {"image_url": url}))
     good(await client.post("/fal/run/owner/miniature", json=body | {"num_images": 0}), 422)
 
 
