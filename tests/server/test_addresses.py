@@ -16,6 +16,7 @@ import pytest
 from overpaint.errors import RequestError
 from overpaint.server import outside, webhooks
 from overpaint.server.addresses import Reach, check_url, is_loopback, is_public, resolve
+from overpaint.server.outside import asking
 from overpaint.server.webhooks import deliver
 
 from .live import running
@@ -26,6 +27,7 @@ __all__ = ["receiver"]
 PRIVATE = (
     *("10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"),
     *("224.0.1.1", "240.0.0.1", "255.255.255.255", "198.18.0.1", "192.0.2.1"),
+    *("192.0.0.192", "192.88.99.1", "168.63.129.16", "3fff::1"),
     *("::", "fe80::1", "fc00::1", "fec0::1", "ff02::1", "ff0e::1", "2001:db8::1", "::127.0.0.1"),
     *("::ffff:127.0.0.1", "::ffff:93.184.215.14", "64:ff9b::a00:1", "64:ff9b:1::1"),
     *("2002:7f00:1::1", "2001:0:4136:e378:8000:63bf:3fff:fdd2"),
@@ -97,6 +99,7 @@ def test_but_not_beside_it(host: str) -> None:
         "http://[::1/",
         "http://0177.0.0.1/",
         "http://x:99999/",
+        "http://x:-5/",
     ],
 )
 def test_tricks_and_what_is_no_url(url: str) -> None:
@@ -149,7 +152,7 @@ def test_one_address_that_is_not_public_is_enough(names: dict[str, list[str]]) -
 
 def posted(url: str, reach: Reach) -> webhooks.Delivery:
     async def post() -> webhooks.Delivery:
-        async with httpx2.AsyncClient(trust_env=False) as client:
+        async with asking() as client:
             return await deliver(client, url, b"{}", {"webhook-id": "x.completed"}, reach)
 
     return asyncio.run(post())

@@ -8,21 +8,24 @@ import gzip
 import hashlib
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import openai
 import pytest
 from fal_client import SyncClient, client
 from replicate.client import Client
 
 from overpaint.errors import QueueFullError, RequestError
-from overpaint.server import fetching, outside
+from overpaint.server import fetching
+from overpaint.server import outside as asks
 from overpaint.server.fetching import FAILED, Fetcher, Fetches
+from overpaint.server.outside import Outside
 
 from .live import running
 from .test_addresses import LOOPBACK, OTHERWISE, PRIVATE, names
@@ -61,6 +64,7 @@ def whole(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
 
 ANSWERS: dict[str, bytes] = {
     "house.png": whole(HOUSE),
+    "with a cookie": whole(HOUSE, "Set-Cookie: a=1; Path=/"),
     "without a length": b"HTTP/1.0 200 OK\r\n\r\n" + HOUSE,
     "elsewhere": whole(b"", "Location: house.png", status="302 Found"),
     "missing": whole(HOUSE, status="404 Not Found"),
@@ -103,56 +107,71 @@ def gallery() -> Iterator[Gallery]:
         thread.join()
 
 
-def fetched(fetches: Fetches, **urls: str) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def outside() -> Iterator[Outside]:
+    made = Outside()
+    yield made
+    made.close()
+
+
+def fetched(fetches: Fetches, outside: Outside, **urls: str) -> dict[str, bytes]:
     async def fetch() -> dict[str, bytes]:
-        fetcher = Fetcher(fetches)
-        try:
-            return await fetcher.fetch("", urls)
-        finally:
-            await fetcher.close()
+        async with Fetcher(fetches, outside).fetching("", urls) as fetched:
+            return dict(fetched)
 
     return asyncio.run(fetch())
 
 
-def refused(fetches: Fetches, url: str) -> str:
-    with pytest.raises(RequestError) as error:
-        fetched(fetches, image=url)
-    assert error.value.field == "image"
-    return error.value.message
+Refused = Callable[[Fetches, str], str]
+
+
+@pytest.fixture
+def refused(outside: Outside) -> Refused:
+    def why(fetches: Fetches, url: str) -> str:
+        with pytest.raises(RequestError) as error:
+            fetched(fetches, outside, image=url)
+        assert error.value.field == "image"
+        return error.value.message
+
+    return why
 
 
 # What comes of it
 
 
-GOOD = ("house.png", "without a length", "in chunks")
+GOOD = ("house.png", "without a length", "in chunks", "with a cookie")
 
 
 @pytest.mark.parametrize("path", GOOD)
-def test_what_is_there(gallery: Gallery, path: str) -> None:
+def test_what_is_there(gallery: Gallery, path: str, outside: Outside) -> None:
     url = gallery.url(path.replace(" ", "%20"))
-    assert fetched("all", image=url, mask=url) == {url: HOUSE}
+    assert fetched("all", outside, image=url, mask=url) == {url: HOUSE}
     ((asked, headers),) = gallery.asked  # once
     assert (asked, headers["host"]) == (path, f"127.0.0.1:{gallery.port}")
     assert headers["accept-encoding"] == "identity"
 
 
 @pytest.mark.parametrize("path", sorted(ANSWERS.keys() - {*GOOD, "a page"}))
-def test_what_is_no_whole_answer(gallery: Gallery, path: str) -> None:
+def test_what_is_no_whole_answer(gallery: Gallery, path: str, refused: Refused) -> None:
     assert refused("all", gallery.url(path.replace(" ", "%20"))) == FAILED
     assert len(gallery.asked) == 1
 
 
-def test_what_is_too_large(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_large(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, refused: Refused, outside: Outside
+) -> None:
     monkeypatch.setattr(fetching, "LARGEST_UPLOAD", len(HOUSE))
     one, other = gallery.url(), gallery.url("a%20page")
-    assert fetched("all", image=one) == {one: HOUSE}
+    assert fetched("all", outside, image=one) == {one: HOUSE}
     with pytest.raises(RequestError, match=r"^mask: cannot be fetched"):
-        fetched("all", image=one, mask=other)  # together
+        fetched("all", outside, image=one, mask=other)  # together
     monkeypatch.setattr(fetching, "LARGEST_UPLOAD", len(HOUSE) - 1)
     assert refused("all", one) == refused("all", gallery.url("without%20a%20length")) == FAILED
 
 
-def test_what_takes_too_long(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_too_long(
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
     monkeypatch.setattr(fetching, "PATIENCE", 0.2)
     assert refused("all", gallery.url("never")) == FAILED
 
@@ -164,6 +183,9 @@ def test_what_takes_too_long(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) 
         "http:///house.png",
         "http://[::1/",
         "http://x:99999/",
+        "http://127.0.0.1:65536/",
+        "http://127.0.0.1:-5/",
+        f"http://{'a' * 100_000}/",
         "http://no.such.host.invalid/",
         "http://a b/",
         f"http://{'a' * 300}.test/",
@@ -174,7 +196,7 @@ def test_what_takes_too_long(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) 
         "house.png",
     ],
 )
-def test_what_nobody_answers(url: str) -> None:
+def test_what_nobody_answers(url: str, refused: Refused) -> None:
     assert refused("all", url) == FAILED
 
 
@@ -189,14 +211,14 @@ def any_port(monkeypatch: pytest.MonkeyPatch, gallery: Gallery) -> None:
 
 @pytest.mark.usefixtures("any_port")
 @pytest.mark.parametrize("host", [*PRIVATE, *LOOPBACK, *OTHERWISE])
-def test_addresses_that_are_not_public(gallery: Gallery, host: str) -> None:
+def test_addresses_that_are_not_public(gallery: Gallery, host: str, refused: Refused) -> None:
     assert refused("public", gallery.url(host=f"[{host}]" if ":" in host else host)) == FAILED
     assert gallery.asked == []
 
 
 @pytest.mark.usefixtures("any_port")
 @pytest.mark.parametrize("host", ["example.org@127.0.0.1", "example.org\\@127.0.0.1"])
-def test_hosts_that_look_like_others(gallery: Gallery, host: str) -> None:
+def test_hosts_that_look_like_others(gallery: Gallery, host: str, refused: Refused) -> None:
     assert refused("public", gallery.url(host=host)) == FAILED
     assert gallery.asked == []
 
@@ -204,32 +226,32 @@ def test_hosts_that_look_like_others(gallery: Gallery, host: str) -> None:
 @pytest.mark.usefixtures("any_port")
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["93.184.215.14", "::1"]])
 def test_names_that_lead_here(
-    gallery: Gallery, names: dict[str, list[str]], addresses: list[str]
+    gallery: Gallery, names: dict[str, list[str]], addresses: list[str], refused: Refused
 ) -> None:
     names["house.test"] = addresses
     assert refused("public", gallery.url(host="house.test")) == FAILED
     assert gallery.asked == []
 
 
-def test_ports_where_no_pictures_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(outside, "resolve")  # nobody is looked for
+def test_ports_where_no_pictures_are(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    monkeypatch.delattr(asks, "resolve")  # nobody is looked for
     for port in (22, 6379, 8080):
         assert refused("public", f"http://93.184.215.14:{port}/") == FAILED
 
 
 def test_what_was_looked_at_is_what_is_asked(
-    gallery: Gallery, names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+    gallery: Gallery, names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     """The resolver says another address from the second time on."""
     names["rebound.test"] = ["127.0.0.2"]
-    resolving = outside.resolve
+    resolving = asks.resolve
 
     async def once(*given: Any) -> Any:
         found = await resolving(*given)
         names["rebound.test"] = ["127.0.0.1"]
         return found
 
-    monkeypatch.setattr(outside, "resolve", once)
+    monkeypatch.setattr(asks, "resolve", once)
     assert refused("all", gallery.url(host="rebound.test")) == FAILED
     assert gallery.asked == []
 
@@ -239,10 +261,20 @@ def test_proxies_of_the_environment_are_not_asked(
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    assert fetched("all", image=gallery.url()) == {gallery.url(): HOUSE}
+    asks_now = Outside()
+    assert fetched("all", asks_now, image=gallery.url()) == {gallery.url(): HOUSE}
+    asks_now.close()
 
 
-def test_a_server_that_fetches_nothing(gallery: Gallery) -> None:
+def test_no_cookies(gallery: Gallery, outside: Outside) -> None:
+    """They would be another client's."""
+    for _ in range(2):
+        fetched("all", outside, image=gallery.url("with%20a%20cookie"))
+    assert len(gallery.asked) == 2
+    assert all("cookie" not in headers for _, headers in gallery.asked)
+
+
+def test_a_server_that_fetches_nothing(gallery: Gallery, refused: Refused) -> None:
     assert "not fetched here" in refused("none", gallery.url())
     assert gallery.asked == []
 
@@ -250,10 +282,19 @@ def test_a_server_that_fetches_nothing(gallery: Gallery) -> None:
 # How many
 
 
-def test_more_urls_than_a_request_may_name() -> None:
+def test_more_urls_than_a_request_may_name(outside: Outside) -> None:
     urls = {f"controls.{number}.image": "http://127.0.0.1/" for number in range(17)}
     with pytest.raises(RequestError, match=r"^controls\.0\.image: is one of more than 16 URLs"):
-        fetched("public", **urls)
+        fetched("public", outside, **urls)
+
+
+class Here:
+    """What asks, in the loop of who wants that."""
+
+    client = None
+
+    async def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return await work
 
 
 def test_requests_of_a_key_wait_for_each_other_and_for_nobody_else(
@@ -263,34 +304,32 @@ def test_requests_of_a_key_wait_for_each_other_and_for_nobody_else(
     monkeypatch.setattr(fetching, "WAITING", 2)
     asked = list[str]()
 
+    async def answer(client: object, method: str, url: object, *_: object) -> httpx2.Response:
+        asked.append(str(url))
+        return httpx2.Response(200, stream=httpx2.ByteStream(HOUSE))
+
+    monkeypatch.setattr(fetching, "ask", answer)
+    here: Any = Here()
+
     async def fetch() -> None:
-        go_on = asyncio.Event()
+        fetcher, looked_at = Fetcher("all", here), asyncio.Event()
 
-        async def ask(client: object, method: str, url: object, *_: object) -> Any:
-            asked.append(str(url))
-            await go_on.wait()
-            raise OSError
+        async def begin(key: str, url: str) -> None:
+            async with fetcher.fetching(key, {"image": url}) as fetched:
+                assert fetched == {url: HOUSE}
+                await looked_at.wait()
 
-        monkeypatch.setattr(fetching, "ask", ask)
-        fetcher = Fetcher("all")
-
-        def begin(key: str, url: str) -> asyncio.Task[dict[str, bytes]]:
-            return asyncio.create_task(fetcher.fetch(key, {"image": url}))
-
-        going = [begin(*pair) for pair in (("a", "http://1"), ("a", "http://2"), ("b", "http://3"))]
+        pairs = (("a", "http://1"), ("a", "http://2"), ("b", "http://3"))
+        going = [asyncio.create_task(begin(*pair)) for pair in pairs]
         while len(asked) < 2:
             await asyncio.sleep(0)
         assert asked == ["http://1", "http://3"]
         with pytest.raises(QueueFullError, match="2 requests"):
             await begin("a", "http://4")
-        go_on.set()
-        for task in going:
-            with pytest.raises(RequestError):
-                await task
+        looked_at.set()
+        await asyncio.gather(*going)
         assert asked == ["http://1", "http://3", "http://2"]
-        with pytest.raises(RequestError):
-            await begin("a", "http://4")  # there is room again
-        await fetcher.close()
+        await begin("a", "http://4")  # there is room again
 
     asyncio.run(fetch())
 
@@ -428,9 +467,35 @@ def test_by_default_nothing_of_this_machine_is_fetched(
     assert gallery.asked == []
 
 
-def test_a_host_that_is_asked_by_its_name(gallery: Gallery, names: dict[str, list[str]]) -> None:
+def test_a_host_that_is_asked_by_its_name(
+    gallery: Gallery, names: dict[str, list[str]], outside: Outside
+) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.2", gallery.port))  # and does not listen: the next one is tried
         names["house.test"] = ["127.0.0.2", "127.0.0.1"]
-        assert fetched("all", image=gallery.url(host="house.test"))
+        assert fetched("all", outside, image=gallery.url(host="house.test"))
     assert gallery.asked[0][1]["host"] == f"house.test:{gallery.port}"
+
+
+def test_an_international_name_is_looked_up_as_certificates_have_it(
+    gallery: Gallery, outside: Outside, names: dict[str, list[str]]
+) -> None:
+    names["xn--fa-hia.test"] = ["127.0.0.1"]  # Python's own IDNA says fass.test
+    for host in ("xn--fa-hia.test", "faß.test"):
+        assert fetched("all", outside, image=gallery.url(host=host))
+    assert {headers["host"] for _, headers in gallery.asked} == {f"xn--fa-hia.test:{gallery.port}"}
+
+
+@pytest.mark.parametrize("inner", ['{"url": "http://127.0.0.1:9/"}', '{"data": "!"}'])
+@pytest.mark.parametrize("name", ["a" * 5_000_000, r"\ud800"])
+@pytest.mark.parametrize(
+    ("path", "around"),
+    [("/api/jobs", '{"request": {"%s": %s}}'), ("/fal/run/o/sdxl", '{"prompt": "", "%s": %s}')],
+)
+def test_of_a_name_its_beginning_is_told(
+    url: str, path: str, around: str, name: str, inner: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(url + path, content=around % (name, inner), headers=headers)
+    assert answer.status_code == 422
+    assert len(answer.content) < 2000

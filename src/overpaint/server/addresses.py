@@ -1,7 +1,7 @@
-"""Which addresses are this machine's own, and which ones the server may post to.
+"""Which addresses are this machine's own, and which ones the server may ask, or post to.
 
-Whoever may name an address for the server to post to could otherwise reach, through it, what stands
-behind the same firewall (server-side request forgery).
+Whoever may name an address to the server could otherwise reach, through it, what stands behind the
+same firewall (server-side request forgery).
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Literal
 
 import httpx2
@@ -19,12 +19,18 @@ from overpaint.errors import RequestError
 Address = IPv4Address | IPv6Address
 
 Reach = Literal["public", "loopback", "all"]
-"""Where posts may go: to public addresses; to this machine's own as well; anywhere."""
+"""What may be asked: public addresses; this machine's own as well; any."""
 
 LARGEST_PORT = 65535
 
 NAT64 = IPv6Network("64:ff9b::/96")
 """Networks without IPv4 reach it by these: its addresses are the last 32 bits."""
+
+SPECIAL = tuple(
+    map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20"))
+)
+"""Networks that are not public, whatever `ipaddress` says: not all versions of Python know those
+for protocols and documentation, and two clouds have their metadata there."""
 
 RESOLVERS = ThreadPoolExecutor(64, "overpaint-resolve")
 """Threads that ask for addresses, which may take half a minute where nobody answers: in asyncio's
@@ -46,12 +52,14 @@ def is_public(address: Address) -> bool:
             return is_public(IPv4Address(int(address) & 0xFFFF_FFFF))
         if address.sixtofour or address.teredo or address.is_site_local:
             return False
+    if any(address in network for network in SPECIAL):
+        return False
     # IPv4 within IPv6 (::ffff:0:0/96) is reserved.
     return address.is_global and not (address.is_multicast or address.is_reserved)
 
 
 def check_url(url: str, reach: Reach) -> None:
-    """Refuse a URL that says by itself that it leads where posts may not go.
+    """Refuse a webhook's URL that says by itself that it leads where posts may not go.
 
     Raises:
         RequestError: field "webhook": it is no URL, or its host is such an address.
@@ -60,7 +68,7 @@ def check_url(url: str, reach: Reach) -> None:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
         raise RequestError("webhook", f"{url[:200]!r} is no URL: {error}.") from None
-    if (parsed.port or 0) > LARGEST_PORT:
+    if not 0 <= (parsed.port or 0) <= LARGEST_PORT:
         raise RequestError("webhook", f"there is no port {parsed.port}; give one that there is.")
     host = parsed.host.rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
@@ -79,7 +87,7 @@ async def resolve(url: httpx2.URL, reach: Reach) -> list[Address]:
     """The addresses of a URL's host, in the order in which to try them; at least one.
 
     Raises:
-        RequestError: field "webhook": any of them is where posts may not go.
+        RequestError: field "webhook": any of them is not within reach.
         OSError, UnicodeError: there are none.
     """
     with suppress(ValueError):
@@ -88,7 +96,11 @@ async def resolve(url: httpx2.URL, reach: Reach) -> list[Address]:
         return [address]
     port = url.port or (443 if url.scheme == "https" else 80)
     asked = partial(
-        socket.getaddrinfo, url.host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+        socket.getaddrinfo,
+        url.raw_host.decode(),  # which certificates are for: Python's own IDNA is an older one
+        port,
+        type=socket.SOCK_STREAM,
+        proto=socket.IPPROTO_TCP,
     )
     found = await asyncio.get_running_loop().run_in_executor(RESOLVERS, asked)
     addresses = [ip_address(entry[4][0]) for entry in found]

@@ -93,7 +93,6 @@ def create_app(
                         task.cancel()
                     await asyncio.to_thread(service.drain)
         finally:
-            await service.fetcher.close()
             await asyncio.to_thread(service.close)
             if traces:
                 await asyncio.to_thread(traces.close)

@@ -10,7 +10,7 @@ from overpaint.errors import LONGEST_NAME, RequestError, near
 from overpaint.request import Request
 from overpaint.server.fetching import Sources
 from overpaint.server.jobs import Job
-from overpaint.server.pictures import pictures_from
+from overpaint.server.pictures import pictures_from, urls_in
 from overpaint.server.wire import with_fitting_mask
 
 Word = tuple[str, str, Any]
@@ -53,6 +53,17 @@ def request_of(
         return with_fitting_mask(Request(**fields)), theirs
     except RequestError as error:
         raise in_words(error, theirs) from None
+
+
+def urls_of_ours(given: BaseModel, own: Collection[str]) -> dict[str, str]:
+    """The URLs to be fetched that a dialect's extra fields name, by where they are.
+
+    Args:
+        given: the dialect's fields.
+        own: fields of ours that come under their own names; what is none is refused later.
+    """
+    extra = (given.model_extra or {}).items()
+    return urls_in({name: value for name, value in extra if name in own})
 
 
 def in_words(error: RequestError, theirs: Mapping[str, str]) -> RequestError:

@@ -31,10 +31,10 @@ from starlette.background import BackgroundTask
 from overpaint.engine.worker import Shown
 from overpaint.errors import PictureError, RequestError, near
 from overpaint.request import LARGEST_SEED, Request
-from overpaint.server.dialect import Word, fault_of, in_words, request_of
+from overpaint.server.dialect import Word, fault_of, in_words, request_of, urls_of_ours
 from overpaint.server.fetching import Sources
 from overpaint.server.jobs import ENDED, Job
-from overpaint.server.pictures import picture, urls_in, urls_of
+from overpaint.server.pictures import picture, urls_of
 from overpaint.server.predictions import moment, progress_line
 from overpaint.server.service import Service
 from overpaint.server.wire import (
@@ -424,8 +424,9 @@ async def accept(
     if job := await service.repeated(key, token, body):
         return job
     urls = urls_of({"image_url": given.image_url, "mask_url": given.mask_url})
-    sources = await service.sources(key, urls | urls_in(given.model_extra))
-    request, theirs = await read_beside(to_request, given, sources, app.needs)
+    urls |= await read_beside(urls_of_ours, given, OWN)
+    async with service.sources(key, urls) as sources:
+        request, theirs = await read_beside(to_request, given, sources, app.needs)
     kind = "jpg" if given.format == "jpeg" else given.format
     origin = {
         "wire": "fal",

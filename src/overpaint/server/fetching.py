@@ -8,7 +8,8 @@ went wrong is told in the same words.
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,16 +18,16 @@ import httpx2
 from overpaint.errors import QueueFullError, RequestError
 from overpaint.server.files import LARGEST_UPLOAD, Files
 from overpaint.server.logs import request_id, say
-from overpaint.server.outside import ask, asking
+from overpaint.server.outside import Outside, ask
 
 Fetches = Literal["none", "public", "all"]
 """Which URLs are fetched: none; those of public addresses; those that lead inside as well."""
 
 PATIENCE = 20.0
-"""Seconds that all pictures of a request have."""
+"""Seconds that all pictures of a request have, once it is their turn."""
 
 ABREAST = 8
-"""Requests of a key whose pictures are fetched at once: others of it wait."""
+"""Requests of a key whose pictures are fetched, or looked at, at once: others of it wait."""
 
 WAITING = 64
 """Requests of a key whose pictures are fetched or wait for that; more are refused."""
@@ -71,14 +72,23 @@ class Sources:
 class Fetcher:
     """Fetches pictures."""
 
-    def __init__(self, fetches: Fetches):
+    def __init__(self, fetches: Fetches, outside: Outside):
+        """Nothing is fetched yet.
+
+        Args:
+            fetches: which URLs are.
+            outside: what asks.
+        """
         self._fetches: Fetches = fetches
-        self._client = asking(PATIENCE)
+        self._outside = outside
         self._asked = Counter[str]()
         self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(ABREAST))
 
-    async def fetch(self, key: str, urls: Mapping[str, str]) -> dict[str, bytes]:
-        """What is at some URLs, by URL.
+    @asynccontextmanager
+    async def fetching(
+        self, key: str, urls: Mapping[str, str]
+    ) -> AsyncGenerator[Mapping[str, bytes]]:
+        """What is at some URLs, by URL; while it is looked at, others of the key wait.
 
         Args:
             key: on whose account.
@@ -88,9 +98,10 @@ class Fetcher:
             RequestError: one of these fields: it cannot be fetched, or there are too many.
             QueueFullError: too many requests of the key wait for pictures already.
         """
-        if not urls:
-            return {}
-        first = next(iter(urls))
+        first = next(iter(urls), None)
+        if first is None:
+            yield {}
+            return
         if self._fetches == "none":
             raise RequestError(first, "URLs are not fetched here; send the picture itself.")
         if len(urls) > MOST:
@@ -101,13 +112,9 @@ class Fetcher:
         self._asked[key] += 1
         try:
             async with self._turns[key]:
-                return await self._in_time(urls)
+                yield await self._outside.do(self._in_time(urls))
         finally:
             self._asked[key] -= 1
-
-    async def close(self) -> None:
-        """Ask nobody any more."""
-        await self._client.aclose()
 
     async def _in_time(self, urls: Mapping[str, str]) -> dict[str, bytes]:
         fetched, at = dict[str, bytes](), ""
@@ -134,7 +141,7 @@ class Fetcher:
         reach = "all" if self._fetches == "all" else "public"
         if url.scheme not in SCHEMES or (reach == "public" and url.port not in PORTS):
             raise ValueError("no usual URL")
-        answer = await ask(self._client, "GET", url, reach, HEADERS)
+        answer = await ask(self._outside.client, "GET", url, reach, HEADERS)
         try:
             if answer.status_code != 200 or "content-encoding" in answer.headers:
                 raise ValueError("no plain answer")

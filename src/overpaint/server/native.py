@@ -36,6 +36,7 @@ from overpaint.engine.worker import Shown
 from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.request import Request
+from overpaint.server.fetching import Sources
 from overpaint.server.jobs import Job, Said
 from overpaint.server.ledger import Ledger, Total
 from overpaint.server.pictures import pictures_from, urls_in
@@ -269,17 +270,19 @@ async def accept(
     service: Service, key: str, submission: Submission, token: str | None, body: str
 ) -> Job:
     """Accept a job; `body` is the hash of what came."""
-    sources = await service.sources(key, urls_in(submission.request))
 
-    def read() -> Request:
+    def read(sources: Sources) -> Request:
         fields = pictures_from(submission.request, sources)
         return with_fitting_mask(Request.model_validate(fields))
 
+    urls = await read_beside(urls_in, submission.request)
+    async with service.sources(key, urls) as sources:
+        request = await read_beside(read, sources)
     output = submission.output
     options = {} if output.quality is None else {"quality": output.quality}
     kept = {"kind": output.format, "options": options, "preview_every": output.preview_every}
     return await service.submit(
-        await read_beside(read),
+        request,
         model=submission.model,
         key=key,
         priority=submission.priority,

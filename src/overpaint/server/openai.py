@@ -25,11 +25,10 @@ from overpaint import images
 from overpaint.engine.worker import Shown
 from overpaint.errors import FormatError, ModelNotFoundError, RequestError, near
 from overpaint.request import Picture, Request
-from overpaint.server.dialect import Word, fault_of, in_words, request_of
+from overpaint.server.dialect import Word, fault_of, in_words, request_of, urls_of_ours
 from overpaint.server.fetching import Sources
 from overpaint.server.files import LARGEST_UPLOAD
 from overpaint.server.jobs import ENDED, Job, Said
-from overpaint.server.pictures import urls_in
 from overpaint.server.service import Service
 from overpaint.server.wire import (
     EVENT_STREAM,
@@ -457,11 +456,12 @@ async def make(
         }
         return request, origin
 
-    body = await fingerprint(token, given, type(given).__name__)
+    body = await fingerprint(token, given)
     job = await service.repeated(key, token, body)
     if job is None:
-        sources = await service.sources(key, urls_in(given.model_extra))
-        request, origin = await read_beside(read, sources)
+        urls = await read_beside(urls_of_ours, given, OWN)
+        async with service.sources(key, urls) as sources:
+            request, origin = await read_beside(read, sources)
         try:
             job = await service.submit(
                 request,

@@ -2,23 +2,57 @@
 
 Whoever has a name could give it another address between two looks. Redirects lead where nobody has
 looked, proxies resolve for themselves, and a pool knows connections by address, whatever the
-certificate was for: there are none of these.
+certificate was for: there are none of these. Cookies would be one client's to another.
 """
 
-from collections.abc import Mapping
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, TypeVar
 
 import httpx2
 
-from overpaint.server.addresses import Reach, resolve
+from overpaint.server.addresses import LARGEST_PORT, Reach, resolve
+
+T = TypeVar("T")
 
 
-def asking(seconds: float) -> httpx2.AsyncClient:
-    """What asks; each answer has so many seconds."""
+class Outside:
+    """A thread for asking: whoever answers may keep its loop busy, and not the server's.
+
+    Attributes:
+        client: that asks, within `do`.
+    """
+
+    def __init__(self) -> None:
+        self.client = asking()
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="overpaint-outside", daemon=True
+        )
+        self._thread.start()
+
+    async def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have something done there."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._runner.close()
+
+
+def asking() -> httpx2.AsyncClient:
+    """What asks, without a limit on time: callers have theirs, on all of it."""
     return httpx2.AsyncClient(
-        timeout=seconds,
+        timeout=None,
         follow_redirects=False,
         trust_env=False,
         limits=httpx2.Limits(max_keepalive_connections=0),
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
     )
 
 
@@ -47,6 +81,8 @@ async def ask(
         RequestError: as of `resolve`.
         httpx2.HTTPError, OSError, ValueError: nobody is there, or answers.
     """
+    if not 0 <= (url.port or 0) <= LARGEST_PORT:
+        raise ValueError(f"there is no port {url.port}")
     failed: httpx2.ConnectError | None = None
     for address in await resolve(url, reach):
         request = client.build_request(

@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Generator, Mapping
+from itertools import islice
 from typing import Any
 
 from overpaint import images
-from overpaint.errors import RequestError, shown
+from overpaint.errors import LONGEST_NAME, RequestError, shown
 from overpaint.request import Picture
-from overpaint.server.fetching import Sources
+from overpaint.server.fetching import MOST, Sources
 from overpaint.server.guard import LARGEST_BODY
 from overpaint.server.wire import from_base64, from_data_uri
 
-FILE = re.compile(r"(?:https?://[^/]+)?/v1/files/([0-9a-f]{64})")
+FILE = re.compile(r"(?:https?://[^/]{1,300})?/v1/files/([0-9a-f]{64})")
 """A link to an upload."""
 
 URL = re.compile(r"https?://", re.IGNORECASE)
@@ -68,7 +69,8 @@ def _data(field: str, text: str, sources: Sources) -> bytes:
 
 def urls_in(fields: Any, *path: str | int) -> dict[str, str]:
     """The URLs to be fetched that a part of a request names, by where they are in it."""
-    return {".".join(map(str, place)): url for place, url in _urls(fields, path)}
+    found = islice(_urls(fields, path), MOST + 1)  # more are refused
+    return {_field(*place): url for place, url in found}
 
 
 def _urls(value: Any, path: Place) -> Generator[tuple[Place, str]]:
@@ -106,8 +108,8 @@ def pictures_from(fields: Any, sources: Sources, *path: str | int) -> Any:
         if name not in uploads:
             uploads[name] = sources.files.get(name)
             if sum(map(len, uploads.values())) > LARGEST_BODY:
-                field = ".".join(map(str, path))
-                raise RequestError(field, f"uploads have {LARGEST_BODY:,} bytes together at most.")
+                message = f"uploads have {LARGEST_BODY:,} bytes together at most."
+                raise RequestError(_field(*path), message)
         return uploads[name]
 
     def at(value: Any, path: Place) -> Any:
@@ -117,7 +119,7 @@ def pictures_from(fields: Any, sources: Sources, *path: str | int) -> Any:
             case {"file": str(name)} if len(value) == 1:
                 return _received(upload(name, path), path)
             case {"data": str(text)} if len(value) == 1:
-                return _received(from_base64(".".join(map(str, (*path, "data"))), text), path)
+                return _received(from_base64(_field(*path, "data"), text), path)
             case {"url": str(url)} if len(value) == 1 and url in sources.fetched:
                 return _received(sources.fetched[url], path)
             case Mapping():
@@ -133,5 +135,11 @@ def pictures_from(fields: Any, sources: Sources, *path: str | int) -> Any:
 def _received(data: bytes, path: Place) -> dict[str, bytes]:
     """A picture; in the place of one that shows a pose, its keypoints, which are JSON."""
     if path[:1] != ("controls",) or data.lstrip()[:1] not in (b"{", b"["):
-        images.received(data, ".".join(map(str, path)))
+        images.received(data, _field(*path))
     return {"data": data}
+
+
+def _field(*path: str | int) -> str:
+    """Where something is, for messages: names may be of any length, and no Unicode."""
+    name = ".".join(str(part)[:LONGEST_NAME] for part in path)
+    return name.encode(errors="replace").decode()

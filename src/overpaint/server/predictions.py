@@ -157,8 +157,9 @@ async def accept(
         raise RequestError("apply_watermark", "this server marks every picture; leave it out.")
     if job := await service.repeated(key, token, body):
         return job
-    sources = await service.sources(key, urls_of({"image": given.image, "mask": given.mask}))
-    request, asked = await read_beside(_read, given, service, sources, origin["base"])
+    urls = urls_of({"image": given.image, "mask": given.mask})
+    async with service.sources(key, urls) as sources:
+        request, asked = await read_beside(_read, given, service, sources, origin["base"])
     checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
     kept = {**origin, "input": asked, "output": {"kind": "png"}, "checked": checked}
     try:

@@ -38,6 +38,7 @@ from overpaint.server.keys import Links
 from overpaint.server.logs import Happened, about, request_id, say, tell, tell_returned
 from overpaint.server.named import check_names
 from overpaint.server.outbox import EVENTS, Outbox
+from overpaint.server.outside import Outside
 from overpaint.server.supervisor import Pace, Supervisor
 
 if TYPE_CHECKING:
@@ -117,9 +118,10 @@ class Service:
         outbox: its webhooks.
         links: to its pictures.
         files: uploads and results.
-        fetcher: of pictures that requests name by URL.
         entries: what requests may name beside models.
         hub: what happens now.
+        outside: what asks servers elsewhere.
+        fetcher: of pictures that requests name by URL.
         poll: seconds between two times that it wants to `look`.
         supervisor: the worker's.
     """
@@ -138,7 +140,6 @@ class Service:
         self.settings = settings
         self._traces = traces
         self.files = Files(settings.data)
-        self.fetcher = Fetcher(settings.fetch)
         self.entries = Entries(settings.home)
         self._alone = _hold(settings.data) if settings.store is None else None
         self.poll = SELDOM if self._alone else POLL
@@ -147,6 +148,8 @@ class Service:
         self.outbox = Outbox(self.jobs.database)
         self.links = Links(self.outbox.secret("links"))  # which is no key's digest
         self.hub = Hub()
+        self.outside = Outside()
+        self.fetcher = Fetcher(settings.fetch, self.outside)
         if self._alone:
             tell_returned(self.jobs, self.jobs.expire(owners_are_gone=True), self.note)
         self.supervisor = Supervisor(
@@ -172,7 +175,8 @@ class Service:
         self.hub.rouse()
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Let go of the store, and ask nobody any more."""
+        self.outside.close()
         self.jobs.database.close()
         if self._alone:
             self._alone.close()
@@ -216,13 +220,15 @@ class Service:
 
     # Jobs
 
-    async def sources(self, key: str, urls: Mapping[str, str]) -> Sources:
-        """Where the pictures of a request are, once those at its URLs have been fetched.
+    @contextlib.asynccontextmanager
+    async def sources(self, key: str, urls: Mapping[str, str]) -> AsyncGenerator[Sources]:
+        """Where the pictures of a request are, while they are looked at.
 
         Raises:
-            RequestError, QueueFullError: as of `Fetcher.fetch`.
+            RequestError, QueueFullError: as of `Fetcher.fetching`.
         """
-        return Sources(self.files, await self.fetcher.fetch(key, urls))
+        async with self.fetcher.fetching(key, urls) as fetched:
+            yield Sources(self.files, fetched)
 
     async def repeated(self, key: str, token: str | None, body: str) -> Job | None:
         """The job that a token made, if it came before: then nothing of it is read or fetched.
@@ -230,7 +236,9 @@ class Service:
         Raises:
             IdempotencyError: the token was used for something else.
         """
-        return await asyncio.to_thread(self.jobs.repeated, key, token, body) if token else None
+        if token is None:
+            return None
+        return await asyncio.to_thread(self.jobs.repeated, key, token, body)
 
     async def submit(
         self,

@@ -28,7 +28,7 @@ from overpaint.server.addresses import Reach
 from overpaint.server.jobs import Job
 from overpaint.server.logs import about, enduring, say
 from overpaint.server.outbox import Delivery, Post
-from overpaint.server.outside import ask, asking
+from overpaint.server.outside import ask
 from overpaint.server.service import Service
 
 Body = Callable[[Service, Job], Awaitable[dict[str, Any]]]
@@ -72,37 +72,36 @@ class Courier:
     @asynccontextmanager
     async def posting(self) -> AsyncGenerator[None]:
         """Post while in here, and what is due at the end."""
-        async with asking(PATIENCE) as client:
-            going = asyncio.create_task(self._go(client))
-            try:
-                yield
-            finally:
-                going.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await going
-                with enduring():
-                    await self._look(client)
-                if self._under_way:
-                    await asyncio.wait(self._under_way)
+        going = asyncio.create_task(self._go())
+        try:
+            yield
+        finally:
+            going.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await going
+            with enduring():
+                await self._look()
+            if self._under_way:
+                await asyncio.wait(self._under_way)
 
-    async def _go(self, client: httpx2.AsyncClient) -> None:
+    async def _go(self) -> None:
         while True:
             with enduring():
-                await self._look(client)
+                await self._look()
             await asyncio.sleep(POLL)
 
-    async def _look(self, client: httpx2.AsyncClient) -> None:
+    async def _look(self) -> None:
         """Begin to post what is due."""
         outbox = self._service.outbox
         await asyncio.to_thread(outbox.go_on, self._service.hub.moved())
         if free := ABREAST - len(self._under_way):
             posts = Counter(post.key for post in self._under_way.values())
             for post in await asyncio.to_thread(outbox.take, free, LEASE, posts):
-                task = asyncio.create_task(self._post(client, post))
+                task = asyncio.create_task(self._post(post))
                 self._under_way[task] = post
                 task.add_done_callback(self._under_way.pop)
 
-    async def _post(self, client: httpx2.AsyncClient, post: Post) -> None:
+    async def _post(self, post: Post) -> None:
         with enduring():  # it is posted again once its lease has run out
             job = await asyncio.to_thread(self._service.jobs.get, post.job)
             if job is None or job.webhook is None:
@@ -113,7 +112,9 @@ class Courier:
             name = f"{job.id}.{post.kind}" + (f".{post.turn}" if post.turn else "")
             headers = signed(secret, name, int(time.time()), content)
             reach = self._service.reach(job.key)
-            delivery = await deliver(client, job.webhook, content, headers, reach)
+            outside = self._service.outside
+            posting = deliver(outside.client, job.webhook, content, headers, reach)
+            delivery = await outside.do(posting)
             again = None
             if post.kind != "logs" and post.tries < len(AGAIN):  # newer logs come anyway
                 again = AGAIN[post.tries] * random.uniform(1 - SPREAD, 1 + SPREAD)

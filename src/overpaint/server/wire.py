@@ -269,11 +269,25 @@ async def fingerprint(token: str | None, given: BaseModel, *beside: str) -> str:
     """
 
     def taken() -> str:
-        # By way of texts: halves of surrogate pairs, refused later, are not to be had in UTF-8.
-        text = json.dumps([*beside, given.model_dump(mode="json")])
+        # Nothing is refused here: halves of surrogate pairs and NaN are, by their names, later.
+        try:
+            text = json.dumps([type(given).__name__, *beside, dict(given)], default=_inner)
+        except RecursionError:
+            raise RequestError("request", "is nested deeper than any field of it.") from None
         return hashlib.sha256(text.encode()).hexdigest()
 
-    return await read_beside(taken) if token else ""
+    return "" if token is None else await read_beside(taken)
+
+
+def _inner(value: object) -> object:
+    """What is no JSON, as something that is."""
+    match value:
+        case BaseModel():
+            return dict(value)
+        case bytes():
+            return ["bytes", hashlib.sha256(value).hexdigest()]
+        case _:
+            return str(value)  # times
 
 
 async def uploaded(service: Service, name: str) -> bytes:
