@@ -36,7 +36,7 @@ MOST = 16
 """URLs that a request may name."""
 
 CRUMBS = 1000
-"""Parts of less than a KiB that an answer may come in: each takes time, which all wait for."""
+"""Parts of less than a KiB that an answer may come in: each costs as much as a large one."""
 
 SCHEMES = ("http", "https")
 PORTS = (None, 80, 443)

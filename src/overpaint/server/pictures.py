@@ -67,9 +67,9 @@ def _data(field: str, text: str, sources: Sources) -> bytes:
 # As objects
 
 
-def urls_in(fields: Any, *path: str | int) -> dict[str, str]:
-    """The URLs to be fetched that a part of a request names, by where they are in it."""
-    found = islice(_urls(fields, path), MOST + 1)  # more are refused
+def urls_in(fields: Any) -> dict[str, str]:
+    """The URLs to be fetched that a request names, by where they are in it."""
+    found = islice(_urls(fields, ()), MOST + 1)  # more are refused
     return {_field(*place): url for place, url in found}
 
 
