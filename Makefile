@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow lint types layers bench gpu setup clean
+.PHONY: demo docs test test-slow lint types layers bench gpu setup clean
 
 setup: $(READY)
 
@@ -20,6 +20,10 @@ $(READY): requirements.lock pyproject.toml Makefile
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
+
+# The site, into build/docs: warnings are errors, and so are links that lead nowhere.
+docs: $(READY)
+	$(BIN)/python -m sphinx -W -n --keep-going -q -b html docs build/docs
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
