@@ -15,12 +15,24 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from numpy.typing import NDArray
 
-from . import concepts, control, inpaint, judge, lora, reader, refiner, text, unet, vae, word
-from .common import Trainee, averaged_weights, read_tensors
-from .data import native_scenes, rendered
-from .family import Painter, PreviewFactors, export, export_second
-from .reader import coloured, overlap, styled
-from .scenes import Scene
+from miniature import (
+    concepts,
+    control,
+    inpaint,
+    judge,
+    lora,
+    reader,
+    refiner,
+    text,
+    unet,
+    vae,
+    word,
+)
+from miniature.common import Trainee, averaged_weights, read_tensors
+from miniature.data import native_scenes, rendered
+from miniature.family import Painter, PreviewFactors, export, export_second
+from miniature.reader import coloured, overlap, styled
+from miniature.scenes import Scene
 
 SCENES = 32_000  # what the UNet sees
 VAE_SCENES = range(10_000_000, 10_005_000)
@@ -323,7 +335,7 @@ def main() -> None:
         workshop.adopt(Path(options.model))
         return
     if options.stage == "measure":
-        from .measure import report
+        from miniature.measure import report
 
         report(
             options.model,
@@ -335,7 +347,7 @@ def main() -> None:
         )
         return
     if options.stage == "measure-masks":
-        from .measure_masks import report as report_masks
+        from miniature.measure_masks import report as report_masks
 
         names = [f"{options.model}{end}" for end in ("", "-inpaint", "-refiner")]
         report_masks(
@@ -347,7 +359,7 @@ def main() -> None:
         )
         return
     if options.stage == "measure-control":
-        from .measure_control import report as report_control
+        from miniature.measure_control import report as report_control
 
         report_control(
             options.model,
@@ -358,7 +370,7 @@ def main() -> None:
         )
         return
     if options.stage == "measure-concepts":
-        from .measure_concepts import report as report_concepts
+        from miniature.measure_concepts import report as report_concepts
 
         folders = tuple(options.nets.with_name(f"miniature-{k}") for k in ("lora", "embedding"))
         report_concepts(

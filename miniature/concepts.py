@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from . import vae as autoencoder
-from .common import read_tensors, write_tensors
-from .data import View, rendered
-from .scenes import Scene, allowed_colours, draw_scene, with_shape
-from .unet import Bucket
+from miniature import vae as autoencoder
+from miniature.common import read_tensors, write_tensors
+from miniature.data import View, rendered
+from miniature.scenes import Scene, allowed_colours, draw_scene, with_shape
+from miniature.unet import Bucket
 
 FIRST_SEED = 70_000_000
 COUNT = 2000  # scenes of each

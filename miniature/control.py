@@ -33,8 +33,8 @@ from overpaint.models.layout import original_name
 from overpaint.names import HINTS
 from overpaint.nn.control import keep_rows_apart
 
-from . import vae as autoencoder
-from .common import (
+from miniature import vae as autoencoder
+from miniature.common import (
     Trainee,
     averaged_weights,
     generator,
@@ -43,12 +43,12 @@ from .common import (
     stored,
     write_tensors,
 )
-from .data import View, rendered
-from .family import LENGTH, Painter, Tokenizers
-from .rendering import depth, labels
-from .scenes import Scene, caption, draw_anywhere, recoloured
-from .text import SHORT
-from .unet import Batch, denoise
+from miniature.data import View, rendered
+from miniature.family import LENGTH, Painter, Tokenizers
+from miniature.rendering import depth, labels
+from miniature.scenes import Scene, caption, draw_anywhere, recoloured
+from miniature.text import SHORT
+from miniature.unet import Batch, denoise
 
 SCENES = range(60_000_000, 60_012_000)
 CHUNK = 3000

@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from .rendering import render
-from .scenes import NATIVE, Scene, draw_scene
+from miniature.rendering import render
+from miniature.scenes import NATIVE, Scene, draw_scene
 
 # (height, width) of the pictures in pixels, and the share of the scenes in each
 SHAPES = {

@@ -22,7 +22,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from .scenes import vocabulary
+from miniature.scenes import vocabulary
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"

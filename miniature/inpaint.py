@@ -21,13 +21,13 @@ from torch import Tensor
 
 from overpaint import masks
 
-from . import vae as autoencoder
-from .common import Trainee, generator, read_tensors, unwritten, write_tensors
-from .data import View, draw_view
-from .family import LENGTH, TextEncoders, Tokenizers, build_unet
-from .scenes import Scene, caption
-from .text import SHORT
-from .unet import DROPOUT, Batch, denoise, draw_timesteps
+from miniature import vae as autoencoder
+from miniature.common import Trainee, generator, read_tensors, unwritten, write_tensors
+from miniature.data import View, draw_view
+from miniature.family import LENGTH, TextEncoders, Tokenizers, build_unet
+from miniature.scenes import Scene, caption
+from miniature.text import SHORT
+from miniature.unet import DROPOUT, Batch, denoise, draw_timesteps
 
 BATCH = 48
 RATE = 1e-3

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common import Trainee, generator, read_tensors, write_tensors
-from .scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, Scene
-from .vae import decode, encode, scaling, to_tensor
+from miniature.common import Trainee, generator, read_tensors, write_tensors
+from miniature.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, Scene
+from miniature.vae import decode, encode, scaling, to_tensor
 
 HEADS: dict[str, tuple[str, ...]] = {
     "style": STYLES,

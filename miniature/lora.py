@@ -9,11 +9,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
-from .common import Trainee, averaged_weights, stored, write_tensors
-from .concepts import BATCH
-from .family import LENGTH, Painter, Tokenizers
-from .text import SHORT
-from .unet import Batch, Bucket, denoise, draw_batch, draw_timesteps
+from miniature.common import Trainee, averaged_weights, stored, write_tensors
+from miniature.concepts import BATCH
+from miniature.family import LENGTH, Painter, Tokenizers
+from miniature.text import SHORT
+from miniature.unet import Batch, Bucket, denoise, draw_batch, draw_timesteps
 
 RANK = 4
 RATE = 2e-3

@@ -23,11 +23,11 @@ from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
 from overpaint.request import Picture, Request
 
-from . import vae as autoencoder
-from .common import progress
-from .judge import Judge, Verdict, truth
-from .rendering import render
-from .scenes import (
+from miniature import vae as autoencoder
+from miniature.common import progress
+from miniature.judge import Judge, Verdict, truth
+from miniature.rendering import render
+from miniature.scenes import (
     STYLES,
     Scene,
     allowed_backgrounds,

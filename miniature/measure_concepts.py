@@ -18,10 +18,10 @@ from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.request import Request
 
-from .concepts import TOY, draw
-from .measure import FIRST_SEED, Figure, grid, paint
-from .reader import Reader, Reading, shown, styled
-from .scenes import COLOURS, OUTLINES, Scene, caption, draw_scene, with_shape
+from miniature.concepts import TOY, draw
+from miniature.measure import FIRST_SEED, Figure, grid, paint
+from miniature.reader import Reader, Reading, shown, styled
+from miniature.scenes import COLOURS, OUTLINES, Scene, caption, draw_scene, with_shape
 
 STEPS = 20
 LEARNT, TOGETHER = 0.9, 0.75

@@ -18,10 +18,10 @@ from overpaint.models.control import ControlNet, load_net
 from overpaint.models.model import Model
 from overpaint.request import Control, Request
 
-from .measure import FIRST_SEED, Figure, as_picture, grid, never_falls, paint
-from .reader import Reader, coloured, overlap
-from .rendering import depth, labels, render
-from .scenes import Scene, caption, draw_anywhere, recoloured
+from miniature.measure import FIRST_SEED, Figure, as_picture, grid, never_falls, paint
+from miniature.reader import Reader, coloured, overlap
+from miniature.rendering import depth, labels, render
+from miniature.scenes import Scene, caption, draw_anywhere, recoloured
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = 20

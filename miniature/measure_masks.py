@@ -21,10 +21,10 @@ from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
 from overpaint.request import Request
 
-from .judge import Judge, truth
-from .measure import FIRST_SEED, Figure, as_picture, grid, paint
-from .rendering import render
-from .scenes import NATIVE, SHAPES, Item, Scene, allowed_colours, caption, draw_scene
+from miniature.judge import Judge, truth
+from miniature.measure import FIRST_SEED, Figure, as_picture, grid, paint
+from miniature.rendering import render
+from miniature.scenes import NATIVE, SHAPES, Item, Scene, allowed_colours, caption, draw_scene
 
 MARGIN = 1.25  # of an object's radius: what a mask covers around it
 UNLIKE = 15.0  # ΔE beyond which a pixel is not of the background

@@ -19,10 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common import Trainee, averaged_weights, generator, progress, read_tensors, write_tensors
-from .judge import augment, round_trip
-from .rendering import labels
-from .scenes import (
+from miniature.common import (
+    Trainee,
+    averaged_weights,
+    generator,
+    progress,
+    read_tensors,
+    write_tensors,
+)
+from miniature.judge import augment, round_trip
+from miniature.rendering import labels
+from miniature.scenes import (
     COLOURS,
     NOVEL_SHAPES,
     NOVEL_STYLES,
@@ -32,7 +39,7 @@ from .scenes import (
     draw_anywhere,
     with_shape,
 )
-from .vae import to_pictures, to_tensor
+from miniature.vae import to_pictures, to_tensor
 
 BATCH = 16
 WIDTHS = (16, 48, 96, 160)

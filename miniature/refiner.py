@@ -14,10 +14,10 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional
 
-from .common import Trainee
-from .family import HIDDEN, LENGTH, POOLED, TextEncoders, Tokenizers, build_unet
-from .text import SHORT
-from .unet import Batch, buckets, denoise, draw_batch
+from miniature.common import Trainee
+from miniature.family import HIDDEN, LENGTH, POOLED, TextEncoders, Tokenizers, build_unet
+from miniature.text import SHORT
+from miniature.unet import Batch, buckets, denoise, draw_batch
 
 RATE = 1e-3
 BATCH = 32

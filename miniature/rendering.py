@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from .scenes import COLOURS, HOLE, NATIVE, OUTLINES, Item, Point, Scene
+from miniature.scenes import COLOURS, HOLE, NATIVE, OUTLINES, Item, Point, Scene
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 

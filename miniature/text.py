@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common import Trainee, averaged_weights
-from .family import HIDDEN, POOLED, TextEncoders, Tokenizers
-from .judge import HEADS, IGNORED, labels, loss_of, shares
-from .scenes import Scene, caption, draw_scene
+from miniature.common import Trainee, averaged_weights
+from miniature.family import HIDDEN, POOLED, TextEncoders, Tokenizers
+from miniature.judge import HEADS, IGNORED, labels, loss_of, shares
+from miniature.scenes import Scene, caption, draw_scene
 
 BATCH = 64
 RATE = 2e-3

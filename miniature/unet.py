@@ -19,12 +19,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from . import vae as autoencoder
-from .common import Trainee, generator, progress, read_tensors, unwritten, write_tensors
-from .data import SHAPES, View, draw_view, views
-from .family import LENGTH, Painter, Tokenizers, noise_schedule
-from .scenes import caption
-from .text import SHORT
+from miniature import vae as autoencoder
+from miniature.common import Trainee, generator, progress, read_tensors, unwritten, write_tensors
+from miniature.data import SHAPES, View, draw_view, views
+from miniature.family import LENGTH, Painter, Tokenizers, noise_schedule
+from miniature.scenes import caption
+from miniature.text import SHORT
 
 BATCH = 48  # of native pictures; other shapes keep the number of latent pixels
 DROPOUT = 0.1

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common import Trainee, averaged_weights, generator
+from miniature.common import Trainee, averaged_weights, generator
 
 CONFIG = {
     "block_out_channels": (24, 32, 64, 96),

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .common import Trainee, averaged_weights, write_tensors
-from .concepts import BATCH, TOY
-from .family import LENGTH, Painter, Tokenizers
-from .unet import Batch, Bucket, denoise, draw_batch, draw_timesteps
+from miniature.common import Trainee, averaged_weights, write_tensors
+from miniature.concepts import BATCH, TOY
+from miniature.family import LENGTH, Painter, Tokenizers
+from miniature.unet import Batch, Bucket, denoise, draw_batch, draw_timesteps
 
 VECTORS = 2
 RATE = 2e-2

@@ -18,9 +18,8 @@ from overpaint import images, metadata
 from overpaint.credentials import MIME, SOURCE, Credentials
 from overpaint.errors import OutputError, RequestError
 from overpaint.request import Picture, Request
-
-from .certificates import write_certificate
-from .test_metadata import recorded
+from tests.certificates import write_certificate
+from tests.test_metadata import recorded
 
 PIXELS = Image.new("RGB", (64, 48), (200, 100, 50))
 

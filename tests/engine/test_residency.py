@@ -16,8 +16,7 @@ from overpaint.errors import ModelNotFoundError
 from overpaint.events import Finished
 from overpaint.models.cache import Cache
 from overpaint.request import Request
-
-from .test_engine import AtOnce, run
+from tests.engine.test_engine import AtOnce, run
 
 
 @dataclass

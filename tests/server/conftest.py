@@ -9,9 +9,8 @@ import pytest
 
 from overpaint.server.database import Database
 from overpaint.server.jobs import Jobs
-
-from .postgres import database
-from .postgres import postgres as running_postgres
+from tests.server.postgres import database
+from tests.server.postgres import postgres as running_postgres
 
 
 @pytest.fixture(scope="session")

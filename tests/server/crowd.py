@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from .processes import ROOT
+from tests.server.processes import ROOT
 
 ROOM = 4096
 """Bytes of answers that hostile clients take in before they read them."""

@@ -22,8 +22,7 @@ from PIL import Image
 from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.jobs import ENDED, Jobs
-
-from .processes import Server, until
+from tests.server.processes import Server, until
 
 PROMPTS = ("a cup", "note", "a car", "refuse", "a fish")
 CLIENTS = 4

@@ -17,8 +17,7 @@ from overpaint.server.fetching import Sources
 from overpaint.server.files import Files
 from overpaint.server.service import Settings
 from overpaint.server.supervisor import Pace
-
-from .fake import Fake
+from tests.server.fake import Fake
 
 PATIENCE = 60.0
 NOWHERE = Sources(Files(Path("nowhere")))

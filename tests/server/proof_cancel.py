@@ -15,8 +15,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .processes import Server, until
-from .watched import Tick, ticks
+from tests.server.processes import Server, until
+from tests.server.watched import Tick, ticks
 
 TOGETHER = 8
 """Jobs under way at once, of which one is canceled at a time."""

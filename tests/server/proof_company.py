@@ -19,8 +19,7 @@ import numpy as np
 from PIL import Image
 
 from overpaint.names import SAMPLERS, SCHEDULES
-
-from .processes import ROOT, Server
+from tests.server.processes import ROOT, Server
 
 HOUSE = (ROOT / "examples" / "house.png").read_bytes()
 PROMPTS = ("a red cup", "a blue car", "a green fish", "a yellow house", "a purple star")

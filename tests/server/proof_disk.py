@@ -28,9 +28,8 @@ from PIL import Image
 
 from overpaint.durable import PARTIAL
 from overpaint.server.jobs import ENDED
-
-from . import faults
-from .processes import Server, until
+from tests.server import faults
+from tests.server.processes import Server, until
 
 CODES = {errno.ENOSPC: 507, errno.EIO: 503}
 """How a broken disk is to be answered."""

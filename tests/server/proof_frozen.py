@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.server.jobs import ENDED
-
-from .postgres import database, postgres
-from .processes import Server, until
+from tests.server.postgres import database, postgres
+from tests.server.processes import Server, until
 
 JOBS = 4
 """Of a round: few, so that what the worker says of them fits into its pipe, which nobody reads."""

@@ -34,9 +34,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from overpaint.errors import RequestError
-
-from .fake import Fake
-from .live import running, until
+from tests.server.fake import Fake
+from tests.server.live import running, until
 
 CHECKS = [
     not_a_server_error,

@@ -23,8 +23,8 @@ from statistics import median, quantiles
 
 import httpx
 
-from .crowd import crowd
-from .processes import Server
+from tests.server.crowd import crowd
+from tests.server.processes import Server
 
 RATE = 20.0
 """Normal requests a second."""

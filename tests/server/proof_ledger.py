@@ -28,9 +28,8 @@ from overpaint.server.jobs import Job, Jobs
 from overpaint.server.keys import Keys
 from overpaint.server.ledger import Ledger
 from overpaint.server.tables import usage
-
-from .killing import whole
-from .processes import Server, until
+from tests.server.killing import whole
+from tests.server.processes import Server, until
 
 KEYS = ("ann", "bob", "eve")
 PROMPTS = ("a cup", "a car", "note", "refuse", "break")

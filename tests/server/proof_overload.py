@@ -24,7 +24,7 @@ import httpx
 import psutil
 from PIL import Image
 
-from .processes import Server
+from tests.server.processes import Server
 
 TICK, STEPS, ROOM = 0.1, 16, 8
 """Seconds of a step, steps of a job, and jobs at once: five jobs a second can be done."""

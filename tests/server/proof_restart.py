@@ -18,8 +18,7 @@ from overpaint.request import Request
 from overpaint.server.database import Database
 from overpaint.server.files import Files
 from overpaint.server.jobs import Jobs, NewJob
-
-from .processes import ROOT, Server
+from tests.server.processes import ROOT, Server
 
 SOON = 3.0
 """Seconds until it is ready."""

@@ -25,7 +25,7 @@ import httpx
 import psutil
 from PIL import Image
 
-from .processes import Server
+from tests.server.processes import Server
 
 WARM_UP = 0.25
 """The share of the time after which memory is expected to stay."""

@@ -37,8 +37,7 @@ from overpaint.server.a1111_inputs import (
 from overpaint.server.a1111_scripts import MODULES, Unit, controls_of
 from overpaint.server.app import create_app
 from overpaint.server.service import Service, Settings
-
-from .live import client_of, running, until
+from tests.server.live import client_of, running, until
 
 HOUSE = (Path(__file__).parents[2] / "examples" / "house.png").read_bytes()
 DOCS = Path(__file__).parents[2] / "docs" / "server.md"

@@ -18,9 +18,8 @@ from overpaint.server import outside, webhooks
 from overpaint.server.addresses import Reach, check_url, is_loopback, is_public, resolve
 from overpaint.server.outside import asking
 from overpaint.server.webhooks import deliver
-
-from .live import running
-from .test_webhooks import Receiver, predict, receiver, until
+from tests.server.live import running
+from tests.server.test_webhooks import Receiver, predict, receiver, until
 
 __all__ = ["receiver"]
 

@@ -19,8 +19,7 @@ from PIL import Image
 from overpaint.server import cog, wire
 from overpaint.server.service import Service
 from overpaint.server.supervisor import Pace
-
-from .live import client_of, running, until
+from tests.server.live import client_of, running, until
 
 HOUSE = (Path(__file__).parents[2] / "examples" / "house.png").read_bytes()
 URI = f"data:image/png;base64,{base64.b64encode(HOUSE).decode()}"

@@ -10,8 +10,7 @@ from overpaint.server import database as databases
 from overpaint.server.database import Database, connect
 from overpaint.server.jobs import Jobs, NewJob
 from overpaint.server.tables import about, jobs
-
-from .postgres import database
+from tests.server.postgres import database
 
 
 def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:

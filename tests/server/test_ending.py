@@ -11,8 +11,7 @@ import pytest
 
 from overpaint.server.database import Database
 from overpaint.server.jobs import Jobs
-
-from .processes import Server, until
+from tests.server.processes import Server, until
 
 STEPS = 60
 

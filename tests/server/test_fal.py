@@ -25,9 +25,8 @@ from overpaint.request import Lora
 from overpaint.server import wire
 from overpaint.server.fal import OWN, SIZES, Arguments, to_request
 from overpaint.server.supervisor import Pace
-
-from .live import NOWHERE, running, until
-from .test_webhooks import receiving
+from tests.server.live import NOWHERE, running, until
+from tests.server.test_webhooks import receiving
 
 ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "examples" / "house.png"

@@ -26,9 +26,8 @@ from overpaint.server import fetching
 from overpaint.server import outside as asks
 from overpaint.server.fetching import FAILED, Fetcher, Fetches
 from overpaint.server.outside import Outside
-
-from .live import running
-from .test_addresses import LOOPBACK, OTHERWISE, PRIVATE, names
+from tests.server.live import running
+from tests.server.test_addresses import LOOPBACK, OTHERWISE, PRIVATE, names
 
 __all__ = ["names"]
 

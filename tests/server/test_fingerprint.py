@@ -16,8 +16,7 @@ from overpaint.server.cog import PredictionRequest
 from overpaint.server.openai import Edit, Generation
 from overpaint.server.predictions import Input
 from overpaint.server.wire import fingerprint
-
-from .live import client_of
+from tests.server.live import client_of
 
 
 def of(given: Any, *beside: str) -> str:

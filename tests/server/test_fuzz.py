@@ -12,8 +12,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from . import proof_fuzz
-from .live import client_of
+from tests.server import proof_fuzz
+from tests.server.live import client_of
 
 pytestmark = pytest.mark.filterwarnings(  # schemathesis' own
     "ignore:Do not use the `random` module inside strategies"

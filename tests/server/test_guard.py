@@ -26,9 +26,8 @@ from overpaint import images
 from overpaint.server import guard, wire
 from overpaint.server.app import Server, configured, create_app, run
 from overpaint.server.service import Settings
-
-from .fake import Fake
-from .live import PATIENCE, running, until
+from tests.server.fake import Fake
+from tests.server.live import PATIENCE, running, until
 
 PAGE = "https://studio.example"
 

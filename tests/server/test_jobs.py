@@ -13,8 +13,7 @@ import pytest
 from overpaint.errors import IdempotencyError, QueueFullError
 from overpaint.server.jobs import AGEING, CRASHES, Attempt, Job, Jobs, Limits, NewJob
 from overpaint.server.outbox import Outbox
-
-from .conftest import Clock, Open
+from tests.server.conftest import Clock, Open
 
 numbers = itertools.count()
 LEASE = 10.0

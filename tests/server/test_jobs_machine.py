@@ -30,8 +30,7 @@ from overpaint.events import Spent
 from overpaint.server.database import Database
 from overpaint.server.jobs import COMPANY, CRASHES, ENDED, Job, Jobs, Limits, NewJob
 from overpaint.server.tables import usage
-
-from .conftest import Clock
+from tests.server.conftest import Clock
 
 OWNERS = ("x", "y")
 LEASE = 10.0

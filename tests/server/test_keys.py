@@ -20,8 +20,7 @@ from overpaint.server import keys as keys_module
 from overpaint.server.jobs import Jobs
 from overpaint.server.keys import Keys, Links, digest_of
 from overpaint.server.tables import keys as table
-
-from .live import running
+from tests.server.live import running
 
 PATIENCE = 30.0
 

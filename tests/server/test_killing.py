@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .killing import Found, run
+from tests.server.killing import Found, run
 
 # The connections of clients whose server is killed are not always closed by their library.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")

@@ -16,10 +16,9 @@ from overpaint.server.database import Database
 from overpaint.server.jobs import CRASHES, Jobs
 from overpaint.server.keys import Keys, digest_of
 from overpaint.server.ledger import Ledger, Total
-
-from .conftest import Clock
-from .live import client_of, until
-from .test_jobs import LEASE, new
+from tests.server.conftest import Clock
+from tests.server.live import client_of, until
+from tests.server.test_jobs import LEASE, new
 
 NOON = datetime(2026, 2, 28, 12, tzinfo=UTC).timestamp()
 DAY = 86400.0

@@ -28,10 +28,9 @@ from overpaint.server.keys import digest_of
 from overpaint.server.logs import LOG, Lines, Objects, enduring
 from overpaint.server.service import Service, Settings
 from overpaint.server.supervisor import Pace
-
-from .fake import Fake
-from .live import client_of, running, until
-from .test_webhooks import receiving
+from tests.server.fake import Fake
+from tests.server.live import client_of, running, until
+from tests.server.test_webhooks import receiving
 
 KEY = "op_the-key-itself"
 BEARER = {"Authorization": f"Bearer {KEY}"}

@@ -17,8 +17,7 @@ from overpaint.server.app import create_app
 from overpaint.server.jobs import Jobs, Limits
 from overpaint.server.service import Settings
 from overpaint.server.supervisor import Pace
-
-from .fake import Fake
+from tests.server.fake import Fake
 
 PATIENCE = 120.0
 

@@ -17,8 +17,7 @@ from overpaint.models.entries import Entries, Entry, Kind
 from overpaint.server.app import create_app
 from overpaint.server.service import Service, Settings
 from overpaint.server.supervisor import Pace
-
-from .fake import Fake
+from tests.server.fake import Fake
 
 HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
 REFINER = "miniature-refiner"

@@ -24,8 +24,7 @@ from overpaint.server.jobs import Limits
 from overpaint.server.pictures import pictures_from
 from overpaint.server.service import Service
 from overpaint.server.supervisor import Pace
-
-from .live import client_of
+from tests.server.live import client_of
 
 HOUSE = (Path(__file__).parents[2] / "examples" / "house.png").read_bytes()
 

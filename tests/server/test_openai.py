@@ -29,10 +29,9 @@ from overpaint.server.jobs import Limits
 from overpaint.server.openai import OWN, QUALITIES, TEXTS, Edit, Generation, Variation, to_request
 from overpaint.server.service import Settings
 from overpaint.server.supervisor import Pace
-
-from .fake import Fake
-from .live import NOWHERE, running, until
-from .test_webhooks import receiving
+from tests.server.fake import Fake
+from tests.server.live import NOWHERE, running, until
+from tests.server.test_webhooks import receiving
 
 ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "examples" / "house.png"

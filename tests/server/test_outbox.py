@@ -6,8 +6,7 @@ import pytest
 
 from overpaint.server.jobs import Jobs, NewJob
 from overpaint.server.outbox import EVENTS, SHARE, Delivery, Outbox
-
-from .conftest import Clock, Open
+from tests.server.conftest import Clock, Open
 
 LEASE = 10.0
 URL = "https://example.org/hook"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from . import (
+from tests.server import (
     crowd,
     proof_cancel,
     proof_company,
@@ -24,8 +24,8 @@ from . import (
     proof_restart,
     proof_soak,
 )
-from .postgres import database
-from .processes import Server
+from tests.server.postgres import database
+from tests.server.processes import Server
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,8 @@ from overpaint import watermark
 from overpaint.cli.main import app
 from overpaint.engine.finishing import Finisher, Finishing
 from overpaint.errors import OverpaintError, RequestError
-
-from ..certificates import write_certificate
-from .live import client_of
+from tests.certificates import write_certificate
+from tests.server.live import client_of
 
 FIELDS = {"prompt": "a cup", "seed": 7, "num_inference_steps": 3}
 HOUSE = Path(__file__).parents[2] / "examples" / "house.png"

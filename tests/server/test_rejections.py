@@ -18,9 +18,8 @@ from overpaint.server.app import create_app
 from overpaint.server.jobs import Jobs, Limits
 from overpaint.server.service import Service, Settings
 from overpaint.server.wire import REASONS
-
-from .fake import Fake
-from .test_metrics import Found, scraped
+from tests.server.fake import Fake
+from tests.server.test_metrics import Found, scraped
 
 KEY = {"Authorization": "Bearer secret"}
 

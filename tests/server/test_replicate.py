@@ -22,8 +22,7 @@ from replicate.exceptions import ModelError, ReplicateError
 from overpaint.images import picture
 from overpaint.request import Lora
 from overpaint.server.predictions import Input, moment, progress_line, to_request
-
-from .live import NOWHERE, running
+from tests.server.live import NOWHERE, running
 
 ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "examples" / "house.png"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .live import running
+from tests.server.live import running
 
 ROOT = Path(__file__).parents[2]
 HOUSE = ROOT / "examples" / "house.png"

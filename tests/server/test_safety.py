@@ -19,8 +19,7 @@ from replicate.exceptions import ModelError
 from overpaint.engine.finishing import Finishing
 from overpaint.engine.worker import ALL_FLAGGED
 from overpaint.server.predictions import NSFW
-
-from .live import client_of, running
+from tests.server.live import client_of, running
 
 VERSION = "stability-ai/sdxl:39ed52f2a78e934b3ba6e2a89f5b1c712de7dfea535525255b1aa35c5565e08b"
 FLAG = {"index": 1, "seed": 8, "concepts": ["oddness"]}

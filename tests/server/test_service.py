@@ -16,8 +16,7 @@ from overpaint.request import Request
 from overpaint.server.jobs import NewJob, Said
 from overpaint.server.service import Service, Settings, Story
 from overpaint.server.supervisor import Pace
-
-from .fake import Fake
+from tests.server.fake import Fake
 
 HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
 PATIENCE = 30.0

@@ -28,9 +28,8 @@ from overpaint.server.files import Files
 from overpaint.server.jobs import CRASHES, Job, Jobs, NewJob
 from overpaint.server.ledger import Ledger
 from overpaint.server.supervisor import AT_A_TIME, LONGEST, Heard, Pace, Supervisor, pause
-
-from .conftest import Clock
-from .fake import Fake
+from tests.server.conftest import Clock
+from tests.server.fake import Fake
 
 LONG = 60.0  # until a test gives up
 

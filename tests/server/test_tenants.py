@@ -19,8 +19,7 @@ from PIL import Image
 
 from overpaint.server.keys import digest_of
 from overpaint.server.service import Service
-
-from .live import client_of, until
+from tests.server.live import client_of, until
 
 SECRET = "a bull in a china shop"
 LONG = {"prompt": SECRET, "num_inference_steps": 1000}

@@ -21,10 +21,9 @@ from overpaint.server.jobs import Jobs
 from overpaint.server.service import Service, Settings
 from overpaint.server.supervisor import Pace
 from overpaint.server.traces import Traces, exporting
-
-from .fake import Fake
-from .live import until
-from .test_webhooks import receiving
+from tests.server.fake import Fake
+from tests.server.live import until
+from tests.server.test_webhooks import receiving
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01"}

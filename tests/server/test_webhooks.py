@@ -17,8 +17,7 @@ from replicate.webhook import Webhooks, WebhookSigningSecret
 
 from overpaint.server import webhooks
 from overpaint.server.webhooks import signed
-
-from .live import running, until
+from tests.server.live import running, until
 
 PATIENCE = 30.0
 

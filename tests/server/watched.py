@@ -14,8 +14,7 @@ from overpaint.events import Step
 if TYPE_CHECKING:
     from overpaint.engine.worker import Runs
     from overpaint.request import Request
-
-    from .fake import Told
+    from tests.server.fake import Told
 
 
 @dataclass(frozen=True)
