@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.harness import say
 from benchmarks.painting import GUIDANCE, PROMPT, Meter, race, sketch
 from benchmarks.peer import pairs
-from overpaint import images
+from overpaint.imaging import images
 from overpaint.painter import Painter
 from overpaint.request import Control, Request
 

@@ -17,9 +17,9 @@ from PIL import Image
 from benchmarks import peer
 from benchmarks.harness import Timings, interleave, say
 from benchmarks.loading import write
-from overpaint import images
-from overpaint.models import catalogue
+from overpaint.imaging import images
 from overpaint.models.family import shipped_configs
+from overpaint.models.library import catalog
 from overpaint.painter import Painter, load
 from overpaint.request import Request
 
@@ -101,10 +101,10 @@ class Meter:
         self.seconds[-1] += time.perf_counter() - self._start
 
 
-def miniature(*, quick: bool, model: str = catalogue.MINIATURE) -> dict[str, Any]:
+def miniature(*, quick: bool, model: str = catalog.MINIATURE) -> dict[str, Any]:
     """The built-in model, in fp32, 30 steps, guided."""
     painter = load(model, device="cpu", dtype="fp32")
-    pipeline = peer.load_pipeline(catalogue.resolve(model), torch.float32)
+    pipeline = peer.load_pipeline(catalog.resolve(model), torch.float32)
     rounds = 3 if quick else 9
     jobs = [
         Job(128, 30, rounds, picture=False),

@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from benchmarks.loading import shallow, write
-from overpaint.models import catalogue
+from overpaint.models.library import catalog
 from overpaint.painter import Painter, load
 
 for library_logging in (diffusers_logging, transformers_logging):
@@ -104,8 +104,8 @@ def pairs(*, quick: bool) -> Iterator[tuple[str, Painter, Any]]:
 
     Not quick: also random layers of SDXL's sizes, in bf16.
     """
-    miniature = catalogue.resolve(catalogue.MINIATURE)
-    ours = load(catalogue.MINIATURE, device="cpu", dtype="fp32")
+    miniature = catalog.resolve(catalog.MINIATURE)
+    ours = load(catalog.MINIATURE, device="cpu", dtype="fp32")
     yield "miniature", ours, load_pipeline(miniature, torch.float32)
     if quick:
         return

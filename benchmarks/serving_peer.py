@@ -17,8 +17,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from benchmarks.peer import image_to_image, load_pipeline, steps_to_ask
-from overpaint.models import catalogue
-from overpaint.models.store import Store
+from overpaint.models.library import catalog
+from overpaint.models.library.library import Store
 
 SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
@@ -56,7 +56,7 @@ class Asked(BaseModel):
 
 
 def create_app() -> FastAPI:
-    create: Any = load_pipeline(catalogue.resolve(catalogue.MINIATURE), torch.float32)
+    create: Any = load_pipeline(catalog.resolve(catalog.MINIATURE), torch.float32)
     repaint: Any = image_to_image(create)
     config = dict(create.scheduler.config)
     for name in LORAS:

@@ -8,9 +8,9 @@ from PIL import Image
 import overpaint
 from miniature.rendering import depth, labels, render
 from miniature.scenes import Item, Scene
-from overpaint import images
-from overpaint.hints import make
-from overpaint.hints.drawing import segmentation
+from overpaint.imaging import images
+from overpaint.imaging.hints import make
+from overpaint.imaging.hints.drawing import segmentation
 from overpaint.request import Control, Lora
 
 HERE = Path(__file__).parent

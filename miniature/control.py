@@ -28,11 +28,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from overpaint.hints import drawing, edges
-from overpaint.models.layout import original_name
-from overpaint.names import HINTS
-from overpaint.nn.control import keep_rows_apart
-
 from miniature import vae as autoencoder
 from miniature.common import (
     Trainee,
@@ -49,6 +44,10 @@ from miniature.rendering import depth, labels
 from miniature.scenes import Scene, caption, draw_anywhere, recoloured
 from miniature.text import SHORT
 from miniature.unet import Batch, denoise
+from overpaint.imaging.hints import drawing, edges
+from overpaint.models.files.original_layout import original_name
+from overpaint.nn.union_fuser import keep_rows_apart
+from overpaint.registry import HINTS
 
 SCENES = range(60_000_000, 60_012_000)
 CHUNK = 3000

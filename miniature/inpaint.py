@@ -19,8 +19,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overpaint import masks
-
 from miniature import vae as autoencoder
 from miniature.common import Trainee, generator, read_tensors, unwritten, write_tensors
 from miniature.data import View, draw_view
@@ -28,6 +26,7 @@ from miniature.family import LENGTH, TextEncoders, Tokenizers, build_unet
 from miniature.scenes import Scene, caption
 from miniature.text import SHORT
 from miniature.unet import DROPOUT, Batch, denoise, draw_timesteps
+from overpaint.imaging import masks
 
 BATCH = 48
 RATE = 1e-3

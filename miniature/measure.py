@@ -15,14 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from overpaint import images as pictures_of
-from overpaint.diffusion import latents
-from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import NOTHING, Extras, plan
-from overpaint.models.checkpoint import load_model
-from overpaint.models.model import Model
-from overpaint.request import Picture, Request
-
 from miniature import vae as autoencoder
 from miniature.common import progress
 from miniature.judge import Judge, Verdict, truth
@@ -35,6 +27,13 @@ from miniature.scenes import (
     caption,
     draw_scene,
 )
+from overpaint.diffusion import latents
+from overpaint.diffusion.denoise import Trajectory, alike, step
+from overpaint.diffusion.plan import NOTHING, Extras, plan
+from overpaint.imaging import images as pictures_of
+from overpaint.models.checkpoint import load_model
+from overpaint.models.model import Model
+from overpaint.request import Picture, Request
 
 GROUP = 24  # pictures painted at once
 STRENGTH = 0.7

@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from miniature.concepts import TOY, draw
+from miniature.measure import FIRST_SEED, Figure, grid, paint
+from miniature.reader import Reader, Reading, shown, styled
+from miniature.scenes import COLOURS, OUTLINES, Scene, caption, draw_scene, with_shape
 from overpaint.diffusion.plan import NOTHING, Extras
 from overpaint.models.adapters import Adapter
 from overpaint.models.checkpoint import load_model
@@ -17,11 +21,6 @@ from overpaint.models.embedding import Embedding, load_embedding
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.request import Request
-
-from miniature.concepts import TOY, draw
-from miniature.measure import FIRST_SEED, Figure, grid, paint
-from miniature.reader import Reader, Reading, shown, styled
-from miniature.scenes import COLOURS, OUTLINES, Scene, caption, draw_scene, with_shape
 
 STEPS = 20
 LEARNT, TOGETHER = 0.9, 0.75

@@ -10,18 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from overpaint import images
-from overpaint.diffusion.plan import Extras
-from overpaint.hints import drawing
-from overpaint.models.checkpoint import load_model
-from overpaint.models.control import ControlNet, load_net
-from overpaint.models.model import Model
-from overpaint.request import Control, Request
-
 from miniature.measure import FIRST_SEED, Figure, as_picture, grid, never_falls, paint
 from miniature.reader import Reader, coloured, overlap
 from miniature.rendering import depth, labels, render
 from miniature.scenes import Scene, caption, draw_anywhere, recoloured
+from overpaint.diffusion.plan import Extras
+from overpaint.imaging import images
+from overpaint.imaging.hints import drawing
+from overpaint.models.checkpoint import load_model
+from overpaint.models.controlnet import ControlNet, load_net
+from overpaint.models.model import Model
+from overpaint.request import Control, Request
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = 20

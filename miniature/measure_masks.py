@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
-from overpaint.diffusion.plan import Extras
-from overpaint.diffusion.windows import starts
-from overpaint.models.checkpoint import load_model
-from overpaint.models.model import Model
-from overpaint.request import Request
-
 from miniature.judge import Judge, truth
 from miniature.measure import FIRST_SEED, Figure, as_picture, grid, paint
 from miniature.rendering import render
 from miniature.scenes import NATIVE, SHAPES, Item, Scene, allowed_colours, caption, draw_scene
+from overpaint.diffusion.plan import Extras
+from overpaint.diffusion.tiling.windows import starts
+from overpaint.models.checkpoint import load_model
+from overpaint.models.model import Model
+from overpaint.request import Request
 
 MARGIN = 1.25  # of an object's radius: what a mask covers around it
 UNLIKE = 15.0  # ΔE beyond which a pixel is not of the background

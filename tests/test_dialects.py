@@ -12,10 +12,11 @@ import pytest
 from pydantic import BaseModel
 
 from overpaint.request import Control, Request
-from overpaint.server import fal, openai
-from overpaint.server.a1111_inputs import ImageInputs, Inputs, Options, TextInputs
-from overpaint.server.a1111_scripts import Unit
-from overpaint.server.predictions import Input
+from overpaint.server.api.a1111.controlnet import Unit
+from overpaint.server.api.a1111.protocol import ImageInputs, Inputs, Options, TextInputs
+from overpaint.server.api.fal import routes as fal
+from overpaint.server.api.openai import routes as openai
+from overpaint.server.api.replicate.protocol import Input
 
 PAGE = Path(__file__).parents[1] / "docs" / "dialects.md"
 

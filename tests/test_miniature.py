@@ -15,8 +15,8 @@ from miniature import measure
 from miniature.judge import Judge
 from miniature.judge import load as load_judge
 from overpaint.cli.main import main
-from overpaint.models import catalogue
 from overpaint.models.checkpoint import load_model
+from overpaint.models.library import catalog
 from overpaint.models.model import Model
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +34,7 @@ def judge() -> Judge:
 
 
 def test_its_base_family_is_at_most_24_mb() -> None:
-    files = [path for path in catalogue.resolve("miniature").rglob("*") if path.is_file()]
+    files = [path for path in catalog.resolve("miniature").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 24e6
 
 

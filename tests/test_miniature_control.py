@@ -12,15 +12,15 @@ import pytest
 import overpaint
 from miniature import measure_concepts, measure_control, reader
 from miniature.reader import Reader
-from overpaint import metadata
 from overpaint.cli.main import main
-from overpaint.models import catalogue
 from overpaint.models.adapters import Adapter
-from overpaint.models.control import load_net
+from overpaint.models.controlnet import load_net
 from overpaint.models.embedding import load_embedding
+from overpaint.models.library import catalog
+from overpaint.models.library.library import shipped
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
-from overpaint.models.store import shipped
+from overpaint.provenance import metadata
 from overpaint.request import Lora
 
 ROOT = Path(__file__).parents[1]
@@ -44,9 +44,7 @@ def read() -> Reader:
 
 def short(kind: str) -> dict[str, Path]:
     """What ships of a kind, by the name that the report cards use."""
-    return {
-        name.removeprefix("miniature-"): path for name, path in catalogue.packaged(kind).items()
-    }
+    return {name.removeprefix("miniature-"): path for name, path in catalog.packaged(kind).items()}
 
 
 def test_every_kind_of_hint_is_followed(model: Model, read: Reader, tmp_path: Path) -> None:

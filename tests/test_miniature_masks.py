@@ -15,11 +15,11 @@ from PIL import Image
 import overpaint
 from miniature import measure_masks
 from miniature.judge import load as load_judge
-from overpaint import images
 from overpaint.cli.main import main
 from overpaint.errors import ModelError, ModelNotFoundError
-from overpaint.models import catalogue
+from overpaint.imaging import images
 from overpaint.models.checkpoint import load_model
+from overpaint.models.library import catalog
 from overpaint.models.model import Model
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ def inpainter() -> Model:
 
 
 def test_all_that_ships_is_at_most_48_mb():
-    folder = catalogue.resolve("miniature").parent
+    folder = catalog.resolve("miniature").parent
     files = [path for path in folder.glob("miniature*/**/*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 48e6
 

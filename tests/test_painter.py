@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 import overpaint
-from overpaint import metadata
 from overpaint.errors import DeviceError, PictureError, RequestError
 from overpaint.events import Event, Finished, Notice, Preview, Step
 from overpaint.painter import Painter
+from overpaint.provenance import metadata
 from overpaint.request import Request
 from tests.tiny import tiny_model
 

@@ -33,13 +33,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from overpaint import images
 from overpaint.diffusion import prompt
 from overpaint.diffusion.constraint import Free
+from overpaint.diffusion.control_inputs import Nets
 from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import Extras, Plan, plan
 from overpaint.diffusion.schedule import sigmas
-from overpaint.diffusion.steering import Nets
+from overpaint.imaging import images
 from overpaint.models.adapters import Adapters
 from overpaint.models.model import Model
 from overpaint.request import Request

@@ -25,9 +25,9 @@ from diffusers.pipelines.t2i_adapter.pipeline_stable_diffusion_xl_adapter import
 from numpy.typing import NDArray
 from PIL import Image
 
-from overpaint import images
 from overpaint.diffusion.plan import Extras, plan
-from overpaint.models.control import ControlNet, load_net
+from overpaint.imaging import images
+from overpaint.models.controlnet import ControlNet, load_net
 from overpaint.request import Control, Request
 from tests.test_parity import REPAINT, assert_close, certain, ours, request, sketch
 from tests.tiny import tiny_model, tiny_pipeline

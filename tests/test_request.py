@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from overpaint.errors import RequestError, shown
-from overpaint.names import SAMPLERS, SCHEDULES
+from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import DEFAULT_STRENGTH, LARGEST_SEED, Picture, Request
 
 IMAGE = Picture(data=b"\x89PNG, or so it says\xff\x00")
@@ -241,7 +241,7 @@ def test_pictures_are_equal_by_content_and_do_not_print_it():
 
 def test_requests_and_pictures_need_no_torch():
     code = (
-        "import sys, overpaint.events, overpaint.metadata, overpaint.request; "
+        "import sys, overpaint.events, overpaint.provenance.metadata, overpaint.request; "
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

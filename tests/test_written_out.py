@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from overpaint import images
 from overpaint.diffusion.plan import Extras, plan
-from overpaint.models.control import load_net
+from overpaint.imaging import images
+from overpaint.models.controlnet import load_net
 from overpaint.request import Control, Request
 from tests.test_parity import REPAINT, painted, request, sketch
 from tests.test_parity_control import drawn

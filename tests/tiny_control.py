@@ -11,7 +11,7 @@ from diffusers.models.controlnets.controlnet_union import ControlNetUnionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from overpaint.models.layout import original_name
+from overpaint.models.files.original_layout import original_name
 from tests.tiny import UNET, tiny_model
 
 HINT_CHANNELS = (8, 16, 16, 16)

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from overpaint import images, metadata
 from overpaint.diffusion.denoise import Trajectory, alike, step
+from overpaint.diffusion.run import Painting
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice
+from overpaint.imaging import images
+from overpaint.models.addons import Shelf, load_added
 from overpaint.models.checkpoint import load_preview_decoder
-from overpaint.models.store import Store
-from overpaint.painting import Painting
+from overpaint.models.library.library import Store
+from overpaint.provenance import metadata
 from overpaint.request import Picture, Request
-from overpaint.shelf import Shelf, load_added
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from overpaint.errors import LONGEST_NAME, RequestError, near, shown
-from overpaint.names import (
+from overpaint.registry import (
     HINTS,
     TASKS,
     Fill,

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from overpaint.cli.main import main
-from overpaint.engine import measure
+from overpaint.engine import calibrate
 from overpaint.engine.profile import Profile
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few calls as may be."""
-    monkeypatch.setattr(measure, "SPELL", 0.0)
-    monkeypatch.setattr(measure, "FEWEST", 1)
+    monkeypatch.setattr(calibrate, "SPELL", 0.0)
+    monkeypatch.setattr(calibrate, "FEWEST", 1)
 
 
 def code(*arguments: str) -> int:
@@ -49,11 +49,11 @@ def test_it_writes_what_serve_reads(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_memory_that_runs_out_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def found(*_: object) -> Iterator[measure.Call]:
-        yield measure.Call((8, 8), 1, 0.5)
-        yield measure.Call((8, 8), 2, None)
+    def found(*_: object) -> Iterator[calibrate.Call]:
+        yield calibrate.Call((8, 8), 1, 0.5)
+        yield calibrate.Call((8, 8), 2, None)
 
-    monkeypatch.setattr(measure, "calls", found)
+    monkeypatch.setattr(calibrate, "calls", found)
     assert code("bench", *SMALL[:2]) == 0
     assert "64x64, 2 rows: memory runs out" in capsys.readouterr().err
 

@@ -14,13 +14,14 @@ from PIL import Image
 from rich.console import Console
 
 import overpaint
-from overpaint import images, metadata, watermark
 from overpaint.cli import terminal as terminal_module
 from overpaint.cli.main import main
 from overpaint.cli.settings import SETTINGS
 from overpaint.errors import DeviceError, ModelNotFoundError
 from overpaint.events import Event, Finished, Notice, Preview, Step
-from overpaint.hints import drawing
+from overpaint.imaging import images
+from overpaint.imaging.hints import drawing
+from overpaint.provenance import metadata, watermark
 from overpaint.request import Request
 from tests.tiny_estimators import tiny_estimator, write_estimator
 

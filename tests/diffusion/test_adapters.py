@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from overpaint.diffusion.plan import Extras, Plan, plan
 from overpaint.errors import CheckpointError
 from overpaint.models.adapters import Adapter
-from overpaint.models.control import load_net
+from overpaint.models.controlnet import load_net
+from overpaint.models.library.library import Store
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
-from overpaint.models.store import Store
 from overpaint.nn.packed import plain_state
 from overpaint.painter import Painter
 from overpaint.request import Control, Lora, Request

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from overpaint import images
 from overpaint.diffusion.constraint import Kept
 from overpaint.diffusion.denoise import Trajectory, step
 from overpaint.diffusion.plan import plan
+from overpaint.imaging import images
 from overpaint.models.model import Model
-from overpaint.names import SAMPLERS
+from overpaint.registry import SAMPLERS
 from overpaint.request import Request
 from tests.tiny import tiny_model
 

@@ -15,7 +15,7 @@ from overpaint.diffusion.denoise import Row, Trajectory, step
 from overpaint.diffusion.plan import Plan, plan
 from overpaint.diffusion.samplers import Noise
 from overpaint.models.model import Model
-from overpaint.names import SAMPLERS, SCHEDULES
+from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Picture, Request
 from tests.tiny import tiny_model
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from overpaint import images
 from overpaint.diffusion.plan import plan
 from overpaint.errors import ModelError, RequestError
+from overpaint.imaging import images
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import Model
 from overpaint.request import Request

@@ -37,7 +37,7 @@ from overpaint.diffusion import samplers
 from overpaint.diffusion.samplers import Evaluate, sampler
 from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, sigmas
 from overpaint.models.model import NoiseConfig
-from overpaint.names import SAMPLERS, SCHEDULES, Sampler
+from overpaint.registry import SAMPLERS, SCHEDULES, Sampler
 
 # diffusers' schedulers call numpy in a way that numpy 2 warns of.
 pytestmark = [

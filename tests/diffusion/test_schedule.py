@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from overpaint.diffusion.schedule import SMALLEST_STRENGTH, NoiseSchedule, Sigmas, sigmas, start
 from overpaint.errors import RequestError
 from overpaint.models.model import NoiseConfig
-from overpaint.names import SCHEDULES
+from overpaint.registry import SCHEDULES
 
 # diffusers' schedulers call numpy in a way that numpy 2 warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

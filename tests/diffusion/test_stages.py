@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from overpaint import images
 from overpaint.diffusion.constraint import Kept
 from overpaint.diffusion.denoise import Trajectory, alike, step
 from overpaint.diffusion.plan import Extras, plan
 from overpaint.diffusion.schedule import NoiseSchedule, sigmas
 from overpaint.diffusion.stages import cut
 from overpaint.errors import ModelError
+from overpaint.imaging import images
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import Model, NoiseConfig
 from overpaint.request import Request

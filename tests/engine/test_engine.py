@@ -17,13 +17,13 @@ from torch import Tensor
 import overpaint
 from overpaint.diffusion.denoise import Row
 from overpaint.diffusion.plan import network
+from overpaint.diffusion.run import Painting
 from overpaint.engine.engine import COMING, Engine, Told
 from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, RequestError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
-from overpaint.images import picture
+from overpaint.imaging.images import picture
 from overpaint.models.cache import Cache
-from overpaint.painting import Painting
 from overpaint.request import Request
 
 HOUSE = picture(Path(__file__).parents[2] / "examples" / "house.png")

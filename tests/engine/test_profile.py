@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from overpaint.engine.profile import MOST, Profile
 from overpaint.errors import OutputError
-from overpaint.images import picture
+from overpaint.imaging.images import picture
 from overpaint.request import Request
 
 MINIATURE = {1: 0.011, 2: 0.0164, 4: 0.026, 8: 0.0416, 16: 0.063, 32: 0.1056, 64: 0.21}

@@ -13,13 +13,13 @@ from miniature.common import Trainee, stored
 from miniature.family import Painter
 from miniature.rendering import depth, labels, render
 from miniature.scenes import SHAPES, Item, Scene
-from overpaint.diffusion.control import Control, Controls
+from overpaint.diffusion.controlnet import Control, Controls
 from overpaint.diffusion.denoise import Conditioning, Row
 from overpaint.diffusion.schedule import NoiseSchedule
 from overpaint.models.checkpoint import load_model
-from overpaint.models.control import load_net
-from overpaint.names import HINTS
+from overpaint.models.controlnet import load_net
 from overpaint.nn.attention import Context
+from overpaint.registry import HINTS
 
 
 def test_labels_and_depth_show_the_objects() -> None:

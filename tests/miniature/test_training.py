@@ -26,7 +26,7 @@ from miniature.judge import HEADS, Judge, truth
 from miniature.measure import fit, never_falls
 from miniature.scenes import draw_scene
 from overpaint.models.checkpoint import load_model
-from overpaint.models.control import load_net
+from overpaint.models.controlnet import load_net
 from overpaint.models.embedding import load_embedding
 from overpaint.models.lora import load_lora
 

@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from overpaint.models.family import Configs, parse_configs
-from overpaint.models.vocabulary import BPE_FILE, byte_letters, read_bpe
+from overpaint.models.files.clip_vocabulary import BPE_FILE, byte_letters, read_bpe
 
 State = dict[str, torch.Tensor]
 

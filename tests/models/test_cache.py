@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import overpaint
-from overpaint.canvas import Canvas, Frame
 from overpaint.diffusion.plan import network
-from overpaint.images import picture
+from overpaint.imaging.canvas import Canvas, Frame
+from overpaint.imaging.images import picture
 from overpaint.models.cache import ENTRY, Cache, bytes_of
 from overpaint.request import Control, Lora, Request
 from tests.tiny import tiny_model

@@ -9,7 +9,6 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models import single_file
 from overpaint.models.checkpoint import (
     build,
     load_model,
@@ -19,8 +18,9 @@ from overpaint.models.checkpoint import (
 )
 from overpaint.models.devices import place
 from overpaint.models.family import Configs
+from overpaint.models.files import single_file
+from overpaint.models.files.safetensors_io import open_weights
 from overpaint.models.model import Model, NoiseConfig
-from overpaint.models.weights import open_weights
 from tests.models import original
 from tests.models.original import State, tiny_configs, write_bpe, write_safetensors
 from tests.tiny import tiny_folder, tiny_model

@@ -11,8 +11,8 @@ from torch import Tensor
 from overpaint.diffusion.prompt import encode, encode_pair
 from overpaint.errors import CheckpointError, ModelNotFoundError, RequestError
 from overpaint.models.embedding import Embedding, load_embedding
+from overpaint.models.library.library import Store
 from overpaint.models.model import Model
-from overpaint.models.store import Store
 from overpaint.painter import Painter
 from overpaint.request import Request
 from tests.tiny import WIDTHS, tiny_model, tiny_refiner

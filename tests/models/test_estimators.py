@@ -25,9 +25,9 @@ from transformers.pipelines.depth_estimation import DepthEstimationPipeline
 
 from overpaint.diffusion.plan import Extras
 from overpaint.errors import CheckpointError, DeviceError, ModelNotFoundError
-from overpaint.hints.drawing import depth
+from overpaint.imaging.hints.drawing import depth
 from overpaint.models.estimators import FAMILIES, Estimator, load_estimator, strongest
-from overpaint.names import Sight
+from overpaint.registry import Sight
 from tests.tiny_estimators import MAKERS, tiny_estimator, write_estimator
 
 SIZE = (110, 70)

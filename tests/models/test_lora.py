@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from overpaint.errors import CheckpointError
 from overpaint.models.adapters import Adapter, Weights
-from overpaint.models.layout import original_name
+from overpaint.models.files.original_layout import original_name
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.nn.packed import plain_state, weighted

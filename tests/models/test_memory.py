@@ -10,8 +10,8 @@ import torch
 
 from overpaint.models.checkpoint import build, load_model, open_single_file
 from overpaint.models.devices import place
+from overpaint.models.files.safetensors_io import open_weights
 from overpaint.models.model import Model
-from overpaint.models.weights import open_weights
 from tests.memory import COUNTED, added
 from tests.models import original
 from tests.models.original import WIDE, tiny_configs, write_bpe, write_folder, write_safetensors

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-from overpaint.engine.finishing import Finishing, open_checker
+from overpaint.engine.postprocess import Finishing, open_checker
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.estimators import processor_of
 from overpaint.models.safety_checker import load_checker

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from overpaint.safety import Verdict
+from overpaint.provenance.safety import Verdict
 
 
 def second(images: Sequence[Image]) -> list[Verdict]:

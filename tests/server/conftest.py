@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from overpaint.server.database import Database
-from overpaint.server.jobs import Jobs
+from overpaint.server.store.database import Database
+from overpaint.server.store.jobs import Jobs
 from tests.server.postgres import database
 from tests.server.postgres import postgres as running_postgres
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from overpaint import metadata
 from overpaint.engine.counters import Counters
 from overpaint.errors import RequestError
 from overpaint.events import Canceled, Event, Failed, Finished, Notice, Preview, Spent, Step
+from overpaint.provenance import metadata
 from overpaint.request import Request
 
 Told = tuple[str, Event | Failed | Canceled | Spent]

@@ -22,12 +22,12 @@ ENGINES = {"fake": Fake, "sized": Sized, "miniature": paints, "watched": watched
 def main() -> None:
     # A worker's process imports this module too, and none of these.
     from overpaint.engine.profile import Profile
-    from overpaint.server import guard
     from overpaint.server.app import run
-    from overpaint.server.fetching import Fetches
-    from overpaint.server.jobs import Limits
-    from overpaint.server.service import Settings
-    from overpaint.server.supervisor import Pace
+    from overpaint.server.http import guard
+    from overpaint.server.jobs.service import Settings
+    from overpaint.server.jobs.supervisor import Pace
+    from overpaint.server.outbound.image_fetch import Fetches
+    from overpaint.server.store.jobs import Limits
     from tests.server.faults import install
 
     parser = argparse.ArgumentParser(description=__doc__)

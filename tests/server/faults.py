@@ -17,7 +17,7 @@ from unittest import mock
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
-from overpaint.durable import PARTIAL
+from overpaint.system.atomic_files import PARTIAL
 
 FILES = ("mkdir", "open", "write", "fsync", "replace", "fsync of the folder")
 """Points on a file's way to the disk, in order."""

@@ -13,10 +13,10 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from overpaint.server.app import Server, configured, create_app
-from overpaint.server.fetching import Sources
-from overpaint.server.files import Files
-from overpaint.server.service import Settings
-from overpaint.server.supervisor import Pace
+from overpaint.server.jobs.service import Settings
+from overpaint.server.jobs.supervisor import Pace
+from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.store.files import Files
 from tests.server.fake import Fake
 
 PATIENCE = 60.0

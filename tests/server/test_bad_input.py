@@ -22,8 +22,8 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
+from tests.imaging.test_images import bomb
 from tests.server.processes import Server
-from tests.test_images import bomb
 
 LITTLE = 100 * 2**20
 """Bytes by which memory may grow over everything here."""

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from overpaint import watermark
 from overpaint.cli.main import app
-from overpaint.engine.finishing import Finisher, Finishing
+from overpaint.engine.postprocess import Finisher, Finishing
 from overpaint.errors import OverpaintError, RequestError
-from tests.certificates import write_certificate
+from overpaint.provenance import watermark
+from tests.provenance.certificates import write_certificate
 from tests.server.live import client_of
 
 FIELDS = {"prompt": "a cup", "seed": 7, "num_inference_steps": 3}

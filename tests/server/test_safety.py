@@ -16,9 +16,9 @@ from openai import OpenAI
 from replicate.client import Client
 from replicate.exceptions import ModelError
 
-from overpaint.engine.finishing import Finishing
+from overpaint.engine.postprocess import Finishing
 from overpaint.engine.worker import ALL_FLAGGED
-from overpaint.server.predictions import NSFW
+from overpaint.server.api.replicate.protocol import NSFW
 from tests.server.live import client_of, running
 
 VERSION = "stability-ai/sdxl:39ed52f2a78e934b3ba6e2a89f5b1c712de7dfea535525255b1aa35c5565e08b"

@@ -17,8 +17,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from overpaint.server.keys import digest_of
-from overpaint.server.service import Service
+from overpaint.server.jobs.service import Service
+from overpaint.server.store.api_keys import digest_of
 from tests.server.live import client_of, until
 
 SECRET = "a bull in a china shop"

@@ -40,7 +40,7 @@ def bench(
     terminal = Terminal(quiet=quiet)
 
     import overpaint  # load() imports torch
-    from overpaint.engine.measure import calls
+    from overpaint.engine.calibrate import calls
     from overpaint.engine.profile import Profile, kind_of
 
     with terminal.waiting(f"loading {model}"):

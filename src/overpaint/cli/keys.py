@@ -12,7 +12,7 @@ import typer
 from overpaint.cli.serve import DATA
 
 if TYPE_CHECKING:
-    from overpaint.server.keys import Keys
+    from overpaint.server.store.api_keys import Keys
 
 app = typer.Typer(
     help="Keys that a server's clients must give; it heeds changes while it runs.",
@@ -69,8 +69,8 @@ def revoke(
 
 
 def _opened(data: Path, store: str | None) -> "AbstractContextManager[Keys]":
-    from overpaint.server.database import url_of
-    from overpaint.server.keys import opened
+    from overpaint.server.store.api_keys import opened
+    from overpaint.server.store.database import url_of
 
     if store is None:
         data.mkdir(parents=True, exist_ok=True)

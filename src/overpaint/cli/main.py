@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overpaint import metadata
 from overpaint.cli import keys
 from overpaint.cli.bench import bench
 from overpaint.cli.paint import create, edit, sweep
@@ -18,11 +17,12 @@ from overpaint.cli.settings import OPTIONS, hint_source, home, options
 from overpaint.cli.terminal import Terminal
 from overpaint.cli.usage import usage
 from overpaint.errors import OverpaintError, PictureError, RequestError
-from overpaint.names import HINTS
+from overpaint.provenance import metadata
+from overpaint.registry import HINTS
 from overpaint.request import Control
 
 if TYPE_CHECKING:
-    from overpaint.hints import Estimate
+    from overpaint.imaging.hints import Estimate
 
 ARGUMENTS = OPTIONS | {
     "prompt": "PROMPT",
@@ -112,7 +112,8 @@ def info(
 
     They are read as we, A1111, ComfyUI or InvokeAI write them.
     """
-    from overpaint import images, watermark  # import OpenCV
+    from overpaint.imaging import images
+    from overpaint.provenance import watermark  # import OpenCV
 
     mark = {"watermark": watermark.found(images.decode(images.picture(file)))}
     try:
@@ -186,7 +187,7 @@ def hint(
     device: Annotated[str, typer.Option(help="That it runs on.")] = "auto",
 ) -> None:
     """Show what a control net will see of a picture."""
-    from overpaint import hints, images  # import OpenCV
+    from overpaint.imaging import hints, images  # import OpenCV
 
     asked = Control(kind=kind, estimator=estimator, options=options(option or []))
     images.check_writable(output)
@@ -203,9 +204,9 @@ def hint(
 
 def _estimate(asked: Control, device: str) -> "Estimate":
     """What sees the hint that is asked for."""
-    from overpaint.models.catalogue import ESTIMATOR_FOR
     from overpaint.models.devices import place
     from overpaint.models.estimators import load_estimator
+    from overpaint.models.library.catalog import ESTIMATOR_FOR
 
     sight = HINTS[asked.kind].sight
     assert sight is not None  # or the hint is made without, and asking otherwise is refused
@@ -239,7 +240,7 @@ def models_add(
     licence: Annotated[str | None, typer.Option(help="Of its weights.")] = None,
 ) -> None:
     """Add a checkpoint, LoRA, control net or embedding: it is copied, and found by its name."""
-    from overpaint.models.store import Store
+    from overpaint.models.library.library import Store
 
     _show(Store(home()).add(file, name, licence).model_dump())
 
@@ -250,7 +251,7 @@ def models_show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what was added under a name: kind, keys, rank, trigger words, hash, metadata."""
-    from overpaint.models.store import Store
+    from overpaint.models.library.library import Store
 
     entry = Store(home()).find(name)
     if as_json:
@@ -264,7 +265,7 @@ def models_remove(
     name: Annotated[str, typer.Argument(help="Of what was added.", show_default=False)],
 ) -> None:
     """Forget what was added under a name."""
-    from overpaint.models.store import Store
+    from overpaint.models.library.library import Store
 
     typer.echo(f"removed {Store(home()).remove(name).name}")
 
@@ -274,9 +275,9 @@ def models_pull(
     name: Annotated[str, typer.Argument(help="A hub id or a known name.", show_default=False)],
 ) -> None:
     """Download a model from the hub."""
-    from overpaint.models import catalogue
+    from overpaint.models.library import catalog
 
-    typer.echo(catalogue.resolve(name))
+    typer.echo(catalog.resolve(name))
 
 
 def _show(facts: Mapping[str, Any]) -> None:
@@ -295,10 +296,10 @@ def models_list(
 
     Any SDXL folder, file or hub id can be loaded as well.
     """
-    from overpaint.models import catalogue
-    from overpaint.models.store import Store, shipped
+    from overpaint.models.library import catalog
+    from overpaint.models.library.library import Store, shipped
 
-    entries = catalogue.known()
+    entries = catalog.known()
     added = (*Store(home()).entries(), *shipped())
     if as_json:
         keys = ("name", "family", "licence", "repository")

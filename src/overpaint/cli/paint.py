@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overpaint import images, metadata
 from overpaint.cli.settings import ON_PICTURES, given, home, numbers, takes_settings
 from overpaint.cli.terminal import Terminal
 from overpaint.errors import OutputError, RequestError
 from overpaint.events import Finished, Notice, Step
+from overpaint.imaging import images
+from overpaint.provenance import metadata
 from overpaint.request import Picture, Request
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _paint(
 
 def _marked(terminal: Terminal, path: Path, image: "Image") -> "Image":
     """A picture with its watermark; says so where it holds none."""
-    from overpaint import watermark  # imports OpenCV
+    from overpaint.provenance import watermark  # imports OpenCV
 
     made, why = watermark.marked(image)
     if why:
@@ -173,7 +174,7 @@ def _run(
 ) -> tuple[list[Finished], float]:
     """Load the model and carry out the requests; also the seconds that painting took."""
     import overpaint  # load() imports torch
-    from overpaint import canvas  # imports OpenCV
+    from overpaint.imaging import canvas  # imports OpenCV
 
     name, dtype = common.model, common.dtype
     ours = found and found.record

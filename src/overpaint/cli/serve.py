@@ -10,7 +10,7 @@ import typer
 from overpaint.errors import RequestError
 
 if TYPE_CHECKING:
-    from overpaint.server.traces import Traces
+    from overpaint.server.telemetry.traces import Traces
 
 DATA = Path("overpaint-data")
 MINIATURE = 128
@@ -137,16 +137,16 @@ def serve(
                 "allowed_origin", f"{origin!r} is not one page's, such as https://example.org."
             )
 
-    from overpaint.engine.finishing import Finishing
+    from overpaint.engine.postprocess import Finishing
     from overpaint.engine.profile import Profile
     from overpaint.engine.worker import paints
-    from overpaint.server.addresses import is_loopback
     from overpaint.server.app import run
-    from overpaint.server.database import url_of
-    from overpaint.server.jobs import Limits
-    from overpaint.server.keys import opened
-    from overpaint.server.logs import configure
-    from overpaint.server.service import Settings
+    from overpaint.server.jobs.service import Settings
+    from overpaint.server.outbound.addresses import is_loopback
+    from overpaint.server.store.api_keys import opened
+    from overpaint.server.store.database import url_of
+    from overpaint.server.store.jobs import Limits
+    from overpaint.server.telemetry.logs import configure
 
     if not keys and not is_loopback(host):
         data.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def _traces() -> "Traces":
         RequestError: what posts them is not installed.
     """
     try:
-        from overpaint.server.traces import exporting
+        from overpaint.server.telemetry.traces import exporting
     except ModuleNotFoundError as error:
         raise RequestError(
             "otel", f"{error.name} is not installed: pip install 'overpaint[otel]'."

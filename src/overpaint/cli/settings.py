@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from overpaint import images
 from overpaint.errors import RequestError
+from overpaint.imaging import images
 from overpaint.request import DEFAULT_STRENGTH, Picture, Request
 
 

@@ -14,7 +14,7 @@ from overpaint.cli.serve import DATA
 from overpaint.errors import RequestError, StoreError
 
 if TYPE_CHECKING:
-    from overpaint.server.ledger import Total
+    from overpaint.server.store.usage import Total
 
 COUNTS = ("jobs", "pictures", "megapixel_steps", "device_seconds")
 NO_KEY = "(no key)"
@@ -87,8 +87,8 @@ def _totals(
     until: date | None,
     key: str | None,
 ) -> "list[Total]":
-    from overpaint.server.database import Database, url_of
-    from overpaint.server.ledger import Ledger
+    from overpaint.server.store.database import Database, url_of
+    from overpaint.server.store.usage import Ledger
 
     if store is None and not (data / "jobs.db").exists():
         raise StoreError(f"there is no job store in {data}; give a server's folder with --data.")
@@ -109,7 +109,7 @@ def _cells(one: "Total", price: Decimal | None, digits: int) -> list[str]:
 
 
 def _sum(found: "Sequence[Total]") -> "Total":
-    from overpaint.server.ledger import Total
+    from overpaint.server.store.usage import Total
 
     return Total(
         "total",

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from overpaint.diffusion.control import Control, Controls
+from overpaint.diffusion.controlnet import Control, Controls
 from overpaint.models.adapters import Adapters, changes_at
 from overpaint.nn.attention import Context
 from overpaint.nn.lowrank import Change
-from overpaint.nn.sides import Sides
+from overpaint.nn.row_adapters import Sides
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from overpaint import images
-from overpaint.diffusion.whole import in_windows
+from overpaint.diffusion.tiling.network import in_windows
 from overpaint.errors import DeviceError
+from overpaint.imaging import images
 
 if TYPE_CHECKING:
     from PIL.Image import Image

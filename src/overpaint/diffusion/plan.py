@@ -11,21 +11,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from overpaint import images, masks
-from overpaint.canvas import Canvas, lay_out
-from overpaint.diffusion import latents, prompt, stages, steering
+from overpaint.diffusion import control_inputs, latents, prompt, stages
 from overpaint.diffusion.constraint import Constraint, Free, Kept
+from overpaint.diffusion.control_inputs import Estimators, Nets
 from overpaint.diffusion.denoise import Conditioning, Network, UNet
 from overpaint.diffusion.guidance import Guidance
 from overpaint.diffusion.samplers import Noise, Sampler, sampler
 from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, start
-from overpaint.diffusion.steering import Estimators, Nets
-from overpaint.diffusion.tiles import Tiled
+from overpaint.diffusion.tiling.vae import Tiled
 from overpaint.errors import ModelError
+from overpaint.imaging import images, masks
+from overpaint.imaging.canvas import Canvas, lay_out
 from overpaint.models.adapters import Adapters, weights_of
-from overpaint.models.weights import some
-from overpaint.names import SAMPLERS
+from overpaint.models.files.safetensors_io import some
 from overpaint.nn.attention import Context
+from overpaint.registry import SAMPLERS
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
@@ -372,7 +372,9 @@ def _conditionings(
     scored = model.family.scored
     target = (request.aesthetic_score,) if scored else request.target_size or whole
     channels = _channels(model, canvas, notices)
-    controls = steering.controls(request, model, canvas, extras.nets, extras.estimators, notices)
+    controls = control_inputs.controls(
+        request, model, canvas, extras.nets, extras.estimators, notices
+    )
     conditioned = Conditioning(
         Context(positive.tokens, extras.adapters),
         positive.pooled,

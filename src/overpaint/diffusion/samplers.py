@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
-from overpaint.names import SAMPLERS
+from overpaint.registry import SAMPLERS
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overpaint.errors import RequestError
-from overpaint.names import SCHEDULES
+from overpaint.registry import SCHEDULES
 
 if TYPE_CHECKING:
     from overpaint.models.model import NoiseConfig

@@ -10,10 +10,10 @@ from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 
-from overpaint import images
 from overpaint.diffusion import latents
 from overpaint.diffusion.schedule import Sigmas
-from overpaint.names import Space
+from overpaint.imaging import images
+from overpaint.registry import Space
 
 if TYPE_CHECKING:
     from overpaint.diffusion.plan import Plan

@@ -21,11 +21,11 @@ from weakref import WeakKeyDictionary
 import torch
 
 from overpaint.diffusion.denoise import Trajectory, advance, evaluate
+from overpaint.diffusion.run import Painting
 from overpaint.engine.counters import Counters
 from overpaint.engine.scheduler import Costs, Scheduler, Task
 from overpaint.errors import DeviceError
 from overpaint.events import Canceled, Event, Failed, Finished, Notice, Spent
-from overpaint.painting import Painting
 
 if TYPE_CHECKING:
     from overpaint.engine.profile import Profile

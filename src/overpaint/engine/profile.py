@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overpaint import durable
 from overpaint.errors import OutputError
+from overpaint.system import atomic_files
 
 if TYPE_CHECKING:
     from overpaint.request import Request
@@ -133,6 +133,6 @@ class Profile:
         about = {"model": self.model, "dtype": self.dtype, "device": self.device}
         data = json.dumps(about | {"seconds": seconds}, indent=2) + "\n"
         try:
-            durable.write(path, data.encode())
+            atomic_files.write(path, data.encode())
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from error

@@ -19,14 +19,14 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
-from overpaint import metadata
-from overpaint.durable import write
 from overpaint.engine.counters import Counters
-from overpaint.engine.finishing import AS_THEY_ARE, Finisher, Finishing
+from overpaint.engine.postprocess import AS_THEY_ARE, Finisher, Finishing
 from overpaint.errors import OverpaintError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
-from overpaint.memory import give_back, share_heap
-from overpaint.safety import Flag
+from overpaint.provenance import metadata
+from overpaint.provenance.safety import Flag
+from overpaint.system.atomic_files import write
+from overpaint.system.malloc import give_back, share_heap
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -199,7 +199,7 @@ def main(
 
 def paints(*arguments: Any, **options: Any) -> Runs:
     """The engine that paints, for `main`: as `residency.open_engine`, imported where it runs."""
-    from overpaint.engine.residency import open_engine
+    from overpaint.engine.model_pool import open_engine
 
     return open_engine(*arguments, **options)
 

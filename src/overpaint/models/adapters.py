@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from overpaint.models.lora import Lora, part_of
 from overpaint.nn.lowrank import Change, factors, merged
-from overpaint.nn.places import Place, place_of
+from overpaint.nn.weight_slots import Place, place_of
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model

@@ -18,13 +18,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models import catalogue, single_file
 from overpaint.models.devices import Placement, place
 from overpaint.models.family import Configs, parse_configs
-from overpaint.models.hashes import sha256_of
+from overpaint.models.files import single_file
+from overpaint.models.files.clip_vocabulary import find_vocabulary
+from overpaint.models.files.digests import sha256_of
+from overpaint.models.files.safetensors_io import Stored, WeightsFile, fill, open_weights
+from overpaint.models.library import catalog
 from overpaint.models.model import LatentPreview, Model, NoiseConfig, Prediction, TextEncoder
-from overpaint.models.vocabulary import find_vocabulary
-from overpaint.models.weights import Stored, WeightsFile, fill, open_weights
 from overpaint.nn.blocks import install
 from overpaint.nn.packed import pack
 
@@ -83,7 +84,7 @@ def load_model(
         RequestError: an unknown device or dtype.
         DeviceError: this machine has no such device.
     """
-    path = catalogue.resolve(fspath(name))
+    path = catalog.resolve(fspath(name))
     weights = None if path.is_dir() else open_weights(path)
     configs = folder_configs(path) if weights is None else single_file.recognise_file(weights)
     placement = place(device, dtype, vae_dtype, small=configs.family.name.startswith("miniature"))
@@ -323,7 +324,7 @@ def _as_named_in(module: torch.nn.Module, stored: Tensors) -> Tensors:
 def _part(folder: Path, *, half: bool) -> tuple[dict[str, Stored], list[Path]]:
     """The tensors of one part of a folder, and the files they are in."""
     try:
-        names = catalogue.choose((entry.name for entry in folder.iterdir()), half=half)
+        names = catalog.choose((entry.name for entry in folder.iterdir()), half=half)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     files = [folder / name for name in names]

@@ -10,9 +10,9 @@ import psutil
 import torch
 
 from overpaint.errors import ModelError
-from overpaint.models import catalogue
 from overpaint.models.devices import available, place
-from overpaint.models.weights import open_weights
+from overpaint.models.files.safetensors_io import open_weights
+from overpaint.models.library import catalog
 
 GB = 1e9
 
@@ -131,9 +131,9 @@ def report(model: str | None = None) -> Report:
 def _measure(name: str) -> tuple[int, int]:
     """How many parameters the files of a model hold, and its native side; reads headers only."""
     from overpaint.models.checkpoint import folder_configs, native_size
-    from overpaint.models.single_file import recognise_file
+    from overpaint.models.files.single_file import recognise_file
 
-    path = catalogue.resolve(name, download=False)
+    path = catalog.resolve(name, download=False)
     files = sorted(path.glob("*/*.safetensors")) if path.is_dir() else [path]
     opened = [open_weights(file) for file in files]
     configs = folder_configs(path) if path.is_dir() else recognise_file(opened[0])

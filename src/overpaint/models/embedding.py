@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from overpaint.errors import CheckpointError
-from overpaint.models.hashes import sha256_of
-from overpaint.models.weights import open_weights, some
+from overpaint.models.files.digests import sha256_of
+from overpaint.models.files.safetensors_io import open_weights, some
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model

@@ -30,12 +30,12 @@ from torch.nn.functional import interpolate
 from transformers.utils import logging
 
 from overpaint.errors import CheckpointError, DeviceError
-from overpaint.hints.drawing import ADE20K
-from overpaint.models import catalogue
+from overpaint.imaging.hints.drawing import ADE20K
 from overpaint.models.checkpoint import load_tokenizer
-from overpaint.models.hashes import sha256_of
-from overpaint.models.weights import open_weights, some
-from overpaint.names import Sight
+from overpaint.models.files.digests import sha256_of
+from overpaint.models.files.safetensors_io import open_weights, some
+from overpaint.models.library import catalog
+from overpaint.registry import Sight
 
 FAMILIES: dict[str, tuple[str, Sight]] = {
     "depth_anything": ("DepthAnythingForDepthEstimation", "depth"),
@@ -174,7 +174,7 @@ def load_estimator(
         ModelNotFoundError: no such name, folder or repository, or the hub is out of reach.
         CheckpointError: of another family, sees something else, a pickle, damaged, or incomplete.
     """
-    folder = catalogue.resolve_estimator(str(name))
+    folder = catalog.resolve_estimator(str(name))
     family = str(settings_of(folder / "config.json").get("model_type"))
     if family not in FAMILIES:
         raise CheckpointError(
@@ -208,7 +208,7 @@ def _load(
         task = _task(folder, int(config.task_seq_len))
     processor = processor_of(folder, PROCESSORS[family])
     try:
-        names = catalogue.choose((e.name for e in folder.iterdir()), half=dtype != torch.float32)
+        names = catalog.choose((e.name for e in folder.iterdir()), half=dtype != torch.float32)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     files = tuple(folder / file for file in names)

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from overpaint.errors import CheckpointError
 from overpaint.models.family import OTHERS
-from overpaint.models.hashes import sha256_of, tensors_sha256
-from overpaint.models.layout import original_name
-from overpaint.models.weights import WeightsFile, open_weights, some
+from overpaint.models.files.digests import sha256_of, tensors_sha256
+from overpaint.models.files.original_layout import original_name
+from overpaint.models.files.safetensors_io import WeightsFile, open_weights, some
 from overpaint.nn.lowrank import Change, Decomposed, Hadamard, Kronecker, LowRank, Whole
 from overpaint.nn.packed import weighted
 

@@ -18,11 +18,11 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models import catalogue
 from overpaint.models.devices import place
 from overpaint.models.estimators import processor_of, settings_of
-from overpaint.models.weights import open_weights, some
-from overpaint.safety import Verdict
+from overpaint.models.files.safetensors_io import open_weights, some
+from overpaint.models.library import catalog
+from overpaint.provenance.safety import Verdict
 
 NESTED = re.compile(r"^vision_model\.vision_model\.")
 """What keys begin with in files of earlier releases of transformers, one of them is published."""
@@ -86,7 +86,7 @@ def load_checker(folder: Path, device: str = "auto") -> SafetyChecker:
             "checker is a 'clip'."
         )
     processor = processor_of(folder, "CLIPImageProcessor")
-    names = catalogue.choose((e.name for e in folder.iterdir()), half=False)
+    names = catalog.choose((e.name for e in folder.iterdir()), half=False)
     tensors = {
         NESTED.sub("vision_model.", key): stored.read()
         for name in names

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from overpaint.errors import CheckpointError
-from overpaint.nn import rows
+from overpaint.nn import row_context
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention as DiffusersAttention
@@ -69,7 +69,7 @@ class Context:
         return self._kept[layer]
 
     def _make(self, layer: "Attention") -> KeysValues:
-        with rows.given((self._adapters,) * len(self._tokens)):
+        with row_context.given((self._adapters,) * len(self._tokens)):
             keys, values = layer.keys_values(self._tokens)
         return KeysValues(keys.contiguous(), values.contiguous())
 

@@ -15,19 +15,25 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
-from overpaint.memory import PAUSE, give_back, share_heap
-from overpaint.server import a1111, cog, fal, metrics, native, openai, replicate
-from overpaint.server.access import Access
-from overpaint.server.addresses import is_loopback
-from overpaint.server.guard import HEAD, KEPT, Bodies, Connection, Doors
-from overpaint.server.keys import Keys
-from overpaint.server.logs import enduring
-from overpaint.server.service import Service, Settings
-from overpaint.server.webhooks import Body, Courier
-from overpaint.server.wire import answer_errors
+from overpaint.server.api import metrics
+from overpaint.server.api.a1111 import routes as a1111
+from overpaint.server.api.fal import routes as fal
+from overpaint.server.api.native import routes as native
+from overpaint.server.api.openai import routes as openai
+from overpaint.server.api.replicate import cog_routes as cog
+from overpaint.server.api.replicate import routes as replicate
+from overpaint.server.api.wire import answer_errors
+from overpaint.server.http.access_log import Access
+from overpaint.server.http.guard import HEAD, KEPT, Bodies, Connection, Doors
+from overpaint.server.jobs.service import Service, Settings
+from overpaint.server.jobs.webhooks import Body, Courier
+from overpaint.server.outbound.addresses import is_loopback
+from overpaint.server.store.api_keys import Keys
+from overpaint.server.telemetry.logs import enduring
+from overpaint.system.malloc import PAUSE, give_back, share_heap
 
 if TYPE_CHECKING:
-    from overpaint.server.traces import Traces  # whose libraries may be missing
+    from overpaint.server.telemetry.traces import Traces  # whose libraries may be missing
 
 BODIES: dict[str, Body] = {
     "native": native.told,
@@ -114,7 +120,7 @@ def create_app(
     app.add_middleware(Doors, hosts=hosts, origins=origins)
     app.add_middleware(Access)
     if traces:
-        from overpaint.server.traces import Traced
+        from overpaint.server.telemetry.traces import Traced
 
         app.add_middleware(Traced, traces=traces)
     app.add_middleware(metrics.Counting, answers=app.state.answers)

@@ -1,0 +1,141 @@
+"""A request's controls on a canvas: pictures become hints, hints what a net sees in them."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.Image import Resampling
+
+from overpaint.diffusion.controlnet import Control
+from overpaint.errors import RequestError
+from overpaint.imaging import hints, images, masks
+from overpaint.imaging.canvas import Canvas
+from overpaint.models.controlnet import ControlNet
+from overpaint.models.estimators import Estimator
+from overpaint.registry import HINTS
+
+if TYPE_CHECKING:
+    from overpaint.models.model import Model
+    from overpaint.request import Control as Asked
+    from overpaint.request import Request
+
+Nets = Sequence[ControlNet | None]
+"""One for each of a request's controls; None where it does not act. Empty for a refiner."""
+
+Estimators = Sequence[Estimator | None]
+"""Likewise, of those whose hint shows what a network sees; may be empty."""
+
+
+def controls(
+    request: "Request",
+    model: "Model",
+    canvas: Canvas,
+    nets: Nets,
+    estimators: Estimators,
+    notices: list[str],
+) -> tuple[Control, ...]:
+    """The hints that steer a stage.
+
+    Args:
+        request: whose controls.
+        model: of the stage.
+        canvas: likewise.
+        nets: of the controls.
+        estimators: likewise.
+        notices: what the user should be told is appended.
+
+    Raises:
+        RequestError: a hint is of another aspect, cannot be made, or is not one that its net knows.
+        PictureError: a picture cannot be decoded.
+        DeviceError: what an estimator sees is not finite.
+    """
+    asked = zip(request.controls, nets, strict=False)
+    return tuple(
+        _control(control, net, estimator, f"controls.{index}", model, canvas, notices)
+        for index, ((control, net), estimator) in enumerate(zip_longest(asked, estimators))
+        if net is not None
+    )
+
+
+def _control(
+    asked: "Asked",
+    net: ControlNet,
+    estimator: Estimator | None,
+    field: str,
+    model: "Model",
+    canvas: Canvas,
+    notices: list[str],
+) -> Control:
+    kind = HINTS[asked.kind].union
+    if net.kind == "union" and (kind is None or kind >= net.types):
+        raise RequestError(
+            f"{field}.kind",
+            f"{net.name} knows {net.types} types of hints, and {asked.kind} is none of them.",
+        )
+    estimate = estimator and _remembering(estimator, model)
+    shown = _hint(asked, estimate, canvas, field, notices)
+    mask = None
+    if asked.mask:
+        grey = _placed(canvas, images.decode(asked.mask), f"{field}.mask").convert("L")
+        cells = masks.cells(np.asarray(grey, np.float32) / np.float32(255), model.vae_factor)
+        mask = torch.from_numpy(cells)[None, None].to(model.device)
+    hint = torch.from_numpy(images.to_array(shown))[None] * 0.5 + 0.5
+    features = model.remember(
+        "hints",
+        (net.sha256, shown.size, hashlib.sha256(shown.tobytes()).digest()),
+        lambda: net.see(hint),
+    )
+    interval = (asked.start, asked.end)
+    return Control(net, hint, features, asked.scale, interval, asked.weighting, mask, kind)
+
+
+def _remembering(estimator: Estimator, model: "Model") -> hints.Estimate:
+    """What an estimator sees, kept by the picture's pixels."""
+
+    def see(picture: Image.Image) -> NDArray[Any]:
+        content = hashlib.sha256(picture.tobytes()).digest()
+        key = (estimator.sha256, estimator.sight, picture.size, content)
+        return model.remember("estimates", key, lambda: estimator.see(picture))
+
+    return see
+
+
+def _hint(
+    asked: "Asked",
+    estimate: hints.Estimate | None,
+    canvas: Canvas,
+    field: str,
+    notices: list[str],
+) -> Image.Image:
+    """The hint of a control, as it lies on the canvas."""
+    if finished := asked.hint or (asked.image if asked.kind == "pose" else None):
+        hint = hints.decode(asked.kind, finished)
+        how: Any = Resampling.NEAREST if HINTS[asked.kind].labels else Resampling.LANCZOS
+        if hint.size not in (canvas.size, canvas.frame.source):
+            notices.append(
+                f"the {asked.kind} hint of {hint.width}x{hint.height} is resampled to fit."
+            )
+        return _placed(canvas, hint, f"{field}.hint", how)
+    hints.check(asked.kind, asked.options, f"{field}.options")
+    picture = images.decode(asked.image) if asked.image else canvas.original
+    if picture is None:
+        raise RequestError(field, f"there is no picture to make the {asked.kind} hint from.")
+    placed = _placed(canvas, picture, f"{field}.image")
+    return hints.make(asked.kind, placed, asked.options, estimate)
+
+
+def _placed(
+    canvas: Canvas,
+    picture: Image.Image,
+    field: str,
+    resampling: Resampling = Resampling.LANCZOS,
+) -> Image.Image:
+    try:
+        return canvas.place(picture, resampling)
+    except ValueError as error:
+        raise RequestError(field, f"{error}; crop or pad it.") from error

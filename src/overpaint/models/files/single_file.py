@@ -1,0 +1,183 @@
+"""Single-file checkpoints: the original key layout of SDXL, and what else a file may be."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.loaders import single_file_utils
+
+from overpaint.errors import CheckpointError
+from overpaint.models import lora
+from overpaint.models.family import OTHERS, Configs, shipped_configs
+from overpaint.models.files.safetensors_io import Stored, WeightsFile, some
+from overpaint.models.model import NoiseConfig
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+FIRST_ENCODER = "conditioner.embedders.0.transformer."
+SECOND_ENCODER = "conditioner.embedders.1.model."
+REFINER_ENCODER = "conditioner.embedders.0.model."
+
+SHIPPED = {(2048, 4): "sdxl", (2048, 9): "sdxl-inpaint", (1280, 4): "sdxl-refiner"}
+"""Cross-attention width and input channels of the UNet, to the configs that ship with us."""
+
+FOREIGN: tuple[tuple[str, str], ...] = (
+    (r"double_blocks\.\d", "a Flux checkpoint"),
+    (r"joint_blocks\.\d", "a Stable Diffusion 3 checkpoint"),
+    (r"^edm_(mean|vpred)", "an SDXL checkpoint in EDM's formulation (Playground 2.5, CosXL)"),
+    (lora.KEYS, "a LoRA, not a checkpoint"),
+    (r"^control_model\.|^controlnet_cond_embedding\.", "a ControlNet, not a checkpoint"),
+    (r"^(ip_adapter|image_proj)\.", "an IP-Adapter, not a checkpoint"),
+    (r"^down_blocks\.", "the UNet of a diffusers folder; give the folder"),
+    (r"^decoder\.", "a VAE, not a checkpoint"),
+    (r"^(text_model|clip_[lg]$)", "a part of a model, not a checkpoint"),
+)
+"""Patterns of keys that tell what a file is when it is none of ours."""
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """Keys that a checkpoint may carry and that are not needed.
+
+    Attributes:
+        pattern: of the keys.
+        reason: why they are not needed.
+        said: whether the user hears of it: the tensors were learned, and are not used.
+    """
+
+    pattern: str
+    reason: str
+    said: bool = False
+
+
+IGNORED = (
+    Ignored(r".*\.embeddings\.position_ids", "the numbers 0 to 76"),
+    Ignored(r"conditioner\.embedders\.\d\.(model\.)?logit_scale", "CLIP's contrastive training"),
+    Ignored(
+        r"conditioner\.embedders\.0\.(transformer\.)?text_projection(\.weight)?",
+        "CLIP's contrastive training; SDXL takes no pooled output from the first encoder",
+    ),
+    Ignored(r"denoiser\.(sigmas|log_sigmas)", "computed from the noise schedule"),
+    Ignored(
+        r"(alphas_cumprod|betas|log_one_minus|posterior_|sqrt_)\w*",
+        "computed from the noise schedule",
+    ),
+    Ignored(r"v_pred|ztsnr", "marks, read by `noise_config`"),
+    Ignored(r"model_ema\..*", "a moving average beside the weights that are used", said=True),
+    Ignored(r"first_stage_model\.loss\..*", "the VAE's training loss", said=True),
+)
+
+
+def recognise_file(weights: WeightsFile) -> Configs:
+    """The configs that ship with us for a file in SDXL's original layout.
+
+    Raises:
+        CheckpointError: it is something else; says what, where that is known.
+    """
+    _refuse_foreign(weights)
+    context = _context(weights)
+    channels = weights.tensors[f"{UNET}input_blocks.0.0.weight"].shape[1]
+    if (name := SHIPPED.get((context, channels))) is not None:
+        return shipped_configs(name)
+    kind = OTHERS.get(context, "unknown")
+    raise CheckpointError(
+        f"{weights.path}: this is a {kind} checkpoint (cross-attention width {context}, "
+        f"{channels} input channels); Overpaint runs SDXL"
+    )
+
+
+def _refuse_foreign(weights: WeightsFile) -> None:
+    for pattern, what in FOREIGN:
+        if any(re.search(pattern, key) for key in weights.tensors):
+            raise CheckpointError(f"{weights.path}: this is {what}; Overpaint runs SDXL")
+    if f"{UNET}input_blocks.0.0.weight" not in weights.tensors:
+        raise CheckpointError(
+            f"{weights.path}: no {UNET}* keys, so this is no SDXL checkpoint; it has "
+            f"{some(weights.tensors)}"
+        )
+
+
+def _context(weights: WeightsFile) -> int:
+    """The width of the UNet's cross-attention, 0 where it has none."""
+    widths = (s.shape[1] for k, s in weights.tensors.items() if k.endswith("attn2.to_k.weight"))
+    return next(widths, 0)
+
+
+def noise_config(weights: WeightsFile) -> NoiseConfig:
+    """How the checkpoint was trained, from its marks.
+
+    v-prediction: a tensor `v_pred` (as NoobAI's), or "v" in the metadata's
+    `modelspec.prediction_type` (github.com/Stability-AI/ModelSpec) or `modelspec.predict_key`
+    (ComfyUI's). Zero terminal SNR: a tensor `ztsnr`. Else SDXL's own schedule.
+    """
+    named = {weights.metadata.get(f"modelspec.{key}") for key in ("prediction_type", "predict_key")}
+    v = "v_pred" in weights.tensors or not named.isdisjoint({"v", "v_prediction", "velocity"})
+    return NoiseConfig(
+        prediction="v_prediction" if v else "epsilon",
+        zero_terminal_snr="ztsnr" in weights.tensors,
+    )
+
+
+def convert(
+    weights: WeightsFile, configs: Configs
+) -> tuple[dict[str, dict[str, Stored]], tuple[str, ...]]:
+    """Rename a checkpoint's tensors from the original layout to diffusers'.
+
+    Args:
+        weights: of the checkpoint.
+        configs: of what it is.
+
+    Returns:
+        Part name ("unet", "vae", "text_encoder", "text_encoder_2") to state dict name to tensor;
+        and what there is to say about tensors that are not used.
+
+    Raises:
+        CheckpointError: a key belongs to no part, or one is missing without which a part cannot
+            be converted.
+    """
+    kept, notices = _without_ignored(weights)
+
+    def under(prefix: str) -> dict[str, Any]:
+        return {key: stored for key, stored in kept.items() if key.startswith(prefix)}
+
+    two = "text_encoder" in configs.text_encoders
+    second = SECOND_ENCODER if two else REFINER_ENCODER
+    label = [f"{UNET}label_emb.0.{layer}.{leaf}" for layer in (0, 2) for leaf in ("weight", "bias")]
+    # The converters cannot do without these; what else is missing shows when modules are filled.
+    if missing := [key for key in (*label, f"{second}text_projection") if key not in kept]:
+        raise CheckpointError(f"{weights.path}: {len(missing)} missing keys: {some(missing)}")
+    parts: dict[str, dict[str, Any]] = {
+        "unet": single_file_utils.convert_ldm_unet_checkpoint(under(UNET), configs.unet),
+        "vae": single_file_utils.convert_ldm_vae_checkpoint(under(VAE), configs.vae),
+        "text_encoder_2": single_file_utils.convert_open_clip_checkpoint(
+            None, under(second), prefix=second
+        ),
+    }
+    if two:
+        parts["text_encoder"] = {
+            key.removeprefix(FIRST_ENCODER): stored for key, stored in under(FIRST_ENCODER).items()
+        }
+    parts = {
+        part: {name: stored for name, stored in tensors.items() if stored is not None}
+        for part, tensors in parts.items()
+    }
+    used = {stored.key for tensors in parts.values() for stored in tensors.values()}
+    if unknown := [key for key in kept if key not in used]:
+        raise CheckpointError(
+            f"{weights.path}: {len(unknown)} unexpected keys, which belong to no part of SDXL: "
+            f"{some(unknown)}"
+        )
+    return parts, notices
+
+
+def _without_ignored(weights: WeightsFile) -> tuple[dict[str, Stored], tuple[str, ...]]:
+    """The tensors that are needed, and what there is to say about the others."""
+    kept = dict(weights.tensors)
+    notices: list[str] = []
+    for row in IGNORED:
+        dropped = [key for key in kept if re.fullmatch(row.pattern, key)]
+        for key in dropped:
+            del kept[key]
+        if dropped and row.said:
+            notices.append(f"{len(dropped)} tensors not used ({row.reason}): {some(dropped, 2)}")
+    return kept, tuple(notices)

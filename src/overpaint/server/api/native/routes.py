@@ -1,0 +1,471 @@
+"""Our own wire format: the whole `Request`, events as they happen, uploads by content.
+
+| | |
+|---|---|
+| `POST /api/jobs` | a job; 201; with `?wait=30` when it has ended, or after so many seconds |
+| `GET /api/jobs` | newest first; `before`, `state`, `limit` |
+| `GET /api/jobs/{id}` | one; `?wait=30` likewise |
+| `POST /api/jobs/{id}/cancel` | ask for its end |
+| `GET /api/jobs/{id}/events` | its story, as server-sent events |
+| `GET /api/jobs/{id}/results/{name}` | a picture that it made |
+| `GET /api/jobs/{id}/webhooks` | every try at its webhooks |
+| `POST /api/jobs/{id}/webhooks/{event}/replay` | post one once more |
+| `POST /api/files` | upload a picture; its name is the hash of its content |
+| `GET /api/files/{name}` | whether it is there, and what it is |
+| `GET /api/models` | what may be asked for |
+| `GET /api/usage` | what the key has used; `by`, `since`, `until` |
+
+A picture in a request is `{"file": NAME}`, `{"data": BASE64}`, or `{"url": URL}`.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from datetime import date
+from typing import Annotated, Any, Literal, cast
+
+from fastapi import APIRouter, HTTPException, Query, Response
+from fastapi import Request as Incoming
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic_core import core_schema
+
+from overpaint.engine.worker import Shown
+from overpaint.errors import RequestError
+from overpaint.events import Step
+from overpaint.imaging import images
+from overpaint.request import Request
+from overpaint.server.api.image_inputs import pictures_from, urls_in
+from overpaint.server.api.wire import (
+    EVENT_STREAM,
+    LISTENS,
+    MEDIA_TYPES,
+    PICTURES,
+    PROBLEMS,
+    Event,
+    Key,
+    LastEvent,
+    Serves,
+    Token,
+    Viewer,
+    Webhook,
+    data_uri,
+    fingerprint,
+    found,
+    painted,
+    plain,
+    read_beside,
+    telling,
+    upload,
+    uploaded,
+    with_fitting_mask,
+)
+from overpaint.server.jobs.service import Service, Story
+from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.store.jobs import Job, Said
+from overpaint.server.store.usage import Ledger, Total
+
+router = APIRouter(prefix="/api", tags=["native"], route_class=telling(plain), responses=PROBLEMS)
+
+BYTES = {"type": "string", "format": "binary"}
+
+Wait = Annotated[float, Query(ge=0, le=60)]
+"""Seconds that a client waits for a job's end."""
+
+
+class LikeRequest:
+    """Of a field whose schema is that of `Request`: that is checked with its pictures in it."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(Request.__pydantic_core_schema__)
+
+
+class FileFormat(BaseModel):
+    """What files to make.
+
+    Attributes:
+        format: of the pictures.
+        quality: of JPEG and WebP, 1 to 100.
+        preview_every: steps between previews; 0 for none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["png", "jpg", "webp"] = "png"
+    quality: int | None = Field(default=None, ge=1, le=100)
+    preview_every: int = Field(default=0, ge=0, le=1000)
+
+
+class Submission(BaseModel):
+    """A job to be made.
+
+    Attributes:
+        request: the fields of `Request`; see the docs of the library.
+        model: by name; by default the server's first.
+        priority: higher goes first; above 0 where there are no keys alone.
+        output: what files to make.
+        webhook: where to post what happens to it.
+        webhook_events: what of it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    request: Annotated[dict[str, Any], LikeRequest()]
+    model: str | None = Field(default=None, max_length=200)
+    priority: int = Field(default=0, ge=-10, le=10)
+    output: FileFormat = Field(default_factory=FileFormat)
+    webhook: Webhook = None
+    webhook_events: tuple[Event, ...] = ("start", "completed")
+
+
+class Try(BaseModel):
+    """A try at a webhook.
+
+    Attributes:
+        at: seconds since 1970.
+        status: that came back.
+        error: why none did.
+        seconds: that it took.
+    """
+
+    at: float
+    status: int | None
+    error: str | None
+    seconds: float
+
+
+class WebhookView(BaseModel):
+    """A job's webhook, and every try at it.
+
+    Attributes:
+        event: that it tells of.
+        state: later, due, delivered, failed (no tries left), gone (its receiver is).
+        tries: the first one first.
+    """
+
+    event: Event
+    state: str
+    tries: list[Try]
+
+
+class Upload(BaseModel):
+    """A file that was uploaded: its name, which is the SHA-256 of its content, and its size."""
+
+    file: str
+    size: int
+
+
+class Made(BaseModel):
+    """A picture that a job made."""
+
+    name: str
+    url: str
+    seed: int
+    width: int
+    height: int
+
+
+class Flagged(BaseModel):
+    """A picture that the safety checker flagged, which is not published.
+
+    Attributes:
+        index: which picture of the request, from 0.
+        seed: that it was painted with.
+        concepts: what was seen in it, as far as the checker names that.
+    """
+
+    index: int
+    seed: int
+    concepts: list[str]
+
+
+class JobView(BaseModel):
+    """A job, as it is now.
+
+    Attributes:
+        id: of the job.
+        model: that it is for.
+        state: queued, running, succeeded, failed or canceled.
+        request: as it was asked, pictures by the names of their files.
+        created: seconds since 1970; so are the others.
+        attempt: how often it was begun.
+        error: why it failed.
+        results: its pictures.
+        flagged: pictures that it made, and that are not published.
+        position: how many jobs are before it in the queue.
+        eta: seconds until it is done, as a guess, while it waits.
+        done: steps that are done, while it runs.
+        total: steps that it takes, while it runs.
+    """
+
+    id: str
+    model: str
+    state: str
+    request: dict[str, Any]
+    created: float
+    started: float | None
+    ended: float | None
+    attempt: int
+    error: str | None
+    results: list[Made]
+    flagged: list[Flagged]
+    position: int | None = None
+    eta: float | None = None
+    done: int | None = None
+    total: int | None = None
+
+
+class Page(BaseModel):
+    """Jobs, newest first, and the id to ask for the next older ones with."""
+
+    jobs: list[JobView]
+    before: str | None
+
+
+async def view(service: Service, job: Job) -> JobView:
+    """A job as clients see it."""
+    result = {"files": [], "seeds": [], "sizes": []} | (job.result or {})
+    made = [
+        Made(
+            name=name,
+            url=f"/api/jobs/{job.id}/results/{name}",
+            seed=seed,
+            width=size[0],
+            height=size[1],
+        )
+        for name, seed, size in zip(result["files"], result["seeds"], result["sizes"], strict=True)
+    ]
+    shown = JobView(
+        id=job.id,
+        model=job.model,
+        state=job.state,
+        request=job.request,
+        created=job.created,
+        started=job.started,
+        ended=job.ended,
+        attempt=job.attempt,
+        error=job.error,
+        results=made,
+        flagged=[Flagged.model_validate(flag) for flag in job.flagged],
+    )
+    if job.state == "queued":
+        ahead = await asyncio.to_thread(service.jobs.ahead, job.id)
+        if ahead:
+            shown.position = ahead[0]
+            shown.eta = ahead[1] + job.work
+    elif job.state == "running" and (step := service.hub.now(job.id).step):
+        shown.done, shown.total = step.done, step.total
+    return shown
+
+
+async def told(service: Service, job: Job) -> dict[str, Any]:
+    """What is posted to a webhook."""
+    return (await view(service, job)).model_dump(mode="json")
+
+
+async def accept(
+    service: Service, key: str, submission: Submission, token: str | None, body: str
+) -> Job:
+    """Accept a job; `body` is the hash of what came."""
+
+    def read(sources: Sources) -> Request:
+        fields = pictures_from(submission.request, sources)
+        return with_fitting_mask(Request.model_validate(fields))
+
+    urls = await read_beside(urls_in, submission.request)
+    async with service.sources(key, urls) as sources:
+        request = await read_beside(read, sources)
+    output = submission.output
+    options = {} if output.quality is None else {"quality": output.quality}
+    kept = {"kind": output.format, "options": options, "preview_every": output.preview_every}
+    return await service.submit(
+        request,
+        model=submission.model,
+        key=key,
+        priority=submission.priority,
+        origin={"wire": "native", "output": kept},
+        webhook=submission.webhook,
+        webhook_events=submission.webhook_events,
+        token=token,
+        body=body,
+    )
+
+
+@router.post("/jobs", status_code=201)
+async def create(
+    submission: Submission,
+    service: Serves,
+    key: Key,
+    response: Response,
+    wait: Wait = 0.0,
+    idempotency_key: Token = None,
+) -> JobView:
+    """Accept a job. With an `Idempotency-Key` that came before, the job that it made.
+
+    With `?wait=30` it answers when the job has ended, or as it is after so many seconds.
+    """
+    if key and submission.priority > 0:
+        raise RequestError("priority", "is 0 at most on a server with keys: others wait too.")
+    body = await fingerprint(idempotency_key, submission)
+    job = await service.repeated(key, idempotency_key, body)
+    job = job or await accept(service, key, submission, idempotency_key, body)
+    response.headers["Location"] = f"/api/jobs/{job.id}"
+    return await view(service, await service.ended(job.id, wait) or job if wait else job)
+
+
+@router.get("/jobs")
+async def listing(
+    service: Serves,
+    key: Key,
+    before: Annotated[str | None, Query(max_length=64)] = None,
+    state: Literal["queued", "running", "succeeded", "failed", "canceled"] | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 30,
+) -> Page:
+    """Jobs, newest first."""
+    last = await found(service, key, before) if before else None
+    states = None if state is None else (state,)
+    listed = await asyncio.to_thread(
+        lambda: service.jobs.page(key, limit, before=last, states=states)
+    )
+    views = [await view(service, job) for job in listed]
+    return Page(jobs=views, before=listed[-1].id if len(listed) == limit else None)
+
+
+@router.get("/jobs/{name}")
+async def read(name: str, service: Serves, key: Key, wait: Wait = 0.0) -> JobView:
+    """A job; with `?wait=30` when it has ended, or as it is after so many seconds."""
+    job = await found(service, key, name)
+    return await view(service, await service.ended(name, wait) or job if wait else job)
+
+
+@router.post("/jobs/{name}/cancel")
+async def cancel(name: str, service: Serves, key: Key) -> JobView:
+    """Ask for a job's end: at once if it waits, before its next step if it runs."""
+    await found(service, key, name)
+    job = await service.cancel(name)
+    assert job is not None
+    return await view(service, job)
+
+
+@router.get(
+    "/jobs/{name}/events",
+    response_class=StreamingResponse,
+    dependencies=LISTENS,
+    responses=EVENT_STREAM,
+)
+async def events(
+    name: str,
+    service: Serves,
+    key: Key,
+    last_event_id: LastEvent = 0,
+) -> StreamingResponse:
+    """A job's story: `queued`, `started`, `notice`, `requeued`, its end; `step` and `preview`.
+
+    What lasts has an id: with `Last-Event-ID` it goes on behind that, and where the job is now.
+    """
+    await found(service, key, name)
+
+    async def told() -> AsyncGenerator[str]:
+        async for story in service.follow(name, last_event_id):
+            yield sse(story)
+
+    return StreamingResponse(
+        told(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
+
+
+def sse(story: Story) -> str:
+    """A server-sent event."""
+    match story:
+        case Said(number, at, kind, body):
+            return f"id: {number}\nevent: {kind}\ndata: {json.dumps({'at': at} | body)}\n\n"
+        case Step(done, total, sigma):
+            data = {"done": done, "total": total, "sigma": sigma}
+            return f"event: step\ndata: {json.dumps(data)}\n\n"
+        case Shown(index, data):
+            shown = {"index": index, "image": data_uri(data, MEDIA_TYPES["jpg"])}
+            return f"event: preview\ndata: {json.dumps(shown)}\n\n"
+
+
+@router.get("/jobs/{name}/results/{file}", response_class=FileResponse, responses=PICTURES)
+async def result(name: str, file: str, incoming: Incoming, viewer: Viewer) -> FileResponse:
+    """A picture that a job made."""
+    return await painted(incoming, viewer, name, file)
+
+
+@router.get("/jobs/{name}/webhooks")
+async def webhooks(name: str, service: Serves, key: Key) -> list[WebhookView]:
+    """Every try at a job's webhooks."""
+    await found(service, key, name)
+    log = await asyncio.to_thread(service.outbox.log, name)
+    return [
+        WebhookView(
+            event=cast(Event, posted.kind),
+            state=posted.state,
+            tries=[Try(**asdict(made)) for made in posted.tries],
+        )
+        for posted in log
+    ]
+
+
+@router.post("/jobs/{name}/webhooks/{event}/replay", status_code=202)
+async def replay(name: str, event: Event, service: Serves, key: Key) -> list[WebhookView]:
+    """Post a webhook once more: whatever came of it before, and with the same id."""
+    await found(service, key, name)
+    if not await asyncio.to_thread(service.outbox.replay, name, event):
+        raise HTTPException(409, f"job {name} has no webhook for {event}, or is not so far.")
+    return await webhooks(name, service, key)
+
+
+@router.get("/webhooks/secret")
+async def secret(service: Serves, key: Key) -> dict[str, str]:
+    """What your webhooks are signed with, by Standard Webhooks."""
+    return {"key": await asyncio.to_thread(service.outbox.secret, key)}
+
+
+@router.post(
+    "/files",
+    status_code=201,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                kind: {"schema": BYTES} for kind in ("application/octet-stream", "image/*")
+            },
+        }
+    },
+)
+async def put(incoming: Incoming, service: Serves, key: Key) -> Upload:
+    """Upload a picture: its bytes are the body."""
+    data = await upload(incoming)
+    await read_beside(images.received, data, "the picture")
+    return Upload(file=await asyncio.to_thread(service.files.put, data), size=len(data))
+
+
+@router.get("/files/{name}")
+async def look(name: str, service: Serves, key: Key) -> Upload:
+    """Whether a file is there: a client that knows its hash need not upload it again."""
+    data = await uploaded(service, name)
+    return Upload(file=name, size=len(data))
+
+
+@router.get("/models")
+async def models(service: Serves, key: Key) -> list[str]:
+    """Names that a job may ask for, the default first."""
+    return list(service.settings.models)
+
+
+@router.get("/usage")
+async def usage(
+    service: Serves,
+    key: Key,
+    by: Literal["day", "model"] = "day",
+    since: date | None = None,
+    until: date | None = None,
+) -> list[Total]:
+    """What you have used each day, or of each model, between two days in UTC, both included."""
+    ledger = Ledger(service.jobs.database)
+    return await asyncio.to_thread(ledger.totals, by, since=since, until=until, key=key)

@@ -1,0 +1,312 @@
+"""Replicate's and cog's words for what we do: the inputs of their SDXL model, and predictions.
+
+Inputs mean what they mean there, but for the defects of that model: a mask without an image is
+refused, a size that was given counts for image to image too, a refiner hands over at any fraction
+and does not touch what the mask keeps, picture k is the same seed alone, and what is not known is
+refused.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+
+from overpaint.errors import RequestError
+from overpaint.request import LARGEST_SEED, Lora, Request
+from overpaint.server.api.image_inputs import picture, urls_of
+from overpaint.server.api.wire import MEDIA_TYPES, data_uri, read_beside, with_fitting_mask
+from overpaint.server.jobs.service import Service
+from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.store.jobs import Job, Said
+
+Scheduler = Literal[
+    "DDIM",
+    "DPMSolverMultistep",
+    "HeunDiscrete",
+    "KarrasDPM",
+    "K_EULER_ANCESTRAL",
+    "K_EULER",
+    "PNDM",
+]
+STATUS = {
+    "queued": "starting",
+    "running": "processing",
+    "succeeded": "succeeded",
+    "failed": "failed",
+    "canceled": "canceled",
+}
+"""What a job's state is called there."""
+
+REFINES = {"expert_ensemble_refiner": "ensemble", "base_image_refiner": "sequential"}
+COG = "0.16.0"
+"""The version of cog whose descriptions and routes ours are like."""
+
+NSFW = "NSFW content detected. Try running it again, or try a different prompt."
+"""What their SDXL model says where every picture was flagged."""
+
+BAR = 10  # characters of a progress bar in the logs
+
+
+def _ordered(schema: dict[str, Any]) -> None:
+    """Number a schema's properties, as cog does: forms show them in that order."""
+    for order, field in enumerate(schema["properties"].values()):
+        field["x-order"] = order
+
+
+class Input(BaseModel):
+    """The inputs of Replicate's SDXL model (stability-ai/sdxl), and which of ours they are."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_ordered
+    )
+
+    prompt: str = Field(default="", max_length=100_000, description="What to draw.")
+    negative_prompt: str = Field(
+        default="", max_length=100_000, description="What to steer away from."
+    )
+    image: str | None = Field(
+        default=None,
+        description="Picture to repaint: a URL, a data: URI or an upload.",
+        json_schema_extra={"format": "uri"},
+    )
+    mask: str | None = Field(
+        default=None,
+        description="What of the image is repainted: white is, black is kept.",
+        json_schema_extra={"format": "uri"},
+    )
+    width: int | None = Field(
+        default=None, ge=8, le=8192, description="Of the result; by default the model's own."
+    )
+    height: int | None = Field(default=None, ge=8, le=8192, description="Likewise.")
+    num_outputs: int = Field(default=1, ge=1, le=4, description="Pictures to make: `num_images`.")
+    scheduler: Scheduler = Field(
+        default="K_EULER", description="`sampler`, with a `schedule` of its own."
+    )
+    num_inference_steps: int = Field(default=50, ge=1, le=500, description="Denoising steps.")
+    guidance_scale: float = Field(default=7.5, ge=1, le=50, description="How strongly to guide.")
+    prompt_strength: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="`strength`: how much of the image is repainted; 1 is all of it.",
+    )
+    seed: int | None = Field(
+        default=None, ge=0, le=LARGEST_SEED, description="By default drawn at random."
+    )
+    refine: Literal["no_refiner", "expert_ensemble_refiner", "base_image_refiner"] = Field(
+        default="no_refiner", description="Which second stage follows."
+    )
+    high_noise_frac: float = Field(
+        default=0.8, ge=0, le=1, description="Where an ensemble's refiner takes over."
+    )
+    refine_steps: int | None = Field(
+        default=None, ge=1, le=500, description="Of a base image refiner; by default as many."
+    )
+    apply_watermark: bool = Field(
+        default=True, description="Whether there is one is the server's to say, and it says so."
+    )
+    lora_scale: float = Field(
+        default=0.6, ge=0, le=1, description="`loras[].scale`, of what replicate_weights names."
+    )
+    replicate_weights: str | None = Field(
+        default=None, description="`loras[].name`: a LoRA of this server's catalogue."
+    )
+    disable_safety_checker: bool = Field(
+        default=False, description="Refused where the server checks every picture."
+    )
+
+
+class Output(RootModel[list[Annotated[str, Field(json_schema_extra={"format": "uri"})]]]):
+    """A prediction's pictures."""
+
+
+async def accept(
+    service: Service,
+    given: Input,
+    *,
+    origin: Mapping[str, Any],
+    key: str,
+    token: str | None,
+    body: str,
+    **others: Any,
+) -> Job:
+    """Accept what the inputs ask for.
+
+    Args:
+        service: to accept it.
+        given: the inputs, which are remembered, data: URIs among them as links to uploads.
+        origin: what else is: the `base` of links.
+        key: as of `Service.submit`.
+        token: likewise.
+        body: likewise.
+        others: likewise.
+
+    Raises:
+        RequestError: as `to_request`, or they name what is not here; in their words.
+        PictureError, IdempotencyError, QueueFullError, OSError: as `Service.submit`.
+    """
+    if service.settings.finishing.watermark and not given.apply_watermark:
+        raise RequestError("apply_watermark", "this server marks every picture; leave it out.")
+    if job := await service.repeated(key, token, body):
+        return job
+    urls = urls_of({"image": given.image, "mask": given.mask})
+    async with service.sources(key, urls) as sources:
+        request, asked = await read_beside(_read, given, service, sources, origin["base"])
+    checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
+    kept = {**origin, "input": asked, "output": {"kind": "png"}, "checked": checked}
+    try:
+        return await service.submit(request, origin=kept, key=key, token=token, body=body, **others)
+    except RequestError as error:
+        if not error.field.startswith("loras."):
+            raise
+        first = error.field.startswith("loras.0.") and given.replicate_weights
+        field = "replicate_weights" if first else "prompt"
+        raise RequestError(field, error.message) from None
+
+
+def _read(
+    given: Input, service: Service, sources: Sources, base: str
+) -> tuple[Request, dict[str, Any]]:
+    """What the inputs ask for, and what is remembered of them."""
+    request = to_request(given, sources, service.settings.refiner)
+    asked = given.model_dump(mode="json", exclude_unset=True)
+    for field, sent in (("image", request.image), ("mask", request.mask)):
+        if sent and asked[field].startswith("data:"):
+            asked[field] = f"{base}/v1/files/{sent.sha256}"  # where `Service.submit` keeps it
+    return request, asked
+
+
+def to_request(given: Input, sources: Sources, refiner: str | None) -> Request:
+    """What the inputs ask for.
+
+    Args:
+        given: the inputs.
+        sources: where uploads are, and what was fetched.
+        refiner: the model of a second stage, where there is one.
+
+    Raises:
+        RequestError: they contradict each other, or ask for what this server does not have.
+        PictureError: a picture cannot be read.
+    """
+    if given.mask and not given.image:
+        raise RequestError("mask", "there is no image to repaint a part of; give it too.")
+    sizes = {name: side for name in ("width", "height") if (side := getattr(given, name))}
+    fields: dict[str, Any] = {
+        "prompt": given.prompt,
+        "negative_prompt": given.negative_prompt,
+        "num_images": given.num_outputs,
+        "sampler": given.scheduler,
+        "num_inference_steps": given.num_inference_steps,
+        "guidance_scale": given.guidance_scale,
+        **sizes,
+    }
+    if given.scheduler != "KarrasDPM":
+        fields["schedule"] = "normal"
+    if given.seed is not None:
+        fields["seed"] = given.seed
+    if given.image:
+        fields["image"] = picture("image", given.image, sources)
+        fields["strength"] = given.prompt_strength
+        fields["steps"] = "truncate"
+        if not sizes:
+            fields["size"] = "keep"
+    if given.mask:
+        fields["mask"] = picture("mask", given.mask, sources)
+        fields["fill"] = "original"
+    if given.replicate_weights:
+        fields["loras"] = (Lora(name=given.replicate_weights, scale=given.lora_scale),)
+    if given.refine in REFINES:
+        if refiner is None:
+            raise RequestError(
+                "refine", f"{given.refine!r} needs a refiner, and this server was given none."
+            )
+        fields |= {"refiner": refiner, "refine": REFINES[given.refine]}
+        if given.refine == "expert_ensemble_refiner":
+            fields["high_noise_frac"] = given.high_noise_frac
+        else:
+            fields["refine_steps"] = given.refine_steps
+    return with_fitting_mask(Request(**fields))
+
+
+def moment(seconds: float | None) -> str | None:
+    """A time as RFC 3339 writes it."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def progress_line(done: int, total: int) -> str:
+    """As tqdm writes it, which the clients read progress from."""
+    share = done / total if total else 1.0
+    bar = ("#" * int(share * BAR)).ljust(BAR)
+    return f"{share:4.0%}|{bar}| {done}/{total}"
+
+
+def state_of(service: Service, job: Job, history: Sequence[Said]) -> dict[str, Any]:
+    """What all their clients read of a prediction, but for its pictures and its id."""
+    metrics: dict[str, float] = {}
+    if job.ended is not None:
+        metrics = {"total_time": job.ended - job.created}
+        if job.started is not None:
+            metrics["predict_time"] = job.ended - job.started
+    return {
+        "version": version_of(job.model),
+        "input": job.origin.get("input", {}),
+        "logs": logs(service, job, history),
+        "error": NSFW if job.state == "failed" and job.flagged else job.error,
+        "status": STATUS[job.state],
+        "created_at": moment(job.created),
+        "started_at": moment(job.started),
+        "completed_at": moment(job.ended),
+        "metrics": metrics,
+    }
+
+
+def pictures(service: Service, job: Job) -> list[str] | None:
+    """A job's pictures as data: URIs; None while there are none."""
+    if job.state != "succeeded" or job.result is None:
+        return None
+    paths = [service.files.results(job.id) / name for name in job.result["files"]]
+    return [data_uri(path.read_bytes(), MEDIA_TYPES[path.suffix[1:]]) for path in paths]
+
+
+def logs(service: Service, job: Job, history: Sequence[Said]) -> str:
+    """What a prediction's logs say: the seed, notices, and how far it is."""
+    lines = [f"Using seed: {job.request['seed']}"] if job.started else []
+    lines += [str(said.body["message"]) for said in history if said.kind == "notice"]
+    marks = service.settings.finishing.watermark
+    wanted = job.origin.get("input", {}).get("apply_watermark", True)
+    if wanted and not marks and job.state == "succeeded":
+        lines.append("No watermark was made: the settings are in the files.")
+    step = service.hub.now(job.id).step
+    if job.state == "running" and step:
+        lines.append(progress_line(step.done, step.total))
+    elif job.state == "succeeded":
+        steps = int((job.result or {}).get("steps", 0))
+        lines.append(progress_line(steps, steps))
+    if job.error:
+        lines.append(job.error)
+    return "".join(f"{line}\n" for line in lines)
+
+
+VERSION = version("overpaint")
+SCHEMAS = {kind.__name__: kind.model_json_schema() for kind in (Input, Output)}
+"""What models are given and give. Either takes milliseconds to find, each time."""
+
+
+def version_of(model: str) -> str:
+    """The id of a model's version: another one for every version of Overpaint."""
+    return hashlib.sha256(f"{model} {VERSION}".encode()).hexdigest()
+
+
+def schema_of(model: str) -> dict[str, Any]:
+    """The description of the model's version, as cog makes them."""
+    return {
+        "openapi": "3.0.2",
+        "info": {"title": model, "version": "0.1.0"},
+        "paths": {},
+        "components": {"schemas": SCHEMAS},
+    }

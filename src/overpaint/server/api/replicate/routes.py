@@ -1,0 +1,460 @@
+"""Replicate's HTTP API, as its clients speak it.
+
+A model here is `OWNER/NAME` with any owner and the name of a model of this server, so that
+`stability-ai/sdxl` is what `--model sdxl` loaded. A version of Replicate's stands for the server's
+first model. Synexa's client speaks a part of the same: it names a `model`, and gives its key as
+`x-api-key`.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Form, Header, HTTPException, Query, Response, UploadFile
+from fastapi import Request as Incoming
+from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from overpaint.errors import RequestError
+from overpaint.events import Step
+from overpaint.server.api.openai import routes as openai
+from overpaint.server.api.replicate.protocol import (
+    COG,
+    Input,
+    accept,
+    moment,
+    pictures,
+    progress_line,
+    schema_of,
+    state_of,
+    version_of,
+)
+from overpaint.server.api.wire import (
+    EVENT_STREAM,
+    LISTENS,
+    PICTURES,
+    PROBLEMS,
+    Event,
+    Key,
+    LastEvent,
+    Serves,
+    Token,
+    Viewer,
+    Webhook,
+    base_of,
+    fingerprint,
+    found,
+    link,
+    painted,
+    plain,
+    telling,
+    uploaded,
+)
+from overpaint.server.jobs.service import Service
+from overpaint.server.store.files import LARGEST_UPLOAD
+from overpaint.server.store.jobs import ENDED, Job, Said
+from overpaint.server.store.outbox import EVENTS
+
+router = APIRouter(prefix="/v1", tags=["Replicate"], route_class=telling(plain), responses=PROBLEMS)
+
+Prefer = Annotated[str | None, Header()]
+WAIT = re.compile(r"wait(?:=(\d+))?")
+ID = re.compile(r"[0-9a-f]{64}")
+LONGEST_WAIT = 55
+"""Seconds; the clients give up after a minute, and some then ask for the same once more."""
+
+OWNER = "overpaint"
+
+
+class Body(BaseModel):
+    """What makes a prediction of a model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: Input
+    webhook: Webhook = None
+    webhook_events_filter: tuple[Event, ...] | None = EVENTS
+    stream: bool | None = None  # every prediction can be streamed
+
+
+class VersionBody(Body):
+    """What makes a prediction of a version, or, as Synexa's client calls it, of a model."""
+
+    version: str = Field(max_length=300, validation_alias=AliasChoices("version", "model"))
+
+
+def model_of(service: Service, name: str) -> str:
+    """The model that `name` (`owner/name`, `owner/name:version` or a version) is of.
+
+    A version that is not ours is of the first model: for `owner/name:version` the client sends
+    the version alone.
+
+    Raises:
+        HTTPException: 422, none.
+    """
+    models = service.settings.models
+    path, _, _ = name.partition(":")
+    for model in models:
+        if version_of(model) == name or ("/" in path and path.split("/")[1] == model):
+            return model
+    if ID.fullmatch(name):
+        return models[0]
+    listed = ", ".join(f"{OWNER}/{model}" for model in models)
+    raise HTTPException(422, f"there is no version {name!r} here; there is {listed}.")
+
+
+def seconds_of(prefer: str | None) -> float:
+    """How long `Prefer: wait` asks to wait, at most `LONGEST_WAIT`."""
+    for part in (prefer or "").split(","):
+        if asked := WAIT.fullmatch(part.strip()):
+            return min(LONGEST_WAIT, float(asked[1] or LONGEST_WAIT))
+    return 0.0
+
+
+def links(service: Service, job: Job, base: str) -> list[str] | None:
+    """Links to a job's pictures; None while there are none."""
+    if job.state != "succeeded" or job.result is None:
+        return None
+    names: list[str] = job.result["files"]
+    path = f"{base}/v1/predictions/{job.id}/output"
+    return [link(service, job, path, name) for name in names]
+
+
+async def prediction(
+    service: Service, job: Job, base: str, *, inside: bool = False
+) -> dict[str, Any]:
+    """A job in their words; `inside` asks for the pictures themselves where links are of no use.
+
+    The client makes files of https: and data: alone, so that a server that is reached by http:
+    gives its pictures inside.
+    """
+
+    def look() -> tuple[list[str] | None, list[Said]]:
+        inner = inside and not base.startswith("https:")
+        return pictures(service, job) if inner else links(service, job, base), service.jobs.history(
+            job.id
+        )
+
+    output, history = await asyncio.to_thread(look)
+    own = f"{base}/v1/predictions/{job.id}"
+    return {
+        "id": job.id,
+        "model": f"{OWNER}/{job.model}",
+        **state_of(service, job, history),
+        "output": output,
+        "data_removed": False,
+        "urls": {"get": own, "cancel": f"{own}/cancel", "stream": f"{own}/stream", "web": own},
+    }
+
+
+def takes_data(incoming: Incoming) -> bool:
+    """Whether the client reads data: URIs; Synexa's, told by its header, fetches links alone."""
+    return "x-api-key" not in incoming.headers
+
+
+async def told(service: Service, job: Job) -> dict[str, Any]:
+    """What is posted to a webhook: pictures as links to where the client reached this server."""
+    return await prediction(service, job, job.origin["base"])
+
+
+async def make(
+    service: Service, key: str, model: str, base: str, body: Body, token: str | None
+) -> Job:
+    """Accept a prediction."""
+    return await accept(
+        service,
+        body.input,
+        origin={"wire": "replicate", "base": base},
+        model=model,
+        key=key,
+        webhook=body.webhook,
+        webhook_events=body.webhook_events_filter or (),
+        token=token,
+        body=await fingerprint(token, body, model),
+    )
+
+
+def no_deadline(cancel_after: Annotated[str | None, Header()] = None) -> None:
+    """Refuse a deadline, which nothing here would keep.
+
+    Raises:
+        RequestError: one was given.
+    """
+    if cancel_after is not None:
+        raise RequestError("Cancel-After", "there are no deadlines here; cancel the prediction.")
+
+
+async def answered(
+    service: Service, job: Job, incoming: Incoming, response: Response, prefer: str | None
+) -> dict[str, Any]:
+    """A new prediction, after as long as the client wants to wait.
+
+    One that is not done by then is "starting": the client takes any other status for an end.
+    """
+    if seconds := seconds_of(prefer):
+        job = await service.ended(job.id, seconds) or job
+    shown = await prediction(service, job, base_of(incoming), inside=takes_data(incoming))
+    if job.state not in ENDED:
+        shown["status"] = "starting"
+    response.headers["Location"] = shown["urls"]["get"]
+    return shown
+
+
+@router.post("/predictions", status_code=201, dependencies=[Depends(no_deadline)])
+async def create(
+    body: VersionBody,
+    incoming: Incoming,
+    response: Response,
+    service: Serves,
+    key: Key,
+    prefer: Prefer = None,
+    idempotency_key: Token = None,
+) -> dict[str, Any]:
+    """Make a prediction of a version."""
+    job = await make(
+        service,
+        key,
+        model_of(service, body.version),
+        base_of(incoming),
+        body,
+        idempotency_key,
+    )
+    return await answered(service, job, incoming, response, prefer)
+
+
+@router.post(
+    "/models/{owner}/{name}/predictions", status_code=201, dependencies=[Depends(no_deadline)]
+)
+async def create_of_model(
+    owner: str,
+    name: str,
+    body: Body,
+    incoming: Incoming,
+    response: Response,
+    service: Serves,
+    key: Key,
+    prefer: Prefer = None,
+    idempotency_key: Token = None,
+) -> dict[str, Any]:
+    """Make a prediction of a model."""
+    model = known(service, owner, name)
+    job = await make(service, key, model, base_of(incoming), body, idempotency_key)
+    return await answered(service, job, incoming, response, prefer)
+
+
+@router.get("/predictions")
+async def listing(
+    incoming: Incoming,
+    service: Serves,
+    key: Key,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+    created_after: Annotated[str | None, Query()] = None,
+    created_before: Annotated[str | None, Query()] = None,
+) -> dict[str, Any]:
+    """Predictions, newest first, a hundred at a time."""
+    for field, given in (("created_after", created_after), ("created_before", created_before)):
+        if given is not None:
+            raise RequestError(field, "predictions are listed newest first; stop at that time.")
+    last = await found(service, key, cursor) if cursor else None
+    jobs = await asyncio.to_thread(lambda: service.jobs.page(key, 100, before=last))
+    base = base_of(incoming)
+    more = f"{base}/v1/predictions?cursor={jobs[-1].id}" if len(jobs) == 100 else None
+    results = [await prediction(service, job, base) for job in jobs]
+    return {"previous": None, "next": more, "results": results}
+
+
+@router.get("/predictions/{name}")
+async def read(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+    """A prediction."""
+    job = await found(service, key, name)
+    return await prediction(service, job, base_of(incoming), inside=takes_data(incoming))
+
+
+@router.post("/predictions/{name}/cancel")
+async def cancel(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+    """Ask for a prediction's end."""
+    await found(service, key, name)
+    job = await service.cancel(name)
+    assert job is not None
+    return await prediction(service, job, base_of(incoming))
+
+
+@router.get("/predictions/{name}/output/{file}", response_class=FileResponse, responses=PICTURES)
+async def output(name: str, file: str, incoming: Incoming, viewer: Viewer) -> FileResponse:
+    """A picture of a prediction."""
+    return await painted(incoming, viewer, name, file)
+
+
+@router.get(
+    "/predictions/{name}/stream",
+    response_class=StreamingResponse,
+    dependencies=LISTENS,
+    responses=EVENT_STREAM,
+)
+async def stream(
+    name: str,
+    incoming: Incoming,
+    service: Serves,
+    key: Key,
+    last_event_id: LastEvent = 0,
+) -> StreamingResponse:
+    """A prediction as server-sent events: `logs`, `output` for each picture, `error`, `done`."""
+    await found(service, key, name)
+    base = base_of(incoming)
+
+    async def told() -> AsyncGenerator[str]:
+        number = last_event_id
+        async for story in service.follow(name, last_event_id):
+            match story:
+                case Said(number, _, "notice", body):
+                    yield sent(number, "logs", f"{body['message']}\n")
+                case Said(number, _, "failed", body):
+                    yield sent(number, "error", json.dumps({"detail": body.get("error")}))
+                    yield sent(number, "done", json.dumps({"reason": "error"}))
+                case Said(number, _, "canceled", _):
+                    yield sent(number, "done", json.dumps({"reason": "canceled"}))
+                case Said(number, _, "succeeded", _):
+                    job = await asyncio.to_thread(service.jobs.get, name)
+                    assert job is not None
+                    for shown in links(service, job, base) or ():
+                        yield sent(number, "output", shown)
+                    yield sent(number, "done", "{}")
+                case Step(done, total):
+                    yield sent(number, "logs", f"{progress_line(done, total)}\n")
+                case _:
+                    pass
+
+    headers = {"Cache-Control": "no-store"}
+    return StreamingResponse(told(), media_type="text/event-stream", headers=headers)
+
+
+def sent(number: int, event: str, data: str) -> str:
+    """A server-sent event; every one has an id, which the client insists on."""
+    lines = "".join(f"data: {line}\n" for line in data.split("\n"))
+    return f"id: {number}\nevent: {event}\n{lines}\n"
+
+
+def known(service: Service, owner: str, name: str) -> str:
+    """A model by its owner and name.
+
+    Raises:
+        HTTPException: 404, there is none.
+    """
+    if name not in service.settings.models:
+        raise HTTPException(404, f"there is no model {owner}/{name} here.")
+    return name
+
+
+def described(model: str, owner: str, base: str) -> dict[str, Any]:
+    """A model in their words."""
+    return {
+        "owner": owner,
+        "name": model,
+        "url": f"{base}/v1/models/{owner}/{model}",
+        "description": "Repaints pictures.",
+        "visibility": "private",
+        "run_count": 0,
+        "default_example": None,
+        "cover_image_url": None,
+        "github_url": None,
+        "paper_url": None,
+        "license_url": None,
+        "latest_version": described_version(model),
+    }
+
+
+def described_version(model: str, name: str | None = None) -> dict[str, Any]:
+    """A model's version in their words, by the id that it was asked for."""
+    return {
+        "id": name or version_of(model),
+        "created_at": "2026-01-01T00:00:00Z",
+        "cog_version": COG,
+        "openapi_schema": schema_of(model),
+    }
+
+
+@router.get("/models")
+async def models(incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+    """All models, for OpenAI's clients too, which ask here."""
+    base = base_of(incoming)
+    results = [described(model, OWNER, base) for model in service.settings.models]
+    return {"previous": None, "next": None, "results": results, **openai.listing(service)}
+
+
+@router.get("/models/{owner}/{name}")
+async def model(
+    owner: str, name: str, incoming: Incoming, service: Serves, key: Key
+) -> dict[str, Any]:
+    """A model."""
+    return described(known(service, owner, name), owner, base_of(incoming))
+
+
+@router.get("/models/{owner}/{name}/versions")
+async def versions(owner: str, name: str, service: Serves, key: Key) -> dict[str, Any]:
+    """A model's versions, of which there is one."""
+    one = described_version(known(service, owner, name))
+    return {"previous": None, "next": None, "results": [one]}
+
+
+@router.get("/models/{owner}/{name}/versions/{version_id}")
+async def one_version(
+    owner: str, name: str, version_id: str, service: Serves, key: Key
+) -> dict[str, Any]:
+    """A version: whatever its id, it is the one that there is."""
+    return described_version(known(service, owner, name), version_id)
+
+
+@router.get("/webhooks/default/secret")
+async def secret(service: Serves, key: Key) -> dict[str, str]:
+    """What your webhooks are signed with, by Standard Webhooks."""
+    return {"key": await asyncio.to_thread(service.outbox.secret, key)}
+
+
+@router.post("/files", status_code=201)
+async def put_file(
+    content: UploadFile,
+    incoming: Incoming,
+    service: Serves,
+    key: Key,
+    filename: Annotated[str, Form(max_length=1000)] = "",
+    media_type: Annotated[str, Form(alias="type", max_length=200)] = "",
+) -> dict[str, Any]:
+    """Upload a picture."""
+    if any(field.startswith("metadata") for field in await incoming.form()):
+        raise RequestError("metadata", "is not kept beside a file; leave it out.")
+    data = await content.read(LARGEST_UPLOAD + 1)
+    if len(data) > LARGEST_UPLOAD:
+        raise HTTPException(413, f"the file is larger than {LARGEST_UPLOAD:,} bytes.")
+    name = await asyncio.to_thread(service.files.put, data)
+    shown = file_view(service, name, data, base_of(incoming))
+    return shown | {
+        "name": filename or content.filename or name,
+        "content_type": media_type or content.content_type or shown["content_type"],
+    }
+
+
+@router.get("/files/{name}")
+async def read_file(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+    """An upload."""
+    data = await uploaded(service, name)
+    return file_view(service, name, data, base_of(incoming))
+
+
+def file_view(service: Service, name: str, data: bytes, base: str) -> dict[str, Any]:
+    """An upload in their words; its id is the hash of its content."""
+    now = time.time()
+    return {
+        "id": name,
+        "name": name,
+        "content_type": "application/octet-stream",
+        "size": len(data),
+        "etag": name,
+        "checksums": {"sha256": name},
+        "metadata": {},
+        "created_at": moment(now),
+        "expires_at": moment(now + service.settings.keep_files),
+        "urls": {"get": f"{base}/v1/files/{name}"},
+    }

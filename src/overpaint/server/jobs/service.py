@@ -1,0 +1,410 @@
+"""What every wire format stands on: jobs in, what happens to them out.
+
+Wire formats turn their clients' words into a `Request` and a job's state back into theirs; nothing
+else. All that waits for the disk or the database runs in threads.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import shutil
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from overpaint.engine.postprocess import AS_THEY_ARE, Finishing
+from overpaint.engine.profile import Profile
+from overpaint.engine.worker import Runs, Shown
+from overpaint.errors import ModelNotFoundError, QueueFullError, RequestError, StoreError, near
+from overpaint.events import Step
+from overpaint.imaging import images
+from overpaint.models.library.index import Entries
+from overpaint.request import Request
+from overpaint.server.jobs.feed import Hub
+from overpaint.server.jobs.references import check_names
+from overpaint.server.jobs.supervisor import Pace, Supervisor
+from overpaint.server.outbound.addresses import Reach, check_url
+from overpaint.server.outbound.client import Outside
+from overpaint.server.outbound.image_fetch import Fetcher, Fetches, Sources
+from overpaint.server.store.api_keys import Links
+from overpaint.server.store.database import Database, url_of
+from overpaint.server.store.files import Files
+from overpaint.server.store.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
+from overpaint.server.store.outbox import EVENTS, Outbox
+from overpaint.server.telemetry.logs import Happened, about, request_id, say, tell, tell_returned
+from overpaint.system.atomic_files import hold
+
+if TYPE_CHECKING:
+    from overpaint.server.telemetry.traces import Traces  # whose libraries may be missing
+
+Story = Said | Step | Shown
+"""What is told of a job: what lasts, and what is true for now."""
+
+POLL = 1.0
+"""Seconds between looks at whether anything was said of jobs that are listened to and was not heard
+here: another server may have them."""
+
+SELDOM = 30.0
+"""The same where there is no other, so that all is heard."""
+
+AT_ONCE = 500
+"""Names that are looked up in the store at once."""
+
+ROOM_TO_WRITE = 3600.0
+"""Seconds after which what another server has not written yet, it will not."""
+
+ROOM = 64 * 2**20
+"""Bytes that must be free on the disk for a job to be accepted."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is run.
+
+    Attributes:
+        data: folder of the store, of uploads and results.
+        models: names of what may be asked for; the first is the default.
+        make: makes the worker's engine, in its process.
+        arguments: for that.
+        store: URL of the job store; by default SQLite in `data`.
+        limits: how much may wait.
+        pace: how patient the supervisor is.
+        profile: what steps take.
+        native: the side that models draw, in pixels, as long as the worker has not said.
+        keep_results: seconds that results are kept.
+        keep_files: seconds that uploads are kept that no job needs.
+        grace: seconds that jobs under way have to end when the server is asked to.
+        home: where added models are; by default `~/.overpaint`.
+        refiner: the model of second stages, for clients that ask for one without a name.
+        private_webhooks: whether webhooks may go to addresses that are not public.
+        fetch: which URLs of pictures are fetched.
+        finishing: what is done to pictures before they are written.
+        safety_optional: whether clients may have their pictures not checked.
+    """
+
+    data: Path
+    models: tuple[str, ...]
+    make: Callable[..., Runs]
+    arguments: tuple[Any, ...] = ()
+    store: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    pace: Pace = field(default_factory=Pace)
+    profile: Profile = field(default_factory=Profile)
+    native: int = 1024
+    keep_results: float = 7 * 86400
+    keep_files: float = 86400
+    grace: float = 30.0
+    home: Path | None = None
+    refiner: str | None = None
+    private_webhooks: bool = False
+    fetch: Fetches = "public"
+    finishing: Finishing = AS_THEY_ARE
+    safety_optional: bool = False
+
+
+class Service:
+    """A running server, without its wire formats.
+
+    Attributes:
+        settings: as it was started.
+        jobs: the store.
+        outbox: its webhooks.
+        links: to its pictures.
+        files: uploads and results.
+        entries: what requests may name beside models.
+        hub: what happens now.
+        outside: what asks servers elsewhere.
+        fetcher: of pictures that requests name by URL.
+        poll: seconds between two times that it wants to `look`.
+        supervisor: the worker's.
+    """
+
+    def __init__(self, settings: Settings, traces: "Traces | None" = None):
+        """Open the store and start the worker.
+
+        Args:
+            settings: how it is run.
+            traces: where spans of jobs go.
+
+        Raises:
+            StoreError: the store cannot be opened, or the folder has another server.
+        """
+        settings.data.mkdir(parents=True, exist_ok=True)
+        self.settings = settings
+        self._traces = traces
+        self.files = Files(settings.data)
+        self.entries = Entries(settings.home)
+        self._alone = _hold(settings.data) if settings.store is None else None
+        self.poll = SELDOM if self._alone else POLL
+        self.files.sweep(0.0 if self._alone else ROOM_TO_WRITE)
+        self.jobs = Jobs(Database(url_of(settings.data, settings.store)))
+        self.outbox = Outbox(self.jobs.database)
+        self.links = Links(self.outbox.secret("links"))  # which is no key's digest
+        self.hub = Hub()
+        self.outside = Outside()
+        self.fetcher = Fetcher(settings.fetch, self.outside)
+        if self._alone:
+            tell_returned(self.jobs, self.jobs.expire(owners_are_gone=True), self.note)
+        self.supervisor = Supervisor(
+            self.jobs,
+            self.files,
+            settings.make,
+            settings.arguments,
+            owner=secrets.token_hex(16),
+            models=settings.models,
+            hear=self.hub.hear,
+            pace=settings.pace,
+            note=self.note,
+            finishing=settings.finishing,
+        )
+        self.draining = self.drained = False
+        self.supervisor.start()
+
+    def drain(self) -> None:
+        """Take nothing more, let jobs end that end in time, give back the others."""
+        self.draining = True
+        self.supervisor.stop(self.settings.grace)
+        self.drained = True
+        self.hub.rouse()
+
+    def close(self) -> None:
+        """Let go of the store, and ask nobody any more."""
+        self.outside.close()
+        self.jobs.database.close()
+        if self._alone:
+            self._alone.close()
+
+    def tidy(self) -> None:
+        """Forget jobs and files that are older than they are kept.
+
+        Raises:
+            SQLAlchemyError, OSError: the store or the disk is out of order.
+        """
+        while old := self.jobs.old(self.settings.keep_results):
+            for name in old:
+                self.files.forget_results(name)
+            self.jobs.forget(old)
+        age = self.settings.keep_files
+        unused = self.files.old(age)
+        for at in range(0, len(unused), AT_ONCE):
+            names = unused[at : at + AT_ONCE]
+            for name in set(names) - self.jobs.in_use(names):
+                self.files.forget(name, age)
+
+    def look(self) -> None:
+        """Tell those who listen to jobs what others than this server have stored of these.
+
+        Raises:
+            SQLAlchemyError: the store is out of order.
+        """
+        listened = self.hub.listened()
+        for at in range(0, len(listened), AT_ONCE):
+            names = listened[at : at + AT_ONCE]
+            self.hub.compare(dict.fromkeys(names) | self.jobs.latest(names))
+
+    def note(self, event: Happened, job: Job) -> None:
+        """Take down what happened to a job."""
+        tell(event, job)
+        if self._traces and event in ENDED:
+            try:
+                self._traces.job(job, self.jobs.history(job.id))
+            except SQLAlchemyError as error:
+                say(logging.WARNING, "job not traced", error, **about(job))
+
+    # Jobs
+
+    @contextlib.asynccontextmanager
+    async def sources(self, key: str, urls: Mapping[str, str]) -> AsyncGenerator[Sources]:
+        """Where the pictures of a request are, while they are looked at.
+
+        Raises:
+            RequestError, QueueFullError: as of `Fetcher.fetching`.
+        """
+        async with self.fetcher.fetching(key, urls) as fetched:
+            yield Sources(self.files, fetched)
+
+    async def repeated(self, key: str, token: str | None, body: str) -> Job | None:
+        """The job that a token made, if it came before: then nothing of it is read or fetched.
+
+        Raises:
+            IdempotencyError: the token was used for something else.
+        """
+        if token is None:
+            return None
+        return await asyncio.to_thread(self.jobs.repeated, key, token, body)
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        model: str | None = None,
+        key: str = "",
+        priority: int = 0,
+        origin: Mapping[str, Any] | None = None,
+        webhook: str | None = None,
+        webhook_events: Sequence[str] = EVENTS,
+        token: str | None = None,
+        body: str = "",
+    ) -> Job:
+        """Accept a job: once this returns, it ends exactly once, whatever happens.
+
+        Raises:
+            ModelNotFoundError: there is no such model here.
+            QueueFullError: as much waits as may, or the server is about to end.
+            IdempotencyError: the token was used for something else.
+            RequestError: it names what is not here, or a size that the model does not draw.
+            PictureError: its picture cannot be read.
+            OSError: the disk is full.
+        """
+        name = model or self.settings.models[0]
+        if name not in self.settings.models:
+            raise ModelNotFoundError(f"no model {name!r} here.{near(name, self.settings.models)}")
+        if self.draining:
+            raise QueueFullError("this server is about to end; try again in a minute.", 0.0)
+        if webhook:
+            check_url(webhook, self.reach(key))
+
+        known = {*self.settings.models, self.settings.refiner or ""}
+        made = secrets.token_hex(16)
+        trace = self._traces.here() if self._traces else {}
+
+        def accept() -> Job:
+            if self._disk_is_full():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            check_names(request, self.entries, known)
+            native = self.supervisor.natives.get(name)
+            if native:
+                images.check_size(request, native)
+            stored, files = self.files.pack(request)
+            new = NewJob(
+                made,
+                key,
+                name,
+                stored,
+                self.settings.profile.alone(request, native or self.settings.native),
+                {**(origin or {}), "request_id": request_id.get(), "trace": trace},
+                webhook,
+                webhook_events,
+                files,
+                priority,
+                token,
+                body,
+            )
+            return self.jobs.submit(new, self.settings.limits)
+
+        job = await asyncio.to_thread(accept)
+        if job.id == made:  # and not of an earlier request with the same token
+            self.note("accepted", job)
+        self.supervisor.wake()
+        return job
+
+    def checked(self, field: str, wanted: bool) -> bool:
+        """Whether a job's pictures are checked, whose client wants that or not in its `field`.
+
+        Raises:
+            RequestError: the operator does not leave that to clients.
+        """
+        given = self.settings
+        if not wanted and given.finishing.checker and not given.safety_optional:
+            raise RequestError(field, "this server checks every picture; leave it out.")
+        return wanted
+
+    def reach(self, key: str) -> Reach:
+        """Where webhooks of a key's jobs may go: who has none is on this machine already."""
+        return "all" if self.settings.private_webhooks else "public" if key else "loopback"
+
+    async def cancel(self, name: str) -> Job | None:
+        """Ask for a job's end."""
+        before = await asyncio.to_thread(self.jobs.get, name)
+        job = await asyncio.to_thread(self.jobs.cancel, name)
+        if before and before.state == "queued" and job and job.state == "canceled":
+            # Those under way are the supervisor's to end.
+            await asyncio.to_thread(self.note, "canceled", job)
+        self.supervisor.cancel(name)
+        if job and job.state in ENDED:  # it waited, so the worker has nothing to say of it
+            self.hub.hear(name, "ended")
+        return job
+
+    async def follow(self, name: str, after: int = 0) -> AsyncGenerator[Story]:
+        """A job's story: its history after a number, where it is now, and on to its end.
+
+        A server that ends leaves off when nothing is under way any more.
+        """
+        with self.hub.listening(name) as listener:
+            now, ended = self.hub.now(name), False
+            fresh: list[Step | Shown | None] = [now.step, *now.previews.values()]
+            while not ended:
+                job = await asyncio.to_thread(self.jobs.get, name)
+                ended = job is None or job.state in ENDED  # then the history has it too
+                for said in await asyncio.to_thread(self.jobs.history, name, after):
+                    after, ended = said.number, ended or said.kind in ENDED
+                    yield said
+                listener.known = after
+                for event in fresh:
+                    if event and not ended:
+                        yield event
+                fresh.clear()
+                if self.drained:
+                    return
+                while not ended:
+                    event = await listener.queue.get()
+                    if not isinstance(event, Step | Shown):
+                        break  # there is something new in the history
+                    yield event
+
+    async def ended(self, name: str, seconds: float) -> Job | None:
+        """A job once it has ended, or as it is after so many seconds or when the server ends."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        with self.hub.listening(name, passing=False) as listener:
+            while True:
+                job = await asyncio.to_thread(self.jobs.get, name)
+                left = until - clock()
+                if job is None or job.state in ENDED or left <= 0 or self.drained:
+                    return job
+                with contextlib.suppress(TimeoutError):
+                    # Not wait_for: in Python 3.11 that swallows a cancellation.
+                    async with asyncio.timeout(left):
+                        await listener.queue.get()  # there is something new to look at
+
+    def _disk_is_full(self) -> bool:
+        """Whether what is left is for the results of jobs that were accepted already."""
+        return shutil.disk_usage(self.settings.data).free < ROOM
+
+    # Health
+
+    def unready(self) -> list[str]:
+        """What stands in the way of accepting jobs; nothing if it is ready."""
+        found = list[str]()
+        if self.draining:
+            found.append("it is about to end")
+        if not self.supervisor.ready:
+            failures = self.supervisor.failures
+            died = f", after {failures} in a row that died as they started; its errors say why"
+            found.append(f"the worker is starting{died if failures else ''}")
+        try:
+            self.jobs.counts()
+        except Exception as error:
+            # No more of it: anybody may ask, and it names hosts, tables and values.
+            found.append(f"the job store fails: {type(error).__name__}")
+        if self._disk_is_full():
+            found.append("the disk is full")
+        return found
+
+
+def _hold(folder: Path) -> sqlite3.Connection:
+    """Have a folder that no other server has."""
+    try:
+        return hold(folder / "server.lock")
+    except BlockingIOError as error:
+        raise StoreError(
+            f"another server has the folder {folder}. Give this one another with --data; servers "
+            "that share one need a --store on Postgres."
+        ) from error

@@ -1,0 +1,177 @@
+"""Keys that clients give, and links that stand for them.
+
+Of a key the store has the SHA-256 alone; that of 256 random bits cannot be undone. Jobs belong to
+the digest.
+"""
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from urllib.parse import urlencode
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from overpaint.errors import StoreError
+from overpaint.server.store.database import Database
+from overpaint.server.store.tables import keys
+
+PREFIX = "op_"
+"""What keys begin with, so that scanners for leaked ones find them."""
+
+KEY_BYTES = 32
+LONGEST_NAME = 100
+
+MEMORY = 2.0
+"""Seconds after which the store is asked again: so long a revoked key still opens."""
+
+LINK_LASTS = 3600
+"""Seconds that a signed link works, as Replicate's and OpenAI's do."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the store: its name and when it was made and revoked, in seconds since 1970."""
+
+    name: str
+    created: float
+    revoked: float | None
+
+
+def digest_of(key: str) -> str:
+    """On whose account a key's jobs are."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Keys:
+    """The keys of a store, and those that a server was started with. Any thread may ask."""
+
+    def __init__(self, database: Database, given: Iterable[str] = ()):
+        """Ask the store when it is needed.
+
+        Args:
+            database: of the store.
+            given: keys that are not in it.
+        """
+        self._database = database
+        self._given = tuple(digest_of(key) for key in given)
+        self._until = 0.0
+        self._stored: tuple[str, ...] = ()
+        self._any = False
+
+    def demanded(self) -> bool:
+        """Whether clients must give one: from the first key on, also when it is revoked.
+
+        Raises:
+            SQLAlchemyError: the store is out of order.
+        """
+        if self._given:
+            return True
+        self._look()
+        return self._any
+
+    def good(self) -> bool:
+        """Whether there is a key that opens; errors as `demanded`."""
+        if self._given:
+            return True
+        self._look()
+        return bool(self._stored)
+
+    def knows(self, digest: str) -> bool:
+        """Whether a key by this digest opens; errors as `demanded`."""
+        if any(hmac.compare_digest(digest, other) for other in self._given):
+            return True
+        self._look()
+        return any(hmac.compare_digest(digest, other) for other in self._stored)
+
+    def _look(self) -> None:
+        if time.monotonic() < self._until:
+            return
+        with self._database.read() as connection:
+            rows = connection.execute(select(keys.c.digest, keys.c.revoked)).all()
+        self._stored = tuple(str(row.digest) for row in rows if row.revoked is None)
+        self._any = bool(rows)
+        self._until = time.monotonic() + MEMORY
+
+    def create(self, name: str | None = None) -> str:
+        """A new key, which is not to be had again.
+
+        Args:
+            name: to know it by, no other's; by default the beginning of its digest.
+
+        Raises:
+            StoreError: the name is empty, too long or another's.
+        """
+        made = PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode()[:43]
+        digest = digest_of(made)
+        name = digest[:12] if name is None else name
+        if not 0 < len(name) <= LONGEST_NAME:
+            raise StoreError(f"a key's name has 1 to {LONGEST_NAME} characters; {name!r} has not.")
+        try:
+            with self._database.write() as connection:
+                row = {"digest": digest, "name": name, "created": self._database.now(connection)}
+                connection.execute(insert(keys).values(row))
+        except IntegrityError:
+            raise StoreError(f"there is, or was, a key {name!r}; take another name.") from None
+        return made
+
+    def all(self) -> list[Key]:
+        """Those of the store, revoked ones too; the oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(keys).order_by(keys.c.created, keys.c.name)).all()
+        return [Key(row.name, row.created, row.revoked) for row in rows]
+
+    def revoke(self, name: str) -> None:
+        """Have a key open nothing more; its jobs stay.
+
+        Raises:
+            StoreError: there is none by that name that opens.
+        """
+        with self._database.write() as connection:
+            one = update(keys).where(keys.c.name == name, keys.c.revoked.is_(None))
+            done = connection.execute(one.values(revoked=self._database.now(connection)))
+        if done.rowcount != 1:
+            raise StoreError(
+                f"no key {name!r} opens anything; see `overpaint keys list` for those that do."
+            )
+
+
+@contextlib.contextmanager
+def opened(url: str) -> Generator[Keys]:
+    """The keys of a store, which is made where there is none.
+
+    Raises:
+        StoreError: as `Database`.
+    """
+    database = Database(url)
+    try:
+        yield Keys(database)
+    finally:
+        database.close()
+
+
+class Links:
+    """Signed links to pictures, for clients that cannot send a key."""
+
+    def __init__(self, secret: str):
+        """Sign by a secret, which all servers of a store share."""
+        self._secret = secret.encode()
+
+    def query(self, job: str, file: str) -> str:
+        """What makes a link to a job's picture work without a key, for `LINK_LASTS` from now."""
+        expires = int(time.time()) + LINK_LASTS
+        return urlencode({"expires": expires, "signature": self._signature(job, file, expires)})
+
+    def fits(self, job: str, file: str, expires: int, signature: str) -> bool:
+        """Whether a signature is ours, and the link has not expired."""
+        right = self._signature(job, file, expires)
+        return hmac.compare_digest(right.encode(), signature.encode()) and time.time() < expires
+
+    def _signature(self, job: str, file: str, expires: int) -> str:
+        mac = hmac.digest(self._secret, f"{job}/{file}.{expires}".encode(), hashlib.sha256)
+        return base64.urlsafe_b64encode(mac).decode().rstrip("=")

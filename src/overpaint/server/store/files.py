@@ -1,0 +1,150 @@
+"""Files of jobs: the pictures that they need, by content, and those that they made.
+
+data/files/ab/abcdef…           a picture that came with a request, named by its hash
+data/results/JOB/ATTEMPT-0.png  what an attempt made
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from overpaint.errors import PictureError, StoreError
+from overpaint.request import Request
+from overpaint.system.atomic_files import PARTIAL, write
+
+LARGEST_UPLOAD = 64 * 2**20
+"""Bytes of a file that comes by itself."""
+
+HASH = re.compile("[0-9a-f]{64}")
+"""A file's name."""
+
+
+class Files:
+    """A folder of files."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def _place(self, name: str) -> Path:
+        if not HASH.fullmatch(name):
+            raise StoreError(f"{name!r} is not the hash of a file: 64 of 0-9 and a-f.")
+        return self.folder / "files" / name[:2] / name
+
+    def put(self, data: bytes) -> str:
+        """Keep data; returns its hash, which is its name.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        name = hashlib.sha256(data).hexdigest()
+        path = self._place(name)
+        try:
+            os.utime(path)  # its age begins anew
+        except FileNotFoundError:
+            write(path, data)
+        return name
+
+    def get(self, name: str) -> bytes:
+        """The data of a hash.
+
+        Raises:
+            PictureError: there is none, or it is damaged.
+        """
+        try:
+            data = self._place(name).read_bytes()
+        except OSError as error:
+            raise PictureError(f"there is no file {name}; upload it again.") from error
+        if hashlib.sha256(data).hexdigest() != name:
+            raise PictureError(f"file {name} is damaged on the server's disk; upload it again.")
+        return data
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of a hash."""
+        return self._place(name).exists()
+
+    def old(self, age: float) -> list[str]:
+        """Names of what was put longer ago than `age` seconds."""
+        before = time.time() - age
+        # Others may leave files of their own here: .DS_Store, .nfs…
+        paths = (p for p in (self.folder / "files").glob("*/*") if HASH.fullmatch(p.name))
+        return [path.name for path in paths if _changed(path) < before]
+
+    def forget(self, name: str, age: float = 0.0) -> None:
+        """Remove a file, unless it was put anew meanwhile: no longer ago than `age` seconds."""
+        path = self._place(name)
+        aside = path.with_suffix(PARTIAL)  # from here on, whoever puts it writes it anew
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(aside)
+            if _changed(aside) > time.time() - age:
+                aside.replace(path)
+            else:
+                aside.unlink()
+
+    def results(self, job: str) -> Path:
+        """The folder of what a job made."""
+        return self.folder / "results" / job
+
+    def forget_results(self, job: str) -> None:
+        """Remove what a job made."""
+        shutil.rmtree(self.results(job), ignore_errors=True)
+
+    def sweep(self, age: float = 0.0) -> None:
+        """Remove what was being written when a server died, more than `age` seconds ago."""
+        for path in self.folder.glob(f"*/*/*{PARTIAL}"):
+            if _changed(path) <= time.time() - age:
+                path.unlink(missing_ok=True)
+
+    def pack(self, request: Request) -> tuple[dict[str, Any], list[str]]:
+        """A request as JSON, its pictures as names of files that are kept now; and the names."""
+        names: list[str] = []
+        put = cache(self.put)  # a picture may come more than once
+
+        def packed(value: Any) -> Any:
+            match value:
+                case {"data": bytes(data)}:
+                    names.append(put(data))
+                    return {"file": names[-1]}
+                case Mapping():
+                    return {key: packed(inner) for key, inner in value.items()}
+                case list() | tuple():
+                    return [packed(inner) for inner in value]
+                case _:
+                    return value
+
+        return packed(request.model_dump()), names
+
+    def unpack(self, stored: Mapping[str, Any]) -> Request:
+        """The request that was packed.
+
+        Raises:
+            PictureError: a file is missing or damaged.
+        """
+        get = cache(self.get)
+
+        def unpacked(value: Any) -> Any:
+            match value:
+                case {"file": str(name)} if len(value) == 1:
+                    return {"data": get(name)}
+                case Mapping():
+                    return {key: unpacked(inner) for key, inner in value.items()}
+                case list():
+                    return [unpacked(inner) for inner in value]
+                case _:
+                    return value
+
+        return Request.model_validate(unpacked(stored))
+
+
+def _changed(path: Path) -> float:
+    """When a file was put; later than anything if it is not there any more."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")

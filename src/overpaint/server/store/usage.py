@@ -1,0 +1,109 @@
+"""What jobs have used: an entry each, made with its end, and kept when the job is forgotten.
+
+What an attempt cost that was lost (a worker was killed, a server stood still) is not in it: that is
+the operator's, and not the client's.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Literal
+
+from sqlalchemy import Connection, func, insert, literal, select
+
+from overpaint.errors import StoreError
+from overpaint.events import Spent
+from overpaint.server.store.database import Database
+from overpaint.server.store.tables import jobs, keys, usage
+
+By = Literal["key", "day", "model"]
+
+NAMELESS = 12
+"""Characters of its digest by which a key is shown that has no name in the store."""
+
+
+@dataclass(frozen=True)
+class Total:
+    """What some jobs have used.
+
+    Attributes:
+        name: of what they have in common: a key ("" where none was asked for), a day or a model.
+        jobs: that have ended, in whatever way.
+        pictures: that they published.
+        megapixel_steps: evaluations of the network, each by the million pixels that it painted.
+        device_seconds: their share of what the device computed.
+    """
+
+    name: str
+    jobs: int
+    pictures: int
+    megapixel_steps: float
+    device_seconds: float
+
+
+def enter(connection: Connection, job: str, now: float, pictures: int, spent: Spent) -> None:
+    """Enter what a job has used that has just ended, at `now` in seconds since 1970."""
+    ended = select(
+        *(jobs.c.id, jobs.c.key, jobs.c.model, jobs.c.state, jobs.c.ended),
+        literal(datetime.fromtimestamp(now, UTC).date().isoformat()),
+        *(literal(pictures), literal(spent.megapixel_steps), literal(spent.seconds)),
+    ).where(jobs.c.id == job)
+    columns = ("job", "key", "model", "state", "ended", "day")
+    counts = ("pictures", "megapixel_steps", "device_seconds")
+    connection.execute(insert(usage).from_select([*columns, *counts], ended))
+
+
+class Ledger:
+    """Reads a store's entries; any thread may."""
+
+    def __init__(self, database: Database):
+        """Ask the store when it is needed."""
+        self._database = database
+
+    def totals(
+        self,
+        by: By,
+        *,
+        since: date | None = None,
+        until: date | None = None,
+        key: str | None = None,
+    ) -> list[Total]:
+        """What was used in sum by each key, on each day or with each model, by name.
+
+        Args:
+            by: what there is a total for.
+            since: the first day, in UTC.
+            until: the last day.
+            key: the digest of the only key that counts.
+        """
+        shown = func.coalesce(keys.c.name, func.substr(usage.c.key, 1, NAMELESS))
+        name = {"key": shown, "day": usage.c.day, "model": usage.c.model}[by]
+        group = [usage.c.key, keys.c.name] if by == "key" else [name]
+        counted = (usage.c.pictures, usage.c.megapixel_steps, usage.c.device_seconds)
+        asked = (
+            select(name, func.count(), *map(func.sum, counted))
+            .outerjoin_from(usage, keys, keys.c.digest == usage.c.key)
+            .group_by(*group)
+            .order_by(name)
+        )
+        if since is not None:
+            asked = asked.where(usage.c.day >= since.isoformat())
+        if until is not None:
+            asked = asked.where(usage.c.day <= until.isoformat())
+        if key is not None:
+            asked = asked.where(usage.c.key == key)
+        with self._database.read() as connection:
+            return [Total(*row) for row in connection.execute(asked)]
+
+    def digest(self, name: str) -> str:
+        """Of a key that has a name, or by the name that `totals` gives it.
+
+        Raises:
+            StoreError: there is none, and none has used anything.
+        """
+        named = select(keys.c.digest).where(keys.c.name == name)
+        nameless = select(usage.c.key).where(func.substr(usage.c.key, 1, NAMELESS) == name)
+        with self._database.read() as connection:
+            for asked in (named, nameless.limit(1)):
+                if (found := connection.execute(asked).scalar()) is not None:
+                    return str(found)
+        raise StoreError(f"no key {name!r}; see `overpaint keys list` for those that there are.")

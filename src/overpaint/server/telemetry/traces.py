@@ -1,0 +1,145 @@
+"""Traces by OpenTelemetry: of every request, and of every job from its acceptance to its end.
+
+A job's spans are made when it has ended, of its history in the store. So its trace is whole, also
+where servers were killed meanwhile or another one ended it.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from overpaint.server.http.access_log import PROBES
+from overpaint.server.store.jobs import ENDED, Job, Said
+from overpaint.server.telemetry.logs import SHOWN, request_id
+
+W3C = TraceContextTextMapPropagator()
+"""Reads and writes `traceparent` and `tracestate`."""
+
+PHASES = {"queued": "queued", "requeued": "queued", "started": "running"}
+"""Spans within a job's, by what in its history they begin with."""
+
+
+class Traces:
+    """Where spans go. Its methods may be called from any thread."""
+
+    def __init__(self, processor: SpanProcessor):
+        """Send spans on.
+
+        Args:
+            processor: what is done with those that have ended.
+        """
+        named = Resource({"service.name": "overpaint"}).merge(OTELResourceDetector().detect())
+        self._provider = TracerProvider(resource=Resource.create().merge(named))
+        self._provider.add_span_processor(processor)
+        self.tracer = self._provider.get_tracer("overpaint", version("overpaint"))
+
+    def close(self) -> None:
+        """Send what has not been sent."""
+        self._provider.shutdown()
+
+    def here(self) -> dict[str, str]:
+        """The span that is under way here, as jobs keep it."""
+        carrier = dict[str, str]()
+        W3C.inject(carrier)
+        return carrier
+
+    def job(self, job: Job, history: Sequence[Said]) -> None:
+        """Tell of a job that has ended, under the span that it was accepted in.
+
+        Args:
+            job: as it ended.
+            history: all of it.
+        """
+        began, ended = history[0].at, history[-1].at
+        accepted: Mapping[str, str] = job.origin.get("trace", {})
+        parent = W3C.extract(accepted)
+        attributes = {
+            "overpaint.job.id": job.id,
+            "overpaint.job.state": job.state,
+            "overpaint.job.attempt": job.attempt,
+            "overpaint.key": job.key[:SHOWN],
+            "overpaint.model": job.model,
+            "overpaint.pictures": job.request.get("num_images", 1),
+            "overpaint.request.id": job.origin.get("request_id") or "",
+        }
+        whole = self.tracer.start_span(
+            "job", parent, attributes=attributes, start_time=_nanoseconds(began)
+        )
+        if job.state == "failed":
+            whole.set_status(StatusCode.ERROR)  # why may quote what was asked for
+        phase: Span | None = None
+        for said in history:
+            if said.kind not in (*PHASES, *ENDED):
+                continue
+            if phase:
+                phase.end(_nanoseconds(said.at))
+            if said.kind in PHASES:
+                phase = self.tracer.start_span(
+                    PHASES[said.kind],
+                    set_span_in_context(whole, parent),
+                    attributes={f"overpaint.job.{name}": said.body[name] for name in said.body},
+                    start_time=_nanoseconds(said.at),
+                )
+        whole.end(_nanoseconds(ended))
+
+
+def exporting() -> Traces:
+    """Traces that are posted, by OTLP over HTTP, to where the `OTEL_…` variables say."""
+    return Traces(BatchSpanProcessor(OTLPSpanExporter()))
+
+
+class Traced:
+    """Has a span for every request but probes, within the client's if it names one."""
+
+    def __init__(self, app: ASGIApp, traces: Traces):
+        """Stand before an application.
+
+        Args:
+            app: what answers.
+            traces: where spans go.
+        """
+        self._app = app
+        self._tracer = traces.tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, within a span."""
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+            return
+        method = scope["method"]
+        parent = W3C.extract(Headers(scope=scope))
+        with self._tracer.start_as_current_span(
+            method,
+            parent,
+            SpanKind.SERVER,
+            {"http.request.method": method},
+            record_exception=False,  # its message may quote what was asked for
+            set_status_on_exception=False,
+        ) as span:
+
+            async def seen(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("overpaint.request.id", request_id.get() or "")
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= 500:
+                        span.set_status(StatusCode.ERROR)
+                await send(message)
+
+            try:
+                await self._app(scope, receive, seen)
+            finally:
+                if route := getattr(scope.get("route"), "path", None):
+                    span.set_attribute("http.route", route)
+                    span.update_name(f"{method} {route}")
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

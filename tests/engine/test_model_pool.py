@@ -1,0 +1,107 @@
+"""Models that share the memory: loaded when asked for, let go when others need the room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+import overpaint
+from overpaint.engine.engine import Engine
+from overpaint.engine.model_pool import Residency, size
+from overpaint.engine.profile import Profile
+from overpaint.errors import ModelNotFoundError
+from overpaint.events import Finished
+from overpaint.models.cache import Cache
+from overpaint.request import Request
+from tests.engine.test_engine import AtOnce, run
+
+
+@dataclass
+class Loads:
+    """Loads the miniature by any name, and remembers."""
+
+    names: list[str] = field(default_factory=list[str])
+
+    def __call__(self, name: str) -> overpaint.Painter:
+        self.names.append(name)
+        return overpaint.load("miniature", device="cpu", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def one() -> int:
+    """Bytes of a miniature."""
+    return size(overpaint.load("miniature", device="cpu", dtype="fp32").model)
+
+
+def test_the_one_not_used_for_longest_is_let_go(one: int) -> None:
+    loads = Loads()
+    models = Residency("abc", loads, 2.5 * one)
+    for name in "abaca":
+        models.get(name)
+    assert loads.names == ["a", "b", "c"]
+    assert tuple(models.resident) == ("c", "a")
+    assert models.entry("a") == 0
+    assert models.entry("b") > 0
+    models.get("b")
+    assert tuple(models.resident) == ("a", "b")
+
+
+def test_a_single_model_may_be_larger_than_the_budget(one: int) -> None:
+    loads = Loads()
+    models = Residency("ab", loads, 0.5 * one)
+    for name in "aabba":
+        models.get(name)
+    assert loads.names == ["a", "b", "a"]
+    assert models.resident == {"a": 128}
+    assert models.fits("a", ["a"])
+    assert not models.fits("b", ["a"])
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ModelNotFoundError, match="Did you mean miniature"):
+        Residency(["miniature"], Loads(), 1e9).get("minature")
+
+
+def test_requests_for_two_models_that_do_not_fit_together(one: int) -> None:
+    """They are grouped by model: as few loads as may be, and none while the other is in use."""
+    loads, in_use = Loads(), list[set[str]]()
+
+    class Watched(Residency):
+        def begin(self, model: str, request: Request) -> Any:
+            in_use.append({j.model for j in engine.jobs if j.painting} | {model})
+            return super().begin(model, request)
+
+    models = Watched("ab", loads, 1.5 * one)
+    models.get("b")  # so that its size is known
+    models.get("a")
+    engine = Engine(models, Profile("cpu"), beside=AtOnce())
+    for i in range(12):
+        engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=2), "ab"[i % 2])
+    watched = run(engine)
+    ends = [int(name) % 2 for name, event in watched.told if isinstance(event, Finished)]
+    assert len(ends) == 12
+    assert sum(a != b for a, b in pairwise(ends)) == 1
+    assert loads.names == ["b", "a", "b"]
+    assert all(len(models) == 1 for models in in_use)
+
+
+def test_an_unknown_model_fails_the_request_alone(one: int) -> None:
+    engine = Engine(Residency("a", Loads(), one), Profile("cpu"), beside=AtOnce())
+    engine.submit("bad", Request(prompt="a cup", num_inference_steps=2), "z")
+    engine.submit("good", Request(prompt="a cup", num_inference_steps=2), "a")
+    watched = run(engine)
+    assert isinstance(watched.of("bad")[-1].error, ModelNotFoundError)
+    assert isinstance(watched.of("good")[-1], Finished)
+
+
+def test_models_share_one_cache(one: int) -> None:
+    cache = Cache()
+    engine = Engine(Residency("ab", Loads(), 3 * one, cache), Profile("cpu"), beside=AtOnce())
+    for name in "ab":
+        engine.submit(name, Request(prompt="a cup", num_inference_steps=2), name)
+    run(engine)
+    assert engine.counters.resident == {"a": 128, "b": 128}
+    assert engine.counters.cache_bytes == cache.size > 0

@@ -1,0 +1,157 @@
+"""What hints show."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from overpaint.errors import PictureError, RequestError
+from overpaint.imaging import hints, images
+from overpaint.imaging.hints import drawing
+from overpaint.registry import HINTS
+
+SIZE = (96, 64)
+
+
+def square() -> Image.Image:
+    picture = Image.new("RGB", SIZE, (230, 230, 240))
+    ImageDraw.Draw(picture).rectangle((33, 17, 64, 48), fill=(200, 30, 30))
+    return picture
+
+
+def grey(image: Image.Image) -> NDArray[np.float64]:
+    return np.asarray(image.convert("L"), np.float64)
+
+
+@pytest.mark.parametrize("kind", sorted(hints.MAKERS))
+def test_every_hint_is_a_picture_of_the_same_size(kind: str) -> None:
+    assert kind in HINTS
+    shown = hints.make(kind, square())
+    assert (shown.size, shown.mode) == (SIZE, "RGB")
+    assert shown.tobytes() == hints.make(kind, square()).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["canny", "lineart", "scribble", "softedge"])
+def test_lines_are_where_the_edges_are(kind: str) -> None:
+    shown = grey(hints.make(kind, square()))
+    edge = np.zeros(shown.shape, bool)
+    edge[10:54, 26:70] = True
+    edge[24:40, 40:56] = False
+    assert shown[edge].max() > 150
+    assert shown[~edge].max() < 60
+    assert shown[28:36, 30:37].max() > 150  # the left side
+
+
+def test_canny_takes_thresholds() -> None:
+    faint = Image.new("RGB", SIZE, (120, 120, 120))
+    ImageDraw.Draw(faint).rectangle((32, 16, 63, 47), fill=(135, 135, 135))
+    assert grey(hints.make("canny", faint)).max() == 0
+    assert grey(hints.make("canny", faint, {"low": 10, "high": 30})).max() == 255
+
+
+@pytest.mark.parametrize("kind", ["tile", "blur", "palette"])
+def test_coarse_hints_keep_the_colours(kind: str) -> None:
+    source, shown = (np.asarray(p, np.float64) for p in (square(), hints.make(kind, square())))
+    assert np.abs(source.mean((0, 1)) - shown.mean((0, 1))).max() < 4
+    assert np.abs(source - shown).max() > 20
+
+
+def test_shuffle_moves_things_and_makes_no_colours() -> None:
+    shown = hints.make("shuffle", square(), {"seed": 3})
+    assert shown.tobytes() != hints.make("shuffle", square(), {"seed": 4}).tobytes()
+    low, high = np.asarray(square()).min((0, 1)), np.asarray(square()).max((0, 1))
+    assert (np.asarray(shown) >= low).all()
+    assert (np.asarray(shown) <= high).all()
+
+
+def test_normals_lean_away_from_what_is_near() -> None:
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 96).astype(np.uint8), (64, 1)))
+    red, green, blue = np.asarray(hints.make("normal", ramp))[32, 48]
+    assert red < 100  # it gets nearer to the right, so that it faces left
+    assert abs(int(green) - 128) < 4
+    assert blue > 100
+    assert np.asarray(hints.make("normal", Image.new("RGB", SIZE)))[32, 48].tolist() == [
+        128, 128, 255,
+    ]  # fmt: skip
+
+
+def test_a_segmentation_has_a_colour_for_each_class() -> None:
+    palette = drawing.segmentation_palette()
+    assert len({tuple(c) for c in palette.tolist()}) == 150
+    assert (palette.sum(1) > 0).all()
+    shown = np.asarray(drawing.segmentation(np.array([[-1, 0], [1, 149]])))
+    assert shown[0, 0].tolist() == [0, 0, 0]
+    assert shown[1, 1].tolist() == palette[149].tolist()
+
+
+def nearer(picture: Image.Image) -> NDArray[np.float32]:
+    """To the right, all things are nearer."""
+    return np.tile(np.linspace(3, 7, picture.width, dtype=np.float32), (picture.height, 1))
+
+
+def test_what_an_estimator_sees_is_drawn() -> None:
+    shown = hints.make("depth", square(), estimate=nearer)
+    assert (shown.size, shown.mode) == (SIZE, "RGB")
+    assert np.array_equal(grey(shown)[0], np.rint(np.linspace(0, 255, 96)))
+    of_photo = np.asarray(hints.make("normal", square(), {"strength": 3}, nearer), np.int16)
+    of_depth = np.asarray(hints.make("normal", shown, {"strength": 3}), np.int16)
+    assert np.abs(of_photo - of_depth).max() <= 3
+    assert len(np.unique(of_photo[32, 8:-8, 0])) < len(np.unique(of_depth[32, 8:-8, 0]))
+
+
+def test_classes_are_in_the_colours_that_nets_know() -> None:
+    assert drawing.ADE20K.shape == (150, 3)
+    table = {0: (120, 120, 120), 2: (6, 230, 230), 12: (150, 5, 61), 149: (92, 0, 255)}
+    seen = np.array([list(table)])
+
+    def estimate(picture: Image.Image) -> NDArray[np.int64]:
+        del picture
+        return seen
+
+    shown = hints.make("segmentation", square(), estimate=estimate)
+    assert np.asarray(shown)[0].tolist() == [list(colour) for colour in table.values()]
+
+
+def keypoints(**change: object) -> bytes:
+    joints = [[10 + 4 * i, 8 + 2 * i, 1.0] for i in range(18)]
+    joints[4][2] = 0.0
+    person = {"pose_keypoints_2d": [number for joint in joints for number in joint]}
+    return json.dumps(
+        {"canvas_width": 96, "canvas_height": 64, "people": [person], **change}
+    ).encode()
+
+
+def test_a_pose_is_drawn_from_its_keypoints() -> None:
+    shown = hints.decode("pose", images.Picture(data=keypoints()))
+    assert shown.size == SIZE
+    assert np.asarray(shown)[8, 10].max() == 255  # the nose
+    twice = np.asarray(drawing.pose(keypoints(), (192, 128)))
+    assert twice.shape == (128, 192, 3)
+    assert twice[16, 20].max() == 255
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"[]", b"{", keypoints(people=[{}]), keypoints(canvas_width=0), keypoints(people=[{"a": 1}])],
+)
+def test_keypoints_that_are_none(data: bytes) -> None:
+    with pytest.raises(PictureError, match="keypoints"):
+        drawing.pose(data)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: hints.make("canny", square(), {"lo": 3}), "no option 'lo'. Did you mean low"),
+        (lambda: hints.make("depth", square()), "depth hint is only made with an estimator"),
+        (lambda: hints.make("canny", square(), {}, nearer), "canny hint is not made with an"),
+        (lambda: hints.check("depth", {"low": 1}), "depth has no option 'low'. It has none"),
+        (lambda: hints.check("pose", {}), "cannot be made from a picture"),
+    ],
+)
+def test_what_cannot_be_made(act: Callable[[], object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        act()

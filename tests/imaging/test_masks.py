@@ -1,0 +1,144 @@
+"""Masks: read, drawn, grown, blurred."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from overpaint.errors import PictureError, RequestError
+from overpaint.imaging import images, masks
+from overpaint.request import Request
+
+PICTURE = Image.new("RGB", (64, 48), "#204060")
+
+
+def square(mode: str = "L", size: tuple[int, int] = (64, 48)) -> Image.Image:
+    mask = Image.new("L", size)
+    mask.paste(255, (16, 8, 32, 24))
+    return mask.convert(mode)
+
+
+def asked(**fields: Any) -> Request:
+    return Request(image=images.picture(PICTURE), **fields)
+
+
+def of(**fields: Any) -> masks.Mask:
+    mask = masks.of(asked(**fields), PICTURE)
+    assert mask is not None
+    return mask
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
+def test_white_is_repainted(mode: str) -> None:
+    mask = masks.decode(images.picture(square(mode)), (64, 48))
+    assert mask.dtype == np.float32
+    assert mask[8:24, 16:32].min() == 1
+    assert mask.sum() == 16 * 16
+
+
+def test_transparent_is_repainted() -> None:
+    clear = square().point(lambda value: 255 - value)
+    mask = masks.decode(images.picture(Image.merge("LA", (square(), clear))), (64, 48))
+    assert mask[8:24, 16:32].min() == 1
+    assert mask.sum() == 16 * 16
+
+
+def test_transparency_that_hides_nothing_does_not_count() -> None:
+    opaque = square("RGB")
+    opaque.putalpha(255)
+    assert masks.decode(images.picture(opaque), (64, 48)).sum() == 16 * 16
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    with pytest.raises(PictureError, match="the mask is 48x64 and the picture 64x48"):
+        masks.decode(images.picture(square(size=(48, 64))), (64, 48))
+
+
+def test_a_mask_follows_its_orientation() -> None:
+    turned = square().transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    turned.info["exif"] = exif.tobytes()
+    turned.getexif()[0x0112] = 6
+    assert (masks.decode(images.picture(turned), (64, 48)) > 0).sum() == 16 * 16
+
+
+def test_no_mask() -> None:
+    assert masks.of(asked(), PICTURE) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "pixels"),
+    [
+        ("box:16,8,32,24", 256),
+        ("box:-10,-10,8,8", 64),
+        ("ellipse:0,0,40,20", 628),
+        ("polygon:0,0,20,0,20,20,0,20", 441),
+        ("color:#204060", 64 * 48),
+        ("color:rgb(32,64,96)", 64 * 48),
+        ("color:#2f4f6f", 64 * 48),
+    ],
+)
+def test_masks_in_words(words: str, pixels: int) -> None:
+    assert masks.draw(words, PICTURE).sum() == pytest.approx(pixels, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("circle:1,2,3", "starts with none of: box:, ellipse:, polygon:, color:, colour:"),
+        ("box:1,2,3", "give 4 numbers"),
+        ("box:1,2,3,x", "give 4 numbers"),
+        ("polygon:1,2,3,4", "at least three corners"),
+        ("color:reddish", "'reddish' is no colour"),
+        ("color:#ff0000", "nowhere in the picture of 64x48"),
+        ("box:100,100,120,120", "nowhere in the picture"),
+    ],
+)
+def test_words_that_mean_nothing(words: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        masks.draw(words, PICTURE)
+    assert caught.value.field == "mask_from"
+
+
+def test_inverted() -> None:
+    assert of(mask_from="box:0,0,32,48", mask_invert=True)[:, 32:].min() == 1
+
+
+@pytest.mark.parametrize("pixels", [-5, 5])
+def test_grown_and_shrunk(pixels: int) -> None:
+    box = masks.bounds(of(mask_from="box:16,8,48,40", mask_grow=pixels))
+    assert box == (16 - pixels, 8 - pixels, 48 + pixels, 40 + pixels)
+
+
+def test_blurred_to_either_side() -> None:
+    row = of(mask_from="box:32,0,64,48", mask_blur=8)[24]
+    assert row[31] < 0.5 < row[32]
+    assert list(row) == sorted(row)
+    assert row[:16].max() == 0
+    assert 0 < row[26] < row[30]
+
+
+def test_what_a_lossy_format_leaves_of_black_is_black() -> None:
+    noisy = np.full((48, 64), 7, np.uint8)
+    noisy[10:20, 10:20] = 255
+    mask = masks.of(asked(mask=images.picture(Image.fromarray(noisy))), PICTURE)
+    assert mask is not None
+    assert (mask > 0).sum() == 100
+
+
+def test_a_feather_stays_inside() -> None:
+    mask = np.zeros((64, 64), np.float32)
+    mask[16:48, 16:48] = 0.5
+    shown = masks.feather(mask, 4)
+    assert (shown[mask == 0] == 0).all()
+    assert shown[32, 16] == pytest.approx(0.2)
+    assert shown[24:40, 24:40].min() == 1
+    assert (masks.feather(np.ones((8, 8), np.float32), 4) == 1).all()
+
+
+def test_a_cell_is_as_strong_as_its_strongest_pixel() -> None:
+    mask = np.zeros((16, 24), np.float32)
+    mask[7, 8] = 0.25
+    assert masks.cells(mask, 8).tolist() == [[0, 0.25, 0], [0, 0, 0]]

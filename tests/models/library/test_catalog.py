@@ -1,0 +1,231 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from httpx2 import ConnectError
+
+from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.models.library import catalog
+from overpaint.models.library.catalog import (
+    ALIASES,
+    ESTIMATOR_FOR,
+    ESTIMATORS,
+    PACKAGED,
+    choose,
+    known,
+    needed,
+    resolve,
+    resolve_estimator,
+    usable,
+)
+
+SDXL = ALIASES["sdxl"]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch):
+    """An empty cache, and a hub that does not answer."""
+
+    def refuse(*args: object, **keywords: object) -> None:
+        raise ConnectError("no network")
+
+    def nothing(*args: object, **keywords: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", nothing)
+
+
+def write_snapshot(folder: Path, without: str = "") -> Path:
+    """The skeleton of a diffusers folder."""
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    index = {"_class_name": "StableDiffusionXLPipeline"} | {p: ["library", "class"] for p in parts}
+    for part in parts:
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text("{}")
+        (folder / part / "model.safetensors").touch()
+    (folder / "model_index.json").write_text(json.dumps(index))
+    if without:
+        (folder / without).unlink()
+    return folder
+
+
+def test_a_path_is_itself(tmp_path: Path):
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path: Path):
+    (tmp_path / "painter.safetensors").touch()
+    with pytest.raises(ModelNotFoundError, match=r"Did you mean painter\.safetensors"):
+        resolve(str(tmp_path / "paintr.safetensors"))
+    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+        resolve("nowhere/model.ckpt")
+
+
+def test_an_unknown_name_names_those_near():
+    with pytest.raises(ModelNotFoundError, match="Did you mean miniature"):
+        resolve("minature")
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_what_ships_inside(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def nothing(name: str) -> None:
+        del name
+
+    monkeypatch.setattr(catalog, "_packaged", tmp_path.joinpath)
+    assert resolve(name) == tmp_path / name
+    monkeypatch.setattr(catalog, "_packaged", nothing)
+    with pytest.raises(ModelNotFoundError, match=f"carries no {name}"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "somebody/something"])
+def test_offline_says_what_was_tried(offline: None, name: str):
+    with pytest.raises(ModelNotFoundError, match="not in the hub's cache, and the hub could not"):
+        resolve(name)
+
+
+def test_what_cannot_be_a_hub_id_is_refused_before_asking(offline: None):
+    with pytest.raises(ModelNotFoundError, match=r"unknown model .owner/a--b.: .* no hub id"):
+        resolve("owner/a--b")
+
+
+def test_what_is_not_here_is_only_downloaded_when_asked(offline: None):
+    with pytest.raises(ModelNotFoundError, match="not downloaded yet"):
+        resolve("sdxl", download=False)
+
+
+def test_a_cached_repository_needs_no_hub(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+):
+    snapshot = write_snapshot(tmp_path / "snapshot")
+
+    def cached(repository: str, *, local_files_only: bool) -> str:
+        assert (repository, local_files_only) == (SDXL, True)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    assert resolve("sdxl") == snapshot
+    (snapshot / "unet" / "model.safetensors").unlink()  # a download that was broken off
+    with pytest.raises(ModelNotFoundError):
+        resolve("sdxl")
+
+
+def test_a_download_takes_only_what_is_needed(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+):
+    files = ["model_index.json", "unet/a.bin", "unet/a.safetensors", "unet/a.fp16.safetensors"]
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
+    asked: list[list[str]] = []
+
+    def download(
+        repository: str, *, allow_patterns: list[str] | None = None, local_files_only: bool = False
+    ) -> str:
+        if local_files_only:
+            raise FileNotFoundError
+        asked.append(allow_patterns or [])
+        return str(write_snapshot(tmp_path / "snapshot"))
+
+    def model_info(self: object, repository: str, *, timeout: float) -> SimpleNamespace:
+        return info
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve("somebody/sdxl") == tmp_path / "snapshot"
+    assert "unet/a.fp16.safetensors" in asked[0]
+    assert not {"unet/a.safetensors", "unet/a.bin"} & set(asked[0])
+
+
+def test_usable(tmp_path: Path):
+    whole = write_snapshot(tmp_path / "whole")
+    assert usable(whole) == whole
+    assert usable(write_snapshot(tmp_path / "b", "vae/model.safetensors")) is None
+    assert usable(write_snapshot(tmp_path / "c", "text_encoder/config.json")) is None
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "x.safetensors").touch()
+    assert usable(tmp_path / "d") == tmp_path / "d" / "x.safetensors"
+
+
+def test_needed():
+    assert needed(["README.md", "a.safetensors", "x/b.safetensors"], "o/r") == ["a.safetensors"]
+    with pytest.raises(CheckpointError, match=r"2 \.safetensors files: a\.safetensors, b"):
+        needed(["a.safetensors", "b.safetensors"], "o/r")
+    with pytest.raises(CheckpointError, match="only pickles"):
+        needed(["model_index.json", "unet/a.bin"], "o/r")
+
+
+def test_what_a_network_that_sees_needs(tmp_path: Path):
+    files = ["README.md", "config.json", "preprocessor_config.json", "model.safetensors"]
+    wanted = needed([*files, "pytorch_model.bin"], "o/r")
+    assert {*files[1:], "vocab.json", "merges.txt"} <= set(wanted)
+    assert not {"README.md", "pytorch_model.bin"} & set(wanted)
+    with pytest.raises(CheckpointError, match=r"o/r: .*only pickles"):
+        needed([*files[:3], "pytorch_model.bin"], "o/r")
+    (tmp_path / "config.json").touch()
+    (tmp_path / "preprocessor_config.json").touch()
+    assert usable(tmp_path) is None
+    (tmp_path / "model.safetensors").touch()
+    assert usable(tmp_path) == tmp_path
+    (tmp_path / "preprocessor_config.json").unlink()  # as of a control net
+    assert usable(tmp_path) == tmp_path / "model.safetensors"
+
+
+def test_names_of_estimators(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch):
+    for name in ESTIMATOR_FOR.values():
+        repository = ESTIMATORS[name].repository
+        with pytest.raises(ModelNotFoundError, match=f"could not be reached for {repository}"):
+            resolve_estimator(name)
+
+    def cached(repository: str, *, local_files_only: bool) -> str:
+        assert (repository, local_files_only) == (ESTIMATORS["upernet"].repository, True)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert resolve_estimator("upernet") == resolve("upernet") == tmp_path
+
+
+def test_a_network_that_sees_in_the_cache_is_no_checkpoint(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    repositories = [SimpleNamespace(repo_id="some/eyes", repo_type="model")]
+
+    def scan() -> SimpleNamespace:
+        return SimpleNamespace(repos=repositories)
+
+    def cached(repository: str, *, local_files_only: bool) -> str:
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "scan_cache_dir", scan)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    entries = {entry.name: entry for entry in known()}
+    assert "some/eyes" not in entries
+    assert entries["depth-anything"].path == tmp_path
+    assert entries["depth-anything"].licence == "Apache-2.0"
+
+
+def test_choose():
+    names = ["m.safetensors", "m.fp16.safetensors", "m.non_ema.safetensors", "config.json", "m.bin"]
+    assert choose(names, half=True) == ["m.fp16.safetensors"]
+    assert choose(names, half=False) == ["m.safetensors"]
+    shards = [f"m-0000{n}-of-00002.safetensors" for n in (2, 1)]
+    assert choose(shards, half=True) == sorted(shards)
+    assert choose(["m.safetensors", "extra.ema.safetensors"], half=True) == ["m.safetensors"]
+    with pytest.raises(CheckpointError, match=r"no \.safetensors weights$"):
+        choose(["config.json"], half=True)
+
+
+def test_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cached = {SDXL: tmp_path, "somebody/painter": tmp_path}
+    monkeypatch.setattr(catalog, "_cached_repositories", lambda: dict(cached))
+    entries = {entry.name: entry for entry in known()}
+    assert list(entries) == [*PACKAGED, *ALIASES, *ESTIMATORS, "somebody/painter"]
+    assert (entries["sdxl"].repository, entries["sdxl"].path) == (SDXL, tmp_path)
+    assert entries["sdxl-refiner"].path is None
+    assert entries["somebody/painter"].path == tmp_path
+    assert "OpenRAIL" in entries["sdxl"].licence.replace(" ", "")

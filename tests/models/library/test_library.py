@@ -1,0 +1,192 @@
+"""What was added is found by name, and nothing is ever half there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.models.family import FAMILIES, Configs
+from overpaint.models.files import single_file
+from overpaint.models.files.safetensors_io import open_weights
+from overpaint.models.library.library import Store, describe, shipped
+from overpaint.painter import load
+from overpaint.request import Request
+from tests.models.original import (
+    build,
+    original_layout,
+    tiny_configs,
+    write_bpe,
+    write_safetensors,
+)
+from tests.tiny_control import tiny_net, write
+
+KEY = "lora_unet_mid_block_attentions_0_proj_in"
+
+
+def lora(path: Path, seed: int = 0, metadata: dict[str, str] | None = None) -> Path:
+    torch.manual_seed(seed)
+    state = {
+        f"{KEY}.lora_down.weight": torch.randn(4, 8),
+        f"{KEY}.lora_up.weight": torch.randn(8, 4),
+    }
+    save_file(state, path, metadata)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "home")
+
+
+def test_a_lora_is_described(store: Store, tmp_path: Path) -> None:
+    tags = json.dumps({"10_ink": {"ink": 12, "boat": 3}, "5_more": {"ink ": 2}})
+    metadata = {"ss_tag_frequency": tags, "modelspec.license": "MIT"}
+    path = lora(tmp_path / "ink.safetensors", 0, metadata)
+    entry = store.add(path)
+    assert (entry.name, entry.kind, entry.rank, entry.keys) == ("ink", "lora", 4, 2)
+    assert entry.trigger_words == ("ink",)
+    assert entry.licence == "MIT"
+    assert entry.path.read_bytes() == path.read_bytes()
+    assert entry.sha256 == entry.path.stem
+    assert store.find("ink", "lora") == entry
+    assert store.entries() == [entry]
+
+
+def test_other_kinds(store: Store, tmp_path: Path) -> None:
+    net = store.add(write(tiny_net("small"), tmp_path / "net.safetensors"), licence="Apache-2.0")
+    assert (net.kind, net.licence) == ("control", "Apache-2.0")
+    save_file({"clip_l": torch.ones(2, 8), "clip_g": torch.ones(2, 8)}, tmp_path / "e.safetensors")
+    assert store.add(tmp_path / "e.safetensors").kind == "embedding"
+    with pytest.raises(ModelNotFoundError, match="unknown lora 'net'"):
+        store.find("net", "lora")
+
+
+def test_two_names_share_a_file_until_both_are_gone(store: Store, tmp_path: Path) -> None:
+    path = lora(tmp_path / "ink.safetensors")
+    first, second = store.add(path), store.add(path, "pen")
+    assert first.path == second.path
+    store.remove("ink")
+    assert second.path.is_file()
+    store.remove("pen")
+    assert list(store.folder.iterdir()) == []
+
+
+def test_adding_twice_is_adding_once_and_another_file_needs_another_name(
+    store: Store, tmp_path: Path
+) -> None:
+    path = lora(tmp_path / "ink.safetensors")
+    assert store.add(path) == store.add(path)
+    with pytest.raises(CheckpointError, match=r"'ink' is ink\.safetensors already"):
+        store.add(lora(tmp_path / "other.safetensors", 1), "ink")
+    assert len(store.entries()) == 1
+
+
+@pytest.mark.parametrize("name", ["", "../ink", "a/b", ".ink", "a b", "x" * 101, "ink\n"])
+def test_names_that_are_none(name: str, store: Store, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no name"):
+        store.add(lora(tmp_path / "ink.safetensors"), name)
+    with pytest.raises(ModelNotFoundError, match="unknown file"):
+        store.find(name)
+    assert not store.folder.exists()
+
+
+def test_a_path_is_no_name_of_a_lora(store: Store, tmp_path: Path) -> None:
+    path = lora(tmp_path / "ink.safetensors")
+    store.add(path)
+    with pytest.raises(ModelNotFoundError, match="Names lead to the catalogue alone"):
+        store.find(str(path), "lora")
+    with pytest.raises(ModelNotFoundError, match="Did you mean ink"):
+        store.find("inc", "lora")
+
+
+def test_what_cannot_be_added(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(CheckpointError, match="pickle"):
+        store.add(tmp_path / "a.pt")
+    save_file({"something": torch.ones(2)}, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match="neither LoRA nor control net"):
+        store.add(tmp_path / "b.safetensors")
+    (tmp_path / "c.safetensors").write_bytes(lora(tmp_path / "d.safetensors").read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        store.add(tmp_path / "c.safetensors")
+    with pytest.raises(ModelNotFoundError, match="no such file"):
+        store.add(tmp_path / "none.safetensors")
+    assert store.entries() == []
+
+
+def test_a_damaged_entry_is_named(store: Store, tmp_path: Path) -> None:
+    store.add(lora(tmp_path / "ink.safetensors"))
+    (store.folder / "ink.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"ink\.json cannot be read"):
+        store.find("ink")
+
+
+def test_what_ships_is_found_and_stays(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lora(tmp_path / "ink.safetensors")
+    described = describe(open_weights(path), "miniature-ink", FAMILIES["miniature"].licence)
+    entry = described.model_copy(update={"path": path})
+
+    def packaged(kind: str) -> dict[str, Path]:
+        return {"miniature-ink": path} if kind == "lora" else {}
+
+    monkeypatch.setattr("overpaint.models.library.index.packaged", packaged)
+    assert shipped() == (entry,)
+    assert store.find("miniature-ink", "lora") == entry
+    assert store.entries() == []
+    with pytest.raises(ModelNotFoundError, match=r"unknown lora 'miniature-in'.*miniature-ink"):
+        store.find("miniature-in", "lora")
+    with pytest.raises(CheckpointError, match="ships with Overpaint and stays"):
+        store.remove("miniature-ink")
+    other = lora(tmp_path / "other.safetensors", 1)
+    with pytest.raises(CheckpointError, match=r"'miniature-ink' is ink.safetensors already"):
+        store.add(other, "miniature-ink")
+    assert path.is_file()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SDXL in its original layout."""
+    torch.manual_seed(0)
+    configs = tiny_configs()
+    tensors = original_layout(configs, build(configs))
+    path = tmp_path_factory.mktemp("checkpoint") / "my.safetensors"
+    return write_safetensors(path, tensors, torch.float32)
+
+
+def test_a_checkpoint_is_loaded_by_its_name(
+    store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = store.add(checkpoint, "mine")
+    assert entry.kind == "checkpoint"
+    write_bpe(store.folder)  # stands for the vocabulary that a package carries
+
+    def tiny(name: str) -> Configs:
+        assert name == "sdxl"
+        return tiny_configs()
+
+    monkeypatch.setattr(single_file, "shipped_configs", tiny)
+    monkeypatch.setitem(single_file.SHIPPED, (16, 4), "sdxl")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()  # a folder of the same name is not looked at
+    painter = load("mine", device="cpu", dtype="fp32", home=store.folder.parent)
+    assert (painter.model.name, painter.model.sha256) == ("mine", entry.sha256)
+    refiner = painter.shelf.take(Request(refiner="mine")).refiner
+    assert refiner
+    assert refiner.sha256 == entry.sha256
+    with pytest.raises(ModelNotFoundError, match="unknown model 'yours'"):
+        load("yours", home=store.folder.parent)
+
+
+def test_names_of_checkpoints(store: Store, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="'sdxl' is the name of another model"):
+        store.add(checkpoint, "sdxl")
+    store.add(lora(tmp_path / "ink.safetensors"))
+    store.add(checkpoint)
+    assert store.known("my", "checkpoint") == store.find("my")
+    for name in ("ink", "none", "../models/my", str(store.find("my").path)):
+        assert store.known(name, "checkpoint") is None

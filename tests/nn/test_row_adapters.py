@@ -1,0 +1,124 @@
+"""Changes beside the layers give what changed layers give."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.activations import GEGLU
+from torch import Tensor, nn
+
+from overpaint.nn import packed
+from overpaint.nn.lowrank import Change, Decomposed, Hadamard, Kronecker, LowRank, Whole
+from overpaint.nn.packed import layer, pack, plain_state, plain_weight, weighted, write_weight
+from overpaint.nn.row_adapters import Sides
+
+
+class Network(nn.Module):
+    """A layer of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, stride=2, padding=1)
+        self.proj_in = nn.Linear(8, 8, bias=False)
+        self.ff = nn.Sequential(GEGLU(8, 16), nn.Linear(16, 8))
+        self.one = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        tokens = self.proj_in(x.flatten(2).transpose(1, 2))
+        tokens = tokens + self.ff(tokens)
+        return self.one(tokens.transpose(1, 2).reshape(x.shape))
+
+
+def network(dtype: torch.dtype) -> Network:
+    torch.manual_seed(0)
+    made = Network().to(dtype).eval().requires_grad_(False)
+    pack(made)
+    return made
+
+
+def changes(seed: int) -> dict[str, Change]:
+    """A change of each kind, for each layer."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return 0.3 * torch.randn(*shape, generator=draw)
+
+    return {
+        "conv": LowRank(noise(2, 4, 3, 3), noise(8, 2, 1, 1), 0.5),
+        "proj_in": Decomposed(LowRank(noise(2, 8), noise(8, 2), 1.0), 1 + noise(8)),
+        "ff.0.proj": LowRank(noise(2, 8), noise(32, 2), 0.7),
+        "ff.1": Hadamard((noise(8, 2), noise(2, 16), None), (noise(8, 2), noise(2, 16), None), 2.0),
+        "one": Kronecker((noise(2, 2),), (noise(2, 4, 1, 1),), 1.0) if seed % 2
+        else Whole(noise(4, 8, 1, 1)),
+    }  # fmt: skip
+
+
+SETS: tuple[tuple[tuple[int, float], ...], ...] = (
+    (),
+    ((1, 1.0),),
+    ((2, -0.5),),
+    ((1, 0.3), (2, 1.0)),
+)
+"""For each row: seeds of changes, and their scales."""
+
+
+def has(own: Any, name: str) -> list[tuple[Change, float]]:
+    return [(changes(seed)[name], scale) for seed, scale in own if name in changes(seed)]
+
+
+def merged(dtype: torch.dtype, own: tuple[tuple[int, float], ...]) -> Network:
+    made = network(dtype)
+    for name in weighted(made):
+        held = layer(made, name)
+        weight = plain_weight(held)
+        total = weight.float()
+        for change, scale in has(own, name):
+            total = total + scale * change.delta(weight)
+        write_weight(held, total)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_have_their_own(dtype: torch.dtype) -> None:
+    x = torch.randn(len(SETS), 4, 8, 8, generator=torch.Generator().manual_seed(9)).to(dtype)
+    made = network(dtype)
+    assert set(weighted(made)) == set(changes(1))
+    sides = Sides(made, lambda own: weighted(made) if own else (), has)
+    with sides.lent(SETS):
+        together = made(x)
+    with sides.lent(SETS):
+        again = made(x)
+    assert torch.equal(again, together)
+    atol, rtol = (1e-4, 1e-4) if dtype == torch.float32 else (0.15, 0.1)
+    for own, row, alone in zip(SETS, x.split(1), together.split(1), strict=True):
+        torch.testing.assert_close(alone, merged(dtype, own)(row), atol=atol, rtol=rtol)
+    assert torch.equal(made(x), network(dtype)(x))  # and then they are gone
+
+
+def test_a_weight_goes_in_and_comes_out_of_every_layer() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        made = network(dtype)
+        before = {k: v.clone() for k, v in plain_state(made).items()}
+        torch.manual_seed(0)
+        wanted = Network().to(dtype).state_dict()
+        assert before.keys() == wanted.keys()
+        assert all(torch.equal(v, wanted[k]) for k, v in before.items())
+        for name in weighted(made):
+            held = layer(made, name)
+            weight = plain_weight(held).clone()
+            write_weight(held, weight + 1)
+            assert torch.equal(plain_weight(held), weight + 1)
+            write_weight(held, weight)
+        assert all(torch.equal(v, before[k]) for k, v in plain_state(made).items())
+
+
+def test_packing_is_not_undone_by_writing() -> None:
+    made = network(torch.bfloat16)
+    kinds = {name: type(module) for name, module in made.named_modules()}
+    for name in weighted(made):
+        held = layer(made, name)
+        write_weight(held, plain_weight(held))
+    assert {name: type(module) for name, module in made.named_modules()} == kinds
+    if packed.PackedLinear in kinds.values():  # where there is something to win
+        assert isinstance(made.ff[0], packed.PackedGEGLU)

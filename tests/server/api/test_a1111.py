@@ -1,0 +1,730 @@
+"""AUTOMATIC1111's API: the bodies that its clients send, one of them itself, and the miniature."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webuiapi
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from overpaint.engine.worker import paints
+from overpaint.errors import RequestError
+from overpaint.imaging import hints
+from overpaint.registry import SAMPLERS
+from overpaint.request import Control, Picture, Request
+from overpaint.server.api import wire
+from overpaint.server.api.a1111.controlnet import MODULES, Unit, controls_of
+from overpaint.server.api.a1111.protocol import (
+    ImageInputs,
+    Options,
+    TextInputs,
+    mask_of,
+    sampler_of,
+    to_request,
+    with_embeddings,
+)
+from overpaint.server.app import create_app
+from overpaint.server.jobs.service import Service, Settings
+from tests.server.live import client_of, running, until
+
+HOUSE = (Path(__file__).parents[3] / "examples" / "house.png").read_bytes()
+DOCS = Path(__file__).parents[3] / "docs" / "server.md"
+RAW = base64.b64encode(HOUSE).decode()
+URI = f"data:image/png;base64,{RAW}"
+PATIENCE = 60.0
+
+OPEN_WEBUI = {
+    "prompt": "a cup",
+    "batch_size": 2,
+    "width": 512,
+    "height": 512,
+    "steps": 3,
+    "negative_prompt": "a car",
+    "cfg_scale": 6.5,
+    "sampler_name": "DPM++ 2M",
+    "scheduler": "Karras",
+}
+"""Open WebUI's, with parameters that its administrator added."""
+
+SILLY_TAVERN = {
+    "url": "http://localhost:7860",
+    "auth": "user:secret",
+    "prompt": "a cup",
+    "negative_prompt": "a car",
+    "sampler_name": "Euler a",
+    "scheduler": "Automatic",
+    "steps": 3,
+    "cfg_scale": 7,
+    "width": 512,
+    "height": 512,
+    "restore_faces": False,
+    "enable_hr": True,
+    "hr_upscaler": "Latent",
+    "hr_scale": 1.5,
+    "hr_additional_modules": [],
+    "denoising_strength": 0.7,
+    "hr_second_pass_steps": 0,
+    "override_settings": {"CLIP_stop_at_last_layers": 3},
+    "override_settings_restore_afterwards": True,
+    "clip_skip": 3,
+    "save_images": True,
+    "send_images": True,
+    "do_not_save_grid": False,
+    "do_not_save_samples": False,
+}
+
+KRITA = {
+    "prompt": "a cup",
+    "negative_prompt": "",
+    "styles": [],
+    "seed": 7,
+    "sampler_name": "DPM++ 2M Karras",
+    "steps": 4,
+    "cfg_scale": 7.0,
+    "batch_size": 1,
+    "n_iter": 1,
+    "refiner": "None",
+    "refiner_switch_at": 0.8,
+    "init_images": [RAW],
+    "mask": RAW,
+    "mask_blur": 3,
+    "inpainting_fill": 1,
+    "inpainting_mask_invert": 0,
+    "inpaint_full_res": True,
+    "inpaint_full_res_padding": 32,
+    "denoising_strength": 0.5,
+    "resize_mode": 1,
+    "width": 512,
+    "height": 512,
+    "restore_faces": False,
+    "tiling": False,
+    "include_init_images": False,
+    "save_images": False,
+    "override_settings": {
+        "sd_model_checkpoint": "n",
+        "sd_vae": "Automatic",
+        "img2img_color_correction": True,
+    },
+    "override_settings_restore_afterwards": False,
+}
+"""Of a Krita plug-in, painting in a selection."""
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with client_of(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """For tests that leave nothing behind."""
+    with client_of(tmp_path_factory.mktemp("data")) as made:
+        yield made
+
+
+def service_of(client: TestClient) -> Service:
+    application: Any = client.app
+    return application.state.service
+
+
+def post(client: TestClient, path: str, body: Any, status: int = 200) -> Any:
+    answer = client.post(f"/sdapi/v1/{path}", json=body)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def get(client: TestClient, path: str) -> Any:
+    answer = client.get(f"/sdapi/v1/{path}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def requested(client: TestClient) -> tuple[str, dict[str, Any]]:
+    """The model and the request of the newest job."""
+    (job,) = service_of(client).jobs.page(None, 1)
+    return job.model, job.request
+
+
+def opened(image: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(image)))
+
+
+def test_open_webui(client: TestClient) -> None:
+    made = post(client, "txt2img", OPEN_WEBUI)
+    assert [opened(image).size for image in made["images"]] == [(8, 8)] * 2
+    info = json.loads(made["info"])
+    first = info["seed"]
+    assert info["all_seeds"] == [first, first + 1]
+    assert opened(made["images"][0]).getpixel((0, 0)) == (first % 256, first // 256 % 256, 7)
+    assert f"Seed: {first + 1}" in info["infotexts"][1]
+    assert made["parameters"]["cfg_scale"] == 6.5
+    model, request = requested(client)
+    assert model == "m"
+    assert (request["sampler"], request["schedule"]) == ("dpmpp_2m", "karras")
+    assert (request["width"], request["num_inference_steps"]) == (512, 3)
+    assert request["guidance_scale"] == 6.5
+
+
+def test_silly_tavern(client: TestClient) -> None:
+    made = post(client, "txt2img", SILLY_TAVERN)
+    assert len(made["images"]) == 1
+    assert "secret" not in json.dumps(made)
+    _, request = requested(client)
+    assert (request["refine"], request["upscale"]) == ("sequential", 1.5)
+    assert (request["upscale_in"], request["refine_strength"]) == ("latents", 0.7)
+    assert request["refine_steps"] is None
+    assert request["clip_skip"] == 1
+    (job,) = service_of(client).jobs.page(None, 1)
+    assert "secret" not in json.dumps(job.origin)
+
+
+def test_krita(client: TestClient) -> None:
+    made = post(client, "img2img", KRITA)
+    assert len(made["images"]) == 1
+    assert "init_images" not in made["parameters"]
+    model, request = requested(client)
+    assert model == "n"
+    assert (request["strength"], request["steps"]) == (0.5, "truncate")
+    assert (request["fill"], request["crop"], request["mask_blur"]) == ("original", 32, 6)
+    assert (request["size"], request["width"]) == ("keep", None)
+    assert (request["fit"], request["match_colours"]) == ("cover", True)
+    assert (request["sampler"], request["schedule"]) == ("dpmpp_2m", "karras")
+    # What is not restored holds for the next request, too.
+    assert get(client, "options")["sd_model_checkpoint"] == "n"
+    post(client, "txt2img", {"prompt": "a cup", "steps": 1})
+    assert requested(client)[0] == "n"
+
+
+def test_webuiapi(tmp_path: Path) -> None:
+    """The client itself."""
+    with running(tmp_path) as url:
+        api: Any = webuiapi.WebUIApi(baseurl=f"{url}/sdapi/v1")
+        try:
+            made = api.txt2img(prompt="a cup", seed=7, steps=3, batch_size=2)
+            assert [image.size for image in made.images] == [(8, 8)] * 2
+            assert made.info["all_seeds"] == [7, 8]
+            assert "Seed: 8" in made.images[1].info["parameters"]
+            assert "Seed: 7" in api.png_info(made.image).info
+            with Image.open(io.BytesIO(HOUSE)) as house:
+                mask = Image.new("L", house.size, 255)
+                assert api.img2img(images=[house], steps=3).image.size == (8, 8)
+                assert api.img2img(images=[house], mask_image=mask, steps=3).image.size == (8, 8)
+            assert "Euler a" in api.util_get_sampler_names()
+            assert "karras" in api.util_get_scheduler_names()
+            assert api.util_get_model_names() == ["miniature", "sdxl"]
+            api.util_set_model("sdxl")
+            assert api.util_get_current_model() == "sdxl"
+            assert api.get_progress()["progress"] == 0
+            assert api.interrupt() == {}
+            assert api.skip() == {}
+            picture: Any = house
+            unit = webuiapi.ControlNetUnit(image=picture, module="canny", model="miniature-canny")
+            steered = api.txt2img(controlnet_units=[unit], alwayson_scripts={}, steps=3)
+            assert len(steered.images) == 1
+            unit.model = "none"
+            with pytest.raises(RuntimeError, match=r"alwayson_scripts\.ControlNet: unknown"):
+                api.txt2img(controlnet_units=[unit], alwayson_scripts={})
+            assert "miniature-canny" in api.controlnet_model_list()
+            assert "canny" in api.controlnet_module_list()
+            for listing in ("sd_vae", "upscalers", "loras", "embeddings", "scripts", "schedulers"):
+                assert getattr(api, f"get_{listing}")() is not None
+        finally:
+            api.session.close()
+
+
+def test_the_lines_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = DOCS.read_text("utf-8")
+    start = text.index("    import webuiapi\n")
+    lines = textwrap.dedent(text[start : text.index("\n\n", start)])
+    assert len(lines.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    with running(tmp_path / "data") as url:
+        script = lines.replace("port=8000", f"port={url.rpartition(':')[2]}")
+        told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert b"Steps: 30, Sampler: DPM++ 2M, Schedule type: Karras" in told.stdout
+    with Image.open(tmp_path / "cup.png") as cup:
+        assert cup.size == (8, 8)
+
+
+def test_a_real_picture(tmp_path: Path) -> None:
+    """The miniature repaints what is white, and that alone."""
+    arguments = (("miniature",), "cpu", "fp32", tmp_path / "home")
+    settings = Settings(tmp_path, ("miniature",), paints, arguments, grace=0.0)
+    side = 128
+    with Image.open(io.BytesIO(HOUSE)) as house:
+        before = house.convert("RGB").resize((side, side))
+    mask = Image.new("L", before.size)
+    mask.paste(255, (0, 0, side // 2, side))
+    body = {
+        "init_images": [based(before)],
+        "mask": based(mask),
+        "mask_blur": 0,
+        "inpaint_full_res": False,
+        "width": side,
+        "height": side,
+        "denoising_strength": 1,
+        "prompt": "a red cup",
+        "steps": 4,
+        "seed": 7,
+    }
+    with TestClient(create_app(settings)) as client:
+        made = post(client, "img2img", body)
+        again = post(client, "img2img", body | {"override_settings": {"samples_format": "webp"}})
+        inverted = post(client, "img2img", body | {"inpainting_mask_invert": 1})
+        text = post(client, "txt2img", {"prompt": "a cup", "steps": 2, "width": 64, "height": 96})
+        unit = control(image=based(before), module="canny", model="miniature-canny")
+        plain = {"prompt": "a house", "steps": 4, "seed": 7, "width": side, "height": side}
+        free, steered = (post(client, "txt2img", plain | more) for more in ({}, unit))
+    old = np.asarray(before, np.int16)
+    changed = np.abs(np.asarray(opened(made["images"][0]), np.int16) - old)
+    assert changed[:, side // 2 :].max() == 0
+    assert changed[:, : side // 2].mean() > 1
+    flipped = np.abs(np.asarray(opened(inverted["images"][0]), np.int16) - old)
+    assert flipped[:, : side // 2].max() == 0
+    assert flipped[:, side // 2 :].mean() > 1
+    assert along_edges(steered, before) > along_edges(free, before)
+    assert opened(again["images"][0]).format == "WEBP"
+    assert opened(text["images"][0]).size == (64, 96)
+    info = json.loads(text["info"])
+    assert (info["width"], info["height"]) == (64, 96)
+
+
+def along_edges(made: Any, picture: Image.Image) -> float:
+    """How like the edges of what was made are to a picture's, -1 to 1."""
+    own, others = (
+        np.asarray(hints.make("softedge", image.convert("RGB")).convert("L"), np.float64).ravel()
+        for image in (opened(made["images"][0]), picture)
+    )
+    return float(np.corrcoef(own, others)[0, 1])
+
+
+def based(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_progress_and_interrupt(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(1) as waiting:
+        idle = get(client, "progress")
+        assert (idle["progress"], idle["state"]["job_count"]) == (0, 0)
+        body = {"prompt": "a cup", "steps": 1000}
+        answer = waiting.submit(post, client, "txt2img", body)
+        until(lambda: get(client, "progress")["current_image"] is not None)
+        now = get(client, "progress")
+        assert 0.01 <= now["progress"] < 1
+        assert now["eta_relative"] > 0
+        assert now["state"]["sampling_steps"] == 1000
+        assert opened(now["current_image"]).format == "JPEG"
+        assert get(client, "progress?skip_current_image=true")["current_image"] is None
+        assert post(client, "interrupt", {}) == {}
+        made = answer.result()
+        assert made["images"] == []
+        assert json.loads(made["info"])["interrupted"]
+        until(lambda: get(client, "progress")["progress"] == 0)
+
+
+def test_keys_have_desks_of_their_own(tmp_path: Path) -> None:
+    """Their clients give a name and a password, which is the key."""
+    with client_of(tmp_path, 0.02, keys=("one", "two")) as client, ThreadPoolExecutor(1) as pool:
+        one, two = ({"Authorization": f"Basic {basic(key)}"} for key in ("one", "two"))
+        path = "/sdapi/v1/"
+        refused = client.get(f"{path}options")
+        assert (refused.status_code, refused.json()["error"]) == (401, "HTTPException")
+        for wrong in ("Basic !", f"Basic {basic('three')}", "Basic", "Bearer three"):
+            headers = {"Authorization": wrong}
+            assert client.get(f"{path}options", headers=headers).status_code == 401
+        client.post(f"{path}options", json={"sd_model_checkpoint": "n"}, headers=one)
+        shown = [client.get(f"{path}options", headers=key).json() for key in (one, two)]
+        assert [options["sd_model_checkpoint"] for options in shown] == ["n", "m"]
+        body = {"steps": 1000}
+        answer = pool.submit(client.post, f"{path}txt2img", json=body, headers=one)
+        until(lambda: client.get(f"{path}progress", headers=one).json()["progress"] > 0)
+        assert client.get(f"{path}progress", headers=two).json()["progress"] == 0
+        assert client.post(f"{path}interrupt", headers=two).status_code == 200
+        assert client.get(f"{path}progress", headers=one).json()["state"]["interrupted"] is False
+        client.post(f"{path}interrupt", headers=one)
+        assert answer.result().json()["images"] == []
+
+
+def basic(key: str) -> str:
+    return base64.b64encode(f"any:{key}".encode()).decode()
+
+
+def test_a_failure(client: TestClient) -> None:
+    for prompt, status, why in (("refuse", 422, "refused"), ("break", 500, "defect")):
+        wrong = post(client, "txt2img", {"prompt": prompt, "steps": 2}, status)
+        assert set(wrong) == {"error", "detail", "body", "errors"}
+        assert why in wrong["errors"]
+
+
+def test_a_mask_of_another_size_is_refused(client: TestClient) -> None:
+    small = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(small, "PNG")
+    mask = base64.b64encode(small.getvalue()).decode()
+    wrong = post(client, "img2img", {"init_images": [RAW], "mask": mask, "steps": 2}, 422)
+    assert wrong["errors"].startswith("mask: the mask is 8x8")
+
+
+def test_a_server_that_ends_lets_those_go_who_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "LOOK", 0.05)
+    with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(1) as waiting:
+        answer = waiting.submit(post, client, "txt2img", {"steps": 1000}, 503)
+        until(lambda: get(client, "progress")["progress"] > 0)
+        service_of(client).drained = True
+        assert "runs when it is back" in answer.result()["detail"]
+
+
+IMAGE: dict[str, Any] = {"init_images": [URI]}
+HIRES = {"enable_hr": True}
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("prompt", ["一" * 400, "Ā cup, 杯 🏆"])
+def test_settings_are_told_whatever_the_file_has_of_them(
+    client: TestClient, kind: str, prompt: str
+) -> None:
+    body = {"prompt": prompt, "steps": 2, "override_settings": {"samples_format": kind}}
+    (told,) = json.loads(post(client, "txt2img", body)["info"])["infotexts"]
+    assert told.split("\n")[0] == prompt
+
+
+def control(**fields: Any) -> dict[str, Any]:
+    """A request with a unit of ControlNet's."""
+    return {"alwayson_scripts": {"ControlNet": {"args": [{"image": RAW} | fields]}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("txt2img", {"cfg": 3}, "cfg"),
+        ("txt2img", {"steps": 0}, "steps"),
+        ("txt2img", {"width": 510}, "width: 510 is not a multiple of 8"),
+        ("txt2img", {"cfg_scale": 0.5}, "cfg_scale: 0.5"),
+        ("txt2img", {"batch_size": 9, "n_iter": 8}, "batch_size: 72"),
+        ("txt2img", {"seed": -2}, "seed"),
+        ("txt2img", {"tiling": True}, "cannot be honoured"),
+        ("txt2img", {"restore_faces": True}, "restore_faces"),
+        ("txt2img", {"styles": ["x"]}, "styles"),
+        ("txt2img", {"subseed_strength": 0.1}, "subseed_strength"),
+        ("txt2img", {"sampler_name": "Restart"}, "sampler_name: unknown sampler 'Restart'"),
+        ("txt2img", {"scheduler": "KL Optimal"}, "scheduler: unknown schedule"),
+        (
+            "txt2img",
+            {"sampler_name": "DPM++ 2M Karras", "scheduler": "Beta"},
+            "scheduler: 'Beta' contradicts",
+        ),
+        ("txt2img", {"sampler_name": "Euler a", "eta": 0.5}, "eta: 0.5"),
+        ("txt2img", {"script_name": "X/Y/Z plot"}, "script_name"),
+        ("txt2img", {"alwayson_scripts": {"ADetailer": {"args": [True]}}}, "scripts.ADetailer"),
+        ("txt2img", control(module="canny", image=None), "ControlNet.image: there is none"),
+        ("txt2img", control(module="canny", image=[1]), "ControlNet.image: "),
+        ("txt2img", control(module="canny", image={"mask": RAW}), "ControlNet.image.mask: "),
+        ("txt2img", {"styles": eval("[" * 90 + "]" * 90)}, "styles"),
+        (
+            "txt2img",
+            control(module="cany"),
+            "ControlNet.module: unknown 'cany'. Did you mean canny",
+        ),
+        ("txt2img", control(model="pen"), "ControlNet.module: the name of the net, 'pen'"),
+        ("txt2img", control(module="canny", model="pen"), "ControlNet: unknown control 'pen'"),
+        ("txt2img", control(module="canny", weight=3), "ControlNet.weight: "),
+        ("txt2img", control(module="canny", guidance_start=1, guidance_end=0), "guidance_start: 1"),
+        ("txt2img", control(module="canny", hr_option="High res only"), "ControlNet.hr_option: "),
+        ("txt2img", {"alwayson_scripts": {"ControlNet": {"args": [3]}}}, "ControlNet: "),
+        ("txt2img", {"prompt": "<lora:none:1>"}, "prompt: unknown lora"),
+        ("txt2img", {"override_settings": {"eta_noise_seed_delta": 3}}, "eta_noise_seed_delta"),
+        ("txt2img", {"override_settings": {"sd_vae": "x.pt"}}, "sd_vae"),
+        (
+            "txt2img",
+            {"override_settings": {"sd_model_checkpoint": "z"}},
+            "override_settings.sd_model_checkpoint: there is no model 'z'",
+        ),
+        ("txt2img", {"refiner_checkpoint": "r"}, "refiner_checkpoint: there is no model 'r'"),
+        ("txt2img", HIRES | {"hr_upscaler": "4x-UltraSharp"}, "hr_upscaler: unknown"),
+        ("txt2img", HIRES | {"hr_resize_x": 1024}, "hr_resize_x: 1024"),
+        ("txt2img", HIRES | {"hr_prompt": "x"}, "hr_prompt: 'x'"),
+        ("txt2img", HIRES | {"hr_sampler_name": "Heun"}, "hr_sampler_name: 'Heun'"),
+        ("txt2img", HIRES | {"denoising_strength": 0}, "denoising_strength: 0"),
+        ("txt2img", HIRES | {"refiner_checkpoint": "m"}, "refiner_checkpoint: contradicts"),
+        ("txt2img", IMAGE, "init_images"),
+        ("img2img", {}, "init_images"),
+        ("img2img", {"init_images": [URI, URI]}, "init_images"),
+        ("img2img", {"init_images": ["%"]}, "init_images: is not base64"),
+        ("img2img", {"init_images": ["http://a,b"]}, "init_images: is neither"),
+        ("img2img", {"init_images": ["aGVsbG8="]}, "not a picture"),
+        ("img2img", IMAGE | {"mask": "aGVsbG8="}, "not a picture"),
+        ("img2img", IMAGE | {"resize_mode": 3}, "resize_mode"),
+        ("img2img", IMAGE | {"inpainting_fill": 4}, "inpainting_fill"),
+        ("img2img", IMAGE | {"mask": URI, "mask_blur_x": 1}, "mask_blur_x: cannot differ"),
+        ("img2img", IMAGE | {"initial_noise_multiplier": 1.1}, "initial_noise_multiplier"),
+        (
+            "img2img",
+            IMAGE | {"override_settings": {"img2img_color_correction": True}},
+            "img2img_color_correction: needs a mask",
+        ),
+        ("options", {"sd_model_checkpoint": "z"}, "there is no model 'z'"),
+        ("options", {"directories_filename_pattern": "x"}, "directories_filename_pattern"),
+        ("png-info", {"image": "%"}, "image: is not base64"),
+    ],
+)
+def test_what_is_wrong_is_told_as_they_tell_it(
+    shared: TestClient, path: str, body: Any, says: str
+) -> None:
+    before = shared.get("/api/jobs").json()
+    wrong = post(shared, path, body, 422)
+    assert set(wrong) == {"error", "detail", "body", "errors"}
+    assert says in json.dumps(wrong["detail"], ensure_ascii=False)
+    assert shared.get("/api/jobs").json() == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"seed": None, "steps": None, "styles": None, "tiling": None, "eta": None},
+        {"eta": 0, "s_churn": 0, "s_tmax": 0, "s_tmin": 0, "s_noise": 1, "sampler_index": "Euler"},
+        {"eta": 1, "sampler_name": "Euler a", "seed_resize_from_h": -1, "subseed": 5},
+        {"alwayson_scripts": {"ADetailer": {"args": [False]}, "x": {}, "ControlNet": {"args": []}}},
+        {"alwayson_scripts": {"ControlNet": {"args": [{"enabled": False, "model": "x"}]}}},
+        {"hr_upscaler": "4x-UltraSharp", "hr_resize_x": 1024, "hr_prompt": "x"},
+        {"override_settings": {"sd_model_checkpoint": "m.safetensors [31e35c80fc]"}},
+    ],
+)
+def test_what_changes_nothing_is_accepted(shared: TestClient, body: Any) -> None:
+    assert len(post(shared, "txt2img", {"prompt": "a cup", "steps": 1} | body)["images"]) == 1
+
+
+def test_nothing_is_sent_if_that_is_not_wanted(client: TestClient) -> None:
+    made = post(client, "txt2img", {"steps": 1, "send_images": False})
+    assert made["images"] == []
+    assert len(json.loads(made["info"])["infotexts"]) == 1
+    shown = post(client, "img2img", IMAGE | {"steps": 1, "include_init_images": True})
+    assert shown["parameters"]["init_images"] == [URI]
+
+
+def test_options_are_echoed(client: TestClient) -> None:
+    """As Open WebUI does: it reads all, changes one, and sends all back."""
+    options = get(client, "options")
+    assert options["sd_model_checkpoint"] == "m"
+    post(client, "options", options | {"sd_model_checkpoint": "n", "samples_format": "jpg"})
+    made = post(client, "txt2img", {"steps": 1})
+    assert opened(made["images"][0]).format == "JPEG"
+    assert requested(client)[0] == "n"
+    once = post(client, "txt2img", {"steps": 1, "override_settings": {"samples_format": "png"}})
+    assert opened(once["images"][0]).format == "PNG"
+    assert get(client, "options")["samples_format"] == "jpg"
+
+
+def test_what_there_is(client: TestClient) -> None:
+    assert [model["title"] for model in get(client, "sd-models")] == ["m", "n"]
+    for sampler in get(client, "samplers"):
+        assert sampler_of(sampler["name"], "Automatic")[0] in SAMPLERS
+    for schedule in get(client, "schedulers"):
+        by_name, by_label = (sampler_of("Euler", schedule[k]) for k in ("name", "label"))
+        assert by_name == by_label
+    assert "miniature-comic" in [lora["name"] for lora in get(client, "loras")]
+    assert "miniature-toy" in get(client, "embeddings")["loaded"]
+    for upscaler in (*get(client, "upscalers"), *get(client, "latent-upscale-modes")):
+        hires = HIRES | {"hr_upscaler": upscaler["name"], "steps": 1}
+        assert len(post(client, "txt2img", hires)["images"]) == 1
+    assert client.get("/queue/status").json()["queue_size"] == 0
+    assert post(client, "refresh-checkpoints", {}) == {}
+
+
+def test_png_info(client: TestClient) -> None:
+    made = post(client, "txt2img", {"prompt": "a cup", "steps": 3, "seed": 7})
+    found = post(client, "png-info", {"image": made["images"][0]})
+    assert found["info"] == json.loads(made["info"])["infotexts"][0]
+    assert (found["parameters"]["Steps"], found["parameters"]["Seed"]) == ("3", "7")
+    assert "overpaint" in found["items"]
+    plain = post(client, "png-info", {"image": based(Image.new("RGB", (8, 8)))})
+    assert (plain["info"], plain["parameters"]) == ("", {})
+
+
+def test_every_field_is_described() -> None:
+    for inputs in (TextInputs, ImageInputs, Options, Unit):
+        for name, field in inputs.model_json_schema()["properties"].items():
+            assert field.get("description"), name
+    tiling = TextInputs.model_json_schema()["properties"]["tiling"]
+    assert tiling["anyOf"][0]["enum"] == [False]
+
+
+def text(**fields: Any) -> Request:
+    return to_request(TextInputs(**fields), Options(), refiners=("r",), embeddings=("toy",))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "ours"),
+    [
+        ("Euler", "Automatic", ("euler", "linspace")),
+        ("DPM++ 2M", "automatic", ("dpmpp_2m", "karras")),
+        ("DPM++ 3M SDE", "Automatic", ("dpmpp_3m_sde", "exponential")),
+        ("Euler a", "Normal", ("euler_a", "linspace")),
+        ("Euler a", "SGM Uniform", ("euler_a", "trailing")),
+        ("UniPC", "sgm_uniform", ("unipc", "trailing")),
+        ("DPM++ 2M Karras", "Karras", ("dpmpp_2m", "karras")),
+        ("PLMS", "DDIM", ("pndm", "normal")),
+    ],
+)
+def test_samplers(sampler: str, scheduler: str, ours: tuple[str, str]) -> None:
+    request = text(sampler_name=sampler, scheduler=scheduler)
+    assert (request.sampler, request.schedule) == ours
+
+
+def test_the_refiner() -> None:
+    request = text(refiner_checkpoint="r.safetensors [0123abcd]", refiner_switch_at=0.7)
+    assert (request.refiner, request.refine) == ("r", "ensemble")
+    assert request.high_noise_frac == 0.7
+    assert text(refiner_checkpoint="None", refiner_switch_at=0.7).refine is None
+
+
+def test_a_second_pass_over_pixels() -> None:
+    request = text(
+        enable_hr=True,
+        hr_upscaler="Lanczos",
+        hr_second_pass_steps=9,
+        hr_sampler_name="Use same sampler",
+        sampler_name="Heun",
+    )
+    assert (request.upscale, request.upscale_in, request.refine_steps) == (2.0, "pixels", 9)
+    assert request.refine_strength == 0.75
+    assert text(enable_hr=True, hr_scale=1).refine == "sequential"
+
+
+def test_prompts_name_what_is_added() -> None:
+    request = text(prompt="a cup <lora:ink:0.5>, (toy:1.2)", negative_prompt="TOY, toys, toy-like")
+    assert request.prompt == "a cup , (<embedding:toy>:1.2)"
+    assert [(lora.name, lora.scale) for lora in request.loras] == [("ink", 0.5)]
+    assert request.negative_prompt == "<embedding:toy>, toys, toy-like"
+    assert with_embeddings("a mıni MINI", ("mini",)) == "a mıni <embedding:mini>"
+    assert with_embeddings("a <embedding:toy> toy-car", ("toy", "toy-car")) == (
+        "a <embedding:toy> <embedding:toy-car>"
+    )
+
+
+def test_without_a_size_it_is_the_model_s_own() -> None:
+    request = text(steps=20)
+    assert (request.width, request.height, request.size) == (None, None, "native")
+    assert (request.guidance_scale, request.num_inference_steps) == (7.0, 20)
+
+
+def units(*units: dict[str, Any], **fields: Any) -> tuple[Control, ...]:
+    kind = ImageInputs if "init_images" in fields else TextInputs
+    scripts = {"controlnet": {"args": list(units)}}
+    return controls_of(kind(alwayson_scripts=scripts, **fields))
+
+
+def test_control() -> None:
+    made, finished, region = units(
+        {
+            "module": "canny",
+            "image": RAW,
+            "threshold_a": 64,
+            "threshold_b": -1,
+            "guidance_end": 0.5,
+            "resize_mode": "Crop and Resize",
+        },
+        {"model": "control_openpose [0123abcd]", "image": {"image": RAW}, "control_mode": 2},
+        {
+            "module": "softedge_hed",
+            "image": RAW,
+            "control_mode": "My prompt is more important",
+            "effective_region_mask": RAW,
+            "weight": 0.7,
+        },
+    )
+    assert (made.kind, made.options, made.end) == ("canny", {"low": 64}, 0.5)
+    assert made.image
+    assert not made.hint
+    assert made.net is None
+    assert (finished.kind, finished.net, finished.weighting) == (
+        "pose",
+        "control_openpose",
+        "guess",
+    )
+    assert finished.hint
+    assert not finished.image
+    assert (region.kind, region.weighting, region.scale) == ("softedge", "soft", 0.7)
+    assert region.mask
+
+
+def test_the_picture_steers_itself() -> None:
+    made, finished = units({"module": "depth_midas"}, {"model": "net-tile"}, **IMAGE)
+    assert (made.kind, made.image, made.hint) == ("depth", None, None)
+    assert finished.hint == Picture(data=HOUSE)
+
+
+def test_preprocessors() -> None:
+    for module, kind in MODULES.items():
+        assert units({"module": module, "image": RAW})[0].kind == kind
+        hints.check(kind, {})
+
+
+def masked(**fields: Any) -> Request:
+    return to_request(ImageInputs(**IMAGE, mask=URI, **fields), Options())
+
+
+def test_a_mask_over_the_whole_picture() -> None:
+    request = masked(inpaint_full_res=0, width=64, height=32, inpainting_mask_invert=1, mask_blur=0)
+    assert (request.crop, request.width, request.height) == ("off", 64, 32)
+    assert (request.mask_invert, request.mask_blur, request.fit) == (True, 0, "stretch")
+    assert (request.strength, request.match_colours) == (0.75, False)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), tuple(enumerate(("surroundings", "original", "noise", "flat")))
+)
+def test_what_is_in_a_mask_at_first(theirs: int, ours: str) -> None:
+    assert masked(inpainting_fill=theirs).fill == ours
+
+
+def test_what_a_mask_means() -> None:
+    """White is repainted; with transparency, what is opaque is."""
+
+    def levels(image: Image.Image, *, rounded: bool) -> list[int]:
+        with Image.open(io.BytesIO(mask_of(decoded(image), rounded=rounded).data)) as mask:
+            return np.asarray(mask.convert("L")).ravel().tolist()
+
+    greys = Image.fromarray(np.array([[0, 100, 200, 255]], np.uint8))
+    assert levels(greys, rounded=True) == [0, 0, 255, 255]
+    assert levels(greys, rounded=False) == [0, 100, 200, 255]
+    clear = Image.merge("RGBA", (greys, greys, greys, greys.point(list(range(255, -1, -1)))))
+    assert levels(clear, rounded=True) == [255, 255, 0, 0]
+
+
+def decoded(image: Image.Image) -> bytes:
+    return base64.b64decode(based(image))
+
+
+def test_a_field_that_is_wrong_is_named_in_their_words() -> None:
+    with pytest.raises(RequestError) as caught:
+        text(width=510)
+    assert caught.value.field == "width"
+    with pytest.raises(RequestError) as caught:
+        text(prompt="<lora:ink:1> <lora:ink:1>")
+    assert caught.value.field == "prompt"
+
+
+def test_more_units_than_there_may_be_are_refused_before_any_picture_is_read(
+    client: TestClient,
+) -> None:
+    units = [{"module": "canny", "effective_region_mask": "no picture"}] * 17
+    body = {"prompt": "a cup", "alwayson_scripts": {"controlnet": {"args": units}}}
+    answer = client.post("/sdapi/v1/txt2img", json=body)
+    assert answer.status_code == 422
+    assert "16 units at most" in answer.text

@@ -1,0 +1,277 @@
+"""The routes of cog's server, with an engine that paints nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from overpaint.server.api import wire
+from overpaint.server.api.replicate import cog_routes
+from overpaint.server.jobs.service import Service
+from overpaint.server.jobs.supervisor import Pace
+from tests.server.live import client_of, running, until
+
+HOUSE = (Path(__file__).parents[3] / "examples" / "house.png").read_bytes()
+URI = f"data:image/png;base64,{base64.b64encode(HOUSE).decode()}"
+ASYNC = {"Prefer": "respond-async"}
+PATIENCE = 60.0
+
+
+def broken() -> Any:
+    """An engine whose model cannot be loaded."""
+    raise SystemExit(3)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with client_of(tmp_path) as made:
+        yield made
+
+
+def service_of(client: TestClient) -> Service:
+    application: Any = client.app
+    return application.state.service
+
+
+def health(client: TestClient) -> str:
+    answer = client.get("/health-check")
+    assert answer.status_code == 200
+    return answer.json()["status"]
+
+
+def test_a_prediction_is_waited_for(client: TestClient) -> None:
+    inputs = {"prompt": "note", "seed": 7, "num_outputs": 2, "num_inference_steps": 3}
+    answer = client.post("/predictions", json={"input": inputs})
+    made = answer.json()
+    assert (answer.status_code, made["status"], made["error"]) == (200, "succeeded", None)
+    assert made["input"] == inputs
+    assert "Using seed: 7" in made["logs"]
+    assert "noted" in made["logs"]
+    assert made["metrics"]["predict_time"] >= 0
+    times = [datetime.fromisoformat(made[f"{what}_at"]) for what in ("created", "completed")]
+    assert times == sorted(times)
+    for uri in made["output"]:
+        data = base64.b64decode(uri.removeprefix("data:image/png;base64,"))
+        assert Image.open(io.BytesIO(data)).getpixel((0, 0)) == (7, 0, 7)
+
+
+def test_pictures_of_inputs_are_remembered_as_uploads(client: TestClient) -> None:
+    """Whole they would be read again with every look at the job."""
+    inputs = {"image": URI, "mask": URI, "prompt_strength": 0.5}
+    made = client.post("/predictions", json={"input": inputs}).json()
+    name = f"http://testserver/v1/files/{hashlib.sha256(HOUSE).hexdigest()}"
+    assert made["input"] == {"image": name, "mask": name, "prompt_strength": 0.5}
+    assert made["status"] == "succeeded"
+    assert client.get(name).json()["size"] == len(HOUSE)
+    again = client.post("/predictions", json={"input": made["input"]}).json()
+    assert (again["status"], again["input"]) == ("succeeded", made["input"])
+
+
+def test_a_prediction_that_fails(client: TestClient) -> None:
+    answer = client.post("/predictions", json={"input": {"prompt": "refuse"}})
+    made = answer.json()
+    assert (answer.status_code, made["status"], made["output"]) == (200, "failed", None)
+    assert "refused" in made["error"]
+
+
+def test_no_body_is_no_inputs(client: TestClient) -> None:
+    for answer in (client.post("/predictions"), client.post("/predictions", json={"input": None})):
+        assert (answer.status_code, answer.json()["input"]) == (200, {})
+        assert answer.json()["status"] == "succeeded"
+
+
+def test_pictures_are_data(client: TestClient) -> None:
+    inputs = {"image": URI, "mask": URI, "prompt_strength": 0.5, "num_inference_steps": 4}
+    assert client.post("/predictions", json={"input": inputs}).json()["status"] == "succeeded"
+
+
+def test_at_once(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02) as client:
+        body = {
+            "id": "mine",
+            "input": {"num_inference_steps": 500},
+            "created_at": "2026-01-02T03:04:05Z",
+        }
+        answer = client.post("/predictions", json=body, headers=ASYNC)
+        made = answer.json()
+        assert (answer.status_code, made["id"]) == (202, "mine")
+        assert made["status"] in ("starting", "processing")
+        assert made["created_at"] == body["created_at"]
+        assert client.post("/predictions/mine/cancel").json() == {}
+        again = client.put("/predictions/mine", json=body)
+        assert (again.status_code, again.json()["status"]) == (200, "canceled")
+        assert client.post("/predictions/mine/cancel").status_code == 200
+        assert client.post("/predictions/other/cancel").status_code == 404
+
+
+def test_cancel_by_our_id(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02) as client:
+        body = {"input": {"num_inference_steps": 500}}
+        name = client.post("/predictions", json=body, headers=ASYNC).json()["id"]
+        assert client.post(f"/predictions/{name}/cancel").status_code == 200
+        until(lambda: client.get(f"/api/jobs/{name}").json()["state"] == "canceled")
+
+
+def test_an_id_is_one_prediction(client: TestClient) -> None:
+    name = "x" * 256
+    body = {"input": {"prompt": "a cup"}, "id": name}
+    path = f"/predictions/{name}"
+    first, second = (client.put(path, json=body).json() for _ in range(2))
+    assert first == second
+    assert len(client.get("/api/jobs").json()["jobs"]) == 1
+    other = client.put(path, json={"input": {"prompt": "a car"}})
+    assert other.status_code == 422
+    assert other.json()["detail"][0]["loc"] == ["body", "id"]
+    fresh = {"request": {"prompt": "a car"}}
+    taken = client.post("/api/jobs", json=fresh, headers={"Idempotency-Key": name})
+    assert taken.status_code == 201
+
+
+def test_an_id_belongs_to_a_key(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02, keys=("one", "two")) as client:
+        one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+        body = {"input": {"num_inference_steps": 500}}
+        assert client.put("/predictions/x", json=body).status_code == 401
+        mine = client.put("/predictions/x", json=body, headers=one | ASYNC)
+        assert mine.status_code == 202
+        assert client.post("/predictions/x/cancel", headers=two).status_code == 404
+        (job,) = client.get("/api/jobs", headers=one).json()["jobs"]
+        assert client.post(f"/predictions/{job['id']}/cancel", headers=two).status_code == 404
+        assert client.post("/predictions/x/cancel", headers=one).status_code == 200
+        assert health(client) in ("READY", "STARTING")
+        assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "place", "says"),
+    [
+        ({"input": {"steps": 3}}, ["input", "steps"], "not permitted"),
+        ({"input": {"num_outputs": 5}}, ["input", "num_outputs"], "less than or equal to 4"),
+        ({"input": {"mask": URI}}, ["input", "mask"], "no image"),
+        ({"input": {"image": "file:///etc/passwd"}}, ["input", "image"], "neither a data: URI"),
+        ({"input": {"image": "data:;base64,%%"}}, ["input", "image"], "not base64"),
+        ({"input": {"image": "data:,hello"}}, ["input"], "not a picture"),
+        ({"input": {"width": 1023}}, ["input", "width"], "multiple of 8"),
+        ({"input": {"refine": "base_image_refiner"}}, ["input", "refine"], "needs a refiner"),
+        ({"input": {"replicate_weights": "x"}}, ["input", "replicate_weights"], "unknown lora"),
+        ({"input": {"prompt": "<lora:x:1>"}}, ["input", "prompt"], "unknown lora"),
+        ({"input": {"negative_prompt": "<embedding:x>"}}, ["input", "negative_prompt"], "unknown"),
+        ({"output_file_prefix": "http://a/"}, ["output_file_prefix"], "not permitted"),
+        ({"webhook": "ftp://a"}, ["webhook"], "match"),
+        ({"webhook_events_filter": ["begin"]}, ["webhook_events_filter", 0], "start"),
+        ({"id": "../x"}, ["id"], "match"),
+        ({"id": "x" * 257}, ["id"], "match"),
+    ],
+)
+def test_what_is_wrong_is_told_as_cog_tells_it(
+    client: TestClient, body: Any, place: list[str], says: str
+) -> None:
+    answer = client.post("/predictions", json=body)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/json"
+    (wrong,) = answer.json()["detail"]
+    assert wrong["loc"] == ["body", *place]
+    assert says in wrong["msg"]
+    assert wrong["type"]
+    assert client.get("/api/jobs").json()["jobs"] == []
+
+
+def test_ids_that_contradict(client: TestClient) -> None:
+    answer = client.put("/predictions/a", json={"id": "b"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "id"]
+    assert client.put("/predictions/a", json={"id": "a"}).status_code == 200
+
+
+def test_no_stream(client: TestClient) -> None:
+    answer = client.post("/predictions", headers={"Accept": "text/event-stream"})
+    assert answer.status_code == 406
+
+
+def test_a_client_that_goes_away_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "LOOK", 0.05)
+    with running(tmp_path, 0.02) as url:
+        body = {"input": {"num_inference_steps": 100}}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.put(f"{url}/predictions/x", json=body, timeout=0.5)
+        (job,) = httpx.get(f"{url}/api/jobs").json()["jobs"]
+        assert job["state"] != "canceled"
+        made = httpx.put(f"{url}/predictions/x", json=body, timeout=PATIENCE).json()
+        assert (made["id"], made["status"]) == ("x", "succeeded")
+
+
+def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(1) as waiting:
+        body = {"input": {"num_inference_steps": 500}}
+        answer = waiting.submit(client.put, "/predictions/x", json=body)
+        until(lambda: bool(client.get("/api/jobs").json()["jobs"]))
+        service_of(client).drained = True
+        assert answer.result().status_code == 202
+        assert answer.result().json()["status"] in ("starting", "processing")
+
+
+def test_what_is_posted(client: TestClient) -> None:
+    client.put("/predictions/x", json={"input": {"prompt": "a"}})
+    service = service_of(client)
+    job = service.jobs.by_token("", cog_routes.token_of("x"))
+    assert job is not None
+    assert service.jobs.by_token("other", cog_routes.token_of("x")) is None
+    assert client.portal is not None
+    told = client.portal.call(cog_routes.told, service, job)
+    assert (told["id"], told["status"]) == ("x", "succeeded")
+
+
+def test_health(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02, pace=Pace(look=0.05, room=1)) as client:
+        assert health(client) in ("STARTING", "READY")
+        until(lambda: health(client) == "READY")
+        body = {"id": "long", "input": {"num_inference_steps": 500}}
+        client.post("/predictions", json=body, headers=ASYNC)
+        until(lambda: health(client) == "BUSY")
+        client.post("/predictions/long/cancel")
+        until(lambda: health(client) == "READY")
+        service_of(client).draining = True
+        assert health(client) == "DEFUNCT"
+        assert "about to end" in client.get("/health-check").json()["setup"]["logs"]
+
+
+def test_a_worker_that_dies_at_work_has_not_failed_to_start(tmp_path: Path) -> None:
+    with client_of(tmp_path) as client:
+        client.post("/predictions", json={"input": {"prompt": "die"}})
+        supervisor = service_of(client).supervisor
+        assert supervisor.restarts >= 5
+        assert supervisor.failures == 0
+        until(lambda: health(client) == "READY")
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    with client_of(tmp_path, make=broken, arguments=()) as client:
+        until(lambda: health(client) == "SETUP_FAILED")
+        assert client.get("/health-check").json()["setup"]["status"] == "failed"
+        unready = client.get("/readyz")
+        assert unready.status_code == 503
+        assert "in a row that died as they started" in unready.text
+
+
+def test_where_all_is(client: TestClient) -> None:
+    index = client.get("/").json()
+    schemas = client.get(index["openapi_url"]).json()["components"]["schemas"]
+    assert schemas["Input"]["properties"]["num_outputs"]["maximum"] == 4
+    assert schemas["Input"]["properties"]["prompt"]["x-order"] == 0
+    assert schemas["Output"]["type"] == "array"
+    assert schemas["Output"]["items"] == {"type": "string", "format": "uri"}
+    assert client.get(index["healthcheck_url"]).status_code == 200
+    assert client.post(index["predictions_url"]).status_code == 200

@@ -1,0 +1,405 @@
+"""fal's own client against this server, as it is used: queue, run, streams, webhooks, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fal_client
+import httpx
+import pytest
+from fal_client import AsyncClient, SyncClient
+from fal_client.client import FalClientHTTPError
+from PIL import Image
+
+from overpaint.imaging.images import picture
+from overpaint.request import Lora
+from overpaint.server.api import wire
+from overpaint.server.api.fal.routes import OWN, SIZES, Arguments, to_request
+from overpaint.server.jobs.supervisor import Pace
+from tests.server.jobs.test_webhooks import receiving
+from tests.server.live import NOWHERE, running, until
+
+ROOT = Path(__file__).parents[3]
+HOUSE = ROOT / "examples" / "house.png"
+URI = fal_client.encode_file(HOUSE)
+APP = "fal-ai/fast-sdxl"
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running(tmp_path_factory.mktemp("data"), 0.01) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncClient]:
+    point(monkeypatch, url)
+    made = SyncClient(key="any")
+    yield made
+    made._client.close()  # pyright: ignore[reportPrivateUsage]
+
+
+def point(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Point their clients at an address."""
+    monkeypatch.setattr("fal_client.client.QUEUE_URL_FORMAT", f"{url}/fal/queue/")
+    monkeypatch.setattr("fal_client.client.RUN_URL_FORMAT", f"{url}/fal/run/")
+
+
+def asked(url: str) -> dict[str, Any]:
+    """The job that came last."""
+    return httpx.get(f"{url}/api/jobs").json()["jobs"][0]
+
+
+def opened(image: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(httpx.get(image["url"]).content))
+
+
+# What their users write
+
+
+def test_subscribe(client: SyncClient, url: str) -> None:
+    told: list[fal_client.Status] = []
+    enqueued: list[str] = []
+    made = client.subscribe(
+        APP,
+        {"prompt": "note", "seed": 7, "num_images": 2, "image_size": "portrait_4_3"},
+        with_logs=True,
+        interval=0.01,
+        on_enqueue=enqueued.append,
+        on_queue_update=told.append,
+    )
+    assert [image["seed"] for image in made["images"]] == [7, 8]
+    assert (made["seed"], made["prompt"]) == (7, "note")
+    assert made["has_nsfw_concepts"] == [False, False]
+    first = made["images"][0]
+    assert (first["width"], first["height"], first["content_type"]) == (8, 8, "image/png")
+    assert opened(first).getpixel((0, 0)) == (7, 0, 7)
+    job = asked(url)
+    assert (enqueued, job["model"]) == ([job["id"]], "miniature")
+    request = job["request"]
+    assert (request["width"], request["height"]) == SIZES["portrait_4_3"]
+    assert (request["num_inference_steps"], request["guidance_scale"]) == (25, 7.5)
+    assert isinstance(last := told[-1], fal_client.Completed)
+    assert last.error is None
+    assert last.metrics["inference_time"] >= 0
+    assert last.logs is not None
+    assert "noted" in [line["message"] for line in last.logs]
+
+
+def test_a_request_s_life(client: SyncClient, url: str) -> None:
+    handle = client.submit("any/sdxl", {"prompt": "a", "num_inference_steps": 1000})
+    until(lambda: isinstance(handle.status(), fal_client.InProgress))
+    behind = httpx.get(handle.response_url)
+    assert (behind.status_code, behind.json()["detail"]) == (400, "Request is still in progress")
+    assert httpx.get(handle.status_url).status_code == 202
+    status = handle.status(with_logs=True)
+    assert isinstance(status, fal_client.InProgress)
+    assert isinstance(status.logs, list)
+    assert asked(url)["model"] == "sdxl"
+    client.cancel("any/sdxl", handle.request_id)
+    until(lambda: isinstance(handle.status(), fal_client.Completed))
+    ended = client.status("any/sdxl", handle.request_id)
+    assert isinstance(ended, fal_client.Completed)
+    assert (ended.error_type, ended.error) == ("client_cancelled", "it was canceled.")
+    with pytest.raises(FalClientHTTPError, match="was canceled") as caught:
+        handle.get()
+    assert caught.value.status_code == 499
+    with pytest.raises(FalClientHTTPError) as again:
+        handle.cancel()
+    assert again.value.response.json() == {"status": "ALREADY_COMPLETED"}
+
+
+def test_places_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for one, the others wait; the low priority goes last."""
+    with running(tmp_path, 0.01, pace=Pace(look=0.05, room=1)) as url:
+        point(monkeypatch, url)
+        client = SyncClient(key="any")
+        long = {"prompt": "a", "num_inference_steps": 1000}
+        first = client.submit(APP, long)
+        until(lambda: isinstance(first.status(), fal_client.InProgress))
+        low = client.submit(APP, long, priority="low")
+        assert low.status() == fal_client.Queued(position=0)
+        normal = client.submit(APP, long)
+        assert normal.status() == fal_client.Queued(position=0)
+        assert low.status() == fal_client.Queued(position=1)
+        client._client.close()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_run(client: SyncClient) -> None:
+    made = client.run(APP, {"prompt": "a", "sync_mode": True, "format": "jpeg", "seed": 3})
+    (image,) = made["images"]
+    assert image["url"].startswith("data:image/jpeg;base64,")
+    assert image["content_type"] == "image/jpeg"
+
+
+def test_edits(client: SyncClient, url: str) -> None:
+    arguments = {"prompt": "a", "image_url": URI, "mask_url": URI, "mask_grow": 4}
+    client.run(f"{APP}/inpainting", arguments)
+    request = asked(url)["request"]
+    assert (request["strength"], request["steps"], request["fill"]) == (
+        0.95,
+        "truncate",
+        "original",
+    )
+    assert request["mask_grow"] == 4
+    client.run(
+        APP,
+        {"prompt": "a", "image_url": URI, "steps": "exact", "strength": 0.5},
+        path="image-to-image",
+    )
+    request = asked(url)["request"]
+    assert (request["strength"], request["steps"]) == (0.5, "exact")
+    upload = httpx.post(
+        f"{url}/v1/files", files={"content": ("house.png", HOUSE.read_bytes(), "image/png")}
+    ).json()["urls"]["get"]
+    client.run(APP, {"prompt": "a", "image_url": upload})
+    assert asked(url)["request"]["image"] == request["image"]
+
+
+def test_async(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    point(monkeypatch, url)
+
+    async def run() -> Any:
+        client = AsyncClient(key="any")
+        try:
+            made = await client.subscribe(APP, {"prompt": "a"}, interval=0.01)
+            ran = await client.run(APP, {"prompt": "a"})
+            shown = [event async for event in client.stream(APP, {"prompt": "a"})]
+            return made, ran, shown
+        finally:
+            await (await client._client).aclose()  # pyright: ignore[reportPrivateUsage]
+
+    made, ran, shown = asyncio.run(run())
+    assert len(made["images"]) == len(ran["images"]) == len(shown[-1]["images"]) == 1
+
+
+def test_the_stream(client: SyncClient) -> None:
+    told = list(client.stream(APP, {"prompt": "a", "seed": 5}))
+    assert "seed" not in told[0]
+    assert told[0]["images"][0]["url"].startswith("data:image/jpeg;base64,")
+    assert told[-1]["seed"] == 5
+    broken = list(client.stream(APP, {"prompt": "refuse", "num_inference_steps": 2}))
+    assert broken[-1]["detail"] == [
+        {"loc": ["body", "prompt"], "msg": "refused", "type": "value_error"}
+    ]
+
+
+def test_the_stream_of_the_status(client: SyncClient) -> None:
+    handle = client.submit(APP, {"prompt": "note"})
+    with httpx.stream("GET", f"{handle.status_url}/stream", params={"logs": True}) as answer:
+        told = [json.loads(line[6:]) for line in answer.iter_lines() if line]
+    assert told[-1]["status"] == "COMPLETED"
+    assert told[-1]["response_url"] == handle.response_url
+    kinds = [each["status"] for each in told]
+    assert kinds == sorted(kinds, key=["IN_QUEUE", "IN_PROGRESS", "COMPLETED"].index)
+
+
+def test_webhooks(client: SyncClient) -> None:
+    with receiving() as receiver:
+        done = client.submit(APP, {"prompt": "a"}, webhook_url=receiver.url)
+        failed = client.submit(APP, {"prompt": "refuse"}, webhook_url=receiver.url)
+        until(lambda: len(receiver.posts) == 2)
+        told = {body["request_id"]: body for body in (json.loads(b) for _, b in receiver.posts)}
+    assert told[done.request_id]["status"] == "OK"
+    assert told[done.request_id]["payload"] == done.get()
+    assert told[failed.request_id]["status"] == "ERROR"
+    assert told[failed.request_id]["payload"]["detail"][0]["loc"] == ["body", "prompt"]
+
+
+def test_sent_twice_it_is_one(client: SyncClient) -> None:
+    headers = {"Idempotency-Key": "one"}
+    handles = [client.submit(APP, {"prompt": "a", "seed": 1}, headers=headers) for _ in range(2)]
+    assert handles[0].request_id == handles[1].request_id
+    with pytest.raises(FalClientHTTPError) as caught:
+        client.submit(APP, {"prompt": "b", "seed": 1}, headers=headers)
+    assert caught.value.status_code == 422
+
+
+def test_a_client_that_goes_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody could ask for what it wanted, unless it gave a key to ask by."""
+    monkeypatch.setattr(wire, "LOOK", 0.05)
+    long = {"prompt": "a", "num_inference_steps": 1000}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/fal/run/{APP}", json=long, timeout=0.5)
+    until(lambda: asked(url)["state"] == "canceled")
+    gone = asked(url)["id"]
+    with httpx.stream("POST", f"{url}/fal/run/{APP}/stream", json=long) as answer:
+        next(answer.iter_lines())
+    until(lambda: asked(url)["id"] != gone and asked(url)["state"] == "canceled")
+    kept = {"prompt": "a", "seed": 1, "num_inference_steps": 150}
+    headers = {"Idempotency-Key": "later"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/fal/run/{APP}", json=kept, headers=headers, timeout=0.5)
+    again = httpx.post(f"{url}/fal/queue/{APP}", json=kept, headers=headers).json()
+    until(lambda: httpx.get(again["status_url"]).json()["status"] == "COMPLETED")
+    assert httpx.get(again["response_url"]).json()["seed"] == 1
+
+
+def test_the_lines_of_the_docs(
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (ROOT / "docs" / "server.md").read_text("utf-8")
+    start = text.index("    import fal_client\n")
+    lines = textwrap.dedent(text[start : text.index("\n\n", start)])
+    assert len(lines.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "house.png").write_bytes(HOUSE.read_bytes())
+    point(monkeypatch, "unused")  # so that what the lines set is undone
+    space: dict[str, Any] = {}
+    exec(lines.replace("http://127.0.0.1:8000", url), space)
+    space["client"]._client.close()
+    assert opened({"url": capsys.readouterr().out.strip()}).size == (8, 8)
+
+
+def test_the_hosts_of_the_docs() -> None:
+    """Over https: their clients are pointed here by two variables."""
+    text = (ROOT / "docs" / "server.md").read_text("utf-8")
+    hosts = ("FAL_RUN_HOST=HOST/fal/run", "FAL_QUEUE_RUN_HOST=HOST/fal/queue")
+    assert " ".join(hosts) in text
+    code = "import fal_client.client as c; print(c.RUN_URL_FORMAT, c.QUEUE_URL_FORMAT)"
+    environment = dict(os.environ)
+    for name, _, value in (host.partition("=") for host in hosts):
+        environment[name] = value
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["https://HOST/fal/run/", "https://HOST/fal/queue/"]
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("fields", "place", "says"),
+    [
+        ({"prompt": None}, ["prompt"], "string"),
+        ({"num_images": 65}, ["num_images"], "less than or equal to 64"),
+        ({"image_size": "big"}, ["image_size"], "square_hd"),
+        ({"image_size": {"width": 1023, "height": 512}}, ["image_size"], "multiple of 8"),
+        ({"image_size": "square", "width": 64}, ["image_size"], "contradicts width"),
+        ({"strength": 0.5}, ["strength"], "without an image"),
+        ({"mask_url": URI}, ["mask_url"], "no image"),
+        ({"image_url": "http://169.254.169.254/"}, ["image_url"], "cannot be fetched"),
+        ({"image_url": "file:///etc/passwd"}, ["image_url"], "neither a data: URI"),
+        ({"image": URI}, ["image"], "no such field"),
+        ({"embeddings": [{"path": "a"}]}, ["embeddings"], "no such field"),
+        ({"seeds": 1}, ["seeds"], "Did you mean seed"),
+        ({"scheduler": "__class__"}, ["scheduler"], "unknown sampler"),
+        ({"expand_prompt": True}, ["expand_prompt"], "False"),
+        ({"format": "webp"}, ["format"], "png"),
+        ({"loras": [{"path": "x"}]}, ["loras", 0, "path"], "unknown lora"),
+        ({"loras": [{"path": "x", "force": True}]}, ["loras", 0, "force"], "not permitted"),
+        ({"prompt": "<lora:x:1>"}, ["prompt"], "unknown lora"),
+        ({"controls": [{"kind": "no"}]}, ["controls", 0, "kind"], "unknown hint"),
+    ],
+)
+def test_bad_fields(
+    client: SyncClient, url: str, fields: Any, place: list[str | int], says: str
+) -> None:
+    before = asked(url)["id"] if httpx.get(f"{url}/api/jobs").json()["jobs"] else None
+    for call in (client.submit, client.run):
+        with pytest.raises(FalClientHTTPError) as caught:
+            call(APP, {"prompt": "a"} | fields)
+        assert caught.value.status_code == 422
+        told = caught.value.response.json()["detail"]
+        assert any(each["loc"][: 1 + len(place)] == ["body", *place] for each in told), told
+        assert says in json.dumps(told)
+    assert (asked(url)["id"] if before else None) == before
+
+
+def test_what_nothing_here_would_keep_to(client: SyncClient) -> None:
+    with pytest.raises(FalClientHTTPError, match="no deadlines"):
+        client.submit(APP, {"prompt": "a"}, start_timeout=60)
+    with pytest.raises(FalClientHTTPError, match="fal_webhook"):
+        client.submit(APP, {"prompt": "a"}, webhook_url="http://10.0.0.1/")
+    with pytest.raises(FalClientHTTPError, match="image_url"):
+        client.run(f"{APP}/inpainting", {"prompt": "a"})
+    with pytest.raises(FalClientHTTPError, match="neither a data"):
+        client.run(APP, {"prompt": "a", "image_url": "no picture"})
+    with pytest.raises(FalClientHTTPError, match="not a picture"):
+        client.run(APP, {"prompt": "a", "image_url": "data:,no picture"})
+
+
+def test_unknown_apps_and_requests(client: SyncClient, url: str) -> None:
+    for app, says in (("any/sdxl2", "Did you mean sdxl"), (f"{APP}/upscale", "has no 'upscale'")):
+        with pytest.raises(FalClientHTTPError, match=says) as caught:
+            client.submit(app, {"prompt": "a"})
+        assert caught.value.status_code == 404
+    native = httpx.post(f"{url}/api/jobs", json={"request": {}}).json()["id"]
+    for name in ("nothing", native):
+        with pytest.raises(FalClientHTTPError, match="there is no") as caught:
+            client.status(APP, name)
+        assert caught.value.status_code == 404
+
+
+def test_requests_that_fail(client: SyncClient) -> None:
+    handle = client.submit(APP, {"prompt": "refuse"})
+    with pytest.raises(FalClientHTTPError, match="refused") as caught:
+        handle.get(interval=0.01)
+    assert caught.value.status_code == 422
+    ended = handle.status()
+    assert isinstance(ended, fal_client.Completed)
+    assert (ended.error, ended.error_type) == ("prompt: refused", "bad_request")
+    with pytest.raises(FalClientHTTPError, match="a defect") as broken:
+        client.run(APP, {"prompt": "break"})
+    assert broken.value.status_code == 500
+
+
+def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tmp_path, keys=("one", "two")) as url:
+        point(monkeypatch, url)
+        clients = [SyncClient(key=key) for key in ("one", "two", "three")]
+        handle = clients[0].submit(APP, {"prompt": "a"})
+        made = handle.get(interval=0.01)
+        assert opened(made["images"][0]).size == (8, 8)
+        for client, status in zip(clients[1:], (404, 401), strict=True):
+            with pytest.raises(FalClientHTTPError) as caught:
+                client.result(APP, handle.request_id)
+            assert caught.value.status_code == status
+        for client in clients:
+            client._client.close()  # pyright: ignore[reportPrivateUsage]
+
+
+# What it means
+
+
+def inputs_as(**fields: Any) -> Any:
+    return to_request(Arguments(**fields), NOWHERE)[0]
+
+
+def test_inputs_mean_what_they_mean_there() -> None:
+    plain = inputs_as(prompt="a", seed=1)
+    assert (plain.num_inference_steps, plain.guidance_scale, plain.strength) == (25, 7.5, None)
+    assert (plain.width, plain.size, plain.steps) == (None, "native", "exact")
+    edit = inputs_as(prompt="a", image_url=URI)
+    assert edit.image.data == picture(HOUSE).data
+    assert (edit.strength, edit.steps) == (0.95, "truncate")
+    masked = inputs_as(prompt="a", image_url=URI, mask_url=URI, fill="noise")
+    assert (masked.fill, masked.strength, masked.size) == ("noise", 0.95, "keep")
+    styled = inputs_as(prompt="a", loras=[{"path": "ink", "scale": 0.3}], scheduler="Euler A")
+    assert styled.loras == (Lora(name="ink", scale=0.3),)
+    assert styled.sampler == "euler_a"
+
+
+def test_every_field_of_ours_has_one_name() -> None:
+    assert {"clip_skip", "controls", "refiner", "task", "size"} <= OWN
+    assert OWN.isdisjoint(Arguments.model_fields)
+
+
+def test_names_that_are_long_numbers(url: str) -> None:
+    controls = [{"kind": "canny", "9" * 5000: 1}]
+    body = {"prompt": "a cup", "controls": controls}
+    assert httpx.post(f"{url}/fal/run/{APP}", json=body).status_code == 422

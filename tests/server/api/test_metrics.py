@@ -1,0 +1,128 @@
+"""What Prometheus sees, with an engine that counts nothing and with the miniature."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.exc import OperationalError
+
+from overpaint.engine.worker import paints
+from overpaint.server.app import create_app
+from overpaint.server.jobs.service import Settings
+from overpaint.server.jobs.supervisor import Pace
+from overpaint.server.store.jobs import Jobs, Limits
+from tests.server.fake import Fake
+
+PATIENCE = 120.0
+
+Found = dict[tuple[str, str], float]
+"""Values by a sample's name and its label's value."""
+
+
+def scraped(client: TestClient, **headers: str) -> Found:
+    answer = client.get("/metrics", headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    families = text_string_to_metric_families(answer.text)
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def until(client: TestClient, true: Callable[[Found], bool]) -> Found:
+    end = time.monotonic() + PATIENCE
+    while not true(found := scraped(client)):
+        assert time.monotonic() < end, found
+        time.sleep(0.05)
+    return found
+
+
+def service(folder: Path, *engine: Any, keys: tuple[str, ...] = (), **more: Any) -> TestClient:
+    settings: dict[str, Any] = {"pace": Pace(look=0.05), "grace": 0.0} | more
+    return TestClient(create_app(Settings(folder, ("miniature",), *engine, **settings), keys))
+
+
+def submit(client: TestClient, prompt: str = "a cup", **fields: Any) -> int:
+    body = {"request": {"prompt": prompt, "num_inference_steps": 4, "seed": 7} | fields}
+    return client.post("/api/jobs", json=body).status_code
+
+
+def test_jobs_and_what_became_of_them(tmp_path: Path) -> None:
+    with service(tmp_path, Fake) as client:
+        assert [submit(client) for _ in range(3)] == [201] * 3
+        assert submit(client, "refuse") == 201
+        found = until(client, lambda f: f["overpaint_jobs", "succeeded"] == 3)
+        found = until(client, lambda f: f["overpaint_jobs", "failed"] == 1)
+        assert found["overpaint_jobs", "queued"] == 0
+        assert found["overpaint_jobs_ended_total", "succeeded"] == 3
+        assert found["overpaint_jobs_ended_total", "failed"] == 1
+        assert found["overpaint_queue_work_seconds", ""] == 0
+        assert found["overpaint_webhooks", "due"] == 0
+        assert found["overpaint_worker_ready", ""] == 1
+        assert found["overpaint_worker_restarts_total", ""] == 0
+        assert found["overpaint_step_rows_count", ""] == 0  # this engine counts nothing
+        assert found["overpaint_http_responses_total", "201"] == 4
+
+
+def test_a_job_that_kills_its_worker(tmp_path: Path) -> None:
+    with service(tmp_path, Fake) as client:
+        submit(client, "die")
+        found = until(client, lambda f: f["overpaint_jobs", "failed"] == 1)
+        found = until(client, lambda f: ("overpaint_jobs_ended_total", "failed") in f)
+        assert found["overpaint_worker_restarts_total", ""] == 5
+
+
+def test_what_waits_and_what_is_turned_away(tmp_path: Path) -> None:
+    with service(tmp_path, Fake, (0.02,), limits=Limits(queued=2), pace=Pace(room=1)) as client:
+        submit(client, num_inference_steps=1000)
+        until(client, lambda f: f["overpaint_worker_jobs", ""] == 1)
+        assert [submit(client) for _ in range(4)] == [201, 201, 429, 429]
+        found = scraped(client)
+        assert found["overpaint_jobs", "queued"] == 2
+        assert found["overpaint_queue_work_seconds", ""] > 0
+        assert found["overpaint_queue_wait_seconds", ""] > 0
+        assert found["overpaint_http_responses_total", "429"] == 2
+
+
+def test_a_key_is_asked_for(tmp_path: Path) -> None:
+    with service(tmp_path, Fake, keys=("secret",)) as client:
+        assert client.get("/metrics").status_code == 401
+        assert scraped(client, Authorization="Bearer secret")
+
+
+def test_a_store_that_is_out_of_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: Jobs) -> tuple[float, float]:
+        raise OperationalError("SELECT", {}, Exception("disk I/O error"))
+
+    monkeypatch.setattr(Jobs, "backlog", failing)
+    with service(tmp_path, Fake) as client:
+        assert client.get("/metrics").status_code == 503
+
+
+def test_the_miniature_s_steps(tmp_path: Path) -> None:
+    engine = (paints, (("miniature",), "cpu", "fp32"))
+    with service(tmp_path, *engine, native=128) as client:
+        for _ in range(2):
+            submit(client, width=128, height=128)
+        until(client, lambda f: f["overpaint_jobs", "succeeded"] == 2)
+        steps = ("overpaint_step_rows_sum", "")
+        found = until(client, lambda f: f[steps] == 2 * 2 * 4)  # the worker tells now and then
+        assert 4 <= found["overpaint_step_rows_count", ""] <= 8
+        assert found["overpaint_step_rows_bucket", "4.0"] == found["overpaint_step_rows_count", ""]
+        assert found["overpaint_step_rows_bucket", "1.0"] == 0
+        assert found["overpaint_step_seconds_total", ""] > 0
+        assert found["overpaint_step_halvings_total", ""] == 0
+        assert found["overpaint_cache_misses_total", "prompts"] == 2
+        assert found["overpaint_cache_hits_total", "prompts"] == 4
+        assert found["overpaint_cache_bytes", ""] > 0
+        assert found["overpaint_model_resident", "miniature"] == 1
+        answer = client.post("/api/jobs", json={"request": {"width": 512}})
+        assert (answer.status_code, "draws 32 to 256" in answer.text) == (422, True)

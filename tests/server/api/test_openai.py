@@ -1,0 +1,557 @@
+"""OpenAI's own client against this server, as it is used: sync, async, streams, files, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from fastapi.testclient import TestClient
+from openai import AsyncOpenAI, OpenAI
+from PIL import Image, ImageDraw
+from replicate.client import Client
+
+from overpaint.engine.worker import paints
+from overpaint.provenance.metadata import read
+from overpaint.request import Request
+from overpaint.server.api import wire
+from overpaint.server.api.openai.routes import (
+    OWN,
+    QUALITIES,
+    TEXTS,
+    Edit,
+    Generation,
+    Variation,
+    to_request,
+)
+from overpaint.server.app import create_app
+from overpaint.server.jobs.service import Settings
+from overpaint.server.jobs.supervisor import Pace
+from overpaint.server.store.jobs import Limits
+from tests.server.fake import Fake
+from tests.server.jobs.test_webhooks import receiving
+from tests.server.live import NOWHERE, running, until
+
+ROOT = Path(__file__).parents[3]
+HOUSE = ROOT / "examples" / "house.png"
+PATIENCE = 60.0
+MODEL = "gpt-image-1"
+
+
+def client_of(url: str, key: str = "any") -> OpenAI:
+    return OpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running(tmp_path_factory.mktemp("data"), 0.01) as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[OpenAI]:
+    with client_of(url) as made:
+        yield made
+
+
+def cut_out(box: tuple[int, int, int, int] | None) -> bytes:
+    """A mask for the house that is transparent in a box."""
+    with Image.open(HOUSE) as house:
+        mask = Image.new("RGBA", house.size, (0, 0, 0, 255))
+    if box:
+        ImageDraw.Draw(mask).rectangle(box, (0, 0, 0, 0))
+    return png(mask)
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def opened(text: str | None) -> Image.Image:
+    assert text is not None
+    image = Image.open(io.BytesIO(base64.b64decode(text)))
+    image.load()
+    return image
+
+
+def jobs_of(url: str) -> list[Any]:
+    return httpx.get(f"{url}/api/jobs").json()["jobs"]
+
+
+def asked(url: str) -> dict[str, Any]:
+    """The request that came last."""
+    return jobs_of(url)[0]["request"]
+
+
+# What their users write
+
+
+def test_pictures_of_a_prompt(client: OpenAI, url: str) -> None:
+    answer = client.images.generate(
+        model=MODEL, prompt="a cup", n=2, size="512x256", extra_body={"seed": 7}
+    )
+    assert answer.data
+    pictures = [opened(image.b64_json) for image in answer.data]
+    assert [picture.getpixel((0, 0)) for picture in pictures] == [(7, 0, 7)] * 2
+    assert [(image.model_extra or {})["seed"] for image in answer.data] == [7, 8]
+    assert (answer.output_format, answer.background, answer.quality) == ("png", "opaque", "auto")
+    assert answer.size == "8x8"
+    assert answer.usage
+    assert answer.usage.total_tokens == 0
+    request = asked(url)
+    assert (request["width"], request["height"], request["prompt"]) == (512, 256, "a cup")
+    assert jobs_of(url)[0]["model"] == "miniature"
+
+
+def test_every_field_of_ours(client: OpenAI, url: str) -> None:
+    ours = {
+        "negative_prompt": "blurry",
+        "guidance_scale": 3,
+        "scheduler": "K_EULER",
+        "steps": 4,
+        "guidance_interval": [0.1, 0.9],
+        "clip_skip": 1,
+        "seed": None,
+        "controls": [{"kind": "canny", "hint": {"data": base64.b64encode(cut_out(None)).decode()}}],
+    }
+    client.images.generate(model="sdxl", prompt="a", extra_body=ours)
+    request = asked(url)
+    assert (request["sampler"], request["num_inference_steps"]) == ("euler", 4)
+    assert (request["negative_prompt"], request["guidance_scale"]) == ("blurry", 3)
+    assert (request["guidance_interval"], request["clip_skip"]) == ([0.1, 0.9], 1)
+    assert request["controls"][0]["kind"] == "canny"
+    assert jobs_of(url)[0]["model"] == "sdxl"
+
+
+def test_formats(client: OpenAI) -> None:
+    formats: list[Any] = [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")]
+    for word, kind in formats:
+        more: Any = {} if word == "png" else {"output_compression": 40}
+        answer = client.images.generate(prompt="a", output_format=word, quality="low", **more)
+        assert answer.data
+        assert opened(answer.data[0].b64_json).format == kind
+        assert (answer.output_format, answer.quality) == (word, "low")
+
+
+def test_pictures_by_their_urls(client: OpenAI) -> None:
+    answer = client.images.generate(prompt="a", response_format="url", extra_body={"seed": 3})
+    assert answer.data
+    assert answer.data[0].b64_json is None
+    found = httpx.get(answer.data[0].url or "")
+    assert found.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(found.content)).getpixel((0, 0)) == (3, 0, 7)
+
+
+def test_async(url: str) -> None:
+    async def run() -> Any:
+        async with AsyncOpenAI(api_key="any", base_url=f"{url}/v1") as client:
+            made = await client.images.generate(prompt="a")
+            edited = await client.images.edit(image=HOUSE, prompt="b")
+            stream = await client.images.generate(prompt="c", stream=True)
+            return made, edited, [told.type async for told in stream]
+
+    made, edited, told = asyncio.run(run())
+    assert len(made.data) == len(edited.data) == 1
+    assert told == ["image_generation.completed"]
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_pictures_come_as_files_bytes_and_lists(client: OpenAI, url: str) -> None:
+    data = HOUSE.read_bytes()
+    with HOUSE.open("rb") as file:
+        images: list[Any] = [file, data, ("house.png", data), HOUSE, [data]]
+        for image in images:
+            client.images.edit(image=image, prompt="a", size="auto", n=1)
+    names = {job["request"]["image"]["file"] for job in jobs_of(url)[: len(images)]}
+    assert len(names) == 1
+    vary = client.images.create_variation  # pyright: ignore[reportDeprecated]
+    vary(image=data, n=2, size="256x256")
+    request = asked(url)
+    assert (request["prompt"], request["num_images"], request["width"]) == ("", 2, 256)
+
+
+def test_fields_of_forms(client: OpenAI, url: str) -> None:
+    """A form knows texts alone; what they are follows from the field."""
+    mask = cut_out((10, 10, 60, 60))
+    ours: Any = {
+        "seed": 5,
+        "negative_prompt": "12",
+        "strength": 0.5,
+        "match_colours": False,
+        "crop": "off",
+        "extend": [8, 0, 0, 8],
+        "loras": "[]",
+        "size": "keep",
+        "steps": 6,
+        "mask_from": None,
+    }
+    client.images.edit(image=HOUSE, mask=mask, prompt="", user="me", extra_body=ours)
+    request = asked(url)
+    assert (request["seed"], request["negative_prompt"], request["strength"]) == (5, "12", 0.5)
+    assert (request["match_colours"], request["crop"], request["size"]) == (False, "off", "keep")
+    assert (request["extend"], request["num_inference_steps"]) == ([8, 0, 0, 8], 6)
+    assert (request["task"], request["prompt"]) == ("replace", "")
+
+
+def test_the_stream(client: OpenAI) -> None:
+    told: list[Any] = list(
+        client.images.generate(
+            prompt="a", stream=True, partial_images=3, quality="medium", output_format="webp"
+        )
+    )
+    kinds = [event.type for event in told]
+    assert kinds[-1] == "image_generation.completed"
+    assert set(kinds[:-1]) == {"image_generation.partial_image"}
+    assert 1 <= len(kinds[:-1]) <= 3
+    assert [event.partial_image_index for event in told[:-1]] == list(range(len(told) - 1))
+    for event, kind in (*((event, "JPEG") for event in told[:-1]), (told[-1], "WEBP")):
+        assert opened(event.b64_json).format == kind
+        assert event.output_format == kind.lower()
+        assert event.size == "8x8"
+        assert event.created_at > 0
+    assert told[-1].usage.total_tokens == 0
+
+
+def test_the_stream_of_an_edit(client: OpenAI) -> None:
+    with HOUSE.open("rb") as image:
+        told = list(client.images.edit(image=image, prompt="a", stream=True, n=2))
+    assert [event.type for event in told] == ["image_edit.completed"] * 2
+
+
+def test_a_stream_that_fails(client: OpenAI) -> None:
+    stream = client.images.generate(prompt="break", stream=True, partial_images=1)
+    with pytest.raises(openai.APIError, match="a defect"):
+        list(stream)
+
+
+def test_models(client: OpenAI, url: str) -> None:
+    """One answer is read by both clients."""
+    assert [model.id for model in client.models.list()] == ["miniature", "sdxl"]
+    assert client.models.retrieve("sdxl").object == "model"
+    with pytest.raises(openai.NotFoundError, match="Did you mean sdxl"):
+        client.models.retrieve("sdxl2")
+    theirs = Client(api_token="any", base_url=url)
+    assert [model.name for model in theirs.models.list().results] == ["miniature", "sdxl"]
+    theirs._client.close()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_the_lines_of_the_docs(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "server.md").read_text("utf-8")
+    start = text.index("    import base64, openai\n")
+    lines = textwrap.dedent(text[start : text.index("\n\n", start)])
+    assert len(lines.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "house.png").write_bytes(HOUSE.read_bytes())
+    space: dict[str, Any] = {}
+    exec(lines.replace("http://127.0.0.1:8000", url), space)
+    space["client"].close()
+    with Image.open(tmp_path / "snow.png") as snow:
+        assert snow.size == (8, 8)
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"n": 11}, "n", "less than or equal to 10"),
+        ({"size": "big"}, "size", "neither like"),
+        ({"size": "1023x512"}, "size", "multiple of 8"),
+        ({"size": "64x64", "width": 64}, "size", "contradicts width"),
+        ({"steps": 0}, "steps", "allowed is 1 to 1000"),
+        ({"steps": 9, "quality": "low"}, "quality", "contradicts steps"),
+        ({"scheduler": "__class__"}, "scheduler", "unknown sampler"),
+        ({"scheduler": "K_EULER", "sampler": "heun"}, "scheduler", "contradicts sampler"),
+        ({"seed": "x"}, "seed", "integer"),
+        ({"seeds": 1}, "seeds", "Did you mean seed"),
+        ({"image": "x"}, "image", "no such field"),
+        ({"num_images": 2}, "num_images", "no such field"),
+        ({"strength": 0.5}, "strength", "without an image"),
+        ({"style": "vivid"}, "style", "no such field"),
+        ({"background": "transparent"}, "background", "opaque"),
+        ({"output_format": "gif"}, "output_format", "png"),
+        ({"output_compression": 5}, "output_compression", "nothing for png"),
+        ({"partial_images": 1}, "partial_images", "in a stream alone"),
+        ({"partial_images": 4, "stream": True}, "partial_images", "less than or equal to 3"),
+        ({"partial_images": 1, "stream": True, "n": 2}, "partial_images", "of one picture"),
+        ({"stream": True, "response_format": "url"}, "response_format", "not for streams"),
+        ({"loras": [{"name": "x"}]}, "loras.0.name", "unknown lora"),
+        ({"prompt": "<lora:x:1>"}, "loras.0.name", "unknown lora"),
+        ({"controls": [{"kind": "no"}]}, "controls.0.kind", "unknown hint"),
+        ({"webhook": "ftp://a"}, "webhook", "match"),
+        ({"prompt": None}, "prompt", "string"),
+    ],
+)
+def test_bad_fields(client: OpenAI, url: str, fields: Any, param: str, says: str) -> None:
+    before = [job["id"] for job in jobs_of(url)]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(prompt="a", extra_body=fields)
+    assert says in caught.value.message
+    assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
+    assert [job["id"] for job in jobs_of(url)] == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"image": [HOUSE, HOUSE]}, "image", "one picture"),
+        ({"image": b"no picture"}, None, "not a picture"),
+        ({"mask": cut_out(None)}, "mask", "opaque everywhere"),
+        ({"mask": png(Image.new("L", (100, 90), 255))}, "mask", "100x90"),
+        ({"mask": b"no picture"}, None, "not a picture"),
+        ({"markup": cut_out(None)}, "markup", "no such field"),
+        ({"input_fidelity": "high"}, "input_fidelity", "no such field"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"extra_body": {"seed": "x"}}, "seed", "integer"),
+        ({"extra_body": {"strength": float("nan")}}, "strength", "valid number"),
+        ({"extra_body": {"loras": [{"name": "x"}]}}, "loras", "a text of JSON"),
+        ({"extra_body": {"loras": '[{"name": "x"}]'}}, "loras.0.name", "unknown lora"),
+        ({"extra_body": {"guidance_interval": [[0.1], [0.9]]}}, "guidance_interval", "JSON"),
+        ({"extra_body": {"guidance_interval": "[" * 9999}}, "guidance_interval", "tuple"),
+    ],
+)
+def test_bad_forms(client: OpenAI, fields: Any, param: str | None, says: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.edit(**{"image": HOUSE, "prompt": "a"} | fields)
+    assert says in caught.value.message
+    assert caught.value.param == param
+
+
+def test_a_mask_without_a_picture_and_what_is_no_form(url: str) -> None:
+    form = {"prompt": (None, "a"), "mask": ("mask.png", cut_out((0, 0, 9, 9)))}
+    answer = httpx.post(f"{url}/v1/images/edits", files=form)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
+    twice = [(name, (None, "1")) for name in ("seed", "seed[]")]
+    answer = httpx.post(f"{url}/v1/images/edits", files=twice)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "seed")
+    answer = httpx.post(f"{url}/v1/images/edits", json={"prompt": "a"})
+    assert answer.status_code == 415
+    assert "multipart/form-data" in answer.json()["error"]["message"]
+    answer = httpx.post(f"{url}/v1/images/generations", content=b"{")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, None)
+
+
+def test_unknown_models(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.images.generate(model="mini", prompt="a")
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
+    assert "Did you mean miniature" in caught.value.message
+
+
+def test_jobs_that_fail(client: OpenAI) -> None:
+    """What the request is at fault for is a bad request, also when it shows late."""
+    with pytest.raises(openai.BadRequestError, match="prompt: refused") as caught:
+        client.images.generate(prompt="refuse")
+    assert caught.value.param == "prompt"
+    with pytest.raises(openai.InternalServerError, match="a defect") as broken:
+        client.images.generate(prompt="break")
+    assert broken.value.type == "server_error"
+
+
+def test_a_failed_job_is_not_sent_again(tmp_path: Path) -> None:
+    with running(tmp_path) as url, client_of(url) as client:
+        with pytest.raises(openai.InternalServerError):
+            client.with_options(max_retries=2).images.generate(prompt="break")
+        assert len(jobs_of(url)) == 1
+
+
+def test_keys(tmp_path: Path) -> None:
+    with running(tmp_path, keys=("right",)) as url:
+        with (
+            client_of(url, "wrong") as client,
+            pytest.raises(openai.AuthenticationError, match="Bearer KEY") as caught,
+        ):
+            client.images.edit(image=b"", prompt="a")
+        assert caught.value.code == "invalid_api_key"
+        with client_of(url, "right") as client:
+            answer = client.images.generate(prompt="a", response_format="url")
+            assert answer.data
+            link = answer.data[0].url or ""
+            assert [model.id for model in client.models.list()] == ["miniature", "sdxl"]
+        assert httpx.get(link.partition("?")[0]).status_code == 401
+        found = httpx.get(link)
+        assert Image.open(io.BytesIO(found.content)).size == (8, 8)
+
+
+def test_a_full_queue(tmp_path: Path) -> None:
+    with running(tmp_path, limits=Limits(queued=0)) as url, client_of(url) as client:
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.images.generate(prompt="a")
+        assert caught.value.code == "rate_limit_exceeded"
+        assert int(caught.value.response.headers["retry-after"]) >= 5
+
+
+# Who waits
+
+
+def test_a_client_that_goes_away_ends_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "LOOK", 0.05)
+    with running(tmp_path, 0.02) as url, client_of(url) as client:
+        slow: dict[str, Any] = {"steps": 1000}
+        with pytest.raises(openai.APITimeoutError):
+            client.images.generate(prompt="a", extra_body=slow, timeout=1.0)
+        until(lambda: [job["state"] for job in jobs_of(url)] == ["canceled"])
+        with client.images.generate(
+            prompt="a", stream=True, partial_images=3, extra_body=slow | {"steps": 200}
+        ) as stream:
+            next(iter(stream))
+        until(lambda: [job["state"] for job in jobs_of(url)] == ["canceled"] * 2)
+
+
+def test_a_job_with_an_idempotency_key_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "LOOK", 0.05)
+    with running(tmp_path, 0.02) as url, client_of(url) as client:
+        ask: dict[str, Any] = {
+            "extra_body": {"steps": 100, "seed": 4},
+            "extra_headers": {"Idempotency-Key": "once"},
+        }
+        again: dict[str, Any] = {"extra_headers": {"Idempotency-Key": "again"}}
+        with pytest.raises(openai.APITimeoutError):
+            client.images.generate(prompt="a", timeout=0.5, **ask)
+        answer = client.images.generate(prompt="a", **ask)
+        assert answer.data
+        assert opened(answer.data[0].b64_json).getpixel((0, 0)) == (4, 0, 7)
+        (job,) = jobs_of(url)
+        assert answer._request_id == job["id"]
+        told = list(client.images.generate(prompt="b", stream=True, **again))
+        assert told == list(client.images.generate(prompt="b", stream=True, **again))
+        assert len(jobs_of(url)) == 2
+        with pytest.raises(openai.BadRequestError, match="was used for another request"):
+            client.images.generate(prompt="b", **ask)
+
+
+def test_a_canceled_job(tmp_path: Path) -> None:
+    with running(tmp_path, 0.02) as url, client_of(url) as client:
+        stream = client.images.generate(
+            prompt="a", stream=True, partial_images=1, extra_body={"steps": 200}
+        )
+        assert next(iter(stream)).type == "image_generation.partial_image"
+        (job,) = jobs_of(url)
+        httpx.post(f"{url}/api/jobs/{job['id']}/cancel")
+        with pytest.raises(openai.APIError, match="was canceled"):
+            list(stream)
+
+
+def test_the_answer_is_posted_as_well(url: str) -> None:
+    with receiving() as receiver, client_of(url) as client:
+        hook = {"webhook": receiver.url, "seed": 9}
+        answer = client.images.generate(prompt="a", extra_body=hook)
+        with pytest.raises(openai.BadRequestError):
+            client.images.generate(prompt="refuse", extra_body=hook)
+        until(lambda: len(receiver.posts) == 2)
+    assert answer.data
+    made, failed = sorted((body for _, body in receiver.told()), key=lambda body: "error" in body)
+    assert made["data"][0]["b64_json"] == answer.data[0].b64_json
+    assert failed["error"]["param"] == "prompt"
+    assert made["id"] != failed["id"]
+
+
+def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, ("m",), Fake, (0.02,), pace=Pace(look=0.05), grace=0.0)
+    with TestClient(create_app(settings)) as server, ThreadPoolExecutor(2) as waiting:
+        body: dict[str, Any] = {"prompt": "a", "steps": 500}
+        path = "/v1/images/generations"
+        plain = waiting.submit(server.post, path, json=body)
+        stream = waiting.submit(server.post, path, json=body | {"stream": True})
+        until(lambda: len(server.get("/api/jobs").json()["jobs"]) == 2)
+        application: Any = server.app
+        application.state.service.drain()
+        assert plain.result().status_code == 503
+        assert "this server ends" in plain.result().json()["error"]["message"]
+        assert "this server ends" in stream.result().text
+        until(
+            lambda: (
+                [job["state"] for job in server.get("/api/jobs").json()["jobs"]] == ["canceled"] * 2
+            )
+        )
+
+
+# The table of fields
+
+
+def test_every_field_of_ours_is_understood_once() -> None:
+    for kind in (Generation, Edit, Variation):
+        for name, field in kind.model_fields.items():
+            assert field.description, name
+            assert name not in OWN
+    assert set(Request.model_fields) - OWN == {
+        *("prompt", "image", "mask", "size", "num_images", "steps")
+    }
+    assert {
+        *("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "mask_from"),
+        *("sampler", "schedule", "refiner"),
+    } == TEXTS
+
+
+def test_qualities_are_steps() -> None:
+    for word, steps in QUALITIES.items():
+        given = Generation.model_validate({"prompt": "a", "quality": word})
+        assert to_request(given, NOWHERE)[0].num_inference_steps == steps
+    plain = Generation.model_validate({"prompt": "a", "quality": "auto"})
+    assert to_request(plain, NOWHERE)[0].num_inference_steps == 30
+
+
+# With the engine that paints
+
+
+def test_the_miniature_repaints_what_is_transparent(tmp_path: Path) -> None:
+    arguments = (("miniature",), "cpu", "fp32", tmp_path / "home")
+    changes: dict[str, Any] = {
+        "make": paints,
+        "arguments": arguments,
+        "models": ("miniature",),
+        "pace": Pace(look=0.05),
+    }
+    with Image.open(HOUSE) as image:
+        house = image.convert("RGB").resize((128, 128))
+    mask = Image.new("RGBA", house.size, (0, 0, 0, 255))
+    ImageDraw.Draw(mask).rectangle((32, 32, 95, 95), (0, 0, 0, 0))
+    with running(tmp_path / "data", **changes) as url, client_of(url) as client:
+        extra = {"seed": 3, "steps": 4}
+        edit = client.images.edit(image=png(house), mask=png(mask), prompt="a", extra_body=extra)
+        told: list[Any] = list(
+            client.images.generate(
+                prompt="a red house", stream=True, partial_images=2, extra_body=extra
+            )
+        )
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.images.generate(prompt="a", size="8x8", extra_body=extra)
+    assert caught.value.param == "size"
+    assert edit.data
+    done = opened(edit.data[0].b64_json)
+    before, after = (np.asarray(each.convert("RGB"), np.int16) for each in (house, done))
+    inside = np.zeros((128, 128), bool)
+    inside[32:96, 32:96] = True
+    assert (before[~inside] == after[~inside]).all()
+    assert np.abs(before[inside] - after[inside]).mean() > 8
+    kinds = [event.type.partition(".")[2] for event in told]
+    assert kinds == ["partial_image", "partial_image", "completed"]
+    final = opened(told[-1].b64_json)
+    assert told[-1].size == f"{final.width}x{final.height}"
+    path = tmp_path / "final.png"
+    path.write_bytes(base64.b64decode(told[-1].b64_json))
+    assert read(path).fields["seed"] == 3
+
+
+def test_all_fields_of_a_form_together_say_so_many_things_at_most(url: str) -> None:
+    some = "[" + ",".join("0" * 1000) + "]"
+    form = {f"f{number}": (None, some) for number in range(wire.MOST_SAID // 1000 + 1)}
+    answer = httpx.post(f"{url}/v1/images/edits", files=form)
+    assert answer.status_code == 400
+    assert "100,000 brackets and commas" in answer.text

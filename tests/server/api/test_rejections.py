@@ -1,0 +1,127 @@
+"""Every way to be refused work is counted under its own reason."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
+
+from overpaint.errors import OverpaintError, StoreError
+from overpaint.server.api.wire import REASONS
+from overpaint.server.app import create_app
+from overpaint.server.http import guard
+from overpaint.server.jobs.service import Service, Settings
+from overpaint.server.store.jobs import Jobs, Limits
+from tests.server.api.test_metrics import Found, scraped
+from tests.server.fake import Fake
+
+KEY = {"Authorization": "Bearer secret"}
+
+Asked = Callable[..., httpx2.Response]
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A server where one job may wait, and a way to ask it for work."""
+    monkeypatch.setattr(guard.Bodies.__init__, "__defaults__", (2000,))
+    settings = Settings(tmp_path, ("m",), Fake, limits=Limits(queued=0), grace=0.0)
+    made = create_app(settings, ("secret",), hosts=("testserver",))
+    with TestClient(made) as client:
+        yield client
+
+
+def reasons(client: TestClient) -> dict[str, float]:
+    found: Found = scraped(client, **KEY)
+    return {label: n for (name, label), n in found.items() if name == "overpaint_rejections_total"}
+
+
+def ask(client: TestClient, request: Any = None, **more: Any) -> int:
+    given: dict[str, Any] = {"json": {"request": request or {"prompt": "a cup"}}, "headers": {}}
+    given |= more
+    given["headers"] = KEY | given["headers"]
+    return client.post("/api/jobs", **given).status_code
+
+
+def only(client: TestClient, reason: str) -> None:
+    """One rejection, for that reason; the others are there, and 0."""
+    assert reasons(client) == {name: float(name == reason) for name in REASONS}
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "request_", "more"),
+    [
+        ("queue_full", 429, {}, {}),
+        ("unauthorized", 401, {}, {"headers": {"Authorization": "Bearer other"}}),
+        ("forbidden_host", 400, {}, {"headers": {"Host": "evil.example"}}),
+        ("forbidden_origin", 403, {}, {"headers": {"Origin": "https://evil.example"}}),
+        ("encoding", 415, {}, {"headers": {"Content-Encoding": "gzip"}}),
+        ("body_too_large", 413, {"prompt": "x" * 3000}, {}),
+        ("request", 422, {"prompt": "a cup", "num_inference_steps": -1}, {}),
+        ("request", 422, {}, {"json": {"nothing": 1}}),
+        ("picture", 422, {"prompt": "a cup", "image": {"data": "AAAA"}}, {}),
+        ("model", 422, {}, {"json": {"request": {"prompt": "a cup"}, "model": "other"}}),
+    ],
+)
+def test_what_a_client_does(
+    opened: TestClient, reason: str, status: int, request_: Any, more: Any
+) -> None:
+    assert ask(opened, request_, **more) == status
+    only(opened, reason)
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "error"),
+    [
+        ("disk_full", 507, OSError(errno.ENOSPC, "no space")),
+        ("disk_full", 507, OSError(errno.EDQUOT, "quota")),
+        ("disk", 503, OSError(errno.EIO, "I/O error")),
+        ("store", 503, OperationalError("INSERT", {}, Exception("disk I/O error"))),
+        ("name", 422, StoreError("no such name")),
+        ("defect", 500, OverpaintError("this went wrong")),
+    ],
+)
+def test_what_fails_here(
+    opened: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+    status: int,
+    error: Exception,
+) -> None:
+    def failing(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Jobs, "submit", failing)
+    assert ask(opened) == status
+    only(opened, reason)
+
+
+def test_a_token_that_was_used(tmp_path: Path) -> None:
+    with TestClient(create_app(Settings(tmp_path, ("m",), Fake, grace=0.0), ("secret",))) as client:
+        for prompt, status in (("a", 201), ("a", 201), ("b", 422)):
+            assert ask(client, {"prompt": prompt}, headers={"Idempotency-Key": "t"}) == status
+        only(client, "idempotency")
+
+
+def test_a_server_that_ends(opened: TestClient) -> None:
+    service: Service = cast(Any, opened.app).state.service
+    service.draining = True
+    assert ask(opened) == 429
+    only(opened, "queue_full")
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/fal/run/any/m", "/sdapi/v1/txt2img"])
+def test_dialects_answer_in_their_words_and_count_alike(opened: TestClient, path: str) -> None:
+    assert opened.post(path, json={"prompt": "a cup"}, headers=KEY).status_code == 429
+    only(opened, "queue_full")
+
+
+def test_what_asks_for_no_work_is_no_rejection(opened: TestClient) -> None:
+    assert opened.get("/api/jobs").status_code == 401
+    assert opened.post("/api/jobs/none/cancel", headers=KEY).status_code == 404
+    assert set(reasons(opened).values()) == {0.0}

@@ -1,0 +1,413 @@
+"""Names, pages and sizes that the server refuses before anything else sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import gzip
+import http.client
+import io
+import json
+import math
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from overpaint.imaging import images
+from overpaint.server.api import wire
+from overpaint.server.app import Server, configured, create_app, run
+from overpaint.server.http import guard
+from overpaint.server.jobs.service import Settings
+from tests.server.fake import Fake
+from tests.server.live import PATIENCE, running, until
+
+PAGE = "https://studio.example"
+
+
+def client_of(folder: Path, **doors: Any) -> TestClient:
+    settings = Settings(folder, ("m",), Fake, (0.0,), grace=0.0)
+    return TestClient(create_app(settings, **doors), base_url="http://127.0.0.1:8000")
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    """To a server as it is on loopback."""
+    with client_of(tmp_path, hosts=("Paint.example",), origins=(PAGE,)) as made:
+        yield made
+
+
+def asked(client: TestClient, **headers: str) -> httpx2.Response:
+    return client.post("/api/jobs", json={"request": {"prompt": "a cup"}}, headers=headers)
+
+
+def refused(answer: httpx2.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == status
+    return str(answer.json()["detail"])
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost:8000",
+        "127.0.0.1",
+        "127.8.9.1:1",
+        "[::1]:8000",
+        "LOCALHOST.",
+        "paint.example",
+    ],
+)
+def test_its_own_names(client: TestClient, host: str) -> None:
+    assert asked(client, host=host).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "10.0.0.1",
+        "[::2]",
+        "[::1",
+        "",
+        "127.0.0.1@evil.example:1x",
+    ],
+)
+def test_other_names_are_refused(client: TestClient, host: str) -> None:
+    """As of a page whose name was made to lead here."""
+    assert "--allowed-host" in refused(asked(client, host=host), 400)
+    assert client.get("/api/jobs").json()["jobs"] == []
+
+
+def test_any_name_will_do_where_none_are_said(tmp_path: Path) -> None:
+    with client_of(tmp_path) as client:
+        assert asked(client, host="anything.example").status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("address", "names", "status"),
+    [
+        ("127.0.0.1", (), 400),
+        ("::1", (), 400),
+        ("localhost", ("a.example",), 201),
+        ("0.0.0.0", (), 201),
+        ("0.0.0.0", ("a.example",), 201),
+        ("0.0.0.0", ("b.example",), 400),
+    ],
+)
+def test_the_address_says_which_names_will_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    names: tuple[str, ...],
+    status: int,
+) -> None:
+    started: list[Any] = []
+
+    def began(server: Server) -> None:
+        started.append(server.config.app)
+
+    monkeypatch.setattr(Server, "run", began)
+    settings = Settings(tmp_path, ("m",), Fake, (0.0,), grace=0.0)
+    run(settings, host=address, port=0, hosts=names)
+    with TestClient(started[0], base_url="http://127.0.0.1:8000") as client:
+        assert asked(client, host="a.example").status_code == status
+        assert asked(client).status_code == 201
+
+
+@pytest.mark.parametrize("origin", [PAGE, "http://127.0.0.1:8000", "https://127.0.0.1:8000"])
+def test_pages_that_may_ask(client: TestClient, origin: str) -> None:
+    assert asked(client, origin=origin).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1:9000", "file://", f"{PAGE}.evil"]
+)
+def test_other_pages_are_refused(client: TestClient, origin: str) -> None:
+    answer = asked(client, origin=origin)
+    assert "--allowed-origin" in refused(answer, 403)
+    assert "access-control-allow-origin" not in answer.headers
+    assert client.get("/api/jobs").json()["jobs"] == []
+
+
+def test_browsers_are_told_which_pages_may_read(client: TestClient) -> None:
+    assert asked(client, origin=PAGE).headers["access-control-allow-origin"] == PAGE
+    before = {"origin": PAGE, "access-control-request-method": "POST"}
+    wanted = {"access-control-request-headers": "authorization, idempotency-key"}
+    answer = client.options("/api/jobs", headers=before | wanted)
+    assert answer.status_code == 200
+    assert "authorization" in answer.headers["access-control-allow-headers"]
+    assert refused(client.options("/api/jobs", headers=before | {"origin": "http://a.b"}), 403)
+
+
+def chunks(count: int) -> Iterator[bytes]:
+    yield b'{"request": {"prompt": "'
+    for _ in range(count):
+        yield b"a" * 1000
+    yield b'"}}'
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    """To a server that takes bodies of 10,000 bytes."""
+    monkeypatch.setattr(guard.Bodies.__init__, "__defaults__", (10_000,))
+    with client_of(tmp_path) as made:
+        yield made
+
+
+@pytest.mark.parametrize("path", ["/api/jobs", "/v1/predictions", "/sdapi/v1/txt2img"])
+def test_bodies_are_limited_whether_or_not_they_say_their_length(
+    small: TestClient, path: str
+) -> None:
+    for content in (b"".join(chunks(10)), chunks(10)):
+        answer = small.post(path, content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+        assert "10,000" in answer.text
+    within = small.post(
+        "/api/jobs", content=chunks(9), headers={"content-type": "application/json"}
+    )
+    assert within.status_code == 201
+
+
+def test_forms_are_limited_too(small: TestClient) -> None:
+    answer = small.post("/v1/images/edits", files={"image": b"0" * 20_000}, data={"prompt": "a"})
+    assert answer.status_code == 413
+    assert "10,000" in answer.json()["error"]["message"]
+
+
+def test_forms_of_too_many_parts_are_refused(client: TestClient) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    for path in ("/v1/images/edits", "/v1/files"):
+        fields = {f"f{i}": "0" for i in range(100_000)}
+        answer = client.post(path, files={"image": picture.getvalue()}, data=fields)
+        assert answer.status_code == 413
+        assert "Too many fields" in answer.text
+
+
+BODIES = [
+    ("POST", "/api/jobs"),
+    ("POST", "/v1/predictions"),
+    ("POST", "/v1/models/o/m/predictions"),
+    ("POST", "/v1/images/generations"),
+    ("POST", "/predictions"),
+    ("PUT", "/predictions/mine"),
+    ("POST", "/fal/queue/o/m"),
+    ("POST", "/fal/run/o/m"),
+    ("POST", "/sdapi/v1/txt2img"),
+    ("POST", "/sdapi/v1/img2img"),
+    ("POST", "/sdapi/v1/options"),
+    ("POST", "/sdapi/v1/png-info"),
+]
+"""Routes that take JSON, of all dialects."""
+
+
+@pytest.mark.parametrize(("method", "path"), BODIES)
+def test_nothing_is_read_of_who_has_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    read = list[bytes]()
+    monkeypatch.setattr(wire, "from_json", read.append)
+    headers = {"content-type": "application/json"}
+    with client_of(tmp_path, keys=("secret",)) as client:
+        answer = client.request(method, path, content=b"{" * 2**20, headers=headers)
+    assert answer.status_code == 401
+    assert not read
+
+
+@pytest.mark.parametrize(("method", "path"), BODIES)
+def test_json_of_too_many_things_is_not_read(client: TestClient, method: str, path: str) -> None:
+    headers = {"content-type": "application/json"}
+    content = b'{"prompt": [' + b"{}," * wire.MOST_SAID + b"{}]}"
+    answer = client.request(method, path, content=content, headers=headers)
+    assert answer.status_code == 400
+    assert "100,000 brackets and commas" in answer.text
+
+
+def test_large_json_is_read(client: TestClient) -> None:
+    picture = io.BytesIO()
+    Image.effect_noise((600, 600), 100).save(picture, "PNG")
+    data = base64.b64encode(picture.getvalue()).decode()
+    assert len(data) > wire.LARGE
+    request = {"prompt": "a cup, on grass", "image": {"data": data}}
+    assert client.post("/api/jobs", json={"request": request}).status_code == 201
+
+
+def test_bodies_are_not_unpacked(client: TestClient) -> None:
+    packed = gzip.compress(json.dumps({"request": {"prompt": "a" * 1000}}).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = client.post("/api/jobs", content=packed, headers=headers)
+    assert "encoding" in refused(answer, 415)
+
+
+@pytest.mark.parametrize(("size", "status"), [(guard.HEAD - 2**10, 200), (2 * guard.HEAD, 400)])
+def test_heads_are_bounded_however_they_come(tmp_path: Path, size: int, status: int) -> None:
+    with running(tmp_path) as url, socket.create_connection(place(url)) as client:
+        client.settimeout(PATIENCE)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Long: ")
+        with contextlib.suppress(ConnectionError):  # the server may hang up before all is sent
+            for _ in range(size // 2**10):
+                client.sendall(b"x" * 2**10)
+            client.sendall(b"\r\n\r\n")
+        assert client.recv(1000).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+# Clients that stand still
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/jobs", "/api/files", "/v1/predictions", "/v1/images/edits", "/sdapi/v1/txt2img"]
+)
+def test_bodies_that_do_not_come_are_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(guard, "PATIENCE", 0.1)
+    kind = "multipart/form-data; boundary=b" if "edits" in path else "application/json"
+    start = "--b" if "edits" in path else "{"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+    with running(tmp_path) as url, socket.create_connection(place(url)) as client:
+        client.settimeout(PATIENCE)
+        client.sendall(f"{head}Content-Length: 1000\r\n\r\n{start}".encode())
+        told = b"".join(iter(lambda: client.recv(1000), b""))  # until the server hangs up
+        assert told.startswith(b"HTTP/1.1 408 ")
+        assert b"1,024 bytes a second" in told
+
+
+def test_swift_bodies_may_take_longer_than_the_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "PATIENCE", 0.0)
+    monkeypatch.setattr(guard, "SLOWEST", 1)  # so that every byte that came is worth a second
+    with client_of(tmp_path) as client:
+        headers = {"content-type": "application/json"}
+        assert client.post("/api/jobs", content=chunks(9), headers=headers).status_code == 201
+
+
+def test_little_is_sent_to_who_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, known = list[asyncio.Transport](), guard.Connection.connection_made
+
+    def connection_made(self: guard.Connection, transport: asyncio.Transport) -> None:
+        made.append(transport)
+        known(self, transport)
+
+    monkeypatch.setattr(guard.Connection, "connection_made", connection_made)
+    with running(tmp_path) as url, httpx.Client(base_url=url) as client:
+        job = client.post("/api/jobs", json={"request": {"prompt": "a cup"}}).json()["id"]
+        until(lambda: client.get(f"/api/jobs/{job}").json()["results"])
+        path = client.get(f"/api/jobs/{job}").json()["results"][0]["url"]
+        (picture,) = (tmp_path / "results" / job).iterdir()
+        with picture.open("ab") as file:
+            file.truncate(2**24)
+        monkeypatch.setattr(guard, "PATIENCE", 0.1)
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.settimeout(PATIENCE)
+            deaf.connect(place(url))
+            deaf.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            until(lambda: len(made) == 2 and made[1].is_closing())
+            sent = sum(map(len, iter(lambda: deaf.recv(2**16), b"")))
+        assert 1000 < sent < 2**19  # of which asyncio takes a part, and the kernel by default 2**21
+
+
+def test_connections_are_kept_between_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "PATIENCE", 0.05)
+
+    def ask() -> int:
+        kept.request("GET", "/v1/models")
+        answer = kept.getresponse()
+        assert answer.read()
+        return answer.status
+
+    with running(tmp_path) as url:
+        kept = http.client.HTTPConnection(*place(url), timeout=PATIENCE)
+        assert ask() == 200
+        for _ in range(4):  # the server's patience, once each
+            with socket.create_connection(place(url)) as silent:
+                silent.settimeout(PATIENCE)
+                assert silent.recv(1) == b""
+        assert ask() == 200
+        kept.close()
+
+
+def test_connections_are_kept_longer_than_by_clients() -> None:
+    """A request that comes while the server hangs up is lost."""
+    kept = configured(create_app(Settings(Path(), ("m",), Fake)), "127.0.0.1", 0).timeout_keep_alive
+    assert kept > 60  # which is what load balancers have
+    assert kept > (httpx.Limits().keepalive_expiry or math.inf)
+
+
+def place(url: str) -> tuple[str, int]:
+    host, port = url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def test_listeners_are_counted_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "LISTENERS", 1)
+    keys = {name: {"Authorization": f"Bearer {name}"} for name in ("one", "two")}
+    job = {"request": {"prompt": "hang", "num_inference_steps": 1}}
+    with running(tmp_path, keys=tuple(keys)) as url, httpx.Client(base_url=url) as client:
+        paths = {
+            name: f"/api/jobs/{client.post('/api/jobs', json=job, headers=key).json()['id']}/events"
+            for name, key in keys.items()
+        }
+        with client.stream("GET", paths["one"], headers=keys["one"]) as first:
+            lines = first.iter_lines()  # which lets go of the stream when it is forgotten
+            assert next(lines) == "id: 1"
+            answer = client.get(paths["one"], headers=keys["one"])
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+            with client.stream("GET", paths["two"], headers=keys["two"]) as other:
+                assert other.status_code == 200
+
+        def again() -> bool:
+            with client.stream("GET", paths["one"], headers=keys["one"]) as answer:
+                return answer.status_code == 200
+
+        until(again)  # once the server has seen that the first one left
+
+
+def test_pictures_that_take_long_to_read_hold_up_no_other_answer(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough, late = threading.Event(), list[object]()
+
+    def slow(*given: object) -> None:
+        if not enough.wait(PATIENCE):
+            late.append(given)
+
+    monkeypatch.setattr(images, "received", slow)
+    senders = [
+        threading.Thread(target=client.post, args=("/api/files",), kwargs={"content": b"0"})
+        for _ in range(16)
+    ]
+    for sender in senders:
+        sender.start()
+    try:
+        assert client.get("/api/jobs").status_code == 200
+    finally:
+        enough.set()
+        for sender in senders:
+            sender.join()
+    assert not late
+
+
+def test_of_many_things_that_are_wrong_the_first_are_told(client: TestClient) -> None:
+    strange = {f"field{number}": number for number in range(1000)}
+    answer = client.post("/api/jobs", json={"request": {"prompt": "a"}} | strange)
+    assert answer.status_code == 422
+    assert len(answer.json()["detail"]) == wire.MOST_WRONG

@@ -1,0 +1,167 @@
+"""What requests name is here, or they are refused; and the refiner that a server was given."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from overpaint.engine.worker import paints
+from overpaint.models.library.index import Entries, Entry, Kind
+from overpaint.server.app import create_app
+from overpaint.server.jobs.service import Service, Settings
+from overpaint.server.jobs.supervisor import Pace
+from tests.server.fake import Fake
+
+HOUSE = Path(__file__).parents[3] / "examples" / "house.png"
+REFINER = "miniature-refiner"
+FOLDER = "models/my-refiner"
+
+
+def client_of(folder: Path, **changes: Any) -> TestClient:
+    settings: dict[str, Any] = {
+        "make": Fake,
+        "arguments": (),
+        "pace": Pace(look=0.05),
+        "grace": 0.0,
+        "home": folder / "home",
+    } | changes
+    return TestClient(create_app(Settings(folder, ("miniature",), **settings)))
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    home = tmp_path / "home"
+    kinds: dict[str, Kind] = {"ink": "lora", "lines": "control", "word": "embedding"}
+    for name, kind in kinds.items():
+        entry = Entry(name=name, kind=kind, sha256="0", licence=None, file="a", keys=1)
+        folder = Entries(home).folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(entry.model_dump_json())
+    with client_of(tmp_path, refiner=FOLDER) as made:
+        yield made
+
+
+def control(**fields: Any) -> dict[str, Any]:
+    picture = {"data": base64.b64encode(HOUSE.read_bytes()).decode()}
+    return {"controls": [{"kind": "canny", "image": picture} | fields]}
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "says"),
+    [
+        ({"loras": [{"name": "ink"}, {"name": "inkk"}]}, "loras.1.name", "Did you mean ink?"),
+        ({"loras": [{"name": "word"}]}, "loras.0.name", "unknown lora 'word'"),
+        ({"loras": [{"name": "../ink"}]}, "loras.0.name", "lead to the catalogue alone"),
+        ({"prompt": "a <lora:pen:0.5>"}, "loras.0.name", "unknown lora 'pen'"),
+        ({"prompt": "<embedding:wrd>"}, "prompt", "Did you mean word?"),
+        ({"negative_prompt_2": "<embedding:ink>"}, "negative_prompt_2", "unknown embedding 'ink'"),
+        (control(net="pen"), "controls.0.net", "unknown control 'pen'"),
+        (control(net="owner/net"), "controls.0.net", "lead to the catalogue alone"),
+        (control(kind="depth", estimator="./x"), "controls.0.estimator", "'./x' is a path"),
+        ({"refiner": "/etc/passwd"}, "refiner", "'/etc/passwd' is a path"),
+        ({"refiner": "owner/name"}, "refiner", "or a hub id"),
+        ({"refiner": "sdxl-refiner"}, "refiner", "unknown checkpoint 'sdxl-refiner'"),
+    ],
+)
+def test_what_is_not_here_is_refused(
+    client: TestClient, request_: Any, field: str, says: str
+) -> None:
+    answer = client.post("/api/jobs", json={"request": request_})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"].startswith(f"{field}: ")
+    assert says in answer.json()["detail"]
+    assert client.get("/api/jobs").json()["jobs"] == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"loras": [{"name": "ink"}, {"name": "miniature-comic"}]},
+        {"prompt": "<lora:ink:0.5> <embedding:word>", "negative_prompt": "<embedding:word>"},
+        {"prompt_2": "<embedding:miniature-toy>"},
+        control(net="lines"),
+        control(net="miniature-canny"),
+        control(),
+        control(kind="depth", estimator="depth-anything"),
+        {"refiner": REFINER},
+        {"refiner": FOLDER},
+    ],
+)
+def test_what_is_here_is_accepted(client: TestClient, request_: Any) -> None:
+    assert client.post("/api/jobs", json={"request": request_}).status_code == 201
+
+
+def test_a_damaged_entry_is_not_taken_for_a_missing_one(client: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "home" / "models" / "ink.json").write_text("{}")
+    answer = client.post("/api/jobs", json={"request": {"loras": [{"name": "ink"}]}})
+    assert answer.status_code == 422
+    assert "cannot be read" in answer.json()["detail"]
+
+
+def test_replicate_s_clients_read_their_own_names(client: TestClient) -> None:
+    path = "/v1/models/any/miniature/predictions"
+    for inputs, field in (
+        ({"replicate_weights": "pen"}, "replicate_weights"),
+        ({"replicate_weights": "ink", "prompt": "<lora:pen:1>"}, "prompt"),
+        ({"prompt": "<lora:pen:1>"}, "prompt"),
+    ):
+        answer = client.post(path, json={"input": inputs})
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith(f"{field}: unknown lora 'pen'")
+    assert client.post(path, json={"input": {"replicate_weights": "ink"}}).status_code == 201
+
+
+def jobs(client: TestClient) -> list[Any]:
+    return client.get("/api/jobs").json()["jobs"]
+
+
+def test_the_refiner_that_the_server_was_given(client: TestClient) -> None:
+    ensemble = {"refine": "expert_ensemble_refiner", "high_noise_frac": 0.7}
+    after = {"refine": "base_image_refiner", "refine_steps": 9}
+    client.post("/v1/models/any/miniature/predictions", json={"input": ensemble})
+    client.post("/predictions", json={"input": after})
+    second, first = (job["request"] for job in jobs(client))
+    assert [r["refiner"] for r in (first, second)] == [FOLDER, FOLDER]
+    assert (first["refine"], first["high_noise_frac"]) == ("ensemble", 0.7)
+    assert (second["refine"], second["refine_steps"]) == ("sequential", 9)
+
+
+def test_a_server_without_a_refiner(tmp_path: Path) -> None:
+    with client_of(tmp_path) as client:
+        inputs = {"refine": "expert_ensemble_refiner"}
+        answer = client.post("/v1/models/any/miniature/predictions", json={"input": inputs})
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith("refine: ")
+        assert jobs(client) == []
+
+
+def test_the_refiner_paints(tmp_path: Path) -> None:
+    """With the miniature itself: its record says who painted."""
+    arguments = (("miniature",), "cpu", "fp32", tmp_path / "home")
+    with client_of(tmp_path, make=paints, arguments=arguments, refiner=REFINER) as client:
+        inputs = {
+            "prompt": "a red cup",
+            "num_inference_steps": 4,
+            "refine": "expert_ensemble_refiner",
+            "high_noise_frac": 0.5,
+            "width": 64,
+            "height": 64,
+        }
+        answer = client.put("/predictions/one", json={"input": inputs})
+        assert answer.json()["status"] == "succeeded", answer.text
+        application: Any = client.app
+        service: Service = application.state.service
+        (job,) = service.jobs.page(None, 2)
+        assert job.result is not None
+        file = service.files.results(job.id) / job.result["files"][0]
+        with Image.open(file) as image:
+            record = json.loads(image.info["overpaint"])
+        assert record["refiner"]["name"] == REFINER, json.dumps(record)
+        assert record["request"]["refine"] == "ensemble"

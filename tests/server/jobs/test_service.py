@@ -1,0 +1,131 @@
+"""A server over the days: what it forgets and what it keeps, and that it is alone in its folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+
+import pytest
+
+from overpaint.errors import StoreError
+from overpaint.imaging.images import picture
+from overpaint.request import Request
+from overpaint.server.jobs.service import Service, Settings, Story
+from overpaint.server.jobs.supervisor import Pace
+from overpaint.server.store.jobs import NewJob, Said
+from tests.server.fake import Fake
+
+HOUSE = Path(__file__).parents[3] / "examples" / "house.png"
+PATIENCE = 30.0
+
+
+@contextlib.contextmanager
+def served(folder: Path, *, keep: float = -1.0, seconds: float = 0.0) -> Generator[Service]:
+    settings = Settings(
+        folder,
+        ("m",),
+        Fake,
+        (seconds,),
+        pace=Pace(look=0.05),
+        keep_results=keep,
+        keep_files=60.0,
+        grace=0.0,
+    )
+    service = Service(settings)
+    try:
+        yield service
+    finally:
+        service.drain()
+        service.close()
+
+
+def made(service: Service, request: Request) -> str:
+    async def run() -> str:
+        job = await service.submit(request)
+        ended = await service.ended(job.id, PATIENCE)
+        assert ended is not None
+        assert ended.state == "succeeded"
+        return job.id
+
+    return asyncio.run(run())
+
+
+def test_what_is_older_than_it_is_kept_is_forgotten(tmp_path: Path) -> None:
+    with served(tmp_path) as service:
+        name = made(service, Request(image=picture(HOUSE)))
+        upload = service.files.put(b"of no job")
+        files = {upload, picture(HOUSE).sha256}
+        for file in files:
+            os.utime(tmp_path / "files" / file[:2] / file, (1, 1))
+        assert list(service.files.results(name).iterdir())
+        service.tidy()
+        assert service.jobs.get(name) is None
+        assert not service.files.results(name).exists()
+        assert not any(service.files.has(file) for file in files)
+
+
+def test_what_is_needed_is_kept(tmp_path: Path) -> None:
+    with served(tmp_path, keep=3600.0, seconds=0.5) as service:
+        waiting = asyncio.run(service.submit(Request(image=picture(HOUSE))))
+        fresh = service.files.put(b"of no job yet")
+        os.utime(tmp_path / "files" / picture(HOUSE).sha256[:2] / picture(HOUSE).sha256, (1, 1))
+        service.tidy()
+        assert service.files.has(fresh)
+        assert service.files.has(picture(HOUSE).sha256)
+        assert service.jobs.get(waiting.id) is not None
+
+
+def test_a_folder_has_one_server(tmp_path: Path) -> None:
+    with served(tmp_path), pytest.raises(StoreError, match="another server has the folder"):
+        Service(Settings(tmp_path, ("m",), Fake))
+    with served(tmp_path):
+        pass
+
+
+def test_who_listens_learns_what_others_stored(tmp_path: Path) -> None:
+    """As when another server of the same store has the job."""
+
+    async def run(service: Service) -> None:
+        story, hub = service.follow("x"), service.hub
+        said = await anext(story)
+        assert isinstance(said, Said)
+        assert said.kind == "queued"
+        rest = asyncio.create_task(_kinds(story))
+        ended = asyncio.create_task(service.ended("x", PATIENCE))
+        with hub.listening("x") as knows, hub.listening("x") as does_not:
+            knows.known, does_not.known = 1, 0
+            service.look()
+            assert await does_not.queue.get() == "ended"
+            assert knows.queue.empty()
+        (claimed,) = service.jobs.claim("another", 1, PATIENCE, ["other"])
+        assert service.jobs.finish(claimed, "succeeded")
+        await asyncio.sleep(0)  # they wait
+        service.look()
+        assert await rest == ["started", "succeeded"]
+        job = await ended
+        assert job is not None
+        assert job.state == "succeeded"
+
+    with served(tmp_path, keep=3600.0) as service:
+        service.jobs.submit(NewJob("x", "", "other", {"prompt": "a cup"}, 1.0))
+        asyncio.run(run(service))
+
+
+def test_who_listens_learns_that_a_job_is_forgotten(tmp_path: Path) -> None:
+    async def run(service: Service) -> None:
+        ended = asyncio.create_task(service.ended("no job", PATIENCE))
+        with service.hub.listening("no job") as listener:
+            listener.known = 7
+            service.look()
+            assert await listener.queue.get() == "ended"
+        assert await ended is None
+
+    with served(tmp_path) as service:
+        asyncio.run(run(service))
+
+
+async def _kinds(story: AsyncGenerator[Story]) -> list[str]:
+    return [said.kind async for said in story if isinstance(said, Said)]

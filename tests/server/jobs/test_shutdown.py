@@ -1,0 +1,78 @@
+"""A server that is asked to end: what is under way ends, what waits stays, listeners are let go."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from overpaint.server.store.database import Database
+from overpaint.server.store.jobs import Jobs
+from tests.server.processes import Server, until
+
+STEPS = 60
+
+
+def listen(server: Server, name: str, heard: list[str]) -> threading.Thread:
+    def run() -> None:
+        with server.client.stream("GET", f"/api/jobs/{name}/events") as answer:
+            heard.extend(line for line in answer.iter_lines() if line.startswith("event: "))
+        heard.append("let go")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def states(folder: Path) -> dict[str, str]:
+    database = Database(f"sqlite:///{folder / 'jobs.db'}")
+    try:
+        return {job.id: job.state for job in Jobs(database).page(None, 9)}
+    finally:
+        database.close()
+
+
+def begun(server: Server) -> tuple[str, str, list[threading.Thread], list[list[str]]]:
+    """A job that runs and one that waits, and who listens to them."""
+    running, waiting = (server.submit(steps=STEPS) for _ in range(2))
+    until(lambda: server.job(running)["done"], "no step is made")
+    heard: list[list[str]] = [[], []]
+    threads = [listen(server, name, h) for name, h in zip((running, waiting), heard, strict=True)]
+    until(lambda: all(heard), "nobody listens")
+    return running, waiting, threads, heard
+
+
+@pytest.mark.parametrize("told", ["the server", "all its processes"])
+def test_one_signal_lets_jobs_under_way_end(tmp_path: Path, told: str) -> None:
+    """A terminal's Ctrl-C and service managers tell all."""
+    with Server(tmp_path, "--room", "1", "--grace", "60").until_ready() as server:
+        running, waiting, threads, heard = begun(server)
+        processes = [psutil.Process(server.process.pid)]
+        if told != "the server":
+            processes += processes[0].children(recursive=True)
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        until(lambda: not server.answers("readyz"), "it takes more")
+        refused = server.client.post("/api/jobs", json={"request": {}})
+        assert refused.status_code == 429
+        assert "about to end" in refused.text
+        for thread in threads:
+            thread.join()
+        server.process.wait()
+        assert heard[0][-2:] == ["event: succeeded", "let go"]
+        assert heard[1] == ["event: queued", "let go"]
+        assert states(tmp_path) == {running: "succeeded", waiting: "queued"}
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    with Server(tmp_path, "--room", "1", "--grace", "3600", "--seconds", "60").until_ready() as one:
+        waiting = one.submit(steps=STEPS)
+        until(lambda: one.job(waiting)["state"] == "running", "it does not run")
+        one.process.send_signal(signal.SIGTERM)
+        until(lambda: not one.answers("readyz"), "it takes more")
+        one.process.send_signal(signal.SIGTERM)
+        one.process.wait()
+        assert states(tmp_path) == {waiting: "queued"}

@@ -1,0 +1,566 @@
+"""A worker under watch: what it makes is published once, whatever happens to it."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, ClassVar, cast
+from unittest.mock import MagicMock
+
+import pytest
+from PIL import Image
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as BusyError
+
+from overpaint.engine.worker import Done, Order, Ready, Report, main
+from overpaint.events import Notice, Spent, Step
+from overpaint.request import Picture, Request
+from overpaint.server.jobs.supervisor import AT_A_TIME, LONGEST, Heard, Pace, Supervisor, pause
+from overpaint.server.store.database import Database
+from overpaint.server.store.files import Files
+from overpaint.server.store.jobs import CRASHES, Job, Jobs, NewJob
+from overpaint.server.store.usage import Ledger
+from tests.server.conftest import Clock
+from tests.server.fake import Fake
+
+LONG = 60.0  # until a test gives up
+
+
+@dataclass
+class House:
+    """A store, its files, and supervisors on them."""
+
+    folder: Path
+    jobs: Jobs
+    files: Files
+    heard: list[tuple[str, Heard]] = field(default_factory=list[tuple[str, Heard]])
+    running: list[Supervisor] = field(default_factory=list[Supervisor])
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def open(self, seconds: float = 0.0, **pace: Any) -> Supervisor:
+        settings: dict[str, Any] = {"look": 0.05} | pace
+        made = Supervisor(
+            self.jobs,
+            self.files,
+            Fake,
+            (seconds,),
+            owner=f"server{len(self.running)}",
+            models=("m",),
+            hear=self.hear,
+            pace=Pace(**settings),
+        )
+        made.start()
+        self.running.append(made)
+        return made
+
+    def hear(self, name: str, heard: Heard) -> None:
+        with self.changed:
+            self.heard.append((name, heard))
+            self.changed.notify_all()
+
+    def submit(
+        self,
+        prompt: str = "",
+        steps: int = 3,
+        image: bytes | None = None,
+        priority: int = 0,
+        **origin: Any,
+    ) -> str:
+        name = f"job{next(self.numbers)}"
+        asked = Request(prompt=prompt, num_inference_steps=steps, seed=5, num_images=2)
+        request = asked.model_copy(update={"image": Picture(data=image)}) if image else asked
+        stored, files = self.files.pack(request)
+        self.jobs.submit(NewJob(name, "", "m", stored, 1.0, origin, files=files, priority=priority))
+        for supervisor in self.running:
+            supervisor.wake()
+        return name
+
+    def until(self, true: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(true, LONG), self.heard[-5:]
+
+    def ended(self, name: str) -> Job:
+        self.until(lambda: (name, "ended") in self.heard)
+        job = self.jobs.get(name)
+        assert job is not None
+        return job
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path, Jobs(Database(f"sqlite:///{tmp_path}/jobs.db")), Files(tmp_path))
+    yield made
+    for supervisor in made.running:
+        supervisor.stop()
+    made.jobs.database.close()
+
+
+def test_a_job_s_pictures_are_published(house: House) -> None:
+    house.open()
+    output = {"kind": "webp", "options": {"quality": 50}, "preview_every": 2}
+    name = house.submit("note", output=output)
+    job = house.ended(name)
+    assert job.state == "succeeded"
+    assert job.result is not None
+    assert job.result["files"] == ["1-0.webp", "1-1.webp"]
+    assert job.result["seeds"] == [5, 6]
+    for made in job.result["files"]:
+        with Image.open(house.files.results(name) / made) as image:
+            assert (image.format, image.size) == ("WEBP", (8, 8))
+    heard = [event for of, event in house.heard if of == name]
+    assert [e.done for e in heard if isinstance(e, Step)] == [1, 2, 3]
+    assert heard[0] == Notice("noted")
+    assert [type(e).__name__ for e in heard].count("Shown") == 1
+    said = [entry.kind for entry in house.jobs.history(name)]
+    assert said == ["queued", "started", "notice", "succeeded"]
+
+
+def test_a_job_that_fails_says_why(house: House) -> None:
+    house.open()
+    refused, broken = house.submit("refuse"), house.submit("break")
+    assert house.ended(refused).error == "prompt: refused"
+    assert "defect in Overpaint: ZeroDivisionError" in (house.ended(broken).error or "")
+
+
+def test_workers_that_die_in_vain_come_more_and_more_seldom(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [pause(deaths) for deaths in range(6)] == [0, 0, 0, 1, 2, 4]
+    assert pause(2000) == LONGEST
+    deaths = list[int]()
+
+    def noted(count: int) -> float:
+        deaths.append(count)
+        return 0.0
+
+    monkeypatch.setattr("overpaint.server.jobs.supervisor.pause", noted)
+    house.open()
+    for steps in (1, 3):
+        assert house.ended(house.submit("die", steps)).state == "failed"
+        assert house.ended(house.submit()).state == "succeeded"
+    in_vain, after_steps = [1, 2, 3, 4, 5], [0, 0, 0, 0, 0]
+    assert deaths == [0, *in_vain, *after_steps]
+
+
+def test_what_cannot_be_read_fails_alone(house: House) -> None:
+    house.jobs.submit(NewJob("bad", "", "m", {"prompt": "", "image": {"file": "0" * 64}}, 1.0))
+    house.open()
+    good = house.submit()
+    assert "upload it again" in (house.ended("bad").error or "")
+    assert house.ended(good).state == "succeeded"
+
+
+def test_jobs_of_other_models_are_left_alone(house: House) -> None:
+    house.jobs.submit(NewJob("other", "", "sdxl", {"prompt": ""}, 1.0))
+    house.open()
+    house.ended(house.submit())
+    assert house.jobs.counts()["queued"] == 1
+
+
+def test_cancel(house: House) -> None:
+    supervisor = house.open(0.02)
+    name = house.submit(steps=1000)
+    house.until(lambda: any(of == name for of, _ in house.heard))
+    house.jobs.cancel(name)
+    supervisor.wake()
+    assert house.ended(name).state == "canceled"
+    assert house.ended(house.submit()).state == "succeeded"
+
+
+def test_a_worker_that_dies_is_replaced_and_its_jobs_run_again(house: House) -> None:
+    supervisor = house.open(0.05)
+    names = [house.submit(steps=20) for _ in range(4)]
+    house.until(lambda: len({of for of, _ in house.heard}) == 4)
+    worker = supervisor._worker  # pyright: ignore[reportPrivateUsage]
+    assert worker is not None
+    assert worker.process.pid
+    os.kill(worker.process.pid, signal.SIGKILL)
+    for name in names:
+        job = house.ended(name)
+        assert (job.state, job.attempt, job.crashes) == ("succeeded", 2, 1)
+        assert job.result is not None
+        assert job.result["files"] == ["2-0.png", "2-1.png"]
+    assert supervisor.restarts == 1
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_job_that_kills_its_worker_is_given_up(house: House, steps: int) -> None:
+    """Also at its first step, when the worker has said nothing of it; the others end well."""
+    house.open()
+    deadly = house.submit("die", steps)
+    others = [house.submit(steps=steps) for _ in range(5)]
+    found = house.ended(deadly)
+    assert (found.state, found.attempt) == ("failed", CRASHES)
+    for name in [*others, house.submit()]:
+        assert house.ended(name).state == "succeeded"
+
+
+def test_a_worker_that_stands_still_is_replaced(house: House) -> None:
+    supervisor = house.open(stalled=2.0)
+    name = house.submit("hang", steps=4)
+    house.until(lambda: (name, "requeued") in house.heard)
+    assert supervisor.restarts == 1
+    house.jobs.cancel(name)
+    supervisor.wake()
+    house.until(lambda: house.jobs.counts()["canceled"] == 1)
+
+
+def test_a_worker_that_reads_no_more_holds_nobody_up(house: House) -> None:
+    """An order is larger than what the pipe takes in; the one who sends it also watches."""
+    supervisor = house.open(stalled=1.0, halfway=1.0)
+    frozen = house.submit("freeze", steps=4)
+    house.until(lambda: (frozen, Step(1, 4, 3.0)) in house.heard)
+    large = house.submit(image=os.urandom(2**21))
+    assert house.ended(large).state == "succeeded"
+    assert house.ended(frozen).state == "failed"
+    assert supervisor.restarts == CRASHES
+
+
+def test_who_stands_still_in_the_middle_is_not_waited_for_as_long_as_a_step(house: House) -> None:
+    supervisor = house.open(stalled=600.0, halfway=0.5)
+    frozen = house.submit("freeze", steps=4)
+    house.until(lambda: (frozen, Step(1, 4, 3.0)) in house.heard)
+    house.submit(image=os.urandom(2**21))
+    house.until(lambda: supervisor.restarts == 1)
+
+
+def test_leases_of_its_own_that_ran_out_are_nobody_s(tmp_path: Path, clock: Clock) -> None:
+    """The machine slept, or its clock was put right: nothing died."""
+    jobs = Jobs(Database(f"sqlite:///{tmp_path}/jobs.db", clock))
+    house = House(tmp_path, jobs, Files(tmp_path))
+    supervisor = house.open(0.05)
+    try:
+        name = house.submit(steps=20)
+        for done in (2, 8, 14):
+            house.until(lambda done=done: (name, Step(done, 20, 20.0 - done)) in house.heard)
+            clock.now += 3600
+        job = house.ended(name)
+    finally:
+        supervisor.stop()
+        jobs.database.close()
+    assert (job.state, job.attempt, job.crashes) == ("succeeded", 1, 0)
+
+
+def test_an_attempt_that_another_took_is_let_go(house: House) -> None:
+    house.open(0.05, lease=1.0)
+    name = house.submit(steps=40)
+    house.until(lambda: (name, Step(1, 40, 39.0)) in house.heard)
+    assert house.jobs.expire(owners_are_gone=True) == [name]
+    house.until(lambda: (name, "requeued") in house.heard)
+    assert house.ended(name).attempt == 2
+
+
+def defects(caplog: pytest.LogCaptureFixture) -> list[type[BaseException] | None]:
+    """Those that were said aloud since the last time."""
+    found = [record for record in caplog.records if record.getMessage() == "defect"]
+    caplog.clear()
+    return [record.exc_info[0] for record in found if record.exc_info]
+
+
+def test_an_end_that_no_store_takes_is_another_one(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish = house.jobs.finish
+
+    def failing(*arguments: Any, **keywords: Any) -> bool:
+        if keywords.get("error") == "prompt: refused":
+            raise UnicodeError
+        return finish(*arguments, **keywords)
+
+    monkeypatch.setattr(house.jobs, "finish", failing)
+    house.open()
+    strange, good = house.submit("refuse"), house.submit()
+    assert house.ended(good).state == "succeeded"
+    job = house.ended(strange)
+    assert job.state == "failed"
+    assert "a defect in Overpaint: UnicodeError" in str(job.error)
+    assert defects(caplog) == [UnicodeError]
+
+
+OUT_OF_ORDER = OperationalError("UPDATE", {}, Exception("disk I/O error"))
+
+
+def fail_at_first(
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str = "finish",
+    error: Exception = OUT_OF_ORDER,
+) -> None:
+    """Have the store refuse the first two ends, or what another method does."""
+    real, failures = getattr(house.jobs, method), itertools.count()
+
+    def failing(*arguments: Any, **keywords: Any) -> Any:
+        if next(failures) < 2:
+            raise error
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(house.jobs, method, failing)
+
+
+def test_a_store_that_is_busy_for_a_while_takes_ends_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at_first(house, monkeypatch, error=BusyError("QueuePool limit reached"))
+    house.open()
+    assert house.ended(house.submit()).state == "succeeded"
+
+
+def test_an_end_that_was_stored_unheard_is_published(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks between the commit and its answer."""
+    finish, calls = house.jobs.finish, itertools.count()
+
+    def failing(*arguments: Any, **keywords: Any) -> bool:
+        stored = finish(*arguments, **keywords)
+        if not next(calls):
+            raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
+        return stored
+
+    monkeypatch.setattr(house.jobs, "finish", failing)
+    supervisor = house.open()
+    job = house.ended(house.submit())
+    assert job.state == "succeeded"
+    assert job.result is not None
+    assert all((house.files.results(job.id) / made).exists() for made in job.result["files"])
+    assert supervisor.ended["succeeded"] == 1
+
+
+def test_an_order_that_cannot_be_given_fails_alone(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unpack, calls = house.files.unpack, itertools.count()
+
+    def failing(stored: Any) -> Request:
+        if next(calls) == 1:
+            raise MemoryError
+        return unpack(stored)
+
+    monkeypatch.setattr(house.files, "unpack", failing)
+    names = [house.submit() for _ in range(3)]
+    house.open()
+    ended = [house.ended(name) for name in names]
+    assert [job.state for job in ended] == ["succeeded", "failed", "succeeded"]
+    assert "a defect in Overpaint: MemoryError" in str(ended[1].error)
+    assert defects(caplog) == [MemoryError]
+
+
+def test_who_is_to_be_alone_is_alone_where_an_order_fails(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It made room, while others had been claimed with it."""
+    suspect = house.submit(steps=9)
+    for _ in range(3):
+        (held,) = house.jobs.claim("before", 1, LONG)
+        assert house.jobs.give_back(held, crashed=True)
+    claim, together = house.jobs.claim, list[list[int]]()
+
+    def noted(owner: str, count: int, lease: float, models: Any, beside: Any) -> list[Job]:
+        taken = claim(owner, count, lease, models, beside)
+        together.append([job.crashes for job in (*beside, *taken)])
+        return taken
+
+    monkeypatch.setattr(house.jobs, "claim", noted)
+    missing = house.submit(image=b"a picture", priority=1)
+    for upload in house.files.old(-1):
+        house.files.forget(upload, -1)
+    others = [house.submit(priority=1) for _ in range(3)]
+    house.open(room=5)
+    assert "upload it again" in str(house.ended(missing).error)
+    for name in (*others, suspect):
+        assert house.ended(name).state == "succeeded"
+    assert [3] in together
+    assert all(crashes == [3] for crashes in together if 3 in crashes)
+
+
+def test_a_few_are_claimed_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of many may take longer to read than a lease lasts."""
+    names = [house.submit() for _ in range(20)]
+    claim, claims = house.jobs.claim, list[int]()
+
+    def claiming(*arguments: Any) -> list[Job]:
+        taken = claim(*arguments)
+        claims.append(len(taken))
+        return taken
+
+    monkeypatch.setattr(house.jobs, "claim", claiming)
+    house.open(look=0.0)  # each claim takes longer than it may
+    for name in names:
+        assert house.ended(name).state == "succeeded"
+    assert (sum(claims), max(claims)) == (20, AT_A_TIME)
+
+
+def test_a_store_that_fails_for_a_while_loses_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at_first(house, monkeypatch)
+    house.open()
+    names = [house.submit() for _ in range(3)]
+    for name in names:
+        job = house.ended(name)
+        assert (job.state, job.attempt) == ("succeeded", 1)
+
+
+def test_a_defect_does_not_end_the_thread_that_ends_jobs(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said aloud, and every job ends all the same."""
+    hear, failures = house.hear, itertools.count()
+
+    def failing(name: str, heard: Heard) -> None:
+        if isinstance(heard, Step) and next(failures) < 2:
+            raise ZeroDivisionError
+        hear(name, heard)
+
+    monkeypatch.setattr(house, "hear", failing)
+    house.open()
+    for name in [house.submit() for _ in range(3)]:
+        assert house.ended(name).state == "succeeded"
+    assert defects(caplog) == [ZeroDivisionError] * 2
+
+
+def test_a_worker_that_dies_while_the_store_fails_has_died_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_at_first(house, monkeypatch, "give_back")
+    supervisor = house.open()
+    assert house.ended(house.submit("die")).crashes == CRASHES - 1
+    assert supervisor.restarts == CRASHES
+
+
+def test_what_was_told_at_once_is_kept_while_the_store_fails(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that end in one tick; the store fails at the first, and each is charged all the same."""
+    fail_at_first(house, monkeypatch)
+    names = [house.submit("refuse", steps=4) for _ in range(8)]
+    house.open(0.2)  # while the first is stepped, the others come
+    for name in names:
+        assert house.ended(name).error == "prompt: refused"
+    (total,) = Ledger(house.jobs.database).totals("model")
+    assert (total.jobs, total.device_seconds) == (8, pytest.approx(8 * 0.002))
+
+
+def test_a_frozen_server_s_result_is_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sleeps past its lease just before it publishes; another one does the job meanwhile."""
+    frozen, thawed = threading.Event(), threading.Event()
+    finish = house.jobs.finish
+
+    def late(job: Job, state: Any, **keywords: Any) -> bool:
+        if job.owner == "server0":
+            frozen.set()
+            assert thawed.wait(LONG)
+        return finish(job, state, **keywords)
+
+    monkeypatch.setattr(house.jobs, "finish", late)
+    house.open(lease=0.5)
+    name = house.submit()
+    assert frozen.wait(LONG)
+    house.open(lease=30.0)
+    house.until(lambda: house.jobs.counts()["succeeded"] == 1)
+    thawed.set()
+    house.until(lambda: house.heard.count((name, "ended")) == 2)
+    job = house.jobs.get(name)
+    assert job is not None
+    assert (job.state, job.attempt) == ("succeeded", 2)
+    assert sorted(p.name for p in house.files.results(name).iterdir()) == ["2-0.png", "2-1.png"]
+    assert [e.kind for e in house.jobs.history(name)].count("succeeded") == 1
+
+
+def test_a_drain_finishes_what_is_under_way_and_keeps_the_rest(house: House) -> None:
+    supervisor = house.open(0.02, room=2)
+    names = [house.submit(steps=10) for _ in range(5)]
+    house.until(lambda: len({of for of, _ in house.heard}) == 2)
+    supervisor.stop(grace=LONG)
+    counts = house.jobs.counts()
+    assert counts["succeeded"] == 2
+    assert counts["queued"] == 3
+    other = house.open()
+    assert {house.ended(name).state for name in names} == {"succeeded"}
+    assert other.restarts == 0
+
+
+def test_a_stop_without_grace_gives_back(house: House) -> None:
+    supervisor = house.open(0.05)
+    name = house.submit(steps=1000)
+    house.until(lambda: any(of == name for of, _ in house.heard))
+    supervisor.stop()
+    job = house.jobs.get(name)
+    assert job is not None
+    assert (job.state, job.crashes) == ("queued", 0)
+
+
+def test_a_job_s_end_is_the_last_that_is_said_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast its pictures are written: here at once."""
+    said = list[Any]()
+
+    class EndOfTest(BaseException): ...
+
+    class Pipe:
+        orders: ClassVar = [Order("a", Request(prompt="", seed=5), "m", tmp_path, "1")]
+
+        def recv(self) -> Order:
+            if not self.orders:
+                threading.Event().wait()
+            return self.orders.pop()
+
+        def send(self, report: Report) -> None:
+            said.extend(report if isinstance(report, list) else [])
+            if said and isinstance(said[-1][1], Done):
+                raise EndOfTest
+
+    class AtOnce:
+        def __init__(self, *_: object) -> None:
+            """As an executor."""
+
+        def submit(self, call: Callable[..., None], *arguments: object) -> None:
+            call(*arguments)
+
+    monkeypatch.setattr("overpaint.engine.worker.ThreadPoolExecutor", AtOnce)
+    for name in ("signal.signal", "share_heap"):  # of a process, which here is the tests' own
+        monkeypatch.setattr(f"overpaint.engine.worker.{name}", MagicMock())
+    with pytest.raises(EndOfTest):
+        main(cast(Any, Pipe()), Fake, ())
+    kinds = [type(one) for _, one in said]
+    assert kinds[-3:] == [Step, Spent, Done]
+
+
+@pytest.fixture
+def worker() -> Iterator[tuple[Connection, BaseProcess]]:
+    """One that is ready, and the pipe to it."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=main, args=(theirs, Fake, ()))
+    process.start()
+    theirs.close()
+    assert ours.recv() == Ready()
+    yield ours, process
+    ours.close()
+    process.join(LONG)
+
+
+def test_the_worker_ends_with_its_server(worker: tuple[Connection, BaseProcess]) -> None:
+    ours, process = worker
+    ours.close()
+    process.join(LONG)
+    assert process.exitcode == 1
+
+
+def test_the_worker_ends_where_it_cannot_read_what_it_is_told(
+    worker: tuple[Connection, BaseProcess],
+) -> None:
+    ours, process = worker
+    ours.send_bytes(b"no pickle")
+    process.join(LONG)
+    assert process.exitcode == 1

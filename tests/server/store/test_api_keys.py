@@ -1,0 +1,199 @@
+"""Keys of the store, and links that stand for them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from sqlalchemy import select
+from typer.testing import CliRunner
+
+from overpaint.cli.main import app
+from overpaint.errors import RequestError, StoreError
+from overpaint.server.store import api_keys as keys_module
+from overpaint.server.store.api_keys import Keys, Links, digest_of
+from overpaint.server.store.jobs import Jobs
+from overpaint.server.store.tables import keys as table
+from tests.server.live import running
+
+PATIENCE = 30.0
+
+
+def overpaint(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["keys", *arguments])
+    if result.exception:
+        raise result.exception
+    return result.output.strip()
+
+
+def test_only_the_digest_of_a_key_is_kept(store: Jobs) -> None:
+    keys = Keys(store.database)
+    assert not keys.demanded()
+    made = Keys(store.database).create("ann")
+    assert re.fullmatch(r"op_[A-Za-z0-9_-]{43}", made)
+    with store.database.read() as connection:
+        rows = connection.execute(select(table)).all()
+    assert [tuple(row)[:2] for row in rows] == [(digest_of(made), "ann")]
+    keys = Keys(store.database)
+    assert keys.demanded()
+    assert keys.good()
+    assert keys.knows(digest_of(made))
+    assert not keys.knows(digest_of(made + "x"))
+
+
+def test_a_revoked_key_opens_nothing_and_one_is_demanded_still(store: Jobs) -> None:
+    keys = Keys(store.database)
+    made = keys.create("ann")
+    keys.revoke("ann")
+    keys = Keys(store.database)
+    assert not keys.knows(digest_of(made))
+    assert keys.demanded()
+    assert not keys.good()
+    assert [key.revoked is not None for key in keys.all()] == [True]
+    for name in ("ann", "bob"):
+        with pytest.raises(StoreError, match=name):
+            keys.revoke(name)
+
+
+@pytest.mark.parametrize("name", ["ann", "", "n" * 101])
+def test_a_name_is_one_keys(store: Jobs, name: str) -> None:
+    keys = Keys(store.database)
+    keys.create("ann")
+    keys.revoke("ann")
+    with pytest.raises(StoreError, match="key"):
+        keys.create(name)
+    assert len(keys.all()) == 1
+
+
+def test_keys_that_are_given_need_no_store(store: Jobs) -> None:
+    keys = Keys(store.database, ("one", "two"))
+    assert keys.demanded()
+    assert keys.knows(digest_of("two"))
+    assert not keys.knows(digest_of("three"))
+
+
+def test_the_command_line_makes_lists_and_revokes(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "new"))
+    made = overpaint("create", "--name", "ann", *data)
+    unnamed = overpaint("create", *data)
+    overpaint("revoke", "ann", *data)
+    listed = json.loads(overpaint("list", "--json", *data))
+    assert [key["name"] for key in listed] == ["ann", digest_of(unnamed)[:12]]
+    assert listed[0]["revoked"] >= listed[0]["created"]
+    assert listed[1]["revoked"] is None
+    shown = overpaint("list", *data)
+    assert "ann" in shown
+    assert made not in shown
+
+
+def get(url: str, key: str | None, path: str = "/api/jobs") -> int:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return httpx.get(url + path, headers=headers).status_code
+
+
+def until_answered(status: int, url: str, key: str | None) -> None:
+    end = time.monotonic() + PATIENCE
+    while get(url, key) != status:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_server_heeds_changes_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_module, "MEMORY", 0.05)
+    data = ("--data", str(tmp_path))
+    with running(tmp_path) as url:
+        assert get(url, None) == 200
+        one = overpaint("create", "--name", "one", *data)
+        until_answered(401, url, None)
+        assert get(url, one) == 200
+        two = overpaint("create", *data)
+        until_answered(200, url, two)
+        overpaint("revoke", "one", *data)
+        until_answered(401, url, one)
+        assert get(url, two) == 200
+
+
+def test_an_address_that_others_reach_needs_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Any] = []
+
+    def served_with(*_: Any, **options: Any) -> None:
+        served.append(options)
+
+    monkeypatch.setattr("overpaint.server.app.run", served_with)
+    command = ["serve", "--host", "0.0.0.0", "--data", str(tmp_path)]
+
+    def serve(*more: str) -> None:
+        result = CliRunner().invoke(app, [*command, *more])
+        if result.exception:
+            raise result.exception
+
+    with pytest.raises(RequestError, match="overpaint keys create"):
+        serve()
+    overpaint("create", "--name", "ann", "--data", str(tmp_path))
+    serve("--allowed-host", "paint.example", "--allowed-origin", "https://a.example")
+    assert served[0]["hosts"] == ["paint.example"]
+    assert served[0]["origins"] == ["https://a.example"]
+    overpaint("revoke", "ann", "--data", str(tmp_path))
+    with pytest.raises(RequestError, match="overpaint keys create"):
+        serve()
+    serve("--key", "one")
+    for bad in ("*", "a.example", "https://a.example/", "https://*.example"):
+        with pytest.raises(RequestError, match="allowed_origin"):
+            serve("--key", "one", "--allowed-origin", bad)
+    assert len(served) == 2
+
+
+def test_links_are_of_one_picture_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = Links("secret")
+    given = parse_qs(links.query("job", "1-0.png"))
+    expires, signature = int(given["expires"][0]), given["signature"][0]
+    assert links.fits("job", "1-0.png", expires, signature)
+    assert not links.fits("job", "1-1.png", expires, signature)
+    assert not links.fits("other", "1-0.png", expires, signature)
+    assert not links.fits("job", "1-0.png", expires + 1, signature)
+    assert not links.fits("job", "1-0.png", expires, signature[:-1])
+    assert not links.fits("job", "1-0.png", expires, "é")
+    assert not Links("another").fits("job", "1-0.png", expires, signature)
+    monkeypatch.setattr(keys_module, "LINK_LASTS", -1)
+    late = parse_qs(links.query("job", "1-0.png"))
+    assert not links.fits("job", "1-0.png", int(late["expires"][0]), late["signature"][0])
+
+
+def test_links_of_answers_work_without_a_key(tmp_path: Path) -> None:
+    with running(tmp_path, keys=("one", "two")) as url:
+        one = {"authorization": "Bearer one"}
+        asked = {"prompt": "a cup", "response_format": "url"}
+        made = httpx.post(f"{url}/v1/images/generations", json=asked, headers=one, timeout=60)
+        theirs = made.json()["data"][0]["url"]
+        path = urlsplit(theirs).path
+        name = path.split("/")[3]
+        listed = httpx.get(f"{url}/v1/predictions", headers=one).json()["results"]
+        for link in (theirs, listed[0]["output"][0]):
+            answer = httpx.get(link)
+            assert answer.status_code == 200
+            assert answer.headers["content-type"] == "image/png"
+        assert httpx.get(theirs, headers={"authorization": "Bearer two"}).status_code == 200
+        assert httpx.get(theirs + "x").status_code == 403
+        assert httpx.get(f"{url}{path}?expires=9999999999").status_code == 403
+        assert get(url, None, path) == 401
+        assert get(url, "two", path) == 404
+        assert get(url, "one", path) == 200
+        query = urlsplit(theirs).query
+        assert httpx.get(f"{url}/api/jobs/{name}?{query}").status_code == 401
+
+
+def test_links_are_bare_where_no_key_is_demanded(tmp_path: Path) -> None:
+    with running(tmp_path) as url:
+        asked = {"prompt": "a cup", "response_format": "url"}
+        made = httpx.post(f"{url}/v1/images/generations", json=asked, timeout=60).json()
+        assert urlsplit(made["data"][0]["url"]).query == ""

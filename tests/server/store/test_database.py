@@ -1,0 +1,60 @@
+"""Opening stores."""
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import SQLAlchemyError
+
+from overpaint.errors import StoreError
+from overpaint.server.store import database as databases
+from overpaint.server.store.database import Database, connect
+from overpaint.server.store.jobs import Jobs, NewJob
+from overpaint.server.store.tables import about, jobs
+from tests.server.postgres import database
+
+
+def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Database(f"sqlite:///{tmp_path}/nowhere/jobs.db")
+    with pytest.raises(StoreError) as error:
+        Database("postgresql+psycopg://me:secret@127.0.0.1:1/x")
+    assert "secret" not in str(error.value)
+    (tmp_path / "text.db").write_text("not a database, but long enough to look like one" * 20)
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Database(f"sqlite:///{tmp_path}/text.db")
+
+
+def test_a_store_of_another_version(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    Database(url).close()
+    with connect(url).begin() as connection:
+        connection.execute(about.update().values(version=99))
+    with pytest.raises(StoreError, match="schema 99"):
+        Database(url)
+
+
+def test_the_machine_s_clock(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/jobs.db")
+    assert Jobs(database).submit(NewJob("a", "", "m", {}, 1.0)).created > 1.7e9
+    database.close()
+
+
+def test_a_server_that_stands_still_holds_nobody_up(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not postgres:
+        pytest.skip("no Postgres here: apt-get install postgresql")
+    monkeypatch.setattr(databases, "HELD", 0.2)
+    url = database(postgres)
+    still, other = Database(url), Database(url)
+    Jobs(other).submit(NewJob("a", "", "m", {}, 1.0))
+    row = jobs.select().where(jobs.c.id == "a").with_for_update()
+    with pytest.raises(SQLAlchemyError), still.write() as held:  # noqa: PT012
+        held.execute(row)
+        with other.write() as connection:  # waits for the other's lock, until that is let go
+            assert connection.execute(row).one().id == "a"
+        held.execute(row)
+    with still.read() as connection:  # goes on with another connection
+        assert connection.execute(jobs.select()).one().id == "a"
+    still.close()
+    other.close()

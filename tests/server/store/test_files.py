@@ -1,0 +1,181 @@
+"""Files of jobs: whole or not there, whatever fails."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+
+from overpaint.errors import PictureError, StoreError
+from overpaint.imaging.images import picture
+from overpaint.request import Control, Lora, Request
+from overpaint.server.store.files import Files
+from overpaint.system.atomic_files import write
+
+HOUSE = Path(__file__).parents[3] / "examples" / "house.png"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def everything(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_what_was_put_is_there(files: Files) -> None:
+    name = files.put(b"abc")
+    assert name == hashlib.sha256(b"abc").hexdigest() == files.put(b"abc")
+    assert files.get(name) == b"abc"
+    assert files.has(name)
+    assert len(everything(files.folder)) == 1
+    files.forget(name)
+    files.forget(name)
+    assert not files.has(name)
+    with pytest.raises(PictureError, match="upload it again"):
+        files.get(name)
+
+
+@pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a/" * 32, "é" * 64])
+def test_names_are_hashes(files: Files, name: str) -> None:
+    with pytest.raises(StoreError, match="hash"):
+        files.get(name)
+
+
+def test_damage_is_seen(files: Files) -> None:
+    name = files.put(b"abc")
+    (path,) = everything(files.folder)
+    path.write_bytes(b"abd")
+    with pytest.raises(PictureError, match="damaged"):
+        files.get(name)
+
+
+def full_when_written(opens: Callable[..., Any]) -> Callable[..., Any]:
+    """Opens files that nothing can be written to."""
+
+    def opened(path: Path, mode: str) -> Any:
+        file = opens(path, mode)
+        wrapped = MagicMock(wraps=file)
+        wrapped.__enter__.return_value = wrapped
+        wrapped.__exit__.side_effect = lambda *_: file.close()  # pyright: ignore[reportUnknownLambdaType]
+        wrapped.write.side_effect = OSError(errno.ENOSPC, "No space left on device")
+        return wrapped
+
+    return opened
+
+
+@pytest.mark.parametrize("breaks", ["open", "write", "fsync", "replace"])
+def test_a_failed_write_leaves_nothing(
+    files: Files, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if breaks in ("fsync", "replace"):
+            patch.setattr(os, breaks, full)
+        elif breaks == "open":
+            patch.setattr(Path, "open", full)
+        else:
+            patch.setattr(Path, "open", full_when_written(Path.open))
+        with pytest.raises(OSError, match="No space"):
+            files.put(b"abc")
+    assert everything(files.folder) == []
+    assert files.get(files.put(b"abc")) == b"abc"
+
+
+def test_what_was_there_stays_when_its_replacement_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a", b"old")
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(OSError, match="Input/output"):
+            write(tmp_path / "a", b"new")
+    assert everything(tmp_path) == [tmp_path / "a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_leftovers_are_swept(files: Files) -> None:
+    name = files.put(b"abc")
+    files.results("job").mkdir(parents=True)
+    for folder in (files.folder / "files" / name[:2], files.results("job")):
+        (folder / "x.1234.partial").write_bytes(b"half")
+    files.sweep(60)
+    assert len(everything(files.folder)) == 3  # another server may be writing them
+    files.sweep()
+    assert [path.name for path in everything(files.folder)] == [name]
+    files.forget_results("job")
+    files.forget_results("job")
+    assert not files.results("job").exists()
+
+
+def test_age(files: Files) -> None:
+    name = files.put(b"abc")
+    assert list(files.old(60)) == []
+    (path,) = everything(files.folder)
+    os.utime(path, (1, 1))
+    assert list(files.old(60)) == [name]
+    files.forget(name, 60)
+    assert everything(files.folder) == []
+    files.put(b"abc")
+    assert list(files.old(60)) == []
+    files.forget(name, 60)  # it was put again since it was found to be old
+    assert files.get(name) == b"abc"
+    assert everything(files.folder) == [path]
+
+
+def test_a_request_comes_back_as_it_was(files: Files) -> None:
+    house = picture(HOUSE)
+    request = Request(
+        prompt="a cup",
+        image=house,
+        mask=picture(HOUSE),
+        seed=2**62,
+        controls=(Control(kind="canny", image=house, options={"low": 30.0}), Control(kind="depth")),
+        loras=(Lora(name="x", blocks={"mid_block": 0.5}),),
+        guidance_interval=(0.1, 0.9),
+        extend=(8, 0, 0, 8),
+    )
+    stored, names = files.pack(request)
+    assert set(names) == {house.sha256}
+    assert len(everything(files.folder)) == 1
+    assert house.data not in repr(stored).encode()
+    assert files.unpack(stored) == request
+    files.forget(house.sha256)
+    with pytest.raises(PictureError):
+        files.unpack(stored)
+
+
+def test_a_picture_that_comes_many_times_is_kept_and_read_once(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = picture(HOUSE)
+    controls = tuple(Control(kind="canny", hint=shown) for _ in range(16))
+    put, names = MagicMock(wraps=files.put), set[str]()
+    monkeypatch.setattr(files, "put", put)
+    stored, named = files.pack(Request(image=shown, controls=controls))
+    names |= set(named)
+    assert (put.call_count, len(names)) == (1, 1)
+    back = files.unpack(stored)
+    assert back.image
+    assert all(control.hint and control.hint.data is back.image.data for control in back.controls)
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    name = files.put(b"a picture")
+    strange = tmp_path / "files" / name[:2] / ".DS_Store"
+    strange.write_bytes(b"")
+    assert files.old(-1) == [name]

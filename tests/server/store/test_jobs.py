@@ -1,0 +1,374 @@
+"""The job store, on SQLite and on Postgres."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from overpaint.errors import IdempotencyError, QueueFullError
+from overpaint.server.store.jobs import AGEING, CRASHES, Attempt, Job, Jobs, Limits, NewJob
+from overpaint.server.store.outbox import Outbox
+from tests.server.conftest import Clock, Open
+
+numbers = itertools.count()
+LEASE = 10.0
+
+
+def new(name: str = "", **fields: Any) -> NewJob:
+    """A job of one second."""
+    made: dict[str, Any] = {
+        "key": "",
+        "model": "miniature",
+        "request": {"prompt": "a cup"},
+        "work": 1.0,
+    }
+    return NewJob(name or f"job{next(numbers):04}", **(made | fields))
+
+
+def kinds(store: Jobs, name: str) -> list[str]:
+    said = store.history(name)
+    assert [entry.number for entry in said] == list(range(1, len(said) + 1))
+    return [entry.kind for entry in said]
+
+
+def test_a_job_s_life(store: Jobs, clock: Clock) -> None:
+    job = store.submit(new("a", request={"prompt": "é", "seed": 3}, origin={"wire": "x"}))
+    assert job == store.get("a")
+    assert (job.state, job.attempt, job.created, job.started) == ("queued", 0, clock.now, None)
+    assert (job.request, job.origin) == ({"prompt": "é", "seed": 3}, {"wire": "x"})
+    clock.now += 5
+    (claimed,) = store.claim("me", 4, LEASE)
+    assert (claimed.state, claimed.attempt, claimed.owner) == ("running", 1, "me")
+    assert claimed.started == clock.now
+    assert store.claim("me", 4, LEASE) == []
+    clock.now += 2
+    assert store.finish(claimed, "succeeded", result={"files": ["f"]})
+    ended = store.get("a")
+    assert ended is not None
+    assert (ended.state, ended.result, ended.ended) == ("succeeded", {"files": ["f"]}, clock.now)
+    assert kinds(store, "a") == ["queued", "started", "succeeded"]
+    assert store.history("a", after=2)[0].kind == "succeeded"
+    assert store.get("b") is None
+    assert store.latest(["a", "b"]) == {"a": 3}
+
+
+def test_what_was_accepted_is_there_for_whoever_opens_the_store_next(opened: Open) -> None:
+    opened().submit(new("a"))
+    assert opened().get("a") is not None
+
+
+@pytest.mark.parametrize("end", ["succeeded", "failed", "canceled"])
+def test_an_end_is_final(store: Jobs, end: Any) -> None:
+    store.submit(new("a"))
+    (claimed,) = store.claim("me", 1, LEASE)
+    assert store.finish(claimed, end)
+    for other in ("succeeded", "failed", "canceled"):
+        assert not store.finish(claimed, other, error="again")
+    assert not store.give_back(claimed)
+    assert store.expire(owners_are_gone=True) == []
+    found = store.cancel("a")
+    assert found is not None
+    assert (found.state, found.error) == (end, None)
+    assert kinds(store, "a") == ["queued", "started", end]
+
+
+def test_a_stale_attempt_changes_nothing(store: Jobs, clock: Clock) -> None:
+    """Its owner was frozen past its lease, and another one has the job now."""
+    store.submit(new("a"))
+    (stale,) = store.claim("frozen", 1, LEASE)
+    clock.now += LEASE + 1
+    assert store.expire() == ["a"]
+    assert not store.finish(stale, "succeeded", result={"by": "frozen"})
+    (claimed,) = store.claim("other", 1, LEASE)
+    assert claimed.attempt == 2
+    assert not store.finish(stale, "succeeded", result={"by": "frozen"})
+    assert not store.give_back(stale)
+    assert store.beat("frozen", LEASE) == []
+    assert store.finish(claimed, "succeeded", result={"by": "other"})
+    assert not store.finish(stale, "failed", error="late")
+    found = store.get("a")
+    assert found is not None
+    assert found.result == {"by": "other"}
+    assert kinds(store, "a") == ["queued", "started", "requeued", "started", "succeeded"]
+
+
+def test_a_claim_by_the_same_owner_is_another_attempt(store: Jobs) -> None:
+    store.submit(new("a"))
+    (first,) = store.claim("me", 1, LEASE)
+    assert store.give_back(first)
+    (second,) = store.claim("me", 1, LEASE)
+    assert not store.finish(first, "succeeded")
+    assert store.finish(second, "succeeded")
+
+
+def test_beats_keep_a_lease(store: Jobs, clock: Clock) -> None:
+    store.submit(new("a"))
+    store.claim("me", 1, LEASE)
+    for _ in range(5):
+        clock.now += LEASE - 1
+        assert [held.id for held in store.beat("me", LEASE)] == ["a"]
+        assert store.expire() == []
+
+
+def test_cancel(store: Jobs) -> None:
+    for name in "ab":
+        store.submit(new(name))
+    assert store.cancel("nobody") is None
+    queued = store.cancel("b")
+    assert queued is not None
+    assert (queued.state, queued.canceling) == ("canceled", False)
+    (claimed,) = store.claim("me", 5, LEASE)
+    running = store.cancel("a")
+    assert running is not None
+    assert (running.state, running.canceling) == ("running", True)
+    assert store.beat("me", LEASE) == [Attempt("a", 1, "me", True)]
+    assert store.finish(claimed, "canceled")
+    again = store.cancel("a")
+    assert again is not None
+    assert (again.state, again.canceling) == ("canceled", False)
+    assert kinds(store, "a") == ["queued", "started", "canceled"]
+
+
+def test_what_was_to_be_canceled_does_not_run_again(store: Jobs, clock: Clock) -> None:
+    for name in "ab":
+        store.submit(new(name))
+    claimed = {job.id: job for job in store.claim("me", 2, LEASE)}
+    for name in "ab":
+        store.cancel(name)
+    assert store.give_back(claimed["a"])
+    clock.now += LEASE + 1
+    assert store.expire() == ["b"]
+    assert +Counter(store.counts()) == Counter(canceled=2)
+    assert store.claim("me", 2, LEASE) == []
+
+
+def test_a_job_that_brings_everything_down_is_given_up(store: Jobs) -> None:
+    store.submit(new("a"))
+    for _ in range(CRASHES):
+        (claimed,) = store.claim("me", 1, LEASE)
+        assert store.give_back(claimed, crashed=True)
+    found = store.get("a")
+    assert found is not None
+    assert found.state == "failed"
+    assert f"{CRASHES} times" in (found.error or "")
+
+
+def test_giving_back_is_no_crash(store: Jobs) -> None:
+    store.submit(new("a"))
+    for _ in range(3 * CRASHES):
+        (claimed,) = store.claim("me", 1, LEASE)
+        assert store.give_back(claimed)
+    assert store.counts()["queued"] == 1
+
+
+def test_short_jobs_first_but_not_for_ever(store: Jobs, clock: Clock) -> None:
+    store.submit(new("long", work=10))
+    store.submit(new("short", work=1))
+    clock.now += 9 * AGEING + 1
+    store.submit(new("late", work=1))
+    assert [job.id for job in store.claim("me", 3, LEASE)] == ["short", "long", "late"]
+
+
+def test_a_key_waits_behind_itself(store: Jobs) -> None:
+    for i in range(20):
+        store.submit(new(f"many{i:02}", key="many"))
+    for i in range(2):
+        store.submit(new(f"few{i}", key="few"))
+    order = [job.id for job in store.claim("me", 6, LEASE)]
+    assert sorted(order) == ["few0", "few1", "many00", "many01", "many02", "many03"][: len(order)]
+    assert order.index("few1") <= 3
+
+
+def test_priority(store: Jobs) -> None:
+    store.submit(new("plain", work=0.1))
+    store.submit(new("urgent", work=100, priority=1))
+    assert [job.id for job in store.claim("me", 1, LEASE)] == ["urgent"]
+
+
+def test_models(store: Jobs) -> None:
+    store.submit(new("a", model="sdxl"))
+    store.submit(new("b", model="miniature"))
+    assert [job.id for job in store.claim("me", 5, LEASE, ["miniature"])] == ["b"]
+
+
+def test_how_much_is_ahead(store: Jobs) -> None:
+    for name, work in (("a", 1.0), ("b", 2.0), ("c", 4.0), ("d", 8.0)):
+        store.submit(new(name, work=work))
+    assert [store.ahead(name) for name in "abcd"] == [(0, 0), (1, 1), (2, 3), (3, 7)]
+    store.claim("me", 1, LEASE)
+    assert store.ahead("a") is None
+    assert store.ahead("c") == (1, 3)
+
+
+def test_a_full_queue_turns_away(store: Jobs) -> None:
+    limits = Limits(queued=3, queued_per_key=2)
+    for name in "ab":
+        store.submit(new(name, key="k"), limits)
+    with pytest.raises(QueueFullError, match="2 of your jobs"):
+        store.submit(new("c", key="k"), limits)
+    store.submit(new("d", key="other"), limits)
+    with pytest.raises(QueueFullError, match="3 jobs are waiting") as full:
+        store.submit(new("e", key="third"), limits)
+    assert full.value.seconds == 3
+    assert store.get("c") is None
+    store.cancel("a")
+    store.submit(new("f", key="k"), limits)
+    with pytest.raises(QueueFullError):
+        store.submit(new("g", key="h"), Limits(work=2.5))
+
+
+def test_the_same_token_is_the_same_job(store: Jobs) -> None:
+    first = store.submit(new("a", token="t", body="x"))
+    assert store.submit(new("b", token="t", body="x")) == first
+    with pytest.raises(IdempotencyError, match="'t' was used"):
+        store.submit(new("c", token="t", body="y"))
+    other = store.submit(new("d", token="t", body="y", key="other"))
+    assert other.id == "d"
+    assert {job.id for job in store.page(None, 10)} == {"a", "d"}
+    full = Limits(queued=0)
+    assert store.submit(new("e", token="t", body="x"), full) == first
+
+
+def test_many_at_once_with_one_token(store: Jobs) -> None:
+    found = list[str]()
+
+    def submit(name: str) -> None:
+        found.append(store.submit(new(name, token="t", body="x")).id)
+
+    threads = [threading.Thread(target=submit, args=(f"n{i}",)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == 1
+    assert len(store.page(None, 10)) == 1
+
+
+def test_claims_at_once_share_nothing(opened: Open) -> None:
+    one = opened()
+    for _ in range(60):
+        one.submit(new())
+    claimed = list[str]()
+
+    def work(owner: str) -> None:
+        own = opened_stores[owner]
+        while got := own.claim(owner, 3, LEASE):
+            for job in got:
+                assert own.finish(job, "succeeded")
+                claimed.append(job.id)
+
+    opened_stores = {owner: opened() for owner in ("x", "y", "z")}
+    threads = [threading.Thread(target=work, args=(owner,)) for owner in opened_stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(claimed) == len(set(claimed)) == 60
+    assert one.counts()["succeeded"] == 60
+
+
+def test_what_is_queued(store: Jobs, clock: Clock) -> None:
+    assert store.backlog() == (0, 0)
+    for name, work in (("a", 2.5), ("b", 3.0), ("c", 4.0)):
+        store.submit(new(name, work=work))
+        clock.now += 10
+    assert store.backlog() == (9.5, 30)
+    store.claim("me", 1, LEASE)  # a, the shortest
+    assert store.backlog() == (7.0, 20)
+
+
+def test_pages(store: Jobs, clock: Clock) -> None:
+    for name in "abcde":
+        store.submit(new(name, key="k"))
+        clock.now += name in "bd"
+    store.submit(new("x", key="other"))
+    first = store.page("k", 2)
+    assert [job.id for job in first] == ["e", "d"]
+    second = store.page("k", 2, before=first[-1])
+    assert [job.id for job in second] == ["c", "b"]
+    assert [job.id for job in store.page("k", 2, before=second[-1])] == ["a"]
+    assert store.page("k", 2, after=second[0]) == first
+    store.cancel("c")
+    assert [job.id for job in store.page("k", 5, states=["canceled"])] == ["c"]
+    assert len(store.page(None, 10)) == 6
+
+
+def test_who_was_in_a_crash_has_less_and_less_company(store: Jobs) -> None:
+    """One that kills its worker drags nobody along to the end."""
+    names = [f"{n:02}" for n in range(80)]
+    for name in names:
+        store.submit(new(name))
+    deadly, innocent, seen = names[0], set(names[1:]), list[int]()
+    held = list[Job]()
+    while store.counts()["failed"] == 0:
+        held += store.claim("me", 64 - len(held), LEASE, beside=held)
+        assert store.claim("me", 64 - len(held), LEASE, beside=held) == []
+        if deadly in [job.id for job in held]:
+            seen.append(len(held))
+            for job in held:
+                store.give_back(job, crashed=True)
+        else:
+            for job in held:
+                store.finish(job, "succeeded")
+        held = []
+    assert seen[0] == 64
+    assert seen[-2:] == [1, 1]
+    assert len(seen) == CRASHES
+    while left := store.claim("me", 64, LEASE):
+        for job in left:
+            assert store.finish(job, "succeeded")
+    found = {name: store.get(name) for name in innocent}
+    assert {job.state for job in found.values() if job} == {"succeeded"}
+    assert store.counts() == {
+        "queued": 0, "running": 0, "succeeded": 79, "failed": 1, "canceled": 0
+    }  # fmt: skip
+
+
+def test_old_jobs_are_forgotten_with_all_that_belongs_to_them(store: Jobs, clock: Clock) -> None:
+    ended = new("a", webhook="https://example.org", token="t", body="x", files=["f", "g"])
+    store.submit(ended)
+    store.submit(new("b", files=["g"]))
+    (claimed, *_) = [job for job in store.claim("me", 2, LEASE) if job.id == "a"]
+    store.finish(claimed, "succeeded", result={"files": ["r"]})
+    assert store.old(60) == []
+    clock.now += 61
+    assert store.in_use(["f", "g", "h"]) == {"f", "g"}
+    assert store.old(60) == ["a"]
+    store.forget(["a", "b"])  # b is under way, and stays
+    assert store.old(0) == []
+    assert store.get("b") is not None
+    assert store.get("a") is None
+    assert store.history("a") == []
+    assert Outbox(store.database).log("a") == []
+    assert store.in_use(["f", "g"]) == {"g"}
+    assert store.submit(replace(ended, id="c", body="y")).id == "c"
+
+
+def test_notices_are_in_the_history(store: Jobs) -> None:
+    store.submit(new("a"))
+    threads = [threading.Thread(target=store.say, args=("a", "notice", {"n": i})) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert kinds(store, "a") == ["queued", *["notice"] * 6]
+
+
+def test_who_asks_what_ran_out_keeps_its_own(store: Jobs, clock: Clock) -> None:
+    for name in "ab":
+        store.submit(new(name))
+    (mine,) = store.claim("me", 1, LEASE)
+    (theirs,) = store.claim("they", 1, LEASE)
+    clock.now += LEASE + 1
+    assert store.expire(but="me") == [theirs.id]
+    assert store.beat("me", LEASE) == [Attempt(mine.id, 1, "me", False)]
+
+
+def test_a_name_with_a_nul_is_nobody_s(store: Jobs) -> None:
+    assert store.get("a\0") is None

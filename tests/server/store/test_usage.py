@@ -1,0 +1,215 @@
+"""The ledger: one entry for each job that has ended, and what it says in sum."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from overpaint.cli.main import app
+from overpaint.errors import RequestError, StoreError
+from overpaint.events import Spent
+from overpaint.server.store.api_keys import Keys, digest_of
+from overpaint.server.store.database import Database
+from overpaint.server.store.jobs import CRASHES, Jobs
+from overpaint.server.store.usage import Ledger, Total
+from tests.server.conftest import Clock
+from tests.server.live import client_of, until
+from tests.server.store.test_jobs import LEASE, new
+
+NOON = datetime(2026, 2, 28, 12, tzinfo=UTC).timestamp()
+DAY = 86400.0
+TWO_FILES = {"files": ["1-0.png", "1-1.png"]}
+TENTHS = Spent(0.1, 0.1)
+
+
+def total(store: Jobs) -> Total:
+    """Of all jobs, which are for one model."""
+    (found,) = Ledger(store.database).totals("model")
+    return found
+
+
+def test_an_end_is_entered_once(store: Jobs) -> None:
+    store.submit(new("a"))
+    (claimed,) = store.claim("me", 1, LEASE)
+    assert Ledger(store.database).totals("model") == []
+    assert store.finish(claimed, "succeeded", result=TWO_FILES, spent=Spent(1.5, 0.25))
+    assert not store.finish(claimed, "succeeded", result=TWO_FILES, spent=Spent(1.5, 0.25))
+    store.cancel("a")
+    assert total(store) == Total("miniature", 1, 2, 0.25, 1.5)
+
+
+def test_an_attempt_that_was_lost_costs_nothing(store: Jobs) -> None:
+    store.submit(new("a"))
+    (lost,) = store.claim("me", 1, LEASE)
+    assert store.give_back(lost, crashed=True)
+    (claimed,) = store.claim("me", 1, LEASE)
+    assert not store.finish(lost, "succeeded", result=TWO_FILES, spent=Spent(8.0, 8.0))
+    assert store.finish(claimed, "succeeded", result=TWO_FILES, spent=Spent(1.5, 0.25))
+    assert total(store) == Total("miniature", 1, 2, 0.25, 1.5)
+
+
+def test_whatever_ends_without_pictures_is_entered_too(store: Jobs) -> None:
+    for name in ("queued", "running", "deadly"):
+        store.submit(new(name))
+    store.cancel("queued")
+    claimed = {job.id: job for job in store.claim("me", 2, LEASE)}
+    store.cancel("running")
+    assert store.finish(claimed["running"], "canceled", spent=Spent(0.5, 0.125))
+    for _ in range(CRASHES):
+        store.expire(owners_are_gone=True)
+        store.claim("me", 1, LEASE)
+    found = store.get("deadly")
+    assert found is not None
+    assert found.state == "failed"
+    assert total(store) == Total("miniature", 3, 0, 0.125, 0.5)
+
+
+def test_it_outlives_the_jobs(store: Jobs, clock: Clock) -> None:
+    store.submit(new("a"))
+    (claimed,) = store.claim("me", 1, LEASE)
+    store.finish(claimed, "succeeded", result=TWO_FILES)
+    before = total(store)
+    clock.now += 1
+    store.forget(store.old(0.5))
+    assert store.get("a") is None
+    assert total(store) == before
+
+
+def use(store: Jobs, key: str, model: str = "miniature", spent: Spent = TENTHS) -> None:
+    """A job that has made two pictures."""
+    job = store.submit(new(key=key, model=model))
+    (claimed,) = store.claim("me", 1, LEASE)
+    assert claimed.id == job.id
+    assert store.finish(claimed, "succeeded", result=TWO_FILES, spent=spent)
+
+
+def test_totals(store: Jobs, clock: Clock) -> None:
+    """Three days of a named key, one without a name, and nobody's."""
+    ann, other = digest_of(Keys(store.database).create("ann")), digest_of("given")
+    clock.now = NOON
+    use(store, ann)
+    clock.now += DAY
+    use(store, ann, "sdxl", Spent(2.0, 30.0))
+    use(store, other)
+    clock.now += DAY / 2 - 0.001
+    use(store, "")
+    clock.now += 0.002
+    use(store, ann)
+    ledger = Ledger(store.database)
+    assert [(one.name, one.jobs, one.pictures) for one in ledger.totals("day")] == [
+        ("2026-02-28", 1, 2),
+        ("2026-03-01", 3, 6),
+        ("2026-03-02", 1, 2),
+    ]
+    by_key = {one.name: one.jobs for one in ledger.totals("key")}
+    assert by_key == {"": 1, other[:12]: 1, "ann": 3}
+    assert [(one.name, one.device_seconds) for one in ledger.totals("model")] == [
+        ("miniature", pytest.approx(0.4)),
+        ("sdxl", 2.0),
+    ]
+    first = date(2026, 3, 1)
+    assert [one.jobs for one in ledger.totals("key", since=first, key=ann)] == [2]
+    assert [one.jobs for one in ledger.totals("key", since=first, until=first, key=ann)] == [1]
+    assert ledger.totals("model", until=date(2026, 2, 27)) == []
+    assert [ledger.digest(name) for name in ("ann", other[:12], "")] == [ann, other, ""]
+    with pytest.raises(StoreError, match="no key 'bob'"):
+        ledger.digest("bob")
+
+
+def overpaint(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["usage", *arguments])
+    if result.exception:
+        raise result.exception
+    return result.output
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> tuple[str, str]:
+    """Where there is a store in which ann has used the miniature, and somebody SDXL."""
+    clock = Clock()
+    database = Database(f"sqlite:///{tmp_path}/jobs.db", clock)
+    clock.now = NOON
+    store = Jobs(database)
+    for _ in range(3):
+        use(store, digest_of("one"), "sdxl", Spent(0.1, 0.1))
+    use(store, digest_of(Keys(database).create("ann")))
+    clock.now += DAY
+    use(store, "")
+    database.close()
+    return ("--data", str(tmp_path))
+
+
+def test_a_table(used: tuple[str, str]) -> None:
+    lines = overpaint(*used, "--price", "0.05", "--currency", "EUR").splitlines()
+    cells = {line[:14].strip(): line[14:].split() for line in lines}
+    assert lines[0].split() == ["key", *HEADINGS, "EUR"]
+    assert cells["ann"] == ["1", "2", "0.100", "0.100", "0.10"]
+    assert cells[digest_of("one")[:12]] == ["3", "6", "0.300", "0.300", "0.30"]
+    assert cells["(no key)"] == ["1", "2", "0.100", "0.100", "0.10"]
+    assert cells["total"] == ["5", "10", "0.500", "0.500", "0.50"]
+    assert len({len(line) for line in lines}) == 1
+
+
+HEADINGS = ("jobs", "pictures", "megapixel-steps", "device-seconds")
+
+
+def test_csv(used: tuple[str, str]) -> None:
+    shown = overpaint(*used, "--csv", "--by", "day", "--price", "0.0175", "--currency", "EUR")
+    assert shown.splitlines() == [
+        "day,jobs,pictures,megapixel_steps,device_seconds,amount,currency",
+        "2026-02-28,4,8,0.400000,0.400,0.1400,EUR",
+        "2026-03-01,1,2,0.100000,0.100,0.0350,EUR",
+    ]
+    shown = overpaint(*used, "--csv", "--by", "model", "--since", "2026-03-01")
+    assert shown.splitlines() == [
+        "model,jobs,pictures,megapixel_steps,device_seconds",
+        "miniature,1,2,0.100000,0.100",
+    ]
+    shown = overpaint(*used, "--csv", "--key", "ann", "--until", "2026-02-28")
+    assert shown.splitlines()[1:] == ["ann,1,2,0.100000,0.100"]
+    assert overpaint(*used, "--csv", "--until", "2026-02-27").count("\n") == 1
+
+
+def test_what_cannot_be_told_is_refused(used: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no job store"):
+        overpaint("--data", str(tmp_path / "elsewhere"))
+    assert not (tmp_path / "elsewhere").exists()
+    with pytest.raises(StoreError, match="no key 'bob'"):
+        overpaint(*used, "--key", "bob")
+    with pytest.raises(RequestError, match="until"):
+        overpaint(*used, "--since", "2026-03-02", "--until", "2026-03-01")
+    with pytest.raises(RequestError, match="price"):
+        overpaint(*used, "--currency", "EUR")
+    for price in ("-1", "nan", "inf", "much"):
+        with pytest.raises(SystemExit):
+            overpaint(*used, "--price", price)
+
+
+def test_a_key_is_told_of_its_own(tmp_path: Path) -> None:
+    def usage(client: TestClient, key: str, **asked: str) -> list[dict[str, object]]:
+        answer = client.get("/api/usage", params=asked, headers={"authorization": f"Bearer {key}"})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    with client_of(tmp_path, keys=("one", "two")) as client:
+        request = {"prompt": "a cup", "num_inference_steps": 4, "num_images": 2}
+        headers = {"authorization": "Bearer one"}
+        made = client.post("/api/jobs?wait=60", json={"request": request}, headers=headers).json()
+        assert made["state"] == "succeeded"
+        entry = {"jobs": 1, "pictures": 2, "megapixel_steps": 0.000512, "device_seconds": 0.004}
+        assert usage(client, "one", by="model") == [{"name": "m"} | entry]
+        day = datetime.fromtimestamp(made["ended"], UTC).date().isoformat()
+        assert usage(client, "one", since=day, until=day) == [{"name": day} | entry]
+        assert usage(client, "one", until="2026-01-01") == []
+        assert usage(client, "two") == []
+        assert client.get("/api/usage").status_code == 401
+        answer = client.get("/api/usage?since=soon", headers=headers)
+        assert answer.status_code == 422
+        # By the command line too, while the server runs.
+        data = ("--data", str(tmp_path))
+        until(lambda: digest_of("one")[:12] in overpaint(*data))
+        assert overpaint(*data, "--csv").splitlines()[1].endswith(",1,2,0.000512,0.004")

@@ -1,0 +1,90 @@
+"""Jobs of the miniature that are canceled while many are under way: each ends within a step.
+
+`python -m tests.stress.cancel JOBS` prints what came of it, as JSON. What is counted is what
+the engine did after the client had its answer: the step under way may end, none may follow.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tests.server.processes import Server, until
+from tests.server.watched import Tick, ticks
+
+TOGETHER = 8
+"""Jobs under way at once, of which one is canceled at a time."""
+
+STEPS = 400
+MOST = 50
+"""Steps after which a job is canceled, at most."""
+
+
+@dataclass
+class Found:
+    """What came of it.
+
+    Attributes:
+        ended: jobs by how many steps of them ended after the answer.
+        begun: jobs by how many steps of them began after it.
+        step: seconds of a step, on average.
+    """
+
+    jobs: int = 0
+    states: dict[str, int] = field(default_factory=dict[str, int])
+    ended: dict[int, int] = field(default_factory=dict[int, int])
+    begun: dict[int, int] = field(default_factory=dict[int, int])
+    step: float = 0.0
+
+    @property
+    def kept(self) -> bool:
+        return self.states == {"canceled": self.jobs} and max(self.ended) <= 1
+
+
+def run(server: Server, folder: Path, count: int, seed: int = 0) -> Found:
+    """Cancel so many jobs of a server with the watched engine."""
+    found, rng = Found(count), random.Random(seed)
+    live: list[str] = []
+    answered: dict[str, float] = {}
+    while len(answered) < count:
+        while len(live) < TOGETHER:
+            live.append(server.submit(steps=STEPS, seed=len(answered) + len(live)))
+        name, wanted = live.pop(rng.randrange(TOGETHER)), rng.randint(1, MOST)
+        until(lambda n=name, w=wanted: (server.job(n)["done"] or 0) >= w, "it does not go on")
+        server.client.post(f"/api/jobs/{name}/cancel").raise_for_status()
+        answered[name] = time.monotonic()
+    for name in live:
+        server.client.post(f"/api/jobs/{name}/cancel").raise_for_status()
+    states = [server.ended(name)["state"] for name in answered]
+    for name in live:
+        server.ended(name)
+    noted = ticks(folder / "ticks.jsonl")
+    found.states = dict(Counter(states))
+    found.ended = dict(Counter(_count(noted, name, at, "ended") for name, at in answered.items()))
+    found.begun = dict(Counter(_count(noted, name, at, "began") for name, at in answered.items()))
+    found.step = round(sum(tick.ended - tick.began for tick in noted) / len(noted), 4)
+    return found
+
+
+def _count(noted: list[Tick], name: str, at: float, when: str) -> int:
+    """Steps of a job that began, or ended, after a moment."""
+    return sum(name in tick.stepped and getattr(tick, when) > at for tick in noted)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        with Server(folder, "--engine", "watched") as server:
+            found = run(server.until_ready(), folder, int(sys.argv[1]))
+    print(json.dumps(asdict(found) | {"kept": found.kept}))
+    raise SystemExit(not found.kept)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""A server whose disk and database fail: what it accepted ends, nothing is corrupt, and it heals.
+
+`python -m tests.stress.disk` fails every write, fsync and rename, and the database, one after
+the other. `python -m tests.stress.disk --full` fills a real disk, a tmpfs that the server has
+for itself (Linux). Either prints what came of it, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import errno
+import io
+import itertools
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from overpaint.server.store.jobs import ENDED
+from overpaint.system.atomic_files import PARTIAL
+from tests.server import faults
+from tests.server.processes import Server, until
+
+CODES = {errno.ENOSPC: 507, errno.EIO: 503}
+"""How a broken disk is to be answered."""
+
+OLD = 5
+"""Jobs that are under way, and as many that wait, while something fails."""
+
+SIZE = 160 * 2**20
+"""Bytes of the real disk: more than a server wants free before it accepts anything."""
+
+TMPFS = 'mount -t tmpfs -o size="$0" tmpfs "$1" && shift && exec "$@"'
+
+
+@dataclass
+class Found:
+    """What came of it."""
+
+    faults: int = 0
+    answers: dict[str, int] = field(default_factory=dict[str, int])
+    wrong: list[str] = field(default_factory=list[str])  # answers that should have been others
+    jobs: int = 0
+    states: dict[str, int] = field(default_factory=dict[str, int])
+    ended_twice: int = 0
+    corrupt: list[str] = field(default_factory=list[str])
+    restarts: int = 0
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is as it should be."""
+        return not (self.wrong or self.ended_twice or self.corrupt or self.restarts)
+
+
+class Proof:
+    """A server, and what is asked of it while it fails."""
+
+    def __init__(self, folder: Path, server: Server):
+        """Begin.
+
+        Args:
+            folder: the server's data, as seen from here.
+            server: to be asked.
+        """
+        self.folder, self.server = folder, server.until_ready()
+        self.found, self.names = Found(), list[str]()
+        self._numbers = itertools.count()
+        self._pids = self._processes()
+
+    def _processes(self) -> list[int | None]:
+        worker = self.server.worker
+        return [self.server.process.pid, worker.pid if worker else None]
+
+    def picture(self) -> bytes:
+        """Another one each time."""
+        buffer, number = io.BytesIO(), next(self._numbers)
+        Image.new("RGB", (8, 8), (number % 256, number // 256, 3)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def body(self, picture: bytes, steps: int = 2) -> dict[str, Any]:
+        image = {"data": base64.b64encode(picture).decode()}
+        return {"request": {"image": image, "prompt": "", "num_inference_steps": steps, "seed": 1}}
+
+    def accept(self, picture: bytes, steps: int = 2) -> None:
+        """A job that must be taken now."""
+        answer = self.server.client.post("/api/jobs", json=self.body(picture, steps))
+        self.expect("healed", answer.status_code, {201})
+        if answer.status_code == 201:
+            self.names.append(answer.json()["id"])
+
+    def expect(self, what: str, status: int, good: Iterable[int]) -> None:
+        """Take down an answer."""
+        self.found.answers[str(status)] = self.found.answers.get(str(status), 0) + 1
+        if status not in good:
+            self.found.wrong.append(f"{what}: {status}")
+
+    def refused(self, what: str, picture: bytes, good: set[int]) -> None:
+        """An upload and a job that cannot be taken now."""
+        client = self.server.client
+        self.expect(what, client.post("/api/files", content=picture).status_code, good)
+        answer = client.post("/api/jobs", json=self.body(picture))
+        self.expect(what, answer.status_code, good)
+        self.found.faults += 1
+
+    def ended(self) -> None:
+        """Every job that was accepted ends, and there are no others."""
+        for name in self.names:
+            job = self.server.ended(name)
+            self.found.ended_twice += sum(k in ENDED for k in self.server.kinds(name)) != 1
+            for made in job["results"]:
+                answer = self.server.client.get(made["url"])
+                try:
+                    Image.open(io.BytesIO(answer.content)).load()
+                except OSError as error:
+                    self.found.corrupt.append(f"{made['url']}: {answer.status_code} {error}")
+        self.found.jobs = len(self.names)
+        self.found.states = dict(Counter(self.server.job(name)["state"] for name in self.names))
+        self.found.restarts = self._processes() != self._pids
+
+    def inspect(self) -> None:
+        """What lies on the disk."""
+        found = self.found
+        found.corrupt += [str(path) for path in self.folder.rglob(f"*{PARTIAL}")]
+        with tempfile.TemporaryDirectory() as copied:
+            for path in self.folder.glob("jobs.db*"):
+                shutil.copy(path, copied)
+            store = sqlite3.connect(Path(copied) / "jobs.db")
+            (said,) = store.execute("PRAGMA integrity_check").fetchone()
+            (count,) = store.execute("SELECT count(*) FROM jobs").fetchone()
+            store.close()
+        if said != "ok":
+            found.corrupt.append(f"jobs.db: {said}")
+        if count != len(self.names):
+            found.wrong.append(f"{count} jobs in the store")
+
+
+@contextmanager
+def failing(proof: Proof, who: str, point: str, code: int = errno.ENOSPC) -> Generator[None]:
+    """A point fails, and then no more."""
+    faults.fail(proof.folder, who, point, code)
+    try:
+        yield
+    finally:
+        faults.heal(proof.folder)
+
+
+def inject(folder: Path, codes: Iterable[int] = tuple(CODES)) -> Found:
+    """Fail at every point of server and worker, with each of these errors."""
+    with Server(folder, "--faults", "--seconds", "0.01") as server:
+        proof = Proof(folder, server)
+        for code, point in itertools.product(codes, faults.FILES):
+            picture = proof.picture()
+            with failing(proof, "server", point, code):
+                proof.refused(f"{point} {os.strerror(code)}", picture, {CODES[code]})
+            proof.accept(picture)
+        for point in faults.DATABASE:
+            for steps in [100] * OLD:
+                proof.accept(proof.picture(), steps)
+            picture = proof.picture()
+            with failing(proof, "server", point):
+                refused_by_store(proof, point, picture)
+            proof.accept(picture)
+        for point in faults.FILES:
+            with failing(proof, "worker", point):
+                proof.accept(proof.picture())
+                name = proof.names[-1]
+                until(lambda name=name: waits(server, name), f"{point}: it does not wait")
+                proof.found.faults += 1
+            if (state := server.ended(name)["state"]) != "succeeded":
+                proof.found.wrong.append(f"{point} in the worker: {state}")
+        proof.ended()
+    proof.inspect()
+    return proof.found
+
+
+def refused_by_store(proof: Proof, point: str, picture: bytes) -> None:
+    """Nothing can be asked of a store that fails, and nobody waits for that to be said."""
+    client, known = proof.server.client, proof.names[-1]
+    answer = client.post("/api/jobs", json=proof.body(picture))
+    proof.expect(f"job, {point}", answer.status_code, {503})
+    for path in (f"/api/jobs/{known}", "/api/jobs", "/readyz"):
+        proof.expect(f"{path}, {point}", client.get(path).status_code, {503})
+    answer = client.post(f"/api/jobs/{known}/cancel")
+    proof.expect(f"cancel, {point}", answer.status_code, {503})
+    proof.found.faults += 1
+
+
+def waits(server: Server, name: str) -> bool:
+    """Whether a job that is painted waits for the disk."""
+    with server.client.stream("GET", f"/api/jobs/{name}/events") as story:
+        for line in story.iter_lines():
+            if "disk is full" in line:
+                return True
+    return False
+
+
+def fill(folder: Path) -> Found:
+    """Fill a real disk while jobs are under way, and make room again.
+
+    Raises:
+        RuntimeError: the system does not let us mount one.
+    """
+    wrapper = ("unshare", "--mount", "--map-root-user", "sh", "-c", TMPFS, str(SIZE), str(folder))
+    with Server(folder, "--seconds", "0.02", wrapper=wrapper) as server:
+        inside = Path(f"/proc/{server.process.pid}/root{folder}")
+        proof, filler = Proof(inside, server), inside / "filler"
+        for _ in range(3):
+            for steps in [60] * OLD:
+                proof.accept(proof.picture(), steps)
+            with filler.open("wb") as file:
+                try:
+                    while True:
+                        os.write(file.fileno(), bytes(2**12))
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+            proof.refused("full", proof.picture(), {507, 503})
+            proof.expect("/readyz", server.client.get("/readyz").status_code, {503})
+            until(lambda: painted(server, proof.names), "jobs do not go on")
+            filler.unlink()
+            server.until_ready()
+            proof.accept(proof.picture())
+            proof.ended()
+        proof.inspect()
+    return proof.found
+
+
+def painted(server: Server, names: Iterable[str]) -> bool:
+    """Whether all jobs are painted, written or not."""
+    jobs = [server.job(name) for name in names]
+    return all(job["state"] in ENDED or (job["done"] or 0) == job["total"] for job in jobs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = (fill if given.full else inject)(Path(folder))
+    print(json.dumps(asdict(found) | {"kept": found.kept}))
+    raise SystemExit(not found.kept)
+
+
+if __name__ == "__main__":
+    main()

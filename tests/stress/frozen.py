@@ -1,0 +1,138 @@
+"""Two servers on one Postgres, one of which stands still past its lease: its results are refused.
+
+`python -m tests.stress.frozen ROUNDS` prints what came of it, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from overpaint.server.store.jobs import ENDED
+from tests.server.postgres import database, postgres
+from tests.server.processes import Server, until
+
+JOBS = 4
+"""Of a round: few, so that what the worker says of them fits into its pipe, which nobody reads."""
+
+
+@dataclass
+class Found:
+    """What came of the jobs of all rounds.
+
+    Attributes:
+        taken_over: jobs that the other server did meanwhile.
+        late: of these, those whose results the frozen server had on the disk already.
+        left: files of refused results that stayed.
+    """
+
+    rounds: int = 0
+    jobs: int = 0
+    states: dict[str, int] = field(default_factory=dict[str, int])
+    taken_over: int = 0
+    late: int = 0
+    left: int = 0
+    ended_twice: int = 0
+    results_missing: int = 0
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is as it should be, and there was something to refuse."""
+        good = self.states == {"succeeded": self.jobs} and self.late > 0
+        return good and not (self.left or self.ended_twice or self.results_missing)
+
+
+def run(folder: Path, url: str, rounds: int, seed: int = 0) -> Found:
+    """Freeze a server and its worker so many times.
+
+    Args:
+        folder: that both servers see.
+        url: of an empty database.
+        rounds: how often.
+        seed: of when.
+    """
+    found, names, rng = Found(), list[str](), random.Random(seed)
+    options = ("--store", url, "--lease", "1.5", "--seconds", "0.04")
+    with Server(folder, *options) as one, Server(folder, *options) as other:
+        for _ in range(rounds):
+            freeze(other.until_ready())
+            one.until_ready()
+            own = [one.submit(steps=rng.randint(10, 40)) for _ in range(JOBS)]
+            until(lambda own=own: all(begun(one, name) for name in own), "none begins")
+            one.freeze()
+            # Its worker goes on for a while: what it says is not heard any more.
+            enough = rng.randint(1, JOBS)
+            until(lambda own=own, n=enough: written(folder, own) >= n, "the worker stands still")
+            if worker := one.worker:
+                worker.suspend()
+            thaw(other)
+            for name in own:
+                job = other.ended(name)
+                found.taken_over += job["attempt"] > 1
+                found.late += bool(foreign(folder, job))
+            thaw(one)
+            names += own
+            found.rounds += 1
+        freeze(other)
+        one.ended(one.submit())  # behind all that it had left to say
+        thaw(other)
+        jobs = [one.job(name) for name in names]
+        found.ended_twice = sum(
+            sum(kind in ENDED for kind in one.kinds(name)) != 1 for name in names
+        )
+    found.jobs = len(jobs)
+    found.states = dict(Counter(job["state"] for job in jobs))
+    for job in jobs:
+        found.left += len(foreign(folder, job))
+        results = folder / "results" / job["id"]
+        found.results_missing += not all((results / r["name"]).exists() for r in job["results"])
+    return found
+
+
+def foreign(folder: Path, job: Any) -> list[Path]:
+    """Files of other attempts than the one that ended a job."""
+    results = (folder / "results" / job["id"]).iterdir()
+    return [path for path in results if not path.name.startswith(f"{job['attempt']}-")]
+
+
+def begun(server: Server, name: str) -> bool:
+    """Whether the worker has a job, or had it."""
+    job = server.job(name)
+    return bool(job["done"]) or job["state"] in ENDED
+
+
+def freeze(server: Server) -> None:
+    server.freeze()
+    if worker := server.worker:
+        worker.suspend()
+
+
+def thaw(server: Server) -> None:
+    if worker := server.worker:
+        worker.resume()
+    server.thaw()
+
+
+def written(folder: Path, names: Iterable[str]) -> int:
+    """How many of the jobs have results on the disk."""
+    return sum(any((folder / "results" / name).glob("*.png")) for name in names)
+
+
+def main() -> None:
+    with postgres() as server, tempfile.TemporaryDirectory() as folder:
+        if not server:
+            raise SystemExit("no Postgres here: apt-get install postgresql")
+        found = run(Path(folder), database(server), int(sys.argv[1]))
+    print(json.dumps(asdict(found) | {"kept": found.kept}))
+    raise SystemExit(not found.kept)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Clients that are slow on purpose, beside others: those are answered as swiftly as alone.
+
+`python -m tests.stress.hostile SECONDS [CLIENTS]` prints what came of it, as JSON. Turns with
+and without a `crowd` of hostile clients alternate; CLIENTS of it listen, and as many stall.
+Beside all answers together it tells the median of spells of ten seconds: where the two are far
+apart, the machine was taken away for a while, or the server stood still.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from statistics import median, quantiles
+
+import httpx
+
+from tests.server.processes import Server
+from tests.stress.crowd import crowd
+
+RATE = 20.0
+"""Normal requests a second."""
+
+TURNS = 3
+"""Turns of each kind."""
+
+PATIENCE = 30.0
+"""Seconds that the server has with clients that stand still."""
+
+MOST = 1.5
+"""How much longer all but one of a hundred normal answers may take beside hostile clients."""
+
+STEP = 1.0
+"""Seconds of a step: a thousand take longer than all."""
+
+SPELL = 10.0
+"""Seconds whose answers are looked at together."""
+
+LARGE = 2**24
+"""Bytes of a picture that is asked for and not read."""
+
+
+@dataclass
+class Found:
+    """What came of it.
+
+    Attributes:
+        clients: that listened to jobs.
+        normal: answers to normal clients, by status.
+        alone: seconds within which all but one of a hundred came, without hostile clients.
+        beside: the same with them.
+        spells: the same two, as the median of spells.
+        listened: what those were answered who listen.
+        ended: how often the server hung up on the others, by kind.
+        longest: seconds for which it kept one of them.
+        patience: seconds that it has.
+    """
+
+    seconds: float
+    clients: int
+    normal: Counter[str] = field(default_factory=Counter[str])
+    alone: float = 0.0
+    beside: float = 0.0
+    spells: tuple[float, float] = (0.0, 0.0)
+    listened: Counter[str] = field(default_factory=Counter[str])
+    ended: Counter[str] = field(default_factory=Counter[str])
+    longest: float = 0.0
+    patience: float = PATIENCE
+
+    @property
+    def ratio(self) -> float:
+        return round(self.beside / self.alone, 2) if self.alone else math.inf
+
+    @property
+    def good(self) -> bool:
+        """Whether all normal requests were answered well."""
+        return set(self.normal) == {"200"}
+
+    @property
+    def kept(self) -> bool:
+        """Whether they were answered as swiftly too, and no hostile one waited for.
+
+        The server looks once in its patience whether more of an answer was read.
+        """
+        return self.good and self.ratio <= MOST and self.longest < 3.5 * self.patience
+
+
+def run(
+    folder: Path,
+    seconds: float,
+    clients: int = 1000,
+    turns: int = TURNS,
+    patience: float = PATIENCE,
+) -> Found:
+    """Alternate turns of so many seconds in all, with so many who listen three times as long."""
+    found = Found(seconds, clients, patience=patience)
+    alone, beside = list[list[float]](), list[list[float]]()
+    options = ["--room", "1", "--patience", str(patience), "--seconds", str(STEP)]
+    with Server(folder, *options) as server:
+        made = server.until_ready().ended(server.submit(steps=1))
+        with (folder / "results" / made["id"] / made["results"][0]["name"]).open("ab") as picture:
+            picture.truncate(LARGE)
+        server.submit(steps=1000)  # goes on all the time, so that another waits
+        waiting = server.submit()
+        hostile = server.url, waiting, made["results"][0]["url"], clients, patience
+        for _ in range(turns):
+            alone += asyncio.run(_ask(server.url, seconds / turns / 4, found.normal))
+            with crowd(*hostile) as became:
+                beside += asyncio.run(_ask(server.url, seconds / turns * 3 / 4, found.normal))
+            found.listened += became["listened"]
+            found.ended += became["ended"]
+            found.longest = max(found.longest, became["longest"])
+            found.alone, found.beside = (_p99([*chain(*spells)]) for spells in (alone, beside))
+            found.spells = _median(alone), _median(beside)
+            print(f"alone {found.alone} s, beside {found.beside} s", file=sys.stderr)
+    return found
+
+
+async def _ask(url: str, seconds: float, statuses: Counter[str]) -> list[list[float]]:
+    """Ask for some spells, as many as fit and one at least; how long the answers of each took."""
+    limits, spells = httpx.Limits(max_connections=32), max(1, round(seconds / SPELL))
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        return [await _asked(client, seconds / spells, statuses) for _ in range(spells)]
+
+
+async def _asked(client: httpx.AsyncClient, seconds: float, statuses: Counter[str]) -> list[float]:
+    """Ask at an even rate, whether or not others were answered; how long each answer took."""
+    took = list[float]()
+
+    async def ask(number: int, due: float) -> None:
+        if number % 2:
+            answer = await client.get("/api/jobs", params={"limit": 5})
+        else:
+            answer = await client.get("/v1/models")
+        statuses[str(answer.status_code)] += 1
+        took.append(time.monotonic() - due)
+
+    await client.get("/v1/models")  # connects
+    due = time.monotonic()
+    end, asked = due + seconds, list[asyncio.Task[None]]()
+    while (due := due + 1 / RATE) < end:
+        await asyncio.sleep(due - time.monotonic())
+        asked.append(asyncio.create_task(ask(len(asked), due)))
+    await asyncio.gather(*asked)
+    return took
+
+
+def _p99(times: list[float]) -> float:
+    return round(quantiles(times, n=100, method="inclusive")[98], 4)
+
+
+def _median(spells: list[list[float]]) -> float:
+    return round(median(map(_p99, spells)), 4)
+
+
+def main() -> None:
+    seconds, *clients = sys.argv[1:]
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a server inherits it
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(Path(folder), float(seconds), *map(int, clients))
+    print(json.dumps(vars(found) | {"ratio": found.ratio, "kept": found.kept}))
+    raise SystemExit(not found.kept)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Jobs for a server whose processes are killed at random: what was acknowledged must end once.
+
+`python -m tests.stress.kills KILLS JOBS [--engine miniature]` prints what came of it, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+from overpaint.server.store.database import Database
+from overpaint.server.store.files import Files
+from overpaint.server.store.jobs import ENDED, Jobs
+from tests.server.processes import Server, until
+
+PROMPTS = ("a cup", "note", "a car", "refuse", "a fish")
+CLIENTS = 4
+AGAIN = 0.1
+"""Seconds until a client that was turned away tries again."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What is asked of an engine, and how it is killed.
+
+    Attributes:
+        steps: of a job, at most.
+        queue: jobs that may wait.
+        pause: seconds until the next kill, at most.
+        side: of a picture, in pixels.
+    """
+
+    steps: int
+    queue: int
+    pause: float
+    side: int
+
+
+ENGINES = {
+    "fake": Engine(steps=15, queue=10_000, pause=0.5, side=8),
+    "miniature": Engine(steps=4, queue=40, pause=2.0, side=128),
+}
+
+
+@dataclass
+class Found:
+    """What came of the jobs that were acknowledged."""
+
+    engine: str
+    kills: int = 0
+    of_servers: int = 0
+    acknowledged: int = 0
+    states: dict[str, int] = field(default_factory=dict[str, int])
+    lost: int = 0  # not there, or never ended
+    ended_twice: int = 0
+    results_missing: int = 0
+    given_up: int = 0  # failed since something died under them too often
+    most_attempts: int = 0
+    seconds: float = 0.0
+
+
+def run(folder: Path, kills: int, count: int, engine: str = "fake", seed: int = 0) -> Found:
+    """Submit so many jobs while processes are killed so many times."""
+    began = time.monotonic()
+    rng = random.Random(seed)
+    asked = ENGINES[engine]
+    server = Server(folder, "--engine", engine, "--queue", str(asked.queue))
+    acknowledged, numbers, lock = list[str](), itertools.count(), threading.Lock()
+    killed, broken = threading.Event(), list[str]()
+
+    def submit() -> None:
+        own = random.Random(threading.get_ident())
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            while True:
+                with lock:
+                    number = next(numbers)
+                if number >= count and killed.is_set():
+                    return
+                fields = {
+                    "prompt": own.choice(PROMPTS),
+                    "num_inference_steps": own.randint(1, asked.steps),
+                    "seed": number,
+                }
+                token = {"Idempotency-Key": f"job {number}"}
+                while True:  # until it is acknowledged, however often the server dies meanwhile
+                    try:
+                        answer = client.post("/api/jobs", json={"request": fields}, headers=token)
+                    except httpx.HTTPError:
+                        time.sleep(0.02)
+                        continue
+                    if answer.status_code == 201:
+                        with lock:
+                            acknowledged.append(answer.json()["id"])
+                        break
+                    if answer.status_code not in (429, 503):
+                        broken.append(f"{answer.status_code} {answer.text}")
+                    time.sleep(AGAIN)
+
+    clients = [threading.Thread(target=submit, daemon=True) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    found = Found(engine)
+    while found.kills < kills:
+        if rng.random() < 0.8:  # mostly while jobs are under way, sometimes while it starts
+            server.until_ready()
+        time.sleep(rng.uniform(0, asked.pause))
+        if rng.random() < 0.5:
+            server.kill()
+            found.of_servers += 1
+            found.kills += 1
+        else:
+            found.kills += server.kill_worker()
+    killed.set()
+    for client in clients:
+        client.join()
+    jobs, files = Jobs(Database(f"sqlite:///{folder / 'jobs.db'}")), Files(folder)
+    try:
+        until(lambda: not jobs.page(None, 1, states=("queued", "running")), "jobs do not end")
+        check(found, jobs, files, acknowledged, asked.side)
+    finally:
+        server.close()
+        jobs.database.close()
+    if broken:
+        raise AssertionError(f"answered {broken[:3]}")
+    found.seconds = round(time.monotonic() - began, 1)
+    return found
+
+
+def check(found: Found, jobs: Jobs, files: Files, acknowledged: list[str], side: int) -> None:
+    """Every job that was acknowledged, by what is stored and on the disk."""
+    found.acknowledged = len(set(acknowledged))
+    states = Counter[str]()
+    for name in set(acknowledged):
+        job = jobs.get(name)
+        if job is None or job.state not in ENDED:
+            found.lost += 1
+            continue
+        states[job.state] += 1
+        found.most_attempts = max(found.most_attempts, job.attempt)
+        found.ended_twice += sum(said.kind in ENDED for said in jobs.history(name)) != 1
+        found.given_up += "given up" in (job.error or "")
+        if job.state == "succeeded":
+            made = [files.results(name) / file for file in (job.result or {})["files"]]
+            found.results_missing += not all(whole(path, side) for path in made)
+    found.states = dict(states)
+
+
+def whole(path: Path, side: int) -> bool:
+    """Whether a square picture can be read to its end."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.size == (side, side)
+    except OSError:
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kills", type=int)
+    parser.add_argument("jobs", type=int)
+    parser.add_argument("--engine", choices=ENGINES, default="fake")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(asdict(run(Path(folder), given.kills, given.jobs, given.engine))))
+
+
+if __name__ == "__main__":
+    main()

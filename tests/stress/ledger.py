@@ -1,0 +1,294 @@
+"""Jobs of many kinds while processes are killed: the ledger says what the jobs' own records say.
+
+`python -m tests.stress.ledger KILLS JOBS` prints what came of it, as JSON. Clients of several
+keys speak several dialects; some cancel, some ask for what fails or kills the worker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sqlalchemy import select
+
+from overpaint.server.store.api_keys import Keys
+from overpaint.server.store.database import Database
+from overpaint.server.store.files import Files
+from overpaint.server.store.jobs import Job, Jobs
+from overpaint.server.store.tables import usage
+from overpaint.server.store.usage import Ledger
+from tests.server.processes import Server, until
+from tests.stress.kills import whole
+
+KEYS = ("ann", "bob", "eve")
+PROMPTS = ("a cup", "a car", "note", "refuse", "break")
+DEADLY = 500
+"""One job in so many kills every worker that has it."""
+
+STEPS, PICTURES = 15, 3
+"""Of a job, at most."""
+
+CANCELED = 0.2
+"""The share of jobs that are canceled."""
+
+PAUSE = 0.6
+"""Seconds until the next kill, at most."""
+
+AGAIN = 0.05
+"""Seconds until a client that was not answered goes on."""
+
+SIDE = 8
+"""Of a picture of the fake engine, in pixels."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a job is asked for, and canceled if its answer says what it is.
+
+    Attributes:
+        path: to post to.
+        body: by prompt, seed, steps and pictures.
+        cancel: method and path, by the id.
+        id: of the job, by the answer.
+    """
+
+    path: str
+    body: Callable[[str, int, int, int], Mapping[str, Any]]
+    cancel: tuple[str, str] = ("", "")
+    id: str = "id"
+
+
+def _ours(prompt: str, seed: int, steps: int, pictures: int) -> dict[str, Any]:
+    fields = {"prompt": prompt, "seed": seed, "num_inference_steps": steps, "num_images": pictures}
+    return {"request": fields}
+
+
+def _fal(prompt: str, seed: int, steps: int, pictures: int) -> dict[str, Any]:
+    return _ours(prompt, seed, steps, pictures)["request"]
+
+
+def _replicate(prompt: str, seed: int, steps: int, pictures: int) -> dict[str, Any]:
+    inputs = {"prompt": prompt, "seed": seed, "num_inference_steps": steps}
+    return {"input": inputs | {"num_outputs": pictures}}
+
+
+def _openai(prompt: str, seed: int, steps: int, pictures: int) -> dict[str, Any]:
+    return {"prompt": prompt, "seed": seed, "steps": steps, "n": pictures}
+
+
+def _a1111(prompt: str, seed: int, steps: int, pictures: int) -> dict[str, Any]:
+    return {"prompt": prompt, "seed": seed, "steps": steps, "batch_size": pictures}
+
+
+DIALECTS = {
+    "native": Dialect("/api/jobs", _ours, ("POST", "/api/jobs/{}/cancel")),
+    "replicate": Dialect(
+        "/v1/models/any/miniature/predictions", _replicate, ("POST", "/v1/predictions/{}/cancel")
+    ),
+    "cog": Dialect("/predictions", _replicate, ("POST", "/predictions/{}/cancel")),
+    "fal": Dialect(
+        "/fal/queue/any/miniature",
+        _fal,
+        ("PUT", "/fal/queue/any/miniature/requests/{}/cancel"),
+        "request_id",
+    ),
+    "openai": Dialect("/v1/images/generations", _openai),
+    "a1111": Dialect("/sdapi/v1/txt2img", _a1111),
+}
+
+
+@dataclass
+class Found:
+    """What came of it.
+
+    Attributes:
+        jobs: in the store, and of these those of each dialect.
+        states: they ended in.
+        entries: of the ledger.
+        recorded: pictures of each key, by the jobs' own records.
+        on_disk: of these, those that are whole.
+        in_ledger: pictures of each key, by the ledger.
+        again: jobs that were begun more than once.
+        given_up: jobs that were under way too often when something died.
+        wrong: entries that say what their job cannot have used.
+        refused: answers that no client should have had.
+    """
+
+    kills: int = 0
+    restarts: int = 0
+    jobs: int = 0
+    dialects: dict[str, int] = field(default_factory=dict[str, int])
+    states: dict[str, int] = field(default_factory=dict[str, int])
+    entries: int = 0
+    recorded: dict[str, int] = field(default_factory=dict[str, int])
+    on_disk: dict[str, int] = field(default_factory=dict[str, int])
+    in_ledger: dict[str, int] = field(default_factory=dict[str, int])
+    again: int = 0
+    given_up: int = 0
+    wrong: list[str] = field(default_factory=list[str])
+    refused: list[str] = field(default_factory=list[str])
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is equal to the picture."""
+        equal = self.recorded == self.on_disk == self.in_ledger
+        return equal and self.entries == self.jobs and not self.wrong and not self.refused
+
+
+class Clients:
+    """One for each key, until so many jobs were asked for and `enough` was said."""
+
+    def __init__(self, url: str, keys: Mapping[str, str], count: int):
+        """Begin.
+
+        Args:
+            url: of the server.
+            keys: what they give, by name.
+            count: of jobs, at least.
+        """
+        self.refused = list[str]()
+        self._url, self._count = url, count
+        self._numbers, self._lock = itertools.count(), threading.Lock()
+        self._enough = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=one) for one in keys.items()]
+        for thread in self._threads:
+            thread.start()
+
+    def enough(self) -> None:
+        """Let them end."""
+        self._enough.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, name: str, key: str) -> None:
+        rng = random.Random(name)
+        headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
+        with httpx.Client(base_url=self._url, headers=headers, timeout=10) as client:
+            while True:
+                with self._lock:
+                    number = next(self._numbers)
+                if number >= self._count and self._enough.is_set():
+                    return
+                dialect = DIALECTS[rng.choice(list(DIALECTS))]
+                prompt = "die" if number % DEADLY == 1 else rng.choice(PROMPTS)
+                steps, pictures = rng.randint(1, STEPS), rng.randint(1, PICTURES)
+                body = dialect.body(prompt, number, steps, pictures)
+                if (answer := self._post(client, "POST", dialect.path, body)) is None:
+                    time.sleep(AGAIN)  # it may have been accepted all the same
+                elif dialect.cancel[0] and rng.random() < CANCELED:
+                    time.sleep(rng.uniform(0, AGAIN))
+                    method, path = dialect.cancel
+                    self._post(client, method, path.format(answer[dialect.id]))
+
+    def _post(
+        self, client: httpx.Client, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The answer to a request, None if there was none: the server died, or the job failed."""
+        try:
+            answer = client.request(method, path, json=body)
+        except httpx.HTTPError:
+            return None
+        if answer.is_success:
+            return answer.json()
+        # What is refused for what it is, is a mistake of the proof.
+        if answer.status_code in (400, 401, 404, 405, 422) and "refuse" not in str(body):
+            self.refused.append(f"{path}: {answer.status_code} {answer.text[:300]}")
+        return None
+
+
+def run(folder: Path, kills: int, count: int, seed: int = 0) -> Found:
+    """Ask for so many jobs while processes are killed so many times."""
+    found, rng = Found(), random.Random(seed)
+    database = Database(f"sqlite:///{folder / 'jobs.db'}")
+    keys = {name: Keys(database).create(name) for name in KEYS}
+    jobs = Jobs(database)
+    try:
+        with Server(folder) as server:
+            clients = Clients(server.url, keys, count)
+            while found.kills < kills:
+                server.until_ready()
+                time.sleep(rng.uniform(0, PAUSE))
+                match rng.choice(("server", "worker", "restart")):
+                    case "server":
+                        server.kill()
+                        found.kills += 1
+                    case "worker":
+                        found.kills += server.kill_worker()
+                    case _:
+                        server.end()
+                        server.start()
+                        found.restarts += 1
+            clients.enough()
+            until(lambda: not left(jobs), lambda: f"jobs do not end: {left(jobs)}")
+        found.refused = clients.refused
+        compare(found, jobs, Files(folder), Ledger(database))
+    finally:
+        database.close()
+    return found
+
+
+def left(jobs: Jobs) -> dict[str, int]:
+    """How many jobs have not ended, by their state and how often something died under them."""
+    waiting = jobs.page(None, sys.maxsize, states=("queued", "running"))
+    return dict(Counter(f"{job.state}, {job.crashes} crashes" for job in waiting))
+
+
+def compare(found: Found, jobs: Jobs, files: Files, ledger: Ledger) -> None:
+    """The ledger, the jobs' own records, and the files on the disk."""
+    with jobs.database.read() as connection:
+        entries = {row.job: row for row in connection.execute(select(usage))}
+    stored = jobs.page(None, sys.maxsize)
+    names = {ledger.digest(name): name for name in KEYS}
+    recorded, on_disk = Counter[str](), Counter[str]()
+    for job in stored:
+        made = (job.result or {}).get("files", [])
+        recorded[names[job.key]] += len(made)
+        on_disk[names[job.key]] += sum(whole(files.results(job.id) / name, SIDE) for name in made)
+        entry = entries[job.id]
+        used = (entry.megapixel_steps, entry.device_seconds)
+        same = (entry.key, entry.model, entry.state, entry.ended, entry.pictures)
+        if same != (job.key, job.model, job.state, job.ended, len(made)) or not fits(job, *used):
+            found.wrong.append(f"{job.id} {job.state}, attempt {job.attempt}, {made}: {entry}")
+    found.jobs, found.entries = len(stored), len(entries)
+    found.dialects = dict(Counter(job.origin["wire"] for job in stored))
+    found.states = dict(Counter(job.state for job in stored))
+    found.again = sum(job.attempt > 1 for job in stored)
+    found.given_up = sum("given up" in (job.error or "") for job in stored)
+    found.recorded, found.on_disk = dict(recorded), dict(on_disk)
+    found.in_ledger = {total.name: total.pictures for total in ledger.totals("key")}
+
+
+def fits(job: Job, megapixel_steps: float, seconds: float) -> bool:
+    """Whether the one attempt that ended can have cost that, as the fake engine counts."""
+    steps, wanted = round(1000 * seconds), job.request["num_inference_steps"]
+    exact = round(1e6 * megapixel_steps) == steps * job.request["num_images"] * SIDE**2
+    begun = job.attempt > 0 and "given up" not in (job.error or "")
+    match job.state:
+        case "succeeded":
+            return exact and steps == wanted
+        case "failed":
+            return exact and steps == (wanted + 1) // 2 * begun
+        case _:
+            return exact and 0 <= steps <= wanted * begun
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(Path(folder), *map(int, sys.argv[1:]))
+    print(json.dumps(asdict(found) | {"kept": found.kept}))
+    raise SystemExit(not found.kept)
+
+
+if __name__ == "__main__":
+    main()

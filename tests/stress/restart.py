@@ -1,0 +1,114 @@
+"""A server that is killed with many jobs queued: how soon it is ready again.
+
+`python -m tests.stress.restart JOBS [ROUNDS]` prints what came of it, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from overpaint.request import Request
+from overpaint.server.store.database import Database
+from overpaint.server.store.files import Files
+from overpaint.server.store.jobs import Jobs, NewJob
+from tests.server.processes import ROOT, Server
+
+SOON = 3.0
+"""Seconds until it is ready."""
+
+ROUNDS = 3
+"""Fewer than a job may be under way when its server dies."""
+
+IMPORTS = {
+    "server": "import uvicorn, overpaint.server.app, tests.server.fake_server",
+    "worker": "import multiprocessing.spawn, tests.server.fake_server",
+}
+
+
+@dataclass
+class Found:
+    """What came of it, in seconds from the start of the process: medians.
+
+    Attributes:
+        ready: with the jobs queued.
+        empty: with none.
+        imports: of the server's modules and of its worker's, one after the other, as its start is.
+        queued: jobs that were there after the last start.
+    """
+
+    jobs: int
+    ready: float
+    empty: float
+    imports: dict[str, float]
+    queued: int
+
+    @property
+    def kept(self) -> bool:
+        return self.ready < SOON and self.queued == self.jobs
+
+
+def run(folder: Path, jobs: int, rounds: int = ROUNDS) -> Found:
+    """Kill and start a server so many times."""
+    (folder / "empty").mkdir()
+    (folder / "full").mkdir()
+    fill(folder / "full", jobs)
+    empty, _ = restarted(folder / "empty", rounds)
+    ready, queued = restarted(folder / "full", rounds)
+    imports = {name: imported(code, rounds) for name, code in IMPORTS.items()}
+    return Found(jobs, ready, empty, imports, queued)
+
+
+def fill(folder: Path, count: int) -> None:
+    """Have jobs wait in a store."""
+    files, database = Files(folder), Database(f"sqlite:///{folder / 'jobs.db'}")
+    jobs = Jobs(database)
+    for number in range(count):
+        # As many steps as it takes for none to end meanwhile.
+        stored, _ = files.pack(Request(prompt="a cup", seed=number, num_inference_steps=1000))
+        jobs.submit(NewJob(f"{number:032x}", f"key{number % 100}", "miniature", stored, 1.0))
+    database.close()
+
+
+def restarted(folder: Path, rounds: int) -> tuple[float, int]:
+    """Seconds until a server is ready that was killed, and the jobs that have not ended by then."""
+    times: list[float] = []
+    with Server(folder, "--seconds", "0.1") as server:
+        for _ in range(rounds):
+            server.until_ready()
+            began = time.monotonic()
+            server.kill()
+            server.until_ready()
+            times.append(time.monotonic() - began)
+    database = Database(f"sqlite:///{folder / 'jobs.db'}")
+    counts = Jobs(database).counts()
+    database.close()
+    return round(median(times), 3), counts["queued"] + counts["running"]
+
+
+def imported(code: str, rounds: int) -> float:
+    """Seconds that a Python takes that only imports."""
+    times: list[float] = []
+    for _ in range(rounds):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        times.append(time.monotonic() - began)
+    return round(median(times), 3)
+
+
+def main() -> None:
+    jobs, *rounds = map(int, sys.argv[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(Path(folder), jobs, *rounds)
+    print(json.dumps(asdict(found) | {"kept": found.kept}))
+    raise SystemExit(not found.kept)
+
+
+if __name__ == "__main__":
+    main()

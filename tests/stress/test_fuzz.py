@@ -1,0 +1,108 @@
+"""Data as schemathesis makes it, and what was answered 500 once."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from tests.server.live import client_of
+from tests.stress import fuzz
+
+pytestmark = pytest.mark.filterwarnings(  # schemathesis' own
+    "ignore:Do not use the `random` module inside strategies"
+)
+
+
+def test_the_api_is_as_it_is_described(tmp_path: Path) -> None:
+    found = fuzz.run(tmp_path, 200)
+    assert found.kept, found
+    assert found.negative > 50
+
+
+@pytest.mark.slow
+def test_the_api_is_as_it_is_described_at_length(tmp_path: Path) -> None:
+    found = fuzz.run(tmp_path, 12_000)
+    print(found)
+    assert found.kept
+    assert found.cases >= 10_000
+
+
+def picture(side: int) -> str:
+    made = io.BytesIO()
+    Image.new("L", (side, side), 255).save(made, "PNG")
+    return base64.b64encode(made.getvalue()).decode()
+
+
+LARGE, SMALL = picture(64), picture(32)
+DEEP = '{"request": {"prompt": ' + "[" * 900 + "]" * 900 + "}}"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with client_of(tmp_path_factory.mktemp("data")) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/api/jobs", '{"request": {"image": {"data": "é"}}}', "data"),
+        ("/api/jobs", DEEP, "request"),
+        ("/api/jobs", r'{"request": {}, "model": "\ud800"}', "model"),
+        ("/api/jobs", '{"request": {"loras": 1, "prompt": "<lora:x>"}}', "loras"),
+        ("/api/jobs", f'{{"request": {{"image": {{"data": "{LARGE}"}}, "extend": 1}}}}', "extend"),
+        (
+            "/api/jobs",
+            f'{{"request": {{"image": {{"data": "{LARGE}"}}, "mask_from": "box", "task": {{}}}}}}',
+            "task",
+        ),
+        ("/v1/predictions", '{"version": "o/m", "input": {"image": "data:;base64,é"}}', "image"),
+        ("/predictions", '{"input": {"image": "data:;base64,é"}}', "image"),
+        ("/fal/run/fal-ai/m", '{"prompt": "", "²": 1}', "²"),
+        ("/sdapi/v1/txt2img", r'{"alwayson_scripts": {"\ud800": [1]}}', "alwayson_scripts"),
+        ("/sdapi/v1/img2img", '{"init_images": ["é"]}', "init_images"),
+        ("/sdapi/v1/png-info", '{"image": "é"}', "image"),
+    ],
+)
+def test_what_is_wrong_is_named(client: TestClient, path: str, body: str, field: str) -> None:
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert field in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/api/jobs", {"request": {"image": {"data": LARGE}, "mask": {"data": SMALL}}}, "mask"),
+        ("/predictions", {"input": {"image": LARGE, "mask": SMALL}}, "mask"),
+        ("/v1/predictions", {"version": "o/m", "input": {"image": LARGE, "mask": SMALL}}, "mask"),
+        ("/fal/run/fal-ai/m", {"prompt": "", "image_url": LARGE, "mask_url": SMALL}, "mask_url"),
+        ("/sdapi/v1/img2img", {"init_images": [LARGE], "mask": SMALL}, "mask"),
+    ],
+)
+def test_a_mask_of_another_size_is_refused(
+    client: TestClient, path: str, body: object, field: str
+) -> None:
+    sent = json.dumps(body)
+    if path != "/api/jobs":
+        sent = sent.replace(LARGE, f"data:;base64,{LARGE}").replace(SMALL, f"data:;base64,{SMALL}")
+    answer = client.post(path, content=sent, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert f"{field}: the mask is 32x32" in answer.text or f'"{field}"' in answer.text
+
+
+def test_what_means_nothing_is_not_kept(client: TestClient) -> None:
+    # NaN and halves of pairs are no JSON that could be sent back.
+    body = r'{"steps": 1, "subseed": NaN, "s_tmax": "\ud800", "save_images": [[[]]]}'
+    answer = client.post(
+        "/sdapi/v1/txt2img", content=body, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 200
+    assert not {"subseed", "s_tmax", "save_images"} & set(answer.json()["parameters"])

@@ -1,0 +1,50 @@
+"""kill -9 of server and worker, at random: no job is lost, none ends twice."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stress.kills import Found, run
+
+# The connections of clients whose server is killed are not always closed by their library.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """What was cut off is collected here, and not in the midst of another test."""
+    yield
+    gc.collect()
+
+
+def nothing_lost(found: Found) -> None:
+    assert found.lost == 0
+    assert found.ended_twice == 0
+    assert found.results_missing == 0
+    assert sum(found.states.values()) == found.acknowledged
+
+
+def test_a_few_kills(tmp_path: Path) -> None:
+    found = run(tmp_path, kills=6, count=60)
+    nothing_lost(found)
+    assert found.acknowledged >= 60
+
+
+@pytest.mark.slow
+def test_a_thousand_kills(tmp_path: Path) -> None:
+    found = run(tmp_path, kills=1000, count=20_000)
+    print(found)
+    nothing_lost(found)
+    assert found.acknowledged >= 20_000
+
+
+@pytest.mark.slow
+def test_kills_while_the_miniature_paints(tmp_path: Path) -> None:
+    found = run(tmp_path, kills=50, count=300, engine="miniature")
+    print(found)
+    nothing_lost(found)
+    assert found.acknowledged >= 300

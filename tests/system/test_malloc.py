@@ -1,0 +1,110 @@
+"""Memory that is used no more."""
+
+import gc
+import re
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from overpaint.system.malloc import GLIBC, PAUSE, give_back
+
+MEGABYTE = 2**20
+
+HEAPS = """
+import ctypes, sys, threading
+from overpaint.memory import GLIBC, share_heap
+if sys.argv[1] == "shared":
+    share_heap()
+allocated, enough = threading.Barrier(5), threading.Event()
+def allocate():
+    held = [bytes(3000) for _ in range(100)]
+    allocated.wait()
+    enough.wait()
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+allocated.wait()
+GLIBC.malloc_info(0, ctypes.c_void_p.in_dll(GLIBC, "stdout"))
+enough.set()
+"""
+"""Has four threads at once, and prints what glibc knows of its heaps."""
+
+
+@pytest.mark.skipif(GLIBC is None, reason="others have other heaps")
+def test_threads_share_one_heap() -> None:
+    def heaps(how: str) -> int:
+        command = [sys.executable, "-c", HEAPS, how]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        return ran.stdout.count("<heap nr=")
+
+    assert heaps("shared") == 1
+    assert heaps("each") > 1
+
+
+FREED = """
+import ctypes, sys
+from overpaint.memory import GLIBC, LARGE, share_heap
+share_heap(serves=sys.argv[1] == "serves")
+large = bytes(2**20)
+del large
+held = [bytes(LARGE) for _ in range(10)]
+GLIBC.malloc_info(0, ctypes.c_void_p.in_dll(GLIBC, "stdout"))
+"""
+"""Frees a large block, which raises glibc's threshold, and prints where ten others are."""
+
+
+@pytest.mark.skipif(GLIBC is None, reason="others have other heaps")
+def test_large_blocks_of_who_serves_are_not_in_the_heap() -> None:
+    def mapped(how: str) -> int:
+        command = [sys.executable, "-c", FREED, how]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(re.findall(r'type="mmap" count="(\d+)"', ran.stdout)[-1])
+
+    assert mapped("computes") < 10 <= mapped("serves")
+
+
+@pytest.mark.skipif(GLIBC is None, reason="others give it back unasked")
+def test_what_is_free_between_what_stays_goes_back_to_the_machine() -> None:
+    give_back()
+    small = [bytes(3000) for _ in range(100_000)]
+    stays = small[::100]
+    before = psutil.Process().memory_info().rss
+    del small
+    give_back()
+    assert psutil.Process().memory_info().rss < before - 200 * MEGABYTE
+    assert len(stays) == 1000
+
+
+def test_what_holds_itself_is_collected() -> None:
+    class Loop:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gc.disable()
+    try:
+        seen = weakref.ref(Loop())
+        assert seen()
+        give_back()
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_the_longer_it_takes_the_more_seldom_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+
+    def collecting(seconds: float) -> Callable[[], None]:
+        def collect() -> None:
+            nonlocal now
+            now += seconds
+
+        return collect
+
+    for seconds, pause in ((0.01, 4.0), (0.1, 40.0), (1.0, PAUSE)):
+        monkeypatch.setattr("gc.collect", collecting(seconds))
+        assert give_back() == pytest.approx(pause)

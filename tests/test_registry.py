@@ -1,0 +1,69 @@
+import pytest
+
+from overpaint.errors import RequestError, near
+from overpaint.registry import PAIRS, SAMPLERS, SCHEDULES, sampler_name, schedule_name
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_spelling_of_a_sampler_is_understood(name: str):
+    sampler = SAMPLERS[name]
+    for spelling in (sampler.name, sampler.label, *sampler.aliases):
+        for cased in (spelling, spelling.upper(), spelling.lower()):
+            assert sampler_name(cased) == (name, None)
+        assert sampler_name(f"{spelling} Karras") == (name, "karras")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_spelling_of_a_schedule_is_understood(name: str):
+    schedule = SCHEDULES[name]
+    for spelling in (schedule.name, schedule.label, *schedule.aliases):
+        assert schedule_name(spelling) == schedule_name(spelling.upper()) == name
+
+
+@pytest.mark.parametrize(
+    ("spelling", "meant"),
+    [
+        # Replicate's
+        ("DDIM", ("ddim", None)),
+        ("DPMSolverMultistep", ("dpmpp_2m", None)),
+        ("HeunDiscrete", ("heun", None)),
+        ("KarrasDPM", ("dpmpp_2m", "karras")),
+        ("K_EULER_ANCESTRAL", ("euler_a", None)),
+        ("K_EULER", ("euler", None)),
+        ("PNDM", ("pndm", None)),
+        # A1111's
+        ("DPM++ 2M Karras", ("dpmpp_2m", "karras")),
+        ("DPM++ 3M SDE Exponential", ("dpmpp_3m_sde", "exponential")),
+        ("Euler a", ("euler_a", None)),
+        ("DPM++ 2M SGM Uniform", ("dpmpp_2m", "trailing")),
+        # diffusers'
+        ("EulerAncestralDiscreteScheduler", ("euler_a", None)),
+        ("UniPCMultistepScheduler", ("unipc", None)),
+        # ComfyUI's
+        ("dpm_2_ancestral", ("dpm2_a", None)),
+    ],
+)
+def test_names_of_other_programs(spelling: str, meant: tuple[str, str | None]):
+    assert sampler_name(spelling) == meant
+
+
+def test_unknown_names_are_refused_with_near_matches():
+    with pytest.raises(RequestError, match=r"'dpmp2m'\. Did you mean dpmpp_2m"):
+        sampler_name("dpmp2m")
+    with pytest.raises(RequestError, match=r"'karas'\. Did you mean karras"):
+        schedule_name("karas")
+    with pytest.raises(RequestError, match="'__class__'"):
+        sampler_name("__class__")
+
+
+def test_where_nothing_is_near_all_names_are_listed():
+    assert near("zzzz", ["b", "a"]) == " Known: a, b."
+
+
+def test_labels_are_distinct():
+    for table in (SAMPLERS, SCHEDULES):
+        assert len({named.label for named in table.values()}) == len(table)
+
+
+def test_pairs_name_what_exists():
+    assert all(s in SAMPLERS and schedule in SCHEDULES for s, schedule in PAIRS.values())
