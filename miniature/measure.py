@@ -29,8 +29,9 @@ from miniature.scenes import (
 )
 from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import NOTHING, Extras, plan
+from overpaint.diffusion.plan import plan
 from overpaint.imaging import images as pictures_of
+from overpaint.models.addons import NOTHING, Extras
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
 from overpaint.request import Picture, Request

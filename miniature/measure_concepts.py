@@ -14,8 +14,8 @@ from miniature.concepts import TOY, draw
 from miniature.measure import FIRST_SEED, Figure, grid, paint
 from miniature.reader import Reader, Reading, shown, styled
 from miniature.scenes import COLOURS, OUTLINES, Scene, caption, draw_scene, with_shape
-from overpaint.diffusion.plan import NOTHING, Extras
 from overpaint.models.adapters import Adapter
+from overpaint.models.addons import NOTHING, Extras
 from overpaint.models.checkpoint import load_model
 from overpaint.models.embedding import Embedding, load_embedding
 from overpaint.models.lora import load_lora

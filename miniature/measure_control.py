@@ -14,9 +14,9 @@ from miniature.measure import FIRST_SEED, Figure, as_picture, grid, never_falls,
 from miniature.reader import Reader, coloured, overlap
 from miniature.rendering import depth, labels, render
 from miniature.scenes import Scene, caption, draw_anywhere, recoloured
-from overpaint.diffusion.plan import Extras
 from overpaint.imaging import images
 from overpaint.imaging.hints import drawing
+from overpaint.models.addons import Extras
 from overpaint.models.checkpoint import load_model
 from overpaint.models.controlnet import ControlNet, load_net
 from overpaint.models.model import Model

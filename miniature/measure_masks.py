@@ -19,8 +19,8 @@ from miniature.judge import Judge, truth
 from miniature.measure import FIRST_SEED, Figure, as_picture, grid, paint
 from miniature.rendering import render
 from miniature.scenes import NATIVE, SHAPES, Item, Scene, allowed_colours, caption, draw_scene
-from overpaint.diffusion.plan import Extras
 from overpaint.diffusion.tiling.windows import starts
+from overpaint.models.addons import Extras
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
 from overpaint.request import Request

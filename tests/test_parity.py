@@ -35,12 +35,12 @@ from torch import Tensor
 
 from overpaint.diffusion import prompt
 from overpaint.diffusion.constraint import Free
-from overpaint.diffusion.control_inputs import Nets
 from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import Extras, Plan, plan
+from overpaint.diffusion.plan import Plan, plan
 from overpaint.diffusion.schedule import sigmas
 from overpaint.imaging import images
 from overpaint.models.adapters import Adapters
+from overpaint.models.addons import Extras, Nets
 from overpaint.models.model import Model
 from overpaint.request import Request
 from tests.tiny import tiny_inpainter, tiny_model, tiny_pipeline, tiny_refiner

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from overpaint.diffusion.plan import Extras, plan
+from overpaint.diffusion.plan import plan
 from overpaint.imaging import images
+from overpaint.models.addons import Extras
 from overpaint.models.controlnet import load_net
 from overpaint.request import Control, Request
 from tests.test_parity import REPAINT, painted, request, sketch

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from overpaint.diffusion.plan import Extras, Plan, plan
+from overpaint.diffusion.plan import Plan, plan
 from overpaint.errors import CheckpointError
 from overpaint.models.adapters import Adapter
+from overpaint.models.addons import Extras
 from overpaint.models.controlnet import load_net
 from overpaint.models.library.library import Store
 from overpaint.models.lora import load_lora

@@ -9,11 +9,12 @@ from PIL import Image
 
 from overpaint.diffusion.constraint import Kept
 from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import Extras, plan
+from overpaint.diffusion.plan import plan
 from overpaint.diffusion.schedule import NoiseSchedule, sigmas
 from overpaint.diffusion.stages import cut
 from overpaint.errors import ModelError
 from overpaint.imaging import images
+from overpaint.models.addons import Extras
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import Model, NoiseConfig
 from overpaint.request import Request

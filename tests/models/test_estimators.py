@@ -23,9 +23,9 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from transformers.models.zoedepth import image_processing_pil_zoedepth as zoe
 from transformers.pipelines.depth_estimation import DepthEstimationPipeline
 
-from overpaint.diffusion.plan import Extras
 from overpaint.errors import CheckpointError, DeviceError, ModelNotFoundError
 from overpaint.imaging.hints.drawing import depth
+from overpaint.models.addons import Extras
 from overpaint.models.estimators import FAMILIES, Estimator, load_estimator, strongest
 from overpaint.registry import Sight
 from tests.tiny_estimators import MAKERS, tiny_estimator, write_estimator

@@ -1,7 +1,6 @@
 """A request's controls on a canvas: pictures become hints, hints what a net sees in them."""
 
 import hashlib
-from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from overpaint.diffusion.controlnet import Control
 from overpaint.errors import RequestError
 from overpaint.imaging import hints, images, masks
 from overpaint.imaging.canvas import Canvas
+from overpaint.models.addons import Estimators, Nets
 from overpaint.models.controlnet import ControlNet
 from overpaint.models.estimators import Estimator
 from overpaint.registry import HINTS
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from overpaint.models.model import Model
     from overpaint.request import Control as Asked
     from overpaint.request import Request
-
-Nets = Sequence[ControlNet | None]
-"""One for each of a request's controls; None where it does not act. Empty for a refiner."""
-
-Estimators = Sequence[Estimator | None]
-"""Likewise, of those whose hint shows what a network sees; may be empty."""
 
 
 def controls(

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from overpaint.diffusion import control_inputs, latents, prompt, stages
 from overpaint.diffusion.constraint import Constraint, Free, Kept
-from overpaint.diffusion.control_inputs import Estimators, Nets
 from overpaint.diffusion.denoise import Conditioning, Network, UNet
 from overpaint.diffusion.guidance import Guidance
 from overpaint.diffusion.samplers import Noise, Sampler, sampler
@@ -22,8 +21,8 @@ from overpaint.diffusion.tiling.vae import Tiled
 from overpaint.errors import ModelError
 from overpaint.imaging import images, masks
 from overpaint.imaging.canvas import Canvas, lay_out
-from overpaint.models.adapters import Adapters, weights_of
-from overpaint.models.files.safetensors_io import some
+from overpaint.models.adapters import weights_of
+from overpaint.models.addons import NOTHING, Extras, check_second
 from overpaint.nn.attention import Context
 from overpaint.registry import SAMPLERS
 
@@ -130,35 +129,6 @@ class Planned:
     notices: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What a request names beside the base model.
-
-    Attributes:
-        refiner: for its second stage; it takes the embeddings, and nothing else of these.
-        nets: one for each of its controls; None where that does not act.
-        adapters: its LoRAs.
-        embeddings: that its prompts use.
-        estimators: one for each of its controls; None where its hint needs none.
-    """
-
-    refiner: "Model | None" = None
-    nets: Nets = ()
-    adapters: Adapters = ()
-    embeddings: prompt.Embeddings = ()
-    estimators: Estimators = ()
-
-    @property
-    def notices(self) -> Iterator[str]:
-        """What is to be said of keys that belong nowhere."""
-        for used in (*(adapter.lora for adapter in self.adapters), *self.estimators):
-            if used and used.unused:
-                yield f"{len(used.unused)} keys of {used.name} are not used: {some(used.unused)}."
-
-
-NOTHING = Extras()
-
-
 def plan(request: "Request", model: "Model", extras: Extras = NOTHING) -> Planned:
     """Make a request concrete: sizes, prompts, the picture's latents, noise levels, stages.
 
@@ -239,19 +209,6 @@ def _sigmas(request: "Request", model: "Model", steps: int, strength: float) -> 
         mode=request.steps,
         drop_penultimate=SAMPLERS[request.sampler].drops_penultimate,
     )
-
-
-def check_second(model: "Model", second: "Model") -> None:
-    """Raise unless the second model reads the first one's latents."""
-    for key in ("latent_channels", "scaling_factor"):
-        a, b = model.vae.config[key], second.vae.config[key]
-        if a != b:
-            raise ModelError(
-                f"{second.name} cannot refine what {model.name} paints: their latents differ "
-                f"({key} {b} and {a}); give a refiner of the same family."
-            )
-    if second.family.sees_mask:
-        raise ModelError(f"{second.name} is an inpainting model and no refiner.")
 
 
 def _stage(

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from overpaint.errors import RequestError
 from overpaint.models.adapters import Adapters, weights_of
-from overpaint.models.embedding import Embedding
+from overpaint.models.embedding import Embeddings
 from overpaint.models.model import Model, TextEncoder
 from overpaint.request import EMBEDDING
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from overpaint.request import Request
 
-Embeddings = tuple[Embedding, ...]
 
 LARGEST_WEIGHT = 10.0
 """The largest magnitude of a weight; beyond it pictures have long since fallen apart."""

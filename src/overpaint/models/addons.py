@@ -1,17 +1,18 @@
 """What requests name beside a model, loaded when it is first asked for, to stay."""
 
-from collections.abc import Callable, Hashable
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
-from overpaint.diffusion.plan import Extras, check_second
-from overpaint.models.adapters import Adapter
+from overpaint.errors import ModelError
+from overpaint.models.adapters import Adapter, Adapters
 from overpaint.models.checkpoint import load_model
 from overpaint.models.controlnet import ControlNet, load_net
-from overpaint.models.embedding import Embedding, load_embedding
+from overpaint.models.embedding import Embedding, Embeddings, load_embedding
 from overpaint.models.estimators import Estimator, load_estimator
+from overpaint.models.files.safetensors_io import some
 from overpaint.models.library import catalog
 from overpaint.models.library.library import Store
 from overpaint.models.lora import load_lora
@@ -22,6 +23,42 @@ if TYPE_CHECKING:
     from overpaint.request import Control, Lora, Request
 
 T = TypeVar("T")
+
+Nets = Sequence[ControlNet | None]
+"""One for each of a request's controls; None where it does not act. Empty for a refiner."""
+
+
+Estimators = Sequence[Estimator | None]
+"""Likewise, of those whose hint shows what a network sees; may be empty."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a request names beside the base model.
+
+    Attributes:
+        refiner: for its second stage; it takes the embeddings, and nothing else of these.
+        nets: one for each of its controls; None where that does not act.
+        adapters: its LoRAs.
+        embeddings: that its prompts use.
+        estimators: one for each of its controls; None where its hint needs none.
+    """
+
+    refiner: "Model | None" = None
+    nets: Nets = ()
+    adapters: Adapters = ()
+    embeddings: Embeddings = ()
+    estimators: Estimators = ()
+
+    @property
+    def notices(self) -> Iterator[str]:
+        """What is to be said of keys that belong nowhere."""
+        for used in (*(adapter.lora for adapter in self.adapters), *self.estimators):
+            if used and used.unused:
+                yield f"{len(used.unused)} keys of {used.name} are not used: {some(used.unused)}."
+
+
+NOTHING = Extras()
 
 
 class Shelf:
@@ -121,3 +158,16 @@ def load_added(name: str | PathLike[str], store: Store, *, device: str, dtype: s
     model = load_model(entry.path if entry else name, device=device, dtype=dtype)
     model.name = fspath(name)
     return model
+
+
+def check_second(model: "Model", second: "Model") -> None:
+    """Raise unless the second model reads the first one's latents."""
+    for key in ("latent_channels", "scaling_factor"):
+        a, b = model.vae.config[key], second.vae.config[key]
+        if a != b:
+            raise ModelError(
+                f"{second.name} cannot refine what {model.name} paints: their latents differ "
+                f"({key} {b} and {a}); give a refiner of the same family."
+            )
+    if second.family.sees_mask:
+        raise ModelError(f"{second.name} is an inpainting model and no refiner.")

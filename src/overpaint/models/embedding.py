@@ -85,3 +85,6 @@ def load_embedding(path: str | PathLike[str], name: str, model: "Model") -> Embe
             f"an embedding has 1 to {MOST}, as many for each text encoder"
         )
     return Embedding(name, sha256_of((file.path,)), vectors)
+
+
+Embeddings = tuple[Embedding, ...]
