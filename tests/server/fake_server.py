@@ -23,7 +23,7 @@ def main() -> None:
     # A worker's process imports this module too, and none of these.
     from overpaint.engine.profile import Profile
     from overpaint.server.app import run
-    from overpaint.server.http import guard
+    from overpaint.server.http import connection
     from overpaint.server.jobs.service import Settings
     from overpaint.server.jobs.supervisor import Pace
     from overpaint.server.outbound.image_fetch import Fetches
@@ -48,7 +48,7 @@ def main() -> None:
     given = parser.parse_args()
 
     if given.patience:
-        guard.PATIENCE = given.patience
+        connection.PATIENCE = given.patience
     profile = Profile.read(given.profile) if given.profile else None
     names = ("miniature",)
     arguments: tuple[Any, ...] = (given.seconds,)

@@ -22,9 +22,12 @@ from overpaint.server.api.native import routes as native
 from overpaint.server.api.openai import routes as openai
 from overpaint.server.api.replicate import cog_routes as cog
 from overpaint.server.api.replicate import routes as replicate
-from overpaint.server.api.wire import answer_errors
+from overpaint.server.http import counting
 from overpaint.server.http.access_log import Access
-from overpaint.server.http.guard import HEAD, KEPT, Bodies, Connection, Doors
+from overpaint.server.http.body_limit import Bodies
+from overpaint.server.http.connection import HEAD, KEPT, Connection
+from overpaint.server.http.host_origin import Doors
+from overpaint.server.http.problems import answer_errors
 from overpaint.server.jobs.service import Service, Settings
 from overpaint.server.jobs.webhooks import Body, Courier
 from overpaint.server.outbound.addresses import is_loopback
@@ -107,7 +110,7 @@ def create_app(
         title="Overpaint", version=version("overpaint"), lifespan=lifespan, docs_url="/docs"
     )
     answer_errors(app)
-    app.state.answers = metrics.Answers()
+    app.state.answers = counting.Answers()
     app.state.listeners = Counter[str]()
     app.add_middleware(Bodies)
     app.add_middleware(
@@ -120,10 +123,10 @@ def create_app(
     app.add_middleware(Doors, hosts=hosts, origins=origins)
     app.add_middleware(Access)
     if traces:
-        from overpaint.server.telemetry.traces import Traced
+        from overpaint.server.http.tracing import Traced
 
         app.add_middleware(Traced, traces=traces)
-    app.add_middleware(metrics.Counting, answers=app.state.answers)
+    app.add_middleware(counting.Counting, answers=app.state.answers)
     for wire in (native, replicate, openai, cog, fal, a1111, metrics):
         app.include_router(wire.router)
 

@@ -24,7 +24,7 @@ from overpaint.errors import RequestError
 from overpaint.imaging import hints
 from overpaint.registry import SAMPLERS
 from overpaint.request import Control, Picture, Request
-from overpaint.server.api import wire
+from overpaint.server.api import results
 from overpaint.server.api.a1111.controlnet import MODULES, Unit, controls_of
 from overpaint.server.api.a1111.protocol import (
     ImageInputs,
@@ -382,7 +382,7 @@ def test_a_mask_of_another_size_is_refused(client: TestClient) -> None:
 def test_a_server_that_ends_lets_those_go_who_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "LOOK", 0.05)
+    monkeypatch.setattr(results, "LOOK", 0.05)
     with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(1) as waiting:
         answer = waiting.submit(post, client, "txt2img", {"steps": 1000}, 503)
         until(lambda: get(client, "progress")["progress"] > 0)

@@ -16,7 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from overpaint.server.api import wire
+from overpaint.server.api import results
 from overpaint.server.api.replicate import cog_routes
 from overpaint.server.jobs.service import Service
 from overpaint.server.jobs.supervisor import Pace
@@ -202,7 +202,7 @@ def test_no_stream(client: TestClient) -> None:
 def test_a_client_that_goes_away_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "LOOK", 0.05)
+    monkeypatch.setattr(results, "LOOK", 0.05)
     with running(tmp_path, 0.02) as url:
         body = {"input": {"num_inference_steps": 100}}
         with pytest.raises(httpx.ReadTimeout):

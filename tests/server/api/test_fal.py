@@ -22,7 +22,7 @@ from PIL import Image
 
 from overpaint.imaging.images import picture
 from overpaint.request import Lora
-from overpaint.server.api import wire
+from overpaint.server.api import results
 from overpaint.server.api.fal.routes import OWN, SIZES, Arguments, to_request
 from overpaint.server.jobs.supervisor import Pace
 from tests.server.jobs.test_webhooks import receiving
@@ -227,7 +227,7 @@ def test_sent_twice_it_is_one(client: SyncClient) -> None:
 
 def test_a_client_that_goes_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody could ask for what it wanted, unless it gave a key to ask by."""
-    monkeypatch.setattr(wire, "LOOK", 0.05)
+    monkeypatch.setattr(results, "LOOK", 0.05)
     long = {"prompt": "a", "num_inference_steps": 1000}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/fal/run/{APP}", json=long, timeout=0.5)

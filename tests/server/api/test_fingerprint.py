@@ -12,10 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from overpaint.errors import RequestError
+from overpaint.server.api.fields import fingerprint
 from overpaint.server.api.openai.routes import Edit, Generation
 from overpaint.server.api.replicate.cog_routes import PredictionRequest
 from overpaint.server.api.replicate.protocol import Input
-from overpaint.server.api.wire import fingerprint
 from tests.server.live import client_of
 
 

@@ -23,7 +23,7 @@ from replicate.client import Client
 from overpaint.engine.worker import paints
 from overpaint.provenance.metadata import read
 from overpaint.request import Request
-from overpaint.server.api import wire
+from overpaint.server.api import results
 from overpaint.server.api.openai.routes import (
     OWN,
     QUALITIES,
@@ -34,6 +34,7 @@ from overpaint.server.api.openai.routes import (
     to_request,
 )
 from overpaint.server.app import create_app
+from overpaint.server.http import json_body
 from overpaint.server.jobs.service import Settings
 from overpaint.server.jobs.supervisor import Pace
 from overpaint.server.store.jobs import Limits
@@ -399,7 +400,7 @@ def test_a_full_queue(tmp_path: Path) -> None:
 def test_a_client_that_goes_away_ends_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "LOOK", 0.05)
+    monkeypatch.setattr(results, "LOOK", 0.05)
     with running(tmp_path, 0.02) as url, client_of(url) as client:
         slow: dict[str, Any] = {"steps": 1000}
         with pytest.raises(openai.APITimeoutError):
@@ -415,7 +416,7 @@ def test_a_client_that_goes_away_ends_its_job(
 def test_a_job_with_an_idempotency_key_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "LOOK", 0.05)
+    monkeypatch.setattr(results, "LOOK", 0.05)
     with running(tmp_path, 0.02) as url, client_of(url) as client:
         ask: dict[str, Any] = {
             "extra_body": {"steps": 100, "seed": 4},
@@ -551,7 +552,7 @@ def test_the_miniature_repaints_what_is_transparent(tmp_path: Path) -> None:
 
 def test_all_fields_of_a_form_together_say_so_many_things_at_most(url: str) -> None:
     some = "[" + ",".join("0" * 1000) + "]"
-    form = {f"f{number}": (None, some) for number in range(wire.MOST_SAID // 1000 + 1)}
+    form = {f"f{number}": (None, some) for number in range(json_body.MOST_SAID // 1000 + 1)}
     answer = httpx.post(f"{url}/v1/images/edits", files=form)
     assert answer.status_code == 400
     assert "100,000 brackets and commas" in answer.text

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from overpaint.cli.main import app
 from overpaint.errors import RequestError, StoreError
+from overpaint.server.http.signed_links import Links
 from overpaint.server.store import api_keys as keys_module
-from overpaint.server.store.api_keys import Keys, Links, digest_of
+from overpaint.server.store.api_keys import Keys, digest_of
 from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.tables import keys as table
 from tests.server.live import running

@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from overpaint.errors import LONGEST_NAME, RequestError, near
 from overpaint.request import Request
+from overpaint.server.api.fields import with_fitting_mask
 from overpaint.server.api.image_inputs import pictures_from, urls_in
-from overpaint.server.api.wire import with_fitting_mask
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.jobs import Job
 

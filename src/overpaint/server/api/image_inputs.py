@@ -8,8 +8,8 @@ from typing import Any
 from overpaint.errors import LONGEST_NAME, RequestError, shown
 from overpaint.imaging import images
 from overpaint.request import Picture
-from overpaint.server.api.wire import from_base64, from_data_uri
-from overpaint.server.http.guard import LARGEST_BODY
+from overpaint.server.api.fields import from_base64, from_data_uri
+from overpaint.server.http.body_limit import LARGEST_BODY
 from overpaint.server.outbound.image_fetch import MOST, Sources
 
 FILE = re.compile(r"(?:https?://[^/]{1,300})?/v1/files/([0-9a-f]{64})")

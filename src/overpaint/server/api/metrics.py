@@ -4,9 +4,7 @@ What a worker has done counts from its start, so that these counters fall to 0 w
 Prometheus' `rate` and `increase` know that.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Response
 from fastapi import Request as Incoming
@@ -19,28 +17,18 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overpaint.engine.counters import Counters
 from overpaint.engine.profile import MOST
-from overpaint.server.api.wire import REASONS, Key, Serves
+from overpaint.server.api.deps import Serves
+from overpaint.server.http.auth import Key
+from overpaint.server.http.counting import Answers
 from overpaint.server.jobs.service import Service
 
 router = APIRouter(tags=["health"])
 
 BUCKETS = tuple(2**power for power in range(MOST.bit_length()))
 """Upper bounds of the histogram of rows: 1, 2, 4 … up to what a step may have."""
-
-ASKS_FOR_WORK = ("POST", "PUT")
-"""Methods of requests whose refusal is a rejection."""
-
-
-@dataclass
-class Answers:
-    """What was answered: how often each status, and how often work was refused, by the reason."""
-
-    responses: Counter[int] = field(default_factory=Counter[int])
-    rejections: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -49,33 +37,6 @@ def metrics(incoming: Incoming, service: Serves, key: Key) -> Response:
     registry = CollectorRegistry()
     registry.register(Now(service, incoming.app.state.answers))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-
-class Counting:
-    """Counts what is answered, and what is refused by the reason that whoever refused it left."""
-
-    def __init__(self, app: ASGIApp, answers: Answers):
-        """Stand before an application.
-
-        Args:
-            app: what answers.
-            answers: where to count.
-        """
-        self._app = app
-        self._answers = answers
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and count."""
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._answers.responses[message["status"]] += 1
-                reason = scope.get("state", {}).get("refused")
-                if reason and scope["method"] in ASKS_FOR_WORK:
-                    self._answers.rejections[reason] += 1
-            await send(message)
-
-        await self._app(scope, receive, counted)
 
 
 class Now(Collector):

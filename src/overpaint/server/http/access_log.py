@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overpaint.server.api.wire import problem
+from overpaint.server.http.problems import problem
 from overpaint.server.telemetry.logs import request_id, say
 
 SANE = re.compile(r"[!-~]{1,128}")

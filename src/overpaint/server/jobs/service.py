@@ -27,13 +27,13 @@ from overpaint.events import Step
 from overpaint.imaging import images
 from overpaint.models.library.index import Entries
 from overpaint.request import Request
+from overpaint.server.http.signed_links import Links
 from overpaint.server.jobs.feed import Hub
 from overpaint.server.jobs.references import check_names
 from overpaint.server.jobs.supervisor import Pace, Supervisor
 from overpaint.server.outbound.addresses import Reach, check_url
 from overpaint.server.outbound.client import Outside
 from overpaint.server.outbound.image_fetch import Fetcher, Fetches, Sources
-from overpaint.server.store.api_keys import Links
 from overpaint.server.store.database import Database, url_of
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import ENDED, Job, Jobs, Limits, NewJob, Said

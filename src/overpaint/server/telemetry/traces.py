@@ -11,14 +11,11 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace import Span, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overpaint.server.http.access_log import PROBES
 from overpaint.server.store.jobs import ENDED, Job, Said
-from overpaint.server.telemetry.logs import SHOWN, request_id
+from overpaint.server.telemetry.logs import SHOWN
 
 W3C = TraceContextTextMapPropagator()
 """Reads and writes `traceparent` and `tracestate`."""
@@ -94,51 +91,6 @@ class Traces:
 def exporting() -> Traces:
     """Traces that are posted, by OTLP over HTTP, to where the `OTEL_…` variables say."""
     return Traces(BatchSpanProcessor(OTLPSpanExporter()))
-
-
-class Traced:
-    """Has a span for every request but probes, within the client's if it names one."""
-
-    def __init__(self, app: ASGIApp, traces: Traces):
-        """Stand before an application.
-
-        Args:
-            app: what answers.
-            traces: where spans go.
-        """
-        self._app = app
-        self._tracer = traces.tracer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, within a span."""
-        if scope["type"] != "http" or scope["path"] in PROBES:
-            await self._app(scope, receive, send)
-            return
-        method = scope["method"]
-        parent = W3C.extract(Headers(scope=scope))
-        with self._tracer.start_as_current_span(
-            method,
-            parent,
-            SpanKind.SERVER,
-            {"http.request.method": method},
-            record_exception=False,  # its message may quote what was asked for
-            set_status_on_exception=False,
-        ) as span:
-
-            async def seen(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    span.set_attribute("overpaint.request.id", request_id.get() or "")
-                    span.set_attribute("http.response.status_code", message["status"])
-                    if message["status"] >= 500:
-                        span.set_status(StatusCode.ERROR)
-                await send(message)
-
-            try:
-                await self._app(scope, receive, seen)
-            finally:
-                if route := getattr(scope.get("route"), "path", None):
-                    span.set_attribute("http.route", route)
-                    span.update_name(f"{method} {route}")
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -27,7 +27,7 @@ from overpaint.imaging import images
 from overpaint.provenance.foreign import a1111_schedule
 from overpaint.registry import SAMPLERS, Fill, sampler_name
 from overpaint.request import LARGEST_SEED, Control, Fit, Picture, Request
-from overpaint.server.api.wire import fits, from_base64, from_data_uri, with_fitting_mask
+from overpaint.server.api.fields import fits, from_base64, from_data_uri, with_fitting_mask
 
 RESIZE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
 """Their `resize_mode`."""

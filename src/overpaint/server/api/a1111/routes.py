@@ -43,8 +43,13 @@ from overpaint.server.api.a1111.protocol import (
     picture_data,
     to_request,
 )
+from overpaint.server.api.deps import Serves
 from overpaint.server.api.extended_fields import fault_of
-from overpaint.server.api.wire import Key, Serves, answer, awaited, read_beside, refusals, telling
+from overpaint.server.api.fields import read_beside
+from overpaint.server.api.results import awaited
+from overpaint.server.api.route import telling
+from overpaint.server.http.auth import Key
+from overpaint.server.http.problems import answer, refusals
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 
@@ -56,7 +61,7 @@ OPTIONS: WeakKeyDictionary[Service, dict[str, Options]] = WeakKeyDictionary()
 
 
 def answered(error: Exception) -> JSONResponse:
-    """The answer to one of `wire.ANSWERED`."""
+    """The answer to one of `problems.ANSWERED`."""
     status, title, detail, headers = answer(error)
     body = {
         "error": type(error).__name__,

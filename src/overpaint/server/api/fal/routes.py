@@ -31,29 +31,15 @@ from starlette.background import BackgroundTask
 from overpaint.engine.worker import Shown
 from overpaint.errors import PictureError, RequestError, near
 from overpaint.request import LARGEST_SEED, Request
+from overpaint.server.api.deps import LISTENS, Serves, Token, base_of
 from overpaint.server.api.extended_fields import Word, fault_of, in_words, request_of, urls_of_ours
+from overpaint.server.api.fields import Webhook, data_uri, fingerprint, read_beside
 from overpaint.server.api.image_inputs import picture, urls_of
 from overpaint.server.api.replicate.protocol import moment, progress_line
-from overpaint.server.api.wire import (
-    EVENT_STREAM,
-    LISTENS,
-    MEDIA_TYPES,
-    RETRY,
-    Key,
-    Serves,
-    Token,
-    Webhook,
-    answer,
-    awaited,
-    base_of,
-    data_uri,
-    fingerprint,
-    found,
-    link,
-    read_beside,
-    refusals,
-    telling,
-)
+from overpaint.server.api.results import EVENT_STREAM, MEDIA_TYPES, awaited, found, link
+from overpaint.server.api.route import telling
+from overpaint.server.http.auth import Key
+from overpaint.server.http.problems import RETRY, answer, refusals
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.jobs import ENDED, Job
@@ -178,7 +164,7 @@ def _places(field: str) -> list[str | int]:
 
 
 def answered(error: Exception) -> JSONResponse:
-    """The answer to one of `wire.ANSWERED`."""
+    """The answer to one of `problems.ANSWERED`."""
     status, title, detail, headers = answer(error)
     if isinstance(error, RequestError):
         detail = wrong(error.field, error.message)

@@ -36,31 +36,22 @@ from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.imaging import images
 from overpaint.request import Request
-from overpaint.server.api.image_inputs import pictures_from, urls_in
-from overpaint.server.api.wire import (
-    EVENT_STREAM,
-    LISTENS,
-    MEDIA_TYPES,
-    PICTURES,
-    PROBLEMS,
+from overpaint.server.api.deps import LISTENS, LastEvent, Serves, Token, Viewer
+from overpaint.server.api.fields import (
     Event,
-    Key,
-    LastEvent,
-    Serves,
-    Token,
-    Viewer,
     Webhook,
     data_uri,
     fingerprint,
-    found,
-    painted,
-    plain,
     read_beside,
-    telling,
     upload,
     uploaded,
     with_fitting_mask,
 )
+from overpaint.server.api.image_inputs import pictures_from, urls_in
+from overpaint.server.api.results import EVENT_STREAM, MEDIA_TYPES, PICTURES, found, painted
+from overpaint.server.api.route import telling
+from overpaint.server.http.auth import Key
+from overpaint.server.http.problems import PROBLEMS, plain
 from overpaint.server.jobs.service import Service, Story
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.jobs import Job, Said

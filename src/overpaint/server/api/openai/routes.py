@@ -25,26 +25,14 @@ from overpaint.engine.worker import Shown
 from overpaint.errors import FormatError, ModelNotFoundError, RequestError, near
 from overpaint.imaging import images
 from overpaint.request import Picture, Request
+from overpaint.server.api.deps import Serves, Token, base_of
 from overpaint.server.api.extended_fields import Word, fault_of, in_words, request_of, urls_of_ours
-from overpaint.server.api.wire import (
-    EVENT_STREAM,
-    RETRY,
-    Key,
-    Serves,
-    Token,
-    Webhook,
-    answer,
-    awaited,
-    base_of,
-    check_said,
-    fingerprint,
-    fits,
-    from_json,
-    link,
-    read_beside,
-    refusals,
-    telling,
-)
+from overpaint.server.api.fields import Webhook, fingerprint, fits, read_beside
+from overpaint.server.api.results import EVENT_STREAM, awaited, link
+from overpaint.server.api.route import telling
+from overpaint.server.http.auth import Key
+from overpaint.server.http.json_body import check_said, from_json
+from overpaint.server.http.problems import RETRY, answer, refusals
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.files import LARGEST_UPLOAD
@@ -184,7 +172,7 @@ def wrong(message: str, kind: str, param: str | None = None, code: str | None = 
 
 
 def answered(error: Exception) -> JSONResponse:
-    """The answer to one of `wire.ANSWERED`."""
+    """The answer to one of `problems.ANSWERED`."""
     status, title, detail, headers = answer(error)
     param = code = None
     general = "invalid_request_error"

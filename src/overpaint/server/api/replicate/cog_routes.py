@@ -25,21 +25,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from overpaint.errors import IdempotencyError, ModelError, PictureError, RequestError
+from overpaint.server.api.deps import Serves, base_of
+from overpaint.server.api.fields import Event, Webhook, fingerprint
 from overpaint.server.api.replicate.protocol import COG, Input, Output, accept, pictures, state_of
-from overpaint.server.api.wire import (
-    PROBLEMS,
-    Event,
-    Key,
-    Serves,
-    Webhook,
-    answer,
-    awaited,
-    base_of,
-    fingerprint,
-    problem,
-    refusals,
-    telling,
-)
+from overpaint.server.api.results import awaited
+from overpaint.server.api.route import telling
+from overpaint.server.http.auth import Key
+from overpaint.server.http.problems import PROBLEMS, answer, problem, refusals
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 from overpaint.server.store.outbox import EVENTS
@@ -49,7 +41,7 @@ IdInPath = Annotated[str, InPath(pattern="^[A-Za-z0-9_-]{1,256}$")]
 
 
 def answered(error: Exception) -> Response:
-    """The answer to one of `wire.ANSWERED`: what is wrong with a request as cog tells it."""
+    """The answer to one of `problems.ANSWERED`: what is wrong with a request as cog tells it."""
     match error:
         case RequestValidationError():
             _, _, wrong, _ = answer(error)

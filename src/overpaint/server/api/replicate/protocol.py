@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from overpaint.errors import RequestError
 from overpaint.request import LARGEST_SEED, Lora, Request
+from overpaint.server.api.fields import data_uri, read_beside, with_fitting_mask
 from overpaint.server.api.image_inputs import picture, urls_of
-from overpaint.server.api.wire import MEDIA_TYPES, data_uri, read_beside, with_fitting_mask
+from overpaint.server.api.results import MEDIA_TYPES
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.jobs import Job, Said

@@ -20,6 +20,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from overpaint.errors import RequestError
 from overpaint.events import Step
+from overpaint.server.api.deps import LISTENS, LastEvent, Serves, Token, Viewer, base_of
+from overpaint.server.api.fields import Event, Webhook, fingerprint, uploaded
 from overpaint.server.api.openai import routes as openai
 from overpaint.server.api.replicate.protocol import (
     COG,
@@ -32,27 +34,10 @@ from overpaint.server.api.replicate.protocol import (
     state_of,
     version_of,
 )
-from overpaint.server.api.wire import (
-    EVENT_STREAM,
-    LISTENS,
-    PICTURES,
-    PROBLEMS,
-    Event,
-    Key,
-    LastEvent,
-    Serves,
-    Token,
-    Viewer,
-    Webhook,
-    base_of,
-    fingerprint,
-    found,
-    link,
-    painted,
-    plain,
-    telling,
-    uploaded,
-)
+from overpaint.server.api.results import EVENT_STREAM, PICTURES, found, link, painted
+from overpaint.server.api.route import telling
+from overpaint.server.http.auth import Key
+from overpaint.server.http.problems import PROBLEMS, plain
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.files import LARGEST_UPLOAD
 from overpaint.server.store.jobs import ENDED, Job, Said

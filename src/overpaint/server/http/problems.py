@@ -1,0 +1,181 @@
+"""Problems."""
+
+import errno
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as Incoming
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from overpaint.errors import (
+    FormatError,
+    IdempotencyError,
+    ModelError,
+    OverpaintError,
+    PictureError,
+    QueueFullError,
+    RequestError,
+    StoreError,
+)
+
+RETRY = 5
+"""Seconds until a client should try again, at least."""
+
+
+STATUS: tuple[tuple[type[Exception], int, str, str], ...] = (
+    (QueueFullError, 429, "the queue is full", "queue_full"),
+    (IdempotencyError, 422, "the idempotency key was used for something else", "idempotency"),
+    (RequestError, 422, "the request cannot be carried out", "request"),
+    (FormatError, 415, "a picture is of a format that is not read", "picture"),
+    (PictureError, 422, "a picture cannot be used", "picture"),
+    (ModelError, 422, "a model cannot be used", "model"),
+    (StoreError, 422, "a name is wrong", "name"),
+    (OverpaintError, 500, "this went wrong", "defect"),
+    (SQLAlchemyError, 503, "the job store is out of order", "store"),
+)
+"""How errors are answered, and the reason that is counted: the first that fits."""
+
+
+BY_STATUS = {
+    400: "request",
+    401: "unauthorized",
+    406: "request",
+    413: "body_too_large",
+    415: "encoding",
+    422: "request",
+}
+"""Reasons of errors that are raised as a status. Others refuse no work: 404, 409, 410 …"""
+
+
+REASONS = sorted(
+    {"forbidden_host", "forbidden_origin", "disk_full", "disk", *BY_STATUS.values()}
+    | {reason for *_, reason in STATUS}
+)
+"""All that are counted: those of the doors, of disks, and the above."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What systems say of disks that are full."""
+
+
+REFUSALS = {
+    400: "the body cannot be read, or the server does not go by that name",
+    401: "a key is missing or unknown",
+    403: "the link, or the page that asks, is refused",
+    404: "it is not there, or not yours",
+    408: "the body came too slowly",
+    409: "it is not in the state for that",
+    410: "it is not kept any more",
+    413: "the body is too large",
+    415: "the body, or a picture, is of another kind",
+    416: "too many parts of a picture are asked for",
+    422: "the request cannot be carried out",
+    429: "the queue is full",
+    503: "the server, its store or its disk is out of order",
+    507: "the disk is full",
+}
+"""Statuses that any route may answer with, and why."""
+
+
+PROBLEM = {
+    "type": "object",
+    "required": ["title", "status", "detail"],
+    "properties": {"title": {"type": "string"}, "status": {"type": "integer"}, "detail": {}},
+}
+"""The schema of `problem`."""
+
+
+def refusals(
+    schema: Mapping[str, Any], media_type: str = "application/json"
+) -> dict[int | str, dict[str, Any]]:
+    """What the API's description says of `REFUSALS`, by the schema of a dialect's errors."""
+    content = {media_type: {"schema": schema}}
+    return {status: {"description": why, "content": content} for status, why in REFUSALS.items()}
+
+
+PROBLEMS = refusals(PROBLEM, "application/problem+json")
+
+
+def problem(status: int, title: str, detail: Any, headers: Any = None) -> JSONResponse:
+    """An error as `application/problem+json`."""
+    body = {"title": title, "status": status, "detail": detail}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+ANSWERED = (
+    OverpaintError,
+    SQLAlchemyError,
+    OSError,
+    StarletteHTTPException,
+    RequestValidationError,
+)
+"""Errors that `answer` knows an answer to."""
+
+
+def plain(error: Exception) -> JSONResponse:
+    """One of `ANSWERED` as a problem."""
+    return problem(*answer(error))
+
+
+def answer(error: Exception) -> tuple[int, str, Any, Mapping[str, str] | None]:
+    """How one of `ANSWERED` is answered: the status, a title, what is wrong, and headers."""
+    match error:
+        case StarletteHTTPException():
+            return error.status_code, "refused", error.detail, error.headers
+        case RequestValidationError():
+            wrong = [
+                {"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()
+            ]
+            return 422, "the request cannot be carried out", wrong, None
+        case OSError():
+            full = error.errno in FULL
+            title = "the disk is full" if full else "the disk is out of order"
+            return 507 if full else 503, title, "nothing was accepted; try again later.", None
+        case _:
+            status, title, _ = _answer_of(error)
+    if isinstance(error, SQLAlchemyError):
+        return status, title, "try again later.", {"Retry-After": str(RETRY)}
+    headers = None
+    if isinstance(error, QueueFullError):
+        headers = {"Retry-After": str(max(RETRY, min(3600, round(error.seconds / 2))))}
+    return status, title, str(error), headers
+
+
+def _answer_of(error: Exception) -> tuple[int, str, str]:
+    """The row of `STATUS`, less its type."""
+    return next(row[1:] for row in STATUS if isinstance(error, row[0]))
+
+
+def reason_of(error: Exception) -> str | None:
+    """Why one of `ANSWERED` refuses work, in a word that metrics may have as a label."""
+    match error:
+        case StarletteHTTPException():
+            return BY_STATUS.get(error.status_code)
+        case RequestValidationError():
+            return "request"
+        case OSError():
+            return "disk_full" if error.errno in FULL else "disk"
+        case _:
+            return _answer_of(error)[2]
+
+
+def note_refusal(incoming: Incoming, error: Exception) -> None:
+    """Leave what was wrong to those that count it and write of it."""
+    incoming.state.refused = reason_of(error)
+    if not isinstance(error, StarletteHTTPException):
+        incoming.state.error = error
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Have every error answered as a problem."""
+
+    async def told(incoming: Incoming, error: Exception) -> JSONResponse:
+        note_refusal(incoming, error)
+        return plain(error)
+
+    for kind in ANSWERED:
+        app.add_exception_handler(kind, told)

@@ -1,0 +1,54 @@
+"""Tracing."""
+
+from opentelemetry.trace import SpanKind, StatusCode
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from overpaint.server.http.access_log import PROBES
+from overpaint.server.telemetry.logs import request_id
+from overpaint.server.telemetry.traces import W3C, Traces
+
+
+class Traced:
+    """Has a span for every request but probes, within the client's if it names one."""
+
+    def __init__(self, app: ASGIApp, traces: Traces):
+        """Stand before an application.
+
+        Args:
+            app: what answers.
+            traces: where spans go.
+        """
+        self._app = app
+        self._tracer = traces.tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, within a span."""
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+            return
+        method = scope["method"]
+        parent = W3C.extract(Headers(scope=scope))
+        with self._tracer.start_as_current_span(
+            method,
+            parent,
+            SpanKind.SERVER,
+            {"http.request.method": method},
+            record_exception=False,  # its message may quote what was asked for
+            set_status_on_exception=False,
+        ) as span:
+
+            async def seen(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("overpaint.request.id", request_id.get() or "")
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= 500:
+                        span.set_status(StatusCode.ERROR)
+                await send(message)
+
+            try:
+                await self._app(scope, receive, seen)
+            finally:
+                if route := getattr(scope.get("route"), "path", None):
+                    span.set_attribute("http.route", route)
+                    span.update_name(f"{method} {route}")
