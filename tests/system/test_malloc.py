@@ -16,7 +16,7 @@ MEGABYTE = 2**20
 
 HEAPS = """
 import ctypes, sys, threading
-from overpaint.memory import GLIBC, share_heap
+from overpaint.system.malloc import GLIBC, share_heap
 if sys.argv[1] == "shared":
     share_heap()
 allocated, enough = threading.Barrier(5), threading.Event()
@@ -47,7 +47,7 @@ def test_threads_share_one_heap() -> None:
 
 FREED = """
 import ctypes, sys
-from overpaint.memory import GLIBC, LARGE, share_heap
+from overpaint.system.malloc import GLIBC, LARGE, share_heap
 share_heap(serves=sys.argv[1] == "serves")
 large = bytes(2**20)
 del large
