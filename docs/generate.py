@@ -311,7 +311,7 @@ def request_page() -> str:
 def openapi_document() -> dict[str, Any]:
     """Return the OpenAPI document of the HTTP API, as `GET /openapi.json` answers it."""
     from overpaint.server.app import create_app
-    from overpaint.server.service import Settings
+    from overpaint.server.jobs.service import Settings
 
     def make() -> Any:
         raise NotImplementedError("nothing is painted for a description")
@@ -429,10 +429,11 @@ class Dialect:
 def dialects() -> tuple[Dialect, ...]:
     """Return the models of every dialect, in the order of the page."""
     from overpaint.request import Control, Request
-    from overpaint.server import fal, openai
-    from overpaint.server.a1111_inputs import ImageInputs, Inputs, Options, TextInputs
-    from overpaint.server.a1111_scripts import Unit
-    from overpaint.server.predictions import Input
+    from overpaint.server.api.a1111.controlnet import Unit
+    from overpaint.server.api.a1111.protocol import ImageInputs, Inputs, Options, TextInputs
+    from overpaint.server.api.fal import routes as fal
+    from overpaint.server.api.openai import routes as openai
+    from overpaint.server.api.replicate.protocol import Input
 
     return (
         Dialect("Replicate, Synexa and cog", Input, Request),
@@ -488,7 +489,8 @@ def _native_names(names: Collection[str]) -> str:
 
 def dialects_page() -> str:
     """Return the page about the fields of every dialect."""
-    from overpaint.server import fal, openai
+    from overpaint.server.api.fal import routes as fal
+    from overpaint.server.api.openai import routes as openai
 
     parts = [
         "# Dialect fields\n\n"
@@ -527,7 +529,8 @@ def metrics_page() -> str:
     from types import SimpleNamespace
 
     from overpaint.engine.counters import Counters
-    from overpaint.server.metrics import Answers, Now
+    from overpaint.server.api.metrics import Now
+    from overpaint.server.http.counting import Answers
 
     supervisor: Any = SimpleNamespace(
         counters=Counters(), ended={}, pictures={}, restarts=0, ready=True, held=0
@@ -542,7 +545,7 @@ def metrics_page() -> str:
         name = metric.name + ("_total" if metric.type == "counter" else "")
         labels = ", ".join(map(code, getattr(metric, "_labelnames", ())))
         rows.append((code(name), metric.type, labels, metric.documentation))
-    from overpaint.server.wire import REASONS
+    from overpaint.server.http.problems import REASONS
 
     return (
         "# Metrics\n\n"
@@ -598,42 +601,42 @@ MIB = 2**20
 
 LIMITS: dict[str, tuple[Limit, ...]] = {
     "HTTP requests": (
-        Limit("Request headers", "{0:kib}", ("overpaint.server.guard:HEAD",), "`400`"),
+        Limit("Request headers", "{0:kib}", ("overpaint.server.http.connection:HEAD",), "`400`"),
         Limit(
             "Time for the request headers",
             "{0:g} s",
-            ("overpaint.server.guard:PATIENCE",),
+            ("overpaint.server.http.connection:PATIENCE",),
             "The server closes the connection.",
         ),
-        Limit("Request body", "{0:mib}", ("overpaint.server.guard:LARGEST_BODY",), "`413`"),
+        Limit("Request body", "{0:mib}", ("overpaint.server.http.body_limit:LARGEST_BODY",), "`413`"),
         Limit(
             "Time for the request body",
             "{0:g} s plus 1 s per {1:g} bytes received",
-            ("overpaint.server.guard:PATIENCE", "overpaint.server.guard:SLOWEST"),
+            ("overpaint.server.http.connection:PATIENCE", "overpaint.server.http.connection:SLOWEST"),
             "`408`",
         ),
         Limit(
             "Time in which a client reads nothing of a response",
             "{0:g} to {1:g} s",
-            ("overpaint.server.guard:PATIENCE", "2*overpaint.server.guard:PATIENCE"),
+            ("overpaint.server.http.connection:PATIENCE", "2*overpaint.server.http.connection:PATIENCE"),
             "The server closes the connection.",
         ),
         Limit(
             "Response data sent ahead of a client that does not read",
             "{0:kib}",
-            ("overpaint.server.guard:UNSENT",),
+            ("overpaint.server.http.connection:UNSENT",),
             "The server waits for the client.",
         ),
         Limit(
             "Idle connection between two requests",
             "{0:g} s",
-            ("overpaint.server.guard:KEPT",),
+            ("overpaint.server.http.connection:KEPT",),
             "The server closes the connection.",
         ),
         Limit(
             "Brackets and commas in JSON",
             "{0:,}",
-            ("overpaint.server.wire:MOST_SAID",),
+            ("overpaint.server.http.json_body:MOST_SAID",),
             "`400`",
         ),
         Limit("Form fields, form files", "1,000 each", (), "`413`"),
@@ -641,7 +644,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit(
             "Wrong fields that one error lists",
             "{0:g}",
-            ("overpaint.server.wire:MOST_WRONG",),
+            ("overpaint.server.api.route:MOST_WRONG",),
             "The error lists the first ones.",
         ),
         Limit("`Idempotency-Key`", "256 characters", (), "`422`"),
@@ -670,19 +673,19 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Frames", "1", (), "`422`"),
         Limit("Scans of a JPEG", "{0:g}", ("overpaint.images:MOST_SCANS",), "`422`"),
         Limit("Size of a mask", "the size of its picture", (), "`422`"),
-        Limit("One upload", "{0:mib}", ("overpaint.server.files:LARGEST_UPLOAD",), "`413`"),
+        Limit("One upload", "{0:mib}", ("overpaint.server.store.files:LARGEST_UPLOAD",), "`413`"),
         Limit("Uploads that one job names, together", "{0:mib}",
-              ("overpaint.server.guard:LARGEST_BODY",), "`422`"),
+              ("overpaint.server.http.body_limit:LARGEST_BODY",), "`422`"),
         Limit("`data:` URI without base64", "{0:mib}",
-              ("overpaint.server.wire:LARGEST_QUOTED",), "`422`"),
-        Limit("Picture URLs in one request", "{0:g}", ("overpaint.server.fetching:MOST",), "`422`"),
+              ("overpaint.server.api.fields:LARGEST_QUOTED",), "`422`"),
+        Limit("Picture URLs in one request", "{0:g}", ("overpaint.server.outbound.image_fetch:MOST",), "`422`"),
         Limit("Pictures fetched for one request, together", "{0:mib} in {1:g} s",
-              ("overpaint.server.files:LARGEST_UPLOAD", "overpaint.server.fetching:PATIENCE"),
+              ("overpaint.server.store.files:LARGEST_UPLOAD", "overpaint.server.outbound.image_fetch:PATIENCE"),
               "`422`"),
         Limit("Requests per API key whose pictures are fetched at once",
               "{0:g}, and {1:g} more wait",
-              ("overpaint.server.fetching:ABREAST",
-               "overpaint.server.fetching:WAITING-overpaint.server.fetching:ABREAST"),
+              ("overpaint.server.outbound.image_fetch:ABREAST",
+               "overpaint.server.outbound.image_fetch:WAITING-overpaint.server.outbound.image_fetch:ABREAST"),
               "`429`"),
     ),
     "Requests for pictures": (
@@ -697,52 +700,52 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Priority on a server without API keys", "-10 to 10", (), "`422`"),
     ),
     "Jobs": (
-        Limit("Queued jobs", "{0:,}; `--queue`", ("overpaint.server.jobs:Limits.queued",), "`429`"),
+        Limit("Queued jobs", "{0:,}; `--queue`", ("overpaint.server.store.jobs:Limits.queued",), "`429`"),
         Limit("Queued jobs of one API key", "no own limit; `--queue-per-key`", (), "`429`"),
         Limit("Jobs in the worker at once", "{0:g}",
-              ("overpaint.server.supervisor:Pace.room",), "Other jobs wait in the queue."),
+              ("overpaint.server.jobs.supervisor:Pace.room",), "Other jobs wait in the queue."),
         Limit("Crashes of the worker or the server while a job runs", "{0:g}",
-              ("overpaint.server.jobs:CRASHES",), "The job fails at the last of them."),
+              ("overpaint.server.store.jobs:CRASHES",), "The job fails at the last of them."),
         Limit("Free disk space for new jobs", "{0:mib}",
-              ("overpaint.server.service:ROOM",), "`507`"),
+              ("overpaint.server.jobs.service:ROOM",), "`507`"),
         Limit("Clients of one API key that follow events at once", "{0:,}",
-              ("overpaint.server.wire:LISTENERS",), "`429`"),
+              ("overpaint.server.api.deps:LISTENERS",), "`429`"),
         Limit("`?wait=`", "0 to 60 s", (), "`422`"),
         Limit("Waiting for a Replicate prediction (`Prefer: wait`)", "{0:g} s",
-              ("overpaint.server.replicate:LONGEST_WAIT",),
+              ("overpaint.server.api.replicate.routes:LONGEST_WAIT",),
               "The server answers with the unfinished prediction."),
     ),
     "Worker": (
         Limit("Silence while the worker runs", "{0:g} s",
-              ("overpaint.server.supervisor:Pace.stalled",), "The server replaces the worker."),
+              ("overpaint.server.jobs.supervisor:Pace.stalled",), "The server replaces the worker."),
         Limit("Silence while the worker starts", "{0:g} s",
-              ("overpaint.server.supervisor:Pace.starting",), "The server replaces the worker."),
+              ("overpaint.server.jobs.supervisor:Pace.starting",), "The server replaces the worker."),
         Limit("A message that stops halfway", "{0:g} s",
-              ("overpaint.server.supervisor:Pace.halfway",), "The server replaces the worker."),
-        Limit("Lease of a job", "{0:g} s", ("overpaint.server.supervisor:Pace.lease",),
+              ("overpaint.server.jobs.supervisor:Pace.halfway",), "The server replaces the worker."),
+        Limit("Lease of a job", "{0:g} s", ("overpaint.server.jobs.supervisor:Pace.lease",),
               "Another server takes over the job."),
         Limit("Pause before a worker that keeps dying restarts", "up to {0:g} s",
-              ("overpaint.server.supervisor:LONGEST",), "`/readyz` answers `503`."),
+              ("overpaint.server.jobs.supervisor:LONGEST",), "`/readyz` answers `503`."),
     ),
     "Webhooks": (
         Limit("Time for the receiver to answer", "{0:g} s",
-              ("overpaint.server.webhooks:PATIENCE",), "The server tries again."),
+              ("overpaint.server.jobs.webhooks:PATIENCE",), "The server tries again."),
         Limit("Tries", "10", (), "The webhook's state becomes `failed`."),
         Limit("Webhooks in delivery at once", "{0:g}, {1:g} of one API key",
-              ("overpaint.server.webhooks:ABREAST", "overpaint.server.outbox:SHARE"),
+              ("overpaint.server.jobs.webhooks:ABREAST", "overpaint.server.store.outbox:SHARE"),
               "Other webhooks wait."),
         Limit("Interval between two `logs` webhooks of a job", "{0:g} s",
-              ("overpaint.server.webhooks:POLL",), "The server combines updates."),
+              ("overpaint.server.jobs.webhooks:POLL",), "The server combines updates."),
     ),
     "Data retention": (
         Limit("Jobs and results", "{0:days} after the job ended; `--keep`",
-              ("overpaint.server.service:Settings.keep_results",), "`404`"),
+              ("overpaint.server.jobs.service:Settings.keep_results",), "`404`"),
         Limit("Uploads that no job uses", "{0:days} after the last upload; `--keep-uploads`",
-              ("overpaint.server.service:Settings.keep_files",), "`404`"),
-        Limit("Signed links to results", "{0:g} s", ("overpaint.server.keys:LINK_LASTS",), "`403`"),
+              ("overpaint.server.jobs.service:Settings.keep_files",), "`404`"),
+        Limit("Signed links to results", "{0:g} s", ("overpaint.server.http.signed_links:LINK_LASTS",), "`403`"),
         Limit("Usage entries", "kept when jobs are removed", (), ""),
         Limit("A revoked API key still works", "up to {0:g} s",
-              ("overpaint.server.keys:MEMORY",), "`401` after that"),
+              ("overpaint.server.store.api_keys:MEMORY",), "`401` after that"),
     ),
 }  # fmt: skip
 """The tables of the limits page, by heading."""

@@ -51,10 +51,10 @@ from overpaint.system.malloc import GLIBC, LARGE, share_heap
 share_heap(serves=sys.argv[1] == "serves")
 large = bytes(2**20)
 del large
-held = [bytes(LARGE) for _ in range(10)]
+held = [bytes(LARGE) for _ in range(100)]
 GLIBC.malloc_info(0, ctypes.c_void_p.in_dll(GLIBC, "stdout"))
 """
-"""Frees a large block, which raises glibc's threshold, and prints where ten others are."""
+"""Frees a large block, which raises glibc's threshold, and prints where a hundred others are."""
 
 
 @pytest.mark.skipif(GLIBC is None, reason="others have other heaps")
@@ -64,7 +64,9 @@ def test_large_blocks_of_who_serves_are_not_in_the_heap() -> None:
         ran = subprocess.run(command, capture_output=True, text=True, check=True)
         return int(re.findall(r'type="mmap" count="(\d+)"', ran.stdout)[-1])
 
-    assert mapped("computes") < 10 <= mapped("serves")
+    # A few blocks may fit into room that imports have left free in the heap.
+    assert mapped("computes") < 20
+    assert mapped("serves") > 90
 
 
 @pytest.mark.skipif(GLIBC is None, reason="others give it back unasked")
