@@ -177,6 +177,38 @@ def test_a_second_stage_brings_its_kind():
     assert Request(refiner="a", upscale=2.0).refine == "sequential"
 
 
+@pytest.mark.parametrize(
+    ("fields", "strength", "steps"),
+    [
+        ({}, 1.0, 30),
+        ({"steps": "truncate"}, 1.0, 30),
+        ({"image": IMAGE}, DEFAULT_STRENGTH, 30),
+        ({"image": IMAGE, "strength": 0.0}, 0.0, 0),
+        ({"image": IMAGE, "strength": 0.25, "steps": "truncate"}, 0.25, 7),
+        ({"image": IMAGE, "mask_from": "box:0,0,8,8", "steps": "truncate"}, 1.0, 30),
+    ],
+)
+def test_steps_to_run_depend_on_strength_and_mode(
+    fields: dict[str, Any], strength: float, steps: int
+):
+    request = Request.model_validate(fields)
+    assert (request.effective_strength, request.steps_to_run) == (strength, steps)
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [
+        ({}, 0),
+        ({"refiner": "a"}, 0),
+        ({"upscale": 2.0}, 30),
+        ({"upscale": 2.0, "refine_steps": 5}, 5),
+        ({"upscale": 2.0, "refine_strength": 0.29, "steps": "truncate"}, 8),
+    ],
+)
+def test_refine_steps_to_run_count_the_sequential_stage_alone(fields: dict[str, Any], steps: int):
+    assert Request.model_validate(fields).refine_steps_to_run == steps
+
+
 def test_sampler_names_are_spelled_our_way():
     request = Request(sampler="DPM++ 3M SDE Exponential")
     assert (request.sampler, request.schedule) == ("dpmpp_3m_sde", "exponential")

@@ -48,6 +48,20 @@ MASKED_FIELDS = (
 )  # fmt: skip
 
 
+def count_steps(steps: int, strength: float, mode: Literal["exact", "truncate"]) -> int:
+    """Count the sampler steps that run.
+
+    Args:
+        steps: the number that the request asks for.
+        strength: 0 to 1; 0 runs no step.
+        mode: "exact" runs `steps`; "truncate" runs int(steps × strength), computed in floating
+            point as in diffusers: 100 × 0.29 is 28.
+    """
+    if mode == "truncate":
+        return int(steps * strength)
+    return steps if strength > 0 else 0
+
+
 class Picture(BaseModel):
     """A picture by content: the bytes of an encoded file (PNG, JPEG, WebP …), not yet decoded.
 
@@ -307,6 +321,24 @@ class Request(_Value):
     def masked(self) -> bool:
         """Whether only a part of the result is painted."""
         return bool(self.mask or self.mask_from or any(self.extend))
+
+    @property
+    def effective_strength(self) -> float:
+        """`strength`; 1 for text to image, which has none and starts from pure noise."""
+        return 1.0 if self.strength is None else self.strength
+
+    @property
+    def steps_to_run(self) -> int:
+        """Sampler steps that the first stage runs for each picture; 0 at strength 0."""
+        return count_steps(self.num_inference_steps, self.effective_strength, self.steps)
+
+    @property
+    def refine_steps_to_run(self) -> int:
+        """Sampler steps that a sequential second stage runs for each picture."""
+        if self.refine != "sequential":
+            return 0
+        steps = self.refine_steps or self.num_inference_steps
+        return count_steps(steps, self.refine_strength, self.steps)
 
     @property
     def sized(self) -> bool:

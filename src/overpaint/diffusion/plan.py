@@ -152,12 +152,11 @@ def plan(request: "Request", model: "Model", extras: Extras = NOTHING) -> Planne
         )
     canvas = _canvas(request, model)
     notices = _notices(request, model, canvas)
-    if request.strength == 0 or canvas.blank:
+    if request.effective_strength == 0 or canvas.blank:
         return Planned((), canvas, tuple(notices))
-    strength = 1.0 if request.strength is None else request.strength
-    drawn = _sigmas(request, model, request.num_inference_steps, strength)
+    drawn = _sigmas(request, model, request.num_inference_steps, request.effective_strength)
     first = _stage(request, model, canvas, drawn, notices, extras)
-    if canvas.start and request.strength != 1 and request.fill != "noise":
+    if canvas.start and request.effective_strength < 1 and request.fill != "noise":
         first = replace(first, init=moments(model, canvas.start, notices))
     if request.staged:
         first = _followed(first, request, model, canvas, notices, extras)

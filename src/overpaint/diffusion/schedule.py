@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from overpaint.errors import RequestError
 from overpaint.registry import SCHEDULES
+from overpaint.request import count_steps
 
 if TYPE_CHECKING:
     from overpaint.models.model import NoiseConfig
@@ -165,6 +166,7 @@ def start(
     """
     if strength == 0:
         return Sigmas((0.0,), noise)
+    kept = count_steps(steps, strength, mode)
     if mode == "exact":
         if strength < SMALLEST_STRENGTH:
             raise RequestError(
@@ -172,9 +174,9 @@ def start(
                 f"{strength} is too small to change anything; "
                 f"give 0 to keep the picture, or at least {SMALLEST_STRENGTH:f}.",
             )
-        laid_out, kept = max(steps, round(steps / strength)), steps
+        laid_out = max(steps, round(steps / strength))
     else:
-        laid_out, kept = steps, int(steps * strength)
+        laid_out = steps
         if kept == 0:
             raise RequestError(
                 "strength",

@@ -96,11 +96,7 @@ class Profile:
         height = (request.height or native) // factor
         width = (request.width or native) // factor
         rows = 2 if request.guided else 1
-        strength = 1.0 if request.strength is None else request.strength
-        share = strength if request.steps == "truncate" else float(strength > 0)
-        steps = request.num_inference_steps * share
-        if request.refine == "sequential":
-            steps += (request.refine_steps or request.num_inference_steps) * request.upscale**2
+        steps = request.steps_to_run + request.refine_steps_to_run * request.upscale**2
         return self.seconds(height, width, rows) * steps * request.num_images
 
     @classmethod

@@ -284,10 +284,7 @@ def output_of(given: Asked, request: Request) -> dict[str, Any]:
         raise RequestError("partial_images", "are of one picture; leave them out, or set n to 1.")
     if given.stream and given.response_format == "url":
         raise RequestError("response_format", "'url' is not for streams, which hold b64_json.")
-    steps = request.num_inference_steps
-    if request.steps == "truncate" and request.strength is not None:
-        steps = int(steps * request.strength)
-    every = max(1, steps // (previews + 1)) if previews else 0
+    every = max(1, request.steps_to_run // (previews + 1)) if previews else 0
     kind = "jpg" if kind == "jpeg" else kind
     return {"kind": kind, "options": options, "preview_every": every}
 
