@@ -11,8 +11,6 @@ $(READY): requirements.lock pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	# Carries CLIP's vocabulary, for single files and the tests; what it needs besides we do not.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps open-clip-torch==3.3.0
 	# The next version of Replicate's client, which cannot be installed beside the first.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target .venv/replicate2 replicate==2.0.0b4 distro==1.9.0 sniffio==1.3.1

@@ -4,7 +4,6 @@ The names of the original layout are derived here from diffusers' by rules of ou
 converters that loading uses are checked against something else.
 """
 
-import gzip
 import json
 import math
 import re
@@ -18,7 +17,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from overpaint.models.family import Configs, parse_configs
-from overpaint.models.files.clip_vocabulary import BPE_FILE, byte_letters, read_bpe
+from overpaint.models.files.clip_vocabulary import load_clip_tokenizer
 
 State = dict[str, torch.Tensor]
 
@@ -130,7 +129,6 @@ def write_folder(
     """Write a diffusers folder; tensors on the meta device become random numbers."""
     index: dict[str, Any] = {"_class_name": "StableDiffusionXLPipeline"}
     sections = {"unet": configs.unet, "vae": configs.vae, **configs.text_encoders}
-    vocabulary = read_bpe(write_bpe(path.parent / "bpe"))
     for part, config in sections.items():
         index[part] = ["library", "class"]
         _write_json(path / part / "config.json", config)
@@ -138,20 +136,10 @@ def write_folder(
         tensors = diffusers_layout(part, modules[part])
         write_safetensors(path / part / f"{stem}.safetensors", tensors, dtype)
     for part in configs.text_encoders:
-        tokenizer = vocabulary.tokenizer(part)
+        tokenizer = load_clip_tokenizer(part)
         tokenizer.save_pretrained(path / part.replace("text_encoder", "tokenizer"))
     _write_json(path / "scheduler" / "scheduler_config.json", configs.scheduler)
     _write_json(path / "model_index.json", configs.model_index | index)
-    return path
-
-
-def write_bpe(folder: Path) -> Path:
-    """Write a BPE file of CLIP's size: 48,894 merges of pairs of letters (and more lines)."""
-    letters = byte_letters()
-    lines = ["#version", *(f"{a} {b}" for a in letters for b in letters)]
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / BPE_FILE
-    path.write_bytes(gzip.compress("\n".join(lines).encode(), compresslevel=1))
     return path
 
 

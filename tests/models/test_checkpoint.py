@@ -22,7 +22,7 @@ from overpaint.models.files import single_file
 from overpaint.models.files.safetensors_io import open_weights
 from overpaint.models.model import Model, NoiseConfig
 from tests.models import original
-from tests.models.original import State, tiny_configs, write_bpe, write_safetensors
+from tests.models.original import State, tiny_configs, write_safetensors
 from tests.tiny import tiny_folder, tiny_model
 
 Modules = Mapping[str, torch.nn.Module]
@@ -47,7 +47,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write_single(path: Path, state: State, **metadata: str) -> Path:
-    write_bpe(path)
     return write_safetensors(path / "model.safetensors", state, torch.float32, metadata)
 
 
@@ -103,6 +102,15 @@ def test_a_single_file_equals_the_folder(
     single = load_single(write_single(tmp_path, state), made[0])
     assert_same_modules(single, load_model(folder, device="cpu"))
     assert single.notices == ()
+
+
+def test_single_file_with_another_vocabulary_beside_it_uses_the_packaged_one(
+    tmp_path: Path, made: tuple[Configs, Modules], state: State
+):
+    (tmp_path / "vocab.json").write_text('{"!": 0}')
+    (tmp_path / "merges.txt").write_text("#version\na b\n")
+    model = load_single(write_single(tmp_path, state), made[0])
+    assert [len(encoder.tokenizer) for encoder in model.text_encoders] == [49408, 49408]
 
 
 def test_both_are_what_was_written(tmp_path: Path, made: tuple[Configs, Modules], state: State):

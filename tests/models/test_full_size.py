@@ -9,7 +9,7 @@ from overpaint.models.checkpoint import load_model
 from overpaint.models.family import shipped_configs
 from overpaint.models.model import Model
 from tests.models import original
-from tests.models.original import write_bpe, write_folder, write_safetensors
+from tests.models.original import write_folder, write_safetensors
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,6 @@ def test_loads_strictly_and_runs_a_step(
     configs = shipped_configs(name)
     modules = original.build(configs, "meta")
     if layout == "single":
-        write_bpe(tmp_path)
         state = original.original_layout(configs, modules)
         path = write_safetensors(tmp_path / f"{name}.safetensors", state, torch.bfloat16)
     else:

@@ -14,7 +14,7 @@ from overpaint.models.files.safetensors_io import open_weights
 from overpaint.models.model import Model
 from tests.memory import COUNTED, added
 from tests.models import original
-from tests.models.original import WIDE, tiny_configs, write_bpe, write_folder, write_safetensors
+from tests.models.original import WIDE, tiny_configs, write_folder, write_safetensors
 
 SLACK = 1.15
 
@@ -31,7 +31,6 @@ def test_peak_memory_of_loading(tmp_path: Path, layout: str):
     if layout == "folder":
         path = write_folder(tmp_path / "folder", configs, modules, torch.float16)
     else:
-        write_bpe(tmp_path)
         state = original.original_layout(configs, modules)
         path = write_safetensors(tmp_path / "model.safetensors", state, torch.float16)
     home = os.environ | {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}

@@ -21,7 +21,7 @@ from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.devices import Placement, place
 from overpaint.models.family import Configs, parse_configs
 from overpaint.models.files import single_file
-from overpaint.models.files.clip_vocabulary import find_vocabulary
+from overpaint.models.files.clip_vocabulary import load_clip_tokenizer
 from overpaint.models.files.digests import sha256_of
 from overpaint.models.files.safetensors_io import Stored, WeightsFile, fill, open_weights
 from overpaint.models.library import catalog
@@ -78,7 +78,7 @@ def load_model(
         vae_dtype: likewise.
 
     Raises:
-        ModelNotFoundError: nothing by that name, or no vocabulary for a single file.
+        ModelNotFoundError: no model has that name.
         CheckpointError: it is no SDXL checkpoint, a pickle, damaged, or its keys or shapes are
             not exactly those that its configs ask for.
         RequestError: an unknown device or dtype.
@@ -234,14 +234,12 @@ def open_single_file(weights: WeightsFile, configs: Configs) -> Source:
 
     Raises:
         CheckpointError: a key belongs to no part.
-        ModelNotFoundError: CLIP's vocabulary is nowhere.
     """
     tensors, notices = single_file.convert(weights, configs)
-    vocabulary = find_vocabulary(weights.path)
     return Source(
         configs=configs,
         tensors=tensors,
-        tokenizers={part: vocabulary.tokenizer(part) for part in configs.text_encoders},
+        tokenizers={part: load_clip_tokenizer(part) for part in configs.text_encoders},
         noise=single_file.noise_config(weights),
         files=(weights.path,),
         notices=notices,

@@ -1,85 +1,81 @@
+import json
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models.files import clip_vocabulary
-from overpaint.models.files.clip_vocabulary import (
-    BPE_FILE,
-    GET_IT,
-    find_vocabulary,
-    read_bpe,
-    read_vocabulary,
-)
-from tests.models.original import write_bpe
+import overpaint
+from overpaint.models.files.clip_vocabulary import load_clip_tokenizer
+
+ROOT = Path(__file__).parents[3]
+CLIP = Path(overpaint.__file__).parent / "data" / "clip"
+DATA_LIMIT_BYTES = 58 * 10**6
 
 
-@pytest.fixture
-def nowhere(monkeypatch: pytest.MonkeyPatch):
-    """No hub, no cache, no package."""
-    monkeypatch.setattr(clip_vocabulary, "_hub_folder", lambda *, local: None)  # pyright: ignore[reportUnknownLambdaType]
-    monkeypatch.setattr(clip_vocabulary, "PACKAGES", ())
+def merges() -> list[str]:
+    return (CLIP / "merges.txt").read_text("utf-8").splitlines()[1:]
 
 
-def test_the_tokens_of_a_bpe_file_are_in_clips_order(tmp_path: Path):
-    found = read_bpe(write_bpe(tmp_path))
-    assert len(found.ids) == 49408
-    assert len(found.merges) == 48894
-    assert [found.ids[token] for token in ("!", "a", "!</w>", "!!")] == [0, 64, 256, 512]
-    assert (found.ids["<|startoftext|>"], found.ids["<|endoftext|>"]) == (49406, 49407)
+def ids() -> dict[str, int]:
+    return json.loads((CLIP / "vocab.json").read_text("utf-8"))
 
 
-def test_the_tokenizers_are_sdxls(tmp_path: Path):
-    found = read_bpe(write_bpe(tmp_path))
-    first, second = found.tokenizer("text_encoder"), found.tokenizer("text_encoder_2")
-    assert (first.pad_token_id, second.pad_token_id) == (49407, 0)
-    assert first.model_max_length == 77
-    ids = first("a!", padding="max_length").input_ids
-    assert (ids[0], ids[-1], len(ids)) == (49406, 49407, 77)
+def byte_letters() -> list[str]:
+    """The printable letter for each byte, in the order of CLIP's `simple_tokenizer.py`."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(byte) for byte in printable] + [chr(0x100 + k) for k in range(256 - len(printable))]
 
 
-def test_beside_the_file(tmp_path: Path, nowhere: None):
-    checkpoint = tmp_path / "model.safetensors"
-    bpe = write_bpe(tmp_path)
-    expected = find_vocabulary(checkpoint)
-    tokenizer = expected.tokenizer("text_encoder")
-    tokenizer.backend_tokenizer.model.save(str(tmp_path))
-    bpe.unlink()
-    assert find_vocabulary(checkpoint) == expected
-    (tmp_path / "tokenizer").mkdir()
-    for name in ("vocab.json", "merges.txt"):
-        (tmp_path / name).rename(tmp_path / "tokenizer" / name)
-    assert find_vocabulary(checkpoint) == expected
+def test_vocabulary_tokens_are_in_clip_order() -> None:
+    letters = byte_letters()
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    tokens += [merge.replace(" ", "") for merge in merges()]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    assert len(tokens) == 49408
+    assert ids() == {token: number for number, token in enumerate(tokens)}
 
 
-def test_from_a_package(tmp_path: Path, nowhere: None, monkeypatch: pytest.MonkeyPatch):
-    package = tmp_path / "carries_clip"
-    write_bpe(package)
-    (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(clip_vocabulary, "PACKAGES", ("not_installed", "carries_clip"))
-    assert find_vocabulary(Path("elsewhere/model.safetensors")).ids["!"] == 0
+def test_vocabulary_merges_are_distinct_pairs() -> None:
+    assert len(set(merges())) == len(merges()) == 48894
+    assert all(len(merge.split(" ")) == 2 for merge in merges())
 
 
-def test_nowhere_names_the_one_command(tmp_path: Path, nowhere: None):
-    with pytest.raises(ModelNotFoundError, match=GET_IT):
-        find_vocabulary(tmp_path / "model.safetensors")
+@pytest.mark.parametrize(("part", "pad"), [("text_encoder", 49407), ("text_encoder_2", 0)])
+def test_tokenizer_pads_as_sdxl_does(part: str, pad: int) -> None:
+    tokenizer = load_clip_tokenizer(part)
+    assert (tokenizer.pad_token_id, tokenizer.model_max_length) == (pad, 77)
+    found = tokenizer("a!", padding="max_length").input_ids
+    assert (found[0], found[3], found[-1], len(found)) == (49406, 49407, pad, 77)
 
 
-def test_what_is_not_clips_is_refused(tmp_path: Path):
-    (tmp_path / BPE_FILE).write_text("no gzip")
-    with pytest.raises(CheckpointError, match="not CLIP's BPE file"):
-        read_bpe(tmp_path / BPE_FILE)
-    (tmp_path / "vocab.json").write_text('{"!": 0}')
-    (tmp_path / "merges.txt").write_text("#version\na b\n")
-    with pytest.raises(CheckpointError, match="not CLIP's vocabulary"):
-        read_vocabulary(tmp_path)
-    (tmp_path / "merges.txt").write_text("#version\na b c\n")
-    with pytest.raises(CheckpointError, match=r"merges\.txt"):
-        read_vocabulary(tmp_path)
-
-
-def test_known_ids_of_the_real_vocabulary(tmp_path: Path):
-    """From the package that `make` installs."""
-    tokenizer = find_vocabulary(tmp_path / "model.safetensors").tokenizer("text_encoder")
+def test_tokenizer_gives_known_ids_of_the_real_vocabulary() -> None:
+    tokenizer = load_clip_tokenizer("text_encoder")
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+
+
+def test_package_data_is_at_most_58_mb() -> None:
+    sizes = [path.stat().st_size for path in CLIP.parent.rglob("*") if path.is_file()]
+    assert sum(sizes) <= DATA_LIMIT_BYTES
+
+
+def test_wheel_contains_vocabulary_and_its_license(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for file in ("vocab.json", "merges.txt", "LICENSE"):
+            assert archive.read(f"overpaint/data/clip/{file}") == (CLIP / file).read_bytes()
+        licenses = [name for name in archive.namelist() if ".dist-info/licenses/" in name]
+    assert [name.split("/licenses/")[1] for name in sorted(licenses)] == [
+        "LICENSE",
+        "src/overpaint/data/clip/LICENSE",
+    ]
+
+
+def test_source_searches_no_other_package_for_the_vocabulary() -> None:
+    for path in CLIP.parents[1].rglob("*.py"):
+        text = path.read_text("utf-8")
+        for name in ("open_clip_torch", '"open_clip"', "import open_clip", "bpe_simple_vocab"):
+            assert name not in text, path

@@ -18,7 +18,6 @@ from tests.models.original import (
     build,
     original_layout,
     tiny_configs,
-    write_bpe,
     write_safetensors,
 )
 from tests.tiny_control import tiny_net, write
@@ -163,7 +162,6 @@ def test_a_checkpoint_is_loaded_by_its_name(
 ) -> None:
     entry = store.add(checkpoint, "mine")
     assert entry.kind == "checkpoint"
-    write_bpe(store.folder)  # stands for the vocabulary that a package carries
 
     def tiny(name: str) -> Configs:
         assert name == "sdxl"
