@@ -431,9 +431,9 @@ def dialects() -> tuple[Dialect, ...]:
     from overpaint.request import Control, Request
     from overpaint.server.api.a1111.controlnet import Unit
     from overpaint.server.api.a1111.protocol import ImageInputs, Inputs, Options, TextInputs
-    from overpaint.server.api.fal import routes as fal
-    from overpaint.server.api.openai import routes as openai
-    from overpaint.server.api.replicate.protocol import Input
+    from overpaint.server.api.fal import protocol as fal
+    from overpaint.server.api.openai import protocol as openai
+    from overpaint.server.api.replicate.inputs import Input
 
     return (
         Dialect("Replicate, Synexa and cog", Input, Request),
@@ -489,8 +489,8 @@ def _native_names(names: Collection[str]) -> str:
 
 def dialects_page() -> str:
     """Return the page about the fields of every dialect."""
-    from overpaint.server.api.fal import routes as fal
-    from overpaint.server.api.openai import routes as openai
+    from overpaint.server.api.fal import protocol as fal
+    from overpaint.server.api.openai import protocol as openai
 
     parts = [
         "# Dialect fields\n\n"

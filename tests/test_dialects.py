@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from overpaint.request import Control, Request
 from overpaint.server.api.a1111.controlnet import Unit
 from overpaint.server.api.a1111.protocol import ImageInputs, Inputs, Options, TextInputs
-from overpaint.server.api.fal import routes as fal
-from overpaint.server.api.openai import routes as openai
-from overpaint.server.api.replicate.protocol import Input
+from overpaint.server.api.fal import protocol as fal
+from overpaint.server.api.openai import protocol as openai
+from overpaint.server.api.replicate.inputs import Input
 
 PAGE = Path(__file__).parents[1] / "docs" / "dialects.md"
 

@@ -17,10 +17,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from overpaint.server.api import metrics
 from overpaint.server.api.a1111 import routes as a1111
+from overpaint.server.api.fal import protocol as fal_protocol
 from overpaint.server.api.fal import routes as fal
 from overpaint.server.api.native import routes as native
+from overpaint.server.api.openai import protocol as openai_protocol
 from overpaint.server.api.openai import routes as openai
 from overpaint.server.api.replicate import cog_routes as cog
+from overpaint.server.api.replicate import protocol as replicate_protocol
 from overpaint.server.api.replicate import routes as replicate
 from overpaint.server.http import counting
 from overpaint.server.http.access_log import Access
@@ -40,10 +43,10 @@ if TYPE_CHECKING:
 
 BODIES: dict[str, Body] = {
     "native": native.told,
-    "replicate": replicate.told,
+    "replicate": replicate_protocol.told,
     "cog": cog.told,
-    "openai": openai.told,
-    "fal": fal.told,
+    "openai": openai_protocol.told,
+    "fal": fal_protocol.told,
 }
 """What is posted of jobs, by the wire format that they came by; A1111's has no webhooks."""
 

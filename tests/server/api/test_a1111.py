@@ -26,15 +26,8 @@ from overpaint.registry import SAMPLERS
 from overpaint.request import Control, Picture, Request
 from overpaint.server.api import results
 from overpaint.server.api.a1111.controlnet import MODULES, Unit, controls_of
-from overpaint.server.api.a1111.protocol import (
-    ImageInputs,
-    Options,
-    TextInputs,
-    mask_of,
-    sampler_of,
-    to_request,
-    with_embeddings,
-)
+from overpaint.server.api.a1111.protocol import ImageInputs, Options, TextInputs
+from overpaint.server.api.a1111.translation import mask_of, sampler_of, to_request, with_embeddings
 from overpaint.server.app import create_app
 from overpaint.server.jobs.service import Service, Settings
 from tests.server.live import client_of, running, until

@@ -23,7 +23,7 @@ from PIL import Image
 from overpaint.imaging.images import picture
 from overpaint.request import Lora
 from overpaint.server.api import results
-from overpaint.server.api.fal.routes import OWN, SIZES, Arguments, to_request
+from overpaint.server.api.fal.protocol import OWN, SIZES, Arguments, to_request
 from overpaint.server.jobs.supervisor import Pace
 from tests.server.jobs.test_webhooks import receiving
 from tests.server.live import NOWHERE, running, until

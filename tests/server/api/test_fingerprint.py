@@ -13,9 +13,9 @@ from fastapi.testclient import TestClient
 
 from overpaint.errors import RequestError
 from overpaint.server.api.fields import fingerprint
-from overpaint.server.api.openai.routes import Edit, Generation
+from overpaint.server.api.openai.protocol import Edit, Generation
 from overpaint.server.api.replicate.cog_routes import PredictionRequest
-from overpaint.server.api.replicate.protocol import Input
+from overpaint.server.api.replicate.inputs import Input
 from tests.server.live import client_of
 
 

@@ -24,7 +24,7 @@ from overpaint.engine.worker import paints
 from overpaint.provenance.metadata import read
 from overpaint.request import Request
 from overpaint.server.api import results
-from overpaint.server.api.openai.routes import (
+from overpaint.server.api.openai.protocol import (
     OWN,
     QUALITIES,
     TEXTS,

@@ -21,7 +21,8 @@ from replicate.exceptions import ModelError, ReplicateError
 
 from overpaint.imaging.images import picture
 from overpaint.request import Lora
-from overpaint.server.api.replicate.protocol import Input, moment, progress_line, to_request
+from overpaint.server.api.replicate.inputs import Input, to_request
+from overpaint.server.api.results import moment, progress_line
 from tests.server.live import NOWHERE, running
 
 ROOT = Path(__file__).parents[3]

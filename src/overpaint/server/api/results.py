@@ -1,6 +1,7 @@
 """Results."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import HTTPException
@@ -76,3 +77,20 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-s
 PICTURES: dict[int | str, dict[str, Any]] = {
     200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}
 }
+
+
+BAR = 10  # characters of a progress bar in the logs
+
+
+def moment(seconds: float | None) -> str | None:
+    """A time as RFC 3339 writes it."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def progress_line(done: int, total: int) -> str:
+    """As tqdm writes it, which the clients read progress from."""
+    share = done / total if total else 1.0
+    bar = ("#" * int(share * BAR)).ljust(BAR)
+    return f"{share:4.0%}|{bar}| {done}/{total}"

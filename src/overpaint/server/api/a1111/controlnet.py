@@ -19,9 +19,8 @@ from overpaint.server.api.a1111.protocol import (
     Only,
     TextInputs,
     Words,
-    mask_of,
-    picture_data,
 )
+from overpaint.server.api.a1111.translation import mask_of, picture_data
 
 MODULES = {
     "canny": "canny",

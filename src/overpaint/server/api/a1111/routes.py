@@ -17,134 +17,49 @@ import base64
 import json
 from datetime import datetime
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter, HTTPException
 from fastapi import Request as Incoming
-from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 
 from overpaint.errors import RequestError
 from overpaint.imaging import images
-from overpaint.models.library.index import Kind, packaged
 from overpaint.provenance import metadata
 from overpaint.provenance.foreign import a1111_pairs
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
-from overpaint.server.api.a1111.controlnet import FINISHED, MODULES, controls_of
+from overpaint.server.api.a1111 import listings
+from overpaint.server.api.a1111 import options as option_routes
+from overpaint.server.api.a1111.controlnet import controls_of
+from overpaint.server.api.a1111.listings import names_of
+from overpaint.server.api.a1111.options import OPTIONS, model_of, options_of, overridden
 from overpaint.server.api.a1111.protocol import (
-    LATENT_UPSCALER,
-    UPSCALERS,
+    ERROR,
+    Generated,
     ImageInputs,
-    Options,
+    PictureIn,
+    PictureInfo,
+    Progress,
+    State,
     TextInputs,
-    in_their_words,
-    named,
-    picture_data,
-    to_request,
+    answered,
 )
+from overpaint.server.api.a1111.translation import in_their_words, picture_data, to_request
 from overpaint.server.api.deps import Serves
 from overpaint.server.api.extended_fields import fault_of
 from overpaint.server.api.fields import read_beside
 from overpaint.server.api.results import awaited
 from overpaint.server.api.route import telling
 from overpaint.server.http.auth import Key
-from overpaint.server.http.problems import answer, refusals
+from overpaint.server.http.problems import refusals
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 
 PREVIEW_EVERY = 5
 """Steps between the pictures that `progress` shows."""
 
-OPTIONS: WeakKeyDictionary[Service, dict[str, Options]] = WeakKeyDictionary()
-"""What every key has set, until the server ends."""
-
-
-def answered(error: Exception) -> JSONResponse:
-    """The answer to one of `problems.ANSWERED`."""
-    status, title, detail, headers = answer(error)
-    body = {
-        "error": type(error).__name__,
-        "detail": detail,
-        "body": "",
-        "errors": detail if isinstance(detail, str) else title,
-    }
-    return JSONResponse(body, status, headers)
-
-
-ERROR = {"type": "object", "required": ["error", "detail", "body", "errors"]}
-"""The schema of an error in their words."""
 
 router = APIRouter(tags=["AUTOMATIC1111"], route_class=telling(answered), responses=refusals(ERROR))
 sdapi = APIRouter(prefix="/sdapi/v1", route_class=telling(answered))
-
-
-class Generated(BaseModel):
-    """What came of a request.
-
-    Attributes:
-        images: as base64.
-        parameters: what was asked for.
-        info: JSON: the seeds, and the settings as they are in the pictures.
-    """
-
-    images: list[str]
-    parameters: dict[str, Any]
-    info: str
-
-
-class State(BaseModel):
-    """Where the desk is."""
-
-    skipped: bool = False
-    interrupted: bool = False
-    stopping_generation: bool = False
-    job: str = ""
-    job_count: int = 0
-    job_timestamp: str = "0"
-    job_no: int = 0
-    sampling_step: int = 0
-    sampling_steps: int = 0
-
-
-class Progress(BaseModel):
-    """How far the newest job is.
-
-    Attributes:
-        progress: 0 with nothing under way, to 1.
-        eta_relative: seconds until it has ended, about.
-        state: the same in counts.
-        current_image: a preview, as base64.
-        textinfo: in words.
-        current_task: the job's id.
-    """
-
-    progress: float = 0.0
-    eta_relative: float = 0.0
-    state: State = Field(default_factory=State)
-    current_image: str | None = None
-    textinfo: str | None = None
-    current_task: str | None = None
-
-
-class PictureInfo(BaseModel):
-    """The settings in a picture.
-
-    Attributes:
-        info: the text.
-        items: all texts of the file.
-        parameters: what stands in the text's last line.
-    """
-
-    info: str
-    items: dict[str, str]
-    parameters: dict[str, str]
-
-
-class PictureIn(BaseModel):
-    """A picture as base64, or as a data: URI."""
-
-    image: str
 
 
 # Pictures
@@ -329,152 +244,7 @@ async def skip(service: Serves, key: Key) -> dict[str, Any]:
 # Options
 
 
-def options_of(service: Service, key: str) -> Options:
-    """What holds for a key's requests."""
-    return OPTIONS.get(service, {}).get(key, Options())
-
-
-def overridden(options: Options, by: Options) -> Options:
-    """Options with those that were given in place of their own."""
-    return options.model_copy(update={name: getattr(by, name) for name in by.model_fields_set})
-
-
-def model_of(service: Service, options: Options) -> str:
-    """The model that options name.
-
-    Raises:
-        RequestError: it is not here.
-    """
-    models = service.settings.models
-    if not options.sd_model_checkpoint:
-        return models[0]
-    field = "override_settings.sd_model_checkpoint"
-    return named(field, options.sd_model_checkpoint, models)
-
-
-@sdapi.get("/options")
-async def read_options(service: Serves, key: Key) -> Options:
-    """What holds for the key's requests."""
-    options = options_of(service, key)
-    return options.model_copy(update={"sd_model_checkpoint": model_of(service, options)})
-
-
-@sdapi.post("/options")
-async def set_options(given: Options, service: Serves, key: Key) -> dict[str, Any]:
-    """Set some of them, for the key's requests, until the server ends."""
-    options = overridden(options_of(service, key), given)
-    model_of(service, options)
-    OPTIONS.setdefault(service, {})[key] = options
-    return {}
-
-
 # What there is
-
-
-def names_of(service: Service, kind: Kind) -> list[str]:
-    """What requests may name of a kind."""
-    added = [entry.name for entry in service.entries.entries() if entry.kind == kind]
-    return [*added, *packaged(kind)]
-
-
-@sdapi.get("/sd-models")
-async def models(service: Serves, key: Key) -> list[dict[str, Any]]:
-    """Models."""
-    return [
-        {
-            "title": name,
-            "model_name": name,
-            "hash": None,
-            "sha256": None,
-            "filename": name,
-            "config": None,
-        }
-        for name in service.settings.models
-    ]
-
-
-@sdapi.get("/samplers")
-async def samplers(key: Key) -> list[dict[str, Any]]:
-    """Samplers."""
-    return [
-        {"name": one.label, "aliases": [one.name, *one.aliases], "options": {}}
-        for one in SAMPLERS.values()
-    ]
-
-
-@sdapi.get("/schedulers")
-async def schedulers(key: Key) -> list[dict[str, Any]]:
-    """Schedules; "automatic" is what goes with the sampler."""
-    own = [(one.name, one.label) for one in SCHEDULES.values() if one.name != "normal"]
-    listed = [("automatic", "Automatic"), *own, ("ddim", SCHEDULES["normal"].label)]
-    return [
-        {
-            "name": name,
-            "label": label,
-            "aliases": None,
-            "default_rho": -1.0,
-            "need_inner_model": False,
-        }
-        for name, label in listed
-    ]
-
-
-@sdapi.get("/loras")
-async def loras(service: Serves, key: Key) -> list[dict[str, Any]]:
-    """What `<lora:…>` may name."""
-    names = await asyncio.to_thread(names_of, service, "lora")
-    return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
-
-
-@sdapi.get("/embeddings")
-async def embeddings(service: Serves, key: Key) -> dict[str, Any]:
-    """Learnt words, which prompts use by their names."""
-    names = await asyncio.to_thread(names_of, service, "embedding")
-    unknown = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors"))
-    return {"loaded": dict.fromkeys(names, unknown), "skipped": {}}
-
-
-@sdapi.get("/upscalers")
-async def upscalers(key: Key) -> list[dict[str, Any]]:
-    """What `hr_upscaler` may name, of pixels."""
-    none = dict.fromkeys(("model_name", "model_path", "model_url"))
-    return [{"name": name, **none, "scale": 4} for name in UPSCALERS]
-
-
-@sdapi.get("/latent-upscale-modes")
-async def latent_upscale_modes(key: Key) -> list[dict[str, str]]:
-    """Likewise, of latents."""
-    return [{"name": LATENT_UPSCALER}]
-
-
-@sdapi.get("/scripts")
-async def scripts(key: Key) -> dict[str, list[str]]:
-    """What `alwayson_scripts` may name."""
-    return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
-
-
-@sdapi.get("/sd-vae")
-@sdapi.get("/hypernetworks")
-@sdapi.get("/face-restorers")
-@sdapi.get("/realesrgan-models")
-@sdapi.get("/prompt-styles")
-async def none_of_these(key: Key) -> list[str]:
-    """None."""
-    return []
-
-
-@sdapi.get("/cmd-flags")
-async def cmd_flags(key: Key) -> dict[str, Any]:
-    """None."""
-    return {}
-
-
-@sdapi.post("/refresh-checkpoints")
-@sdapi.post("/refresh-loras")
-@sdapi.post("/refresh-embeddings")
-async def refresh(key: Key) -> dict[str, Any]:
-    """Nothing to be done: names are looked up whenever they are used."""
-    return {}
 
 
 @sdapi.post("/png-info")
@@ -500,16 +270,5 @@ async def queue_status(service: Serves, key: Key) -> dict[str, Any]:
     return {"msg": "estimation", "queue_size": counts["queued"]}
 
 
-@router.get("/controlnet/model_list")
-async def control_nets(service: Serves, key: Key) -> dict[str, list[str]]:
-    """Nets for hints."""
-    return {"model_list": await asyncio.to_thread(names_of, service, "control")}
-
-
-@router.get("/controlnet/module_list")
-async def preprocessors(key: Key) -> dict[str, list[str]]:
-    """What makes hints."""
-    return {"module_list": [FINISHED[0], *MODULES]}
-
-
-router.include_router(sdapi)
+for part in (sdapi, option_routes.router, listings.router, listings.controlnet_router):
+    router.include_router(part)

@@ -27,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from overpaint.errors import IdempotencyError, ModelError, PictureError, RequestError
 from overpaint.server.api.deps import Serves, base_of
 from overpaint.server.api.fields import Event, Webhook, fingerprint
-from overpaint.server.api.replicate.protocol import COG, Input, Output, accept, pictures, state_of
+from overpaint.server.api.replicate.inputs import Input, accept
+from overpaint.server.api.replicate.protocol import COG, Output, pictures, state_of
 from overpaint.server.api.results import awaited
 from overpaint.server.api.route import telling
 from overpaint.server.http.auth import Key

@@ -6,32 +6,29 @@ and does not touch what the mask keeps, picture k is the same seed alone, and wh
 refused.
 """
 
+import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+import re
+import time
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from fastapi import HTTPException
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel
 
-from overpaint.errors import RequestError
-from overpaint.request import LARGEST_SEED, Lora, Request
-from overpaint.server.api.fields import data_uri, read_beside, with_fitting_mask
-from overpaint.server.api.image_inputs import picture, urls_of
-from overpaint.server.api.results import MEDIA_TYPES
+from overpaint.server.api.fields import Event, Webhook, data_uri
+from overpaint.server.api.replicate.inputs import Input
+from overpaint.server.api.results import (
+    MEDIA_TYPES,
+    link,
+    moment,
+    progress_line,
+)
 from overpaint.server.jobs.service import Service
-from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.jobs import Job, Said
+from overpaint.server.store.outbox import EVENTS
 
-Scheduler = Literal[
-    "DDIM",
-    "DPMSolverMultistep",
-    "HeunDiscrete",
-    "KarrasDPM",
-    "K_EULER_ANCESTRAL",
-    "K_EULER",
-    "PNDM",
-]
 STATUS = {
     "queued": "starting",
     "running": "processing",
@@ -41,209 +38,15 @@ STATUS = {
 }
 """What a job's state is called there."""
 
-REFINES = {"expert_ensemble_refiner": "ensemble", "base_image_refiner": "sequential"}
 COG = "0.16.0"
 """The version of cog whose descriptions and routes ours are like."""
 
 NSFW = "NSFW content detected. Try running it again, or try a different prompt."
 """What their SDXL model says where every picture was flagged."""
 
-BAR = 10  # characters of a progress bar in the logs
-
-
-def _ordered(schema: dict[str, Any]) -> None:
-    """Number a schema's properties, as cog does: forms show them in that order."""
-    for order, field in enumerate(schema["properties"].values()):
-        field["x-order"] = order
-
-
-class Input(BaseModel):
-    """The inputs of Replicate's SDXL model (stability-ai/sdxl), and which of ours they are."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_ordered
-    )
-
-    prompt: str = Field(default="", max_length=100_000, description="What to draw.")
-    negative_prompt: str = Field(
-        default="", max_length=100_000, description="What to steer away from."
-    )
-    image: str | None = Field(
-        default=None,
-        description="Picture to repaint: a URL, a data: URI or an upload.",
-        json_schema_extra={"format": "uri"},
-    )
-    mask: str | None = Field(
-        default=None,
-        description="What of the image is repainted: white is, black is kept.",
-        json_schema_extra={"format": "uri"},
-    )
-    width: int | None = Field(
-        default=None, ge=8, le=8192, description="Of the result; by default the model's own."
-    )
-    height: int | None = Field(default=None, ge=8, le=8192, description="Likewise.")
-    num_outputs: int = Field(default=1, ge=1, le=4, description="Pictures to make: `num_images`.")
-    scheduler: Scheduler = Field(
-        default="K_EULER", description="`sampler`, with a `schedule` of its own."
-    )
-    num_inference_steps: int = Field(default=50, ge=1, le=500, description="Denoising steps.")
-    guidance_scale: float = Field(default=7.5, ge=1, le=50, description="How strongly to guide.")
-    prompt_strength: float = Field(
-        default=0.8,
-        ge=0,
-        le=1,
-        description="`strength`: how much of the image is repainted; 1 is all of it.",
-    )
-    seed: int | None = Field(
-        default=None, ge=0, le=LARGEST_SEED, description="By default drawn at random."
-    )
-    refine: Literal["no_refiner", "expert_ensemble_refiner", "base_image_refiner"] = Field(
-        default="no_refiner", description="Which second stage follows."
-    )
-    high_noise_frac: float = Field(
-        default=0.8, ge=0, le=1, description="Where an ensemble's refiner takes over."
-    )
-    refine_steps: int | None = Field(
-        default=None, ge=1, le=500, description="Of a base image refiner; by default as many."
-    )
-    apply_watermark: bool = Field(
-        default=True, description="Whether there is one is the server's to say, and it says so."
-    )
-    lora_scale: float = Field(
-        default=0.6, ge=0, le=1, description="`loras[].scale`, of what replicate_weights names."
-    )
-    replicate_weights: str | None = Field(
-        default=None, description="`loras[].name`: a LoRA of this server's catalogue."
-    )
-    disable_safety_checker: bool = Field(
-        default=False, description="Refused where the server checks every picture."
-    )
-
 
 class Output(RootModel[list[Annotated[str, Field(json_schema_extra={"format": "uri"})]]]):
     """A prediction's pictures."""
-
-
-async def accept(
-    service: Service,
-    given: Input,
-    *,
-    origin: Mapping[str, Any],
-    key: str,
-    token: str | None,
-    body: str,
-    **others: Any,
-) -> Job:
-    """Accept what the inputs ask for.
-
-    Args:
-        service: to accept it.
-        given: the inputs, which are remembered, data: URIs among them as links to uploads.
-        origin: what else is: the `base` of links.
-        key: as of `Service.submit`.
-        token: likewise.
-        body: likewise.
-        others: likewise.
-
-    Raises:
-        RequestError: as `to_request`, or they name what is not here; in their words.
-        PictureError, IdempotencyError, QueueFullError, OSError: as `Service.submit`.
-    """
-    if service.settings.finishing.watermark and not given.apply_watermark:
-        raise RequestError("apply_watermark", "this server marks every picture; leave it out.")
-    if job := await service.repeated(key, token, body):
-        return job
-    urls = urls_of({"image": given.image, "mask": given.mask})
-    async with service.sources(key, urls) as sources:
-        request, asked = await read_beside(_read, given, service, sources, origin["base"])
-    checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
-    kept = {**origin, "input": asked, "output": {"kind": "png"}, "checked": checked}
-    try:
-        return await service.submit(request, origin=kept, key=key, token=token, body=body, **others)
-    except RequestError as error:
-        if not error.field.startswith("loras."):
-            raise
-        first = error.field.startswith("loras.0.") and given.replicate_weights
-        field = "replicate_weights" if first else "prompt"
-        raise RequestError(field, error.message) from None
-
-
-def _read(
-    given: Input, service: Service, sources: Sources, base: str
-) -> tuple[Request, dict[str, Any]]:
-    """What the inputs ask for, and what is remembered of them."""
-    request = to_request(given, sources, service.settings.refiner)
-    asked = given.model_dump(mode="json", exclude_unset=True)
-    for field, sent in (("image", request.image), ("mask", request.mask)):
-        if sent and asked[field].startswith("data:"):
-            asked[field] = f"{base}/v1/files/{sent.sha256}"  # where `Service.submit` keeps it
-    return request, asked
-
-
-def to_request(given: Input, sources: Sources, refiner: str | None) -> Request:
-    """What the inputs ask for.
-
-    Args:
-        given: the inputs.
-        sources: where uploads are, and what was fetched.
-        refiner: the model of a second stage, where there is one.
-
-    Raises:
-        RequestError: they contradict each other, or ask for what this server does not have.
-        PictureError: a picture cannot be read.
-    """
-    if given.mask and not given.image:
-        raise RequestError("mask", "there is no image to repaint a part of; give it too.")
-    sizes = {name: side for name in ("width", "height") if (side := getattr(given, name))}
-    fields: dict[str, Any] = {
-        "prompt": given.prompt,
-        "negative_prompt": given.negative_prompt,
-        "num_images": given.num_outputs,
-        "sampler": given.scheduler,
-        "num_inference_steps": given.num_inference_steps,
-        "guidance_scale": given.guidance_scale,
-        **sizes,
-    }
-    if given.scheduler != "KarrasDPM":
-        fields["schedule"] = "normal"
-    if given.seed is not None:
-        fields["seed"] = given.seed
-    if given.image:
-        fields["image"] = picture("image", given.image, sources)
-        fields["strength"] = given.prompt_strength
-        fields["steps"] = "truncate"
-        if not sizes:
-            fields["size"] = "keep"
-    if given.mask:
-        fields["mask"] = picture("mask", given.mask, sources)
-        fields["fill"] = "original"
-    if given.replicate_weights:
-        fields["loras"] = (Lora(name=given.replicate_weights, scale=given.lora_scale),)
-    if given.refine in REFINES:
-        if refiner is None:
-            raise RequestError(
-                "refine", f"{given.refine!r} needs a refiner, and this server was given none."
-            )
-        fields |= {"refiner": refiner, "refine": REFINES[given.refine]}
-        if given.refine == "expert_ensemble_refiner":
-            fields["high_noise_frac"] = given.high_noise_frac
-        else:
-            fields["refine_steps"] = given.refine_steps
-    return with_fitting_mask(Request(**fields))
-
-
-def moment(seconds: float | None) -> str | None:
-    """A time as RFC 3339 writes it."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-
-
-def progress_line(done: int, total: int) -> str:
-    """As tqdm writes it, which the clients read progress from."""
-    share = done / total if total else 1.0
-    bar = ("#" * int(share * BAR)).ljust(BAR)
-    return f"{share:4.0%}|{bar}| {done}/{total}"
 
 
 def state_of(service: Service, job: Job, history: Sequence[Said]) -> dict[str, Any]:
@@ -310,4 +113,144 @@ def schema_of(model: str) -> dict[str, Any]:
         "info": {"title": model, "version": "0.1.0"},
         "paths": {},
         "components": {"schemas": SCHEMAS},
+    }
+
+
+ID = re.compile(r"[0-9a-f]{64}")
+
+
+OWNER = "overpaint"
+
+
+class Body(BaseModel):
+    """What makes a prediction of a model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: Input
+    webhook: Webhook = None
+    webhook_events_filter: tuple[Event, ...] | None = EVENTS
+    stream: bool | None = None  # every prediction can be streamed
+
+
+class VersionBody(Body):
+    """What makes a prediction of a version, or, as Synexa's client calls it, of a model."""
+
+    version: str = Field(max_length=300, validation_alias=AliasChoices("version", "model"))
+
+
+def model_of(service: Service, name: str) -> str:
+    """The model that `name` (`owner/name`, `owner/name:version` or a version) is of.
+
+    A version that is not ours is of the first model: for `owner/name:version` the client sends
+    the version alone.
+
+    Raises:
+        HTTPException: 422, none.
+    """
+    models = service.settings.models
+    path, _, _ = name.partition(":")
+    for model in models:
+        if version_of(model) == name or ("/" in path and path.split("/")[1] == model):
+            return model
+    if ID.fullmatch(name):
+        return models[0]
+    listed = ", ".join(f"{OWNER}/{model}" for model in models)
+    raise HTTPException(422, f"there is no version {name!r} here; there is {listed}.")
+
+
+def links(service: Service, job: Job, base: str) -> list[str] | None:
+    """Links to a job's pictures; None while there are none."""
+    if job.state != "succeeded" or job.result is None:
+        return None
+    names: list[str] = job.result["files"]
+    path = f"{base}/v1/predictions/{job.id}/output"
+    return [link(service, job, path, name) for name in names]
+
+
+async def prediction(
+    service: Service, job: Job, base: str, *, inside: bool = False
+) -> dict[str, Any]:
+    """A job in their words; `inside` asks for the pictures themselves where links are of no use.
+
+    The client makes files of https: and data: alone, so that a server that is reached by http:
+    gives its pictures inside.
+    """
+
+    def look() -> tuple[list[str] | None, list[Said]]:
+        inner = inside and not base.startswith("https:")
+        return pictures(service, job) if inner else links(service, job, base), service.jobs.history(
+            job.id
+        )
+
+    output, history = await asyncio.to_thread(look)
+    own = f"{base}/v1/predictions/{job.id}"
+    return {
+        "id": job.id,
+        "model": f"{OWNER}/{job.model}",
+        **state_of(service, job, history),
+        "output": output,
+        "data_removed": False,
+        "urls": {"get": own, "cancel": f"{own}/cancel", "stream": f"{own}/stream", "web": own},
+    }
+
+
+async def told(service: Service, job: Job) -> dict[str, Any]:
+    """What is posted to a webhook: pictures as links to where the client reached this server."""
+    return await prediction(service, job, job.origin["base"])
+
+
+def known(service: Service, owner: str, name: str) -> str:
+    """A model by its owner and name.
+
+    Raises:
+        HTTPException: 404, there is none.
+    """
+    if name not in service.settings.models:
+        raise HTTPException(404, f"there is no model {owner}/{name} here.")
+    return name
+
+
+def described(model: str, owner: str, base: str) -> dict[str, Any]:
+    """A model in their words."""
+    return {
+        "owner": owner,
+        "name": model,
+        "url": f"{base}/v1/models/{owner}/{model}",
+        "description": "Repaints pictures.",
+        "visibility": "private",
+        "run_count": 0,
+        "default_example": None,
+        "cover_image_url": None,
+        "github_url": None,
+        "paper_url": None,
+        "license_url": None,
+        "latest_version": described_version(model),
+    }
+
+
+def described_version(model: str, name: str | None = None) -> dict[str, Any]:
+    """A model's version in their words, by the id that it was asked for."""
+    return {
+        "id": name or version_of(model),
+        "created_at": "2026-01-01T00:00:00Z",
+        "cog_version": COG,
+        "openapi_schema": schema_of(model),
+    }
+
+
+def file_view(service: Service, name: str, data: bytes, base: str) -> dict[str, Any]:
+    """An upload in their words; its id is the hash of its content."""
+    now = time.time()
+    return {
+        "id": name,
+        "name": name,
+        "content_type": "application/octet-stream",
+        "size": len(data),
+        "etag": name,
+        "checksums": {"sha256": name},
+        "metadata": {},
+        "created_at": moment(now),
+        "expires_at": moment(now + service.settings.keep_files),
+        "urls": {"get": f"{base}/v1/files/{name}"},
     }

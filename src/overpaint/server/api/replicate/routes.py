@@ -9,86 +9,51 @@ first model. Synexa's client speaks a part of the same: it names a `model`, and 
 import asyncio
 import json
 import re
-import time
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Header, HTTPException, Query, Response, UploadFile
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.server.api.deps import LISTENS, LastEvent, Serves, Token, Viewer, base_of
-from overpaint.server.api.fields import Event, Webhook, fingerprint, uploaded
-from overpaint.server.api.openai import routes as openai
+from overpaint.server.api.fields import fingerprint, uploaded
+from overpaint.server.api.openai import protocol as openai
+from overpaint.server.api.replicate.inputs import accept
 from overpaint.server.api.replicate.protocol import (
-    COG,
-    Input,
-    accept,
-    moment,
-    pictures,
-    progress_line,
-    schema_of,
-    state_of,
-    version_of,
+    OWNER,
+    Body,
+    VersionBody,
+    described,
+    described_version,
+    file_view,
+    known,
+    links,
+    model_of,
+    prediction,
 )
-from overpaint.server.api.results import EVENT_STREAM, PICTURES, found, link, painted
+from overpaint.server.api.results import (
+    EVENT_STREAM,
+    PICTURES,
+    found,
+    painted,
+    progress_line,
+)
 from overpaint.server.api.route import telling
 from overpaint.server.http.auth import Key
 from overpaint.server.http.problems import PROBLEMS, plain
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.files import LARGEST_UPLOAD
 from overpaint.server.store.jobs import ENDED, Job, Said
-from overpaint.server.store.outbox import EVENTS
 
 router = APIRouter(prefix="/v1", tags=["Replicate"], route_class=telling(plain), responses=PROBLEMS)
 
 Prefer = Annotated[str | None, Header()]
 WAIT = re.compile(r"wait(?:=(\d+))?")
-ID = re.compile(r"[0-9a-f]{64}")
 LONGEST_WAIT = 55
 """Seconds; the clients give up after a minute, and some then ask for the same once more."""
-
-OWNER = "overpaint"
-
-
-class Body(BaseModel):
-    """What makes a prediction of a model."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    input: Input
-    webhook: Webhook = None
-    webhook_events_filter: tuple[Event, ...] | None = EVENTS
-    stream: bool | None = None  # every prediction can be streamed
-
-
-class VersionBody(Body):
-    """What makes a prediction of a version, or, as Synexa's client calls it, of a model."""
-
-    version: str = Field(max_length=300, validation_alias=AliasChoices("version", "model"))
-
-
-def model_of(service: Service, name: str) -> str:
-    """The model that `name` (`owner/name`, `owner/name:version` or a version) is of.
-
-    A version that is not ours is of the first model: for `owner/name:version` the client sends
-    the version alone.
-
-    Raises:
-        HTTPException: 422, none.
-    """
-    models = service.settings.models
-    path, _, _ = name.partition(":")
-    for model in models:
-        if version_of(model) == name or ("/" in path and path.split("/")[1] == model):
-            return model
-    if ID.fullmatch(name):
-        return models[0]
-    listed = ", ".join(f"{OWNER}/{model}" for model in models)
-    raise HTTPException(422, f"there is no version {name!r} here; there is {listed}.")
 
 
 def seconds_of(prefer: str | None) -> float:
@@ -99,50 +64,9 @@ def seconds_of(prefer: str | None) -> float:
     return 0.0
 
 
-def links(service: Service, job: Job, base: str) -> list[str] | None:
-    """Links to a job's pictures; None while there are none."""
-    if job.state != "succeeded" or job.result is None:
-        return None
-    names: list[str] = job.result["files"]
-    path = f"{base}/v1/predictions/{job.id}/output"
-    return [link(service, job, path, name) for name in names]
-
-
-async def prediction(
-    service: Service, job: Job, base: str, *, inside: bool = False
-) -> dict[str, Any]:
-    """A job in their words; `inside` asks for the pictures themselves where links are of no use.
-
-    The client makes files of https: and data: alone, so that a server that is reached by http:
-    gives its pictures inside.
-    """
-
-    def look() -> tuple[list[str] | None, list[Said]]:
-        inner = inside and not base.startswith("https:")
-        return pictures(service, job) if inner else links(service, job, base), service.jobs.history(
-            job.id
-        )
-
-    output, history = await asyncio.to_thread(look)
-    own = f"{base}/v1/predictions/{job.id}"
-    return {
-        "id": job.id,
-        "model": f"{OWNER}/{job.model}",
-        **state_of(service, job, history),
-        "output": output,
-        "data_removed": False,
-        "urls": {"get": own, "cancel": f"{own}/cancel", "stream": f"{own}/stream", "web": own},
-    }
-
-
 def takes_data(incoming: Incoming) -> bool:
     """Whether the client reads data: URIs; Synexa's, told by its header, fetches links alone."""
     return "x-api-key" not in incoming.headers
-
-
-async def told(service: Service, job: Job) -> dict[str, Any]:
-    """What is posted to a webhook: pictures as links to where the client reached this server."""
-    return await prediction(service, job, job.origin["base"])
 
 
 async def make(
@@ -322,45 +246,6 @@ def sent(number: int, event: str, data: str) -> str:
     return f"id: {number}\nevent: {event}\n{lines}\n"
 
 
-def known(service: Service, owner: str, name: str) -> str:
-    """A model by its owner and name.
-
-    Raises:
-        HTTPException: 404, there is none.
-    """
-    if name not in service.settings.models:
-        raise HTTPException(404, f"there is no model {owner}/{name} here.")
-    return name
-
-
-def described(model: str, owner: str, base: str) -> dict[str, Any]:
-    """A model in their words."""
-    return {
-        "owner": owner,
-        "name": model,
-        "url": f"{base}/v1/models/{owner}/{model}",
-        "description": "Repaints pictures.",
-        "visibility": "private",
-        "run_count": 0,
-        "default_example": None,
-        "cover_image_url": None,
-        "github_url": None,
-        "paper_url": None,
-        "license_url": None,
-        "latest_version": described_version(model),
-    }
-
-
-def described_version(model: str, name: str | None = None) -> dict[str, Any]:
-    """A model's version in their words, by the id that it was asked for."""
-    return {
-        "id": name or version_of(model),
-        "created_at": "2026-01-01T00:00:00Z",
-        "cog_version": COG,
-        "openapi_schema": schema_of(model),
-    }
-
-
 @router.get("/models")
 async def models(incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
     """All models, for OpenAI's clients too, which ask here."""
@@ -426,20 +311,3 @@ async def read_file(name: str, incoming: Incoming, service: Serves, key: Key) ->
     """An upload."""
     data = await uploaded(service, name)
     return file_view(service, name, data, base_of(incoming))
-
-
-def file_view(service: Service, name: str, data: bytes, base: str) -> dict[str, Any]:
-    """An upload in their words; its id is the hash of its content."""
-    now = time.time()
-    return {
-        "id": name,
-        "name": name,
-        "content_type": "application/octet-stream",
-        "size": len(data),
-        "etag": name,
-        "checksums": {"sha256": name},
-        "metadata": {},
-        "created_at": moment(now),
-        "expires_at": moment(now + service.settings.keep_files),
-        "urls": {"get": f"{base}/v1/files/{name}"},
-    }
