@@ -24,7 +24,8 @@ from benchmarks.painting import GUIDANCE, PROMPT, Meter, race, sketch
 from benchmarks.peer import pairs
 from overpaint.imaging import images
 from overpaint.painter import Painter
-from overpaint.request import Control, Request
+from overpaint.request import Request
+from overpaint.request_parts import Control
 
 END, SCALE = 0.5, 0.8
 SIZES = {"miniature": (128, 30), "shallow SDXL": (512, 8)}

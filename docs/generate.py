@@ -284,7 +284,9 @@ def _exit_codes() -> str:
 
 def request_page() -> str:
     """Return the page about the fields of a request."""
-    from overpaint.request import Control, Lora, Picture, Request
+    from overpaint.picture import Picture
+    from overpaint.request import Request
+    from overpaint.request_parts import Control, Lora
 
     parts = [
         "# Request fields\n\n"
@@ -428,7 +430,8 @@ class Dialect:
 @cache
 def dialects() -> tuple[Dialect, ...]:
     """Return the models of every dialect, in the order of the page."""
-    from overpaint.request import Control, Request
+    from overpaint.request import Request
+    from overpaint.request_parts import Control
     from overpaint.server.api.a1111.controlnet import Unit
     from overpaint.server.api.a1111.protocol import ImageInputs, Inputs, Options, TextInputs
     from overpaint.server.api.fal import protocol as fal
@@ -689,12 +692,12 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               "`429`"),
     ),
     "Requests for pictures": (
-        Limit("Prompt", "{0:,} characters", ("overpaint.request:LONGEST_PROMPT",), "`422`"),
+        Limit("Prompt", "{0:,} characters", ("overpaint.request_fields:MAX_PROMPT_CHARS",), "`422`"),
         Limit("Sides of the result", "8 to 8192 pixels, a multiple of 8", (), "`422`"),
         Limit("`num_images`", "1 to 64", (), "`422`"),
         Limit("`num_inference_steps`", "1 to 1000", (), "`422`"),
         Limit("Control nets in one request", "{0:g}",
-              ("overpaint.request:MOST_CONTROLS",), "`422`"),
+              ("overpaint.request_fields:MAX_CONTROLS",), "`422`"),
         Limit("LoRAs in one request", "32", (), "`422`"),
         Limit("Priority on a server with API keys", "-10 to 0", (), "`422`"),
         Limit("Priority on a server without API keys", "-10 to 10", (), "`422`"),

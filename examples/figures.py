@@ -11,7 +11,7 @@ from miniature.scenes import Item, Scene
 from overpaint.imaging import images
 from overpaint.imaging.hints import make
 from overpaint.imaging.hints.drawing import segmentation
-from overpaint.request import Control, Lora
+from overpaint.request_parts import Control, Lora
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "docs" / "images"

@@ -34,7 +34,8 @@ from overpaint.imaging import images as pictures_of
 from overpaint.models.addons import NOTHING, Extras
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
-from overpaint.request import Picture, Request
+from overpaint.picture import Picture
+from overpaint.request import Request
 
 GROUP = 24  # pictures painted at once
 STRENGTH = 0.7

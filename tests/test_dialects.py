@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from overpaint.request import Control, Request
+from overpaint.request import Request
+from overpaint.request_parts import Control
 from overpaint.server.api.a1111.controlnet import Unit
 from overpaint.server.api.a1111.protocol import ImageInputs, Inputs, Options, TextInputs
 from overpaint.server.api.fal import protocol as fal

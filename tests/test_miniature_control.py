@@ -21,7 +21,7 @@ from overpaint.models.library.library import shipped
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.provenance import metadata
-from overpaint.request import Lora
+from overpaint.request_parts import Lora
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "examples" / "house.png"

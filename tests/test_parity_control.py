@@ -29,7 +29,8 @@ from overpaint.diffusion.plan import plan
 from overpaint.imaging import images
 from overpaint.models.addons import Extras
 from overpaint.models.controlnet import ControlNet, load_net
-from overpaint.request import Control, Request
+from overpaint.request import Request
+from overpaint.request_parts import Control
 from tests.test_parity import REPAINT, assert_close, certain, ours, request, sketch
 from tests.tiny import tiny_model, tiny_pipeline
 from tests.tiny_control import tiny_adapter, tiny_net, write, write_control_lora, write_folder

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from overpaint.errors import RequestError, shown
+from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS, SCHEDULES
-from overpaint.request import DEFAULT_STRENGTH, LARGEST_SEED, Picture, Request
+from overpaint.request import Request
+from overpaint.request_fields import DEFAULT_STRENGTH, MAX_SEED
 
 IMAGE = Picture(data=b"\x89PNG, or so it says\xff\x00")
 
@@ -42,8 +44,8 @@ IMAGE = Picture(data=b"\x89PNG, or so it says\xff\x00")
         ("sampler", "__class__", "unknown sampler"),
         ("sampler", 3, "3"),
         ("schedule", "karas", "Did you mean karras"),
-        ("seed", -1, f"allowed is 0 to {LARGEST_SEED}"),
-        ("seed", 2**64, f"allowed is 0 to {LARGEST_SEED}"),
+        ("seed", -1, f"allowed is 0 to {MAX_SEED}"),
+        ("seed", 2**64, f"allowed is 0 to {MAX_SEED}"),
         ("num_images", 10**6, "allowed is 1 to 64"),
         ("clip_skip", 12, "allowed is 0 to 11"),
         ("steps", "some", "'exact' or 'truncate'"),
@@ -88,7 +90,7 @@ def test_a_wrong_part_of_a_tuple_is_named_with_its_place(field: str):
         ({"fit": "cover"}, "fit"),
         ({"size": "keep"}, "size"),
         ({"image": IMAGE, "size": "keep", "width": 512}, "size"),
-        ({"seed": LARGEST_SEED, "num_images": 2}, "seed"),
+        ({"seed": MAX_SEED, "num_images": 2}, "seed"),
         ({"sampler": "DPM++ 2M Karras", "schedule": "beta"}, "schedule"),
         ({"mask": IMAGE}, "mask"),
         ({"mask_from": "box:0,0,8,8"}, "mask_from"),

@@ -21,7 +21,8 @@ from overpaint.diffusion.plan import plan
 from overpaint.imaging import images
 from overpaint.models.addons import Extras
 from overpaint.models.controlnet import load_net
-from overpaint.request import Control, Request
+from overpaint.request import Request
+from overpaint.request_parts import Control
 from tests.test_parity import REPAINT, painted, request, sketch
 from tests.test_parity_control import drawn
 from tests.tiny import WIDTHS, tiny_model, tiny_pipeline, tiny_refiner

@@ -10,7 +10,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from overpaint.errors import OverpaintError
-from overpaint.request import Picture, Request
+from overpaint.picture import Picture
+from overpaint.request import Request
 
 if TYPE_CHECKING:
     from overpaint.painter import Painter, Result, load

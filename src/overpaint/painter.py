@@ -21,8 +21,9 @@ from overpaint.imaging import images
 from overpaint.models.addons import Shelf, load_added
 from overpaint.models.checkpoint import load_preview_decoder
 from overpaint.models.library.library import Store
+from overpaint.picture import Picture
 from overpaint.provenance import metadata
-from overpaint.request import Picture, Request
+from overpaint.request import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -20,7 +20,8 @@ from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.nn.packed import plain_state
 from overpaint.painter import Painter
-from overpaint.request import Control, Lora, Request
+from overpaint.request import Request
+from overpaint.request_parts import Control, Lora
 from tests.models.test_lora import FORMATS, trained
 from tests.test_parity import REPAINT, assert_close, ours, painted, request, theirs
 from tests.test_parity_control import hint

@@ -15,8 +15,9 @@ from overpaint.diffusion.denoise import Row, Trajectory, step
 from overpaint.diffusion.plan import Plan, plan
 from overpaint.diffusion.samplers import Noise
 from overpaint.models.model import Model
+from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS, SCHEDULES
-from overpaint.request import Picture, Request
+from overpaint.request import Request
 from tests.tiny import tiny_model
 
 SAME = 1e-5

@@ -9,7 +9,8 @@ from PIL import Image
 from overpaint.errors import PictureError
 from overpaint.imaging import canvas, images
 from overpaint.imaging.canvas import lay_out
-from overpaint.request import Control, Request
+from overpaint.request import Request
+from overpaint.request_parts import Control
 
 NATIVE = 128
 

@@ -14,8 +14,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from overpaint.errors import FormatError, OutputError, PictureError, RequestError
 from overpaint.imaging import images
+from overpaint.picture import Picture
 from overpaint.provenance.foreign import a1111_pairs
-from overpaint.request import Picture, Request
+from overpaint.request import Request
 from tests.memory import COUNTED, added
 
 

@@ -18,7 +18,8 @@ from overpaint.diffusion.plan import network
 from overpaint.imaging.canvas import Canvas, Frame
 from overpaint.imaging.images import picture
 from overpaint.models.cache import ENTRY, Cache, bytes_of
-from overpaint.request import Control, Lora, Request
+from overpaint.request import Request
+from overpaint.request_parts import Control, Lora
 from tests.tiny import tiny_model
 
 HOUSE = picture(Path(__file__).parents[2] / "examples" / "house.png")

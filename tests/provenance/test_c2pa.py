@@ -16,9 +16,10 @@ from PIL import Image
 
 from overpaint.errors import OutputError, RequestError
 from overpaint.imaging import images
+from overpaint.picture import Picture
 from overpaint.provenance import metadata
 from overpaint.provenance.c2pa import MIME, SOURCE, Credentials
-from overpaint.request import Picture, Request
+from overpaint.request import Request
 from tests.provenance.certificates import write_certificate
 from tests.provenance.test_metadata import recorded
 

@@ -13,9 +13,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from overpaint.errors import OutputError, PictureError, RequestError
 from overpaint.imaging import images
+from overpaint.picture import Picture
 from overpaint.provenance import foreign, metadata
 from overpaint.registry import SAMPLERS, SCHEDULES
-from overpaint.request import Control, Lora, Picture, Request
+from overpaint.request import Request
+from overpaint.request_parts import Control, Lora
 
 FORMATS = ["out.png", "out.jpg", "out.webp"]
 PIXELS = Image.new("RGB", (128, 96), (200, 100, 50))

@@ -19,7 +19,7 @@ from overpaint.cli.usage import usage
 from overpaint.errors import OverpaintError, PictureError, RequestError
 from overpaint.provenance import metadata
 from overpaint.registry import HINTS
-from overpaint.request import Control
+from overpaint.request_parts import Control
 
 if TYPE_CHECKING:
     from overpaint.imaging.hints import Estimate

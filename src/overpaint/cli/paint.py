@@ -15,8 +15,9 @@ from overpaint.cli.terminal import Terminal
 from overpaint.errors import OutputError, RequestError
 from overpaint.events import Finished, Notice, Step
 from overpaint.imaging import images
+from overpaint.picture import Picture
 from overpaint.provenance import metadata
-from overpaint.request import Picture, Request
+from overpaint.request import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,7 +17,9 @@ import typer
 
 from overpaint.errors import RequestError
 from overpaint.imaging import images
-from overpaint.request import DEFAULT_STRENGTH, Picture, Request
+from overpaint.picture import Picture
+from overpaint.request import Request
+from overpaint.request_fields import DEFAULT_STRENGTH
 
 
 @dataclass(frozen=True)

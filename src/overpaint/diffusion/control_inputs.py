@@ -21,8 +21,8 @@ from overpaint.registry import HINTS
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
-    from overpaint.request import Control as Asked
     from overpaint.request import Request
+    from overpaint.request_parts import Control as Asked
 
 
 def controls(

@@ -25,7 +25,7 @@ from overpaint.errors import RequestError
 from overpaint.models.adapters import Adapters, weights_of
 from overpaint.models.embedding import Embeddings
 from overpaint.models.model import Model, TextEncoder
-from overpaint.request import EMBEDDING
+from overpaint.request_fields import EMBEDDING_PATTERN
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
@@ -221,7 +221,7 @@ def _token_ids(
     text: str, tokenizer: "CLIPTokenizer", learnt: Mapping[str, Sequence[int]]
 ) -> list[int]:
     # What stands between the texts of a split are the names of embeddings.
-    *pairs, last = EMBEDDING.split(text)
+    *pairs, last = EMBEDDING_PATTERN.split(text)
     ids: list[int] = []
     for words, name in zip(pairs[::2], pairs[1::2], strict=True):
         ids += [*_plain_ids(words, tokenizer), *learnt[name]]
@@ -235,7 +235,9 @@ def _plain_ids(text: str, tokenizer: "CLIPTokenizer") -> list[int]:
 
 def embeddings_in(*texts: str | None) -> list[str]:
     """The names of the embeddings that prompts use, in order, each once."""
-    return list(dict.fromkeys(name for text in texts for name in EMBEDDING.findall(text or "")))
+    return list(
+        dict.fromkeys(name for text in texts for name in EMBEDDING_PATTERN.findall(text or ""))
+    )
 
 
 def _cut(

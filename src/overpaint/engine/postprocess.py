@@ -16,8 +16,8 @@ from overpaint.provenance.safety import Checker, Flag, flags
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from overpaint.picture import Picture
     from overpaint.provenance.c2pa import Credentials
-    from overpaint.request import Picture
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from overpaint.imaging.masks import Mask, Size
 
 if TYPE_CHECKING:
     from overpaint.registry import Fill
-    from overpaint.request import Fit, Request
+    from overpaint.request import Request
+    from overpaint.request_fields import Fit
 
 Box = tuple[int, int, int, int]
 Pixels = NDArray[np.floating[Any]]

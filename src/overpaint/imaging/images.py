@@ -18,7 +18,9 @@ from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, ImageOps
 from PIL.Image import Resampling
 
 from overpaint.errors import FormatError, OutputError, PictureError, RequestError
-from overpaint.request import Fit, Picture, Request
+from overpaint.picture import Picture
+from overpaint.request import Request
+from overpaint.request_fields import Fit
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 RECEIVED = ("PNG", "JPEG", "WEBP")

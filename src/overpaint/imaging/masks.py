@@ -17,7 +17,8 @@ from overpaint.errors import RequestError
 from overpaint.imaging import images
 
 if TYPE_CHECKING:
-    from overpaint.request import Picture, Request
+    from overpaint.picture import Picture
+    from overpaint.request import Request
 
 Mask = NDArray[np.float32]
 Size = tuple[int, int]

@@ -20,7 +20,8 @@ from overpaint.registry import HINTS
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
-    from overpaint.request import Control, Lora, Request
+    from overpaint.request import Request
+    from overpaint.request_parts import Control, Lora
 
 T = TypeVar("T")
 

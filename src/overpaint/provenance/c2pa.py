@@ -16,7 +16,7 @@ from overpaint.errors import OutputError, RequestError
 from overpaint.imaging import images
 
 if TYPE_CHECKING:
-    from overpaint.request import Picture
+    from overpaint.picture import Picture
 
 SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 """IPTC's words for where a picture is from."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overpaint.errors import RequestError
+from overpaint.picture import Picture
 from overpaint.registry import sampler_name, schedule_name
-from overpaint.request import Picture, Request
+from overpaint.request import Request
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from pydantic import BaseModel, ValidationError
 
 from overpaint.errors import OutputError, PictureError, RequestError
 from overpaint.imaging import images
+from overpaint.picture import Picture
 from overpaint.provenance.foreign import Found, a1111, comfyui, invokeai
 from overpaint.registry import SAMPLERS, SCHEDULES, sampler_name
-from overpaint.request import Picture, Request
+from overpaint.request import Request
 
 LARGEST_JPEG_EXIF = 65_533
 _OF_CONTROLS = ("image", "hint", "mask")

@@ -22,8 +22,10 @@ from PIL import Image
 from overpaint.engine.worker import paints
 from overpaint.errors import RequestError
 from overpaint.imaging import hints
+from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS
-from overpaint.request import Control, Picture, Request
+from overpaint.request import Request
+from overpaint.request_parts import Control
 from overpaint.server.api import results
 from overpaint.server.api.a1111.controlnet import MODULES, Unit, controls_of
 from overpaint.server.api.a1111.protocol import ImageInputs, Options, TextInputs

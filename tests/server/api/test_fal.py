@@ -21,7 +21,7 @@ from fal_client.client import FalClientHTTPError
 from PIL import Image
 
 from overpaint.imaging.images import picture
-from overpaint.request import Lora
+from overpaint.request_parts import Lora
 from overpaint.server.api import results
 from overpaint.server.api.fal.protocol import OWN, SIZES, Arguments, to_request
 from overpaint.server.jobs.supervisor import Pace

@@ -20,7 +20,7 @@ from replicate.client import Client
 from replicate.exceptions import ModelError, ReplicateError
 
 from overpaint.imaging.images import picture
-from overpaint.request import Lora
+from overpaint.request_parts import Lora
 from overpaint.server.api.replicate.inputs import Input, to_request
 from overpaint.server.api.results import moment, progress_line
 from tests.server.live import NOWHERE, running

@@ -22,7 +22,8 @@ from sqlalchemy.exc import TimeoutError as BusyError
 
 from overpaint.engine.worker import Done, Order, Ready, Report, main
 from overpaint.events import Notice, Spent, Step
-from overpaint.request import Picture, Request
+from overpaint.picture import Picture
+from overpaint.request import Request
 from overpaint.server.jobs.supervisor import AT_A_TIME, LONGEST, Heard, Pace, Supervisor, pause
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files

@@ -14,7 +14,8 @@ import pytest
 
 from overpaint.errors import PictureError, StoreError
 from overpaint.imaging.images import picture
-from overpaint.request import Control, Lora, Request
+from overpaint.request import Request
+from overpaint.request_parts import Control, Lora
 from overpaint.server.store.files import Files
 from overpaint.system.atomic_files import write
 

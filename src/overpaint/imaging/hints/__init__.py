@@ -17,7 +17,7 @@ from overpaint.imaging.hints import colour, drawing, edges
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from overpaint.request import Picture
+    from overpaint.picture import Picture
 
 Estimate = Callable[["Image"], NDArray[Any]]
 """What a network sees in an RGB picture, [h, w]: how near each pixel is (larger is nearer, in any

@@ -22,7 +22,8 @@ from overpaint.errors import (
     shown,
 )
 from overpaint.imaging import images
-from overpaint.request import Picture, Request
+from overpaint.picture import Picture
+from overpaint.request import Request
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.files import LARGEST_UPLOAD
 

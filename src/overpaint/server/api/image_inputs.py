@@ -7,7 +7,7 @@ from typing import Any
 
 from overpaint.errors import LONGEST_NAME, RequestError, shown
 from overpaint.imaging import images
-from overpaint.request import Picture
+from overpaint.picture import Picture
 from overpaint.server.api.fields import from_base64, from_data_uri
 from overpaint.server.http.body_limit import LARGEST_BODY
 from overpaint.server.outbound.image_fetch import MOST, Sources

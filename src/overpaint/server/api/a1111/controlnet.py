@@ -10,8 +10,10 @@ from pydantic import Field, ValidationError
 
 from overpaint.errors import LONGEST_NAME, RequestError, near, shown
 from overpaint.imaging import images
+from overpaint.picture import Picture
 from overpaint.registry import HINTS, Weighting
-from overpaint.request import MOST_CONTROLS, Control, Picture
+from overpaint.request_fields import MAX_CONTROLS
+from overpaint.request_parts import Control
 from overpaint.server.api.a1111.protocol import (
     CONTROL_NET,
     Idle,
@@ -117,9 +119,9 @@ def controls_of(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
             raise RequestError(
                 f"alwayson_scripts.{name}", "there is no such script here; leave it out."
             )
-        if len(found) + len(args) > MOST_CONTROLS:  # before any picture is looked at
+        if len(found) + len(args) > MAX_CONTROLS:  # before any picture is looked at
             raise RequestError(
-                CONTROL_NET, f"there are {MOST_CONTROLS} units at most; this has more."
+                CONTROL_NET, f"there are {MAX_CONTROLS} units at most; this has more."
             )
         found += [_control(arg, given) for arg in args]
     return tuple(found)

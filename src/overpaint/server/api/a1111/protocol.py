@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from overpaint.errors import shown
-from overpaint.request import LARGEST_SEED
+from overpaint.request_fields import MAX_SEED
 from overpaint.server.http.problems import answer
 
 LATENT_UPSCALER = "Latent"
@@ -119,7 +119,7 @@ class Inputs(Words):
     cfg_scale: float = Field(default=7.0, ge=0, le=50, description="`guidance_scale`.")
     width: int | None = Field(default=None, ge=8, le=8192, description="Of the result.")
     height: int | None = Field(default=None, ge=8, le=8192, description="Likewise.")
-    seed: int = Field(default=-1, ge=-1, le=LARGEST_SEED, description="-1 is at random.")
+    seed: int = Field(default=-1, ge=-1, le=MAX_SEED, description="-1 is at random.")
     batch_size: int = Field(default=1, ge=1, le=64, description="`num_images`, times n_iter.")
     n_iter: int = Field(default=1, ge=1, le=64, description="`num_images`, times batch_size.")
     sampler_name: str | None = Field(default=None, description="`sampler`.")

@@ -9,9 +9,12 @@ from PIL import ImageOps
 
 from overpaint.errors import RequestError, near, shown
 from overpaint.imaging import images
+from overpaint.picture import Picture
 from overpaint.provenance.foreign import a1111_schedule
 from overpaint.registry import SAMPLERS, Fill, sampler_name
-from overpaint.request import Control, Fit, Picture, Request
+from overpaint.request import Request
+from overpaint.request_fields import Fit
+from overpaint.request_parts import Control
 from overpaint.server.api.a1111.protocol import (
     CONTROL_NET,
     LATENT_UPSCALER,

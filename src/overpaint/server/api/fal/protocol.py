@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from overpaint.errors import PictureError, RequestError
-from overpaint.request import LARGEST_SEED, Request
+from overpaint.request import Request
+from overpaint.request_fields import MAX_SEED
 from overpaint.server.api.extended_fields import Word, fault_of, request_of
 from overpaint.server.api.fields import data_uri
 from overpaint.server.api.image_inputs import picture
@@ -106,7 +107,7 @@ class Arguments(BaseModel):
     )
     num_inference_steps: int = Field(default=25, ge=1, le=1000, description="The same.")
     guidance_scale: float = Field(default=7.5, ge=0, le=50, description="The same.")
-    seed: int | None = Field(default=None, ge=0, le=LARGEST_SEED, description="`seed`.")
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="`seed`.")
     num_images: int = Field(default=1, ge=1, le=64, description="The same.")
     scheduler: str | None = Field(default=None, max_length=200, description="`sampler`.")
     loras: list[LoraWeight] = Field(

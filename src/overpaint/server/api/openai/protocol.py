@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from overpaint.errors import FormatError, ModelNotFoundError, RequestError
 from overpaint.imaging import images
-from overpaint.request import Picture, Request
+from overpaint.picture import Picture
+from overpaint.request import Request
 from overpaint.server.api.extended_fields import Word, fault_of, request_of
 from overpaint.server.api.fields import Webhook, fits
 from overpaint.server.api.results import link

@@ -6,7 +6,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from overpaint.errors import RequestError
-from overpaint.request import LARGEST_SEED, Lora, Request
+from overpaint.request import Request
+from overpaint.request_fields import MAX_SEED
+from overpaint.request_parts import Lora
 from overpaint.server.api.fields import read_beside, with_fitting_mask
 from overpaint.server.api.image_inputs import picture, urls_of
 from overpaint.server.jobs.service import Service
@@ -71,7 +73,7 @@ class Input(BaseModel):
         description="`strength`: how much of the image is repainted; 1 is all of it.",
     )
     seed: int | None = Field(
-        default=None, ge=0, le=LARGEST_SEED, description="By default drawn at random."
+        default=None, ge=0, le=MAX_SEED, description="By default drawn at random."
     )
     refine: Literal["no_refiner", "expert_ensemble_refiner", "base_image_refiner"] = Field(
         default="no_refiner", description="Which second stage follows."

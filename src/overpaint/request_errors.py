@@ -1,0 +1,63 @@
+"""Translate pydantic's validation errors into `RequestError`."""
+
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from overpaint.errors import LONGEST_NAME, RequestError, near, shown
+
+MAX_PROBLEMS_SHOWN = 10
+"""Problems of one request that its error describes; the others are counted."""
+
+
+def translate_validation_error(error: ValidationError, model: type[BaseModel]) -> RequestError:
+    """Return one error that describes every problem; its field is that of the first problem."""
+    wrong = error.errors(include_url=False)
+    problems = [
+        (_field_path(each["loc"]), _describe_problem(each, model))
+        for each in wrong[:MAX_PROBLEMS_SHOWN]
+    ]
+    omitted = len(wrong) - len(problems)
+    more = [f"and {omitted} more"] if omitted else []
+    field, message = problems[0]
+    return RequestError(field, "; ".join([message, *(f"{f}: {m}" for f, m in problems[1:]), *more]))
+
+
+def _field_path(location: tuple[int | str, ...]) -> str:
+    # Strings after the first name members of a union, which mean nothing to a user.
+    named = [str(p)[:LONGEST_NAME] for i, p in enumerate(location) if i == 0 or isinstance(p, int)]
+    return ".".join(named) or "request"
+
+
+def _describe_problem(problem: Any, model: type[BaseModel]) -> str:
+    field, value = str(next(iter(problem["loc"]), "")), problem["input"]
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"no such field.{near(field, model.model_fields)}"
+        case "finite_number":
+            return f"{shown(value)} is not finite; {_describe_bounds(model, field)}"
+        case "greater_than_equal" | "less_than_equal":
+            return f"{shown(value)} is out of range; {_describe_bounds(model, field)}"
+        case "string_pattern_mismatch":  # Only prompts have a pattern.
+            return f"{shown(value)} has NUL in it, which no text has; leave it out"
+        case "multiple_of":
+            step = problem["ctx"]["multiple_of"]
+            below = value // step * step
+            return (
+                f"{shown(value)} is not a multiple of {step}; the nearest are {below} and "
+                f"{below + step}"
+            )
+        case _:
+            return f"{shown(value)}: {problem['msg']}"
+
+
+@cache
+def _describe_bounds(model: type[BaseModel], field: str) -> str:
+    """Return the bounds of a field, read from its JSON schema, in words."""
+    schema = model.model_json_schema()["properties"].get(field, {})
+    for part in (schema, *schema.get("anyOf", ()), *schema.get("prefixItems", ())):
+        for inner in (part, *part.get("prefixItems", ())):
+            if "minimum" in inner:
+                return f"allowed is {inner['minimum']} to {inner['maximum']}"
+    return "see the field's description"
