@@ -1,6 +1,6 @@
 import pytest
 
-from overpaint.errors import RequestError, near
+from overpaint.errors import RequestError, did_you_mean
 from overpaint.registry import PAIRS, SAMPLERS, SCHEDULES, sampler_name, schedule_name
 
 
@@ -57,7 +57,7 @@ def test_unknown_names_are_refused_with_near_matches():
 
 
 def test_where_nothing_is_near_all_names_are_listed():
-    assert near("zzzz", ["b", "a"]) == " Known: a, b."
+    assert did_you_mean("zzzz", ["b", "a"]) == " Known: a, b."
 
 
 def test_labels_are_distinct():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from overpaint.errors import RequestError, shown
+from overpaint.errors import RequestError, quote_value
 from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
@@ -136,19 +136,19 @@ def test_of_very_many_problems_the_first_are_named():
     ["a" * 10**7, {"a": "b" * 10**7}, [[[["a" * 1000] * 1000] * 1000] * 100] * 100, b"a" * 10**7],
 )
 def test_what_is_shown_of_a_value_is_short(value: Any):
-    assert len(shown(value)) <= 60
+    assert len(quote_value(value)) <= 60
 
 
 def test_what_is_deep_is_shown_too():
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    assert len(shown(deep)) <= 60
+    assert len(quote_value(deep)) <= 60
 
 
 @pytest.mark.parametrize("value", ["it's", 1.5, None, [1, 2, 3], {"a": (1, "b")}, b"x", True])
 def test_what_is_short_is_shown_whole(value: Any):
-    assert shown(value) == repr(value)
+    assert quote_value(value) == repr(value)
 
 
 def test_an_empty_request_is_a_request():

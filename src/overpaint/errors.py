@@ -127,13 +127,13 @@ class _Shown(Repr):
         return repr(value[:60])
 
 
-def shown(value: object) -> str:
+def quote_value(value: object) -> str:
     """A value for a message, of sixty characters at most."""
     text = _Shown().repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def near(name: str, known: "Iterable[str]") -> str:
+def did_you_mean(name: str, known: "Iterable[str]") -> str:
     """A hint naming the known names closest to `name`, ready to end a message with.
 
     Returns:

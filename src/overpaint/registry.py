@@ -8,7 +8,7 @@ request is checked without loading torch.
 from dataclasses import dataclass
 from typing import Literal
 
-from overpaint.errors import RequestError, near, shown
+from overpaint.errors import RequestError, did_you_mean, quote_value
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,9 @@ def schedule_name(name: str) -> str:
         RequestError: no such schedule; near matches are named.
     """
     if (found := _SCHEDULES.get(_key(name))) is None:
-        raise RequestError("schedule", f"unknown schedule {shown(name)}.{near(name, SCHEDULES)}")
+        raise RequestError(
+            "schedule", f"unknown schedule {quote_value(name)}.{did_you_mean(name, SCHEDULES)}"
+        )
     return found
 
 
@@ -225,4 +227,6 @@ def sampler_name(name: str) -> tuple[str, str | None]:
     for tail, schedule in _SCHEDULES.items():
         if found := _SAMPLERS.get(key.removesuffix(f"_{tail}")):
             return found, schedule
-    raise RequestError("sampler", f"unknown sampler {shown(name)}.{near(name, SAMPLERS)}")
+    raise RequestError(
+        "sampler", f"unknown sampler {quote_value(name)}.{did_you_mean(name, SAMPLERS)}"
+    )

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from overpaint.errors import RequestError, shown
+from overpaint.errors import RequestError, quote_value
 from overpaint.registry import TASKS, sampler_name, schedule_name
 from overpaint.request_fields import (
     DEFAULT_STRENGTH,
@@ -168,9 +168,11 @@ def _read_lora_tag(tag: re.Match[str]) -> dict[str, Any]:
     try:
         scales = [float(number) for number in tag[2].split(":")[1:]]
     except ValueError:
-        raise RequestError("prompt", f"{shown(tag[0])} is not like <lora:name:0.8>.") from None
+        raise RequestError(
+            "prompt", f"{quote_value(tag[0])} is not like <lora:name:0.8>."
+        ) from None
     if len(scales) > 2:
-        raise RequestError("prompt", f"{shown(tag[0])} has more than two scales.")
+        raise RequestError("prompt", f"{quote_value(tag[0])} has more than two scales.")
     lora: dict[str, Any] = {"name": tag[1].strip()}
     if scales:
         lora["scale"] = scales[-1]
@@ -237,7 +239,7 @@ def _check_mask(request: Request) -> None:
             value = getattr(request, field)
             if value != Request.model_fields[field].default:
                 raise RequestError(
-                    field, f"{shown(value)} means nothing without a mask; leave it out."
+                    field, f"{quote_value(value)} means nothing without a mask; leave it out."
                 )
 
 

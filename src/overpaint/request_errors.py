@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from overpaint.errors import LONGEST_NAME, RequestError, near, shown
+from overpaint.errors import LONGEST_NAME, RequestError, did_you_mean, quote_value
 
 MAX_PROBLEMS_SHOWN = 10
 """Problems of one request that its error describes; the others are counted."""
@@ -34,22 +34,22 @@ def _describe_problem(problem: Any, model: type[BaseModel]) -> str:
     field, value = str(next(iter(problem["loc"]), "")), problem["input"]
     match problem["type"]:
         case "extra_forbidden":
-            return f"no such field.{near(field, model.model_fields)}"
+            return f"no such field.{did_you_mean(field, model.model_fields)}"
         case "finite_number":
-            return f"{shown(value)} is not finite; {_describe_bounds(model, field)}"
+            return f"{quote_value(value)} is not finite; {_describe_bounds(model, field)}"
         case "greater_than_equal" | "less_than_equal":
-            return f"{shown(value)} is out of range; {_describe_bounds(model, field)}"
+            return f"{quote_value(value)} is out of range; {_describe_bounds(model, field)}"
         case "string_pattern_mismatch":  # Only prompts have a pattern.
-            return f"{shown(value)} has NUL in it, which no text has; leave it out"
+            return f"{quote_value(value)} has NUL in it, which no text has; leave it out"
         case "multiple_of":
             step = problem["ctx"]["multiple_of"]
             below = value // step * step
             return (
-                f"{shown(value)} is not a multiple of {step}; the nearest are {below} and "
+                f"{quote_value(value)} is not a multiple of {step}; the nearest are {below} and "
                 f"{below + step}"
             )
         case _:
-            return f"{shown(value)}: {problem['msg']}"
+            return f"{quote_value(value)}: {problem['msg']}"
 
 
 @cache

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from overpaint.errors import RequestError, near, shown
+from overpaint.errors import RequestError, did_you_mean, quote_value
 from overpaint.picture import Picture
 from overpaint.registry import HINTS, Weighting
 from overpaint.request_errors import translate_validation_error
@@ -106,7 +106,9 @@ class Control(StrictModel):
 
     def _check(self) -> None:
         if self.kind not in HINTS:
-            raise RequestError("kind", f"unknown hint {shown(self.kind)}.{near(self.kind, HINTS)}")
+            raise RequestError(
+                "kind", f"unknown hint {quote_value(self.kind)}.{did_you_mean(self.kind, HINTS)}"
+            )
         if self.image and self.hint:
             raise RequestError("hint", "contradicts image; give one of the two.")
         if self.hint and self.options:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from overpaint.diffusion.run import Painting
 from overpaint.engine.engine import Engine
 from overpaint.engine.profile import Profile, kind_of
-from overpaint.errors import ModelNotFoundError, near
+from overpaint.errors import ModelNotFoundError, did_you_mean
 from overpaint.models.cache import BUDGET, Cache
 from overpaint.painter import Painter, load
 
@@ -71,7 +71,7 @@ class Residency:
     def get(self, model: str) -> Painter:
         """A model by name, loaded if need be, after others were let go for it."""
         if model not in self._names:
-            raise ModelNotFoundError(f"no model {model!r} here.{near(model, self._names)}")
+            raise ModelNotFoundError(f"no model {model!r} here.{did_you_mean(model, self._names)}")
         with self._changing:
             if model not in self._there:
                 self._make_room(self._bytes.get(model, 0))

@@ -12,7 +12,7 @@ from overpaint.models.checkpoint import load_model
 from overpaint.models.controlnet import ControlNet, load_net
 from overpaint.models.embedding import Embedding, Embeddings, load_embedding
 from overpaint.models.estimators import Estimator, load_estimator
-from overpaint.models.files.safetensors_io import some
+from overpaint.models.files.safetensors_io import sample_keys
 from overpaint.models.library import catalog
 from overpaint.models.library.library import Store
 from overpaint.models.lora import load_lora
@@ -56,7 +56,8 @@ class Extras:
         """What is to be said of keys that belong nowhere."""
         for used in (*(adapter.lora for adapter in self.adapters), *self.estimators):
             if used and used.unused:
-                yield f"{len(used.unused)} keys of {used.name} are not used: {some(used.unused)}."
+                keys = sample_keys(used.unused)
+                yield f"{len(used.unused)} keys of {used.name} are not used: {keys}."
 
 
 NOTHING = Extras()

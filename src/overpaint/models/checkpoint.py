@@ -23,13 +23,13 @@ from overpaint.models.family import Configs, parse_configs
 from overpaint.models.files import single_file
 from overpaint.models.files.clip_vocabulary import load_clip_tokenizer
 from overpaint.models.files.digests import sha256_of
-from overpaint.models.files.safetensors_io import Stored, WeightsFile, fill, open_weights
+from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, fill, open_weights
 from overpaint.models.library import catalog
 from overpaint.models.model import LatentPreview, Model, NoiseConfig, Prediction, TextEncoder
 from overpaint.nn.blocks import install
 from overpaint.nn.packed import pack
 
-Tensors = Mapping[str, Stored]
+Tensors = Mapping[str, LazyTensor]
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """The parts that are text encoders, and the folders of their tokenizers."""
@@ -319,14 +319,14 @@ def _as_named_in(module: torch.nn.Module, stored: Tensors) -> Tensors:
     return {name.removeprefix("text_model."): tensor for name, tensor in needed.items()}
 
 
-def _part(folder: Path, *, half: bool) -> tuple[dict[str, Stored], list[Path]]:
+def _part(folder: Path, *, half: bool) -> tuple[dict[str, LazyTensor], list[Path]]:
     """The tensors of one part of a folder, and the files they are in."""
     try:
         names = catalog.choose((entry.name for entry in folder.iterdir()), half=half)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     files = [folder / name for name in names]
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, LazyTensor] = {}
     for file in files:
         tensors |= open_weights(file).tensors
     return tensors, files

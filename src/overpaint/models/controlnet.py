@@ -25,7 +25,7 @@ from overpaint.errors import CheckpointError
 from overpaint.models.adapters import weights_of
 from overpaint.models.files.digests import sha256_of
 from overpaint.models.files.original_layout import original_name
-from overpaint.models.files.safetensors_io import Stored, fill, open_weights, some
+from overpaint.models.files.safetensors_io import LazyTensor, fill, open_weights, sample_keys
 from overpaint.models.library import catalog
 from overpaint.nn.blocks import install
 from overpaint.nn.packed import pack, plain_state
@@ -34,7 +34,7 @@ from overpaint.nn.union_fuser import keep_rows_apart
 if TYPE_CHECKING:
     from overpaint.models.model import Model
 
-Tensors = Mapping[str, Stored]
+Tensors = Mapping[str, LazyTensor]
 Kind = Literal["controlnet", "union", "adapter"]
 
 HINT = "controlnet_cond_embedding"
@@ -135,7 +135,7 @@ def _module(tensors: Tensors, model: "Model") -> tuple[Any, Kind]:
     plain = {key.removeprefix(prefix): stored for key, stored in tensors.items()}
     if "input_hint_block.0.weight" not in plain and f"{HINT}.conv_in.weight" not in plain:
         raise CheckpointError(
-            f"this is no control net that Overpaint knows; its keys are {some(tensors)}"
+            f"this is no control net that Overpaint knows; its keys are {sample_keys(tensors)}"
         )
     original = "input_hint_block.0.weight" in plain
     time = "label_emb.0.0.weight" if original else "add_embedding.linear_1.weight"
@@ -165,7 +165,7 @@ def _fill(module: nn.Module, tensors: Tensors, model: "Model") -> None:
     )
 
 
-def _renamed(plain: Tensors, module: Any) -> dict[str, Stored]:
+def _renamed(plain: Tensors, module: Any) -> dict[str, LazyTensor]:
     """Tensors of the original layout by diffusers' names; those that belong nowhere keep theirs."""
     layers = int(module.config["layers_per_block"])
     names = {original_name(name, layers=layers): name for name in module.state_dict()}
@@ -294,6 +294,8 @@ def _control_lora(tensors: Tensors, model: "Model") -> Any:
             )
         state[name] = value.to(model.device, model.dtype)
     if unused:
-        raise CheckpointError(f"{len(unused)} keys that belong nowhere: {some(sorted(unused))}")
+        raise CheckpointError(
+            f"{len(unused)} keys that belong nowhere: {sample_keys(sorted(unused))}"
+        )
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from overpaint.errors import DeviceError, RequestError, near
+from overpaint.errors import DeviceError, RequestError, did_you_mean
 
 DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -78,7 +78,7 @@ def _half(device: torch.device) -> torch.dtype:
 
 def _dtype(field: str, name: str) -> torch.dtype:
     if (found := DTYPES.get(name.lower())) is None:
-        raise RequestError(field, f"unknown dtype {name!r}.{near(name, ('auto', *DTYPES))}")
+        raise RequestError(field, f"unknown dtype {name!r}.{did_you_mean(name, ('auto', *DTYPES))}")
     return found
 
 
@@ -92,7 +92,7 @@ def _device(name: str) -> torch.device:
         wanted = None
     if wanted is None or wanted.type not in ("cpu", "cuda", "mps"):
         known = ("auto", "cpu", "cuda", "mps")
-        raise RequestError("device", f"unknown device {name!r}.{near(name, known)}")
+        raise RequestError("device", f"unknown device {name!r}.{did_you_mean(name, known)}")
     for device in devices:
         if device.type == wanted.type and wanted.index in (None, device.index or 0):
             return device

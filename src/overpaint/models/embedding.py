@@ -15,7 +15,7 @@ from torch import Tensor
 
 from overpaint.errors import CheckpointError
 from overpaint.models.files.digests import sha256_of
-from overpaint.models.files.safetensors_io import open_weights, some
+from overpaint.models.files.safetensors_io import open_weights, sample_keys
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
@@ -60,7 +60,7 @@ def load_embedding(path: str | PathLike[str], name: str, model: "Model") -> Embe
     if unknown := [key for key in file.tensors if key not in PARTS]:
         old = " (one vector set: for Stable Diffusion 1.5 or 2)" if "emb_params" in unknown else ""
         raise CheckpointError(
-            f"{file.path}: no embedding of SDXL's{old}; its keys are {some(file.tensors)}, "
+            f"{file.path}: no embedding of SDXL's{old}; its keys are {sample_keys(file.tensors)}, "
             f"expected clip_l and clip_g"
         )
     vectors: dict[str, Tensor] = {}

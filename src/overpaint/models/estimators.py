@@ -33,7 +33,7 @@ from overpaint.errors import CheckpointError, DeviceError
 from overpaint.imaging.hints.drawing import ADE20K
 from overpaint.models.checkpoint import load_tokenizer
 from overpaint.models.files.digests import sha256_of
-from overpaint.models.files.safetensors_io import open_weights, some
+from overpaint.models.files.safetensors_io import open_weights, sample_keys
 from overpaint.models.library import catalog
 from overpaint.registry import Sight
 
@@ -249,7 +249,9 @@ def _module(
         "of another shape": [str(entry[0]) for entry in said["mismatched_keys"]],
     }
     if any(faults.values()):
-        listed = (f"{len(keys)} {what}: {some(keys)}" for what, keys in faults.items() if keys)
+        listed = (
+            f"{len(keys)} {what}: {sample_keys(keys)}" for what, keys in faults.items() if keys
+        )
         raise CheckpointError(f"{files[0]} does not fit its config; keys {'; '.join(listed)}")
     unused = (key for key in sorted(said["unexpected_keys"]) if not TRAINING.match(key))
     return module, tuple(unused)

@@ -27,7 +27,7 @@ from overpaint.errors import CheckpointError
 from overpaint.models.family import OTHERS
 from overpaint.models.files.digests import sha256_of, tensors_sha256
 from overpaint.models.files.original_layout import original_name
-from overpaint.models.files.safetensors_io import WeightsFile, open_weights, some
+from overpaint.models.files.safetensors_io import WeightsFile, open_weights, sample_keys
 from overpaint.nn.lowrank import Change, Decomposed, Hadamard, Kronecker, LowRank, Whole
 from overpaint.nn.packed import weighted
 
@@ -104,8 +104,8 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
     unused = (*odd, *lost)
     if unused and not lenient:
         raise CheckpointError(
-            f"{file.path}: {len(unused)} keys belong to nothing in {model.name}: {some(unused)}. "
-            "Load it leniently to do without them."
+            f"{file.path}: {len(unused)} keys belong to nothing in {model.name}: "
+            f"{sample_keys(unused)}. Load it leniently to do without them."
         )
     changes: dict[str, dict[str, Change]] = defaultdict(dict)
     alphas = _alphas(file)
@@ -267,7 +267,7 @@ def _what(file: WeightsFile) -> str:
     for pattern, what in FOREIGN:
         if any(re.search(pattern, key) for key in file.tensors):
             return f"this is a LoRA for {what}; Overpaint runs SDXL"
-    return f"no LoRA that Overpaint knows; its keys are {some(file.tensors) or 'none'}"
+    return f"no LoRA that Overpaint knows; its keys are {sample_keys(file.tensors) or 'none'}"
 
 
 def part_of(model: "Model", part: str) -> nn.Module:

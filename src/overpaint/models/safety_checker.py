@@ -20,7 +20,7 @@ from transformers import CLIPConfig
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.devices import place
 from overpaint.models.estimators import processor_of, settings_of
-from overpaint.models.files.safetensors_io import open_weights, some
+from overpaint.models.files.safetensors_io import open_weights, sample_keys
 from overpaint.models.library import catalog
 from overpaint.provenance.safety import Verdict
 
@@ -100,6 +100,6 @@ def load_checker(folder: Path, device: str = "auto") -> SafetyChecker:
         raise CheckpointError(f"{folder} cannot be loaded as a safety checker: {error}") from error
     for what, keys in (("missing", said.missing_keys), ("unknown", said.unexpected_keys)):
         if keys:
-            raise CheckpointError(f"{folder}: {len(keys)} keys are {what}: {some(keys)}")
+            raise CheckpointError(f"{folder}: {len(keys)} keys are {what}: {sample_keys(keys)}")
     module = module.to(where.device, where.dtype).eval().requires_grad_(False)
     return SafetyChecker(module, processor)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError
-from overpaint.models.files.safetensors_io import fill, open_weights, some
+from overpaint.models.files.safetensors_io import fill, open_weights, sample_keys
 
 CPU = torch.device("cpu")
 
@@ -131,5 +131,5 @@ def test_a_file_that_shrinks_meanwhile(path: Path):
 
 
 def test_some():
-    assert some(["a", "b"]) == "a, b"
-    assert some("abcdefg") == "a, b, c, d, e and 2 more"
+    assert sample_keys(["a", "b"]) == "a, b"
+    assert sample_keys("abcdefg") == "a, b, c, d, e and 2 more"

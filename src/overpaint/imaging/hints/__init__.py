@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from overpaint.errors import RequestError, near
+from overpaint.errors import RequestError, did_you_mean
 from overpaint.imaging import images
 from overpaint.imaging.hints import colour, drawing, edges
 
@@ -58,7 +58,7 @@ def check(kind: str, options: Mapping[str, float], field: str = "options") -> No
     parameters = inspect.signature(maker).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     if unknown := [name for name in options if name not in known]:
-        says = near(unknown[0], known) if known else " It has none."
+        says = did_you_mean(unknown[0], known) if known else " It has none."
         raise RequestError(field, f"{kind} has no option {unknown[0]!r}.{says}")
 
 

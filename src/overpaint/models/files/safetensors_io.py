@@ -39,7 +39,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 @dataclass(frozen=True)
-class Stored:
+class LazyTensor:
     """A tensor in a file, not read yet, with what to do to it once it is.
 
     It answers to the few tensor methods that diffusers' key converters use, so that they can
@@ -69,26 +69,26 @@ class Stored:
         return len(self.shape)
 
     @property
-    def T(self) -> "Stored":  # noqa: N802 (torch's name)
+    def T(self) -> "LazyTensor":  # noqa: N802 (torch's name)
         """Transposed."""
         return self._then(lambda tensor: tensor.T)
 
-    def __getitem__(self, index: Any) -> "Stored":
+    def __getitem__(self, index: Any) -> "LazyTensor":
         return self._then(lambda tensor: tensor[index])
 
-    def contiguous(self) -> "Stored":
+    def contiguous(self) -> "LazyTensor":
         """Itself: what `read` gives is contiguous."""
         return self
 
-    def clone(self) -> "Stored":
+    def clone(self) -> "LazyTensor":
         """Itself: what `read` gives is nobody else's."""
         return self
 
-    def detach(self) -> "Stored":
+    def detach(self) -> "LazyTensor":
         """Itself: nothing here has gradients."""
         return self
 
-    def _then(self, step: Callable[[torch.Tensor], torch.Tensor]) -> "Stored":
+    def _then(self, step: Callable[[torch.Tensor], torch.Tensor]) -> "LazyTensor":
         shape = step(torch.empty(self.shape, device="meta")).shape
         return replace(self, shape=shape, steps=(*self.steps, step))
 
@@ -120,7 +120,7 @@ class WeightsFile:
     """
 
     path: Path
-    tensors: dict[str, Stored]
+    tensors: dict[str, LazyTensor]
     metadata: dict[str, str]
 
 
@@ -144,7 +144,7 @@ def open_weights(path: Path) -> WeightsFile:
             "Download it again."
         ) from error
     header.pop("__metadata__", None)
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, LazyTensor] = {}
     for key, entry in header.items():
         if (dtype := DTYPES.get(entry["dtype"])) is None:
             raise CheckpointError(
@@ -152,7 +152,7 @@ def open_weights(path: Path) -> WeightsFile:
             )
         shape = torch.Size(entry["shape"])
         offset = 8 + length + entry["data_offsets"][0]
-        tensors[key] = Stored(path, key, offset, dtype, shape, shape)
+        tensors[key] = LazyTensor(path, key, offset, dtype, shape, shape)
     return WeightsFile(path, tensors, metadata)
 
 
@@ -179,7 +179,7 @@ def refuse_pickle(path: Path) -> None:
 
 def fill(
     module: torch.nn.Module,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, LazyTensor],
     *,
     part: str,
     device: torch.device,
@@ -229,7 +229,9 @@ def _number_positions(module: torch.nn.Module, device: torch.device) -> None:
             setattr(module.get_submodule(owner), leaf, ids)
 
 
-def _check(expected: Mapping[str, torch.Tensor], stored: Mapping[str, Stored], part: str) -> None:
+def _check(
+    expected: Mapping[str, torch.Tensor], stored: Mapping[str, LazyTensor], part: str
+) -> None:
     """Raise unless both have the same names and shapes."""
     missing = [name for name in expected if name not in stored]
     unexpected = [tensor.key for name, tensor in stored.items() if name not in expected]
@@ -239,7 +241,7 @@ def _check(expected: Mapping[str, torch.Tensor], stored: Mapping[str, Stored], p
         if name in stored and stored[name].shape != tensor.shape
     ]
     faults = [
-        f"{len(names)} {what}: {some(names)}"
+        f"{len(names)} {what}: {sample_keys(names)}"
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -252,7 +254,7 @@ def _check(expected: Mapping[str, torch.Tensor], stored: Mapping[str, Stored], p
         raise CheckpointError(f"{source}: the {part} does not fit; keys {'; '.join(faults)}")
 
 
-def some(names: Iterable[str], most: int = 5) -> str:
+def sample_keys(names: Iterable[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""

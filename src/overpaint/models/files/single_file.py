@@ -9,7 +9,7 @@ from diffusers.loaders import single_file_utils
 from overpaint.errors import CheckpointError
 from overpaint.models import lora
 from overpaint.models.family import OTHERS, Configs, shipped_configs
-from overpaint.models.files.safetensors_io import Stored, WeightsFile, some
+from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, sample_keys
 from overpaint.models.model import NoiseConfig
 
 UNET = "model.diffusion_model."
@@ -93,7 +93,7 @@ def _refuse_foreign(weights: WeightsFile) -> None:
     if f"{UNET}input_blocks.0.0.weight" not in weights.tensors:
         raise CheckpointError(
             f"{weights.path}: no {UNET}* keys, so this is no SDXL checkpoint; it has "
-            f"{some(weights.tensors)}"
+            f"{sample_keys(weights.tensors)}"
         )
 
 
@@ -120,7 +120,7 @@ def noise_config(weights: WeightsFile) -> NoiseConfig:
 
 def convert(
     weights: WeightsFile, configs: Configs
-) -> tuple[dict[str, dict[str, Stored]], tuple[str, ...]]:
+) -> tuple[dict[str, dict[str, LazyTensor]], tuple[str, ...]]:
     """Rename a checkpoint's tensors from the original layout to diffusers'.
 
     Args:
@@ -145,7 +145,9 @@ def convert(
     label = [f"{UNET}label_emb.0.{layer}.{leaf}" for layer in (0, 2) for leaf in ("weight", "bias")]
     # The converters cannot do without these; what else is missing shows when modules are filled.
     if missing := [key for key in (*label, f"{second}text_projection") if key not in kept]:
-        raise CheckpointError(f"{weights.path}: {len(missing)} missing keys: {some(missing)}")
+        raise CheckpointError(
+            f"{weights.path}: {len(missing)} missing keys: {sample_keys(missing)}"
+        )
     parts: dict[str, dict[str, Any]] = {
         "unet": single_file_utils.convert_ldm_unet_checkpoint(under(UNET), configs.unet),
         "vae": single_file_utils.convert_ldm_vae_checkpoint(under(VAE), configs.vae),
@@ -165,12 +167,12 @@ def convert(
     if unknown := [key for key in kept if key not in used]:
         raise CheckpointError(
             f"{weights.path}: {len(unknown)} unexpected keys, which belong to no part of SDXL: "
-            f"{some(unknown)}"
+            f"{sample_keys(unknown)}"
         )
     return parts, notices
 
 
-def _without_ignored(weights: WeightsFile) -> tuple[dict[str, Stored], tuple[str, ...]]:
+def _without_ignored(weights: WeightsFile) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
     """The tensors that are needed, and what there is to say about the others."""
     kept = dict(weights.tensors)
     notices: list[str] = []
@@ -179,5 +181,7 @@ def _without_ignored(weights: WeightsFile) -> tuple[dict[str, Stored], tuple[str
         for key in dropped:
             del kept[key]
         if dropped and row.said:
-            notices.append(f"{len(dropped)} tensors not used ({row.reason}): {some(dropped, 2)}")
+            notices.append(
+                f"{len(dropped)} tensors not used ({row.reason}): {sample_keys(dropped, 2)}"
+            )
     return kept, tuple(notices)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from overpaint.errors import CheckpointError, ModelNotFoundError, near
+from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
 from overpaint.models.family import FAMILIES
-from overpaint.models.files.safetensors_io import PICKLE_SUFFIXES, some
+from overpaint.models.files.safetensors_io import PICKLE_SUFFIXES, sample_keys
 from overpaint.models.library.index import MINIATURE, PACKAGED, packaged
 
 ALIASES: dict[str, str] = {
@@ -120,8 +120,8 @@ def resolve(name: str, *, download: bool = True) -> Path:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             names = [entry.name for entry in known()]
             raise ModelNotFoundError(
-                f"unknown model {name!r}.{near(name, names)} Or give a folder, a .safetensors "
-                "file or a hub id owner/name."
+                f"unknown model {name!r}.{did_you_mean(name, names)} Or give a folder, a "
+                ".safetensors file or a hub id owner/name."
             )
     return _from_hub(name, download=download)
 
@@ -141,8 +141,8 @@ def resolve_net(name: str) -> Path:
         return known[name]
     if re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
         raise ModelNotFoundError(
-            f"unknown control net {name!r}.{near(name, known)} Or give a folder, a .safetensors "
-            "file or a hub id owner/name."
+            f"unknown control net {name!r}.{did_you_mean(name, known)} Or give a folder, a "
+            ".safetensors file or a hub id owner/name."
         )
     return resolve(name)
 
@@ -159,8 +159,8 @@ def resolve_estimator(name: str) -> Path:
     """
     if name not in ESTIMATORS and re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
         raise ModelNotFoundError(
-            f"unknown estimator {name!r}.{near(name, ESTIMATORS)} Or give a folder or a hub id "
-            "owner/name."
+            f"unknown estimator {name!r}.{did_you_mean(name, ESTIMATORS)} Or give a folder or a "
+            "hub id owner/name."
         )
     path = resolve(name)
     if not path.is_dir():
@@ -180,7 +180,7 @@ def net_for(kind: str, family: str) -> str:
     if (name := f"{MINIATURE}-{kind}") in known:
         return name
     raise ModelNotFoundError(
-        f"no control net for {kind} hints ships for the miniature.{near(name, known)} "
+        f"no control net for {kind} hints ships for the miniature.{did_you_mean(name, known)} "
         "Or name one of your own."
     )
 
@@ -194,7 +194,7 @@ def _near_paths(path: Path) -> str:
     """A hint naming files beside a missing one that are called nearly so."""
     siblings = path.parent.iterdir() if path.parent.is_dir() else ()
     loadable = [s.name for s in siblings if s.is_dir() or s.suffix.lower() == ".safetensors"]
-    return near(path.name, loadable) if loadable else ""
+    return did_you_mean(path.name, loadable) if loadable else ""
 
 
 def _from_hub(name: str, *, download: bool) -> Path:
@@ -227,7 +227,7 @@ def _from_hub(name: str, *, download: bool) -> Path:
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
             f"unknown model {name!r}: no such file or folder here, and no repository "
-            f"{repository} on the hub.{near(name, [*PACKAGED, *ALIASES])}"
+            f"{repository} on the hub.{did_you_mean(name, [*PACKAGED, *ALIASES])}"
         ) from error
     except (HTTPError, OSError) as error:
         raise ModelNotFoundError(
@@ -288,7 +288,7 @@ def needed(files: Sequence[str], repository: str) -> list[str]:
             return single
         raise CheckpointError(
             f"{repository} is no diffusers folder, and has {len(single)} .safetensors files: "
-            f"{some(single) or 'none'}. Download the one you want and give its path."
+            f"{sample_keys(single) or 'none'}. Download the one you want and give its path."
         )
     weights: list[str] = []
     for part in WEIGHTED:
@@ -327,7 +327,11 @@ def choose(names: Iterable[str], *, half: bool) -> list[str]:
             variants.setdefault(plain, []).append(name)
     if not variants:
         pickles = [name for name in listed if Path(name).suffix in PICKLE_SUFFIXES]
-        only = f", only pickles ({some(pickles, 2)}), which can run any program" if pickles else ""
+        only = (
+            f", only pickles ({sample_keys(pickles, 2)}), which can run any program"
+            if pickles
+            else ""
+        )
         raise CheckpointError(f"no .safetensors weights{only}")
     sixteen = [files for plain, files in variants.items() if ".fp16." in plain]
     base = [files for plain, files in variants.items() if plain.count(".") == 1]

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from overpaint.errors import CheckpointError, ModelNotFoundError, near
+from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
 
 Kind = Literal["lora", "control", "embedding", "checkpoint"]
 
@@ -108,7 +108,9 @@ class Entries:
         known += [own for other in SHIPPED if kind in (None, other) for own in packaged(other)]
         aside = " Names lead to the catalogue alone; add the file first." if "/" in name else ""
         suggestion = (
-            near(name, known) if known else " None was added yet: overpaint models add FILE."
+            did_you_mean(name, known)
+            if known
+            else " None was added yet: overpaint models add FILE."
         )
         raise ModelNotFoundError(f"unknown {what} {name!r}.{aside or suggestion}")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from overpaint.errors import LONGEST_NAME, RequestError, near
+from overpaint.errors import LONGEST_NAME, RequestError, did_you_mean
 from overpaint.request import Request
 from overpaint.server.api.fields import with_fitting_mask
 from overpaint.server.api.image_inputs import pictures_from, urls_in
@@ -40,7 +40,7 @@ def request_of(
         if name not in own:
             known = {*own, *type(given).model_fields}
             raise RequestError(
-                name[:LONGEST_NAME], f"there is no such field here.{near(name, known)}"
+                name[:LONGEST_NAME], f"there is no such field here.{did_you_mean(name, known)}"
             )
         if value is not None:
             fields[name] = pictures_from(value, sources, name)

@@ -19,7 +19,7 @@ from overpaint.errors import (
     PictureError,
     RequestError,
     StoreError,
-    shown,
+    quote_value,
 )
 from overpaint.imaging import images
 from overpaint.picture import Picture
@@ -68,7 +68,7 @@ def from_data_uri(field: str, uri: str) -> bytes:
     """
     head, comma, body = uri.partition(",")
     if not head.startswith("data:") or not comma:
-        raise RequestError(field, f"{shown(uri)} is no data: URI.")
+        raise RequestError(field, f"{quote_value(uri)} is no data: URI.")
     if head.endswith(";base64"):
         return from_base64(field, body)
     if len(body) > LARGEST_QUOTED:

@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping
 from itertools import islice
 from typing import Any
 
-from overpaint.errors import LONGEST_NAME, RequestError, shown
+from overpaint.errors import LONGEST_NAME, RequestError, quote_value
 from overpaint.imaging import images
 from overpaint.picture import Picture
 from overpaint.server.api.fields import from_base64, from_data_uri
@@ -59,7 +59,7 @@ def _data(field: str, text: str, sources: Sources) -> bytes:
         return sources.files.get(found[1])
     if not text.startswith("data:"):
         raise RequestError(
-            field, f"{shown(text)} is neither a data: URI, an upload to /v1/files, nor a URL."
+            field, f"{quote_value(text)} is neither a data: URI, an upload to /v1/files, nor a URL."
         )
     return from_data_uri(field, text)
 

@@ -22,7 +22,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from overpaint.engine.postprocess import AS_THEY_ARE, Finishing
 from overpaint.engine.profile import Profile
 from overpaint.engine.worker import Runs, Shown
-from overpaint.errors import ModelNotFoundError, QueueFullError, RequestError, StoreError, near
+from overpaint.errors import (
+    ModelNotFoundError,
+    QueueFullError,
+    RequestError,
+    StoreError,
+    did_you_mean,
+)
 from overpaint.events import Step
 from overpaint.imaging import images
 from overpaint.models.library.index import Entries
@@ -265,7 +271,9 @@ class Service:
         """
         name = model or self.settings.models[0]
         if name not in self.settings.models:
-            raise ModelNotFoundError(f"no model {name!r} here.{near(name, self.settings.models)}")
+            raise ModelNotFoundError(
+                f"no model {name!r} here.{did_you_mean(name, self.settings.models)}"
+            )
         if self.draining:
             raise QueueFullError("this server is about to end; try again in a minute.", 0.0)
         if webhook:

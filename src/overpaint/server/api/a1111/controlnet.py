@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from overpaint.errors import LONGEST_NAME, RequestError, near, shown
+from overpaint.errors import LONGEST_NAME, RequestError, did_you_mean, quote_value
 from overpaint.imaging import images
 from overpaint.picture import Picture
 from overpaint.registry import HINTS, Weighting
@@ -170,7 +170,9 @@ def _kind(unit: Unit) -> str:
     field = f"{CONTROL_NET}.module"
     if unit.module not in FINISHED:
         if unit.module not in MODULES:
-            raise RequestError(field, f"unknown {shown(unit.module)}.{near(unit.module, MODULES)}")
+            raise RequestError(
+                field, f"unknown {quote_value(unit.module)}.{did_you_mean(unit.module, MODULES)}"
+            )
         return MODULES[unit.module]
     words = {**dict(zip(HINTS, HINTS, strict=True)), **WORDS}
     name = unit.model.lower()
@@ -178,7 +180,8 @@ def _kind(unit: Unit) -> str:
     if len(kinds) != 1:
         raise RequestError(
             field,
-            f"the name of the net, {shown(unit.model)}, does not say which kind of hint it takes.",
+            f"the name of the net, {quote_value(unit.model)}, does not say which kind of "
+            "hint it takes.",
         )
     return kinds.pop()
 

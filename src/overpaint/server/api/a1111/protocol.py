@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from overpaint.errors import shown
+from overpaint.errors import quote_value
 from overpaint.request_fields import MAX_SEED
 from overpaint.server.http.problems import answer
 
@@ -41,7 +41,7 @@ class Only:
     def check(self, value: Any) -> Any:
         """The value, if it is one of them."""
         if value not in self.values:
-            raise ValueError(f"{shown(value)} cannot be honoured here; leave it out.")
+            raise ValueError(f"{quote_value(value)} cannot be honoured here; leave it out.")
         return value
 
     def __get_pydantic_core_schema__(

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import ImageOps
 
-from overpaint.errors import RequestError, near, shown
+from overpaint.errors import RequestError, did_you_mean, quote_value
 from overpaint.imaging import images
 from overpaint.picture import Picture
 from overpaint.provenance.foreign import a1111_schedule
@@ -175,8 +175,8 @@ def named(field: str, title: str | None, known: Collection[str]) -> str:
     for name in (title, bare):
         if name in known:
             return name or ""
-    hint = near(bare, known) if known else ""
-    raise RequestError(field, f"there is no model {shown(title)} here.{hint}")
+    hint = did_you_mean(bare, known) if known else ""
+    raise RequestError(field, f"there is no model {quote_value(title)} here.{hint}")
 
 
 def _second_pass(given: TextInputs) -> dict[str, Any]:
@@ -194,10 +194,14 @@ def _second_pass(given: TextInputs) -> dict[str, Any]:
     }.items():
         value = getattr(given, field)
         if value not in (*SAME, first):
-            raise RequestError(field, f"{shown(value)} is not the first pass's; leave it out.")
+            raise RequestError(
+                field, f"{quote_value(value)} is not the first pass's; leave it out."
+            )
     if given.hr_upscaler not in (LATENT_UPSCALER, *UPSCALERS):
         known = ", ".join((LATENT_UPSCALER, *UPSCALERS))
-        raise RequestError("hr_upscaler", f"unknown {shown(given.hr_upscaler)}. Known: {known}.")
+        raise RequestError(
+            "hr_upscaler", f"unknown {quote_value(given.hr_upscaler)}. Known: {known}."
+        )
     if given.refiner_checkpoint not in (None, "", "None"):
         raise RequestError("refiner_checkpoint", "contradicts enable_hr; give one of the two.")
     strength = given.denoising_strength

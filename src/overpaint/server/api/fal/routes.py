@@ -26,7 +26,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from overpaint.engine.worker import Shown
-from overpaint.errors import RequestError, near
+from overpaint.errors import RequestError, did_you_mean
 from overpaint.server.api.deps import LISTENS, Serves, Token, base_of
 from overpaint.server.api.extended_fields import in_words, urls_of_ours
 from overpaint.server.api.fal.protocol import (
@@ -79,9 +79,9 @@ def app_of(owner: str, app: str, incoming: Incoming, service: Serves) -> App:
     """
     models, task = service.settings.models, incoming.path_params.get("task", "")
     if app not in models and owner != OWNER:
-        raise HTTPException(404, f"there is no app {owner}/{app} here.{near(app, models)}")
+        raise HTTPException(404, f"there is no app {owner}/{app} here.{did_you_mean(app, models)}")
     if task not in TASKS:
-        raise HTTPException(404, f"{owner}/{app} has no {task!r} here.{near(task, TASKS)}")
+        raise HTTPException(404, f"{owner}/{app} has no {task!r} here.{did_you_mean(task, TASKS)}")
     return App(f"{owner}/{app}", app if app in models else models[0], TASKS[task])
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
 
-from overpaint.errors import ModelNotFoundError, RequestError, near
+from overpaint.errors import ModelNotFoundError, RequestError, did_you_mean
 from overpaint.request import Request
 from overpaint.server.api.deps import Serves, Token, base_of
 from overpaint.server.api.extended_fields import in_words, urls_of_ours
@@ -238,5 +238,7 @@ async def vary(
 async def model(name: str, service: Serves, key: Key) -> dict[str, Any]:
     """A model."""
     if name not in service.settings.models:
-        raise ModelNotFoundError(f"no model {name!r} here.{near(name, service.settings.models)}")
+        raise ModelNotFoundError(
+            f"no model {name!r} here.{did_you_mean(name, service.settings.models)}"
+        )
     return described(name)
