@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks import peer
+from benchmarks.checkpoints import write_random_checkpoint
 from benchmarks.harness import interleave, say
-from benchmarks.loading import write
 from benchmarks.painting import Job, diffusers, ours
 from overpaint.models.family import shipped_configs
 from overpaint.painter import load
@@ -26,7 +26,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def measure() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
-        folder, _ = write(Path(temporary), shipped_configs("sdxl"), torch.bfloat16)
+        folder, _ = write_random_checkpoint(
+            Path(temporary), shipped_configs("sdxl"), torch.bfloat16
+        )
         painter = load(folder, device="cuda", dtype="bf16")
         eager: Any = peer.load_pipeline(folder, torch.bfloat16).to("cuda")
     unet = eager.unet

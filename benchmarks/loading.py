@@ -10,15 +10,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.checkpoints import write_random_checkpoint
 from benchmarks.harness import say
-from overpaint.models.family import Configs, shipped_configs
+from overpaint.models.family import shipped_configs
 from tests.memory import COUNTED, added
 from tests.models import original
 
@@ -31,7 +31,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
     configs = original.tiny_configs(**original.WIDE) if quick else shipped_configs("sdxl")
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
-        folder, weights = write(Path(temporary), configs)
+        folder, weights = write_random_checkpoint(Path(temporary), configs)
         result["weights_gb"] = round(weights / 1e9, 2)
         result["accelerate"] = find_spec("accelerate") is not None  # diffusers is leaner with it
         say(f"  weights in bf16              {weights / 1e9:6.2f} GB")
@@ -46,22 +46,6 @@ def measure(*, quick: bool) -> dict[str, Any]:
                 f"weights; {result[name]['seconds']:.1f} s"
             )
     return result
-
-
-def write(folder: Path, configs: Configs, dtype: torch.dtype = torch.float16) -> tuple[Path, int]:
-    """A random checkpoint, and the size in bytes of its weights."""
-    modules = original.build(configs, "meta")
-    size = sum(p.numel() * dtype.itemsize for m in modules.values() for p in m.parameters())
-    return original.write_folder(folder / "checkpoint", configs, modules, dtype), size
-
-
-def shallow() -> Configs:
-    """SDXL with 1, 1 and 2 transformer blocks at its levels, in place of 1, 2 and 10.
-
-    Layers of the same sizes, and room in 16 GB for both programs and what they add.
-    """
-    sdxl = shipped_configs("sdxl")
-    return replace(sdxl, unet={**sdxl.unet, "transformer_layers_per_block": [1, 1, 2]})
 
 
 def load_ours(folder: Path) -> Callable[[], Any]:

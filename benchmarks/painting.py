@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from benchmarks import peer
+from benchmarks.checkpoints import write_random_checkpoint
 from benchmarks.harness import Timings, interleave, say
-from benchmarks.loading import write
 from overpaint.imaging import images
 from overpaint.models.family import shipped_configs
 from overpaint.models.library import catalog
@@ -120,7 +120,9 @@ def miniature(*, quick: bool, model: str = catalog.MINIATURE) -> dict[str, Any]:
 def full_size(*, quick: bool) -> dict[str, Any]:
     """SDXL base with random weights, in bf16, image to image, guided."""
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
-        folder, _ = write(Path(temporary), shipped_configs("sdxl"), torch.bfloat16)
+        folder, _ = write_random_checkpoint(
+            Path(temporary), shipped_configs("sdxl"), torch.bfloat16
+        )
         painter = load(str(folder), device="cpu", dtype="bf16")
         first, second = painter.model.text_encoders
         pipeline = peer.pipeline(

@@ -23,7 +23,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.loading import shallow, write
+from benchmarks.checkpoints import shallow_sdxl_configs, write_random_checkpoint
 from overpaint.models.library import catalog
 from overpaint.painter import Painter, load
 
@@ -110,7 +110,7 @@ def pairs(*, quick: bool) -> Iterator[tuple[str, Painter, Any]]:
     if quick:
         return
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
-        folder, _ = write(Path(temporary), shallow(), torch.bfloat16)
+        folder, _ = write_random_checkpoint(Path(temporary), shallow_sdxl_configs(), torch.bfloat16)
         yield (
             "shallow SDXL",
             load(str(folder), device="cpu", dtype="bf16"),

@@ -28,8 +28,8 @@ from miniature.scenes import (
     draw_scene,
 )
 from overpaint.diffusion import latents
-from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
+from overpaint.diffusion.planner import plan
 from overpaint.imaging import images as pictures_of
 from overpaint.models.addons import NOTHING, Extras
 from overpaint.models.checkpoint import load_model
@@ -95,7 +95,7 @@ def paint(
         planned = [plan(r, model, extras) for r in group]
         trajectories = [Trajectory(p.plans[0]) for p in planned]
         while live := [t for t in trajectories if not t.done]:
-            for together in alike(live):
+            for together in group_by_batch_key(live):
                 step(together)
         for own, trajectory in zip(planned, trajectories, strict=True):
             if trajectory.latent is None:

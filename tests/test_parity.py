@@ -35,8 +35,9 @@ from torch import Tensor
 
 from overpaint.diffusion import prompt
 from overpaint.diffusion.constraint import Free
-from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import Plan, plan
+from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
+from overpaint.diffusion.plan import Plan
+from overpaint.diffusion.planner import plan
 from overpaint.diffusion.schedule import sigmas
 from overpaint.imaging import images
 from overpaint.models.adapters import Adapters
@@ -101,7 +102,7 @@ def painted(plans: Sequence[Plan]) -> list[Tensor]:
     """The latents that plans come to, all in one loop."""
     trajectories = [Trajectory(own) for own in plans]
     while live := [t for t in trajectories if not t.done]:
-        for together in alike(live):
+        for together in group_by_batch_key(live):
             step(together)
     return [t.latent for t in trajectories if t.latent is not None]
 

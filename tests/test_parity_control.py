@@ -25,7 +25,7 @@ from diffusers.pipelines.t2i_adapter.pipeline_stable_diffusion_xl_adapter import
 from numpy.typing import NDArray
 from PIL import Image
 
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.planner import plan
 from overpaint.imaging import images
 from overpaint.models.addons import Extras
 from overpaint.models.controlnet import ControlNet, load_net

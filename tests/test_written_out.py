@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.planner import plan
 from overpaint.imaging import images
 from overpaint.models.addons import Extras
 from overpaint.models.controlnet import load_net

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.run import Painting
+from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
+from overpaint.diffusion.run import Run
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice
 from overpaint.imaging import images
@@ -125,12 +125,12 @@ class Painter:
             ) from error
 
     def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
-        painting = Painting(request, self.model, self.shelf)
+        painting = Run(request, self.model, self.shelf)
         yield from map(Notice, painting.notices)
         for group in _groups(painting.trajectories):
             shown = 0
             while live := [i for i in group if not painting.trajectories[i].done]:
-                for together in alike([painting.trajectories[i] for i in live]):
+                for together in group_by_batch_key([painting.trajectories[i] for i in live]):
                     step(together)
                 yield painting.progress
                 reached = painting.trajectories[live[0]]

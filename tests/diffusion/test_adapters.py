@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from overpaint.diffusion.plan import Plan, plan
+from overpaint.diffusion.plan import Plan
+from overpaint.diffusion.planner import plan
 from overpaint.errors import CheckpointError
 from overpaint.models.adapters import Adapter
 from overpaint.models.addons import Extras

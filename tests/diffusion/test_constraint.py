@@ -9,7 +9,7 @@ from PIL import Image
 
 from overpaint.diffusion.constraint import Kept
 from overpaint.diffusion.denoise import Trajectory, step
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.planner import plan
 from overpaint.imaging import images
 from overpaint.models.model import Model
 from overpaint.registry import SAMPLERS

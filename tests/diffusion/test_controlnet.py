@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from overpaint.diffusion.controlnet import Control, levels
-from overpaint.diffusion.denoise import Conditioning, Row, UNet
+from overpaint.diffusion.conditioning import Conditioning, ControlInput, Row
+from overpaint.diffusion.controlnet import level_weights
 from overpaint.diffusion.schedule import NoiseSchedule
-from overpaint.diffusion.tiling.vae import through
+from overpaint.diffusion.tiling.network import crop_conditioning
 from overpaint.diffusion.tiling.windows import Window
+from overpaint.diffusion.unet import UNet
 from overpaint.models.controlnet import ControlNet, load_net
 from overpaint.models.model import Model
 from overpaint.nn.attention import Context
@@ -48,12 +49,12 @@ def picture(seed: int) -> Tensor:
     return draw(seed, 1, 3, 16, 16).sigmoid().repeat_interleave(8, 2).repeat_interleave(8, 3)
 
 
-def control(net: ControlNet, seed: int, **fields: Any) -> Control:
+def control(net: ControlNet, seed: int, **fields: Any) -> ControlInput:
     shown = picture(seed)
-    return Control(net, shown, net.see(shown), **fields)
+    return ControlInput(net, shown, net.see(shown), **fields)
 
 
-def row(seed: int, *controls: Control, sigma: float = 3.0) -> Row:
+def row(seed: int, *controls: ControlInput, sigma: float = 3.0) -> Row:
     ids = torch.tensor([[128.0, 128, 0, 0, 128, 128]])
     told = Conditioning(Context(draw(seed, 1, 77, sum(WIDTHS))), draw(seed, 1, POOLED), ids)
     return Row(3 * draw(seed, 1, 4, 16, 16), sigma, replace(told, controls=controls))
@@ -65,10 +66,10 @@ def predicted(model: Model, *rows: Row) -> Tensor:
 
 
 def test_levels_follow_their_sources() -> None:
-    assert levels("balanced", 10).tolist() == [1.0] * 10
-    soft = levels("soft", 10)  # A1111's: 0.825 ** (9 - i), all at the middle
+    assert level_weights("balanced", 10).tolist() == [1.0] * 10
+    soft = level_weights("soft", 10)  # A1111's: 0.825 ** (9 - i), all at the middle
     torch.testing.assert_close(soft, torch.tensor([0.825 ** (9 - i) for i in range(10)]))
-    guess = levels("guess", 10)  # diffusers': logspace(-1, 0)
+    guess = level_weights("guess", 10)  # diffusers': logspace(-1, 0)
     assert guess[0].item() == pytest.approx(0.1)
     assert guess[-1].item() == pytest.approx(1)
 
@@ -176,7 +177,7 @@ def test_a_net_may_read_something_else(model: Model, nets: dict[str, ControlNet]
 def test_a_window_sees_its_part_of_a_hint(nets: dict[str, ControlNet]) -> None:
     window = Window(4, 8, 8, 8)
     whole = row(1, control(nets["full"], 1), control(nets["adapter"], 2)).conditioning
-    part = through(whole, window, 8)
+    part = crop_conditioning(whole, window, 8)
     for own, before in zip(part.controls, whole.controls, strict=True):
         assert torch.equal(own.hint, before.hint[..., 32:96, 64:128])
     assert part.controls[0].features[0].shape[2:] == (8, 8)

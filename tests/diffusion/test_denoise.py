@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from overpaint.diffusion.denoise import Row, Trajectory, step
-from overpaint.diffusion.plan import Plan, plan
+from overpaint.diffusion.conditioning import Row
+from overpaint.diffusion.denoise import Trajectory, step
+from overpaint.diffusion.plan import Plan
+from overpaint.diffusion.planner import plan
 from overpaint.diffusion.samplers import Noise
 from overpaint.models.model import Model
 from overpaint.picture import Picture

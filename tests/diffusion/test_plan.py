@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.planner import plan
 from overpaint.errors import ModelError, RequestError
 from overpaint.imaging import images
 from overpaint.models.family import FAMILIES

@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from overpaint.diffusion.prompt import (
-    CHUNK,
-    Chunk,
-    Encoded,
-    Segment,
-    chunks,
-    encode,
-    encode_pair,
-    parse,
-)
+from overpaint.diffusion.prompt import CHUNK, Chunk, Encoded, chunks, encode, encode_pair
+from overpaint.diffusion.prompt_syntax import Segment, parse_prompt
 from overpaint.errors import RequestError
 from overpaint.models.adapters import Adapter
 from overpaint.models.lora import Lora
@@ -45,7 +37,7 @@ def request(**fields: Any) -> Request:
 
 
 def pairs(text: str) -> list[list[tuple[str, float]]]:
-    return [[(s.text, s.weight) for s in passage] for passage in parse(text)]
+    return [[(s.text, s.weight) for s in passage] for passage in parse_prompt(text)]
 
 
 # --- the syntax
@@ -137,16 +129,16 @@ def test_break_starts_a_passage(text: str, expected: list[list[tuple[str, float]
 )
 def test_a_weight_out_of_range_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match=r"^negative_prompt: .*allowed is -10 to 10") as caught:
-        parse(text, "negative_prompt")
+        parse_prompt(text, "negative_prompt")
     assert caught.value.field == "negative_prompt"
 
 
 def test_a_hundred_thousand_brackets() -> None:
     deep = 50_000
     assert pairs("([" * deep + "a" + "])" * deep) == [[("a", 1.0)]]
-    assert len(parse("(a[b" * deep)[0]) == 2 * deep
+    assert len(parse_prompt("(a[b" * deep)[0]) == 2 * deep
     with pytest.raises(RequestError, match="comes to inf"):
-        parse("(" * 2 * deep + "a")
+        parse_prompt("(" * 2 * deep + "a")
 
 
 def test_brackets_without_text_weigh_nothing() -> None:
@@ -156,7 +148,7 @@ def test_brackets_without_text_weigh_nothing() -> None:
 
 @pytest.mark.parametrize("part", ["(a[b", "([a])", "(a:1.1)", "[a", " ", ": ", "1", "a)", "\\"])
 def test_the_work_grows_with_the_length(part: str) -> None:
-    assert lines_run(parse, part * 400) <= 2.1 * lines_run(parse, part * 200)
+    assert lines_run(parse_prompt, part * 400) <= 2.1 * lines_run(parse_prompt, part * 200)
 
 
 def lines_run(function: Callable[[str], Any], text: str) -> int:
@@ -179,13 +171,13 @@ def lines_run(function: Callable[[str], Any], text: str) -> int:
 
 def test_long_runs_do_not_make_the_pattern_backtrack() -> None:
     for text in (" " * 100_000 + "a", "(a:" + "1" * 99_000, ":" + " " * 99_000 + "1"):
-        assert "".join(s.text for s in parse(text)[0]) == text.removeprefix("(")
+        assert "".join(s.text for s in parse_prompt(text)[0]) == text.removeprefix("(")
 
 
 @given(st.text(st.characters() | st.sampled_from("()[]\\:.0129 ,BREAK"), max_size=200))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        passages = parse(text)
+        passages = parse_prompt(text)
     except RequestError:
         return
     for passage in passages:
@@ -196,7 +188,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 @given(st.text(st.characters(exclude_characters="()[]\\"), max_size=200))
 def test_plain_text_comes_back_whole(text: str) -> None:
     text = text.replace("BREAK", "")
-    assert "".join(s.text for s in parse(text)[0]) == text
+    assert "".join(s.text for s in parse_prompt(text)[0]) == text
 
 
 LAYERS = st.sampled_from(["round", "square"]) | st.integers(50, 130).map(lambda n: n / 100)
@@ -212,7 +204,7 @@ def test_nested_weights_multiply(layers: list[str | float]) -> None:
             text, weight = f"[{text}]", weight / 1.1
         else:
             text, weight = f"({text}:{layer})", weight * float(layer)
-    ((segment,),) = parse(text)
+    ((segment,),) = parse_prompt(text)
     assert segment.text == "a"
     assert segment.weight == pytest.approx(weight)
 
@@ -221,7 +213,7 @@ def test_nested_weights_multiply(layers: list[str | float]) -> None:
 
 
 def cut(text: str, tokenizer: CLIPTokenizer = TOKENIZER) -> list[Chunk]:
-    found = chunks(parse(text), tokenizer)
+    found = chunks(parse_prompt(text), tokenizer)
     assert all(len(c.tokens) == len(c.weights) == 77 for c in found)
     return found
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from overpaint.diffusion.constraint import Kept
-from overpaint.diffusion.denoise import Trajectory, alike, step
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
+from overpaint.diffusion.planner import plan
 from overpaint.diffusion.schedule import NoiseSchedule, sigmas
-from overpaint.diffusion.stages import cut
+from overpaint.diffusion.stages import split_sigmas
 from overpaint.errors import ModelError
 from overpaint.imaging import images
 from overpaint.models.addons import Extras
@@ -61,7 +61,7 @@ def latent(asked: Request, model: Model, refiner: Model | None = None) -> torch.
 @pytest.mark.parametrize("schedule", ["normal", "trailing", "karras", "exponential", "beta"])
 def test_the_cut_is_at_a_noise_level(schedule: str) -> None:
     whole = sigmas(schedule, 50, NOISE)
-    above, below = cut(whole, 0.8)
+    above, below = split_sigmas(whole, 0.8)
     assert above[-1] == below[0]
     assert (*above, *below[1:]) == tuple(whole)
     threshold = NOISE.sigma(0.2 * NOISE.last_timestep)
@@ -69,13 +69,13 @@ def test_the_cut_is_at_a_noise_level(schedule: str) -> None:
 
 
 def test_the_cut_of_a_normal_schedule_is_that_of_its_steps() -> None:
-    above, below = cut(sigmas("normal", 50, NOISE), 0.8)
+    above, below = split_sigmas(sigmas("normal", 50, NOISE), 0.8)
     assert (len(above) - 1, len(below) - 1) == (40, 10)
 
 
 @pytest.mark.parametrize(("fraction", "steps"), [(0.0, (0, 20)), (1.0, (20, 0))])
 def test_the_cut_is_exact_at_its_ends(fraction: float, steps: tuple[int, int]) -> None:
-    above, below = cut(sigmas("karras", 20, NOISE), fraction)
+    above, below = split_sigmas(sigmas("karras", 20, NOISE), fraction)
     assert (len(above) - 1, len(below) - 1) == steps
 
 
@@ -118,7 +118,7 @@ def test_a_sequential_stage_repaints_the_result(model: Model, refiner: Model) ->
     assert own.then is not None
     assert own.steps == 6 + 4
     finished = latent(request(), model)
-    second = own.then.after(finished)
+    second = own.then.start_from(finished)
     noise = second.noise(torch.Generator().manual_seed(3))
     noise()  # the first stage's
     assert second.init is not None
@@ -139,7 +139,7 @@ def test_latents_can_be_enlarged_as_they_are(model: Model) -> None:
     (own,) = plan(request(upscale=1.5, upscale_in="latents"), model).plans
     assert own.then is not None
     ramp = torch.linspace(-1, 1, 16).expand(1, 4, 16, 16).contiguous()
-    init = own.then.after(ramp).init
+    init = own.then.start_from(ramp).init
     assert init is not None
     assert init.mean.shape == (1, 4, 24, 24)
     wanted = torch.linspace(-1, 1, 24).expand(1, 4, 24, 24)
@@ -187,7 +187,7 @@ def test_masks_crops_and_stages_share_steps(model: Model, refiner: Model, sees_m
     trajectories = [Trajectory(own) for own in plans]
     shared = 0
     while live := [t for t in trajectories if not t.done]:
-        for together in alike(live):
+        for together in group_by_batch_key(live):
             shared += len(together) > 1
             step(together)
     assert shared

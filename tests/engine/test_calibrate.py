@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from overpaint.diffusion.denoise import Row
-from overpaint.diffusion.plan import network
+from overpaint.diffusion.conditioning import Row
+from overpaint.diffusion.unet import get_network
 from overpaint.engine.calibrate import FEWEST, Call, calls
 from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, ModelError, RequestError
@@ -49,7 +49,7 @@ def model() -> Model:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, model: Model, timed: Timed) -> list[Call]:
-    monkeypatch.setattr(network(model), "predict", timed.predict)
+    monkeypatch.setattr(get_network(model), "predict", timed.predict)
     return list(calls(model, 128, 64, timed.clock))
 
 

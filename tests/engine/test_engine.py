@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import overpaint
-from overpaint.diffusion.denoise import Row
-from overpaint.diffusion.plan import network
-from overpaint.diffusion.run import Painting
+from overpaint.diffusion.conditioning import Row
+from overpaint.diffusion.run import Run
+from overpaint.diffusion.unet import get_network
 from overpaint.engine.engine import COMING, Engine, Told
 from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, RequestError
@@ -49,8 +49,8 @@ class Miniature:
     def cache(self) -> Cache:
         return self.painter.model.cache
 
-    def begin(self, model: str, request: Request) -> Painting:
-        return Painting(request, self.painter.model, self.painter.shelf)
+    def begin(self, model: str, request: Request) -> Run:
+        return Run(request, self.painter.model, self.painter.shelf)
 
     def entry(self, model: str) -> float:
         return 0.0
@@ -96,7 +96,7 @@ def change(
     changed: Callable[[Predict, Sequence[Row]], Tensor],
 ) -> None:
     """Have the network predict otherwise: `changed` is given its own way and the rows."""
-    unet = network(painter.model)
+    unet = get_network(painter.model)
     predict: Predict = unet.predict
 
     def predicted(rows: Sequence[Row]) -> Tensor:
@@ -281,7 +281,7 @@ def test_a_broken_device_ends_the_process_and_not_the_jobs(
     if where == "stepping":
         change(monkeypatch, painter, broken)
     else:
-        monkeypatch.setattr(Painting, "decode", broken)
+        monkeypatch.setattr(Run, "decode", broken)
     engine.submit("a", Request(prompt="a cup", seed=1, num_inference_steps=2))
     with pytest.raises(torch.AcceleratorError):
         run(engine)
@@ -294,7 +294,7 @@ def test_a_preview_that_there_is_no_room_for_is_left_out(
     def full(*_: object) -> Any:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    monkeypatch.setattr(Painting, "previews", full)
+    monkeypatch.setattr(Run, "previews", full)
     engine.submit("shown", Request(prompt="a cup", seed=1, num_inference_steps=4), preview_every=1)
     engine.submit("good", Request(prompt="a cup", seed=2, num_inference_steps=4))
     watched = run(engine)
@@ -307,7 +307,7 @@ def test_a_preview_that_fails_fails_its_job_alone(
     def broken(*_: object) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Painting, "previews", broken)
+    monkeypatch.setattr(Run, "previews", broken)
     engine.submit("shown", Request(prompt="a cup", seed=1, num_inference_steps=4), preview_every=1)
     engine.submit("good", Request(prompt="a cup", seed=2, num_inference_steps=4))
     watched = run(engine)

@@ -13,8 +13,8 @@ from miniature.common import Trainee, stored
 from miniature.family import Painter
 from miniature.rendering import depth, labels, render
 from miniature.scenes import SHAPES, Item, Scene
-from overpaint.diffusion.controlnet import Control, Controls
-from overpaint.diffusion.denoise import Conditioning, Row
+from overpaint.diffusion.conditioning import Conditioning, ControlInput, Row
+from overpaint.diffusion.controlnet import ControlNetRunner
 from overpaint.diffusion.schedule import NoiseSchedule
 from overpaint.models.checkpoint import load_model
 from overpaint.models.controlnet import load_net
@@ -105,13 +105,13 @@ def test_what_is_exported_is_what_was_trained(kind: str, tmp_path: Path) -> None
             Context(context),
             pooled,
             ids,
-            controls=(Control(loaded, hint, loaded.see(hint), type=HINTS[shown].union),),
+            controls=(ControlInput(loaded, hint, loaded.see(hint), type=HINTS[shown].union),),
         ),
     )
     t = torch.tensor([400.0])
     added = {"text_embeds": pooled, "time_ids": ids}
     with torch.no_grad():
-        mine = Controls(NoiseSchedule(model.noise)).residuals([row], x, t, added)
+        mine = ControlNetRunner(NoiseSchedule(model.noise)).residuals([row], x, t, added)
         wanted = trained_residuals(kind, net, (x, t, context, added), planes)
     assert mine.keys() == wanted.keys()
     for key, value in wanted.items():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import overpaint
-from overpaint.diffusion.plan import network
+from overpaint.diffusion.unet import get_network
 from overpaint.imaging.canvas import Canvas, Frame
 from overpaint.imaging.images import picture
 from overpaint.models.cache import ENTRY, Cache, bytes_of
@@ -118,9 +118,9 @@ def test_what_has_no_size_is_refused() -> None:
 def test_the_network_stays() -> None:
     model = tiny_model()
     model.cache.budget = 0
-    first = network(model)
+    first = get_network(model)
     model.cache.clear()
-    assert network(model) is first
+    assert get_network(model) is first
 
 
 REQUESTS = (

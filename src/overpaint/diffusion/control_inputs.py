@@ -2,7 +2,7 @@
 
 import hashlib
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,29 +10,27 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
-from overpaint.diffusion.controlnet import Control
+from overpaint.diffusion.conditioning import ControlInput
 from overpaint.errors import RequestError
 from overpaint.imaging import hints, images, masks
 from overpaint.imaging.canvas import Canvas
 from overpaint.models.addons import Estimators, Nets
 from overpaint.models.controlnet import ControlNet
 from overpaint.models.estimators import Estimator
+from overpaint.models.model import Model
 from overpaint.registry import HINTS
-
-if TYPE_CHECKING:
-    from overpaint.models.model import Model
-    from overpaint.request import Request
-    from overpaint.request_parts import Control as Asked
+from overpaint.request import Request
+from overpaint.request_parts import Control
 
 
-def controls(
-    request: "Request",
-    model: "Model",
+def prepare_control_inputs(
+    request: Request,
+    model: Model,
     canvas: Canvas,
     nets: Nets,
     estimators: Estimators,
     notices: list[str],
-) -> tuple[Control, ...]:
+) -> tuple[ControlInput, ...]:
     """The hints that steer a stage.
 
     Args:
@@ -50,21 +48,21 @@ def controls(
     """
     asked = zip(request.controls, nets, strict=False)
     return tuple(
-        _control(control, net, estimator, f"controls.{index}", model, canvas, notices)
+        _prepare(control, net, estimator, f"controls.{index}", model, canvas, notices)
         for index, ((control, net), estimator) in enumerate(zip_longest(asked, estimators))
         if net is not None
     )
 
 
-def _control(
-    asked: "Asked",
+def _prepare(
+    asked: Control,
     net: ControlNet,
     estimator: Estimator | None,
     field: str,
-    model: "Model",
+    model: Model,
     canvas: Canvas,
     notices: list[str],
-) -> Control:
+) -> ControlInput:
     kind = HINTS[asked.kind].union
     if net.kind == "union" and (kind is None or kind >= net.types):
         raise RequestError(
@@ -85,10 +83,10 @@ def _control(
         lambda: net.see(hint),
     )
     interval = (asked.start, asked.end)
-    return Control(net, hint, features, asked.scale, interval, asked.weighting, mask, kind)
+    return ControlInput(net, hint, features, asked.scale, interval, asked.weighting, mask, kind)
 
 
-def _remembering(estimator: Estimator, model: "Model") -> hints.Estimate:
+def _remembering(estimator: Estimator, model: Model) -> hints.Estimate:
     """What an estimator sees, kept by the picture's pixels."""
 
     def see(picture: Image.Image) -> NDArray[Any]:
@@ -100,7 +98,7 @@ def _remembering(estimator: Estimator, model: "Model") -> hints.Estimate:
 
 
 def _hint(
-    asked: "Asked",
+    asked: Control,
     estimate: hints.Estimate | None,
     canvas: Canvas,
     field: str,

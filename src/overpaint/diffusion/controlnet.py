@@ -1,155 +1,115 @@
-"""Control nets as a place of the plan: what they add to the UNet, row by row.
+"""Run ControlNets and T2I-Adapters for the rows of a batch, and collect what they add to the UNet.
 
-arXiv 2302.05543 (ControlNet), arXiv 2302.08453 (T2I-Adapter).
+Sources: arXiv 2302.05543 (ControlNet), arXiv 2302.08453 (T2I-Adapter).
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from overpaint.diffusion.conditioning import ControlInput, Row
+from overpaint.diffusion.schedule import NoiseSchedule
 from overpaint.models.controlnet import ControlNet
 from overpaint.nn.attention import Context
 from overpaint.registry import Weighting
 
-if TYPE_CHECKING:
-    from overpaint.diffusion.denoise import Row
-    from overpaint.diffusion.schedule import NoiseSchedule
-    from overpaint.diffusion.tiling.windows import Window
+SOFT_LEVEL_FACTOR = 0.825
+"""The ratio of the scales of adjacent levels under "soft" weights: the finer level gets less."""
 
-SOFTER = 0.825
-"""By how much less a finer level is steered under soft weights."""
+BatchKey = tuple[Any, ...]
+"""The net first, then everything else that rows must share to share a call of the net."""
 
 
-@dataclass(frozen=True, eq=False)
-class Control:
-    """A hint that steers a row.
+def level_weights(weighting: Weighting, count: int) -> Tensor:
+    """Return the factor of the scale at each level, finest first, middle last; fp32 [count].
 
-    Attributes:
-        net: that follows it.
-        hint: [1, 3, H, W] in 0..1, of the canvas's size.
-        features: what the net sees in it: the same at every step.
-        scale: how strongly it steers.
-        interval: the part of the denoising range, from 0 (pure noise) to 1 (clean), in which it
-            acts; its end is not in it, unless that is 1.
-        weighting: how the scale is shared out over the levels.
-        mask: [1, 1, h, w]: where it acts; None for everywhere.
-        type: of control, for a union net.
-        context: what the net reads in place of the prompt; None for the prompt.
-    """
-
-    net: ControlNet
-    hint: Tensor
-    features: tuple[Tensor, ...]
-    scale: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-    weighting: Weighting = "balanced"
-    mask: Tensor | None = None
-    type: int | None = None
-    context: Context | None = None
-
-    def acts(self, progress: float) -> bool:
-        """Whether it acts at this point, 0 (pure noise) to 1 (clean)."""
-        start, end = self.interval
-        return start <= progress and (progress < end or end == 1)
-
-    def through(self, window: "Window", factor: int) -> "Control":
-        """What a window sees of it.
-
-        Args:
-            window: in latent cells.
-            factor: pixels per cell.
-        """
-        hint = window.of(self.hint, factor)
-        return replace(
-            self,
-            hint=hint,
-            features=self.net.see(hint),
-            mask=None if self.mask is None else window.of(self.mask),
-        )
-
-
-def levels(weighting: Weighting, count: int) -> Tensor:
-    """The share of the scale that each level gets, finest first, the middle last; fp32 [count].
-
-    "soft" is A1111's ("my prompt is more important"), "guess" diffusers' guess mode.
+    "soft" is A1111's "my prompt is more important"; "guess" is diffusers' guess mode.
     """
     match weighting:
         case "balanced":
             return torch.ones(count)
         case "soft":
-            return SOFTER ** torch.arange(count - 1, -1, -1.0)
+            return SOFT_LEVEL_FACTOR ** torch.arange(count - 1, -1, -1.0)
         case "guess":
             return torch.logspace(-1, 0, count)
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One line of a net's batch: the row that it is for, and its hints (several of a union's)."""
+class _NetRow:
+    """One line of a net's batch.
+
+    Attributes:
+        row: the index of the UNet row that it is for.
+        controls: its control images; more than one only for a union ControlNet.
+    """
 
     row: int
-    controls: tuple[Control, ...]
+    controls: tuple[ControlInput, ...]
 
     @property
     def fused(self) -> bool:
-        """Whether a union net weighs several hints against each other."""
+        """Whether a union ControlNet weighs several control images against each other."""
         return len(self.controls) > 1
 
 
-class Controls:
-    """What all nets add to a UNet's batch; keeps contexts while the same rows come again."""
+class ControlNetRunner:
+    """Computes the residuals of all nets for a UNet's batch.
 
-    def __init__(self, schedule: "NoiseSchedule"):
+    It caches stacked contexts, since consecutive steps mostly have the same rows.
+    """
+
+    def __init__(self, schedule: NoiseSchedule):
         self._schedule = schedule
-        self._stacked: dict[tuple[Any, ...], tuple[tuple[Context, ...], Context]] = {}
+        self._stacked: dict[BatchKey, tuple[tuple[Context, ...], Context]] = {}
 
     def residuals(
-        self, rows: "Sequence[Row]", x: Tensor, t: Tensor, added: dict[str, Tensor]
+        self, rows: Sequence[Row], x: Tensor, t: Tensor, added: dict[str, Tensor]
     ) -> dict[str, Any]:
-        """Keywords of the UNet's forward; none where no row has a control that acts.
+        """Return keyword arguments for the UNet's forward; empty if no row has an active control.
 
         Args:
             rows: of the batch.
-            x: as the UNet sees them, [B, C, h, w], without further channels.
+            x: the UNet's input [B, C, h, w], without concatenated channels.
             t: timesteps [B].
             added: the UNet's added conditions.
         """
-        batches, adapters = self._runs(rows)
-        found: dict[str, Any] = {}
+        batches, adapters = self._group_controls(rows)
+        arguments: dict[str, Any] = {}
         if batches:
             total: list[Tensor] = []
-            for key, runs in batches.items():
-                index = torch.tensor([run.row for run in runs], device=x.device)
-                for level, part in enumerate(self._run(key, runs, rows, x, t, added)):
+            for key, net_rows in batches.items():
+                index = torch.tensor([own.row for own in net_rows], device=x.device)
+                for level, part in enumerate(self._run_net(key, net_rows, rows, x, t, added)):
                     if level == len(total):
                         total.append(part.new_zeros(len(rows), *part.shape[1:]))
                     total[level].index_add_(0, index, part)
-            found["down_block_additional_residuals"] = tuple(total[:-1])
-            found["mid_block_additional_residual"] = total[-1]
+            arguments["down_block_additional_residuals"] = tuple(total[:-1])
+            arguments["mid_block_additional_residual"] = total[-1]
         if adapters:
             features = [f.new_zeros(len(rows), *f.shape[1:]) for f in adapters[0][1].features]
             for row, control in adapters:
-                weights = levels(control.weighting, len(features)).tolist()
+                weights = level_weights(control.weighting, len(features)).tolist()
                 for total_, own, weight in zip(features, control.features, weights, strict=True):
-                    total_[row] += _masked(own[0], control) * (control.scale * weight)
-            found["down_intrablock_additional_residuals"] = features
-        return found
+                    total_[row] += _apply_mask(own[0], control) * (control.scale * weight)
+            arguments["down_intrablock_additional_residuals"] = features
+        return arguments
 
-    def _runs(
-        self, rows: "Sequence[Row]"
-    ) -> tuple[dict[tuple[Any, ...], list[_Run]], list[tuple[int, Control]]]:
-        """The batches that nets are to run, and the rows' adapters."""
-        batches: dict[tuple[Any, ...], list[_Run]] = defaultdict(list)
-        adapters: list[tuple[int, Control]] = []
+    def _group_controls(
+        self, rows: Sequence[Row]
+    ) -> tuple[dict[BatchKey, list[_NetRow]], list[tuple[int, ControlInput]]]:
+        """Return the batches of the ControlNets, and the T2I-Adapters with their row indices."""
+        batches: dict[BatchKey, list[_NetRow]] = defaultdict(list)
+        adapters: list[tuple[int, ControlInput]] = []
         for number, row in enumerate(rows):
             if not (controls := row.conditioning.controls):
                 continue
             progress = self._schedule.progress(row.sigma)
-            fused: dict[tuple[Any, ...], list[Control]] = defaultdict(list)
+            fused: dict[tuple[Any, ...], list[ControlInput]] = defaultdict(list)
             for control in controls:
                 if not control.acts(progress):
                     continue
@@ -158,56 +118,62 @@ class Controls:
                 elif control.net.kind == "union" and control.mask is None:
                     fused[control.net, control.weighting, control.context].append(control)
                 else:
-                    run = _Run(number, (control,))
-                    batches[_key(run)].append(run)
+                    net_row = _NetRow(number, (control,))
+                    batches[_batch_key(net_row)].append(net_row)
             for together in fused.values():
-                run = _Run(number, tuple(together))
-                batches[_key(run)].append(run)
+                net_row = _NetRow(number, tuple(together))
+                batches[_batch_key(net_row)].append(net_row)
         return batches, adapters
 
-    def _run(
+    def _run_net(
         self,
-        key: tuple[Any, ...],
-        runs: list[_Run],
-        rows: "Sequence[Row]",
+        key: BatchKey,
+        net_rows: list[_NetRow],
+        rows: Sequence[Row],
         x: Tensor,
         t: Tensor,
         added: dict[str, Tensor],
     ) -> list[Tensor]:
-        """One call of one net: its weighted residuals, finest first, the middle last."""
+        """Call one net once; return its weighted residuals, finest first, middle last."""
         net: ControlNet = key[0]
-        index = torch.tensor([run.row for run in runs], device=x.device)
-        context = self._context(key, runs, rows)
-        own = {name: value[index] for name, value in added.items()}
-        seen: dict[str, Any] = {"added_cond_kwargs": own, "return_dict": False}
-        shown = [
-            torch.cat([run.controls[i].features[0] for run in runs])
-            for i in range(len(runs[0].controls))
+        index = torch.tensor([own.row for own in net_rows], device=x.device)
+        context = self._stack_contexts(key, net_rows, rows)
+        own_added = {name: value[index] for name, value in added.items()}
+        inputs: dict[str, Any] = {"added_cond_kwargs": own_added, "return_dict": False}
+        features = [
+            torch.cat([own.controls[i].features[0] for own in net_rows])
+            for i in range(len(net_rows[0].controls))
         ]
         if net.kind == "union":
-            marks = x.new_zeros(len(runs), net.types)
-            types = [control.type for control in runs[0].controls]
+            marks = x.new_zeros(len(net_rows), net.types)
+            types = [control.type for control in net_rows[0].controls]
             marks[:, types] = 1
-            seen |= {
+            inputs |= {
                 "control_type": marks,
                 "control_type_idx": types,
-                "conditioning_scale": [c.scale for c in runs[0].controls]
-                if runs[0].fused
+                "conditioning_scale": [c.scale for c in net_rows[0].controls]
+                if net_rows[0].fused
                 else [1.0],
             }
-            down, middle = net.module(x[index], t[index], context, shown, **seen)
+            down, middle = net.module(x[index], t[index], context, features, **inputs)
         else:
-            down, middle = net.module(x[index], t[index], context, shown[0], **seen)
+            down, middle = net.module(x[index], t[index], context, features[0], **inputs)
         parts = [*down, middle]
-        weights = torch.stack([_weights(run, len(parts)) for run in runs]).to(x)
+        weights = torch.stack([_residual_weights(own, len(parts)) for own in net_rows]).to(x)
         return [
-            torch.cat([_masked(p[i : i + 1], run.controls[0]) for i, run in enumerate(runs)])
+            torch.cat(
+                [_apply_mask(p[i : i + 1], own.controls[0]) for i, own in enumerate(net_rows)]
+            )
             * weights[:, level, None, None, None]
             for level, p in enumerate(parts)
         ]
 
-    def _context(self, key: tuple[Any, ...], runs: list[_Run], rows: "Sequence[Row]") -> Context:
-        parts = tuple(run.controls[0].context or rows[run.row].conditioning.context for run in runs)
+    def _stack_contexts(
+        self, key: BatchKey, net_rows: list[_NetRow], rows: Sequence[Row]
+    ) -> Context:
+        parts = tuple(
+            own.controls[0].context or rows[own.row].conditioning.context for own in net_rows
+        )
         last = self._stacked.get(key)
         if last is None or last[0] != parts:
             self._stacked = {k: v for k, v in self._stacked.items() if k[0] is not key[0]}
@@ -215,23 +181,26 @@ class Controls:
         return last[1]
 
 
-def _key(run: _Run) -> tuple[Any, ...]:
-    """What runs must share to share a call: the net, and of a union net its types and weights."""
-    first = run.controls[0]
+def _batch_key(net_row: _NetRow) -> BatchKey:
+    """Return the key of a line: the net, and for a union ControlNet its types and their scales."""
+    first = net_row.controls[0]
     if first.net.kind != "union":
         return (first.net,)
-    types = tuple(control.type for control in run.controls)
-    return (first.net, types, *(c.scale for c in run.controls if run.fused))
+    types = tuple(control.type for control in net_row.controls)
+    return (first.net, types, *(c.scale for c in net_row.controls if net_row.fused))
 
 
-def _weights(run: _Run, count: int) -> Tensor:
-    """The weight of each level; several hints of a union net are weighed inside it."""
-    first = run.controls[0]
-    return levels(first.weighting, count) * (1.0 if run.fused else first.scale)
+def _residual_weights(net_row: _NetRow, count: int) -> Tensor:
+    """Return the weight of each level.
+
+    A union ControlNet applies the scales of several control images itself.
+    """
+    first = net_row.controls[0]
+    return level_weights(first.weighting, count) * (1.0 if net_row.fused else first.scale)
 
 
-def _masked(part: Tensor, control: Control) -> Tensor:
-    """A residual [1, C, h, w] or [C, h, w], where its control acts."""
+def _apply_mask(part: Tensor, control: ControlInput) -> Tensor:
+    """Multiply a residual [1, C, h, w] or [C, h, w] by the control's mask."""
     if control.mask is None:
         return part
     mask = F.interpolate(control.mask, part.shape[-2:], mode="area")

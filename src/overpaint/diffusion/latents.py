@@ -2,21 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
-from overpaint.diffusion.tiling.network import in_windows
+from overpaint.diffusion.tiling.vae import in_windows
 from overpaint.errors import DeviceError
 from overpaint.imaging import images
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from overpaint.models.model import Model
+from overpaint.models.model import Model
 
 SMALLEST_WINDOW = 32
 """Side of a window that the VAE is given by itself, in cells: it looks far around each."""
@@ -36,7 +33,7 @@ class Moments:
 
 
 @torch.inference_mode()
-def encode(model: "Model", pixels: NDArray[np.float32]) -> tuple[Moments, str | None]:
+def encode(model: Model, pixels: NDArray[np.float32]) -> tuple[Moments, str | None]:
     """The posterior of a picture, and a notice if it took a second try.
 
     Beyond twice the native side it is encoded in windows, which take no more memory than that.
@@ -69,7 +66,7 @@ def encode(model: "Model", pixels: NDArray[np.float32]) -> tuple[Moments, str | 
 
 
 @torch.inference_mode()
-def decode(model: "Model", latent: Tensor) -> tuple["Image", str | None]:
+def decode(model: Model, latent: Tensor) -> tuple[Image, str | None]:
     """The picture of a latent [1, C, h, w], and a notice if it took a second try.
 
     A half-precision VAE can overflow, which would show as black: then it is run again in fp32.
@@ -98,13 +95,13 @@ def decode(model: "Model", latent: Tensor) -> tuple["Image", str | None]:
     return images.from_array(pixels[0].cpu().numpy()), notice
 
 
-def _window(model: "Model", cells: int) -> int:
+def _window(model: Model, cells: int) -> int:
     """The side of the VAE's windows over a picture of so many cells; 0 to see it at once."""
     native = model.native_size // model.vae_factor
     return max(native, SMALLEST_WINDOW) if cells > 2 * native else 0
 
 
-def _finite(model: "Model", run: Callable[[], Tensor], done: str) -> tuple[Tensor, str | None]:
+def _finite(model: Model, run: Callable[[], Tensor], done: str) -> tuple[Tensor, str | None]:
     """Run the VAE, and if it overflows in half precision, again in fp32, with a notice.
 
     In fp32 for this once: the next picture must not depend on this one.
@@ -113,9 +110,7 @@ def _finite(model: "Model", run: Callable[[], Tensor], done: str) -> tuple[Tenso
         return _finite_alone(model, run, done)
 
 
-def _finite_alone(
-    model: "Model", run: Callable[[], Tensor], done: str
-) -> tuple[Tensor, str | None]:
+def _finite_alone(model: Model, run: Callable[[], Tensor], done: str) -> tuple[Tensor, str | None]:
     result, notice = run(), None
     vae: Any = model.vae
     dtype: torch.dtype = vae.dtype
@@ -133,7 +128,7 @@ def _finite_alone(
     return result, notice
 
 
-def preview(model: "Model", latent: Tensor) -> "Image | None":
+def preview(model: Model, latent: Tensor) -> Image | None:
     """A cheap look at a latent [1, C, h, w]: by the small decoder or else the linear map.
 
     Returns:

@@ -8,36 +8,27 @@ The syntax and the chunking are those of AUTOMATIC1111's web UI (`modules/prompt
 `modules/sd_hijack_clip.py`), so that prompts mean what their writers learnt there.
 """
 
-import math
-import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from overpaint.diffusion.prompt_syntax import Segment, list_embeddings, parse_prompt
 from overpaint.errors import RequestError
 from overpaint.models.adapters import Adapters, weights_of
 from overpaint.models.embedding import Embeddings
 from overpaint.models.model import Model, TextEncoder
+from overpaint.request import Request
 from overpaint.request_fields import EMBEDDING_PATTERN
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
-
-    from overpaint.request import Request
-
-
-LARGEST_WEIGHT = 10.0
-"""The largest magnitude of a weight; beyond it pictures have long since fallen apart."""
-
-EMPHASIS = 1.1
-"""What a pair of round brackets multiplies by, and a pair of square ones divides by."""
 
 CHUNK = 75
 """Tokens of text in a chunk; with the begin and end tokens it fills CLIP's 77 positions."""
@@ -47,14 +38,6 @@ BACKTRACK = 20
 
 CHUNKS_AT_ONCE = 8
 """Chunks per call of a text encoder: all hidden states of a call are in memory together."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of text under one weight."""
-
-    text: str
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,115 +64,6 @@ class Encoded:
 
     tokens: Tensor
     pooled: Tensor
-
-
-_MARK = re.compile(
-    r"""
-      \\ (?P<escaped> [()\[\]\\]? )
-    | (?P<open> [(\[] )
-    | : \s* (?P<weight> [+-]? (?: \d+ (?: \.\d* )? | \.\d+ ) ) \s* \)
-    | (?P<close> [)\]] )
-    | (?P<text> [^\\()\[\]:]+ | : )
-    """,
-    re.VERBOSE,
-)
-_BREAK = re.compile(r"\bBREAK\b")
-
-
-def parse(text: str, field: str = "prompt") -> list[list[Segment]]:
-    r"""Read A1111's weights.
-
-    `(a)` weighs 1.1, `((a))` 1.21, `[a]` 1/1.1, `(a:1.2)` 1.2; nesting multiplies. `\(`, `\)`,
-    `\[`, `\]` and `\\` are the characters themselves; any other backslash vanishes. A bracket left
-    open acts to the end of the text; one that closes nothing is literal. Round and square brackets
-    are paired apart, so they may cross. The word `BREAK` starts a new passage; unlike A1111, it
-    does so inside brackets as well.
-
-    Takes linear time: a bracket's factor is looked up before the text in it is read, instead of
-    multiplied into everything read since it was opened.
-
-    Args:
-        text: the prompt.
-        field: the request's field it comes from, for the error.
-
-    Returns:
-        The passages that `BREAK` separates, at least one. Neighbours in a passage differ in
-        weight, and no segment is empty.
-
-    Raises:
-        RequestError: a weight is beyond -10 … 10.
-    """
-    marks = list(_MARK.finditer(text))
-    pairs = _pairs(marks)
-    closers = set(pairs.values())
-    # Of the open brackets: how often EMPHASIS applies, and the product of the written weights.
-    # Counting keeps the weight of ([a]) exactly 1 and of any nesting finite that should be.
-    inside: dict[str, list[tuple[int, float]]] = {"(": [(0, 1.0)], "[": [(0, 1.0)]}
-    passages: list[list[tuple[float, str]]] = [[]]
-    for number, mark in enumerate(marks):
-        if bracket := mark["open"]:
-            count, factor = inside[bracket][-1]
-            written = marks[pairs[number]]["weight"] if number in pairs else None
-            if written is None:
-                inside[bracket].append((count + (1 if bracket == "(" else -1), factor))
-            else:
-                inside[bracket].append((count, factor * float(written)))
-        elif number in closers:
-            inside["[" if mark["close"] == "]" else "("].pop()
-        else:
-            weight = _weight(inside["("][-1], inside["["][-1])
-            literal = mark["escaped"] if mark["escaped"] is not None else mark[0]
-            first, *others = _split_at_break(literal)
-            passages[-1].append((weight, first))
-            passages += [[(weight, other)] for other in others]
-    return [_merge(passage, field) for passage in passages]
-
-
-def _pairs(marks: Sequence[re.Match[str]]) -> dict[int, int]:
-    """The numbers of the opening marks that are closed, with the number of the closing one."""
-    waiting: dict[str, list[int]] = {"(": [], "[": []}
-    pairs: dict[int, int] = {}
-    for number, mark in enumerate(marks):
-        if mark["open"]:
-            waiting[mark["open"]].append(number)
-        elif mark["close"] or mark["weight"]:
-            opened = waiting["[" if mark["close"] == "]" else "("]
-            if opened:
-                pairs[opened.pop()] = number
-    return pairs
-
-
-def _weight(*brackets: tuple[int, float]) -> float:
-    try:
-        emphasis = EMPHASIS ** sum(count for count, _ in brackets)
-    except OverflowError:
-        emphasis = math.inf
-    return emphasis * math.prod(factor for _, factor in brackets)
-
-
-def _split_at_break(literal: str) -> list[str]:
-    """The texts around each word BREAK, without the whitespace next to it."""
-    parts = _BREAK.split(literal)
-    parts[1:] = [part.lstrip() for part in parts[1:]]
-    parts[:-1] = [part.rstrip() for part in parts[:-1]]
-    return parts
-
-
-def _merge(passage: list[tuple[float, str]], field: str) -> list[Segment]:
-    """Join neighbours of equal weight and check the weights."""
-    full = [(weight, text) for weight, text in passage if text]
-    for weight, text in full:
-        if not abs(weight) <= LARGEST_WEIGHT:
-            raise RequestError(
-                field,
-                f"the weight of {text[:40]!r} comes to {weight:.3g}; allowed is "
-                f"-{LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}. A bracket that is meant literally is "
-                "written with a backslash before it.",
-            )
-    return [
-        Segment("".join(text for _, text in run), weight)
-        for weight, run in groupby(full, key=lambda piece: piece[0])
-    ]
 
 
 def chunks(
@@ -233,13 +107,6 @@ def _plain_ids(text: str, tokenizer: "CLIPTokenizer") -> list[int]:
     return cast(Any, tokenizer)(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def embeddings_in(*texts: str | None) -> list[str]:
-    """The names of the embeddings that prompts use, in order, each once."""
-    return list(
-        dict.fromkeys(name for text in texts for name in EMBEDDING_PATTERN.findall(text or ""))
-    )
-
-
 def _cut(
     ids: list[int], weights: list[float], comma: int, tokenizer: "CLIPTokenizer"
 ) -> list[Chunk]:
@@ -266,7 +133,7 @@ def _chunk(ids: list[int], weights: list[float], tokenizer: "CLIPTokenizer") -> 
 
 
 def encode_pair(
-    model: Model, request: "Request", adapters: Adapters = (), embeddings: Embeddings = ()
+    model: Model, request: Request, adapters: Adapters = (), embeddings: Embeddings = ()
 ) -> tuple[Encoded, Encoded | None]:
     """The prompt and, when the request is guided, the negative prompt, of equal token length.
 
@@ -333,9 +200,9 @@ def encode(
     sources = [(prompt, field), second][-len(model.text_encoders) :]
     known = {embedding.name: embedding for embedding in embeddings}
     for text, where in sources:
-        if unknown := [name for name in embeddings_in(text) if name not in known]:
+        if unknown := [name for name in list_embeddings(text) if name not in known]:
             raise RequestError(where, f"no embedding {unknown[0]!r} is at hand.")
-    used = tuple(known[name] for name in embeddings_in(*(text for text, _ in sources)))
+    used = tuple(known[name] for name in list_embeddings(*(text for text, _ in sources)))
     changing = (a for a in adapters if any(a.changes(part) for part in model.encoders))
     changes = tuple((adapter.lora.sha256, adapter.text_scale) for adapter in changing)
     learnt = tuple(embedding.sha256 for embedding in used)
@@ -362,7 +229,7 @@ def _encode(
             "clip_skip", f"{clip_skip} is out of range; allowed for this model is 0 to {most}."
         )
     rows = [
-        chunks(parse(text, field), encoder.tokenizer, _ids(encoder, embeddings))
+        chunks(parse_prompt(text, field), encoder.tokenizer, _ids(encoder, embeddings))
         for (text, field), encoder in zip(sources, model.text_encoders, strict=True)
     ]
     count = max(map(len, rows))

@@ -4,24 +4,21 @@ Whoever drives it decides what is stepped when, and with whom; it says what came
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+from PIL.Image import Image
 
 from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.planner import plan
 from overpaint.events import Finished, Notice, Preview, Step
 from overpaint.models import few_step
+from overpaint.models.addons import Shelf
+from overpaint.models.model import Model
 from overpaint.provenance import metadata
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from overpaint.models.addons import Shelf
-    from overpaint.models.model import Model
-    from overpaint.request import Request
+from overpaint.request import Request
 
 
-class Painting:
+class Run:
     """A request that was begun.
 
     Attributes:
@@ -31,7 +28,7 @@ class Painting:
         notices: what planning had to say.
     """
 
-    def __init__(self, request: "Request", model: "Model", shelf: "Shelf"):
+    def __init__(self, request: Request, model: Model, shelf: Shelf):
         """Plan a request.
 
         Raises:

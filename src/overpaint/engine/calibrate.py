@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from overpaint.diffusion.denoise import Network, Row, Trajectory
-from overpaint.diffusion.plan import plan
+from overpaint.diffusion.conditioning import Network, Row
+from overpaint.diffusion.denoise import Trajectory
+from overpaint.diffusion.planner import plan
 from overpaint.engine.profile import GAIN, MOST
 from overpaint.errors import DeviceError
 from overpaint.request import Request

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from overpaint.diffusion.denoise import Trajectory, advance, evaluate
-from overpaint.diffusion.run import Painting
+from overpaint.diffusion.run import Run
 from overpaint.engine.counters import Counters
 from overpaint.engine.scheduler import Costs, Scheduler, Task
 from overpaint.errors import DeviceError
@@ -58,7 +58,7 @@ class Models(Protocol):
         """What they keep between requests."""
         ...
 
-    def begin(self, model: str, request: "Request") -> Painting:
+    def begin(self, model: str, request: "Request") -> Run:
         """Plan a request for a model by name, loading that if need be."""
         ...
 
@@ -100,8 +100,8 @@ class Job:
     preview_every: int
     left: float
     pace: float = 0.0
-    beginning: Future[Painting] | None = None
-    painting: Painting | None = None
+    beginning: Future[Run] | None = None
+    painting: Run | None = None
     shown: int = 0
     served: float = 0.0
     seconds: float = 0.0
@@ -256,7 +256,7 @@ class Engine:
                 return  # those under way end first, and nothing else begins meanwhile
             job.beginning = self._beside.submit(self._models.begin, job.model, job.request)
 
-    def _take_over(self, job: Job, beginning: Future[Painting]) -> None:
+    def _take_over(self, job: Job, beginning: Future[Run]) -> None:
         with self._failing(job):
             job.painting = beginning.result()
             job.pace = job.left / max(1, job.painting.progress.total)
@@ -330,7 +330,7 @@ class Engine:
                 with self._failing(job):
                     self._progress(job, job.painting, indices)
 
-    def _progress(self, job: Job, painting: Painting, indices: list[int]) -> None:
+    def _progress(self, job: Job, painting: Run, indices: list[int]) -> None:
         progress = painting.progress
         job.left = (progress.total - progress.done) * job.pace
         self._say(job, progress)

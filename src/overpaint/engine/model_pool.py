@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from overpaint.diffusion.run import Painting
+from overpaint.diffusion.run import Run
 from overpaint.engine.engine import Engine
 from overpaint.engine.profile import Profile, kind_of
 from overpaint.errors import ModelNotFoundError, did_you_mean
@@ -59,14 +59,14 @@ class Residency:
         there = list(self._there.items())  # at once: another thread may load one
         return {name: painter.model.native_size for name, painter in there}
 
-    def begin(self, model: str, request: "Request") -> Painting:
+    def begin(self, model: str, request: "Request") -> Run:
         """Plan a request.
 
         Raises:
             ModelNotFoundError: there is no model by this name here.
         """
         painter = self.get(model)
-        return Painting(request, painter.model, painter.shelf)
+        return Run(request, painter.model, painter.shelf)
 
     def get(self, model: str) -> Painter:
         """A model by name, loaded if need be, after others were let go for it."""

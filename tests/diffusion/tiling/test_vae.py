@@ -1,90 +1,60 @@
-"""Windows: they cover, they blend, they know where they are."""
+"""The VAE window by window gives what it gives at once."""
 
-import itertools
-from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
 
-from overpaint.diffusion.denoise import Conditioning, Row, Trajectory, step
-from overpaint.diffusion.plan import plan
-from overpaint.diffusion.schedule import NoiseSchedule
-from overpaint.diffusion.tiling.vae import Tiled
-from overpaint.diffusion.tiling.windows import OVERLAP, ramp, starts
-from overpaint.models.model import NoiseConfig
-from overpaint.nn.attention import Context
-from overpaint.request import Request
-from tests.tiny import tiny_model
-
-
-class Local:
-    """A network that looks at each cell alone, and notes the windows it was given."""
-
-    schedule = NoiseSchedule(NoiseConfig())
-    device = torch.device("cpu")
-
-    def __init__(self) -> None:
-        self.calls: list[list[tuple[list[float], tuple[int, ...]]]] = []
-
-    def predict(self, rows: Sequence[Row]) -> Tensor:
-        self.calls.append([(r.conditioning.size_ids[0].tolist(), r.x.shape) for r in rows])
-        return torch.cat([row.x.sin() * row.sigma for row in rows])
-
-    def denoised(self, x: Tensor, sigma: float, prediction: Tensor) -> Tensor:
-        return x - sigma * prediction
+from miniature.rendering import render
+from miniature.scenes import draw_scene
+from overpaint.diffusion import latents
+from overpaint.diffusion.tiling.vae import in_windows, sharing
+from overpaint.imaging import images
+from overpaint.models.checkpoint import load_model
 
 
-def row(height: int, width: int, sigma: float = 2.0) -> Row:
-    x = torch.randn((1, 4, height, width), generator=torch.Generator().manual_seed(height))
-    ids = torch.tensor([[8.0 * height, 8.0 * width, 0, 0, 8.0 * height, 8.0 * width]])
-    return Row(x, sigma, Conditioning(Context(torch.zeros(1, 77, 8)), torch.zeros(1, 8), ids))
+def test_norms_see_the_whole_picture() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(4, 16, 1), nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 3, 1), nn.GroupNorm(1, 3)
+    )
+    x = torch.randn(1, 4, 20, 36) + torch.linspace(-2, 2, 36)
+    with torch.no_grad():
+        tiled = in_windows(network, network, x, side=12)
+        torch.testing.assert_close(tiled, network(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("length", [16, 17, 20, 28, 40, 64, 100])
-def test_windows_cover_and_overlap(length: int) -> None:
-    found = starts(length, 16)
-    assert found[0] == 0
-    assert found[-1] == max(0, length - 16)
-    assert all(b - a <= 16 * (1 - OVERLAP) + 1 for a, b in itertools.pairwise(found))
-    assert len(found) <= 1 + -(-(length - 16) // 12) if length > 16 else len(found) == 1
+def test_norms_are_their_own_again_afterwards() -> None:
+    norm = nn.GroupNorm(2, 4)
+    x = torch.randn(1, 4, 8, 8)
+    before = norm(x)
+    with sharing(norm, 8, 8):
+        pass
+    assert torch.equal(norm(x), before)
+    assert "forward" not in vars(norm)
 
 
-def test_weights_fall_off_towards_neighbours_only() -> None:
-    assert ramp(0, 16, 16).tolist() == [1.0] * 16
-    first, last = ramp(0, 16, 28), ramp(12, 16, 28)
-    assert first[:12].min() == 1
-    assert first[12:].tolist() == last[:4].flip(0).tolist()
-    assert (ramp(4, 16, 28) > 0).all()
+def psnr(a: NDArray[Any], b: NDArray[Any], peak: float) -> float:
+    return float(10 * np.log10(peak**2 / np.square(a - b).mean()))
 
 
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40), (12, 50)])
-def test_a_local_network_cannot_tell(height: int, width: int) -> None:
-    network = Local()
-    rows = [row(height, width), row(height, width, 0.5)]
-    tiled = Tiled(network, 16, 8, cells=3 * 256).predict(rows)
-    torch.testing.assert_close(tiled, Local().predict(rows), atol=1e-6, rtol=1e-6)
-    assert all(len(call) <= 3 for call in network.calls)
-
-
-def test_a_window_knows_where_it_is() -> None:
-    network = Local()
-    Tiled(network, 16, 8, cells=10**6).predict([row(16, 28)])
-    ((first, _), (second, shape)) = network.calls[0]
-    assert first == [128, 224, 0, 0, 128, 128]
-    assert second == [128, 224, 0, 96, 128, 128]
-    assert shape == (1, 4, 16, 16)
-
-
-def test_beyond_the_models_sizes_a_stage_is_tiled() -> None:
-    model = tiny_model()
-    asked = Request(prompt="a red cat", num_inference_steps=2, refine_steps=2, upscale=2.5, seed=1)
-    (own,) = plan(asked, model).plans
-    assert own.then is not None
-    assert isinstance(own.then.plan.network, Tiled)
-    trajectory = Trajectory(own)
-    while not trajectory.done:
-        step([trajectory])
-    assert trajectory.latent is not None
-    assert trajectory.latent.shape == (1, 4, 40, 40)
-    assert trajectory.latent.isfinite().all()
+# The second is mostly one flat colour: a window of it says nothing of the whole.
+@pytest.mark.parametrize("seed", [1, 40_900_001])
+def test_the_miniature_sees_in_windows_what_it_sees_at_once(seed: int) -> None:
+    model = load_model("miniature", device="cpu")
+    pixels = images.to_array(
+        Image.fromarray(render(draw_scene(np.random.default_rng(seed), 384, 384)))
+    )
+    scale = model.vae.config["scaling_factor"]
+    moments, _ = latents.encode(model, pixels)
+    with torch.inference_mode():
+        posterior = model.vae.encode(torch.from_numpy(pixels)[None], return_dict=False)[0]
+        at_once = model.vae.decode(moments.mean / scale, return_dict=False)[0][0]
+    mean = (scale * posterior.mean).numpy()
+    assert psnr(moments.mean.numpy(), mean, float(np.ptp(mean))) >= 45
+    tiled = np.asarray(latents.decode(model, moments.mean)[0], np.float64)
+    assert psnr(tiled, np.asarray(images.from_array(at_once.numpy()), np.float64), 255) >= 45

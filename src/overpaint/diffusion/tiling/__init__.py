@@ -1,1 +1,1 @@
-"""Tiling."""
+"""Work on pictures larger than the UNet or the VAE can take at once, window by window."""
