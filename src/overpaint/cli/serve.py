@@ -141,22 +141,13 @@ def serve(
     from overpaint.engine.profile import Profile
     from overpaint.engine.worker import paints
     from overpaint.server.app import run
-    from overpaint.server.jobs.service import Settings
+    from overpaint.server.jobs.service import Settings, prepare_store
     from overpaint.server.outbound.addresses import is_loopback
     from overpaint.server.store.api_keys import opened
     from overpaint.server.store.database import url_of
     from overpaint.server.store.jobs import Limits
     from overpaint.server.telemetry.logs import configure
 
-    if not keys and not is_loopback(host):
-        data.mkdir(parents=True, exist_ok=True)
-        with opened(url_of(data, store)) as stored:
-            if not stored.good():
-                raise RequestError(
-                    "host",
-                    f"{host} can be reached from elsewhere; give a --key that clients must have, "
-                    "or make one with `overpaint keys create`.",
-                )
     finishing = Finishing(safety_checker, device, watermark, c2pa_certificate, c2pa_key)
     finishing.check()
     names = tuple(model or ["miniature"])
@@ -187,6 +178,15 @@ def serve(
         safety_optional=safety_optional,
     )
     configure(log)
+    prepare_store(data, store)
+    if not keys and not is_loopback(host):
+        with opened(url_of(data, store)) as stored:
+            if not stored.good():
+                raise RequestError(
+                    "host",
+                    f"{host} can be reached from elsewhere; give a --key that clients must have, "
+                    "or make one with `overpaint keys create`.",
+                )
     print(f"http://{host}:{port}/docs  models: {', '.join(names)}", file=sys.stderr)
     run(
         settings,

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from overpaint.cli.main import app
 from overpaint.errors import RequestError, StoreError
+from overpaint.server.http import signed_links
 from overpaint.server.http.signed_links import Links
 from overpaint.server.store import api_keys as keys_module
 from overpaint.server.store.api_keys import Keys, digest_of
@@ -165,7 +166,7 @@ def test_links_are_of_one_picture_and_end(monkeypatch: pytest.MonkeyPatch) -> No
     assert not links.fits("job", "1-0.png", expires, signature[:-1])
     assert not links.fits("job", "1-0.png", expires, "é")
     assert not Links("another").fits("job", "1-0.png", expires, signature)
-    monkeypatch.setattr(keys_module, "LINK_LASTS", -1)
+    monkeypatch.setattr(signed_links, "LINK_LASTS", -1)
     late = parse_qs(links.query("job", "1-0.png"))
     assert not links.fits("job", "1-0.png", int(late["expires"][0]), late["signature"][0])
 

@@ -44,7 +44,15 @@ from overpaint.server.store.database import Database, url_of
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
 from overpaint.server.store.outbox import EVENTS, Outbox
-from overpaint.server.telemetry.logs import Happened, about, request_id, say, tell, tell_returned
+from overpaint.server.telemetry.logs import (
+    Happened,
+    about,
+    log_upgrade,
+    request_id,
+    say,
+    tell,
+    tell_returned,
+)
 from overpaint.system.atomic_files import hold
 
 if TYPE_CHECKING:
@@ -150,7 +158,7 @@ class Service:
         self._alone = _hold(settings.data) if settings.store is None else None
         self.poll = SELDOM if self._alone else POLL
         self.files.sweep(0.0 if self._alone else ROOM_TO_WRITE)
-        self.jobs = Jobs(Database(url_of(settings.data, settings.store)))
+        self.jobs = Jobs(open_database(settings.data, settings.store))
         self.outbox = Outbox(self.jobs.database)
         self.links = Links(self.outbox.secret("links"))  # which is no key's digest
         self.hub = Hub()
@@ -405,6 +413,37 @@ class Service:
         if self._disk_is_full():
             found.append("the disk is full")
         return found
+
+
+def open_database(data: Path, store: str | None) -> Database:
+    """Open a server's job store: create a new one, upgrade an older one.
+
+    Args:
+        data: the server's folder.
+        store: URL of the job store, unless it is in `data`.
+
+    Raises:
+        StoreError: the store cannot be opened or upgraded, or is newer than this program.
+    """
+    return Database(url_of(data, store), upgrade=True, report=log_upgrade)
+
+
+def prepare_store(data: Path, store: str | None) -> None:
+    """Create or upgrade a server's job store before the server starts.
+
+    Here an error ends the command with one sentence, and no server has started.
+
+    Args:
+        data: as for `open_database`.
+        store: as for `open_database`.
+
+    Raises:
+        StoreError: another server uses the folder, or as `open_database`.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    lock = contextlib.closing(_hold(data)) if store is None else contextlib.nullcontext()
+    with lock:
+        open_database(data, store).close()
 
 
 def _hold(folder: Path) -> sqlite3.Connection:

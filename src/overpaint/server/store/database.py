@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import DBAPIError
 
 from overpaint.errors import StoreError
-from overpaint.server.store.tables import VERSION, about, schema
+from overpaint.server.store.upgrade import Report, prepare_schema
 
 HELD = 30.0
 """Seconds after which Postgres ends a transaction that nothing is done in: of a server that stands
@@ -33,31 +33,39 @@ writes makes them stale. The machine keeps the file's pages anyway."""
 class Database:
     """Transactions on one database, from any thread."""
 
-    def __init__(self, url: str, clock: Callable[[], float] | None = None):
-        """Connect, and make the tables where there are none.
+    def __init__(
+        self,
+        url: str,
+        clock: Callable[[], float] | None = None,
+        *,
+        upgrade: bool = False,
+        report: Report = lambda _: None,
+    ):
+        """Connect, and create the tables of a new store.
 
         Args:
             url: `sqlite:///path/jobs.db`, `postgresql+psycopg://…`.
             clock: seconds since 1970. By default the machine's, and for Postgres the database's,
                 which all servers share.
+            upgrade: whether to migrate an older store, as servers do when they start. Otherwise
+                an older store is refused.
+            report: receives the progress of a migration, also from another thread.
 
         Raises:
-            StoreError: it cannot be reached, or is another version's.
+            StoreError: the store cannot be reached or migrated, or is newer than this program.
         """
         self._engine = connect(url)
         self._shared = self._engine.dialect.name == "postgresql"
         self._clock = clock
+        name = _bare(url)
         try:
-            found = lay(self._engine)
+            prepare_schema(self._engine, name, upgrade=upgrade, report=report)
         except DBAPIError as error:
-            raise StoreError(
-                f"the job store {_bare(url)} cannot be opened: {error.orig}."
-            ) from error
-        if found != VERSION:
-            raise StoreError(
-                f"the job store {_bare(url)} has schema {found}; this version of Overpaint has "
-                f"{VERSION}. Use the version that made it, or another store."
-            )
+            self.close()
+            raise StoreError(f"The job store {name} cannot be opened: {error.orig}.") from error
+        except StoreError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let the connections go."""
@@ -126,20 +134,6 @@ def connect(url: str) -> Engine:
             connection.commit()
 
     return engine
-
-
-def lay(engine: Engine) -> int:
-    """Make the tables where there are none; returns the version of the schema that is there."""
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            # Two servers may start at once.
-            connection.execute(text("SELECT pg_advisory_xact_lock(7160)"))
-        schema.create_all(connection)
-        found = connection.execute(about.select()).scalar()
-        if found is None:
-            connection.execute(about.insert().values(version=VERSION))
-            return VERSION
-        return int(found)
 
 
 def _bare(url: str) -> str:

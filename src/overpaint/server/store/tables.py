@@ -10,16 +10,32 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Table,
     Text,
 )
 
-VERSION = 4
+SCHEMA_VERSION = 5
+"""Version of the schema below: the number of the last file in `migrations/versions`."""
+
+ABOUT_VERSION = 5
+"""Number in the table `about`, of every store since Alembic migrates them.
+
+Programs up to schema version 4 read the version there. They refuse a store with this number.
+"""
 
 schema = MetaData()
 
 about = Table("about", schema, Column("version", Integer, nullable=False))
+
+# Alembic's own table, which it compares with nothing.
+alembic_version = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 jobs = Table(
     "jobs",

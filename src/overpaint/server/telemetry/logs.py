@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from overpaint.engine.worker import DEFECT
 from overpaint.server.store.jobs import ENDED, Job, Jobs, State
+from overpaint.server.store.upgrade import UpgradeProgress
 
 Form = Literal["text", "json"]
 
@@ -88,6 +89,19 @@ def tell(event: Happened, job: Job) -> None:
         attempt=job.attempt or None,
         seconds=_seconds(until - job.created) if until and event in (*ENDED, "started") else None,
         cause=cause[1] if cause else None,
+    )
+
+
+def log_upgrade(progress: UpgradeProgress) -> None:
+    """Log that the upgrade of a job store started, continues or finished."""
+    finished = progress.state == "finished"
+    say(
+        logging.INFO,
+        "store upgraded" if finished else f"store upgrade {progress.state}",
+        from_version=progress.from_version,
+        to_version=progress.to_version,
+        reached_version=progress.reached_version if progress.state == "running" else None,
+        seconds=None if progress.state == "started" else round(progress.seconds, 3),
     )
 
 
