@@ -532,8 +532,8 @@ def metrics_page() -> str:
     from types import SimpleNamespace
 
     from overpaint.engine.counters import Counters
-    from overpaint.server.api.metrics import Now
-    from overpaint.server.http.counting import Answers
+    from overpaint.server.api.metrics import ServiceCollector
+    from overpaint.server.http.counting import ResponseCounts
 
     supervisor: Any = SimpleNamespace(
         counters=Counters(), ended={}, pictures={}, restarts=0, ready=True, held=0
@@ -544,11 +544,11 @@ def metrics_page() -> str:
         outbox=SimpleNamespace(counts=lambda: {"due": 0}),
     )
     rows: list[tuple[str, str, str, str]] = []
-    for metric in Now(service, Answers()).collect():
+    for metric in ServiceCollector(service, ResponseCounts()).collect():
         name = metric.name + ("_total" if metric.type == "counter" else "")
         labels = ", ".join(map(code, getattr(metric, "_labelnames", ())))
         rows.append((code(name), metric.type, labels, metric.documentation))
-    from overpaint.server.http.problems import REASONS
+    from overpaint.server.http.problems import REJECTION_REASONS
 
     return (
         "# Metrics\n\n"
@@ -562,7 +562,10 @@ def metrics_page() -> str:
         + table(
             ("Label", "Values"),
             [
-                ("`reason` of `overpaint_rejections_total`", ", ".join(map(code, REASONS))),
+                (
+                    "`reason` of `overpaint_rejections_total`",
+                    ", ".join(map(code, REJECTION_REASONS)),
+                ),
                 ("`fate` of `overpaint_pictures_total`", "`published`, `flagged`"),
                 ("`status` of `overpaint_http_responses_total`", "HTTP statuses"),
                 (
@@ -604,42 +607,42 @@ MIB = 2**20
 
 LIMITS: dict[str, tuple[Limit, ...]] = {
     "HTTP requests": (
-        Limit("Request headers", "{0:kib}", ("overpaint.server.http.connection:HEAD",), "`400`"),
+        Limit("Request headers", "{0:kib}", ("overpaint.server.http.connection:MAX_HEADER_BYTES",), "`400`"),
         Limit(
             "Time for the request headers",
             "{0:g} s",
-            ("overpaint.server.http.connection:PATIENCE",),
+            ("overpaint.server.http.connection:CLIENT_TIMEOUT_S",),
             "The server closes the connection.",
         ),
-        Limit("Request body", "{0:mib}", ("overpaint.server.http.body_limit:LARGEST_BODY",), "`413`"),
+        Limit("Request body", "{0:mib}", ("overpaint.server.http.body_limit:MAX_BODY_BYTES",), "`413`"),
         Limit(
             "Time for the request body",
             "{0:g} s plus 1 s per {1:g} bytes received",
-            ("overpaint.server.http.connection:PATIENCE", "overpaint.server.http.connection:SLOWEST"),
+            ("overpaint.server.http.connection:CLIENT_TIMEOUT_S", "overpaint.server.http.connection:MIN_BODY_BYTES_PER_S"),
             "`408`",
         ),
         Limit(
             "Time in which a client reads nothing of a response",
             "{0:g} to {1:g} s",
-            ("overpaint.server.http.connection:PATIENCE", "2*overpaint.server.http.connection:PATIENCE"),
+            ("overpaint.server.http.connection:CLIENT_TIMEOUT_S", "2*overpaint.server.http.connection:CLIENT_TIMEOUT_S"),
             "The server closes the connection.",
         ),
         Limit(
             "Response data sent ahead of a client that does not read",
             "{0:kib}",
-            ("overpaint.server.http.connection:UNSENT",),
+            ("overpaint.server.http.connection:MAX_UNSENT_BYTES",),
             "The server waits for the client.",
         ),
         Limit(
             "Idle connection between two requests",
             "{0:g} s",
-            ("overpaint.server.http.connection:KEPT",),
+            ("overpaint.server.http.connection:KEEP_ALIVE_S",),
             "The server closes the connection.",
         ),
         Limit(
             "Brackets and commas in JSON",
             "{0:,}",
-            ("overpaint.server.http.json_body:MOST_SAID",),
+            ("overpaint.server.http.json_body:MAX_JSON_SEPARATORS",),
             "`400`",
         ),
         Limit("Form fields, form files", "1,000 each", (), "`413`"),
@@ -647,7 +650,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit(
             "Wrong fields that one error lists",
             "{0:g}",
-            ("overpaint.server.api.route:MOST_WRONG",),
+            ("overpaint.server.api.route:MAX_REPORTED_ERRORS",),
             "The error lists the first ones.",
         ),
         Limit("`Idempotency-Key`", "256 characters", (), "`422`"),
@@ -678,9 +681,9 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Size of a mask", "the size of its picture", (), "`422`"),
         Limit("One upload", "{0:mib}", ("overpaint.server.store.files:LARGEST_UPLOAD",), "`413`"),
         Limit("Uploads that one job names, together", "{0:mib}",
-              ("overpaint.server.http.body_limit:LARGEST_BODY",), "`422`"),
+              ("overpaint.server.http.body_limit:MAX_BODY_BYTES",), "`422`"),
         Limit("`data:` URI without base64", "{0:mib}",
-              ("overpaint.server.api.fields:LARGEST_QUOTED",), "`422`"),
+              ("overpaint.server.api.fields:MAX_PERCENT_ENCODED_CHARS",), "`422`"),
         Limit("Picture URLs in one request", "{0:g}", ("overpaint.server.outbound.image_fetch:MOST",), "`422`"),
         Limit("Pictures fetched for one request, together", "{0:mib} in {1:g} s",
               ("overpaint.server.store.files:LARGEST_UPLOAD", "overpaint.server.outbound.image_fetch:PATIENCE"),
@@ -712,7 +715,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Free disk space for new jobs", "{0:mib}",
               ("overpaint.server.jobs.service:ROOM",), "`507`"),
         Limit("Clients of one API key that follow events at once", "{0:,}",
-              ("overpaint.server.api.deps:LISTENERS",), "`429`"),
+              ("overpaint.server.api.deps:MAX_LISTENERS_PER_KEY",), "`429`"),
         Limit("`?wait=`", "0 to 60 s", (), "`422`"),
         Limit("Waiting for a Replicate prediction (`Prefer: wait`)", "{0:g} s",
               ("overpaint.server.api.replicate.routes:LONGEST_WAIT",),
@@ -745,7 +748,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               ("overpaint.server.jobs.service:Settings.keep_results",), "`404`"),
         Limit("Uploads that no job uses", "{0:days} after the last upload; `--keep-uploads`",
               ("overpaint.server.jobs.service:Settings.keep_files",), "`404`"),
-        Limit("Signed links to results", "{0:g} s", ("overpaint.server.http.signed_links:LINK_LASTS",), "`403`"),
+        Limit("Signed links to results", "{0:g} s", ("overpaint.server.http.signed_links:LINK_LIFETIME_S",), "`403`"),
         Limit("Usage entries", "kept when jobs are removed", (), ""),
         Limit("A revoked API key still works", "up to {0:g} s",
               ("overpaint.server.store.api_keys:MEMORY",), "`401` after that"),

@@ -48,7 +48,7 @@ def main() -> None:
     given = parser.parse_args()
 
     if given.patience:
-        connection.PATIENCE = given.patience
+        connection.CLIENT_TIMEOUT_S = given.patience
     profile = Profile.read(given.profile) if given.profile else None
     names = ("miniature",)
     arguments: tuple[Any, ...] = (given.seconds,)

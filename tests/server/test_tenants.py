@@ -284,7 +284,7 @@ def test_pictures_are_the_owners_or_of_a_link(owned: Owned) -> None:
         f"/api/jobs/{owned.ended}/results/{owned.file}",
         f"/v1/predictions/{owned.ended}/output/{owned.file}",
     ):
-        link = f"{path}?{owned.service.links.query(owned.ended, owned.file)}"
+        link = f"{path}?{owned.service.links.sign_query(owned.ended, owned.file)}"
         assert owned.client.get(path).status_code == 401
         assert owned.client.get(path, headers=OWNER).status_code == 200
         assert owned.client.get(link, headers=STRANGER).status_code == 200

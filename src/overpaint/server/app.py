@@ -16,23 +16,19 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from overpaint.server.api import metrics
-from overpaint.server.api.a1111 import routes as a1111
-from overpaint.server.api.fal import protocol as fal_protocol
-from overpaint.server.api.fal import routes as fal
-from overpaint.server.api.native import routes as native
-from overpaint.server.api.openai import protocol as openai_protocol
-from overpaint.server.api.openai import routes as openai
-from overpaint.server.api.replicate import cog_routes as cog
-from overpaint.server.api.replicate import protocol as replicate_protocol
-from overpaint.server.api.replicate import routes as replicate
+from overpaint.server.api.a1111 import A1111
+from overpaint.server.api.fal import FAL
+from overpaint.server.api.native import NATIVE
+from overpaint.server.api.openai import OPENAI
+from overpaint.server.api.replicate import COG, REPLICATE
 from overpaint.server.http import counting
-from overpaint.server.http.access_log import Access
-from overpaint.server.http.body_limit import Bodies
-from overpaint.server.http.connection import HEAD, KEPT, Connection
-from overpaint.server.http.host_origin import Doors
-from overpaint.server.http.problems import answer_errors
+from overpaint.server.http.access_log import AccessLogMiddleware
+from overpaint.server.http.body_limit import BodyLimitMiddleware
+from overpaint.server.http.connection import KEEP_ALIVE_S, MAX_HEADER_BYTES, TimeoutH11Protocol
+from overpaint.server.http.host_origin import HostOriginMiddleware
+from overpaint.server.http.problems import install_error_handlers
 from overpaint.server.jobs.service import Service, Settings
-from overpaint.server.jobs.webhooks import Body, Courier
+from overpaint.server.jobs.webhooks import Courier
 from overpaint.server.outbound.addresses import is_loopback
 from overpaint.server.store.api_keys import Keys
 from overpaint.server.telemetry.logs import enduring
@@ -41,14 +37,11 @@ from overpaint.system.malloc import PAUSE, give_back, share_heap
 if TYPE_CHECKING:
     from overpaint.server.telemetry.traces import Traces  # whose libraries may be missing
 
-BODIES: dict[str, Body] = {
-    "native": native.told,
-    "replicate": replicate_protocol.told,
-    "cog": cog.told,
-    "openai": openai_protocol.told,
-    "fal": fal_protocol.told,
-}
-"""What is posted of jobs, by the wire format that they came by; A1111's has no webhooks."""
+DIALECTS = (NATIVE, REPLICATE, OPENAI, COG, FAL, A1111)
+"""All dialects that the server speaks, in the order in which their routes are matched.
+
+`GET /v1/models` is Replicate's route, whose response contains OpenAI's fields too.
+"""
 
 TIDY = 60.0
 """Seconds between looks for what is too old to be kept."""
@@ -85,6 +78,7 @@ def create_app(
         origins: `scheme://host:port` of pages that may ask, beside its own.
         traces: where spans go, which end with it.
     """
+    payloads = {each.name: each.webhook_payload for each in DIALECTS if each.webhook_payload}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -92,7 +86,7 @@ def create_app(
         app.state.service = service
         app.state.keys = Keys(service.jobs.database, keys)
         try:
-            async with Courier(service, BODIES).posting():
+            async with Courier(service, payloads).posting():
                 beside = [
                     asyncio.create_task(again_and_again(service.tidy, TIDY)),
                     asyncio.create_task(stay_small()),
@@ -109,13 +103,18 @@ def create_app(
             if traces:
                 await asyncio.to_thread(traces.close)
 
+    tags = [{"name": each.tag, "description": each.description} for each in DIALECTS]
     app = FastAPI(
-        title="Overpaint", version=version("overpaint"), lifespan=lifespan, docs_url="/docs"
+        title="Overpaint",
+        version=version("overpaint"),
+        lifespan=lifespan,
+        docs_url="/docs",
+        openapi_tags=[*tags, {"name": "health", "description": "Health checks and metrics."}],
     )
-    answer_errors(app)
-    app.state.answers = counting.Answers()
+    install_error_handlers(app)
+    app.state.answers = counting.ResponseCounts()
     app.state.listeners = Counter[str]()
-    app.add_middleware(Bodies)
+    app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,
@@ -123,15 +122,16 @@ def create_app(
         allow_headers=["*"],
         expose_headers=SHOWN,
     )
-    app.add_middleware(Doors, hosts=hosts, origins=origins)
-    app.add_middleware(Access)
+    app.add_middleware(HostOriginMiddleware, hosts=hosts, origins=origins)
+    app.add_middleware(AccessLogMiddleware)
     if traces:
-        from overpaint.server.http.tracing import Traced
+        from overpaint.server.http.tracing import TracingMiddleware
 
-        app.add_middleware(Traced, traces=traces)
-    app.add_middleware(counting.Counting, answers=app.state.answers)
-    for wire in (native, replicate, openai, cog, fal, a1111, metrics):
-        app.include_router(wire.router)
+        app.add_middleware(TracingMiddleware, traces=traces)
+    app.add_middleware(counting.ResponseCounterMiddleware, answers=app.state.answers)
+    for dialect in DIALECTS:
+        app.include_router(dialect.router)
+    app.include_router(metrics.router)
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
@@ -210,12 +210,12 @@ def configured(app: FastAPI, host: str, port: int) -> uvicorn.Config:
         app,
         host,
         port,
-        http=Connection,
-        h11_max_incomplete_event_size=HEAD,
+        http=TimeoutH11Protocol,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         log_config=None,
         log_level="warning",
         access_log=False,
-        timeout_keep_alive=KEPT,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=FAREWELL,
     )
 

@@ -377,7 +377,7 @@ def test_a_mask_of_another_size_is_refused(client: TestClient) -> None:
 def test_a_server_that_ends_lets_those_go_who_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "LOOK", 0.05)
+    monkeypatch.setattr(results, "DISCONNECT_POLL_S", 0.05)
     with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(1) as waiting:
         answer = waiting.submit(post, client, "txt2img", {"steps": 1000}, 503)
         until(lambda: get(client, "progress")["progress"] > 0)

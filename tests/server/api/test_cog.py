@@ -202,7 +202,7 @@ def test_no_stream(client: TestClient) -> None:
 def test_a_client_that_goes_away_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "LOOK", 0.05)
+    monkeypatch.setattr(results, "DISCONNECT_POLL_S", 0.05)
     with running(tmp_path, 0.02) as url:
         body = {"input": {"num_inference_steps": 100}}
         with pytest.raises(httpx.ReadTimeout):
@@ -230,7 +230,7 @@ def test_what_is_posted(client: TestClient) -> None:
     assert job is not None
     assert service.jobs.by_token("other", cog_routes.token_of("x")) is None
     assert client.portal is not None
-    told = client.portal.call(cog_routes.told, service, job)
+    told = client.portal.call(cog_routes.webhook_payload, service, job)
     assert (told["id"], told["status"]) == ("x", "succeeded")
 
 

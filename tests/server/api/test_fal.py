@@ -227,7 +227,7 @@ def test_sent_twice_it_is_one(client: SyncClient) -> None:
 
 def test_a_client_that_goes_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody could ask for what it wanted, unless it gave a key to ask by."""
-    monkeypatch.setattr(results, "LOOK", 0.05)
+    monkeypatch.setattr(results, "DISCONNECT_POLL_S", 0.05)
     long = {"prompt": "a", "num_inference_steps": 1000}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/fal/run/{APP}", json=long, timeout=0.5)

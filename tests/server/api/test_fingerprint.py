@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from overpaint.errors import RequestError
-from overpaint.server.api.fields import fingerprint
+from overpaint.server.api.fields import hash_body
 from overpaint.server.api.openai.protocol import Edit, Generation
 from overpaint.server.api.replicate.cog_routes import PredictionRequest
 from overpaint.server.api.replicate.inputs import Input
@@ -20,7 +20,7 @@ from tests.server.live import client_of
 
 
 def of(given: Any, *beside: str) -> str:
-    return asyncio.run(fingerprint("key", given, *beside))
+    return asyncio.run(hash_body("key", given, *beside))
 
 
 def drawn(**fields: Any) -> Generation:
@@ -68,7 +68,7 @@ def test_others_have_others() -> None:
 
 
 def test_without_a_key_nothing_is_taken() -> None:
-    assert asyncio.run(fingerprint(None, drawn())) == ""
+    assert asyncio.run(hash_body(None, drawn())) == ""
 
 
 def test_what_is_nested_too_deeply_is_refused() -> None:

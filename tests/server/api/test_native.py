@@ -18,7 +18,7 @@ from PIL import Image
 
 from overpaint.errors import RequestError
 from overpaint.server.api import image_inputs
-from overpaint.server.api.image_inputs import pictures_from
+from overpaint.server.api.image_inputs import load_nested_images
 from overpaint.server.jobs.service import Service
 from overpaint.server.jobs.supervisor import Pace
 from overpaint.server.outbound.image_fetch import Sources
@@ -177,14 +177,14 @@ def test_an_upload_that_comes_many_times_is_read_once(
         return Files.get(service.files, name)
 
     monkeypatch.setattr(service.files, "get", get)
-    made = pictures_from(fields, Sources(service.files))
+    made = load_nested_images(fields, Sources(service.files))
     assert got == names
     assert all(
         control["hint"]["data"] is made["image"]["data"] for control in made["controls"][:16]
     )
-    monkeypatch.setattr(image_inputs, "LARGEST_BODY", len(HOUSE))
+    monkeypatch.setattr(image_inputs, "MAX_BODY_BYTES", len(HOUSE))
     with pytest.raises(RequestError, match=r"^controls\.16\.image: uploads have .* bytes together"):
-        pictures_from(fields, Sources(service.files))
+        load_nested_images(fields, Sources(service.files))
 
 
 def test_nobody_goes_before_other_keys(tmp_path: Path) -> None:

@@ -400,7 +400,7 @@ def test_a_full_queue(tmp_path: Path) -> None:
 def test_a_client_that_goes_away_ends_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "LOOK", 0.05)
+    monkeypatch.setattr(results, "DISCONNECT_POLL_S", 0.05)
     with running(tmp_path, 0.02) as url, client_of(url) as client:
         slow: dict[str, Any] = {"steps": 1000}
         with pytest.raises(openai.APITimeoutError):
@@ -416,7 +416,7 @@ def test_a_client_that_goes_away_ends_its_job(
 def test_a_job_with_an_idempotency_key_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results, "LOOK", 0.05)
+    monkeypatch.setattr(results, "DISCONNECT_POLL_S", 0.05)
     with running(tmp_path, 0.02) as url, client_of(url) as client:
         ask: dict[str, Any] = {
             "extra_body": {"steps": 100, "seed": 4},
@@ -552,7 +552,9 @@ def test_the_miniature_repaints_what_is_transparent(tmp_path: Path) -> None:
 
 def test_all_fields_of_a_form_together_say_so_many_things_at_most(url: str) -> None:
     some = "[" + ",".join("0" * 1000) + "]"
-    form = {f"f{number}": (None, some) for number in range(json_body.MOST_SAID // 1000 + 1)}
+    form = {
+        f"f{number}": (None, some) for number in range(json_body.MAX_JSON_SEPARATORS // 1000 + 1)
+    }
     answer = httpx.post(f"{url}/v1/images/edits", files=form)
     assert answer.status_code == 400
     assert "100,000 brackets and commas" in answer.text

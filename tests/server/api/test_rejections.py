@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from overpaint.errors import OverpaintError, StoreError
 from overpaint.server.app import create_app
 from overpaint.server.http import body_limit
-from overpaint.server.http.problems import REASONS
+from overpaint.server.http.problems import REJECTION_REASONS
 from overpaint.server.jobs.service import Service, Settings
 from overpaint.server.store.jobs import Jobs, Limits
 from tests.server.api.test_metrics import Found, scraped
@@ -29,7 +29,7 @@ Asked = Callable[..., httpx2.Response]
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A server where one job may wait, and a way to ask it for work."""
-    monkeypatch.setattr(body_limit.Bodies.__init__, "__defaults__", (2000,))
+    monkeypatch.setattr(body_limit.BodyLimitMiddleware.__init__, "__defaults__", (2000,))
     settings = Settings(tmp_path, ("m",), Fake, limits=Limits(queued=0), grace=0.0)
     made = create_app(settings, ("secret",), hosts=("testserver",))
     with TestClient(made) as client:
@@ -50,7 +50,7 @@ def ask(client: TestClient, request: Any = None, **more: Any) -> int:
 
 def only(client: TestClient, reason: str) -> None:
     """One rejection, for that reason; the others are there, and 0."""
-    assert reasons(client) == {name: float(name == reason) for name in REASONS}
+    assert reasons(client) == {name: float(name == reason) for name in REJECTION_REASONS}
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def chunks(count: int) -> Iterator[bytes]:
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """To a server that takes bodies of 10,000 bytes."""
-    monkeypatch.setattr(body_limit.Bodies.__init__, "__defaults__", (10_000,))
+    monkeypatch.setattr(body_limit.BodyLimitMiddleware.__init__, "__defaults__", (10_000,))
     with client_of(tmp_path) as made:
         yield made
 
@@ -218,7 +218,7 @@ def test_nothing_is_read_of_who_has_no_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
     read = list[bytes]()
-    monkeypatch.setattr(json_body, "from_json", read.append)
+    monkeypatch.setattr(json_body, "parse_json", read.append)
     headers = {"content-type": "application/json"}
     with client_of(tmp_path, keys=("secret",)) as client:
         answer = client.request(method, path, content=b"{" * 2**20, headers=headers)
@@ -229,7 +229,7 @@ def test_nothing_is_read_of_who_has_no_key(
 @pytest.mark.parametrize(("method", "path"), BODIES)
 def test_json_of_too_many_things_is_not_read(client: TestClient, method: str, path: str) -> None:
     headers = {"content-type": "application/json"}
-    content = b'{"prompt": [' + b"{}," * json_body.MOST_SAID + b"{}]}"
+    content = b'{"prompt": [' + b"{}," * json_body.MAX_JSON_SEPARATORS + b"{}]}"
     answer = client.request(method, path, content=content, headers=headers)
     assert answer.status_code == 400
     assert "100,000 brackets and commas" in answer.text
@@ -239,7 +239,7 @@ def test_large_json_is_read(client: TestClient) -> None:
     picture = io.BytesIO()
     Image.effect_noise((600, 600), 100).save(picture, "PNG")
     data = base64.b64encode(picture.getvalue()).decode()
-    assert len(data) > json_body.LARGE
+    assert len(data) > json_body.THREADED_PARSE_BYTES
     request = {"prompt": "a cup, on grass", "image": {"data": data}}
     assert client.post("/api/jobs", json={"request": request}).status_code == 201
 
@@ -252,7 +252,8 @@ def test_bodies_are_not_unpacked(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "status"), [(connection.HEAD - 2**10, 200), (2 * connection.HEAD, 400)]
+    ("size", "status"),
+    [(connection.MAX_HEADER_BYTES - 2**10, 200), (2 * connection.MAX_HEADER_BYTES, 400)],
 )
 def test_heads_are_bounded_however_they_come(tmp_path: Path, size: int, status: int) -> None:
     with running(tmp_path) as url, socket.create_connection(place(url)) as client:
@@ -275,8 +276,8 @@ def test_heads_are_bounded_however_they_come(tmp_path: Path, size: int, status: 
 def test_bodies_that_do_not_come_are_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(body_limit, "PATIENCE", 0.1)
-    monkeypatch.setattr(connection, "PATIENCE", 0.1)
+    monkeypatch.setattr(body_limit, "CLIENT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connection, "CLIENT_TIMEOUT_S", 0.1)
     kind = "multipart/form-data; boundary=b" if "edits" in path else "application/json"
     start = "--b" if "edits" in path else "{"
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
@@ -291,10 +292,12 @@ def test_bodies_that_do_not_come_are_not_waited_for(
 def test_swift_bodies_may_take_longer_than_the_patience(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(body_limit, "PATIENCE", 0.0)
-    monkeypatch.setattr(connection, "PATIENCE", 0.0)
-    monkeypatch.setattr(body_limit, "SLOWEST", 1)  # so that every byte that came is worth a second
-    monkeypatch.setattr(connection, "SLOWEST", 1)
+    monkeypatch.setattr(body_limit, "CLIENT_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(connection, "CLIENT_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(
+        body_limit, "MIN_BODY_BYTES_PER_S", 1
+    )  # so that every byte that came is worth a second
+    monkeypatch.setattr(connection, "MIN_BODY_BYTES_PER_S", 1)
     with client_of(tmp_path) as client:
         headers = {"content-type": "application/json"}
         assert client.post("/api/jobs", content=chunks(9), headers=headers).status_code == 201
@@ -303,13 +306,13 @@ def test_swift_bodies_may_take_longer_than_the_patience(
 def test_little_is_sent_to_who_does_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, known = list[asyncio.Transport](), connection.Connection.connection_made
+    made, known = list[asyncio.Transport](), connection.TimeoutH11Protocol.connection_made
 
-    def connection_made(self: connection.Connection, transport: asyncio.Transport) -> None:
+    def connection_made(self: connection.TimeoutH11Protocol, transport: asyncio.Transport) -> None:
         made.append(transport)
         known(self, transport)
 
-    monkeypatch.setattr(connection.Connection, "connection_made", connection_made)
+    monkeypatch.setattr(connection.TimeoutH11Protocol, "connection_made", connection_made)
     with running(tmp_path) as url, httpx.Client(base_url=url) as client:
         job = client.post("/api/jobs", json={"request": {"prompt": "a cup"}}).json()["id"]
         until(lambda: client.get(f"/api/jobs/{job}").json()["results"])
@@ -317,8 +320,8 @@ def test_little_is_sent_to_who_does_not_read(
         (picture,) = (tmp_path / "results" / job).iterdir()
         with picture.open("ab") as file:
             file.truncate(2**24)
-        monkeypatch.setattr(body_limit, "PATIENCE", 0.1)
-        monkeypatch.setattr(connection, "PATIENCE", 0.1)
+        monkeypatch.setattr(body_limit, "CLIENT_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(connection, "CLIENT_TIMEOUT_S", 0.1)
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.settimeout(PATIENCE)
@@ -332,8 +335,8 @@ def test_little_is_sent_to_who_does_not_read(
 def test_connections_are_kept_between_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(body_limit, "PATIENCE", 0.05)
-    monkeypatch.setattr(connection, "PATIENCE", 0.05)
+    monkeypatch.setattr(body_limit, "CLIENT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection, "CLIENT_TIMEOUT_S", 0.05)
 
     def ask() -> int:
         kept.request("GET", "/v1/models")
@@ -365,7 +368,7 @@ def place(url: str) -> tuple[str, int]:
 
 
 def test_listeners_are_counted_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deps, "LISTENERS", 1)
+    monkeypatch.setattr(deps, "MAX_LISTENERS_PER_KEY", 1)
     keys = {name: {"Authorization": f"Bearer {name}"} for name in ("one", "two")}
     job = {"request": {"prompt": "hang", "num_inference_steps": 1}}
     with running(tmp_path, keys=tuple(keys)) as url, httpx.Client(base_url=url) as client:
@@ -417,4 +420,4 @@ def test_of_many_things_that_are_wrong_the_first_are_told(client: TestClient) ->
     strange = {f"field{number}": number for number in range(1000)}
     answer = client.post("/api/jobs", json={"request": {"prompt": "a"}} | strange)
     assert answer.status_code == 422
-    assert len(answer.json()["detail"]) == route.MOST_WRONG
+    assert len(answer.json()["detail"]) == route.MAX_REPORTED_ERRORS

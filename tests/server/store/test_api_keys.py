@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from overpaint.cli.main import app
 from overpaint.errors import RequestError, StoreError
 from overpaint.server.http import signed_links
-from overpaint.server.http.signed_links import Links
+from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.store import api_keys as keys_module
 from overpaint.server.store.api_keys import Keys, digest_of
 from overpaint.server.store.jobs import Jobs
@@ -156,19 +156,19 @@ def test_an_address_that_others_reach_needs_a_key(
 
 
 def test_links_are_of_one_picture_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    links = Links("secret")
-    given = parse_qs(links.query("job", "1-0.png"))
+    links = LinkSigner("secret")
+    given = parse_qs(links.sign_query("job", "1-0.png"))
     expires, signature = int(given["expires"][0]), given["signature"][0]
-    assert links.fits("job", "1-0.png", expires, signature)
-    assert not links.fits("job", "1-1.png", expires, signature)
-    assert not links.fits("other", "1-0.png", expires, signature)
-    assert not links.fits("job", "1-0.png", expires + 1, signature)
-    assert not links.fits("job", "1-0.png", expires, signature[:-1])
-    assert not links.fits("job", "1-0.png", expires, "é")
-    assert not Links("another").fits("job", "1-0.png", expires, signature)
-    monkeypatch.setattr(signed_links, "LINK_LASTS", -1)
-    late = parse_qs(links.query("job", "1-0.png"))
-    assert not links.fits("job", "1-0.png", int(late["expires"][0]), late["signature"][0])
+    assert links.verify("job", "1-0.png", expires, signature)
+    assert not links.verify("job", "1-1.png", expires, signature)
+    assert not links.verify("other", "1-0.png", expires, signature)
+    assert not links.verify("job", "1-0.png", expires + 1, signature)
+    assert not links.verify("job", "1-0.png", expires, signature[:-1])
+    assert not links.verify("job", "1-0.png", expires, "é")
+    assert not LinkSigner("another").verify("job", "1-0.png", expires, signature)
+    monkeypatch.setattr(signed_links, "LINK_LIFETIME_S", -1)
+    late = parse_qs(links.sign_query("job", "1-0.png"))
+    assert not links.verify("job", "1-0.png", int(late["expires"][0]), late["signature"][0])
 
 
 def test_links_of_answers_work_without_a_key(tmp_path: Path) -> None:

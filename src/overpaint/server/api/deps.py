@@ -7,46 +7,46 @@ from typing import Annotated
 from fastapi import Depends, Header, HTTPException
 from fastapi import Request as Incoming
 
-from overpaint.server.http.auth import key_of
-from overpaint.server.http.problems import RETRY
+from overpaint.server.http.auth import authenticate
+from overpaint.server.http.problems import MIN_RETRY_AFTER_S
 from overpaint.server.jobs.service import Service
 
-LISTENERS = 1024
+MAX_LISTENERS_PER_KEY = 1024
 """Clients of a key that may listen to jobs at once."""
 
 
-def service_of(incoming: Incoming) -> Service:
+def get_service(incoming: Incoming) -> Service:
     """The running server."""
     service: Service = incoming.app.state.service
     return service
 
 
-def base_of(incoming: Incoming) -> str:
+def get_base_url(incoming: Incoming) -> str:
     """Where the client reaches this server."""
     return str(incoming.base_url).rstrip("/")
 
 
-def viewer_of(
+def authorize_viewer(
     incoming: Incoming,
     name: str,
     file: str,
     expires: int | None = None,
     signature: str | None = None,
 ) -> str | None:
-    """Who looks at a picture: as `key_of`, or None for whoever has a link to it.
+    """Who looks at a picture: as `authenticate`, or None for whoever has a link to it.
 
     Raises:
-        HTTPException: 401, as `key_of`; 403, the link is none of ours, or has expired.
+        HTTPException: 401, as `authenticate`; 403, the link is none of ours, or has expired.
     """
     if expires is None and signature is None:
-        return key_of(incoming)
-    if service_of(incoming).links.fits(name, file, expires or 0, signature or ""):
+        return authenticate(incoming)
+    if get_service(incoming).links.verify(name, file, expires or 0, signature or ""):
         return None
     raise HTTPException(403, "the link is wrong or has expired; ask for another.")
 
 
-async def listening(
-    incoming: Incoming, key: Annotated[str, Depends(key_of)]
+async def limit_listeners(
+    incoming: Incoming, key: Annotated[str, Depends(authenticate)]
 ) -> AsyncGenerator[None]:
     """Count somebody who listens to a job, until they do not any more.
 
@@ -54,9 +54,9 @@ async def listening(
         HTTPException: 429, as many of this key listen as may.
     """
     listeners: Counter[str] = incoming.app.state.listeners
-    if listeners[key] >= LISTENERS:
-        message = f"{LISTENERS:,} clients listen already; end some of their streams."
-        raise HTTPException(429, message, {"Retry-After": str(RETRY)})
+    if listeners[key] >= MAX_LISTENERS_PER_KEY:
+        message = f"{MAX_LISTENERS_PER_KEY:,} clients listen already; end some of their streams."
+        raise HTTPException(429, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
     listeners[key] += 1
     try:
         yield
@@ -64,18 +64,18 @@ async def listening(
         listeners[key] -= 1
 
 
-LISTENS = [Depends(listening)]
+LISTENER_LIMIT = [Depends(limit_listeners)]
 """For routes that tell of a job for as long as it goes on."""
 
 
-Serves = Annotated[Service, Depends(service_of)]
+ServiceDep = Annotated[Service, Depends(get_service)]
 
 
-Viewer = Annotated[str | None, Depends(viewer_of)]
+ViewerDep = Annotated[str | None, Depends(authorize_viewer)]
 
 
-LastEvent = Annotated[int, Header(alias="Last-Event-ID", ge=0, le=2**31 - 1)]
+LastEventId = Annotated[int, Header(alias="Last-Event-ID", ge=0, le=2**31 - 1)]
 """The number of the event behind which a story goes on."""
 
 
-Token = Annotated[str | None, Header(alias="Idempotency-Key", max_length=256)]
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=256)]

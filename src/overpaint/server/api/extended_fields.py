@@ -8,20 +8,20 @@ from pydantic import BaseModel
 
 from overpaint.errors import LONGEST_NAME, RequestError, did_you_mean
 from overpaint.request import Request
-from overpaint.server.api.fields import with_fitting_mask
-from overpaint.server.api.image_inputs import pictures_from, urls_in
+from overpaint.server.api.fields import with_checked_mask
+from overpaint.server.api.image_inputs import find_nested_urls, load_nested_images
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.jobs import Job
 
-Word = tuple[str, str, Any]
+FieldMapping = tuple[str, str, Any]
 """A field of a dialect that was given, and the field and value of ours that it is."""
 
-FAULT = re.compile(r"(\w+)(?:\.[\w.]+)?: ")
+FIELD_ERROR = re.compile(r"(\w+)(?:\.[\w.]+)?: ")
 """What a job's error begins with if a field of its request is at fault."""
 
 
-def request_of(
-    given: BaseModel, words: Sequence[Word], own: Collection[str], sources: Sources
+def build_request(
+    given: BaseModel, words: Sequence[FieldMapping], own: Collection[str], sources: Sources
 ) -> tuple[Request, dict[str, str]]:
     """What the fields ask for, and by which of their words what of ours was given.
 
@@ -43,19 +43,19 @@ def request_of(
                 name[:LONGEST_NAME], f"there is no such field here.{did_you_mean(name, known)}"
             )
         if value is not None:
-            fields[name] = pictures_from(value, sources, name)
+            fields[name] = load_nested_images(value, sources, name)
     theirs: dict[str, str] = {}
     for name, ours, value in words:
         if ours in fields:
             raise RequestError(name, f"contradicts {theirs.get(ours, ours)}; give one of the two.")
         fields[ours], theirs[ours] = value, name
     try:
-        return with_fitting_mask(Request(**fields)), theirs
+        return with_checked_mask(Request(**fields)), theirs
     except RequestError as error:
-        raise in_words(error, theirs) from None
+        raise translate_error(error, theirs) from None
 
 
-def urls_of_ours(given: BaseModel, own: Collection[str]) -> dict[str, str]:
+def find_extra_urls(given: BaseModel, own: Collection[str]) -> dict[str, str]:
     """The URLs to be fetched that a dialect's extra fields name, by where they are.
 
     Args:
@@ -63,19 +63,19 @@ def urls_of_ours(given: BaseModel, own: Collection[str]) -> dict[str, str]:
         own: fields of ours that come under their own names; what is none is refused later.
     """
     extra = (given.model_extra or {}).items()
-    return urls_in({name: value for name, value in extra if name in own})
+    return find_nested_urls({name: value for name, value in extra if name in own})
 
 
-def in_words(error: RequestError, theirs: Mapping[str, str]) -> RequestError:
-    """An error that names the dialect's field in place of ours, if `request_of` said of one."""
+def translate_error(error: RequestError, theirs: Mapping[str, str]) -> RequestError:
+    """An error that names the dialect's field in place of ours, if `build_request` said of one."""
     return RequestError(theirs.get(error.field, error.field), error.message)
 
 
-def fault_of(job: Job) -> RequestError | None:
+def get_field_error(job: Job) -> RequestError | None:
     """What of its request a failed job is at fault for, in the words that it came by."""
     message = job.error or ""
-    fault = FAULT.match(message)
+    fault = FIELD_ERROR.match(message)
     if fault is None or fault[1] not in Request.model_fields:
         return None
     error = RequestError(fault[1], message.removeprefix(f"{fault[1]}: "))
-    return in_words(error, job.origin.get("theirs", {}))
+    return translate_error(error, job.origin.get("theirs", {}))

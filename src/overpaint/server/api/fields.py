@@ -27,11 +27,11 @@ from overpaint.request import Request
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.files import LARGEST_UPLOAD
 
-LARGEST_QUOTED = 2**20
+MAX_PERCENT_ENCODED_CHARS = 2**20
 """Characters of a data: URI with percent signs, which take seventy times as many bytes to read."""
 
 
-READERS = ThreadPoolExecutor(2, "overpaint-read")
+READER_POOL = ThreadPoolExecutor(2, "overpaint-read")
 """Threads that look at the pictures of requests, which may take seconds: in asyncio's own, whoever
 sends many would have all others wait for their jobs."""
 
@@ -42,13 +42,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-Webhook = Annotated[str | None, Field(max_length=2048, pattern="^https?://[^/]")]
+WebhookUrl = Annotated[str | None, Field(max_length=2048, pattern="^https?://[^/]")]
 
 
-Event = Literal["start", "output", "logs", "completed"]
+WebhookEvent = Literal["start", "output", "logs", "completed"]
 
 
-def from_base64(field: str, text: str) -> bytes:
+def decode_base64(field: str, text: str) -> bytes:
     """The bytes of a field.
 
     Raises:
@@ -60,7 +60,7 @@ def from_base64(field: str, text: str) -> bytes:
         raise RequestError(field, f"is not base64: {error}.") from None
 
 
-def from_data_uri(field: str, uri: str) -> bytes:
+def decode_data_uri(field: str, uri: str) -> bytes:
     """The bytes of a field that is a data: URI (RFC 2397).
 
     Raises:
@@ -70,19 +70,19 @@ def from_data_uri(field: str, uri: str) -> bytes:
     if not head.startswith("data:") or not comma:
         raise RequestError(field, f"{quote_value(uri)} is no data: URI.")
     if head.endswith(";base64"):
-        return from_base64(field, body)
-    if len(body) > LARGEST_QUOTED:
+        return decode_base64(field, body)
+    if len(body) > MAX_PERCENT_ENCODED_CHARS:
         raise RequestError(field, "is a large data: URI without base64; encode it by that.")
     return unquote_to_bytes(body)
 
 
-async def read_beside(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As `asyncio.to_thread`, for what looks at the pictures of a request: by `READERS`."""
+async def run_in_reader_pool(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `asyncio.to_thread`, for what looks at the pictures of a request: by `READER_POOL`."""
     call = partial(copy_context().run, read, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(READERS, call)
+    return await asyncio.get_running_loop().run_in_executor(READER_POOL, call)
 
 
-async def fingerprint(token: str | None, given: BaseModel, *beside: str) -> str:
+async def hash_body(token: str | None, given: BaseModel, *beside: str) -> str:
     """What tells a body from all others, for an idempotency key; "" where there is none.
 
     Args:
@@ -94,15 +94,15 @@ async def fingerprint(token: str | None, given: BaseModel, *beside: str) -> str:
     def taken() -> str:
         # Nothing is refused here: halves of surrogate pairs and NaN are, by their names, later.
         try:
-            text = json.dumps([type(given).__name__, *beside, dict(given)], default=_inner)
+            text = json.dumps([type(given).__name__, *beside, dict(given)], default=_to_json)
         except RecursionError:
             raise RequestError("request", "is nested deeper than any field of it.") from None
         return hashlib.sha256(text.encode()).hexdigest()
 
-    return "" if token is None else await read_beside(taken)
+    return "" if token is None else await run_in_reader_pool(taken)
 
 
-def _inner(value: object) -> object:
+def _to_json(value: object) -> object:
     """What is no JSON, as something that is."""
     match value:
         case BaseModel():
@@ -113,7 +113,7 @@ def _inner(value: object) -> object:
             return str(value)  # times
 
 
-async def uploaded(service: Service, name: str) -> bytes:
+async def get_upload_or_404(service: Service, name: str) -> bytes:
     """An upload. Whoever names it may have it: its name is the hash of what it holds.
 
     Raises:
@@ -125,18 +125,18 @@ async def uploaded(service: Service, name: str) -> bytes:
         raise HTTPException(404, str(error)) from None
 
 
-def with_fitting_mask(request: Request) -> Request:
+def with_checked_mask(request: Request) -> Request:
     """The request, if its mask is of its image's size.
 
     Raises:
         RequestError: it is not.
     """
     if request.image and request.mask:
-        fits(request.image, request.mask)
+        check_mask_size(request.image, request.mask)
     return request
 
 
-def fits(image: Picture, mask: Picture) -> None:
+def check_mask_size(image: Picture, mask: Picture) -> None:
     """Make sure that a mask is of an image's size.
 
     Raises:
@@ -148,12 +148,12 @@ def fits(image: Picture, mask: Picture) -> None:
         raise RequestError("mask", str(error)) from None
 
 
-def data_uri(data: bytes, media_type: str) -> str:
+def encode_data_uri(data: bytes, media_type: str) -> str:
     """A file as a data: URI."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
-async def upload(incoming: Incoming) -> bytes:
+async def read_upload(incoming: Incoming) -> bytes:
     """A body, of which no more is read than may be.
 
     Raises:

@@ -8,36 +8,36 @@ from typing import Any
 from overpaint.errors import LONGEST_NAME, RequestError, quote_value
 from overpaint.imaging import images
 from overpaint.picture import Picture
-from overpaint.server.api.fields import from_base64, from_data_uri
-from overpaint.server.http.body_limit import LARGEST_BODY
+from overpaint.server.api.fields import decode_base64, decode_data_uri
+from overpaint.server.http.body_limit import MAX_BODY_BYTES
 from overpaint.server.outbound.image_fetch import MOST, Sources
 
-FILE = re.compile(r"(?:https?://[^/]{1,300})?/v1/files/([0-9a-f]{64})")
+UPLOAD_URL = re.compile(r"(?:https?://[^/]{1,300})?/v1/files/([0-9a-f]{64})")
 """A link to an upload."""
 
-URL = re.compile(r"https?://", re.IGNORECASE)
+REMOTE_URL = re.compile(r"https?://", re.IGNORECASE)
 """What a URL begins with that is fetched."""
 
-DEEPEST = 8
+MAX_NESTING = 8
 """Levels of lists and objects in each other; `controls[].image` has four."""
 
-Place = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 """Where something is in a request: names of fields, and numbers in lists."""
 
 
 # As texts
 
 
-def urls_of(texts: Mapping[str, str | None]) -> dict[str, str]:
+def find_remote_urls(texts: Mapping[str, str | None]) -> dict[str, str]:
     """Those of some fields that are URLs to be fetched."""
     return {
         name: text
         for name, text in texts.items()
-        if text and URL.match(text) and not FILE.fullmatch(text)
+        if text and REMOTE_URL.match(text) and not UPLOAD_URL.fullmatch(text)
     }
 
 
-def picture(field: str, text: str, sources: Sources) -> Picture:
+def load_image(field: str, text: str, sources: Sources) -> Picture:
     """The picture that a text names.
 
     Args:
@@ -49,47 +49,47 @@ def picture(field: str, text: str, sources: Sources) -> Picture:
         RequestError: it is none of these.
         PictureError: there is no such upload, or it is no picture.
     """
-    return images.received(_data(field, text, sources), field)
+    return images.received(_read_source(field, text, sources), field)
 
 
-def _data(field: str, text: str, sources: Sources) -> bytes:
+def _read_source(field: str, text: str, sources: Sources) -> bytes:
     if text in sources.fetched:
         return sources.fetched[text]
-    if found := FILE.fullmatch(text):
+    if found := UPLOAD_URL.fullmatch(text):
         return sources.files.get(found[1])
     if not text.startswith("data:"):
         raise RequestError(
             field, f"{quote_value(text)} is neither a data: URI, an upload to /v1/files, nor a URL."
         )
-    return from_data_uri(field, text)
+    return decode_data_uri(field, text)
 
 
 # As objects
 
 
-def urls_in(fields: Any) -> dict[str, str]:
+def find_nested_urls(fields: Any) -> dict[str, str]:
     """The URLs to be fetched that a request names, by where they are in it."""
-    found = islice(_urls(fields, ()), MOST + 1)  # more are refused
-    return {_field(*place): url for place, url in found}
+    found = islice(_walk_urls(fields, ()), MOST + 1)  # more are refused
+    return {_field_name(*place): url for place, url in found}
 
 
-def _urls(value: Any, path: Place) -> Generator[tuple[Place, str]]:
-    if len(path) > DEEPEST:
+def _walk_urls(value: Any, path: FieldPath) -> Generator[tuple[FieldPath, str]]:
+    if len(path) > MAX_NESTING:
         return  # which is refused when it is read
     match value:
         case {"url": str(url)} if len(value) == 1:
             yield path, url
         case Mapping():
             for name, inner in value.items():
-                yield from _urls(inner, (*path, name))
+                yield from _walk_urls(inner, (*path, name))
         case list():
             for place, inner in enumerate(value):
-                yield from _urls(inner, (*path, place))
+                yield from _walk_urls(inner, (*path, place))
         case _:
             pass
 
 
-def pictures_from(fields: Any, sources: Sources, *path: str | int) -> Any:
+def load_nested_images(fields: Any, sources: Sources, *path: str | int) -> Any:
     """The fields of a request with their pictures in them.
 
     Args:
@@ -99,29 +99,29 @@ def pictures_from(fields: Any, sources: Sources, *path: str | int) -> Any:
 
     Raises:
         RequestError: data is not base64, something is in too many others, or uploads are more than
-            `LARGEST_BODY` together.
+            `MAX_BODY_BYTES` together.
         PictureError: there is no such file, or it is no picture that is read here.
     """
     uploads: dict[str, bytes] = {}  # each once, however often it is named
 
-    def upload(name: str, path: Place) -> bytes:
+    def upload(name: str, path: FieldPath) -> bytes:
         if name not in uploads:
             uploads[name] = sources.files.get(name)
-            if sum(map(len, uploads.values())) > LARGEST_BODY:
-                message = f"uploads have {LARGEST_BODY:,} bytes together at most."
-                raise RequestError(_field(*path), message)
+            if sum(map(len, uploads.values())) > MAX_BODY_BYTES:
+                message = f"uploads have {MAX_BODY_BYTES:,} bytes together at most."
+                raise RequestError(_field_name(*path), message)
         return uploads[name]
 
-    def at(value: Any, path: Place) -> Any:
-        if len(path) > DEEPEST:
+    def at(value: Any, path: FieldPath) -> Any:
+        if len(path) > MAX_NESTING:
             raise RequestError("request", "is nested deeper than any field of it.")
         match value:
             case {"file": str(name)} if len(value) == 1:
-                return _received(upload(name, path), path)
+                return _checked_image(upload(name, path), path)
             case {"data": str(text)} if len(value) == 1:
-                return _received(from_base64(_field(*path, "data"), text), path)
+                return _checked_image(decode_base64(_field_name(*path, "data"), text), path)
             case {"url": str(url)} if len(value) == 1 and url in sources.fetched:
-                return _received(sources.fetched[url], path)
+                return _checked_image(sources.fetched[url], path)
             case Mapping():
                 return {name: at(inner, (*path, name)) for name, inner in value.items()}
             case list():
@@ -132,14 +132,14 @@ def pictures_from(fields: Any, sources: Sources, *path: str | int) -> Any:
     return at(fields, path)
 
 
-def _received(data: bytes, path: Place) -> dict[str, bytes]:
+def _checked_image(data: bytes, path: FieldPath) -> dict[str, bytes]:
     """A picture; in the place of one that shows a pose, its keypoints, which are JSON."""
     if path[:1] != ("controls",) or data.lstrip()[:1] not in (b"{", b"["):
-        images.received(data, _field(*path))
+        images.received(data, _field_name(*path))
     return {"data": data}
 
 
-def _field(*path: str | int) -> str:
+def _field_name(*path: str | int) -> str:
     """Where something is, for messages: names may be of any length, and no Unicode."""
     name = ".".join(str(part)[:LONGEST_NAME] for part in path)
     return name.encode(errors="replace").decode()

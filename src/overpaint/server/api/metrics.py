@@ -20,9 +20,9 @@ from prometheus_client.registry import Collector
 
 from overpaint.engine.counters import Counters
 from overpaint.engine.profile import MOST
-from overpaint.server.api.deps import Serves
-from overpaint.server.http.auth import Key
-from overpaint.server.http.counting import Answers
+from overpaint.server.api.deps import ServiceDep
+from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.counting import ResponseCounts
 from overpaint.server.jobs.service import Service
 
 router = APIRouter(tags=["health"])
@@ -32,17 +32,17 @@ BUCKETS = tuple(2**power for power in range(MOST.bit_length()))
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-def metrics(incoming: Incoming, service: Serves, key: Key) -> Response:
+def metrics(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Response:
     """What the service has done and holds, for Prometheus."""
     registry = CollectorRegistry()
-    registry.register(Now(service, incoming.app.state.answers))
+    registry.register(ServiceCollector(service, incoming.app.state.answers))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-class Now(Collector):
+class ServiceCollector(Collector):
     """Reads the service when it is collected."""
 
-    def __init__(self, service: Service, answers: Answers):
+    def __init__(self, service: Service, answers: ResponseCounts):
         self._service = service
         self._answers = answers
 

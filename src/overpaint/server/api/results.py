@@ -8,7 +8,7 @@ from fastapi import HTTPException
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse
 
-from overpaint.server.api.deps import service_of
+from overpaint.server.api.deps import get_service
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 
@@ -16,11 +16,11 @@ MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Of pictures, by what their names end with."""
 
 
-LOOK = 5.0
+DISCONNECT_POLL_S = 5.0
 """Seconds after which it is looked whether a client that waits is still there."""
 
 
-async def found(service: Service, key: str | None, name: str) -> Job:
+async def get_job_or_404(service: Service, key: str | None, name: str) -> Job:
     """A job of a key, or of any (None); others' are not there.
 
     Raises:
@@ -32,29 +32,31 @@ async def found(service: Service, key: str | None, name: str) -> Job:
     return job
 
 
-async def awaited(service: Service, job: Job, incoming: Incoming) -> Job:
+async def wait_until_ended(service: Service, job: Job, incoming: Incoming) -> Job:
     """A job at its end; before that, if the client goes away or the server ends.
 
     Raises:
         HTTPException: 404, it was forgotten meanwhile.
     """
     while job.state not in ENDED and not service.drained and not await incoming.is_disconnected():
-        now = await service.ended(job.id, LOOK)
+        now = await service.ended(job.id, DISCONNECT_POLL_S)
         if now is None:
             raise HTTPException(404, f"job {job.id} was forgotten.")
         job = now
     return job
 
 
-async def painted(incoming: Incoming, key: str | None, name: str, file: str) -> FileResponse:
-    """A picture that a job made; `key` as of `found`.
+async def result_file_response(
+    incoming: Incoming, key: str | None, name: str, file: str
+) -> FileResponse:
+    """A picture that a job made; `key` as of `get_job_or_404`.
 
     Raises:
         HTTPException: 404, it made none by that name; 410, it is not kept any more; 416, too many
             parts of it are asked for.
     """
-    service = service_of(incoming)
-    job = await found(service, key, name)
+    service = get_service(incoming)
+    job = await get_job_or_404(service, key, name)
     if file not in (job.result or {}).get("files", ()):
         raise HTTPException(404, f"job {name} made no {file}.")
     path = service.files.results(name) / file
@@ -66,15 +68,17 @@ async def painted(incoming: Incoming, key: str | None, name: str, file: str) -> 
     return FileResponse(path, media_type=MEDIA_TYPES[path.suffix[1:]], headers=headers)
 
 
-def link(service: Service, job: Job, path: str, file: str) -> str:
+def result_url(service: Service, job: Job, path: str, file: str) -> str:
     """A link to a job's picture under `path`, signed if the job is of a key."""
-    return f"{path}/{file}" + (f"?{service.links.query(job.id, file)}" if job.key else "")
+    return f"{path}/{file}" + (f"?{service.links.sign_query(job.id, file)}" if job.key else "")
 
 
-EVENT_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+EVENT_STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}}
+}
 
 
-PICTURES: dict[int | str, dict[str, Any]] = {
+IMAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}
 }
 

@@ -15,52 +15,52 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from overpaint.errors import (
     LONGEST_NAME,
 )
-from overpaint.server.http.auth import key_of
-from overpaint.server.http.json_body import Strict
-from overpaint.server.http.problems import ANSWERED, note_refusal
+from overpaint.server.http.auth import authenticate
+from overpaint.server.http.json_body import StrictRequest
+from overpaint.server.http.problems import HANDLED_ERRORS, record_rejection
 
-MOST_WRONG = 100
+MAX_REPORTED_ERRORS = 100
 """Things that a request is told are wrong with it."""
 
 
-def telling(answered: Callable[[Exception], Response]) -> type[APIRoute]:
+def make_route_class(answered: Callable[[Exception], Response]) -> type[APIRoute]:
     """A kind of route that is strict, and tells what is wrong in a dialect's own words.
 
     Args:
-        answered: the answer to one of `ANSWERED`.
+        answered: the answer to one of `HANDLED_ERRORS`.
     """
 
     class Telling(APIRoute):
         def get_route_handler(self) -> Callable[[Incoming], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
-            demanding = self.body_field is not None and _demands_key(self.dependant)
+            demanding = self.body_field is not None and _requires_key(self.dependant)
 
             async def handled(incoming: Incoming) -> Response:
                 try:
                     if demanding:
                         await _check_key(incoming)
                     await _check_charset(incoming)
-                    return await handle(Strict(incoming.scope, incoming.receive))
-                except ANSWERED as error:
+                    return await handle(StrictRequest(incoming.scope, incoming.receive))
+                except HANDLED_ERRORS as error:
                     return tell(incoming, error)
 
             return handled
 
     def tell(incoming: Incoming, error: Exception) -> Response:
-        told = _brief(error)
-        note_refusal(incoming, told)
+        told = _shorten_error(error)
+        record_rejection(incoming, told)
         answer = answered(told)
         if answer.status_code < 500:  # of others the log says where they come from
-            _let_go(error)
-            _let_go(told)
+            _drop_tracebacks(error)
+            _drop_tracebacks(told)
         return answer
 
     return Telling
 
 
-def _demands_key(dependant: Dependant) -> bool:
+def _requires_key(dependant: Dependant) -> bool:
     """Whether a route is for clients with a key."""
-    return dependant.call is key_of or any(map(_demands_key, dependant.dependencies))
+    return dependant.call is authenticate or any(map(_requires_key, dependant.dependencies))
 
 
 async def _check_charset(incoming: Incoming) -> None:
@@ -72,7 +72,7 @@ async def _check_charset(incoming: Incoming) -> None:
     _, options = parse_options_header(incoming.headers.get("content-type", ""))
     charset = options.get(b"charset", b"").decode("latin-1").strip("'\" ").lower()
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
-        await _hear_out(incoming)
+        await _discard_body(incoming)
         raise HTTPException(415, f"the charset {charset[:LONGEST_NAME]!r} is not read; send UTF-8.")
 
 
@@ -80,22 +80,22 @@ async def _check_key(incoming: Incoming) -> None:
     """Make sure of a client before its body is kept and read, as FastAPI does first of all.
 
     Raises:
-        HTTPException, SQLAlchemyError: as `key_of`.
+        HTTPException, SQLAlchemyError: as `authenticate`.
     """
     try:
-        await asyncio.to_thread(key_of, incoming)
+        await asyncio.to_thread(authenticate, incoming)
     except HTTPException:
-        await _hear_out(incoming)
+        await _discard_body(incoming)
         raise
 
 
-async def _hear_out(incoming: Incoming) -> None:
+async def _discard_body(incoming: Incoming) -> None:
     """Let a client say all, before which it hears no answer, and keep nothing of it."""
     async for _ in incoming.stream():
         pass
 
 
-def _brief(error: Exception) -> Exception:
+def _shorten_error(error: Exception) -> Exception:
     """An error as it is answered: the first of many things that are wrong; the beginning of names.
 
     Forms of too many parts are too large: 413. Starlette says 400, as of broken ones.
@@ -108,13 +108,13 @@ def _brief(error: Exception) -> Exception:
                 **each,
                 "loc": tuple(p[:LONGEST_NAME] if isinstance(p, str) else p for p in each["loc"]),
             }
-            for each in error.errors()[:MOST_WRONG]
+            for each in error.errors()[:MAX_REPORTED_ERRORS]
         ]
         return RequestValidationError(wrong, body=error.body)
     return error
 
 
-def _let_go(error: BaseException | None) -> None:
+def _drop_tracebacks(error: BaseException | None) -> None:
     """Forget where an error came from.
 
     Else what was sent, which frames there hold, stays with it until garbage is collected.

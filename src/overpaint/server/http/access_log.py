@@ -9,17 +9,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overpaint.server.http.problems import problem
+from overpaint.server.http.problems import problem_response
 from overpaint.server.telemetry.logs import request_id, say
 
-SANE = re.compile(r"[!-~]{1,128}")
+REQUEST_ID_PATTERN = re.compile(r"[!-~]{1,128}")
 """Ids of requests that are taken from clients; instead of others one is made."""
 
-PROBES = ("/healthz", "/readyz", "/metrics")
+PROBE_PATHS = ("/healthz", "/readyz", "/metrics")
 """Asked for every few seconds, and written of only where they go wrong."""
 
 
-class Access:
+class AccessLogMiddleware:
     """Writes of every request once it is answered, under an id that its client is told."""
 
     def __init__(self, app: ASGIApp):
@@ -32,7 +32,7 @@ class Access:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        name = given if SANE.fullmatch(given) else secrets.token_hex(16)
+        name = given if REQUEST_ID_PATTERN.fullmatch(given) else secrets.token_hex(16)
         request_id.set(name)  # for the rest of the task, which is this request's alone
         state = scope.setdefault("state", {})
         began = time.monotonic()
@@ -55,7 +55,7 @@ class Access:
             if status is not None:
                 raise  # too late for an answer: the connection is cut
             wrong = f"there is a defect; the server's log has it as request {name}."
-            await problem(500, "this went wrong", wrong)(scope, receive, named)
+            await problem_response(500, "this went wrong", wrong)(scope, receive, named)
         finally:
             route = getattr(scope.get("route"), "path", None)
             error = state.get("error")
@@ -78,4 +78,4 @@ def _level(status: int | None, error: Exception | None, route: str | None) -> in
         return logging.ERROR
     if status is not None and status >= 500:
         return logging.WARNING
-    return logging.DEBUG if route in PROBES else logging.INFO
+    return logging.DEBUG if route in PROBE_PATHS else logging.INFO

@@ -10,7 +10,7 @@ from overpaint.server.store.api_keys import Keys, digest_of
 from overpaint.server.telemetry.logs import SHOWN
 
 
-def key_of(incoming: Incoming) -> str:
+def authenticate(incoming: Incoming) -> str:
     """On whose account a request is: the digest of its key, or "" where none is asked for.
 
     Raises:
@@ -24,7 +24,7 @@ def key_of(incoming: Incoming) -> str:
     default = f"key {alone}" if alone else ""
     scheme, _, given = incoming.headers.get("authorization", default).partition(" ")
     if scheme.lower() == "basic":
-        given = _password(given)
+        given = _basic_password(given)
     digest = digest_of(given.strip())
     if scheme.lower() in ("bearer", "token", "key", "basic") and keys.knows(digest):
         incoming.state.key = digest[:SHOWN]
@@ -36,7 +36,7 @@ def key_of(incoming: Incoming) -> str:
     )
 
 
-def _password(given: str) -> str:
+def _basic_password(given: str) -> str:
     """Of HTTP's Basic credentials; "" where they are none."""
     try:
         return base64.b64decode(given, validate=True).decode().partition(":")[2]
@@ -44,4 +44,4 @@ def _password(given: str) -> str:
         return ""
 
 
-Key = Annotated[str, Depends(key_of)]
+KeyDep = Annotated[str, Depends(authenticate)]

@@ -6,19 +6,19 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overpaint.server.http.connection import PATIENCE, SLOWEST
+from overpaint.server.http.connection import CLIENT_TIMEOUT_S, MIN_BODY_BYTES_PER_S
 
-LARGEST_BODY = 128 * 2**20
+MAX_BODY_BYTES = 128 * 2**20
 """Bytes of a request's body, whatever is in it: a picture and its mask, in base64."""
 
 
-class Bodies:
+class BodyLimitMiddleware:
     """Lets no more of a body through than may be, whether or not its length was said before.
 
-    It does not wait for one that comes slower than `SLOWEST` either.
+    It does not wait for one that comes slower than `MIN_BODY_BYTES_PER_S` either.
     """
 
-    def __init__(self, app: ASGIApp, largest: int = LARGEST_BODY):
+    def __init__(self, app: ASGIApp, largest: int = MAX_BODY_BYTES):
         """Stand before an application.
 
         Args:
@@ -41,12 +41,15 @@ class Bodies:
 
         async def counted() -> Message:
             nonlocal read, whole
-            late = None if whole else began + PATIENCE + read / SLOWEST
+            late = None if whole else began + CLIENT_TIMEOUT_S + read / MIN_BODY_BYTES_PER_S
             try:
                 async with asyncio.timeout_at(late):
                     message = await receive()
             except TimeoutError:
-                slow = f"the body came slower than {SLOWEST:,} bytes a second; send it again."
+                slow = (
+                    f"The body came slower than {MIN_BODY_BYTES_PER_S:,} bytes per second. "
+                    "Send the request again over a faster connection."
+                )
                 raise HTTPException(408, slow, {"Connection": "close"}) from None
             whole = not message.get("more_body")
             if body := message.get("body"):

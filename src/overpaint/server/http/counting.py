@@ -5,24 +5,26 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overpaint.server.http.problems import REASONS
+from overpaint.server.http.problems import REJECTION_REASONS
 
-ASKS_FOR_WORK = ("POST", "PUT")
+WORK_METHODS = ("POST", "PUT")
 """Methods of requests whose refusal is a rejection."""
 
 
 @dataclass
-class Answers:
+class ResponseCounts:
     """What was answered: how often each status, and how often work was refused, by the reason."""
 
     responses: Counter[int] = field(default_factory=Counter[int])
-    rejections: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
+    rejections: Counter[str] = field(
+        default_factory=lambda: Counter(dict.fromkeys(REJECTION_REASONS, 0))
+    )
 
 
-class Counting:
+class ResponseCounterMiddleware:
     """Counts what is answered, and what is refused by the reason that whoever refused it left."""
 
-    def __init__(self, app: ASGIApp, answers: Answers):
+    def __init__(self, app: ASGIApp, answers: ResponseCounts):
         """Stand before an application.
 
         Args:
@@ -39,7 +41,7 @@ class Counting:
             if message["type"] == "http.response.start":
                 self._answers.responses[message["status"]] += 1
                 reason = scope.get("state", {}).get("refused")
-                if reason and scope["method"] in ASKS_FOR_WORK:
+                if reason and scope["method"] in WORK_METHODS:
                     self._answers.rejections[reason] += 1
             await send(message)
 

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from overpaint.server.http.problems import problem
+from overpaint.server.http.problems import problem_response
 from overpaint.server.outbound.addresses import is_loopback
 
 
-class Doors:
+class HostOriginMiddleware:
     """Refuses requests under names that are not the server's, and those of strange pages."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None, origins: Collection[str]):
@@ -39,10 +39,10 @@ class Doors:
             refusal = reason = None
             if not self._is_ours(host):
                 message = f"{host[:200]!r} is no name of this server; see --allowed-host."
-                refusal, reason = problem(400, "refused", message), "forbidden_host"
+                refusal, reason = problem_response(400, "refused", message), "forbidden_host"
             elif origin and origin not in self._origins and not _same(origin, host):
                 message = f"pages of {origin[:200]!r} may not ask here; see --allowed-origin."
-                refusal, reason = problem(403, "refused", message), "forbidden_origin"
+                refusal, reason = problem_response(403, "refused", message), "forbidden_origin"
             if refusal:
                 scope.setdefault("state", {})["refused"] = reason
                 await refusal(scope, receive, send)

@@ -22,11 +22,11 @@ from overpaint.errors import (
     StoreError,
 )
 
-RETRY = 5
+MIN_RETRY_AFTER_S = 5
 """Seconds until a client should try again, at least."""
 
 
-STATUS: tuple[tuple[type[Exception], int, str, str], ...] = (
+STATUS_BY_ERROR: tuple[tuple[type[Exception], int, str, str], ...] = (
     (QueueFullError, 429, "the queue is full", "queue_full"),
     (IdempotencyError, 422, "the idempotency key was used for something else", "idempotency"),
     (RequestError, 422, "the request cannot be carried out", "request"),
@@ -40,7 +40,7 @@ STATUS: tuple[tuple[type[Exception], int, str, str], ...] = (
 """How errors are answered, and the reason that is counted: the first that fits."""
 
 
-BY_STATUS = {
+REASON_BY_STATUS = {
     400: "request",
     401: "unauthorized",
     406: "request",
@@ -51,18 +51,18 @@ BY_STATUS = {
 """Reasons of errors that are raised as a status. Others refuse no work: 404, 409, 410 …"""
 
 
-REASONS = sorted(
-    {"forbidden_host", "forbidden_origin", "disk_full", "disk", *BY_STATUS.values()}
-    | {reason for *_, reason in STATUS}
+REJECTION_REASONS = sorted(
+    {"forbidden_host", "forbidden_origin", "disk_full", "disk", *REASON_BY_STATUS.values()}
+    | {reason for *_, reason in STATUS_BY_ERROR}
 )
 """All that are counted: those of the doors, of disks, and the above."""
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 """What systems say of disks that are full."""
 
 
-REFUSALS = {
+ERROR_DESCRIPTIONS = {
     400: "the body cannot be read, or the server does not go by that name",
     401: "a key is missing or unknown",
     403: "the link, or the page that asks, is refused",
@@ -81,48 +81,51 @@ REFUSALS = {
 """Statuses that any route may answer with, and why."""
 
 
-PROBLEM = {
+PROBLEM_SCHEMA = {
     "type": "object",
     "required": ["title", "status", "detail"],
     "properties": {"title": {"type": "string"}, "status": {"type": "integer"}, "detail": {}},
 }
-"""The schema of `problem`."""
+"""The schema of `problem_response`."""
 
 
-def refusals(
+def error_responses(
     schema: Mapping[str, Any], media_type: str = "application/json"
 ) -> dict[int | str, dict[str, Any]]:
-    """What the API's description says of `REFUSALS`, by the schema of a dialect's errors."""
+    """Describe all of `ERROR_DESCRIPTIONS` for OpenAPI, with the schema of a dialect's errors."""
     content = {media_type: {"schema": schema}}
-    return {status: {"description": why, "content": content} for status, why in REFUSALS.items()}
+    return {
+        status: {"description": why, "content": content}
+        for status, why in ERROR_DESCRIPTIONS.items()
+    }
 
 
-PROBLEMS = refusals(PROBLEM, "application/problem+json")
+PROBLEM_RESPONSES = error_responses(PROBLEM_SCHEMA, "application/problem+json")
 
 
-def problem(status: int, title: str, detail: Any, headers: Any = None) -> JSONResponse:
+def problem_response(status: int, title: str, detail: Any, headers: Any = None) -> JSONResponse:
     """An error as `application/problem+json`."""
     body = {"title": title, "status": status, "detail": detail}
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
-ANSWERED = (
+HANDLED_ERRORS = (
     OverpaintError,
     SQLAlchemyError,
     OSError,
     StarletteHTTPException,
     RequestValidationError,
 )
-"""Errors that `answer` knows an answer to."""
+"""Errors that `describe_error` knows an answer to."""
 
 
-def plain(error: Exception) -> JSONResponse:
-    """One of `ANSWERED` as a problem."""
-    return problem(*answer(error))
+def error_response(error: Exception) -> JSONResponse:
+    """One of `HANDLED_ERRORS` as a problem."""
+    return problem_response(*describe_error(error))
 
 
-def answer(error: Exception) -> tuple[int, str, Any, Mapping[str, str] | None]:
-    """How one of `ANSWERED` is answered: the status, a title, what is wrong, and headers."""
+def describe_error(error: Exception) -> tuple[int, str, Any, Mapping[str, str] | None]:
+    """How one of `HANDLED_ERRORS` is answered: the status, a title, what is wrong, and headers."""
     match error:
         case StarletteHTTPException():
             return error.status_code, "refused", error.detail, error.headers
@@ -132,50 +135,50 @@ def answer(error: Exception) -> tuple[int, str, Any, Mapping[str, str] | None]:
             ]
             return 422, "the request cannot be carried out", wrong, None
         case OSError():
-            full = error.errno in FULL
+            full = error.errno in DISK_FULL_ERRNOS
             title = "the disk is full" if full else "the disk is out of order"
             return 507 if full else 503, title, "nothing was accepted; try again later.", None
         case _:
-            status, title, _ = _answer_of(error)
+            status, title, _ = _status_row(error)
     if isinstance(error, SQLAlchemyError):
-        return status, title, "try again later.", {"Retry-After": str(RETRY)}
+        return status, title, "try again later.", {"Retry-After": str(MIN_RETRY_AFTER_S)}
     headers = None
     if isinstance(error, QueueFullError):
-        headers = {"Retry-After": str(max(RETRY, min(3600, round(error.seconds / 2))))}
+        headers = {"Retry-After": str(max(MIN_RETRY_AFTER_S, min(3600, round(error.seconds / 2))))}
     return status, title, str(error), headers
 
 
-def _answer_of(error: Exception) -> tuple[int, str, str]:
-    """The row of `STATUS`, less its type."""
-    return next(row[1:] for row in STATUS if isinstance(error, row[0]))
+def _status_row(error: Exception) -> tuple[int, str, str]:
+    """The row of `STATUS_BY_ERROR`, less its type."""
+    return next(row[1:] for row in STATUS_BY_ERROR if isinstance(error, row[0]))
 
 
-def reason_of(error: Exception) -> str | None:
-    """Why one of `ANSWERED` refuses work, in a word that metrics may have as a label."""
+def rejection_reason(error: Exception) -> str | None:
+    """Why one of `HANDLED_ERRORS` refuses work, in a word that metrics may have as a label."""
     match error:
         case StarletteHTTPException():
-            return BY_STATUS.get(error.status_code)
+            return REASON_BY_STATUS.get(error.status_code)
         case RequestValidationError():
             return "request"
         case OSError():
-            return "disk_full" if error.errno in FULL else "disk"
+            return "disk_full" if error.errno in DISK_FULL_ERRNOS else "disk"
         case _:
-            return _answer_of(error)[2]
+            return _status_row(error)[2]
 
 
-def note_refusal(incoming: Incoming, error: Exception) -> None:
+def record_rejection(incoming: Incoming, error: Exception) -> None:
     """Leave what was wrong to those that count it and write of it."""
-    incoming.state.refused = reason_of(error)
+    incoming.state.refused = rejection_reason(error)
     if not isinstance(error, StarletteHTTPException):
         incoming.state.error = error
 
 
-def answer_errors(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     """Have every error answered as a problem."""
 
     async def told(incoming: Incoming, error: Exception) -> JSONResponse:
-        note_refusal(incoming, error)
-        return plain(error)
+        record_rejection(incoming, error)
+        return error_response(error)
 
-    for kind in ANSWERED:
+    for kind in HANDLED_ERRORS:
         app.add_exception_handler(kind, told)

@@ -4,12 +4,12 @@ from opentelemetry.trace import SpanKind, StatusCode
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overpaint.server.http.access_log import PROBES
+from overpaint.server.http.access_log import PROBE_PATHS
 from overpaint.server.telemetry.logs import request_id
 from overpaint.server.telemetry.traces import W3C, Traces
 
 
-class Traced:
+class TracingMiddleware:
     """Has a span for every request but probes, within the client's if it names one."""
 
     def __init__(self, app: ASGIApp, traces: Traces):
@@ -24,7 +24,7 @@ class Traced:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, within a span."""
-        if scope["type"] != "http" or scope["path"] in PROBES:
+        if scope["type"] != "http" or scope["path"] in PROBE_PATHS:
             await self._app(scope, receive, send)
             return
         method = scope["method"]

@@ -33,7 +33,7 @@ from overpaint.events import Step
 from overpaint.imaging import images
 from overpaint.models.library.index import Entries
 from overpaint.request import Request
-from overpaint.server.http.signed_links import Links
+from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.jobs.feed import Hub
 from overpaint.server.jobs.references import check_names
 from overpaint.server.jobs.supervisor import Pace, Supervisor
@@ -160,7 +160,7 @@ class Service:
         self.files.sweep(0.0 if self._alone else ROOM_TO_WRITE)
         self.jobs = Jobs(open_database(settings.data, settings.store))
         self.outbox = Outbox(self.jobs.database)
-        self.links = Links(self.outbox.secret("links"))  # which is no key's digest
+        self.links = LinkSigner(self.outbox.secret("links"))  # which is no key's digest
         self.hub = Hub()
         self.outside = Outside()
         self.fetcher = Fetcher(settings.fetch, self.outside)

@@ -31,7 +31,7 @@ from overpaint.server.store.jobs import Job
 from overpaint.server.store.outbox import Delivery, Post
 from overpaint.server.telemetry.logs import about, enduring, say
 
-Body = Callable[[Service, Job], Awaitable[dict[str, Any]]]
+MakePayload = Callable[[Service, Job], Awaitable[dict[str, Any]]]
 """What is posted of a job, in the words of the wire format that it came by."""
 
 AGAIN = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
@@ -58,7 +58,7 @@ GONE = 410
 class Courier:
     """Posts the webhooks of a running server."""
 
-    def __init__(self, service: Service, bodies: Mapping[str, Body]):
+    def __init__(self, service: Service, bodies: Mapping[str, MakePayload]):
         """Nothing is posted before `posting`.
 
         Args:

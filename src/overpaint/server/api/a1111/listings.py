@@ -8,14 +8,14 @@ from fastapi import APIRouter
 from overpaint.models.library.index import Kind, packaged
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.server.api.a1111.controlnet import FINISHED, MODULES
-from overpaint.server.api.a1111.protocol import LATENT_UPSCALER, UPSCALERS, answered
-from overpaint.server.api.deps import Serves
-from overpaint.server.api.route import telling
-from overpaint.server.http.auth import Key
+from overpaint.server.api.a1111.protocol import LATENT_UPSCALER, UPSCALERS, error_response
+from overpaint.server.api.deps import ServiceDep
+from overpaint.server.api.route import make_route_class
+from overpaint.server.http.auth import KeyDep
 from overpaint.server.jobs.service import Service
 
-router = APIRouter(prefix="/sdapi/v1", route_class=telling(answered))
-controlnet_router = APIRouter(prefix="/controlnet", route_class=telling(answered))
+router = APIRouter(prefix="/sdapi/v1", route_class=make_route_class(error_response))
+controlnet_router = APIRouter(prefix="/controlnet", route_class=make_route_class(error_response))
 
 
 def names_of(service: Service, kind: Kind) -> list[str]:
@@ -25,7 +25,7 @@ def names_of(service: Service, kind: Kind) -> list[str]:
 
 
 @router.get("/sd-models")
-async def models(service: Serves, key: Key) -> list[dict[str, Any]]:
+async def models(service: ServiceDep, key: KeyDep) -> list[dict[str, Any]]:
     """Models."""
     return [
         {
@@ -41,7 +41,7 @@ async def models(service: Serves, key: Key) -> list[dict[str, Any]]:
 
 
 @router.get("/samplers")
-async def samplers(key: Key) -> list[dict[str, Any]]:
+async def samplers(key: KeyDep) -> list[dict[str, Any]]:
     """Samplers."""
     return [
         {"name": one.label, "aliases": [one.name, *one.aliases], "options": {}}
@@ -50,7 +50,7 @@ async def samplers(key: Key) -> list[dict[str, Any]]:
 
 
 @router.get("/schedulers")
-async def schedulers(key: Key) -> list[dict[str, Any]]:
+async def schedulers(key: KeyDep) -> list[dict[str, Any]]:
     """Schedules; "automatic" is what goes with the sampler."""
     own = [(one.name, one.label) for one in SCHEDULES.values() if one.name != "normal"]
     listed = [("automatic", "Automatic"), *own, ("ddim", SCHEDULES["normal"].label)]
@@ -67,14 +67,14 @@ async def schedulers(key: Key) -> list[dict[str, Any]]:
 
 
 @router.get("/loras")
-async def loras(service: Serves, key: Key) -> list[dict[str, Any]]:
+async def loras(service: ServiceDep, key: KeyDep) -> list[dict[str, Any]]:
     """What `<lora:…>` may name."""
     names = await asyncio.to_thread(names_of, service, "lora")
     return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
 
 
 @router.get("/embeddings")
-async def embeddings(service: Serves, key: Key) -> dict[str, Any]:
+async def embeddings(service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """Learnt words, which prompts use by their names."""
     names = await asyncio.to_thread(names_of, service, "embedding")
     unknown = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors"))
@@ -82,20 +82,20 @@ async def embeddings(service: Serves, key: Key) -> dict[str, Any]:
 
 
 @router.get("/upscalers")
-async def upscalers(key: Key) -> list[dict[str, Any]]:
+async def upscalers(key: KeyDep) -> list[dict[str, Any]]:
     """What `hr_upscaler` may name, of pixels."""
     none = dict.fromkeys(("model_name", "model_path", "model_url"))
     return [{"name": name, **none, "scale": 4} for name in UPSCALERS]
 
 
 @router.get("/latent-upscale-modes")
-async def latent_upscale_modes(key: Key) -> list[dict[str, str]]:
+async def latent_upscale_modes(key: KeyDep) -> list[dict[str, str]]:
     """Likewise, of latents."""
     return [{"name": LATENT_UPSCALER}]
 
 
 @router.get("/scripts")
-async def scripts(key: Key) -> dict[str, list[str]]:
+async def scripts(key: KeyDep) -> dict[str, list[str]]:
     """What `alwayson_scripts` may name."""
     return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
 
@@ -105,13 +105,13 @@ async def scripts(key: Key) -> dict[str, list[str]]:
 @router.get("/face-restorers")
 @router.get("/realesrgan-models")
 @router.get("/prompt-styles")
-async def none_of_these(key: Key) -> list[str]:
+async def none_of_these(key: KeyDep) -> list[str]:
     """None."""
     return []
 
 
 @router.get("/cmd-flags")
-async def cmd_flags(key: Key) -> dict[str, Any]:
+async def cmd_flags(key: KeyDep) -> dict[str, Any]:
     """None."""
     return {}
 
@@ -119,18 +119,18 @@ async def cmd_flags(key: Key) -> dict[str, Any]:
 @router.post("/refresh-checkpoints")
 @router.post("/refresh-loras")
 @router.post("/refresh-embeddings")
-async def refresh(key: Key) -> dict[str, Any]:
+async def refresh(key: KeyDep) -> dict[str, Any]:
     """Nothing to be done: names are looked up whenever they are used."""
     return {}
 
 
 @controlnet_router.get("/model_list")
-async def control_nets(service: Serves, key: Key) -> dict[str, list[str]]:
+async def control_nets(service: ServiceDep, key: KeyDep) -> dict[str, list[str]]:
     """Nets for hints."""
     return {"model_list": await asyncio.to_thread(names_of, service, "control")}
 
 
 @controlnet_router.get("/module_list")
-async def preprocessors(key: Key) -> dict[str, list[str]]:
+async def preprocessors(key: KeyDep) -> dict[str, list[str]]:
     """What makes hints."""
     return {"module_list": [FINISHED[0], *MODULES]}

@@ -5,14 +5,14 @@ from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter
 
-from overpaint.server.api.a1111.protocol import Options, answered
+from overpaint.server.api.a1111.protocol import Options, error_response
 from overpaint.server.api.a1111.translation import named
-from overpaint.server.api.deps import Serves
-from overpaint.server.api.route import telling
-from overpaint.server.http.auth import Key
+from overpaint.server.api.deps import ServiceDep
+from overpaint.server.api.route import make_route_class
+from overpaint.server.http.auth import KeyDep
 from overpaint.server.jobs.service import Service
 
-router = APIRouter(prefix="/sdapi/v1", route_class=telling(answered))
+router = APIRouter(prefix="/sdapi/v1", route_class=make_route_class(error_response))
 
 OPTIONS: WeakKeyDictionary[Service, dict[str, Options]] = WeakKeyDictionary()
 """What every key has set, until the server ends."""
@@ -42,14 +42,14 @@ def model_of(service: Service, options: Options) -> str:
 
 
 @router.get("/options")
-async def read_options(service: Serves, key: Key) -> Options:
+async def read_options(service: ServiceDep, key: KeyDep) -> Options:
     """What holds for the key's requests."""
     options = options_of(service, key)
     return options.model_copy(update={"sd_model_checkpoint": model_of(service, options)})
 
 
 @router.post("/options")
-async def set_options(given: Options, service: Serves, key: Key) -> dict[str, Any]:
+async def set_options(given: Options, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """Set some of them, for the key's requests, until the server ends."""
     options = overridden(options_of(service, key), given)
     model_of(service, options)

@@ -22,7 +22,7 @@ from pydantic_core import core_schema
 
 from overpaint.errors import quote_value
 from overpaint.request_fields import MAX_SEED
-from overpaint.server.http.problems import answer
+from overpaint.server.http.problems import describe_error
 
 LATENT_UPSCALER = "Latent"
 UPSCALERS = ("None", "Lanczos")
@@ -246,9 +246,9 @@ class ImageInputs(Inputs):
     image_cfg_scale: Idle = None  # of models that take a picture as a prompt
 
 
-def answered(error: Exception) -> JSONResponse:
-    """The answer to one of `problems.ANSWERED`."""
-    status, title, detail, headers = answer(error)
+def error_response(error: Exception) -> JSONResponse:
+    """The answer to one of `problems.HANDLED_ERRORS`."""
+    status, title, detail, headers = describe_error(error)
     body = {
         "error": type(error).__name__,
         "detail": detail,

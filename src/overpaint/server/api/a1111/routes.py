@@ -41,16 +41,16 @@ from overpaint.server.api.a1111.protocol import (
     Progress,
     State,
     TextInputs,
-    answered,
+    error_response,
 )
 from overpaint.server.api.a1111.translation import in_their_words, picture_data, to_request
-from overpaint.server.api.deps import Serves
-from overpaint.server.api.extended_fields import fault_of
-from overpaint.server.api.fields import read_beside
-from overpaint.server.api.results import awaited
-from overpaint.server.api.route import telling
-from overpaint.server.http.auth import Key
-from overpaint.server.http.problems import refusals
+from overpaint.server.api.deps import ServiceDep
+from overpaint.server.api.extended_fields import get_field_error
+from overpaint.server.api.fields import run_in_reader_pool
+from overpaint.server.api.results import wait_until_ended
+from overpaint.server.api.route import make_route_class
+from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.problems import error_responses
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 
@@ -58,21 +58,29 @@ PREVIEW_EVERY = 5
 """Steps between the pictures that `progress` shows."""
 
 
-router = APIRouter(tags=["AUTOMATIC1111"], route_class=telling(answered), responses=refusals(ERROR))
-sdapi = APIRouter(prefix="/sdapi/v1", route_class=telling(answered))
+router = APIRouter(
+    tags=["AUTOMATIC1111"],
+    route_class=make_route_class(error_response),
+    responses=error_responses(ERROR),
+)
+sdapi = APIRouter(prefix="/sdapi/v1", route_class=make_route_class(error_response))
 
 
 # Pictures
 
 
 @sdapi.post("/txt2img")
-async def txt2img(given: TextInputs, incoming: Incoming, service: Serves, key: Key) -> Generated:
+async def txt2img(
+    given: TextInputs, incoming: Incoming, service: ServiceDep, key: KeyDep
+) -> Generated:
     """Text to image."""
     return await generate(given, incoming, service, key)
 
 
 @sdapi.post("/img2img")
-async def img2img(given: ImageInputs, incoming: Incoming, service: Serves, key: Key) -> Generated:
+async def img2img(
+    given: ImageInputs, incoming: Incoming, service: ServiceDep, key: KeyDep
+) -> Generated:
     """Image to image, with or without a mask."""
     made = await generate(given, incoming, service, key)
     if given.include_init_images:
@@ -100,7 +108,7 @@ async def generate(
             embeddings=embeddings,
         )
 
-    request = await read_beside(read)
+    request = await run_in_reader_pool(read)
     kind = "jpg" if options.samples_format == "jpeg" else options.samples_format
     quality = {} if kind == "png" else {"quality": options.jpeg_quality}
     asked = given.model_dump(mode="json", exclude={"init_images", "mask", "alwayson_scripts"})
@@ -115,9 +123,9 @@ async def generate(
         raise in_their_words(error) from None
     if not given.override_settings_restore_afterwards:
         OPTIONS.setdefault(service, {})[key] = options
-    job = await awaited(service, job, incoming)
+    job = await wait_until_ended(service, job, incoming)
     if job.state == "failed":
-        if fault := fault_of(job):
+        if fault := get_field_error(job):
             raise in_their_words(fault)
         raise HTTPException(500, job.error)
     if job.state not in ENDED:
@@ -200,7 +208,7 @@ async def newest(service: Service, key: str) -> Job | None:
 
 
 @sdapi.get("/progress")
-async def progress(service: Serves, key: Key, skip_current_image: bool = False) -> Progress:
+async def progress(service: ServiceDep, key: KeyDep, skip_current_image: bool = False) -> Progress:
     """How far the newest job is."""
     job = await newest(service, key)
     if job is None:
@@ -228,7 +236,7 @@ async def progress(service: Serves, key: Key, skip_current_image: bool = False) 
 
 
 @sdapi.post("/interrupt")
-async def interrupt(service: Serves, key: Key) -> dict[str, Any]:
+async def interrupt(service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """End the newest job before its next step."""
     if job := await newest(service, key):
         await service.cancel(job.id)
@@ -236,7 +244,7 @@ async def interrupt(service: Serves, key: Key) -> dict[str, Any]:
 
 
 @sdapi.post("/skip")
-async def skip(service: Serves, key: Key) -> dict[str, Any]:
+async def skip(service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """The same: a job's pictures are painted together."""
     return await interrupt(service, key)
 
@@ -248,7 +256,7 @@ async def skip(service: Serves, key: Key) -> dict[str, Any]:
 
 
 @sdapi.post("/png-info")
-async def png_info(given: PictureIn, key: Key) -> PictureInfo:
+async def png_info(given: PictureIn, key: KeyDep) -> PictureInfo:
     """The settings in a picture."""
 
     def look() -> PictureInfo:
@@ -260,11 +268,11 @@ async def png_info(given: PictureIn, key: Key) -> PictureInfo:
         last = text.strip().rpartition("\n")[2]
         return PictureInfo(info=text, items=items, parameters=a1111_pairs(last))
 
-    return await read_beside(look)
+    return await run_in_reader_pool(look)
 
 
 @router.get("/queue/status")
-async def queue_status(service: Serves, key: Key) -> dict[str, Any]:
+async def queue_status(service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """How many jobs wait; a Krita plug-in takes the answer for a sign of life."""
     counts = await asyncio.to_thread(service.jobs.counts)
     return {"msg": "estimation", "queue_size": counts["queued"]}

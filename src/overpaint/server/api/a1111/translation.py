@@ -23,7 +23,12 @@ from overpaint.server.api.a1111.protocol import (
     Options,
     TextInputs,
 )
-from overpaint.server.api.fields import fits, from_base64, from_data_uri, with_fitting_mask
+from overpaint.server.api.fields import (
+    check_mask_size,
+    decode_base64,
+    decode_data_uri,
+    with_checked_mask,
+)
 
 RESIZE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
 """Their `resize_mode`."""
@@ -90,7 +95,7 @@ def to_request(
     """
     try:
         fields = _fields(given, options, refiners, embeddings)
-        return with_fitting_mask(Request(**fields, controls=tuple(controls)))
+        return with_checked_mask(Request(**fields, controls=tuple(controls)))
     except RequestError as error:
         raise in_their_words(error) from None
 
@@ -234,7 +239,7 @@ def _of_image(given: ImageInputs, options: Options) -> dict[str, Any]:
         if getattr(given, field) not in (None, given.mask_blur):
             raise RequestError(field, "cannot differ from mask_blur; leave it out.")
     mask = picture_data("mask", given.mask)
-    fits(image, images.received(mask, "mask"))
+    check_mask_size(image, images.received(mask, "mask"))
     fields |= {
         "mask": mask_of(mask, rounded=given.mask_round),
         "mask_invert": given.inpainting_mask_invert,
@@ -256,10 +261,10 @@ def picture_data(field: str, text: str) -> bytes:
     """
     text = text.strip()
     if "," not in text:
-        return from_base64(field, text)
+        return decode_base64(field, text)
     if not text.startswith("data:"):
         raise RequestError(field, "is neither base64 nor a data: URI.")
-    return from_data_uri(field, text)
+    return decode_data_uri(field, text)
 
 
 def mask_of(data: bytes, *, rounded: bool) -> Picture:

@@ -1,1 +1,15 @@
-"""Fal."""
+"""fal's queue and synchronous API."""
+
+from overpaint.server.api.dialect import Dialect
+from overpaint.server.api.fal import protocol, routes
+
+FAL = Dialect(
+    name="fal",
+    tag="fal",
+    description="Compatible with fal's clients: the queue under `/fal/queue`, synchronous calls "
+    "under `/fal/run`.",
+    router=routes.router,
+    error_response=protocol.error_response,
+    webhook_payload=protocol.webhook_payload,
+)
+"""fal's API."""

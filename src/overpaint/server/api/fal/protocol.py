@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from overpaint.errors import PictureError, RequestError
 from overpaint.request import Request
 from overpaint.request_fields import MAX_SEED
-from overpaint.server.api.extended_fields import Word, fault_of, request_of
-from overpaint.server.api.fields import data_uri
-from overpaint.server.api.image_inputs import picture
-from overpaint.server.api.results import MEDIA_TYPES, link, moment, progress_line
-from overpaint.server.http.problems import answer
+from overpaint.server.api.extended_fields import FieldMapping, build_request, get_field_error
+from overpaint.server.api.fields import encode_data_uri
+from overpaint.server.api.image_inputs import load_image
+from overpaint.server.api.results import MEDIA_TYPES, moment, progress_line, result_url
+from overpaint.server.http.problems import describe_error
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.jobs import ENDED, Job
@@ -142,9 +142,9 @@ def _places(field: str) -> list[str | int]:
     return [int(part) if part.isdecimal() and len(part) < 10 else part for part in parts]
 
 
-def answered(error: Exception) -> JSONResponse:
-    """The answer to one of `problems.ANSWERED`."""
-    status, title, detail, headers = answer(error)
+def error_response(error: Exception) -> JSONResponse:
+    """The answer to one of `problems.HANDLED_ERRORS`."""
+    status, title, detail, headers = describe_error(error)
     if isinstance(error, RequestError):
         detail = wrong(error.field, error.message)
     elif isinstance(error, PictureError) or (status == 422 and isinstance(detail, str)):
@@ -189,7 +189,7 @@ def to_request(
     if given.mask_url is not None and given.image_url is None:
         raise RequestError("mask_url", "there is no image to repaint a part of; give it too.")
     try:
-        return request_of(given, _words(given, sources), OWN, sources)
+        return build_request(given, _words(given, sources), OWN, sources)
     except RequestError as error:
         raise in_their_words(error, given) from None
 
@@ -208,10 +208,10 @@ def in_their_words(error: RequestError, given: Arguments) -> RequestError:
     return RequestError(field, error.message)
 
 
-def _words(given: Arguments, sources: Sources) -> list[Word]:
+def _words(given: Arguments, sources: Sources) -> list[FieldMapping]:
     """Fields of the dialect, and the fields and values of ours that they are."""
     same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images")
-    words: list[Word] = [(name, name, getattr(given, name)) for name in same]
+    words: list[FieldMapping] = [(name, name, getattr(given, name)) for name in same]
     words += [(n, n, v) for n in ("seed", "strength") if (v := getattr(given, n)) is not None]
     if given.scheduler is not None:
         words.append(("scheduler", "sampler", given.scheduler))
@@ -223,12 +223,12 @@ def _words(given: Arguments, sources: Sources) -> list[Word]:
     if loras:
         words.append(("loras", "loras", loras))
     if given.image_url is not None:
-        words.append(("image_url", "image", picture("image_url", given.image_url, sources)))
+        words.append(("image_url", "image", load_image("image_url", given.image_url, sources)))
         defaults: dict[str, Any] = {"steps": "truncate"}
         if given.strength is None:
             defaults["strength"] = STRENGTH
         if given.mask_url is not None:
-            words.append(("mask_url", "mask", picture("mask_url", given.mask_url, sources)))
+            words.append(("mask_url", "mask", load_image("mask_url", given.mask_url, sources)))
             defaults["fill"] = "original"
         chosen = given.model_extra or {}
         words += [(name, name, value) for name, value in defaults.items() if name not in chosen]
@@ -246,7 +246,9 @@ def result_of(service: Service, job: Job) -> dict[str, Any]:
     if job.state == "failed" and job.flagged:
         raise HTTPException(422, wrong("prompt", job.error or "", BLOCKED))
     if job.state == "failed":
-        raise fault_of(job) or HTTPException(500, wrong("", job.error or "it failed.", "error"))
+        raise get_field_error(job) or HTTPException(
+            500, wrong("", job.error or "it failed.", "error")
+        )
     if job.state not in ENDED or job.result is None:
         raise HTTPException(400, "Request is still in progress")
     shown: list[dict[str, Any]] = []
@@ -254,9 +256,9 @@ def result_of(service: Service, job: Job) -> dict[str, Any]:
     for name, seed, (width, height) in made:
         kind = MEDIA_TYPES[name.rpartition(".")[2]]
         if job.origin["sync_mode"]:
-            url = data_uri((service.files.results(job.id) / name).read_bytes(), kind)
+            url = encode_data_uri((service.files.results(job.id) / name).read_bytes(), kind)
         else:
-            url = link(service, job, f"{job.origin['base']}/api/jobs/{job.id}/results", name)
+            url = result_url(service, job, f"{job.origin['base']}/api/jobs/{job.id}/results", name)
         own = {"url": url, "content_type": kind, "width": width, "height": height}
         shown.append(own | {"seed": seed})
     return {
@@ -293,7 +295,7 @@ def status_of(service: Service, job: Job, logs: bool) -> dict[str, Any]:
         return told | {"status": "IN_PROGRESS"}
     told |= {"status": "COMPLETED", "metrics": {"inference_time": _seconds(job)}}
     if job.state == "failed":
-        kind = BLOCKED if job.flagged else "bad_request" if fault_of(job) else "error"
+        kind = BLOCKED if job.flagged else "bad_request" if get_field_error(job) else "error"
         told |= {"error": job.error, "error_type": kind}
     elif job.state == "canceled":
         told |= {"error": "it was canceled.", "error_type": "client_cancelled"}
@@ -312,12 +314,12 @@ def lines_of(service: Service, job: Job) -> list[dict[str, Any]]:
     ]
 
 
-async def told(service: Service, job: Job) -> dict[str, Any]:
+async def webhook_payload(service: Service, job: Job) -> dict[str, Any]:
     """What is posted to a webhook."""
     body: dict[str, Any] = {"request_id": job.id, "gateway_request_id": job.id}
     try:
         payload = await asyncio.to_thread(result_of, service, job)
     except (HTTPException, RequestError) as error:
-        payload = json.loads(bytes(answered(error).body))
+        payload = json.loads(bytes(error_response(error).body))
         return {**body, "status": "ERROR", "error": job.error or "canceled", "payload": payload}
     return {**body, "status": "OK", "payload": payload}

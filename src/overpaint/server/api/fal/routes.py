@@ -27,8 +27,8 @@ from starlette.background import BackgroundTask
 
 from overpaint.engine.worker import Shown
 from overpaint.errors import RequestError, did_you_mean
-from overpaint.server.api.deps import LISTENS, Serves, Token, base_of
-from overpaint.server.api.extended_fields import in_words, urls_of_ours
+from overpaint.server.api.deps import LISTENER_LIMIT, IdempotencyKey, ServiceDep, get_base_url
+from overpaint.server.api.extended_fields import find_extra_urls, translate_error
 from overpaint.server.api.fal.protocol import (
     CANCELED,
     ERROR,
@@ -37,18 +37,18 @@ from overpaint.server.api.fal.protocol import (
     TASKS,
     App,
     Arguments,
-    answered,
+    error_response,
     in_their_words,
     result_of,
     status_of,
     to_request,
 )
-from overpaint.server.api.fields import Webhook, data_uri, fingerprint, read_beside
-from overpaint.server.api.image_inputs import urls_of
-from overpaint.server.api.results import EVENT_STREAM, awaited, found
-from overpaint.server.api.route import telling
-from overpaint.server.http.auth import Key
-from overpaint.server.http.problems import RETRY, refusals
+from overpaint.server.api.fields import WebhookUrl, encode_data_uri, hash_body, run_in_reader_pool
+from overpaint.server.api.image_inputs import find_remote_urls
+from overpaint.server.api.results import EVENT_STREAM_RESPONSES, get_job_or_404, wait_until_ended
+from overpaint.server.api.route import make_route_class
+from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.problems import MIN_RETRY_AFTER_S, error_responses
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 
@@ -63,15 +63,15 @@ PREVIEW_EVERY = 5
 router = APIRouter(
     prefix="/fal",
     tags=["fal"],
-    route_class=telling(answered),
-    responses=refusals(ERROR),
+    route_class=make_route_class(error_response),
+    responses=error_responses(ERROR),
 )
 
 
 # From their words to ours
 
 
-def app_of(owner: str, app: str, incoming: Incoming, service: Serves) -> App:
+def app_of(owner: str, app: str, incoming: Incoming, service: ServiceDep) -> App:
     """The app that a URL names.
 
     Raises:
@@ -123,18 +123,18 @@ async def accept(
     preview_every: int = 0,
 ) -> Job:
     """Accept what is asked for."""
-    body = await fingerprint(token, given, app.name, *app.needs)
+    body = await hash_body(token, given, app.name, *app.needs)
     if job := await service.repeated(key, token, body):
         return job
-    urls = urls_of({"image_url": given.image_url, "mask_url": given.mask_url})
-    urls |= await read_beside(urls_of_ours, given, OWN)
+    urls = find_remote_urls({"image_url": given.image_url, "mask_url": given.mask_url})
+    urls |= await run_in_reader_pool(find_extra_urls, given, OWN)
     async with service.sources(key, urls) as sources:
-        request, theirs = await read_beside(to_request, given, sources, app.needs)
+        request, theirs = await run_in_reader_pool(to_request, given, sources, app.needs)
     kind = "jpg" if given.format == "jpeg" else given.format
     origin = {
         "wire": "fal",
         "output": {"kind": kind, "preview_every": preview_every},
-        "base": base_of(incoming),
+        "base": get_base_url(incoming),
         "app": app.name,
         "theirs": theirs,
         "prompt": given.prompt,
@@ -154,7 +154,7 @@ async def accept(
             body=body,
         )
     except RequestError as error:
-        raise in_their_words(in_words(error, theirs), given) from None
+        raise in_their_words(translate_error(error, theirs), given) from None
 
 
 @router.post("/queue/{owner}/{app}", dependencies=PLAIN)
@@ -162,12 +162,12 @@ async def accept(
 async def submit(
     given: Arguments,
     incoming: Incoming,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     app: Asked,
-    fal_webhook: Annotated[Webhook, Query()] = None,
+    fal_webhook: Annotated[WebhookUrl, Query()] = None,
     priority: Priority = "normal",
-    idempotency_key: Token = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Accept a request."""
     job = await accept(
@@ -183,13 +183,13 @@ async def submit(
     return await asyncio.to_thread(status_of, service, job, False) | {"gateway_request_id": job.id}
 
 
-async def found_here(name: str, service: Serves, key: Key) -> Job:
+async def found_here(name: str, service: ServiceDep, key: KeyDep) -> Job:
     """A request of a key that came by this dialect.
 
     Raises:
         HTTPException: 404, there is none.
     """
-    job = await found(service, key, name)
+    job = await get_job_or_404(service, key, name)
     if job.origin.get("wire") != "fal":
         raise HTTPException(404, f"there is no request {name}.")
     return job
@@ -199,7 +199,7 @@ Found = Annotated[Job, Depends(found_here)]
 
 
 @router.get(f"{ANY}/status", responses={202: {"description": "it has not ended yet"}})
-async def status(job: Found, service: Serves, response: Response, logs: bool = False) -> Any:
+async def status(job: Found, service: ServiceDep, response: Response, logs: bool = False) -> Any:
     """Where a request is; 202 until it has ended."""
     response.status_code = 200 if job.state in ENDED else 202
     return await asyncio.to_thread(status_of, service, job, logs)
@@ -208,10 +208,10 @@ async def status(job: Found, service: Serves, response: Response, logs: bool = F
 @router.get(
     f"{ANY}/status/stream",
     response_class=StreamingResponse,
-    dependencies=LISTENS,
-    responses=EVENT_STREAM,
+    dependencies=LISTENER_LIMIT,
+    responses=EVENT_STREAM_RESPONSES,
 )
-async def follow(job: Found, service: Serves, logs: bool = False) -> StreamingResponse:
+async def follow(job: Found, service: ServiceDep, logs: bool = False) -> StreamingResponse:
     """Where a request is, whenever that changes, until it has ended."""
 
     def look() -> dict[str, Any]:
@@ -228,14 +228,16 @@ async def follow(job: Found, service: Serves, logs: bool = False) -> StreamingRe
     return events(told())
 
 
-@router.get(ANY, responses={CANCELED: refusals(ERROR)[409] | {"description": "it was canceled"}})
-async def result(job: Found, service: Serves) -> dict[str, Any]:
+@router.get(
+    ANY, responses={CANCELED: error_responses(ERROR)[409] | {"description": "it was canceled"}}
+)
+async def result(job: Found, service: ServiceDep) -> dict[str, Any]:
     """What came of a request; 400 while it goes on."""
     return await asyncio.to_thread(result_of, service, job)
 
 
 @router.put(f"{ANY}/cancel", status_code=202, responses={400: {"description": "it has ended"}})
-async def cancel(job: Found, service: Serves, response: Response) -> dict[str, str]:
+async def cancel(job: Found, service: ServiceDep, response: Response) -> dict[str, str]:
     """Ask for a request's end."""
     if job.state in ENDED:
         response.status_code = 400
@@ -248,21 +250,21 @@ async def cancel(job: Found, service: Serves, response: Response) -> dict[str, s
     "/run/{owner}/{app}/stream",
     dependencies=PLAIN,
     response_class=StreamingResponse,
-    responses=EVENT_STREAM,
+    responses=EVENT_STREAM_RESPONSES,
 )
 @router.post(
     "/run/{owner}/{app}/{task}/stream",
     dependencies=PLAIN,
     response_class=StreamingResponse,
-    responses=EVENT_STREAM,
+    responses=EVENT_STREAM_RESPONSES,
 )
 async def stream(
     given: Arguments,
     incoming: Incoming,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     app: Asked,
-    idempotency_key: Token = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> StreamingResponse:
     """Make pictures: previews as events, and then the result."""
     job = await accept(
@@ -273,7 +275,10 @@ async def stream(
         async for story in service.follow(job.id):
             match story:
                 case Shown(_, data):
-                    shown = {"url": data_uri(data, "image/jpeg"), "content_type": "image/jpeg"}
+                    shown = {
+                        "url": encode_data_uri(data, "image/jpeg"),
+                        "content_type": "image/jpeg",
+                    }
                     yield event({"images": [shown]})
                 case _:
                     pass
@@ -288,7 +293,7 @@ async def ending(service: Service, job: Job) -> dict[str, Any]:
     try:
         return await asyncio.to_thread(result_of, service, now)
     except (HTTPException, RequestError) as error:
-        return json.loads(bytes(answered(error).body))
+        return json.loads(bytes(error_response(error).body))
 
 
 @router.post("/run/{owner}/{app}", dependencies=PLAIN)
@@ -296,10 +301,10 @@ async def ending(service: Service, job: Job) -> dict[str, Any]:
 async def run(
     given: Arguments,
     incoming: Incoming,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     app: Asked,
-    idempotency_key: Token = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Make pictures, and wait for them.
 
@@ -307,12 +312,12 @@ async def run(
     key somebody can.
     """
     job = await accept(service, key, incoming, app, given, idempotency_key)
-    job = await awaited(service, job, incoming)
+    job = await wait_until_ended(service, job, incoming)
     if job.state not in ENDED:
         if idempotency_key is None:
             await service.cancel(job.id)
         message = f"this server ends before request {job.id} does; try again in a minute."
-        raise HTTPException(503, message, {"Retry-After": str(RETRY)})
+        raise HTTPException(503, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
     made = await asyncio.to_thread(result_of, service, job)
     return JSONResponse(made, headers={"X-Fal-Request-Id": job.id})
 

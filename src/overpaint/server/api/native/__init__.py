@@ -1,1 +1,16 @@
-"""Native."""
+"""The native API: every field of a request, live events, uploads by content hash."""
+
+from overpaint.server.api.dialect import Dialect
+from overpaint.server.api.native import routes
+from overpaint.server.http.problems import error_response
+
+NATIVE = Dialect(
+    name="native",
+    tag="native",
+    description="Overpaint's own API: every request field, live job events, uploads by content "
+    "hash, webhooks and usage.",
+    router=routes.router,
+    error_response=error_response,
+    webhook_payload=routes.webhook_payload,
+)
+"""The native API."""

@@ -36,28 +36,45 @@ from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.imaging import images
 from overpaint.request import Request
-from overpaint.server.api.deps import LISTENS, LastEvent, Serves, Token, Viewer
-from overpaint.server.api.fields import (
-    Event,
-    Webhook,
-    data_uri,
-    fingerprint,
-    read_beside,
-    upload,
-    uploaded,
-    with_fitting_mask,
+from overpaint.server.api.deps import (
+    LISTENER_LIMIT,
+    IdempotencyKey,
+    LastEventId,
+    ServiceDep,
+    ViewerDep,
 )
-from overpaint.server.api.image_inputs import pictures_from, urls_in
-from overpaint.server.api.results import EVENT_STREAM, MEDIA_TYPES, PICTURES, found, painted
-from overpaint.server.api.route import telling
-from overpaint.server.http.auth import Key
-from overpaint.server.http.problems import PROBLEMS, plain
+from overpaint.server.api.fields import (
+    WebhookEvent,
+    WebhookUrl,
+    encode_data_uri,
+    get_upload_or_404,
+    hash_body,
+    read_upload,
+    run_in_reader_pool,
+    with_checked_mask,
+)
+from overpaint.server.api.image_inputs import find_nested_urls, load_nested_images
+from overpaint.server.api.results import (
+    EVENT_STREAM_RESPONSES,
+    IMAGE_RESPONSES,
+    MEDIA_TYPES,
+    get_job_or_404,
+    result_file_response,
+)
+from overpaint.server.api.route import make_route_class
+from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
 from overpaint.server.jobs.service import Service, Story
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.jobs import Job, Said
 from overpaint.server.store.usage import Ledger, Total
 
-router = APIRouter(prefix="/api", tags=["native"], route_class=telling(plain), responses=PROBLEMS)
+router = APIRouter(
+    prefix="/api",
+    tags=["native"],
+    route_class=make_route_class(error_response),
+    responses=PROBLEM_RESPONSES,
+)
 
 BYTES = {"type": "string", "format": "binary"}
 
@@ -108,8 +125,8 @@ class Submission(BaseModel):
     model: str | None = Field(default=None, max_length=200)
     priority: int = Field(default=0, ge=-10, le=10)
     output: FileFormat = Field(default_factory=FileFormat)
-    webhook: Webhook = None
-    webhook_events: tuple[Event, ...] = ("start", "completed")
+    webhook: WebhookUrl = None
+    webhook_events: tuple[WebhookEvent, ...] = ("start", "completed")
 
 
 class Try(BaseModel):
@@ -137,7 +154,7 @@ class WebhookView(BaseModel):
         tries: the first one first.
     """
 
-    event: Event
+    event: WebhookEvent
     state: str
     tries: list[Try]
 
@@ -252,7 +269,7 @@ async def view(service: Service, job: Job) -> JobView:
     return shown
 
 
-async def told(service: Service, job: Job) -> dict[str, Any]:
+async def webhook_payload(service: Service, job: Job) -> dict[str, Any]:
     """What is posted to a webhook."""
     return (await view(service, job)).model_dump(mode="json")
 
@@ -263,12 +280,12 @@ async def accept(
     """Accept a job; `body` is the hash of what came."""
 
     def read(sources: Sources) -> Request:
-        fields = pictures_from(submission.request, sources)
-        return with_fitting_mask(Request.model_validate(fields))
+        fields = load_nested_images(submission.request, sources)
+        return with_checked_mask(Request.model_validate(fields))
 
-    urls = await read_beside(urls_in, submission.request)
+    urls = await run_in_reader_pool(find_nested_urls, submission.request)
     async with service.sources(key, urls) as sources:
-        request = await read_beside(read, sources)
+        request = await run_in_reader_pool(read, sources)
     output = submission.output
     options = {} if output.quality is None else {"quality": output.quality}
     kept = {"kind": output.format, "options": options, "preview_every": output.preview_every}
@@ -288,11 +305,11 @@ async def accept(
 @router.post("/jobs", status_code=201)
 async def create(
     submission: Submission,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     response: Response,
     wait: Wait = 0.0,
-    idempotency_key: Token = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Accept a job. With an `Idempotency-Key` that came before, the job that it made.
 
@@ -300,7 +317,7 @@ async def create(
     """
     if key and submission.priority > 0:
         raise RequestError("priority", "is 0 at most on a server with keys: others wait too.")
-    body = await fingerprint(idempotency_key, submission)
+    body = await hash_body(idempotency_key, submission)
     job = await service.repeated(key, idempotency_key, body)
     job = job or await accept(service, key, submission, idempotency_key, body)
     response.headers["Location"] = f"/api/jobs/{job.id}"
@@ -309,14 +326,14 @@ async def create(
 
 @router.get("/jobs")
 async def listing(
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     before: Annotated[str | None, Query(max_length=64)] = None,
     state: Literal["queued", "running", "succeeded", "failed", "canceled"] | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 30,
 ) -> Page:
     """Jobs, newest first."""
-    last = await found(service, key, before) if before else None
+    last = await get_job_or_404(service, key, before) if before else None
     states = None if state is None else (state,)
     listed = await asyncio.to_thread(
         lambda: service.jobs.page(key, limit, before=last, states=states)
@@ -326,16 +343,16 @@ async def listing(
 
 
 @router.get("/jobs/{name}")
-async def read(name: str, service: Serves, key: Key, wait: Wait = 0.0) -> JobView:
+async def read(name: str, service: ServiceDep, key: KeyDep, wait: Wait = 0.0) -> JobView:
     """A job; with `?wait=30` when it has ended, or as it is after so many seconds."""
-    job = await found(service, key, name)
+    job = await get_job_or_404(service, key, name)
     return await view(service, await service.ended(name, wait) or job if wait else job)
 
 
 @router.post("/jobs/{name}/cancel")
-async def cancel(name: str, service: Serves, key: Key) -> JobView:
+async def cancel(name: str, service: ServiceDep, key: KeyDep) -> JobView:
     """Ask for a job's end: at once if it waits, before its next step if it runs."""
-    await found(service, key, name)
+    await get_job_or_404(service, key, name)
     job = await service.cancel(name)
     assert job is not None
     return await view(service, job)
@@ -344,20 +361,20 @@ async def cancel(name: str, service: Serves, key: Key) -> JobView:
 @router.get(
     "/jobs/{name}/events",
     response_class=StreamingResponse,
-    dependencies=LISTENS,
-    responses=EVENT_STREAM,
+    dependencies=LISTENER_LIMIT,
+    responses=EVENT_STREAM_RESPONSES,
 )
 async def events(
     name: str,
-    service: Serves,
-    key: Key,
-    last_event_id: LastEvent = 0,
+    service: ServiceDep,
+    key: KeyDep,
+    last_event_id: LastEventId = 0,
 ) -> StreamingResponse:
     """A job's story: `queued`, `started`, `notice`, `requeued`, its end; `step` and `preview`.
 
     What lasts has an id: with `Last-Event-ID` it goes on behind that, and where the job is now.
     """
-    await found(service, key, name)
+    await get_job_or_404(service, key, name)
 
     async def told() -> AsyncGenerator[str]:
         async for story in service.follow(name, last_event_id):
@@ -377,24 +394,24 @@ def sse(story: Story) -> str:
             data = {"done": done, "total": total, "sigma": sigma}
             return f"event: step\ndata: {json.dumps(data)}\n\n"
         case Shown(index, data):
-            shown = {"index": index, "image": data_uri(data, MEDIA_TYPES["jpg"])}
+            shown = {"index": index, "image": encode_data_uri(data, MEDIA_TYPES["jpg"])}
             return f"event: preview\ndata: {json.dumps(shown)}\n\n"
 
 
-@router.get("/jobs/{name}/results/{file}", response_class=FileResponse, responses=PICTURES)
-async def result(name: str, file: str, incoming: Incoming, viewer: Viewer) -> FileResponse:
+@router.get("/jobs/{name}/results/{file}", response_class=FileResponse, responses=IMAGE_RESPONSES)
+async def result(name: str, file: str, incoming: Incoming, viewer: ViewerDep) -> FileResponse:
     """A picture that a job made."""
-    return await painted(incoming, viewer, name, file)
+    return await result_file_response(incoming, viewer, name, file)
 
 
 @router.get("/jobs/{name}/webhooks")
-async def webhooks(name: str, service: Serves, key: Key) -> list[WebhookView]:
+async def webhooks(name: str, service: ServiceDep, key: KeyDep) -> list[WebhookView]:
     """Every try at a job's webhooks."""
-    await found(service, key, name)
+    await get_job_or_404(service, key, name)
     log = await asyncio.to_thread(service.outbox.log, name)
     return [
         WebhookView(
-            event=cast(Event, posted.kind),
+            event=cast(WebhookEvent, posted.kind),
             state=posted.state,
             tries=[Try(**asdict(made)) for made in posted.tries],
         )
@@ -403,16 +420,18 @@ async def webhooks(name: str, service: Serves, key: Key) -> list[WebhookView]:
 
 
 @router.post("/jobs/{name}/webhooks/{event}/replay", status_code=202)
-async def replay(name: str, event: Event, service: Serves, key: Key) -> list[WebhookView]:
+async def replay(
+    name: str, event: WebhookEvent, service: ServiceDep, key: KeyDep
+) -> list[WebhookView]:
     """Post a webhook once more: whatever came of it before, and with the same id."""
-    await found(service, key, name)
+    await get_job_or_404(service, key, name)
     if not await asyncio.to_thread(service.outbox.replay, name, event):
         raise HTTPException(409, f"job {name} has no webhook for {event}, or is not so far.")
     return await webhooks(name, service, key)
 
 
 @router.get("/webhooks/secret")
-async def secret(service: Serves, key: Key) -> dict[str, str]:
+async def secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
     """What your webhooks are signed with, by Standard Webhooks."""
     return {"key": await asyncio.to_thread(service.outbox.secret, key)}
 
@@ -429,30 +448,30 @@ async def secret(service: Serves, key: Key) -> dict[str, str]:
         }
     },
 )
-async def put(incoming: Incoming, service: Serves, key: Key) -> Upload:
+async def put(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Upload:
     """Upload a picture: its bytes are the body."""
-    data = await upload(incoming)
-    await read_beside(images.received, data, "the picture")
+    data = await read_upload(incoming)
+    await run_in_reader_pool(images.received, data, "the picture")
     return Upload(file=await asyncio.to_thread(service.files.put, data), size=len(data))
 
 
 @router.get("/files/{name}")
-async def look(name: str, service: Serves, key: Key) -> Upload:
+async def look(name: str, service: ServiceDep, key: KeyDep) -> Upload:
     """Whether a file is there: a client that knows its hash need not upload it again."""
-    data = await uploaded(service, name)
+    data = await get_upload_or_404(service, name)
     return Upload(file=name, size=len(data))
 
 
 @router.get("/models")
-async def models(service: Serves, key: Key) -> list[str]:
+async def models(service: ServiceDep, key: KeyDep) -> list[str]:
     """Names that a job may ask for, the default first."""
     return list(service.settings.models)
 
 
 @router.get("/usage")
 async def usage(
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     by: Literal["day", "model"] = "day",
     since: date | None = None,
     until: date | None = None,

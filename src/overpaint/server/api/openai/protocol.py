@@ -16,10 +16,10 @@ from overpaint.errors import FormatError, ModelNotFoundError, RequestError
 from overpaint.imaging import images
 from overpaint.picture import Picture
 from overpaint.request import Request
-from overpaint.server.api.extended_fields import Word, fault_of, request_of
-from overpaint.server.api.fields import Webhook, fits
-from overpaint.server.api.results import link
-from overpaint.server.http.problems import RETRY, answer
+from overpaint.server.api.extended_fields import FieldMapping, build_request, get_field_error
+from overpaint.server.api.fields import WebhookUrl, check_mask_size
+from overpaint.server.api.results import result_url
+from overpaint.server.http.problems import MIN_RETRY_AFTER_S, describe_error
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.jobs import Job
@@ -96,7 +96,7 @@ class Asked(BaseModel):
         default=None, description="A number: `num_inference_steps`; a word: `steps`."
     )
     scheduler: str | None = Field(default=None, max_length=200, description="`sampler`.")
-    webhook: Webhook = Field(
+    webhook: WebhookUrl = Field(
         default=None, description="Where the answer is posted as well; then the job outlives you."
     )
     user: str | None = Field(default=None, description="Accepted; means nothing here.")
@@ -164,9 +164,9 @@ def wrong(message: str, kind: str, param: str | None = None, code: str | None = 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def answered(error: Exception) -> JSONResponse:
-    """The answer to one of `problems.ANSWERED`."""
-    status, title, detail, headers = answer(error)
+def error_response(error: Exception) -> JSONResponse:
+    """The answer to one of `problems.HANDLED_ERRORS`."""
+    status, title, detail, headers = describe_error(error)
     param = code = None
     general = "invalid_request_error"
     match error:
@@ -208,12 +208,12 @@ def to_request(given: Asked, sources: Sources) -> tuple[Request, dict[str, str]]
         RequestError: they contradict each other, are unknown or out of range; in their words.
         PictureError: a picture cannot be read.
     """
-    return request_of(given, _words(given), OWN, sources)
+    return build_request(given, _words(given), OWN, sources)
 
 
-def _words(given: Asked) -> list[Word]:
+def _words(given: Asked) -> list[FieldMapping]:
     """Fields of the dialect that were given, and the fields and values of ours that they are."""
-    found: list[Word] = [("n", "num_images", given.n or 1)]
+    found: list[FieldMapping] = [("n", "num_images", given.n or 1)]
     if given.size in ("native", "keep"):
         found.append(("size", "size", given.size))
     elif given.size not in (None, "auto"):
@@ -241,7 +241,7 @@ def _words(given: Asked) -> list[Word]:
 def _mask(data: bytes, image: Picture) -> Picture:
     """A mask by its transparency alone: theirs say nothing by brightness, as others' do."""
     mask = images.received(data, "mask")
-    fits(image, mask)
+    check_mask_size(image, mask)
     with images.opened(data, "the mask") as opened:
         opaque = images.opacity(opened)
     if opaque is None:
@@ -301,7 +301,7 @@ def made(service: Service, job: Job) -> list[dict[str, Any]]:
     for name, seed in zip(result["files"], result["seeds"], strict=True):
         if job.origin["response_format"] == "url":
             path = f"{job.origin['base']}/api/jobs/{job.id}/results"
-            picture = {"url": link(service, job, path, name)}
+            picture = {"url": result_url(service, job, path, name)}
         else:
             picture = {"b64_json": encoded((service.files.results(job.id) / name).read_bytes())}
         data.append({**picture, "seed": seed})
@@ -327,7 +327,7 @@ def failure(job: Job) -> HTTPException | RequestError | None:
         return None
     if job.flagged:
         return Blocked(400, job.error)
-    return fault_of(job) or HTTPException(500, job.error or "the job failed.", NOT_AGAIN)
+    return get_field_error(job) or HTTPException(500, job.error or "the job failed.", NOT_AGAIN)
 
 
 async def shown(service: Service, job: Job) -> dict[str, Any]:
@@ -337,10 +337,10 @@ async def shown(service: Service, job: Job) -> dict[str, Any]:
     return {**known, **told_of(job), "size": size_of(job)}
 
 
-async def told(service: Service, job: Job) -> dict[str, Any]:
+async def webhook_payload(service: Service, job: Job) -> dict[str, Any]:
     """What is posted to a webhook: the answer, or what is wrong, with the job's id."""
     if error := failure(job):
-        body: dict[str, Any] = json.loads(bytes(answered(error).body))
+        body: dict[str, Any] = json.loads(bytes(error_response(error).body))
     else:
         body = await shown(service, job)
     return {"id": job.id, **body}
@@ -349,7 +349,7 @@ async def told(service: Service, job: Job) -> dict[str, Any]:
 def unfinished(job: Job) -> HTTPException:
     """What is answered where the server ends before a job does."""
     message = f"this server ends before job {job.id} does; try again in a minute."
-    return HTTPException(503, message, {"Retry-After": str(RETRY)})
+    return HTTPException(503, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
 
 
 def described(model: str) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from starlette.datastructures import UploadFile
 
 from overpaint.errors import ModelNotFoundError, RequestError, did_you_mean
 from overpaint.request import Request
-from overpaint.server.api.deps import Serves, Token, base_of
-from overpaint.server.api.extended_fields import in_words, urls_of_ours
-from overpaint.server.api.fields import fingerprint, read_beside
+from overpaint.server.api.deps import IdempotencyKey, ServiceDep, get_base_url
+from overpaint.server.api.extended_fields import find_extra_urls, translate_error
+from overpaint.server.api.fields import hash_body, run_in_reader_pool
 from overpaint.server.api.openai.protocol import (
     ERROR,
     OWN,
@@ -28,8 +28,8 @@ from overpaint.server.api.openai.protocol import (
     Edit,
     Generation,
     Variation,
-    answered,
     described,
+    error_response,
     failure,
     model_of,
     output_of,
@@ -38,11 +38,11 @@ from overpaint.server.api.openai.protocol import (
     unfinished,
 )
 from overpaint.server.api.openai.stream import streamed
-from overpaint.server.api.results import EVENT_STREAM, awaited
-from overpaint.server.api.route import telling
-from overpaint.server.http.auth import Key
-from overpaint.server.http.json_body import check_said, from_json
-from overpaint.server.http.problems import refusals
+from overpaint.server.api.results import EVENT_STREAM_RESPONSES, wait_until_ended
+from overpaint.server.api.route import make_route_class
+from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.json_body import check_json_size, parse_json
+from overpaint.server.http.problems import error_responses
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.files import LARGEST_UPLOAD
@@ -52,7 +52,10 @@ from overpaint.server.store.jobs import ENDED
 
 
 router = APIRouter(
-    prefix="/v1", tags=["OpenAI"], route_class=telling(answered), responses=refusals(ERROR)
+    prefix="/v1",
+    tags=["OpenAI"],
+    route_class=make_route_class(error_response),
+    responses=error_responses(ERROR),
 )
 
 
@@ -76,7 +79,7 @@ async def from_form(incoming: Incoming, kind: type[A]) -> A:
         raise HTTPException(415, "send a form: Content-Type: multipart/form-data.")
     given: dict[str, list[Any]] = {}
     async with incoming.form(max_files=64) as form:
-        check_said(*(value for _, value in form.multi_items() if isinstance(value, str)))
+        check_json_size(*(value for _, value in form.multi_items() if isinstance(value, str)))
         for name, value in form.multi_items():
             plain = name.removesuffix("[]")
             if "[" in plain:
@@ -109,7 +112,7 @@ def _decoded(name: str, text: str) -> Any:
     if name in TEXTS:
         return text
     try:
-        return from_json(text)
+        return parse_json(text)
     except (ValueError, RecursionError):
         return text
 
@@ -132,7 +135,7 @@ async def make(
         origin = {
             "wire": "openai",
             "output": output_of(given, request),
-            "base": base_of(incoming),
+            "base": get_base_url(incoming),
             "theirs": theirs,
             "response_format": given.response_format or "b64_json",
             "output_format": (drawn and drawn.output_format) or "png",
@@ -140,12 +143,12 @@ async def make(
         }
         return request, origin
 
-    body = await fingerprint(token, given)
+    body = await hash_body(token, given)
     job = await service.repeated(key, token, body)
     if job is None:
-        urls = await read_beside(urls_of_ours, given, OWN)
+        urls = await run_in_reader_pool(find_extra_urls, given, OWN)
         async with service.sources(key, urls) as sources:
-            request, origin = await read_beside(read, sources)
+            request, origin = await run_in_reader_pool(read, sources)
         try:
             job = await service.submit(
                 request,
@@ -158,7 +161,7 @@ async def make(
                 body=body,
             )
         except RequestError as error:
-            raise in_words(error, origin["theirs"]) from None
+            raise translate_error(error, origin["theirs"]) from None
     headers = {"X-Request-ID": job.id}
     kept = token is not None or given.webhook is not None
     if isinstance(given, Generation) and given.stream:
@@ -169,7 +172,7 @@ async def make(
             media_type="text/event-stream",
             background=None if kept else BackgroundTask(service.cancel, job.id),
         )
-    job = await awaited(service, job, incoming)
+    job = await wait_until_ended(service, job, incoming)
     if job.state not in ENDED:
         if not kept:
             await service.cancel(job.id)
@@ -182,13 +185,13 @@ async def make(
 # Routes
 
 
-@router.post("/images/generations", responses=EVENT_STREAM)
+@router.post("/images/generations", responses=EVENT_STREAM_RESPONSES)
 async def generate(
     body: Generation,
     incoming: Incoming,
-    service: Serves,
-    key: Key,
-    idempotency_key: Token = None,
+    service: ServiceDep,
+    key: KeyDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make pictures of a prompt."""
     return await make(service, key, incoming, body, idempotency_key)
@@ -210,13 +213,13 @@ async def variation_of(incoming: Incoming) -> Variation:
     return await from_form(incoming, Variation)
 
 
-@router.post("/images/edits", responses=EVENT_STREAM, openapi_extra=form_of(Edit))
+@router.post("/images/edits", responses=EVENT_STREAM_RESPONSES, openapi_extra=form_of(Edit))
 async def edit(
     incoming: Incoming,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     body: Annotated[Edit, Depends(edit_of)],
-    idempotency_key: Token = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Repaint a picture."""
     return await make(service, key, incoming, body, idempotency_key)
@@ -225,17 +228,17 @@ async def edit(
 @router.post("/images/variations", openapi_extra=form_of(Variation))
 async def vary(
     incoming: Incoming,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     body: Annotated[Variation, Depends(variation_of)],
-    idempotency_key: Token = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Repaint a picture without a prompt."""
     return await make(service, key, incoming, body, idempotency_key)
 
 
 @router.get("/models/{name}")
-async def model(name: str, service: Serves, key: Key) -> dict[str, Any]:
+async def model(name: str, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """A model."""
     if name not in service.settings.models:
         raise ModelNotFoundError(

@@ -10,8 +10,8 @@ from overpaint.engine.worker import Shown
 from overpaint.imaging import images
 from overpaint.server.api.openai.protocol import (
     USAGE,
-    answered,
     encoded,
+    error_response,
     failure,
     made,
     size_of,
@@ -61,5 +61,5 @@ def event(kind: str, body: Mapping[str, Any]) -> str:
 
 def mistake(error: Exception) -> str:
     """An error as a server-sent event."""
-    body: dict[str, Any] = json.loads(bytes(answered(error).body))
+    body: dict[str, Any] = json.loads(bytes(error_response(error).body))
     return event("error", body)

@@ -25,14 +25,19 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from overpaint.errors import IdempotencyError, ModelError, PictureError, RequestError
-from overpaint.server.api.deps import Serves, base_of
-from overpaint.server.api.fields import Event, Webhook, fingerprint
+from overpaint.server.api.deps import ServiceDep, get_base_url
+from overpaint.server.api.fields import WebhookEvent, WebhookUrl, hash_body
 from overpaint.server.api.replicate.inputs import Input, accept
 from overpaint.server.api.replicate.protocol import COG, Output, pictures, state_of
-from overpaint.server.api.results import awaited
-from overpaint.server.api.route import telling
-from overpaint.server.http.auth import Key
-from overpaint.server.http.problems import PROBLEMS, answer, problem, refusals
+from overpaint.server.api.results import wait_until_ended
+from overpaint.server.api.route import make_route_class
+from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.problems import (
+    PROBLEM_RESPONSES,
+    describe_error,
+    error_responses,
+    problem_response,
+)
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 from overpaint.server.store.outbox import EVENTS
@@ -41,11 +46,11 @@ Id = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,256}$")]
 IdInPath = Annotated[str, InPath(pattern="^[A-Za-z0-9_-]{1,256}$")]
 
 
-def answered(error: Exception) -> Response:
-    """The answer to one of `problems.ANSWERED`: what is wrong with a request as cog tells it."""
+def error_response(error: Exception) -> Response:
+    """Make the response to one of `HANDLED_ERRORS`, in cog's format."""
     match error:
         case RequestValidationError():
-            _, _, wrong, _ = answer(error)
+            _, _, wrong, _ = describe_error(error)
         case RequestError():
             wrong = [_wrong(error.message, "input", error.field)]
         case PictureError() | ModelError():
@@ -53,7 +58,7 @@ def answered(error: Exception) -> Response:
         case IdempotencyError():
             wrong = [_wrong("came before, with another body; take a new one.", "id")]
         case _:
-            return problem(*answer(error))
+            return problem_response(*describe_error(error))
     return JSONResponse({"detail": wrong}, 422)
 
 
@@ -77,8 +82,8 @@ class PredictionRequest(BaseModel):
     input: Input | None = None
     id: Id | None = None
     created_at: datetime | None = None
-    webhook: Webhook = None
-    webhook_events_filter: tuple[Event, ...] | None = EVENTS
+    webhook: WebhookUrl = None
+    webhook_events_filter: tuple[WebhookEvent, ...] | None = EVENTS
 
 
 class PredictionResponse(BaseModel):
@@ -111,12 +116,12 @@ WRONG = {
 
 router = APIRouter(
     tags=["cog"],
-    route_class=telling(answered),
-    responses=PROBLEMS
+    route_class=make_route_class(error_response),
+    responses=PROBLEM_RESPONSES
     | {
         202: {"model": PredictionResponse, "description": "it has not ended yet"},
-        406: {**PROBLEMS[415], "description": "the answer would be of another kind"},
-        422: refusals(WRONG)[422],
+        406: {**PROBLEM_RESPONSES[415], "description": "the answer would be of another kind"},
+        422: error_responses(WRONG)[422],
     },
 )
 
@@ -135,7 +140,7 @@ async def prediction(service: Service, job: Job) -> dict[str, Any]:
     return {**shown, **own, **job.origin["shown"]}
 
 
-told = prediction
+webhook_payload = prediction
 """What is posted to a webhook."""
 
 
@@ -163,17 +168,17 @@ async def predict(
     job = await accept(
         service,
         body.input or Input(),
-        origin={"wire": "cog", "base": base_of(incoming), "shown": shown},
+        origin={"wire": "cog", "base": get_base_url(incoming), "shown": shown},
         key=key,
         webhook=body.webhook,
         webhook_events=body.webhook_events_filter or (),
         token=token,
-        body=await fingerprint(token, body),
+        body=await hash_body(token, body),
     )
     if "respond-async" in [part.strip() for part in prefer.split(",")]:
         response.status_code = 202
         return await prediction(service, job)
-    job = await awaited(service, job, incoming)
+    job = await wait_until_ended(service, job, incoming)
     if job.state not in ENDED:
         response.status_code = 202
     return await prediction(service, job)
@@ -195,7 +200,7 @@ async def index() -> dict[str, str]:
 
 
 @router.get("/health-check")
-async def health_check(service: Serves) -> dict[str, Any]:
+async def health_check(service: ServiceDep) -> dict[str, Any]:
     """How the model is; always 200.
 
     READY and BUSY accept predictions, which then wait: BUSY has as many under way as it runs at
@@ -218,8 +223,8 @@ async def health_check(service: Serves) -> dict[str, Any]:
 async def create(
     incoming: Incoming,
     response: Response,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     body: PredictionRequest | None = None,
     prefer: Prefer = "",
 ) -> PredictionResponse:
@@ -234,8 +239,8 @@ async def create_by_id(
     body: PredictionRequest,
     incoming: Incoming,
     response: Response,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     prefer: Prefer = "",
 ) -> PredictionResponse:
     """Make a prediction, once."""
@@ -246,7 +251,7 @@ async def create_by_id(
 
 
 @router.post("/predictions/{prediction_id}/cancel")
-async def cancel(prediction_id: IdInPath, service: Serves, key: Key) -> dict[str, Any]:
+async def cancel(prediction_id: IdInPath, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """Ask for a prediction's end, by the client's id or by ours."""
 
     def found() -> Job | None:

@@ -9,8 +9,8 @@ from overpaint.errors import RequestError
 from overpaint.request import Request
 from overpaint.request_fields import MAX_SEED
 from overpaint.request_parts import Lora
-from overpaint.server.api.fields import read_beside, with_fitting_mask
-from overpaint.server.api.image_inputs import picture, urls_of
+from overpaint.server.api.fields import run_in_reader_pool, with_checked_mask
+from overpaint.server.api.image_inputs import find_remote_urls, load_image
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import Sources
 from overpaint.server.store.jobs import Job
@@ -127,9 +127,9 @@ async def accept(
         raise RequestError("apply_watermark", "this server marks every picture; leave it out.")
     if job := await service.repeated(key, token, body):
         return job
-    urls = urls_of({"image": given.image, "mask": given.mask})
+    urls = find_remote_urls({"image": given.image, "mask": given.mask})
     async with service.sources(key, urls) as sources:
-        request, asked = await read_beside(_read, given, service, sources, origin["base"])
+        request, asked = await run_in_reader_pool(_read, given, service, sources, origin["base"])
     checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
     kept = {**origin, "input": asked, "output": {"kind": "png"}, "checked": checked}
     try:
@@ -183,13 +183,13 @@ def to_request(given: Input, sources: Sources, refiner: str | None) -> Request:
     if given.seed is not None:
         fields["seed"] = given.seed
     if given.image:
-        fields["image"] = picture("image", given.image, sources)
+        fields["image"] = load_image("image", given.image, sources)
         fields["strength"] = given.prompt_strength
         fields["steps"] = "truncate"
         if not sizes:
             fields["size"] = "keep"
     if given.mask:
-        fields["mask"] = picture("mask", given.mask, sources)
+        fields["mask"] = load_image("mask", given.mask, sources)
         fields["fill"] = "original"
     if given.replicate_weights:
         fields["loras"] = (Lora(name=given.replicate_weights, scale=given.lora_scale),)
@@ -203,4 +203,4 @@ def to_request(given: Input, sources: Sources, refiner: str | None) -> Request:
             fields["high_noise_frac"] = given.high_noise_frac
         else:
             fields["refine_steps"] = given.refine_steps
-    return with_fitting_mask(Request(**fields))
+    return with_checked_mask(Request(**fields))

@@ -17,13 +17,13 @@ from typing import Annotated, Any
 from fastapi import HTTPException
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel
 
-from overpaint.server.api.fields import Event, Webhook, data_uri
+from overpaint.server.api.fields import WebhookEvent, WebhookUrl, encode_data_uri
 from overpaint.server.api.replicate.inputs import Input
 from overpaint.server.api.results import (
     MEDIA_TYPES,
-    link,
     moment,
     progress_line,
+    result_url,
 )
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import Job, Said
@@ -74,7 +74,7 @@ def pictures(service: Service, job: Job) -> list[str] | None:
     if job.state != "succeeded" or job.result is None:
         return None
     paths = [service.files.results(job.id) / name for name in job.result["files"]]
-    return [data_uri(path.read_bytes(), MEDIA_TYPES[path.suffix[1:]]) for path in paths]
+    return [encode_data_uri(path.read_bytes(), MEDIA_TYPES[path.suffix[1:]]) for path in paths]
 
 
 def logs(service: Service, job: Job, history: Sequence[Said]) -> str:
@@ -128,8 +128,8 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     input: Input
-    webhook: Webhook = None
-    webhook_events_filter: tuple[Event, ...] | None = EVENTS
+    webhook: WebhookUrl = None
+    webhook_events_filter: tuple[WebhookEvent, ...] | None = EVENTS
     stream: bool | None = None  # every prediction can be streamed
 
 
@@ -165,7 +165,7 @@ def links(service: Service, job: Job, base: str) -> list[str] | None:
         return None
     names: list[str] = job.result["files"]
     path = f"{base}/v1/predictions/{job.id}/output"
-    return [link(service, job, path, name) for name in names]
+    return [result_url(service, job, path, name) for name in names]
 
 
 async def prediction(
@@ -195,7 +195,7 @@ async def prediction(
     }
 
 
-async def told(service: Service, job: Job) -> dict[str, Any]:
+async def webhook_payload(service: Service, job: Job) -> dict[str, Any]:
     """What is posted to a webhook: pictures as links to where the client reached this server."""
     return await prediction(service, job, job.origin["base"])
 

@@ -18,8 +18,15 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from overpaint.errors import RequestError
 from overpaint.events import Step
-from overpaint.server.api.deps import LISTENS, LastEvent, Serves, Token, Viewer, base_of
-from overpaint.server.api.fields import fingerprint, uploaded
+from overpaint.server.api.deps import (
+    LISTENER_LIMIT,
+    IdempotencyKey,
+    LastEventId,
+    ServiceDep,
+    ViewerDep,
+    get_base_url,
+)
+from overpaint.server.api.fields import get_upload_or_404, hash_body
 from overpaint.server.api.openai import protocol as openai
 from overpaint.server.api.replicate.inputs import accept
 from overpaint.server.api.replicate.protocol import (
@@ -35,20 +42,25 @@ from overpaint.server.api.replicate.protocol import (
     prediction,
 )
 from overpaint.server.api.results import (
-    EVENT_STREAM,
-    PICTURES,
-    found,
-    painted,
+    EVENT_STREAM_RESPONSES,
+    IMAGE_RESPONSES,
+    get_job_or_404,
     progress_line,
+    result_file_response,
 )
-from overpaint.server.api.route import telling
-from overpaint.server.http.auth import Key
-from overpaint.server.http.problems import PROBLEMS, plain
+from overpaint.server.api.route import make_route_class
+from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.files import LARGEST_UPLOAD
 from overpaint.server.store.jobs import ENDED, Job, Said
 
-router = APIRouter(prefix="/v1", tags=["Replicate"], route_class=telling(plain), responses=PROBLEMS)
+router = APIRouter(
+    prefix="/v1",
+    tags=["Replicate"],
+    route_class=make_route_class(error_response),
+    responses=PROBLEM_RESPONSES,
+)
 
 Prefer = Annotated[str | None, Header()]
 WAIT = re.compile(r"wait(?:=(\d+))?")
@@ -82,7 +94,7 @@ async def make(
         webhook=body.webhook,
         webhook_events=body.webhook_events_filter or (),
         token=token,
-        body=await fingerprint(token, body, model),
+        body=await hash_body(token, body, model),
     )
 
 
@@ -105,7 +117,7 @@ async def answered(
     """
     if seconds := seconds_of(prefer):
         job = await service.ended(job.id, seconds) or job
-    shown = await prediction(service, job, base_of(incoming), inside=takes_data(incoming))
+    shown = await prediction(service, job, get_base_url(incoming), inside=takes_data(incoming))
     if job.state not in ENDED:
         shown["status"] = "starting"
     response.headers["Location"] = shown["urls"]["get"]
@@ -117,17 +129,17 @@ async def create(
     body: VersionBody,
     incoming: Incoming,
     response: Response,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     prefer: Prefer = None,
-    idempotency_key: Token = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Make a prediction of a version."""
     job = await make(
         service,
         key,
         model_of(service, body.version),
-        base_of(incoming),
+        get_base_url(incoming),
         body,
         idempotency_key,
     )
@@ -143,22 +155,22 @@ async def create_of_model(
     body: Body,
     incoming: Incoming,
     response: Response,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     prefer: Prefer = None,
-    idempotency_key: Token = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Make a prediction of a model."""
     model = known(service, owner, name)
-    job = await make(service, key, model, base_of(incoming), body, idempotency_key)
+    job = await make(service, key, model, get_base_url(incoming), body, idempotency_key)
     return await answered(service, job, incoming, response, prefer)
 
 
 @router.get("/predictions")
 async def listing(
     incoming: Incoming,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
     created_after: Annotated[str | None, Query()] = None,
     created_before: Annotated[str | None, Query()] = None,
@@ -167,52 +179,54 @@ async def listing(
     for field, given in (("created_after", created_after), ("created_before", created_before)):
         if given is not None:
             raise RequestError(field, "predictions are listed newest first; stop at that time.")
-    last = await found(service, key, cursor) if cursor else None
+    last = await get_job_or_404(service, key, cursor) if cursor else None
     jobs = await asyncio.to_thread(lambda: service.jobs.page(key, 100, before=last))
-    base = base_of(incoming)
+    base = get_base_url(incoming)
     more = f"{base}/v1/predictions?cursor={jobs[-1].id}" if len(jobs) == 100 else None
     results = [await prediction(service, job, base) for job in jobs]
     return {"previous": None, "next": more, "results": results}
 
 
 @router.get("/predictions/{name}")
-async def read(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+async def read(name: str, incoming: Incoming, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """A prediction."""
-    job = await found(service, key, name)
-    return await prediction(service, job, base_of(incoming), inside=takes_data(incoming))
+    job = await get_job_or_404(service, key, name)
+    return await prediction(service, job, get_base_url(incoming), inside=takes_data(incoming))
 
 
 @router.post("/predictions/{name}/cancel")
-async def cancel(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+async def cancel(name: str, incoming: Incoming, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """Ask for a prediction's end."""
-    await found(service, key, name)
+    await get_job_or_404(service, key, name)
     job = await service.cancel(name)
     assert job is not None
-    return await prediction(service, job, base_of(incoming))
+    return await prediction(service, job, get_base_url(incoming))
 
 
-@router.get("/predictions/{name}/output/{file}", response_class=FileResponse, responses=PICTURES)
-async def output(name: str, file: str, incoming: Incoming, viewer: Viewer) -> FileResponse:
+@router.get(
+    "/predictions/{name}/output/{file}", response_class=FileResponse, responses=IMAGE_RESPONSES
+)
+async def output(name: str, file: str, incoming: Incoming, viewer: ViewerDep) -> FileResponse:
     """A picture of a prediction."""
-    return await painted(incoming, viewer, name, file)
+    return await result_file_response(incoming, viewer, name, file)
 
 
 @router.get(
     "/predictions/{name}/stream",
     response_class=StreamingResponse,
-    dependencies=LISTENS,
-    responses=EVENT_STREAM,
+    dependencies=LISTENER_LIMIT,
+    responses=EVENT_STREAM_RESPONSES,
 )
 async def stream(
     name: str,
     incoming: Incoming,
-    service: Serves,
-    key: Key,
-    last_event_id: LastEvent = 0,
+    service: ServiceDep,
+    key: KeyDep,
+    last_event_id: LastEventId = 0,
 ) -> StreamingResponse:
     """A prediction as server-sent events: `logs`, `output` for each picture, `error`, `done`."""
-    await found(service, key, name)
-    base = base_of(incoming)
+    await get_job_or_404(service, key, name)
+    base = get_base_url(incoming)
 
     async def told() -> AsyncGenerator[str]:
         number = last_event_id
@@ -247,23 +261,23 @@ def sent(number: int, event: str, data: str) -> str:
 
 
 @router.get("/models")
-async def models(incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+async def models(incoming: Incoming, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """All models, for OpenAI's clients too, which ask here."""
-    base = base_of(incoming)
+    base = get_base_url(incoming)
     results = [described(model, OWNER, base) for model in service.settings.models]
     return {"previous": None, "next": None, "results": results, **openai.listing(service)}
 
 
 @router.get("/models/{owner}/{name}")
 async def model(
-    owner: str, name: str, incoming: Incoming, service: Serves, key: Key
+    owner: str, name: str, incoming: Incoming, service: ServiceDep, key: KeyDep
 ) -> dict[str, Any]:
     """A model."""
-    return described(known(service, owner, name), owner, base_of(incoming))
+    return described(known(service, owner, name), owner, get_base_url(incoming))
 
 
 @router.get("/models/{owner}/{name}/versions")
-async def versions(owner: str, name: str, service: Serves, key: Key) -> dict[str, Any]:
+async def versions(owner: str, name: str, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """A model's versions, of which there is one."""
     one = described_version(known(service, owner, name))
     return {"previous": None, "next": None, "results": [one]}
@@ -271,14 +285,14 @@ async def versions(owner: str, name: str, service: Serves, key: Key) -> dict[str
 
 @router.get("/models/{owner}/{name}/versions/{version_id}")
 async def one_version(
-    owner: str, name: str, version_id: str, service: Serves, key: Key
+    owner: str, name: str, version_id: str, service: ServiceDep, key: KeyDep
 ) -> dict[str, Any]:
     """A version: whatever its id, it is the one that there is."""
     return described_version(known(service, owner, name), version_id)
 
 
 @router.get("/webhooks/default/secret")
-async def secret(service: Serves, key: Key) -> dict[str, str]:
+async def secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
     """What your webhooks are signed with, by Standard Webhooks."""
     return {"key": await asyncio.to_thread(service.outbox.secret, key)}
 
@@ -287,8 +301,8 @@ async def secret(service: Serves, key: Key) -> dict[str, str]:
 async def put_file(
     content: UploadFile,
     incoming: Incoming,
-    service: Serves,
-    key: Key,
+    service: ServiceDep,
+    key: KeyDep,
     filename: Annotated[str, Form(max_length=1000)] = "",
     media_type: Annotated[str, Form(alias="type", max_length=200)] = "",
 ) -> dict[str, Any]:
@@ -299,7 +313,7 @@ async def put_file(
     if len(data) > LARGEST_UPLOAD:
         raise HTTPException(413, f"the file is larger than {LARGEST_UPLOAD:,} bytes.")
     name = await asyncio.to_thread(service.files.put, data)
-    shown = file_view(service, name, data, base_of(incoming))
+    shown = file_view(service, name, data, get_base_url(incoming))
     return shown | {
         "name": filename or content.filename or name,
         "content_type": media_type or content.content_type or shown["content_type"],
@@ -307,7 +321,9 @@ async def put_file(
 
 
 @router.get("/files/{name}")
-async def read_file(name: str, incoming: Incoming, service: Serves, key: Key) -> dict[str, Any]:
+async def read_file(
+    name: str, incoming: Incoming, service: ServiceDep, key: KeyDep
+) -> dict[str, Any]:
     """An upload."""
-    data = await uploaded(service, name)
-    return file_view(service, name, data, base_of(incoming))
+    data = await get_upload_or_404(service, name)
+    return file_view(service, name, data, get_base_url(incoming))
