@@ -378,7 +378,7 @@ def test_listeners_are_counted_by_key(tmp_path: Path, monkeypatch: pytest.Monkey
         }
         with client.stream("GET", paths["one"], headers=keys["one"]) as first:
             lines = first.iter_lines()  # which lets go of the stream when it is forgotten
-            assert next(lines) == "id: 1"
+            assert next(lines) == "event: queued"
             answer = client.get(paths["one"], headers=keys["one"])
             assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
             with client.stream("GET", paths["two"], headers=keys["two"]) as other:

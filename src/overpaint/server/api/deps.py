@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Header, HTTPException
 from fastapi import Request as Incoming
 
-from overpaint.server.http.auth import authenticate
+from overpaint.server.http.auth import SchemesDep, authenticate
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S
 from overpaint.server.jobs.service import Service
 
@@ -32,6 +32,7 @@ def authorize_viewer(
     file: str,
     expires: int | None = None,
     signature: str | None = None,
+    schemes: SchemesDep = None,
 ) -> str | None:
     """Who looks at a picture: as `authenticate`, or None for whoever has a link to it.
 

@@ -1,47 +1,127 @@
-"""Auth."""
+"""Authentication: how clients send an API key, and how the server checks it."""
 
 import base64
 from typing import Annotated
 
 from fastapi import Depends, HTTPException
 from fastapi import Request as Incoming
+from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBase, HTTPBearer, SecurityBase
+from fastapi.security.base import SecurityBase as SecurityDependency
 
 from overpaint.server.store.api_keys import Keys, digest_of
 from overpaint.server.telemetry.logs import SHOWN
 
+AUTHORIZATION_SCHEMES = ("bearer", "token", "key", "basic")
+"""Schemes of the `Authorization` header that may carry a key."""
 
-def authenticate(incoming: Incoming) -> str:
-    """On whose account a request is: the digest of its key, or "" where none is asked for.
+
+class DeclaredScheme(SecurityDependency):
+    """Declares one way to send a key in the OpenAPI document; `/docs` then offers *Authorize*.
+
+    `authenticate` reads the headers itself, because `fastapi.security.HTTPBasic` refuses
+    passwords beyond ASCII, and because route classes check keys before they read a body.
+    """
+
+    def __init__(self, name: str, model: SecurityBase):
+        self.scheme_name = name
+        self.model = model
+
+    async def __call__(self) -> None:
+        """Do nothing."""
+
+
+BEARER = DeclaredScheme("Bearer", HTTPBearer(description="`Authorization: Bearer KEY`."))
+TOKEN = DeclaredScheme(
+    "Token",
+    APIKey.model_validate(
+        {
+            "in": APIKeyIn.header,
+            "name": "Authorization",
+            "description": "`Authorization: Token KEY`, as Replicate's clients send it. "
+            "Enter `Token KEY`.",
+        }
+    ),
+)
+KEY = DeclaredScheme(
+    "Key",
+    APIKey.model_validate(
+        {
+            "in": APIKeyIn.header,
+            "name": "Authorization",
+            "description": "`Authorization: Key KEY`, as fal's clients send it. Enter `Key KEY`.",
+        }
+    ),
+)
+BASIC = DeclaredScheme(
+    "Basic",
+    HTTPBase(
+        scheme="basic",
+        description="HTTP Basic authentication, as AUTOMATIC1111's clients send it. The password "
+        "is the key; the server ignores the user name.",
+    ),
+)
+X_API_KEY = DeclaredScheme(
+    "x-api-key",
+    APIKey.model_validate(
+        {
+            "in": APIKeyIn.header,
+            "name": "x-api-key",
+            "description": "`x-api-key: KEY`, as Synexa's client sends it.",
+        }
+    ),
+)
+
+
+async def declare_schemes(
+    bearer: Annotated[None, Depends(BEARER)],
+    token: Annotated[None, Depends(TOKEN)],
+    key: Annotated[None, Depends(KEY)],
+    basic: Annotated[None, Depends(BASIC)],
+    x_api_key: Annotated[None, Depends(X_API_KEY)],
+) -> None:
+    """Declare that a route accepts a key in any one of these ways."""
+
+
+SchemesDep = Annotated[None, Depends(declare_schemes)]
+"""Declares the schemes of a route in the OpenAPI document."""
+
+
+def authenticate(incoming: Incoming, schemes: SchemesDep = None) -> str:
+    """Check the request's API key.
+
+    Returns:
+        The key's digest, which identifies the account; "" if the server requires no keys.
 
     Raises:
         HTTPException: 401, the key is missing or unknown.
-        SQLAlchemyError: the store, which knows, is out of order.
+        SQLAlchemyError: the job store, which holds the keys, is out of order.
     """
     keys: Keys = incoming.app.state.keys
     if not keys.demanded():
         return ""
-    alone = incoming.headers.get("x-api-key")
-    default = f"key {alone}" if alone else ""
+    x_api_key = incoming.headers.get("x-api-key")
+    default = f"key {x_api_key}" if x_api_key else ""
     scheme, _, given = incoming.headers.get("authorization", default).partition(" ")
     if scheme.lower() == "basic":
         given = _basic_password(given)
     digest = digest_of(given.strip())
-    if scheme.lower() in ("bearer", "token", "key", "basic") and keys.knows(digest):
+    if scheme.lower() in AUTHORIZATION_SCHEMES and keys.knows(digest):
         incoming.state.key = digest[:SHOWN]
         return digest
     raise HTTPException(
         401,
-        "give a key of this server's: `Authorization: Bearer KEY`.",
+        "The API key is missing or unknown. Send a valid key: `Authorization: Bearer KEY`.",
         {"WWW-Authenticate": "Bearer"},
     )
 
 
-def _basic_password(given: str) -> str:
-    """Of HTTP's Basic credentials; "" where they are none."""
+def _basic_password(credentials: str) -> str:
+    """Decode the password of HTTP Basic credentials; "" if they are malformed."""
     try:
-        return base64.b64decode(given, validate=True).decode().partition(":")[2]
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
     except ValueError:
         return ""
 
 
 KeyDep = Annotated[str, Depends(authenticate)]
+"""The digest of the client's API key; see `authenticate`."""

@@ -7,10 +7,7 @@ followed. A post may arrive twice, as after a server died in the middle of it.
 """
 
 import asyncio
-import base64
 import contextlib
-import hashlib
-import hmac
 import json
 import logging
 import random
@@ -19,9 +16,11 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
+from standardwebhooks import Webhook
 
 from overpaint.errors import RequestError
 from overpaint.server.jobs.service import Service
@@ -141,21 +140,20 @@ def as_told(job: Job, kind: str) -> Job:
 
 
 def signed(secret: str, name: str, at: int, content: bytes) -> dict[str, str]:
-    """The headers of a post.
+    """Make the headers of a webhook, signed by Standard Webhooks.
 
     Args:
-        secret: `whsec_` and base64.
-        name: of the post.
-        at: seconds since 1970.
-        content: that is signed.
+        secret: `whsec_` and the base64 of the signing key.
+        name: the webhook's id, which is the same in every attempt.
+        at: the time in seconds since 1970.
+        content: the body.
     """
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    digest = hmac.digest(key, f"{name}.{at}.".encode() + content, hashlib.sha256)
+    signed_at = datetime.fromtimestamp(at, UTC)
     return {
         "content-type": "application/json",
         "webhook-id": name,
         "webhook-timestamp": str(at),
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+        "webhook-signature": Webhook(secret).sign(name, signed_at, content.decode()),
     }
 
 

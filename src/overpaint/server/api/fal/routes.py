@@ -17,7 +17,7 @@ beside the dialect's.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
@@ -28,6 +28,7 @@ from starlette.background import BackgroundTask
 from overpaint.engine.worker import Shown
 from overpaint.errors import RequestError, did_you_mean
 from overpaint.server.api.deps import LISTENER_LIMIT, IdempotencyKey, ServiceDep, get_base_url
+from overpaint.server.api.event_stream import encode_event, event_stream_response
 from overpaint.server.api.extended_fields import find_extra_urls, translate_error
 from overpaint.server.api.fal.protocol import (
     CANCELED,
@@ -217,15 +218,15 @@ async def follow(job: Found, service: ServiceDep, logs: bool = False) -> Streami
     def look() -> dict[str, Any]:
         return status_of(service, service.jobs.get(job.id) or job, logs)
 
-    async def told() -> AsyncGenerator[str]:
+    async def told() -> AsyncGenerator[bytes]:
         last: dict[str, Any] | None = None
         async for _ in service.follow(job.id):
             now = await asyncio.to_thread(look)
             if now != last:
-                yield event(now)
+                yield encode_event(now)
             last = now
 
-    return events(told())
+    return event_stream_response(told())
 
 
 @router.get(
@@ -271,7 +272,7 @@ async def stream(
         service, key, incoming, app, given, idempotency_key, preview_every=PREVIEW_EVERY
     )
 
-    async def told() -> AsyncGenerator[str]:
+    async def told() -> AsyncGenerator[bytes]:
         async for story in service.follow(job.id):
             match story:
                 case Shown(_, data):
@@ -279,12 +280,13 @@ async def stream(
                         "url": encode_data_uri(data, "image/jpeg"),
                         "content_type": "image/jpeg",
                     }
-                    yield event({"images": [shown]})
+                    yield encode_event({"images": [shown]})
                 case _:
                     pass
-        yield event(await ending(service, job))
+        yield encode_event(await ending(service, job))
 
-    return events(told(), None if idempotency_key else BackgroundTask(service.cancel, job.id))
+    cancel_task = None if idempotency_key else BackgroundTask(service.cancel, job.id)
+    return event_stream_response(told(), background=cancel_task)
 
 
 async def ending(service: Service, job: Job) -> dict[str, Any]:
@@ -320,14 +322,3 @@ async def run(
         raise HTTPException(503, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
     made = await asyncio.to_thread(result_of, service, job)
     return JSONResponse(made, headers={"X-Fal-Request-Id": job.id})
-
-
-def event(body: Mapping[str, Any]) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(body)}\n\n"
-
-
-def events(told: AsyncGenerator[str], after: BackgroundTask | None = None) -> StreamingResponse:
-    """Server-sent events as an answer."""
-    headers = {"Cache-Control": "no-store"}
-    return StreamingResponse(told, 200, headers, "text/event-stream", after)

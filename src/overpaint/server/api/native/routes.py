@@ -19,7 +19,6 @@ A picture in a request is `{"file": NAME}`, `{"data": BASE64}`, or `{"url": URL}
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from datetime import date
@@ -43,6 +42,7 @@ from overpaint.server.api.deps import (
     ServiceDep,
     ViewerDep,
 )
+from overpaint.server.api.event_stream import encode_event, event_stream_response
 from overpaint.server.api.fields import (
     WebhookEvent,
     WebhookUrl,
@@ -376,26 +376,23 @@ async def events(
     """
     await get_job_or_404(service, key, name)
 
-    async def told() -> AsyncGenerator[str]:
+    async def told() -> AsyncGenerator[bytes]:
         async for story in service.follow(name, last_event_id):
-            yield sse(story)
+            yield encode_story(story)
 
-    return StreamingResponse(
-        told(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    return event_stream_response(told())
 
 
-def sse(story: Story) -> str:
-    """A server-sent event."""
+def encode_story(story: Story) -> bytes:
+    """Encode what happened to a job. Only stored events have an id."""
     match story:
         case Said(number, at, kind, body):
-            return f"id: {number}\nevent: {kind}\ndata: {json.dumps({'at': at} | body)}\n\n"
+            return encode_event({"at": at} | body, kind, number)
         case Step(done, total, sigma):
-            data = {"done": done, "total": total, "sigma": sigma}
-            return f"event: step\ndata: {json.dumps(data)}\n\n"
+            return encode_event({"done": done, "total": total, "sigma": sigma}, "step")
         case Shown(index, data):
-            shown = {"index": index, "image": encode_data_uri(data, MEDIA_TYPES["jpg"])}
-            return f"event: preview\ndata: {json.dumps(shown)}\n\n"
+            image = encode_data_uri(data, MEDIA_TYPES["jpg"])
+            return encode_event({"index": index, "image": image}, "preview")
 
 
 @router.get("/jobs/{name}/results/{file}", response_class=FileResponse, responses=IMAGE_RESPONSES)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, HTTPException, Response
 from fastapi import Request as Incoming
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.background import BackgroundTask
 from starlette.datastructures import UploadFile
@@ -18,6 +18,7 @@ from starlette.datastructures import UploadFile
 from overpaint.errors import ModelNotFoundError, RequestError, did_you_mean
 from overpaint.request import Request
 from overpaint.server.api.deps import IdempotencyKey, ServiceDep, get_base_url
+from overpaint.server.api.event_stream import event_stream_response
 from overpaint.server.api.extended_fields import find_extra_urls, translate_error
 from overpaint.server.api.fields import hash_body, run_in_reader_pool
 from overpaint.server.api.openai.protocol import (
@@ -166,10 +167,9 @@ async def make(
     kept = token is not None or given.webhook is not None
     if isinstance(given, Generation) and given.stream:
         kind = "image_edit" if isinstance(given, Edit) else "image_generation"
-        return StreamingResponse(
+        return event_stream_response(
             streamed(service, job, kind, given.partial_images or 0),
-            headers=headers | {"Cache-Control": "no-store"},
-            media_type="text/event-stream",
+            headers=headers,
             background=None if kept else BackgroundTask(service.cancel, job.id),
         )
     job = await wait_until_ended(service, job, incoming)

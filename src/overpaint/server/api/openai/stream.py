@@ -8,6 +8,7 @@ from typing import Any
 
 from overpaint.engine.worker import Shown
 from overpaint.imaging import images
+from overpaint.server.api.event_stream import encode_event
 from overpaint.server.api.openai.protocol import (
     USAGE,
     encoded,
@@ -22,7 +23,7 @@ from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job, Said
 
 
-async def streamed(service: Service, job: Job, kind: str, previews: int) -> AsyncGenerator[str]:
+async def streamed(service: Service, job: Job, kind: str, previews: int) -> AsyncGenerator[bytes]:
     """A job as their events: previews, at most so many, and then each picture; or an error."""
     shown: list[bytes] = []
     async for story in service.follow(job.id):
@@ -53,13 +54,13 @@ async def streamed(service: Service, job: Job, kind: str, previews: int) -> Asyn
         yield event(f"{kind}.completed", own)
 
 
-def event(kind: str, body: Mapping[str, Any]) -> str:
+def event(kind: str, body: Mapping[str, Any]) -> bytes:
     """A server-sent event."""
     data = {"type": kind, "created_at": int(time.time()), **body}
-    return f"event: {kind}\ndata: {json.dumps(data)}\n\n"
+    return encode_event(data, kind)
 
 
-def mistake(error: Exception) -> str:
+def mistake(error: Exception) -> bytes:
     """An error as a server-sent event."""
     body: dict[str, Any] = json.loads(bytes(error_response(error).body))
     return event("error", body)

@@ -7,7 +7,6 @@ first model. Synexa's client speaks a part of the same: it names a `model`, and 
 """
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
@@ -25,6 +24,11 @@ from overpaint.server.api.deps import (
     ServiceDep,
     ViewerDep,
     get_base_url,
+)
+from overpaint.server.api.event_stream import (
+    encode_event,
+    encode_text_event,
+    event_stream_response,
 )
 from overpaint.server.api.fields import get_upload_or_404, hash_body
 from overpaint.server.api.openai import protocol as openai
@@ -228,36 +232,29 @@ async def stream(
     await get_job_or_404(service, key, name)
     base = get_base_url(incoming)
 
-    async def told() -> AsyncGenerator[str]:
+    async def told() -> AsyncGenerator[bytes]:
         number = last_event_id
         async for story in service.follow(name, last_event_id):
             match story:
                 case Said(number, _, "notice", body):
-                    yield sent(number, "logs", f"{body['message']}\n")
+                    yield encode_text_event(f"{body['message']}\n", "logs", number)
                 case Said(number, _, "failed", body):
-                    yield sent(number, "error", json.dumps({"detail": body.get("error")}))
-                    yield sent(number, "done", json.dumps({"reason": "error"}))
+                    yield encode_event({"detail": body.get("error")}, "error", number)
+                    yield encode_event({"reason": "error"}, "done", number)
                 case Said(number, _, "canceled", _):
-                    yield sent(number, "done", json.dumps({"reason": "canceled"}))
+                    yield encode_event({"reason": "canceled"}, "done", number)
                 case Said(number, _, "succeeded", _):
                     job = await asyncio.to_thread(service.jobs.get, name)
                     assert job is not None
                     for shown in links(service, job, base) or ():
-                        yield sent(number, "output", shown)
-                    yield sent(number, "done", "{}")
+                        yield encode_text_event(shown, "output", number)
+                    yield encode_event({}, "done", number)
                 case Step(done, total):
-                    yield sent(number, "logs", f"{progress_line(done, total)}\n")
+                    yield encode_text_event(f"{progress_line(done, total)}\n", "logs", number)
                 case _:
                     pass
 
-    headers = {"Cache-Control": "no-store"}
-    return StreamingResponse(told(), media_type="text/event-stream", headers=headers)
-
-
-def sent(number: int, event: str, data: str) -> str:
-    """A server-sent event; every one has an id, which the client insists on."""
-    lines = "".join(f"data: {line}\n" for line in data.split("\n"))
-    return f"id: {number}\nevent: {event}\n{lines}\n"
+    return event_stream_response(told())
 
 
 @router.get("/models")
