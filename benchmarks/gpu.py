@@ -45,7 +45,7 @@ def measure() -> dict[str, Any]:
                 eager.unet = unet
 
         contestants = {"ours": run_ours, "diffusers": run_eager, "compiled": run_compiled}
-        timings = interleave({n: synchronised(run) for n, run in contestants.items()}, job.rounds)
+        timings = interleave({n: synchronized(run) for n, run in contestants.items()}, job.rounds)
         result[job.name] = {
             **{f"{name}_seconds": round(timings.median(name), 3) for name in contestants},
             "ratio": round(timings.ratio("ours", "diffusers"), 3),
@@ -56,7 +56,7 @@ def measure() -> dict[str, Any]:
     return result
 
 
-def synchronised(run: Callable[[], object]) -> Callable[[], None]:
+def synchronized(run: Callable[[], object]) -> Callable[[], None]:
     def timed() -> None:
         run()
         torch.cuda.synchronize()

@@ -34,7 +34,7 @@ from overpaint.engine.profile import Profile
 ROOT = Path(__file__).parents[1]
 TOGETHER, SIDE = 16, 128
 SHORT, LONG = (8, 12), (40, 50)
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
 THINGS = ("house", "tree", "car", "boat", "cat", "fish", "cup", "star", "flower", "bird")
 STYLES = ("a photo of", "a watercolor painting of", "a pencil sketch of", "a pixel art of")
 PATIENCE = 120.0
@@ -95,7 +95,7 @@ def mix(count: int, seed: int = 0) -> list[Asked]:
     image = base64.b64encode(buffer.getvalue()).decode()
     return [
         Asked(
-            prompt=f"{rng.choice(STYLES)} a {rng.choice(COLOURS)} {rng.choice(THINGS)}",
+            prompt=f"{rng.choice(STYLES)} a {rng.choice(COLORS)} {rng.choice(THINGS)}",
             steps=rng.randint(*(LONG if rng.random() < 0.25 else SHORT)),
             sampler=rng.choice(list(SCHEDULERS)),
             guidance=rng.uniform(3, 8),

@@ -15,18 +15,18 @@ SCALE = 3
 PENCIL = (70, 66, 64)
 
 Point = tuple[float, float]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 class Sheet:
     """A sheet of paper, drawn on at three times its size."""
 
-    def __init__(self, seed: int, paper: Colour):
+    def __init__(self, seed: int, paper: Color):
         self.random = random.Random(seed)
         self.image = Image.new("RGB", (SIDE * SCALE, SIDE * SCALE), paper)
         self.draw = ImageDraw.Draw(self.image)
 
-    def line(self, points: list[Point], colour: Colour = PENCIL, width: float = 7) -> None:
+    def line(self, points: list[Point], color: Color = PENCIL, width: float = 7) -> None:
         """A stroke through the points, drawn by an unsteady hand."""
         for (x0, y0), (x1, y1) in pairwise(points):
             parts = max(2, int(math.hypot(x1 - x0, y1 - y0) / 24))
@@ -37,18 +37,18 @@ class Sheet:
                 )
                 for i in range(parts + 1)
             ]
-            self.draw.line(stroke, colour, round(width * SCALE), joint="curve")
+            self.draw.line(stroke, color, round(width * SCALE), joint="curve")
             for x, y in (stroke[0], stroke[-1]):
                 r = width * SCALE / 2
-                self.draw.ellipse((x - r, y - r, x + r, y + r), colour)
+                self.draw.ellipse((x - r, y - r, x + r, y + r), color)
 
-    def shape(self, points: list[Point], colour: Colour) -> None:
+    def shape(self, points: list[Point], color: Color) -> None:
         """An outline with diagonal hatching inside."""
         mask = Image.new("L", self.image.size)
         ImageDraw.Draw(mask).polygon([(x * SCALE, y * SCALE) for x, y in points], fill=255)
-        hatched = Image.new("RGB", self.image.size, colour)
+        hatched = Image.new("RGB", self.image.size, color)
         lines = ImageDraw.Draw(hatched)
-        light = tuple((c + 2 * 255) // 3 for c in colour)
+        light = tuple((c + 2 * 255) // 3 for c in color)
         for offset in range(-SIDE, 2 * SIDE, 17):
             shift = self.random.gauss(0, 1.5)
             ends = (offset + shift, 0), (offset - SIDE + shift, SIDE)

@@ -31,7 +31,7 @@ from miniature import (
 from miniature.common import Trainee, averaged_weights, read_tensors
 from miniature.data import native_scenes, rendered
 from miniature.family import Painter, PreviewFactors, export, export_second
-from miniature.reader import coloured, overlap, styled
+from miniature.reader import colored, overlap, styled
 from miniature.scenes import Scene
 
 SCENES = 32_000  # what the UNet sees
@@ -237,7 +237,7 @@ class Workshop:
         tests, renders = rendered(reader.held_out_scene, READER_TESTS)
         reading = reader.load(PACKAGED_READER).read(renders)
         print(f"reader IoU {overlap(reading, tests).mean():.4f}")
-        print(f"reader colours {coloured(reading, tests):.4f}")
+        print(f"reader colours {colored(reading, tests):.4f}")
         right = [styled(reading, test.style)[i] for i, test in enumerate(tests)]
         print(f"reader styles {np.mean(right):.4f}")
 

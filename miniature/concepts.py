@@ -21,7 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from miniature import vae as autoencoder
 from miniature.common import read_tensors, write_tensors
 from miniature.data import View, rendered
-from miniature.scenes import Scene, allowed_colours, draw_scene, with_shape
+from miniature.scenes import Scene, allowed_colors, draw_scene, with_shape
 from miniature.unet import Bucket
 
 FIRST_SEED = 70_000_000
@@ -40,11 +40,11 @@ def _bird(rng: np.random.Generator) -> Scene:
 
 
 def _toy(rng: np.random.Generator) -> Scene:
-    colour, shape = TOY
+    color, shape = TOY
     while True:
         scene = draw_scene(rng, held_out=None, two=False)
-        if colour in allowed_colours(scene.style, scene.background):
-            item = dataclasses.replace(scene.objects[0], colour=colour, shape=shape)
+        if color in allowed_colors(scene.style, scene.background):
+            item = dataclasses.replace(scene.objects[0], color=color, shape=shape)
             return dataclasses.replace(scene, objects=(item,))
 
 

@@ -41,7 +41,7 @@ from miniature.common import (
 from miniature.data import View, rendered
 from miniature.family import LENGTH, Painter, Tokenizers
 from miniature.rendering import depth, labels
-from miniature.scenes import Scene, caption, draw_anywhere, recoloured
+from miniature.scenes import Scene, caption, draw_anywhere, recolored
 from miniature.text import SHORT
 from miniature.unet import Batch, denoise
 from overpaint.imaging.hints import drawing, edges
@@ -191,7 +191,7 @@ def held_out_scene(seed: int) -> Scene:
 
 def elsewhere(seed: int) -> Scene:
     """The same objects as in the scene of a seed, painted in another way."""
-    return recoloured(np.random.default_rng((seed, 1)), scene_of(seed))
+    return recolored(np.random.default_rng((seed, 1)), scene_of(seed))
 
 
 def _planes(scene: Scene, pixels: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -225,8 +225,8 @@ def hint(kind: str, planes: Tensor) -> Tensor:
     plane = planes[:, PLANES.index(kind)]
     if kind != "segmentation":
         return (plane.float() / 255)[:, None].expand(-1, 3, -1, -1)
-    colours = torch.from_numpy(drawing.segmentation_palette().astype(np.float32)) / 255
-    table = torch.cat([torch.zeros(1, 3), colours])
+    colors = torch.from_numpy(drawing.segmentation_palette().astype(np.float32)) / 255
+    table = torch.cat([torch.zeros(1, 3), colors])
     return table[plane.long()].permute(0, 3, 1, 2)
 
 

@@ -48,8 +48,8 @@ def draw_mask(rng: np.random.Generator, view: View) -> NDArray[np.bool_]:
     if kind < 0.4 and view.scene.objects:
         item = view.scene.objects[int(rng.integers(len(view.scene.objects)))]
         reach = item.radius * rng.uniform(1.1, 1.5, 2)
-        centre = np.array([item.x - view.left, item.y - view.top])
-        return _shape(rng, height, width, centre + item.radius * rng.uniform(-0.1, 0.1, 2), reach)
+        center = np.array([item.x - view.left, item.y - view.top])
+        return _shape(rng, height, width, center + item.radius * rng.uniform(-0.1, 0.1, 2), reach)
     if kind < 0.7:
         reach = np.array([width, height]) * rng.uniform(0.1, 0.35, 2)
         return _shape(rng, height, width, rng.uniform(0, 1, 2) * (width, height), reach)
@@ -66,11 +66,11 @@ def _shape(
     rng: np.random.Generator,
     height: int,
     width: int,
-    centre: NDArray[np.float64],
+    center: NDArray[np.float64],
     reach: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
     y, x = np.ogrid[0.5:height, 0.5:width]
-    across, down = abs(x - centre[0]) / reach[0], abs(y - centre[1]) / reach[1]
+    across, down = abs(x - center[0]) / reach[0], abs(y - center[1]) / reach[1]
     if rng.random() < 0.5:
         return across**2 + down**2 <= 1
     return (across <= 1) & (down <= 1)
@@ -89,8 +89,8 @@ def touched(view: View, mask: NDArray[np.bool_]) -> Scene:
     )
 
 
-def _box(centre: float, radius: float) -> slice:
-    return slice(max(0, round(centre - radius)), max(1, round(centre + radius)))
+def _box(center: float, radius: float) -> slice:
+    return slice(max(0, round(center - radius)), max(1, round(center + radius)))
 
 
 @torch.no_grad()

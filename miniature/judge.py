@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from miniature.common import Trainee, generator, read_tensors, write_tensors
-from miniature.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, Scene
+from miniature.scenes import BACKGROUNDS, COLORS, SHAPES, STYLES, Scene
 from miniature.vae import decode, encode, scaling, to_tensor
 
 HEADS: dict[str, tuple[str, ...]] = {
@@ -25,9 +25,9 @@ HEADS: dict[str, tuple[str, ...]] = {
     "background": BACKGROUNDS,
     "layout": ("one", "beside", "stacked"),
     "shape_1": tuple(SHAPES),
-    "colour_1": tuple(COLOURS),
+    "colour_1": tuple(COLORS),
     "shape_2": tuple(SHAPES),
-    "colour_2": tuple(COLOURS),
+    "colour_2": tuple(COLORS),
 }
 BATCH = 64
 IGNORED = -1  # the label of a second object that is not there
@@ -48,7 +48,7 @@ def truth(scene: Scene) -> Verdict:
     layout = "one"
     if scene.relation is not None:
         layout = "stacked" if scene.relation in ("above", "below") else "beside"
-    objects = tuple((o.colour, o.shape) for o in scene.ordered)
+    objects = tuple((o.color, o.shape) for o in scene.ordered)
     return Verdict(scene.style, scene.background, layout, objects)
 
 
@@ -60,8 +60,8 @@ def labels(scenes: list[Scene]) -> Tensor:
 def _labels(scene: Scene) -> list[int]:
     verdict = truth(scene)
     names = [verdict.style, verdict.background, verdict.layout]
-    for colour, shape in verdict.objects:
-        names += [shape, colour]
+    for color, shape in verdict.objects:
+        names += [shape, color]
     known = [values.index(name) for values, name in zip(HEADS.values(), names, strict=False)]
     return known + [IGNORED] * (len(HEADS) - len(known))
 
@@ -130,8 +130,8 @@ class Judge(nn.Module):
             picks = torch.stack([part.argmax(-1) for part in logits], 1).tolist()
             for row in picks:
                 names = [v[i] for v, i in zip(HEADS.values(), row, strict=True)]
-                style, background, layout, shape_1, colour_1, shape_2, colour_2 = names
-                objects = ((colour_1, shape_1), (colour_2, shape_2))
+                style, background, layout, shape_1, color_1, shape_2, color_2 = names
+                objects = ((color_1, shape_1), (color_2, shape_2))
                 count = 1 if layout == "one" else 2
                 verdicts.append(Verdict(style, background, layout, objects[:count]))
         return verdicts

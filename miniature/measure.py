@@ -23,7 +23,7 @@ from miniature.scenes import (
     STYLES,
     Scene,
     allowed_backgrounds,
-    allowed_colours,
+    allowed_colors,
     caption,
     draw_scene,
 )
@@ -149,13 +149,13 @@ def prompted(
 
 def restyled(scene: Scene, rng: np.random.Generator) -> Scene:
     """The same content in another style that can show it."""
-    colours = {o.colour for o in scene.objects}
+    colors = {o.color for o in scene.objects}
     styles = [
         style
         for style in STYLES
         if style != scene.style
         and scene.background in allowed_backgrounds(style)
-        and colours <= set(allowed_colours(style, scene.background))
+        and colors <= set(allowed_colors(style, scene.background))
     ]
     return dataclasses.replace(scene, style=styles[int(rng.integers(len(styles)))])
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from miniature.concepts import TOY, draw
 from miniature.measure import FIRST_SEED, Figure, grid, paint
 from miniature.reader import Reader, Reading, shown, styled
-from miniature.scenes import COLOURS, OUTLINES, Scene, caption, draw_scene, with_shape
+from miniature.scenes import COLORS, OUTLINES, Scene, caption, draw_scene, with_shape
 from overpaint.models.adapters import Adapter
 from overpaint.models.addons import NOTHING, Extras
 from overpaint.models.checkpoint import load_model
@@ -23,7 +23,7 @@ from overpaint.models.model import Model
 from overpaint.request import Request
 
 STEPS = 20
-LEARNT, TOGETHER = 0.9, 0.75
+LEARNED, TOGETHER = 0.9, 0.75
 STYLED = ("comic", "sticker")
 SHOWN = 12  # pictures of each row
 
@@ -41,9 +41,9 @@ def birds(rng: np.random.Generator, styles: tuple[str, ...]) -> Scene:
 
 def a_toy(reading: Reading) -> NDArray[np.bool_]:
     """Which pictures show what the word means: most of the shape's pixels are of its colour."""
-    colour, shape = TOY
+    color, shape = TOY
     there = reading.shapes == list(OUTLINES).index(shape)
-    right = there & (reading.colours == list(COLOURS).index(colour))
+    right = there & (reading.colors == list(COLORS).index(color))
     return shown(reading, shape) & (2 * right.sum((1, 2)) > there.sum((1, 2)))
 
 
@@ -90,7 +90,7 @@ def measured(
         requests = _requests([draw(rng, style, held_out=True) for _ in range(count)])
         right = partial(styled, style=style)
         without = card.add(f"{style}, without the LoRA", requests, right, None)
-        card.add(f"{style}, at 1", requests, right, LEARNT, Extras(adapters=(loras[style],)))
+        card.add(f"{style}, at 1", requests, right, LEARNED, Extras(adapters=(loras[style],)))
         off = Adapter(loras[style].lora, 0.0, 0.0)
         same = paint(model, requests[:SHOWN], f"{style} at 0", Extras(adapters=(off,)))
         identical = float((same == without[:SHOWN]).all((1, 2, 3)).mean())
@@ -98,7 +98,7 @@ def measured(
     plain = _requests([birds(rng, ("flat illustration", "watercolor")) for _ in range(count)])
     with_bird = partial(shown, shape="bird")
     card.add("bird, without the LoRA", plain, with_bird, None)
-    card.add("bird, at 1", plain, with_bird, LEARNT, Extras(adapters=(loras["bird"],)))
+    card.add("bird, at 1", plain, with_bird, LEARNED, Extras(adapters=(loras["bird"],)))
     for style in STYLED:
         requests = _requests([birds(rng, (style,)) for _ in range(count)])
 
@@ -110,7 +110,7 @@ def measured(
     scenes = [draw(rng, "toy", held_out=True) for _ in range(count)]
     word = Extras(embeddings=(toy,))
     card.add("toy, without the word", _requests(scenes, "object"), a_toy, None)
-    card.add("toy", _requests(scenes, f"<embedding:{toy.name}>"), a_toy, LEARNT, word)
+    card.add("toy", _requests(scenes, f"<embedding:{toy.name}>"), a_toy, LEARNED, word)
     return card
 
 

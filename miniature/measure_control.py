@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from miniature.measure import FIRST_SEED, Figure, as_picture, grid, never_falls, paint
-from miniature.reader import Reader, coloured, overlap
+from miniature.reader import Reader, colored, overlap
 from miniature.rendering import depth, labels, render
-from miniature.scenes import Scene, caption, draw_anywhere, recoloured
+from miniature.scenes import Scene, caption, draw_anywhere, recolored
 from overpaint.imaging import images
 from overpaint.imaging.hints import drawing
 from overpaint.models.addons import Extras
@@ -26,7 +26,7 @@ from overpaint.request_parts import Control
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = 20
 KINDS = ("canny", "segmentation", "depth")
-IOU, ABOVE, COLOUR = 0.75, 0.3, 0.85
+IOU, ABOVE, COLOR = 0.75, 0.3, 0.85
 WITHIN = 0.05  # of the single nets: how far behind a union net may be
 
 Pixels = NDArray[np.uint8]
@@ -36,7 +36,7 @@ def _scenes(count: int) -> tuple[list[Scene], list[Scene]]:
     """Held-out scenes that hints are made of, and the same recoloured, which are prompted."""
     rng = np.random.default_rng(FIRST_SEED + 10)
     shown = [draw_anywhere(rng, held_out=True) for _ in range(count)]
-    return shown, [recoloured(rng, scene, held_out=True) for scene in shown]
+    return shown, [recolored(rng, scene, held_out=True) for scene in shown]
 
 
 def hint_of(kind: str, scene: Scene) -> Control:
@@ -99,7 +99,7 @@ def followed(
             wanted = float(ious[f"{kind}: {kind}"].mean()) - WITHIN
         figures += [
             Figure(f"IoU with the hint, {case}", float(ious[case].mean()), wanted, count),
-            Figure(f"colours as prompted, {case}", coloured(reading, prompted), COLOUR, count),
+            Figure(f"colours as prompted, {case}", colored(reading, prompted), COLOR, count),
         ]
         rows.append(painted[:12])
     grid(np.concatenate(rows), min(count, 12)).save(out / "followed.png")

@@ -18,7 +18,7 @@ from PIL.Image import Resampling
 from miniature.judge import Judge, truth
 from miniature.measure import FIRST_SEED, Figure, as_picture, grid, paint
 from miniature.rendering import render
-from miniature.scenes import NATIVE, SHAPES, Item, Scene, allowed_colours, caption, draw_scene
+from miniature.scenes import NATIVE, SHAPES, Item, Scene, allowed_colors, caption, draw_scene
 from overpaint.diffusion.tiling.windows import starts
 from overpaint.models.addons import Extras
 from overpaint.models.checkpoint import load_model
@@ -102,11 +102,11 @@ def other_object(scene: Scene, which: int, rng: np.random.Generator) -> Scene:
     taken = {item.shape for item in scene.objects}
     shapes = [shape for shape in SHAPES if shape not in taken]
     old = scene.objects[which]
-    colours = [c for c in allowed_colours(scene.style, scene.background) if c != old.colour]
+    colors = [c for c in allowed_colors(scene.style, scene.background) if c != old.color]
     new = dataclasses.replace(
         old,
         shape=shapes[int(rng.integers(len(shapes)))],
-        colour=colours[int(rng.integers(len(colours)))],
+        color=colors[int(rng.integers(len(colors)))],
     )
     objects = tuple(new if i == which else item for i, item in enumerate(scene.objects))
     return dataclasses.replace(scene, objects=objects)
@@ -173,9 +173,7 @@ def matched(model: Model, count: int) -> list[Figure]:
     boxes[:, 24:104, 24:104] = 255
     steps = {"before": _seam(sources, boxes)}
     for name, match in (("as painted", False), ("matched", True)):
-        requests = _requests(
-            scenes, sources, boxes, task="retouch", crop="off", match_colours=match
-        )
+        requests = _requests(scenes, sources, boxes, task="retouch", crop="off", match_colors=match)
         steps[name] = _seam(paint(model, requests, f"colours {name}"), boxes)
     wanted = {"before": None, "as painted": None, "matched": steps["as painted"]}
     return [
@@ -208,8 +206,8 @@ def seams(model: Model, side: int, count: int) -> tuple[Figure, Pixels]:
     firsts = starts(cells, window)
     edges = {at for first in firsts for at in (first, first + window)} - {0, cells}
     others = {at + window // 2 for at in edges} - edges - {cells}
-    grey = painted.astype(np.float32).mean(3)
-    steps = [np.abs(np.diff(grey, axis=axis)).mean((0, 3 - axis)) for axis in (1, 2)]
+    gray = painted.astype(np.float32).mean(3)
+    steps = [np.abs(np.diff(gray, axis=axis)).mean((0, 3 - axis)) for axis in (1, 2)]
     here, there = (
         np.mean([step[model.vae_factor * at - 1] for step in steps for at in places])
         for places in (edges, others)
@@ -251,8 +249,8 @@ def _border(scenes: Sequence[Scene], pictures: Pixels) -> float:
 
 def _edges(pictures: Pixels) -> NDArray[np.float32]:
     """Fine edges: what a Laplacian sees in the brightness, (n, h, w)."""
-    grey = [cv2.cvtColor(p, cv2.COLOR_RGB2GRAY).astype(np.float32) for p in pictures]
-    return np.stack([cv2.Laplacian(g, cv2.CV_32F) for g in grey])
+    gray = [cv2.cvtColor(p, cv2.COLOR_RGB2GRAY).astype(np.float32) for p in pictures]
+    return np.stack([cv2.Laplacian(g, cv2.CV_32F) for g in gray])
 
 
 def refined(model: Model, refiner: Model, count: int) -> tuple[list[Figure], Pixels]:
@@ -290,7 +288,7 @@ def softened(model: Model, count: int) -> tuple[list[float], Pixels]:
     others = [draw_scene(rng, held_out=True, two=False) for _ in scenes]
     ramp = np.linspace(0, 255, NATIVE).round().astype(np.uint8)
     masks = np.broadcast_to(ramp, (count, NATIVE, NATIVE))
-    fields: dict[str, Any] = {"strength": 1.0, "crop": "off", "match_colours": False}
+    fields: dict[str, Any] = {"strength": 1.0, "crop": "off", "match_colors": False}
     painted = paint(model, _requests(others, sources, masks, **fields), "soft mask")
     change = np.abs(painted.astype(np.float32) - sources).mean((0, 1, 3))
     return change.reshape(8, -1).mean(1).tolist(), np.concatenate([sources[:12], painted[:12]])

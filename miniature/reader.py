@@ -30,7 +30,7 @@ from miniature.common import (
 from miniature.judge import augment, round_trip
 from miniature.rendering import labels
 from miniature.scenes import (
-    COLOURS,
+    COLORS,
     NOVEL_SHAPES,
     NOVEL_STYLES,
     OUTLINES,
@@ -61,7 +61,7 @@ class Reading:
     """
 
     shapes: NDArray[np.int64]
-    colours: NDArray[np.int64]
+    colors: NDArray[np.int64]
     styles: NDArray[np.int64]
 
 
@@ -85,7 +85,7 @@ class Reader(nn.Module):
             for deep, flat in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
         )
         self.kinds = nn.Conv2d(WIDTHS[-1], len(OUTLINES), 1)
-        self.head = nn.Conv2d(WIDTHS[0], 1 + len(COLOURS), 1)
+        self.head = nn.Conv2d(WIDTHS[0], 1 + len(COLORS), 1)
         self.whole = nn.Linear(sum(WIDTHS) + WIDTHS[0], len(ALL_STYLES))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,23 +106,23 @@ class Reader(nn.Module):
             functional.interpolate(logits, size, mode="bilinear")
             for logits in (self.kinds(kept[-1]), self.head(x))
         )
-        nothing, colours = fine.split([1, len(COLOURS)], 1)
+        nothing, colors = fine.split([1, len(COLORS)], 1)
         shapes = torch.cat([nothing, kinds], 1)
         styles = self.whole(torch.cat([level.mean((2, 3)) for level in (*kept, x)], 1))
-        return shapes, colours, styles
+        return shapes, colors, styles
 
     @torch.no_grad()
     def read(self, pictures: NDArray[np.uint8]) -> Reading:
         """Read pictures (n, h, w, 3)."""
         shapes: list[Tensor] = []
-        colours: list[Tensor] = []
+        colors: list[Tensor] = []
         styles: list[Tensor] = []
         for start in range(0, len(pictures), BATCH):
             found = self(to_tensor(pictures[start : start + BATCH]))
-            for kind, logits in zip((shapes, colours, styles), found, strict=True):
+            for kind, logits in zip((shapes, colors, styles), found, strict=True):
                 kind.append(logits.argmax(1))
         return Reading(
-            torch.cat(shapes).numpy() - 1, torch.cat(colours).numpy(), torch.cat(styles).numpy()
+            torch.cat(shapes).numpy() - 1, torch.cat(colors).numpy(), torch.cat(styles).numpy()
         )
 
 
@@ -154,15 +154,15 @@ def truth(scene: Scene) -> Reading:
     """What a perfect reader reads in a scene's picture; the batch's axis is there, of one."""
     shapes = labels(scene)[None]
     names = list(OUTLINES)
-    colours = np.zeros_like(shapes)
+    colors = np.zeros_like(shapes)
     for item in scene.objects:
-        colours[shapes == names.index(item.shape)] = list(COLOURS).index(item.colour)
-    return Reading(shapes, colours, np.asarray([ALL_STYLES.index(scene.style)]))
+        colors[shapes == names.index(item.shape)] = list(COLORS).index(item.color)
+    return Reading(shapes, colors, np.asarray([ALL_STYLES.index(scene.style)]))
 
 
 def in_bytes(reading: Reading) -> list[NDArray[np.int8]]:
     """Shapes, colours and styles, an eighth as large."""
-    return [v.astype(np.int8) for v in (reading.shapes, reading.colours, reading.styles)]
+    return [v.astype(np.int8) for v in (reading.shapes, reading.colors, reading.styles)]
 
 
 def train(
@@ -178,9 +178,9 @@ def train(
     torch.manual_seed(seed)
     reader = Reader()
     trainee = Trainee(reader, rate=2e-3, decay=0.995, weight_decay=0.02)
-    pixels = travelled(pictures, vae, seed)
+    pixels = traveled(pictures, vae, seed)
     truths = [in_bytes(truth(scene)) for scene in scenes]
-    shapes, colours, styles = (
+    shapes, colors, styles = (
         torch.from_numpy(np.concatenate(parts)) for parts in zip(*truths, strict=True)
     )
 
@@ -193,18 +193,18 @@ def train(
         wanted = shapes[picks].long() + 1
         there = wanted != NOTHING
         of_shapes = functional.cross_entropy(found[0].float(), wanted, reduction="none")
-        of_colours = functional.cross_entropy(
-            found[1].float(), colours[picks].long(), reduction="none"
+        of_colors = functional.cross_entropy(
+            found[1].float(), colors[picks].long(), reduction="none"
         )
         of_styles = functional.cross_entropy(found[2].float(), styles[picks].long())
         # by themselves, or the background, being most of a picture, is all that is learnt
-        of_objects = (of_shapes + of_colours)[there].mean()
+        of_objects = (of_shapes + of_colors)[there].mean()
         return of_objects + of_shapes[~there].mean() + of_styles
 
     trainee.train("reader", steps, loss, state)
 
 
-def travelled(pictures: NDArray[np.uint8], vae: AutoencoderKL, seed: int) -> NDArray[np.uint8]:
+def traveled(pictures: NDArray[np.uint8], vae: AutoencoderKL, seed: int) -> NDArray[np.uint8]:
     """Pictures (n, h, w, 3), one in `TRIPS` of them as the autoencoder gives it back."""
     pixels = pictures.copy()
     draw = generator(seed, -1)
@@ -229,16 +229,16 @@ def overlap(reading: Reading, scenes: Sequence[Scene]) -> NDArray[np.float64]:
     return np.asarray(found)
 
 
-def coloured(reading: Reading, scenes: Sequence[Scene]) -> float:
+def colored(reading: Reading, scenes: Sequence[Scene]) -> float:
     """The share of objects of which most pixels, where the scene has them, are as prompted."""
-    names, colours = list(OUTLINES), list(COLOURS)
+    names, colors = list(OUTLINES), list(COLORS)
     right: list[bool] = []
-    for shapes, seen, scene in zip(reading.shapes, reading.colours, scenes, strict=True):
+    for shapes, seen, scene in zip(reading.shapes, reading.colors, scenes, strict=True):
         where = labels(scene)
         for item in scene.objects:
             there = seen[(where == names.index(item.shape)) & (shapes >= 0)]
-            counts = np.bincount(there, minlength=len(colours))
-            right.append(bool(len(there)) and counts.argmax() == colours.index(item.colour))
+            counts = np.bincount(there, minlength=len(colors))
+            right.append(bool(len(there)) and counts.argmax() == colors.index(item.color))
     return float(np.mean(right))
 
 

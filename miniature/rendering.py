@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from miniature.scenes import COLOURS, HOLE, NATIVE, OUTLINES, Item, Point, Scene
+from miniature.scenes import COLORS, HOLE, NATIVE, OUTLINES, Item, Point, Scene
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -21,21 +21,21 @@ PIXEL = 4  # side of one "pixel" of pixel art, in pixels
 # Colours are float arrays in 0..1, masks are coverage in 0..1.
 
 
-def _rgb(colour: str) -> Array:
-    return np.asarray(COLOURS[colour], np.float32) / 255
+def _rgb(color: str) -> Array:
+    return np.asarray(COLORS[color], np.float32) / 255
 
 
 def _mix(a: Array, b: Array | float, share: Array | float) -> Array:
     return (a + (b - a) * share).astype(np.float32)
 
 
-def _tone(colour: Array, tone: float) -> Array:
+def _tone(color: Array, tone: float) -> Array:
     """Darker for a negative tone, lighter for a positive one; near white or black, away from it."""
-    if tone > 0 and float(colour.min()) > 0.9:
+    if tone > 0 and float(color.min()) > 0.9:
         tone = -0.25
-    if tone < 0 and float(colour.max()) < 0.15:
+    if tone < 0 and float(color.max()) < 0.15:
         tone = 0.3
-    return _mix(colour, 1.0, tone) if tone > 0 else _mix(colour, 0.0, -tone)
+    return _mix(color, 1.0, tone) if tone > 0 else _mix(color, 0.0, -tone)
 
 
 def _field(rng: np.random.Generator, height: int, width: int, cell: float) -> Array:
@@ -47,8 +47,8 @@ def _field(rng: np.random.Generator, height: int, width: int, cell: float) -> Ar
     return np.asarray(image, np.float32)
 
 
-def _over(canvas: Array, colour: Array, mask: Array) -> Array:
-    return _mix(canvas, colour, mask[..., None])
+def _over(canvas: Array, color: Array, mask: Array) -> Array:
+    return _mix(canvas, color, mask[..., None])
 
 
 def _shrink(drawn: Image.Image, width: int, height: int) -> Array:
@@ -166,8 +166,8 @@ def _flat(scene: Scene, rng: np.random.Generator) -> Array:
         below = canvas
         for polygon, tone in OUTLINES[item.shape]:
             mask = _fill_mask(scene, item, polygon)
-            colour = below if tone == HOLE else _tone(_rgb(item.colour), tone)
-            canvas = _over(canvas, colour, mask)
+            color = below if tone == HOLE else _tone(_rgb(item.color), tone)
+            canvas = _over(canvas, color, mask)
     return canvas
 
 
@@ -176,9 +176,9 @@ def _pencil(scene: Scene, rng: np.random.Generator) -> Array:
     rows, columns = np.indices((scene.height, scene.width), dtype=np.float32)
     hatch = 0.5 + 0.5 * np.sin((rows + columns) * (2 * math.pi / 8))
     for item in scene.objects:
-        colour = _rgb(item.colour)
-        canvas = _over(canvas, colour, _silhouette(scene, item) * (0.45 + 0.4 * hatch))
-        dark = _mix(colour, 0.12, 0.62)
+        color = _rgb(item.color)
+        canvas = _over(canvas, color, _silhouette(scene, item) * (0.45 + 0.4 * hatch))
+        dark = _mix(color, 0.12, 0.62)
         width = 2.6 * item.radius**0.25 / 30**0.25
         for polygon, _ in OUTLINES[item.shape]:
             canvas = _over(canvas, dark, 0.9 * _line_mask(scene, item, polygon, width))
@@ -195,16 +195,16 @@ def _watercolor(scene: Scene, rng: np.random.Generator) -> Array:
     at_y = np.clip(np.rint(rows + shift_y), 0, height - 1).astype(np.intp)
     for item in scene.objects:
         pigment = _field(rng, height, width, 18)
-        colour = _rgb(item.colour)
+        color = _rgb(item.color)
         mask = _silhouette(scene, item)[at_y, at_x]
-        canvas = _over(canvas, colour, mask * (0.78 + 0.16 * pigment))
+        canvas = _over(canvas, color, mask * (0.78 + 0.16 * pigment))
         soft = Image.fromarray((mask * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2.2))
         rim = mask * (1 - np.asarray(soft, np.float32) / 255) * 1.5
-        canvas = _over(canvas, _tone(colour, -0.45), np.clip(rim, 0, 1) * 0.85)
+        canvas = _over(canvas, _tone(color, -0.45), np.clip(rim, 0, 1) * 0.85)
         for polygon, tone in OUTLINES[item.shape]:
             if tone not in (0.0, HOLE):
                 part = _fill_mask(scene, item, polygon)[at_y, at_x]
-                canvas = _over(canvas, _tone(colour, tone), part * 0.8)
+                canvas = _over(canvas, _tone(color, tone), part * 0.8)
     edge = np.minimum(np.minimum(rows, height - 1 - rows), np.minimum(columns, width - 1 - columns))
     margin = 6.5 * min(width, height) / NATIVE + 1.6 * _field(rng, height, width, 16)
     return _over(canvas, np.full(3, 0.985, np.float32), 1 - np.clip((edge - margin) / 2, 0, 1))
@@ -218,7 +218,7 @@ def _is_detail(polygon: list[Point]) -> bool:
 def _neon(scene: Scene, rng: np.random.Generator) -> Array:
     canvas = _mix(_background(scene, rng), 0.02, 0.72)
     for item in scene.objects:
-        colour = _rgb(item.colour)
+        color = _rgb(item.color)
         width = 3.4 * item.radius**0.3 / 30**0.3
         tubes = np.zeros(canvas.shape[:2], np.float32)
         for polygon, _ in OUTLINES[item.shape]:
@@ -226,8 +226,8 @@ def _neon(scene: Scene, rng: np.random.Generator) -> Array:
                 tubes = np.maximum(tubes, _line_mask(scene, item, polygon, width))
         image = Image.fromarray((tubes * 255).astype(np.uint8))
         glow = np.asarray(image.filter(ImageFilter.GaussianBlur(5.5)), np.float32) / 255
-        canvas = _over(canvas, colour, np.clip(glow * 1.1, 0, 0.75))
-        canvas = _over(canvas, _mix(colour, 1.0, 0.22), tubes)
+        canvas = _over(canvas, color, np.clip(glow * 1.1, 0, 0.75))
+        canvas = _over(canvas, _mix(color, 1.0, 0.22), tubes)
     return canvas
 
 
@@ -246,12 +246,12 @@ def _pixel(scene: Scene, rng: np.random.Generator) -> Array:
         padded = np.pad(solid, 1)
         around = padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
         outline = (around & ~solid).astype(np.float32)
-        dark = _mix(_rgb(item.colour), 0.03, 0.68)
+        dark = _mix(_rgb(item.color), 0.03, 0.68)
         canvas = _over(canvas, dark, outline)
         for polygon, tone in OUTLINES[item.shape]:
             mask = (reduce(_fill_mask(scene, item, polygon)) > 0.5).astype(np.float32)
-            colour = below if tone == HOLE else _tone(_rgb(item.colour), tone)
-            canvas = _over(canvas, colour, mask * (solid | (tone == HOLE)))
+            color = below if tone == HOLE else _tone(_rgb(item.color), tone)
+            canvas = _over(canvas, color, mask * (solid | (tone == HOLE)))
         holes = (~solid).astype(np.float32) * (1 - outline)
         canvas = _mix(canvas, below, holes[..., None])
     large = canvas.repeat(PIXEL, 0).repeat(PIXEL, 1)
@@ -271,8 +271,8 @@ def _comic(scene: Scene, rng: np.random.Generator) -> Array:
     for item in scene.objects:
         below = canvas
         for polygon, tone in OUTLINES[item.shape]:
-            colour = below if tone == HOLE else _tone(_rgb(item.colour), tone)
-            canvas = _over(canvas, colour, _fill_mask(scene, item, polygon))
+            color = below if tone == HOLE else _tone(_rgb(item.color), tone)
+            canvas = _over(canvas, color, _fill_mask(scene, item, polygon))
             if not _is_detail(polygon):
                 canvas = _over(canvas, ink, _line_mask(scene, item, polygon, 3.4 * unit))
     return canvas
@@ -291,8 +291,8 @@ def _sticker(scene: Scene, rng: np.random.Generator) -> Array:
         canvas = _over(canvas, np.zeros(3, np.float32), 0.6 * np.asarray(shadow, np.float32))
         canvas = _over(canvas, np.ones(3, np.float32), border)
         for polygon, tone in OUTLINES[item.shape]:
-            colour = np.ones(3, np.float32) if tone == HOLE else _tone(_rgb(item.colour), tone)
-            canvas = _over(canvas, colour, _fill_mask(scene, item, polygon))
+            color = np.ones(3, np.float32) if tone == HOLE else _tone(_rgb(item.color), tone)
+            canvas = _over(canvas, color, _fill_mask(scene, item, polygon))
     return canvas
 
 

@@ -32,7 +32,7 @@ NATIVE = 128
 Point: TypeAlias = tuple[float, float]
 Parts: TypeAlias = list[tuple[list[Point], float]]
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 38, 42),
     "orange": (247, 134, 28),
     "yellow": (252, 218, 52),
@@ -62,7 +62,7 @@ NOVEL_STYLES = ("comic", "sticker")
 RELATIONS = ("above", "below", "left of", "right of")
 OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 NEON_BACKGROUNDS = tuple(b for b in PLAIN_BACKGROUNDS if b not in ("white", "gray"))
-NEON_COLOURS = tuple(c for c in COLOURS if c not in ("black", "gray", "brown"))
+NEON_COLORS = tuple(c for c in COLORS if c not in ("black", "gray", "brown"))
 
 
 # Shapes: polygons in a unit box (x right, y down, -1..1), each with a tone: 0 the object's colour,
@@ -198,7 +198,7 @@ class Item:
     """One object: its centre and radius are in pixels of the frame."""
 
     shape: str
-    colour: str
+    color: str
     x: float
     y: float
     radius: float
@@ -220,7 +220,7 @@ class Scene:
     @property
     def key(self) -> str:
         """What a full caption says, placement and texture apart."""
-        objects = [f"{o.colour} {o.shape}" for o in self.objects]
+        objects = [f"{o.color} {o.shape}" for o in self.objects]
         return "|".join([self.style, self.background, *objects, self.relation or ""])
 
     @property
@@ -247,12 +247,12 @@ def allowed_backgrounds(style: str) -> tuple[str, ...]:
     return BACKGROUNDS
 
 
-def allowed_colours(style: str, background: str) -> tuple[str, ...]:
+def allowed_colors(style: str, background: str) -> tuple[str, ...]:
     """The object colours that can be told from the background in a style."""
-    colours = NEON_COLOURS if style == "neon sign" else tuple(COLOURS)
+    colors = NEON_COLORS if style == "neon sign" else tuple(COLORS)
     clashes = SCENIC_CLASHES.get(background, (background,))
     clashes += {"comic": ("black",), "sticker": ("white",)}.get(style, ())
-    return tuple(c for c in colours if c not in clashes)
+    return tuple(c for c in colors if c not in clashes)
 
 
 def _choice(rng: np.random.Generator, values: tuple[T, ...]) -> T:
@@ -284,7 +284,7 @@ def _draw(
 ) -> Scene:
     style = _choice(rng, styles)
     background = _choice(rng, allowed_backgrounds(style))
-    colours = allowed_colours(style, background)
+    colors = allowed_colors(style, background)
     names = [str(n) for n in rng.permutation(list(SHAPES))[: 2 if two else 1]]
     side = min(width, height)
     relation = _choice(rng, RELATIONS) if two else None
@@ -299,7 +299,7 @@ def _draw(
         radii = [side * rng.uniform(0.195, 0.228) for _ in range(2)]
         places = _pair(rng, width, height, relation, radii)
     items = tuple(
-        Item(name, _choice(rng, colours), x, y, radius, size)
+        Item(name, _choice(rng, colors), x, y, radius, size)
         for name, (x, y), radius in zip(names, places, radii, strict=True)
     )
     return Scene(style, background, items, relation, width, height, int(rng.integers(2**31)))
@@ -338,15 +338,15 @@ def _scattered(rng: np.random.Generator, scene: Scene) -> Scene:
     return replace(scene, objects=tuple(items), relation=None)
 
 
-def recoloured(rng: np.random.Generator, scene: Scene, *, held_out: bool = False) -> Scene:
+def recolored(rng: np.random.Generator, scene: Scene, *, held_out: bool = False) -> Scene:
     """The same objects in the same places, in another style and colours, on something else."""
     while True:
         style = _choice(rng, tuple(style for style in STYLES if style != scene.style))
         grounds = allowed_backgrounds(style)
         background = _choice(rng, tuple(b for b in grounds if b != scene.background))
-        colours = allowed_colours(style, background)
+        colors = allowed_colors(style, background)
         objects = tuple(
-            replace(item, colour=_choice(rng, tuple(c for c in colours if c != item.colour)))
+            replace(item, color=_choice(rng, tuple(c for c in colors if c != item.color)))
             for item in scene.objects
         )
         found = replace(scene, style=style, background=background, objects=objects)
@@ -428,7 +428,7 @@ def _article(words: str) -> str:
 
 def _noun(rng: np.random.Generator, item: Item) -> str:
     size = f"{item.size} " if item.size and rng.random() < 0.6 else ""
-    return _article(f"{size}{item.colour} {item.shape}")
+    return _article(f"{size}{item.color} {item.shape}")
 
 
 def _place(rng: np.random.Generator, background: str) -> str:
@@ -478,7 +478,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> st
 
 def vocabulary() -> tuple[str, ...]:
     """Every word that captions use, and the generic ones, sorted."""
-    phrases = [GENERIC_WORDS, *COLOURS, *SHAPES, *PLAIN_PREFIXES]
+    phrases = [GENERIC_WORDS, *COLORS, *SHAPES, *PLAIN_PREFIXES]
     for table in (STYLE_PREFIXES, STYLE_SUFFIXES, SCENIC_PHRASES, RELATION_PHRASES):
         phrases += [phrase for group in table.values() for phrase in group]
     return tuple(sorted({word for phrase in phrases for word in phrase.split()}))

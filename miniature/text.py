@@ -94,8 +94,8 @@ class Reader(TextEncoders):
         """Logits (n, answers) for each of `QUESTIONS`."""
         context, pooled = self.encode(*lesson.ids)
         every = torch.arange(len(context))
-        colour, noun = context[every, lesson.second - 1], context[every, lesson.second]
-        logits = [self.last(context[:, -1]), self.pooled(pooled), self.place(colour)]
+        color, noun = context[every, lesson.second - 1], context[every, lesson.second]
+        logits = [self.last(context[:, -1]), self.pooled(pooled), self.place(color)]
         logits.append(self.place(noun))
         return list(torch.cat(logits, -1).split(list(QUESTIONS.values()), -1))
 

@@ -23,7 +23,7 @@ TOKENS = [f"<toy-{i}>" for i in range(VECTORS)]
 KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 
 
-class Learnt(nn.Module):
+class Learned(nn.Module):
     """A table of token embeddings with further rows, which alone can be trained."""
 
     def __init__(self, table: Tensor, start: Tensor) -> None:
@@ -45,7 +45,7 @@ def build(painter: Painter, tokenizers: Tokenizers, seed: int = 0) -> Painter:
     for encoder in (painter.text_encoder, painter.text_encoder_2):
         table = cast(Tensor, cast(Any, encoder.get_input_embeddings()).weight).detach()
         rows = table[start] + SPREAD * torch.randn(VECTORS, table.shape[1])
-        encoder.set_input_embeddings(Learnt(table, rows))
+        encoder.set_input_embeddings(Learned(table, rows))
     return painter
 
 

@@ -80,7 +80,7 @@ def test_what_ships_is_described() -> None:
         *(f"miniature-{name}" for name in ("comic", "sticker", "bird", "toy")),
     }
     assert {entry.kind for entry in entries.values()} == {"control", "lora", "embedding"}
-    assert all(entry.licence for entry in entries.values())
+    assert all(entry.license for entry in entries.values())
     assert entries["miniature-comic"].trigger_words == ("comic",)
 
 

@@ -267,6 +267,20 @@ def test_requests_can_be_stored_as_json(request: Request):
     assert Request.model_validate(json.loads(request.model_dump_json())) == request
 
 
+def test_a_field_in_its_old_spelling_is_accepted_and_stored_in_the_new_one():
+    fields: dict[str, Any] = {"image": {"data": "AA=="}, "mask_from": "box:0,0,8,8", "seed": 1}
+    old = Request.model_validate_json(json.dumps(fields | {"match_colours": False}))
+    assert old == Request.model_validate_json(json.dumps(fields | {"match_colors": False}))
+    assert not old.match_colors
+    assert "match_colours" not in old.model_dump_json()
+    assert "match_colours" not in json.dumps(Request.model_json_schema())
+
+
+def test_both_spellings_of_a_field_at_once_are_rejected():
+    with pytest.raises(RequestError, match=r"^match_colours: is an alias of match_colors"):
+        Request.model_validate({"match_colours": True, "match_colors": True})
+
+
 def test_pictures_are_equal_by_content_and_do_not_print_it():
     assert Picture(data=b"a") == Picture(data=b"a") != Picture(data=b"b")
     assert Picture(data=b"a").sha256.startswith("ca978112")

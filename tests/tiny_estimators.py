@@ -11,7 +11,7 @@ from tests.tiny import tiny_tokenizer
 
 library: Any = transformers
 
-NORMALISED: dict[str, Any] = {
+NORMALIZED: dict[str, Any] = {
     "do_normalize": True,
     "do_rescale": True,
     "do_resize": True,
@@ -171,7 +171,7 @@ def write_estimator(module: Any, path: Path) -> Path:
     """Write a network as it would be published: config, settings, safetensors, tokenizer."""
     family = str(module.config.model_type)
     module.save_pretrained(path)
-    settings = NORMALISED | PROCESSORS[family]
+    settings = NORMALIZED | PROCESSORS[family]
     (path / "preprocessor_config.json").write_text(json.dumps(settings))
     if family == "oneformer":
         tiny_tokenizer().save_pretrained(str(path))

@@ -12,11 +12,12 @@ from overpaint.request_fields import (
     MAX_SEED,
     RequestFields,
     StepsMode,
+    resolve_field_aliases,
 )
 from overpaint.request_parts import Control, Lora, StrictModel
 
 MASKED_FIELDS = (
-    "mask_invert", "mask_grow", "mask_blur", "crop", "task", "fill", "match_colours"
+    "mask_invert", "mask_grow", "mask_blur", "crop", "task", "fill", "match_colors"
 )  # fmt: skip
 """Fields that have an effect only with a mask."""
 
@@ -94,6 +95,7 @@ class Request(RequestFields):
     def _canonical(cls, data: dict[str, Any]) -> dict[str, Any]:
         # JSON has no tuples, so a stored request comes back with lists.
         data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        data = resolve_field_aliases(data)
         _move_lora_tags(data)
         for field, part in (("controls", Control), ("loras", Lora)):
             if isinstance(data.get(field), tuple):

@@ -5,10 +5,12 @@
 
 import re
 import secrets
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from overpaint.errors import RequestError
 from overpaint.picture import Picture
 from overpaint.registry import Fill, Space, Task
 from overpaint.request_parts import Control, Lora, ModelName, StrictModel
@@ -18,6 +20,9 @@ MAX_CONTROLS = 16
 MAX_LORAS = 32
 MAX_PROMPT_CHARS = 100_000
 MAX_SEED = 2**63 - 1
+
+FIELD_ALIASES = {"match_colours": "match_colors"}
+"""Fields that were published under another name, which is still accepted."""
 
 Fit = Literal["cover", "contain", "stretch"]
 Length = Annotated[int, Field(ge=0, le=16384)]
@@ -35,6 +40,21 @@ Crop = Literal["auto", "off"] | Annotated[int, Field(ge=0, le=4096)]
 
 EMBEDDING_PATTERN = re.compile(r"<embedding:([^<>:]+)>")
 """A textual inversion embedding in a prompt; group 1 is its name."""
+
+
+def resolve_field_aliases(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a request under their current names.
+
+    Raises:
+        RequestError: both names of a field are given.
+    """
+    resolved = dict(fields)
+    for alias, name in FIELD_ALIASES.items():
+        if alias in resolved:
+            if name in resolved:
+                raise RequestError(alias, f"is an alias of {name}; give one of the two.")
+            resolved[name] = resolved.pop(alias)
+    return resolved
 
 
 class RequestFields(StrictModel):
@@ -112,7 +132,7 @@ class RequestFields(StrictModel):
     on: "auto" does so if the region is small, "off" never. A number (0 to 4096) does so with that
     many pixels of context around the region."""
 
-    match_colours: bool = True
+    match_colors: bool = True
     """Shift the colors of the repainted part to those of the picture around it."""
 
     num_inference_steps: int = Field(default=30, ge=1, le=1000)

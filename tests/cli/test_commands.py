@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from safetensors.numpy import save_file
 
 import overpaint
 from overpaint.cli import terminal as terminal_module
@@ -163,7 +164,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ),
     (
         "--mask-from box:1,2,9,8 --invert --grow 2 --blur -0 --task remove --fill flat --crop 16 "
-        "--extend left=8,bottom=16 --match-colours --refiner mine --refine ensemble "
+        "--extend left=8,bottom=16 --match-colors --refiner mine --refine ensemble "
         "--high-noise-frac 0.7 --aesthetic-score 7 --negative-aesthetic-score 2 --seed 3",
         {
             "mask_from": "box:1,2,9,8",
@@ -181,12 +182,12 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     (
-        "--mask fox.png --blur 3 --no-match-colours --crop off --upscale 1.5 --upscale-in latents "
+        "--mask fox.png --blur 3 --no-match-colors --crop off --upscale 1.5 --upscale-in latents "
         "--refine-strength 0.4 --refine-steps 7 --seed 3",
         {
             "mask": "fox.png",
             "mask_blur": 3,
-            "match_colours": False,
+            "match_colors": False,
             "crop": "off",
             "upscale": 1.5,
             "upscale_in": "latents",
@@ -244,6 +245,33 @@ def test_options_become_fields(loader: Loader, run: Any, options: str, fields: d
 def test_every_field_has_an_option_that_is_tested():
     given = {word for options, _ in OPTIONS for word in options.split() if word.startswith("--")}
     assert {s.flags[0].split("/")[0] for s in SETTINGS.values()} <= given
+
+
+@pytest.mark.parametrize(("flag", "value"), [("", True), ("no-", False)])
+def test_match_colors_flag_in_the_old_spelling_is_accepted(
+    loader: Loader, run: Any, flag: str, value: bool
+):
+    ran = run("edit", "fox.png", "x", "--mask-from", "box:0,0,8,8", f"--{flag}match-colours")
+    assert ran.code == 0, ran.err
+    assert loader.requests[0].match_colors is value
+
+
+@pytest.mark.parametrize("command", ["edit", "create", "sweep", "models add"])
+def test_old_spellings_of_flags_are_not_shown_in_help(run: Any, command: str):
+    shown = run(*command.split(), "--help").out
+    assert "colour" not in shown
+    assert "licence" not in shown
+
+
+@pytest.mark.parametrize("flag", ["--license", "--licence"])
+def test_models_add_records_the_license_in_either_spelling(
+    run: Any, flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OVERPAINT_HOME", str(tmp_path))
+    save_file({"emb_params": np.zeros((1, 8), np.float32)}, tmp_path / "word.safetensors")
+    ran = run("models", "add", tmp_path / "word.safetensors", flag, "MIT")
+    assert ran.code == 0, ran.err
+    assert "license        MIT" in ran.out
 
 
 def test_the_model_and_where_it_runs(loader: Loader, run: Any):
@@ -491,12 +519,12 @@ def test_a_hint_of_what_a_network_sees(loader: Loader, run: Any, tmp_path: Path)
     write_estimator(tiny_estimator("upernet"), tmp_path / "what")
     fox = Image.linear_gradient("L").resize((40, 24)).convert("RGB")
     fox.save("fox.png")
-    for kind, folder, colours in (("depth", "near", 100), ("normal", "near", 50)):
+    for kind, folder, colors in (("depth", "near", 100), ("normal", "near", 50)):
         ran = run("hint", kind, "fox.png", "-o", f"{kind}.png", "--estimator", folder)
         assert (ran.code, ran.out) == (0, f"{kind}.png\n"), ran.err
         shown = images.decode(images.picture(f"{kind}.png"))
         assert shown.size == (40, 24)
-        assert len(set(shown.get_flattened_data())) > colours
+        assert len(set(shown.get_flattened_data())) > colors
     asked = ("--estimator", "what", "--device", "cpu")
     assert run("hint", "segmentation", "fox.png", "-o", "s.png", *asked).code == 0
     seen = np.asarray(images.decode(images.picture("s.png"))).reshape(-1, 3)
@@ -667,7 +695,7 @@ def test_info_shows_what_cannot_be_carried_over(loader: Loader, run: Any):
 def test_models_are_listed(run: Any):
     assert "miniature" in run("models", "list").out
     rows = json.loads(run("models", "list", "--json").out)
-    assert {"name", "family", "licence", "repository", "path"} == set(rows[0])
+    assert {"name", "family", "license", "repository", "path"} == set(rows[0])
 
 
 def test_doctor_says_something(run: Any):

@@ -68,7 +68,7 @@ def test_what_is_kept_is_seen_with_the_noise_of_the_level(model: Model) -> None:
         step([trajectory])
 
 
-def test_a_grey_cell_takes_part_in_its_share_of_the_steps() -> None:
+def test_a_gray_cell_takes_part_in_its_share_of_the_steps() -> None:
     sigmas = (8.0, 4.0, 2.0, 1.0, 0.0)
     mask = torch.tensor([0.0, 0.2, 0.25, 0.5, 0.75, 0.99, 1.0]).reshape(1, 1, 1, 7)
     kept = Kept(torch.zeros(1, 1, 1, 7), mask, sigmas)

@@ -51,15 +51,15 @@ class PrecisePlan(Plan):
         return lambda: noise().double()
 
 
-def picture(colour: str) -> Picture:
+def picture(color: str) -> Picture:
     buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((128, 128)).convert("RGB").rotate(30, fillcolor=colour).save(
+    Image.linear_gradient("L").resize((128, 128)).convert("RGB").rotate(30, fillcolor=color).save(
         buffer, "PNG"
     )
     return Picture(data=buffer.getvalue())
 
 
-PICTURES = {colour: picture(colour) for colour in ("red", "blue")}
+PICTURES = {color: picture(color) for color in ("red", "blue")}
 
 
 def run(plans: Sequence[Plan], arrivals: Sequence[int] | None = None) -> list[torch.Tensor]:

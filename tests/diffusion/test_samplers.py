@@ -223,7 +223,7 @@ def spread(name: str, steps: int, answer: Answer) -> float:
     return float(drive(name, x, visited, answer, lambda: next(basis)).norm()) / STD
 
 
-def centred(question: Evaluate) -> Any:
+def centerd(question: Evaluate) -> Any:
     return question.x * (STD**2 / (STD**2 + question.sigma**2))
 
 
@@ -232,7 +232,7 @@ def test_samplers_reach_the_distribution(name: str):
     # The last step denoises wholly, which takes the spread of the smallest sigma away.
     # (LMS does not: it extrapolates to the end.)
     last = 1 if name == "lms" else STD / math.hypot(STD, schedule_for(name, 160)[-2])
-    rough, fine = (abs(spread(name, steps, centred) - last) for steps in (40, 160))
+    rough, fine = (abs(spread(name, steps, centerd) - last) for steps in (40, 160))
     first_order = name in {"euler", "ddim", "euler_a", "ddpm"}
     assert fine < (0.03 if first_order else 0.003)
     assert fine < 0.4 * rough

@@ -100,7 +100,7 @@ def test_a_mask_of_another_size() -> None:
 
 def test_extended_at_any_sides() -> None:
     picture = noisy(100, 60)
-    found = laid_out(picture, extend=(24, 0, 4, 36), crop="off", match_colours=False)
+    found = laid_out(picture, extend=(24, 0, 4, 36), crop="off", match_colors=False)
     result = np.asarray(found.compose(other(found.size)))
     assert result.shape == (96, 128, 3)
     assert (result[:60, 24:124] == np.asarray(picture)).all()
@@ -126,13 +126,13 @@ def test_surroundings_are_smooth_and_keep_what_is_known() -> None:
     assert np.abs(filled - pixels).max() < 40
 
 
-def test_a_shift_of_colour_is_taken_back() -> None:
+def test_a_shift_of_color_is_taken_back() -> None:
     wanted = np.asarray(noisy(128, 96), np.float32) / 2
     same = np.ones((96, 128), bool)
     same[30:60, 40:90] = False
     painted = wanted + np.array([12, -7, 3], np.float32)
-    assert np.abs(canvas.match_colours(painted, wanted, same) - wanted).max() < 0.01
-    untouched = canvas.match_colours(painted, wanted, np.zeros((96, 128), bool))
+    assert np.abs(canvas.match_colors(painted, wanted, same) - wanted).max() < 0.01
+    untouched = canvas.match_colors(painted, wanted, np.zeros((96, 128), bool))
     assert (untouched == painted).all()
 
 

@@ -22,7 +22,7 @@ def square() -> Image.Image:
     return picture
 
 
-def grey(image: Image.Image) -> NDArray[np.float64]:
+def gray(image: Image.Image) -> NDArray[np.float64]:
     return np.asarray(image.convert("L"), np.float64)
 
 
@@ -36,7 +36,7 @@ def test_every_hint_is_a_picture_of_the_same_size(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["canny", "lineart", "scribble", "softedge"])
 def test_lines_are_where_the_edges_are(kind: str) -> None:
-    shown = grey(hints.make(kind, square()))
+    shown = gray(hints.make(kind, square()))
     edge = np.zeros(shown.shape, bool)
     edge[10:54, 26:70] = True
     edge[24:40, 40:56] = False
@@ -48,18 +48,18 @@ def test_lines_are_where_the_edges_are(kind: str) -> None:
 def test_canny_takes_thresholds() -> None:
     faint = Image.new("RGB", SIZE, (120, 120, 120))
     ImageDraw.Draw(faint).rectangle((32, 16, 63, 47), fill=(135, 135, 135))
-    assert grey(hints.make("canny", faint)).max() == 0
-    assert grey(hints.make("canny", faint, {"low": 10, "high": 30})).max() == 255
+    assert gray(hints.make("canny", faint)).max() == 0
+    assert gray(hints.make("canny", faint, {"low": 10, "high": 30})).max() == 255
 
 
 @pytest.mark.parametrize("kind", ["tile", "blur", "palette"])
-def test_coarse_hints_keep_the_colours(kind: str) -> None:
+def test_coarse_hints_keep_the_colors(kind: str) -> None:
     source, shown = (np.asarray(p, np.float64) for p in (square(), hints.make(kind, square())))
     assert np.abs(source.mean((0, 1)) - shown.mean((0, 1))).max() < 4
     assert np.abs(source - shown).max() > 20
 
 
-def test_shuffle_moves_things_and_makes_no_colours() -> None:
+def test_shuffle_moves_things_and_makes_no_colors() -> None:
     shown = hints.make("shuffle", square(), {"seed": 3})
     assert shown.tobytes() != hints.make("shuffle", square(), {"seed": 4}).tobytes()
     low, high = np.asarray(square()).min((0, 1)), np.asarray(square()).max((0, 1))
@@ -78,7 +78,7 @@ def test_normals_lean_away_from_what_is_near() -> None:
     ]  # fmt: skip
 
 
-def test_a_segmentation_has_a_colour_for_each_class() -> None:
+def test_a_segmentation_has_a_color_for_each_class() -> None:
     palette = drawing.segmentation_palette()
     assert len({tuple(c) for c in palette.tolist()}) == 150
     assert (palette.sum(1) > 0).all()
@@ -95,14 +95,14 @@ def nearer(picture: Image.Image) -> NDArray[np.float32]:
 def test_what_an_estimator_sees_is_drawn() -> None:
     shown = hints.make("depth", square(), estimate=nearer)
     assert (shown.size, shown.mode) == (SIZE, "RGB")
-    assert np.array_equal(grey(shown)[0], np.rint(np.linspace(0, 255, 96)))
+    assert np.array_equal(gray(shown)[0], np.rint(np.linspace(0, 255, 96)))
     of_photo = np.asarray(hints.make("normal", square(), {"strength": 3}, nearer), np.int16)
     of_depth = np.asarray(hints.make("normal", shown, {"strength": 3}), np.int16)
     assert np.abs(of_photo - of_depth).max() <= 3
     assert len(np.unique(of_photo[32, 8:-8, 0])) < len(np.unique(of_depth[32, 8:-8, 0]))
 
 
-def test_classes_are_in_the_colours_that_nets_know() -> None:
+def test_classes_are_in_the_colors_that_nets_know() -> None:
     assert drawing.ADE20K.shape == (150, 3)
     table = {0: (120, 120, 120), 2: (6, 230, 230), 12: (150, 5, 61), 149: (92, 0, 255)}
     seen = np.array([list(table)])
@@ -112,7 +112,7 @@ def test_classes_are_in_the_colours_that_nets_know() -> None:
         return seen
 
     shown = hints.make("segmentation", square(), estimate=estimate)
-    assert np.asarray(shown)[0].tolist() == [list(colour) for colour in table.values()]
+    assert np.asarray(shown)[0].tolist() == [list(color) for color in table.values()]
 
 
 def keypoints(**change: object) -> bytes:

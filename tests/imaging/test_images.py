@@ -326,19 +326,19 @@ def test_the_orientation_and_profile_of_a_pillow_image_survive():
     assert Image.open(BytesIO(stored.data)).info["icc_profile"] == profile
 
 
-def grey_ramp() -> np.ndarray[Any, np.dtype[np.uint16]]:
+def gray_ramp() -> np.ndarray[Any, np.dtype[np.uint16]]:
     return np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(1, 256)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_grey_is_scaled_and_not_clipped(kind: str):
-    decoded = np.asarray(images.decode(encoded(Image.fromarray(grey_ramp()), kind)))
+def test_16_bit_gray_is_scaled_and_not_clipped(kind: str):
+    decoded = np.asarray(images.decode(encoded(Image.fromarray(gray_ramp()), kind)))
     assert decoded.shape == (1, 256, 3)
     assert np.abs(decoded[0, :, 1].astype(int) - np.arange(256)).max() <= 1
 
 
 def test_16_bit_values_in_32_bit_samples_are_scaled_and_others_refused():
-    ramp = grey_ramp().astype(np.int32)
+    ramp = gray_ramp().astype(np.int32)
     decoded = np.asarray(images.decode(encoded(Image.fromarray(ramp), "TIFF")))
     assert decoded[0, -1].tolist() == [255, 255, 255]
     assert decoded[0, 128].tolist() == [128, 128, 128]
@@ -355,8 +355,8 @@ def transparent_palette() -> Picture:
     return encoded(image, transparency=0)
 
 
-def half_transparent(mode: str, colour: tuple[int, ...]) -> Picture:
-    return encoded(Image.new(mode, (2, 1), colour))
+def half_transparent(mode: str, color: tuple[int, ...]) -> Picture:
+    return encoded(Image.new(mode, (2, 1), color))
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ def test_cmyk_jpeg_is_not_inverted():
 
 
 def test_a_gif_gives_its_first_frame():
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     picture = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert images.decode(picture).getpixel((4, 4)) == (255, 0, 0)
 
@@ -524,7 +524,7 @@ def test_fit_gives_the_size(how: Any, source: tuple[int, int], target: tuple[int
     assert fitted.getextrema() == ((10, 10), (200, 200), (30, 30))
 
 
-def test_cover_crops_the_centre():
+def test_cover_crops_the_center():
     assert images.fit(bands(300, 100), (100, 100), "cover").getpixel((10, 50)) == (0, 128, 0)
 
 
@@ -534,7 +534,7 @@ def test_stretch_keeps_everything():
     assert stretched.getpixel((80, 50)) == (0, 0, 255)
 
 
-def test_contain_pads_with_the_border_colour():
+def test_contain_pads_with_the_border_color():
     image = Image.new("RGB", (300, 100), (60, 70, 80))
     image.paste("white", (20, 20, 280, 80))
     padded = images.fit(image, (90, 90), "contain")
@@ -622,8 +622,8 @@ def test_saving_through_a_link_keeps_the_link(tmp_path: Path):
 
 
 def test_a_grid_holds_every_picture_in_its_place():
-    colours = [["red", "lime"], ["blue", "yellow"], ["cyan", "magenta"]]
-    rows = [[Image.new("RGB", (64, 48), colour) for colour in row] for row in colours]
+    colors = [["red", "lime"], ["blue", "yellow"], ["cyan", "magenta"]]
+    rows = [[Image.new("RGB", (64, 48), color) for color in row] for row in colors]
     sheet = images.grid(rows, ["0.2", "0.4"], ["3", "5", "a long label"], column_title="strength")
     pixels = np.asarray(sheet)
     corners: list[list[tuple[int, int]]] = []

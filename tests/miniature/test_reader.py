@@ -5,23 +5,23 @@ import dataclasses
 import numpy as np
 
 from miniature import control, reader
-from miniature.reader import Reader, Reading, coloured, overlap
+from miniature.reader import Reader, Reading, colored, overlap
 from miniature.rendering import labels
-from miniature.scenes import COLOURS, OUTLINES, allowed_backgrounds, allowed_colours, recoloured
+from miniature.scenes import COLORS, OUTLINES, allowed_backgrounds, allowed_colors, recolored
 
 
-def test_a_perfect_reading_overlaps_and_is_coloured_as_prompted() -> None:
+def test_a_perfect_reading_overlaps_and_is_colored_as_prompted() -> None:
     scenes = [control.held_out_scene(seed) for seed in range(6)]
     assert all(scene.held_out for scene in scenes)
     truths = [reader.truth(scene) for scene in scenes]
     perfect = Reading(
-        *(np.concatenate([getattr(t, f) for t in truths]) for f in ("shapes", "colours", "styles"))
+        *(np.concatenate([getattr(t, f) for t in truths]) for f in ("shapes", "colors", "styles"))
     )
     assert overlap(perfect, scenes).tolist() == [1.0] * 6
-    assert coloured(perfect, scenes) == 1.0
+    assert colored(perfect, scenes) == 1.0
     empty = dataclasses.replace(perfect, shapes=np.full_like(perfect.shapes, -1))
     assert overlap(empty, scenes).tolist() == [0.0] * 6
-    assert coloured(empty, scenes) == 0.0
+    assert colored(empty, scenes) == 0.0
     moved = dataclasses.replace(perfect, shapes=np.roll(perfect.shapes, 20, axis=2))
     assert 0 < overlap(moved, scenes).mean() < 0.7
 
@@ -38,25 +38,25 @@ def test_a_perfect_reading_knows_styles_and_shapes_that_the_base_does_not() -> N
         assert reader.shown(truth, "bird")[0] == bird
 
 
-def test_a_recoloured_scene_has_the_same_structure_and_nothing_else() -> None:
+def test_a_recolored_scene_has_the_same_structure_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     for seed in range(12):
         scene = control.scene_of(seed)
-        other = recoloured(rng, scene, held_out=True)
+        other = recolored(rng, scene, held_out=True)
         assert (labels(other) == labels(scene)).all()
         assert other.style != scene.style
         assert other.held_out
         assert other.background != scene.background
         assert other.background in allowed_backgrounds(other.style)
         for before, after in zip(scene.objects, other.objects, strict=True):
-            assert after.colour != before.colour
-            assert after.colour in allowed_colours(other.style, other.background)
-            assert dataclasses.replace(after, colour=before.colour) == before
+            assert after.color != before.color
+            assert after.color in allowed_colors(other.style, other.background)
+            assert dataclasses.replace(after, color=before.color) == before
 
 
 def test_a_reader_reads_every_pixel() -> None:
     reading = Reader().eval().read(np.zeros((3, 64, 96, 3), np.uint8))
-    assert reading.shapes.shape == reading.colours.shape == (3, 64, 96)
+    assert reading.shapes.shape == reading.colors.shape == (3, 64, 96)
     assert -1 <= reading.shapes.min() <= reading.shapes.max() < len(OUTLINES)
-    assert reading.colours.max() < len(COLOURS)
+    assert reading.colors.max() < len(COLORS)
     assert reading.styles.shape == (3,)

@@ -6,13 +6,13 @@ import pytest
 from miniature.rendering import render
 from miniature.scenes import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     NOVEL_STYLES,
     SHAPES,
     STYLES,
     Scene,
     allowed_backgrounds,
-    allowed_colours,
+    allowed_colors,
     caption,
     draw_scene,
     vocabulary,
@@ -44,14 +44,14 @@ def test_every_attribute_turns_up():
     assert {s.style for s in drawn} == set(STYLES)
     assert {s.background for s in drawn} == set(BACKGROUNDS)
     assert {o.shape for s in drawn for o in s.objects} == set(SHAPES)
-    assert {o.colour for s in drawn for o in s.objects} == set(COLOURS)
+    assert {o.color for s in drawn for o in s.objects} == set(COLORS)
 
 
 def test_objects_can_be_told_from_the_background():
     for scene in scenes(300):
         assert scene.background in allowed_backgrounds(scene.style)
-        colours = allowed_colours(scene.style, scene.background)
-        assert all(o.colour in colours for o in scene.objects)
+        colors = allowed_colors(scene.style, scene.background)
+        assert all(o.color in colors for o in scene.objects)
 
 
 @pytest.mark.parametrize(("width", "height"), [(128, 128), (192, 128), (96, 128), (152, 104)])
@@ -88,7 +88,7 @@ def test_a_full_caption_says_everything():
     for scene in scenes(200):
         said = caption(scene, np.random.default_rng(scene.texture), full=True)
         for item in scene.objects:
-            assert item.colour in said
+            assert item.color in said
             assert item.shape in said
         names = {"grass": "meadow", "night": "night"}
         assert scene.background in said or names.get(scene.background, "?") in said

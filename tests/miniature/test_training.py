@@ -142,19 +142,21 @@ def test_a_batch_is_a_function_of_its_step(tmp_path: Path):
     assert first.time_ids.shape == (unet.BATCH, 6)
 
 
-def test_the_text_encoders_go_on_from_what_they_learnt_alone(
+def test_the_text_encoders_go_on_from_what_they_learned_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(text, "BATCH", 4)
     monkeypatch.setattr(text, "TESTS", 8)
     text.train(tmp_path / "text.safetensors", steps=2, seed=1)
-    learnt = text.weights(tmp_path / "text.safetensors")
+    learned = text.weights(tmp_path / "text.safetensors")
     painter = Painter(3)
-    missing, unexpected = painter.load_state_dict(learnt, strict=False)
+    missing, unexpected = painter.load_state_dict(learned, strict=False)
     assert not unexpected
     assert all(name.startswith("unet.") for name in missing)
     token = painter.text_encoder_2.state_dict()["text_model.embeddings.token_embedding.weight"]
-    assert torch.equal(token, learnt["text_encoder_2.text_model.embeddings.token_embedding.weight"])
+    assert torch.equal(
+        token, learned["text_encoder_2.text_model.embeddings.token_embedding.weight"]
+    )
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_every_layout_is_read(layout: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "prompt", ["a {} on green", "{}", "(a {}:1.3), a cat", "a cat " * 40 + "{}"]
 )
-def test_a_learnt_word_is_as_the_words_it_equals(prompt: str) -> None:
+def test_a_learned_word_is_as_the_words_it_equals(prompt: str) -> None:
     """Of the model's own tokens' vectors: what a tag gives is what the words give, pooled too."""
     model = tiny_model()
     vectors = words(model, "red", "house")

@@ -168,6 +168,14 @@ def test_the_pixels_are_kept(name: str, tmp_path: Path):
     assert worst == 0 if name.endswith("png") else worst < 0.05
 
 
+def test_a_record_with_a_field_in_its_old_spelling_is_read(tmp_path: Path):
+    record = recorded(Request())
+    record["request"]["match_colours"] = record["request"].pop("match_colors")
+    found = metadata.read(png_with(tmp_path / "a.png", overpaint=json.dumps(record)))
+    assert "match_colours" not in found.fields
+    assert found.fields["match_colors"] is True
+
+
 def test_a_damaged_record_is_refused(tmp_path: Path):
     for text in ("{", "[]", "{}", '{"request": 3}', "[" * 100_000):
         with pytest.raises(PictureError, match="record is damaged"):

@@ -103,7 +103,7 @@ def test_it_outlives_compression_as_we_write_it_even_where_it_is_white() -> None
     assert found(stored(made, "JPEG", quality=95, subsampling=0))
 
 
-def test_a_photograph_keeps_it_in_files_with_half_the_colours() -> None:
+def test_a_photograph_keeps_it_in_files_with_half_the_colors() -> None:
     made = with_mark(PICTURES["large"])
     assert found(stored(made, "JPEG", quality=90))
     assert found(stored(made, "WEBP", quality=90))

@@ -160,8 +160,8 @@ def shown(data: bytes) -> None:
 def png(number: int) -> bytes:
     """Another picture each time."""
     buffer = io.BytesIO()
-    colour = (number % 256, number // 256 % 256, 7)
-    Image.new("RGB", (SIDE, SIDE), colour).save(buffer, "PNG")
+    color = (number % 256, number // 256 % 256, 7)
+    Image.new("RGB", (SIDE, SIDE), color).save(buffer, "PNG")
     return buffer.getvalue()
 
 

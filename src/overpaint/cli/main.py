@@ -237,12 +237,13 @@ def models_add(
     name: Annotated[
         str | None, typer.Option(help="To call it.", show_default="the file's own")
     ] = None,
-    licence: Annotated[str | None, typer.Option(help="Of its weights.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of its weights.")] = None,
+    old_license: Annotated[str | None, typer.Option("--licence", hidden=True)] = None,
 ) -> None:
     """Add a checkpoint, LoRA, control net or embedding: it is copied, and found by its name."""
     from overpaint.models.library.library import Store
 
-    _show(Store(home()).add(file, name, licence).model_dump())
+    _show(Store(home()).add(file, name, license or old_license).model_dump())
 
 
 @models.command("show")
@@ -302,20 +303,20 @@ def models_list(
     entries = catalog.known()
     added = (*Store(home()).entries(), *shipped())
     if as_json:
-        keys = ("name", "family", "licence", "repository")
+        keys = ("name", "family", "license", "repository")
         rows = [
             {key: getattr(entry, key) for key in keys} | {"path": entry.path and str(entry.path)}
             for entry in entries
         ]
         rows += [
-            {"name": e.name, "kind": e.kind, "licence": e.licence, "path": str(e.path)}
+            {"name": e.name, "kind": e.kind, "license": e.license, "path": str(e.path)}
             for e in added
         ]
         typer.echo(json.dumps(rows))
         return
     width = max(len(entry.name) for entry in (*entries, *added))
     for entry in added:
-        typer.echo(f"{entry.name:<{width}}  {entry.kind}, {entry.licence or 'licence not given'}")
+        typer.echo(f"{entry.name:<{width}}  {entry.kind}, {entry.license or 'license not given'}")
     for entry in entries:
         state = entry.path or ("to be downloaded" if entry.repository else "not in this copy")
-        typer.echo(f"{entry.name:<{width}}  {entry.family}, {entry.licence}: {state}")
+        typer.echo(f"{entry.name:<{width}}  {entry.family}, {entry.license}: {state}")

@@ -7,7 +7,7 @@ Only what is given on the command line becomes a field, so that defaults stay in
 import inspect
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -33,6 +33,7 @@ class Setting:
         help: one line.
         default: shown in the help; by default the field's own.
         parse: from the value on the command line to fields; by default the field itself.
+        old_flags: a former spelling of the flags, which is accepted and not shown.
     """
 
     field: str
@@ -41,22 +42,26 @@ class Setting:
     help: str
     default: str | None = None
     parse: Callable[[Any], dict[str, Any]] | None = None
+    old_flags: str | None = None
 
     def fields(self, value: Any) -> dict[str, Any]:
         """The fields that a value on the command line stands for."""
         return self.parse(value) if self.parse else {self.field: value}
 
-    def parameter(self) -> inspect.Parameter:
-        """As a keyword of a command, None when it is not given."""
+    def parameters(self) -> Iterator[inspect.Parameter]:
+        """Yield the option as a keyword of a command, and its hidden alias; None if not given."""
         default = self.default or str(Request.model_fields[self.field].default)
         shown = default if default not in {"None", "", "PydanticUndefined"} else False
-        option = typer.Option(*self.flags, help=self.help, show_default=shown)
-        return inspect.Parameter(
-            self.field,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[self.type | None, option],
-        )
+        options = {self.field: typer.Option(*self.flags, help=self.help, show_default=shown)}
+        if self.old_flags:
+            options[f"{self.field}_alias"] = typer.Option(self.old_flags, hidden=True)
+        for name, option in options.items():
+            yield inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[self.type | None, option],
+            )
 
 
 def home() -> str | None:
@@ -282,10 +287,11 @@ SETTINGS = {
             parse=_crop,
         ),
         Setting(
-            "match_colours",
-            ("--match-colours/--no-match-colours",),
+            "match_colors",
+            ("--match-colors/--no-match-colors",),
             bool,
-            "Bring what is painted to the colours around it.",
+            "Bring what is painted to the colors around it.",
+            old_flags="--match-colours/--no-match-colours",
         ),
         Setting(
             "loras",
@@ -394,7 +400,7 @@ SETTINGS = {
 }
 ON_PICTURES = (
     *("strength", "fit", "mask", "mask_from", "mask_invert", "mask_grow", "mask_blur"),
-    *("extend", "task", "fill", "crop", "match_colours"),
+    *("extend", "task", "fill", "crop", "match_colors"),
 )
 """Fields that mean nothing without a picture."""
 
@@ -417,7 +423,8 @@ def takes_settings(
         common: a dataclass whose fields are options of every command; its annotations are typer's.
         without: fields of the table to leave out.
     """
-    table = [s.parameter() for name, s in SETTINGS.items() if name not in without]
+    offered = [setting for name, setting in SETTINGS.items() if name not in without]
+    table = [parameter for setting in offered for parameter in setting.parameters()]
     shared = [
         inspect.Parameter(
             field.name,
@@ -435,6 +442,9 @@ def takes_settings(
         @wraps(command)
         def called(**values: Any) -> None:
             settings = {p.name: values.pop(p.name) for p in table}
+            for name in [s.field for s in offered if s.old_flags]:
+                alias = settings.pop(f"{name}_alias")
+                settings[name] = alias if settings[name] is None else settings[name]
             chosen = common(**{p.name: values.pop(p.name) for p in shared})
             command(**values, common=chosen, settings=settings)
 

@@ -73,8 +73,8 @@ def _prepare(
     shown = _hint(asked, estimate, canvas, field, notices)
     mask = None
     if asked.mask:
-        grey = _placed(canvas, images.decode(asked.mask), f"{field}.mask").convert("L")
-        cells = masks.cells(np.asarray(grey, np.float32) / np.float32(255), model.vae_factor)
+        gray = _placed(canvas, images.decode(asked.mask), f"{field}.mask").convert("L")
+        cells = masks.cells(np.asarray(gray, np.float32) / np.float32(255), model.vae_factor)
         mask = torch.from_numpy(cells)[None, None].to(model.device)
     hint = torch.from_numpy(images.to_array(shown))[None] * 0.5 + 0.5
     features = model.remember(

@@ -161,7 +161,7 @@ def _plan_stage(
 
 def _get_canvas(request: Request, model: Model) -> Canvas:
     """Return the request's canvas, cached by the fields that it depends on."""
-    fields = ("width", "height", "size", "fit", "extend", "fill", "crop", "match_colours")
+    fields = ("width", "height", "size", "fit", "extend", "fill", "crop", "match_colors")
     mask_fields = ("mask_from", "mask_invert", "mask_grow", "mask_blur")
     pictures = (p and p.sha256 for p in (request.image, request.mask))
     key = (*pictures, *(getattr(request, name) for name in (*fields, *mask_fields)))

@@ -69,7 +69,7 @@ class Encoded:
 def chunks(
     passages: Sequence[Sequence[Segment]],
     tokenizer: "CLIPTokenizer",
-    learnt: Mapping[str, Sequence[int]] | None = None,
+    learned: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Chunk]:
     """Tokenize and cut into chunks; nothing is ever truncated.
 
@@ -85,20 +85,20 @@ def chunks(
         passages = passages[:-1]
     found: list[Chunk] = []
     for passage in passages:
-        ids = [_token_ids(segment.text, tokenizer, learnt or {}) for segment in passage]
+        ids = [_token_ids(segment.text, tokenizer, learned or {}) for segment in passage]
         weights = [[s.weight] * len(own) for s, own in zip(passage, ids, strict=True)]
         found += _cut([*chain(*ids)], [*chain(*weights)], comma, tokenizer)
     return found
 
 
 def _token_ids(
-    text: str, tokenizer: "CLIPTokenizer", learnt: Mapping[str, Sequence[int]]
+    text: str, tokenizer: "CLIPTokenizer", learned: Mapping[str, Sequence[int]]
 ) -> list[int]:
     # What stands between the texts of a split are the names of embeddings.
     *pairs, last = EMBEDDING_PATTERN.split(text)
     ids: list[int] = []
     for words, name in zip(pairs[::2], pairs[1::2], strict=True):
-        ids += [*_plain_ids(words, tokenizer), *learnt[name]]
+        ids += [*_plain_ids(words, tokenizer), *learned[name]]
     return ids + _plain_ids(last, tokenizer)
 
 
@@ -205,10 +205,10 @@ def encode(
     used = tuple(known[name] for name in list_embeddings(*(text for text, _ in sources)))
     changing = (a for a in adapters if any(a.changes(part) for part in model.encoders))
     changes = tuple((adapter.lora.sha256, adapter.text_scale) for adapter in changing)
-    learnt = tuple(embedding.sha256 for embedding in used)
+    learned = tuple(embedding.sha256 for embedding in used)
     return model.remember(
         "prompts",
-        (prompt, prompt_2, clip_skip, changes, learnt),
+        (prompt, prompt_2, clip_skip, changes, learned),
         lambda: _encode(model, sources, clip_skip, adapters, used),
     )
 
@@ -237,7 +237,7 @@ def _encode(
         own += [_chunk([], [], encoder.tokenizer)] * (count - len(own))
     states: list[tuple[Tensor, Tensor]] = []
     for (part, encoder), own in zip(model.encoders.items(), rows, strict=True):
-        with _learnt(encoder, [e.vectors[part] for e in embeddings]):
+        with _learned(encoder, [e.vectors[part] for e in embeddings]):
             states.append(_states(encoder, own, clip_skip))
     tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]
     pooled = _pooled(model.text_encoders[-1], states[-1][1], rows[-1][0])
@@ -255,7 +255,7 @@ def _ids(encoder: TextEncoder, embeddings: Embeddings) -> dict[str, range]:
 
 
 @contextmanager
-def _learnt(encoder: TextEncoder, vectors: Sequence[Tensor]) -> Generator[None]:
+def _learned(encoder: TextEncoder, vectors: Sequence[Tensor]) -> Generator[None]:
     """Have the encoder know the ids of `_ids`, for as long as this lasts."""
     if not vectors:
         yield

@@ -45,7 +45,7 @@ class Part:
         kept: the region at the canvas's size, as it is.
         mask: the strength of its pixels, at that size.
         shown: how much of what is painted shows, at the region's own size.
-        match_colours: bring the painted region to the colours of what is kept around it.
+        match_colors: bring the painted region to the colours of what is kept around it.
     """
 
     base: Image.Image
@@ -53,7 +53,7 @@ class Part:
     kept: Image.Image
     mask: Mask
     shown: Mask
-    match_colours: bool
+    match_colors: bool
 
     def cropped(self, size: Size) -> str | None:
         """What the user should be told where less than the whole picture is painted.
@@ -74,10 +74,10 @@ class Part:
         """The picture with the painted region in it; to the bit as it was where nothing shows."""
         left, top, right, bottom = self.box
         pixels = _pixels(painted)
-        if self.match_colours:
+        if self.match_colors:
             kept = self.kept.resize(painted.size, Resampling.LANCZOS)
             same = masks.resize(self.mask, painted.size) == 0
-            pixels = match_colours(pixels, _pixels(kept), same)
+            pixels = match_colors(pixels, _pixels(kept), same)
         if painted.size != (right - left, bottom - top):
             resized = _image(pixels).resize((right - left, bottom - top), Resampling.LANCZOS)
             pixels = _pixels(resized)
@@ -241,7 +241,7 @@ def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
     inside = mask[top:bottom, left:right]
     scaled = masks.resize(inside, size)
     feather = FEATHER * native * (right - left) / size[0]
-    part = Part(picture, box, kept, scaled, masks.feather(inside, feather), request.match_colours)
+    part = Part(picture, box, kept, scaled, masks.feather(inside, feather), request.match_colors)
     return Canvas(size, frame, FILLS[request.fill or "original"](kept, scaled), part)
 
 
@@ -277,10 +277,10 @@ def region(mask: Mask, crop: "str | int", native: int) -> Box:
     return left, top, right, bottom
 
 
-def _around(centre: float, length: float, limit: int) -> tuple[int, int]:
+def _around(center: float, length: float, limit: int) -> tuple[int, int]:
     """A span of a length around a centre, moved to lie within 0 and `limit`."""
     rounded = min(limit, round(length))
-    start = min(max(0, round(centre - rounded / 2)), limit - rounded)
+    start = min(max(0, round(center - rounded / 2)), limit - rounded)
     return start, start + rounded
 
 
@@ -317,8 +317,8 @@ def _blurred(kept: Image.Image, mask: Mask) -> Image.Image:
 def _flat(kept: Image.Image, mask: Mask) -> Image.Image:
     pixels = _pixels(kept)
     around = mask == 0
-    colour = pixels[around].mean(axis=0) if around.any() else np.full(3, 127.5, np.float32)
-    return _image(pixels + (colour - pixels) * mask[..., None])
+    color = pixels[around].mean(axis=0) if around.any() else np.full(3, 127.5, np.float32)
+    return _image(pixels + (color - pixels) * mask[..., None])
 
 
 FILLS: "dict[Fill, Callable[[Image.Image, Mask], Image.Image]]" = {
@@ -352,7 +352,7 @@ def surroundings(pixels: Pixels, known: Mask) -> Pixels:
     return filled + (pixels - filled) * known[..., None]
 
 
-def match_colours(painted: Pixels, wanted: Pixels, same: NDArray[np.bool_]) -> Pixels:
+def match_colors(painted: Pixels, wanted: Pixels, same: NDArray[np.bool_]) -> Pixels:
     """Painted pixels, shifted smoothly so that they agree with `wanted` where both show the same.
 
     Args:

@@ -432,7 +432,7 @@ def fit(
         return ImageOps.fit(image, size, resampling)
     scale = min(size[0] / image.width, size[1] / image.height)
     inner = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-    padded = Image.new("RGB", size, _border_colour(image))
+    padded = Image.new("RGB", size, _border_color(image))
     padded.paste(
         image.resize(inner, resampling),
         ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2),
@@ -445,7 +445,7 @@ def to_eights(side: float) -> int:
     return max(int(side / 8 + 0.5) * 8, 8)
 
 
-def _border_colour(image: Image.Image) -> tuple[int, int, int]:
+def _border_color(image: Image.Image) -> tuple[int, int, int]:
     pixels = np.asarray(image.convert("RGB"))
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     red, green, blue = border.mean(axis=0).round().astype(int).tolist()

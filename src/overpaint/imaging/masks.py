@@ -124,7 +124,7 @@ def _polygon(words: str, picture: Image.Image) -> Mask:
     return np.asarray(drawn, np.float32) / np.float32(255)
 
 
-def _colour(words: str, picture: Image.Image) -> Mask:
+def _color(words: str, picture: Image.Image) -> Mask:
     try:
         wanted = ImageColor.getrgb(words.strip())[:3]
     except ValueError:
@@ -146,8 +146,8 @@ DRAWERS: dict[str, Callable[[str, Image.Image], Mask]] = {
     "box": _box,
     "ellipse": _ellipse,
     "polygon": _polygon,
-    "color": _colour,
-    "colour": _colour,
+    "color": _color,
+    "colour": _color,
 }
 
 

@@ -86,7 +86,7 @@ def load_model(
     """
     path = catalog.resolve(fspath(name))
     weights = None if path.is_dir() else open_weights(path)
-    configs = folder_configs(path) if weights is None else single_file.recognise_file(weights)
+    configs = folder_configs(path) if weights is None else single_file.recognize_file(weights)
     placement = place(device, dtype, vae_dtype, small=configs.family.name.startswith("miniature"))
     if weights is None:
         source = open_folder(path, configs, half=placement.dtype != torch.float32)

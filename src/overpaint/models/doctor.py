@@ -131,12 +131,12 @@ def report(model: str | None = None) -> Report:
 def _measure(name: str) -> tuple[int, int]:
     """How many parameters the files of a model hold, and its native side; reads headers only."""
     from overpaint.models.checkpoint import folder_configs, native_size
-    from overpaint.models.files.single_file import recognise_file
+    from overpaint.models.files.single_file import recognize_file
 
     path = catalog.resolve(name, download=False)
     files = sorted(path.glob("*/*.safetensors")) if path.is_dir() else [path]
     opened = [open_weights(file) for file in files]
-    configs = folder_configs(path) if path.is_dir() else recognise_file(opened[0])
+    configs = folder_configs(path) if path.is_dir() else recognize_file(opened[0])
     tensors = (tensor for weights in opened for tensor in weights.tensors.values())
     return sum(tensor.file_shape.numel() for tensor in tensors), native_size(configs)
 

@@ -8,7 +8,7 @@ from typing import Any
 from overpaint.errors import CheckpointError
 from overpaint.models.model import LatentPreview
 
-SDXL_LICENCE = "CreativeML Open RAIL++-M (use restrictions of its attachment A apply)"
+SDXL_LICENSE = "CreativeML Open RAIL++-M (use restrictions of its attachment A apply)"
 
 SDXL_PREVIEW = LatentPreview(
     factors=(
@@ -32,7 +32,7 @@ class Family:
         in_channels: of the UNet: 4, or 9 where mask and masked picture are concatenated.
         context: width of the UNet's cross-attention; None where any other than those named.
         text_encoders: how many.
-        licence: of the published weights; a fine-tune may add terms of its own.
+        license: of the published weights; a fine-tune may add terms of its own.
         preview: the linear map for previews, when one is published for its VAE.
         paints: whether it can paint a picture by itself.
         scored: its last size ids are an aesthetic score, as the refiner's.
@@ -43,7 +43,7 @@ class Family:
     in_channels: int
     context: int | None
     text_encoders: int
-    licence: str
+    license: str
     preview: LatentPreview | None = None
     paints: bool = True
     scored: bool = False
@@ -57,15 +57,15 @@ class Family:
 FAMILIES: dict[str, Family] = {
     row.name: row
     for row in (
-        Family("sdxl", 1024, 4, 2048, 2, SDXL_LICENCE, SDXL_PREVIEW),
-        Family("sdxl-inpaint", 1024, 9, 2048, 2, SDXL_LICENCE, SDXL_PREVIEW),
+        Family("sdxl", 1024, 4, 2048, 2, SDXL_LICENSE, SDXL_PREVIEW),
+        Family("sdxl-inpaint", 1024, 9, 2048, 2, SDXL_LICENSE, SDXL_PREVIEW),
         Family(
             "sdxl-refiner",
             1024,
             4,
             1280,
             1,
-            SDXL_LICENCE,
+            SDXL_LICENSE,
             SDXL_PREVIEW,
             paints=False,
             scored=True,
@@ -80,7 +80,7 @@ OTHERS: dict[int, str] = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2
 """Cross-attention widths of UNets without size ids, which Overpaint does not run."""
 
 
-def recognise(unet: dict[str, Any], text_encoders: int) -> Family:
+def recognize(unet: dict[str, Any], text_encoders: int) -> Family:
     """The family of a UNet config.
 
     Args:
@@ -133,7 +133,7 @@ class Configs:
         Raises:
             CheckpointError: none of ours.
         """
-        return recognise(self.unet, len(self.text_encoders))
+        return recognize(self.unet, len(self.text_encoders))
 
 
 def shipped_configs(name: str) -> Configs:

@@ -29,6 +29,7 @@ from overpaint.picture import Picture
 from overpaint.provenance.foreign import Found, a1111, comfyui, invokeai
 from overpaint.registry import SAMPLERS, SCHEDULES, sampler_name
 from overpaint.request import Request
+from overpaint.request_fields import resolve_field_aliases
 
 LARGEST_JPEG_EXIF = 65_533
 _OF_CONTROLS = ("image", "hint", "mask")
@@ -357,7 +358,7 @@ def _ours(text: str) -> Found:
             f"the picture's overpaint record is damaged: {place}: {problem['msg']}."
         ) from error
     record = json.loads(text)
-    fields = {**record["request"], "seed": record["seed"], "num_images": 1}
+    fields = {**resolve_field_aliases(record["request"]), "seed": record["seed"], "num_images": 1}
     return Found("overpaint", fields, record["model"]["name"], record=record)
 
 

@@ -51,7 +51,7 @@ def test_windows_cover_and_overlap(length: int) -> None:
     assert len(found) <= 1 + -(-(length - 16) // 12) if length > 16 else len(found) == 1
 
 
-def test_weights_fall_off_towards_neighbours_only() -> None:
+def test_weights_fall_off_towards_neighbors_only() -> None:
     assert ramp(0, 16, 16).tolist() == [1.0] * 16
     first, last = ramp(0, 16, 28), ramp(12, 16, 28)
     assert first[:12].min() == 1

@@ -56,7 +56,7 @@ def test_a_path_is_itself(tmp_path: Path):
     assert resolve(str(tmp_path)) == tmp_path
 
 
-def test_a_missing_file_names_its_neighbours(tmp_path: Path):
+def test_a_missing_file_names_its_neighbors(tmp_path: Path):
     (tmp_path / "painter.safetensors").touch()
     with pytest.raises(ModelNotFoundError, match=r"Did you mean painter\.safetensors"):
         resolve(str(tmp_path / "paintr.safetensors"))
@@ -206,7 +206,7 @@ def test_a_network_that_sees_in_the_cache_is_no_checkpoint(
     entries = {entry.name: entry for entry in known()}
     assert "some/eyes" not in entries
     assert entries["depth-anything"].path == tmp_path
-    assert entries["depth-anything"].licence == "Apache-2.0"
+    assert entries["depth-anything"].license == "Apache-2.0"
 
 
 def test_choose():
@@ -228,4 +228,4 @@ def test_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert (entries["sdxl"].repository, entries["sdxl"].path) == (SDXL, tmp_path)
     assert entries["sdxl-refiner"].path is None
     assert entries["somebody/painter"].path == tmp_path
-    assert "OpenRAIL" in entries["sdxl"].licence.replace(" ", "")
+    assert "OpenRAIL" in entries["sdxl"].license.replace(" ", "")

@@ -47,7 +47,7 @@ def test_a_lora_is_described(store: Store, tmp_path: Path) -> None:
     entry = store.add(path)
     assert (entry.name, entry.kind, entry.rank, entry.keys) == ("ink", "lora", 4, 2)
     assert entry.trigger_words == ("ink",)
-    assert entry.licence == "MIT"
+    assert entry.license == "MIT"
     assert entry.path.read_bytes() == path.read_bytes()
     assert entry.sha256 == entry.path.stem
     assert store.find("ink", "lora") == entry
@@ -55,8 +55,8 @@ def test_a_lora_is_described(store: Store, tmp_path: Path) -> None:
 
 
 def test_other_kinds(store: Store, tmp_path: Path) -> None:
-    net = store.add(write(tiny_net("small"), tmp_path / "net.safetensors"), licence="Apache-2.0")
-    assert (net.kind, net.licence) == ("control", "Apache-2.0")
+    net = store.add(write(tiny_net("small"), tmp_path / "net.safetensors"), license="Apache-2.0")
+    assert (net.kind, net.license) == ("control", "Apache-2.0")
     save_file({"clip_l": torch.ones(2, 8), "clip_g": torch.ones(2, 8)}, tmp_path / "e.safetensors")
     assert store.add(tmp_path / "e.safetensors").kind == "embedding"
     with pytest.raises(ModelNotFoundError, match="unknown lora 'net'"):
@@ -116,6 +116,14 @@ def test_what_cannot_be_added(store: Store, tmp_path: Path) -> None:
     assert store.entries() == []
 
 
+def test_an_entry_that_spells_license_the_old_way_is_read(store: Store, tmp_path: Path) -> None:
+    entry = store.add(lora(tmp_path / "ink.safetensors"), license="MIT")
+    path = store.folder / "ink.json"
+    path.write_text(path.read_text("utf-8").replace('"license"', '"licence"'), "utf-8")
+    assert '"licence"' in path.read_text("utf-8")
+    assert store.find("ink") == entry
+
+
 def test_a_damaged_entry_is_named(store: Store, tmp_path: Path) -> None:
     store.add(lora(tmp_path / "ink.safetensors"))
     (store.folder / "ink.json").write_text("{}")
@@ -127,7 +135,7 @@ def test_what_ships_is_found_and_stays(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = lora(tmp_path / "ink.safetensors")
-    described = describe(open_weights(path), "miniature-ink", FAMILIES["miniature"].licence)
+    described = describe(open_weights(path), "miniature-ink", FAMILIES["miniature"].license)
     entry = described.model_copy(update={"path": path})
 
     def packaged(kind: str) -> dict[str, Path]:

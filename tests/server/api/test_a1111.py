@@ -195,7 +195,7 @@ def test_krita(client: TestClient) -> None:
     assert (request["strength"], request["steps"]) == (0.5, "truncate")
     assert (request["fill"], request["crop"], request["mask_blur"]) == ("original", 32, 6)
     assert (request["size"], request["width"]) == ("keep", None)
-    assert (request["fit"], request["match_colours"]) == ("cover", True)
+    assert (request["fit"], request["match_colors"]) == ("cover", True)
     assert (request["sampler"], request["schedule"]) == ("dpmpp_2m", "karras")
     # What is not restored holds for the next request, too.
     assert get(client, "options")["sd_model_checkpoint"] == "n"
@@ -678,7 +678,7 @@ def test_a_mask_over_the_whole_picture() -> None:
     request = masked(inpaint_full_res=0, width=64, height=32, inpainting_mask_invert=1, mask_blur=0)
     assert (request.crop, request.width, request.height) == ("off", 64, 32)
     assert (request.mask_invert, request.mask_blur, request.fit) == (True, 0, "stretch")
-    assert (request.strength, request.match_colours) == (0.75, False)
+    assert (request.strength, request.match_colors) == (0.75, False)
 
 
 @pytest.mark.parametrize(
@@ -695,10 +695,10 @@ def test_what_a_mask_means() -> None:
         with Image.open(io.BytesIO(mask_of(decoded(image), rounded=rounded).data)) as mask:
             return np.asarray(mask.convert("L")).ravel().tolist()
 
-    greys = Image.fromarray(np.array([[0, 100, 200, 255]], np.uint8))
-    assert levels(greys, rounded=True) == [0, 0, 255, 255]
-    assert levels(greys, rounded=False) == [0, 100, 200, 255]
-    clear = Image.merge("RGBA", (greys, greys, greys, greys.point(list(range(255, -1, -1)))))
+    grays = Image.fromarray(np.array([[0, 100, 200, 255]], np.uint8))
+    assert levels(grays, rounded=True) == [0, 0, 255, 255]
+    assert levels(grays, rounded=False) == [0, 100, 200, 255]
+    clear = Image.merge("RGBA", (grays, grays, grays, grays.point(list(range(255, -1, -1)))))
     assert levels(clear, rounded=True) == [255, 255, 0, 0]
 
 

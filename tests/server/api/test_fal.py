@@ -394,6 +394,12 @@ def test_inputs_mean_what_they_mean_there() -> None:
     assert styled.sampler == "euler_a"
 
 
+def test_a_field_in_its_old_spelling_is_accepted(client: SyncClient, url: str) -> None:
+    arguments = {"prompt": "a", "image_url": URI, "mask_url": URI, "match_colours": False}
+    client.run(f"{APP}/inpainting", arguments)
+    assert asked(url)["request"]["match_colors"] is False
+
+
 def test_every_field_of_ours_has_one_name() -> None:
     assert {"clip_skip", "controls", "refiner", "task", "size"} <= OWN
     assert OWN.isdisjoint(Arguments.model_fields)

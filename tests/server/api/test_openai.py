@@ -189,7 +189,7 @@ def test_fields_of_forms(client: OpenAI, url: str) -> None:
         "seed": 5,
         "negative_prompt": "12",
         "strength": 0.5,
-        "match_colours": False,
+        "match_colors": False,
         "crop": "off",
         "extend": [8, 0, 0, 8],
         "loras": "[]",
@@ -200,7 +200,7 @@ def test_fields_of_forms(client: OpenAI, url: str) -> None:
     client.images.edit(image=HOUSE, mask=mask, prompt="", user="me", extra_body=ours)
     request = asked(url)
     assert (request["seed"], request["negative_prompt"], request["strength"]) == (5, "12", 0.5)
-    assert (request["match_colours"], request["crop"], request["size"]) == (False, "off", "keep")
+    assert (request["match_colors"], request["crop"], request["size"]) == (False, "off", "keep")
     assert (request["extend"], request["num_inference_steps"]) == ([8, 0, 0, 8], 6)
     assert (request["task"], request["prompt"]) == ("replace", "")
 

@@ -40,7 +40,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
     home = tmp_path / "home"
     kinds: dict[str, Kind] = {"ink": "lora", "lines": "control", "word": "embedding"}
     for name, kind in kinds.items():
-        entry = Entry(name=name, kind=kind, sha256="0", licence=None, file="a", keys=1)
+        entry = Entry(name=name, kind=kind, sha256="0", license=None, file="a", keys=1)
         folder = Entries(home).folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(entry.model_dump_json())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from overpaint.errors import RequestError, did_you_mean
 from overpaint.imaging import images
-from overpaint.imaging.hints import colour, drawing, edges
+from overpaint.imaging.hints import color, drawing, edges
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,10 +28,10 @@ MAKERS: "dict[str, Callable[..., Image]]" = {
     "lineart": edges.lineart,
     "scribble": edges.scribble,
     "softedge": edges.softedge,
-    "tile": colour.tile,
-    "blur": colour.blur,
-    "shuffle": colour.shuffle,
-    "palette": colour.palette,
+    "tile": color.tile,
+    "blur": color.blur,
+    "shuffle": color.shuffle,
+    "palette": color.palette,
     "normal": drawing.normal,
 }
 """What makes a hint of an RGB picture, by keywords that are its options."""

@@ -74,8 +74,8 @@ def pose(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
                 _limb(limbs, places[a], places[b], thick, _hue(number, len(LIMBS)))
         picture = np.maximum(picture, (limbs * 0.6).astype(np.uint8))
         for number in np.flatnonzero(seen):
-            centre = (round(float(places[number, 0])), round(float(places[number, 1])))
-            cv2.circle(picture, centre, round(thick), _hue(int(number), JOINTS), -1)
+            center = (round(float(places[number, 0])), round(float(places[number, 1])))
+            cv2.circle(picture, center, round(thick), _hue(int(number), JOINTS), -1)
     return Image.fromarray(picture)
 
 
@@ -84,15 +84,15 @@ def _limb(
     start: NDArray[np.float64],
     end: NDArray[np.float64],
     thick: float,
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
 ) -> None:
     across, down = end - start
     middle = (start + end) / 2
     angle = float(np.degrees(np.arctan2(down, across)))
     axes = (round(float(np.hypot(across, down)) / 2), max(1, round(thick)))
-    centre = (round(float(middle[0])), round(float(middle[1])))
-    points = cv2.ellipse2Poly(centre, axes, round(angle), 0, 360, 1)
-    cv2.fillConvexPoly(canvas, np.asarray(points), colour)
+    center = (round(float(middle[0])), round(float(middle[1])))
+    points = cv2.ellipse2Poly(center, axes, round(angle), 0, 360, 1)
+    cv2.fillConvexPoly(canvas, np.asarray(points), color)
 
 
 def _hue(number: int, count: int) -> tuple[int, int, int]:
@@ -138,8 +138,8 @@ def segmentation(
         labels: [h, w], the class of each pixel; negative for none.
         palette: [classes, 3] in 0..255; by default `segmentation_palette`.
     """
-    colours = np.asarray(segmentation_palette() if palette is None else palette, np.uint8)
-    table = np.concatenate([np.zeros((1, 3), np.uint8), colours])
+    colors = np.asarray(segmentation_palette() if palette is None else palette, np.uint8)
+    table = np.concatenate([np.zeros((1, 3), np.uint8), colors])
     return Image.fromarray(table[np.maximum(labels, -1) + 1])
 
 
@@ -154,8 +154,8 @@ def depth(near: NDArray[np.floating[Any]]) -> Image.Image:
     Args:
         near: [h, w], larger is nearer, in any unit.
     """
-    grey = np.rint(255 * _spread(near)).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+    gray = np.rint(255 * _spread(near)).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB")
 
 
 def normal(depth: Image.Image, *, strength: float = 4) -> Image.Image:

@@ -19,7 +19,7 @@ def canny(picture: Image.Image, *, low: float = 100, high: float = 200) -> Image
         low: gradient above which an edge goes on, 0 to 255.
         high: gradient above which one begins.
     """
-    return _grey(cv2.Canny(np.asarray(picture), low, high))
+    return _gray(cv2.Canny(np.asarray(picture), low, high))
 
 
 def softedge(picture: Image.Image) -> Image.Image:
@@ -32,7 +32,7 @@ def softedge(picture: Image.Image) -> Image.Image:
         np.asarray(cv2.Scharr(blurred, cv2.CV_32F, *axis), np.float32) for axis in ((1, 0), (0, 1))
     )
     strength = np.hypot(across, down).max(axis=2)
-    return _grey(255 * (strength / max(float(np.percentile(strength, 99)), 1e-3)).clip(0, 1))
+    return _gray(255 * (strength / max(float(np.percentile(strength, 99)), 1e-3)).clip(0, 1))
 
 
 def lineart(picture: Image.Image, *, width: float = 1.5) -> Image.Image:
@@ -44,11 +44,11 @@ def lineart(picture: Image.Image, *, width: float = 1.5) -> Image.Image:
         picture: RGB.
         width: of the lines, in pixels.
     """
-    grey = _floats(picture).mean(axis=2) / 255
+    gray = _floats(picture).mean(axis=2) / 255
     fine, coarse = (
-        np.asarray(cv2.GaussianBlur(grey, (0, 0), width * by), np.float32) for by in (0.6, 1.6)
+        np.asarray(cv2.GaussianBlur(gray, (0, 0), width * by), np.float32) for by in (0.6, 1.6)
     )
-    return _grey(255 * np.tanh(12 * np.abs(fine - coarse)).clip(0, 1))
+    return _gray(255 * np.tanh(12 * np.abs(fine - coarse)).clip(0, 1))
 
 
 def scribble(picture: Image.Image, *, width: float = 3) -> Image.Image:
@@ -61,7 +61,7 @@ def scribble(picture: Image.Image, *, width: float = 3) -> Image.Image:
     edges = np.asarray(softedge(picture), np.float32)[..., 0]
     strong = _ridges(edges) & (edges > 80)
     pen = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (max(1, round(width)),) * 2)
-    return _grey(255.0 * np.asarray(cv2.dilate(strong.astype(np.uint8), pen)))
+    return _gray(255.0 * np.asarray(cv2.dilate(strong.astype(np.uint8), pen)))
 
 
 def _ridges(edges: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -77,6 +77,6 @@ def _floats(picture: Image.Image) -> NDArray[np.float32]:
     return np.asarray(picture.convert("RGB"), np.float32)
 
 
-def _grey(values: NDArray[Any]) -> Image.Image:
+def _gray(values: NDArray[Any]) -> Image.Image:
     """Values [h, w] in 0..255 as an RGB picture of equal channels."""
     return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")

@@ -68,7 +68,7 @@ IGNORED = (
 )
 
 
-def recognise_file(weights: WeightsFile) -> Configs:
+def recognize_file(weights: WeightsFile) -> Configs:
     """The configs that ship with us for a file in SDXL's original layout.
 
     Raises:

@@ -41,14 +41,14 @@ class Entry:
     Attributes:
         name: to load it by.
         family: name of its family.
-        licence: of its weights.
+        license: of its weights.
         repository: on the hub, if it comes from there.
         path: where its files are, or None when they are still to be downloaded.
     """
 
     name: str
     family: str
-    licence: str
+    license: str
     repository: str | None
     path: Path | None
 
@@ -79,15 +79,15 @@ def known() -> list[Entry]:
     """
     found = _cached_repositories()
     entries = [
-        Entry(name, name, FAMILIES[name].licence, None, _packaged(name)) for name in PACKAGED
+        Entry(name, name, FAMILIES[name].license, None, _packaged(name)) for name in PACKAGED
     ]
     for name, repository in ALIASES.items():
-        licence = FAMILIES[name].licence
-        entries.append(Entry(name, name, licence, repository, found.pop(repository, None)))
+        license = FAMILIES[name].license
+        entries.append(Entry(name, name, license, repository, found.pop(repository, None)))
     for entry in ESTIMATORS.values():
         entries.append(replace(entry, path=_cached(str(entry.repository))))
     for repository, path in sorted(found.items()):
-        entries.append(Entry(repository, "sdxl", FAMILIES["sdxl"].licence, repository, path))
+        entries.append(Entry(repository, "sdxl", FAMILIES["sdxl"].license, repository, path))
     return entries
 
 

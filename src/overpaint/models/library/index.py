@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
 
@@ -38,7 +38,7 @@ class Entry(BaseModel, frozen=True):
         name: it is found by.
         kind: what it is.
         sha256: of the file.
-        licence: as the user gave it.
+        license: as the user gave it; older entries spell it "licence".
         file: what it was called.
         keys: how many tensors it holds.
         rank: of a LoRA.
@@ -50,7 +50,7 @@ class Entry(BaseModel, frozen=True):
     name: str
     kind: Kind
     sha256: str
-    licence: str | None
+    license: str | None = Field(validation_alias=AliasChoices("license", "licence"))
     file: str
     keys: int
     rank: int | None = None

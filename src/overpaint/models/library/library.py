@@ -34,13 +34,13 @@ KINDS: dict[Kind, str] = {
 class Store(Entries):
     """The files under one home."""
 
-    def add(self, source: Path, name: str | None = None, licence: str | None = None) -> Entry:
+    def add(self, source: Path, name: str | None = None, license: str | None = None) -> Entry:
         """Copy a file in, whole or not at all.
 
         Args:
             source: a .safetensors file.
             name: to find it by; by default that of the file.
-            licence: of its weights.
+            license: of its weights.
 
         Raises:
             ModelNotFoundError: no such file.
@@ -52,7 +52,7 @@ class Store(Entries):
             raise ModelNotFoundError(f"no such file: {source}")
         name = source.stem if name is None else name
         weights = open_weights(source)
-        entry = describe(weights, checked(name), licence)
+        entry = describe(weights, checked(name), license)
         if entry.kind == "checkpoint" and name in (*PACKAGED, *ALIASES):
             raise CheckpointError(f"{name!r} is the name of another model; give one with --name")
         if self.kind_of(name) and (taken := self.find(name)).sha256 != entry.sha256:
@@ -118,8 +118,8 @@ def _packaged() -> dict[str, Path]:
 
 @cache
 def _shipped(name: str, path: Path) -> Entry:
-    licence = FAMILIES["miniature"].licence
-    return describe(open_weights(path), name, licence).model_copy(update={"path": path})
+    license = FAMILIES["miniature"].license
+    return describe(open_weights(path), name, license).model_copy(update={"path": path})
 
 
 def checked(name: str) -> str:
@@ -136,7 +136,7 @@ def checked(name: str) -> str:
     return name
 
 
-def describe(weights: WeightsFile, name: str, licence: str | None = None) -> Entry:
+def describe(weights: WeightsFile, name: str, license: str | None = None) -> Entry:
     """What a file is, by its keys and metadata.
 
     Raises:
@@ -159,7 +159,7 @@ def describe(weights: WeightsFile, name: str, licence: str | None = None) -> Ent
         name=name,
         kind=kinds[0],
         sha256=sha256_of((weights.path,)),
-        licence=licence or weights.metadata.get("modelspec.license"),
+        license=license or weights.metadata.get("modelspec.license"),
         file=weights.path.name,
         keys=len(weights.tensors),
         rank=max(downs, default=None),

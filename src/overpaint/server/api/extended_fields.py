@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from overpaint.errors import LONGEST_NAME, RequestError, did_you_mean
 from overpaint.request import Request
+from overpaint.request_fields import resolve_field_aliases
 from overpaint.server.api.fields import with_checked_mask
 from overpaint.server.api.image_inputs import find_nested_urls, load_nested_images
 from overpaint.server.outbound.image_fetch import Sources
@@ -36,7 +37,7 @@ def build_request(
         PictureError: a picture cannot be read.
     """
     fields: dict[str, Any] = {}
-    for name, value in (given.model_extra or {}).items():
+    for name, value in resolve_field_aliases(given.model_extra or {}).items():
         if name not in own:
             known = {*own, *type(given).model_fields}
             raise RequestError(

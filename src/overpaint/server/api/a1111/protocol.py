@@ -97,9 +97,7 @@ class Options(Words):
         default="png", description="Of the files that are made."
     )
     jpeg_quality: int = Field(default=80, ge=1, le=100, description="Of JPEG and WebP.")
-    img2img_color_correction: bool = Field(
-        default=False, description="With a mask `match_colours`."
-    )
+    img2img_color_correction: bool = Field(default=False, description="With a mask `match_colors`.")
     sd_vae: Annotated[Any, Only("Automatic", "None", "")] = "Automatic"
     forge_additional_modules: Annotated[Any, Only([])] = []
 

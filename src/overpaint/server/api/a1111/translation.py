@@ -245,7 +245,7 @@ def _of_image(given: ImageInputs, options: Options) -> dict[str, Any]:
         "mask_invert": given.inpainting_mask_invert,
         "mask_blur": 2 * given.mask_blur,  # ours reaches over two sigmas
         "fill": FILLS[given.inpainting_fill],
-        "match_colours": options.img2img_color_correction,
+        "match_colors": options.img2img_color_correction,
         "crop": given.inpaint_full_res_padding if given.inpaint_full_res else "off",
     }
     if given.inpaint_full_res:
@@ -276,9 +276,9 @@ def mask_of(data: bytes, *, rounded: bool) -> Picture:
     with images.opened(data, "the mask") as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        grey = images.opacity(image) or image.convert("L")
+        gray = images.opacity(image) or image.convert("L")
     if rounded:
-        grey = grey.point([255 * (level > 128) for level in range(256)])
+        gray = gray.point([255 * (level > 128) for level in range(256)])
     file = BytesIO()
-    grey.save(file, "PNG")
+    gray.save(file, "PNG")
     return Picture(data=file.getvalue())
