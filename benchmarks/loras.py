@@ -31,7 +31,7 @@ from benchmarks.peer import pairs
 from overpaint.models.adapters import Adapter, Adapters, weights_of
 from overpaint.models.lora import load_lora, part_of
 from overpaint.models.model import Model
-from overpaint.nn.packed import weighted
+from overpaint.nn.packed import list_weight_shapes
 
 COUNT, RANK, STEPS, CALLS = 8, 16, 30, 5
 CHANGED = {
@@ -177,7 +177,7 @@ def write_lora(path: Path, model: Model, seed: int) -> Path:
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for part, where in CHANGED.items():
-        for name, shape in weighted(part_of(model, part)).items():
+        for name, shape in list_weight_shapes(part_of(model, part)).items():
             if where not in f".{name}" or len(shape) != 2:
                 continue
             plain = name if part == "unet" else f"text_model.{name.removeprefix('text_model.')}"

@@ -46,7 +46,7 @@ from miniature.text import SHORT
 from miniature.unet import Batch, denoise
 from overpaint.imaging.hints import drawing, edges
 from overpaint.models.files.original_layout import original_name
-from overpaint.nn.union_fuser import keep_rows_apart
+from overpaint.nn.union_fuser import isolate_rows
 from overpaint.registry import HINTS
 
 SCENES = range(60_000_000, 60_012_000)
@@ -133,7 +133,7 @@ def build(kind: str, unet: UNet2DConditionModel, seed: int = 0) -> nn.Module:
         changes.pop("mid_block_type")
         union = ControlNetUnionModel(**config(unet, **changes))
         union.set_attn_processor(AttnProcessor())
-        keep_rows_apart(union)
+        isolate_rows(union)
         return _started(union, unet)
     if kind == "canny":
         return _started(ControlNetModel(**config(unet, **SMALL)), unet)

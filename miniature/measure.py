@@ -100,7 +100,7 @@ def paint(
         for own, trajectory in zip(planned, trajectories, strict=True):
             if trajectory.latent is None:
                 raise RuntimeError("a finished trajectory has a latent")
-            image, _ = latents.decode(model, trajectory.latent)
+            image, _ = latents.decode_latent(model, trajectory.latent)
             painted.append(np.asarray(own.canvas.compose(image).convert("RGB")))
     return np.stack(painted)
 

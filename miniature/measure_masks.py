@@ -19,7 +19,7 @@ from miniature.judge import Judge, truth
 from miniature.measure import FIRST_SEED, Figure, as_picture, grid, paint
 from miniature.rendering import render
 from miniature.scenes import NATIVE, SHAPES, Item, Scene, allowed_colors, caption, draw_scene
-from overpaint.diffusion.tiling.windows import starts
+from overpaint.diffusion.tiling.windows import list_window_starts
 from overpaint.models.addons import Extras
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
@@ -203,7 +203,7 @@ def seams(model: Model, side: int, count: int) -> tuple[Figure, Pixels]:
     )
     painted = paint(model, requests, f"tiled {side}²")
     cells, window = side // model.vae_factor, model.native_size // model.vae_factor
-    firsts = starts(cells, window)
+    firsts = list_window_starts(cells, window)
     edges = {at for first in firsts for at in (first, first + window)} - {0, cells}
     others = {at + window // 2 for at in edges} - edges - {cells}
     gray = painted.astype(np.float32).mean(3)

@@ -34,11 +34,11 @@ from PIL import Image
 from torch import Tensor
 
 from overpaint.diffusion import prompt
-from overpaint.diffusion.constraint import Free
+from overpaint.diffusion.constraint import Unconstrained
 from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
 from overpaint.diffusion.plan import Plan
 from overpaint.diffusion.planner import plan
-from overpaint.diffusion.schedule import sigmas
+from overpaint.diffusion.schedule import make_sigmas
 from overpaint.imaging import images
 from overpaint.models.adapters import Adapters
 from overpaint.models.addons import Extras, Nets
@@ -159,7 +159,9 @@ def theirs(
     }
     own = plan(request, replace(tiny_model(), noise=model.noise)).plans[0]
     if scheduler is LCMScheduler:
-        own_sigmas = sigmas(request.schedule, request.num_inference_steps, own.network.schedule)
+        own_sigmas = make_sigmas(
+            request.schedule, request.num_inference_steps, own.network.schedule
+        )
         call["timesteps"] = [round(own.network.schedule.timestep(s)) for s in own_sigmas[:-1]]
     if request.image is None:
         text_to_image.scheduler.set_timesteps(request.num_inference_steps)
@@ -277,7 +279,9 @@ def test_inpainting_with_nine_channels(strength: float, guidance: float) -> None
     model = certain(tiny_inpainter(ours=False))
     reference = theirs(asked, model=model, height=128, width=128)
     mine = ours(
-        asked, certain(tiny_inpainter()), change=lambda own: replace(own, constraint=Free())
+        asked,
+        certain(tiny_inpainter()),
+        change=lambda own: replace(own, constraint=Unconstrained()),
     )
     assert_close(mine, reference)
 
@@ -415,7 +419,7 @@ def test_v_prediction_with_zero_terminal_snr() -> None:
 def test_clip_skip() -> None:
     """diffusers skips no layers of the negative prompt, so its embeddings are handed over."""
     asked = request(clip_skip=1)
-    negative = prompt.encode(tiny_model(), asked.negative_prompt, clip_skip=1)
+    negative = prompt.encode_prompt(tiny_model(), asked.negative_prompt, clip_skip=1)
     reference = theirs(
         asked,
         negative_prompt=None,
@@ -430,7 +434,7 @@ def test_a_long_prompt_is_its_chunks_side_by_side() -> None:
     model = tiny_model()
     first, second, negative = "a red house, " * 18, "a blue cat and a dog, " * 9, "a drawing"
     asked = request(prompt=first + second, negative_prompt=negative)
-    a, b, n, empty = (prompt.encode(model, text) for text in (first, second, negative, ""))
+    a, b, n, empty = (prompt.encode_prompt(model, text) for text in (first, second, negative, ""))
     assert a.tokens.shape[1] == b.tokens.shape[1] == 77
     reference = theirs(
         asked,

@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import LatentPreview, Model, NoiseConfig, Prediction, TextEncoder
-from overpaint.nn.blocks import install
+from overpaint.nn.blocks import install_blocks
 
 WIDTHS = (32, 48)
 """Of the two text encoders; the UNet's cross-attention is as wide as both."""
@@ -93,7 +93,7 @@ def tiny_model(
         nn.Module.to(module, dtype)  # diffusers' own warns
         module.eval().requires_grad_(False)
     if ours:
-        install(unet)
+        install_blocks(unet)
     return Model(
         name="tiny",
         family=FAMILIES["miniature"],
@@ -128,7 +128,7 @@ def tiny_refiner(seed: int = 1, *, ours: bool = True) -> Model:
         unet = UNet2DConditionModel(**config)
     unet.eval().requires_grad_(False)
     if ours:
-        install(unet)
+        install_blocks(unet)
     family = FAMILIES["miniature-refiner"]
     return replace(base, name="tiny-refiner", family=family, unet=unet, text_encoders=(second,))
 
@@ -142,7 +142,7 @@ def tiny_inpainter(seed: int = 2, *, ours: bool = True) -> Model:
         unet = UNet2DConditionModel(**config)
     unet.eval().requires_grad_(False)
     if ours:
-        install(unet)
+        install_blocks(unet)
     family = FAMILIES["miniature-inpaint"]
     return replace(base, name="tiny-inpainter", family=family, unet=unet)
 

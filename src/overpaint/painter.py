@@ -137,10 +137,10 @@ class Painter:
                 if preview_every and reached.steps_done // preview_every > shown:
                     shown = reached.steps_done // preview_every
                     if not reached.done:
-                        yield from painting.previews(live)
+                        yield from painting.render_previews(live)
             for index in group:
-                yield from painting.decode(index)
-        yield painting.finished()
+                yield from painting.decode_picture(index)
+        yield painting.finish()
 
 
 def _groups(trajectories: Sequence[Trajectory]) -> Iterator[range]:

@@ -19,7 +19,7 @@ from overpaint.models.controlnet import load_net
 from overpaint.models.library.library import Store
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
-from overpaint.nn.packed import plain_state
+from overpaint.nn.packed import unpacked_state
 from overpaint.painter import Painter
 from overpaint.request import Request
 from overpaint.request_parts import Control, Lora
@@ -109,7 +109,7 @@ def test_the_base_is_itself_again(files: list[Path]) -> None:
     painted(plan(asked, model, Extras(adapters=adapters)).plans)
     assert torch.equal(painted(plan(asked, model).plans)[0], before)
     base = tiny_model().unet.state_dict()
-    assert all(torch.equal(v, base[k]) for k, v in plain_state(model.unet).items())
+    assert all(torch.equal(v, base[k]) for k, v in unpacked_state(model.unet).items())
 
 
 def test_a_refiner_goes_on_without(files: list[Path]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from overpaint.diffusion.constraint import Kept
+from overpaint.diffusion.constraint import MaskConstraint
 from overpaint.diffusion.denoise import Trajectory, step
 from overpaint.diffusion.planner import plan
 from overpaint.imaging import images
@@ -48,7 +48,7 @@ def latents(model: Model, *requests: Request) -> list[torch.Tensor]:
 def test_what_is_kept_comes_out_as_it_went_in(model: Model, sampler: str, strength: float) -> None:
     asked = request(sampler=sampler, strength=strength)
     (own,) = plan(asked, model).plans
-    assert isinstance(own.constraint, Kept)
+    assert isinstance(own.constraint, MaskConstraint)
     kept = (own.constraint.mask == 0).expand(1, 4, 16, 16)
     (latent,) = latents(model, asked)
     torch.testing.assert_close(latent[kept], own.constraint.latent[kept], atol=1e-4, rtol=1e-4)
@@ -57,7 +57,7 @@ def test_what_is_kept_comes_out_as_it_went_in(model: Model, sampler: str, streng
 
 def test_what_is_kept_is_seen_with_the_noise_of_the_level(model: Model) -> None:
     (own,) = plan(request(sampler="euler", strength=1.0), model).plans
-    assert isinstance(own.constraint, Kept)
+    assert isinstance(own.constraint, MaskConstraint)
     kept = (own.constraint.mask == 0).expand(1, 4, 16, 16)
     trajectory = Trajectory(own)
     while not trajectory.done:
@@ -71,7 +71,7 @@ def test_what_is_kept_is_seen_with_the_noise_of_the_level(model: Model) -> None:
 def test_a_gray_cell_takes_part_in_its_share_of_the_steps() -> None:
     sigmas = (8.0, 4.0, 2.0, 1.0, 0.0)
     mask = torch.tensor([0.0, 0.2, 0.25, 0.5, 0.75, 0.99, 1.0]).reshape(1, 1, 1, 7)
-    kept = Kept(torch.zeros(1, 1, 1, 7), mask, sigmas)
+    kept = MaskConstraint(torch.zeros(1, 1, 1, 7), mask, sigmas)
     ones = torch.ones(1, 1, 1, 7)
     painted = [kept.denoised(ones, sigma).flatten().tolist() for sigma in sigmas[:-1]]
     assert painted == [
@@ -88,7 +88,7 @@ def test_change_rises_along_a_ramp(model: Model) -> None:
     for seed in range(4):
         asked = request(ramp, seed=seed, num_inference_steps=16, strength=1.0, sampler="euler")
         (own,) = plan(asked, model).plans
-        assert isinstance(own.constraint, Kept)
+        assert isinstance(own.constraint, MaskConstraint)
         (latent,) = latents(model, asked)
         changes += (latent - own.constraint.latent).abs().mean((0, 1, 2))
     quarters = changes.reshape(4, 4).mean(1).tolist()

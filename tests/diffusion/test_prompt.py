@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from overpaint.diffusion.prompt import CHUNK, Chunk, Encoded, chunks, encode, encode_pair
+from overpaint.diffusion.prompt import (
+    CHUNK_TOKENS,
+    Chunk,
+    EncodedPrompt,
+    encode_prompt,
+    encode_prompt_pair,
+    split_into_chunks,
+)
 from overpaint.diffusion.prompt_syntax import Segment, parse_prompt
 from overpaint.errors import RequestError
 from overpaint.models.adapters import Adapter
@@ -213,7 +220,7 @@ def test_nested_weights_multiply(layers: list[str | float]) -> None:
 
 
 def cut(text: str, tokenizer: CLIPTokenizer = TOKENIZER) -> list[Chunk]:
-    found = chunks(parse_prompt(text), tokenizer)
+    found = split_into_chunks(parse_prompt(text), tokenizer)
     assert all(len(c.tokens) == len(c.weights) == 77 for c in found)
     return found
 
@@ -302,7 +309,7 @@ def test_no_token_is_lost(text: str) -> None:
     ids = TOKENIZER(text, add_special_tokens=False, verbose=False)["input_ids"]
     found = [c.tokens[1 : c.tokens.index(EOS)] for c in cut(text)]
     assert [i for tokens in found for i in tokens] == ids
-    assert all(len(tokens) <= CHUNK for tokens in found)
+    assert all(len(tokens) <= CHUNK_TOKENS for tokens in found)
 
 
 # --- encoding
@@ -322,7 +329,7 @@ def test_encodes_as_diffusers(model: Model, prompt_2: str | None, clip_skip: int
         do_classifier_free_guidance=False,
         clip_skip=clip_skip,
     )
-    ours = encode(model, "a red house, zebra!", prompt_2, clip_skip=clip_skip or 0)
+    ours = encode_prompt(model, "a red house, zebra!", prompt_2, clip_skip=clip_skip or 0)
     assert ours.tokens.shape == (1, 77, sum(WIDTHS))
     assert ours.pooled.shape == (1, POOLED)
     close(ours.tokens, theirs[0])
@@ -334,7 +341,7 @@ def test_a_pair_is_encoded_as_diffusers(model: Model, negative: tuple[str, str |
     theirs: tuple[Tensor, ...] = cast(Any, tiny_pipeline(model)).encode_prompt(
         "a red house", "a dog", negative_prompt=negative[0], negative_prompt_2=negative[1]
     )
-    ours, uncond = encode_pair(
+    ours, uncond = encode_prompt_pair(
         model,
         request(
             prompt="a red house",
@@ -353,25 +360,25 @@ def test_a_pair_is_encoded_as_diffusers(model: Model, negative: tuple[str, str |
 def test_an_empty_negative_prompt_is_zeros_where_the_checkpoint_says_so() -> None:
     model = tiny_model(zero_empty_negative=True)
     theirs: tuple[Tensor, ...] = cast(Any, tiny_pipeline(model)).encode_prompt("a red house")
-    _, negative = encode_pair(model, request(prompt="a red house"))
+    _, negative = encode_prompt_pair(model, request(prompt="a red house"))
     assert negative is not None
     close(negative.tokens, theirs[1])
     close(negative.pooled, theirs[3])
     assert not negative.tokens.any()
     for given_one in (request(negative_prompt="cat"), request(negative_prompt_2="cat")):
-        _, negative = encode_pair(model, given_one)
+        _, negative = encode_prompt_pair(model, given_one)
         assert negative is not None
         assert negative.tokens.any()
         assert negative.pooled.any()
 
 
 def test_without_guidance_there_is_no_negative(model: Model) -> None:
-    assert encode_pair(model, request(prompt="a", guidance_scale=1.0))[1] is None
+    assert encode_prompt_pair(model, request(prompt="a", guidance_scale=1.0))[1] is None
 
 
 def test_long_prompts_are_their_chunks_side_by_side(model: Model) -> None:
     prompt = "red " * 75 + "blue " * 75 + "a cat"
-    ours = encode(model, prompt)
+    ours = encode_prompt(model, prompt)
     assert ours.tokens.shape == (1, 3 * 77, sum(WIDTHS))
     for part, text in enumerate(("red " * 75, "blue " * 75, "a cat")):
         close(ours.tokens[:, 77 * part : 77 * (part + 1)], encoded_by_hand(model, text)[0])
@@ -379,13 +386,13 @@ def test_long_prompts_are_their_chunks_side_by_side(model: Model) -> None:
 
 
 def test_very_long_prompts_take_several_calls(model: Model) -> None:
-    ours = encode(model, "red " * 75 * 9 + "a cat")
+    ours = encode_prompt(model, "red " * 75 * 9 + "a cat")
     assert ours.tokens.shape == (1, 10 * 77, sum(WIDTHS))
     close(ours.tokens[:, -77:], encoded_by_hand(model, "a cat")[0])
 
 
 def test_the_shorter_of_two_prompts_is_continued_with_empty_chunks(model: Model) -> None:
-    ours = encode(model, "a cat", "red " * 80)
+    ours = encode_prompt(model, "a cat", "red " * 80)
     hand = [
         [encoded_by_hand(model, text)[0] for text in texts]
         for texts in (("a cat", ""), ("red " * 75, "red " * 5))
@@ -402,13 +409,13 @@ def test_the_shorter_of_two_prompts_is_continued_with_empty_chunks(model: Model)
 
 @pytest.mark.parametrize(("prompt", "negative"), [("red " * 160, "a cat"), ("a cat", "red " * 160)])
 def test_a_pair_has_equal_lengths(model: Model, prompt: str, negative: str) -> None:
-    pair = encode_pair(model, request(prompt=prompt, negative_prompt=negative, clip_skip=1))
+    pair = encode_prompt_pair(model, request(prompt=prompt, negative_prompt=negative, clip_skip=1))
     assert pair[1] is not None
     short = pair[1] if negative == "a cat" else pair[0]
     assert pair[0].tokens.shape == pair[1].tokens.shape == (1, 3 * 77, sum(WIDTHS))
-    close(short.tokens[:, :77], encode(model, "a cat", clip_skip=1).tokens)
+    close(short.tokens[:, :77], encode_prompt(model, "a cat", clip_skip=1).tokens)
     for part in (1, 2):
-        empty = encode(model, "", clip_skip=1).tokens
+        empty = encode_prompt(model, "", clip_skip=1).tokens
         assert torch.equal(short.tokens[:, 77 * part : 77 * (part + 1)], empty)
 
 
@@ -425,23 +432,23 @@ def encoded_by_hand(model: Model, text: str) -> tuple[Tensor, Tensor]:
 
 
 def test_weights_move_tokens_away_from_the_empty_prompt(model: Model) -> None:
-    plain, empty = encode(model, "a red house").tokens, encode(model, "").tokens
-    weighted = encode(model, "a (red:1.5) [house]")
+    plain, empty = encode_prompt(model, "a red house").tokens, encode_prompt(model, "").tokens
+    weighted = encode_prompt(model, "a (red:1.5) [house]")
     expected = plain.clone()
     expected[:, 2] = empty[:, 2] + 1.5 * (plain[:, 2] - empty[:, 2])
     expected[:, 3] = empty[:, 3] + (plain[:, 3] - empty[:, 3]) / 1.1
     close(weighted.tokens, expected)
     assert torch.equal(weighted.tokens[:, [0, 1, *range(4, 77)]], plain[:, [0, 1, *range(4, 77)]])
-    assert torch.equal(weighted.pooled, encode(model, "a red house").pooled)
+    assert torch.equal(weighted.pooled, encode_prompt(model, "a red house").pooled)
 
 
 def test_a_weight_of_one_changes_no_bit(model: Model) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         fresh = in_dtype(dtype)
-        plain = encode(fresh, "a red house")
+        plain = encode_prompt(fresh, "a red house")
         for text in ("a (red:1) house", "([a red house])"):
-            assert torch.equal(encode(fresh, text).tokens, plain.tokens)
-        weighted = encode(fresh, "a red (house:2)")
+            assert torch.equal(encode_prompt(fresh, text).tokens, plain.tokens)
+        weighted = encode_prompt(fresh, "a red (house:2)")
         assert torch.equal(weighted.tokens[:, :3], plain.tokens[:, :3])
         assert not torch.equal(weighted.tokens[:, 3], plain.tokens[:, 3])
         assert weighted.tokens.dtype == weighted.pooled.dtype == dtype
@@ -456,7 +463,7 @@ def in_dtype(dtype: torch.dtype) -> Model:
 
 def test_a_weight_of_zero_is_the_empty_prompt_there(model: Model) -> None:
     assert torch.equal(
-        encode(model, "a (red:0) house").tokens[:, 2], encode(model, "").tokens[:, 2]
+        encode_prompt(model, "a (red:0) house").tokens[:, 2], encode_prompt(model, "").tokens[:, 2]
     )
 
 
@@ -472,29 +479,29 @@ def test_pools_at_the_end_token_whatever_the_config_says(text: str) -> None:
     right: Tensor = module(ids).text_embeds
     module.text_model.eos_token_id = 2
     assert torch.allclose(module(ids).text_embeds, right) == ("<new>" not in text)
-    close(encode(model, text).pooled, right)
+    close(encode_prompt(model, text).pooled, right)
 
 
 def test_the_refiner_has_the_second_encoder_only(model: Model) -> None:
     refiner = replace(model, text_encoders=model.text_encoders[1:])
-    both = encode(model, "a cat", "a dog")
-    ours = encode(refiner, "a cat", "a dog")
+    both = encode_prompt(model, "a cat", "a dog")
+    ours = encode_prompt(refiner, "a cat", "a dog")
     close(ours.tokens, both.tokens[..., WIDTHS[0] :])
     close(ours.pooled, both.pooled)
-    close(encode(refiner, "a dog").tokens, ours.tokens)
+    close(encode_prompt(refiner, "a dog").tokens, ours.tokens)
 
 
 def test_skipping_more_layers_than_there_are_is_refused(model: Model) -> None:
-    encode(model, "a", clip_skip=3)
+    encode_prompt(model, "a", clip_skip=3)
     with pytest.raises(RequestError, match=r"clip_skip: 4 is out of range; .* 0 to 3") as caught:
-        encode_pair(model, request(clip_skip=4))
+        encode_prompt_pair(model, request(clip_skip=4))
     assert caught.value.field == "clip_skip"
 
 
 @pytest.mark.parametrize("field", ["prompt", "prompt_2", "negative_prompt", "negative_prompt_2"])
 def test_errors_name_the_field(model: Model, field: str) -> None:
     with pytest.raises(RequestError) as caught:
-        encode_pair(model, request(**{field: "(a:11)"}))
+        encode_prompt_pair(model, request(**{field: "(a:11)"}))
     assert caught.value.field == field
 
 
@@ -518,13 +525,13 @@ def counted(model: Model) -> tuple[Model, list[int]]:
 
 def test_a_prompt_is_encoded_once(model: Model) -> None:
     model, calls = counted(model)
-    first = encode(model, "a cat")
-    assert encode(model, "a cat") is first
+    first = encode_prompt(model, "a cat")
+    assert encode_prompt(model, "a cat") is first
     assert len(calls) == 1
-    others: list[Encoded] = [
-        encode(model, "a dog"),
-        encode(model, "a cat", "a dog"),
-        encode(model, "a cat", clip_skip=1),
+    others: list[EncodedPrompt] = [
+        encode_prompt(model, "a dog"),
+        encode_prompt(model, "a cat", "a dog"),
+        encode_prompt(model, "a cat", clip_skip=1),
     ]
     assert len(calls) == 4
     assert all(not torch.equal(other.tokens, first.tokens) for other in others)
@@ -532,14 +539,14 @@ def test_a_prompt_is_encoded_once(model: Model) -> None:
 
 def test_loras_that_leave_the_text_encoders_alone_share_encodings(model: Model) -> None:
     model, calls = counted(model)
-    first = encode(model, "a cat")
+    first = encode_prompt(model, "a cat")
     lora = Lora("style", "ab" * 32, "cd" * 32, {"unet": {}}, {})
-    assert encode(model, "a cat", adapters=(Adapter(lora, 0.5),)) is first
+    assert encode_prompt(model, "a cat", adapters=(Adapter(lora, 0.5),)) is first
     assert len(calls) == 1
 
 
 def test_encoding_keeps_no_gradient(model: Model) -> None:
-    encoded = encode(model, "a (cat:1.2)")
+    encoded = encode_prompt(model, "a (cat:1.2)")
     assert not encoded.tokens.requires_grad
     assert not encoded.pooled.requires_grad
 

@@ -34,8 +34,8 @@ from diffusers.schedulers.scheduling_tcd import TCDScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from overpaint.diffusion import samplers
-from overpaint.diffusion.samplers import Evaluate, sampler
-from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, sigmas
+from overpaint.diffusion.samplers import Evaluate, get_sampler
+from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, make_sigmas
 from overpaint.models.model import NoiseConfig
 from overpaint.registry import SAMPLERS, SCHEDULES, Sampler
 
@@ -55,7 +55,7 @@ Answer = Callable[[Evaluate], Any]
 
 def drive(name: str, x: Any, visited: Sigmas, answer: Answer, noise: Callable[[], Any]) -> Any:
     """Run a sampler to its end."""
-    steps = sampler(name)(x, visited, noise)
+    steps = get_sampler(name)(x, visited, noise)
     try:
         question = next(steps)
         while True:
@@ -65,7 +65,7 @@ def drive(name: str, x: Any, visited: Sigmas, answer: Answer, noise: Callable[[]
 
 
 def schedule_for(name: str, steps: int, schedule: str = "karras") -> Sigmas:
-    return sigmas(schedule, steps, SDXL, drop_penultimate=SAMPLERS[name].drops_penultimate)
+    return make_sigmas(schedule, steps, SDXL, drop_penultimate=SAMPLERS[name].drops_penultimate)
 
 
 # What every sampler keeps to.
@@ -73,7 +73,7 @@ def schedule_for(name: str, steps: int, schedule: str = "karras") -> Sigmas:
 
 def test_every_name_has_its_sampler_and_every_sampler_its_name():
     for name in SAMPLERS:
-        assert sampler(name).__name__ == name  # type: ignore[attr-defined]
+        assert get_sampler(name).__name__ == name  # type: ignore[attr-defined]
     public = {
         name
         for name, value in vars(samplers).items()
@@ -177,7 +177,7 @@ def test_only_stochastic_samplers_draw_noise(name: str):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_zero_terminal_snr_starts_from_pure_noise(name: str):
-    visited = sigmas("trailing", 10, NoiseSchedule(NoiseConfig(zero_terminal_snr=True)))
+    visited = make_sigmas("trailing", 10, NoiseSchedule(NoiseConfig(zero_terminal_snr=True)))
     x = torch.randn(64, generator=torch.Generator().manual_seed(0)) * visited[0]
     generator = torch.Generator().manual_seed(1)
     s = 0.5
@@ -407,7 +407,7 @@ def test_tcd_by_hand():
 
 @pytest.mark.parametrize(("name", "same"), [("ddim", "euler"), ("ddpm", "euler_a")])
 def test_the_identities_that_the_docstrings_claim(name: str, same: str):
-    visited = sigmas("trailing", 9, SDXL)
+    visited = make_sigmas("trailing", 9, SDXL)
     z = [0.1 * k for k in range(9)]
     ours = drive(name, 9.0, visited, network, draws(*z))
     assert ours == drive(same, 9.0, visited, network, draws(*z))
@@ -527,7 +527,7 @@ def test_parity_with_diffusers(name: str, spacing: str, skip: int):
     schedule, spaced = SPACINGS[spacing]
     scheduler = kind(**TRAINED, **options, **spaced)
     scheduler.set_timesteps(10)
-    visited = sigmas(schedule, 10, SDXL)
+    visited = make_sigmas(schedule, 10, SDXL)
     # DEIS of diffusers ends at the smallest sigma, ours at 0.
     visited = Sigmas(visited[skip : -1 if name == "deis" else None], SDXL)
     x = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)) * visited[0]

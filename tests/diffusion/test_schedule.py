@@ -9,7 +9,13 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overpaint.diffusion.schedule import SMALLEST_STRENGTH, NoiseSchedule, Sigmas, sigmas, start
+from overpaint.diffusion.schedule import (
+    MIN_STRENGTH,
+    NoiseSchedule,
+    Sigmas,
+    make_sigmas,
+    make_sigmas_for_strength,
+)
 from overpaint.errors import RequestError
 from overpaint.models.model import NoiseConfig
 from overpaint.registry import SCHEDULES
@@ -49,7 +55,7 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_start():
     assert ZERO_SNR.sigma_max == pytest.approx(math.sqrt(2**24 - 1), rel=1e-12)
     assert ZERO_SNR.sigma_min == pytest.approx(SDXL.sigma_min, rel=1e-12)
     # Next to the end diffusers' float32 has only three digits left.
-    ours = sigmas("trailing", 20, ZERO_SNR)
+    ours = make_sigmas("trailing", 20, ZERO_SNR)
     theirs = reference(20, "trailing", rescale_betas_zero_snr=True)
     assert list(ours) == pytest.approx(theirs, rel=1e-3)
 
@@ -65,7 +71,9 @@ def test_timestep_and_sigma_are_inverse(schedule: NoiseSchedule):
 
 @pytest.mark.parametrize("steps", [*range(2, 101), 125, 200, 250, 500])
 def test_leading_is_diffusers(steps: int):
-    assert list(sigmas("normal", steps, SDXL)) == pytest.approx(reference(steps, "leading"), 1e-4)
+    assert list(make_sigmas("normal", steps, SDXL)) == pytest.approx(
+        reference(steps, "leading"), 1e-4
+    )
 
 
 # Left out: 48 and 96, where a timestep of diffusers ends in .5 and float error rounds it the other
@@ -73,56 +81,56 @@ def test_leading_is_diffusers(steps: int):
 @pytest.mark.parametrize("steps", sorted({*range(2, 101), 125, 200, 250, 500} - {48, 61, 96}))
 def test_trailing_is_diffusers(steps: int):
     theirs = reference(steps, "trailing")
-    assert list(sigmas("trailing", steps, SDXL)) == pytest.approx(theirs, 1e-4)
+    assert list(make_sigmas("trailing", steps, SDXL)) == pytest.approx(theirs, 1e-4)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 10, 20, 30, 50])
 def test_other_schedules_are_diffusers(steps: int):
     # At fractional timesteps diffusers interpolates sigma, and here it is log sigma.
-    assert list(sigmas("linspace", steps, SDXL)) == pytest.approx(reference(steps), rel=2e-4)
+    assert list(make_sigmas("linspace", steps, SDXL)) == pytest.approx(reference(steps), rel=2e-4)
     karras = reference(steps, use_karras_sigmas=True)
-    assert list(sigmas("karras", steps, SDXL)) == pytest.approx(karras, rel=1e-4)
+    assert list(make_sigmas("karras", steps, SDXL)) == pytest.approx(karras, rel=1e-4)
     exponential = reference(steps, use_exponential_sigmas=True)
-    assert list(sigmas("exponential", steps, SDXL)) == pytest.approx(exponential, rel=1e-4)
-    assert list(sigmas("polyexponential", steps, SDXL)) == pytest.approx(exponential, rel=1e-4)
+    assert list(make_sigmas("exponential", steps, SDXL)) == pytest.approx(exponential, rel=1e-4)
+    assert list(make_sigmas("polyexponential", steps, SDXL)) == pytest.approx(exponential, rel=1e-4)
 
 
 def test_simple_takes_every_so_many_th_sigma():
     expected = [float(SDXL.sigmas[999 - int(i * 1000 / 7)]) for i in range(7)]
-    assert list(sigmas("simple", 7, SDXL)) == pytest.approx([*expected, 0.0], rel=1e-12)
+    assert list(make_sigmas("simple", 7, SDXL)) == pytest.approx([*expected, 0.0], rel=1e-12)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 10, 31, 200])
 def test_beta_spaces_timesteps_by_scipys_quantiles(steps: int):
     quantiles = scipy.stats.beta.ppf(1 - np.arange(steps) / steps, 0.6, 0.6)
-    timesteps = [SDXL.timestep(sigma) for sigma in sigmas("beta", steps, SDXL)[:-1]]
+    timesteps = [SDXL.timestep(sigma) for sigma in make_sigmas("beta", steps, SDXL)[:-1]]
     assert timesteps == pytest.approx((999 * quantiles).tolist(), rel=1e-4, abs=1e-4)
 
 
 def test_align_your_steps_is_the_published_table_in_ten_steps():
     table = [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.0]
-    assert list(sigmas("align_your_steps", 10, SDXL)) == pytest.approx(table, rel=1e-12)
-    twenty = sigmas("align_your_steps", 20, SDXL)
+    assert list(make_sigmas("align_your_steps", 10, SDXL)) == pytest.approx(table, rel=1e-12)
+    twenty = make_sigmas("align_your_steps", 20, SDXL)
     assert list(twenty[::2]) == pytest.approx(table, rel=1e-12)
     assert twenty[1] == pytest.approx(math.sqrt(14.615 * 6.315), rel=1e-12)
 
 
 def test_a_model_trained_on_fewer_timesteps():
     short = NoiseSchedule(NoiseConfig(steps=100))
-    assert len(sigmas("normal", 30, short)) == 31
+    assert len(make_sigmas("normal", 30, short)) == 31
     assert short.last_timestep == 99
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_single_step_starts_at_pure_noise(name: str):
     for drop in (False, True):
-        assert sigmas(name, 1, SDXL, drop_penultimate=drop) == (SDXL.sigma_max, 0.0)
+        assert make_sigmas(name, 1, SDXL, drop_penultimate=drop) == (SDXL.sigma_max, 0.0)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_dropping_the_penultimate_sigma_keeps_the_number_of_steps(name: str):
-    whole = sigmas(name, 11, SDXL)
-    dropped = sigmas(name, 10, SDXL, drop_penultimate=True)
+    whole = make_sigmas(name, 11, SDXL)
+    dropped = make_sigmas(name, 10, SDXL, drop_penultimate=True)
     assert list(dropped) == [*whole[:-2], 0.0]
 
 
@@ -130,18 +138,18 @@ def test_dropping_the_penultimate_sigma_keeps_the_number_of_steps(name: str):
 @pytest.mark.parametrize("schedule", [SDXL, ZERO_SNR])
 def test_strictly_descending_for_any_number_of_steps(name: str, schedule: NoiseSchedule):
     for steps in [*range(1, 130), 200, 333, 500, 501, 667, 998, 999, 1000, 1001, 2000]:
-        check(sigmas(name, steps, schedule), steps)
+        check(make_sigmas(name, steps, schedule), steps)
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     name=st.sampled_from(sorted(SCHEDULES)),
     steps=st.integers(1, 1000),
-    strength=st.floats(SMALLEST_STRENGTH, 1),
+    strength=st.floats(MIN_STRENGTH, 1),
     drop=st.booleans(),
 )
 def test_strictly_descending_for_any_strength(name: str, steps: int, strength: float, drop: bool):
-    check(start(name, steps, strength, SDXL, drop_penultimate=drop), steps)
+    check(make_sigmas_for_strength(name, steps, strength, SDXL, drop_penultimate=drop), steps)
 
 
 def check(visited: Sigmas, steps: int):
@@ -154,14 +162,16 @@ def check(visited: Sigmas, steps: int):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_strength_one_is_the_whole_schedule(name: str):
     for mode in ("exact", "truncate"):
-        assert start(name, 20, 1.0, SDXL, mode=mode) == sigmas(name, 20, SDXL)
+        assert make_sigmas_for_strength(name, 20, 1.0, SDXL, mode=mode) == make_sigmas(
+            name, 20, SDXL
+        )
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_exact_keeps_the_tail_of_a_longer_schedule(name: str):
-    assert start(name, 12, 0.6, SDXL) == sigmas(name, 20, SDXL)[-13:]
+    assert make_sigmas_for_strength(name, 12, 0.6, SDXL) == make_sigmas(name, 20, SDXL)[-13:]
     # round(7 / 0.99) is 7: never fewer laid out than run.
-    assert start(name, 7, 0.99, SDXL) == sigmas(name, 7, SDXL)
+    assert make_sigmas_for_strength(name, 7, 0.99, SDXL) == make_sigmas(name, 7, SDXL)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +179,8 @@ def test_exact_keeps_the_tail_of_a_longer_schedule(name: str):
 )
 def test_truncate_runs_what_diffusers_runs(steps: int, strength: float, run: int):
     for name in SCHEDULES:
-        kept = start(name, steps, strength, SDXL, mode="truncate")
-        assert kept == sigmas(name, steps, SDXL)[-run - 1 :]
+        kept = make_sigmas_for_strength(name, steps, strength, SDXL, mode="truncate")
+        assert kept == make_sigmas(name, steps, SDXL)[-run - 1 :]
         assert len(kept) == run + 1
 
 
@@ -178,26 +188,26 @@ def test_truncate_to_nothing_is_refused_with_the_way_out():
     with pytest.raises(
         RequestError, match=r"strength: 0\.2 of 4 steps .* 0 steps; .* 0\.25, "
     ) as e:
-        start("normal", 4, 0.2, SDXL, mode="truncate")
+        make_sigmas_for_strength("normal", 4, 0.2, SDXL, mode="truncate")
     assert e.value.field == "strength"
     for steps in range(1, 1001):
         with pytest.raises(RequestError) as refusal:
-            start("normal", steps, 1e-9, SDXL, mode="truncate")
+            make_sigmas_for_strength("normal", steps, 1e-9, SDXL, mode="truncate")
         advice = float(str(refusal.value).split("at least ")[1].split(",")[0])
-        assert len(start("normal", steps, advice, SDXL, mode="truncate")) >= 2
+        assert len(make_sigmas_for_strength("normal", steps, advice, SDXL, mode="truncate")) >= 2
 
 
 def test_strength_zero_has_no_steps():
-    assert start("karras", 20, 0.0, SDXL) == (0.0,)
-    assert start("karras", 20, 0.0, SDXL, mode="truncate") == (0.0,)
+    assert make_sigmas_for_strength("karras", 20, 0.0, SDXL) == (0.0,)
+    assert make_sigmas_for_strength("karras", 20, 0.0, SDXL, mode="truncate") == (0.0,)
 
 
 def test_a_vanishing_strength_is_refused_and_a_tiny_one_is_cheap():
     with pytest.raises(RequestError, match=r"1e-09 is too small .* at least 0\.000001"):
-        start("karras", 1000, 1e-9, SDXL)
+        make_sigmas_for_strength("karras", 1000, 1e-9, SDXL)
     # A schedule of a thousand million steps would not fit in memory, its tail does.
-    assert len(start("karras", 1000, SMALLEST_STRENGTH, SDXL)) == 1001
+    assert len(make_sigmas_for_strength("karras", 1000, MIN_STRENGTH, SDXL)) == 1001
 
 
 def test_sigmas_know_their_schedule():
-    assert sigmas("karras", 3, SDXL).schedule is SDXL
+    assert make_sigmas("karras", 3, SDXL).schedule is SDXL

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from overpaint.diffusion.constraint import Kept
+from overpaint.diffusion.constraint import MaskConstraint
 from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
 from overpaint.diffusion.planner import plan
-from overpaint.diffusion.schedule import NoiseSchedule, sigmas
+from overpaint.diffusion.schedule import NoiseSchedule, make_sigmas
 from overpaint.diffusion.stages import split_sigmas
 from overpaint.errors import ModelError
 from overpaint.imaging import images
@@ -60,7 +60,7 @@ def latent(asked: Request, model: Model, refiner: Model | None = None) -> torch.
 
 @pytest.mark.parametrize("schedule", ["normal", "trailing", "karras", "exponential", "beta"])
 def test_the_cut_is_at_a_noise_level(schedule: str) -> None:
-    whole = sigmas(schedule, 50, NOISE)
+    whole = make_sigmas(schedule, 50, NOISE)
     above, below = split_sigmas(whole, 0.8)
     assert above[-1] == below[0]
     assert (*above, *below[1:]) == tuple(whole)
@@ -69,13 +69,13 @@ def test_the_cut_is_at_a_noise_level(schedule: str) -> None:
 
 
 def test_the_cut_of_a_normal_schedule_is_that_of_its_steps() -> None:
-    above, below = split_sigmas(sigmas("normal", 50, NOISE), 0.8)
+    above, below = split_sigmas(make_sigmas("normal", 50, NOISE), 0.8)
     assert (len(above) - 1, len(below) - 1) == (40, 10)
 
 
 @pytest.mark.parametrize(("fraction", "steps"), [(0.0, (0, 20)), (1.0, (20, 0))])
 def test_the_cut_is_exact_at_its_ends(fraction: float, steps: tuple[int, int]) -> None:
-    above, below = split_sigmas(sigmas("karras", 20, NOISE), fraction)
+    above, below = split_sigmas(make_sigmas("karras", 20, NOISE), fraction)
     assert (len(above) - 1, len(below) - 1) == steps
 
 
@@ -159,7 +159,7 @@ def test_what_is_kept_is_kept_by_every_stage(
     (own,) = plan(asked, model, Extras(refiner if "refiner" in fields else None)).plans
     assert own.then is not None
     constraint = own.then.plan.constraint
-    assert isinstance(constraint, Kept)
+    assert isinstance(constraint, MaskConstraint)
     found = latent(asked, model, refiner if "refiner" in fields else None)
     kept = (constraint.mask == 0).expand_as(found)
     torch.testing.assert_close(found[kept], constraint.latent[kept], atol=1e-4, rtol=1e-4)
@@ -213,7 +213,7 @@ def test_what_is_kept_is_as_noisy_as_the_rest_at_the_hand_over(
     while not trajectory.done:
         step([trajectory])
     constraint = own.constraint
-    assert isinstance(constraint, Kept)
+    assert isinstance(constraint, MaskConstraint)
     assert trajectory.latent is not None
     noise = (trajectory.latent - constraint.latent) / own.sigmas[-1]
     kept = noise[(constraint.mask == 0).expand_as(noise)]

@@ -281,7 +281,7 @@ def test_a_broken_device_ends_the_process_and_not_the_jobs(
     if where == "stepping":
         change(monkeypatch, painter, broken)
     else:
-        monkeypatch.setattr(Run, "decode", broken)
+        monkeypatch.setattr(Run, "decode_picture", broken)
     engine.submit("a", Request(prompt="a cup", seed=1, num_inference_steps=2))
     with pytest.raises(torch.AcceleratorError):
         run(engine)
@@ -294,7 +294,7 @@ def test_a_preview_that_there_is_no_room_for_is_left_out(
     def full(*_: object) -> Any:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    monkeypatch.setattr(Run, "previews", full)
+    monkeypatch.setattr(Run, "render_previews", full)
     engine.submit("shown", Request(prompt="a cup", seed=1, num_inference_steps=4), preview_every=1)
     engine.submit("good", Request(prompt="a cup", seed=2, num_inference_steps=4))
     watched = run(engine)
@@ -307,7 +307,7 @@ def test_a_preview_that_fails_fails_its_job_alone(
     def broken(*_: object) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Run, "previews", broken)
+    monkeypatch.setattr(Run, "render_previews", broken)
     engine.submit("shown", Request(prompt="a cup", seed=1, num_inference_steps=4), preview_every=1)
     engine.submit("good", Request(prompt="a cup", seed=2, num_inference_steps=4))
     watched = run(engine)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from overpaint.diffusion.prompt import encode, encode_pair
+from overpaint.diffusion.prompt import encode_prompt, encode_prompt_pair
 from overpaint.errors import CheckpointError, ModelNotFoundError, RequestError
 from overpaint.models.embedding import Embedding, load_embedding
 from overpaint.models.library.library import Store
@@ -55,11 +55,11 @@ def test_a_learned_word_is_as_the_words_it_equals(prompt: str) -> None:
     vectors = words(model, "red", "house")
     names = ("text_encoder", "text_encoder_2")
     ink = Embedding("ink", "", dict(zip(names, vectors, strict=True)))
-    tagged = encode(model, prompt.format("<embedding:ink>"), embeddings=(ink,))
-    plain = encode(tiny_model(), prompt.format("red house"))
+    tagged = encode_prompt(model, prompt.format("<embedding:ink>"), embeddings=(ink,))
+    plain = encode_prompt(tiny_model(), prompt.format("red house"))
     torch.testing.assert_close(tagged.tokens, plain.tokens)
     torch.testing.assert_close(tagged.pooled, plain.pooled)
-    again = encode(model, prompt.format("red house"))
+    again = encode_prompt(model, prompt.format("red house"))
     assert torch.equal(again.tokens, plain.tokens)  # the encoder is itself again
 
 
@@ -68,8 +68,8 @@ def test_it_works_in_a_negative_prompt_and_for_a_refiner(tmp_path: Path) -> None
     for model in (tiny_model(), tiny_refiner()):
         ink = load_embedding(path, "ink", model)
         asked = Request(prompt="a cat", negative_prompt="<embedding:ink>, a dog")
-        _, negative = encode_pair(model, asked, embeddings=(ink,))
-        _, plain = encode_pair(model, Request(prompt="a cat", negative_prompt=", a dog"))
+        _, negative = encode_prompt_pair(model, asked, embeddings=(ink,))
+        _, plain = encode_prompt_pair(model, Request(prompt="a cat", negative_prompt=", a dog"))
         assert negative is not None
         assert plain is not None
         assert (negative.tokens - plain.tokens).abs().max() > 1e-2
@@ -90,7 +90,7 @@ def test_a_painter_finds_it_by_name(tmp_path: Path) -> None:
 
 def test_a_word_that_is_not_there() -> None:
     with pytest.raises(RequestError, match="prompt: no embedding 'ink' is at hand"):
-        encode(tiny_model(), "a <embedding:ink>")
+        encode_prompt(tiny_model(), "a <embedding:ink>")
 
 
 @pytest.mark.parametrize(

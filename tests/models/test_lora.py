@@ -16,7 +16,7 @@ from overpaint.models.adapters import Adapter, Weights
 from overpaint.models.files.original_layout import original_name
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
-from overpaint.nn.packed import plain_state, weighted
+from overpaint.nn.packed import list_weight_shapes, unpacked_state
 from tests.tiny import tiny_model
 
 State = dict[str, Tensor]
@@ -92,11 +92,11 @@ FORMATS: dict[str, Callable[[State], State]] = {
 def merged(model: Model, *adapters: Adapter) -> State:
     weights = Weights(model)
     weights.use("unet", adapters)
-    return plain_state(model.unet)
+    return unpacked_state(model.unet)
 
 
 def assert_same(mine: State, wanted: State) -> None:
-    for name in weighted(tiny_model().unet):
+    for name in list_weight_shapes(tiny_model().unet):
         key = f"{name}.weight"
         torch.testing.assert_close(mine[key], wanted[key], atol=1e-5, rtol=1e-5)
 
@@ -210,21 +210,21 @@ def two(model: Model, folder: Path) -> list[Adapter]:
 
 def test_two_at_once_add_up(tmp_path: Path) -> None:
     model = tiny_model()
-    base = {k: v.clone() for k, v in plain_state(model.unet).items()}
+    base = {k: v.clone() for k, v in unpacked_state(model.unet).items()}
     a, b = two(model, tmp_path)
     mine = merged(model, a, b)
-    for name in weighted(model.unet):
+    for name in list_weight_shapes(model.unet):
         key, weight = f"{name}.weight", base[f"{name}.weight"]
         total = weight.clone()
         for adapter in (a, b):
             if change := adapter.lora.changes["unet"].get(name):
-                total += adapter.scale * change.delta(weight)
+                total += adapter.scale * change.to_dense(weight)
         torch.testing.assert_close(mine[key], total)
 
 
 def test_blocks_have_scales_of_their_own(tmp_path: Path) -> None:
     model = tiny_model()
-    base = {k: v.clone() for k, v in plain_state(model.unet).items()}
+    base = {k: v.clone() for k, v in unpacked_state(model.unet).items()}
     a, _ = two(model, tmp_path)
     only = Adapter(a.lora, 1.0, blocks=(("down_blocks", 0.0), ("up_blocks", 0.0)))
     changed = {k for k, v in merged(model, only).items() if not torch.equal(v, base[k])}
@@ -234,15 +234,15 @@ def test_blocks_have_scales_of_their_own(tmp_path: Path) -> None:
 
 def test_a_thousand_switches_leave_the_base_as_it_was(tmp_path: Path) -> None:
     model = tiny_model()
-    base = {k: v.clone() for k, v in plain_state(model.unet).items()}
+    base = {k: v.clone() for k, v in unpacked_state(model.unet).items()}
     weights = Weights(model)
     a, b = two(model, tmp_path)
     sets = [(a,), (a, b), (b,), ()]
     for n in range(1000):
         weights.use("unet", sets[n % 4])
-    assert all(torch.equal(v, base[k]) for k, v in plain_state(model.unet).items())
+    assert all(torch.equal(v, base[k]) for k, v in unpacked_state(model.unet).items())
     weights.use("unet", (a, b))
-    again = {k: v.clone() for k, v in plain_state(model.unet).items()}
+    again = {k: v.clone() for k, v in unpacked_state(model.unet).items()}
     fresh = merged(tiny_model(), a, b)
     assert all(torch.equal(v, fresh[k]) for k, v in again.items())
 
@@ -251,7 +251,7 @@ def test_what_ends_half_way_leaves_nothing_in_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model()
-    base = {k: v.clone() for k, v in plain_state(model.unet).items()}
+    base = {k: v.clone() for k, v in unpacked_state(model.unet).items()}
     weights = Weights(model)
     a, b = two(model, tmp_path)
     for before in ((), (b,)):
@@ -267,9 +267,9 @@ def test_what_ends_half_way_leaves_nothing_in_the_weights(
             patched.setattr(weights, "_place", full)
             with pytest.raises(torch.OutOfMemoryError):
                 weights.use("unet", (a,))
-        assert any(not torch.equal(v, base[k]) for k, v in plain_state(model.unet).items())
+        assert any(not torch.equal(v, base[k]) for k, v in unpacked_state(model.unet).items())
         weights.use("unet", ())
-        assert all(torch.equal(v, base[k]) for k, v in plain_state(model.unet).items())
+        assert all(torch.equal(v, base[k]) for k, v in unpacked_state(model.unet).items())
 
 
 # What is refused

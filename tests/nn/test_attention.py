@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from overpaint.errors import CheckpointError
-from overpaint.nn.attention import FEW_KEYS, QUERY_BLOCK, Attention, Context, attend
+from overpaint.nn.attention import MAX_UNFUSED_KEYS, QUERIES_PER_BLOCK, Attention, Context, attend
 
 WIDTH, TOKEN = 24, 20
 
@@ -114,7 +114,7 @@ def test_other_attention_is_refused_by_name(extra: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("keys", [77, FEW_KEYS, FEW_KEYS + 1])
+@pytest.mark.parametrize("keys", [77, MAX_UNFUSED_KEYS, MAX_UNFUSED_KEYS + 1])
 def test_bf16_on_the_cpu(generator: torch.Generator, keys: int, *, padded: bool) -> None:
     """Scores and weights rounded to bf16 (a relative 2⁻⁸ each) move a mean of unit values little.
 
@@ -122,7 +122,7 @@ def test_bf16_on_the_cpu(generator: torch.Generator, keys: int, *, padded: bool)
     """
     q, k, v = (
         torch.randn(2, 3, length, 16, generator=generator).bfloat16()
-        for length in (QUERY_BLOCK + 30, keys, keys)
+        for length in (QUERIES_PER_BLOCK + 30, keys, keys)
     )
     bias = None
     if padded:

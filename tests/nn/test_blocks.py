@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from overpaint.errors import CheckpointError
 from overpaint.nn.attention import Context
-from overpaint.nn.blocks import install
-from overpaint.nn.packed import pack
+from overpaint.nn.blocks import install_blocks
+from overpaint.nn.packed import pack_network
 from tests.tiny import POOLED, UNET, WIDTHS
 
 
@@ -56,9 +56,9 @@ def pair(request: pytest.FixtureRequest) -> tuple[UNet2DConditionModel, UNet2DCo
     """diffusers' own, with the processor that spells attention out, and ours."""
     reference, ours = unet(), unet()
     reference.set_attn_processor(AttnProcessor())
-    install(ours)
+    install_blocks(ours)
     if request.param == "packed":
-        pack(ours)
+        pack_network(ours)
     return reference, ours
 
 
@@ -97,8 +97,8 @@ def test_bf16_is_as_near_to_exact_as_diffusers_is() -> None:
     rows["sample"] = rows["sample"].bfloat16()
     rows["added_cond_kwargs"]["text_embeds"] = rows["added_cond_kwargs"]["text_embeds"].bfloat16()
     theirs, ours = unet().bfloat16(), unet().bfloat16()
-    install(ours)
-    pack(ours)
+    install_blocks(ours)
+    pack_network(ours)
     errors = [
         (net(encoder_hidden_states=context, **rows)[0].float() - exact).square().mean().sqrt()
         for net, context in (
@@ -113,22 +113,22 @@ def test_bf16_is_as_near_to_exact_as_diffusers_is() -> None:
 def test_parameters_keep_their_names() -> None:
     ours = unet()
     names = set(ours.state_dict())
-    install(ours)
+    install_blocks(ours)
     assert set(ours.state_dict()) == names
 
 
 def test_install_again_changes_nothing() -> None:
     ours = unet()
-    install(ours)
+    install_blocks(ours)
     blocks = dict(ours.named_modules())
-    install(ours)
+    install_blocks(ours)
     assert dict(ours.named_modules()) == blocks
 
 
 def test_channels_last_stays() -> None:
     ours = unet()
     ours.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] stub gap
-    install(ours)
+    install_blocks(ours)
     formats: list[bool] = []
 
     def note(_module: nn.Module, _args: Any, out: Tensor | tuple[Tensor]) -> None:
@@ -152,7 +152,7 @@ def test_a_control_net_reads_the_same_context() -> None:
     torch.manual_seed(0)
     net = ControlNetModel(**shared, layers_per_block=1).eval().requires_grad_(False)
     ours = copy.deepcopy(net)
-    install(ours)
+    install_blocks(ours)
     rows, tokens = inputs(1), prompt(1)
     hint = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
     expected, _ = net(encoder_hidden_states=tokens, controlnet_cond=hint, **rows)
@@ -163,7 +163,7 @@ def test_a_control_net_reads_the_same_context() -> None:
 
 def test_masks_are_refused() -> None:
     ours = unet()
-    install(ours)
+    install_blocks(ours)
     with pytest.raises(ValueError, match="encoder_attention_mask"):
         ours(encoder_hidden_states=prompt(1), encoder_attention_mask=torch.ones(1, 77), **inputs(1))
 
@@ -182,4 +182,4 @@ def test_masks_are_refused() -> None:
 )
 def test_other_networks_are_refused_by_name(config: dict[str, Any], words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
-        install(unet(**config))
+        install_blocks(unet(**config))

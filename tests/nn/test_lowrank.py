@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from overpaint.nn.lowrank import Change, Hadamard, LowRank, Whole, merged
+from overpaint.nn.lowrank import FullDelta, Loha, LowRank, WeightDelta, merge_deltas
 
 HALF_STEP = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 """How far a number may be from the nearest one in a dtype, relative (fp32: twice that)."""
@@ -17,18 +17,18 @@ def test_merged_is_the_sum_rounded_once(
 ) -> None:
     torch.manual_seed(0)
     weight = torch.randn(96, 64).to(dtype)
-    known: dict[str, Change] = {
+    known: dict[str, WeightDelta] = {
         "low": LowRank(torch.randn(8, 64).to(stored), torch.randn(96, 8).to(stored), 0.5),
-        "whole": Whole(torch.randn(96, 64).to(stored)),
-        "hadamard": Hadamard(
+        "whole": FullDelta(torch.randn(96, 64).to(stored)),
+        "hadamard": Loha(
             (torch.randn(96, 4).to(stored), torch.randn(4, 64).to(stored), None),
             (torch.randn(96, 4).to(stored), torch.randn(4, 64).to(stored), None),
             0.25,
         ),
     }
     changes = [(known[kind], 0.7 - 1.1 * i) for i, kind in enumerate(kinds.split(", "))]
-    exact = weight.double() + sum(scale * c.delta(weight).double() for c, scale in changes)
-    found = merged(weight, changes)
+    exact = weight.double() + sum(scale * c.to_dense(weight).double() for c, scale in changes)
+    found = merge_deltas(weight, changes)
     assert found.dtype == dtype
     error = (found.double() - exact).abs()
     assert (error <= 1.01 * HALF_STEP[dtype] * exact.abs() + 2e-5).all()
@@ -37,6 +37,6 @@ def test_merged_is_the_sum_rounded_once(
 def test_a_convolution_keeps_its_layout() -> None:
     weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
     change = LowRank(torch.randn(2, 4, 3, 3), torch.randn(8, 2, 1, 1), 1.0)
-    found = merged(weight, [(change, 0.5)])
-    torch.testing.assert_close(found, weight + 0.5 * change.delta(weight))
+    found = merge_deltas(weight, [(change, 0.5)])
+    torch.testing.assert_close(found, weight + 0.5 * change.to_dense(weight))
     assert found.is_contiguous(memory_format=torch.channels_last)

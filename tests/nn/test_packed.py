@@ -6,7 +6,7 @@ from diffusers.models.activations import GEGLU
 from torch import nn
 from torch.nn import functional as F
 
-from overpaint.nn.packed import PackedConv2d, PackedGEGLU, PackedLinear, pack
+from overpaint.nn.packed import PackedConv2d, PackedGEGLU, PackedLinear, pack_network
 
 BF16 = torch.bfloat16
 BF16_STEP = 2.0**-8
@@ -15,7 +15,7 @@ BF16_STEP = 2.0**-8
 
 def available(dtype: torch.dtype) -> bool:
     network = nn.Sequential(nn.Conv2d(4, 4, 3)).to(dtype)
-    pack(network)
+    pack_network(network)
     return isinstance(network[0], PackedConv2d)
 
 
@@ -78,14 +78,14 @@ def test_geglu() -> None:
 @needs_fp32
 def test_fp32_packs_convolutions_alone() -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 4))
-    pack(network)
+    pack_network(network)
     assert [type(layer) for layer in network] == [PackedConv2d, nn.Conv2d, nn.Linear]
 
 
 @needs_bf16
 def test_bf16_packs_nested_linear_layers_too() -> None:
     network = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.ModuleList([GEGLU(4, 4)])).to(BF16)
-    pack(network)
+    pack_network(network)
     inner, listed = network
     assert isinstance(inner, nn.Sequential)
     assert isinstance(listed, nn.ModuleList)
@@ -96,5 +96,5 @@ def test_bf16_packs_nested_linear_layers_too() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_dtypes_stay(dtype: torch.dtype) -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3)).to(dtype)
-    pack(network)
+    pack_network(network)
     assert isinstance(network[0], nn.Conv2d)

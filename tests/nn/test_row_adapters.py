@@ -8,9 +8,16 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from overpaint.nn import packed
-from overpaint.nn.lowrank import Change, Decomposed, Hadamard, Kronecker, LowRank, Whole
-from overpaint.nn.packed import layer, pack, plain_state, plain_weight, weighted, write_weight
-from overpaint.nn.row_adapters import Sides
+from overpaint.nn.lowrank import Dora, FullDelta, Loha, Lokr, LowRank, WeightDelta
+from overpaint.nn.packed import (
+    find_layer,
+    list_weight_shapes,
+    pack_network,
+    read_weight,
+    unpacked_state,
+    write_weight,
+)
+from overpaint.nn.row_adapters import RowAdapters
 
 
 class Network(nn.Module):
@@ -33,11 +40,11 @@ class Network(nn.Module):
 def network(dtype: torch.dtype) -> Network:
     torch.manual_seed(0)
     made = Network().to(dtype).eval().requires_grad_(False)
-    pack(made)
+    pack_network(made)
     return made
 
 
-def changes(seed: int) -> dict[str, Change]:
+def changes(seed: int) -> dict[str, WeightDelta]:
     """A change of each kind, for each layer."""
     draw = torch.Generator().manual_seed(seed)
 
@@ -46,11 +53,11 @@ def changes(seed: int) -> dict[str, Change]:
 
     return {
         "conv": LowRank(noise(2, 4, 3, 3), noise(8, 2, 1, 1), 0.5),
-        "proj_in": Decomposed(LowRank(noise(2, 8), noise(8, 2), 1.0), 1 + noise(8)),
+        "proj_in": Dora(LowRank(noise(2, 8), noise(8, 2), 1.0), 1 + noise(8)),
         "ff.0.proj": LowRank(noise(2, 8), noise(32, 2), 0.7),
-        "ff.1": Hadamard((noise(8, 2), noise(2, 16), None), (noise(8, 2), noise(2, 16), None), 2.0),
-        "one": Kronecker((noise(2, 2),), (noise(2, 4, 1, 1),), 1.0) if seed % 2
-        else Whole(noise(4, 8, 1, 1)),
+        "ff.1": Loha((noise(8, 2), noise(2, 16), None), (noise(8, 2), noise(2, 16), None), 2.0),
+        "one": Lokr((noise(2, 2),), (noise(2, 4, 1, 1),), 1.0) if seed % 2
+        else FullDelta(noise(4, 8, 1, 1)),
     }  # fmt: skip
 
 
@@ -63,18 +70,18 @@ SETS: tuple[tuple[tuple[int, float], ...], ...] = (
 """For each row: seeds of changes, and their scales."""
 
 
-def has(own: Any, name: str) -> list[tuple[Change, float]]:
+def has(own: Any, name: str) -> list[tuple[WeightDelta, float]]:
     return [(changes(seed)[name], scale) for seed, scale in own if name in changes(seed)]
 
 
 def merged(dtype: torch.dtype, own: tuple[tuple[int, float], ...]) -> Network:
     made = network(dtype)
-    for name in weighted(made):
-        held = layer(made, name)
-        weight = plain_weight(held)
+    for name in list_weight_shapes(made):
+        held = find_layer(made, name)
+        weight = read_weight(held)
         total = weight.float()
         for change, scale in has(own, name):
-            total = total + scale * change.delta(weight)
+            total = total + scale * change.to_dense(weight)
         write_weight(held, total)
     return made
 
@@ -83,11 +90,11 @@ def merged(dtype: torch.dtype, own: tuple[tuple[int, float], ...]) -> Network:
 def test_rows_have_their_own(dtype: torch.dtype) -> None:
     x = torch.randn(len(SETS), 4, 8, 8, generator=torch.Generator().manual_seed(9)).to(dtype)
     made = network(dtype)
-    assert set(weighted(made)) == set(changes(1))
-    sides = Sides(made, lambda own: weighted(made) if own else (), has)
-    with sides.lent(SETS):
+    assert set(list_weight_shapes(made)) == set(changes(1))
+    sides = RowAdapters(made, lambda own: list_weight_shapes(made) if own else (), has)
+    with sides.applied(SETS):
         together = made(x)
-    with sides.lent(SETS):
+    with sides.applied(SETS):
         again = made(x)
     assert torch.equal(again, together)
     atol, rtol = (1e-4, 1e-4) if dtype == torch.float32 else (0.15, 0.1)
@@ -99,26 +106,26 @@ def test_rows_have_their_own(dtype: torch.dtype) -> None:
 def test_a_weight_goes_in_and_comes_out_of_every_layer() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         made = network(dtype)
-        before = {k: v.clone() for k, v in plain_state(made).items()}
+        before = {k: v.clone() for k, v in unpacked_state(made).items()}
         torch.manual_seed(0)
         wanted = Network().to(dtype).state_dict()
         assert before.keys() == wanted.keys()
         assert all(torch.equal(v, wanted[k]) for k, v in before.items())
-        for name in weighted(made):
-            held = layer(made, name)
-            weight = plain_weight(held).clone()
+        for name in list_weight_shapes(made):
+            held = find_layer(made, name)
+            weight = read_weight(held).clone()
             write_weight(held, weight + 1)
-            assert torch.equal(plain_weight(held), weight + 1)
+            assert torch.equal(read_weight(held), weight + 1)
             write_weight(held, weight)
-        assert all(torch.equal(v, before[k]) for k, v in plain_state(made).items())
+        assert all(torch.equal(v, before[k]) for k, v in unpacked_state(made).items())
 
 
 def test_packing_is_not_undone_by_writing() -> None:
     made = network(torch.bfloat16)
     kinds = {name: type(module) for name, module in made.named_modules()}
-    for name in weighted(made):
-        held = layer(made, name)
-        write_weight(held, plain_weight(held))
+    for name in list_weight_shapes(made):
+        held = find_layer(made, name)
+        write_weight(held, read_weight(held))
     assert {name: type(module) for name, module in made.named_modules()} == kinds
     if packed.PackedLinear in kinds.values():  # where there is something to win
         assert isinstance(made.ff[0], packed.PackedGEGLU)

@@ -5,9 +5,9 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import nn
 
-from overpaint.nn.packed import PackedGEGLU, PackedLinear, fast, pack, plain_weight
-from overpaint.nn.packed import layer as held
-from overpaint.nn.weight_slots import Plain, Tiled, place_of
+from overpaint.nn.packed import PackedGEGLU, PackedLinear, is_fast, pack_network, read_weight
+from overpaint.nn.packed import find_layer as held
+from overpaint.nn.weight_slots import PlainSlot, TiledSlot, make_weight_slot
 from tests.nn.test_lowrank import HALF_STEP
 
 LAYERS = {"tiles": "0", "half a tile": "1", "geglu": "2.proj", "convolution": "3"}
@@ -19,7 +19,7 @@ def network(dtype: torch.dtype) -> nn.Sequential:
         nn.Linear(64, 128), nn.Linear(96, 80), GEGLU(64, 128), nn.Conv2d(8, 16, 3, padding=1)
     )
     made.to(dtype).requires_grad_(False)
-    pack(made)
+    pack_network(made)
     return made
 
 
@@ -32,16 +32,16 @@ def inputs(name: str, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("name", LAYERS.values(), ids=LAYERS)
 def test_what_was_there_is_there_again(name: str, dtype: torch.dtype) -> None:
     made = network(dtype)
-    before = plain_weight(held(made, name)).clone()
+    before = read_weight(held(made, name)).clone()
     x = inputs(name, dtype)
     result = made[int(name[0])](x) if dtype != torch.float16 else None
-    place = place_of(made, name)
+    place = make_weight_slot(made, name)
     for _ in range(3):
         other = torch.randn_like(before)
         place.write(other)
-        assert torch.equal(plain_weight(held(made, name)), other)
+        assert torch.equal(read_weight(held(made, name)), other)
         place.restore()
-        assert torch.equal(plain_weight(held(made, name)), before)
+        assert torch.equal(read_weight(held(made, name)), before)
         assert torch.equal(place.pristine, before)
         if result is not None:
             assert torch.equal(made[int(name[0])](x), result)
@@ -51,7 +51,7 @@ def test_what_was_there_is_there_again(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", LAYERS.values(), ids=LAYERS)
 def test_a_product_is_added_to_the_pristine_weight(name: str, dtype: torch.dtype) -> None:
     made = network(dtype)
-    place = place_of(made, name)
+    place = make_weight_slot(made, name)
     weight = place.pristine.double()
     for seed in range(2):  # not one on top of the other
         torch.manual_seed(seed)
@@ -59,14 +59,14 @@ def test_a_product_is_added_to_the_pristine_weight(name: str, dtype: torch.dtype
         place.add(up, down)
         exact = weight + (up.double() @ down.double()).view(weight.shape)
         allowed = 1.01 * HALF_STEP[dtype] * exact.abs() + 2e-5
-        if dtype != torch.float32 and fast(torch.device("cpu"), dtype):
+        if dtype != torch.float32 and is_fast(torch.device("cpu"), dtype):
             size = up.double().abs() @ down.double().abs()
             allowed += 2.02 * HALF_STEP[dtype] * size.view(weight.shape)
-        found = plain_weight(held(made, name)).double()
+        found = read_weight(held(made, name)).double()
         assert ((found - exact).abs() <= allowed).all()
     place.restore()
     assert torch.equal(place.pristine.double(), weight)
-    assert torch.equal(plain_weight(held(made, name)).double(), weight)
+    assert torch.equal(read_weight(held(made, name)).double(), weight)
 
 
 def test_tiles_are_used_where_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,16 +74,16 @@ def test_tiles_are_used_where_they_are_known(monkeypatch: pytest.MonkeyPatch) ->
     made = network(torch.bfloat16)
     if not isinstance(made[0], PackedLinear) or not isinstance(made[2], PackedGEGLU):
         pytest.skip("no bf16 on this CPU")
-    if not isinstance(place_of(made, "0"), Tiled):
+    if not isinstance(make_weight_slot(made, "0"), TiledSlot):
         pytest.skip("this CPU's tiles are others")
-    assert isinstance(place_of(made, "1"), Plain)
+    assert isinstance(make_weight_slot(made, "1"), PlainSlot)
     other = network(torch.bfloat16)
-    tiles = {name: place_of(made, name) for name in ("0", "2.proj")}
-    assert all(isinstance(place, Tiled) for place in tiles.values())
+    tiles = {name: make_weight_slot(made, name) for name in ("0", "2.proj")}
+    assert all(isinstance(place, TiledSlot) for place in tiles.values())
     monkeypatch.setattr(PackedLinear, "tiled", False)
     for name in tiles:
-        unlike = place_of(other, name)
-        assert isinstance(unlike, Plain)
+        unlike = make_weight_slot(other, name)
+        assert isinstance(unlike, PlainSlot)
         rows, columns = unlike.pristine.shape
         up, down = torch.randn(rows, 5), torch.randn(5, columns)
         tiles[name].add(up, down)

@@ -26,7 +26,7 @@ class Constraint(Protocol):
         ...
 
 
-class Free:
+class Unconstrained:
     """No constraint."""
 
     def start(self, x: Tensor, noise: Tensor, sigma: float) -> Tensor:
@@ -41,7 +41,7 @@ class Free:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class MaskConstraint:
     """Keeps a picture's latent where a mask is 0, and for a part of the way where it is grey.
 
     Differential diffusion (Levin and Fried 2023, arXiv 2306.00950, algorithm 1): a cell whose mask

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from overpaint.diffusion.tiling.vae import in_windows
+from overpaint.diffusion.tiling.vae import run_in_windows
 from overpaint.errors import DeviceError
 from overpaint.imaging import images
 from overpaint.models.model import Model
 
-SMALLEST_WINDOW = 32
+MIN_WINDOW_CELLS = 32
 """Side of a window that the VAE is given by itself, in cells: it looks far around each."""
 
 
@@ -33,7 +33,7 @@ class Moments:
 
 
 @torch.inference_mode()
-def encode(model: Model, pixels: NDArray[np.float32]) -> tuple[Moments, str | None]:
+def encode_pixels(model: Model, pixels: NDArray[np.float32]) -> tuple[Moments, str | None]:
     """The posterior of a picture, and a notice if it took a second try.
 
     Beyond twice the native side it is encoded in windows, which take no more memory than that.
@@ -54,7 +54,7 @@ def encode(model: Model, pixels: NDArray[np.float32]) -> tuple[Moments, str | No
     def run() -> Tensor:
         batch = torch.from_numpy(pixels)[None]
         if side := _window(model, max(batch.shape[2:]) // model.vae_factor):
-            return in_windows(vae, whole, batch, side=side, reads=model.vae_factor)
+            return run_in_windows(vae, whole, batch, side=side, reads=model.vae_factor)
         return whole(batch)
 
     parameters, notice = _finite(model, run, "encoded")
@@ -66,7 +66,7 @@ def encode(model: Model, pixels: NDArray[np.float32]) -> tuple[Moments, str | No
 
 
 @torch.inference_mode()
-def decode(model: Model, latent: Tensor) -> tuple[Image, str | None]:
+def decode_latent(model: Model, latent: Tensor) -> tuple[Image, str | None]:
     """The picture of a latent [1, C, h, w], and a notice if it took a second try.
 
     A half-precision VAE can overflow, which would show as black: then it is run again in fp32.
@@ -88,7 +88,7 @@ def decode(model: Model, latent: Tensor) -> tuple[Image, str | None]:
 
     def run() -> Tensor:
         if side := _window(model, max(latent.shape[2:])):
-            return in_windows(vae, whole, latent, side=side, writes=model.vae_factor)
+            return run_in_windows(vae, whole, latent, side=side, writes=model.vae_factor)
         return whole(latent)
 
     pixels, notice = _finite(model, run, "decoded")
@@ -98,7 +98,7 @@ def decode(model: Model, latent: Tensor) -> tuple[Image, str | None]:
 def _window(model: Model, cells: int) -> int:
     """The side of the VAE's windows over a picture of so many cells; 0 to see it at once."""
     native = model.native_size // model.vae_factor
-    return max(native, SMALLEST_WINDOW) if cells > 2 * native else 0
+    return max(native, MIN_WINDOW_CELLS) if cells > 2 * native else 0
 
 
 def _finite(model: Model, run: Callable[[], Tensor], done: str) -> tuple[Tensor, str | None]:
@@ -128,7 +128,7 @@ def _finite_alone(model: Model, run: Callable[[], Tensor], done: str) -> tuple[T
     return result, notice
 
 
-def preview(model: Model, latent: Tensor) -> Image | None:
+def preview_latent(model: Model, latent: Tensor) -> Image | None:
     """A cheap look at a latent [1, C, h, w]: by the small decoder or else the linear map.
 
     Returns:

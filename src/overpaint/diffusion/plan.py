@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from overpaint.diffusion.conditioning import Conditioning, Network
-from overpaint.diffusion.constraint import Constraint, Free
+from overpaint.diffusion.constraint import Constraint, Unconstrained
 from overpaint.diffusion.guidance import Guidance
 from overpaint.diffusion.latents import Moments
 from overpaint.diffusion.samplers import Noise, Sampler
@@ -48,7 +48,7 @@ class Plan:
     positive: Conditioning
     negative: Conditioning | None
     guidance: Guidance
-    constraint: Constraint = field(default_factory=Free)
+    constraint: Constraint = field(default_factory=Unconstrained)
     carried: Tensor | None = None
     then: "Stage | None" = None
 

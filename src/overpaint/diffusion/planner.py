@@ -10,11 +10,11 @@ from torch import Tensor
 
 from overpaint.diffusion import control_inputs, latents, prompt, stages
 from overpaint.diffusion.conditioning import Conditioning, Network
-from overpaint.diffusion.constraint import Constraint, Free, Kept
+from overpaint.diffusion.constraint import Constraint, MaskConstraint, Unconstrained
 from overpaint.diffusion.guidance import Guidance
 from overpaint.diffusion.plan import Plan, Planned, Stage
-from overpaint.diffusion.samplers import sampler
-from overpaint.diffusion.schedule import Sigmas, start
+from overpaint.diffusion.samplers import get_sampler
+from overpaint.diffusion.schedule import Sigmas, make_sigmas_for_strength
 from overpaint.diffusion.tiling.network import TiledNetwork
 from overpaint.diffusion.unet import get_network
 from overpaint.errors import ModelError
@@ -105,7 +105,7 @@ def _append_second_stage(
 
 def _select_sigmas(request: Request, model: Model, steps: int, strength: float) -> Sigmas:
     """Return the noise levels of a stage that starts at a strength."""
-    return start(
+    return make_sigmas_for_strength(
         request.schedule,
         steps,
         strength,
@@ -138,17 +138,17 @@ def _plan_stage(
         all_sigmas: the sigmas of all stages that a gray mask divides; by default `sigmas`.
     """
     positive, negative = _encode_conditioning(request, model, canvas, notices, extras)
-    constraint: Constraint = Free()
+    constraint: Constraint = Unconstrained()
     if part := canvas.part:
         kept = encode_picture(model, part.kept, notices).mean
-        constraint = Kept(kept, _mask_cells(part.mask, model), all_sigmas or sigmas)
+        constraint = MaskConstraint(kept, _mask_cells(part.mask, model), all_sigmas or sigmas)
     channels: int = model.vae.config["latent_channels"]
     width, height = canvas.size
     tiled = max(canvas.size) > 2 * model.native_size
     return Plan(
         _get_tiled_network(model) if tiled else get_network(model),
         (channels, height // model.vae_factor, width // model.vae_factor),
-        sampler(request.sampler),
+        get_sampler(request.sampler),
         sigmas,
         request.seed,
         None,
@@ -182,7 +182,7 @@ def encode_picture(
 
     def encode() -> tuple[latents.Moments, str | None]:
         pixels = images.to_array(picture)
-        return latents.encode(model, pixels if hidden is None else pixels * (1 - hidden))
+        return latents.encode_pixels(model, pixels if hidden is None else pixels * (1 - hidden))
 
     content = (picture.tobytes(), b"" if hidden is None else hidden.tobytes())
     key = (picture.size, *(hashlib.sha256(part).digest() for part in content))
@@ -226,7 +226,9 @@ def _encode_conditioning(
     request: Request, model: Model, canvas: Canvas, notices: list[str], extras: Extras
 ) -> tuple[Conditioning, Conditioning | None]:
     """Return the conditioning of the prompt and, if the request is guided, of the negative one."""
-    positive, negative = prompt.encode_pair(model, request, extras.adapters, extras.embeddings)
+    positive, negative = prompt.encode_prompt_pair(
+        model, request, extras.adapters, extras.embeddings
+    )
     width, height = canvas.size
     whole = (height, width)
     original = request.original_size or whole

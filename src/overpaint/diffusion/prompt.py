@@ -30,13 +30,13 @@ from overpaint.request_fields import EMBEDDING_PATTERN
 if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-CHUNK = 75
+CHUNK_TOKENS = 75
 """Tokens of text in a chunk; with the begin and end tokens it fills CLIP's 77 positions."""
 
-BACKTRACK = 20
+COMMA_BACKTRACK_TOKENS = 20
 """How far back from a full chunk's end a comma may be for the cut to be made there."""
 
-CHUNKS_AT_ONCE = 8
+MAX_CHUNKS_PER_CALL = 8
 """Chunks per call of a text encoder: all hidden states of a call are in memory together."""
 
 
@@ -54,7 +54,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPrompt:
     """A prompt as the UNet takes it, on the model's device and in its dtype.
 
     Attributes:
@@ -66,7 +66,7 @@ class Encoded:
     pooled: Tensor
 
 
-def chunks(
+def split_into_chunks(
     passages: Sequence[Sequence[Segment]],
     tokenizer: "CLIPTokenizer",
     learned: Mapping[str, Sequence[int]] | None = None,
@@ -112,10 +112,10 @@ def _cut(
 ) -> list[Chunk]:
     found: list[Chunk] = []
     start = 0
-    while len(ids) - start > CHUNK:
-        end = full = start + CHUNK
+    while len(ids) - start > CHUNK_TOKENS:
+        end = full = start + CHUNK_TOKENS
         if ids[full] != comma:
-            near = range(full - 1, full - 1 - BACKTRACK, -1)
+            near = range(full - 1, full - 1 - COMMA_BACKTRACK_TOKENS, -1)
             end = next((place + 1 for place in near if ids[place] == comma), full)
         found.append(_chunk(ids[start:end], weights[start:end], tokenizer))
         start = end
@@ -125,16 +125,16 @@ def _cut(
 def _chunk(ids: list[int], weights: list[float], tokenizer: "CLIPTokenizer") -> Chunk:
     begin, end = cast(int, tokenizer.bos_token_id), cast(int, tokenizer.eos_token_id)
     # SDXL's first tokenizer pads with the end token, its second with "!", which is id 0.
-    padding = [cast(int, tokenizer.pad_token_id)] * (CHUNK - len(ids))
+    padding = [cast(int, tokenizer.pad_token_id)] * (CHUNK_TOKENS - len(ids))
     return Chunk(
         tokens=(begin, *ids, end, *padding),
         weights=(1.0, *weights, 1.0, *([1.0] * len(padding))),
     )
 
 
-def encode_pair(
+def encode_prompt_pair(
     model: Model, request: Request, adapters: Adapters = (), embeddings: Embeddings = ()
-) -> tuple[Encoded, Encoded | None]:
+) -> tuple[EncodedPrompt, EncodedPrompt | None]:
     """The prompt and, when the request is guided, the negative prompt, of equal token length.
 
     The shorter of the two is continued with encoded empty chunks, as in A1111. Where the
@@ -145,27 +145,31 @@ def encode_pair(
         RequestError: a weight or `clip_skip` is out of range.
     """
     skip = request.clip_skip
-    own = partial(encode, model, clip_skip=skip, adapters=adapters, embeddings=embeddings)
+    own = partial(encode_prompt, model, clip_skip=skip, adapters=adapters, embeddings=embeddings)
     prompt = own(request.prompt, request.prompt_2)
     if not request.guided:
         return prompt, None
     if model.zero_empty_negative and not (request.negative_prompt or request.negative_prompt_2):
-        return prompt, Encoded(torch.zeros_like(prompt.tokens), torch.zeros_like(prompt.pooled))
+        return prompt, EncodedPrompt(
+            torch.zeros_like(prompt.tokens), torch.zeros_like(prompt.pooled)
+        )
     negative = own(request.negative_prompt, request.negative_prompt_2, field="negative_prompt")
     length = max(prompt.tokens.shape[1], negative.tokens.shape[1])
     empty = own("")
     return _continued(prompt, empty, length), _continued(negative, empty, length)
 
 
-def _continued(encoded: Encoded, empty: Encoded, length: int) -> Encoded:
+def _continued(encoded: EncodedPrompt, empty: EncodedPrompt, length: int) -> EncodedPrompt:
     """`encoded` with the tokens of `empty` appended until there are `length`."""
     missing = (length - encoded.tokens.shape[1]) // empty.tokens.shape[1]
     if not missing:
         return encoded
-    return Encoded(torch.cat([encoded.tokens, *[empty.tokens] * missing], dim=1), encoded.pooled)
+    return EncodedPrompt(
+        torch.cat([encoded.tokens, *[empty.tokens] * missing], dim=1), encoded.pooled
+    )
 
 
-def encode(
+def encode_prompt(
     model: Model,
     prompt: str,
     prompt_2: str | None = None,
@@ -174,7 +178,7 @@ def encode(
     field: str = "prompt",
     adapters: Adapters = (),
     embeddings: Embeddings = (),
-) -> Encoded:
+) -> EncodedPrompt:
     """Encode a prompt with the model's text encoders (arXiv 2307.01952, section 2.1).
 
     Each encoder's penultimate hidden states, without the final layer norm, are laid side by side
@@ -220,7 +224,7 @@ def _encode(
     clip_skip: int,
     adapters: Adapters,
     embeddings: Embeddings,
-) -> Encoded:
+) -> EncodedPrompt:
     for part in model.encoders:
         weights_of(model).use(part, adapters)
     most = min(encoder.model.config.num_hidden_layers for encoder in model.text_encoders) - 1
@@ -229,7 +233,7 @@ def _encode(
             "clip_skip", f"{clip_skip} is out of range; allowed for this model is 0 to {most}."
         )
     rows = [
-        chunks(parse_prompt(text, field), encoder.tokenizer, _ids(encoder, embeddings))
+        split_into_chunks(parse_prompt(text, field), encoder.tokenizer, _ids(encoder, embeddings))
         for (text, field), encoder in zip(sources, model.text_encoders, strict=True)
     ]
     count = max(map(len, rows))
@@ -241,7 +245,7 @@ def _encode(
             states.append(_states(encoder, own, clip_skip))
     tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]
     pooled = _pooled(model.text_encoders[-1], states[-1][1], rows[-1][0])
-    return Encoded(tokens.to(model.device, model.dtype), pooled.to(model.device, model.dtype))
+    return EncodedPrompt(tokens.to(model.device, model.dtype), pooled.to(model.device, model.dtype))
 
 
 def _ids(encoder: TextEncoder, embeddings: Embeddings) -> dict[str, range]:
@@ -290,7 +294,7 @@ def _run(encoder: TextEncoder, own: list[Chunk], clip_skip: int) -> tuple[Tensor
     ids = torch.tensor([chunk.tokens for chunk in own], device=encoder.model.device)
     outputs: list[Any] = [
         encoder.model(input_ids=part, output_hidden_states=True)
-        for part in ids.split(CHUNKS_AT_ONCE)
+        for part in ids.split(MAX_CHUNKS_PER_CALL)
     ]
     hidden = torch.cat([output.hidden_states[-2 - clip_skip] for output in outputs])
     return hidden, outputs[0].last_hidden_state[:1]

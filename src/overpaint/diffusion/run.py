@@ -68,15 +68,15 @@ class Run:
         """Whether all pictures are there."""
         return len(self._pictures) == self.request.num_images
 
-    def previews(self, indices: "range | list[int]") -> Iterator[Preview]:
+    def render_previews(self, indices: "range | list[int]") -> Iterator[Preview]:
         """A look at pictures in the making, of those that have been stepped."""
         for i in indices:
             if (denoised := self.trajectories[i].denoised) is not None:
-                image = latents.preview(self.model, denoised)
+                image = latents.preview_latent(self.model, denoised)
                 if image:
                     yield Preview(i, image)
 
-    def decode(self, index: int) -> Iterator[Notice]:
+    def decode_picture(self, index: int) -> Iterator[Notice]:
         """Make a picture of its latent, and lay it on the canvas.
 
         Raises:
@@ -85,12 +85,12 @@ class Run:
         latent = self.trajectories[index].latent
         if latent is None:
             raise ValueError(f"picture {index} is not done; step its trajectory first")
-        image, notice = latents.decode(self.model, latent)
+        image, notice = latents.decode_latent(self.model, latent)
         self._pictures[index] = self._canvas.compose(image)
         if notice:
             yield Notice(notice)
 
-    def finished(self) -> Finished:
+    def finish(self) -> Finished:
         """Its pictures, all of which are there, with their metadata."""
         pictures = tuple(self._pictures[i] for i in range(self.request.num_images))
         extras = self._extras

@@ -63,7 +63,7 @@ Past: TypeAlias = "list[tuple[float, Tensor]]"
 """What was found at the sigmas before, the newest last."""
 
 
-def sampler(name: str) -> Sampler:
+def get_sampler(name: str) -> Sampler:
     """The sampler of that name in `names.SAMPLERS`."""
     return globals()[SAMPLERS[name].name]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float64]
 
 # Steps below this strength differ from the picture by less than the arithmetic resolves.
-SMALLEST_STRENGTH = 1e-6
+MIN_STRENGTH = 1e-6
 
 
 class NoiseSchedule:
@@ -117,7 +117,7 @@ class Sigmas(tuple[float, ...]):
         return self
 
 
-def sigmas(
+def make_sigmas(
     name: str, steps: int, noise: NoiseSchedule, *, drop_penultimate: bool = False
 ) -> Sigmas:
     """The whole schedule.
@@ -135,7 +135,7 @@ def sigmas(
     return _tail(name, steps, steps, noise, drop_penultimate)
 
 
-def start(
+def make_sigmas_for_strength(
     name: str,
     steps: int,
     strength: float,
@@ -168,11 +168,11 @@ def start(
         return Sigmas((0.0,), noise)
     kept = count_steps(steps, strength, mode)
     if mode == "exact":
-        if strength < SMALLEST_STRENGTH:
+        if strength < MIN_STRENGTH:
             raise RequestError(
                 "strength",
                 f"{strength} is too small to change anything; "
-                f"give 0 to keep the picture, or at least {SMALLEST_STRENGTH:f}.",
+                f"give 0 to keep the picture, or at least {MIN_STRENGTH:f}.",
             )
         laid_out = max(steps, round(steps / strength))
     else:

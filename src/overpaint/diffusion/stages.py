@@ -62,9 +62,9 @@ def make_enlarger(model: Model, space: Space) -> Callable[[Plan, Tensor], Plan]:
     # The notices of the VAE are dropped here: it repeats them when it decodes the final result.
     def enlarge_pixels(plan: Plan, latent: Tensor) -> Plan:
         size = model.vae_factor * plan.shape[2], model.vae_factor * plan.shape[1]
-        small, _ = latents.decode(model, latent)
+        small, _ = latents.decode_latent(model, latent)
         pixels = images.to_array(small.resize(size, Resampling.LANCZOS))
-        moments, _ = latents.encode(model, pixels)
+        moments, _ = latents.encode_pixels(model, pixels)
         return replace(plan, init=moments)
 
     def enlarge_latents(plan: Plan, latent: Tensor) -> Plan:

@@ -12,8 +12,8 @@ from overpaint.diffusion.schedule import NoiseSchedule
 from overpaint.models.adapters import Adapters, Weights, changes_at, weights_of
 from overpaint.models.model import Model, Prediction
 from overpaint.nn.attention import Context
-from overpaint.nn.lowrank import Change
-from overpaint.nn.row_adapters import Sides
+from overpaint.nn.lowrank import WeightDelta
+from overpaint.nn.row_adapters import RowAdapters
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -47,7 +47,7 @@ class UNet:
         self._unet = unet
         self._weights = weights
         self._controlnets = ControlNetRunner(schedule)
-        self._row_adapters = Sides(unet, _changed_layers, _changes_at_layer)
+        self._row_adapters = RowAdapters(unet, _changed_layers, _changes_at_layer)
         self._last: tuple[tuple[Conditioning, ...], StackedInputs] | None = None
 
     def predict(self, rows: Sequence[Row]) -> Tensor:
@@ -65,7 +65,7 @@ class UNet:
         order = sorted(range(len(rows)), key=lambda i: (not sets[i], sets.index(sets[i])))
         back = torch.tensor(order, device=self.device).argsort()
         # Rows with adapters are adjacent, so that layers can slice them instead of gathering them.
-        with self._row_adapters.lent(tuple(sets[i] for i in order)):
+        with self._row_adapters.applied(tuple(sets[i] for i in order)):
             return self._predict([rows[i] for i in order])[back]
 
     def _predict(self, rows: Sequence[Row]) -> Tensor:
@@ -125,6 +125,6 @@ def _changed_layers(adapters: Adapters) -> Iterator[str]:
     return (layer for adapter in adapters for layer in adapter.changes("unet"))
 
 
-def _changes_at_layer(adapters: Adapters, layer: str) -> list[tuple[Change, float]]:
+def _changes_at_layer(adapters: Adapters, layer: str) -> list[tuple[WeightDelta, float]]:
     """Return the changes that these adapters make to a layer of the UNet, with their scales."""
     return changes_at(adapters, "unet", layer)

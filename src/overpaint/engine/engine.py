@@ -295,7 +295,7 @@ class Engine:
     def _decode(self, job: Job, index: int) -> None:
         assert job.painting is not None
         with self._failing(job):
-            self._say(job, *job.painting.decode(index))
+            self._say(job, *job.painting.decode_picture(index))
             self._settle(job)
 
     def _step(self, together: Sequence[Work], group: Hashable) -> None:
@@ -340,14 +340,14 @@ class Engine:
             if not reached.done:
                 # Where there is no room for a preview there is none.
                 with suppress(torch.OutOfMemoryError):
-                    self._say(job, *painting.previews(indices))
+                    self._say(job, *painting.render_previews(indices))
 
     # Ending
 
     def _settle(self, job: Job) -> None:
         """Tell the end of a job whose pictures are all there."""
         if job.painting and job.painting.complete:
-            self._say(job, job.painting.finished())
+            self._say(job, job.painting.finish())
             del self._jobs[job.name]
 
     @contextmanager

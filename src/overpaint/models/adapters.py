@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from overpaint.models.lora import Lora, part_of
-from overpaint.nn.lowrank import Change, factors, merged
-from overpaint.nn.weight_slots import Place, place_of
+from overpaint.nn.lowrank import WeightDelta, combine_factors, merge_deltas
+from overpaint.nn.weight_slots import WeightSlot, make_weight_slot
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
@@ -29,7 +29,7 @@ class Adapter:
     text_scale: float = 1.0
     blocks: tuple[tuple[str, float], ...] = ()
 
-    def changes(self, part: str) -> Mapping[str, Change]:
+    def changes(self, part: str) -> Mapping[str, WeightDelta]:
         """What it changes in a part of the model, by module."""
         return self.lora.changes.get(part, {})
 
@@ -48,7 +48,7 @@ class Adapter:
 Adapters = tuple[Adapter, ...]
 
 
-def changes_at(adapters: Adapters, part: str, module: str) -> list[tuple[Change, float]]:
+def changes_at(adapters: Adapters, part: str, module: str) -> list[tuple[WeightDelta, float]]:
     """What adapters change in a module, each with its scale; those at scale 0 are left out."""
     return [
         (change, scale)
@@ -67,7 +67,9 @@ class Weights:
     """
 
     model: "Model"
-    places: dict[tuple[str, str], Place] = field(default_factory=dict[tuple[str, str], Place])
+    places: dict[tuple[str, str], WeightSlot] = field(
+        default_factory=dict[tuple[str, str], WeightSlot]
+    )
     _current: dict[str, Adapters | None] = field(default_factory=dict[str, "Adapters | None"])
 
     def use(self, part: str, adapters: Adapters) -> None:
@@ -90,15 +92,15 @@ class Weights:
             changes = changes_at(adapters, part, module)
             if not changes:
                 place.restore()
-            elif product := factors(changes):
+            elif product := combine_factors(changes):
                 place.add(*product)
             else:
-                place.write(merged(place.pristine, changes))
+                place.write(merge_deltas(place.pristine, changes))
         self._current[part] = adapters
 
-    def _place(self, part: str, module: str) -> Place:
+    def _place(self, part: str, module: str) -> WeightSlot:
         if (part, module) not in self.places:
-            self.places[part, module] = place_of(part_of(self.model, part), module)
+            self.places[part, module] = make_weight_slot(part_of(self.model, part), module)
         return self.places[part, module]
 
 

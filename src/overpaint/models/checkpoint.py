@@ -26,8 +26,8 @@ from overpaint.models.files.digests import sha256_of
 from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, fill, open_weights
 from overpaint.models.library import catalog
 from overpaint.models.model import LatentPreview, Model, NoiseConfig, Prediction, TextEncoder
-from overpaint.nn.blocks import install
-from overpaint.nn.packed import pack
+from overpaint.nn.blocks import install_blocks
+from overpaint.nn.packed import pack_network
 
 Tensors = Mapping[str, LazyTensor]
 
@@ -133,8 +133,8 @@ def build(name: str, source: Source, placement: Placement) -> Model:
         dtype=dtype,
         channels_last=device.type in ("cpu", "cuda"),
     )
-    install(unet)
-    pack(unet)
+    install_blocks(unet)
+    pack_network(unet)
     fill(
         vae,
         source.tensors["vae"],

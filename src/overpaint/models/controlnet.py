@@ -27,9 +27,9 @@ from overpaint.models.files.digests import sha256_of
 from overpaint.models.files.original_layout import original_name
 from overpaint.models.files.safetensors_io import LazyTensor, fill, open_weights, sample_keys
 from overpaint.models.library import catalog
-from overpaint.nn.blocks import install
-from overpaint.nn.packed import pack, plain_state
-from overpaint.nn.union_fuser import keep_rows_apart
+from overpaint.nn.blocks import install_blocks
+from overpaint.nn.packed import pack_network, unpacked_state
+from overpaint.nn.union_fuser import isolate_rows
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
@@ -104,13 +104,13 @@ def load_net(name: str | PathLike[str], model: "Model") -> ControlNet:
     embedding: nn.Module | None = None
     types = 0
     if kind != "adapter":
-        install(module)
-        pack(module.down_blocks)
-        pack(module.mid_block)
+        install_blocks(module)
+        pack_network(module.down_blocks)
+        pack_network(module.mid_block)
         embedding = module.controlnet_cond_embedding
         module.controlnet_cond_embedding = nn.Identity()
     if isinstance(module, ControlNetUnionModel):
-        keep_rows_apart(module)
+        isolate_rows(module)
         types = int(module.config["num_control_type"])
     return ControlNet(str(name), sha256_of((file,)), kind, module, embedding, types)
 
@@ -267,7 +267,7 @@ def _control_lora(tensors: Tensors, model: "Model") -> Any:
     with torch.device("meta"):
         module: Any = ControlNetModel(**config, conditioning_embedding_out_channels=widths)
     weights_of(model).use("unet", ())  # or a LoRA of the request before would stay in the copy
-    base = plain_state(model.unet)
+    base = unpacked_state(model.unet)
     state: dict[str, Tensor] = {}
     unused = set(plain)
     for name, expected in module.state_dict().items():

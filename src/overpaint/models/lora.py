@@ -28,8 +28,8 @@ from overpaint.models.family import OTHERS
 from overpaint.models.files.digests import sha256_of, tensors_sha256
 from overpaint.models.files.original_layout import original_name
 from overpaint.models.files.safetensors_io import WeightsFile, open_weights, sample_keys
-from overpaint.nn.lowrank import Change, Decomposed, Hadamard, Kronecker, LowRank, Whole
-from overpaint.nn.packed import weighted
+from overpaint.nn.lowrank import Dora, FullDelta, Loha, Lokr, LowRank, WeightDelta
+from overpaint.nn.packed import list_weight_shapes
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
@@ -77,7 +77,7 @@ class Lora:
     name: str
     sha256: str
     tensors_sha256: str
-    changes: Mapping[str, Mapping[str, Change]]
+    changes: Mapping[str, Mapping[str, WeightDelta]]
     metadata: Mapping[str, str]
     unused: tuple[str, ...] = ()
 
@@ -107,7 +107,7 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
             f"{file.path}: {len(unused)} keys belong to nothing in {model.name}: "
             f"{sample_keys(unused)}. Load it leniently to do without them."
         )
-    changes: dict[str, dict[str, Change]] = defaultdict(dict)
+    changes: dict[str, dict[str, WeightDelta]] = defaultdict(dict)
     alphas = _alphas(file)
     for stem, leaves in known.items():
         part, module, shape = targets[stem]
@@ -151,14 +151,14 @@ def _targets(model: "Model") -> dict[str, tuple[str, str, torch.Size]]:
     unet: Any = model.unet
     layers = int(unet.config["layers_per_block"])
     attends = tuple(hasattr(block, "attentions") for block in unet.up_blocks)
-    for name, shape in weighted(unet).items():
+    for name, shape in list_weight_shapes(unet).items():
         target = ("unet", name, shape)
         original = original_name(name, layers=layers, attends=attends)
         aliases = (name, f"unet.{name}", f"lora_unet_{_flat(name)}", f"lora_unet_{_flat(original)}")
         found |= dict.fromkeys(aliases, target)
     for part, encoder in model.encoders.items():
         number = 2 if part.endswith("2") else 1
-        for name, shape in weighted(encoder.model).items():
+        for name, shape in list_weight_shapes(encoder.model).items():
             target = (part, name, shape)
             inner = name.removeprefix("text_model.")
             named = inner if inner.startswith("text_projection") else f"text_model.{inner}"
@@ -182,7 +182,7 @@ def _alphas(file: WeightsFile) -> float | None:
     return float(values[0]) if values else None
 
 
-def _change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> Change:
+def _change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> WeightDelta:
     """The change that a module's tensors amount to.
 
     Raises:
@@ -191,18 +191,18 @@ def _change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> Cha
     alpha = leaves["alpha"].float().item() if "alpha" in leaves else alpha
     change = _plain_change(stem, leaves, alpha)
     if "magnitude" in leaves:
-        return Decomposed(change, leaves["magnitude"])
+        return Dora(change, leaves["magnitude"])
     return change
 
 
-def _plain_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> Change:
+def _plain_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> WeightDelta:
     def take(*names: str) -> list[Tensor]:
         if missing := [name for name in names if name not in leaves]:
             raise CheckpointError(f"{stem} has no {missing[0]}; the file is damaged")
         return [leaves[name] for name in names]
 
     if "diff" in leaves:
-        return Whole(leaves["diff"])
+        return FullDelta(leaves["diff"])
     if "down" in leaves or "up" in leaves:
         down, up = take("down", "up")
         rank = down.shape[0]
@@ -218,13 +218,13 @@ def _plain_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) 
         scale = _scale(alpha, first_a.shape[0])
         cores = (leaves.get(f"hada_t{i}") for i in (1, 2))
         one, two = zip(((first_b, first_a), (second_b, second_a)), cores, strict=True)
-        return Hadamard((*one[0], one[1]), (*two[0], two[1]), scale)
+        return Loha((*one[0], one[1]), (*two[0], two[1]), scale)
     if any(name.startswith("lokr_") for name in leaves):
         return _kronecker(leaves, take, alpha)
     raise CheckpointError(f"{stem} has only {', '.join(leaves)}; the file is damaged")
 
 
-def _kronecker(leaves: Mapping[str, Tensor], take: Any, alpha: float | None) -> Kronecker:
+def _kronecker(leaves: Mapping[str, Tensor], take: Any, alpha: float | None) -> Lokr:
     parts: list[tuple[Tensor, ...]] = []
     ranks: list[int] = []
     for i in (1, 2):
@@ -235,17 +235,17 @@ def _kronecker(leaves: Mapping[str, Tensor], take: Any, alpha: float | None) -> 
         core = leaves.get("lokr_t2") if i == 2 else None
         parts.append((b, a) if core is None else (b, a, core))
         ranks.append(a.shape[0])
-    return Kronecker(parts[0], parts[1], _scale(alpha, ranks[-1]) if ranks else 1.0)
+    return Lokr(parts[0], parts[1], _scale(alpha, ranks[-1]) if ranks else 1.0)
 
 
 def _scale(alpha: float | None, rank: int) -> float:
     return 1.0 if alpha is None else alpha / rank
 
 
-def _check(stem: str, change: Change, shape: torch.Size, file: WeightsFile) -> None:
+def _check(stem: str, change: WeightDelta, shape: torch.Size, file: WeightsFile) -> None:
     """Raise unless a change fits the weight that it is for."""
     try:
-        change.delta(torch.empty(shape, device="meta"))
+        change.to_dense(torch.empty(shape, device="meta"))
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{file.path}: {stem} does not fit a weight of {list(shape)}: {error}. {_what(file)}"

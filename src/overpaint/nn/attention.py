@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # On a CPU in bf16, up to this many keys softmax(q kᵀ) v as two batched products is 1.4 times as
 # fast as torch's fused attention; beyond, 1.5 times one head and this many queries at a time, so
 # that the scores stay in the cache. (20 heads of 64, 77 and 1024 keys, AVX512-bf16.)
-FEW_KEYS = 256
-QUERY_BLOCK = 512
+MAX_UNFUSED_KEYS = 256
+QUERIES_PER_BLOCK = 512
 
 
 class KeysValues(NamedTuple):
@@ -69,7 +69,7 @@ class Context:
         return self._kept[layer]
 
     def _make(self, layer: "Attention") -> KeysValues:
-        with row_context.given((self._adapters,) * len(self._tokens)):
+        with row_context.use_rows((self._adapters,) * len(self._tokens)):
             keys, values = layer.keys_values(self._tokens)
         return KeysValues(keys.contiguous(), values.contiguous())
 
@@ -170,7 +170,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = 
         and queries.dtype == torch.bfloat16
         and not queries.requires_grad
     ):
-        if keys.shape[2] <= FEW_KEYS:
+        if keys.shape[2] <= MAX_UNFUSED_KEYS:
             scores = queries * queries.shape[3] ** -0.5 @ keys.transpose(2, 3)
             if bias is not None:
                 scores += bias
@@ -187,8 +187,8 @@ def _attend_by_head(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor 
     for row in range(batch):
         for head in range(heads):
             head_keys, head_values = keys[row, head], values[row, head].t().contiguous()
-            for start in range(0, length, QUERY_BLOCK):
-                block = slice(start, start + QUERY_BLOCK)
+            for start in range(0, length, QUERIES_PER_BLOCK):
+                block = slice(start, start + QUERIES_PER_BLOCK)
                 scores = F.linear(queries[row, head, block], head_keys)
                 if bias is not None:
                     scores += bias[row, 0]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 
-def install(network: "UNet2DConditionModel | ControlNetModel") -> None:
+def install_blocks(network: "UNet2DConditionModel | ControlNetModel") -> None:
     """Replace the network's blocks by ours, in place.
 
     Raises:

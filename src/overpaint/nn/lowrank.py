@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 
-class Change(Protocol):
+class WeightDelta(Protocol):
     """What is added to a weight at scale 1."""
 
-    def delta(self, weight: Tensor) -> Tensor:
+    def to_dense(self, weight: Tensor) -> Tensor:
         """The change of a weight [out, in] or [out, in, k, k], fp32, of its shape.
 
         Raises:
@@ -36,7 +36,7 @@ class LowRank:
     scale: float
     mid: Tensor | None = None
 
-    def delta(self, weight: Tensor) -> Tensor:
+    def to_dense(self, weight: Tensor) -> Tensor:
         """As `Change.delta`."""
         down, up = (t.to(weight.device, torch.float32) for t in (self.down, self.up))
         if self.mid is not None:
@@ -48,7 +48,7 @@ class LowRank:
 
 
 @dataclass(frozen=True, eq=False)
-class Hadamard:
+class Loha:
     """(B₁·A₁) ∘ (B₂·A₂)·α/r (LoHa, arXiv 2108.06098, proposition 1; Tucker form, section 2.3).
 
     Attributes:
@@ -61,14 +61,14 @@ class Hadamard:
     second: tuple[Tensor, Tensor, Tensor | None]
     scale: float
 
-    def delta(self, weight: Tensor) -> Tensor:
+    def to_dense(self, weight: Tensor) -> Tensor:
         """As `Change.delta`."""
         a, b = (_product(*part, weight) for part in (self.first, self.second))
         return _shaped(a * b * self.scale, weight)
 
 
 @dataclass(frozen=True, eq=False)
-class Kronecker:
+class Lokr:
     """C ⊗ D·α/r (LoKr, arXiv 2212.10650, section 3), either of them perhaps a product.
 
     Attributes:
@@ -81,7 +81,7 @@ class Kronecker:
     second: tuple[Tensor | None, ...]
     scale: float
 
-    def delta(self, weight: Tensor) -> Tensor:
+    def to_dense(self, weight: Tensor) -> Tensor:
         """As `Change.delta`."""
         c, d = (_factor(part, weight) for part in (self.first, self.second))
         for _ in range(d.ndim - c.ndim):
@@ -90,7 +90,7 @@ class Kronecker:
 
 
 @dataclass(frozen=True, eq=False)
-class Whole:
+class FullDelta:
     """The change as it is.
 
     Attributes:
@@ -99,13 +99,13 @@ class Whole:
 
     change: Tensor
 
-    def delta(self, weight: Tensor) -> Tensor:
+    def to_dense(self, weight: Tensor) -> Tensor:
         """As `Change.delta`."""
         return _shaped(self.change.to(weight.device, torch.float32), weight)
 
 
 @dataclass(frozen=True, eq=False)
-class Decomposed:
+class Dora:
     """Another change, after which the weight gets a magnitude that was learnt apart.
 
     DoRA (arXiv 2402.09353, equation 5): m·(W + Δ)/‖W + Δ‖.
@@ -116,12 +116,12 @@ class Decomposed:
             [1, in].
     """
 
-    change: Change
+    change: WeightDelta
     magnitude: Tensor
 
-    def delta(self, weight: Tensor) -> Tensor:
+    def to_dense(self, weight: Tensor) -> Tensor:
         """As `Change.delta`."""
-        changed = weight.float() + self.change.delta(weight)
+        changed = weight.float() + self.change.to_dense(weight)
         kept = 1 if self.magnitude.ndim > 1 and self.magnitude.shape[0] == 1 else 0
         if self.magnitude.numel() != weight.shape[kept]:
             raise ValueError(f"{self.magnitude.numel()} magnitudes")
@@ -131,7 +131,7 @@ class Decomposed:
         return changed * (magnitude / norm) - weight.float()
 
 
-def factors(changes: Sequence[tuple[Change, float]]) -> tuple[Tensor, Tensor] | None:
+def combine_factors(changes: Sequence[tuple[WeightDelta, float]]) -> tuple[Tensor, Tensor] | None:
     """Changes at their scales as one product: up [out, r] and down [r, in · k²], fp32.
 
     None where one of them is no product of two matrices.
@@ -145,7 +145,7 @@ def factors(changes: Sequence[tuple[Change, float]]) -> tuple[Tensor, Tensor] | 
     )
 
 
-def merged(weight: Tensor, changes: Sequence[tuple[Change, float]]) -> Tensor:
+def merge_deltas(weight: Tensor, changes: Sequence[tuple[WeightDelta, float]]) -> Tensor:
     """A weight with changes in it, each at its scale, summed in fp32; in the weight's dtype.
 
     Raises:
@@ -153,7 +153,7 @@ def merged(weight: Tensor, changes: Sequence[tuple[Change, float]]) -> Tensor:
     """
     total = weight.to(torch.float32, copy=True)
     for change, scale in changes:
-        total.add_(change.delta(weight), alpha=scale)
+        total.add_(change.to_dense(weight), alpha=scale)
     return total.to(weight.dtype)
 
 

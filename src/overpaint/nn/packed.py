@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from overpaint.nn.blocks import TransformerBlock
 
 _OPS: Any = torch.ops.mkldnn
-TILE = 64
+TILE_ROWS = 64
 
 
-def pack(network: nn.Module) -> None:
+def pack_network(network: nn.Module) -> None:
     """Replace the network's convolutions, and its linear layers in bf16, by packed ones, in place.
 
     Does nothing where there is nothing to win: off the CPU, or without oneDNN on x86. (In fp32 a
     plain linear layer is as fast.) Afterwards the network can be neither trained nor moved.
     """
     parameter = next(network.parameters())
-    if parameter.device.type == "cpu" and fast(parameter.device, parameter.dtype):
+    if parameter.device.type == "cpu" and is_fast(parameter.device, parameter.dtype):
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] stub gap
         _replace(network)
 
 
-def fast(device: torch.device, dtype: torch.dtype) -> bool:
+def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether products in this dtype are fast: on a CPU, by oneDNN on x86."""
     return device.type != "cpu" or (
         platform.machine() in {"x86_64", "AMD64"}
@@ -67,7 +67,7 @@ def _return_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-def plain_state(network: nn.Module) -> dict[str, Tensor]:
+def unpacked_state(network: nn.Module) -> dict[str, Tensor]:
     """The network's state dict as it was before it was packed, to the bit."""
     state = dict(network.state_dict())
     for name, module in network.named_modules():
@@ -81,7 +81,7 @@ def plain_state(network: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def weighted(network: nn.Module) -> dict[str, torch.Size]:
+def list_weight_shapes(network: nn.Module) -> dict[str, torch.Size]:
     """The linear layers and convolutions of a network, packed or not: names and weights' shapes."""
     found: dict[str, torch.Size] = {}
     for name, module in network.named_modules():
@@ -98,14 +98,14 @@ def weighted(network: nn.Module) -> dict[str, torch.Size]:
     return found
 
 
-def layer(network: nn.Module, name: str) -> Any:
+def find_layer(network: nn.Module, name: str) -> Any:
     """The module that holds one of `weighted`'s weights: of a packed GEGLU, the whole of it."""
     stem = name.removesuffix(".proj")
     split = network.get_submodule(stem) if stem != name else None
     return split if isinstance(split, PackedGEGLU) else network.get_submodule(name)
 
 
-def plain_weight(module: Any) -> Tensor:
+def read_weight(module: Any) -> Tensor:
     """The weight of a `layer` as it was before it was packed; where it never was, itself."""
     return module.plain if isinstance(module, PackedLinear | PackedGEGLU) else module.weight
 
@@ -185,7 +185,7 @@ class PackedLinear(nn.Module):
         """Whether the packed weight has room for `tiles` and no more."""
         rows, columns = self.shape
         room = _OPS._nbytes(self._weight) == 2 * rows * columns
-        return room and rows % TILE == 0 and columns % 2 == 0
+        return room and rows % TILE_ROWS == 0 and columns % 2 == 0
 
     @property
     def tiles(self) -> Tensor:
@@ -197,7 +197,7 @@ class PackedLinear(nn.Module):
         rows, columns = self.shape
         memory = (ctypes.c_uint16 * (rows * columns)).from_address(_OPS.data_ptr(self._weight))
         numbers = torch.frombuffer(memory, dtype=torch.bfloat16)
-        return numbers.view(rows // TILE, columns // 2, 2 * TILE)
+        return numbers.view(rows // TILE_ROWS, columns // 2, 2 * TILE_ROWS)
 
     def without_activation(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out], as a plain linear layer."""

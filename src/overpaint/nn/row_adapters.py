@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from overpaint.nn import row_context
-from overpaint.nn.lowrank import Change, LowRank
-from overpaint.nn.packed import PackedConv2d, PackedGEGLU, layer, plain_weight
+from overpaint.nn.lowrank import LowRank, WeightDelta
+from overpaint.nn.packed import PackedConv2d, PackedGEGLU, find_layer, read_weight
 
-Sets = tuple[Any, ...]
+AdapterSets = tuple[Any, ...]
 """What each row of a batch has, in whoever's terms."""
 
-Path = Callable[[Tensor, Tensor], None]
+SidePath = Callable[[Tensor, Tensor], None]
 """Adds what some rows have besides, of what goes into a layer, to what comes out of it."""
 
-TOGETHER = 128
+MAX_FUSED_RANK = 128
 """Ranks in all, up to which one product for all rows is faster than one for each change."""
 
 
-class Sides:
+class RowAdapters:
     """Paths beside the layers of a network.
 
     Those of the latest batch's rows are kept: the next step is mostly of the same.
@@ -37,7 +37,7 @@ class Sides:
         self,
         network: nn.Module,
         layers: Callable[[Any], Iterable[str]],
-        has: Callable[[Any, str], Sequence[tuple[Change, float]]],
+        has: Callable[[Any, str], Sequence[tuple[WeightDelta, float]]],
     ):
         """Nothing is lent yet.
 
@@ -49,15 +49,15 @@ class Sides:
         self._network = network
         self._layers = layers
         self._has = has
-        self._sets: Sets = ()
+        self._sets: AdapterSets = ()
         self._forwards: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {}
         self._lent: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
-        self._paths: dict[str, list[Path]] = {}
+        self._paths: dict[str, list[SidePath]] = {}
         self._products: dict[str, tuple[tuple[LowRank, ...], Tensor, Tensor]] = {}
         self._scales: dict[tuple[Any, ...], Tensor] = {}
 
     @contextmanager
-    def lent(self, sets: Sets) -> Generator[None]:
+    def applied(self, sets: AdapterSets) -> Generator[None]:
         """Have the layers add what the rows of a batch have, for as long as this lasts."""
         if sets != self._sets:
             names = dict.fromkeys(name for own in dict.fromkeys(sets) for name in self._layers(own))
@@ -66,14 +66,14 @@ class Sides:
         for module, forward in self._lent:
             module.forward = forward
         try:
-            with row_context.given(self._sets):
+            with row_context.use_rows(self._sets):
                 yield
         finally:
             for module, _ in self._lent:
                 del module.forward
 
     def _made_forward(self, name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-        module = layer(self._network, name)
+        module = find_layer(self._network, name)
         self._forwards[name] = module, partial(self._forward, module, name)
         return self._forwards[name]
 
@@ -88,25 +88,25 @@ class Sides:
             return value * F.gelu(gate)
         return y
 
-    def _beside(self, module: Any, name: str, x: Tensor) -> list[Path]:
+    def _beside(self, module: Any, name: str, x: Tensor) -> list[SidePath]:
         """A layer's paths. Within a batch, prompts may be encoded by rows of their own."""
-        sets = row_context.current()
+        sets = row_context.get_rows()
         if sets is not self._sets:
             return self._made(module, name, sets, x)
         if name not in self._paths:
             self._paths[name] = self._made(module, name, sets, x)
         return self._paths[name]
 
-    def _made(self, module: Any, name: str, sets: Sets, x: Tensor) -> list[Path]:
+    def _made(self, module: Any, name: str, sets: AdapterSets, x: Tensor) -> list[SidePath]:
         of_set = {own: self._has(own, name) for own in dict.fromkeys(sets)}
-        owners: dict[Change, dict[int, float]] = {}
+        owners: dict[WeightDelta, dict[int, float]] = {}
         for number, own in enumerate(sets):
             for change, scale in of_set[own]:
                 of = owners.setdefault(change, {})
                 of[number] = of.get(number, 0.0) + scale
-        paths: list[Path] = []
+        paths: list[SidePath] = []
         low = tuple(c for c in owners if isinstance(c, LowRank) and c.mid is None)
-        together = 0 < sum(len(c.down) for c in low) <= TOGETHER
+        together = 0 < sum(len(c.down) for c in low) <= MAX_FUSED_RANK
         for group in [low] if together else [(c,) for c in low]:
             spread = [owners.pop(c) for c in group]
             numbers = sorted({number for own in spread for number in own})
@@ -141,7 +141,7 @@ class Sides:
 
 def _through(
     module: Any, at: slice | Tensor, down: Tensor, up: Tensor, scales: Tensor, x: Tensor
-) -> Path:
+) -> SidePath:
     """Down [r, in …], then up [r, out], between them at each row's scales [B, r]."""
     scales, ups = scales.to(x)[:, None], up.expand(len(scales), -1, -1)
     inner = partial(F.linear, weight=down)
@@ -158,7 +158,9 @@ def _through(
     return path
 
 
-def _whole(module: Any, at: slice | Tensor, change: Change, scales: Tensor, x: Tensor) -> Path:
+def _whole(
+    module: Any, at: slice | Tensor, change: WeightDelta, scales: Tensor, x: Tensor
+) -> SidePath:
     """A change that is no product, as a weight of its own at each row's scale [B, 1].
 
     It is made anew at every call: kept, it would take as much room as the layer.
@@ -166,7 +168,7 @@ def _whole(module: Any, at: slice | Tensor, change: Change, scales: Tensor, x: T
     scales = scales.to(x).reshape(len(scales), *[1] * (x.ndim - 1))
 
     def path(x: Tensor, y: Tensor) -> None:
-        delta = change.delta(plain_weight(module)).to(x)
+        delta = change.to_dense(read_weight(module)).to(x)
         given = _convolved(module, x[at], delta) if _convolves(module) else F.linear(x[at], delta)
         y[at] += scales * given
 

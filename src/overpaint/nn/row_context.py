@@ -8,7 +8,7 @@ _SETS: ContextVar[tuple[Hashable, ...]] = ContextVar("sets", default=())
 
 
 @contextmanager
-def given(sets: Sequence[Hashable]) -> Generator[None]:
+def use_rows(sets: Sequence[Hashable]) -> Generator[None]:
     """Say what each row of the batches in here has: one set for each."""
     token = _SETS.set(tuple(sets))
     try:
@@ -17,6 +17,6 @@ def given(sets: Sequence[Hashable]) -> Generator[None]:
         _SETS.reset(token)
 
 
-def current() -> tuple[Hashable, ...]:
+def get_rows() -> tuple[Hashable, ...]:
     """The sets of the rows of the batch under way."""
     return _SETS.get()

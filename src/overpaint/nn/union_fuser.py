@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from diffusers.models.controlnets.controlnet_union import ControlNetUnionModel
 
 
-def keep_rows_apart(net: "ControlNetUnionModel") -> None:
+def isolate_rows(net: "ControlNetUnionModel") -> None:
     """Have each row of a batch alone in a union net's fuser, in place.
 
     As published, and in diffusers, its attention runs along the batch. With one row, or with the

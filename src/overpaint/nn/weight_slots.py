@@ -6,10 +6,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from overpaint.nn.packed import PackedGEGLU, PackedLinear, fast, layer, plain_weight, write_weight
+from overpaint.nn.packed import (
+    PackedGEGLU,
+    PackedLinear,
+    find_layer,
+    is_fast,
+    read_weight,
+    write_weight,
+)
 
 
-class Place(Protocol):
+class WeightSlot(Protocol):
     """The weight of one layer."""
 
     @property
@@ -34,21 +41,21 @@ class Place(Protocol):
         ...
 
 
-def place_of(network: nn.Module, name: str) -> Place:
+def make_weight_slot(network: nn.Module, name: str) -> WeightSlot:
     """The place of one of the weights that `packed.weighted` names."""
-    module = layer(network, name)
+    module = find_layer(network, name)
     split = [module.value, module.gate] if isinstance(module, PackedGEGLU) else [module]
     if all(isinstance(part, PackedLinear) and _in_tiles(part) for part in split):
-        return Tiled(split)
-    return Plain(module)
+        return TiledSlot(split)
+    return PlainSlot(module)
 
 
-class Plain:
+class PlainSlot:
     """A weight that lies as it is, or in an order that is not known."""
 
     def __init__(self, module: Any):
         self._module = module
-        self.pristine: Tensor = plain_weight(module).detach().clone()
+        self.pristine: Tensor = read_weight(module).detach().clone()
 
     def restore(self) -> None:
         """As `Place.restore`."""
@@ -61,7 +68,7 @@ class Plain:
     def add(self, up: Tensor, down: Tensor) -> None:
         """As `Place.add`."""
         weight = self.pristine.flatten(1)
-        if not fast(weight.device, weight.dtype):
+        if not is_fast(weight.device, weight.dtype):
             weight = weight.float()
         up, down = up.to(weight), down.to(weight)
         if isinstance(self._module, nn.Linear) and weight.dtype == self._module.weight.dtype:
@@ -70,7 +77,7 @@ class Plain:
             self.write(torch.addmm(weight, up, down).view(self.pristine.shape))
 
 
-class Tiled:
+class TiledSlot:
     """Packed weights, one below the other, whose tiles can be written where they lie.
 
     To pack a weight takes longer than the product; one that comes out in tiles needs no packing.

@@ -12,7 +12,11 @@ from overpaint.diffusion.denoise import Trajectory, step
 from overpaint.diffusion.planner import plan
 from overpaint.diffusion.schedule import NoiseSchedule
 from overpaint.diffusion.tiling.network import TiledNetwork
-from overpaint.diffusion.tiling.windows import OVERLAP, ramp, starts
+from overpaint.diffusion.tiling.windows import (
+    MIN_OVERLAP_FRACTION,
+    list_window_starts,
+    make_edge_ramp,
+)
 from overpaint.models.model import NoiseConfig
 from overpaint.nn.attention import Context
 from overpaint.request import Request
@@ -44,19 +48,19 @@ def row(height: int, width: int, sigma: float = 2.0) -> Row:
 
 @pytest.mark.parametrize("length", [16, 17, 20, 28, 40, 64, 100])
 def test_windows_cover_and_overlap(length: int) -> None:
-    found = starts(length, 16)
+    found = list_window_starts(length, 16)
     assert found[0] == 0
     assert found[-1] == max(0, length - 16)
-    assert all(b - a <= 16 * (1 - OVERLAP) + 1 for a, b in itertools.pairwise(found))
+    assert all(b - a <= 16 * (1 - MIN_OVERLAP_FRACTION) + 1 for a, b in itertools.pairwise(found))
     assert len(found) <= 1 + -(-(length - 16) // 12) if length > 16 else len(found) == 1
 
 
 def test_weights_fall_off_towards_neighbors_only() -> None:
-    assert ramp(0, 16, 16).tolist() == [1.0] * 16
-    first, last = ramp(0, 16, 28), ramp(12, 16, 28)
+    assert make_edge_ramp(0, 16, 16).tolist() == [1.0] * 16
+    first, last = make_edge_ramp(0, 16, 28), make_edge_ramp(12, 16, 28)
     assert first[:12].min() == 1
     assert first[12:].tolist() == last[:4].flip(0).tolist()
-    assert (ramp(4, 16, 28) > 0).all()
+    assert (make_edge_ramp(4, 16, 28) > 0).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40), (12, 50)])

@@ -12,7 +12,7 @@ from torch import nn
 from miniature.rendering import render
 from miniature.scenes import draw_scene
 from overpaint.diffusion import latents
-from overpaint.diffusion.tiling.vae import in_windows, sharing
+from overpaint.diffusion.tiling.vae import run_in_windows, share_layers
 from overpaint.imaging import images
 from overpaint.models.checkpoint import load_model
 
@@ -24,7 +24,7 @@ def test_norms_see_the_whole_picture() -> None:
     )
     x = torch.randn(1, 4, 20, 36) + torch.linspace(-2, 2, 36)
     with torch.no_grad():
-        tiled = in_windows(network, network, x, side=12)
+        tiled = run_in_windows(network, network, x, side=12)
         torch.testing.assert_close(tiled, network(x), atol=1e-5, rtol=1e-5)
 
 
@@ -32,7 +32,7 @@ def test_norms_are_their_own_again_afterwards() -> None:
     norm = nn.GroupNorm(2, 4)
     x = torch.randn(1, 4, 8, 8)
     before = norm(x)
-    with sharing(norm, 8, 8):
+    with share_layers(norm, 8, 8):
         pass
     assert torch.equal(norm(x), before)
     assert "forward" not in vars(norm)
@@ -50,11 +50,11 @@ def test_the_miniature_sees_in_windows_what_it_sees_at_once(seed: int) -> None:
         Image.fromarray(render(draw_scene(np.random.default_rng(seed), 384, 384)))
     )
     scale = model.vae.config["scaling_factor"]
-    moments, _ = latents.encode(model, pixels)
+    moments, _ = latents.encode_pixels(model, pixels)
     with torch.inference_mode():
         posterior = model.vae.encode(torch.from_numpy(pixels)[None], return_dict=False)[0]
         at_once = model.vae.decode(moments.mean / scale, return_dict=False)[0][0]
     mean = (scale * posterior.mean).numpy()
     assert psnr(moments.mean.numpy(), mean, float(np.ptp(mean))) >= 45
-    tiled = np.asarray(latents.decode(model, moments.mean)[0], np.float64)
+    tiled = np.asarray(latents.decode_latent(model, moments.mean)[0], np.float64)
     assert psnr(tiled, np.asarray(images.from_array(at_once.numpy()), np.float64), 255) >= 45

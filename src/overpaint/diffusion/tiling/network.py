@@ -9,7 +9,7 @@ from torch import Tensor
 
 from overpaint.diffusion.conditioning import Conditioning, ControlInput, Network, Row
 from overpaint.diffusion.schedule import NoiseSchedule
-from overpaint.diffusion.tiling.windows import Window, blend, cover
+from overpaint.diffusion.tiling.windows import Window, blend_windows, cover_grid
 
 
 class TiledNetwork:
@@ -39,11 +39,11 @@ class TiledNetwork:
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """Return the blended network output for rows of any one shape."""
         height, width = rows[0].x.shape[2:]
-        windows = cover(height, width, self._side)
+        windows = cover_grid(height, width, self._side)
         tiles = [self._crop_row(row, window) for row in rows for window in windows]
         predicted = torch.cat([self._network.predict(part) for part in self._batches(tiles)])
         parts = (predicted[i :: len(windows)] for i in range(len(windows)))
-        return blend(windows, parts, height, width)
+        return blend_windows(windows, parts, height, width)
 
     def denoised(self, x: Tensor, sigma: float, prediction: Tensor) -> Tensor:
         """Return the clean latent that a prediction implies, as the wrapped network does."""
@@ -51,7 +51,7 @@ class TiledNetwork:
 
     def _crop_row(self, row: Row, window: Window) -> Row:
         conditioning = crop_conditioning(row.conditioning, window, self._factor)
-        return Row(window.of(row.x), row.sigma, conditioning)
+        return Row(window.crop(row.x), row.sigma, conditioning)
 
     def _batches(self, tiles: list[Row]) -> Iterator[list[Row]]:
         count = self._windows_per_call
@@ -78,7 +78,7 @@ def crop_conditioning(conditioning: Conditioning, window: Window, factor: int) -
     return replace(
         conditioning,
         size_ids=ids,
-        channels=None if channels is None else window.of(channels),
+        channels=None if channels is None else window.crop(channels),
         controls=tuple(
             crop_control_input(control, window, factor) for control in conditioning.controls
         ),
@@ -93,10 +93,10 @@ def crop_control_input(control: ControlInput, window: Window, factor: int) -> Co
         window: in latent cells.
         factor: pixels per latent cell and side.
     """
-    hint = window.of(control.hint, factor)
+    hint = window.crop(control.hint, factor)
     return replace(
         control,
         hint=hint,
         features=control.net.see(hint),
-        mask=None if control.mask is None else window.of(control.mask),
+        mask=None if control.mask is None else window.crop(control.mask),
     )

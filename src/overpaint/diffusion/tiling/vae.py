@@ -18,16 +18,21 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from overpaint.diffusion.tiling.windows import Window, blend, cover, shares
+from overpaint.diffusion.tiling.windows import (
+    Window,
+    blend_windows,
+    compute_window_weights,
+    cover_grid,
+)
 
-PASSES = 3
+PASS_COUNT = 3
 """The last makes the result; those before it teach the layers what the whole is like."""
 
-QUERIES = 4096
+MAX_QUERIES_PER_CALL = 4096
 """That the attention answers at once: not every kernel spares the memory for all scores."""
 
 
-def in_windows(
+def run_in_windows(
     module: nn.Module,
     run: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -50,23 +55,23 @@ def in_windows(
         [1, C', writes × h, writes × w] on the CPU.
     """
     height, width = (length // reads for length in x.shape[2:])
-    windows = cover(height, width, side)
-    counts = shares(windows, height, width)
+    windows = cover_grid(height, width, side)
+    counts = compute_window_weights(windows, height, width)
 
     def seen() -> Iterator[Tensor]:
         for window, count in zip(windows, counts, strict=True):
             together.enter(window, count.to(x.device))
-            yield run(window.of(x, reads)).cpu()
+            yield run(window.crop(x, reads)).cpu()
 
-    with sharing(module, height, width) as together:
-        for _ in range(PASSES - 1):
+    with share_layers(module, height, width) as together:
+        for _ in range(PASS_COUNT - 1):
             for _ in seen():
                 pass
             together.learn()
-        return blend(windows, seen(), height, width, writes)
+        return blend_windows(windows, seen(), height, width, writes)
 
 
-class Together:
+class SharedLayers:
     """What layers that see a whole picture share between its windows."""
 
     def __init__(self, height: int, width: int) -> None:
@@ -113,19 +118,19 @@ class Together:
         )
         for whole, own in zip(seen, (keys, values), strict=True):
             grid = own[0].unflatten(0, x.shape[2:]) * self._share[..., None].to(own)
-            self._window.of(whole.movedim(2, 0)).add_(grid.movedim(2, 0))
+            self._window.crop(whole.movedim(2, 0)).add_(grid.movedim(2, 0))
         self._seen[layer] = seen
         keys, values = (v.reshape(1, 1, -1, v.shape[-1]) for v in known)
         attended = [
             F.scaled_dot_product_attention(part, keys, values)
-            for part in queries[:, None].split(QUERIES, 2)
+            for part in queries[:, None].split(MAX_QUERIES_PER_CALL, 2)
         ]
         out = parts.to_out[0](torch.cat(attended, 2)[:, 0])
         return x + out.transpose(1, 2).reshape(x.shape)
 
 
 @contextmanager
-def sharing(module: nn.Module, height: int, width: int) -> Generator[Together]:
+def share_layers(module: nn.Module, height: int, width: int) -> Generator[SharedLayers]:
     """Have norms and attention see all windows of a picture, for as long as this lasts.
 
     Args:
@@ -133,7 +138,7 @@ def sharing(module: nn.Module, height: int, width: int) -> Generator[Together]:
         height: of the picture in cells.
         width: likewise.
     """
-    together = Together(height, width)
+    together = SharedLayers(height, width)
     takes: dict[type[nn.Module], Any] = {
         nn.GroupNorm: together.norm,
         Attention: together.attention,
