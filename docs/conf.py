@@ -17,7 +17,6 @@ release = version = installed_version("overpaint")
 
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["*[!x].md"]
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]

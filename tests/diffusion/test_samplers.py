@@ -84,7 +84,7 @@ def test_every_name_has_its_sampler_and_every_sampler_its_name():
 
 @pytest.mark.parametrize("table", [SAMPLERS, SCHEDULES])
 def test_the_page_of_the_docs_lists_them(table: dict[str, Any]):
-    page = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "concepts" / "samplers.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
     listed = {row[0].strip("`"): row for row in rows if len(row) > 3}
     for name, named in table.items():

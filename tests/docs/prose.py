@@ -268,10 +268,16 @@ def read_openapi() -> Iterator[Text]:
 
 
 def public_pages() -> list[Path]:
-    """Return the Markdown files that the style guide holds for."""
+    """Return the Markdown files that the style guide holds for, except generated ones.
+
+    The texts of generated pages are checked where they come from.
+    """
+    from docs.generate import PAGES, REFERENCE
+
     top = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     found = [*top, ROOT / "miniature" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return [path for path in found if path.exists()]
+    generated = {REFERENCE / name for name in PAGES}
+    return [path for path in found if path.exists() and path not in generated]
 
 
 def texts_of(paths: Iterable[Path]) -> Iterator[Text]:

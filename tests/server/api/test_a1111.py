@@ -7,7 +7,6 @@ import io
 import json
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,10 +31,10 @@ from overpaint.server.api.a1111.protocol import ImageInputs, Options, TextInputs
 from overpaint.server.api.a1111.translation import mask_of, sampler_of, to_request, with_embeddings
 from overpaint.server.app import create_app
 from overpaint.server.jobs.service import Service, Settings
+from tests.docs.blocks import first_block
 from tests.server.live import client_of, running, until
 
 HOUSE = (Path(__file__).parents[3] / "examples" / "house.png").read_bytes()
-DOCS = Path(__file__).parents[3] / "docs" / "server.md"
 RAW = base64.b64encode(HOUSE).decode()
 URI = f"data:image/png;base64,{RAW}"
 PATIENCE = 60.0
@@ -240,17 +239,16 @@ def test_webuiapi(tmp_path: Path) -> None:
             api.session.close()
 
 
-def test_the_lines_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = DOCS.read_text("utf-8")
-    start = text.index("    import webuiapi\n")
-    lines = textwrap.dedent(text[start : text.index("\n\n", start)])
-    assert len(lines.splitlines()) == 5
+def test_docs_example_runs_with_the_real_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = first_block("guides/clients/a1111.md", "python")
     monkeypatch.chdir(tmp_path)
     with running(tmp_path / "data") as url:
         script = lines.replace("port=8000", f"port={url.rpartition(':')[2]}")
         told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     assert b"Steps: 30, Sampler: DPM++ 2M, Schedule type: Karras" in told.stdout
-    with Image.open(tmp_path / "cup.png") as cup:
+    with Image.open(tmp_path / "cup-a1111.png") as cup:
         assert cup.size == (8, 8)
 
 

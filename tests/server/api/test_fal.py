@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from overpaint.request_parts import Lora
 from overpaint.server.api import results
 from overpaint.server.api.fal.protocol import OWN, SIZES, Arguments, to_request
 from overpaint.server.jobs.supervisor import Pace
+from tests.docs.blocks import first_block
 from tests.server.jobs.test_webhooks import receiving
 from tests.server.live import NOWHERE, running, until
 
@@ -245,16 +245,13 @@ def test_a_client_that_goes_away(url: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert httpx.get(again["response_url"]).json()["seed"] == 1
 
 
-def test_the_lines_of_the_docs(
+def test_docs_example_runs_with_the_real_client(
     url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    text = (ROOT / "docs" / "server.md").read_text("utf-8")
-    start = text.index("    import fal_client\n")
-    lines = textwrap.dedent(text[start : text.index("\n\n", start)])
-    assert len(lines.splitlines()) == 5
+    lines = first_block("guides/clients/fal.md", "python")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "house.png").write_bytes(HOUSE.read_bytes())
     point(monkeypatch, "unused")  # so that what the lines set is undone
@@ -264,9 +261,9 @@ def test_the_lines_of_the_docs(
     assert opened({"url": capsys.readouterr().out.strip()}).size == (8, 8)
 
 
-def test_the_hosts_of_the_docs() -> None:
+def test_docs_host_variables_point_the_client_at_the_server() -> None:
     """Over https: their clients are pointed here by two variables."""
-    text = (ROOT / "docs" / "server.md").read_text("utf-8")
+    text = first_block("guides/clients/fal.md", "text")
     hosts = ("FAL_RUN_HOST=HOST/fal/run", "FAL_QUEUE_RUN_HOST=HOST/fal/queue")
     assert " ".join(hosts) in text
     code = "import fal_client.client as c; print(c.RUN_URL_FORMAT, c.QUEUE_URL_FORMAT)"

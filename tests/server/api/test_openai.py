@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +37,7 @@ from overpaint.server.http import json_body
 from overpaint.server.jobs.service import Settings
 from overpaint.server.jobs.supervisor import Pace
 from overpaint.server.store.jobs import Limits
+from tests.docs.blocks import first_block
 from tests.server.fake import Fake
 from tests.server.jobs.test_webhooks import receiving
 from tests.server.live import NOWHERE, running, until
@@ -247,11 +247,10 @@ def test_models(client: OpenAI, url: str) -> None:
     theirs._client.close()  # pyright: ignore[reportPrivateUsage]
 
 
-def test_the_lines_of_the_docs(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "docs" / "server.md").read_text("utf-8")
-    start = text.index("    import base64, openai\n")
-    lines = textwrap.dedent(text[start : text.index("\n\n", start)])
-    assert len(lines.splitlines()) == 5
+def test_docs_example_runs_with_the_real_client(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = first_block("guides/clients/openai.md", "python")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "house.png").write_bytes(HOUSE.read_bytes())
     space: dict[str, Any] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.docs.blocks import first_block
 from tests.server.live import running
 
 ROOT = Path(__file__).parents[3]
@@ -47,13 +47,10 @@ def test_the_stream(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert httpx.get(told[-1]).content.startswith(b"\x89PNG")
 
 
-def test_the_lines_of_the_docs(
+def test_docs_example_runs_with_the_real_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (ROOT / "docs" / "server.md").read_text("utf-8")
-    start = text.index('    import os\n    os.environ["SYNEXA_API_KEY"]')
-    lines = textwrap.dedent(text[start : text.index("\n\n", start)])
-    assert len(lines.splitlines()) == 5
+    lines = first_block("guides/clients/synexa.md", "python")
     monkeypatch.setenv("SYNEXA_API_KEY", "any")  # so that what the lines set is undone
     with running(tmp_path) as url:
         exec(lines.replace("http://127.0.0.1:8000", url), {})

@@ -1,0 +1,129 @@
+"""The reference pages and the README agree with the program."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from docs.generate import (
+    LIMITS,
+    PAGES,
+    REFERENCE,
+    cli_page,
+    commands,
+    constant,
+    http_page,
+    limits_page,
+    metrics_page,
+    openapi_document,
+    request_page,
+)
+from overpaint.cli.main import app
+from overpaint.request import Request
+from overpaint.request_parts import Control, Lora
+
+from .prose import public_pages
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "overpaint"
+
+
+def help_of(command: str) -> str:
+    arguments = [*command.split()[1:], "--help"]
+    environment = {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}
+    result = CliRunner().invoke(app, arguments, prog_name="overpaint", env=environment)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("command", commands())
+def test_cli_page_has_the_options_that_help_prints(command: str) -> None:
+    page = cli_page()
+    start = page.index(f"## {command}\n")
+    section = page[start : page.find("\n## ", start + 1)]
+    text = help_of(command)
+    printed = set(re.findall(r"^│[ *]+(--[a-z][\w-]+)", text, re.MULTILINE)) - {"--help"}
+    described = set(re.findall(r"^\| `(--[a-z][\w-]+)`", section, re.MULTILINE))
+    assert described == printed
+
+
+def test_cli_page_lists_every_command() -> None:
+    listed = re.findall(r"^## (overpaint .+)$", cli_page(), re.MULTILINE)
+    assert listed == list(commands())
+    assert {"overpaint edit", "overpaint serve", "overpaint keys create"} <= set(listed)
+
+
+@pytest.mark.parametrize("model", [Request, Control, Lora])
+def test_request_page_describes_every_field(model: type[Request]) -> None:
+    page = request_page()
+    for name in model.model_fields:
+        rows = re.findall(rf"^\| `{name}` \|.*\| (.*) \|$", page, re.MULTILINE)
+        assert any(rows), name
+
+
+def test_http_page_lists_every_route() -> None:
+    page = http_page()
+    for path, operations in openapi_document()["paths"].items():
+        for method in operations:
+            assert f"### {method.upper()} {path}\n" in page
+
+
+def test_limits_page_resolves_every_constant() -> None:
+    page = limits_page()
+    for limits in LIMITS.values():
+        for limit in limits:
+            assert all(constant(place) > 0 for place in limit.constants)
+            assert f"| {limit.subject} |" in page
+
+
+def test_metrics_page_names_the_metrics_that_guides_name() -> None:
+    page = metrics_page()
+    operate = (ROOT / "docs" / "guides" / "operate.md").read_text("utf-8")
+    named = set(re.findall(r"`(overpaint_[a-z_]+)", operate))
+    assert named
+    assert all(f"`{name}`" in page for name in named)
+
+
+def test_logs_page_names_every_event_of_the_server() -> None:
+    page = (REFERENCE / "logs.md").read_text("utf-8")
+    source = "\n".join(path.read_text("utf-8") for path in (SOURCE / "server").rglob("*.py"))
+    events = set(re.findall(r'logging\.[A-Z]+(?: if [^,]+)?,\s*"([a-z ]+)"', source))
+    assert {"webhook tried", "picture not fetched"} <= events
+    for event in events:
+        assert f"`{event}`" in page, event
+
+
+@pytest.mark.parametrize("path", public_pages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_pages_lead_to_files(path: Path) -> None:
+    generated = {REFERENCE / name for name in PAGES}
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text("utf-8")):
+        if "://" not in target:
+            there = (path.parent / target).resolve()
+            assert there.exists() or there in generated, f"{path.name} links to {target}"
+
+
+def test_commands_of_the_readme_exist() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    named = set(re.findall(r"^(?:\.venv/bin/)?overpaint (\w+)", text, re.MULTILINE))
+    assert {"edit", "create", "serve"} <= named
+    assert named <= {command.split()[1] for command in commands()}
+
+
+def test_readme_names_the_two_commands_of_a_checkout() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert "make demo" in text
+    assert "make test" in text
+
+
+@pytest.mark.parametrize("code", ["import overpaint", "import overpaint.cli.main"])
+def test_import_without_painting_does_not_import_torch(code: str) -> None:
+    script = f"import sys; {code}; print('torch' in sys.modules or 'diffusers' in sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "False"
