@@ -226,7 +226,7 @@ def cli_page() -> str:
     for name, command in commands().items():
         rows: dict[str, list[tuple[str, str, str, str]]] = {"argument": [], "option": []}
         for parameter in command.params:
-            if parameter.name == "help":
+            if parameter.name == "help" or parameter.hidden:
                 continue
             kind = parameter.param_type_name
             flags = [*parameter.opts, *parameter.secondary_opts]

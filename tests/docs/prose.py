@@ -239,6 +239,8 @@ def read_help() -> Iterator[Text]:
     def walk(command: Any, name: str) -> Iterator[Text]:
         yield Text("help", name, 0, command.help or "")
         for parameter in command.params:
+            if parameter.hidden:
+                continue
             yield Text("help", f"{name} {parameter.name}", 0, getattr(parameter, "help", "") or "")
             default = getattr(parameter, "show_default", None)
             if isinstance(default, str):
