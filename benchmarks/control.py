@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.harness import say
 from benchmarks.painting import GUIDANCE, PROMPT, Meter, race, sketch
 from benchmarks.peer import pairs
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.painter import Painter
 from overpaint.request import Request
 from overpaint.request_parts import Control
@@ -63,7 +63,7 @@ def compare(
                 Control(
                     kind="canny",
                     net=str(path),
-                    hint=images.picture(sketch(side)),
+                    hint=codec.read_picture(sketch(side)),
                     scale=SCALE,
                     end=END,
                 ),

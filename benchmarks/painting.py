@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks import peer
 from benchmarks.checkpoints import write_random_checkpoint
 from benchmarks.harness import Timings, interleave, say
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.family import shipped_configs
 from overpaint.models.library import catalog
 from overpaint.painter import Painter, load
@@ -187,11 +187,11 @@ def ours(painter: Painter, job: Job) -> Callable[[], object]:
         "width": job.side,
         "height": job.side,
     }
-    picture = images.picture(sketch(job.side))
+    picture = codec.read_picture(sketch(job.side))
     if job.picture:
         fields |= {"image": picture, "strength": STRENGTH}
     if job.masked:
-        fields |= {"mask": images.picture(job.mask), "fill": "original"}
+        fields |= {"mask": codec.read_picture(job.mask), "fill": "original"}
         fields["crop"] = "auto" if job.crop else "off"
 
     def run() -> object:

@@ -8,7 +8,7 @@ from PIL import Image
 import overpaint
 from miniature.rendering import depth, labels, render
 from miniature.scenes import Item, Scene
-from overpaint.imaging import images
+from overpaint.imaging import codec, grid, sizing
 from overpaint.imaging.hints import make
 from overpaint.imaging.hints.drawing import segmentation
 from overpaint.request_parts import Control, Lora
@@ -47,8 +47,8 @@ def before_after(painter: overpaint.Painter) -> None:
             [shown(sketch(name), Image.Resampling.LANCZOS)]
             + [shown(result, Image.Resampling.BICUBIC) for result in results]
         )
-    grid = images.grid(rows, ["sketch", *STYLES], list(SKETCHES))
-    grid.save(FIGURES / "before-after.png", optimize=True)
+    sheet = grid.draw_grid(rows, ["sketch", *STYLES], list(SKETCHES))
+    sheet.save(FIGURES / "before-after.png", optimize=True)
 
 
 def strength_sweep(painter: overpaint.Painter) -> None:
@@ -61,8 +61,8 @@ def strength_sweep(painter: overpaint.Painter) -> None:
         for strength in strengths
     ]
     pictures = [shown(result.images[0], Image.Resampling.BICUBIC) for result in results]
-    grid = images.sweep_grid(pictures, strengths, scales)
-    grid.save(FIGURES / "strength-sweep.png", optimize=True)
+    sheet = grid.draw_sweep_grid(pictures, strengths, scales)
+    sheet.save(FIGURES / "strength-sweep.png", optimize=True)
 
 
 SOURCE = overpaint.Request(
@@ -88,15 +88,15 @@ def masks(painter: overpaint.Painter) -> None:
         "soft mask": (
             painter,
             "a watercolor painting of a red house left of a green tree on a blue background",
-            {"mask": images.picture(ramp), "crop": "off"},
+            {"mask": codec.read_picture(ramp), "crop": "off"},
         ),
     }
     results = [
         model.edit(source, prompt, seed=7, **fields).images[0]
         for model, prompt, fields in cases.values()
     ]
-    row = [images.fit(result, (SHOWN, SHOWN), "contain") for result in (source, *results)]
-    images.grid([row], ["source", *cases], [""]).save(FIGURES / "masks.png", optimize=True)
+    row = [sizing.fit_image(result, (SHOWN, SHOWN), "contain") for result in (source, *results)]
+    grid.draw_grid([row], ["source", *cases], [""]).save(FIGURES / "masks.png", optimize=True)
 
 
 def stages(painter: overpaint.Painter) -> None:
@@ -111,7 +111,7 @@ def stages(painter: overpaint.Painter) -> None:
         shown(painter.create(prompt, seed=7, **fields).images[0], Image.Resampling.BICUBIC)
         for fields in cases.values()
     ]
-    images.grid([row], list(cases), [""]).save(FIGURES / "stages.png", optimize=True)
+    grid.draw_grid([row], list(cases), [""]).save(FIGURES / "stages.png", optimize=True)
 
 
 DRAWN = Scene(
@@ -131,9 +131,9 @@ STEERED = (
 
 def hints(painter: overpaint.Painter) -> None:
     """A drawing, hints of it, and what two prompts become with each of them."""
-    drawing = images.picture(Image.fromarray(render(DRAWN)))
-    near = images.picture(Image.fromarray(depth(DRAWN)).convert("RGB"))
-    places = images.picture(segmentation(labels(DRAWN)))
+    drawing = codec.read_picture(Image.fromarray(render(DRAWN)))
+    near = codec.read_picture(Image.fromarray(depth(DRAWN)).convert("RGB"))
+    places = codec.read_picture(segmentation(labels(DRAWN)))
     union, edges = "miniature-union", "miniature-canny"
     cases: dict[str, tuple[Control, ...]] = {
         "no hint": (),
@@ -152,14 +152,14 @@ def hints(painter: overpaint.Painter) -> None:
         rows.append([painter.create(prompt, seed=7, controls=c).images[0] for c in cases.values()])
     shown_rows = [[shown(picture, Image.Resampling.BICUBIC) for picture in row] for row in rows]
     names = ["hint", *(prompt.split(" of ")[0] for prompt in STEERED)]
-    images.grid(shown_rows, list(cases), names).save(FIGURES / "hints.png", optimize=True)
+    grid.draw_grid(shown_rows, list(cases), names).save(FIGURES / "hints.png", optimize=True)
 
 
 def _hint(control: Control) -> Image.Image:
     given = control.hint or control.image
     if given is None:
         raise ValueError("every control here has its picture")
-    picture = images.decode(given)
+    picture = codec.decode(given)
     return picture if control.hint else make(control.kind, picture)
 
 
@@ -183,7 +183,7 @@ def loras(painter: overpaint.Painter) -> None:
         for style, asked in cases.values()
     ]
     shown_row = [shown(picture, Image.Resampling.BICUBIC) for picture in row]
-    images.grid([shown_row], list(cases), [""]).save(FIGURES / "loras.png", optimize=True)
+    grid.draw_grid([shown_row], list(cases), [""]).save(FIGURES / "loras.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from miniature.scenes import (
 from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
 from overpaint.diffusion.planner import plan
-from overpaint.imaging import images as pictures_of
+from overpaint.imaging import codec as pictures_of
 from overpaint.models.addons import NOTHING, Extras
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
@@ -75,7 +75,7 @@ def as_picture(pixels: NDArray[np.uint8]) -> Picture:
     """Pixels (height, width, 3), or (height, width) of a mask, as a request takes them."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    return pictures_of.picture(buffer.getvalue())
+    return pictures_of.read_picture(buffer.getvalue())
 
 
 def paint(

@@ -14,7 +14,7 @@ from miniature.measure import FIRST_SEED, Figure, as_picture, grid, never_falls,
 from miniature.reader import Reader, colored, overlap
 from miniature.rendering import depth, labels, render
 from miniature.scenes import Scene, caption, draw_anywhere, recolored
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.imaging.hints import drawing
 from overpaint.models.addons import Extras
 from overpaint.models.checkpoint import load_model
@@ -47,7 +47,7 @@ def hint_of(kind: str, scene: Scene) -> Control:
         shown = Image.fromarray(depth(scene)).convert("RGB")
     else:
         shown = drawing.segmentation(labels(scene))
-    return Control(kind=kind, hint=images.picture(shown))
+    return Control(kind=kind, hint=codec.read_picture(shown))
 
 
 def _paint(

@@ -17,7 +17,7 @@ from miniature import measure_masks
 from miniature.judge import load as load_judge
 from overpaint.cli.main import main
 from overpaint.errors import ModelError, ModelNotFoundError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.checkpoint import load_model
 from overpaint.models.library import catalog
 from overpaint.models.model import Model
@@ -102,14 +102,14 @@ def test_what_the_mask_keeps_is_the_same_to_the_bit_in_files(
 
 def test_a_black_mask_returns_the_picture_and_says_so(painter: overpaint.Painter):
     source = Image.open(HOUSE).convert("RGB")
-    result = painter.edit(source, "a", mask=images.picture(Image.new("L", source.size)))
+    result = painter.edit(source, "a", mask=codec.read_picture(Image.new("L", source.size)))
     assert any("nothing to paint" in notice for notice in result.notices)
     assert np.array_equal(np.asarray(result.images[0]), np.asarray(source))
 
 
 def test_a_white_mask_paints_everything(painter: overpaint.Painter):
     source = Image.open(HOUSE).convert("RGB").resize((128, 128))
-    white = images.picture(Image.new("L", source.size, 255))
+    white = codec.read_picture(Image.new("L", source.size, 255))
     asked = {"strength": 0.7, "num_inference_steps": 4, "seed": 3}
     masked = painter.edit(source, "a neon sign of a moon", mask=white, fill="original", **asked)
     plain = painter.edit(source, "a neon sign of a moon", **asked)

@@ -39,7 +39,7 @@ from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
 from overpaint.diffusion.plan import Plan
 from overpaint.diffusion.planner import plan
 from overpaint.diffusion.schedule import make_sigmas
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.adapters import Adapters
 from overpaint.models.addons import Extras, Nets
 from overpaint.models.model import Model
@@ -215,7 +215,7 @@ def request(**fields: Any) -> Request:
     return Request(**{**defaults, **fields})
 
 
-REPAINT: dict[str, Any] = {"image": images.picture(sketch()), "strength": 0.6}
+REPAINT: dict[str, Any] = {"image": codec.read_picture(sketch()), "strength": 0.6}
 
 
 @pytest.mark.parametrize(("sampler", "schedule", "scheduler", "config"), CASES, ids=NAMES)
@@ -256,7 +256,7 @@ def test_inpainting(sampler: str, schedule: str, scheduler: Any, config: dict[st
     asked = request(
         sampler=sampler,
         schedule=schedule,
-        mask=images.picture(mask),
+        mask=codec.read_picture(mask),
         crop="off",
         fill="original",
         **REPAINT,
@@ -271,8 +271,8 @@ def test_inpainting_with_nine_channels(strength: float, guidance: float) -> None
     """diffusers lets such a network paint what is kept too, so our constraint is lifted."""
     mask = Image.new("L", (128, 128))
     mask.paste(255, (40, 16, 96, 80))
-    fields: dict[str, Any] = {"image": images.picture(sketch()), "strength": strength}
-    fields |= {"mask": images.picture(mask), "crop": "off", "fill": "original"}
+    fields: dict[str, Any] = {"image": codec.read_picture(sketch()), "strength": strength}
+    fields |= {"mask": codec.read_picture(mask), "crop": "off", "fill": "original"}
     asked = request(**fields, guidance_scale=guidance)
     if guidance == 1:
         asked = request(**fields, guidance_scale=guidance, negative_prompt="")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from overpaint.diffusion.planner import plan
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.addons import Extras
 from overpaint.models.controlnet import ControlNet, load_net
 from overpaint.request import Request
@@ -46,7 +46,7 @@ def drawn(seed: int) -> Image.Image:
 
 
 def hint(seed: int, kind: str = "canny", **fields: Any) -> Control:
-    return Control(kind=kind, hint=images.picture(drawn(seed)), **fields)
+    return Control(kind=kind, hint=codec.read_picture(drawn(seed)), **fields)
 
 
 def steered(asked: Request, nets: list[ControlNet]) -> NDArray[np.float64]:
@@ -217,7 +217,7 @@ def test_inpainting(tmp_path: Path) -> None:
     mask.paste(255, (40, 16, 96, 80))
     asked = request(
         controls=(hint(1, scale=0.8),),
-        mask=images.picture(mask),
+        mask=codec.read_picture(mask),
         crop="off",
         fill="original",
         **REPAINT,

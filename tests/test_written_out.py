@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from overpaint.diffusion.planner import plan
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.addons import Extras
 from overpaint.models.controlnet import load_net
 from overpaint.request import Request
@@ -65,7 +65,7 @@ class Steer:
     def asked(self) -> list[Control]:
         times: dict[str, Any] = {"start": self.start, "end": self.end}
         return [
-            Control(kind=kind, hint=images.picture(self.shown(i)), scale=scale, **times)
+            Control(kind=kind, hint=codec.read_picture(self.shown(i)), scale=scale, **times)
             for i, (kind, scale) in enumerate(zip(self.kinds, self.scales, strict=True))
         ]
 
@@ -105,7 +105,7 @@ def asked_for(steers: Sequence[Steer], fields: dict[str, Any]) -> Request:
     if "mask" in fields:
         mask = Image.new("L", (128, 128))
         mask.paste(255, BOX)
-        fields = {**fields, "mask": images.picture(mask), "crop": "off", "fill": "original"}
+        fields = {**fields, "mask": codec.read_picture(mask), "crop": "off", "fill": "original"}
     controls = tuple(control for steer in steers for control in steer.asked)
     return request(controls=controls, num_inference_steps=10, **fields)
 

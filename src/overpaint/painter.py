@@ -17,7 +17,7 @@ from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
 from overpaint.diffusion.run import Run
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.addons import Shelf, load_added
 from overpaint.models.checkpoint import load_preview_decoder
 from overpaint.models.library.library import Store
@@ -87,7 +87,7 @@ class Painter:
             PictureError: the picture cannot be read.
             DeviceError: the device ran out of memory, or the numbers were not finite.
         """
-        return self.run(Request(image=images.picture(picture), prompt=prompt, **fields))
+        return self.run(Request(image=codec.read_picture(picture), prompt=prompt, **fields))
 
     def create(self, prompt: str, **fields: Any) -> Result:
         """Make a picture from a prompt alone; otherwise as `edit`."""

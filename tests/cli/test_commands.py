@@ -20,7 +20,7 @@ from overpaint.cli.main import main
 from overpaint.cli.settings import SETTINGS
 from overpaint.errors import DeviceError, ModelNotFoundError
 from overpaint.events import Event, Finished, Notice, Preview, Step
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.imaging.hints import drawing
 from overpaint.provenance import metadata, watermark
 from overpaint.request import Request
@@ -130,7 +130,7 @@ def test_edit_writes_a_picture_here_and_says_where(loader: Loader, run: Any):
     assert ran.err.splitlines()[0] == "note: a word of warning"
     assert "64x48, seed 7" in ran.err
     [request] = loader.requests
-    assert request == Request(image=images.picture("fox.png"), prompt="a wolf", seed=7)
+    assert request == Request(image=codec.read_picture("fox.png"), prompt="a wolf", seed=7)
     assert loader.calls == [("miniature", "auto", "auto")]
     found = metadata.read("fox-overpaint.png")
     assert metadata.to_request(found, request.image) == request
@@ -231,7 +231,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 def test_options_become_fields(loader: Loader, run: Any, options: str, fields: dict[str, Any]):
     ran = run("edit", "fox.png", "a wolf", *options.split())
     assert ran.code == 0, ran.err
-    fox = images.picture("fox.png")
+    fox = codec.read_picture("fox.png")
     given = {"image": fox, "prompt": "a wolf", **fields}
     if "mask" in fields:
         given["mask"] = fox
@@ -509,7 +509,7 @@ def test_a_pose_is_given_as_keypoints(loader: Loader, run: Any):
 
 def test_a_hint_is_shown(loader: Loader, run: Any):
     assert run("hint", "canny", "fox.png", "-o", "edges.png").out == "edges.png\n"
-    assert images.decode(images.picture("edges.png")).size == (20, 10)
+    assert codec.decode(codec.read_picture("edges.png")).size == (20, 10)
     assert run("hint", "tile", "fox.png", "-o", "t.png", "--option", "factor=2").code == 0
     assert loader.calls == []
 
@@ -522,12 +522,12 @@ def test_a_hint_of_what_a_network_sees(loader: Loader, run: Any, tmp_path: Path)
     for kind, folder, colors in (("depth", "near", 100), ("normal", "near", 50)):
         ran = run("hint", kind, "fox.png", "-o", f"{kind}.png", "--estimator", folder)
         assert (ran.code, ran.out) == (0, f"{kind}.png\n"), ran.err
-        shown = images.decode(images.picture(f"{kind}.png"))
+        shown = codec.decode(codec.read_picture(f"{kind}.png"))
         assert shown.size == (40, 24)
         assert len(set(shown.get_flattened_data())) > colors
     asked = ("--estimator", "what", "--device", "cpu")
     assert run("hint", "segmentation", "fox.png", "-o", "s.png", *asked).code == 0
-    seen = np.asarray(images.decode(images.picture("s.png"))).reshape(-1, 3)
+    seen = np.asarray(codec.decode(codec.read_picture("s.png"))).reshape(-1, 3)
     assert {tuple(c) for c in seen.tolist()} <= {tuple(c) for c in drawing.ADE20K.tolist()}
     ran = run("hint", "segmentation", "fox.png", "-o", "s.png", "--estimator", "near")
     assert ran.code == 4
@@ -656,18 +656,18 @@ def test_info_shows_the_settings(loader: Loader, run: Any):
     assert lines["seed"] == "7"
     assert lines["model"] == "miniature"
     assert lines["weights"] == "ab" * 32
-    assert lines["input"] == images.picture("fox.png").sha256
+    assert lines["input"] == codec.read_picture("fox.png").sha256
     assert lines["result"] == "64x48"
     assert "torch" in lines["versions"]
     assert "prompt_2" not in lines
     data = json.loads(run("info", "a.png", "--json").out)
     assert data["program"] == "overpaint"
-    assert data["record"]["input_sha256"] == images.picture("fox.png").sha256
+    assert data["record"]["input_sha256"] == codec.read_picture("fox.png").sha256
 
 
 def test_info_shows_the_watermark(loader: Loader, run: Any):
     Image.effect_noise((256, 256), 20).convert("RGB").save("large.png")
-    made, why = watermark.marked(images.decode(images.picture("large.png")))
+    made, why = watermark.marked(codec.decode(codec.read_picture("large.png")))
     assert why is None
     made.save("marked.png")  # and nothing else in it
     assert run("info", "marked.png").out == "watermark  SDXL's, invisible\n"

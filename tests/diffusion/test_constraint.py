@@ -10,7 +10,7 @@ from PIL import Image
 from overpaint.diffusion.constraint import MaskConstraint
 from overpaint.diffusion.denoise import Trajectory, step
 from overpaint.diffusion.planner import plan
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.model import Model
 from overpaint.registry import SAMPLERS
 from overpaint.request import Request
@@ -30,10 +30,10 @@ def request(mask: Image.Image | None = None, **fields: Any) -> Request:
     defaults: dict[str, Any] = {"prompt": "a red cat", "num_inference_steps": 5, "seed": 3}
     defaults["crop"] = "off"
     if mask:
-        defaults["mask"] = images.picture(mask)
+        defaults["mask"] = codec.read_picture(mask)
     elif "mask_from" not in fields:
         defaults["mask_from"] = "box:32,32,96,96"
-    return Request(image=images.picture(gradient()), **{**defaults, **fields})
+    return Request(image=codec.read_picture(gradient()), **{**defaults, **fields})
 
 
 def latents(model: Model, *requests: Request) -> list[torch.Tensor]:

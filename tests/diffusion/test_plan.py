@@ -8,7 +8,7 @@ from PIL import Image
 
 from overpaint.diffusion.planner import plan
 from overpaint.errors import ModelError, RequestError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import Model
 from overpaint.request import Request
@@ -21,7 +21,7 @@ def model() -> Model:
 
 
 def picture(width: int = 128, height: int = 128) -> Any:
-    return images.picture(Image.linear_gradient("L").resize((width, height)).convert("RGB"))
+    return codec.read_picture(Image.linear_gradient("L").resize((width, height)).convert("RGB"))
 
 
 def test_text_to_image_starts_from_pure_noise(model: Model) -> None:

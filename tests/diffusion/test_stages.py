@@ -13,7 +13,7 @@ from overpaint.diffusion.planner import plan
 from overpaint.diffusion.schedule import NoiseSchedule, make_sigmas
 from overpaint.diffusion.stages import split_sigmas
 from overpaint.errors import ModelError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.addons import Extras
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import Model, NoiseConfig
@@ -45,7 +45,9 @@ def request(**fields: Any) -> Request:
 
 
 def picture() -> Any:
-    return images.picture(Image.linear_gradient("L").rotate(20).resize((128, 128)).convert("RGB"))
+    return codec.read_picture(
+        Image.linear_gradient("L").rotate(20).resize((128, 128)).convert("RGB")
+    )
 
 
 def latent(asked: Request, model: Model, refiner: Model | None = None) -> torch.Tensor:

@@ -22,11 +22,11 @@ from overpaint.engine.engine import COMING, Engine, Told
 from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, RequestError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
-from overpaint.imaging.images import picture
+from overpaint.imaging.codec import read_picture
 from overpaint.models.cache import Cache
 from overpaint.request import Request
 
-HOUSE = picture(Path(__file__).parents[2] / "examples" / "house.png")
+HOUSE = read_picture(Path(__file__).parents[2] / "examples" / "house.png")
 WIDE = Profile("cpu", {(16, 16): {2: 0.02, 4: 0.02, 8: 0.02, 16: 0.02, 32: 0.02}})
 
 

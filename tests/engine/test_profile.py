@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from overpaint.engine.profile import MOST, Profile
 from overpaint.errors import OutputError
-from overpaint.imaging.images import picture
+from overpaint.imaging.codec import read_picture
 from overpaint.request import Request
 
 MINIATURE = {1: 0.011, 2: 0.0164, 4: 0.026, 8: 0.0416, 16: 0.063, 32: 0.1056, 64: 0.21}
-HOUSE = picture(Path(__file__).parents[2] / "examples" / "house.png")
+HOUSE = read_picture(Path(__file__).parents[2] / "examples" / "house.png")
 
 
 def test_as_many_rows_as_bring_something() -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from overpaint.errors import PictureError
-from overpaint.imaging import canvas, images
+from overpaint.imaging import canvas, codec, sizing
 from overpaint.imaging.canvas import lay_out
 from overpaint.request import Request
 from overpaint.request_parts import Control
@@ -21,7 +21,7 @@ def noisy(width: int, height: int) -> Image.Image:
 
 
 def laid_out(picture: Image.Image, **fields: Any) -> canvas.Canvas:
-    return lay_out(Request(image=images.picture(picture), **fields), NATIVE)
+    return lay_out(Request(image=codec.read_picture(picture), **fields), NATIVE)
 
 
 def other(size: tuple[int, int]) -> Image.Image:
@@ -57,7 +57,7 @@ def test_a_resized_picture_is_kept_as_resized() -> None:
     picture = noisy(300, 200)
     found = laid_out(picture, mask_from="box:0,0,100,200", width=160, height=128, crop="off")
     assert found.size == (160, 128)
-    resized = images.fit(picture, (160, 128), "cover")
+    resized = sizing.fit_image(picture, (160, 128), "cover")
     result = np.asarray(found.compose(other(found.size)))
     assert (result[:, 60:] == np.asarray(resized)[:, 60:]).all()
 
@@ -87,7 +87,7 @@ def test_a_crop_takes_the_context_asked_for_and_stays_inside() -> None:
 
 def test_a_black_mask_leaves_nothing_to_paint() -> None:
     picture = noisy(100, 60)
-    found = laid_out(picture, mask=images.picture(Image.new("L", (100, 60))))
+    found = laid_out(picture, mask=codec.read_picture(Image.new("L", (100, 60))))
     assert found.blank
     assert found.original is not None
     assert (np.asarray(found.original) == np.asarray(picture)).all()
@@ -95,7 +95,7 @@ def test_a_black_mask_leaves_nothing_to_paint() -> None:
 
 def test_a_mask_of_another_size() -> None:
     with pytest.raises(PictureError, match="the mask is 60x100 and the picture 100x60"):
-        laid_out(noisy(100, 60), mask=images.picture(Image.new("L", (60, 100))))
+        laid_out(noisy(100, 60), mask=codec.read_picture(Image.new("L", (60, 100))))
 
 
 def test_extended_at_any_sides() -> None:
@@ -176,5 +176,5 @@ def test_a_hint_of_another_aspect_is_refused() -> None:
 
 
 def test_without_a_picture_the_hint_says_the_aspect() -> None:
-    asked = Request(controls=(Control(kind="canny", hint=images.picture(noisy(200, 100))),))
+    asked = Request(controls=(Control(kind="canny", hint=codec.read_picture(noisy(200, 100))),))
     assert lay_out(asked, NATIVE).size == (184, 88)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from overpaint.errors import PictureError, RequestError
-from overpaint.imaging import hints, images
+from overpaint.imaging import codec, hints
 from overpaint.imaging.hints import drawing
 from overpaint.registry import HINTS
 
@@ -125,7 +125,7 @@ def keypoints(**change: object) -> bytes:
 
 
 def test_a_pose_is_drawn_from_its_keypoints() -> None:
-    shown = hints.decode("pose", images.Picture(data=keypoints()))
+    shown = hints.decode("pose", codec.Picture(data=keypoints()))
     assert shown.size == SIZE
     assert np.asarray(shown)[8, 10].max() == 255  # the nose
     twice = np.asarray(drawing.pose(keypoints(), (192, 128)))

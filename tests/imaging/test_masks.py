@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from overpaint.errors import PictureError, RequestError
-from overpaint.imaging import images, masks
+from overpaint.imaging import codec, masks
 from overpaint.request import Request
 
 PICTURE = Image.new("RGB", (64, 48), "#204060")
@@ -20,7 +20,7 @@ def square(mode: str = "L", size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 
 def asked(**fields: Any) -> Request:
-    return Request(image=images.picture(PICTURE), **fields)
+    return Request(image=codec.read_picture(PICTURE), **fields)
 
 
 def of(**fields: Any) -> masks.Mask:
@@ -31,7 +31,7 @@ def of(**fields: Any) -> masks.Mask:
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
 def test_white_is_repainted(mode: str) -> None:
-    mask = masks.decode(images.picture(square(mode)), (64, 48))
+    mask = masks.decode(codec.read_picture(square(mode)), (64, 48))
     assert mask.dtype == np.float32
     assert mask[8:24, 16:32].min() == 1
     assert mask.sum() == 16 * 16
@@ -39,7 +39,7 @@ def test_white_is_repainted(mode: str) -> None:
 
 def test_transparent_is_repainted() -> None:
     clear = square().point(lambda value: 255 - value)
-    mask = masks.decode(images.picture(Image.merge("LA", (square(), clear))), (64, 48))
+    mask = masks.decode(codec.read_picture(Image.merge("LA", (square(), clear))), (64, 48))
     assert mask[8:24, 16:32].min() == 1
     assert mask.sum() == 16 * 16
 
@@ -47,12 +47,12 @@ def test_transparent_is_repainted() -> None:
 def test_transparency_that_hides_nothing_does_not_count() -> None:
     opaque = square("RGB")
     opaque.putalpha(255)
-    assert masks.decode(images.picture(opaque), (64, 48)).sum() == 16 * 16
+    assert masks.decode(codec.read_picture(opaque), (64, 48)).sum() == 16 * 16
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(PictureError, match="the mask is 48x64 and the picture 64x48"):
-        masks.decode(images.picture(square(size=(48, 64))), (64, 48))
+        masks.decode(codec.read_picture(square(size=(48, 64))), (64, 48))
 
 
 def test_a_mask_follows_its_orientation() -> None:
@@ -61,7 +61,7 @@ def test_a_mask_follows_its_orientation() -> None:
     exif[0x0112] = 6  # to be turned clockwise
     turned.info["exif"] = exif.tobytes()
     turned.getexif()[0x0112] = 6
-    assert (masks.decode(images.picture(turned), (64, 48)) > 0).sum() == 16 * 16
+    assert (masks.decode(codec.read_picture(turned), (64, 48)) > 0).sum() == 16 * 16
 
 
 def test_no_mask() -> None:
@@ -123,7 +123,7 @@ def test_blurred_to_either_side() -> None:
 def test_what_a_lossy_format_leaves_of_black_is_black() -> None:
     noisy = np.full((48, 64), 7, np.uint8)
     noisy[10:20, 10:20] = 255
-    mask = masks.of(asked(mask=images.picture(Image.fromarray(noisy))), PICTURE)
+    mask = masks.of(asked(mask=codec.read_picture(Image.fromarray(noisy))), PICTURE)
     assert mask is not None
     assert (mask > 0).sum() == 100
 

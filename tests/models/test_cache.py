@@ -16,13 +16,13 @@ from PIL import Image
 import overpaint
 from overpaint.diffusion.unet import get_network
 from overpaint.imaging.canvas import Canvas, Frame
-from overpaint.imaging.images import picture
+from overpaint.imaging.codec import read_picture
 from overpaint.models.cache import ENTRY, Cache, bytes_of
 from overpaint.request import Request
 from overpaint.request_parts import Control, Lora
 from tests.tiny import tiny_model
 
-HOUSE = picture(Path(__file__).parents[2] / "examples" / "house.png")
+HOUSE = read_picture(Path(__file__).parents[2] / "examples" / "house.png")
 KB = 1024
 
 

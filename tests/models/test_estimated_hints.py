@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
 from overpaint.errors import CheckpointError, RequestError
-from overpaint.imaging import hints, images
+from overpaint.imaging import codec, hints
 from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.library import catalog
 from overpaint.painter import Painter, Result, load
@@ -78,12 +78,12 @@ def test_a_picture_is_steered_by_what_a_network_sees_in_it(
     sight = "classes" if kind == "segmentation" else "depth"
     estimator = load_estimator(folder, sight, torch.device("cpu"), torch.float32)
     made = hints.make(kind, picture(), estimate=estimator.see)
-    finished = Control(kind=kind, net=net, hint=images.picture(made))
+    finished = Control(kind=kind, net=net, hint=codec.read_picture(made))
     given = painter.edit(picture(), "a house", strength=0.9, controls=(finished,), **QUICK)
     assert np.array_equal(pixels(steered), pixels(given))
     plain = painter.edit(picture(), "a house", strength=0.9, **QUICK)
     assert not np.array_equal(pixels(steered), pixels(plain))
-    of_another = Control(kind=kind, net=net, estimator=folder, image=images.picture(picture()))
+    of_another = Control(kind=kind, net=net, estimator=folder, image=codec.read_picture(picture()))
     created = painter.create("a house", controls=(of_another,), **QUICK)
     assert created.images[0].size == (128, 128)
 
@@ -108,7 +108,7 @@ def test_a_network_sees_each_picture_once(
     again = painter.edit(own, "a house", controls=controls, **QUICK)
     assert sizes == [(128, 128)]
     assert np.array_equal(pixels(first), pixels(again))
-    request = Request(image=images.picture(own), controls=controls)
+    request = Request(image=codec.read_picture(own), controls=controls)
     taken = painter.shelf.take(request).estimators
     assert taken == painter.shelf.take(request).estimators  # the same, loaded once
 
@@ -118,7 +118,7 @@ def test_by_default_it_is_the_one_of_the_kind(
 ) -> None:
     names = {catalog.ESTIMATOR_FOR[kind]: folder for kind, folder in folders.items()}
     monkeypatch.setattr(catalog, "resolve_estimator", names.__getitem__)
-    shown = images.picture(picture())
+    shown = codec.read_picture(picture())
     controls = (
         Control(kind="depth", net=net),
         Control(kind="segmentation", net=net),
@@ -153,7 +153,7 @@ def test_what_is_wrong_with_a_file_is_said(
     ("fields", "message"),
     [
         ({"kind": "canny"}, "means nothing for canny hints"),
-        ({"kind": "depth", "hint": images.picture(picture())}, "with a finished hint"),
+        ({"kind": "depth", "hint": codec.read_picture(picture())}, "with a finished hint"),
     ],
 )
 def test_where_an_estimator_means_nothing(fields: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from overpaint.errors import OutputError, RequestError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.provenance import metadata
 from overpaint.provenance.c2pa import MIME, SOURCE, Credentials
@@ -57,7 +57,7 @@ def test_a_signed_picture_says_that_a_model_made_it(
     path = tmp_path / f"picture.{kind}"
     path.write_bytes(signed)
     assert metadata.read(path).fields["prompt"] == "a cup"
-    before, after = (np.asarray(images.decode(Picture(data=data))) for data in (plain, signed))
+    before, after = (np.asarray(codec.decode(Picture(data=data))) for data in (plain, signed))
     assert np.array_equal(before, after)
 
 

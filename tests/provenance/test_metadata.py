@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from overpaint.errors import OutputError, PictureError, RequestError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.provenance import foreign, metadata
 from overpaint.registry import SAMPLERS, SCHEDULES
@@ -21,7 +21,7 @@ from overpaint.request_parts import Control, Lora
 
 FORMATS = ["out.png", "out.jpg", "out.webp"]
 PIXELS = Image.new("RGB", (128, 96), (200, 100, 50))
-SKETCH = images.picture(Image.new("RGB", (8, 8), "white"))
+SKETCH = codec.read_picture(Image.new("RGB", (8, 8), "white"))
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ def test_any_prompt_survives_in_our_record(prompt: str, negative: str, name: str
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_pixels_are_kept(name: str, tmp_path: Path):
     metadata.write(PIXELS, tmp_path / name, recorded(Request()))
-    written = images.decode(images.picture(tmp_path / name))
-    worst = np.abs(images.to_array(written) - images.to_array(PIXELS)).max()
+    written = codec.decode(codec.read_picture(tmp_path / name))
+    worst = np.abs(codec.to_array(written) - codec.to_array(PIXELS)).max()
     assert worst == 0 if name.endswith("png") else worst < 0.05
 
 
@@ -631,7 +631,7 @@ def test_settings_of_an_edit_need_a_picture():
 
 
 def test_settings_that_are_steered_by_a_picture_need_it():
-    edges = images.picture(Image.new("RGB", (8, 8)))
+    edges = codec.read_picture(Image.new("RGB", (8, 8)))
     asked = Request(prompt="x", controls=(Control(kind="canny", hint=edges, scale=0.5),))
     record = recorded(asked)
     assert record["controls_sha256"] == [{"hint": edges.sha256}]
@@ -644,7 +644,7 @@ def test_settings_that_are_steered_by_a_picture_need_it():
 
 
 def test_settings_that_are_steered_by_the_picture_itself_need_no_more():
-    fox = images.picture(Image.new("RGB", (8, 8)))
+    fox = codec.read_picture(Image.new("RGB", (8, 8)))
     asked = Request(prompt="x", image=fox, controls=(Control(kind="canny", scale=0.5),))
     record = json.loads(json.dumps(recorded(asked)))
     found = foreign.Found("overpaint", record["request"], "m", record=record)

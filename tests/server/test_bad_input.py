@@ -22,7 +22,7 @@ import psutil
 import pytest
 from PIL import Image, PngImagePlugin
 
-from tests.imaging.test_images import bomb
+from tests.imaging.test_codec import bomb
 from tests.server.processes import Server
 
 LITTLE = 100 * 2**20

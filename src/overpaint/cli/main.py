@@ -112,10 +112,10 @@ def info(
 
     They are read as we, A1111, ComfyUI or InvokeAI write them.
     """
-    from overpaint.imaging import images
+    from overpaint.imaging import codec
     from overpaint.provenance import watermark  # import OpenCV
 
-    mark = {"watermark": watermark.found(images.decode(images.picture(file)))}
+    mark = {"watermark": watermark.found(codec.decode(codec.read_picture(file)))}
     try:
         found = metadata.read(file)
     except PictureError:
@@ -187,10 +187,11 @@ def hint(
     device: Annotated[str, typer.Option(help="That it runs on.")] = "auto",
 ) -> None:
     """Show what a control net will see of a picture."""
-    from overpaint.imaging import hints, images  # import OpenCV
+    from overpaint.imaging import hints  # import OpenCV
+    from overpaint.imaging.output import check_writable, save_image
 
     asked = Control(kind=kind, estimator=estimator, options=options(option or []))
-    images.check_writable(output)
+    check_writable(output)
     shown = hints.decode(kind, hint_source(kind, str(picture)))
     if kind != "pose":
         hints.check(kind, asked.options)
@@ -198,7 +199,7 @@ def hint(
         if estimator or kind not in hints.MAKERS:
             estimate = _estimate(asked, device)
         shown = hints.make(kind, shown, asked.options, estimate)
-    images.save(shown, output, {})
+    save_image(shown, output, {})
     typer.echo(output)
 
 

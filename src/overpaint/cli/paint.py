@@ -14,7 +14,7 @@ from overpaint.cli.settings import ON_PICTURES, given, home, numbers, takes_sett
 from overpaint.cli.terminal import Terminal
 from overpaint.errors import OutputError, RequestError
 from overpaint.events import Finished, Notice, Step
-from overpaint.imaging import images
+from overpaint.imaging import codec, grid
 from overpaint.picture import Picture
 from overpaint.provenance import metadata
 from overpaint.request import Request
@@ -77,7 +77,7 @@ def edit(
 ) -> None:
     """Repaint a picture as a prompt says."""
     terminal = Terminal(quiet=common.quiet)
-    source = images.picture(picture)
+    source = codec.read_picture(picture)
     found = _found(terminal, common.like, source)
     request = _request(found, source, prompt, settings)
     paths = _outputs(common.output, f"{picture.stem}-overpaint", request.num_images)
@@ -111,7 +111,7 @@ def sweep(
 ) -> None:
     """Draw one labelled grid of strength by guidance, all from one seed."""
     terminal = Terminal(quiet=common.quiet)
-    source = images.picture(picture)
+    source = codec.read_picture(picture)
     found = _found(terminal, common.like, source)
     first = _request(found, source, prompt, settings)
     strengths = numbers("strength", strength)
@@ -132,7 +132,7 @@ def sweep(
     results, seconds = _run(terminal, cells, found, common)
     records = [result.metadata[0] for result in results]
     scales = tuple(r["request"]["guidance_scale"] for r in records[:: len(strengths)])
-    sheet = images.sweep_grid([result.images[0] for result in results], strengths, scales)
+    sheet = grid.draw_sweep_grid([result.images[0] for result in results], strengths, scales)
     swept = {"strength": strengths, "guidance_scale": scales}
     sheet = _marked(terminal, path, sheet) if common.watermark else sheet
     metadata.write(sheet, path, {**records[0], "sweep": swept})

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from overpaint.errors import RequestError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.request import Request
 from overpaint.request_fields import DEFAULT_STRENGTH
@@ -98,7 +98,7 @@ def _truncate(truncate: bool) -> dict[str, Any]:
 
 
 def _mask(path: Path) -> dict[str, Any]:
-    return {"mask": images.picture(path)}
+    return {"mask": codec.read_picture(path)}
 
 
 def _extend(text: str) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _control(text: str, field: str) -> dict[str, Any]:
 def hint_source(kind: str, path: str) -> Picture:
     """What a hint is made from: a picture, or of a pose its keypoints."""
     data = kind == "pose" and path.lower().endswith(".json")
-    return images.keypoints(path) if data else images.picture(path)
+    return codec.read_keypoints(path) if data else codec.read_picture(path)
 
 
 def _option(text: str, field: str) -> dict[str, Any] | None:
@@ -166,7 +166,7 @@ def _option(text: str, field: str) -> dict[str, Any] | None:
         case "net" | "estimator" | "weighting":
             return {name: value}
         case "mask":
-            return {"mask": images.picture(value)}
+            return {"mask": codec.read_picture(value)}
         case _:
             return {"options": options([f"{name}={value}"], f"{field}.options")}
 

@@ -12,7 +12,7 @@ from PIL.Image import Resampling
 
 from overpaint.diffusion.conditioning import ControlInput
 from overpaint.errors import RequestError
-from overpaint.imaging import hints, images, masks
+from overpaint.imaging import codec, hints, masks
 from overpaint.imaging.canvas import Canvas
 from overpaint.models.addons import Estimators, Nets
 from overpaint.models.controlnet import ControlNet
@@ -73,10 +73,10 @@ def _prepare(
     shown = _hint(asked, estimate, canvas, field, notices)
     mask = None
     if asked.mask:
-        gray = _placed(canvas, images.decode(asked.mask), f"{field}.mask").convert("L")
+        gray = _placed(canvas, codec.decode(asked.mask), f"{field}.mask").convert("L")
         cells = masks.cells(np.asarray(gray, np.float32) / np.float32(255), model.vae_factor)
         mask = torch.from_numpy(cells)[None, None].to(model.device)
-    hint = torch.from_numpy(images.to_array(shown))[None] * 0.5 + 0.5
+    hint = torch.from_numpy(codec.to_array(shown))[None] * 0.5 + 0.5
     features = model.remember(
         "hints",
         (net.sha256, shown.size, hashlib.sha256(shown.tobytes()).digest()),
@@ -114,7 +114,7 @@ def _hint(
             )
         return _placed(canvas, hint, f"{field}.hint", how)
     hints.check(asked.kind, asked.options, f"{field}.options")
-    picture = images.decode(asked.image) if asked.image else canvas.original
+    picture = codec.decode(asked.image) if asked.image else canvas.original
     if picture is None:
         raise RequestError(field, f"there is no picture to make the {asked.kind} hint from.")
     placed = _placed(canvas, picture, f"{field}.image")

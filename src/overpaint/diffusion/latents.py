@@ -12,7 +12,7 @@ from torch import Tensor
 
 from overpaint.diffusion.tiling.vae import run_in_windows
 from overpaint.errors import DeviceError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.model import Model
 
 MIN_WINDOW_CELLS = 32
@@ -92,7 +92,7 @@ def decode_latent(model: Model, latent: Tensor) -> tuple[Image, str | None]:
         return whole(latent)
 
     pixels, notice = _finite(model, run, "decoded")
-    return images.from_array(pixels[0].cpu().numpy()), notice
+    return codec.from_array(pixels[0].cpu().numpy()), notice
 
 
 def _window(model: Model, cells: int) -> int:
@@ -137,13 +137,13 @@ def preview_latent(model: Model, latent: Tensor) -> Image | None:
     if model.preview_decoder is not None:
         decoder = model.preview_decoder
         pixels = decoder.decode(latent.to(decoder.device, decoder.dtype), return_dict=False)[0]
-        return images.from_array(pixels[0].float().clamp(-1, 1).cpu().numpy())
+        return codec.from_array(pixels[0].float().clamp(-1, 1).cpu().numpy())
     if model.preview is None:
         return None
     factors = np.array(model.preview.factors, dtype=np.float32)
     bias = np.array(model.preview.bias, dtype=np.float32)
     rgb = np.einsum("chw,cr->rhw", latent[0].float().cpu().numpy(), factors)
-    return images.from_array(rgb + bias[:, None, None])
+    return codec.from_array(rgb + bias[:, None, None])
 
 
 def _name(dtype: torch.dtype) -> str:

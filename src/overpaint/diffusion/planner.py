@@ -18,7 +18,7 @@ from overpaint.diffusion.schedule import Sigmas, make_sigmas_for_strength
 from overpaint.diffusion.tiling.network import TiledNetwork
 from overpaint.diffusion.unet import get_network
 from overpaint.errors import ModelError
-from overpaint.imaging import images, masks
+from overpaint.imaging import codec, masks, sizing
 from overpaint.imaging.canvas import Canvas, lay_out
 from overpaint.models.addons import NOTHING, Extras, check_second
 from overpaint.models.model import Model
@@ -181,7 +181,7 @@ def encode_picture(
     """
 
     def encode() -> tuple[latents.Moments, str | None]:
-        pixels = images.to_array(picture)
+        pixels = codec.to_array(picture)
         return latents.encode_pixels(model, pixels if hidden is None else pixels * (1 - hidden))
 
     content = (picture.tobytes(), b"" if hidden is None else hidden.tobytes())
@@ -210,7 +210,7 @@ def _list_notices(request: Request, model: Model, canvas: Canvas) -> list[str]:
     notices = list(model.notices)
     if canvas.blank:
         notices.append("the mask is black: there is nothing to paint, and the picture is returned.")
-    elif outside := images.outside_trained(canvas.size, model.native_size):
+    elif outside := sizing.describe_untrained_size(canvas.size, model.native_size):
         notices.append(outside)
     if (part := canvas.part) and (said := part.cropped(canvas.size)):
         notices.append(said)

@@ -12,7 +12,7 @@ from torch import Tensor
 from overpaint.diffusion import latents
 from overpaint.diffusion.plan import Plan
 from overpaint.diffusion.schedule import Sigmas
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.model import Model
 from overpaint.registry import Space
 
@@ -63,7 +63,7 @@ def make_enlarger(model: Model, space: Space) -> Callable[[Plan, Tensor], Plan]:
     def enlarge_pixels(plan: Plan, latent: Tensor) -> Plan:
         size = model.vae_factor * plan.shape[2], model.vae_factor * plan.shape[1]
         small, _ = latents.decode_latent(model, latent)
-        pixels = images.to_array(small.resize(size, Resampling.LANCZOS))
+        pixels = codec.to_array(small.resize(size, Resampling.LANCZOS))
         moments, _ = latents.encode_pixels(model, pixels)
         return replace(plan, init=moments)
 

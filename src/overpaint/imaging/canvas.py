@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
-from overpaint.imaging import hints, images, masks
+from overpaint.imaging import codec, hints, masks, sizing
 from overpaint.imaging.masks import Mask, Size
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Frame:
         whole = left + self.fitted[0] + right, top + self.fitted[1] + bottom
         if picture.size == self.source:
             placed = Image.new(picture.mode, whole)
-            placed.paste(images.fit(picture, self.fitted, self.fit, resampling), (left, top))
+            placed.paste(sizing.fit_image(picture, self.fitted, self.fit, resampling), (left, top))
             return placed
         across, down = (a / b for a, b in zip(whole, picture.size, strict=True))
         if abs(across / down - 1) > SLACK:
@@ -156,7 +156,7 @@ class Canvas:
         """
         if factor == 1:
             return self
-        width, height = (images.to_eights(factor * side) for side in self.size)
+        width, height = (sizing.round_to_multiple_of_8(factor * side) for side in self.size)
         part = self.part and replace(
             self.part,
             kept=self.part.kept.resize((width, height), Resampling.LANCZOS),
@@ -195,7 +195,7 @@ def check(request: "Request") -> None:
         if not control.hint and (control.kind != "pose" or not control.image):
             hints.check(control.kind, control.options, f"controls.{index}.options")
     if request.image is not None:
-        masks.of(request, images.decode(request.image))
+        masks.of(request, codec.decode(request.image))
 
 
 def lay_out(request: "Request", native: int) -> Canvas:
@@ -208,14 +208,14 @@ def lay_out(request: "Request", native: int) -> Canvas:
     if request.image is None:
         given = [(c.kind, c.hint or c.image) for c in request.controls]
         first = next((hints.decode(kind, shown) for kind, shown in given if shown), None)
-        size = images.result_size(first and first.size, native, request)
+        size = sizing.compute_result_size(first and first.size, native, request)
         return Canvas(size, Frame(None, size))
-    picture = images.decode(request.image)
+    picture = codec.decode(request.image)
     if request.masked:
         return _masked(request, picture, native)
-    size = images.result_size(picture.size, native, request)
+    size = sizing.compute_result_size(picture.size, native, request)
     fit = request.fit or "cover"
-    return Canvas(size, Frame(picture.size, size, fit), images.fit(picture, size, fit))
+    return Canvas(size, Frame(picture.size, size, fit), sizing.fit_image(picture, size, fit))
 
 
 def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
@@ -224,10 +224,10 @@ def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
     if mask is None:
         mask = np.zeros((picture.height, picture.width), np.float32)
     if request.sized:
-        size = images.result_size(picture.size, native, request)
+        size = sizing.compute_result_size(picture.size, native, request)
         fit = request.fit or "cover"
-        picture = images.fit(picture, size, fit)
-        fitted = images.fit(Image.fromarray(np.rint(mask * 255).astype(np.uint8)), size, fit)
+        picture = sizing.fit_image(picture, size, fit)
+        fitted = sizing.fit_image(Image.fromarray(np.rint(mask * 255).astype(np.uint8)), size, fit)
         mask = np.asarray(fitted.convert("L"), np.float32) / np.float32(255)
     frame = Frame(source, picture.size, request.fit or "cover", request.extend)
     picture, mask = extend(picture, mask, request.extend)
@@ -248,11 +248,13 @@ def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
 def _canvas_size(box: Box, native: int) -> Size:
     """Of a region: its own where the model was trained on such, else the native area."""
     width, height = box[2] - box[0], box[3] - box[1]
-    own = images.to_eights(width), images.to_eights(height)
+    own = sizing.round_to_multiple_of_8(width), sizing.round_to_multiple_of_8(height)
     if native * 3 / 4 <= min(own) and max(own) <= native * 2:
         return own
     aspect = min(max(width / height, 0.25), 4.0) ** 0.5
-    return images.to_eights(native * aspect), images.to_eights(native / aspect)
+    return sizing.round_to_multiple_of_8(native * aspect), sizing.round_to_multiple_of_8(
+        native / aspect
+    )
 
 
 def region(mask: Mask, crop: "str | int", native: int) -> Box:

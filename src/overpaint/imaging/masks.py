@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageOps
 
 from overpaint.errors import RequestError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 
 if TYPE_CHECKING:
     from overpaint.picture import Picture
@@ -64,14 +64,14 @@ def decode(mask: "Picture", size: Size) -> Mask:
     Raises:
         PictureError: it cannot be decoded, or has another size.
     """
-    images.check_mask(mask, size)
-    with images.opened(mask.data, "the mask") as image:
+    codec.check_mask_size(mask, size)
+    with codec.open_image(mask.data, "the mask") as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
-        opaque = images.opacity(upright)
+        opaque = codec.extract_alpha(upright)
     if opaque:
         return 1 - np.asarray(opaque, np.float32) / np.float32(255)
-    return np.asarray(images.decode(mask).convert("L"), np.float32) / np.float32(255)
+    return np.asarray(codec.decode(mask).convert("L"), np.float32) / np.float32(255)
 
 
 # Masks in words: the name of a shape, a colon, and numbers in pixels from the top left.

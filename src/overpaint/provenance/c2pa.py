@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from overpaint.errors import OutputError, RequestError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 
 if TYPE_CHECKING:
     from overpaint.picture import Picture
@@ -133,7 +133,7 @@ def _algorithm(path: Path, private: bytes) -> str:
 
 
 def _mime(picture: "Picture") -> str:
-    with images.opened(picture.data, "the picture") as opened:
+    with codec.open_image(picture.data, "the picture") as opened:
         return f"image/{str(opened.format).lower()}"
 
 

@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import BaseModel, ValidationError
 
 from overpaint.errors import OutputError, PictureError, RequestError
-from overpaint.imaging import images
+from overpaint.imaging import codec, output
 from overpaint.picture import Picture
 from overpaint.provenance.foreign import Found, a1111, comfyui, invokeai
 from overpaint.registry import SAMPLERS, SCHEDULES, sampler_name
@@ -221,7 +221,7 @@ def check_output(path: Path, request: Request) -> None:
     Raises:
         OutputError: as `images.check_writable`, or the settings are too long for a JPEG.
     """
-    images.check_writable(path)
+    output.check_writable(path)
     longest = {"name": "?" * 512, "sha256": "?" * 64, "family": "?" * 64, "dtype": "?" * 64}
     second = longest if request.refiner else None
     texts = (request.prompt, request.prompt_2, request.negative_prompt, request.negative_prompt_2)
@@ -240,7 +240,7 @@ def write(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    images.save(image, path, _options(path, record))
+    output.save_image(image, path, _options(path, record))
 
 
 def encoded(image: Image.Image, kind: str, record: Mapping[str, Any], **options: Any) -> bytes:
@@ -257,7 +257,7 @@ def encoded(image: Image.Image, kind: str, record: Mapping[str, Any], **options:
     """
     path = Path(f"picture.{kind}")
     buffer = BytesIO()
-    image.save(buffer, images.output_format(path), **(_options(path, record) | options))
+    image.save(buffer, output.get_output_format(path), **(_options(path, record) | options))
     return buffer.getvalue()
 
 
@@ -268,7 +268,7 @@ def read(path: "str | os.PathLike[str]") -> Found:
         PictureError: not a picture, or one without settings that we know.
     """
     name = str(path)
-    with images.opened(images.picture(path).data, name) as image:
+    with codec.open_image(codec.read_picture(path).data, name) as image:
         image.load()  # text chunks may come after the pixels
         texts = texts_of(image)
     for key, reader in {
@@ -364,7 +364,7 @@ def _ours(text: str) -> Found:
 
 def _options(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Pillow's options that save a picture with its record."""
-    kind = images.output_format(path)
+    kind = output.get_output_format(path)
     if kind == "PNG":
         chunks = PngInfo()
         chunks.add_text("parameters", parameters(record))

@@ -13,7 +13,7 @@ from miniature.rendering import render
 from miniature.scenes import draw_scene
 from overpaint.diffusion import latents
 from overpaint.diffusion.tiling.vae import run_in_windows, share_layers
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.models.checkpoint import load_model
 
 
@@ -46,7 +46,7 @@ def psnr(a: NDArray[Any], b: NDArray[Any], peak: float) -> float:
 @pytest.mark.parametrize("seed", [1, 40_900_001])
 def test_the_miniature_sees_in_windows_what_it_sees_at_once(seed: int) -> None:
     model = load_model("miniature", device="cpu")
-    pixels = images.to_array(
+    pixels = codec.to_array(
         Image.fromarray(render(draw_scene(np.random.default_rng(seed), 384, 384)))
     )
     scale = model.vae.config["scaling_factor"]
@@ -57,4 +57,4 @@ def test_the_miniature_sees_in_windows_what_it_sees_at_once(seed: int) -> None:
     mean = (scale * posterior.mean).numpy()
     assert psnr(moments.mean.numpy(), mean, float(np.ptp(mean))) >= 45
     tiled = np.asarray(latents.decode_latent(model, moments.mean)[0], np.float64)
-    assert psnr(tiled, np.asarray(images.from_array(at_once.numpy()), np.float64), 255) >= 45
+    assert psnr(tiled, np.asarray(codec.from_array(at_once.numpy()), np.float64), 255) >= 45

@@ -19,7 +19,7 @@ from fal_client import AsyncClient, SyncClient
 from fal_client.client import FalClientHTTPError
 from PIL import Image
 
-from overpaint.imaging.images import picture
+from overpaint.imaging.codec import read_picture
 from overpaint.request_parts import Lora
 from overpaint.server.api import results
 from overpaint.server.api.fal.protocol import OWN, SIZES, Arguments, to_request
@@ -382,7 +382,7 @@ def test_inputs_mean_what_they_mean_there() -> None:
     assert (plain.num_inference_steps, plain.guidance_scale, plain.strength) == (25, 7.5, None)
     assert (plain.width, plain.size, plain.steps) == (None, "native", "exact")
     edit = inputs_as(prompt="a", image_url=URI)
-    assert edit.image.data == picture(HOUSE).data
+    assert edit.image.data == read_picture(HOUSE).data
     assert (edit.strength, edit.steps) == (0.95, "truncate")
     masked = inputs_as(prompt="a", image_url=URI, mask_url=URI, fill="noise")
     assert (masked.fill, masked.strength, masked.size) == ("noise", 0.95, "keep")

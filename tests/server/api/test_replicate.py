@@ -19,7 +19,7 @@ from PIL import Image
 from replicate.client import Client
 from replicate.exceptions import ModelError, ReplicateError
 
-from overpaint.imaging.images import picture
+from overpaint.imaging.codec import read_picture
 from overpaint.request_parts import Lora
 from overpaint.server.api.replicate.inputs import Input, to_request
 from overpaint.server.api.results import moment, progress_line
@@ -215,7 +215,7 @@ def test_inputs_mean_what_they_mean_there() -> None:
     assert (masked.strength, masked.fill) == (0.7, "original")
     styled = inputs_as(replicate_weights="ink", lora_scale=0.3)
     assert styled.loras == (Lora(name="ink", scale=0.3),)
-    assert picture(HOUSE).data == edit.image.data
+    assert read_picture(HOUSE).data == edit.image.data
 
 
 def test_a_refiner() -> None:

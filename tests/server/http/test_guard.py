@@ -22,7 +22,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.server.api import deps, route
 from overpaint.server.app import Server, configured, create_app, run
 from overpaint.server.http import body_limit, connection, json_body
@@ -400,7 +400,7 @@ def test_pictures_that_take_long_to_read_hold_up_no_other_answer(
         if not enough.wait(PATIENCE):
             late.append(given)
 
-    monkeypatch.setattr(images, "received", slow)
+    monkeypatch.setattr(codec, "receive_picture", slow)
     senders = [
         threading.Thread(target=client.post, args=("/api/files",), kwargs={"content": b"0"})
         for _ in range(16)

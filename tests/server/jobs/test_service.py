@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from overpaint.errors import StoreError
-from overpaint.imaging.images import picture
+from overpaint.imaging.codec import read_picture
 from overpaint.request import Request
 from overpaint.server.jobs.service import Service, Settings, Story
 from overpaint.server.jobs.supervisor import Pace
@@ -55,9 +55,9 @@ def made(service: Service, request: Request) -> str:
 
 def test_what_is_older_than_it_is_kept_is_forgotten(tmp_path: Path) -> None:
     with served(tmp_path) as service:
-        name = made(service, Request(image=picture(HOUSE)))
+        name = made(service, Request(image=read_picture(HOUSE)))
         upload = service.files.put(b"of no job")
-        files = {upload, picture(HOUSE).sha256}
+        files = {upload, read_picture(HOUSE).sha256}
         for file in files:
             os.utime(tmp_path / "files" / file[:2] / file, (1, 1))
         assert list(service.files.results(name).iterdir())
@@ -69,12 +69,14 @@ def test_what_is_older_than_it_is_kept_is_forgotten(tmp_path: Path) -> None:
 
 def test_what_is_needed_is_kept(tmp_path: Path) -> None:
     with served(tmp_path, keep=3600.0, seconds=0.5) as service:
-        waiting = asyncio.run(service.submit(Request(image=picture(HOUSE))))
+        waiting = asyncio.run(service.submit(Request(image=read_picture(HOUSE))))
         fresh = service.files.put(b"of no job yet")
-        os.utime(tmp_path / "files" / picture(HOUSE).sha256[:2] / picture(HOUSE).sha256, (1, 1))
+        os.utime(
+            tmp_path / "files" / read_picture(HOUSE).sha256[:2] / read_picture(HOUSE).sha256, (1, 1)
+        )
         service.tidy()
         assert service.files.has(fresh)
-        assert service.files.has(picture(HOUSE).sha256)
+        assert service.files.has(read_picture(HOUSE).sha256)
         assert service.jobs.get(waiting.id) is not None
 
 

@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from overpaint.errors import PictureError, StoreError
-from overpaint.imaging.images import picture
+from overpaint.imaging.codec import read_picture
 from overpaint.request import Request
 from overpaint.request_parts import Control, Lora
 from overpaint.server.store.files import Files
@@ -138,11 +138,11 @@ def test_age(files: Files) -> None:
 
 
 def test_a_request_comes_back_as_it_was(files: Files) -> None:
-    house = picture(HOUSE)
+    house = read_picture(HOUSE)
     request = Request(
         prompt="a cup",
         image=house,
-        mask=picture(HOUSE),
+        mask=read_picture(HOUSE),
         seed=2**62,
         controls=(Control(kind="canny", image=house, options={"low": 30.0}), Control(kind="depth")),
         loras=(Lora(name="x", blocks={"mid_block": 0.5}),),
@@ -162,7 +162,7 @@ def test_a_request_comes_back_as_it_was(files: Files) -> None:
 def test_a_picture_that_comes_many_times_is_kept_and_read_once(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = picture(HOUSE)
+    shown = read_picture(HOUSE)
     controls = tuple(Control(kind="canny", hint=shown) for _ in range(16))
     put, names = MagicMock(wraps=files.put), set[str]()
     monkeypatch.setattr(files, "put", put)

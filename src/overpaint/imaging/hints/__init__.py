@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from overpaint.errors import RequestError, did_you_mean
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.imaging.hints import color, drawing, edges
 
 if TYPE_CHECKING:
@@ -95,4 +95,4 @@ def decode(kind: str, picture: "Picture") -> "Image":
     """
     if kind == "pose" and picture.data.lstrip()[:1] in (b"{", b"["):
         return drawing.pose(picture.data)
-    return images.decode(picture)
+    return codec.decode(picture)

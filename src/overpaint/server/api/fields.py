@@ -21,7 +21,7 @@ from overpaint.errors import (
     StoreError,
     quote_value,
 )
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.request import Request
 from overpaint.server.jobs.service import Service
@@ -143,7 +143,7 @@ def check_mask_size(image: Picture, mask: Picture) -> None:
         RequestError: it is not.
     """
     try:
-        images.check_mask(mask, images.upright_size(image))
+        codec.check_mask_size(mask, codec.upright_size(image))
     except PictureError as error:
         raise RequestError("mask", str(error)) from None
 

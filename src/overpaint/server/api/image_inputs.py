@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 from overpaint.errors import LONGEST_NAME, RequestError, quote_value
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.server.api.fields import decode_base64, decode_data_uri
 from overpaint.server.http.body_limit import MAX_BODY_BYTES
@@ -49,7 +49,7 @@ def load_image(field: str, text: str, sources: Sources) -> Picture:
         RequestError: it is none of these.
         PictureError: there is no such upload, or it is no picture.
     """
-    return images.received(_read_source(field, text, sources), field)
+    return codec.receive_picture(_read_source(field, text, sources), field)
 
 
 def _read_source(field: str, text: str, sources: Sources) -> bytes:
@@ -135,7 +135,7 @@ def load_nested_images(fields: Any, sources: Sources, *path: str | int) -> Any:
 def _checked_image(data: bytes, path: FieldPath) -> dict[str, bytes]:
     """A picture; in the place of one that shows a pose, its keypoints, which are JSON."""
     if path[:1] != ("controls",) or data.lstrip()[:1] not in (b"{", b"["):
-        images.received(data, _field_name(*path))
+        codec.receive_picture(data, _field_name(*path))
     return {"data": data}
 
 

@@ -30,7 +30,7 @@ from overpaint.errors import (
     did_you_mean,
 )
 from overpaint.events import Step
-from overpaint.imaging import images
+from overpaint.imaging import sizing
 from overpaint.models.library.index import Entries
 from overpaint.request import Request
 from overpaint.server.http.signed_links import LinkSigner
@@ -297,7 +297,7 @@ class Service:
             check_names(request, self.entries, known)
             native = self.supervisor.natives.get(name)
             if native:
-                images.check_size(request, native)
+                sizing.check_size(request, native)
             stored, files = self.files.pack(request)
             new = NewJob(
                 made,

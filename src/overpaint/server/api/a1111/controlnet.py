@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from overpaint.errors import LONGEST_NAME, RequestError, did_you_mean, quote_value
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.registry import HINTS, Weighting
 from overpaint.request_fields import MAX_CONTROLS
@@ -157,7 +157,7 @@ def _control(arg: Any, given: TextInputs | ImageInputs) -> Control:
     if unit.effective_region_mask:
         field = f"{CONTROL_NET}.effective_region_mask"
         data = picture_data(field, unit.effective_region_mask)
-        fields["mask"] = mask_of(images.received(data, field).data, rounded=False)
+        fields["mask"] = mask_of(codec.receive_picture(data, field).data, rounded=False)
     try:
         return Control(**fields)
     except RequestError as error:
@@ -205,4 +205,4 @@ def _picture(unit: Unit, given: TextInputs | ImageInputs) -> Picture | None:
     if not isinstance(image, str):
         raise RequestError(f"{CONTROL_NET}.image", "is neither base64 nor a data: URI.")
     field = f"{CONTROL_NET}.image"
-    return images.received(picture_data(field, image), field)
+    return codec.receive_picture(picture_data(field, image), field)

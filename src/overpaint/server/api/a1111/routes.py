@@ -22,7 +22,7 @@ from fastapi import APIRouter, HTTPException
 from fastapi import Request as Incoming
 
 from overpaint.errors import RequestError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.provenance import metadata
 from overpaint.provenance.foreign import a1111_pairs
 from overpaint.registry import SAMPLERS, SCHEDULES
@@ -149,7 +149,7 @@ async def told(service: Service, job: Job) -> dict[str, Any]:
 
 def infotext(data: bytes) -> str:
     """The settings that a picture of ours says, in their form."""
-    with images.opened(data, "the result") as image:
+    with codec.open_image(data, "the result") as image:
         return metadata.parameters(json.loads(metadata.texts_of(image)["overpaint"]))
 
 
@@ -261,7 +261,9 @@ async def png_info(given: PictureIn, key: KeyDep) -> PictureInfo:
 
     def look() -> PictureInfo:
         data = picture_data("image", given.image)
-        with images.opened(data, "the image", images.RECEIVED, images.LARGEST_RECEIVED) as image:
+        with codec.open_image(
+            data, "the image", codec.UPLOAD_FORMATS, codec.MAX_UPLOAD_PIXELS
+        ) as image:
             image.load()
             items = metadata.texts_of(image)
         text = items.get("parameters", "")

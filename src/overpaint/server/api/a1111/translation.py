@@ -8,7 +8,7 @@ from typing import Any
 from PIL import ImageOps
 
 from overpaint.errors import RequestError, did_you_mean, quote_value
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.provenance.foreign import a1111_schedule
 from overpaint.registry import SAMPLERS, Fill, sampler_name
@@ -222,7 +222,7 @@ def _second_pass(given: TextInputs) -> dict[str, Any]:
 
 
 def _of_image(given: ImageInputs, options: Options) -> dict[str, Any]:
-    image = images.received(picture_data("init_images", given.init_images[0]), "init_images")
+    image = codec.receive_picture(picture_data("init_images", given.init_images[0]), "init_images")
     fields: dict[str, Any] = {
         "image": image,
         "strength": given.denoising_strength,
@@ -239,7 +239,7 @@ def _of_image(given: ImageInputs, options: Options) -> dict[str, Any]:
         if getattr(given, field) not in (None, given.mask_blur):
             raise RequestError(field, "cannot differ from mask_blur; leave it out.")
     mask = picture_data("mask", given.mask)
-    check_mask_size(image, images.received(mask, "mask"))
+    check_mask_size(image, codec.receive_picture(mask, "mask"))
     fields |= {
         "mask": mask_of(mask, rounded=given.mask_round),
         "mask_invert": given.inpainting_mask_invert,
@@ -273,10 +273,10 @@ def mask_of(data: bytes, *, rounded: bool) -> Picture:
     Raises:
         PictureError: it is no picture.
     """
-    with images.opened(data, "the mask") as image:
+    with codec.open_image(data, "the mask") as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        gray = images.opacity(image) or image.convert("L")
+        gray = codec.extract_alpha(image) or image.convert("L")
     if rounded:
         gray = gray.point([255 * (level > 128) for level in range(256)])
     file = BytesIO()

@@ -33,7 +33,7 @@ from pydantic_core import core_schema
 from overpaint.engine.worker import Shown
 from overpaint.errors import RequestError
 from overpaint.events import Step
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.request import Request
 from overpaint.server.api.deps import (
     LISTENER_LIMIT,
@@ -448,7 +448,7 @@ async def secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
 async def put(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Upload:
     """Upload a picture: its bytes are the body."""
     data = await read_upload(incoming)
-    await run_in_reader_pool(images.received, data, "the picture")
+    await run_in_reader_pool(codec.receive_picture, data, "the picture")
     return Upload(file=await asyncio.to_thread(service.files.put, data), size=len(data))
 
 

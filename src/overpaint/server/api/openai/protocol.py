@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from overpaint.errors import FormatError, ModelNotFoundError, RequestError
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.request import Request
 from overpaint.server.api.extended_fields import FieldMapping, build_request, get_field_error
@@ -231,7 +231,7 @@ def _words(given: Asked) -> list[FieldMapping]:
         if given.quality in QUALITIES:
             found.append(("quality", "num_inference_steps", QUALITIES[given.quality]))
     if isinstance(given, Edit | Variation):
-        image = images.received(given.image, "image")
+        image = codec.receive_picture(given.image, "image")
         found.append(("image", "image", image))
         if isinstance(given, Edit) and given.mask is not None:
             found.append(("mask", "mask", _mask(given.mask, image)))
@@ -240,10 +240,10 @@ def _words(given: Asked) -> list[FieldMapping]:
 
 def _mask(data: bytes, image: Picture) -> Picture:
     """A mask by its transparency alone: theirs say nothing by brightness, as others' do."""
-    mask = images.received(data, "mask")
+    mask = codec.receive_picture(data, "mask")
     check_mask_size(image, mask)
-    with images.opened(data, "the mask") as opened:
-        opaque = images.opacity(opened)
+    with codec.open_image(data, "the mask") as opened:
+        opaque = codec.extract_alpha(opened)
     if opaque is None:
         raise RequestError("mask", "is opaque everywhere; what is transparent is repainted.")
     return mask

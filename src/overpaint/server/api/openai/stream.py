@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from overpaint.engine.worker import Shown
-from overpaint.imaging import images
+from overpaint.imaging import codec
 from overpaint.server.api.event_stream import encode_event
 from overpaint.server.api.openai.protocol import (
     USAGE,
@@ -29,7 +29,7 @@ async def streamed(service: Service, job: Job, kind: str, previews: int) -> Asyn
     async for story in service.follow(job.id):
         match story:
             case Shown(_, data) if len(shown) < previews and data not in shown[-1:]:
-                with images.opened(data, "the preview") as preview:
+                with codec.open_image(data, "the preview") as preview:
                     size = f"{preview.width}x{preview.height}"
                 own = {
                     "b64_json": encoded(data),

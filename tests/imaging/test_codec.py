@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from overpaint.errors import FormatError, OutputError, PictureError, RequestError
-from overpaint.imaging import images
+from overpaint.imaging import codec, grid, output, sizing
 from overpaint.picture import Picture
 from overpaint.provenance.foreign import a1111_pairs
 from overpaint.request import Request
@@ -60,8 +60,8 @@ def test_a_path_bytes_an_image_and_a_picture_are_the_same_picture(tmp_path: Path
     image = noise()
     path = tmp_path / "in.png"
     image.save(path)
-    for source in (path, str(path), path.read_bytes(), image, images.picture(path)):
-        assert images.decode(images.picture(source)) == image
+    for source in (path, str(path), path.read_bytes(), image, codec.read_picture(path)):
+        assert codec.decode(codec.read_picture(source)) == image
 
 
 @pytest.mark.parametrize(
@@ -85,45 +85,45 @@ def test_what_cannot_be_read_is_refused_by_name(content: bytes, words: str, tmp_
     path = tmp_path / "holiday.png"
     path.write_bytes(content)
     with pytest.raises(PictureError, match=words) as refused:
-        images.picture(path)
+        codec.read_picture(path)
     assert "holiday.png" in str(refused.value)
     with pytest.raises(PictureError, match=words):
-        images.decode(Picture(data=content))
+        codec.decode(Picture(data=content))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_what_strangers_send_is_looked_at(kind: str):
     whole = encoded(noise(), kind)
-    assert images.received(whole.data, "it") == whole
+    assert codec.receive_picture(whole.data, "it") == whole
     for share in (0.1, 0.5, 0.99):
         with pytest.raises(PictureError, match="it is"):
-            images.received(whole.data[: int(len(whole.data) * share)], "it")
+            codec.receive_picture(whole.data[: int(len(whole.data) * share)], "it")
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "BMP", "GIF"])
 def test_of_strangers_fewer_formats_are_read(kind: str):
     data = encoded(noise(), kind).data
-    assert images.picture(data)
+    assert codec.read_picture(data)
     with pytest.raises(FormatError, match=f"it is a {kind}, which is not read; give one of PNG"):
-        images.received(data, "it")
+        codec.receive_picture(data, "it")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_strangers_send_one_picture_at_a_time(kind: str):
     data = encoded(noise(), kind, save_all=True, append_images=[noise(40, 24).rotate(180)]).data
     with pytest.raises(PictureError, match="has 2 frames"):
-        images.received(data, "it")
+        codec.receive_picture(data, "it")
 
 
 def test_a_telephones_jpeg_has_a_second_picture_of_its_own():
     both = encoded(noise(), "MPO", save_all=True, append_images=[noise()])
-    assert images.received(both.data, "it") == both
+    assert codec.receive_picture(both.data, "it") == both
 
 
 def test_pictures_without_room_are_refused():
     for size in ((1, 1), (1, 20_000), (7, 8)):
         with pytest.raises(PictureError, match="8 pixels a side"):
-            images.received(encoded(Image.new("L", size)).data, "it")
+            codec.receive_picture(encoded(Image.new("L", size)).data, "it")
 
 
 def looked_at(data: bytes) -> int:
@@ -131,7 +131,7 @@ def looked_at(data: bytes) -> int:
 
     def look() -> None:
         with pytest.raises(PictureError, match="truncated"):
-            images.received(data, "it")
+            codec.receive_picture(data, "it")
 
     return added(look)[0]
 
@@ -164,13 +164,13 @@ def test_the_upright_size_is_that_of_the_decoded_picture(orientation: int):
     exif[ExifTags.Base.Orientation] = orientation
     for kind in ("PNG", "JPEG", "WEBP"):
         picture = encoded(noise(), kind, exif=exif)
-        assert images.upright_size(picture) == images.decode(picture).size
+        assert codec.upright_size(picture) == codec.decode(picture).size
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_the_upright_size_needs_no_pixels(kind: str):
     half = encoded(noise(200, 100), kind).data[:1000]
-    assert images.upright_size(Picture(data=half)) == (200, 100)
+    assert codec.upright_size(Picture(data=half)) == (200, 100)
 
 
 def test_the_orientation_may_stand_behind_the_pixels_of_a_png():
@@ -183,10 +183,10 @@ def test_the_orientation_may_stand_behind_the_pixels_of_a_png():
     behind = data.replace(chunk, b"").replace(END, chunk + END)
     for turned in (data, behind):
         picture = Picture(data=turned)
-        assert images.upright_size(picture) == images.decode(picture).size == (100, 200)
+        assert codec.upright_size(picture) == codec.decode(picture).size == (100, 200)
     said = encoded(noise(200, 100), "PNG", pnginfo=saying_exif())
-    assert images.upright_size(said) == images.decode(said).size == (200, 100)
-    assert images.upright_size(Picture(data=said.data[:1000])) == (200, 100)
+    assert codec.upright_size(said) == codec.decode(said).size == (200, 100)
+    assert codec.upright_size(Picture(data=said.data[:1000])) == (200, 100)
 
 
 def saying_exif() -> PngInfo:
@@ -204,23 +204,23 @@ def test_what_stands_behind_the_end_of_a_png_turns_nothing():
     (length,) = struct.unpack_from(">I", data, at)
     chunk = data[at : at + 12 + length]
     picture = Picture(data=data.replace(chunk, b"") + chunk)
-    assert images.upright_size(picture) == images.decode(picture).size == (200, 100)
+    assert codec.upright_size(picture) == codec.decode(picture).size == (200, 100)
 
 
 def test_a_jpeg_that_nothing_decodes_is_refused_at_once():
     data = encoded(noise(), "JPEG").data
     lossless = data.replace(b"\xff\xc0", b"\xff\xc3", 1)
     with pytest.raises(PictureError, match="damaged or truncated"):
-        images.received(lossless, "it")
+        codec.receive_picture(lossless, "it")
 
 
 def test_a_jpeg_of_many_scans_is_refused():
     data = encoded(noise(), "JPEG", progressive=True).data
-    assert images.received(data, "it").data == data
+    assert codec.receive_picture(data, "it").data == data
     last = data.rfind(b"\xff\xda")
     many = data[:last] + data[last:-2] * 101 + data[-2:]
     with pytest.raises(PictureError, match=r"it has 1\d\d scans"):
-        images.received(many, "it")
+        codec.receive_picture(many, "it")
 
 
 def test_what_stands_behind_a_jpeg_or_in_its_notes_is_none_of_it():
@@ -232,51 +232,51 @@ def test_what_stands_behind_a_jpeg_or_in_its_notes_is_none_of_it():
     assert film.count(b"\xff\xda") > 100
     for kind in ({}, {"progressive": True}, {"restart_marker_blocks": 1}):
         data = encoded(noise(), "JPEG", exif=exif, **kind).data
-        assert images.received(data + film, "it").data == data + film
+        assert codec.receive_picture(data + film, "it").data == data + film
         with pytest.raises(PictureError, match="it is damaged or truncated"):
-            images.received(data[:-2], "it")
+            codec.receive_picture(data[:-2], "it")
 
 
 @pytest.mark.parametrize("data", [b"\xff\xe0\0\2" * 20_000, b"\xff\xe0\0\0" * 20_000])
 def test_a_jpeg_of_many_markers_is_refused(data: bytes):
     whole = encoded(noise(), "JPEG").data
     with pytest.raises(PictureError, match="it has more than 10,000 markers"):
-        images.received(whole[:-2] + data + whole[-2:], "it")
+        codec.receive_picture(whole[:-2] + data + whole[-2:], "it")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA"])
 def test_how_opaque_a_picture_is(mode: str):
     image = Image.new(mode, (2, 1), 0)
     if mode not in ("LA", "RGBA"):
-        assert images.opacity(image) is None
+        assert codec.extract_alpha(image) is None
         return
     image.putalpha(Image.new("L", (2, 1), 7))
-    found = images.opacity(image)
+    found = codec.extract_alpha(image)
     assert found
     assert found.getextrema() == (7, 7)
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path):
     with pytest.raises(PictureError, match=r"none\.png: no such file"):
-        images.picture(tmp_path / "none.png")
+        codec.read_picture(tmp_path / "none.png")
     with pytest.raises(PictureError, match="folder"):
-        images.picture(tmp_path)
+        codec.read_picture(tmp_path)
     with pytest.raises(PictureError, match="cannot be read"):
-        images.picture("a\0b")
+        codec.read_picture("a\0b")
 
 
 def test_a_huge_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(images, "LARGEST_BYTES", 1000)
+    monkeypatch.setattr(codec, "MAX_FILE_BYTES", 1000)
     (tmp_path / "huge.png").write_bytes(bytes(1001))
     with pytest.raises(PictureError, match=r"huge\.png is larger than 1,000 bytes"):
-        images.picture(tmp_path / "huge.png")
+        codec.read_picture(tmp_path / "huge.png")
 
 
 def test_a_bomb_costs_no_memory():
     before = peak_memory()
     assert len(bomb()) < 1100
     with pytest.raises(PictureError, match="178,956,970 pixels"):
-        images.picture(bomb())
+        codec.read_picture(bomb())
     assert peak_memory() - before < 20_000  # KB; decoded it would be 7.5 GB
 
 
@@ -284,13 +284,13 @@ def test_strangers_pictures_are_smaller():
     """Several may be looked at at once."""
     image = Image.new("L", (8192, 8200))
     with pytest.raises(PictureError, match="mask declares more than 67,108,864 pixels"):
-        images.received(encoded(image, "PNG").data, "mask")
+        codec.receive_picture(encoded(image, "PNG").data, "mask")
     fitting = encoded(image.crop((0, 0, 8192, 8192)), "PNG")
-    assert images.received(fitting.data, "mask") == fitting
+    assert codec.receive_picture(fitting.data, "mask") == fitting
 
 
 def test_large_but_allowed_pictures_are_opened_without_a_warning():
-    with images.opened(bomb(10_000, 10_000), "large") as image:
+    with codec.open_image(bomb(10_000, 10_000), "large") as image:
         assert image.size == (10_000, 10_000)
 
 
@@ -299,7 +299,7 @@ def test_reading_leaves_pillow_strict_about_truncation():
 
 
 def test_a_broken_picture_does_not_hide_our_own_errors():
-    with pytest.raises(PictureError, match="ours"), images.opened(bomb(8, 8), "x"):
+    with pytest.raises(PictureError, match="ours"), codec.open_image(bomb(8, 8), "x"):
         raise PictureError("ours")
 
 
@@ -309,7 +309,7 @@ def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     for kind in ("PNG", "WEBP"):
-        upright = images.decode(encoded(image, kind, exif=exif, lossless=True))
+        upright = codec.decode(encoded(image, kind, exif=exif, lossless=True))
         assert upright.size == (20, 40)
         assert upright.getpixel((10, 5)) == (0, 0, 255)
         assert upright.getpixel((10, 35)) == (255, 0, 0)
@@ -321,8 +321,8 @@ def test_the_orientation_and_profile_of_a_pillow_image_survive():
     exif[0x0112] = 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     source = Image.open(BytesIO(encoded(noise(), "JPEG", exif=exif, icc_profile=profile).data))
-    stored = images.picture(source)
-    assert images.decode(stored).size == (24, 40)
+    stored = codec.read_picture(source)
+    assert codec.decode(stored).size == (24, 40)
     assert Image.open(BytesIO(stored.data)).info["icc_profile"] == profile
 
 
@@ -332,20 +332,20 @@ def gray_ramp() -> np.ndarray[Any, np.dtype[np.uint16]]:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_gray_is_scaled_and_not_clipped(kind: str):
-    decoded = np.asarray(images.decode(encoded(Image.fromarray(gray_ramp()), kind)))
+    decoded = np.asarray(codec.decode(encoded(Image.fromarray(gray_ramp()), kind)))
     assert decoded.shape == (1, 256, 3)
     assert np.abs(decoded[0, :, 1].astype(int) - np.arange(256)).max() <= 1
 
 
 def test_16_bit_values_in_32_bit_samples_are_scaled_and_others_refused():
     ramp = gray_ramp().astype(np.int32)
-    decoded = np.asarray(images.decode(encoded(Image.fromarray(ramp), "TIFF")))
+    decoded = np.asarray(codec.decode(encoded(Image.fromarray(ramp), "TIFF")))
     assert decoded[0, -1].tolist() == [255, 255, 255]
     assert decoded[0, 128].tolist() == [128, 128, 128]
     with pytest.raises(PictureError, match="32-bit"):
-        images.decode(encoded(Image.fromarray(ramp * 1000), "TIFF"))
+        codec.decode(encoded(Image.fromarray(ramp * 1000), "TIFF"))
     with pytest.raises(PictureError, match="32-bit"):
-        images.decode(encoded(Image.fromarray(ramp.astype(np.float32)), "TIFF"))
+        codec.decode(encoded(Image.fromarray(ramp.astype(np.float32)), "TIFF"))
 
 
 def transparent_palette() -> Picture:
@@ -377,13 +377,13 @@ def half_transparent(mode: str, color: tuple[int, ...]) -> Picture:
     ],
 )
 def test_modes_become_rgb_over_white(picture: Picture, left: tuple[int, ...]):
-    image = images.decode(picture)
+    image = codec.decode(picture)
     assert image.mode == "RGB"
     assert image.getpixel((0, 0)) == left
 
 
 def test_cmyk_jpeg_is_not_inverted():
-    image = images.decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
+    image = codec.decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
     red, green, blue = np.asarray(image)[8, 8].tolist()
     assert red > 240
     assert green < 15
@@ -393,7 +393,7 @@ def test_cmyk_jpeg_is_not_inverted():
 def test_a_gif_gives_its_first_frame():
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     picture = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert images.decode(picture).getpixel((4, 4)) == (255, 0, 0)
+    assert codec.decode(picture).getpixel((4, 4)) == (255, 0, 0)
 
 
 def swapped_profile() -> bytes:
@@ -407,7 +407,7 @@ def swapped_profile() -> bytes:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 def test_an_embedded_profile_is_converted_to_srgb(mode: str):
     image = Image.new("RGB", (4, 4), (255, 0, 0)).convert(mode)
-    converted = images.decode(encoded(image, icc_profile=swapped_profile()))
+    converted = codec.decode(encoded(image, icc_profile=swapped_profile()))
     red, green, blue = np.asarray(converted)[2, 2].tolist()
     assert red < 10
     assert green > 245
@@ -416,28 +416,28 @@ def test_an_embedded_profile_is_converted_to_srgb(mode: str):
 
 def test_a_profile_that_cannot_be_read_counts_as_srgb():
     picture = encoded(Image.new("RGB", (4, 4), (9, 8, 7)), icc_profile=b"not a profile")
-    assert images.decode(picture).getpixel((0, 0)) == (9, 8, 7)
+    assert codec.decode(picture).getpixel((0, 0)) == (9, 8, 7)
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB", "HSV", "RGBX", "I"])
 def test_pillow_images_of_any_mode_become_pictures(mode: str):
     image = Image.new("RGB", (4, 4), (200, 30, 60))
     image = Image.new("I", (4, 4), 65535) if mode == "I" else image.convert(mode, None)
-    decoded = images.decode(images.picture(image))
+    decoded = codec.decode(codec.read_picture(image))
     expected = image.convert("RGB") if mode != "I" else Image.new("RGB", (4, 4), "white")
     assert np.abs(np.asarray(decoded).astype(int) - np.asarray(expected)).max() <= 2
 
 
 # Sizes
 
-SKETCH = images.picture(Image.new("RGB", (8, 8)))
+SKETCH = codec.read_picture(Image.new("RGB", (8, 8)))
 
 
 def sized(
     picture_size: tuple[int, int] | None, native: int = 1024, **fields: Any
 ) -> tuple[int, int]:
     request = Request(image=SKETCH if picture_size else None, seed=0, **fields)
-    return images.result_size(picture_size, native, request)
+    return sizing.compute_result_size(picture_size, native, request)
 
 
 @pytest.mark.parametrize(
@@ -494,9 +494,9 @@ def test_the_native_size_is_the_models():
 
 
 def test_sizes_outside_the_trained_range_are_said_aloud():
-    assert images.outside_trained((768, 1024), 1024) is None
-    assert "768 to 2048" in str(images.outside_trained((760, 1024), 1024))
-    assert "512x512" in str(images.outside_trained((512, 512), 1024))
+    assert sizing.describe_untrained_size((768, 1024), 1024) is None
+    assert "768 to 2048" in str(sizing.describe_untrained_size((760, 1024), 1024))
+    assert "512x512" in str(sizing.describe_untrained_size((512, 512), 1024))
 
 
 # Fitting
@@ -512,24 +512,24 @@ def bands(width: int, height: int) -> Image.Image:
 
 def test_fit_returns_a_picture_of_the_right_size_itself():
     image = noise()
-    assert images.fit(image, image.size, "cover") is image
+    assert sizing.fit_image(image, image.size, "cover") is image
 
 
 @pytest.mark.parametrize("how", ["cover", "contain", "stretch"])
 @pytest.mark.parametrize("source", [(1, 1), (7, 301), (640, 333), (64, 64)])
 @pytest.mark.parametrize("target", [(64, 64), (128, 40), (24, 200)])
 def test_fit_gives_the_size(how: Any, source: tuple[int, int], target: tuple[int, int]):
-    fitted = images.fit(Image.new("RGB", source, (10, 200, 30)), target, how)
+    fitted = sizing.fit_image(Image.new("RGB", source, (10, 200, 30)), target, how)
     assert fitted.size == target
     assert fitted.getextrema() == ((10, 10), (200, 200), (30, 30))
 
 
 def test_cover_crops_the_center():
-    assert images.fit(bands(300, 100), (100, 100), "cover").getpixel((10, 50)) == (0, 128, 0)
+    assert sizing.fit_image(bands(300, 100), (100, 100), "cover").getpixel((10, 50)) == (0, 128, 0)
 
 
 def test_stretch_keeps_everything():
-    stretched = images.fit(bands(300, 100), (90, 90), "stretch")
+    stretched = sizing.fit_image(bands(300, 100), (90, 90), "stretch")
     assert stretched.getpixel((10, 50)) == (255, 0, 0)
     assert stretched.getpixel((80, 50)) == (0, 0, 255)
 
@@ -537,7 +537,7 @@ def test_stretch_keeps_everything():
 def test_contain_pads_with_the_border_color():
     image = Image.new("RGB", (300, 100), (60, 70, 80))
     image.paste("white", (20, 20, 280, 80))
-    padded = images.fit(image, (90, 90), "contain")
+    padded = sizing.fit_image(image, (90, 90), "contain")
     assert padded.getpixel((45, 2)) == (60, 70, 80)
     assert padded.getpixel((45, 87)) == (60, 70, 80)
     assert padded.getpixel((45, 45)) == (255, 255, 255)
@@ -548,16 +548,16 @@ def test_contain_pads_with_the_border_color():
 
 def test_arrays_round_trip_exactly():
     image = noise()
-    array = images.to_array(image)
+    array = codec.to_array(image)
     assert array.shape == (3, 24, 40)
     assert array.dtype == np.float32
     assert (array.min(), array.max()) == (-1, 1)
-    assert images.from_array(array) == image
+    assert codec.from_array(array) == image
 
 
 def test_overshoot_is_cut_off():
     array = np.array([[[-1.5, 0.0, 1.5]]] * 3, dtype=np.float32)
-    assert np.asarray(images.from_array(array))[0, :, 0].tolist() == [0, 128, 255]
+    assert np.asarray(codec.from_array(array))[0, :, 0].tolist() == [0, 128, 255]
 
 
 # Writing
@@ -565,11 +565,11 @@ def test_overshoot_is_cut_off():
 
 @pytest.mark.parametrize("name", ["out.png", "out.jpg", "out.JPEG", "out.webp"])
 def test_save_writes_each_format(name: str, tmp_path: Path):
-    images.check_writable(tmp_path / name)
-    images.save(noise(), tmp_path / name, {})
+    output.check_writable(tmp_path / name)
+    output.save_image(noise(), tmp_path / name, {})
     with Image.open(tmp_path / name) as written:
         assert written.size == (40, 24)
-        assert written.format == images.output_format(Path(name))
+        assert written.format == output.get_output_format(Path(name))
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -589,14 +589,14 @@ def test_unwritable_outputs_are_found_beforehand(name: str, words: str, tmp_path
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=words):
-        images.check_writable(tmp_path / name)
+        output.check_writable(tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_checking_changes_nothing(tmp_path: Path):
     target = tmp_path / "out.png"
     target.write_bytes(b"old")
-    images.check_writable(target)
+    output.check_writable(target)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -605,7 +605,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     target = tmp_path / "out.png"
     target.write_bytes(b"old")
     with pytest.raises(OutputError, match=r"out\.png cannot be written"):
-        images.save(Image.new("CMYK", (8, 8)), target, {})
+        output.save_image(Image.new("CMYK", (8, 8)), target, {})
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -613,7 +613,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path):
 def test_saving_through_a_link_keeps_the_link(tmp_path: Path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link.png").symlink_to(tmp_path / "real" / "out.png")
-    images.save(noise(), tmp_path / "link.png", {})
+    output.save_image(noise(), tmp_path / "link.png", {})
     assert (tmp_path / "link.png").is_symlink()
     assert (tmp_path / "real" / "out.png").is_file()
 
@@ -624,7 +624,9 @@ def test_saving_through_a_link_keeps_the_link(tmp_path: Path):
 def test_a_grid_holds_every_picture_in_its_place():
     colors = [["red", "lime"], ["blue", "yellow"], ["cyan", "magenta"]]
     rows = [[Image.new("RGB", (64, 48), color) for color in row] for row in colors]
-    sheet = images.grid(rows, ["0.2", "0.4"], ["3", "5", "a long label"], column_title="strength")
+    sheet = grid.draw_grid(
+        rows, ["0.2", "0.4"], ["3", "5", "a long label"], column_title="strength"
+    )
     pixels = np.asarray(sheet)
     corners: list[list[tuple[int, int]]] = []
     for row in rows:

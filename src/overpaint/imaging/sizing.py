@@ -1,0 +1,123 @@
+"""Sizing."""
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
+
+from overpaint.errors import RequestError
+from overpaint.imaging.codec import upright_size
+from overpaint.request import Request
+from overpaint.request_fields import Fit
+
+
+def compute_result_size(
+    picture_size: tuple[int, int] | None, native: int, request: Request
+) -> tuple[int, int]:
+    """The (width, height) of the result in pixels, multiples of 8.
+
+    Width and height as asked; where one is missing it follows from the picture's aspect, or
+    without a picture from the native area; where both are, `size` decides: "keep" is the
+    picture's own size, "native" the picture's aspect at the native area.
+
+    Args:
+        picture_size: (width, height) of the upright picture, None for text to image.
+        native: the side of the square that the model was trained on.
+        request: its `width`, `height` and `size`.
+
+    Raises:
+        RequestError: a side below native / 4 or above native × 2.
+    """
+    aspect = picture_size[0] / picture_size[1] if picture_size else 1.0
+    origin = ""
+    match request.width, request.height:
+        case int(width), int(height):
+            pass
+        case int(width), None:
+            height = round_to_multiple_of_8(width / aspect if picture_size else native**2 / width)
+        case None, int(height):
+            width = round_to_multiple_of_8(height * aspect if picture_size else native**2 / height)
+        case _:
+            if picture_size and request.size == "keep":
+                width, height = map(round_to_multiple_of_8, picture_size)
+            else:
+                width, height = (
+                    round_to_multiple_of_8(native * aspect**0.5),
+                    round_to_multiple_of_8(native / aspect**0.5),
+                )
+            if picture_size:
+                origin = f" (from a picture of {picture_size[0]}x{picture_size[1]})"
+
+    for field, side in (("width", width), ("height", height)):
+        if not native / 4 <= side <= native * 2:
+            raise RequestError(
+                field,
+                f"{side}{origin} is out of range; this model draws {native // 4} to {native * 2} "
+                "pixels a side. Give width and height within it.",
+            )
+    return width, height
+
+
+def check_size(request: Request, native: int) -> None:
+    """Refuse a size that a model cannot draw, as far as it is known without decoding pictures.
+
+    Args:
+        request: whose size may follow from its image.
+        native: as for `result_size`.
+
+    Raises:
+        RequestError: as `result_size`.
+        PictureError: the image cannot be read.
+    """
+    if (request.masked and not request.sized) or (request.controls and request.image is None):
+        return  # it follows from the mask, or from a hint
+    size = upright_size(request.image) if request.image else None
+    compute_result_size(size, native, request)
+
+
+def describe_untrained_size(size: tuple[int, int], native: int) -> str | None:
+    """What to say about a (width, height) with a side below three quarters of native, or None."""
+    if min(size) >= native * 3 / 4:
+        return None
+    return (
+        f"{size[0]}x{size[1]} is outside the sizes that the model was trained on "
+        f"({native * 3 // 4} to {native * 2} pixels a side); the result may suffer."
+    )
+
+
+def fit_image(
+    image: Image.Image,
+    size: tuple[int, int],
+    how: Fit,
+    resampling: Resampling = Resampling.LANCZOS,
+) -> Image.Image:
+    """Bring a picture to (width, height); it is returned itself when it has that size.
+
+    "cover" scales and crops around the centre; "contain" scales and pads with the mean colour of
+    the picture's border; "stretch" distorts.
+    """
+    if image.size == size:
+        return image
+    if how == "stretch":
+        return image.resize(size, resampling)
+    if how == "cover":
+        return ImageOps.fit(image, size, resampling)
+    scale = min(size[0] / image.width, size[1] / image.height)
+    inner = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    padded = Image.new("RGB", size, _mean_border_color(image))
+    padded.paste(
+        image.resize(inner, resampling),
+        ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2),
+    )
+    return padded
+
+
+def round_to_multiple_of_8(side: float) -> int:
+    """The nearest multiple of 8 pixels, at least 8."""
+    return max(int(side / 8 + 0.5) * 8, 8)
+
+
+def _mean_border_color(image: Image.Image) -> tuple[int, int, int]:
+    pixels = np.asarray(image.convert("RGB"))
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    red, green, blue = border.mean(axis=0).round().astype(int).tolist()
+    return red, green, blue
