@@ -26,7 +26,7 @@ def main() -> None:
     from overpaint.server.http import connection
     from overpaint.server.jobs.service import Settings
     from overpaint.server.jobs.supervisor import Pace
-    from overpaint.server.outbound.image_fetch import Fetches
+    from overpaint.server.outbound.image_fetch import FetchPolicy
     from overpaint.server.store.jobs import Limits
     from tests.server.faults import install
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--room", type=int, default=Pace().room)
     parser.add_argument("--grace", type=float, default=0.0)
     parser.add_argument("--queue", type=int, default=Limits().queued)
-    parser.add_argument("--fetch", choices=get_args(Fetches), default="public")
+    parser.add_argument("--fetch", choices=get_args(FetchPolicy), default="public")
     parser.add_argument("--patience", type=float, help="with clients that stand still")
     parser.add_argument("--faults", action="store_true", help="fail as FOLDER/faults.json says")
     given = parser.parse_args()

@@ -12,15 +12,15 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from overpaint.server.app import Server, configured, create_app
+from overpaint.server.app import Server, create_app, uvicorn_config
 from overpaint.server.jobs.service import Settings
 from overpaint.server.jobs.supervisor import Pace
-from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.files import Files
 from tests.server.fake import Fake
 
 PATIENCE = 60.0
-NOWHERE = Sources(Files(Path("nowhere")))
+NOWHERE = ImageSources(Files(Path("nowhere")))
 """For requests without uploads and URLs."""
 
 
@@ -36,7 +36,7 @@ def running(folder: Path, seconds: float = 0.0, **changes: Any) -> Generator[str
         "grace": 0.0,
     } | changes
     app = create_app(Settings(folder, **settings), **doors)
-    config = configured(app, "127.0.0.1", 0)
+    config = uvicorn_config(app, "127.0.0.1", 0)
     config.timeout_graceful_shutdown = 1
     server = Server(config)
     with socket.socket() as listening:

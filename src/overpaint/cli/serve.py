@@ -10,7 +10,7 @@ import typer
 from overpaint.errors import RequestError
 
 if TYPE_CHECKING:
-    from overpaint.server.telemetry.traces import Traces
+    from overpaint.server.telemetry.traces import TraceExporter
 
 DATA = Path("overpaint-data")
 MINIATURE = 128
@@ -146,7 +146,7 @@ def serve(
     from overpaint.server.store.api_keys import opened
     from overpaint.server.store.database import url_of
     from overpaint.server.store.jobs import Limits
-    from overpaint.server.telemetry.logs import configure
+    from overpaint.server.telemetry.logs import configure_logging
 
     finishing = Finishing(safety_checker, device, watermark, c2pa_certificate, c2pa_key)
     finishing.check()
@@ -177,7 +177,7 @@ def serve(
         finishing=finishing,
         safety_optional=safety_optional,
     )
-    configure(log)
+    configure_logging(log)
     prepare_store(data, store)
     if not keys and not is_loopback(host):
         with opened(url_of(data, store)) as stored:
@@ -199,16 +199,16 @@ def serve(
     )
 
 
-def _traces() -> "Traces":
+def _traces() -> "TraceExporter":
     """Where spans go.
 
     Raises:
         RequestError: what posts them is not installed.
     """
     try:
-        from overpaint.server.telemetry.traces import exporting
+        from overpaint.server.telemetry.traces import make_otlp_exporter
     except ModuleNotFoundError as error:
         raise RequestError(
             "otel", f"{error.name} is not installed: pip install 'overpaint[otel]'."
         ) from error
-    return exporting()
+    return make_otlp_exporter()

@@ -31,11 +31,11 @@ from overpaint.server.jobs.service import Service, Settings
 from overpaint.server.jobs.webhooks import Courier
 from overpaint.server.outbound.addresses import is_loopback
 from overpaint.server.store.api_keys import Keys
-from overpaint.server.telemetry.logs import enduring
+from overpaint.server.telemetry.logs import log_and_continue
 from overpaint.system.malloc import PAUSE, give_back, share_heap
 
 if TYPE_CHECKING:
-    from overpaint.server.telemetry.traces import Traces  # whose libraries may be missing
+    from overpaint.server.telemetry.traces import TraceExporter  # whose libraries may be missing
 
 DIALECTS = (NATIVE, REPLICATE, OPENAI, COG, FAL, A1111)
 """All dialects that the server speaks, in the order in which their routes are matched.
@@ -43,20 +43,20 @@ DIALECTS = (NATIVE, REPLICATE, OPENAI, COG, FAL, A1111)
 `GET /v1/models` is Replicate's route, whose response contains OpenAI's fields too.
 """
 
-TIDY = 60.0
+CLEANUP_INTERVAL_S = 60.0
 """Seconds between looks for what is too old to be kept."""
 
 
-FAREWELL = 5
+CLOSE_TIMEOUT_S = 5
 """Seconds that connections have once all jobs under way have ended."""
 
-COLLECT = (1_000, 30, 300)
+GC_THRESHOLDS = (1_000, 30, 300)
 """Thresholds of Python's garbage collector. A full collection stops everybody for 300 ms where a
 thousand clients listen; by default one comes every few seconds then. Now it is `give_back` that
 makes them, the more seldom the longer they are. One of the youngest thousand takes a millisecond:
 of ten thousand, 10 to 20."""
 
-SHOWN = ("Location", "Retry-After", "X-Request-ID")
+EXPOSED_HEADERS = ("Location", "Retry-After", "X-Request-ID")
 """Headers of answers that pages of other origins may read."""
 
 
@@ -66,7 +66,7 @@ def create_app(
     *,
     hosts: Collection[str] | None = None,
     origins: Collection[str] = (),
-    traces: "Traces | None" = None,
+    traces: "TraceExporter | None" = None,
 ) -> FastAPI:
     """The application.
 
@@ -88,9 +88,9 @@ def create_app(
         try:
             async with Courier(service, payloads).posting():
                 beside = [
-                    asyncio.create_task(again_and_again(service.tidy, TIDY)),
-                    asyncio.create_task(stay_small()),
-                    asyncio.create_task(again_and_again(service.look, service.poll)),
+                    asyncio.create_task(run_periodically(service.tidy, CLEANUP_INTERVAL_S)),
+                    asyncio.create_task(trim_memory()),
+                    asyncio.create_task(run_periodically(service.look, service.poll)),
                 ]
                 try:
                     yield
@@ -120,7 +120,7 @@ def create_app(
         allow_origins=origins,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=SHOWN,
+        expose_headers=EXPOSED_HEADERS,
     )
     app.add_middleware(HostOriginMiddleware, hosts=hosts, origins=origins)
     app.add_middleware(AccessLogMiddleware)
@@ -181,7 +181,7 @@ def run(
     port: int,
     hosts: Collection[str] = (),
     origins: Collection[str] = (),
-    traces: "Traces | None" = None,
+    traces: "TraceExporter | None" = None,
 ) -> None:
     """Serve until a signal comes.
 
@@ -200,11 +200,11 @@ def run(
     share_heap(serves=True)
     gc.collect()
     gc.freeze()  # what was made so far stays
-    gc.set_threshold(*COLLECT)
-    Server(configured(app, host, port)).run()
+    gc.set_threshold(*GC_THRESHOLDS)
+    Server(uvicorn_config(app, host, port)).run()
 
 
-def configured(app: FastAPI, host: str, port: int) -> uvicorn.Config:
+def uvicorn_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
     """How connections are dealt with."""
     return uvicorn.Config(
         app,
@@ -216,22 +216,22 @@ def configured(app: FastAPI, host: str, port: int) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=FAREWELL,
+        timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
     )
 
 
-async def stay_small() -> None:
+async def trim_memory() -> None:
     """Give back what is not needed, as often as that may be done."""
     while True:
         pause = PAUSE
-        with enduring():
+        with log_and_continue():
             pause = await asyncio.to_thread(give_back)
         await asyncio.sleep(pause)
 
 
-async def again_and_again(do: Callable[[], object], pause: float) -> None:
+async def run_periodically(do: Callable[[], object], pause: float) -> None:
     """Do something beside what is asked for, with pauses of so many seconds."""
     while True:
-        with enduring():
+        with log_and_continue():
             await asyncio.to_thread(do)
         await asyncio.sleep(pause)

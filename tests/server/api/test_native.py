@@ -21,7 +21,7 @@ from overpaint.server.api import image_inputs
 from overpaint.server.api.image_inputs import load_nested_images
 from overpaint.server.jobs.service import Service
 from overpaint.server.jobs.supervisor import Pace
-from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store import files
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import Limits
@@ -177,14 +177,14 @@ def test_an_upload_that_comes_many_times_is_read_once(
         return Files.get(service.files, name)
 
     monkeypatch.setattr(service.files, "get", get)
-    made = load_nested_images(fields, Sources(service.files))
+    made = load_nested_images(fields, ImageSources(service.files))
     assert got == names
     assert all(
         control["hint"]["data"] is made["image"]["data"] for control in made["controls"][:16]
     )
     monkeypatch.setattr(image_inputs, "MAX_BODY_BYTES", len(HOUSE))
     with pytest.raises(RequestError, match=r"^controls\.16\.image: uploads have .* bytes together"):
-        load_nested_images(fields, Sources(service.files))
+        load_nested_images(fields, ImageSources(service.files))
 
 
 def test_nobody_goes_before_other_keys(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from overpaint.imaging import codec
 from overpaint.server.api import deps, route
-from overpaint.server.app import Server, configured, create_app, run
+from overpaint.server.app import Server, create_app, run, uvicorn_config
 from overpaint.server.http import body_limit, connection, json_body
 from overpaint.server.jobs.service import Settings
 from tests.server.fake import Fake
@@ -357,7 +357,9 @@ def test_connections_are_kept_between_requests(
 
 def test_connections_are_kept_longer_than_by_clients() -> None:
     """A request that comes while the server hangs up is lost."""
-    kept = configured(create_app(Settings(Path(), ("m",), Fake)), "127.0.0.1", 0).timeout_keep_alive
+    kept = uvicorn_config(
+        create_app(Settings(Path(), ("m",), Fake)), "127.0.0.1", 0
+    ).timeout_keep_alive
     assert kept > 60  # which is what load balancers have
     assert kept > (httpx.Limits().keepalive_expiry or math.inf)
 

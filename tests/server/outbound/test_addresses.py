@@ -17,8 +17,14 @@ from overpaint.errors import RequestError
 from overpaint.server.jobs import webhooks
 from overpaint.server.jobs.webhooks import deliver
 from overpaint.server.outbound import client
-from overpaint.server.outbound.addresses import Reach, check_url, is_loopback, is_public, resolve
-from overpaint.server.outbound.client import asking
+from overpaint.server.outbound.addresses import (
+    Reach,
+    check_url,
+    is_loopback,
+    is_public,
+    resolve_host,
+)
+from overpaint.server.outbound.client import make_client
 from tests.server.jobs.test_webhooks import Receiver, predict, receiver, until
 from tests.server.live import running
 
@@ -127,7 +133,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 
 def resolved(host: str, reach: Reach) -> list[str]:
-    return [str(a) for a in asyncio.run(resolve(httpx2.URL(f"http://{host}/"), reach))]
+    return [str(a) for a in asyncio.run(resolve_host(httpx2.URL(f"http://{host}/"), reach))]
 
 
 def test_no_resolver_is_asked_for_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +158,7 @@ def test_one_address_that_is_not_public_is_enough(names: dict[str, list[str]]) -
 
 def posted(url: str, reach: Reach) -> webhooks.Delivery:
     async def post() -> webhooks.Delivery:
-        async with asking() as client:
+        async with make_client() as client:
             return await deliver(client, url, b"{}", {"webhook-id": "x.completed"}, reach)
 
     return asyncio.run(post())
@@ -173,14 +179,14 @@ def test_what_a_name_leads_to_later_does_not_matter(
     """The resolver says another address from the second time on."""
     port = httpx.URL(receiver.url).port
     names["rebound.test"] = ["127.0.0.2"]
-    resolving = client.resolve
+    resolving = client.resolve_host
 
     async def once(url: httpx2.URL, reach: Reach) -> Any:
         found = await resolving(url, reach)
         names["rebound.test"] = ["127.0.0.1"]
         return found
 
-    monkeypatch.setattr(client, "resolve", once)
+    monkeypatch.setattr(client, "resolve_host", once)
     tried = posted(f"http://rebound.test:{port}/hook", "loopback")
     assert tried.status is None
     assert "ConnectError" in str(tried.error)
@@ -303,7 +309,7 @@ def test_names_that_nobody_answers_for_hold_up_nothing_else(
 
     async def ask() -> int:
         url = httpx2.URL("http://silent.test/")
-        asked = [asyncio.create_task(resolve(url, "all")) for _ in range(16)]
+        asked = [asyncio.create_task(resolve_host(url, "all")) for _ in range(16)]
         await asyncio.sleep(0)
         try:
             return await asyncio.wait_for(asyncio.to_thread(int, "7"), 30)

@@ -24,8 +24,8 @@ from replicate.client import Client
 from overpaint.errors import QueueFullError, RequestError
 from overpaint.server.outbound import client as asks
 from overpaint.server.outbound import image_fetch
-from overpaint.server.outbound.client import Outside
-from overpaint.server.outbound.image_fetch import FAILED, Fetcher, Fetches
+from overpaint.server.outbound.client import OutboundClient
+from overpaint.server.outbound.image_fetch import FETCH_FAILED, FetchPolicy, ImageFetcher
 from tests.server.live import running
 from tests.server.outbound.test_addresses import LOOPBACK, OTHERWISE, PRIVATE, names
 
@@ -107,26 +107,26 @@ def gallery() -> Iterator[Gallery]:
 
 
 @pytest.fixture(scope="module")
-def outside() -> Iterator[Outside]:
-    made = Outside()
+def outside() -> Iterator[OutboundClient]:
+    made = OutboundClient()
     yield made
     made.close()
 
 
-def fetched(fetches: Fetches, outside: Outside, **urls: str) -> dict[str, bytes]:
+def fetched(fetches: FetchPolicy, outside: OutboundClient, **urls: str) -> dict[str, bytes]:
     async def fetch() -> dict[str, bytes]:
-        async with Fetcher(fetches, outside).fetching("", urls) as fetched:
+        async with ImageFetcher(fetches, outside).fetch_images("", urls) as fetched:
             return dict(fetched)
 
     return asyncio.run(fetch())
 
 
-Refused = Callable[[Fetches, str], str]
+Refused = Callable[[FetchPolicy, str], str]
 
 
 @pytest.fixture
-def refused(outside: Outside) -> Refused:
-    def why(fetches: Fetches, url: str) -> str:
+def refused(outside: OutboundClient) -> Refused:
+    def why(fetches: FetchPolicy, url: str) -> str:
         with pytest.raises(RequestError) as error:
             fetched(fetches, outside, image=url)
         assert error.value.field == "image"
@@ -142,7 +142,7 @@ GOOD = ("house.png", "without a length", "in chunks", "with a cookie")
 
 
 @pytest.mark.parametrize("path", GOOD)
-def test_what_is_there(gallery: Gallery, path: str, outside: Outside) -> None:
+def test_what_is_there(gallery: Gallery, path: str, outside: OutboundClient) -> None:
     url = gallery.url(path.replace(" ", "%20"))
     assert fetched("all", outside, image=url, mask=url) == {url: HOUSE}
     ((asked, headers),) = gallery.asked  # once
@@ -152,12 +152,12 @@ def test_what_is_there(gallery: Gallery, path: str, outside: Outside) -> None:
 
 @pytest.mark.parametrize("path", sorted(ANSWERS.keys() - {*GOOD, "a page"}))
 def test_what_is_no_whole_answer(gallery: Gallery, path: str, refused: Refused) -> None:
-    assert refused("all", gallery.url(path.replace(" ", "%20"))) == FAILED
+    assert refused("all", gallery.url(path.replace(" ", "%20"))) == FETCH_FAILED
     assert len(gallery.asked) == 1
 
 
 def test_what_is_too_large(
-    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, refused: Refused, outside: Outside
+    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, refused: Refused, outside: OutboundClient
 ) -> None:
     monkeypatch.setattr(image_fetch, "LARGEST_UPLOAD", len(HOUSE))
     one, other = gallery.url(), gallery.url("a%20page")
@@ -165,14 +165,16 @@ def test_what_is_too_large(
     with pytest.raises(RequestError, match=r"^mask: cannot be fetched"):
         fetched("all", outside, image=one, mask=other)  # together
     monkeypatch.setattr(image_fetch, "LARGEST_UPLOAD", len(HOUSE) - 1)
-    assert refused("all", one) == refused("all", gallery.url("without%20a%20length")) == FAILED
+    assert (
+        refused("all", one) == refused("all", gallery.url("without%20a%20length")) == FETCH_FAILED
+    )
 
 
 def test_what_takes_too_long(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
-    monkeypatch.setattr(image_fetch, "PATIENCE", 0.2)
-    assert refused("all", gallery.url("never")) == FAILED
+    monkeypatch.setattr(image_fetch, "FETCH_TIMEOUT_S", 0.2)
+    assert refused("all", gallery.url("never")) == FETCH_FAILED
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_what_takes_too_long(
     ],
 )
 def test_what_nobody_answers(url: str, refused: Refused) -> None:
-    assert refused("all", url) == FAILED
+    assert refused("all", url) == FETCH_FAILED
 
 
 # Where it may lead
@@ -205,20 +207,20 @@ def test_what_nobody_answers(url: str, refused: Refused) -> None:
 @pytest.fixture
 def any_port(monkeypatch: pytest.MonkeyPatch, gallery: Gallery) -> None:
     """So that it is the address that is refused."""
-    monkeypatch.setattr(image_fetch, "PORTS", (gallery.port,))
+    monkeypatch.setattr(image_fetch, "PUBLIC_PORTS", (gallery.port,))
 
 
 @pytest.mark.usefixtures("any_port")
 @pytest.mark.parametrize("host", [*PRIVATE, *LOOPBACK, *OTHERWISE])
 def test_addresses_that_are_not_public(gallery: Gallery, host: str, refused: Refused) -> None:
-    assert refused("public", gallery.url(host=f"[{host}]" if ":" in host else host)) == FAILED
+    assert refused("public", gallery.url(host=f"[{host}]" if ":" in host else host)) == FETCH_FAILED
     assert gallery.asked == []
 
 
 @pytest.mark.usefixtures("any_port")
 @pytest.mark.parametrize("host", ["example.org@127.0.0.1", "example.org\\@127.0.0.1"])
 def test_hosts_that_look_like_others(gallery: Gallery, host: str, refused: Refused) -> None:
-    assert refused("public", gallery.url(host=host)) == FAILED
+    assert refused("public", gallery.url(host=host)) == FETCH_FAILED
     assert gallery.asked == []
 
 
@@ -228,14 +230,14 @@ def test_names_that_lead_here(
     gallery: Gallery, names: dict[str, list[str]], addresses: list[str], refused: Refused
 ) -> None:
     names["house.test"] = addresses
-    assert refused("public", gallery.url(host="house.test")) == FAILED
+    assert refused("public", gallery.url(host="house.test")) == FETCH_FAILED
     assert gallery.asked == []
 
 
 def test_ports_where_no_pictures_are(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
-    monkeypatch.delattr(asks, "resolve")  # nobody is looked for
+    monkeypatch.delattr(asks, "resolve_host")  # nobody is looked for
     for port in (22, 6379, 8080):
-        assert refused("public", f"http://93.184.215.14:{port}/") == FAILED
+        assert refused("public", f"http://93.184.215.14:{port}/") == FETCH_FAILED
 
 
 def test_what_was_looked_at_is_what_is_asked(
@@ -243,15 +245,15 @@ def test_what_was_looked_at_is_what_is_asked(
 ) -> None:
     """The resolver says another address from the second time on."""
     names["rebound.test"] = ["127.0.0.2"]
-    resolving = asks.resolve
+    resolving = asks.resolve_host
 
     async def once(*given: Any) -> Any:
         found = await resolving(*given)
         names["rebound.test"] = ["127.0.0.1"]
         return found
 
-    monkeypatch.setattr(asks, "resolve", once)
-    assert refused("all", gallery.url(host="rebound.test")) == FAILED
+    monkeypatch.setattr(asks, "resolve_host", once)
+    assert refused("all", gallery.url(host="rebound.test")) == FETCH_FAILED
     assert gallery.asked == []
 
 
@@ -260,12 +262,12 @@ def test_proxies_of_the_environment_are_not_asked(
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
-    asks_now = Outside()
+    asks_now = OutboundClient()
     assert fetched("all", asks_now, image=gallery.url()) == {gallery.url(): HOUSE}
     asks_now.close()
 
 
-def test_no_cookies(gallery: Gallery, outside: Outside) -> None:
+def test_no_cookies(gallery: Gallery, outside: OutboundClient) -> None:
     """They would be another client's."""
     for _ in range(2):
         fetched("all", outside, image=gallery.url("with%20a%20cookie"))
@@ -281,7 +283,7 @@ def test_a_server_that_fetches_nothing(gallery: Gallery, refused: Refused) -> No
 # How many
 
 
-def test_more_urls_than_a_request_may_name(outside: Outside) -> None:
+def test_more_urls_than_a_request_may_name(outside: OutboundClient) -> None:
     urls = {f"controls.{number}.image": "http://127.0.0.1/" for number in range(17)}
     with pytest.raises(RequestError, match=r"^controls\.0\.image: is one of more than 16 URLs"):
         fetched("public", outside, **urls)
@@ -299,22 +301,22 @@ class Here:
 def test_requests_of_a_key_wait_for_each_other_and_for_nobody_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(image_fetch, "ABREAST", 1)
-    monkeypatch.setattr(image_fetch, "WAITING", 2)
+    monkeypatch.setattr(image_fetch, "MAX_CONCURRENT_FETCHES_PER_KEY", 1)
+    monkeypatch.setattr(image_fetch, "MAX_WAITING_FETCHES_PER_KEY", 2)
     asked = list[str]()
 
     async def answer(client: object, method: str, url: object, *_: object) -> httpx2.Response:
         asked.append(str(url))
         return httpx2.Response(200, stream=httpx2.ByteStream(HOUSE))
 
-    monkeypatch.setattr(image_fetch, "ask", answer)
+    monkeypatch.setattr(image_fetch, "open_response", answer)
     here: Any = Here()
 
     async def fetch() -> None:
-        fetcher, looked_at = Fetcher("all", here), asyncio.Event()
+        fetcher, looked_at = ImageFetcher("all", here), asyncio.Event()
 
         async def begin(key: str, url: str) -> None:
-            async with fetcher.fetching(key, {"image": url}) as fetched:
+            async with fetcher.fetch_images(key, {"image": url}) as fetched:
                 assert fetched == {url: HOUSE}
                 await looked_at.wait()
 
@@ -414,7 +416,7 @@ def test_a_url_is_a_picture(
 def test_what_cannot_be_used_is_told_by_its_field(
     url: str, gallery: Gallery, path: str, body: str, status: int
 ) -> None:
-    for wrong, says in (("missing", FAILED), ("a%20page", "")):
+    for wrong, says in (("missing", FETCH_FAILED), ("a%20page", "")):
         answer = httpx.post(
             url + path,
             content=body % gallery.url(wrong),
@@ -460,14 +462,14 @@ def test_what_came_before_is_not_fetched_again(
 def test_by_default_nothing_of_this_machine_is_fetched(
     tmp_path: Path, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_fetch, "PORTS", (gallery.port,))
+    monkeypatch.setattr(image_fetch, "PUBLIC_PORTS", (gallery.port,))
     with running(tmp_path) as url, pytest.raises(httpx.HTTPStatusError):
         ours(url, gallery.url())
     assert gallery.asked == []
 
 
 def test_a_host_that_is_asked_by_its_name(
-    gallery: Gallery, names: dict[str, list[str]], outside: Outside
+    gallery: Gallery, names: dict[str, list[str]], outside: OutboundClient
 ) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.2", gallery.port))  # and does not listen: the next one is tried
@@ -477,7 +479,7 @@ def test_a_host_that_is_asked_by_its_name(
 
 
 def test_an_international_name_is_looked_up_as_certificates_have_it(
-    gallery: Gallery, outside: Outside, names: dict[str, list[str]]
+    gallery: Gallery, outside: OutboundClient, names: dict[str, list[str]]
 ) -> None:
     names["xn--fa-hia.test"] = ["127.0.0.1"]  # Python's own IDNA says fass.test
     for host in ("xn--fa-hia.test", "faß.test"):

@@ -27,7 +27,7 @@ from overpaint.server.jobs.service import Service, Settings
 from overpaint.server.jobs.supervisor import Pace
 from overpaint.server.store.api_keys import digest_of
 from overpaint.server.store.jobs import Jobs
-from overpaint.server.telemetry.logs import LOG, Lines, Objects, enduring
+from overpaint.server.telemetry.logs import LOGGER, JsonFormatter, TextFormatter, log_and_continue
 from tests.server.fake import Fake
 from tests.server.jobs.test_webhooks import receiving
 from tests.server.live import client_of, running, until
@@ -41,8 +41,8 @@ Written = Callable[..., list[dict[str, Any]]]
 @pytest.fixture
 def written(caplog: pytest.LogCaptureFixture) -> Written:
     """What was written as objects, of an event or of all."""
-    caplog.handler.setFormatter(Objects())
-    caplog.set_level(logging.DEBUG, LOG.name)
+    caplog.handler.setFormatter(JsonFormatter())
+    caplog.set_level(logging.DEBUG, LOGGER.name)
 
     def found(event: str | None = None) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in caplog.text.splitlines()]
@@ -294,14 +294,14 @@ def test_nothing_that_was_asked_for_is_written(
 
 def record(message: str = "answered", error: Exception | None = None, **fields: Any) -> Any:
     info = (type(error), error, error.__traceback__) if error else None
-    made = logging.LogRecord(LOG.name, logging.INFO, "", 0, message, (), info)
+    made = logging.LogRecord(LOGGER.name, logging.INFO, "", 0, message, (), info)
     made.created = 0.0123
     made.fields = fields
     return made
 
 
 def test_readable_lines() -> None:
-    line = Lines().format(record(status=201, cause="it died", route=None, quoted='a"b'))
+    line = TextFormatter().format(record(status=201, cause="it died", route=None, quoted='a"b'))
     start = "1970-01-01T00:00:00.012+00:00 info    answered"
     assert line == f'{start} status=201 cause="it died" quoted="a\\"b"'
 
@@ -309,7 +309,7 @@ def test_readable_lines() -> None:
 def test_an_error_s_places_follow_its_line() -> None:
     with pytest.raises(ValueError, match="secret") as caught:
         int("secret")
-    first, *places = Lines().format(record(error=caught.value)).splitlines()
+    first, *places = TextFormatter().format(record(error=caught.value)).splitlines()
     assert first.endswith("error=ValueError")
     assert len(places) == 1
     assert re.search(r"test_logs\.py:\d+ test_an_error", places[0])
@@ -318,7 +318,7 @@ def test_an_error_s_places_follow_its_line() -> None:
 def test_of_what_libraries_say_the_first_line_is_written() -> None:
     made = record("Task exception was never retrieved\nfuture: ValueError('secret')")
     made.name = "asyncio"
-    assert json.loads(Objects().format(made)) == {
+    assert json.loads(JsonFormatter().format(made)) == {
         "time": "1970-01-01T00:00:00.012+00:00",
         "level": "info",
         "event": "Task exception was never retrieved",
@@ -399,7 +399,7 @@ def test_what_is_done_again_and_again_goes_on_after_a_defect(
 ) -> None:
     """The supervisor writes of a disk that is out of order."""
     for error in (OSError(), ZeroDivisionError()):
-        with enduring():
+        with log_and_continue():
             raise error
     (record,) = caplog.records
     assert record.getMessage() == "defect"

@@ -20,7 +20,7 @@ from overpaint.server.app import create_app
 from overpaint.server.jobs.service import Service, Settings
 from overpaint.server.jobs.supervisor import Pace
 from overpaint.server.store.jobs import Jobs
-from overpaint.server.telemetry.traces import Traces, exporting
+from overpaint.server.telemetry.traces import TraceExporter, make_otlp_exporter
 from tests.server.fake import Fake
 from tests.server.jobs.test_webhooks import receiving
 from tests.server.live import until
@@ -37,7 +37,7 @@ def kept() -> InMemorySpanExporter:
 def server(folder: Path, kept: InMemorySpanExporter, *engine: Any, **more: Any) -> TestClient:
     given: dict[str, Any] = {"pace": Pace(look=0.05, room=1), "grace": 0.0} | more
     settings = Settings(folder, ("m",), Fake, engine, **given)
-    return TestClient(create_app(settings, traces=Traces(SimpleSpanProcessor(kept))))
+    return TestClient(create_app(settings, traces=TraceExporter(SimpleSpanProcessor(kept))))
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_spans_are_posted_to_where_the_environment_says(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", receiver.url)
         monkeypatch.setenv("OTEL_SERVICE_NAME", "studio")
         settings = Settings(tmp_path, ("m",), Fake, grace=0.0)
-        with TestClient(create_app(settings, traces=exporting())) as client:
+        with TestClient(create_app(settings, traces=make_otlp_exporter())) as client:
             client.get("/api/models")
     posted = ExportTraceServiceRequest.FromString(b"".join(body for _, body in receiver.posts))
     resource = {a.key: a.value.string_value for a in posted.resource_spans[0].resource.attributes}

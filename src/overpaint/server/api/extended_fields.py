@@ -11,7 +11,7 @@ from overpaint.request import Request
 from overpaint.request_fields import resolve_field_aliases
 from overpaint.server.api.fields import with_checked_mask
 from overpaint.server.api.image_inputs import find_nested_urls, load_nested_images
-from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
 
 FieldMapping = tuple[str, str, Any]
@@ -22,7 +22,7 @@ FIELD_ERROR = re.compile(r"(\w+)(?:\.[\w.]+)?: ")
 
 
 def build_request(
-    given: BaseModel, words: Sequence[FieldMapping], own: Collection[str], sources: Sources
+    given: BaseModel, words: Sequence[FieldMapping], own: Collection[str], sources: ImageSources
 ) -> tuple[Request, dict[str, str]]:
     """What the fields ask for, and by which of their words what of ours was given.
 

@@ -10,7 +10,7 @@ from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.server.api.fields import decode_base64, decode_data_uri
 from overpaint.server.http.body_limit import MAX_BODY_BYTES
-from overpaint.server.outbound.image_fetch import MOST, Sources
+from overpaint.server.outbound.image_fetch import MAX_URLS, ImageSources
 
 UPLOAD_URL = re.compile(r"(?:https?://[^/]{1,300})?/v1/files/([0-9a-f]{64})")
 """A link to an upload."""
@@ -37,7 +37,7 @@ def find_remote_urls(texts: Mapping[str, str | None]) -> dict[str, str]:
     }
 
 
-def load_image(field: str, text: str, sources: Sources) -> Picture:
+def load_image(field: str, text: str, sources: ImageSources) -> Picture:
     """The picture that a text names.
 
     Args:
@@ -52,7 +52,7 @@ def load_image(field: str, text: str, sources: Sources) -> Picture:
     return codec.receive_picture(_read_source(field, text, sources), field)
 
 
-def _read_source(field: str, text: str, sources: Sources) -> bytes:
+def _read_source(field: str, text: str, sources: ImageSources) -> bytes:
     if text in sources.fetched:
         return sources.fetched[text]
     if found := UPLOAD_URL.fullmatch(text):
@@ -69,7 +69,7 @@ def _read_source(field: str, text: str, sources: Sources) -> bytes:
 
 def find_nested_urls(fields: Any) -> dict[str, str]:
     """The URLs to be fetched that a request names, by where they are in it."""
-    found = islice(_walk_urls(fields, ()), MOST + 1)  # more are refused
+    found = islice(_walk_urls(fields, ()), MAX_URLS + 1)  # more are refused
     return {_field_name(*place): url for place, url in found}
 
 
@@ -89,7 +89,7 @@ def _walk_urls(value: Any, path: FieldPath) -> Generator[tuple[FieldPath, str]]:
             pass
 
 
-def load_nested_images(fields: Any, sources: Sources, *path: str | int) -> Any:
+def load_nested_images(fields: Any, sources: ImageSources, *path: str | int) -> Any:
     """The fields of a request with their pictures in them.
 
     Args:

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overpaint.server.http.problems import problem_response
-from overpaint.server.telemetry.logs import request_id, say
+from overpaint.server.telemetry.logs import log_event, request_id
 
 REQUEST_ID_PATTERN = re.compile(r"[!-~]{1,128}")
 """Ids of requests that are taken from clients; instead of others one is made."""
@@ -59,7 +59,7 @@ class AccessLogMiddleware:
         finally:
             route = getattr(scope.get("route"), "path", None)
             error = state.get("error")
-            say(
+            log_event(
                 _level(status, error, route),
                 "answered",
                 error if status is None or status >= 500 else None,

@@ -9,7 +9,7 @@ from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBase, HTTPBearer, Secur
 from fastapi.security.base import SecurityBase as SecurityDependency
 
 from overpaint.server.store.api_keys import Keys, digest_of
-from overpaint.server.telemetry.logs import SHOWN
+from overpaint.server.telemetry.logs import KEY_LABEL_CHARS
 
 AUTHORIZATION_SCHEMES = ("bearer", "token", "key", "basic")
 """Schemes of the `Authorization` header that may carry a key."""
@@ -106,7 +106,7 @@ def authenticate(incoming: Incoming, schemes: SchemesDep = None) -> str:
         given = _basic_password(given)
     digest = digest_of(given.strip())
     if scheme.lower() in AUTHORIZATION_SCHEMES and keys.knows(digest):
-        incoming.state.key = digest[:SHOWN]
+        incoming.state.key = digest[:KEY_LABEL_CHARS]
         return digest
     raise HTTPException(
         401,

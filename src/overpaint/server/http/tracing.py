@@ -6,13 +6,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overpaint.server.http.access_log import PROBE_PATHS
 from overpaint.server.telemetry.logs import request_id
-from overpaint.server.telemetry.traces import W3C, Traces
+from overpaint.server.telemetry.traces import TRACE_CONTEXT, TraceExporter
 
 
 class TracingMiddleware:
     """Has a span for every request but probes, within the client's if it names one."""
 
-    def __init__(self, app: ASGIApp, traces: Traces):
+    def __init__(self, app: ASGIApp, traces: TraceExporter):
         """Stand before an application.
 
         Args:
@@ -28,7 +28,7 @@ class TracingMiddleware:
             await self._app(scope, receive, send)
             return
         method = scope["method"]
-        parent = W3C.extract(Headers(scope=scope))
+        parent = TRACE_CONTEXT.extract(Headers(scope=scope))
         with self._tracer.start_as_current_span(
             method,
             parent,

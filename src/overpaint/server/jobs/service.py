@@ -38,25 +38,25 @@ from overpaint.server.jobs.feed import Hub
 from overpaint.server.jobs.references import check_names
 from overpaint.server.jobs.supervisor import Pace, Supervisor
 from overpaint.server.outbound.addresses import Reach, check_url
-from overpaint.server.outbound.client import Outside
-from overpaint.server.outbound.image_fetch import Fetcher, Fetches, Sources
+from overpaint.server.outbound.client import OutboundClient
+from overpaint.server.outbound.image_fetch import FetchPolicy, ImageFetcher, ImageSources
 from overpaint.server.store.database import Database, url_of
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
 from overpaint.server.store.outbox import EVENTS, Outbox
 from overpaint.server.telemetry.logs import (
-    Happened,
-    about,
+    JobChange,
+    job_log_fields,
+    log_event,
+    log_job_change,
     log_upgrade,
+    record_lost_attempts,
     request_id,
-    say,
-    tell,
-    tell_returned,
 )
 from overpaint.system.atomic_files import hold
 
 if TYPE_CHECKING:
-    from overpaint.server.telemetry.traces import Traces  # whose libraries may be missing
+    from overpaint.server.telemetry.traces import TraceExporter  # whose libraries may be missing
 
 Story = Said | Step | Shown
 """What is told of a job: what lasts, and what is true for now."""
@@ -118,7 +118,7 @@ class Settings:
     home: Path | None = None
     refiner: str | None = None
     private_webhooks: bool = False
-    fetch: Fetches = "public"
+    fetch: FetchPolicy = "public"
     finishing: Finishing = AS_THEY_ARE
     safety_optional: bool = False
 
@@ -140,7 +140,7 @@ class Service:
         supervisor: the worker's.
     """
 
-    def __init__(self, settings: Settings, traces: "Traces | None" = None):
+    def __init__(self, settings: Settings, traces: "TraceExporter | None" = None):
         """Open the store and start the worker.
 
         Args:
@@ -162,10 +162,10 @@ class Service:
         self.outbox = Outbox(self.jobs.database)
         self.links = LinkSigner(self.outbox.secret("links"))  # which is no key's digest
         self.hub = Hub()
-        self.outside = Outside()
-        self.fetcher = Fetcher(settings.fetch, self.outside)
+        self.outside = OutboundClient()
+        self.fetcher = ImageFetcher(settings.fetch, self.outside)
         if self._alone:
-            tell_returned(self.jobs, self.jobs.expire(owners_are_gone=True), self.note)
+            record_lost_attempts(self.jobs, self.jobs.expire(owners_are_gone=True), self.note)
         self.supervisor = Supervisor(
             self.jobs,
             self.files,
@@ -223,26 +223,26 @@ class Service:
             names = listened[at : at + AT_ONCE]
             self.hub.compare(dict.fromkeys(names) | self.jobs.latest(names))
 
-    def note(self, event: Happened, job: Job) -> None:
+    def note(self, event: JobChange, job: Job) -> None:
         """Take down what happened to a job."""
-        tell(event, job)
+        log_job_change(event, job)
         if self._traces and event in ENDED:
             try:
-                self._traces.job(job, self.jobs.history(job.id))
+                self._traces.record_job(job, self.jobs.history(job.id))
             except SQLAlchemyError as error:
-                say(logging.WARNING, "job not traced", error, **about(job))
+                log_event(logging.WARNING, "job not traced", error, **job_log_fields(job))
 
     # Jobs
 
     @contextlib.asynccontextmanager
-    async def sources(self, key: str, urls: Mapping[str, str]) -> AsyncGenerator[Sources]:
+    async def sources(self, key: str, urls: Mapping[str, str]) -> AsyncGenerator[ImageSources]:
         """Where the pictures of a request are, while they are looked at.
 
         Raises:
             RequestError, QueueFullError: as of `Fetcher.fetching`.
         """
-        async with self.fetcher.fetching(key, urls) as fetched:
-            yield Sources(self.files, fetched)
+        async with self.fetcher.fetch_images(key, urls) as fetched:
+            yield ImageSources(self.files, fetched)
 
     async def repeated(self, key: str, token: str | None, body: str) -> Job | None:
         """The job that a token made, if it came before: then nothing of it is read or fetched.
@@ -289,7 +289,7 @@ class Service:
 
         known = {*self.settings.models, self.settings.refiner or ""}
         made = secrets.token_hex(16)
-        trace = self._traces.here() if self._traces else {}
+        trace = self._traces.current_context() if self._traces else {}
 
         def accept() -> Job:
             if self._disk_is_full():

@@ -44,7 +44,12 @@ from overpaint.engine.worker import (
 from overpaint.events import NOTHING, Notice, Spent, Step
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import ENDED, Attempt, Job, Jobs
-from overpaint.server.telemetry.logs import Note, say, tell, tell_returned
+from overpaint.server.telemetry.logs import (
+    RecordChange,
+    log_event,
+    log_job_change,
+    record_lost_attempts,
+)
 
 AGAIN = 1.0
 """Seconds until a store that failed is tried again."""
@@ -156,7 +161,7 @@ class Supervisor:
         models: tuple[str, ...],
         hear: Hear,
         pace: Pace = Pace(),
-        note: Note = tell,
+        note: RecordChange = log_job_change,
         finishing: Finishing = AS_THEY_ARE,
     ):
         """Nothing runs before `start`.
@@ -253,7 +258,9 @@ class Supervisor:
                 # What is known is kept, and tried again. Nor does a defect end this thread: without
                 # it no job would end any more, while others were accepted.
                 outside = isinstance(error, SQLAlchemyError | OSError)
-                say(logging.ERROR, "store or disk out of order" if outside else "defect", error)
+                log_event(
+                    logging.ERROR, "store or disk out of order" if outside else "defect", error
+                )
                 self._stopping.wait(AGAIN)
         self._end_worker()
 
@@ -284,7 +291,7 @@ class Supervisor:
         if self._every("beat", self._pace.lease / 3):
             self._beat(worker)
         if self._every("look", self._pace.look):
-            tell_returned(self._jobs, self._jobs.expire(but=self.owner), self._note)
+            record_lost_attempts(self._jobs, self._jobs.expire(but=self.owner), self._note)
             self._claim(worker)
 
     def _every(self, what: str, seconds: float) -> bool:
@@ -322,7 +329,7 @@ class Supervisor:
             worker.process.join(self._pace.halfway)  # none that the system holds can be killed
             if crashed:
                 code, held = worker.process.exitcode, len(worker.held)
-                say(logging.ERROR, "worker replaced", cause=cause, exit_code=code, jobs=held)
+                log_event(logging.ERROR, "worker replaced", cause=cause, exit_code=code, jobs=held)
             self.failures += crashed and not worker.ready
             self.restarts += crashed
             worker.ready = False
@@ -337,7 +344,7 @@ class Supervisor:
             else:
                 self._hear(job.id, "requeued")
             if mine:
-                tell_returned(self._jobs, [job.id], self._note)
+                record_lost_attempts(self._jobs, [job.id], self._note)
         worker.pipe.close()
         if worker.process.exitcode is not None:
             worker.process.close()
@@ -432,7 +439,7 @@ class Supervisor:
         except Exception as error:
             said = broken(error)
             if not said.mine:
-                say(logging.ERROR, "defect", error)
+                log_event(logging.ERROR, "defect", error)
             self._ending(worker, _tag(job), End(job, "failed", error=said.message))
             return False
         return True
@@ -473,7 +480,7 @@ class Supervisor:
                 _send(worker, Cancel(tag))
         for tag in mine.keys() - worker.held.keys() - self._ends.keys():
             if self._jobs.give_back(mine[tag]):  # claimed as the store failed
-                tell_returned(self._jobs, [mine[tag].id], self._note)
+                record_lost_attempts(self._jobs, [mine[tag].id], self._note)
 
     def _ending(self, worker: Worker, tag: str, end: End) -> None:
         del worker.held[tag]
@@ -513,7 +520,7 @@ class Supervisor:
         except Exception as error:
             if not _is_of_values(error):
                 raise
-            say(logging.ERROR, "defect", error)
+            log_event(logging.ERROR, "defect", error)
             what = f"{DEFECT}{type(error).__name__}: what came of it could not be stored."
             end.state, end.result, end.error = "failed", None, what
             return self._jobs.finish(end.job, end.state, error=what)

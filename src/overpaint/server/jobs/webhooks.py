@@ -25,10 +25,10 @@ from standardwebhooks import Webhook
 from overpaint.errors import RequestError
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.addresses import Reach
-from overpaint.server.outbound.client import ask
+from overpaint.server.outbound.client import open_response
 from overpaint.server.store.jobs import Job
 from overpaint.server.store.outbox import Delivery, Post
-from overpaint.server.telemetry.logs import about, enduring, say
+from overpaint.server.telemetry.logs import job_log_fields, log_and_continue, log_event
 
 MakePayload = Callable[[Service, Job], Awaitable[dict[str, Any]]]
 """What is posted of a job, in the words of the wire format that it came by."""
@@ -78,14 +78,14 @@ class Courier:
             going.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await going
-            with enduring():
+            with log_and_continue():
                 await self._look()
             if self._under_way:
                 await asyncio.wait(self._under_way)
 
     async def _go(self) -> None:
         while True:
-            with enduring():
+            with log_and_continue():
                 await self._look()
             await asyncio.sleep(POLL)
 
@@ -101,7 +101,7 @@ class Courier:
                 task.add_done_callback(self._under_way.pop)
 
     async def _post(self, post: Post) -> None:
-        with enduring():  # it is posted again once its lease has run out
+        with log_and_continue():  # it is posted again once its lease has run out
             job = await asyncio.to_thread(self._service.jobs.get, post.job)
             if job is None or job.webhook is None:
                 return
@@ -113,15 +113,15 @@ class Courier:
             reach = self._service.reach(job.key)
             outside = self._service.outside
             posting = deliver(outside.client, job.webhook, content, headers, reach)
-            delivery = await outside.do(posting)
+            delivery = await outside.run(posting)
             again = None
             if post.kind != "logs" and post.tries < len(AGAIN):  # newer logs come anyway
                 again = AGAIN[post.tries] * random.uniform(1 - SPREAD, 1 + SPREAD)
             await asyncio.to_thread(self._service.outbox.tried, post, delivery, again)
-            say(
+            log_event(
                 logging.INFO if delivery.good else logging.WARNING,
                 "webhook tried",
-                **about(job),
+                **job_log_fields(job),
                 kind=post.kind,
                 tries=post.tries + 1,
                 status=delivery.status,
@@ -165,7 +165,7 @@ async def deliver(
     status, error = None, None
     try:
         async with asyncio.timeout(PATIENCE):
-            answer = await ask(client, "POST", httpx2.URL(url), reach, headers, content)
+            answer = await open_response(client, "POST", httpx2.URL(url), reach, headers, content)
             await answer.aclose()
             status = answer.status_code
     except RequestError as refusal:

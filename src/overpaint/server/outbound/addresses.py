@@ -21,18 +21,18 @@ Address = IPv4Address | IPv6Address
 Reach = Literal["public", "loopback", "all"]
 """What may be asked: public addresses; this machine's own as well; any."""
 
-LARGEST_PORT = 65535
+MAX_PORT = 65535
 
-NAT64 = IPv6Network("64:ff9b::/96")
+NAT64_NETWORK = IPv6Network("64:ff9b::/96")
 """Networks without IPv4 reach it by these: its addresses are the last 32 bits."""
 
-SPECIAL = tuple(
+NON_PUBLIC_NETWORKS = tuple(
     map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20"))
 )
 """Networks that are not public, whatever `ipaddress` says: not all versions of Python know those
 for protocols and documentation, and two clouds have their metadata there."""
 
-RESOLVERS = ThreadPoolExecutor(64, "overpaint-resolve")
+RESOLVER_POOL = ThreadPoolExecutor(64, "overpaint-resolve")
 """Threads that ask for addresses, which may take half a minute where nobody answers: in asyncio's
 own, whoever has the server post to such names would have all others wait."""
 
@@ -48,11 +48,11 @@ def is_loopback(host: str) -> bool:
 def is_public(address: Address) -> bool:
     """Whether an address is anybody's, and so reaches nothing that is hidden from others."""
     if isinstance(address, IPv6Address):
-        if address in NAT64:
+        if address in NAT64_NETWORK:
             return is_public(IPv4Address(int(address) & 0xFFFF_FFFF))
         if address.sixtofour or address.teredo or address.is_site_local:
             return False
-    if any(address in network for network in SPECIAL):
+    if any(address in network for network in NON_PUBLIC_NETWORKS):
         return False
     # IPv4 within IPv6 (::ffff:0:0/96) is reserved.
     return address.is_global and not (address.is_multicast or address.is_reserved)
@@ -68,7 +68,7 @@ def check_url(url: str, reach: Reach) -> None:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
         raise RequestError("webhook", f"{url[:200]!r} is no URL: {error}.") from None
-    if not 0 <= (parsed.port or 0) <= LARGEST_PORT:
+    if not 0 <= (parsed.port or 0) <= MAX_PORT:
         raise RequestError("webhook", f"there is no port {parsed.port}; give one that there is.")
     host = parsed.host.rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
@@ -80,10 +80,10 @@ def check_url(url: str, reach: Reach) -> None:
             address = IPv4Address(socket.inet_aton(host))  # 2130706433, 0x7f.1: resolvers know them
         except (OSError, UnicodeError):
             return
-    _check(address, reach)
+    _check_address(address, reach)
 
 
-async def resolve(url: httpx2.URL, reach: Reach) -> list[Address]:
+async def resolve_host(url: httpx2.URL, reach: Reach) -> list[Address]:
     """The addresses of a URL's host, in the order in which to try them; at least one.
 
     Raises:
@@ -92,7 +92,7 @@ async def resolve(url: httpx2.URL, reach: Reach) -> list[Address]:
     """
     with suppress(ValueError):
         address = ip_address(url.host)
-        _check(address, reach)
+        _check_address(address, reach)
         return [address]
     port = url.port or (443 if url.scheme == "https" else 80)
     asked = partial(
@@ -102,14 +102,14 @@ async def resolve(url: httpx2.URL, reach: Reach) -> list[Address]:
         type=socket.SOCK_STREAM,
         proto=socket.IPPROTO_TCP,
     )
-    found = await asyncio.get_running_loop().run_in_executor(RESOLVERS, asked)
+    found = await asyncio.get_running_loop().run_in_executor(RESOLVER_POOL, asked)
     addresses = [ip_address(entry[4][0]) for entry in found]
     for address in addresses:
-        _check(address, reach)
+        _check_address(address, reach)
     return addresses
 
 
-def _check(address: Address, reach: Reach) -> None:
+def _check_address(address: Address, reach: Reach) -> None:
     # Which address a name has here is not told: it may be a name that only this network knows.
     if reach == "all" or is_public(address) or (reach == "loopback" and address.is_loopback):
         return

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from overpaint.server.outbound.addresses import LARGEST_PORT, Reach, resolve
+from overpaint.server.outbound.addresses import MAX_PORT, Reach, resolve_host
 
 T = TypeVar("T")
 
 
-class Outside:
+class OutboundClient:
     """A thread for asking: whoever answers may keep its loop busy, and not the server's.
 
     Attributes:
@@ -26,7 +26,7 @@ class Outside:
     """
 
     def __init__(self) -> None:
-        self.client = asking()
+        self.client = make_client()
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._thread = threading.Thread(
@@ -34,7 +34,7 @@ class Outside:
         )
         self._thread.start()
 
-    async def do(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Have something done there."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
@@ -45,7 +45,7 @@ class Outside:
         self._runner.close()
 
 
-def asking() -> httpx2.AsyncClient:
+def make_client() -> httpx2.AsyncClient:
     """What asks, without a limit on time: callers have theirs, on all of it."""
     return httpx2.AsyncClient(
         timeout=None,
@@ -56,7 +56,7 @@ def asking() -> httpx2.AsyncClient:
     )
 
 
-async def ask(
+async def open_response(
     client: httpx2.AsyncClient,
     method: str,
     url: httpx2.URL,
@@ -81,10 +81,10 @@ async def ask(
         RequestError: as of `resolve`.
         httpx2.HTTPError, OSError, ValueError: nobody is there, or answers.
     """
-    if not 0 <= (url.port or 0) <= LARGEST_PORT:
+    if not 0 <= (url.port or 0) <= MAX_PORT:
         raise ValueError(f"there is no port {url.port}")
     failed: httpx2.ConnectError | None = None
-    for address in await resolve(url, reach):
+    for address in await resolve_host(url, reach):
         request = client.build_request(
             method,
             url.copy_with(host=str(address)),

@@ -16,48 +16,48 @@ from typing import Literal
 import httpx2
 
 from overpaint.errors import QueueFullError, RequestError
-from overpaint.server.outbound.client import Outside, ask
+from overpaint.server.outbound.client import OutboundClient, open_response
 from overpaint.server.store.files import LARGEST_UPLOAD, Files
-from overpaint.server.telemetry.logs import request_id, say
+from overpaint.server.telemetry.logs import log_event, request_id
 
-Fetches = Literal["none", "public", "all"]
+FetchPolicy = Literal["none", "public", "all"]
 """Which URLs are fetched: none; those of public addresses; those that lead inside as well."""
 
-PATIENCE = 20.0
+FETCH_TIMEOUT_S = 20.0
 """Seconds that all pictures of a request have, once it is their turn."""
 
-ABREAST = 8
+MAX_CONCURRENT_FETCHES_PER_KEY = 8
 """Requests of a key whose pictures are fetched, or looked at, at once: others of it wait."""
 
-WAITING = 64
+MAX_WAITING_FETCHES_PER_KEY = 64
 """Requests of a key whose pictures are fetched or wait for that; more are refused."""
 
-MOST = 16
+MAX_URLS = 16
 """URLs that a request may name."""
 
-CRUMBS = 1000
+MAX_SMALL_CHUNKS = 1000
 """Parts of less than a KiB that an answer may come in: each costs as much as a large one."""
 
-SCHEMES = ("http", "https")
-PORTS = (None, 80, 443)
+ALLOWED_SCHEMES = ("http", "https")
+PUBLIC_PORTS = (None, 80, 443)
 """That are asked at public addresses."""
 
-HEADERS = {
+FETCH_HEADERS = {
     "accept": "image/png, image/jpeg, image/webp",
     "accept-encoding": "identity",
     "user-agent": "Overpaint",
 }
 
-FAILED = (
-    "cannot be fetched. A URL must lead to a public address and answer 200 there, without "
-    f"redirects, with {LARGEST_UPLOAD:,} bytes at most within {PATIENCE:.0f} seconds. Or send the "
-    "picture itself."
+FETCH_FAILED = (
+    "cannot be fetched. A URL must lead to a public address and return status 200 without a "
+    f"redirect, with at most {LARGEST_UPLOAD:,} bytes within {FETCH_TIMEOUT_S:.0f} seconds. "
+    "Alternatively, send the picture itself."
 )
 """What is said of a URL, whatever went wrong: else it would tell what is there."""
 
 
 @dataclass(frozen=True)
-class Sources:
+class ImageSources:
     """Where the pictures of a request are.
 
     Attributes:
@@ -69,23 +69,25 @@ class Sources:
     fetched: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
 
-class Fetcher:
+class ImageFetcher:
     """Fetches pictures."""
 
-    def __init__(self, fetches: Fetches, outside: Outside):
+    def __init__(self, fetches: FetchPolicy, outside: OutboundClient):
         """Nothing is fetched yet.
 
         Args:
             fetches: which URLs are.
             outside: what asks.
         """
-        self._fetches: Fetches = fetches
+        self._fetches: FetchPolicy = fetches
         self._outside = outside
         self._asked = Counter[str]()
-        self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(ABREAST))
+        self._turns = defaultdict[str, asyncio.Semaphore](
+            lambda: asyncio.Semaphore(MAX_CONCURRENT_FETCHES_PER_KEY)
+        )
 
     @asynccontextmanager
-    async def fetching(
+    async def fetch_images(
         self, key: str, urls: Mapping[str, str]
     ) -> AsyncGenerator[Mapping[str, bytes]]:
         """What is at some URLs, by URL; while it is looked at, others of the key wait.
@@ -104,22 +106,25 @@ class Fetcher:
             return
         if self._fetches == "none":
             raise RequestError(first, "URLs are not fetched here; send the picture itself.")
-        if len(urls) > MOST:
-            raise RequestError(first, f"is one of more than {MOST} URLs; send some as uploads.")
-        if self._asked[key] >= WAITING:
-            message = f"the pictures of {WAITING} requests are being fetched; try again."
-            raise QueueFullError(message, PATIENCE)
+        if len(urls) > MAX_URLS:
+            raise RequestError(first, f"is one of more than {MAX_URLS} URLs; send some as uploads.")
+        if self._asked[key] >= MAX_WAITING_FETCHES_PER_KEY:
+            message = (
+                f"The server already fetches pictures for {MAX_WAITING_FETCHES_PER_KEY} of this "
+                "key's requests. Try again later."
+            )
+            raise QueueFullError(message, FETCH_TIMEOUT_S)
         self._asked[key] += 1
         try:
             async with self._turns[key]:
-                yield await self._outside.do(self._in_time(urls))
+                yield await self._outside.run(self._in_time(urls))
         finally:
             self._asked[key] -= 1
 
     async def _in_time(self, urls: Mapping[str, str]) -> dict[str, bytes]:
         fetched, at = dict[str, bytes](), ""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
                 for name, url in urls.items():
                     at = name
                     if url not in fetched:
@@ -127,8 +132,10 @@ class Fetcher:
                         fetched[url] = await self._one(httpx2.URL(url), room)
         except (RequestError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             cause = type(error).__name__
-            say(logging.WARNING, "picture not fetched", request_id=request_id.get(), cause=cause)
-            raise RequestError(at, FAILED) from None
+            log_event(
+                logging.WARNING, "picture not fetched", request_id=request_id.get(), cause=cause
+            )
+            raise RequestError(at, FETCH_FAILED) from None
         return fetched
 
     async def _one(self, url: httpx2.URL, room: int) -> bytes:
@@ -139,9 +146,11 @@ class Fetcher:
             RequestError, httpx2.HTTPError, OSError: as of `ask`.
         """
         reach = "all" if self._fetches == "all" else "public"
-        if url.scheme not in SCHEMES or (reach == "public" and url.port not in PORTS):
+        if url.scheme not in ALLOWED_SCHEMES or (
+            reach == "public" and url.port not in PUBLIC_PORTS
+        ):
             raise ValueError("no usual URL")
-        answer = await ask(self._outside.client, "GET", url, reach, HEADERS)
+        answer = await open_response(self._outside.client, "GET", url, reach, FETCH_HEADERS)
         try:
             if answer.status_code != 200 or "content-encoding" in answer.headers:
                 raise ValueError("no plain answer")
@@ -149,7 +158,7 @@ class Fetcher:
             async for part in answer.aiter_raw():
                 parts.append(part)
                 size += len(part)
-                if size > room or len(parts) > CRUMBS + size // 2**10:
+                if size > room or len(parts) > MAX_SMALL_CHUNKS + size // 2**10:
                     raise ValueError("too large, or in too many parts")
             return b"".join(parts)
         finally:

@@ -22,36 +22,36 @@ from overpaint.engine.worker import DEFECT
 from overpaint.server.store.jobs import ENDED, Job, Jobs, State
 from overpaint.server.store.upgrade import UpgradeProgress
 
-Form = Literal["text", "json"]
+LogFormat = Literal["text", "json"]
 
-Happened = Literal["accepted", "started", "requeued"] | State
+JobChange = Literal["accepted", "started", "requeued"] | State
 """What is written of a job."""
 
-Note = Callable[[Happened, Job], None]
+RecordChange = Callable[[JobChange, Job], None]
 """Takes down what happened to a job, which is as it is since then."""
 
-LOG = logging.getLogger("overpaint.server")
+LOGGER = logging.getLogger("overpaint.server")
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request that is being answered, if one is."""
 
-SHOWN = 12
+KEY_LABEL_CHARS = 12
 """Characters of a key's digest."""
 
-CAUSE = re.compile(rf"({DEFECT}\w+|[a-z_ ]+): ")
+ERROR_CAUSE = re.compile(rf"({DEFECT}\w+|[a-z_ ]+): ")
 """What a job's error begins with before it goes into details, which may quote the request."""
 
 
-def configure(form: Form) -> None:
+def configure_logging(form: LogFormat) -> None:
     """Write to stderr: what we tell, and what libraries warn of."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Objects() if form == "json" else Lines())
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     # Libraries may tell less than warnings with the whole URLs that webhooks go to.
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    LOG.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.INFO)
 
 
-def say(level: int, event: str, error: BaseException | None = None, **fields: Any) -> None:
+def log_event(level: int, event: str, error: BaseException | None = None, **fields: Any) -> None:
     """Write that something happened.
 
     Args:
@@ -60,11 +60,11 @@ def say(level: int, event: str, error: BaseException | None = None, **fields: An
         error: that it comes of.
         fields: what else is known; those that are None are left out.
     """
-    LOG.log(level, event, exc_info=error, extra={"fields": fields})
+    LOGGER.log(level, event, exc_info=error, extra={"fields": fields})
 
 
 @contextmanager
-def enduring() -> Generator[None]:
+def log_and_continue() -> Generator[None]:
     """Go on after whatever goes wrong in here, with what is done again and again.
 
     Of a store or a disk that is out of order the supervisor writes; of a defect this does.
@@ -74,20 +74,22 @@ def enduring() -> Generator[None]:
     except (SQLAlchemyError, OSError):
         pass
     except Exception as error:
-        say(logging.ERROR, "defect", error)
+        log_event(logging.ERROR, "defect", error)
 
 
-def tell(event: Happened, job: Job) -> None:
+def log_job_change(event: JobChange, job: Job) -> None:
     """Write what happened to a job."""
-    cause = CAUSE.match(job.error or "")
+    cause = ERROR_CAUSE.match(job.error or "")
     until = job.ended or job.started
-    say(
+    log_event(
         logging.WARNING if event == "failed" else logging.INFO,
         f"job {event}",
-        **about(job),
+        **job_log_fields(job),
         model=job.model,
         attempt=job.attempt or None,
-        seconds=_seconds(until - job.created) if until and event in (*ENDED, "started") else None,
+        seconds=_round_seconds(until - job.created)
+        if until and event in (*ENDED, "started")
+        else None,
         cause=cause[1] if cause else None,
     )
 
@@ -95,7 +97,7 @@ def tell(event: Happened, job: Job) -> None:
 def log_upgrade(progress: UpgradeProgress) -> None:
     """Log that the upgrade of a job store started, continues or finished."""
     finished = progress.state == "finished"
-    say(
+    log_event(
         logging.INFO,
         "store upgraded" if finished else f"store upgrade {progress.state}",
         from_version=progress.from_version,
@@ -105,23 +107,23 @@ def log_upgrade(progress: UpgradeProgress) -> None:
     )
 
 
-def tell_returned(jobs: Jobs, names: Iterable[str], note: Note) -> None:
+def record_lost_attempts(jobs: Jobs, names: Iterable[str], note: RecordChange) -> None:
     """Take down that attempts were lost: their jobs wait again, or were given up."""
     for name in names:
         if job := jobs.get(name):
             note(job.state if job.state in ENDED else "requeued", job)
 
 
-def about(job: Job) -> dict[str, Any]:
+def job_log_fields(job: Job) -> dict[str, Any]:
     """The fields that a job is found by: its own id, and those of the request that made it."""
     return {
         "request_id": job.origin.get("request_id"),
         "job_id": job.id,
-        "key": job.key[:SHOWN] or None,
+        "key": job.key[:KEY_LABEL_CHARS] or None,
     }
 
 
-class Objects(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -129,7 +131,7 @@ class Objects(logging.Formatter):
         return json.dumps(_fields(record))
 
 
-class Lines(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """`TIME LEVEL event name=value …`; values with blanks are in quotes."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -137,7 +139,7 @@ class Lines(logging.Formatter):
         fields = _fields(record)
         head = [fields.pop("time"), f"{fields.pop('level'):7}", fields.pop("event")]
         trace = "".join(f"\n    {place}" for place in fields.pop("trace", ()))
-        return " ".join(head + [f"{name}={_plain(fields[name])}" for name in fields]) + trace
+        return " ".join(head + [f"{name}={_quote_value(fields[name])}" for name in fields]) + trace
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -149,18 +151,18 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
         "event": lines[0] if lines else "",
         "request_id": request_id.get(),
     }
-    if record.name != LOG.name:
+    if record.name != LOGGER.name:
         fields["logger"] = record.name
     own: dict[str, Any] = getattr(record, "fields", {})
     fields |= {name: value for name, value in own.items() if value is not None}
     if record.exc_info and (error := record.exc_info[1]):
-        fields["error"] = _named(error)
+        fields["error"] = _describe_error(error)
         frames = traceback.extract_tb(error.__traceback__)
         fields["trace"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _named(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """An error's type, and what the system or the database said."""
     name = type(error).__name__
     match error:
@@ -172,11 +174,11 @@ def _named(error: BaseException) -> str:
             return name
 
 
-def _plain(value: Any) -> str:
+def _quote_value(value: Any) -> str:
     text = str(value)
     return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text)
 
 
-def _seconds(span: float) -> float:
+def _round_seconds(span: float) -> float:
     """To a millisecond; not below 0, as where the store's clock is not ours."""
     return round(max(0.0, span), 3)

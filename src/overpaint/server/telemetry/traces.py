@@ -15,16 +15,16 @@ from opentelemetry.trace import Span, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from overpaint.server.store.jobs import ENDED, Job, Said
-from overpaint.server.telemetry.logs import SHOWN
+from overpaint.server.telemetry.logs import KEY_LABEL_CHARS
 
-W3C = TraceContextTextMapPropagator()
+TRACE_CONTEXT = TraceContextTextMapPropagator()
 """Reads and writes `traceparent` and `tracestate`."""
 
-PHASES = {"queued": "queued", "requeued": "queued", "started": "running"}
+SPAN_BY_EVENT = {"queued": "queued", "requeued": "queued", "started": "running"}
 """Spans within a job's, by what in its history they begin with."""
 
 
-class Traces:
+class TraceExporter:
     """Where spans go. Its methods may be called from any thread."""
 
     def __init__(self, processor: SpanProcessor):
@@ -42,13 +42,13 @@ class Traces:
         """Send what has not been sent."""
         self._provider.shutdown()
 
-    def here(self) -> dict[str, str]:
+    def current_context(self) -> dict[str, str]:
         """The span that is under way here, as jobs keep it."""
         carrier = dict[str, str]()
-        W3C.inject(carrier)
+        TRACE_CONTEXT.inject(carrier)
         return carrier
 
-    def job(self, job: Job, history: Sequence[Said]) -> None:
+    def record_job(self, job: Job, history: Sequence[Said]) -> None:
         """Tell of a job that has ended, under the span that it was accepted in.
 
         Args:
@@ -57,12 +57,12 @@ class Traces:
         """
         began, ended = history[0].at, history[-1].at
         accepted: Mapping[str, str] = job.origin.get("trace", {})
-        parent = W3C.extract(accepted)
+        parent = TRACE_CONTEXT.extract(accepted)
         attributes = {
             "overpaint.job.id": job.id,
             "overpaint.job.state": job.state,
             "overpaint.job.attempt": job.attempt,
-            "overpaint.key": job.key[:SHOWN],
+            "overpaint.key": job.key[:KEY_LABEL_CHARS],
             "overpaint.model": job.model,
             "overpaint.pictures": job.request.get("num_images", 1),
             "overpaint.request.id": job.origin.get("request_id") or "",
@@ -74,13 +74,13 @@ class Traces:
             whole.set_status(StatusCode.ERROR)  # why may quote what was asked for
         phase: Span | None = None
         for said in history:
-            if said.kind not in (*PHASES, *ENDED):
+            if said.kind not in (*SPAN_BY_EVENT, *ENDED):
                 continue
             if phase:
                 phase.end(_nanoseconds(said.at))
-            if said.kind in PHASES:
+            if said.kind in SPAN_BY_EVENT:
                 phase = self.tracer.start_span(
-                    PHASES[said.kind],
+                    SPAN_BY_EVENT[said.kind],
                     set_span_in_context(whole, parent),
                     attributes={f"overpaint.job.{name}": said.body[name] for name in said.body},
                     start_time=_nanoseconds(said.at),
@@ -88,9 +88,9 @@ class Traces:
         whole.end(_nanoseconds(ended))
 
 
-def exporting() -> Traces:
+def make_otlp_exporter() -> TraceExporter:
     """Traces that are posted, by OTLP over HTTP, to where the `OTEL_…` variables say."""
-    return Traces(BatchSpanProcessor(OTLPSpanExporter()))
+    return TraceExporter(BatchSpanProcessor(OTLPSpanExporter()))
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -20,7 +20,7 @@ from overpaint.server.api.image_inputs import load_image
 from overpaint.server.api.results import MEDIA_TYPES, moment, progress_line, result_url
 from overpaint.server.http.problems import describe_error
 from overpaint.server.jobs.service import Service
-from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import ENDED, Job
 
 OWNER = "fal-ai"
@@ -174,7 +174,7 @@ class App:
 
 
 def to_request(
-    given: Arguments, sources: Sources, needs: Sequence[str] = ()
+    given: Arguments, sources: ImageSources, needs: Sequence[str] = ()
 ) -> tuple[Request, dict[str, str]]:
     """What the inputs ask for, and by which of their words what of ours was given.
 
@@ -208,7 +208,7 @@ def in_their_words(error: RequestError, given: Arguments) -> RequestError:
     return RequestError(field, error.message)
 
 
-def _words(given: Arguments, sources: Sources) -> list[FieldMapping]:
+def _words(given: Arguments, sources: ImageSources) -> list[FieldMapping]:
     """Fields of the dialect, and the fields and values of ours that they are."""
     same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images")
     words: list[FieldMapping] = [(name, name, getattr(given, name)) for name in same]

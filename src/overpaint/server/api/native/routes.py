@@ -65,7 +65,7 @@ from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
 from overpaint.server.jobs.service import Service, Story
-from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job, Said
 from overpaint.server.store.usage import Ledger, Total
 
@@ -76,9 +76,9 @@ router = APIRouter(
     responses=PROBLEM_RESPONSES,
 )
 
-BYTES = {"type": "string", "format": "binary"}
+BINARY_SCHEMA = {"type": "string", "format": "binary"}
 
-Wait = Annotated[float, Query(ge=0, le=60)]
+WaitSeconds = Annotated[float, Query(ge=0, le=60)]
 """Seconds that a client waits for a job's end."""
 
 
@@ -129,7 +129,7 @@ class Submission(BaseModel):
     webhook_events: tuple[WebhookEvent, ...] = ("start", "completed")
 
 
-class Try(BaseModel):
+class WebhookAttempt(BaseModel):
     """A try at a webhook.
 
     Attributes:
@@ -156,7 +156,7 @@ class WebhookView(BaseModel):
 
     event: WebhookEvent
     state: str
-    tries: list[Try]
+    tries: list[WebhookAttempt]
 
 
 class Upload(BaseModel):
@@ -166,7 +166,7 @@ class Upload(BaseModel):
     size: int
 
 
-class Made(BaseModel):
+class ResultView(BaseModel):
     """A picture that a job made."""
 
     name: str
@@ -176,7 +176,7 @@ class Made(BaseModel):
     height: int
 
 
-class Flagged(BaseModel):
+class FlaggedImage(BaseModel):
     """A picture that the safety checker flagged, which is not published.
 
     Attributes:
@@ -218,26 +218,26 @@ class JobView(BaseModel):
     ended: float | None
     attempt: int
     error: str | None
-    results: list[Made]
-    flagged: list[Flagged]
+    results: list[ResultView]
+    flagged: list[FlaggedImage]
     position: int | None = None
     eta: float | None = None
     done: int | None = None
     total: int | None = None
 
 
-class Page(BaseModel):
+class JobPage(BaseModel):
     """Jobs, newest first, and the id to ask for the next older ones with."""
 
     jobs: list[JobView]
     before: str | None
 
 
-async def view(service: Service, job: Job) -> JobView:
+async def make_job_view(service: Service, job: Job) -> JobView:
     """A job as clients see it."""
     result = {"files": [], "seeds": [], "sizes": []} | (job.result or {})
     made = [
-        Made(
+        ResultView(
             name=name,
             url=f"/api/jobs/{job.id}/results/{name}",
             seed=seed,
@@ -257,7 +257,7 @@ async def view(service: Service, job: Job) -> JobView:
         attempt=job.attempt,
         error=job.error,
         results=made,
-        flagged=[Flagged.model_validate(flag) for flag in job.flagged],
+        flagged=[FlaggedImage.model_validate(flag) for flag in job.flagged],
     )
     if job.state == "queued":
         ahead = await asyncio.to_thread(service.jobs.ahead, job.id)
@@ -271,15 +271,15 @@ async def view(service: Service, job: Job) -> JobView:
 
 async def webhook_payload(service: Service, job: Job) -> dict[str, Any]:
     """What is posted to a webhook."""
-    return (await view(service, job)).model_dump(mode="json")
+    return (await make_job_view(service, job)).model_dump(mode="json")
 
 
-async def accept(
+async def accept_job(
     service: Service, key: str, submission: Submission, token: str | None, body: str
 ) -> Job:
     """Accept a job; `body` is the hash of what came."""
 
-    def read(sources: Sources) -> Request:
+    def read(sources: ImageSources) -> Request:
         fields = load_nested_images(submission.request, sources)
         return with_checked_mask(Request.model_validate(fields))
 
@@ -303,12 +303,12 @@ async def accept(
 
 
 @router.post("/jobs", status_code=201)
-async def create(
+async def create_job(
     submission: Submission,
     service: ServiceDep,
     key: KeyDep,
     response: Response,
-    wait: Wait = 0.0,
+    wait: WaitSeconds = 0.0,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Accept a job. With an `Idempotency-Key` that came before, the job that it made.
@@ -319,43 +319,43 @@ async def create(
         raise RequestError("priority", "is 0 at most on a server with keys: others wait too.")
     body = await hash_body(idempotency_key, submission)
     job = await service.repeated(key, idempotency_key, body)
-    job = job or await accept(service, key, submission, idempotency_key, body)
+    job = job or await accept_job(service, key, submission, idempotency_key, body)
     response.headers["Location"] = f"/api/jobs/{job.id}"
-    return await view(service, await service.ended(job.id, wait) or job if wait else job)
+    return await make_job_view(service, await service.ended(job.id, wait) or job if wait else job)
 
 
 @router.get("/jobs")
-async def listing(
+async def list_jobs(
     service: ServiceDep,
     key: KeyDep,
     before: Annotated[str | None, Query(max_length=64)] = None,
     state: Literal["queued", "running", "succeeded", "failed", "canceled"] | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 30,
-) -> Page:
+) -> JobPage:
     """Jobs, newest first."""
     last = await get_job_or_404(service, key, before) if before else None
     states = None if state is None else (state,)
     listed = await asyncio.to_thread(
         lambda: service.jobs.page(key, limit, before=last, states=states)
     )
-    views = [await view(service, job) for job in listed]
-    return Page(jobs=views, before=listed[-1].id if len(listed) == limit else None)
+    views = [await make_job_view(service, job) for job in listed]
+    return JobPage(jobs=views, before=listed[-1].id if len(listed) == limit else None)
 
 
 @router.get("/jobs/{name}")
-async def read(name: str, service: ServiceDep, key: KeyDep, wait: Wait = 0.0) -> JobView:
+async def get_job(name: str, service: ServiceDep, key: KeyDep, wait: WaitSeconds = 0.0) -> JobView:
     """A job; with `?wait=30` when it has ended, or as it is after so many seconds."""
     job = await get_job_or_404(service, key, name)
-    return await view(service, await service.ended(name, wait) or job if wait else job)
+    return await make_job_view(service, await service.ended(name, wait) or job if wait else job)
 
 
 @router.post("/jobs/{name}/cancel")
-async def cancel(name: str, service: ServiceDep, key: KeyDep) -> JobView:
+async def cancel_job(name: str, service: ServiceDep, key: KeyDep) -> JobView:
     """Ask for a job's end: at once if it waits, before its next step if it runs."""
     await get_job_or_404(service, key, name)
     job = await service.cancel(name)
     assert job is not None
-    return await view(service, job)
+    return await make_job_view(service, job)
 
 
 @router.get(
@@ -364,7 +364,7 @@ async def cancel(name: str, service: ServiceDep, key: KeyDep) -> JobView:
     dependencies=LISTENER_LIMIT,
     responses=EVENT_STREAM_RESPONSES,
 )
-async def events(
+async def stream_job_events(
     name: str,
     service: ServiceDep,
     key: KeyDep,
@@ -396,13 +396,13 @@ def encode_story(story: Story) -> bytes:
 
 
 @router.get("/jobs/{name}/results/{file}", response_class=FileResponse, responses=IMAGE_RESPONSES)
-async def result(name: str, file: str, incoming: Incoming, viewer: ViewerDep) -> FileResponse:
+async def get_result(name: str, file: str, incoming: Incoming, viewer: ViewerDep) -> FileResponse:
     """A picture that a job made."""
     return await result_file_response(incoming, viewer, name, file)
 
 
 @router.get("/jobs/{name}/webhooks")
-async def webhooks(name: str, service: ServiceDep, key: KeyDep) -> list[WebhookView]:
+async def list_webhooks(name: str, service: ServiceDep, key: KeyDep) -> list[WebhookView]:
     """Every try at a job's webhooks."""
     await get_job_or_404(service, key, name)
     log = await asyncio.to_thread(service.outbox.log, name)
@@ -410,25 +410,25 @@ async def webhooks(name: str, service: ServiceDep, key: KeyDep) -> list[WebhookV
         WebhookView(
             event=cast(WebhookEvent, posted.kind),
             state=posted.state,
-            tries=[Try(**asdict(made)) for made in posted.tries],
+            tries=[WebhookAttempt(**asdict(made)) for made in posted.tries],
         )
         for posted in log
     ]
 
 
 @router.post("/jobs/{name}/webhooks/{event}/replay", status_code=202)
-async def replay(
+async def replay_webhook(
     name: str, event: WebhookEvent, service: ServiceDep, key: KeyDep
 ) -> list[WebhookView]:
     """Post a webhook once more: whatever came of it before, and with the same id."""
     await get_job_or_404(service, key, name)
     if not await asyncio.to_thread(service.outbox.replay, name, event):
         raise HTTPException(409, f"job {name} has no webhook for {event}, or is not so far.")
-    return await webhooks(name, service, key)
+    return await list_webhooks(name, service, key)
 
 
 @router.get("/webhooks/secret")
-async def secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
+async def get_webhook_secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
     """What your webhooks are signed with, by Standard Webhooks."""
     return {"key": await asyncio.to_thread(service.outbox.secret, key)}
 
@@ -440,12 +440,12 @@ async def secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
         "requestBody": {
             "required": True,
             "content": {
-                kind: {"schema": BYTES} for kind in ("application/octet-stream", "image/*")
+                kind: {"schema": BINARY_SCHEMA} for kind in ("application/octet-stream", "image/*")
             },
         }
     },
 )
-async def put(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Upload:
+async def upload_file(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Upload:
     """Upload a picture: its bytes are the body."""
     data = await read_upload(incoming)
     await run_in_reader_pool(codec.receive_picture, data, "the picture")
@@ -453,20 +453,20 @@ async def put(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Upload:
 
 
 @router.get("/files/{name}")
-async def look(name: str, service: ServiceDep, key: KeyDep) -> Upload:
+async def get_file(name: str, service: ServiceDep, key: KeyDep) -> Upload:
     """Whether a file is there: a client that knows its hash need not upload it again."""
     data = await get_upload_or_404(service, name)
     return Upload(file=name, size=len(data))
 
 
 @router.get("/models")
-async def models(service: ServiceDep, key: KeyDep) -> list[str]:
+async def list_models(service: ServiceDep, key: KeyDep) -> list[str]:
     """Names that a job may ask for, the default first."""
     return list(service.settings.models)
 
 
 @router.get("/usage")
-async def usage(
+async def get_usage(
     service: ServiceDep,
     key: KeyDep,
     by: Literal["day", "model"] = "day",

@@ -21,7 +21,7 @@ from overpaint.server.api.fields import WebhookUrl, check_mask_size
 from overpaint.server.api.results import result_url
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S, describe_error
 from overpaint.server.jobs.service import Service
-from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
 
 QUALITIES = {
@@ -201,7 +201,7 @@ ERROR = {
 """The schema of an error in their words."""
 
 
-def to_request(given: Asked, sources: Sources) -> tuple[Request, dict[str, str]]:
+def to_request(given: Asked, sources: ImageSources) -> tuple[Request, dict[str, str]]:
     """What the fields ask for, and by which of their words what of ours was given.
 
     Raises:

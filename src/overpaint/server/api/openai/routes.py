@@ -45,7 +45,7 @@ from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.json_body import check_json_size, parse_json
 from overpaint.server.http.problems import error_responses
 from overpaint.server.jobs.service import Service
-from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.files import LARGEST_UPLOAD
 from overpaint.server.store.jobs import ENDED
 
@@ -130,7 +130,7 @@ async def make(
     or a webhook somebody can.
     """
 
-    def read(sources: Sources) -> tuple[Request, dict[str, Any]]:
+    def read(sources: ImageSources) -> tuple[Request, dict[str, Any]]:
         request, theirs = to_request(given, sources)
         drawn = given if isinstance(given, Generation) else None
         origin = {

@@ -12,7 +12,7 @@ from overpaint.request_parts import Lora
 from overpaint.server.api.fields import run_in_reader_pool, with_checked_mask
 from overpaint.server.api.image_inputs import find_remote_urls, load_image
 from overpaint.server.jobs.service import Service
-from overpaint.server.outbound.image_fetch import Sources
+from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
 
 Scheduler = Literal[
@@ -143,7 +143,7 @@ async def accept(
 
 
 def _read(
-    given: Input, service: Service, sources: Sources, base: str
+    given: Input, service: Service, sources: ImageSources, base: str
 ) -> tuple[Request, dict[str, Any]]:
     """What the inputs ask for, and what is remembered of them."""
     request = to_request(given, sources, service.settings.refiner)
@@ -154,7 +154,7 @@ def _read(
     return request, asked
 
 
-def to_request(given: Input, sources: Sources, refiner: str | None) -> Request:
+def to_request(given: Input, sources: ImageSources, refiner: str | None) -> Request:
     """What the inputs ask for.
 
     Args:
