@@ -69,7 +69,7 @@ def compare(
                 ),
             ),
         )
-        [loaded] = painter.shelf.take(asked).nets
+        [loaded] = painter.addon_loader.load(asked).nets
     assert loaded is not None
 
     def ours() -> object:

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from benchmarks.harness import interleave, say
 from benchmarks.peer import pairs
-from overpaint.models.adapters import Adapter, Adapters, weights_of
-from overpaint.models.lora import load_lora, part_of
+from overpaint.models.adapters import Adapter, Adapters, get_adapter_merger
+from overpaint.models.lora import get_part, load_lora
 from overpaint.models.model import Model
 from overpaint.nn.packed import list_weight_shapes
 
@@ -89,7 +89,7 @@ def compare(model: Model, pipeline: Any, rounds: int) -> dict[str, Any]:
 
 def use(model: Model, adapters: Adapters) -> None:
     for part in CHANGED:
-        weights_of(model).use(part, adapters)
+        get_adapter_merger(model).use(part, adapters)
 
 
 class Diffusers:
@@ -177,7 +177,7 @@ def write_lora(path: Path, model: Model, seed: int) -> Path:
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for part, where in CHANGED.items():
-        for name, shape in list_weight_shapes(part_of(model, part)).items():
+        for name, shape in list_weight_shapes(get_part(model, part)).items():
             if where not in f".{name}" or len(shape) != 2:
                 continue
             plain = name if part == "unet" else f"text_model.{name.removeprefix('text_model.')}"

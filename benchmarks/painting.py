@@ -104,7 +104,7 @@ class Meter:
 def miniature(*, quick: bool, model: str = catalog.MINIATURE) -> dict[str, Any]:
     """The built-in model, in fp32, 30 steps, guided."""
     painter = load(model, device="cpu", dtype="fp32")
-    pipeline = peer.load_pipeline(catalog.resolve(model), torch.float32)
+    pipeline = peer.load_pipeline(catalog.resolve_model(model), torch.float32)
     rounds = 3 if quick else 9
     jobs = [
         Job(128, 30, rounds, picture=False),

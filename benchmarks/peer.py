@@ -104,7 +104,7 @@ def pairs(*, quick: bool) -> Iterator[tuple[str, Painter, Any]]:
 
     Not quick: also random layers of SDXL's sizes, in bf16.
     """
-    miniature = catalog.resolve(catalog.MINIATURE)
+    miniature = catalog.resolve_model(catalog.MINIATURE)
     ours = load(catalog.MINIATURE, device="cpu", dtype="fp32")
     yield "miniature", ours, load_pipeline(miniature, torch.float32)
     if quick:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from benchmarks.peer import image_to_image, load_pipeline, steps_to_ask
 from overpaint.models.library import catalog
-from overpaint.models.library.library import Store
+from overpaint.models.library.library import Library
 
 SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
@@ -56,11 +56,11 @@ class Asked(BaseModel):
 
 
 def create_app() -> FastAPI:
-    create: Any = load_pipeline(catalog.resolve(catalog.MINIATURE), torch.float32)
+    create: Any = load_pipeline(catalog.resolve_model(catalog.MINIATURE), torch.float32)
     repaint: Any = image_to_image(create)
     config = dict(create.scheduler.config)
     for name in LORAS:
-        path = Store().find(name, "lora").path
+        path = Library().find(name, "lora").path
         create.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
     app, lock = FastAPI(), threading.Lock()
 

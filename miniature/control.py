@@ -45,7 +45,7 @@ from miniature.scenes import Scene, caption, draw_anywhere, recolored
 from miniature.text import SHORT
 from miniature.unet import Batch, denoise
 from overpaint.imaging.hints import drawing, edges
-from overpaint.models.files.original_layout import original_name
+from overpaint.models.files.original_layout import to_original_name
 from overpaint.nn.union_fuser import isolate_rows
 from overpaint.registry import HINTS
 
@@ -320,7 +320,7 @@ def _low_rank(net: nn.Module, unet: UNet2DConditionModel) -> dict[str, Tensor]:
             continue  # the UNet's own
         if stem in unet.state_dict() or (name in unet.state_dict() and owner not in lowered_ones):
             continue  # norms, as in the UNet
-        weight = original_name(f"{owner}.weight", layers=layers).removesuffix(".weight")
+        weight = to_original_name(f"{owner}.weight", layers=layers).removesuffix(".weight")
         found[f"{weight}.{leaf}"] = value
     return found
 

@@ -31,7 +31,7 @@ from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
 from overpaint.diffusion.planner import plan
 from overpaint.imaging import codec as pictures_of
-from overpaint.models.addons import NOTHING, Extras
+from overpaint.models.addons import NO_ADDONS, Addons
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
 from overpaint.picture import Picture
@@ -82,7 +82,7 @@ def paint(
     model: Model,
     requests: Sequence[Request],
     name: str,
-    extras: Extras = NOTHING,
+    extras: Addons = NO_ADDONS,
 ) -> NDArray[np.uint8]:
     """Paint many requests of one size together, at the same stage; (n, height, width, 3).
 

@@ -15,7 +15,7 @@ from miniature.measure import FIRST_SEED, Figure, grid, paint
 from miniature.reader import Reader, Reading, shown, styled
 from miniature.scenes import COLORS, OUTLINES, Scene, caption, draw_scene, with_shape
 from overpaint.models.adapters import Adapter
-from overpaint.models.addons import NOTHING, Extras
+from overpaint.models.addons import NO_ADDONS, Addons
 from overpaint.models.checkpoint import load_model
 from overpaint.models.embedding import Embedding, load_embedding
 from overpaint.models.lora import load_lora
@@ -70,7 +70,7 @@ class Card:
         requests: Sequence[Request],
         right: Right,
         wanted: float | None,
-        extras: Extras = NOTHING,
+        extras: Addons = NO_ADDONS,
     ) -> Pixels:
         """Paint, and count the pictures that are right."""
         painted = paint(self.model, requests, name, extras)
@@ -90,25 +90,25 @@ def measured(
         requests = _requests([draw(rng, style, held_out=True) for _ in range(count)])
         right = partial(styled, style=style)
         without = card.add(f"{style}, without the LoRA", requests, right, None)
-        card.add(f"{style}, at 1", requests, right, LEARNED, Extras(adapters=(loras[style],)))
+        card.add(f"{style}, at 1", requests, right, LEARNED, Addons(adapters=(loras[style],)))
         off = Adapter(loras[style].lora, 0.0, 0.0)
-        same = paint(model, requests[:SHOWN], f"{style} at 0", Extras(adapters=(off,)))
+        same = paint(model, requests[:SHOWN], f"{style} at 0", Addons(adapters=(off,)))
         identical = float((same == without[:SHOWN]).all((1, 2, 3)).mean())
         card.figures.append(Figure(f"{style}, at 0: identical", identical, 1.0, len(same)))
     plain = _requests([birds(rng, ("flat illustration", "watercolor")) for _ in range(count)])
     with_bird = partial(shown, shape="bird")
     card.add("bird, without the LoRA", plain, with_bird, None)
-    card.add("bird, at 1", plain, with_bird, LEARNED, Extras(adapters=(loras["bird"],)))
+    card.add("bird, at 1", plain, with_bird, LEARNED, Addons(adapters=(loras["bird"],)))
     for style in STYLED:
         requests = _requests([birds(rng, (style,)) for _ in range(count)])
 
         def has_both(reading: Reading, style: str = style) -> NDArray[np.bool_]:
             return styled(reading, style) & shown(reading, "bird")
 
-        both = Extras(adapters=(loras[style], loras["bird"]))
+        both = Addons(adapters=(loras[style], loras["bird"]))
         card.add(f"{style} and bird at once", requests, has_both, TOGETHER, both)
     scenes = [draw(rng, "toy", held_out=True) for _ in range(count)]
-    word = Extras(embeddings=(toy,))
+    word = Addons(embeddings=(toy,))
     card.add("toy, without the word", _requests(scenes, "object"), a_toy, None)
     card.add("toy", _requests(scenes, f"<embedding:{toy.name}>"), a_toy, LEARNED, word)
     return card

@@ -16,9 +16,9 @@ from miniature.rendering import depth, labels, render
 from miniature.scenes import Scene, caption, draw_anywhere, recolored
 from overpaint.imaging import codec
 from overpaint.imaging.hints import drawing
-from overpaint.models.addons import Extras
+from overpaint.models.addons import Addons
 from overpaint.models.checkpoint import load_model
-from overpaint.models.controlnet import ControlNet, load_net
+from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.models.model import Model
 from overpaint.request import Request
 from overpaint.request_parts import Control
@@ -67,7 +67,7 @@ def _paint(
         )
         for i, (scene, control) in enumerate(zip(prompted, controls, strict=True))
     ]
-    return paint(model, requests, name, Extras(nets=(net if scale else None,)))
+    return paint(model, requests, name, Addons(nets=(net if scale else None,)))
 
 
 def followed(
@@ -138,7 +138,9 @@ def report(model_name: str, folder: Path, reader: Reader, out: Path, *, count: i
     """Measure every net in a folder: figures, one line of JSON, pictures into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     model = load_model(model_name)
-    nets = {path.stem: load_net(path, model) for path in sorted(folder.glob("*.safetensors"))}
+    nets = {
+        path.stem: load_controlnet(path, model) for path in sorted(folder.glob("*.safetensors"))
+    }
     figures, found = followed(model, reader, nets, count, out)
     ends = [found[""], found["canny: canny"]]
     ious = rising(model, reader, nets["canny"], count, ends)

@@ -20,7 +20,7 @@ from miniature.measure import FIRST_SEED, Figure, as_picture, grid, paint
 from miniature.rendering import render
 from miniature.scenes import NATIVE, SHAPES, Item, Scene, allowed_colors, caption, draw_scene
 from overpaint.diffusion.tiling.windows import list_window_starts
-from overpaint.models.addons import Extras
+from overpaint.models.addons import Addons
 from overpaint.models.checkpoint import load_model
 from overpaint.models.model import Model
 from overpaint.request import Request
@@ -265,7 +265,7 @@ def refined(model: Model, refiner: Model, count: int) -> tuple[list[Figure], Pix
     for second in (None, refiner):
         more: dict[str, Any] = {"refiner": second.name} if second else {}
         requests = _requests(scenes, sources, **fields, **more)
-        painted.append(paint(model, requests, "refine" if second else "base alone", Extras(second)))
+        painted.append(paint(model, requests, "refine" if second else "base alone", Addons(second)))
     true = _edges(sources)
     alone, together = (
         float(

@@ -34,7 +34,7 @@ def judge() -> Judge:
 
 
 def test_its_base_family_is_at_most_24_mb() -> None:
-    files = [path for path in catalog.resolve("miniature").rglob("*") if path.is_file()]
+    files = [path for path in catalog.resolve_model("miniature").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 24e6
 
 

@@ -14,10 +14,10 @@ from miniature import measure_concepts, measure_control, reader
 from miniature.reader import Reader
 from overpaint.cli.main import main
 from overpaint.models.adapters import Adapter
-from overpaint.models.controlnet import load_net
+from overpaint.models.controlnet import load_controlnet
 from overpaint.models.embedding import load_embedding
-from overpaint.models.library import catalog
-from overpaint.models.library.library import shipped
+from overpaint.models.library import index
+from overpaint.models.library.library import list_shipped
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.provenance import metadata
@@ -44,11 +44,12 @@ def read() -> Reader:
 
 def short(kind: str) -> dict[str, Path]:
     """What ships of a kind, by the name that the report cards use."""
-    return {name.removeprefix("miniature-"): path for name, path in catalog.packaged(kind).items()}
+    packaged = index.list_packaged(kind)
+    return {name.removeprefix("miniature-"): path for name, path in packaged.items()}
 
 
 def test_every_kind_of_hint_is_followed(model: Model, read: Reader, tmp_path: Path) -> None:
-    nets = {name: load_net(path, model) for name, path in short("control").items()}
+    nets = {name: load_controlnet(path, model) for name, path in short("control").items()}
     figures, _ = measure_control.followed(model, read, nets, 8, tmp_path)
     values = {figure.name: figure.value for figure in figures}
     without = values.pop("IoU without a hint")
@@ -74,7 +75,7 @@ def test_loras_and_a_word_bring_what_they_were_taught(model: Model, read: Reader
 
 
 def test_what_ships_is_described() -> None:
-    entries = {entry.name: entry for entry in shipped()}
+    entries = {entry.name: entry for entry in list_shipped()}
     assert entries.keys() == {
         *(f"miniature-{name}" for name in ("canny", "depth", "segmentation", "softedge", "union")),
         *(f"miniature-{name}" for name in ("comic", "sticker", "bird", "toy")),
@@ -103,6 +104,6 @@ def test_hints_and_loras_from_the_command_line(tmp_path: Path) -> None:
     record = metadata.read(out).record
     assert record is not None
     assert record["request"]["controls"][0]["scale"] == 0.8
-    ships = {entry.name: entry.sha256 for entry in shipped()}
+    ships = {entry.name: entry.sha256 for entry in list_shipped()}
     assert record["loras_sha256"]["miniature-comic"]["file"] == ships["miniature-comic"]
     assert list(record["nets_sha256"]) == ["miniature-canny"]

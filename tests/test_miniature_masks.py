@@ -37,7 +37,7 @@ def inpainter() -> Model:
 
 
 def test_all_that_ships_is_at_most_48_mb():
-    folder = catalog.resolve("miniature").parent
+    folder = catalog.resolve_model("miniature").parent
     files = [path for path in folder.glob("miniature*/**/*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 48e6
 
@@ -150,10 +150,10 @@ def test_an_inpainting_model_is_no_refiner(painter: overpaint.Painter):
 
 def test_one_refiner_is_in_memory_beside_those_in_use():
     """Clients of a server may name many, each as large as a model, and each many times."""
-    shelf = overpaint.load("miniature", device="cpu").shelf
+    addon_loader = overpaint.load("miniature", device="cpu").addon_loader
 
     def named(name: str) -> Model:
-        found = shelf.take(overpaint.Request(refiner=name)).refiner
+        found = addon_loader.load(overpaint.Request(refiner=name)).refiner
         assert found is not None
         return found
 

@@ -41,7 +41,7 @@ from overpaint.diffusion.planner import plan
 from overpaint.diffusion.schedule import make_sigmas
 from overpaint.imaging import codec
 from overpaint.models.adapters import Adapters
-from overpaint.models.addons import Extras, Nets
+from overpaint.models.addons import Addons, ControlNets
 from overpaint.models.model import Model
 from overpaint.request import Request
 from tests.tiny import tiny_inpainter, tiny_model, tiny_pipeline, tiny_refiner
@@ -113,14 +113,14 @@ def ours(
     model: Model | None = None,
     refiner: Model | None = None,
     change: Callable[[Plan], Plan] = lambda plan: plan,
-    nets: Nets = (),
+    nets: ControlNets = (),
     adapters: Adapters = (),
 ) -> NDArray[np.float64]:
     """The request's pictures [n, h, w, 3] in 0..1, before they are rounded to 8 bits."""
     model = model or tiny_model()
     latent = torch.cat(
         painted(
-            [change(own) for own in plan(request, model, Extras(refiner, nets, adapters)).plans]
+            [change(own) for own in plan(request, model, Addons(refiner, nets, adapters)).plans]
         )
     )
     pixels = model.vae.decode(latent / model.vae.config["scaling_factor"], return_dict=False)[0]

@@ -27,8 +27,8 @@ from PIL import Image
 
 from overpaint.diffusion.planner import plan
 from overpaint.imaging import codec
-from overpaint.models.addons import Extras
-from overpaint.models.controlnet import ControlNet, load_net
+from overpaint.models.addons import Addons
+from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.request import Request
 from overpaint.request_parts import Control
 from tests.test_parity import REPAINT, assert_close, certain, ours, request, sketch
@@ -73,7 +73,7 @@ def theirs(asked: Request, pipeline: Any, part: dict[str, Any], **call: Any) -> 
         "output_type": "np",
     }
     if asked.image is None:
-        own = plan(asked, tiny_model(), Extras(nets=[None] * len(asked.controls))).plans[0]
+        own = plan(asked, tiny_model(), Addons(nets=[None] * len(asked.controls))).plans[0]
         made.scheduler.set_timesteps(asked.num_inference_steps)
         noise = own.noise()() * math.sqrt(own.sigmas[0] ** 2 + 1)
         call["latents"] = noise / float(made.scheduler.init_noise_sigma)
@@ -96,7 +96,7 @@ def test_one_net(kind: str, layout: str, tmp_path: Path) -> None:
         image=drawn(1),
         controlnet_conditioning_scale=0.8,
     )
-    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
     plain = request()
     assert np.abs(steered(plain, []) - reference).max() > 0.05  # the net does steer
 
@@ -120,7 +120,7 @@ def test_three_nets_at_their_own_times(tmp_path: Path) -> None:
         control_guidance_end=ends,
     )
     model = tiny_model()
-    assert_close(steered(asked, [load_net(path, model) for path in paths]), reference)
+    assert_close(steered(asked, [load_controlnet(path, model) for path in paths]), reference)
 
 
 def test_guess_mode(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_guess_mode(tmp_path: Path) -> None:
         guess_mode=True,
         controlnet_conditioning_scale=1.0,
     )
-    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_union_net(kind: str, hints: tuple[str, ...], tmp_path: Path) -> None:
         control_mode=[types[k] for k in hints],
         controlnet_conditioning_scale=scales,
     )
-    loaded = load_net(path, tiny_model())
+    loaded = load_controlnet(path, tiny_model())
     assert_close(steered(asked, [loaded] * len(hints)), reference)
 
 
@@ -178,7 +178,7 @@ def test_a_control_lora(tmp_path: Path) -> None:
         image=drawn(1),
         controlnet_conditioning_scale=1.0,
     )
-    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
 
 
 def test_an_adapter(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_an_adapter(tmp_path: Path) -> None:
         image=drawn(1),
         adapter_conditioning_scale=0.7,
     )
-    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
 
 
 def test_image_to_image(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_image_to_image(tmp_path: Path) -> None:
         control_image=drawn(1),
         controlnet_conditioning_scale=0.8,
     )
-    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
 
 
 def test_inpainting(tmp_path: Path) -> None:
@@ -231,4 +231,4 @@ def test_inpainting(tmp_path: Path) -> None:
         control_image=drawn(1),
         controlnet_conditioning_scale=0.8,
     )
-    assert_close(steered(asked, [load_net(path, tiny_model())]), reference)
+    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from overpaint.diffusion.planner import plan
 from overpaint.imaging import codec
-from overpaint.models.addons import Extras
-from overpaint.models.controlnet import load_net
+from overpaint.models.addons import Addons
+from overpaint.models.controlnet import load_controlnet
 from overpaint.request import Request
 from overpaint.request_parts import Control
 from tests.test_parity import REPAINT, painted, request, sketch
@@ -220,11 +220,11 @@ def by_hand(asked: Request, steers: Sequence[Steer]) -> Tensor:
 def ours(asked: Request, steers: Sequence[Steer], folder: Path) -> Tensor:
     model = tiny_model()
     nets = [
-        load_net(write(steer.module, folder / f"{steer.net}.safetensors"), model)
+        load_controlnet(write(steer.module, folder / f"{steer.net}.safetensors"), model)
         for steer in steers
     ]
     each = [net for net, steer in zip(nets, steers, strict=True) for _ in steer.kinds]
-    return painted(plan(asked, model, Extras(tiny_refiner(), each)).plans)[0]
+    return painted(plan(asked, model, Addons(tiny_refiner(), each)).plans)[0]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -19,7 +19,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from overpaint.models.family import FAMILIES
-from overpaint.models.model import LatentPreview, Model, NoiseConfig, Prediction, TextEncoder
+from overpaint.models.latent_preview import LatentPreview
+from overpaint.models.model import Model, TextEncoder
+from overpaint.models.noise_config import NoiseConfig, Prediction
 from overpaint.nn.blocks import install_blocks
 
 WIDTHS = (32, 48)

@@ -11,7 +11,7 @@ from diffusers.models.controlnets.controlnet_union import ControlNetUnionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from overpaint.models.files.original_layout import original_name
+from overpaint.models.files.original_layout import to_original_name
 from tests.tiny import UNET, tiny_model
 
 HINT_CHANNELS = (8, 16, 16, 16)
@@ -69,7 +69,7 @@ def write(net: nn.Module, path: Path, layout: str = "diffusers") -> Path:
     state = net.state_dict()
     if layout == "original":
         layers = int(UNET["layers_per_block"])
-        state = {f"control_model.{original_name(k, layers=layers)}": v for k, v in state.items()}
+        state = {f"control_model.{to_original_name(k, layers=layers)}": v for k, v in state.items()}
     save_file({k: v.contiguous() for k, v in state.items()}, path)
     return path
 
@@ -90,7 +90,7 @@ def write_control_lora(path: Path, seed: int = 7, rank: int = 4) -> tuple[Path, 
     stored: dict[str, Tensor] = {"lora_controlnet": torch.zeros(0)}
     state = net.state_dict()
     for name, tensor in state.items():
-        original = original_name(name, layers=layers)
+        original = to_original_name(name, layers=layers)
         if name not in unet:
             stored[original] = tensor
         elif tensor.ndim < 2 and "norm" not in name:

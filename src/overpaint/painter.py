@@ -18,9 +18,9 @@ from overpaint.diffusion.run import Run
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice
 from overpaint.imaging import codec
-from overpaint.models.addons import Shelf, load_added
+from overpaint.models.addons import AddonLoader, load_library_model
 from overpaint.models.checkpoint import load_preview_decoder
-from overpaint.models.library.library import Store
+from overpaint.models.library.library import Library
 from overpaint.picture import Picture
 from overpaint.provenance import metadata
 from overpaint.request import Request
@@ -65,12 +65,12 @@ class Painter:
 
     Attributes:
         model: the loaded checkpoint.
-        shelf: what requests name beside it.
+        addon_loader: what requests name beside it.
     """
 
-    def __init__(self, model: "Model", store: Store | None = None):
+    def __init__(self, model: "Model", store: Library | None = None):
         self.model = model
-        self.shelf = Shelf(model, store or Store())
+        self.addon_loader = AddonLoader(model, store or Library())
 
     def edit(
         self, picture: "str | PathLike[str] | bytes | Image | Picture", prompt: str, **fields: Any
@@ -125,7 +125,7 @@ class Painter:
             ) from error
 
     def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
-        painting = Run(request, self.model, self.shelf)
+        painting = Run(request, self.model, self.addon_loader)
         yield from map(Notice, painting.notices)
         for group in _groups(painting.trajectories):
             shown = 0
@@ -183,8 +183,8 @@ def load(
         CheckpointError: it is not an SDXL checkpoint, or a damaged one.
         DeviceError: the device is not there.
     """
-    store = Store(home)
-    loaded = load_added(model, store, device=device, dtype=dtype)
+    store = Library(home)
+    loaded = load_library_model(model, store, device=device, dtype=dtype)
     if preview_decoder is not None:
         loaded.preview_decoder = load_preview_decoder(
             preview_decoder, device=loaded.device, dtype=loaded.dtype

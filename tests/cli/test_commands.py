@@ -53,10 +53,10 @@ class FakePainter:
     error: BaseException | None = None
 
     @property
-    def shelf(self) -> "FakePainter":
+    def addon_loader(self) -> "FakePainter":
         return self
 
-    def take(self, request: Request) -> Taken:
+    def load(self, request: Request) -> Taken:
         name = request.refiner
         return Taken(Checkpoint(name, self.model.sha256) if name else None)
 
@@ -72,7 +72,7 @@ class FakePainter:
         pictures = tuple(
             Image.new("RGB", size, ((request.seed + i) % 256, 128, 0)) for i in range(n)
         )
-        second = self.take(request).refiner
+        second = self.load(request).refiner
         records = tuple(metadata.record(request, i, size, self.model, second) for i in range(n))
         yield Finished(pictures, tuple(request.seed + i for i in range(n)), records)
 

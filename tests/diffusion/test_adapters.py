@@ -14,9 +14,9 @@ from overpaint.diffusion.plan import Plan
 from overpaint.diffusion.planner import plan
 from overpaint.errors import CheckpointError
 from overpaint.models.adapters import Adapter
-from overpaint.models.addons import Extras
-from overpaint.models.controlnet import load_net
-from overpaint.models.library.library import Store
+from overpaint.models.addons import Addons
+from overpaint.models.controlnet import load_controlnet
+from overpaint.models.library.library import Library
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.nn.packed import unpacked_state
@@ -70,7 +70,7 @@ def test_at_scale_0_a_picture_is_as_without(files: list[Path]) -> None:
     asked = request()
     plain = painted(plan(asked, tiny_model()).plans)[0]
     none = (adapter(model, files[0], scale=0.0), adapter(model, files[2], text_scale=0.0))
-    assert torch.equal(painted(plan(asked, model, Extras(adapters=none)).plans)[0], plain)
+    assert torch.equal(painted(plan(asked, model, Addons(adapters=none)).plans)[0], plain)
 
 
 def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
@@ -79,7 +79,7 @@ def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
     sets = [(), (a,), (b,), (a, replace(b, scale=-0.5)), (text,), (a,)]
     asked = [request(seed=i, **(REPAINT if i % 2 else {})) for i in range(len(sets))]
     plans = [
-        plan(r, model, Extras(adapters=own)).plans[0] for r, own in zip(asked, sets, strict=True)
+        plan(r, model, Addons(adapters=own)).plans[0] for r, own in zip(asked, sets, strict=True)
     ]
     sizes: list[int] = []
 
@@ -92,11 +92,11 @@ def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
     assert sizes[0] == 2 * len(sets)  # one call for all of them, guided
     for latent, r, own in zip(together, asked, sets, strict=True):
         fresh = tiny_model()
-        alone = painted(plan(r, fresh, Extras(adapters=own)).plans)[0]
+        alone = painted(plan(r, fresh, Addons(adapters=own)).plans)[0]
         torch.testing.assert_close(latent, alone, atol=2e-4, rtol=1e-3)
     different = [request(seed=0) for _ in sets]
     kinds = painted(
-        [plan(r, model, Extras(adapters=s)).plans[0] for r, s in zip(different, sets, strict=True)]
+        [plan(r, model, Addons(adapters=s)).plans[0] for r, s in zip(different, sets, strict=True)]
     )
     assert all((kinds[0] - other).abs().max() > 1e-2 for other in kinds[1:])
 
@@ -106,7 +106,7 @@ def test_the_base_is_itself_again(files: list[Path]) -> None:
     asked = request()
     before = painted(plan(asked, model).plans)[0]
     adapters = tuple(adapter(model, path) for path in files)
-    painted(plan(asked, model, Extras(adapters=adapters)).plans)
+    painted(plan(asked, model, Addons(adapters=adapters)).plans)
     assert torch.equal(painted(plan(asked, model).plans)[0], before)
     base = tiny_model().unet.state_dict()
     assert all(torch.equal(v, base[k]) for k, v in unpacked_state(model.unet).items())
@@ -115,7 +115,7 @@ def test_the_base_is_itself_again(files: list[Path]) -> None:
 def test_a_refiner_goes_on_without(files: list[Path]) -> None:
     model, refiner = tiny_model(), tiny_refiner()
     asked = request(refiner="tiny")
-    own = plan(asked, model, Extras(refiner, adapters=(adapter(model, files[0]),))).plans[0]
+    own = plan(asked, model, Addons(refiner, adapters=(adapter(model, files[0]),))).plans[0]
     assert own.positive.adapters
     assert own.then is not None
     assert own.then.plan.positive.adapters == ()
@@ -123,7 +123,7 @@ def test_a_refiner_goes_on_without(files: list[Path]) -> None:
 
 
 def test_a_painter_finds_them_by_name(files: list[Path], tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Library(tmp_path)
     store.add(files[0], "ink")
     painter = Painter(tiny_model(), store)
     asked = Request(prompt="a red house <lora:ink:0.7>", seed=1, num_inference_steps=3)
@@ -144,7 +144,7 @@ def test_a_painter_finds_them_by_name(files: list[Path], tmp_path: Path) -> None
 def test_a_lora_for_few_steps_brings_its_settings(files: list[Path], tmp_path: Path) -> None:
     title = {"modelspec.title": "Ink SDXL-Lightning 2-step"}
     save_file(load_file(files[0]), tmp_path / "fast.safetensors", title)
-    store = Store(tmp_path)
+    store = Library(tmp_path)
     store.add(tmp_path / "fast.safetensors", "fast")
     painter = Painter(tiny_model(), store)
     result = painter.run(Request(prompt="a fox <lora:fast>", seed=1))
@@ -163,7 +163,7 @@ def test_a_lora_for_few_steps_brings_its_settings(files: list[Path], tmp_path: P
 def test_leniency_is_each_request_s_own(files: list[Path], tmp_path: Path) -> None:
     state = load_file(files[0]) | {"something": torch.zeros(2)}
     save_file(state, tmp_path / "odd.safetensors")
-    store = Store(tmp_path)
+    store = Library(tmp_path)
     store.add(tmp_path / "odd.safetensors", "ink")
     painter = Painter(tiny_model(), store)
     fields: dict[str, Any] = {"prompt": "a <lora:ink>", "seed": 1, "num_inference_steps": 2}
@@ -176,13 +176,13 @@ def test_leniency_is_each_request_s_own(files: list[Path], tmp_path: Path) -> No
 def test_a_lora_a_hint_and_a_mask_meet(files: list[Path], tmp_path: Path) -> None:
     model = tiny_model()
     own = (adapter(model, files[0]),)
-    net = load_net(write(tiny_net(), tmp_path / "net.safetensors"), model)
+    net = load_controlnet(write(tiny_net(), tmp_path / "net.safetensors"), model)
     controls = (Control(kind="canny", options={"low": 20, "high": 40}),)
     fields = {"mask_from": "box:32,32,96,96", "crop": "off", "fill": "original", **REPAINT}
 
     def met(*, hint: bool, lora: bool) -> torch.Tensor:
         asked = request(controls=controls if hint else (), **fields)
-        found = plan(asked, model, Extras(None, (net,) if hint else (), own if lora else ()))
+        found = plan(asked, model, Addons(None, (net,) if hint else (), own if lora else ()))
         return painted(found.plans)[0]
 
     both = met(hint=True, lora=True)
@@ -203,7 +203,7 @@ def test_rows_that_are_unlike_in_everything_are_as_alone(files: list[Path], tmp_
     kinds: dict[str, Any] = {kind: tiny_net(kind) for kind in ("full", "small", "union")}
     kinds["adapter"] = tiny_adapter()
     nets = {
-        kind: load_net(write(net, tmp_path / f"{kind}.safetensors"), model)
+        kind: load_controlnet(write(net, tmp_path / f"{kind}.safetensors"), model)
         for kind, net in kinds.items()
     }
     a, b, text = (adapter(model, path) for path in files)
@@ -230,7 +230,7 @@ def test_rows_that_are_unlike_in_everything_are_as_alone(files: list[Path], tmp_
             for i, net in enumerate(used)
         )
         asked = request(controls=controls, **{"seed": number, **fields})
-        return plan(asked, model, Extras(None, [nets[net] for net in used], adapters)).plans[0]
+        return plan(asked, model, Addons(None, [nets[net] for net in used], adapters)).plans[0]
 
     together = painted([planned(number, model) for number in range(len(rows))])
     for number, latent in enumerate(together):
@@ -243,6 +243,6 @@ def test_a_control_lora_is_of_the_base_whatever_was_merged_before(
 ) -> None:
     path, net = write_control_lora(tmp_path / "lora.safetensors")
     model = tiny_model()
-    painted(plan(request(), model, Extras(adapters=(adapter(model, files[0]),))).plans)
-    module = load_net(path, model).module
+    painted(plan(request(), model, Addons(adapters=(adapter(model, files[0]),))).plans)
+    module = load_controlnet(path, model).module
     torch.testing.assert_close(module.mid_block.state_dict(), net.mid_block.state_dict())

@@ -14,7 +14,7 @@ from overpaint.diffusion.schedule import NoiseSchedule
 from overpaint.diffusion.tiling.network import crop_conditioning
 from overpaint.diffusion.tiling.windows import Window
 from overpaint.diffusion.unet import UNet
-from overpaint.models.controlnet import ControlNet, load_net
+from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.models.model import Model
 from overpaint.nn.attention import Context
 from tests.tiny import POOLED, WIDTHS, tiny_model
@@ -32,7 +32,7 @@ def nets(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Co
     made = {kind: tiny_net(kind) for kind in ("full", "small", "union")}
     made["adapter"] = tiny_adapter()
     return {
-        kind: load_net(write(net, folder / f"{kind}.safetensors"), model)
+        kind: load_controlnet(write(net, folder / f"{kind}.safetensors"), model)
         for kind, net in made.items()
     }
 
@@ -51,7 +51,7 @@ def picture(seed: int) -> Tensor:
 
 def control(net: ControlNet, seed: int, **fields: Any) -> ControlInput:
     shown = picture(seed)
-    return ControlInput(net, shown, net.see(shown), **fields)
+    return ControlInput(net, shown, net.extract_features(shown), **fields)
 
 
 def row(seed: int, *controls: ControlInput, sigma: float = 3.0) -> Row:

@@ -124,7 +124,7 @@ def test_a_family_that_cannot_paint_by_itself_is_refused(family: str) -> None:
 
 def test_what_loading_had_to_say_is_said() -> None:
     model = tiny_model()
-    model.notices = ("the file also holds a licence key",)
+    model.notices = ("the file also holds a license key",)
     assert plan(Request(), model).notices == model.notices
 
 

@@ -25,7 +25,7 @@ from overpaint.diffusion.prompt import (
 from overpaint.diffusion.prompt_syntax import Segment, parse_prompt
 from overpaint.errors import RequestError
 from overpaint.models.adapters import Adapter
-from overpaint.models.lora import Lora
+from overpaint.models.lora import LoraWeights
 from overpaint.models.model import Model, TextEncoder
 from overpaint.request import Request
 from tests.tiny import POOLED, WIDTHS, tiny_model, tiny_pipeline, tiny_tokenizer
@@ -540,7 +540,7 @@ def test_a_prompt_is_encoded_once(model: Model) -> None:
 def test_loras_that_leave_the_text_encoders_alone_share_encodings(model: Model) -> None:
     model, calls = counted(model)
     first = encode_prompt(model, "a cat")
-    lora = Lora("style", "ab" * 32, "cd" * 32, {"unet": {}}, {})
+    lora = LoraWeights("style", "ab" * 32, "cd" * 32, {"unet": {}}, {})
     assert encode_prompt(model, "a cat", adapters=(Adapter(lora, 0.5),)) is first
     assert len(calls) == 1
 

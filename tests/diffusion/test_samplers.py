@@ -36,7 +36,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from overpaint.diffusion import samplers
 from overpaint.diffusion.samplers import Evaluate, get_sampler
 from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, make_sigmas
-from overpaint.models.model import NoiseConfig
+from overpaint.models.noise_config import NoiseConfig
 from overpaint.registry import SAMPLERS, SCHEDULES, Sampler
 
 # diffusers' schedulers call numpy in a way that numpy 2 warns of.

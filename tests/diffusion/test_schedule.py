@@ -17,7 +17,7 @@ from overpaint.diffusion.schedule import (
     make_sigmas_for_strength,
 )
 from overpaint.errors import RequestError
-from overpaint.models.model import NoiseConfig
+from overpaint.models.noise_config import NoiseConfig
 from overpaint.registry import SCHEDULES
 
 # diffusers' schedulers call numpy in a way that numpy 2 warns of.

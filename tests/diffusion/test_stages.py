@@ -14,9 +14,10 @@ from overpaint.diffusion.schedule import NoiseSchedule, make_sigmas
 from overpaint.diffusion.stages import split_sigmas
 from overpaint.errors import ModelError
 from overpaint.imaging import codec
-from overpaint.models.addons import Extras
+from overpaint.models.addons import Addons
 from overpaint.models.family import FAMILIES
-from overpaint.models.model import Model, NoiseConfig
+from overpaint.models.model import Model
+from overpaint.models.noise_config import NoiseConfig
 from overpaint.request import Request
 from tests.tiny import tiny_inpainter, tiny_model, tiny_refiner
 
@@ -51,7 +52,7 @@ def picture() -> Any:
 
 
 def latent(asked: Request, model: Model, refiner: Model | None = None) -> torch.Tensor:
-    (own,) = plan(asked, model, Extras(refiner)).plans
+    (own,) = plan(asked, model, Addons(refiner)).plans
     trajectory = Trajectory(own)
     while not trajectory.done:
         step([trajectory])
@@ -94,7 +95,7 @@ def test_an_ensemble_of_one_model_is_that_model(
 
 def test_an_ensemble_hands_over(model: Model, refiner: Model) -> None:
     asked = request(refiner="tiny", num_inference_steps=10)
-    (own,) = plan(asked, model, Extras(refiner)).plans
+    (own,) = plan(asked, model, Addons(refiner)).plans
     assert own.then is not None
     assert own.network is not own.then.plan.network
     assert (len(own.sigmas) - 1, own.steps) == (8, 10)
@@ -106,7 +107,7 @@ def test_an_ensemble_hands_over(model: Model, refiner: Model) -> None:
 
 def test_everything_is_the_refiners_at_zero(model: Model, refiner: Model) -> None:
     asked = request(refiner="tiny", high_noise_frac=0.0, image=picture(), strength=0.5)
-    (own,) = plan(asked, model, Extras(refiner)).plans
+    (own,) = plan(asked, model, Addons(refiner)).plans
     assert own.then is None
     assert own.init is not None
     assert own.positive.size_ids.shape == (1, 5)
@@ -116,7 +117,7 @@ def test_a_sequential_stage_repaints_the_result(model: Model, refiner: Model) ->
     asked = request(
         refiner="tiny", refine="sequential", refine_strength=0.4, refine_steps=4, sampler="euler"
     )
-    (own,) = plan(asked, model, Extras(refiner)).plans
+    (own,) = plan(asked, model, Addons(refiner)).plans
     assert own.then is not None
     assert own.steps == 6 + 4
     finished = latent(request(), model)
@@ -158,7 +159,7 @@ def test_what_is_kept_is_kept_by_every_stage(
     asked = request(
         image=picture(), mask_from="box:32,32,96,96", crop="off", num_inference_steps=10, **fields
     )
-    (own,) = plan(asked, model, Extras(refiner if "refiner" in fields else None)).plans
+    (own,) = plan(asked, model, Addons(refiner if "refiner" in fields else None)).plans
     assert own.then is not None
     constraint = own.then.plan.constraint
     assert isinstance(constraint, MaskConstraint)
@@ -184,7 +185,7 @@ def test_masks_crops_and_stages_share_steps(model: Model, refiner: Model, sees_m
         request(image=picture(), extend=(0, 0, 40, 0), upscale=1.5, refine_steps=3),
     ]
     plans = [
-        plan(asked, first, Extras(refiner if asked.refiner else None)).plans[0] for asked in mixed
+        plan(asked, first, Addons(refiner if asked.refiner else None)).plans[0] for asked in mixed
     ]
     trajectories = [Trajectory(own) for own in plans]
     shared = 0
@@ -209,7 +210,7 @@ def test_what_is_kept_is_as_noisy_as_the_rest_at_the_hand_over(
         image=picture(), mask_from="box:32,32,96,96", crop="off", num_inference_steps=10,
         sampler=sampler, refiner="tiny",
     )  # fmt: skip
-    (own,) = plan(asked, model, Extras(refiner)).plans
+    (own,) = plan(asked, model, Addons(refiner)).plans
     assert own.then is not None
     trajectory = Trajectory(replace(own, then=None))
     while not trajectory.done:
@@ -229,11 +230,11 @@ def test_a_refiner_must_share_the_latents(model: Model) -> None:
     with pytest.raises(
         ModelError, match=r"their latents differ \(scaling_factor 0.5 and 0.13025\)"
     ):
-        plan(request(refiner="other"), model, Extras(other))
+        plan(request(refiner="other"), model, Addons(other))
 
 
 def test_an_inpainting_model_refines_nothing(model: Model) -> None:
     other = tiny_refiner()
     other.family = FAMILIES["sdxl-inpaint"]
     with pytest.raises(ModelError, match="is an inpainting model and no refiner"):
-        plan(request(refiner="other"), model, Extras(other))
+        plan(request(refiner="other"), model, Addons(other))

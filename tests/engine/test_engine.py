@@ -50,7 +50,7 @@ class Miniature:
         return self.painter.model.cache
 
     def begin(self, model: str, request: Request) -> Run:
-        return Run(request, self.painter.model, self.painter.shelf)
+        return Run(request, self.painter.model, self.painter.addon_loader)
 
     def entry(self, model: str) -> float:
         return 0.0

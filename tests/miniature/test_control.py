@@ -17,7 +17,7 @@ from overpaint.diffusion.conditioning import Conditioning, ControlInput, Row
 from overpaint.diffusion.controlnet import ControlNetRunner
 from overpaint.diffusion.schedule import NoiseSchedule
 from overpaint.models.checkpoint import load_model
-from overpaint.models.controlnet import load_net
+from overpaint.models.controlnet import load_controlnet
 from overpaint.nn.attention import Context
 from overpaint.registry import HINTS
 
@@ -89,7 +89,7 @@ def test_what_is_exported_is_what_was_trained(kind: str, tmp_path: Path) -> None
     Trainee(net, rate=0).save(tmp_path / "state.safetensors")
     path = tmp_path / "net.safetensors"
     control.export(kind, tmp_path / "state.safetensors", painter.unet, path)
-    loaded = load_net(path, model)
+    loaded = load_controlnet(path, model)
     trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
     state = {k: stored(v).float() if k in trained else v for k, v in net.state_dict().items()}
     net.load_state_dict(state)
@@ -105,7 +105,9 @@ def test_what_is_exported_is_what_was_trained(kind: str, tmp_path: Path) -> None
             Context(context),
             pooled,
             ids,
-            controls=(ControlInput(loaded, hint, loaded.see(hint), type=HINTS[shown].union),),
+            controls=(
+                ControlInput(loaded, hint, loaded.extract_features(hint), type=HINTS[shown].union),
+            ),
         ),
     )
     t = torch.tensor([400.0])

@@ -26,7 +26,7 @@ from miniature.judge import HEADS, Judge, truth
 from miniature.measure import fit, never_falls
 from miniature.scenes import draw_scene
 from overpaint.models.checkpoint import load_model
-from overpaint.models.controlnet import load_net
+from overpaint.models.controlnet import load_controlnet
 from overpaint.models.embedding import load_embedding
 from overpaint.models.lora import load_lora
 
@@ -189,7 +189,7 @@ def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "export-inpaint" / "unet").is_dir()
     assert (tmp_path / "export-refiner" / "unet").is_dir()
     nets = sorted((tmp_path / "export-control").iterdir())
-    assert [load_net(path, model).kind for path in nets] == [
+    assert [load_controlnet(path, model).kind for path in nets] == [
         "controlnet", "controlnet", "controlnet", "adapter", "union",
     ]  # fmt: skip
     changed = [

@@ -17,7 +17,7 @@ import overpaint
 from overpaint.diffusion.unet import get_network
 from overpaint.imaging.canvas import Canvas, Frame
 from overpaint.imaging.codec import read_picture
-from overpaint.models.cache import ENTRY, Cache, bytes_of
+from overpaint.models.cache import ENTRY_OVERHEAD_BYTES, Cache, measure_bytes
 from overpaint.request import Request
 from overpaint.request_parts import Control, Lora
 from tests.tiny import tiny_model
@@ -31,7 +31,7 @@ def block(kilobytes: int) -> np.ndarray[Any, Any]:
 
 
 def test_the_one_not_used_for_longest_goes_first_whatever_its_kind() -> None:
-    cache = Cache(10 * KB + 3 * ENTRY)
+    cache = Cache(10 * KB + 3 * ENTRY_OVERHEAD_BYTES)
     for kind, key in (("a", 1), ("b", 1), ("a", 2), ("a", 1)):
         cache.remember(kind, key, lambda: block(3))
     assert cache.counts() == ({"a": 1}, {"a": 2, "b": 1})
@@ -43,7 +43,7 @@ def test_the_one_not_used_for_longest_goes_first_whatever_its_kind() -> None:
 
 
 def test_what_is_larger_than_the_budget_pushes_nothing_out() -> None:
-    cache = Cache(4 * KB + ENTRY)
+    cache = Cache(4 * KB + ENTRY_OVERHEAD_BYTES)
     small = cache.remember("a", 1, lambda: block(4))
     cache.remember("a", 2, lambda: block(5))
     assert cache.remember("a", 1, lambda: block(4)) is small
@@ -83,7 +83,7 @@ def test_any_use_stays_within_the_budget(uses: list[tuple[int, int]], budget: in
 
 
 def test_many_threads() -> None:
-    cache = Cache(8 * (KB + ENTRY))
+    cache = Cache(8 * (KB + ENTRY_OVERHEAD_BYTES))
 
     def use(number: int) -> bool:
         key = number % 12
@@ -93,26 +93,26 @@ def test_many_threads() -> None:
         assert all(pool.map(use, range(4000)))
     hits, misses = cache.counts()
     assert hits["a"] + misses["a"] == 4000
-    assert cache.size == len(cache) * (KB + ENTRY) <= cache.budget
+    assert cache.size == len(cache) * (KB + ENTRY_OVERHEAD_BYTES) <= cache.budget
 
 
 def test_bytes_are_counted_once() -> None:
     tensor = torch.zeros(4, KB)
-    assert bytes_of(tensor) == 16 * KB
-    assert bytes_of((tensor, tensor[0])) == 16 * KB
-    assert bytes_of(tensor[0]) == 16 * KB  # which it keeps
+    assert measure_bytes(tensor) == 16 * KB
+    assert measure_bytes((tensor, tensor[0])) == 16 * KB
+    assert measure_bytes(tensor[0]) == 16 * KB  # which it keeps
     whole = np.zeros((4, KB), np.float32)
-    assert bytes_of([whole, whole[1:]]) == 16 * KB
+    assert measure_bytes([whole, whole[1:]]) == 16 * KB
     shown = Image.new("RGB", (32, 32))
-    assert bytes_of({"a": shown, "b": shown}) == 4 * KB
-    assert bytes_of(Image.new("L", (32, 32))) == KB
+    assert measure_bytes({"a": shown, "b": shown}) == 4 * KB
+    assert measure_bytes(Image.new("L", (32, 32))) == KB
     canvas = Canvas((32, 32), Frame((32, 32), (32, 32)), shown)
-    assert 4 * KB <= bytes_of(canvas) < 5 * KB
+    assert 4 * KB <= measure_bytes(canvas) < 5 * KB
 
 
 def test_what_has_no_size_is_refused() -> None:
     with pytest.raises(TypeError, match="size of a Cache"):
-        bytes_of((1, Cache()))
+        measure_bytes((1, Cache()))
 
 
 def test_the_network_stays() -> None:

@@ -10,17 +10,18 @@ from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.checkpoint import (
-    build,
+    build_model,
     load_model,
     load_preview_decoder,
-    noise_config,
     open_single_file,
+    parse_noise_config,
 )
-from overpaint.models.devices import place
+from overpaint.models.devices import choose_device
 from overpaint.models.family import Configs
 from overpaint.models.files import single_file
 from overpaint.models.files.safetensors_io import open_weights
-from overpaint.models.model import Model, NoiseConfig
+from overpaint.models.model import Model
+from overpaint.models.noise_config import NoiseConfig
 from tests.models import original
 from tests.models.original import State, tiny_configs, write_safetensors
 from tests.tiny import tiny_folder, tiny_model
@@ -52,7 +53,7 @@ def write_single(path: Path, state: State, **metadata: str) -> Path:
 
 def load_single(path: Path, configs: Configs, dtype: str = "fp32") -> Model:
     source = open_single_file(open_weights(path), configs)
-    return build("single", source, place("cpu", dtype, None, small=True))
+    return build_model("single", source, choose_device("cpu", dtype, None, small=True))
 
 
 def parts(model: Model) -> dict[str, torch.nn.Module]:
@@ -214,14 +215,16 @@ def test_what_a_single_files_metadata_says(
     tmp_path: Path, metadata: dict[str, str], prediction: str
 ):
     path = write_safetensors(tmp_path / "a.safetensors", {}, torch.float32, metadata)
-    assert single_file.noise_config(open_weights(path)) == NoiseConfig(prediction=prediction)  # pyright: ignore[reportArgumentType]
+    assert single_file.read_noise_config(open_weights(path)) == NoiseConfig(prediction=prediction)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_refiner_has_the_second_encoder_only(tmp_path: Path):
     configs = tiny_configs(refiner=True)
     modules = original.build(configs)
     state = original.original_layout(configs, modules)
-    converted, _ = single_file.convert(open_weights(write_single(tmp_path, state)), configs)
+    converted, _ = single_file.convert_checkpoint(
+        open_weights(write_single(tmp_path, state)), configs
+    )
     assert converted.keys() == {"unet", "vae", "text_encoder_2"}
     for part, module in modules.items():
         assert converted[part].keys() == module.state_dict().keys()
@@ -355,7 +358,9 @@ def test_noise_from_a_scheduler():
         "prediction_type": "v_prediction",
         "rescale_betas_zero_snr": True,
     }
-    assert noise_config(known) == NoiseConfig(500, 0.1, 0.2, "linear", "v_prediction", True, 0)
+    assert parse_noise_config(known) == NoiseConfig(
+        500, 0.1, 0.2, "linear", "v_prediction", True, 0
+    )
     for changes, message in (
         ({"_class_name": "EDMEulerScheduler"}, "trained for EDM"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "trained for Flow"),
@@ -365,7 +370,7 @@ def test_noise_from_a_scheduler():
         ({"beta_start": None}, "float"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            noise_config(known | changes)
+            parse_noise_config(known | changes)
 
 
 def test_a_preview_decoder(tmp_path: Path):

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models.controlnet import load_net
-from overpaint.models.files.original_layout import original_name
+from overpaint.models.controlnet import load_controlnet
+from overpaint.models.files.original_layout import to_original_name
 from tests.models.original import UNET, build, original_layout, tiny_configs
 from tests.tiny import tiny_model
 from tests.tiny_control import tiny_adapter, tiny_net, write, write_control_lora
@@ -23,7 +23,7 @@ State = dict[str, Tensor]
     [("full", "controlnet", 0), ("small", "controlnet", 0), ("union", "union", 6)],
 )
 def test_kinds(kind: str, run_as: str, types: int, tmp_path: Path) -> None:
-    net = load_net(write(tiny_net(kind), tmp_path / "net.safetensors"), tiny_model())
+    net = load_controlnet(write(tiny_net(kind), tmp_path / "net.safetensors"), tiny_model())
     assert (net.kind, net.types, len(net.sha256)) == (run_as, types, 64)
 
 
@@ -31,10 +31,10 @@ def test_an_adapter_in_its_original_layout(tmp_path: Path) -> None:
     adapter = tiny_adapter()
     state = {k.removeprefix("adapter."): v for k, v in adapter.state_dict().items()}
     save_file(state, tmp_path / "adapter.safetensors")
-    net = load_net(tmp_path / "adapter.safetensors", tiny_model())
+    net = load_controlnet(tmp_path / "adapter.safetensors", tiny_model())
     shown = torch.rand(1, 3, 128, 128)
     assert net.kind == "adapter"
-    for ours, theirs in zip(net.see(shown), adapter(shown), strict=True):
+    for ours, theirs in zip(net.extract_features(shown), adapter(shown), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -44,7 +44,7 @@ def test_names_of_the_original_layout() -> None:
     unet = build(configs, "meta")["unet"]
     known = {k for k in original_layout(configs, build(configs, "meta")) if k.startswith(UNET)}
     attends = tuple(hasattr(b, "attentions") for b in unet.get_submodule("up_blocks").children())
-    named = {UNET + original_name(k, layers=2, attends=attends) for k in unet.state_dict()}
+    named = {UNET + to_original_name(k, layers=2, attends=attends) for k in unet.state_dict()}
     assert named == known
 
 
@@ -84,7 +84,7 @@ def test_what_is_no_net_is_refused(
 ) -> None:
     path = changed(write(tiny_net(), tmp_path / "net.safetensors"), change)
     with pytest.raises(CheckpointError, match=message):
-        load_net(path, tiny_model())
+        load_controlnet(path, tiny_model())
 
 
 @pytest.mark.parametrize(
@@ -99,20 +99,20 @@ def test_a_damaged_control_lora(
 ) -> None:
     path, _ = write_control_lora(tmp_path / "lora.safetensors")
     with pytest.raises(CheckpointError, match=message):
-        load_net(changed(path, change), tiny_model())
+        load_controlnet(changed(path, change), tiny_model())
 
 
 def test_an_adapter_for_another_model(tmp_path: Path) -> None:
     path = write(tiny_adapter(), tmp_path / "adapter.safetensors")
     old = changed(path, with_tensor("adapter.conv_in.weight", 32, 192, 3, 3))
     with pytest.raises(CheckpointError, match=r"8-fold, for Stable Diffusion 1\.5"):
-        load_net(old, tiny_model())
+        load_controlnet(old, tiny_model())
 
 
 def test_pickles_and_names(tmp_path: Path) -> None:
     pickle = tmp_path / "net.pt"
     pickle.write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match="pickle"):
-        load_net(pickle, tiny_model())
+        load_controlnet(pickle, tiny_model())
     with pytest.raises(ModelNotFoundError, match="unknown control net 'cany'"):
-        load_net("cany", tiny_model())
+        load_controlnet("cany", tiny_model())

@@ -3,7 +3,7 @@ import torch
 
 from overpaint.errors import DeviceError, RequestError
 from overpaint.models import devices
-from overpaint.models.devices import Placement, place
+from overpaint.models.devices import DeviceChoice, choose_device
 
 CPU = torch.device("cpu")
 HALF, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
@@ -20,39 +20,39 @@ HALF, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
     ],
 )
 def test_on_the_cpu(dtype: str, small: bool, expected: tuple[torch.dtype, torch.dtype]):
-    assert place("cpu", dtype, None, small=small) == Placement(CPU, *expected)
+    assert choose_device("cpu", dtype, None, small=small) == DeviceChoice(CPU, *expected)
 
 
 def test_the_vae_is_fp16_only_when_asked():
-    assert place("cpu", "bf16", "fp16", small=False).vae_dtype == HALF
+    assert choose_device("cpu", "bf16", "fp16", small=False).vae_dtype == HALF
 
 
 def test_a_device_without_bf16(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(devices, "available", lambda: [torch.device("cuda", 0), CPU])
-    monkeypatch.setattr(devices, "computes_bf16", lambda device: False)  # pyright: ignore[reportUnknownLambdaType]
-    cuda = Placement(torch.device("cuda", 0), HALF, FP32)
-    assert place("auto", "auto", None, small=False) == cuda
-    assert place("cuda", "auto", None, small=True) == cuda
-    assert place("cuda:0", "auto", None, small=True) == cuda
+    monkeypatch.setattr(devices, "list_devices", lambda: [torch.device("cuda", 0), CPU])
+    monkeypatch.setattr(devices, "supports_bf16", lambda device: False)  # pyright: ignore[reportUnknownLambdaType]
+    cuda = DeviceChoice(torch.device("cuda", 0), HALF, FP32)
+    assert choose_device("auto", "auto", None, small=False) == cuda
+    assert choose_device("cuda", "auto", None, small=True) == cuda
+    assert choose_device("cuda:0", "auto", None, small=True) == cuda
     with pytest.raises(DeviceError, match=r"no device 'cuda:1'; it has cuda:0, cpu"):
-        place("cuda:1", "auto", None, small=True)
+        choose_device("cuda:1", "auto", None, small=True)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cudaa", "meta", "cuda:x", ""])
 def test_unknown_device(name: str):
     with pytest.raises(RequestError, match="unknown device") as caught:
-        place(name, "auto", None, small=False)
+        choose_device(name, "auto", None, small=False)
     assert caught.value.field == "device"
 
 
 def test_unknown_dtype():
     with pytest.raises(RequestError, match=r"unknown dtype 'bf61'.*Did you mean bf16"):
-        place("cpu", "bf61", None, small=False)
+        choose_device("cpu", "bf61", None, small=False)
     with pytest.raises(RequestError, match="vae_dtype"):
-        place("cpu", "auto", "int8", small=False)
+        choose_device("cpu", "auto", "int8", small=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_device_that_this_machine_lacks():
     with pytest.raises(DeviceError, match="no device 'cuda'; it has"):
-        place("cuda", "auto", None, small=False)
+        choose_device("cuda", "auto", None, small=False)

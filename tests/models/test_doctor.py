@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from overpaint.models import doctor
-from overpaint.models.doctor import Device, report
+from overpaint.models.doctor import DeviceReport, inspect_machine
 from tests.tiny import tiny_folder, tiny_model
 
 CPU = torch.device("cpu")
 
 
 def test_says_what_there_is_and_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def describe(device: torch.device) -> Device:
-        return Device("cpu", "a small one", 8 * 10**9, 4 * 10**9)
+    def describe(device: torch.device) -> DeviceReport:
+        return DeviceReport("cpu", "a small one", 8 * 10**9, 4 * 10**9)
 
-    monkeypatch.setattr(doctor, "available", lambda: [CPU])
+    monkeypatch.setattr(doctor, "list_devices", lambda: [CPU])
     monkeypatch.setattr(doctor, "_describe", describe)
     folder = str(tiny_folder(tmp_path / "tiny"))
-    found = report(folder)
+    found = inspect_machine(folder)
     needs = {need.model: need for need in found.needs}
     assert (needs["sdxl"].dtype, needs["sdxl"].fits) == ("bfloat16", False)
     assert needs["sdxl"].weights == pytest.approx(6.94e9, rel=0.01)
@@ -32,12 +32,12 @@ def test_says_what_there_is_and_what_fits(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_this_machine():
-    device = report().devices[-1]
+    device = inspect_machine().devices[-1]
     assert device.name == "cpu"
     assert device.total > 10**8
     assert 0 < device.free <= device.total
 
 
 def test_a_model_that_is_not_there_is_a_note(tmp_path: Path):
-    notes = report(str(tmp_path / "none")).notes
+    notes = inspect_machine(str(tmp_path / "none")).notes
     assert any("no such file or folder" in note for note in notes)

@@ -11,7 +11,7 @@ from torch import Tensor
 from overpaint.diffusion.prompt import encode_prompt, encode_prompt_pair
 from overpaint.errors import CheckpointError, ModelNotFoundError, RequestError
 from overpaint.models.embedding import Embedding, load_embedding
-from overpaint.models.library.library import Store
+from overpaint.models.library.library import Library
 from overpaint.models.model import Model
 from overpaint.painter import Painter
 from overpaint.request import Request
@@ -77,7 +77,7 @@ def test_it_works_in_a_negative_prompt_and_for_a_refiner(tmp_path: Path) -> None
 
 
 def test_a_painter_finds_it_by_name(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Library(tmp_path)
     store.add(write(tmp_path / "e.safetensors"), "ink")
     painter = Painter(tiny_model(), store)
     asked = Request(prompt="a <embedding:ink>", seed=1, num_inference_steps=2)

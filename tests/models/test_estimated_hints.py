@@ -77,7 +77,7 @@ def test_a_picture_is_steered_by_what_a_network_sees_in_it(
     steered = painter.edit(picture(), "a house", strength=0.9, controls=(control,), **QUICK)
     sight = "classes" if kind == "segmentation" else "depth"
     estimator = load_estimator(folder, sight, torch.device("cpu"), torch.float32)
-    made = hints.make(kind, picture(), estimate=estimator.see)
+    made = hints.make(kind, picture(), estimate=estimator.estimate)
     finished = Control(kind=kind, net=net, hint=codec.read_picture(made))
     given = painter.edit(picture(), "a house", strength=0.9, controls=(finished,), **QUICK)
     assert np.array_equal(pixels(steered), pixels(given))
@@ -92,13 +92,13 @@ def test_a_network_sees_each_picture_once(
     painter: Painter, net: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[tuple[int, int]] = []
-    see = Estimator.see
+    see = Estimator.estimate
 
     def counted(self: Estimator, picture: Image.Image) -> Any:
         sizes.append(picture.size)
         return see(self, picture)
 
-    monkeypatch.setattr(Estimator, "see", counted)
+    monkeypatch.setattr(Estimator, "estimate", counted)
     own = picture().rotate(90)
     controls = tuple(
         Control(kind="depth", net=net, estimator=str(folders["depth"]), scale=scale)
@@ -109,14 +109,14 @@ def test_a_network_sees_each_picture_once(
     assert sizes == [(128, 128)]
     assert np.array_equal(pixels(first), pixels(again))
     request = Request(image=codec.read_picture(own), controls=controls)
-    taken = painter.shelf.take(request).estimators
-    assert taken == painter.shelf.take(request).estimators  # the same, loaded once
+    taken = painter.addon_loader.load(request).estimators
+    assert taken == painter.addon_loader.load(request).estimators  # the same, loaded once
 
 
 def test_by_default_it_is_the_one_of_the_kind(
     painter: Painter, net: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = {catalog.ESTIMATOR_FOR[kind]: folder for kind, folder in folders.items()}
+    names = {catalog.DEFAULT_ESTIMATORS[kind]: folder for kind, folder in folders.items()}
     monkeypatch.setattr(catalog, "resolve_estimator", names.__getitem__)
     shown = codec.read_picture(picture())
     controls = (
@@ -127,7 +127,7 @@ def test_by_default_it_is_the_one_of_the_kind(
         Control(kind="depth", net=net, hint=shown),
         Control(kind="depth", net=net, scale=0),
     )
-    found = painter.shelf.take(Request(image=shown, controls=controls)).estimators
+    found = painter.addon_loader.load(Request(image=shown, controls=controls)).estimators
     assert [e and (e.name, e.sight) for e in found] == [
         ("depth-anything", "depth"),
         ("upernet", "classes"),

@@ -25,8 +25,13 @@ from transformers.pipelines.depth_estimation import DepthEstimationPipeline
 
 from overpaint.errors import CheckpointError, DeviceError, ModelNotFoundError
 from overpaint.imaging.hints.drawing import depth
-from overpaint.models.addons import Extras
-from overpaint.models.estimators import FAMILIES, Estimator, load_estimator, strongest
+from overpaint.models.addons import Addons
+from overpaint.models.estimators import (
+    ESTIMATOR_CLASSES,
+    Estimator,
+    load_estimator,
+    pick_strongest_class,
+)
 from overpaint.registry import Sight
 from tests.tiny_estimators import MAKERS, tiny_estimator, write_estimator
 
@@ -49,7 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Estimator:
     family = json.loads((folder / "config.json").read_text())["model_type"]
-    return load_estimator(folder, FAMILIES[family][1], CPU, dtype)
+    return load_estimator(folder, ESTIMATOR_CLASSES[family][1], CPU, dtype)
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -59,7 +64,7 @@ def settings(folder: Path) -> dict[str, Any]:
 
 
 def test_all_families_are_here(folders: dict[str, Path]) -> None:
-    assert set(folders) == set(FAMILIES)
+    assert set(folders) == set(ESTIMATOR_CLASSES)
 
 
 @pytest.mark.parametrize("family", MAKERS)
@@ -69,12 +74,12 @@ def test_what_is_seen_has_the_picture_s_size_and_is_always_the_same(
     estimator = loaded(folders[family], torch.bfloat16)
     assert estimator.module.dtype == torch.float32  # as on any CPU
     assert not any(p.requires_grad for p in estimator.module.parameters())
-    seen = estimator.see(picture())
+    seen = estimator.estimate(picture())
     assert seen.shape == (70, 110)
     assert seen.dtype == (np.int64 if estimator.sight == "classes" else np.float32)
     assert len(np.unique(seen)) > 3
-    estimator.see(picture((64, 96)))
-    np.testing.assert_array_equal(seen, loaded(folders[family]).see(picture()))
+    estimator.estimate(picture((64, 96)))
+    np.testing.assert_array_equal(seen, loaded(folders[family]).estimate(picture()))
 
 
 @pytest.mark.parametrize("family", DEPTHS)
@@ -85,7 +90,7 @@ def test_depth_is_what_the_library_s_pipeline_estimates(
     theirs: Any = DepthEstimationPipeline(
         model=tiny_estimator(family), image_processor=processor, device="cpu"
     )(picture())
-    ours = loaded(folders[family]).see(picture())
+    ours = loaded(folders[family]).estimate(picture())
     np.testing.assert_allclose(ours, theirs["predicted_depth"].numpy(), atol=1e-5)
     shown, wanted = (np.asarray(i, np.int16) for i in (depth(ours).convert("L"), theirs["depth"]))
     assert np.abs(shown - wanted).max() <= 1  # theirs is cut off, ours rounded
@@ -122,14 +127,14 @@ def test_zoedepth_s_padding_is_taken_away_and_near_is_bright(
     inputs = processor(images=[picture()], return_tensors="pt")
     output = tiny_estimator("zoedepth", **fields)(pixel_values=inputs["pixel_values"].float())
     [wanted] = processor.post_process_depth_estimation(output, source_sizes=[(70, 110)])
-    ours = loaded(folder).see(picture())
+    ours = loaded(folder).estimate(picture())
     np.testing.assert_allclose(1 / ours, wanted["predicted_depth"].numpy(), rtol=1e-5)
 
 
 def test_metric_depth_anything_is_inverted(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"depth_estimation_type": "metric", "max_depth": 20}
     folder = write_estimator(tiny_estimator("depth_anything", **fields), tmp_path)
-    near = loaded(folder).see(picture())
+    near = loaded(folder).estimate(picture())
     processor: Any = DPTImageProcessorPil(**settings(folder))
     theirs: Any = DepthEstimationPipeline(
         model=tiny_estimator("depth_anything", **fields), image_processor=processor, device="cpu"
@@ -143,7 +148,7 @@ def test_upernet_s_classes(folders: dict[str, Path]) -> None:
     inputs = processor(images=[picture()], return_tensors="pt")
     output = tiny_estimator("upernet")(pixel_values=inputs["pixel_values"])
     [wanted] = processor.post_process_semantic_segmentation(output, [(70, 110)])
-    assert np.array_equal(loaded(folders["upernet"]).see(picture()), wanted.numpy())
+    assert np.array_equal(loaded(folders["upernet"]).estimate(picture()), wanted.numpy())
 
 
 def test_oneformer_s_classes(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,14 +180,14 @@ def test_oneformer_s_classes(folders: dict[str, Path], monkeypatch: pytest.Monke
         task_inputs=inputs["task_inputs"],
     )
     [wanted] = images.post_process_semantic_segmentation(output, [(70, 110)])
-    assert np.array_equal(estimator.see(picture()), wanted.numpy())
+    assert np.array_equal(estimator.estimate(picture()), wanted.numpy())
 
 
 def test_the_strongest_class_is_found_without_all_pictures_at_once() -> None:
     seen = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(1))
     seen[3] = seen[1]  # of equals the first
     larger = interpolate(seen[None], (20, 31), mode="bilinear", align_corners=False)[0]
-    assert torch.equal(strongest(seen, (20, 31)), larger.argmax(0))
+    assert torch.equal(pick_strongest_class(seen, (20, 31)), larger.argmax(0))
 
 
 def test_weights_in_shards_and_in_16_bits(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -192,14 +197,14 @@ def test_weights_in_shards_and_in_16_bits(folders: dict[str, Path], tmp_path: Pa
     module.save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     whole = loaded(folders["dpt"])
-    np.testing.assert_array_equal(loaded(tmp_path).see(picture()), whole.see(picture()))
+    np.testing.assert_array_equal(loaded(tmp_path).estimate(picture()), whole.estimate(picture()))
     for path in tmp_path.glob("model-*"):
         path.unlink()
     state = load_file(folders["dpt"] / "model.safetensors")
     save_file({k: v.half() for k, v in state.items()}, tmp_path / "model.fp16.safetensors")
     halved = loaded(tmp_path)
     assert halved.module.dtype == torch.float32
-    np.testing.assert_allclose(halved.see(picture()), whole.see(picture()), atol=2e-3)
+    np.testing.assert_allclose(halved.estimate(picture()), whole.estimate(picture()), atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +217,8 @@ def test_settings_as_they_were_written_over_the_years(
     found = settings(folder) | {"size": 64}  # which was a square
     found |= {} if name is None else {"image_processor_type": name}
     (folder / "preprocessor_config.json").write_text(json.dumps(found))
-    wanted = loaded(folders["dpt"]).see(picture())
-    np.testing.assert_array_equal(loaded(folder).see(picture()), wanted)
+    wanted = loaded(folders["dpt"]).estimate(picture())
+    np.testing.assert_array_equal(loaded(folder).estimate(picture()), wanted)
 
 
 # What is refused
@@ -293,7 +298,7 @@ def with_weights(**tensors: Tensor) -> Change:
 def test_what_is_refused(family: str, change: Change, message: str, tmp_path: Path) -> None:
     folder = write_estimator(tiny_estimator(family), tmp_path / "folder")
     change(folder)
-    sight: Sight = FAMILIES[family][1]
+    sight: Sight = ESTIMATOR_CLASSES[family][1]
     with pytest.raises(CheckpointError, match=message) as raised:
         load_estimator(folder, sight, CPU, torch.float32)
     assert str(folder) in str(raised.value)
@@ -335,9 +340,9 @@ def test_keys_without_use_are_named_and_those_without_need_are_not_missed(tmp_pa
     with_weights(more=torch.zeros(2))(folder)
     estimator = loaded(folder)
     assert "more" in estimator.unused
-    [notice] = Extras(estimators=(None, estimator)).notices
+    [notice] = Addons(estimators=(None, estimator)).notices
     assert notice.endswith("are not used: more.")
-    np.testing.assert_array_equal(estimator.see(picture()), before.see(picture()))
+    np.testing.assert_array_equal(estimator.estimate(picture()), before.estimate(picture()))
 
 
 @pytest.mark.parametrize("family", ["depth_anything", "zoedepth", "upernet", "oneformer"])
@@ -350,7 +355,7 @@ def test_numbers_that_are_none(family: str, tmp_path: Path) -> None:
     folder = write_estimator(tiny_estimator(family), tmp_path)
     in_weights(spoil)(folder)
     with pytest.raises(DeviceError, match="not finite"):
-        loaded(folder).see(picture())
+        loaded(folder).estimate(picture())
 
 
 def test_a_flat_estimate_is_black() -> None:

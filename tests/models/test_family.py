@@ -1,7 +1,7 @@
 import pytest
 
 from overpaint.errors import CheckpointError
-from overpaint.models.family import FAMILIES, recognize, shipped_configs
+from overpaint.models.family import FAMILIES, recognize_family, shipped_configs
 from tests.models.original import build, original_layout, size_of
 
 ENCODERS = 123_060_480, 694_659_840
@@ -29,7 +29,7 @@ def test_shipped_configs_make_the_published_models(name: str, unet: int, tensors
 
 def test_the_miniature_is_sdxl_of_another_width():
     unet = shipped_configs("sdxl").unet | {"cross_attention_dim": 160}
-    assert recognize(unet, 2) is FAMILIES["miniature"]
+    assert recognize_family(unet, 2) is FAMILIES["miniature"]
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,4 @@ def test_other_families_are_refused_by_name(
     changes: dict[str, object], encoders: int, message: str
 ):
     with pytest.raises(CheckpointError, match=message):
-        recognize(shipped_configs("sdxl").unet | changes, encoders)
+        recognize_family(shipped_configs("sdxl").unet | changes, encoders)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from overpaint.models.adapters import Adapter
-from overpaint.models.few_step import settings, settled
-from overpaint.models.lora import Lora
+from overpaint.models.few_step import apply_few_step_settings, find_few_step_settings
+from overpaint.models.lora import LoraWeights
 from overpaint.request import Request
 
 
@@ -25,7 +25,7 @@ from overpaint.request import Request
     ],
 )
 def test_kinds(title: str, kind: str, sampler: str, steps: int, guidance: float | None) -> None:
-    found = settings({"modelspec.title": title})
+    found = find_few_step_settings({"modelspec.title": title})
     assert found is not None
     wanted: dict[str, Any] = {
         "sampler": sampler,
@@ -35,7 +35,7 @@ def test_kinds(title: str, kind: str, sampler: str, steps: int, guidance: float 
     if guidance is not None:
         wanted["guidance_scale"] = guidance
     assert found == (kind, wanted)
-    assert settings({"ss_output_name": title}) == found
+    assert find_few_step_settings({"ss_output_name": title}) == found
 
 
 @pytest.mark.parametrize(
@@ -52,33 +52,33 @@ def test_kinds(title: str, kind: str, sampler: str, steps: int, guidance: float 
     ],
 )
 def test_names_that_say_nothing_of_steps(metadata: dict[str, str]) -> None:
-    assert settings(metadata) is None
+    assert find_few_step_settings(metadata) is None
 
 
 def adapter(title: str, scale: float = 1.0) -> Adapter:
-    return Adapter(Lora("fast", "ab" * 32, "cd" * 32, {}, {"modelspec.title": title}), scale)
+    return Adapter(LoraWeights("fast", "ab" * 32, "cd" * 32, {}, {"modelspec.title": title}), scale)
 
 
 def test_the_request_s_own_settings_win() -> None:
     fast = (adapter("LCM"),)
-    request, said = settled(Request(seed=1, num_inference_steps=6), fast)
+    request, said = apply_few_step_settings(Request(seed=1, num_inference_steps=6), fast)
     assert (request.sampler, request.num_inference_steps, request.guidance_scale) == ("lcm", 6, 1.0)
     assert said is not None
     assert "sampler lcm, schedule trailing, guidance_scale 1.0" in said
     asked = Request(
         seed=1, num_inference_steps=6, guidance_scale=5.0, sampler="DPM++ 2M Karras"
     )  # whose name also gives the schedule
-    assert settled(asked, fast) == (asked, None)
+    assert apply_few_step_settings(asked, fast) == (asked, None)
 
 
 def test_what_does_not_act_says_nothing() -> None:
     asked = Request(seed=1)
     for adapters in ((), (adapter("Ink"),), (adapter("LCM", 0.0),), (adapter("LCM", -1.0),)):
-        assert settled(asked, adapters) == (asked, None)
+        assert apply_few_step_settings(asked, adapters) == (asked, None)
 
 
 def test_samplers_and_schedules_exist() -> None:
     for title in ("LCM", "TCD", "SDXL Lightning", "Hyper-SD", "SDXL Turbo"):
-        found = settings({"modelspec.title": title})
+        found = find_few_step_settings({"modelspec.title": title})
         assert found is not None
         assert Request(**found[1]).schedule == "trailing"

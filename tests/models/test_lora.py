@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from overpaint.errors import CheckpointError
-from overpaint.models.adapters import Adapter, Weights
-from overpaint.models.files.original_layout import original_name
+from overpaint.models.adapters import Adapter, AdapterMerger
+from overpaint.models.files.original_layout import to_original_name
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.nn.packed import list_weight_shapes, unpacked_state
@@ -67,7 +67,7 @@ def as_kohya(state: State, name: Callable[[str], str]) -> State:
 
 
 def in_sgm(name: str) -> str:
-    return original_name(name, layers=1, attends=(True, False))
+    return to_original_name(name, layers=1, attends=(True, False))
 
 
 def as_old_diffusers(state: State) -> State:
@@ -90,7 +90,7 @@ FORMATS: dict[str, Callable[[State], State]] = {
 
 
 def merged(model: Model, *adapters: Adapter) -> State:
-    weights = Weights(model)
+    weights = AdapterMerger(model)
     weights.use("unet", adapters)
     return unpacked_state(model.unet)
 
@@ -182,7 +182,7 @@ def test_both_text_encoders(spelling: str, tmp_path: Path) -> None:
     path = text_lora(tmp_path / "lora.safetensors", spelling)
     model = tiny_model()
     lora = load_lora(path, model)
-    weights = Weights(model)
+    weights = AdapterMerger(model)
     state = load_file(path)
     for part, encoder in zip(("text_encoder", "text_encoder_2"), model.text_encoders, strict=True):
         [(module, _)] = lora.changes[part].items()
@@ -235,7 +235,7 @@ def test_blocks_have_scales_of_their_own(tmp_path: Path) -> None:
 def test_a_thousand_switches_leave_the_base_as_it_was(tmp_path: Path) -> None:
     model = tiny_model()
     base = {k: v.clone() for k, v in unpacked_state(model.unet).items()}
-    weights = Weights(model)
+    weights = AdapterMerger(model)
     a, b = two(model, tmp_path)
     sets = [(a,), (a, b), (b,), ()]
     for n in range(1000):
@@ -252,7 +252,7 @@ def test_what_ends_half_way_leaves_nothing_in_the_weights(
 ) -> None:
     model = tiny_model()
     base = {k: v.clone() for k, v in unpacked_state(model.unet).items()}
-    weights = Weights(model)
+    weights = AdapterMerger(model)
     a, b = two(model, tmp_path)
     for before in ((), (b,)):
         weights.use("unet", before)

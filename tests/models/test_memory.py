@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from overpaint.models.checkpoint import build, load_model, open_single_file
-from overpaint.models.devices import place
+from overpaint.models.checkpoint import build_model, load_model, open_single_file
+from overpaint.models.devices import choose_device
 from overpaint.models.files.safetensors_io import open_weights
 from overpaint.models.model import Model
 from tests.memory import COUNTED, added
@@ -48,7 +48,7 @@ def load(layout: str, path: Path) -> Model:
     if layout == "folder":
         return load_model(path, device="cpu", dtype="bf16")
     source = open_single_file(open_weights(path), tiny_configs(**WIDE))
-    return build("single", source, place("cpu", "bf16", None, small=False))
+    return build_model("single", source, choose_device("cpu", "bf16", None, small=False))
 
 
 if __name__ == "__main__":

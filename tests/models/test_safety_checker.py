@@ -17,8 +17,8 @@ from torch.nn.functional import normalize
 
 from overpaint.engine.postprocess import Finishing, open_checker
 from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models.estimators import processor_of
-from overpaint.models.safety_checker import load_checker
+from overpaint.models.estimators import load_processor
+from overpaint.models.safety_checker import load_safety_checker
 
 CONCEPTS, CARES = 17, 3
 TOWER: dict[str, Any] = {
@@ -53,7 +53,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A random one, whose thresholds about half of the pictures pass."""
     home = tmp_path_factory.mktemp("processor")
     (home / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    pixels = processor_of(home, "")(images=pictures(), return_tensors="pt")["pixel_values"]
+    pixels = load_processor(home, "")(images=pictures(), return_tensors="pt")["pixel_values"]
     config = transformers.CLIPConfig(
         vision_config=TOWER | {"image_size": 32, "patch_size": 8},
         text_config=TOWER,
@@ -88,7 +88,7 @@ def folder(network: Any, tmp_path: Path) -> Path:
 
 def test_it_flags_what_diffusers_flags(network: Any, folder: Path) -> None:
     images = pictures()
-    checker = load_checker(folder, "cpu")
+    checker = load_safety_checker(folder, "cpu")
     verdicts = checker(images)
     pixels = checker.processor(images=images, return_tensors="pt")["pixel_values"]
     _, theirs = network(pixels, [np.zeros(1) for _ in images])
@@ -105,15 +105,15 @@ def test_special_care_makes_every_concept_nearer(network: Any, folder: Path) -> 
     for threshold in (-2.0, 2.0):  # all pictures call for special care; none does
         tensors["special_care_embeds_weights"] = torch.full((CARES,), threshold)
         save_file(tensors, folder / "model.safetensors")
-        seen = load_checker(folder, "cpu")(pictures(200))
+        seen = load_safety_checker(folder, "cpu")(pictures(200))
         counts.append(sum(len(verdict.concepts) for verdict in seen))
     assert counts[0] > counts[1]
 
 
 def test_its_keys_may_be_as_they_are_today(network: Any, folder: Path) -> None:
-    before = load_checker(folder, "cpu")(pictures())
+    before = load_safety_checker(folder, "cpu")(pictures())
     save_file(network.state_dict(), folder / "model.safetensors")
-    assert load_checker(folder, "cpu")(pictures()) == before
+    assert load_safety_checker(folder, "cpu")(pictures()) == before
 
 
 def drop(folder: Path) -> None:
@@ -158,7 +158,7 @@ def unsettle(folder: Path) -> None:
 def test_what_is_none_is_refused(folder: Path, harm: Any, why: str) -> None:
     harm(folder)
     with pytest.raises(CheckpointError, match=why):
-        load_checker(folder, "cpu")
+        load_safety_checker(folder, "cpu")
 
 
 @pytest.mark.parametrize(("harm", "why"), [(pickle, "no \\*.safetensors"), (unsettle, "no prep")])
@@ -181,4 +181,4 @@ def test_a_checker_that_is_not_there() -> None:
 def test_a_function_is_a_checker(folder: Path) -> None:
     images = pictures(2)
     assert open_checker("tests.server.checkers:everything")(images) == [True, True]
-    assert open_checker(str(folder), "cpu")(images) == load_checker(folder, "cpu")(images)
+    assert open_checker(str(folder), "cpu")(images) == load_safety_checker(folder, "cpu")(images)

@@ -205,16 +205,16 @@ def hint(
 
 def _estimate(asked: Control, device: str) -> "Estimate":
     """What sees the hint that is asked for."""
-    from overpaint.models.devices import place
+    from overpaint.models.devices import choose_device
     from overpaint.models.estimators import load_estimator
-    from overpaint.models.library.catalog import ESTIMATOR_FOR
+    from overpaint.models.library.catalog import DEFAULT_ESTIMATORS
 
     sight = HINTS[asked.kind].sight
     assert sight is not None  # or the hint is made without, and asking otherwise is refused
-    name = asked.estimator or ESTIMATOR_FOR[asked.kind]
-    where = place(device, "auto", None, small=True)
+    name = asked.estimator or DEFAULT_ESTIMATORS[asked.kind]
+    where = choose_device(device, "auto", None, small=True)
     with Terminal().waiting(f"loading {name}"):
-        return load_estimator(name, sight, where.device, where.dtype).see
+        return load_estimator(name, sight, where.device, where.dtype).estimate
 
 
 @app.command()
@@ -224,7 +224,7 @@ def doctor(
     """Say what this machine will use, and what models need of it."""
     from overpaint.models import doctor
 
-    report = doctor.report()
+    report = doctor.inspect_machine()
     if as_json:
         typer.echo(json.dumps(asdict(report), default=str))
         return
@@ -242,9 +242,9 @@ def models_add(
     old_license: Annotated[str | None, typer.Option("--licence", hidden=True)] = None,
 ) -> None:
     """Add a checkpoint, LoRA, control net or embedding: it is copied, and found by its name."""
-    from overpaint.models.library.library import Store
+    from overpaint.models.library.library import Library
 
-    _show(Store(home()).add(file, name, license or old_license).model_dump())
+    _show(Library(home()).add(file, name, license or old_license).model_dump())
 
 
 @models.command("show")
@@ -253,9 +253,9 @@ def models_show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what was added under a name: kind, keys, rank, trigger words, hash, metadata."""
-    from overpaint.models.library.library import Store
+    from overpaint.models.library.library import Library
 
-    entry = Store(home()).find(name)
+    entry = Library(home()).find(name)
     if as_json:
         typer.echo(json.dumps(entry.model_dump() | {"path": str(entry.path)}))
         return
@@ -267,9 +267,9 @@ def models_remove(
     name: Annotated[str, typer.Argument(help="Of what was added.", show_default=False)],
 ) -> None:
     """Forget what was added under a name."""
-    from overpaint.models.library.library import Store
+    from overpaint.models.library.library import Library
 
-    typer.echo(f"removed {Store(home()).remove(name).name}")
+    typer.echo(f"removed {Library(home()).remove(name).name}")
 
 
 @models.command("pull")
@@ -279,7 +279,7 @@ def models_pull(
     """Download a model from the hub."""
     from overpaint.models.library import catalog
 
-    typer.echo(catalog.resolve(name))
+    typer.echo(catalog.resolve_model(name))
 
 
 def _show(facts: Mapping[str, Any]) -> None:
@@ -299,10 +299,10 @@ def models_list(
     Any SDXL folder, file or hub id can be loaded as well.
     """
     from overpaint.models.library import catalog
-    from overpaint.models.library.library import Store, shipped
+    from overpaint.models.library.library import Library, list_shipped
 
-    entries = catalog.known()
-    added = (*Store(home()).entries(), *shipped())
+    entries = catalog.list_models()
+    added = (*Library(home()).list_entries(), *list_shipped())
     if as_json:
         keys = ("name", "family", "license", "repository")
         rows = [

@@ -191,7 +191,7 @@ def _run(
         painter = overpaint.load(name, device=common.device, dtype=dtype, home=home())
         loaded["model"] = painter.model
     with terminal.waiting("loading what goes with it"):
-        if refiner := painter.shelf.take(requests[0]).refiner:
+        if refiner := painter.addon_loader.load(requests[0]).refiner:
             loaded["refiner"] = refiner
     for part, model in loaded.items():
         if ours and ours.get(part) and ours[part]["sha256"] != model.sha256:

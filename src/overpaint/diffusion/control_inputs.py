@@ -14,7 +14,7 @@ from overpaint.diffusion.conditioning import ControlInput
 from overpaint.errors import RequestError
 from overpaint.imaging import codec, hints, masks
 from overpaint.imaging.canvas import Canvas
-from overpaint.models.addons import Estimators, Nets
+from overpaint.models.addons import ControlNets, Estimators
 from overpaint.models.controlnet import ControlNet
 from overpaint.models.estimators import Estimator
 from overpaint.models.model import Model
@@ -27,7 +27,7 @@ def prepare_control_inputs(
     request: Request,
     model: Model,
     canvas: Canvas,
-    nets: Nets,
+    nets: ControlNets,
     estimators: Estimators,
     notices: list[str],
 ) -> tuple[ControlInput, ...]:
@@ -80,7 +80,7 @@ def _prepare(
     features = model.remember(
         "hints",
         (net.sha256, shown.size, hashlib.sha256(shown.tobytes()).digest()),
-        lambda: net.see(hint),
+        lambda: net.extract_features(hint),
     )
     interval = (asked.start, asked.end)
     return ControlInput(net, hint, features, asked.scale, interval, asked.weighting, mask, kind)
@@ -92,7 +92,7 @@ def _remembering(estimator: Estimator, model: Model) -> hints.Estimate:
     def see(picture: Image.Image) -> NDArray[Any]:
         content = hashlib.sha256(picture.tobytes()).digest()
         key = (estimator.sha256, estimator.sight, picture.size, content)
-        return model.remember("estimates", key, lambda: estimator.see(picture))
+        return model.remember("estimates", key, lambda: estimator.estimate(picture))
 
     return see
 

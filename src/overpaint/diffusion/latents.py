@@ -106,7 +106,7 @@ def _finite(model: Model, run: Callable[[], Tensor], done: str) -> tuple[Tensor,
 
     In fp32 for this once: the next picture must not depend on this one.
     """
-    with model.vae_in_use:
+    with model.vae_lock:
         return _finite_alone(model, run, done)
 
 

@@ -20,7 +20,7 @@ from overpaint.diffusion.unet import get_network
 from overpaint.errors import ModelError
 from overpaint.imaging import codec, masks, sizing
 from overpaint.imaging.canvas import Canvas, lay_out
-from overpaint.models.addons import NOTHING, Extras, check_second
+from overpaint.models.addons import NO_ADDONS, Addons, check_refiner
 from overpaint.models.model import Model
 from overpaint.nn.attention import Context
 from overpaint.registry import SAMPLERS
@@ -30,7 +30,7 @@ TILED_CALL_MAX_CELLS = 4 * 128 * 128
 """The maximum number of latent cells per network call of a tiled stage on an accelerator."""
 
 
-def plan(request: Request, model: Model, extras: Extras = NOTHING) -> Planned:
+def plan(request: Request, model: Model, extras: Addons = NO_ADDONS) -> Planned:
     """Compile a request for a model.
 
     Picture i gets seed + i; the pictures share everything else.
@@ -72,7 +72,7 @@ def _append_second_stage(
     model: Model,
     canvas: Canvas,
     notices: list[str],
-    extras: Extras,
+    extras: Addons,
 ) -> Plan:
     """Return the first stage, followed by the second one.
 
@@ -82,8 +82,8 @@ def _append_second_stage(
     """
     second = extras.refiner or model
     if second is not model:
-        check_second(model, second)
-        extras = Extras(embeddings=extras.embeddings)
+        check_refiner(model, second)
+        extras = Addons(embeddings=extras.embeddings)
     if request.refine == "ensemble":
         noisy, clean = stages.split_sigmas(first.sigmas, request.high_noise_frac)
         if len(clean) == 1:
@@ -121,7 +121,7 @@ def _plan_stage(
     canvas: Canvas,
     sigmas: Sigmas,
     notices: list[str],
-    extras: Extras,
+    extras: Addons,
     all_sigmas: Sigmas | None = None,
 ) -> Plan:
     """Return the plan of one stage: a model on a canvas over some sigmas.
@@ -203,7 +203,7 @@ def _get_tiled_network(model: Model) -> Network:
         side = model.native_size // model.vae_factor
         return TiledNetwork(get_network(model), side, model.vae_factor, cells=cells)
 
-    return model.once("tiled network", make)
+    return model.make_once("tiled network", make)
 
 
 def _list_notices(request: Request, model: Model, canvas: Canvas) -> list[str]:
@@ -223,7 +223,7 @@ def _list_notices(request: Request, model: Model, canvas: Canvas) -> list[str]:
 
 
 def _encode_conditioning(
-    request: Request, model: Model, canvas: Canvas, notices: list[str], extras: Extras
+    request: Request, model: Model, canvas: Canvas, notices: list[str], extras: Addons
 ) -> tuple[Conditioning, Conditioning | None]:
     """Return the conditioning of the prompt and, if the request is guided, of the negative one."""
     positive, negative = prompt.encode_prompt_pair(
@@ -233,7 +233,7 @@ def _encode_conditioning(
     whole = (height, width)
     original = request.original_size or whole
     crop = request.crops_coords_top_left
-    scored = model.family.scored
+    scored = model.family.has_aesthetic_score
     target = (request.aesthetic_score,) if scored else request.target_size or whole
     channels = _encode_channels(model, canvas, notices)
     controls = control_inputs.prepare_control_inputs(

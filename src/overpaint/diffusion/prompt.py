@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from overpaint.diffusion.prompt_syntax import Segment, list_embeddings, parse_prompt
 from overpaint.errors import RequestError
-from overpaint.models.adapters import Adapters, weights_of
+from overpaint.models.adapters import Adapters, get_adapter_merger
 from overpaint.models.embedding import Embeddings
 from overpaint.models.model import Model, TextEncoder
 from overpaint.request import Request
@@ -207,7 +207,7 @@ def encode_prompt(
         if unknown := [name for name in list_embeddings(text) if name not in known]:
             raise RequestError(where, f"no embedding {unknown[0]!r} is at hand.")
     used = tuple(known[name] for name in list_embeddings(*(text for text, _ in sources)))
-    changing = (a for a in adapters if any(a.changes(part) for part in model.encoders))
+    changing = (a for a in adapters if any(a.changes(part) for part in model.encoders_by_part))
     changes = tuple((adapter.lora.sha256, adapter.text_scale) for adapter in changing)
     learned = tuple(embedding.sha256 for embedding in used)
     return model.remember(
@@ -225,8 +225,8 @@ def _encode(
     adapters: Adapters,
     embeddings: Embeddings,
 ) -> EncodedPrompt:
-    for part in model.encoders:
-        weights_of(model).use(part, adapters)
+    for part in model.encoders_by_part:
+        get_adapter_merger(model).use(part, adapters)
     most = min(encoder.model.config.num_hidden_layers for encoder in model.text_encoders) - 1
     if not 0 <= clip_skip <= most:
         raise RequestError(
@@ -240,7 +240,7 @@ def _encode(
     for own, encoder in zip(rows, model.text_encoders, strict=True):
         own += [_chunk([], [], encoder.tokenizer)] * (count - len(own))
     states: list[tuple[Tensor, Tensor]] = []
-    for (part, encoder), own in zip(model.encoders.items(), rows, strict=True):
+    for (part, encoder), own in zip(model.encoders_by_part.items(), rows, strict=True):
         with _learned(encoder, [e.vectors[part] for e in embeddings]):
             states.append(_states(encoder, own, clip_skip))
     tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]

@@ -12,7 +12,7 @@ from overpaint.diffusion.denoise import Trajectory
 from overpaint.diffusion.planner import plan
 from overpaint.events import Finished, Notice, Preview, Step
 from overpaint.models import few_step
-from overpaint.models.addons import Shelf
+from overpaint.models.addons import AddonLoader
 from overpaint.models.model import Model
 from overpaint.provenance import metadata
 from overpaint.request import Request
@@ -28,16 +28,16 @@ class Run:
         notices: what planning had to say.
     """
 
-    def __init__(self, request: Request, model: Model, shelf: Shelf):
+    def __init__(self, request: Request, model: Model, addon_loader: AddonLoader):
         """Plan a request.
 
         Raises:
             RequestError, PictureError, ModelError, DeviceError: as `plan` and `Shelf.take`.
         """
-        extras = shelf.take(request)
+        extras = addon_loader.load(request)
         self.notices = list(extras.notices)
         self.model = model
-        self.request, said = few_step.settled(request, extras.adapters)
+        self.request, said = few_step.apply_few_step_settings(request, extras.adapters)
         if said:
             self.notices.append(said)
         planned = plan(self.request, model, extras)

@@ -20,7 +20,7 @@ from overpaint.registry import SCHEDULES
 from overpaint.request import count_steps
 
 if TYPE_CHECKING:
-    from overpaint.models.model import NoiseConfig
+    from overpaint.models.noise_config import NoiseConfig
 
 FloatArray = npt.NDArray[np.float64]
 

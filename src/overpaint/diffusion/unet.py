@@ -9,8 +9,9 @@ from torch import Tensor
 from overpaint.diffusion.conditioning import Conditioning, Row
 from overpaint.diffusion.controlnet import ControlNetRunner
 from overpaint.diffusion.schedule import NoiseSchedule
-from overpaint.models.adapters import Adapters, Weights, changes_at, weights_of
-from overpaint.models.model import Model, Prediction
+from overpaint.models.adapters import AdapterMerger, Adapters, get_adapter_merger, list_changes
+from overpaint.models.model import Model
+from overpaint.models.noise_config import Prediction
 from overpaint.nn.attention import Context
 from overpaint.nn.lowrank import WeightDelta
 from overpaint.nn.row_adapters import RowAdapters
@@ -30,7 +31,7 @@ class UNet:
         unet: "UNet2DConditionModel",
         schedule: NoiseSchedule,
         prediction: Prediction = "epsilon",
-        weights: Weights | None = None,
+        weights: AdapterMerger | None = None,
     ):
         """Wrap a UNet.
 
@@ -115,9 +116,9 @@ def get_network(model: Model) -> UNet:
 
     def make() -> UNet:
         schedule = NoiseSchedule(model.noise)
-        return UNet(model.unet, schedule, model.noise.prediction, weights_of(model))
+        return UNet(model.unet, schedule, model.noise.prediction, get_adapter_merger(model))
 
-    return model.once("network", make)
+    return model.make_once("network", make)
 
 
 def _changed_layers(adapters: Adapters) -> Iterator[str]:
@@ -127,4 +128,4 @@ def _changed_layers(adapters: Adapters) -> Iterator[str]:
 
 def _changes_at_layer(adapters: Adapters, layer: str) -> list[tuple[WeightDelta, float]]:
     """Return the changes that these adapters make to a layer of the UNet, with their scales."""
-    return changes_at(adapters, "unet", layer)
+    return list_changes(adapters, "unet", layer)

@@ -9,7 +9,7 @@ from overpaint.diffusion.run import Run
 from overpaint.engine.engine import Engine
 from overpaint.engine.profile import Profile, kind_of
 from overpaint.errors import ModelNotFoundError, did_you_mean
-from overpaint.models.cache import BUDGET, Cache
+from overpaint.models.cache import DEFAULT_CACHE_BYTES, Cache
 from overpaint.painter import Painter, load
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Residency:
             ModelNotFoundError: there is no model by this name here.
         """
         painter = self.get(model)
-        return Run(request, painter.model, painter.shelf)
+        return Run(request, painter.model, painter.addon_loader)
 
     def get(self, model: str) -> Painter:
         """A model by name, loaded if need be, after others were let go for it."""
@@ -120,7 +120,7 @@ def open_engine(
     home: "Path | None" = None,
     budget: float = float("inf"),
     profile: Profile | None = None,
-    cache: float = BUDGET,
+    cache: float = DEFAULT_CACHE_BYTES,
     live: int = 64,
 ) -> Engine:
     """An engine with models, the first of them loaded: what a worker runs.

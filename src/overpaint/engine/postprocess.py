@@ -141,9 +141,9 @@ def open_checker(name: str, device: str = "auto") -> Checker:
         DeviceError: there is no such device.
     """
     if not _is_function(name):
-        from overpaint.models.safety_checker import load_checker
+        from overpaint.models.safety_checker import load_safety_checker
 
-        return load_checker(Path(name), device)
+        return load_safety_checker(Path(name), device)
     module, _, function = name.partition(":")
     try:
         found: Any = getattr(import_module(module), function)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from overpaint.models.lora import Lora, part_of
+from overpaint.models.lora import LoraWeights, get_part
 from overpaint.nn.lowrank import WeightDelta, combine_factors, merge_deltas
 from overpaint.nn.weight_slots import WeightSlot, make_weight_slot
 
@@ -24,7 +24,7 @@ class Adapter:
             ("up_blocks.0", "mid_block") and a factor; the longest that fits counts.
     """
 
-    lora: Lora
+    lora: LoraWeights
     scale: float = 1.0
     text_scale: float = 1.0
     blocks: tuple[tuple[str, float], ...] = ()
@@ -33,7 +33,7 @@ class Adapter:
         """What it changes in a part of the model, by module."""
         return self.lora.changes.get(part, {})
 
-    def at(self, part: str, module: str) -> float:
+    def scale_at(self, part: str, module: str) -> float:
         """The scale at a module."""
         if part != "unet":
             return self.text_scale
@@ -48,17 +48,18 @@ class Adapter:
 Adapters = tuple[Adapter, ...]
 
 
-def changes_at(adapters: Adapters, part: str, module: str) -> list[tuple[WeightDelta, float]]:
+def list_changes(adapters: Adapters, part: str, module: str) -> list[tuple[WeightDelta, float]]:
     """What adapters change in a module, each with its scale; those at scale 0 are left out."""
     return [
         (change, scale)
         for adapter in adapters
-        if (change := adapter.changes(part).get(module)) and (scale := adapter.at(part, module))
+        if (change := adapter.changes(part).get(module))
+        and (scale := adapter.scale_at(part, module))
     ]
 
 
 @dataclass(eq=False)
-class Weights:
+class AdapterMerger:
     """A model's weights, with adapters in them.
 
     Attributes:
@@ -89,7 +90,7 @@ class Weights:
         coming = [module for adapter in adapters for module in adapter.changes(part)]
         for module in dict.fromkeys((*left, *coming)):
             place = self._place(part, module)
-            changes = changes_at(adapters, part, module)
+            changes = list_changes(adapters, part, module)
             if not changes:
                 place.restore()
             elif product := combine_factors(changes):
@@ -100,10 +101,10 @@ class Weights:
 
     def _place(self, part: str, module: str) -> WeightSlot:
         if (part, module) not in self.places:
-            self.places[part, module] = make_weight_slot(part_of(self.model, part), module)
+            self.places[part, module] = make_weight_slot(get_part(self.model, part), module)
         return self.places[part, module]
 
 
-def weights_of(model: "Model") -> Weights:
+def get_adapter_merger(model: "Model") -> AdapterMerger:
     """The model's weights; always the same object for one model."""
-    return model.once("weights", lambda: Weights(model))
+    return model.make_once("weights", lambda: AdapterMerger(model))

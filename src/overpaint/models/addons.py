@@ -9,12 +9,12 @@ from weakref import WeakValueDictionary
 from overpaint.errors import ModelError
 from overpaint.models.adapters import Adapter, Adapters
 from overpaint.models.checkpoint import load_model
-from overpaint.models.controlnet import ControlNet, load_net
+from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.models.embedding import Embedding, Embeddings, load_embedding
 from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.files.safetensors_io import sample_keys
 from overpaint.models.library import catalog
-from overpaint.models.library.library import Store
+from overpaint.models.library.library import Library
 from overpaint.models.lora import load_lora
 from overpaint.registry import HINTS
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Nets = Sequence[ControlNet | None]
+ControlNets = Sequence[ControlNet | None]
 """One for each of a request's controls; None where it does not act. Empty for a refiner."""
 
 
@@ -34,7 +34,7 @@ Estimators = Sequence[Estimator | None]
 
 
 @dataclass(frozen=True)
-class Extras:
+class Addons:
     """What a request names beside the base model.
 
     Attributes:
@@ -46,7 +46,7 @@ class Extras:
     """
 
     refiner: "Model | None" = None
-    nets: Nets = ()
+    nets: ControlNets = ()
     adapters: Adapters = ()
     embeddings: Embeddings = ()
     estimators: Estimators = ()
@@ -60,10 +60,10 @@ class Extras:
                 yield f"{len(used.unused)} keys of {used.name} are not used: {keys}."
 
 
-NOTHING = Extras()
+NO_ADDONS = Addons()
 
 
-class Shelf:
+class AddonLoader:
     """Refiners, control nets, estimators, LoRAs and embeddings for a model.
 
     Attributes:
@@ -71,7 +71,7 @@ class Shelf:
         store: where their names lead first.
     """
 
-    def __init__(self, model: "Model", store: Store):
+    def __init__(self, model: "Model", store: Library):
         self.model = model
         self.store = store
         self._held: dict[Hashable, object] = {}
@@ -79,7 +79,7 @@ class Shelf:
         self._refiners = WeakValueDictionary[str, "Model"]()
         self._last_refiner: Model | None = None
 
-    def take(self, request: "Request") -> Extras:
+    def load(self, request: "Request") -> Addons:
         """All that a request names.
 
         Raises:
@@ -87,7 +87,7 @@ class Shelf:
             CheckpointError, ModelError: one is for another model, of another kind, or damaged.
             DeviceError: the device ran out of memory.
         """
-        return Extras(
+        return Addons(
             self._refiner(request.refiner) if request.refiner else None,
             tuple(map(self._net, request.controls)),
             tuple(self._adapter(asked, request.lora_lenient) for asked in request.loras),
@@ -105,8 +105,8 @@ class Shelf:
 
         refiner = self._refiners.get(name)
         if refiner is None:
-            refiner = load_added(name, self.store, device=device, dtype=dtype)
-            check_second(self.model, refiner)
+            refiner = load_library_model(name, self.store, device=device, dtype=dtype)
+            check_refiner(self.model, refiner)
             refiner.cache = self.model.cache
             self._refiners[name] = refiner
         self._last_refiner = refiner
@@ -115,16 +115,16 @@ class Shelf:
     def _net(self, control: "Control") -> ControlNet | None:
         if not control.acts:
             return None
-        name = control.net or catalog.net_for(control.kind, self.model.family.name)
-        entry = self.store.known(name, "control")
+        name = control.net or catalog.choose_controlnet(control.kind, self.model.family.name)
+        entry = self.store.find_if(name, "control")
 
         def load() -> ControlNet:
-            return replace(load_net(entry.path if entry else name, self.model), name=name)
+            return replace(load_controlnet(entry.path if entry else name, self.model), name=name)
 
         return self._keep(("net", name, entry and entry.sha256), load)
 
     def _estimator(self, control: "Control") -> Estimator | None:
-        name = control.estimator or catalog.ESTIMATOR_FOR.get(control.kind)
+        name = control.estimator or catalog.DEFAULT_ESTIMATORS.get(control.kind)
         sight = HINTS[control.kind].sight
         if name is None or sight is None or control.hint or not control.acts:
             return None
@@ -150,19 +150,21 @@ class Shelf:
         )
 
 
-def load_added(name: str | PathLike[str], store: Store, *, device: str, dtype: str) -> "Model":
+def load_library_model(
+    name: str | PathLike[str], store: Library, *, device: str, dtype: str
+) -> "Model":
     """A model by its name: of the store's checkpoints, or as `load_model` knows them.
 
     Raises:
         ModelNotFoundError, CheckpointError, DeviceError: as `load_model`.
     """
-    entry = store.known(name, "checkpoint") if isinstance(name, str) else None
+    entry = store.find_if(name, "checkpoint") if isinstance(name, str) else None
     model = load_model(entry.path if entry else name, device=device, dtype=dtype)
     model.name = fspath(name)
     return model
 
 
-def check_second(model: "Model", second: "Model") -> None:
+def check_refiner(model: "Model", second: "Model") -> None:
     """Raise unless the second model reads the first one's latents."""
     for key in ("latent_channels", "scaling_factor"):
         a, b = model.vae.config[key], second.vae.config[key]

@@ -14,19 +14,19 @@ from PIL import Image
 
 T = TypeVar("T")
 
-BUDGET = 512 * 2**20
+DEFAULT_CACHE_BYTES = 512 * 2**20
 """Bytes that a cache keeps where nothing else is said: the pictures and prompts of dozens of
 requests of 1024²."""
 
-ENTRY = 1024
+ENTRY_OVERHEAD_BYTES = 1024
 """Bytes that an entry takes by itself, beside its value: its key, and our notes of it."""
 
-PICTURE_BYTES = {"1": 1, "L": 1, "P": 1}
+PIXEL_BYTES = {"1": 1, "L": 1, "P": 1}
 """Of a pixel in memory, by Pillow's mode; 4 in all others."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedValue:
     """A value that is kept, and its bytes."""
 
     value: Any
@@ -44,13 +44,13 @@ class Cache:
         size: bytes that are kept.
     """
 
-    def __init__(self, budget: float = BUDGET):
+    def __init__(self, budget: float = DEFAULT_CACHE_BYTES):
         """Nothing is kept yet; with a budget of 0, nothing ever is."""
         self.budget = budget
         self.size = 0
         self._hits = Counter[str]()
         self._misses = Counter[str]()
-        self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
+        self._entries: OrderedDict[Hashable, CachedValue] = OrderedDict()
         self._changing = threading.Lock()
 
     def __len__(self) -> int:
@@ -75,7 +75,7 @@ class Cache:
                 return found.value
             self._misses[kind] += 1
         made = make()
-        entry = Entry(made, ENTRY + bytes_of(made))
+        entry = CachedValue(made, ENTRY_OVERHEAD_BYTES + measure_bytes(made))
         with self._changing:
             self._keep(where, entry)
         return made
@@ -91,7 +91,7 @@ class Cache:
             self._entries.clear()
             self.size = 0
 
-    def _keep(self, where: Hashable, entry: Entry) -> None:
+    def _keep(self, where: Hashable, entry: CachedValue) -> None:
         if entry.size > self.budget:
             return  # it would push out all others, and itself
         if before := self._entries.pop(where, None):
@@ -103,18 +103,18 @@ class Cache:
             self.size -= oldest.size
 
 
-def bytes_of(value: object) -> int:
+def measure_bytes(value: object) -> int:
     """Bytes of the tensors, arrays, pictures and text in a value; what is in it twice counts once.
 
     Raises:
         TypeError: there is something in it whose size cannot be told.
     """
     found: dict[int, int] = {}
-    _weigh(value, found)
+    _collect_bytes(value, found)
     return sum(found.values())
 
 
-def _weigh(value: Any, found: dict[int, int]) -> None:
+def _collect_bytes(value: Any, found: dict[int, int]) -> None:
     match value:
         case torch.Tensor():
             storage = value.untyped_storage()  # a view keeps all of it
@@ -124,17 +124,17 @@ def _weigh(value: Any, found: dict[int, int]) -> None:
             owner: NDArray[Any] = base if isinstance(base, np.ndarray) else value
             found[id(owner)] = owner.nbytes
         case Image.Image():
-            found[id(value)] = value.width * value.height * PICTURE_BYTES.get(value.mode, 4)
+            found[id(value)] = value.width * value.height * PIXEL_BYTES.get(value.mode, 4)
         case None | int() | float() | str() | bytes():
             found[id(value)] = sys.getsizeof(value)
         case tuple() | list():
             for part in value:
-                _weigh(part, found)
+                _collect_bytes(part, found)
         case Mapping():
             for part in value.values():
-                _weigh(part, found)
+                _collect_bytes(part, found)
         case _ if is_dataclass(value):
             for own in fields(value):
-                _weigh(getattr(value, own.name), found)
+                _collect_bytes(getattr(value, own.name), found)
         case _:
             raise TypeError(f"cannot tell the size of a {type(value).__name__}")

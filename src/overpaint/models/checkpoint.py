@@ -4,7 +4,6 @@ The modules are built on the meta device, without memory, and each tensor is rea
 its place in its final dtype, so that loading takes no more memory than the model and one tensor.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -18,28 +17,31 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models.devices import Placement, place
+from overpaint.models.devices import DeviceChoice, choose_device
 from overpaint.models.family import Configs, parse_configs
-from overpaint.models.files import single_file
-from overpaint.models.files.clip_vocabulary import load_clip_tokenizer
-from overpaint.models.files.digests import sha256_of
-from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, fill, open_weights
+from overpaint.models.files import single_file, weight_variants
+from overpaint.models.files.clip_vocabulary import load_clip_tokenizer, load_tokenizer
+from overpaint.models.files.digests import compute_sha256
+from overpaint.models.files.json_config import read_json_config
+from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, fill_module, open_weights
+from overpaint.models.latent_preview import LatentPreview
 from overpaint.models.library import catalog
-from overpaint.models.model import LatentPreview, Model, NoiseConfig, Prediction, TextEncoder
+from overpaint.models.model import Model, TextEncoder
+from overpaint.models.noise_config import NoiseConfig, Prediction
 from overpaint.nn.blocks import install_blocks
 from overpaint.nn.packed import pack_network
 
 Tensors = Mapping[str, LazyTensor]
 
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+TOKENIZER_FOLDERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """The parts that are text encoders, and the folders of their tokenizers."""
 
-NOT_OURS = ("EDM", "FlowMatch")
+UNSUPPORTED_SCHEDULERS = ("EDM", "FlowMatch")
 """How the names of schedulers begin whose formulation of noise is another than SDXL's."""
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointSource:
     """A checkpoint found and described, its tensors not read yet.
 
     Attributes:
@@ -84,15 +86,17 @@ def load_model(
         RequestError: an unknown device or dtype.
         DeviceError: this machine has no such device.
     """
-    path = catalog.resolve(fspath(name))
+    path = catalog.resolve_model(fspath(name))
     weights = None if path.is_dir() else open_weights(path)
-    configs = folder_configs(path) if weights is None else single_file.recognize_file(weights)
-    placement = place(device, dtype, vae_dtype, small=configs.family.name.startswith("miniature"))
+    configs = read_folder_configs(path) if weights is None else single_file.recognize_file(weights)
+    placement = choose_device(
+        device, dtype, vae_dtype, small=configs.family.name.startswith("miniature")
+    )
     if weights is None:
         source = open_folder(path, configs, half=placement.dtype != torch.float32)
     else:
         source = open_single_file(weights, configs)
-    return build(fspath(name), source, placement)
+    return build_model(fspath(name), source, placement)
 
 
 def load_preview_decoder(
@@ -107,15 +111,15 @@ def load_preview_decoder(
     folder = Path(path)
     if not folder.is_dir():
         raise ModelNotFoundError(f"no such folder: {folder} (a preview decoder)")
-    decoder: AutoencoderTiny = _made(
-        AutoencoderTiny, _json(folder / "config.json"), "preview decoder"
+    decoder: AutoencoderTiny = _build_on_meta(
+        AutoencoderTiny, read_json_config(folder / "config.json"), "preview decoder"
     )
-    stored, _ = _part(folder, half=dtype != torch.float32)
-    fill(decoder, stored, part="preview decoder", device=device, dtype=dtype)
+    stored, _ = _open_part(folder, half=dtype != torch.float32)
+    fill_module(decoder, stored, part="preview decoder", device=device, dtype=dtype)
     return decoder
 
 
-def build(name: str, source: Source, placement: Placement) -> Model:
+def build_model(name: str, source: CheckpointSource, placement: DeviceChoice) -> Model:
     """Build the modules and read the tensors into them.
 
     Raises:
@@ -123,9 +127,9 @@ def build(name: str, source: Source, placement: Placement) -> Model:
     """
     configs, device, dtype = source.configs, placement.device, placement.dtype
     family = configs.family
-    unet: UNet2DConditionModel = _made(UNet2DConditionModel, configs.unet, "unet")
-    vae: AutoencoderKL = _made(AutoencoderKL, configs.vae, "vae")
-    fill(
+    unet: UNet2DConditionModel = _build_on_meta(UNet2DConditionModel, configs.unet, "unet")
+    vae: AutoencoderKL = _build_on_meta(AutoencoderKL, configs.vae, "vae")
+    fill_module(
         unet,
         source.tensors["unet"],
         part="unet",
@@ -135,7 +139,7 @@ def build(name: str, source: Source, placement: Placement) -> Model:
     )
     install_blocks(unet)
     pack_network(unet)
-    fill(
+    fill_module(
         vae,
         source.tensors["vae"],
         part="vae",
@@ -146,19 +150,19 @@ def build(name: str, source: Source, placement: Placement) -> Model:
     encoders: list[TextEncoder] = []
     for part, config in configs.text_encoders.items():
         tokenizer = source.tokenizers[part]
-        module = _text_encoder(part, config, tokenizer)
-        stored = _as_named_in(module, source.tensors[part])
-        fill(module, stored, part=part, device=device, dtype=dtype)
+        module = _build_text_encoder(part, config, tokenizer)
+        stored = _rename_for_module(module, source.tensors[part])
+        fill_module(module, stored, part=part, device=device, dtype=dtype)
         encoders.append(TextEncoder(tokenizer, module))
     return Model(
         name=name,
         family=family,
-        sha256=sha256_of(source.files),
+        sha256=compute_sha256(source.files),
         unet=unet,
         vae=vae,
         text_encoders=tuple(encoders),
         noise=source.noise,
-        native_size=native_size(configs),
+        native_size=get_native_size(configs),
         device=device,
         dtype=dtype,
         zero_empty_negative=bool(configs.model_index.get("force_zeros_for_empty_prompt", True)),
@@ -167,7 +171,7 @@ def build(name: str, source: Source, placement: Placement) -> Model:
     )
 
 
-def folder_configs(folder: Path) -> Configs:
+def read_folder_configs(folder: Path) -> Configs:
     """The configs of a diffusers folder.
 
     Raises:
@@ -175,21 +179,21 @@ def folder_configs(folder: Path) -> Configs:
     """
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(f"{folder} has no model_index.json, so it is no diffusers folder")
-    index = _json(folder / "model_index.json")
-    encoders = [part for part in TOKENIZERS if index.get(part, (None,))[0]]
+    index = read_json_config(folder / "model_index.json")
+    encoders = [part for part in TOKENIZER_FOLDERS if index.get(part, (None,))[0]]
     if missing := [part for part in ("unet", "vae") if part not in index]:
         kind = index.get("_class_name", "folder")
         raise CheckpointError(f"{folder}: a {kind} without {missing[0]}; Overpaint runs SDXL")
-    where = {part: _place(folder, part, index) for part in ("unet", "vae", *encoders)}
-    parts = {part: _json(own / "config.json") for part, own in where.items()}
-    scheduler = _json(_place(folder, "scheduler", index) / "scheduler_config.json")
+    where = {part: _locate_part(folder, part, index) for part in ("unet", "vae", *encoders)}
+    parts = {part: read_json_config(own / "config.json") for part, own in where.items()}
+    scheduler = read_json_config(_locate_part(folder, "scheduler", index) / "scheduler_config.json")
     try:
         return parse_configs(parts | {"scheduler": scheduler, "model_index": index})
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
 
 
-def open_folder(folder: Path, configs: Configs, *, half: bool) -> Source:
+def open_folder(folder: Path, configs: Configs, *, half: bool) -> CheckpointSource:
     """A diffusers folder.
 
     Args:
@@ -204,22 +208,22 @@ def open_folder(folder: Path, configs: Configs, *, half: bool) -> Source:
     files: list[Path] = []
     index = configs.model_index
     for part in ("unet", "vae", *configs.text_encoders):
-        tensors[part], own = _part(_place(folder, part, index), half=half)
+        tensors[part], own = _open_part(_locate_part(folder, part, index), half=half)
         files += own
-    return Source(
+    return CheckpointSource(
         configs=configs,
         tensors=tensors,
         tokenizers={
-            part: load_tokenizer(_place(folder, TOKENIZERS[part], index))
+            part: load_tokenizer(_locate_part(folder, TOKENIZER_FOLDERS[part], index))
             for part in configs.text_encoders
         },
-        noise=noise_config(configs.scheduler),
+        noise=parse_noise_config(configs.scheduler),
         files=tuple(sorted(files)),
-        preview=_preview(_place(folder, "preview.json", index)),
+        preview=_read_preview(_locate_part(folder, "preview.json", index)),
     )
 
 
-def _place(folder: Path, part: str, index: Mapping[str, Any]) -> Path:
+def _locate_part(folder: Path, part: str, index: Mapping[str, Any]) -> Path:
     """Where a part of a folder is: in it, or in the one beside it that it shares parts with.
 
     `_shares_with` in model_index.json is ours: the miniature's second networks come without
@@ -229,31 +233,31 @@ def _place(folder: Path, part: str, index: Mapping[str, Any]) -> Path:
     return own if own.exists() or shared is None else folder.parent / str(shared) / part
 
 
-def open_single_file(weights: WeightsFile, configs: Configs) -> Source:
+def open_single_file(weights: WeightsFile, configs: Configs) -> CheckpointSource:
     """A single file in SDXL's original layout.
 
     Raises:
         CheckpointError: a key belongs to no part.
     """
-    tensors, notices = single_file.convert(weights, configs)
-    return Source(
+    tensors, notices = single_file.convert_checkpoint(weights, configs)
+    return CheckpointSource(
         configs=configs,
         tensors=tensors,
         tokenizers={part: load_clip_tokenizer(part) for part in configs.text_encoders},
-        noise=single_file.noise_config(weights),
+        noise=single_file.read_noise_config(weights),
         files=(weights.path,),
         notices=notices,
     )
 
 
-def noise_config(scheduler: Mapping[str, Any]) -> NoiseConfig:
+def parse_noise_config(scheduler: Mapping[str, Any]) -> NoiseConfig:
     """How a model was trained, from the config of a diffusers scheduler.
 
     Raises:
         CheckpointError: in another formulation than SDXL's, or a value is missing or unknown.
     """
     kind = str(scheduler.get("_class_name", ""))
-    if kind.startswith(NOT_OURS) or scheduler.get("trained_betas") is not None:
+    if kind.startswith(UNSUPPORTED_SCHEDULERS) or scheduler.get("trained_betas") is not None:
         raise CheckpointError(f"trained for {kind} (or with betas of its own); Overpaint runs SDXL")
     for key, known in (
         ("prediction_type", get_args(Prediction)),
@@ -278,7 +282,7 @@ def noise_config(scheduler: Mapping[str, Any]) -> NoiseConfig:
         raise CheckpointError(f"scheduler_config.json: {error!r}") from error
 
 
-def native_size(configs: Configs) -> int:
+def get_native_size(configs: Configs) -> int:
     """The side in pixels of the square that a checkpoint was trained on."""
     side = configs.unet.get("sample_size")
     if not isinstance(side, int):
@@ -286,7 +290,7 @@ def native_size(configs: Configs) -> int:
     return side * 2 ** (len(configs.vae["block_out_channels"]) - 1)
 
 
-def _text_encoder(
+def _build_text_encoder(
     part: str, config: Mapping[str, Any], tokenizer: CLIPTokenizer
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
     """A text encoder on the meta device, which pools at its tokenizer's end token.
@@ -307,7 +311,7 @@ def _text_encoder(
         return kind(text_config)
 
 
-def _as_named_in(module: torch.nn.Module, stored: Tensors) -> Tensors:
+def _rename_for_module(module: torch.nn.Module, stored: Tensors) -> Tensors:
     """A text encoder's tensors by the names that the installed transformers gives them.
 
     Files say `text_model.` before each name; since 5.6 the module without a projection does not.
@@ -319,10 +323,12 @@ def _as_named_in(module: torch.nn.Module, stored: Tensors) -> Tensors:
     return {name.removeprefix("text_model."): tensor for name, tensor in needed.items()}
 
 
-def _part(folder: Path, *, half: bool) -> tuple[dict[str, LazyTensor], list[Path]]:
+def _open_part(folder: Path, *, half: bool) -> tuple[dict[str, LazyTensor], list[Path]]:
     """The tensors of one part of a folder, and the files they are in."""
     try:
-        names = catalog.choose((entry.name for entry in folder.iterdir()), half=half)
+        names = weight_variants.choose_weight_files(
+            (entry.name for entry in folder.iterdir()), half=half
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     files = [folder / name for name in names]
@@ -332,44 +338,20 @@ def _part(folder: Path, *, half: bool) -> tuple[dict[str, LazyTensor], list[Path
     return tensors, files
 
 
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's tokenizer of a folder.
-
-    Raises:
-        CheckpointError: it is not there, or damaged.
-    """
-    have = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
-    if "tokenizer.json" not in have and not have >= {"vocab.json", "merges.txt"}:
-        raise CheckpointError(f"{folder}: neither vocab.json and merges.txt nor tokenizer.json")
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-
-
-def _preview(path: Path) -> LatentPreview | None:
+def _read_preview(path: Path) -> LatentPreview | None:
     """The linear map that a folder carries, if it does."""
     if not path.is_file():
         return None
-    fitted = _json(path)
+    fitted = read_json_config(path)
     rows = [(float(r), float(g), float(b)) for r, g, b in fitted["latent_rgb_factors"]]
     red, green, blue = fitted["latent_rgb_bias"]
     return LatentPreview(tuple(rows), (float(red), float(green), float(blue)))
 
 
-def _made(kind: Any, config: Mapping[str, Any], part: str) -> Any:
+def _build_on_meta(kind: Any, config: Mapping[str, Any], part: str) -> Any:
     """A diffusers module of a config, on the meta device."""
     try:
         with torch.device("meta"):
             return kind.from_config(dict(config))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{part}: its config makes no {kind.__name__}: {error}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error

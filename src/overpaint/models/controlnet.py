@@ -22,10 +22,11 @@ from diffusers.models.controlnets.controlnet_union import ControlNetUnionModel
 from torch import Tensor, nn
 
 from overpaint.errors import CheckpointError
-from overpaint.models.adapters import weights_of
-from overpaint.models.files.digests import sha256_of
-from overpaint.models.files.original_layout import original_name
-from overpaint.models.files.safetensors_io import LazyTensor, fill, open_weights, sample_keys
+from overpaint.models.adapters import get_adapter_merger
+from overpaint.models.files import weight_variants
+from overpaint.models.files.digests import compute_sha256
+from overpaint.models.files.original_layout import to_original_name
+from overpaint.models.files.safetensors_io import LazyTensor, fill_module, open_weights, sample_keys
 from overpaint.models.library import catalog
 from overpaint.nn.blocks import install_blocks
 from overpaint.nn.packed import pack_network, unpacked_state
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
     from overpaint.models.model import Model
 
 Tensors = Mapping[str, LazyTensor]
-Kind = Literal["controlnet", "union", "adapter"]
+ControlNetKind = Literal["controlnet", "union", "adapter"]
 
-HINT = "controlnet_cond_embedding"
-SHARED = (
+HINT_EMBEDDING = "controlnet_cond_embedding"
+SHARED_CONFIG_KEYS = (
     *("block_out_channels", "layers_per_block", "norm_num_groups", "attention_head_dim"),
     *("use_linear_projection", "cross_attention_dim", "addition_embed_type"),
     *("addition_time_embed_dim", "projection_class_embeddings_input_dim"),
@@ -65,13 +66,13 @@ class ControlNet:
 
     name: str
     sha256: str
-    kind: Kind
+    kind: ControlNetKind
     module: Any
     embedding: nn.Module | None
     types: int = 0
 
     @torch.inference_mode()
-    def see(self, hint: Tensor) -> tuple[Tensor, ...]:
+    def extract_features(self, hint: Tensor) -> tuple[Tensor, ...]:
         """The features of a hint [1, 3, H, W] in 0..1: they are the same at every step.
 
         Returns:
@@ -83,7 +84,7 @@ class ControlNet:
         return (self.embedding(seen),)
 
 
-def load_net(name: str | PathLike[str], model: "Model") -> ControlNet:
+def load_controlnet(name: str | PathLike[str], model: "Model") -> ControlNet:
     """Load a control net for a model, on its device and in its dtype.
 
     Args:
@@ -94,11 +95,11 @@ def load_net(name: str | PathLike[str], model: "Model") -> ControlNet:
         ModelNotFoundError: no such net.
         CheckpointError: it is none, of another family, or damaged.
     """
-    path = catalog.resolve_net(str(name))
-    file = _weights(path)
+    path = catalog.resolve_controlnet(str(name))
+    file = _find_weights(path)
     tensors: Tensors = open_weights(file).tensors
     try:
-        module, kind = _module(tensors, model)
+        module, kind = _build_module(tensors, model)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
     embedding: nn.Module | None = None
@@ -112,28 +113,28 @@ def load_net(name: str | PathLike[str], model: "Model") -> ControlNet:
     if isinstance(module, ControlNetUnionModel):
         isolate_rows(module)
         types = int(module.config["num_control_type"])
-    return ControlNet(str(name), sha256_of((file,)), kind, module, embedding, types)
+    return ControlNet(str(name), compute_sha256((file,)), kind, module, embedding, types)
 
 
-def _weights(path: Path) -> Path:
+def _find_weights(path: Path) -> Path:
     """The file of a net's weights: itself, or the one in its folder."""
     if path.is_file():
         return path
-    names = catalog.choose([entry.name for entry in path.iterdir()], half=True)
+    names = weight_variants.choose_weight_files([entry.name for entry in path.iterdir()], half=True)
     if len(names) > 1:
         raise CheckpointError(f"{path}: a control net in {len(names)} shards; give one file")
     return path / names[0]
 
 
-def _module(tensors: Tensors, model: "Model") -> tuple[Any, Kind]:
+def _build_module(tensors: Tensors, model: "Model") -> tuple[Any, ControlNetKind]:
     """The module that the tensors make, for a model."""
     if any(re.match(r"(adapter\.)?body\.\d", key) for key in tensors):
-        return _adapter(tensors, model), "adapter"
+        return _build_adapter(tensors, model), "adapter"
     if "lora_controlnet" in tensors:
-        return _control_lora(tensors, model), "controlnet"
+        return _build_control_lora(tensors, model), "controlnet"
     prefix = "control_model."
     plain = {key.removeprefix(prefix): stored for key, stored in tensors.items()}
-    if "input_hint_block.0.weight" not in plain and f"{HINT}.conv_in.weight" not in plain:
+    if "input_hint_block.0.weight" not in plain and f"{HINT_EMBEDDING}.conv_in.weight" not in plain:
         raise CheckpointError(
             f"this is no control net that Overpaint knows; its keys are {sample_keys(tensors)}"
         )
@@ -144,18 +145,18 @@ def _module(tensors: Tensors, model: "Model") -> tuple[Any, Kind]:
             "a control net without size ids, for Stable Diffusion 1.5 or 2; Overpaint runs SDXL's"
         )
     union = "task_embedding" in plain
-    config = _original_config(plain, model) if original else _config(plain, model)
+    config = _infer_original_config(plain, model) if original else _infer_config(plain, model)
     kind = ControlNetUnionModel if union else ControlNetModel
     with torch.device("meta"):
         module: Any = kind(**config)
     if original:
-        plain = _renamed(plain, module)
+        plain = _rename_tensors(plain, module)
     _fill(module, plain, model)
     return module, "union" if union else "controlnet"
 
 
 def _fill(module: nn.Module, tensors: Tensors, model: "Model") -> None:
-    fill(
+    fill_module(
         module,
         tensors,
         part="control net",
@@ -165,23 +166,26 @@ def _fill(module: nn.Module, tensors: Tensors, model: "Model") -> None:
     )
 
 
-def _renamed(plain: Tensors, module: Any) -> dict[str, LazyTensor]:
+def _rename_tensors(plain: Tensors, module: Any) -> dict[str, LazyTensor]:
     """Tensors of the original layout by diffusers' names; those that belong nowhere keep theirs."""
     layers = int(module.config["layers_per_block"])
-    names = {original_name(name, layers=layers): name for name in module.state_dict()}
+    names = {to_original_name(name, layers=layers): name for name in module.state_dict()}
     return {names.get(key, key): stored for key, stored in plain.items()}
 
 
-def _config(plain: Mapping[str, Any], model: "Model") -> dict[str, Any]:
+def _infer_config(plain: Mapping[str, Any], model: "Model") -> dict[str, Any]:
     """A control net's config, from its keys and the UNet that it is for."""
     unet: Any = model.unet.config
-    config = {key: unet[key] for key in SHARED}
+    config = {key: unet[key] for key in SHARED_CONFIG_KEYS}
     levels = len(config["block_out_channels"])
-    depths = [_depth(plain, f"down_blocks.{level}.attentions.0") for level in range(levels)]
+    depths = [
+        _count_transformer_blocks(plain, f"down_blocks.{level}.attentions.0")
+        for level in range(levels)
+    ]
     config["down_block_types"] = tuple(
         "DownBlock2D" if depth is None else "CrossAttnDownBlock2D" for depth in depths
     )
-    middle = _depth(plain, "mid_block.attentions.0")
+    middle = _count_transformer_blocks(plain, "mid_block.attentions.0")
     last = depths[-1] if middle is None else middle  # the middle is as deep as the last block
     config["transformer_layers_per_block"] = [depth or 0 for depth in (*depths[:-1], last)]
     if "task_embedding" in plain:
@@ -190,23 +194,23 @@ def _config(plain: Mapping[str, Any], model: "Model") -> dict[str, Any]:
             "num_control_type": types,
             "num_trans_channel": width,
             "num_trans_head": FUSER_HEADS,
-            "num_trans_layer": _count(plain, r"transformer_layes\.(\d+)\."),
+            "num_trans_layer": _count_matches(plain, r"transformer_layes\.(\d+)\."),
             "num_proj_channel": plain["spatial_ch_projs.weight"].shape[0],
         }
     elif middle is None:
         config["mid_block_type"] = "UNetMidBlock2D"
-    steps = _count(plain, rf"{HINT}\.blocks\.(\d+)\.")
-    first = plain[f"{HINT}.conv_in.weight"].shape[0]
-    widths = (plain[f"{HINT}.blocks.{i}.weight"].shape[0] for i in range(1, steps, 2))
+    steps = _count_matches(plain, rf"{HINT_EMBEDDING}\.blocks\.(\d+)\.")
+    first = plain[f"{HINT_EMBEDDING}.conv_in.weight"].shape[0]
+    widths = (plain[f"{HINT_EMBEDDING}.blocks.{i}.weight"].shape[0] for i in range(1, steps, 2))
     return config | {"conditioning_embedding_out_channels": (first, *widths)}
 
 
-def _original_config(plain: Mapping[str, Any], model: "Model") -> dict[str, Any]:
+def _infer_original_config(plain: Mapping[str, Any], model: "Model") -> dict[str, Any]:
     """As `_config`, of the original layout: its attention is told by other names."""
     layers = int(model.unet.config["layers_per_block"])
     levels = len(model.unet.config["block_out_channels"])
     names = {
-        original_name(f"{stem}.attentions.0", layers=layers): f"{stem}.attentions.0"
+        to_original_name(f"{stem}.attentions.0", layers=layers): f"{stem}.attentions.0"
         for stem in (*(f"down_blocks.{level}" for level in range(levels)), "mid_block")
     }
     known: dict[str, Any] = {}
@@ -215,26 +219,26 @@ def _original_config(plain: Mapping[str, Any], model: "Model") -> dict[str, Any]
             number = int(match[1])
             place = "conv_in" if number == 0 else f"blocks.{number // 2 - 1}"
             if number != 14:
-                known[f"{HINT}.{place}.{match[2]}"] = stored
+                known[f"{HINT_EMBEDDING}.{place}.{match[2]}"] = stored
         for original, name in names.items():
             if key.startswith(f"{original}."):
                 known[name + key.removeprefix(original)] = stored
-    return _config(known, model)
+    return _infer_config(known, model)
 
 
-def _depth(plain: Mapping[str, Any], stem: str) -> int | None:
+def _count_transformer_blocks(plain: Mapping[str, Any], stem: str) -> int | None:
     """How many transformer blocks an attention has; None where there is no attention."""
     if f"{stem}.norm.weight" not in plain:
         return None
-    return _count(plain, re.escape(stem) + r"\.transformer_blocks\.(\d+)\.")
+    return _count_matches(plain, re.escape(stem) + r"\.transformer_blocks\.(\d+)\.")
 
 
-def _count(plain: Mapping[str, Any], pattern: str) -> int:
+def _count_matches(plain: Mapping[str, Any], pattern: str) -> int:
     found = (re.match(pattern, key) for key in plain)
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
-def _adapter(tensors: Tensors, model: "Model") -> Any:
+def _build_adapter(tensors: Tensors, model: "Model") -> Any:
     named = {f"adapter.{key.removeprefix('adapter.')}": stored for key, stored in tensors.items()}
     if (first := named.get("adapter.conv_in.weight")) is None:
         raise CheckpointError("a T2I-Adapter without conv_in; it is damaged")
@@ -246,32 +250,34 @@ def _adapter(tensors: Tensors, model: "Model") -> Any:
         )
     channels = [
         named[f"adapter.body.{level}.resnets.0.block1.weight"].shape[0]
-        for level in range(_count(named, r"adapter\.body\.(\d+)\."))
+        for level in range(_count_matches(named, r"adapter\.body\.(\d+)\."))
     ]
-    depth = _count(named, r"adapter\.body\.0\.resnets\.(\d+)\.")
+    depth = _count_matches(named, r"adapter\.body\.0\.resnets\.(\d+)\.")
     with torch.device("meta"):
         module = T2IAdapter(3, channels, depth, factor, "full_adapter_xl")
     _fill(module, named, model)
     return module
 
 
-def _control_lora(tensors: Tensors, model: "Model") -> Any:
+def _build_control_lora(tensors: Tensors, model: "Model") -> Any:
     """A ControlNet of the UNet's own encoder, changed as the file says: W + up · down."""
     plain = {key: stored for key, stored in tensors.items() if key != "lora_controlnet"}
     unet: Any = model.unet.config
     layers = int(unet["layers_per_block"])
     hint = {key: plain[key] for key in plain if key.startswith("input_hint_block.")}
-    widths = _original_config(hint, model)["conditioning_embedding_out_channels"]
-    config = {key: unet[key] for key in SHARED}
+    widths = _infer_original_config(hint, model)["conditioning_embedding_out_channels"]
+    config = {key: unet[key] for key in SHARED_CONFIG_KEYS}
     config |= {key: unet[key] for key in ("down_block_types", "transformer_layers_per_block")}
     with torch.device("meta"):
         module: Any = ControlNetModel(**config, conditioning_embedding_out_channels=widths)
-    weights_of(model).use("unet", ())  # or a LoRA of the request before would stay in the copy
+    get_adapter_merger(model).use(
+        "unet", ()
+    )  # or a LoRA of the request before would stay in the copy
     base = unpacked_state(model.unet)
     state: dict[str, Tensor] = {}
     unused = set(plain)
     for name, expected in module.state_dict().items():
-        original = original_name(name, layers=layers)
+        original = to_original_name(name, layers=layers)
         stem = original.removesuffix(".weight")
         changes = f"{stem}.up", f"{stem}.down"
         if original in plain:

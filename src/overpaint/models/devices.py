@@ -6,7 +6,7 @@ import torch
 
 from overpaint.errors import DeviceError, RequestError, did_you_mean
 
-DTYPES: dict[str, torch.dtype] = {
+DTYPES_BY_NAME: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp32": torch.float32,
@@ -17,7 +17,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 @dataclass(frozen=True)
-class Placement:
+class DeviceChoice:
     """Where the modules go and in which dtypes.
 
     Attributes:
@@ -31,7 +31,7 @@ class Placement:
     vae_dtype: torch.dtype
 
 
-def place(device: str, dtype: str, vae_dtype: str | None, *, small: bool) -> Placement:
+def choose_device(device: str, dtype: str, vae_dtype: str | None, *, small: bool) -> DeviceChoice:
     """Make a device and dtypes of their names.
 
     Args:
@@ -46,25 +46,25 @@ def place(device: str, dtype: str, vae_dtype: str | None, *, small: bool) -> Pla
         RequestError: no such device or dtype; near names are given.
         DeviceError: this machine has no such device.
     """
-    where = _device(device)
+    where = _find_device(device)
     if dtype == "auto":
-        what = torch.float32 if small and where.type == "cpu" else _half(where)
+        what = torch.float32 if small and where.type == "cpu" else _half_dtype(where)
     else:
-        what = _dtype("dtype", dtype)
+        what = _parse_dtype("dtype", dtype)
     if vae_dtype is not None:
-        return Placement(where, what, _dtype("vae_dtype", vae_dtype))
-    wider = torch.bfloat16 if computes_bf16(where) else torch.float32
-    return Placement(where, what, wider if what == torch.float16 else what)
+        return DeviceChoice(where, what, _parse_dtype("vae_dtype", vae_dtype))
+    wider = torch.bfloat16 if supports_bf16(where) else torch.float32
+    return DeviceChoice(where, what, wider if what == torch.float16 else what)
 
 
-def computes_bf16(device: torch.device) -> bool:
+def supports_bf16(device: torch.device) -> bool:
     """Whether the device has bfloat16 arithmetic of its own (a CPU always computes in it)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu"
 
 
-def available() -> list[torch.device]:
+def list_devices() -> list[torch.device]:
     """The devices of this machine, the one that "auto" takes first."""
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -72,18 +72,20 @@ def available() -> list[torch.device]:
     return [*devices, torch.device("cpu")]
 
 
-def _half(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if computes_bf16(device) else torch.float16
+def _half_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if supports_bf16(device) else torch.float16
 
 
-def _dtype(field: str, name: str) -> torch.dtype:
-    if (found := DTYPES.get(name.lower())) is None:
-        raise RequestError(field, f"unknown dtype {name!r}.{did_you_mean(name, ('auto', *DTYPES))}")
+def _parse_dtype(field: str, name: str) -> torch.dtype:
+    if (found := DTYPES_BY_NAME.get(name.lower())) is None:
+        raise RequestError(
+            field, f"unknown dtype {name!r}.{did_you_mean(name, ('auto', *DTYPES_BY_NAME))}"
+        )
     return found
 
 
-def _device(name: str) -> torch.device:
-    devices = available()
+def _find_device(name: str) -> torch.device:
+    devices = list_devices()
     if name == "auto":
         return devices[0]
     try:

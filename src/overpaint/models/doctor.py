@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from overpaint.errors import ModelError
-from overpaint.models.devices import available, place
+from overpaint.models.devices import choose_device, list_devices
 from overpaint.models.files.safetensors_io import open_weights
 from overpaint.models.library import catalog
 
@@ -25,7 +25,7 @@ with the area (published measurements of local tools agree on 4 to 4.5 GB)."""
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceReport:
     """A device of this machine.
 
     Attributes:
@@ -42,7 +42,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """What a model needs on the device that "auto" takes.
 
     Attributes:
@@ -63,7 +63,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """What `overpaint doctor` says.
 
     Attributes:
@@ -75,8 +75,8 @@ class Report:
     """
 
     versions: dict[str, str]
-    devices: tuple[Device, ...]
-    needs: tuple[Need, ...]
+    devices: tuple[DeviceReport, ...]
+    needs: tuple[MemoryNeed, ...]
     notes: tuple[str, ...]
     folders: dict[str, Path]
 
@@ -97,7 +97,7 @@ class Report:
         return lines + [f"{what}: {folder}" for what, folder in self.folders.items()]
 
 
-def report(model: str | None = None) -> Report:
+def inspect_machine(model: str | None = None) -> DoctorReport:
     """Look at this machine.
 
     Args:
@@ -105,8 +105,8 @@ def report(model: str | None = None) -> Report:
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    devices = tuple(_describe(device) for device in available())
-    needs: list[Need] = [_need("sdxl", SDXL_PARAMETERS, 1024, devices[0])]
+    devices = tuple(_describe(device) for device in list_devices())
+    needs: list[MemoryNeed] = [_need("sdxl", SDXL_PARAMETERS, 1024, devices[0])]
     notes: list[str] = []
     names = ["miniature", model] if model not in (None, "miniature", "sdxl") else ["miniature"]
     for name in names:
@@ -116,7 +116,7 @@ def report(model: str | None = None) -> Report:
         except ModelError as error:
             notes.append(str(error))
     programs = ("overpaint", "torch", "diffusers", "transformers", "safetensors", "huggingface-hub")
-    return Report(
+    return DoctorReport(
         versions={"python": platform.python_version()} | {p: version(p) for p in programs},
         devices=devices,
         needs=tuple(needs),
@@ -130,33 +130,35 @@ def report(model: str | None = None) -> Report:
 
 def _measure(name: str) -> tuple[int, int]:
     """How many parameters the files of a model hold, and its native side; reads headers only."""
-    from overpaint.models.checkpoint import folder_configs, native_size
+    from overpaint.models.checkpoint import get_native_size, read_folder_configs
     from overpaint.models.files.single_file import recognize_file
 
-    path = catalog.resolve(name, download=False)
+    path = catalog.resolve_model(name, download=False)
     files = sorted(path.glob("*/*.safetensors")) if path.is_dir() else [path]
     opened = [open_weights(file) for file in files]
-    configs = folder_configs(path) if path.is_dir() else recognize_file(opened[0])
+    configs = read_folder_configs(path) if path.is_dir() else recognize_file(opened[0])
     tensors = (tensor for weights in opened for tensor in weights.tensors.values())
-    return sum(tensor.file_shape.numel() for tensor in tensors), native_size(configs)
+    return sum(tensor.file_shape.numel() for tensor in tensors), get_native_size(configs)
 
 
-def _need(name: str, parameters: int, side: int, device: Device) -> Need:
-    dtype = place(device.name, "auto", None, small=side < 512).dtype
+def _need(name: str, parameters: int, side: int, device: DeviceReport) -> MemoryNeed:
+    dtype = choose_device(device.name, "auto", None, small=side < 512).dtype
     weights = parameters * dtype.itemsize
     working = int(DECODE_BYTES * (side / 1024) ** 2 * dtype.itemsize / 2)
     short = str(dtype).removeprefix("torch.")
-    return Need(name, side, short, weights, working, weights + working <= device.free)
+    return MemoryNeed(name, side, short, weights, working, weights + working <= device.free)
 
 
-def _describe(device: torch.device) -> Device:
+def _describe(device: torch.device) -> DeviceReport:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return Device(str(device), torch.cuda.get_device_name(device), total, free)
+        return DeviceReport(str(device), torch.cuda.get_device_name(device), total, free)
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
-        return Device("mps", platform.machine(), total, total - torch.mps.driver_allocated_memory())
+        return DeviceReport(
+            "mps", platform.machine(), total, total - torch.mps.driver_allocated_memory()
+        )
     capability = torch.backends.cpu.get_cpu_capability()
     label = f"{platform.machine()}, {os.cpu_count()} cores, {capability}"
     memory = psutil.virtual_memory()
-    return Device("cpu", label, memory.total, memory.available)
+    return DeviceReport("cpu", label, memory.total, memory.available)

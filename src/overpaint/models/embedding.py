@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from overpaint.errors import CheckpointError
-from overpaint.models.files.digests import sha256_of
+from overpaint.models.files.digests import compute_sha256
 from overpaint.models.files.safetensors_io import open_weights, sample_keys
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
 
-PARTS = {
+TEXT_ENCODERS_BY_KEY = {
     "clip_l": "text_encoder",
     "text_encoders_0": "text_encoder",
     "clip_g": "text_encoder_2",
     "text_encoders_1": "text_encoder_2",
 }
-MOST = 75
+MAX_EMBEDDING_VECTORS = 75
 """Vectors of one embedding: what a chunk of a prompt holds."""
 
 
@@ -57,7 +57,7 @@ def load_embedding(path: str | PathLike[str], name: str, model: "Model") -> Embe
         CheckpointError: none, one for another model, or damaged.
     """
     file = open_weights(Path(path))
-    if unknown := [key for key in file.tensors if key not in PARTS]:
+    if unknown := [key for key in file.tensors if key not in TEXT_ENCODERS_BY_KEY]:
         old = " (one vector set: for Stable Diffusion 1.5 or 2)" if "emb_params" in unknown else ""
         raise CheckpointError(
             f"{file.path}: no embedding of SDXL's{old}; its keys are {sample_keys(file.tensors)}, "
@@ -66,12 +66,12 @@ def load_embedding(path: str | PathLike[str], name: str, model: "Model") -> Embe
     vectors: dict[str, Tensor] = {}
     for key, stored in file.tensors.items():
         tensor = stored.read().float()
-        vectors[PARTS[key]] = tensor[None] if tensor.ndim == 1 else tensor
+        vectors[TEXT_ENCODERS_BY_KEY[key]] = tensor[None] if tensor.ndim == 1 else tensor
         if not tensor.isfinite().all():
             raise CheckpointError(f"{file.path}: {key} holds numbers that are not finite")
-    if missing := [part for part in model.encoders if part not in vectors]:
+    if missing := [part for part in model.encoders_by_part if part not in vectors]:
         raise CheckpointError(f"{file.path}: nothing for {missing[0]}; the file is damaged")
-    for part, encoder in model.encoders.items():
+    for part, encoder in model.encoders_by_part.items():
         width = encoder.model.config.hidden_size
         if vectors[part].ndim != 2 or vectors[part].shape[1] != width:
             raise CheckpointError(
@@ -79,12 +79,12 @@ def load_embedding(path: str | PathLike[str], name: str, model: "Model") -> Embe
                 f"{width} wide: an embedding for another model"
             )
     lengths = {len(v) for v in vectors.values()}
-    if len(lengths) > 1 or not 1 <= max(lengths) <= MOST:
+    if len(lengths) > 1 or not 1 <= max(lengths) <= MAX_EMBEDDING_VECTORS:
         raise CheckpointError(
             f"{file.path}: {', '.join(map(str, sorted(lengths)))} vectors; "
-            f"an embedding has 1 to {MOST}, as many for each text encoder"
+            f"an embedding has 1 to {MAX_EMBEDDING_VECTORS}, as many for each text encoder"
         )
-    return Embedding(name, sha256_of((file.path,)), vectors)
+    return Embedding(name, compute_sha256((file.path,)), vectors)
 
 
 Embeddings = tuple[Embedding, ...]

@@ -11,7 +11,6 @@ A folder as transformers writes it: `config.json`, `preprocessor_config.json`, s
 | `oneformer` | OneFormer (arXiv 2211.06220) | classes |
 """
 
-import json
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -31,13 +30,15 @@ from transformers.utils import logging
 
 from overpaint.errors import CheckpointError, DeviceError
 from overpaint.imaging.hints.drawing import ADE20K
-from overpaint.models.checkpoint import load_tokenizer
-from overpaint.models.files.digests import sha256_of
+from overpaint.models.files import weight_variants
+from overpaint.models.files.clip_vocabulary import load_tokenizer
+from overpaint.models.files.digests import compute_sha256
+from overpaint.models.files.json_config import read_json_config
 from overpaint.models.files.safetensors_io import open_weights, sample_keys
 from overpaint.models.library import catalog
 from overpaint.registry import Sight
 
-FAMILIES: dict[str, tuple[str, Sight]] = {
+ESTIMATOR_CLASSES: dict[str, tuple[str, Sight]] = {
     "depth_anything": ("DepthAnythingForDepthEstimation", "depth"),
     "dpt": ("DPTForDepthEstimation", "depth"),
     "zoedepth": ("ZoeDepthForDepthEstimation", "depth"),
@@ -47,7 +48,7 @@ FAMILIES: dict[str, tuple[str, Sight]] = {
 }
 """`model_type`: transformers' class, and what it sees."""
 
-PROCESSORS = {
+DEFAULT_PROCESSORS = {
     "depth_anything": "DPTImageProcessor",
     "dpt": "DPTImageProcessor",
     "zoedepth": "ZoeDepthImageProcessor",
@@ -56,13 +57,13 @@ PROCESSORS = {
 }
 """What makes a family's inputs where its folder does not say."""
 
-UNUSED = re.compile(r"neck\.fusion_stage\.layers\.0\.residual_layer1\.")
+UNUSED_PARAMETERS = re.compile(r"neck\.fusion_stage\.layers\.0\.residual_layer1\.")
 """Parameters that no forward pass reads, and many files lack."""
 
-TRAINING = re.compile(r"criterion\.|(model\.)?text_mapper\.|.*\.relative_position_index$")
+TRAINING_KEYS = re.compile(r"criterion\.|(model\.)?text_mapper\.|.*\.relative_position_index$")
 """Tensors that a file may hold without need: of OneFormer's loss, and indices that are computed."""
 
-NEAREST = 0.1
+MIN_DISTANCE_M = 0.1
 """Metres below which a metric estimate counts as this near: one speck may not take all greys."""
 
 
@@ -93,7 +94,7 @@ class Estimator:
     unused: tuple[str, ...] = ()
 
     @torch.inference_mode()
-    def see(self, picture: Image.Image) -> NDArray[Any]:
+    def estimate(self, picture: Image.Image) -> NDArray[Any]:
         """What is in an RGB picture.
 
         Returns:
@@ -113,13 +114,13 @@ class Estimator:
         try:
             output = self.module(pixel_values=pixels, **further)
             depth = self.sight == "depth"
-            seen = output.predicted_depth.float() if depth else scores(output)
+            seen = output.predicted_depth.float() if depth else score_classes(output)
             if not seen.isfinite().all():
                 raise DeviceError(
                     f"what {self.name} computed in {dtype} is not finite; its weights may be "
                     "damaged, or fp16 too narrow: load the model in bf16 or fp32."
                 )
-            values = self._near(seen, size) if depth else strongest(seen, size)
+            values = self._near(seen, size) if depth else pick_strongest_class(seen, size)
         except torch.OutOfMemoryError as error:
             raise DeviceError(f"{device} ran out of memory for {self.name}: {error}") from error
         return values.cpu().numpy()
@@ -131,10 +132,10 @@ class Estimator:
         padded = (height + 2 * down, width + 2 * across)
         larger = interpolate(estimate[None], padded, mode="bicubic", align_corners=False)[0, 0]
         found = larger[down : down + height, across : across + width]
-        return 1 / found.clamp(min=NEAREST) if self.metric else found
+        return 1 / found.clamp(min=MIN_DISTANCE_M) if self.metric else found
 
 
-def scores(output: Any) -> Tensor:
+def score_classes(output: Any) -> Tensor:
     """How much each of the 150 classes is seen at each place, [150, h, w]."""
     if "logits" in output:
         return output.logits[0].float()
@@ -144,7 +145,7 @@ def scores(output: Any) -> Tensor:
     return torch.einsum("qc,qhw->chw", named, placed)
 
 
-def strongest(seen: Tensor, size: tuple[int, int]) -> Tensor:
+def pick_strongest_class(seen: Tensor, size: tuple[int, int]) -> Tensor:
     """The class that is seen most at each pixel [h, w], of scores [classes, H, W].
 
     They are enlarged one by one: all at once would take as much memory as 150 pictures.
@@ -175,13 +176,13 @@ def load_estimator(
         CheckpointError: of another family, sees something else, a pickle, damaged, or incomplete.
     """
     folder = catalog.resolve_estimator(str(name))
-    family = str(settings_of(folder / "config.json").get("model_type"))
-    if family not in FAMILIES:
+    family = str(read_json_config(folder / "config.json").get("model_type"))
+    if family not in ESTIMATOR_CLASSES:
         raise CheckpointError(
             f"{folder} is of model_type {family!r}; estimators that Overpaint knows are "
-            f"{', '.join(FAMILIES)}"
+            f"{', '.join(ESTIMATOR_CLASSES)}"
         )
-    kind, sees = FAMILIES[family]
+    kind, sees = ESTIMATOR_CLASSES[family]
     if sees != sight:
         raise CheckpointError(f"{folder}: a {family} sees {sees}; this hint needs {sight}")
     try:
@@ -196,8 +197,8 @@ def _load(
     name: str, folder: Path, family: str, kind: Any, device: torch.device, dtype: torch.dtype
 ) -> Estimator:
     dtype = torch.float32 if device.type == "cpu" else dtype
-    config = kind.config_class.from_dict(settings_of(folder / "config.json"))
-    if FAMILIES[family][1] == "classes" and config.num_labels != len(ADE20K):
+    config = kind.config_class.from_dict(read_json_config(folder / "config.json"))
+    if ESTIMATOR_CLASSES[family][1] == "classes" and config.num_labels != len(ADE20K):
         raise CheckpointError(
             f"{folder} sees {config.num_labels} classes; hints of segmentation show ADE20K's "
             f"{len(ADE20K)}"
@@ -205,19 +206,21 @@ def _load(
     task = None
     if family == "oneformer":
         config.is_training = False  # or dropout is applied, and text expected
-        task = _task(folder, int(config.task_seq_len))
-    processor = processor_of(folder, PROCESSORS[family])
+        task = _tokenize_task(folder, int(config.task_seq_len))
+    processor = load_processor(folder, DEFAULT_PROCESSORS[family])
     try:
-        names = catalog.choose((e.name for e in folder.iterdir()), half=dtype != torch.float32)
+        names = weight_variants.choose_weight_files(
+            (e.name for e in folder.iterdir()), half=dtype != torch.float32
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     files = tuple(folder / file for file in names)
-    module, unused = _module(kind, config, files, dtype)
+    module, unused = _load_module(kind, config, files, dtype)
     padded = family == "zoedepth" and processor.do_pad
     return Estimator(
         name,
-        sha256_of(files),
-        FAMILIES[family][1],
+        compute_sha256(files),
+        ESTIMATOR_CLASSES[family][1],
         module.to(device).eval().requires_grad_(False),
         processor,
         metric=family == "zoedepth" or getattr(config, "depth_estimation_type", "") == "metric",
@@ -227,7 +230,7 @@ def _load(
     )
 
 
-def _module(
+def _load_module(
     kind: Any, config: Any, files: tuple[Path, ...], dtype: torch.dtype
 ) -> tuple[Any, tuple[str, ...]]:
     """The network with all its tensors, and the keys that it does not use.
@@ -235,7 +238,7 @@ def _module(
     By the library's own loader, which knows what tensors were called in its earlier releases.
     """
     tensors = {k: stored.read() for f in files for k, stored in open_weights(f).tensors.items()}
-    with _quietly():
+    with _silence_transformers():
         module, said = kind.from_pretrained(
             None,
             config=config,
@@ -245,7 +248,9 @@ def _module(
             output_loading_info=True,
         )
     faults = {
-        "missing": [key for key in sorted(said["missing_keys"]) if not UNUSED.match(key)],
+        "missing": [
+            key for key in sorted(said["missing_keys"]) if not UNUSED_PARAMETERS.match(key)
+        ],
         "of another shape": [str(entry[0]) for entry in said["mismatched_keys"]],
     }
     if any(faults.values()):
@@ -253,11 +258,11 @@ def _module(
             f"{len(keys)} {what}: {sample_keys(keys)}" for what, keys in faults.items() if keys
         )
         raise CheckpointError(f"{files[0]} does not fit its config; keys {'; '.join(listed)}")
-    unused = (key for key in sorted(said["unexpected_keys"]) if not TRAINING.match(key))
+    unused = (key for key in sorted(said["unexpected_keys"]) if not TRAINING_KEYS.match(key))
     return module, tuple(unused)
 
 
-def processor_of(folder: Path, default: str) -> Any:
+def load_processor(folder: Path, default: str) -> Any:
     """The library's own that a folder asks for, over Pillow: its other ones need torchvision.
 
     Args:
@@ -267,7 +272,7 @@ def processor_of(folder: Path, default: str) -> Any:
     Raises:
         CheckpointError: the file is missing, damaged, or asks for what there is not.
     """
-    settings = settings_of(folder / "preprocessor_config.json")
+    settings = read_json_config(folder / "preprocessor_config.json")
     # Older files call it a feature extractor, others name the variant that wrote them.
     names = (settings.pop(key, None) for key in ("image_processor_type", "feature_extractor_type"))
     asked = next((str(name) for name in names if name), default)
@@ -285,7 +290,7 @@ def processor_of(folder: Path, default: str) -> Any:
     return processor
 
 
-def _task(folder: Path, length: int) -> Tensor:
+def _tokenize_task(folder: Path, length: int) -> Tensor:
     """The tokens of OneFormer's task, [1, length], zero behind the last."""
     tokens = load_tokenizer(folder)(
         "the task is semantic",
@@ -298,7 +303,7 @@ def _task(folder: Path, length: int) -> Tensor:
 
 
 @contextmanager
-def _quietly() -> Generator[None]:
+def _silence_transformers() -> Generator[None]:
     """Without the library's own report and bar: what is wrong with a file is raised instead."""
 
     def no_bar(factory: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -311,20 +316,3 @@ def _quietly() -> Generator[None]:
     finally:
         logging.set_verbosity(level)
         logging.set_tqdm_hook(hook)
-
-
-def settings_of(path: Path) -> dict[str, Any]:
-    """What a file of JSON says.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or no object.
-    """
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no settings")
-    return found

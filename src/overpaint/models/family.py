@@ -6,20 +6,9 @@ from importlib.resources import files
 from typing import Any
 
 from overpaint.errors import CheckpointError
-from overpaint.models.model import LatentPreview
+from overpaint.models.latent_preview import SDXL_PREVIEW, LatentPreview
 
 SDXL_LICENSE = "CreativeML Open RAIL++-M (use restrictions of its attachment A apply)"
-
-SDXL_PREVIEW = LatentPreview(
-    factors=(
-        (0.3651, 0.4232, 0.4341),
-        (-0.2533, -0.0042, 0.1068),
-        (0.1076, 0.1111, -0.0362),
-        (-0.3165, -0.2492, -0.2188),
-    ),
-    bias=(0.1084, -0.0175, -0.0011),
-)
-"""The published fit for SDXL's VAE: github.com/comfyanonymous/ComfyUI, comfy/latent_formats.py."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +19,23 @@ class Family:
         name: as shown to users and stored in metadata.
         native_size: side in pixels of the square it was trained on, where its config is silent.
         in_channels: of the UNet: 4, or 9 where mask and masked picture are concatenated.
-        context: width of the UNet's cross-attention; None where any other than those named.
+        context_width: width of the UNet's cross-attention; None where any other than those named.
         text_encoders: how many.
         license: of the published weights; a fine-tune may add terms of its own.
         preview: the linear map for previews, when one is published for its VAE.
         paints: whether it can paint a picture by itself.
-        scored: its last size ids are an aesthetic score, as the refiner's.
+        has_aesthetic_score: its last size ids are an aesthetic score, as the refiner's.
     """
 
     name: str
     native_size: int
     in_channels: int
-    context: int | None
+    context_width: int | None
     text_encoders: int
     license: str
     preview: LatentPreview | None = None
     paints: bool = True
-    scored: bool = False
+    has_aesthetic_score: bool = False
 
     @property
     def sees_mask(self) -> bool:
@@ -68,19 +57,28 @@ FAMILIES: dict[str, Family] = {
             SDXL_LICENSE,
             SDXL_PREVIEW,
             paints=False,
-            scored=True,
+            has_aesthetic_score=True,
         ),
         Family("miniature", 128, 4, None, 2, "Apache-2.0"),
         Family("miniature-inpaint", 128, 9, None, 2, "Apache-2.0"),
-        Family("miniature-refiner", 128, 4, None, 1, "Apache-2.0", paints=False, scored=True),
+        Family(
+            "miniature-refiner",
+            128,
+            4,
+            None,
+            1,
+            "Apache-2.0",
+            paints=False,
+            has_aesthetic_score=True,
+        ),
     )
 }
 
-OTHERS: dict[int, str] = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2"}
+OTHER_MODELS_BY_WIDTH: dict[int, str] = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2"}
 """Cross-attention widths of UNets without size ids, which Overpaint does not run."""
 
 
-def recognize(unet: dict[str, Any], text_encoders: int) -> Family:
+def recognize_family(unet: dict[str, Any], text_encoders: int) -> Family:
     """The family of a UNet config.
 
     Args:
@@ -92,14 +90,14 @@ def recognize(unet: dict[str, Any], text_encoders: int) -> Family:
     """
     context, channels = unet.get("cross_attention_dim"), unet.get("in_channels", 4)
     if unet.get("addition_embed_type") != "text_time":
-        other = OTHERS.get(context) if isinstance(context, int) else None
+        other = OTHER_MODELS_BY_WIDTH.get(context) if isinstance(context, int) else None
         raise CheckpointError(
             f"this is a {other or 'UNet'} checkpoint "
             f"(cross-attention width {context}, no size ids); Overpaint runs SDXL"
         )
     for family in FAMILIES.values():
         wiring = (family.in_channels, family.text_encoders)
-        if wiring == (channels, text_encoders) and family.context in (context, None):
+        if wiring == (channels, text_encoders) and family.context_width in (context, None):
             return family
     raise CheckpointError(
         f"a UNet of {channels} input channels, cross-attention width {context} and "
@@ -133,7 +131,7 @@ class Configs:
         Raises:
             CheckpointError: none of ours.
         """
-        return recognize(self.unet, len(self.text_encoders))
+        return recognize_family(self.unet, len(self.text_encoders))
 
 
 def shipped_configs(name: str) -> Configs:

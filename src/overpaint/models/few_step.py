@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Distilled:
+class FewStepKind:
     """A way to paint in a few steps.
 
     Attributes:
@@ -40,33 +40,33 @@ class Distilled:
     steps: int
 
 
-KINDS = (
-    Distilled("LCM", r"lcm", "lcm", 4),
-    Distilled("TCD", r"tcd", "tcd", 4),
-    Distilled("SDXL-Lightning", r"sdxl lightning|lightning (?=.*\bsteps?\b)", "euler", 4),
-    Distilled("Hyper-SD", r"hyper sd(xl)?|hyper (?=.*\bsteps?\b)", "ddim", 8),
-    Distilled("SDXL Turbo", r"sdxl turbo", "euler_a", 4),
+FEW_STEP_KINDS = (
+    FewStepKind("LCM", r"lcm", "lcm", 4),
+    FewStepKind("TCD", r"tcd", "tcd", 4),
+    FewStepKind("SDXL-Lightning", r"sdxl lightning|lightning (?=.*\bsteps?\b)", "euler", 4),
+    FewStepKind("Hyper-SD", r"hyper sd(xl)?|hyper (?=.*\bsteps?\b)", "ddim", 8),
+    FewStepKind("SDXL Turbo", r"sdxl turbo", "euler_a", 4),
 )
-SCHEDULE = "trailing"
+FEW_STEP_SCHEDULE = "trailing"
 """For all of them: they were distilled from steps that begin at pure noise."""
 
-NAMED_BY = ("modelspec.title", "ss_output_name")
+TITLE_KEYS = ("modelspec.title", "ss_output_name")
 
 
-def settings(metadata: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
+def find_few_step_settings(metadata: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
     """What a LoRA's metadata asks for: the kind's name, and fields of `Request`.
 
     None where it names no such kind.
     """
-    title = next((metadata[key] for key in NAMED_BY if metadata.get(key)), "")
+    title = next((metadata[key] for key in TITLE_KEYS if metadata.get(key)), "")
     words = " ".join(re.findall(r"[a-z]+|\d+", title.lower()))
-    for kind in KINDS:
+    for kind in FEW_STEP_KINDS:
         if not re.search(rf"\b({kind.words})\b", words):
             continue
         said = re.search(r"\b(\d{1,2}) steps?\b", words)
         fields: dict[str, Any] = {
             "sampler": kind.sampler,
-            "schedule": SCHEDULE,
+            "schedule": FEW_STEP_SCHEDULE,
             "num_inference_steps": max(1, int(said[1])) if said else kind.steps,
         }
         if not re.search(r"\bcfg\b", words):
@@ -75,7 +75,9 @@ def settings(metadata: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def settled(request: "Request", adapters: "Adapters") -> tuple["Request", str | None]:
+def apply_few_step_settings(
+    request: "Request", adapters: "Adapters"
+) -> tuple["Request", str | None]:
     """The request with what it leaves unset as its LoRAs were made for, and what to say of it.
 
     Args:
@@ -83,7 +85,7 @@ def settled(request: "Request", adapters: "Adapters") -> tuple["Request", str | 
         adapters: its LoRAs. The first one that is distilled and acts on the UNet counts.
     """
     for adapter in adapters:
-        if adapter.scale <= 0 or not (found := settings(adapter.lora.metadata)):
+        if adapter.scale <= 0 or not (found := find_few_step_settings(adapter.lora.metadata)):
             continue
         kind, fields = found
         unset = {k: v for k, v in fields.items() if k not in request.model_fields_set}

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from overpaint.errors import CheckpointError
-from overpaint.models.family import OTHERS
-from overpaint.models.files.digests import sha256_of, tensors_sha256
-from overpaint.models.files.original_layout import original_name
+from overpaint.models.family import OTHER_MODELS_BY_WIDTH
+from overpaint.models.files.digests import compute_sha256, compute_tensors_sha256
+from overpaint.models.files.original_layout import to_original_name
 from overpaint.models.files.safetensors_io import WeightsFile, open_weights, sample_keys
 from overpaint.nn.lowrank import Dora, FullDelta, Loha, Lokr, LowRank, WeightDelta
 from overpaint.nn.packed import list_weight_shapes
@@ -34,10 +34,8 @@ from overpaint.nn.packed import list_weight_shapes
 if TYPE_CHECKING:
     from overpaint.models.model import Model
 
-KEYS = r"lora_|\.lora\.|\.(hada|lokr)_|\.dora_scale"
-"""A pattern that is in some key of every LoRA."""
 
-LEAVES: dict[str, str] = {
+LEAF_NAMES: dict[str, str] = {
     r"lora_down\.weight|lora_A(\.\w+)?\.weight|lora\.down\.weight|lora_linear_layer\.down\.weight"
     r"|lora_A": "down",
     r"lora_up\.weight|lora_B(\.\w+)?\.weight|lora\.up\.weight|lora_linear_layer\.up\.weight"
@@ -50,9 +48,9 @@ LEAVES: dict[str, str] = {
 }
 """What the ends of keys are called here; those without another name keep theirs."""
 
-_LEAF = re.compile(r"(?P<stem>.+?)\.(?P<leaf>" + "|".join(f"(?:{p})" for p in LEAVES) + r")$")
+_LEAF = re.compile(r"(?P<stem>.+?)\.(?P<leaf>" + "|".join(f"(?:{p})" for p in LEAF_NAMES) + r")$")
 
-FOREIGN: tuple[tuple[str, str], ...] = (
+FOREIGN_LORAS: tuple[tuple[str, str], ...] = (
     (r"double_blocks|single_transformer_blocks", "Flux"),
     (r"joint_blocks|^transformer\.transformer_blocks", "Stable Diffusion 3"),
     (r"^lora_te_|^lora_unet_.*_attn2_to_k", "Stable Diffusion 1.5 or 2"),
@@ -61,7 +59,7 @@ FOREIGN: tuple[tuple[str, str], ...] = (
 
 
 @dataclass(frozen=True, eq=False)
-class Lora:
+class LoraWeights:
     """What a LoRA file changes.
 
     Attributes:
@@ -82,7 +80,7 @@ class Lora:
     unused: tuple[str, ...] = ()
 
 
-def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = False) -> Lora:
+def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = False) -> LoraWeights:
     """Read a LoRA for a model.
 
     Args:
@@ -95,12 +93,12 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
             a half of a pair missing, keys that belong nowhere.
     """
     file = open_weights(Path(name))
-    grouped, odd = _grouped(file)
-    targets = _targets(model)
+    grouped, odd = _group_tensors(file)
+    targets = _list_targets(model)
     known = {stem: leaves for stem, leaves in grouped.items() if stem in targets}
     lost = [f"{stem}.{leaf}" for stem in grouped if stem not in known for leaf in grouped[stem]]
     if not known:
-        raise CheckpointError(f"{file.path}: {_what(file)}")
+        raise CheckpointError(f"{file.path}: {_describe_foreign(file)}")
     unused = (*odd, *lost)
     if unused and not lenient:
         raise CheckpointError(
@@ -108,17 +106,17 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
             f"{sample_keys(unused)}. Load it leniently to do without them."
         )
     changes: dict[str, dict[str, WeightDelta]] = defaultdict(dict)
-    alphas = _alphas(file)
+    alphas = _read_peft_alpha(file)
     for stem, leaves in known.items():
         part, module, shape = targets[stem]
-        change = _change(stem, leaves, alphas)
-        _check(stem, change, shape, file)
+        change = _make_change(stem, leaves, alphas)
+        _check_shape(stem, change, shape, file)
         changes[part][module] = change
-    whole, inner = sha256_of((file.path,)), tensors_sha256(file.path, file.metadata)
-    return Lora(str(name), whole, inner, dict(changes), dict(file.metadata), unused)
+    whole, inner = compute_sha256((file.path,)), compute_tensors_sha256(file.path, file.metadata)
+    return LoraWeights(str(name), whole, inner, dict(changes), dict(file.metadata), unused)
 
 
-def _grouped(file: WeightsFile) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+def _group_tensors(file: WeightsFile) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """Tensors by the module they are for and what they are; and keys that are nothing known."""
     grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
     odd: list[str] = []
@@ -140,12 +138,12 @@ def _grouped(file: WeightsFile) -> tuple[dict[str, dict[str, Tensor]], list[str]
         leaf = match["leaf"]
         if leaf.startswith("lora_magnitude_vector"):
             tensor = tensor.flatten()  # PEFT's, of a convolution: [1, out, 1, 1]
-        named = next(name for pattern, name in LEAVES.items() if re.fullmatch(pattern, leaf))
+        named = next(name for pattern, name in LEAF_NAMES.items() if re.fullmatch(pattern, leaf))
         grouped[match["stem"].removeprefix("base_model.model.")][named or leaf] = tensor
     return grouped, odd
 
 
-def _targets(model: "Model") -> dict[str, tuple[str, str, torch.Size]]:
+def _list_targets(model: "Model") -> dict[str, tuple[str, str, torch.Size]]:
     """Every name that a file may have for a module with a weight: part, module, weight's shape."""
     found: dict[str, tuple[str, str, torch.Size]] = {}
     unet: Any = model.unet
@@ -153,26 +151,35 @@ def _targets(model: "Model") -> dict[str, tuple[str, str, torch.Size]]:
     attends = tuple(hasattr(block, "attentions") for block in unet.up_blocks)
     for name, shape in list_weight_shapes(unet).items():
         target = ("unet", name, shape)
-        original = original_name(name, layers=layers, attends=attends)
-        aliases = (name, f"unet.{name}", f"lora_unet_{_flat(name)}", f"lora_unet_{_flat(original)}")
+        original = to_original_name(name, layers=layers, attends=attends)
+        aliases = (
+            name,
+            f"unet.{name}",
+            f"lora_unet_{_flatten_name(name)}",
+            f"lora_unet_{_flatten_name(original)}",
+        )
         found |= dict.fromkeys(aliases, target)
-    for part, encoder in model.encoders.items():
+    for part, encoder in model.encoders_by_part.items():
         number = 2 if part.endswith("2") else 1
         for name, shape in list_weight_shapes(encoder.model).items():
             target = (part, name, shape)
             inner = name.removeprefix("text_model.")
             named = inner if inner.startswith("text_projection") else f"text_model.{inner}"
             # without "text_model." since transformers 5
-            aliases = (f"{part}.{named}", f"{part}.{inner}", f"lora_te{number}_{_flat(named)}")
+            aliases = (
+                f"{part}.{named}",
+                f"{part}.{inner}",
+                f"lora_te{number}_{_flatten_name(named)}",
+            )
             found |= dict.fromkeys(aliases, target)
     return found
 
 
-def _flat(name: str) -> str:
+def _flatten_name(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _alphas(file: WeightsFile) -> float | None:
+def _read_peft_alpha(file: WeightsFile) -> float | None:
     """α of a file whose metadata carries PEFT's config, as diffusers writes it."""
     try:
         config: Any = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
@@ -182,20 +189,20 @@ def _alphas(file: WeightsFile) -> float | None:
     return float(values[0]) if values else None
 
 
-def _change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> WeightDelta:
+def _make_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> WeightDelta:
     """The change that a module's tensors amount to.
 
     Raises:
         CheckpointError: a part of it is missing.
     """
     alpha = leaves["alpha"].float().item() if "alpha" in leaves else alpha
-    change = _plain_change(stem, leaves, alpha)
+    change = _make_plain_change(stem, leaves, alpha)
     if "magnitude" in leaves:
         return Dora(change, leaves["magnitude"])
     return change
 
 
-def _plain_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> WeightDelta:
+def _make_plain_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> WeightDelta:
     def take(*names: str) -> list[Tensor]:
         if missing := [name for name in names if name not in leaves]:
             raise CheckpointError(f"{stem} has no {missing[0]}; the file is damaged")
@@ -211,20 +218,20 @@ def _plain_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) 
                 f"{stem} is of rank {rank} up and {up.shape[1]} down, for "
                 f"{down[0].numel()} inputs and {up.shape[0]} outputs; the file is damaged"
             )
-        return LowRank(down, up, _scale(alpha, rank), leaves.get("mid"))
+        return LowRank(down, up, _alpha_over_rank(alpha, rank), leaves.get("mid"))
     if any(name.startswith("hada_") for name in leaves):
         names = [f"hada_w{i}_{x}" for i in (1, 2) for x in "ab"]
         first_b, first_a, second_b, second_a = take(*names)
-        scale = _scale(alpha, first_a.shape[0])
+        scale = _alpha_over_rank(alpha, first_a.shape[0])
         cores = (leaves.get(f"hada_t{i}") for i in (1, 2))
         one, two = zip(((first_b, first_a), (second_b, second_a)), cores, strict=True)
         return Loha((*one[0], one[1]), (*two[0], two[1]), scale)
     if any(name.startswith("lokr_") for name in leaves):
-        return _kronecker(leaves, take, alpha)
+        return _make_kronecker(leaves, take, alpha)
     raise CheckpointError(f"{stem} has only {', '.join(leaves)}; the file is damaged")
 
 
-def _kronecker(leaves: Mapping[str, Tensor], take: Any, alpha: float | None) -> Lokr:
+def _make_kronecker(leaves: Mapping[str, Tensor], take: Any, alpha: float | None) -> Lokr:
     parts: list[tuple[Tensor, ...]] = []
     ranks: list[int] = []
     for i in (1, 2):
@@ -235,24 +242,25 @@ def _kronecker(leaves: Mapping[str, Tensor], take: Any, alpha: float | None) -> 
         core = leaves.get("lokr_t2") if i == 2 else None
         parts.append((b, a) if core is None else (b, a, core))
         ranks.append(a.shape[0])
-    return Lokr(parts[0], parts[1], _scale(alpha, ranks[-1]) if ranks else 1.0)
+    return Lokr(parts[0], parts[1], _alpha_over_rank(alpha, ranks[-1]) if ranks else 1.0)
 
 
-def _scale(alpha: float | None, rank: int) -> float:
+def _alpha_over_rank(alpha: float | None, rank: int) -> float:
     return 1.0 if alpha is None else alpha / rank
 
 
-def _check(stem: str, change: WeightDelta, shape: torch.Size, file: WeightsFile) -> None:
+def _check_shape(stem: str, change: WeightDelta, shape: torch.Size, file: WeightsFile) -> None:
     """Raise unless a change fits the weight that it is for."""
     try:
         change.to_dense(torch.empty(shape, device="meta"))
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{file.path}: {stem} does not fit a weight of {list(shape)}: {error}. {_what(file)}"
+            f"{file.path}: {stem} does not fit a weight of {list(shape)}: {error}. "
+            f"{_describe_foreign(file)}"
         ) from error
 
 
-def _what(file: WeightsFile) -> str:
+def _describe_foreign(file: WeightsFile) -> str:
     """What a file is that is no LoRA for this model, as far as that can be told."""
     widths = {
         stored.shape[1]
@@ -260,18 +268,18 @@ def _what(file: WeightsFile) -> str:
         if re.search(r"attn2.to_k.*(lora_down|lora_A|lora\.down)", key)
     }
     for width in widths:
-        if width in OTHERS:
-            return f"this is a LoRA for {OTHERS[width]}; Overpaint runs SDXL"
+        if width in OTHER_MODELS_BY_WIDTH:
+            return f"this is a LoRA for {OTHER_MODELS_BY_WIDTH[width]}; Overpaint runs SDXL"
         if width == 2048:
             return "this is a LoRA for SDXL, whose prompts are 2048 wide"
-    for pattern, what in FOREIGN:
+    for pattern, what in FOREIGN_LORAS:
         if any(re.search(pattern, key) for key in file.tensors):
             return f"this is a LoRA for {what}; Overpaint runs SDXL"
     return f"no LoRA that Overpaint knows; its keys are {sample_keys(file.tensors) or 'none'}"
 
 
-def part_of(model: "Model", part: str) -> nn.Module:
+def get_part(model: "Model", part: str) -> nn.Module:
     """The module of a part that LoRAs change."""
     if part == "unet":
         return model.unet
-    return model.encoders[part].model
+    return model.encoders_by_part[part].model

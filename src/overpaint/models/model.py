@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from overpaint.models.cache import Cache
+from overpaint.models.latent_preview import LatentPreview
+from overpaint.models.noise_config import NoiseConfig
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -18,30 +20,6 @@ if TYPE_CHECKING:
     from overpaint.models.family import Family
 
 T = TypeVar("T")
-Prediction = Literal["epsilon", "v_prediction", "sample"]
-
-
-@dataclass(frozen=True)
-class NoiseConfig:
-    """How noise was added in training, in the words of a diffusers scheduler config.
-
-    Attributes:
-        steps: number of training timesteps.
-        beta_start: first beta.
-        beta_end: last beta.
-        beta_schedule: "scaled_linear" or "linear".
-        prediction: what the network's output means.
-        zero_terminal_snr: betas rescaled to zero terminal SNR (arXiv 2305.08891, algorithm 1).
-        steps_offset: added to "leading" timesteps.
-    """
-
-    steps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
-    prediction: Prediction = "epsilon"
-    zero_terminal_snr: bool = False
-    steps_offset: int = 1
 
 
 @dataclass(frozen=True)
@@ -50,19 +28,6 @@ class TextEncoder:
 
     tokenizer: "CLIPTokenizer"
     model: "CLIPTextModel | CLIPTextModelWithProjection"
-
-
-@dataclass(frozen=True)
-class LatentPreview:
-    """A linear map from latents, as the UNet sees them, to RGB in -1..1.
-
-    Attributes:
-        factors: [latent channels][3].
-        bias: [3].
-    """
-
-    factors: tuple[tuple[float, float, float], ...]
-    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass
@@ -85,7 +50,7 @@ class Model:
         preview: the linear map for previews, when the family has one.
         preview_decoder: a small decoder for previews, when one was loaded.
         notices: what loading has to say.
-        vae_in_use: held by whoever runs the VAE, which one thread may while others run the UNet.
+        vae_lock: held by whoever runs the VAE, which one thread may while others run the UNet.
         cache: results that may be forgotten; see `remember`. Models may share one.
     """
 
@@ -103,7 +68,7 @@ class Model:
     preview: LatentPreview | None = None
     preview_decoder: "AutoencoderTiny | None" = None
     notices: tuple[str, ...] = ()
-    vae_in_use: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    vae_lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     # A changed copy of a model begins anew.
     cache: Cache = field(default_factory=Cache, init=False, repr=False)
     _own: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
@@ -120,7 +85,7 @@ class Model:
         mine = (self.name, self.sha256, self.device, self.dtype)
         return self.cache.remember(kind, (mine, key), make)
 
-    def once(self, what: str, make: Callable[[], T]) -> T:
+    def make_once(self, what: str, make: Callable[[], T]) -> T:
         """What `make` returned when this was first asked for; it stays as long as the model."""
         with self._making:
             if what not in self._own:
@@ -128,7 +93,7 @@ class Model:
             return self._own[what]
 
     @property
-    def encoders(self) -> dict[str, TextEncoder]:
+    def encoders_by_part(self) -> dict[str, TextEncoder]:
         """The text encoders by the names of their parts, "text_encoder" and "text_encoder_2"."""
         names = ("text_encoder", "text_encoder_2")[-len(self.text_encoders) :]
         return dict(zip(names, self.text_encoders, strict=True))

@@ -18,19 +18,20 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models.devices import place
-from overpaint.models.estimators import processor_of, settings_of
+from overpaint.models.devices import choose_device
+from overpaint.models.estimators import load_processor
+from overpaint.models.files import weight_variants
+from overpaint.models.files.json_config import read_json_config
 from overpaint.models.files.safetensors_io import open_weights, sample_keys
-from overpaint.models.library import catalog
 from overpaint.provenance.safety import Verdict
 
-NESTED = re.compile(r"^vision_model\.vision_model\.")
+NESTED_PREFIX = re.compile(r"^vision_model\.vision_model\.")
 """What keys begin with in files of earlier releases of transformers, one of them is published."""
 
-COMPUTED = re.compile(r".*\.position_ids$")
+COMPUTED_KEYS = re.compile(r".*\.position_ids$")
 """Tensors that a file may hold without need."""
 
-CAREFUL = 0.01
+SPECIAL_CARE_MARGIN = 0.01
 """By how much nearer every concept counts as in a picture that calls for special care."""
 
 
@@ -48,20 +49,24 @@ class SafetyChecker:
         inputs = self.processor(images=list(images), return_tensors="pt")
         pixels = inputs["pixel_values"].to(module.device, module.dtype)
         seen = normalize(module.visual_projection(module.vision_model(pixels)[1]))
-        care = _beyond(seen, module.special_care_embeds, module.special_care_embeds_weights, 0.0)
-        further = CAREFUL * (care > 0).any(dim=1, keepdim=True)
-        beyond = _beyond(seen, module.concept_embeds, module.concept_embeds_weights, further)
+        care = _measure_excess(
+            seen, module.special_care_embeds, module.special_care_embeds_weights, 0.0
+        )
+        further = SPECIAL_CARE_MARGIN * (care > 0).any(dim=1, keepdim=True)
+        beyond = _measure_excess(
+            seen, module.concept_embeds, module.concept_embeds_weights, further
+        )
         found = [[f"concept {i}" for i, by in enumerate(row) if by > 0] for row in beyond.tolist()]
         return [Verdict(bool(concepts), tuple(concepts)) for concepts in found]
 
 
-def _beyond(seen: Any, concepts: Any, thresholds: Any, further: Any) -> torch.Tensor:
+def _measure_excess(seen: Any, concepts: Any, thresholds: Any, further: Any) -> torch.Tensor:
     """By how much each picture is nearer to each concept than that allows, in thousandths."""
     near = (seen @ normalize(concepts).T).float()
     return (near - thresholds.float() + further).round(decimals=3)
 
 
-def load_checker(folder: Path, device: str = "auto") -> SafetyChecker:
+def load_safety_checker(folder: Path, device: str = "auto") -> SafetyChecker:
     """Load a safety checker.
 
     Args:
@@ -78,20 +83,20 @@ def load_checker(folder: Path, device: str = "auto") -> SafetyChecker:
             f"there is no folder {folder} of a safety checker; give one with config.json, "
             "preprocessor_config.json and model.safetensors, or MODULE:FUNCTION."
         )
-    where = place(device, "fp32", None, small=True)  # thresholds have three decimals
-    settings = settings_of(folder / "config.json")
+    where = choose_device(device, "fp32", None, small=True)  # thresholds have three decimals
+    settings = read_json_config(folder / "config.json")
     if settings.get("model_type") != "clip":
         raise CheckpointError(
             f"{folder} is of model_type {settings.get('model_type')!r}; Stable Diffusion's safety "
             "checker is a 'clip'."
         )
-    processor = processor_of(folder, "CLIPImageProcessor")
-    names = catalog.choose((e.name for e in folder.iterdir()), half=False)
+    processor = load_processor(folder, "CLIPImageProcessor")
+    names = weight_variants.choose_weight_files((e.name for e in folder.iterdir()), half=False)
     tensors = {
-        NESTED.sub("vision_model.", key): stored.read()
+        NESTED_PREFIX.sub("vision_model.", key): stored.read()
         for name in names
         for key, stored in open_weights(folder / name).tensors.items()
-        if not COMPUTED.match(key)
+        if not COMPUTED_KEYS.match(key)
     }
     try:
         module: Any = StableDiffusionSafetyChecker(CLIPConfig.from_dict(settings))

@@ -17,7 +17,7 @@ from overpaint.diffusion.tiling.windows import (
     list_window_starts,
     make_edge_ramp,
 )
-from overpaint.models.model import NoiseConfig
+from overpaint.models.noise_config import NoiseConfig
 from overpaint.nn.attention import Context
 from overpaint.request import Request
 from tests.tiny import tiny_model

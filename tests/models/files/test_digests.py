@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from overpaint.models.files import digests
-from overpaint.models.files.digests import sha256_of
+from overpaint.models.files.digests import compute_sha256
 
 
 def sha(data: bytes) -> str:
@@ -17,29 +17,29 @@ def test_of_one_file_and_of_several(tmp_path: Path):
     first.write_bytes(b"1")
     second.write_bytes(b"2")
     memory = tmp_path / "memory.json"
-    assert sha256_of([first], memory) == sha(b"1")
-    assert sha256_of([first, second], memory) == sha((sha(b"1") + sha(b"2")).encode())
+    assert compute_sha256([first], memory) == sha(b"1")
+    assert compute_sha256([first, second], memory) == sha((sha(b"1") + sha(b"2")).encode())
     assert not memory.exists()
 
 
 def test_large_files_are_remembered_until_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(digests, "REMEMBER_FROM", 1)
+    monkeypatch.setattr(digests, "MIN_REMEMBERED_BYTES", 1)
     path, memory = tmp_path / "a", tmp_path / "cache" / "memory.json"
     path.write_bytes(b"1")
-    assert sha256_of([path], memory) == sha(b"1")
+    assert compute_sha256([path], memory) == sha(b"1")
     known = json.loads(memory.read_text())
     memory.write_text(json.dumps(dict.fromkeys(known, "remembered")))
-    assert sha256_of([path], memory) == "remembered"
+    assert compute_sha256([path], memory) == "remembered"
     path.write_bytes(b"12")
-    assert sha256_of([path], memory) == sha(b"12")
+    assert compute_sha256([path], memory) == sha(b"12")
 
 
 def test_a_memory_that_cannot_be_used_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(digests, "REMEMBER_FROM", 1)
+    monkeypatch.setattr(digests, "MIN_REMEMBERED_BYTES", 1)
     path, memory = tmp_path / "a", tmp_path / "memory.json"
     path.write_bytes(b"1")
     memory.write_text("[5")
-    assert sha256_of([path], memory) == sha(b"1")
-    assert sha256_of([path], path / "memory.json") == sha(b"1")
+    assert compute_sha256([path], memory) == sha(b"1")
+    assert compute_sha256([path], path / "memory.json") == sha(b"1")

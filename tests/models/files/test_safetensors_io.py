@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError
-from overpaint.models.files.safetensors_io import fill, open_weights, sample_keys
+from overpaint.models.files.safetensors_io import fill_module, open_weights, sample_keys
 
 CPU = torch.device("cpu")
 
@@ -102,7 +102,7 @@ def linear() -> torch.nn.Linear:
 def test_fill(path: Path):
     module = linear()
     stored = open_weights(path).tensors
-    fill(module, stored, part="linear", device=CPU, dtype=torch.bfloat16)
+    fill_module(module, stored, part="linear", device=CPU, dtype=torch.bfloat16)
     assert torch.equal(module.weight, tensors()["weight"].bfloat16())
     assert torch.equal(module.bias, tensors()["bias"].bfloat16())
     assert not module.training
@@ -114,7 +114,7 @@ def test_fill_is_strict(path: Path):
     stored["extra"] = stored.pop("bias")
     stored["weight"] = stored["weight"][:5]
     with pytest.raises(CheckpointError) as caught:
-        fill(linear(), stored, part="linear", device=CPU, dtype=torch.float32)
+        fill_module(linear(), stored, part="linear", device=CPU, dtype=torch.float32)
     message = str(caught.value)
     assert str(path) in message
     assert "the linear does not fit" in message

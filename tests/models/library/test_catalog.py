@@ -7,19 +7,18 @@ import pytest
 from httpx2 import ConnectError
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models.library import catalog
+from overpaint.models.files.weight_variants import choose_weight_files
+from overpaint.models.library import catalog, hub
 from overpaint.models.library.catalog import (
     ALIASES,
-    ESTIMATOR_FOR,
+    DEFAULT_ESTIMATORS,
     ESTIMATORS,
-    PACKAGED,
-    choose,
-    known,
-    needed,
-    resolve,
+    list_models,
     resolve_estimator,
-    usable,
+    resolve_model,
 )
+from overpaint.models.library.hub import find_loadable, list_needed_files
+from overpaint.models.library.index import PACKAGED_MODELS
 
 SDXL = ALIASES["sdxl"]
 
@@ -53,48 +52,48 @@ def write_snapshot(folder: Path, without: str = "") -> Path:
 
 
 def test_a_path_is_itself(tmp_path: Path):
-    assert resolve(str(tmp_path)) == tmp_path
+    assert resolve_model(str(tmp_path)) == tmp_path
 
 
 def test_a_missing_file_names_its_neighbors(tmp_path: Path):
     (tmp_path / "painter.safetensors").touch()
     with pytest.raises(ModelNotFoundError, match=r"Did you mean painter\.safetensors"):
-        resolve(str(tmp_path / "paintr.safetensors"))
+        resolve_model(str(tmp_path / "paintr.safetensors"))
     with pytest.raises(ModelNotFoundError, match="no such file or folder"):
-        resolve("nowhere/model.ckpt")
+        resolve_model("nowhere/model.ckpt")
 
 
 def test_an_unknown_name_names_those_near():
     with pytest.raises(ModelNotFoundError, match="Did you mean miniature"):
-        resolve("minature")
+        resolve_model("minature")
 
 
-@pytest.mark.parametrize("name", PACKAGED)
+@pytest.mark.parametrize("name", PACKAGED_MODELS)
 def test_what_ships_inside(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def nothing(name: str) -> None:
         del name
 
     monkeypatch.setattr(catalog, "_packaged", tmp_path.joinpath)
-    assert resolve(name) == tmp_path / name
+    assert resolve_model(name) == tmp_path / name
     monkeypatch.setattr(catalog, "_packaged", nothing)
     with pytest.raises(ModelNotFoundError, match=f"carries no {name}"):
-        resolve(name)
+        resolve_model(name)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "somebody/something"])
 def test_offline_says_what_was_tried(offline: None, name: str):
     with pytest.raises(ModelNotFoundError, match="not in the hub's cache, and the hub could not"):
-        resolve(name)
+        resolve_model(name)
 
 
 def test_what_cannot_be_a_hub_id_is_refused_before_asking(offline: None):
     with pytest.raises(ModelNotFoundError, match=r"unknown model .owner/a--b.: .* no hub id"):
-        resolve("owner/a--b")
+        resolve_model("owner/a--b")
 
 
 def test_what_is_not_here_is_only_downloaded_when_asked(offline: None):
     with pytest.raises(ModelNotFoundError, match="not downloaded yet"):
-        resolve("sdxl", download=False)
+        resolve_model("sdxl", download=False)
 
 
 def test_a_cached_repository_needs_no_hub(
@@ -107,10 +106,10 @@ def test_a_cached_repository_needs_no_hub(
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
-    assert resolve("sdxl") == snapshot
+    assert resolve_model("sdxl") == snapshot
     (snapshot / "unet" / "model.safetensors").unlink()  # a download that was broken off
     with pytest.raises(ModelNotFoundError):
-        resolve("sdxl")
+        resolve_model("sdxl")
 
 
 def test_a_download_takes_only_what_is_needed(
@@ -133,47 +132,49 @@ def test_a_download_takes_only_what_is_needed(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert resolve("somebody/sdxl") == tmp_path / "snapshot"
+    assert resolve_model("somebody/sdxl") == tmp_path / "snapshot"
     assert "unet/a.fp16.safetensors" in asked[0]
     assert not {"unet/a.safetensors", "unet/a.bin"} & set(asked[0])
 
 
 def test_usable(tmp_path: Path):
     whole = write_snapshot(tmp_path / "whole")
-    assert usable(whole) == whole
-    assert usable(write_snapshot(tmp_path / "b", "vae/model.safetensors")) is None
-    assert usable(write_snapshot(tmp_path / "c", "text_encoder/config.json")) is None
+    assert find_loadable(whole) == whole
+    assert find_loadable(write_snapshot(tmp_path / "b", "vae/model.safetensors")) is None
+    assert find_loadable(write_snapshot(tmp_path / "c", "text_encoder/config.json")) is None
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "x.safetensors").touch()
-    assert usable(tmp_path / "d") == tmp_path / "d" / "x.safetensors"
+    assert find_loadable(tmp_path / "d") == tmp_path / "d" / "x.safetensors"
 
 
 def test_needed():
-    assert needed(["README.md", "a.safetensors", "x/b.safetensors"], "o/r") == ["a.safetensors"]
+    assert list_needed_files(["README.md", "a.safetensors", "x/b.safetensors"], "o/r") == [
+        "a.safetensors"
+    ]
     with pytest.raises(CheckpointError, match=r"2 \.safetensors files: a\.safetensors, b"):
-        needed(["a.safetensors", "b.safetensors"], "o/r")
+        list_needed_files(["a.safetensors", "b.safetensors"], "o/r")
     with pytest.raises(CheckpointError, match="only pickles"):
-        needed(["model_index.json", "unet/a.bin"], "o/r")
+        list_needed_files(["model_index.json", "unet/a.bin"], "o/r")
 
 
 def test_what_a_network_that_sees_needs(tmp_path: Path):
     files = ["README.md", "config.json", "preprocessor_config.json", "model.safetensors"]
-    wanted = needed([*files, "pytorch_model.bin"], "o/r")
+    wanted = list_needed_files([*files, "pytorch_model.bin"], "o/r")
     assert {*files[1:], "vocab.json", "merges.txt"} <= set(wanted)
     assert not {"README.md", "pytorch_model.bin"} & set(wanted)
     with pytest.raises(CheckpointError, match=r"o/r: .*only pickles"):
-        needed([*files[:3], "pytorch_model.bin"], "o/r")
+        list_needed_files([*files[:3], "pytorch_model.bin"], "o/r")
     (tmp_path / "config.json").touch()
     (tmp_path / "preprocessor_config.json").touch()
-    assert usable(tmp_path) is None
+    assert find_loadable(tmp_path) is None
     (tmp_path / "model.safetensors").touch()
-    assert usable(tmp_path) == tmp_path
+    assert find_loadable(tmp_path) == tmp_path
     (tmp_path / "preprocessor_config.json").unlink()  # as of a control net
-    assert usable(tmp_path) == tmp_path / "model.safetensors"
+    assert find_loadable(tmp_path) == tmp_path / "model.safetensors"
 
 
 def test_names_of_estimators(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch):
-    for name in ESTIMATOR_FOR.values():
+    for name in DEFAULT_ESTIMATORS.values():
         repository = ESTIMATORS[name].repository
         with pytest.raises(ModelNotFoundError, match=f"could not be reached for {repository}"):
             resolve_estimator(name)
@@ -185,7 +186,7 @@ def test_names_of_estimators(tmp_path: Path, offline: None, monkeypatch: pytest.
     monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
         (tmp_path / name).touch()
-    assert resolve_estimator("upernet") == resolve("upernet") == tmp_path
+    assert resolve_estimator("upernet") == resolve_model("upernet") == tmp_path
 
 
 def test_a_network_that_sees_in_the_cache_is_no_checkpoint(
@@ -203,7 +204,7 @@ def test_a_network_that_sees_in_the_cache_is_no_checkpoint(
 
     monkeypatch.setattr(huggingface_hub, "scan_cache_dir", scan)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
-    entries = {entry.name: entry for entry in known()}
+    entries = {entry.name: entry for entry in list_models()}
     assert "some/eyes" not in entries
     assert entries["depth-anything"].path == tmp_path
     assert entries["depth-anything"].license == "Apache-2.0"
@@ -211,20 +212,22 @@ def test_a_network_that_sees_in_the_cache_is_no_checkpoint(
 
 def test_choose():
     names = ["m.safetensors", "m.fp16.safetensors", "m.non_ema.safetensors", "config.json", "m.bin"]
-    assert choose(names, half=True) == ["m.fp16.safetensors"]
-    assert choose(names, half=False) == ["m.safetensors"]
+    assert choose_weight_files(names, half=True) == ["m.fp16.safetensors"]
+    assert choose_weight_files(names, half=False) == ["m.safetensors"]
     shards = [f"m-0000{n}-of-00002.safetensors" for n in (2, 1)]
-    assert choose(shards, half=True) == sorted(shards)
-    assert choose(["m.safetensors", "extra.ema.safetensors"], half=True) == ["m.safetensors"]
+    assert choose_weight_files(shards, half=True) == sorted(shards)
+    assert choose_weight_files(["m.safetensors", "extra.ema.safetensors"], half=True) == [
+        "m.safetensors"
+    ]
     with pytest.raises(CheckpointError, match=r"no \.safetensors weights$"):
-        choose(["config.json"], half=True)
+        choose_weight_files(["config.json"], half=True)
 
 
 def test_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cached = {SDXL: tmp_path, "somebody/painter": tmp_path}
-    monkeypatch.setattr(catalog, "_cached_repositories", lambda: dict(cached))
-    entries = {entry.name: entry for entry in known()}
-    assert list(entries) == [*PACKAGED, *ALIASES, *ESTIMATORS, "somebody/painter"]
+    monkeypatch.setattr(hub, "list_cached_checkpoints", lambda: dict(cached))
+    entries = {entry.name: entry for entry in list_models()}
+    assert list(entries) == [*PACKAGED_MODELS, *ALIASES, *ESTIMATORS, "somebody/painter"]
     assert (entries["sdxl"].repository, entries["sdxl"].path) == (SDXL, tmp_path)
     assert entries["sdxl-refiner"].path is None
     assert entries["somebody/painter"].path == tmp_path

@@ -11,7 +11,7 @@ from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.family import FAMILIES, Configs
 from overpaint.models.files import single_file
 from overpaint.models.files.safetensors_io import open_weights
-from overpaint.models.library.library import Store, describe, shipped
+from overpaint.models.library.library import Library, describe_file, list_shipped
 from overpaint.painter import load
 from overpaint.request import Request
 from tests.models.original import (
@@ -36,11 +36,11 @@ def lora(path: Path, seed: int = 0, metadata: dict[str, str] | None = None) -> P
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "home")
+def store(tmp_path: Path) -> Library:
+    return Library(tmp_path / "home")
 
 
-def test_a_lora_is_described(store: Store, tmp_path: Path) -> None:
+def test_a_lora_is_described(store: Library, tmp_path: Path) -> None:
     tags = json.dumps({"10_ink": {"ink": 12, "boat": 3}, "5_more": {"ink ": 2}})
     metadata = {"ss_tag_frequency": tags, "modelspec.license": "MIT"}
     path = lora(tmp_path / "ink.safetensors", 0, metadata)
@@ -51,10 +51,10 @@ def test_a_lora_is_described(store: Store, tmp_path: Path) -> None:
     assert entry.path.read_bytes() == path.read_bytes()
     assert entry.sha256 == entry.path.stem
     assert store.find("ink", "lora") == entry
-    assert store.entries() == [entry]
+    assert store.list_entries() == [entry]
 
 
-def test_other_kinds(store: Store, tmp_path: Path) -> None:
+def test_other_kinds(store: Library, tmp_path: Path) -> None:
     net = store.add(write(tiny_net("small"), tmp_path / "net.safetensors"), license="Apache-2.0")
     assert (net.kind, net.license) == ("control", "Apache-2.0")
     save_file({"clip_l": torch.ones(2, 8), "clip_g": torch.ones(2, 8)}, tmp_path / "e.safetensors")
@@ -63,7 +63,7 @@ def test_other_kinds(store: Store, tmp_path: Path) -> None:
         store.find("net", "lora")
 
 
-def test_two_names_share_a_file_until_both_are_gone(store: Store, tmp_path: Path) -> None:
+def test_two_names_share_a_file_until_both_are_gone(store: Library, tmp_path: Path) -> None:
     path = lora(tmp_path / "ink.safetensors")
     first, second = store.add(path), store.add(path, "pen")
     assert first.path == second.path
@@ -74,17 +74,17 @@ def test_two_names_share_a_file_until_both_are_gone(store: Store, tmp_path: Path
 
 
 def test_adding_twice_is_adding_once_and_another_file_needs_another_name(
-    store: Store, tmp_path: Path
+    store: Library, tmp_path: Path
 ) -> None:
     path = lora(tmp_path / "ink.safetensors")
     assert store.add(path) == store.add(path)
     with pytest.raises(CheckpointError, match=r"'ink' is ink\.safetensors already"):
         store.add(lora(tmp_path / "other.safetensors", 1), "ink")
-    assert len(store.entries()) == 1
+    assert len(store.list_entries()) == 1
 
 
 @pytest.mark.parametrize("name", ["", "../ink", "a/b", ".ink", "a b", "x" * 101, "ink\n"])
-def test_names_that_are_none(name: str, store: Store, tmp_path: Path) -> None:
+def test_names_that_are_none(name: str, store: Library, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no name"):
         store.add(lora(tmp_path / "ink.safetensors"), name)
     with pytest.raises(ModelNotFoundError, match="unknown file"):
@@ -92,7 +92,7 @@ def test_names_that_are_none(name: str, store: Store, tmp_path: Path) -> None:
     assert not store.folder.exists()
 
 
-def test_a_path_is_no_name_of_a_lora(store: Store, tmp_path: Path) -> None:
+def test_a_path_is_no_name_of_a_lora(store: Library, tmp_path: Path) -> None:
     path = lora(tmp_path / "ink.safetensors")
     store.add(path)
     with pytest.raises(ModelNotFoundError, match="Names lead to the catalogue alone"):
@@ -101,7 +101,7 @@ def test_a_path_is_no_name_of_a_lora(store: Store, tmp_path: Path) -> None:
         store.find("inc", "lora")
 
 
-def test_what_cannot_be_added(store: Store, tmp_path: Path) -> None:
+def test_what_cannot_be_added(store: Library, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match="pickle"):
         store.add(tmp_path / "a.pt")
@@ -113,10 +113,10 @@ def test_what_cannot_be_added(store: Store, tmp_path: Path) -> None:
         store.add(tmp_path / "c.safetensors")
     with pytest.raises(ModelNotFoundError, match="no such file"):
         store.add(tmp_path / "none.safetensors")
-    assert store.entries() == []
+    assert store.list_entries() == []
 
 
-def test_an_entry_that_spells_license_the_old_way_is_read(store: Store, tmp_path: Path) -> None:
+def test_an_entry_that_spells_license_the_old_way_is_read(store: Library, tmp_path: Path) -> None:
     entry = store.add(lora(tmp_path / "ink.safetensors"), license="MIT")
     path = store.folder / "ink.json"
     path.write_text(path.read_text("utf-8").replace('"license"', '"licence"'), "utf-8")
@@ -124,7 +124,7 @@ def test_an_entry_that_spells_license_the_old_way_is_read(store: Store, tmp_path
     assert store.find("ink") == entry
 
 
-def test_a_damaged_entry_is_named(store: Store, tmp_path: Path) -> None:
+def test_a_damaged_entry_is_named(store: Library, tmp_path: Path) -> None:
     store.add(lora(tmp_path / "ink.safetensors"))
     (store.folder / "ink.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"ink\.json cannot be read"):
@@ -132,19 +132,19 @@ def test_a_damaged_entry_is_named(store: Store, tmp_path: Path) -> None:
 
 
 def test_what_ships_is_found_and_stays(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = lora(tmp_path / "ink.safetensors")
-    described = describe(open_weights(path), "miniature-ink", FAMILIES["miniature"].license)
+    described = describe_file(open_weights(path), "miniature-ink", FAMILIES["miniature"].license)
     entry = described.model_copy(update={"path": path})
 
     def packaged(kind: str) -> dict[str, Path]:
         return {"miniature-ink": path} if kind == "lora" else {}
 
-    monkeypatch.setattr("overpaint.models.library.index.packaged", packaged)
-    assert shipped() == (entry,)
+    monkeypatch.setattr("overpaint.models.library.index.list_packaged", packaged)
+    assert list_shipped() == (entry,)
     assert store.find("miniature-ink", "lora") == entry
-    assert store.entries() == []
+    assert store.list_entries() == []
     with pytest.raises(ModelNotFoundError, match=r"unknown lora 'miniature-in'.*miniature-ink"):
         store.find("miniature-in", "lora")
     with pytest.raises(CheckpointError, match="ships with Overpaint and stays"):
@@ -166,7 +166,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_checkpoint_is_loaded_by_its_name(
-    store: Store, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: Library, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     entry = store.add(checkpoint, "mine")
     assert entry.kind == "checkpoint"
@@ -176,23 +176,23 @@ def test_a_checkpoint_is_loaded_by_its_name(
         return tiny_configs()
 
     monkeypatch.setattr(single_file, "shipped_configs", tiny)
-    monkeypatch.setitem(single_file.SHIPPED, (16, 4), "sdxl")
+    monkeypatch.setitem(single_file.SHIPPED_CONFIGS, (16, 4), "sdxl")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()  # a folder of the same name is not looked at
     painter = load("mine", device="cpu", dtype="fp32", home=store.folder.parent)
     assert (painter.model.name, painter.model.sha256) == ("mine", entry.sha256)
-    refiner = painter.shelf.take(Request(refiner="mine")).refiner
+    refiner = painter.addon_loader.load(Request(refiner="mine")).refiner
     assert refiner
     assert refiner.sha256 == entry.sha256
     with pytest.raises(ModelNotFoundError, match="unknown model 'yours'"):
         load("yours", home=store.folder.parent)
 
 
-def test_names_of_checkpoints(store: Store, checkpoint: Path, tmp_path: Path) -> None:
+def test_names_of_checkpoints(store: Library, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="'sdxl' is the name of another model"):
         store.add(checkpoint, "sdxl")
     store.add(lora(tmp_path / "ink.safetensors"))
     store.add(checkpoint)
-    assert store.known("my", "checkpoint") == store.find("my")
+    assert store.find_if("my", "checkpoint") == store.find("my")
     for name in ("ink", "none", "../models/my", str(store.find("my").path)):
-        assert store.known(name, "checkpoint") is None
+        assert store.find_if(name, "checkpoint") is None

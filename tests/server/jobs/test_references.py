@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from overpaint.engine.worker import paints
-from overpaint.models.library.index import Entries, Entry, Kind
+from overpaint.models.library.index import FileKind, LibraryEntry, LibraryIndex
 from overpaint.server.app import create_app
 from overpaint.server.jobs.service import Service, Settings
 from overpaint.server.jobs.supervisor import Pace
@@ -38,10 +38,10 @@ def client_of(folder: Path, **changes: Any) -> TestClient:
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
     home = tmp_path / "home"
-    kinds: dict[str, Kind] = {"ink": "lora", "lines": "control", "word": "embedding"}
+    kinds: dict[str, FileKind] = {"ink": "lora", "lines": "control", "word": "embedding"}
     for name, kind in kinds.items():
-        entry = Entry(name=name, kind=kind, sha256="0", license=None, file="a", keys=1)
-        folder = Entries(home).folder
+        entry = LibraryEntry(name=name, kind=kind, sha256="0", license=None, file="a", keys=1)
+        folder = LibraryIndex(home).folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(entry.model_dump_json())
     with client_of(tmp_path, refiner=FOLDER) as made:

@@ -97,6 +97,6 @@ def crop_control_input(control: ControlInput, window: Window, factor: int) -> Co
     return replace(
         control,
         hint=hint,
-        features=control.net.see(hint),
+        features=control.net.extract_features(hint),
         mask=None if control.mask is None else window.crop(control.mask),
     )

@@ -1,8 +1,14 @@
-"""CLIP's tokenizer, which single-file checkpoints do not carry."""
+"""CLIP tokenizers: from a folder, or from the vocabulary in this package.
+
+Single-file checkpoints need the packaged vocabulary, because they do not contain a tokenizer.
+"""
 
 import importlib.resources
+from pathlib import Path
 
 from transformers import CLIPTokenizer
+
+from overpaint.errors import CheckpointError
 
 PAD_TOKENS = {"text_encoder": "<|endoftext|>", "text_encoder_2": "!"}
 """The padding token of each SDXL text encoder (from SDXL's tokenizer_config.json)."""
@@ -23,3 +29,18 @@ def load_clip_tokenizer(part: str) -> CLIPTokenizer:
         pad_token=PAD_TOKENS[part],
         model_max_length=77,
     )
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """CLIP's tokenizer of a folder.
+
+    Raises:
+        CheckpointError: it is not there, or damaged.
+    """
+    have = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
+    if "tokenizer.json" not in have and not have >= {"vocab.json", "merges.txt"}:
+        raise CheckpointError(f"{folder}: neither vocab.json and merges.txt nor tokenizer.json")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error

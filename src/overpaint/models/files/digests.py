@@ -7,11 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-REMEMBER_FROM = 256 * 1024**2
+MIN_REMEMBERED_BYTES = 256 * 1024**2
 """Files smaller than this many bytes are hashed anew each time."""
 
 
-def sha256_of(paths: Sequence[Path], memory: Path | None = None) -> str:
+def compute_sha256(paths: Sequence[Path], memory: Path | None = None) -> str:
     """The digest of one file, or of several: then of their hex digests joined in that order.
 
     Args:
@@ -25,7 +25,7 @@ def sha256_of(paths: Sequence[Path], memory: Path | None = None) -> str:
     )
 
 
-def tensors_sha256(path: Path, metadata: Mapping[str, str]) -> str:
+def compute_tensors_sha256(path: Path, metadata: Mapping[str, str]) -> str:
     """The digest of a safetensors file without its header, by which A1111 and Civitai know LoRAs.
 
     kohya's scripts leave it in the metadata, as `sshs_model_hash`.
@@ -42,7 +42,7 @@ def tensors_sha256(path: Path, metadata: Mapping[str, str]) -> str:
 
 def _digest(path: Path, memory: Path | None) -> str:
     status = path.stat()
-    if status.st_size < REMEMBER_FROM:
+    if status.st_size < MIN_REMEMBERED_BYTES:
         return _compute(path)
     try:
         memory = memory or Path.home() / ".cache" / "overpaint" / "sha256.json"

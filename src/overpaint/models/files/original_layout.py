@@ -27,7 +27,7 @@ _RESNET = {
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)")
 
 
-def original_name(name: str, *, layers: int, attends: tuple[bool, ...] = ()) -> str:
+def to_original_name(name: str, *, layers: int, attends: tuple[bool, ...] = ()) -> str:
     """What a module or a parameter is called in the original layout (generative-models', A1111's).
 
     Args:

@@ -22,7 +22,7 @@ PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """A torch zip archive, and the pickle protocols that start with a mark of their own."""
 
-DTYPES: dict[str, torch.dtype] = {
+DTYPES_BY_CODE: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -146,9 +146,9 @@ def open_weights(path: Path) -> WeightsFile:
     header.pop("__metadata__", None)
     tensors: dict[str, LazyTensor] = {}
     for key, entry in header.items():
-        if (dtype := DTYPES.get(entry["dtype"])) is None:
+        if (dtype := DTYPES_BY_CODE.get(entry["dtype"])) is None:
             raise CheckpointError(
-                f"{path}: {key} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}"
+                f"{path}: {key} has dtype {entry['dtype']}; known are {', '.join(DTYPES_BY_CODE)}"
             )
         shape = torch.Size(entry["shape"])
         offset = 8 + length + entry["data_offsets"][0]
@@ -177,7 +177,7 @@ def refuse_pickle(path: Path) -> None:
         raise CheckpointError(f"{path} is not a .safetensors file, nor a folder")
 
 
-def fill(
+def fill_module(
     module: torch.nn.Module,
     stored: Mapping[str, LazyTensor],
     *,

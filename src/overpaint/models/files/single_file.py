@@ -7,10 +7,10 @@ from typing import Any
 from diffusers.loaders import single_file_utils
 
 from overpaint.errors import CheckpointError
-from overpaint.models import lora
-from overpaint.models.family import OTHERS, Configs, shipped_configs
+from overpaint.models.family import OTHER_MODELS_BY_WIDTH, Configs, shipped_configs
+from overpaint.models.files import key_patterns
 from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, sample_keys
-from overpaint.models.model import NoiseConfig
+from overpaint.models.noise_config import NoiseConfig
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -18,14 +18,14 @@ FIRST_ENCODER = "conditioner.embedders.0.transformer."
 SECOND_ENCODER = "conditioner.embedders.1.model."
 REFINER_ENCODER = "conditioner.embedders.0.model."
 
-SHIPPED = {(2048, 4): "sdxl", (2048, 9): "sdxl-inpaint", (1280, 4): "sdxl-refiner"}
+SHIPPED_CONFIGS = {(2048, 4): "sdxl", (2048, 9): "sdxl-inpaint", (1280, 4): "sdxl-refiner"}
 """Cross-attention width and input channels of the UNet, to the configs that ship with us."""
 
-FOREIGN: tuple[tuple[str, str], ...] = (
+FOREIGN_CHECKPOINTS: tuple[tuple[str, str], ...] = (
     (r"double_blocks\.\d", "a Flux checkpoint"),
     (r"joint_blocks\.\d", "a Stable Diffusion 3 checkpoint"),
     (r"^edm_(mean|vpred)", "an SDXL checkpoint in EDM's formulation (Playground 2.5, CosXL)"),
-    (lora.KEYS, "a LoRA, not a checkpoint"),
+    (key_patterns.LORA_KEYS, "a LoRA, not a checkpoint"),
     (r"^control_model\.|^controlnet_cond_embedding\.", "a ControlNet, not a checkpoint"),
     (r"^(ip_adapter|image_proj)\.", "an IP-Adapter, not a checkpoint"),
     (r"^down_blocks\.", "the UNet of a diffusers folder; give the folder"),
@@ -36,7 +36,7 @@ FOREIGN: tuple[tuple[str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class Ignored:
+class IgnoredKeys:
     """Keys that a checkpoint may carry and that are not needed.
 
     Attributes:
@@ -50,21 +50,23 @@ class Ignored:
     said: bool = False
 
 
-IGNORED = (
-    Ignored(r".*\.embeddings\.position_ids", "the numbers 0 to 76"),
-    Ignored(r"conditioner\.embedders\.\d\.(model\.)?logit_scale", "CLIP's contrastive training"),
-    Ignored(
+IGNORED_KEYS = (
+    IgnoredKeys(r".*\.embeddings\.position_ids", "the numbers 0 to 76"),
+    IgnoredKeys(
+        r"conditioner\.embedders\.\d\.(model\.)?logit_scale", "CLIP's contrastive training"
+    ),
+    IgnoredKeys(
         r"conditioner\.embedders\.0\.(transformer\.)?text_projection(\.weight)?",
         "CLIP's contrastive training; SDXL takes no pooled output from the first encoder",
     ),
-    Ignored(r"denoiser\.(sigmas|log_sigmas)", "computed from the noise schedule"),
-    Ignored(
+    IgnoredKeys(r"denoiser\.(sigmas|log_sigmas)", "computed from the noise schedule"),
+    IgnoredKeys(
         r"(alphas_cumprod|betas|log_one_minus|posterior_|sqrt_)\w*",
         "computed from the noise schedule",
     ),
-    Ignored(r"v_pred|ztsnr", "marks, read by `noise_config`"),
-    Ignored(r"model_ema\..*", "a moving average beside the weights that are used", said=True),
-    Ignored(r"first_stage_model\.loss\..*", "the VAE's training loss", said=True),
+    IgnoredKeys(r"v_pred|ztsnr", "marks, read by `noise_config`"),
+    IgnoredKeys(r"model_ema\..*", "a moving average beside the weights that are used", said=True),
+    IgnoredKeys(r"first_stage_model\.loss\..*", "the VAE's training loss", said=True),
 )
 
 
@@ -77,9 +79,9 @@ def recognize_file(weights: WeightsFile) -> Configs:
     _refuse_foreign(weights)
     context = _context(weights)
     channels = weights.tensors[f"{UNET}input_blocks.0.0.weight"].shape[1]
-    if (name := SHIPPED.get((context, channels))) is not None:
+    if (name := SHIPPED_CONFIGS.get((context, channels))) is not None:
         return shipped_configs(name)
-    kind = OTHERS.get(context, "unknown")
+    kind = OTHER_MODELS_BY_WIDTH.get(context, "unknown")
     raise CheckpointError(
         f"{weights.path}: this is a {kind} checkpoint (cross-attention width {context}, "
         f"{channels} input channels); Overpaint runs SDXL"
@@ -87,7 +89,7 @@ def recognize_file(weights: WeightsFile) -> Configs:
 
 
 def _refuse_foreign(weights: WeightsFile) -> None:
-    for pattern, what in FOREIGN:
+    for pattern, what in FOREIGN_CHECKPOINTS:
         if any(re.search(pattern, key) for key in weights.tensors):
             raise CheckpointError(f"{weights.path}: this is {what}; Overpaint runs SDXL")
     if f"{UNET}input_blocks.0.0.weight" not in weights.tensors:
@@ -103,7 +105,7 @@ def _context(weights: WeightsFile) -> int:
     return next(widths, 0)
 
 
-def noise_config(weights: WeightsFile) -> NoiseConfig:
+def read_noise_config(weights: WeightsFile) -> NoiseConfig:
     """How the checkpoint was trained, from its marks.
 
     v-prediction: a tensor `v_pred` (as NoobAI's), or "v" in the metadata's
@@ -118,7 +120,7 @@ def noise_config(weights: WeightsFile) -> NoiseConfig:
     )
 
 
-def convert(
+def convert_checkpoint(
     weights: WeightsFile, configs: Configs
 ) -> tuple[dict[str, dict[str, LazyTensor]], tuple[str, ...]]:
     """Rename a checkpoint's tensors from the original layout to diffusers'.
@@ -176,7 +178,7 @@ def _without_ignored(weights: WeightsFile) -> tuple[dict[str, LazyTensor], tuple
     """The tensors that are needed, and what there is to say about the others."""
     kept = dict(weights.tensors)
     notices: list[str] = []
-    for row in IGNORED:
+    for row in IGNORED_KEYS:
         dropped = [key for key in kept if re.fullmatch(row.pattern, key)]
         for key in dropped:
             del kept[key]

@@ -17,28 +17,28 @@ from pydantic import AliasChoices, BaseModel, Field
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
 
-Kind = Literal["lora", "control", "embedding", "checkpoint"]
+FileKind = Literal["lora", "control", "embedding", "checkpoint"]
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 MINIATURE = "miniature"
 
-PACKAGED = (MINIATURE, "miniature-inpaint", "miniature-refiner")
+PACKAGED_MODELS = (MINIATURE, "miniature-inpaint", "miniature-refiner")
 """Models that ship inside the package."""
 
 
-SHIPPED: tuple[Kind, ...] = ("control", "lora", "embedding")
+PACKAGED_KINDS: tuple[FileKind, ...] = ("control", "lora", "embedding")
 """Kinds of which some ship inside the package."""
 
 
-class Entry(BaseModel, frozen=True):
+class LibraryEntry(BaseModel, frozen=True):
     """A file of the user's.
 
     Attributes:
         name: it is found by.
         kind: what it is.
         sha256: of the file.
-        license: as the user gave it; older entries spell it "licence".
+        license: as the user gave it.
         file: what it was called.
         keys: how many tensors it holds.
         rank: of a LoRA.
@@ -48,7 +48,7 @@ class Entry(BaseModel, frozen=True):
     """
 
     name: str
-    kind: Kind
+    kind: FileKind
     sha256: str
     license: str | None = Field(validation_alias=AliasChoices("license", "licence"))
     file: str
@@ -59,19 +59,19 @@ class Entry(BaseModel, frozen=True):
     path: Path = Field(default=Path(), exclude=True)
 
 
-class Entries:
+class LibraryIndex:
     """The names under one home."""
 
     def __init__(self, home: str | os.PathLike[str] | None = None):
         """Look under a home, by default `~/.overpaint`."""
         self.folder = (Path(home) if home else Path("~/.overpaint").expanduser()) / "models"
 
-    def entries(self) -> list[Entry]:
+    def list_entries(self) -> list[LibraryEntry]:
         """All that were added, by name."""
         names = (path.stem for path in sorted(self.folder.glob("*.json")))
-        return [entry for name in names if (entry := self.added(name))]
+        return [entry for name in names if (entry := self.read_entry(name))]
 
-    def added(self, name: str) -> Entry | None:
+    def read_entry(self, name: str) -> LibraryEntry | None:
         """What was added by a name.
 
         Raises:
@@ -79,33 +79,35 @@ class Entries:
         """
         path = self.folder / f"{name}.json"
         try:
-            entry = Entry.model_validate_json(path.read_text("utf-8"))
+            entry = LibraryEntry.model_validate_json(path.read_text("utf-8"))
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
-        return entry.model_copy(update={"path": entry_path(self.folder, entry)})
+        return entry.model_copy(update={"path": get_entry_path(self.folder, entry)})
 
-    def kind_of(self, name: str) -> Kind | None:
+    def find_kind(self, name: str) -> FileKind | None:
         """What a name leads to; None if that is nothing."""
-        if not NAME.fullmatch(name):
+        if not NAME_PATTERN.fullmatch(name):
             return None
-        if entry := self.added(name):
+        if entry := self.read_entry(name):
             return entry.kind
-        return next((kind for kind in SHIPPED if name in packaged(kind)), None)
+        return next((kind for kind in PACKAGED_KINDS if name in list_packaged(kind)), None)
 
-    def require(self, name: str, kind: Kind | None = None) -> None:
+    def require(self, name: str, kind: FileKind | None = None) -> None:
         """Insist on a name.
 
         Raises:
             ModelNotFoundError: nothing by that name, or nothing of that kind.
         """
-        found = self.kind_of(name)
+        found = self.find_kind(name)
         if found is not None and kind in (None, found):
             return
         what = kind or "file"
-        known = [entry.name for entry in self.entries() if kind in (None, entry.kind)]
-        known += [own for other in SHIPPED if kind in (None, other) for own in packaged(other)]
+        known = [entry.name for entry in self.list_entries() if kind in (None, entry.kind)]
+        known += [
+            own for other in PACKAGED_KINDS if kind in (None, other) for own in list_packaged(other)
+        ]
         aside = " Names lead to the catalogue alone; add the file first." if "/" in name else ""
         suggestion = (
             did_you_mean(name, known)
@@ -115,7 +117,7 @@ class Entries:
         raise ModelNotFoundError(f"unknown {what} {name!r}.{aside or suggestion}")
 
 
-def packaged(kind: str) -> dict[str, Path]:
+def list_packaged(kind: str) -> dict[str, Path]:
     """What ships inside the package beside the miniature, by name.
 
     Args:
@@ -125,6 +127,6 @@ def packaged(kind: str) -> dict[str, Path]:
     return {f"{MINIATURE}-{path.stem}": path for path in sorted(folder.glob("*.safetensors"))}
 
 
-def entry_path(folder: Path, entry: Entry) -> Path:
+def get_entry_path(folder: Path, entry: LibraryEntry) -> Path:
     """Where an entry's bytes are."""
     return folder / f"{entry.sha256}.safetensors"

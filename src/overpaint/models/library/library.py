@@ -14,27 +14,37 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, OutputError
-from overpaint.models import lora
 from overpaint.models.family import FAMILIES
-from overpaint.models.files.digests import sha256_of
+from overpaint.models.files import key_patterns
+from overpaint.models.files.digests import compute_sha256
 from overpaint.models.files.safetensors_io import WeightsFile, open_weights
 from overpaint.models.library import index
 from overpaint.models.library.catalog import ALIASES
-from overpaint.models.library.index import NAME, PACKAGED, SHIPPED, Entries, Entry, Kind, entry_path
+from overpaint.models.library.index import (
+    NAME_PATTERN,
+    PACKAGED_KINDS,
+    PACKAGED_MODELS,
+    FileKind,
+    LibraryEntry,
+    LibraryIndex,
+    get_entry_path,
+)
 
-KINDS: dict[Kind, str] = {
+KEY_PATTERNS: dict[FileKind, str] = {
     "control": r"lora_controlnet|input_hint_block|controlnet_cond_embedding|^(adapter\.)?body\.",
-    "lora": lora.KEYS,
+    "lora": key_patterns.LORA_KEYS,
     "embedding": r"^(clip_[lg]|text_encoders_\d|emb_params)$",
     "checkpoint": r"^model\.diffusion_model\.",
 }
 """Patterns of keys, in order, that tell what a file is."""
 
 
-class Store(Entries):
+class Library(LibraryIndex):
     """The files under one home."""
 
-    def add(self, source: Path, name: str | None = None, license: str | None = None) -> Entry:
+    def add(
+        self, source: Path, name: str | None = None, license: str | None = None
+    ) -> LibraryEntry:
         """Copy a file in, whole or not at all.
 
         Args:
@@ -52,37 +62,37 @@ class Store(Entries):
             raise ModelNotFoundError(f"no such file: {source}")
         name = source.stem if name is None else name
         weights = open_weights(source)
-        entry = describe(weights, checked(name), license)
-        if entry.kind == "checkpoint" and name in (*PACKAGED, *ALIASES):
+        entry = describe_file(weights, require_safe_name(name), license)
+        if entry.kind == "checkpoint" and name in (*PACKAGED_MODELS, *ALIASES):
             raise CheckpointError(f"{name!r} is the name of another model; give one with --name")
-        if self.kind_of(name) and (taken := self.find(name)).sha256 != entry.sha256:
+        if self.find_kind(name) and (taken := self.find(name)).sha256 != entry.sha256:
             raise CheckpointError(
                 f"{name!r} is {taken.file} already; remove it first, or give another name"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not entry_path(self.folder, entry).is_file():
-                self._put(entry_path(self.folder, entry), partial(shutil.copyfile, source))
+            if not get_entry_path(self.folder, entry).is_file():
+                self._put(get_entry_path(self.folder, entry), partial(shutil.copyfile, source))
             text = entry.model_dump_json(indent=1)
             self._put(self.folder / f"{name}.json", lambda path: path.write_text(text, "utf-8"))
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be written: {error}") from error
         return self.find(name)
 
-    def find(self, name: str, kind: Kind | None = None) -> Entry:
+    def find(self, name: str, kind: FileKind | None = None) -> LibraryEntry:
         """The entry of a name.
 
         Raises:
             ModelNotFoundError: none by that name, or none of that kind.
         """
         self.require(name, kind)
-        return self.added(name) or _shipped(name, _packaged()[name])
+        return self.read_entry(name) or _shipped(name, _packaged()[name])
 
-    def known(self, name: str, kind: Kind) -> Entry | None:
+    def find_if(self, name: str, kind: FileKind) -> LibraryEntry | None:
         """The entry of a name; None where none of that kind has it."""
-        return self.find(name) if self.kind_of(name) == kind else None
+        return self.find(name) if self.find_kind(name) == kind else None
 
-    def remove(self, name: str) -> Entry:
+    def remove(self, name: str) -> LibraryEntry:
         """Forget a name, and the file when no other name leads to it.
 
         Raises:
@@ -93,7 +103,7 @@ class Store(Entries):
         if entry.path.parent != self.folder:
             raise CheckpointError(f"{name!r} ships with Overpaint and stays")
         (self.folder / f"{name}.json").unlink()
-        if all(other.sha256 != entry.sha256 for other in self.entries()):
+        if all(other.sha256 != entry.sha256 for other in self.list_entries()):
             entry.path.unlink(missing_ok=True)
         return entry
 
@@ -107,28 +117,30 @@ class Store(Entries):
             unfinished.unlink(missing_ok=True)
 
 
-def shipped() -> tuple[Entry, ...]:
+def list_shipped() -> tuple[LibraryEntry, ...]:
     """What ships beside the miniature."""
     return tuple(_shipped(name, path) for name, path in _packaged().items())
 
 
 def _packaged() -> dict[str, Path]:
-    return {name: path for kind in SHIPPED for name, path in index.packaged(kind).items()}
+    return {
+        name: path for kind in PACKAGED_KINDS for name, path in index.list_packaged(kind).items()
+    }
 
 
 @cache
-def _shipped(name: str, path: Path) -> Entry:
+def _shipped(name: str, path: Path) -> LibraryEntry:
     license = FAMILIES["miniature"].license
-    return describe(open_weights(path), name, license).model_copy(update={"path": path})
+    return describe_file(open_weights(path), name, license).model_copy(update={"path": path})
 
 
-def checked(name: str) -> str:
+def require_safe_name(name: str) -> str:
     """The name, if it is safe as one.
 
     Raises:
         CheckpointError: it is not.
     """
-    if not NAME.fullmatch(name):
+    if not NAME_PATTERN.fullmatch(name):
         raise CheckpointError(
             f"{name!r} is no name: letters, digits, '_', '-' and '.', at most 100, the first a "
             "letter or digit. Give one with --name."
@@ -136,14 +148,14 @@ def checked(name: str) -> str:
     return name
 
 
-def describe(weights: WeightsFile, name: str, license: str | None = None) -> Entry:
+def describe_file(weights: WeightsFile, name: str, license: str | None = None) -> LibraryEntry:
     """What a file is, by its keys and metadata.
 
     Raises:
         CheckpointError: nothing that is known.
     """
-    kinds: list[Kind] = [
-        k for k, p in KINDS.items() if any(re.search(p, key) for key in weights.tensors)
+    kinds: list[FileKind] = [
+        k for k, p in KEY_PATTERNS.items() if any(re.search(p, key) for key in weights.tensors)
     ]
     if not kinds:
         raise CheckpointError(
@@ -155,10 +167,10 @@ def describe(weights: WeightsFile, name: str, license: str | None = None) -> Ent
         for key, stored in weights.tensors.items()
         if re.search(r"(lora_down|lora_A(\.\w+)?|lora\.down)\.weight$", key)
     )
-    return Entry(
+    return LibraryEntry(
         name=name,
         kind=kinds[0],
-        sha256=sha256_of((weights.path,)),
+        sha256=compute_sha256((weights.path,)),
         license=license or weights.metadata.get("modelspec.license"),
         file=weights.path.name,
         keys=len(weights.tensors),

@@ -3,11 +3,11 @@
 from collections.abc import Collection
 
 from overpaint.errors import ModelNotFoundError, RequestError
-from overpaint.models.library.index import NAME, PACKAGED, Entries, Kind
+from overpaint.models.library.index import NAME_PATTERN, PACKAGED_MODELS, FileKind, LibraryIndex
 from overpaint.request import Request
 
 
-def check_names(request: Request, entries: Entries, models: Collection[str]) -> None:
+def check_names(request: Request, entries: LibraryIndex, models: Collection[str]) -> None:
     """Refuse what a request names and is not here.
 
     Args:
@@ -27,13 +27,13 @@ def check_names(request: Request, entries: Entries, models: Collection[str]) -> 
             _plain(f"controls.{index}.estimator", control.estimator)
     for name, field in request.embeddings.items():
         _require(field, name, "embedding", entries)
-    if request.refiner is not None and request.refiner not in {*models, *PACKAGED}:
+    if request.refiner is not None and request.refiner not in {*models, *PACKAGED_MODELS}:
         # What is in the catalogue alone would be downloaded, while everybody waits.
         _plain("refiner", request.refiner)
         _require("refiner", request.refiner, "checkpoint", entries)
 
 
-def _require(field: str, name: str, kind: Kind, entries: Entries) -> None:
+def _require(field: str, name: str, kind: FileKind, entries: LibraryIndex) -> None:
     try:
         entries.require(name, kind)
     except ModelNotFoundError as error:
@@ -41,7 +41,7 @@ def _require(field: str, name: str, kind: Kind, entries: Entries) -> None:
 
 
 def _plain(field: str, name: str) -> None:
-    if not NAME.fullmatch(name):
+    if not NAME_PATTERN.fullmatch(name):
         raise RequestError(
             field, f"{name!r} is a path or a hub id; requests to a server give a name."
         )

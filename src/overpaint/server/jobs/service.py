@@ -31,7 +31,7 @@ from overpaint.errors import (
 )
 from overpaint.events import Step
 from overpaint.imaging import sizing
-from overpaint.models.library.index import Entries
+from overpaint.models.library.index import LibraryIndex
 from overpaint.request import Request
 from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.jobs.feed import Hub
@@ -154,7 +154,7 @@ class Service:
         self.settings = settings
         self._traces = traces
         self.files = Files(settings.data)
-        self.entries = Entries(settings.home)
+        self.entries = LibraryIndex(settings.home)
         self._alone = _hold(settings.data) if settings.store is None else None
         self.poll = SELDOM if self._alone else POLL
         self.files.sweep(0.0 if self._alone else ROOM_TO_WRITE)

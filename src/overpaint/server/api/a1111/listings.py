@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from overpaint.models.library.index import Kind, packaged
+from overpaint.models.library.index import FileKind, list_packaged
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.server.api.a1111.controlnet import FINISHED, MODULES
 from overpaint.server.api.a1111.protocol import LATENT_UPSCALER, UPSCALERS, error_response
@@ -18,10 +18,10 @@ router = APIRouter(prefix="/sdapi/v1", route_class=make_route_class(error_respon
 controlnet_router = APIRouter(prefix="/controlnet", route_class=make_route_class(error_response))
 
 
-def names_of(service: Service, kind: Kind) -> list[str]:
+def names_of(service: Service, kind: FileKind) -> list[str]:
     """What requests may name of a kind."""
-    added = [entry.name for entry in service.entries.entries() if entry.kind == kind]
-    return [*added, *packaged(kind)]
+    added = [entry.name for entry in service.entries.list_entries() if entry.kind == kind]
+    return [*added, *list_packaged(kind)]
 
 
 @router.get("/sd-models")

@@ -1,0 +1,24 @@
+"""JSON config files of checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from overpaint.errors import CheckpointError
+
+
+def read_json_config(path: Path) -> dict[str, Any]:
+    """What a file of JSON says.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or no object.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no settings")
+    return found

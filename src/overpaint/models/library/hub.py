@@ -1,0 +1,156 @@
+"""Hugging Face hub: which files of a repository Overpaint downloads, and what its cache holds."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
+from overpaint.models.files.safetensors_io import sample_keys
+from overpaint.models.files.weight_variants import choose_weight_files
+
+ESTIMATOR_CONFIG_FILES = ("config.json", "preprocessor_config.json")
+"""What a folder of transformers' has, besides weights, when it is of a network that sees."""
+
+
+WEIGHTED_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+"""The parts of a folder that have weights."""
+
+
+CONFIG_PATTERNS = ("model_index.json", "*/config.json", "scheduler/*.json", "tokenizer*/*")
+
+
+TOKENIZER_PATTERNS = ("vocab.json", "merges.txt", "tokenizer*.json", "special_tokens_map.json")
+"""Of a folder of transformers'."""
+
+
+def fetch_snapshot(name: str, repository: str, *, download: bool, known: Iterable[str]) -> Path:
+    """Return a repository's files in the hub's cache; download them if necessary."""
+    from httpx2 import HTTPError  # the hub client's own
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ModelNotFoundError(
+            f"unknown model {name!r}: no such file or folder here, and no hub id: {error}"
+        ) from error
+    if found := find_cached(repository):
+        return found
+    if not download:
+        raise ModelNotFoundError(f"{name!r} ({repository} on the hub) is not downloaded yet")
+    try:
+        siblings = HfApi().model_info(repository, timeout=10).siblings or ()
+        wanted = list_needed_files([sibling.rfilename for sibling in siblings], repository)
+        snapshot = Path(snapshot_download(repository, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise ModelNotFoundError(
+            f"{repository} asks for its terms to be accepted first: do so at "
+            f"https://huggingface.co/{repository}, then run `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"unknown model {name!r}: no such file or folder here, and no repository "
+            f"{repository} on the hub.{did_you_mean(name, known)}"
+        ) from error
+    except (HTTPError, OSError) as error:
+        raise ModelNotFoundError(
+            f"{name!r}: no such file or folder here, not in the hub's cache, and the hub could "
+            f"not be reached for {repository} ({_first_line(error)}). Try again online, or give "
+            "a folder or a .safetensors file."
+        ) from error
+    return find_loadable(snapshot) or snapshot
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def find_cached(repository: str) -> Path | None:
+    """What to load from the hub's cache, if it holds all of it."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return find_loadable(Path(snapshot_download(repository, local_files_only=True)))
+    except OSError:
+        return None
+
+
+def find_loadable(folder: Path) -> Path | None:
+    """The folder itself when it is a whole one of diffusers' or of a network that sees.
+
+    Else its only .safetensors file.
+    """
+    index = folder / "model_index.json"
+    if index.is_file():
+        parts = [
+            part for part in WEIGHTED_PARTS if json.loads(index.read_text()).get(part, (None,))[0]
+        ]
+        whole = all(
+            (folder / part / "config.json").is_file() and any((folder / part).glob("*.safetensors"))
+            for part in parts
+        )
+        return folder if whole and parts else None
+    files = list(folder.glob("*.safetensors"))
+    if all((folder / name).is_file() for name in ESTIMATOR_CONFIG_FILES):
+        return folder if files else None
+    return files[0] if len(files) == 1 else None
+
+
+def list_needed_files(files: Sequence[str], repository: str) -> list[str]:
+    """Which of a repository's files to download, as patterns.
+
+    Of a diffusers folder, or that of a network that sees, its configs, tokenizers and one variant
+    of each part's weights, in 16 bits where there is one; else the only .safetensors file.
+
+    Raises:
+        CheckpointError: there is nothing that we load; says what there is.
+    """
+    if "model_index.json" not in files and set(ESTIMATOR_CONFIG_FILES) <= set(files):
+        return [*ESTIMATOR_CONFIG_FILES, *TOKENIZER_PATTERNS, *_chosen(files, repository)]
+    if "model_index.json" not in files:
+        single = [file for file in files if file.endswith(".safetensors") and "/" not in file]
+        if len(single) == 1:
+            return single
+        raise CheckpointError(
+            f"{repository} is no diffusers folder, and has {len(single)} .safetensors files: "
+            f"{sample_keys(single) or 'none'}. Download the one you want and give its path."
+        )
+    weights: list[str] = []
+    for part in WEIGHTED_PARTS:
+        own = [file for file in files if file.startswith(f"{part}/")]
+        if own:
+            names = [file.split("/", 1)[1] for file in own]
+            weights += [f"{part}/{name}" for name in choose_weight_files(names, half=True)]
+    return [*CONFIG_PATTERNS, *weights]
+
+
+def _chosen(files: Sequence[str], repository: str) -> list[str]:
+    try:
+        return choose_weight_files(files, half=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{repository}: {error}") from error
+
+
+def list_cached_checkpoints() -> dict[str, Path]:
+    """SDXL repositories that the hub's cache holds whole."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return {}
+    found: dict[str, Path] = {}
+    for repository in repositories:
+        path = find_cached(repository.repo_id) if repository.repo_type == "model" else None
+        if path is not None and path.is_dir() and _is_sdxl(path):
+            found[repository.repo_id] = path
+    return found
+
+
+def _is_sdxl(folder: Path) -> bool:
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text()) if path.is_file() else {}
+    return str(index.get("_class_name", "")).startswith("StableDiffusionXL")
