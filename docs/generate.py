@@ -663,7 +663,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               "`415` (OpenAI dialect: `400`; fal, cog and Replicate: `422`)"),
         Limit("Formats that the library and the command line read",
               "PNG, JPEG, WebP, BMP, GIF, TIFF", (), "`PictureError`"),
-        Limit("Side", "at least {0:g} pixels", ("overpaint.imaging.images:SMALLEST_SIDE",), "`422`"),
+        Limit("Side of a picture sent to the server", "at least {0:g} pixels", ("overpaint.imaging.images:SMALLEST_SIDE",), "`422`"),
         Limit(
             "Pixels of a picture sent to the server",
             "{0:,} (8192²)",
