@@ -313,12 +313,9 @@ def request_page() -> str:
 def openapi_document() -> dict[str, Any]:
     """Return the OpenAPI document of the HTTP API, as `GET /openapi.json` answers it."""
     from overpaint.server.app import create_app
-    from overpaint.server.jobs.service import Settings
+    from overpaint.server.settings import ServerSettings
 
-    def make() -> Any:
-        raise NotImplementedError("nothing is painted for a description")
-
-    return create_app(Settings(Path("unused"), ("miniature",), make)).openapi()
+    return create_app(ServerSettings()).openapi()
 
 
 def _schema_name(schema: Mapping[str, Any]) -> str:
@@ -607,7 +604,7 @@ MIB = 2**20
 
 LIMITS: dict[str, tuple[Limit, ...]] = {
     "HTTP requests": (
-        Limit("Request headers", "{0:kib}", ("overpaint.server.http.connection:MAX_HEADER_BYTES",), "`400`"),
+        Limit("Request headers", "{0:kib}", ("overpaint.server.settings:Limits.request_head_bytes",), "`400`"),
         Limit(
             "Time for the request headers",
             "{0:g} s",
@@ -636,7 +633,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit(
             "Idle connection between two requests",
             "{0:g} s",
-            ("overpaint.server.http.connection:KEEP_ALIVE_S",),
+            ("overpaint.server.settings:HttpSettings.keep_alive_s",),
             "The server closes the connection.",
         ),
         Limit(
@@ -706,14 +703,14 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Priority on a server without API keys", "-10 to 10", (), "`422`"),
     ),
     "Jobs": (
-        Limit("Queued jobs", "{0:,}; `--queue`", ("overpaint.server.store.jobs:Limits.queued",), "`429`"),
+        Limit("Queued jobs", "{0:,}; `--queue`", ("overpaint.server.settings:Limits.queued_jobs",), "`429`"),
         Limit("Queued jobs of one API key", "no own limit; `--queue-per-key`", (), "`429`"),
         Limit("Jobs in the worker at once", "{0:g}",
-              ("overpaint.server.jobs.supervisor:Pace.room",), "Other jobs wait in the queue."),
+              ("overpaint.server.settings:WorkerSettings.max_jobs",), "Other jobs wait in the queue."),
         Limit("Crashes of the worker or the server while a job runs", "{0:g}",
               ("overpaint.server.store.jobs:CRASHES",), "The job fails at the last of them."),
         Limit("Free disk space for new jobs", "{0:mib}",
-              ("overpaint.server.jobs.service:ROOM",), "`507`"),
+              ("overpaint.server.settings:Limits.free_disk_bytes",), "`507`"),
         Limit("Clients of one API key that follow events at once", "{0:,}",
               ("overpaint.server.api.deps:MAX_LISTENERS_PER_KEY",), "`429`"),
         Limit("`?wait=`", "0 to 60 s", (), "`422`"),
@@ -723,31 +720,31 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
     ),
     "Worker": (
         Limit("Silence while the worker runs", "{0:g} s",
-              ("overpaint.server.jobs.supervisor:Pace.stalled",), "The server replaces the worker."),
+              ("overpaint.server.settings:WorkerSettings.step_timeout_s",), "The server replaces the worker."),
         Limit("Silence while the worker starts", "{0:g} s",
-              ("overpaint.server.jobs.supervisor:Pace.starting",), "The server replaces the worker."),
+              ("overpaint.server.settings:WorkerSettings.start_timeout_s",), "The server replaces the worker."),
         Limit("A message that stops halfway", "{0:g} s",
-              ("overpaint.server.jobs.supervisor:Pace.halfway",), "The server replaces the worker."),
-        Limit("Lease of a job", "{0:g} s", ("overpaint.server.jobs.supervisor:Pace.lease",),
+              ("overpaint.server.settings:WorkerSettings.message_timeout_s",), "The server replaces the worker."),
+        Limit("Lease of a job", "{0:g} s", ("overpaint.server.settings:WorkerSettings.lease_s",),
               "Another server takes over the job."),
         Limit("Pause before a worker that keeps dying restarts", "up to {0:g} s",
               ("overpaint.server.jobs.supervisor:LONGEST",), "`/readyz` answers `503`."),
     ),
     "Webhooks": (
         Limit("Time for the receiver to answer", "{0:g} s",
-              ("overpaint.server.jobs.webhooks:PATIENCE",), "The server tries again."),
+              ("overpaint.server.settings:WebhookSettings.timeout_s",), "The server tries again."),
         Limit("Tries", "10", (), "The webhook's state becomes `failed`."),
         Limit("Webhooks in delivery at once", "{0:g}, {1:g} of one API key",
-              ("overpaint.server.jobs.webhooks:ABREAST", "overpaint.server.store.outbox:SHARE"),
+              ("overpaint.server.settings:WebhookSettings.concurrent_deliveries", "overpaint.server.store.outbox:SHARE"),
               "Other webhooks wait."),
         Limit("Interval between two `logs` webhooks of a job", "{0:g} s",
-              ("overpaint.server.jobs.webhooks:POLL",), "The server combines updates."),
+              ("overpaint.server.settings:WebhookSettings.poll_interval_s",), "The server combines updates."),
     ),
     "Data retention": (
         Limit("Jobs and results", "{0:days} after the job ended; `--keep`",
-              ("overpaint.server.jobs.service:Settings.keep_results",), "`404`"),
+              ("86400*overpaint.server.settings:ServerSettings.keep_days",), "`404`"),
         Limit("Uploads that no job uses", "{0:days} after the last upload; `--keep-uploads`",
-              ("overpaint.server.jobs.service:Settings.keep_files",), "`404`"),
+              ("86400*overpaint.server.settings:ServerSettings.keep_uploads_days",), "`404`"),
         Limit("Signed links to results", "{0:g} s", ("overpaint.server.http.signed_links:LINK_LIFETIME_S",), "`403`"),
         Limit("Usage entries", "kept when jobs are removed", (), ""),
         Limit("A revoked API key still works", "up to {0:g} s",

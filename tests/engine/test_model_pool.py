@@ -10,7 +10,7 @@ import pytest
 
 import overpaint
 from overpaint.engine.engine import Engine
-from overpaint.engine.model_pool import Residency, size
+from overpaint.engine.model_pool import ModelPool, size
 from overpaint.engine.profile import Profile
 from overpaint.errors import ModelNotFoundError
 from overpaint.events import Finished
@@ -38,7 +38,7 @@ def one() -> int:
 
 def test_the_one_not_used_for_longest_is_let_go(one: int) -> None:
     loads = Loads()
-    models = Residency("abc", loads, 2.5 * one)
+    models = ModelPool("abc", loads, 2.5 * one)
     for name in "abaca":
         models.get(name)
     assert loads.names == ["a", "b", "c"]
@@ -51,7 +51,7 @@ def test_the_one_not_used_for_longest_is_let_go(one: int) -> None:
 
 def test_a_single_model_may_be_larger_than_the_budget(one: int) -> None:
     loads = Loads()
-    models = Residency("ab", loads, 0.5 * one)
+    models = ModelPool("ab", loads, 0.5 * one)
     for name in "aabba":
         models.get(name)
     assert loads.names == ["a", "b", "a"]
@@ -62,14 +62,14 @@ def test_a_single_model_may_be_larger_than_the_budget(one: int) -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(ModelNotFoundError, match="Did you mean miniature"):
-        Residency(["miniature"], Loads(), 1e9).get("minature")
+        ModelPool(["miniature"], Loads(), 1e9).get("minature")
 
 
 def test_requests_for_two_models_that_do_not_fit_together(one: int) -> None:
     """They are grouped by model: as few loads as may be, and none while the other is in use."""
     loads, in_use = Loads(), list[set[str]]()
 
-    class Watched(Residency):
+    class Watched(ModelPool):
         def begin(self, model: str, request: Request) -> Any:
             in_use.append({j.model for j in engine.jobs if j.painting} | {model})
             return super().begin(model, request)
@@ -89,7 +89,7 @@ def test_requests_for_two_models_that_do_not_fit_together(one: int) -> None:
 
 
 def test_an_unknown_model_fails_the_request_alone(one: int) -> None:
-    engine = Engine(Residency("a", Loads(), one), Profile("cpu"), beside=AtOnce())
+    engine = Engine(ModelPool("a", Loads(), one), Profile("cpu"), beside=AtOnce())
     engine.submit("bad", Request(prompt="a cup", num_inference_steps=2), "z")
     engine.submit("good", Request(prompt="a cup", num_inference_steps=2), "a")
     watched = run(engine)
@@ -99,7 +99,7 @@ def test_an_unknown_model_fails_the_request_alone(one: int) -> None:
 
 def test_models_share_one_cache(one: int) -> None:
     cache = Cache()
-    engine = Engine(Residency("ab", Loads(), 3 * one, cache), Profile("cpu"), beside=AtOnce())
+    engine = Engine(ModelPool("ab", Loads(), 3 * one, cache), Profile("cpu"), beside=AtOnce())
     for name in "ab":
         engine.submit(name, Request(prompt="a cup", num_inference_steps=2), name)
     run(engine)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-from overpaint.engine.postprocess import Finishing, open_checker
+from overpaint.engine.postprocess import PostprocessConfig, open_checker
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.estimators import load_processor
 from overpaint.models.safety_checker import load_safety_checker
@@ -163,15 +163,15 @@ def test_what_is_none_is_refused(folder: Path, harm: Any, why: str) -> None:
 
 @pytest.mark.parametrize(("harm", "why"), [(pickle, "no \\*.safetensors"), (unsettle, "no prep")])
 def test_a_server_says_so_before_it_starts(folder: Path, harm: Any, why: str) -> None:
-    Finishing(str(folder)).check()
+    PostprocessConfig(str(folder)).check()
     harm(folder)
     with pytest.raises(CheckpointError, match=why):
-        Finishing(str(folder)).check()
+        PostprocessConfig(str(folder)).check()
 
 
 def test_a_checker_that_is_not_there() -> None:
     with pytest.raises(ModelNotFoundError, match="neither a folder nor MODULE:FUNCTION"):
-        Finishing("nowhere").check()
+        PostprocessConfig("nowhere").check()
     with pytest.raises(ModelNotFoundError, match="No module named 'no_such_module'"):
         open_checker("no_such_module:check")
     with pytest.raises(ModelNotFoundError, match="no_such_function"):

@@ -6,28 +6,26 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
-from overpaint.engine.worker import paints
+from overpaint.engine.worker import make_engine
 from tests.server.fake import Fake, Sized
 from tests.server.watched import watched
 
 if TYPE_CHECKING:
-    from overpaint.engine.worker import Runs
+    from overpaint.engine.worker import EngineFactory, JobRunner
+    from overpaint.server.settings import ServerSettings
 
-ENGINES = {"fake": Fake, "sized": Sized, "miniature": paints, "watched": watched}
+ENGINES = ("fake", "sized", "miniature", "watched")
 
 
 def main() -> None:
     # A worker's process imports this module too, and none of these.
-    from overpaint.engine.profile import Profile
     from overpaint.server.app import run
     from overpaint.server.http import connection
-    from overpaint.server.jobs.service import Settings
-    from overpaint.server.jobs.supervisor import Pace
-    from overpaint.server.outbound.image_fetch import FetchPolicy
-    from overpaint.server.store.jobs import Limits
+    from overpaint.server.settings import FetchPolicy, Limits, ServerSettings, WorkerSettings
     from tests.server.faults import install
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -39,9 +37,9 @@ def main() -> None:
     parser.add_argument("--store", help="by default SQLite in the folder")
     parser.add_argument("--lease", type=float, default=3.0)
     parser.add_argument("--look", type=float, default=0.2)
-    parser.add_argument("--room", type=int, default=Pace().room)
+    parser.add_argument("--room", type=int, default=WorkerSettings().max_jobs)
     parser.add_argument("--grace", type=float, default=0.0)
-    parser.add_argument("--queue", type=int, default=Limits().queued)
+    parser.add_argument("--queue", type=int, default=Limits().queued_jobs)
     parser.add_argument("--fetch", choices=get_args(FetchPolicy), default="public")
     parser.add_argument("--patience", type=float, help="with clients that stand still")
     parser.add_argument("--faults", action="store_true", help="fail as FOLDER/faults.json says")
@@ -49,40 +47,44 @@ def main() -> None:
 
     if given.patience:
         connection.CLIENT_TIMEOUT_S = given.patience
-    profile = Profile.read(given.profile) if given.profile else None
-    names = ("miniature",)
-    arguments: tuple[Any, ...] = (given.seconds,)
-    if given.engine not in ("fake", "sized"):
-        arguments = (names, "cpu", "fp32", given.folder / "home", float("inf"), profile)
-    if given.engine == "watched":
-        arguments = (given.folder / "ticks.jsonl", *arguments)
-    make: Any = ENGINES[given.engine]
-    if given.faults:
-        arguments = (given.folder, make, arguments)
-        make = faulty
-        install(given.folder, "server")
-    settings = Settings(
-        given.folder,
-        names,
-        make,
-        arguments,
-        given.store,
-        limits=Limits(queued=given.queue),
-        pace=Pace(lease=given.lease, look=given.look, room=given.room),
-        profile=profile or Profile(),
-        native=128,
+    settings = ServerSettings(
+        data=given.folder,
+        port=given.port,
+        store=given.store,
+        device="cpu",
+        dtype="fp32",
+        home=given.folder / "home",
+        profile=given.profile,
         fetch=given.fetch,
-        grace=given.grace,
+        grace_s=given.grace,
+        limits=Limits(queued_jobs=given.queue),
+        worker=WorkerSettings(lease_s=given.lease, poll_interval_s=given.look, max_jobs=given.room),
     )
-    run(settings, host="127.0.0.1", port=given.port)
+    engine_factory = engine_factory_of(given.engine, given.seconds, settings)
+    if given.faults:
+        engine_factory = partial(faulty, given.folder, engine_factory)
+        install(given.folder, "server")
+    run(settings, engine_factory)
 
 
-def faulty(folder: Path, make: Any, arguments: tuple[Any, ...]) -> Runs:
+def engine_factory_of(name: str, seconds: float, settings: ServerSettings) -> EngineFactory:
+    match name:
+        case "fake":
+            return partial(Fake, seconds)
+        case "sized":
+            return partial(Sized, seconds)
+        case "miniature":
+            return partial(make_engine, settings.engine_config())
+        case _:
+            return partial(watched, settings.data / "ticks.jsonl", settings.engine_config())
+
+
+def faulty(folder: Path, engine_factory: EngineFactory) -> JobRunner:
     """An engine in a worker whose calls fail as they are told to."""
     from tests.server.faults import install
 
     install(folder, "worker")
-    return make(*arguments)
+    return engine_factory()
 
 
 if __name__ == "__main__":

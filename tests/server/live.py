@@ -7,16 +7,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi.testclient import TestClient
 
+from overpaint.engine.worker import EngineFactory
 from overpaint.server.app import Server, create_app, uvicorn_config
-from overpaint.server.jobs.service import Settings
-from overpaint.server.jobs.supervisor import Pace
 from overpaint.server.outbound.image_fetch import ImageSources
+from overpaint.server.settings import ServerSettings, WorkerSettings
 from overpaint.server.store.files import Files
+from overpaint.server.telemetry.traces import TraceExporter
 from tests.server.fake import Fake
 
 PATIENCE = 60.0
@@ -24,19 +26,37 @@ NOWHERE = ImageSources(Files(Path("nowhere")))
 """For requests without uploads and URLs."""
 
 
+def settings_for(folder: Path, **changes: Any) -> ServerSettings:
+    """Settings of a server for tests: it looks at its store often, and answers to any host name."""
+    given: dict[str, Any] = {
+        "data": folder,
+        "models": ("m", "n"),
+        "host": "0.0.0.0",
+        "worker": WorkerSettings(poll_interval_s=0.05),
+        "grace_s": 0.0,
+    }
+    return ServerSettings(**given | changes)
+
+
 @contextlib.contextmanager
-def running(folder: Path, seconds: float = 0.0, **changes: Any) -> Generator[str]:
-    """The address of a server whose engine paints nothing, unless `changes` say so."""
-    doors = {name: changes.pop(name) for name in ("keys", "hosts", "origins") if name in changes}
-    settings: dict[str, Any] = {
-        "models": ("miniature", "sdxl"),
-        "make": Fake,
-        "arguments": (seconds,),
-        "pace": Pace(look=0.05),
-        "grace": 0.0,
-    } | changes
-    app = create_app(Settings(folder, **settings), **doors)
-    config = uvicorn_config(app, "127.0.0.1", 0)
+def running(
+    folder: Path,
+    seconds: float = 0.0,
+    *,
+    engine_factory: EngineFactory | None = None,
+    **changes: Any,
+) -> Generator[str]:
+    """The address of a server whose engine paints nothing, unless there is a factory of another.
+
+    Args:
+        folder: its data.
+        seconds: of a step.
+        engine_factory: makes another engine.
+        changes: of its settings.
+    """
+    settings = settings_for(folder, **{"models": ("miniature", "sdxl")} | changes)
+    app = create_app(settings, engine_factory or partial(Fake, seconds))
+    config = uvicorn_config(app, settings)
     config.timeout_graceful_shutdown = 1
     server = Server(config)
     with socket.socket() as listening:
@@ -54,16 +74,19 @@ def running(folder: Path, seconds: float = 0.0, **changes: Any) -> Generator[str
             thread.join()
 
 
-def client_of(folder: Path, seconds: float = 0.0, **changes: Any) -> TestClient:
-    """A client of a server whose engine paints nothing, in one process."""
-    keys = changes.pop("keys", ())
-    settings: dict[str, Any] = {
-        "make": Fake,
-        "arguments": (seconds,),
-        "pace": Pace(look=0.05),
-        "grace": 0.0,
-    } | changes
-    return TestClient(create_app(Settings(folder, ("m", "n"), **settings), keys))
+def client_of(
+    folder: Path,
+    seconds: float = 0.0,
+    *,
+    engine_factory: EngineFactory | None = None,
+    traces: TraceExporter | None = None,
+    base_url: str = "http://testserver",
+    **changes: Any,
+) -> TestClient:
+    """A client of a server in this process; for the arguments see `running`."""
+    settings = settings_for(folder, **changes)
+    app = create_app(settings, engine_factory or partial(Fake, seconds), traces)
+    return TestClient(app, base_url=base_url)
 
 
 def until(true: Callable[[], object]) -> None:

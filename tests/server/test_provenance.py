@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from overpaint.cli.main import app
-from overpaint.engine.postprocess import Finisher, Finishing
+from overpaint.engine.postprocess import Finisher, PostprocessConfig
 from overpaint.errors import OverpaintError, RequestError
 from overpaint.provenance import watermark
 from tests.provenance.certificates import write_certificate
@@ -25,9 +25,8 @@ HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
 
 def test_pictures_are_signed(tmp_path: Path) -> None:
     chain, key = write_certificate(tmp_path)
-    signing = Finishing(certificate=chain, key=key)
     said = list[str]()
-    with client_of(tmp_path / "data", finishing=signing) as client:
+    with client_of(tmp_path / "data", c2pa_certificate=chain, c2pa_key=key) as client:
         house = client.post("/api/files", content=HOUSE.read_bytes()).json()["file"]
         for request in (FIELDS, FIELDS | {"image": {"file": house}, "strength": 0.5}):
             answer = client.post("/api/jobs?wait=60", json={"request": request})
@@ -41,12 +40,12 @@ def test_pictures_are_signed(tmp_path: Path) -> None:
 
 
 def test_pictures_are_marked_and_small_ones_said_to_be_not(tmp_path: Path) -> None:
-    marking = Finishing(watermark=True)
+    marking = PostprocessConfig(watermark=True)
     with Image.open(HOUSE) as house:
         made, why = Finisher(marking).marked(house.convert("RGB"))
     assert why is None
     assert watermark.found(made)
-    with client_of(tmp_path, finishing=marking) as client:
+    with client_of(tmp_path, watermark=True) as client:
         job = client.post("/api/jobs?wait=60", json={"request": FIELDS}).json()
         assert len(job["results"]) == 1
         story = client.get(f"/api/jobs/{job['id']}/events").text
@@ -55,7 +54,7 @@ def test_pictures_are_marked_and_small_ones_said_to_be_not(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("marks", [False, True])
 def test_replicate_s_clients_are_told_of_the_watermark(tmp_path: Path, marks: bool) -> None:
-    with client_of(tmp_path, finishing=Finishing(watermark=marks)) as client:
+    with client_of(tmp_path, watermark=marks) as client:
         inputs: dict[str, Any] = {"prompt": "a cup"}
         made = client.post("/predictions", json={"input": inputs}).json()
         assert made["status"] == "succeeded"
@@ -68,10 +67,10 @@ def test_replicate_s_clients_are_told_of_the_watermark(tmp_path: Path, marks: bo
 
 def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
     chain, key = write_certificate(tmp_path)
-    for alone in (Finishing(certificate=chain), Finishing(key=key)):
+    for alone in (PostprocessConfig(certificate=chain), PostprocessConfig(key=key)):
         with pytest.raises(RequestError, match="c2pa_certificate: "):
             alone.check()
-    Finishing(certificate=chain, key=key).check()
+    PostprocessConfig(certificate=chain, key=key).check()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from openai import OpenAI
 from replicate.client import Client
 from replicate.exceptions import ModelError
 
-from overpaint.engine.postprocess import Finishing
 from overpaint.engine.worker import ALL_FLAGGED
 from overpaint.server.api.replicate.protocol import NSFW
 from tests.server.live import client_of, running
@@ -28,7 +27,7 @@ PATIENCE = 60.0
 
 
 def checked(checker: str) -> dict[str, Any]:
-    return {"finishing": Finishing(f"tests.server.checkers:{checker}")}
+    return {"safety_checker": f"tests.server.checkers:{checker}"}
 
 
 @pytest.fixture(scope="module")

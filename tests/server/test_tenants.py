@@ -189,7 +189,7 @@ class Owned:
 
 @pytest.fixture(scope="module")
 def owned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owned]:
-    with client_of(tmp_path_factory.mktemp("data"), 0.2, keys=("owner", "stranger")) as client:
+    with client_of(tmp_path_factory.mktemp("data"), 0.2, api_keys=("owner", "stranger")) as client:
 
         def post(path: str, body: Any, **headers: str) -> Any:
             answer = client.post(path, json=body, headers=OWNER | headers)

@@ -6,13 +6,14 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from overpaint.engine.worker import paints
+from overpaint.engine.worker import make_engine
 from overpaint.events import Step
 
 if TYPE_CHECKING:
-    from overpaint.engine.worker import Runs
+    from overpaint.engine.config import EngineConfig
+    from overpaint.engine.worker import JobRunner
     from overpaint.request import Request
     from tests.server.fake import Told
 
@@ -29,7 +30,7 @@ class Tick:
 class Watched:
     """Notes what an engine does."""
 
-    def __init__(self, engine: Runs, path: Path):
+    def __init__(self, engine: JobRunner, path: Path):
         self._engine = engine
         self._file = path.open("w")
 
@@ -65,8 +66,8 @@ class Watched:
         return told
 
 
-def watched(path: Path, *arguments: Any) -> Runs:
-    return Watched(paints(*arguments), path)
+def watched(path: Path, config: EngineConfig) -> JobRunner:
+    return Watched(make_engine(config), path)
 
 
 def ticks(path: Path) -> list[Tick]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from overpaint.cli.serve import DATA
+from overpaint.server.settings import DATA_FOLDER
 
 if TYPE_CHECKING:
     from overpaint.server.store.api_keys import Keys
@@ -30,7 +30,7 @@ def create(
     name: Annotated[
         str | None, typer.Option(help="To know it by.", show_default="by its digest")
     ] = None,
-    data: Data = DATA,
+    data: Data = DATA_FOLDER,
     store: Store = None,
 ) -> None:
     """Make a key and print it: only its SHA-256 is kept. From the first on, one must be given."""
@@ -40,7 +40,7 @@ def create(
 
 @app.command("list")
 def listing(
-    data: Data = DATA,
+    data: Data = DATA_FOLDER,
     store: Store = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
 ) -> None:
@@ -59,7 +59,7 @@ def listing(
 @app.command()
 def revoke(
     name: Annotated[str, typer.Argument(help="Of the key.", show_default=False)],
-    data: Data = DATA,
+    data: Data = DATA_FOLDER,
     store: Store = None,
 ) -> None:
     """Have a key open nothing more. Its jobs go on, and are nobody else's."""

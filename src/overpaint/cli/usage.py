@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from overpaint.cli.serve import DATA
 from overpaint.errors import RequestError, StoreError
+from overpaint.server.settings import DATA_FOLDER
 
 if TYPE_CHECKING:
     from overpaint.server.store.usage import Total
@@ -31,7 +31,7 @@ def _price(text: str) -> Decimal:
 
 
 def usage(
-    data: Annotated[Path, typer.Option(help="Folder of the server.")] = DATA,
+    data: Annotated[Path, typer.Option(help="Folder of the server.")] = DATA_FOLDER,
     store: Annotated[
         str | None, typer.Option(help="Its job store, if that is on Postgres.", show_default=False)
     ] = None,

@@ -6,20 +6,19 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from overpaint.diffusion.run import Run
+from overpaint.engine.config import EngineConfig
 from overpaint.engine.engine import Engine
 from overpaint.engine.profile import Profile, kind_of
 from overpaint.errors import ModelNotFoundError, did_you_mean
-from overpaint.models.cache import DEFAULT_CACHE_BYTES, Cache
+from overpaint.models.cache import Cache
 from overpaint.painter import Painter, load
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from overpaint.models.model import Model
     from overpaint.request import Request
 
 
-class Residency:
+class ModelPool:
     """Models by name, at most so many bytes of them in memory.
 
     A model that requests are under way with is never let go; whoever begins requests asks `fits`
@@ -114,35 +113,18 @@ def size(model: "Model") -> int:
 
 
 def open_engine(
-    names: tuple[str, ...],
-    device: str = "auto",
-    dtype: str = "auto",
-    home: "Path | None" = None,
-    budget: float = float("inf"),
-    profile: Profile | None = None,
-    cache: float = DEFAULT_CACHE_BYTES,
-    live: int = 64,
+    config: EngineConfig,
 ) -> Engine:
-    """An engine with models, the first of them loaded: what a worker runs.
-
-    Args:
-        names: of the models that may be asked for.
-        device: as `load` takes it.
-        dtype: likewise.
-        home: likewise.
-        budget: bytes of weights that may be in memory at once.
-        profile: how long steps take; by default what is assumed.
-        cache: bytes of results that are kept between requests.
-        live: requests that are under way at once, at most.
+    """Return an engine whose first model is loaded.
 
     Raises:
-        ModelNotFoundError, CheckpointError, DeviceError: as `load`, of the first.
+        ModelNotFoundError, CheckpointError, DeviceError: see `overpaint.painter.load`.
     """
 
     def loaded(name: str) -> Painter:
-        return load(name, device=device, dtype=dtype, home=home)
+        return load(name, device=config.device, dtype=config.dtype, home=config.home)
 
-    models = Residency(names, loaded, budget, Cache(cache))
-    first = models.get(names[0])
+    models = ModelPool(config.models, loaded, config.memory_bytes, Cache(config.cache_bytes))
+    first = models.get(config.models[0])
     assumed = Profile(kind_of(first.model.device.type))
-    return Engine(models, profile or assumed, live=live)
+    return Engine(models, config.profile or assumed, live=config.max_running_jobs)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Finishing:
+class PostprocessConfig:
     """What is to be done; by default nothing.
 
     Attributes:
@@ -81,18 +81,18 @@ class Finishing:
         return Credentials(self.certificate, self.key)
 
 
-AS_THEY_ARE = Finishing()
+NO_POSTPROCESSING = PostprocessConfig()
 
 
 class Finisher:
     """Does it."""
 
-    def __init__(self, asked: Finishing):
+    def __init__(self, asked: PostprocessConfig):
         """Load what it takes.
 
         Raises:
             ModelNotFoundError, CheckpointError, DeviceError: as `open_checker`.
-            RequestError: as `Finishing.check`.
+            RequestError: as `PostprocessConfig.check`.
         """
         self._credentials = asked.credentials()
         self._watermark = asked.watermark

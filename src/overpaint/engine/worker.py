@@ -19,8 +19,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from overpaint.engine.config import EngineConfig
 from overpaint.engine.counters import Counters
-from overpaint.engine.postprocess import AS_THEY_ARE, Finisher, Finishing
+from overpaint.engine.postprocess import NO_POSTPROCESSING, Finisher, PostprocessConfig
 from overpaint.errors import OverpaintError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
 from overpaint.provenance import metadata
@@ -53,7 +54,7 @@ ROOM = 1.0
 """Seconds until finished pictures are tried again that found no room on the disk."""
 
 
-class Runs(Protocol):
+class JobRunner(Protocol):
     """What a worker needs of an engine."""
 
     @property
@@ -73,6 +74,10 @@ class Runs(Protocol):
     def cancel(self, name: str) -> None: ...  # noqa: D102
 
     def tick(self) -> "list[tuple[str, Event | Failed | Canceled | Spent]]": ...  # noqa: D102
+
+
+EngineFactory = Callable[[], JobRunner]
+"""Makes the engine of a worker, in the worker's process. It must be picklable."""
 
 
 @dataclass(frozen=True)
@@ -172,24 +177,22 @@ Report = Ready | Alive | list[tuple[str, Said]]
 
 def main(
     pipe: "Connection[Any, Any]",
-    make: Callable[..., Runs],
-    arguments: tuple[Any, ...],
-    finishing: Finishing = AS_THEY_ARE,
+    engine_factory: EngineFactory,
+    postprocess: PostprocessConfig = NO_POSTPROCESSING,
 ) -> None:
     """Run until the pipe breaks.
 
     Args:
         pipe: orders and cancels come, reports go.
-        make: makes the engine.
-        arguments: for that.
-        finishing: what is done to pictures before they are written.
+        engine_factory: makes the engine.
+        postprocess: what is done to pictures before they are written.
     """
     # A terminal, or a service manager, tells all processes of a server to end; this one ends by its
     # pipe, when its server has let its jobs end.
     for told in (signal.SIGINT, signal.SIGTERM):
         signal.signal(told, signal.SIG_IGN)
     share_heap()
-    worker = _Worker(pipe, make(*arguments), Finisher(finishing))
+    worker = _Worker(pipe, engine_factory(), Finisher(postprocess))
     try:
         worker.run()
     except Exception:
@@ -197,15 +200,18 @@ def main(
         os._exit(1)  # at once: where a device is broken, threads would go on to fail jobs by it
 
 
-def paints(*arguments: Any, **options: Any) -> Runs:
-    """The engine that paints, for `main`: as `residency.open_engine`, imported where it runs."""
+def make_engine(config: EngineConfig) -> JobRunner:
+    """Return an engine that paints, with its first model loaded; see `model_pool.open_engine`.
+
+    The import happens here, so that only the worker's process imports torch.
+    """
     from overpaint.engine.model_pool import open_engine
 
-    return open_engine(*arguments, **options)
+    return open_engine(config)
 
 
 class _Worker:
-    def __init__(self, pipe: "Connection[Any, Any]", engine: Runs, finisher: Finisher):
+    def __init__(self, pipe: "Connection[Any, Any]", engine: JobRunner, finisher: Finisher):
         self._pipe = pipe
         self._engine = engine
         self._finisher = finisher

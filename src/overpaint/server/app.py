@@ -4,7 +4,7 @@ import asyncio
 import gc
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
+from overpaint.engine.worker import EngineFactory
 from overpaint.server.api import metrics
 from overpaint.server.api.a1111 import A1111
 from overpaint.server.api.fal import FAL
@@ -24,12 +25,13 @@ from overpaint.server.api.replicate import COG, REPLICATE
 from overpaint.server.http import counting
 from overpaint.server.http.access_log import AccessLogMiddleware
 from overpaint.server.http.body_limit import BodyLimitMiddleware
-from overpaint.server.http.connection import KEEP_ALIVE_S, MAX_HEADER_BYTES, TimeoutH11Protocol
+from overpaint.server.http.connection import TimeoutH11Protocol
 from overpaint.server.http.host_origin import HostOriginMiddleware
 from overpaint.server.http.problems import install_error_handlers
-from overpaint.server.jobs.service import Service, Settings
+from overpaint.server.jobs.service import Service
 from overpaint.server.jobs.webhooks import Courier
 from overpaint.server.outbound.addresses import is_loopback
+from overpaint.server.settings import ServerSettings
 from overpaint.server.store.api_keys import Keys
 from overpaint.server.telemetry.logs import log_and_continue
 from overpaint.system.malloc import PAUSE, give_back, share_heap
@@ -43,13 +45,6 @@ DIALECTS = (NATIVE, REPLICATE, OPENAI, COG, FAL, A1111)
 `GET /v1/models` is Replicate's route, whose response contains OpenAI's fields too.
 """
 
-CLEANUP_INTERVAL_S = 60.0
-"""Seconds between looks for what is too old to be kept."""
-
-
-CLOSE_TIMEOUT_S = 5
-"""Seconds that connections have once all jobs under way have ended."""
-
 GC_THRESHOLDS = (1_000, 30, 300)
 """Thresholds of Python's garbage collector. A full collection stops everybody for 300 ms where a
 thousand clients listen; by default one comes every few seconds then. Now it is `give_back` that
@@ -61,34 +56,30 @@ EXPOSED_HEADERS = ("Location", "Retry-After", "X-Request-ID")
 
 
 def create_app(
-    settings: Settings,
-    keys: Sequence[str] = (),
-    *,
-    hosts: Collection[str] | None = None,
-    origins: Collection[str] = (),
+    settings: ServerSettings,
+    engine_factory: EngineFactory | None = None,
     traces: "TraceExporter | None" = None,
 ) -> FastAPI:
-    """The application.
+    """Return the application; its `Service` starts and ends with it.
 
     Args:
-        settings: of the service, which starts and ends with it.
-        keys: that clients must give one of, beside those of the store; none are asked for where
-            there are none.
-        hosts: names that it answers to, beside loopback's; None for any.
-        origins: `scheme://host:port` of pages that may ask, beside its own.
-        traces: where spans go, which end with it.
+        settings: of the server. Without keys, here or in the store, requests need none.
+        engine_factory: makes the worker's engine, in its process; by default the one that paints.
+        traces: where spans go. They are closed with the application.
     """
     payloads = {each.name: each.webhook_payload for each in DIALECTS if each.webhook_payload}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        service = await asyncio.to_thread(Service, settings, traces)
+        service = await asyncio.to_thread(Service, settings, engine_factory, traces)
         app.state.service = service
-        app.state.keys = Keys(service.jobs.database, keys)
+        app.state.keys = Keys(service.jobs.database, settings.api_keys)
         try:
             async with Courier(service, payloads).posting():
                 beside = [
-                    asyncio.create_task(run_periodically(service.tidy, CLEANUP_INTERVAL_S)),
+                    asyncio.create_task(
+                        run_periodically(service.tidy, settings.database.cleanup_interval_s)
+                    ),
                     asyncio.create_task(trim_memory()),
                     asyncio.create_task(run_periodically(service.look, service.poll)),
                 ]
@@ -112,17 +103,20 @@ def create_app(
         openapi_tags=[*tags, {"name": "health", "description": "Health checks and metrics."}],
     )
     install_error_handlers(app)
+    app.state.settings = settings
     app.state.answers = counting.ResponseCounts()
     app.state.listeners = Counter[str]()
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=origins,
+        allow_origins=settings.allowed_origins,
         allow_methods=["*"],
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
-    app.add_middleware(HostOriginMiddleware, hosts=hosts, origins=origins)
+    app.add_middleware(
+        HostOriginMiddleware, hosts=_accepted_hosts(settings), origins=settings.allowed_origins
+    )
     app.add_middleware(AccessLogMiddleware)
     if traces:
         from overpaint.server.http.tracing import TracingMiddleware
@@ -174,49 +168,40 @@ class Server(uvicorn.Server):
 
 
 def run(
-    settings: Settings,
-    keys: Sequence[str] = (),
-    *,
-    host: str,
-    port: int,
-    hosts: Collection[str] = (),
-    origins: Collection[str] = (),
+    settings: ServerSettings,
+    engine_factory: EngineFactory | None = None,
     traces: "TraceExporter | None" = None,
 ) -> None:
-    """Serve until a signal comes.
-
-    Args:
-        settings: of the service.
-        keys: as for `create_app`.
-        host: address to listen on.
-        port: likewise.
-        hosts: as for `create_app`; where there are none, any name will do on an address that others
-            reach, and loopback's alone on loopback.
-        origins: as for `create_app`.
-        traces: likewise.
-    """
-    names = hosts if hosts or is_loopback(host) else None
-    app = create_app(settings, keys, hosts=names, origins=origins, traces=traces)
+    """Serve until a signal comes; for the arguments see `create_app`."""
+    app = create_app(settings, engine_factory, traces)
     share_heap(serves=True)
     gc.collect()
     gc.freeze()  # what was made so far stays
     gc.set_threshold(*GC_THRESHOLDS)
-    Server(uvicorn_config(app, host, port)).run()
+    Server(uvicorn_config(app, settings)).run()
 
 
-def uvicorn_config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
-    """How connections are dealt with."""
+def _accepted_hosts(settings: ServerSettings) -> Collection[str] | None:
+    """Return the host names that the server answers to, beside those of loopback; None for any.
+
+    On a loopback address there is no other name by default, which defends against DNS rebinding.
+    """
+    return settings.allowed_hosts if settings.allowed_hosts or is_loopback(settings.host) else None
+
+
+def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
+    """Return how uvicorn deals with connections."""
     return uvicorn.Config(
         app,
-        host,
-        port,
+        settings.host,
+        settings.port,
         http=TimeoutH11Protocol,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        h11_max_incomplete_event_size=settings.limits.request_head_bytes,
         log_config=None,
         log_level="warning",
         access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+        timeout_keep_alive=settings.http.keep_alive_s,
+        timeout_graceful_shutdown=settings.http.shutdown_timeout_s,
     )
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import webuiapi
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from overpaint.engine.worker import paints
+from overpaint.engine.config import EngineConfig
+from overpaint.engine.worker import make_engine
 from overpaint.errors import RequestError
 from overpaint.imaging import hints
 from overpaint.picture import Picture
@@ -29,8 +31,7 @@ from overpaint.server.api import results
 from overpaint.server.api.a1111.controlnet import MODULES, Unit, controls_of
 from overpaint.server.api.a1111.protocol import ImageInputs, Options, TextInputs
 from overpaint.server.api.a1111.translation import mask_of, sampler_of, to_request, with_embeddings
-from overpaint.server.app import create_app
-from overpaint.server.jobs.service import Service, Settings
+from overpaint.server.jobs.service import Service
 from tests.docs.blocks import first_block
 from tests.server.live import client_of, running, until
 
@@ -254,8 +255,8 @@ def test_docs_example_runs_with_the_real_client(
 
 def test_a_real_picture(tmp_path: Path) -> None:
     """The miniature repaints what is white, and that alone."""
-    arguments = (("miniature",), "cpu", "fp32", tmp_path / "home")
-    settings = Settings(tmp_path, ("miniature",), paints, arguments, grace=0.0)
+    config = EngineConfig(("miniature",), "cpu", "fp32", tmp_path / "home")
+    engine_factory = partial(make_engine, config)
     side = 128
     with Image.open(io.BytesIO(HOUSE)) as house:
         before = house.convert("RGB").resize((side, side))
@@ -273,7 +274,7 @@ def test_a_real_picture(tmp_path: Path) -> None:
         "steps": 4,
         "seed": 7,
     }
-    with TestClient(create_app(settings)) as client:
+    with client_of(tmp_path, engine_factory=engine_factory, models=config.models) as client:
         made = post(client, "img2img", body)
         again = post(client, "img2img", body | {"override_settings": {"samples_format": "webp"}})
         inverted = post(client, "img2img", body | {"inpainting_mask_invert": 1})
@@ -332,7 +333,10 @@ def test_progress_and_interrupt(tmp_path: Path) -> None:
 
 def test_keys_have_desks_of_their_own(tmp_path: Path) -> None:
     """Their clients give a name and a password, which is the key."""
-    with client_of(tmp_path, 0.02, keys=("one", "two")) as client, ThreadPoolExecutor(1) as pool:
+    with (
+        client_of(tmp_path, 0.02, api_keys=("one", "two")) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         one, two = ({"Authorization": f"Basic {basic(key)}"} for key in ("one", "two"))
         path = "/sdapi/v1/"
         refused = client.get(f"{path}options")

@@ -19,7 +19,7 @@ from PIL import Image
 from overpaint.server.api import results
 from overpaint.server.api.replicate import cog_routes
 from overpaint.server.jobs.service import Service
-from overpaint.server.jobs.supervisor import Pace
+from overpaint.server.settings import WorkerSettings
 from tests.server.live import client_of, running, until
 
 HOUSE = (Path(__file__).parents[3] / "examples" / "house.png").read_bytes()
@@ -139,7 +139,7 @@ def test_an_id_is_one_prediction(client: TestClient) -> None:
 
 
 def test_an_id_belongs_to_a_key(tmp_path: Path) -> None:
-    with client_of(tmp_path, 0.02, keys=("one", "two")) as client:
+    with client_of(tmp_path, 0.02, api_keys=("one", "two")) as client:
         one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
         body = {"input": {"num_inference_steps": 500}}
         assert client.put("/predictions/x", json=body).status_code == 401
@@ -235,7 +235,9 @@ def test_what_is_posted(client: TestClient) -> None:
 
 
 def test_health(tmp_path: Path) -> None:
-    with client_of(tmp_path, 0.02, pace=Pace(look=0.05, room=1)) as client:
+    with client_of(
+        tmp_path, 0.02, worker=WorkerSettings(poll_interval_s=0.05, max_jobs=1)
+    ) as client:
         assert health(client) in ("STARTING", "READY")
         until(lambda: health(client) == "READY")
         body = {"id": "long", "input": {"num_inference_steps": 500}}
@@ -258,7 +260,7 @@ def test_a_worker_that_dies_at_work_has_not_failed_to_start(tmp_path: Path) -> N
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
-    with client_of(tmp_path, make=broken, arguments=()) as client:
+    with client_of(tmp_path, engine_factory=broken) as client:
         until(lambda: health(client) == "SETUP_FAILED")
         assert client.get("/health-check").json()["setup"]["status"] == "failed"
         unready = client.get("/readyz")

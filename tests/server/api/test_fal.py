@@ -23,7 +23,7 @@ from overpaint.imaging.codec import read_picture
 from overpaint.request_parts import Lora
 from overpaint.server.api import results
 from overpaint.server.api.fal.protocol import OWN, SIZES, Arguments, to_request
-from overpaint.server.jobs.supervisor import Pace
+from overpaint.server.settings import WorkerSettings
 from tests.docs.blocks import first_block
 from tests.server.jobs.test_webhooks import receiving
 from tests.server.live import NOWHERE, running, until
@@ -121,7 +121,7 @@ def test_a_request_s_life(client: SyncClient, url: str) -> None:
 
 def test_places_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With room for one, the others wait; the low priority goes last."""
-    with running(tmp_path, 0.01, pace=Pace(look=0.05, room=1)) as url:
+    with running(tmp_path, 0.01, worker=WorkerSettings(poll_interval_s=0.05, max_jobs=1)) as url:
         point(monkeypatch, url)
         client = SyncClient(key="any")
         long = {"prompt": "a", "num_inference_steps": 1000}
@@ -356,7 +356,7 @@ def test_requests_that_fail(client: SyncClient) -> None:
 
 
 def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running(tmp_path, keys=("one", "two")) as url:
+    with running(tmp_path, api_keys=("one", "two")) as url:
         point(monkeypatch, url)
         clients = [SyncClient(key=key) for key in ("one", "two", "three")]
         handle = clients[0].submit(APP, {"prompt": "a"})

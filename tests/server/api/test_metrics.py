@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.exc import OperationalError
 
-from overpaint.engine.worker import paints
-from overpaint.server.app import create_app
-from overpaint.server.jobs.service import Settings
-from overpaint.server.jobs.supervisor import Pace
-from overpaint.server.store.jobs import Jobs, Limits
-from tests.server.fake import Fake
+from overpaint.engine.config import EngineConfig
+from overpaint.engine.worker import make_engine
+from overpaint.server.settings import Limits, WorkerSettings
+from overpaint.server.store.jobs import Jobs
+from tests.server.live import client_of
 
 PATIENCE = 120.0
 
@@ -45,9 +45,9 @@ def until(client: TestClient, true: Callable[[Found], bool]) -> Found:
     return found
 
 
-def service(folder: Path, *engine: Any, keys: tuple[str, ...] = (), **more: Any) -> TestClient:
-    settings: dict[str, Any] = {"pace": Pace(look=0.05), "grace": 0.0} | more
-    return TestClient(create_app(Settings(folder, ("miniature",), *engine, **settings), keys))
+def service(folder: Path, seconds: float = 0.0, **more: Any) -> TestClient:
+    given: dict[str, Any] = {"models": ("miniature",)} | more
+    return client_of(folder, seconds, **given)
 
 
 def submit(client: TestClient, prompt: str = "a cup", **fields: Any) -> int:
@@ -56,7 +56,7 @@ def submit(client: TestClient, prompt: str = "a cup", **fields: Any) -> int:
 
 
 def test_jobs_and_what_became_of_them(tmp_path: Path) -> None:
-    with service(tmp_path, Fake) as client:
+    with service(tmp_path) as client:
         assert [submit(client) for _ in range(3)] == [201] * 3
         assert submit(client, "refuse") == 201
         found = until(client, lambda f: f["overpaint_jobs", "succeeded"] == 3)
@@ -73,7 +73,7 @@ def test_jobs_and_what_became_of_them(tmp_path: Path) -> None:
 
 
 def test_a_job_that_kills_its_worker(tmp_path: Path) -> None:
-    with service(tmp_path, Fake) as client:
+    with service(tmp_path) as client:
         submit(client, "die")
         found = until(client, lambda f: f["overpaint_jobs", "failed"] == 1)
         found = until(client, lambda f: ("overpaint_jobs_ended_total", "failed") in f)
@@ -81,7 +81,9 @@ def test_a_job_that_kills_its_worker(tmp_path: Path) -> None:
 
 
 def test_what_waits_and_what_is_turned_away(tmp_path: Path) -> None:
-    with service(tmp_path, Fake, (0.02,), limits=Limits(queued=2), pace=Pace(room=1)) as client:
+    with service(
+        tmp_path, 0.02, limits=Limits(queued_jobs=2), worker=WorkerSettings(max_jobs=1)
+    ) as client:
         submit(client, num_inference_steps=1000)
         until(client, lambda f: f["overpaint_worker_jobs", ""] == 1)
         assert [submit(client) for _ in range(4)] == [201, 201, 429, 429]
@@ -93,7 +95,7 @@ def test_what_waits_and_what_is_turned_away(tmp_path: Path) -> None:
 
 
 def test_a_key_is_asked_for(tmp_path: Path) -> None:
-    with service(tmp_path, Fake, keys=("secret",)) as client:
+    with service(tmp_path, api_keys=("secret",)) as client:
         assert client.get("/metrics").status_code == 401
         assert scraped(client, Authorization="Bearer secret")
 
@@ -103,13 +105,13 @@ def test_a_store_that_is_out_of_order(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OperationalError("SELECT", {}, Exception("disk I/O error"))
 
     monkeypatch.setattr(Jobs, "backlog", failing)
-    with service(tmp_path, Fake) as client:
+    with service(tmp_path) as client:
         assert client.get("/metrics").status_code == 503
 
 
 def test_the_miniature_s_steps(tmp_path: Path) -> None:
-    engine = (paints, (("miniature",), "cpu", "fp32"))
-    with service(tmp_path, *engine, native=128) as client:
+    engine_factory = partial(make_engine, EngineConfig(("miniature",), "cpu", "fp32"))
+    with service(tmp_path, engine_factory=engine_factory) as client:
         for _ in range(2):
             submit(client, width=128, height=128)
         until(client, lambda f: f["overpaint_jobs", "succeeded"] == 2)

@@ -20,11 +20,10 @@ from overpaint.errors import RequestError
 from overpaint.server.api import image_inputs
 from overpaint.server.api.image_inputs import load_nested_images
 from overpaint.server.jobs.service import Service
-from overpaint.server.jobs.supervisor import Pace
 from overpaint.server.outbound.image_fetch import ImageSources
+from overpaint.server.settings import Limits, WorkerSettings
 from overpaint.server.store import files
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import Limits
 from tests.server.live import client_of
 
 HOUSE = (Path(__file__).parents[3] / "examples" / "house.png").read_bytes()
@@ -150,7 +149,9 @@ def test_the_listing(client: TestClient) -> None:
 
 
 def test_where_a_job_is_in_the_queue(tmp_path: Path) -> None:
-    with client_of(tmp_path, 0.02, pace=Pace(look=0.05, room=1)) as client:
+    with client_of(
+        tmp_path, 0.02, worker=WorkerSettings(poll_interval_s=0.05, max_jobs=1)
+    ) as client:
         first = submit(client, steps=100)
         while client.get(f"/api/jobs/{first['id']}").json()["state"] == "queued":
             pass
@@ -188,7 +189,7 @@ def test_an_upload_that_comes_many_times_is_read_once(
 
 
 def test_nobody_goes_before_other_keys(tmp_path: Path) -> None:
-    with client_of(tmp_path, keys=("one",)) as client:
+    with client_of(tmp_path, api_keys=("one",)) as client:
         asked: dict[str, Any] = {"request": {"prompt": "a"}, "priority": 1}
         key = {"Authorization": "Bearer one"}
         answer = client.post("/api/jobs", json=asked, headers=key)
@@ -244,8 +245,8 @@ def test_what_is_no_json(client: TestClient, text: str) -> None:
 
 
 def test_a_full_queue(tmp_path: Path) -> None:
-    pace = Pace(look=0.05, room=1)
-    with client_of(tmp_path, 0.05, limits=Limits(queued=2), pace=pace) as client:
+    pace = WorkerSettings(poll_interval_s=0.05, max_jobs=1)
+    with client_of(tmp_path, 0.05, limits=Limits(queued_jobs=2), worker=pace) as client:
         answers = [
             client.post("/api/jobs", json={"request": {"num_inference_steps": 1000}})
             for _ in range(5)
@@ -257,7 +258,7 @@ def test_a_full_queue(tmp_path: Path) -> None:
 
 
 def test_keys(tmp_path: Path) -> None:
-    with client_of(tmp_path, keys=("one", "two")) as client:
+    with client_of(tmp_path, api_keys=("one", "two")) as client:
         assert client.get("/api/jobs").status_code == 401
         one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
         wrong = {"Authorization": "Bearer three"}

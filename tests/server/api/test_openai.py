@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from fastapi.testclient import TestClient
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image, ImageDraw
 from replicate.client import Client
 
-from overpaint.engine.worker import paints
+from overpaint.engine.config import EngineConfig
+from overpaint.engine.worker import make_engine
 from overpaint.provenance.metadata import read
 from overpaint.request import Request
 from overpaint.server.api import results
@@ -32,13 +33,10 @@ from overpaint.server.api.openai.protocol import (
     Variation,
     to_request,
 )
-from overpaint.server.app import create_app
 from overpaint.server.http import json_body
-from overpaint.server.jobs.service import Settings
-from overpaint.server.jobs.supervisor import Pace
-from overpaint.server.store.jobs import Limits
+from overpaint.server.settings import Limits
 from tests.docs.blocks import first_block
-from tests.server.fake import Fake
+from tests.server import live
 from tests.server.jobs.test_webhooks import receiving
 from tests.server.live import NOWHERE, running, until
 
@@ -368,7 +366,7 @@ def test_a_failed_job_is_not_sent_again(tmp_path: Path) -> None:
 
 
 def test_keys(tmp_path: Path) -> None:
-    with running(tmp_path, keys=("right",)) as url:
+    with running(tmp_path, api_keys=("right",)) as url:
         with (
             client_of(url, "wrong") as client,
             pytest.raises(openai.AuthenticationError, match="Bearer KEY") as caught,
@@ -386,7 +384,7 @@ def test_keys(tmp_path: Path) -> None:
 
 
 def test_a_full_queue(tmp_path: Path) -> None:
-    with running(tmp_path, limits=Limits(queued=0)) as url, client_of(url) as client:
+    with running(tmp_path, limits=Limits(queued_jobs=0)) as url, client_of(url) as client:
         with pytest.raises(openai.RateLimitError) as caught:
             client.images.generate(prompt="a")
         assert caught.value.code == "rate_limit_exceeded"
@@ -463,8 +461,7 @@ def test_the_answer_is_posted_as_well(url: str) -> None:
 
 
 def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
-    settings = Settings(tmp_path, ("m",), Fake, (0.02,), pace=Pace(look=0.05), grace=0.0)
-    with TestClient(create_app(settings)) as server, ThreadPoolExecutor(2) as waiting:
+    with live.client_of(tmp_path, 0.02) as server, ThreadPoolExecutor(2) as waiting:
         body: dict[str, Any] = {"prompt": "a", "steps": 500}
         path = "/v1/images/generations"
         plain = waiting.submit(server.post, path, json=body)
@@ -511,12 +508,10 @@ def test_qualities_are_steps() -> None:
 
 
 def test_the_miniature_repaints_what_is_transparent(tmp_path: Path) -> None:
-    arguments = (("miniature",), "cpu", "fp32", tmp_path / "home")
+    config = EngineConfig(("miniature",), "cpu", "fp32", tmp_path / "home")
     changes: dict[str, Any] = {
-        "make": paints,
-        "arguments": arguments,
-        "models": ("miniature",),
-        "pace": Pace(look=0.05),
+        "engine_factory": partial(make_engine, config),
+        "models": config.models,
     }
     with Image.open(HOUSE) as image:
         house = image.convert("RGB").resize((128, 128))

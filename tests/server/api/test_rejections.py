@@ -13,13 +13,13 @@ from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
 from overpaint.errors import OverpaintError, StoreError
-from overpaint.server.app import create_app
 from overpaint.server.http import body_limit
 from overpaint.server.http.problems import REJECTION_REASONS
-from overpaint.server.jobs.service import Service, Settings
-from overpaint.server.store.jobs import Jobs, Limits
+from overpaint.server.jobs.service import Service
+from overpaint.server.settings import Limits
+from overpaint.server.store.jobs import Jobs
 from tests.server.api.test_metrics import Found, scraped
-from tests.server.fake import Fake
+from tests.server.live import client_of
 
 KEY = {"Authorization": "Bearer secret"}
 
@@ -30,9 +30,9 @@ Asked = Callable[..., httpx2.Response]
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A server where one job may wait, and a way to ask it for work."""
     monkeypatch.setattr(body_limit.BodyLimitMiddleware.__init__, "__defaults__", (2000,))
-    settings = Settings(tmp_path, ("m",), Fake, limits=Limits(queued=0), grace=0.0)
-    made = create_app(settings, ("secret",), hosts=("testserver",))
-    with TestClient(made) as client:
+    limits = Limits(queued_jobs=0)
+    hosts = ("testserver",)
+    with client_of(tmp_path, limits=limits, api_keys=("secret",), allowed_hosts=hosts) as client:
         yield client
 
 
@@ -102,7 +102,7 @@ def test_what_fails_here(
 
 
 def test_a_token_that_was_used(tmp_path: Path) -> None:
-    with TestClient(create_app(Settings(tmp_path, ("m",), Fake, grace=0.0), ("secret",))) as client:
+    with client_of(tmp_path, api_keys=("secret",)) as client:
         for prompt, status in (("a", 201), ("a", 201), ("b", 422)):
             assert ask(client, {"prompt": prompt}, headers={"Idempotency-Key": "t"}) == status
         only(client, "idempotency")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(tmp_path_factory.mktemp("data"), keys=("right",)) as address:
+    with running(tmp_path_factory.mktemp("data"), api_keys=("right",)) as address:
         yield address
 
 

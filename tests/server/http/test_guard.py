@@ -26,22 +26,24 @@ from overpaint.imaging import codec
 from overpaint.server.api import deps, route
 from overpaint.server.app import Server, create_app, run, uvicorn_config
 from overpaint.server.http import body_limit, connection, json_body
-from overpaint.server.jobs.service import Settings
+from overpaint.server.settings import DEFAULT_LIMITS, ServerSettings
+from tests.server import live
 from tests.server.fake import Fake
-from tests.server.live import PATIENCE, running, until
+from tests.server.live import PATIENCE, running, settings_for, until
 
+HEAD_BYTES = DEFAULT_LIMITS.request_head_bytes
 PAGE = "https://studio.example"
 
 
-def client_of(folder: Path, **doors: Any) -> TestClient:
-    settings = Settings(folder, ("m",), Fake, (0.0,), grace=0.0)
-    return TestClient(create_app(settings, **doors), base_url="http://127.0.0.1:8000")
+def client_of(folder: Path, **changes: Any) -> TestClient:
+    given: dict[str, Any] = {"host": "127.0.0.1"} | changes
+    return live.client_of(folder, base_url="http://127.0.0.1:8000", **given)
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
     """To a server as it is on loopback."""
-    with client_of(tmp_path, hosts=("Paint.example",), origins=(PAGE,)) as made:
+    with client_of(tmp_path, allowed_hosts=("Paint.example",), allowed_origins=(PAGE,)) as made:
         yield made
 
 
@@ -119,8 +121,7 @@ def test_the_address_says_which_names_will_do(
         started.append(server.config.app)
 
     monkeypatch.setattr(Server, "run", began)
-    settings = Settings(tmp_path, ("m",), Fake, (0.0,), grace=0.0)
-    run(settings, host=address, port=0, hosts=names)
+    run(settings_for(tmp_path, host=address, port=0, allowed_hosts=names), Fake)
     with TestClient(started[0], base_url="http://127.0.0.1:8000") as client:
         assert asked(client, host="a.example").status_code == status
         assert asked(client).status_code == 201
@@ -220,7 +221,7 @@ def test_nothing_is_read_of_who_has_no_key(
     read = list[bytes]()
     monkeypatch.setattr(json_body, "parse_json", read.append)
     headers = {"content-type": "application/json"}
-    with client_of(tmp_path, keys=("secret",)) as client:
+    with client_of(tmp_path, api_keys=("secret",)) as client:
         answer = client.request(method, path, content=b"{" * 2**20, headers=headers)
     assert answer.status_code == 401
     assert not read
@@ -251,10 +252,7 @@ def test_bodies_are_not_unpacked(client: TestClient) -> None:
     assert "encoding" in refused(answer, 415)
 
 
-@pytest.mark.parametrize(
-    ("size", "status"),
-    [(connection.MAX_HEADER_BYTES - 2**10, 200), (2 * connection.MAX_HEADER_BYTES, 400)],
-)
+@pytest.mark.parametrize(("size", "status"), [(HEAD_BYTES - 2**10, 200), (2 * HEAD_BYTES, 400)])
 def test_heads_are_bounded_however_they_come(tmp_path: Path, size: int, status: int) -> None:
     with running(tmp_path) as url, socket.create_connection(place(url)) as client:
         client.settimeout(PATIENCE)
@@ -357,9 +355,8 @@ def test_connections_are_kept_between_requests(
 
 def test_connections_are_kept_longer_than_by_clients() -> None:
     """A request that comes while the server hangs up is lost."""
-    kept = uvicorn_config(
-        create_app(Settings(Path(), ("m",), Fake)), "127.0.0.1", 0
-    ).timeout_keep_alive
+    settings = ServerSettings()
+    kept = uvicorn_config(create_app(settings), settings).timeout_keep_alive
     assert kept > 60  # which is what load balancers have
     assert kept > (httpx.Limits().keepalive_expiry or math.inf)
 
@@ -373,7 +370,7 @@ def test_listeners_are_counted_by_key(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(deps, "MAX_LISTENERS_PER_KEY", 1)
     keys = {name: {"Authorization": f"Bearer {name}"} for name in ("one", "two")}
     job = {"request": {"prompt": "hang", "num_inference_steps": 1}}
-    with running(tmp_path, keys=tuple(keys)) as url, httpx.Client(base_url=url) as client:
+    with running(tmp_path, api_keys=tuple(keys)) as url, httpx.Client(base_url=url) as client:
         paths = {
             name: f"/api/jobs/{client.post('/api/jobs', json=job, headers=key).json()['id']}/events"
             for name, key in keys.items()

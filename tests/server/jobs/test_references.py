@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from overpaint.engine.worker import paints
+from overpaint.engine.config import EngineConfig
+from overpaint.engine.worker import make_engine
 from overpaint.models.library.index import FileKind, LibraryEntry, LibraryIndex
-from overpaint.server.app import create_app
-from overpaint.server.jobs.service import Service, Settings
-from overpaint.server.jobs.supervisor import Pace
-from tests.server.fake import Fake
+from overpaint.server.jobs.service import Service
+from tests.server import live
 
 HOUSE = Path(__file__).parents[3] / "examples" / "house.png"
 REFINER = "miniature-refiner"
@@ -25,14 +25,8 @@ FOLDER = "models/my-refiner"
 
 
 def client_of(folder: Path, **changes: Any) -> TestClient:
-    settings: dict[str, Any] = {
-        "make": Fake,
-        "arguments": (),
-        "pace": Pace(look=0.05),
-        "grace": 0.0,
-        "home": folder / "home",
-    } | changes
-    return TestClient(create_app(Settings(folder, ("miniature",), **settings)))
+    given: dict[str, Any] = {"models": ("miniature",), "home": folder / "home"} | changes
+    return live.client_of(folder, **given)
 
 
 @pytest.fixture
@@ -144,8 +138,9 @@ def test_a_server_without_a_refiner(tmp_path: Path) -> None:
 
 def test_the_refiner_paints(tmp_path: Path) -> None:
     """With the miniature itself: its record says who painted."""
-    arguments = (("miniature",), "cpu", "fp32", tmp_path / "home")
-    with client_of(tmp_path, make=paints, arguments=arguments, refiner=REFINER) as client:
+    config = EngineConfig(("miniature",), "cpu", "fp32", tmp_path / "home")
+    engine_factory = partial(make_engine, config)
+    with client_of(tmp_path, engine_factory=engine_factory, refiner=REFINER) as client:
         inputs = {
             "prompt": "a red cup",
             "num_inference_steps": 4,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Generator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,28 +14,20 @@ import pytest
 from overpaint.errors import StoreError
 from overpaint.imaging.codec import read_picture
 from overpaint.request import Request
-from overpaint.server.jobs.service import Service, Settings, Story
-from overpaint.server.jobs.supervisor import Pace
+from overpaint.server.jobs.service import Service, Story
+from overpaint.server.settings import DAY_S
 from overpaint.server.store.jobs import NewJob, Said
 from tests.server.fake import Fake
+from tests.server.live import settings_for
 
 HOUSE = Path(__file__).parents[3] / "examples" / "house.png"
 PATIENCE = 30.0
 
 
 @contextlib.contextmanager
-def served(folder: Path, *, keep: float = -1.0, seconds: float = 0.0) -> Generator[Service]:
-    settings = Settings(
-        folder,
-        ("m",),
-        Fake,
-        (seconds,),
-        pace=Pace(look=0.05),
-        keep_results=keep,
-        keep_files=60.0,
-        grace=0.0,
-    )
-    service = Service(settings)
+def served(folder: Path, *, keep: float = 0.0, seconds: float = 0.0) -> Generator[Service]:
+    settings = settings_for(folder, keep_days=keep / DAY_S, keep_uploads_days=60 / DAY_S)
+    service = Service(settings, partial(Fake, seconds))
     try:
         yield service
     finally:
@@ -82,7 +75,7 @@ def test_what_is_needed_is_kept(tmp_path: Path) -> None:
 
 def test_a_folder_has_one_server(tmp_path: Path) -> None:
     with served(tmp_path), pytest.raises(StoreError, match="another server has the folder"):
-        Service(Settings(tmp_path, ("m",), Fake))
+        Service(settings_for(tmp_path), Fake)
     with served(tmp_path):
         pass
 

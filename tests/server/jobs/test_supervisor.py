@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,7 +25,8 @@ from overpaint.engine.worker import Done, Order, Ready, Report, main
 from overpaint.events import Notice, Spent, Step
 from overpaint.picture import Picture
 from overpaint.request import Request
-from overpaint.server.jobs.supervisor import AT_A_TIME, LONGEST, Heard, Pace, Supervisor, pause
+from overpaint.server.jobs.supervisor import AT_A_TIME, LONGEST, Heard, Supervisor, pause
+from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import CRASHES, Job, Jobs, NewJob
@@ -47,17 +49,16 @@ class House:
     changed: threading.Condition = field(default_factory=threading.Condition)
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def open(self, seconds: float = 0.0, **pace: Any) -> Supervisor:
-        settings: dict[str, Any] = {"look": 0.05} | pace
+    def open(self, seconds: float = 0.0, **changes: Any) -> Supervisor:
+        settings: dict[str, Any] = {"poll_interval_s": 0.05} | changes
         made = Supervisor(
             self.jobs,
             self.files,
-            Fake,
-            (seconds,),
+            partial(Fake, seconds),
             owner=f"server{len(self.running)}",
             models=("m",),
             hear=self.hear,
-            pace=Pace(**settings),
+            settings=WorkerSettings(**settings),
         )
         made.start()
         self.running.append(made)
@@ -206,7 +207,7 @@ def test_a_job_that_kills_its_worker_is_given_up(house: House, steps: int) -> No
 
 
 def test_a_worker_that_stands_still_is_replaced(house: House) -> None:
-    supervisor = house.open(stalled=2.0)
+    supervisor = house.open(step_timeout_s=2.0)
     name = house.submit("hang", steps=4)
     house.until(lambda: (name, "requeued") in house.heard)
     assert supervisor.restarts == 1
@@ -217,7 +218,7 @@ def test_a_worker_that_stands_still_is_replaced(house: House) -> None:
 
 def test_a_worker_that_reads_no_more_holds_nobody_up(house: House) -> None:
     """An order is larger than what the pipe takes in; the one who sends it also watches."""
-    supervisor = house.open(stalled=1.0, halfway=1.0)
+    supervisor = house.open(step_timeout_s=1.0, message_timeout_s=1.0)
     frozen = house.submit("freeze", steps=4)
     house.until(lambda: (frozen, Step(1, 4, 3.0)) in house.heard)
     large = house.submit(image=os.urandom(2**21))
@@ -227,7 +228,7 @@ def test_a_worker_that_reads_no_more_holds_nobody_up(house: House) -> None:
 
 
 def test_who_stands_still_in_the_middle_is_not_waited_for_as_long_as_a_step(house: House) -> None:
-    supervisor = house.open(stalled=600.0, halfway=0.5)
+    supervisor = house.open(step_timeout_s=600.0, message_timeout_s=0.5)
     frozen = house.submit("freeze", steps=4)
     house.until(lambda: (frozen, Step(1, 4, 3.0)) in house.heard)
     house.submit(image=os.urandom(2**21))
@@ -252,7 +253,7 @@ def test_leases_of_its_own_that_ran_out_are_nobody_s(tmp_path: Path, clock: Cloc
 
 
 def test_an_attempt_that_another_took_is_let_go(house: House) -> None:
-    house.open(0.05, lease=1.0)
+    house.open(0.05, lease_s=1.0)
     name = house.submit(steps=40)
     house.until(lambda: (name, Step(1, 40, 39.0)) in house.heard)
     assert house.jobs.expire(owners_are_gone=True) == [name]
@@ -375,7 +376,7 @@ def test_who_is_to_be_alone_is_alone_where_an_order_fails(
     for upload in house.files.old(-1):
         house.files.forget(upload, -1)
     others = [house.submit(priority=1) for _ in range(3)]
-    house.open(room=5)
+    house.open(max_jobs=5)
     assert "upload it again" in str(house.ended(missing).error)
     for name in (*others, suspect):
         assert house.ended(name).state == "succeeded"
@@ -394,7 +395,7 @@ def test_a_few_are_claimed_at_once(house: House, monkeypatch: pytest.MonkeyPatch
         return taken
 
     monkeypatch.setattr(house.jobs, "claim", claiming)
-    house.open(look=0.0)  # each claim takes longer than it may
+    house.open(poll_interval_s=0.0)  # each claim takes longer than it may
     for name in names:
         assert house.ended(name).state == "succeeded"
     assert (sum(claims), max(claims)) == (20, AT_A_TIME)
@@ -463,10 +464,10 @@ def test_a_frozen_server_s_result_is_refused(house: House, monkeypatch: pytest.M
         return finish(job, state, **keywords)
 
     monkeypatch.setattr(house.jobs, "finish", late)
-    house.open(lease=0.5)
+    house.open(lease_s=0.5)
     name = house.submit()
     assert frozen.wait(LONG)
-    house.open(lease=30.0)
+    house.open(lease_s=30.0)
     house.until(lambda: house.jobs.counts()["succeeded"] == 1)
     thawed.set()
     house.until(lambda: house.heard.count((name, "ended")) == 2)
@@ -478,7 +479,7 @@ def test_a_frozen_server_s_result_is_refused(house: House, monkeypatch: pytest.M
 
 
 def test_a_drain_finishes_what_is_under_way_and_keeps_the_rest(house: House) -> None:
-    supervisor = house.open(0.02, room=2)
+    supervisor = house.open(0.02, max_jobs=2)
     names = [house.submit(steps=10) for _ in range(5)]
     house.until(lambda: len({of for of, _ in house.heard}) == 2)
     supervisor.stop(grace=LONG)
@@ -532,7 +533,7 @@ def test_a_job_s_end_is_the_last_that_is_said_of_it(
     for name in ("signal.signal", "share_heap"):  # of a process, which here is the tests' own
         monkeypatch.setattr(f"overpaint.engine.worker.{name}", MagicMock())
     with pytest.raises(EndOfTest):
-        main(cast(Any, Pipe()), Fake, ())
+        main(cast(Any, Pipe()), Fake)
     kinds = [type(one) for _, one in said]
     assert kinds[-3:] == [Step, Spent, Done]
 
@@ -542,7 +543,7 @@ def worker() -> Iterator[tuple[Connection, BaseProcess]]:
     """One that is ready, and the pipe to it."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=main, args=(theirs, Fake, ()))
+    process = context.Process(target=main, args=(theirs, Fake))
     process.start()
     theirs.close()
     assert ours.recv() == Ready()

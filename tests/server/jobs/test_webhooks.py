@@ -15,8 +15,8 @@ import httpx
 import pytest
 from replicate.webhook import Webhooks, WebhookSigningSecret
 
-from overpaint.server.jobs import webhooks
 from overpaint.server.jobs.webhooks import signed
+from overpaint.server.settings import WebhookSettings
 from tests.server.live import running, until
 
 PATIENCE = 30.0
@@ -84,6 +84,13 @@ def url(tmp_path: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def retrying(tmp_path: Path) -> Iterator[str]:
+    """The address of a server that tries webhooks again at once, three times."""
+    with running(tmp_path, 0.01, webhooks=WebhookSettings(retry_delays_s=(0.05,) * 3)) as url:
+        yield url
+
+
 def predict(url: str, hook: str, prompt: str = "a cup", **changes: Any) -> dict[str, Any]:
     body = {"input": {"prompt": prompt}, "webhook": hook} | changes
     answer = httpx.post(f"{url}/v1/models/overpaint/miniature/predictions", json=body)
@@ -134,17 +141,15 @@ def test_logs_are_told_while_a_job_goes_on_and_not_too_often(
     assert len({headers for headers, _ in logs}) == len(logs) >= 2
     assert "it/s" in logs[0][1]["logs"] or "%|" in logs[0][1]["logs"]
     steps, seconds = 50, 5.0
-    assert len(logs) <= seconds / webhooks.POLL + 2 < steps
+    assert len(logs) <= seconds / WebhookSettings().poll_interval_s + 2 < steps
 
 
 def _read(post: tuple[dict[str, str], bytes]) -> tuple[str, Any]:
     return post[0]["webhook-id"], json.loads(post[1])
 
 
-def test_what_fails_is_tried_again_and_the_log_says_so(
-    url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webhooks, "AGAIN", (0.05, 0.05, 0.05))
+def test_what_fails_is_tried_again_and_the_log_says_so(retrying: str, receiver: Receiver) -> None:
+    url = retrying
     receiver.answers = [500, 302]
     made = predict(url, receiver.url, webhook_events_filter=["completed"])
     until(lambda: log(url, made["id"])["completed"]["state"] == "delivered")
@@ -159,15 +164,13 @@ def test_what_fails_is_tried_again_and_the_log_says_so(
     assert missing.status_code == 409
 
 
-def test_what_cannot_be_reached_is_given_up_after_some_tries(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webhooks, "AGAIN", (0.05,))
+def test_what_cannot_be_reached_is_given_up_after_some_tries(retrying: str) -> None:
+    url = retrying
     hook = "http://127.0.0.1:9/nobody"
     made = predict(url, hook, webhook_events_filter=["completed"])
     until(lambda: log(url, made["id"])["completed"]["state"] == "failed")
     tries = log(url, made["id"])["completed"]["tries"]
-    assert [one["status"] for one in tries] == [None, None]
+    assert [one["status"] for one in tries] == [None] * 4
     assert all("ConnectError" in one["error"] for one in tries)
 
 

@@ -159,7 +159,7 @@ def test_one_address_that_is_not_public_is_enough(names: dict[str, list[str]]) -
 def posted(url: str, reach: Reach) -> webhooks.Delivery:
     async def post() -> webhooks.Delivery:
         async with make_client() as client:
-            return await deliver(client, url, b"{}", {"webhook-id": "x.completed"}, reach)
+            return await deliver(client, url, b"{}", {"webhook-id": "x.completed"}, reach, 15.0)
 
     return asyncio.run(post())
 
@@ -241,7 +241,7 @@ def test_with_a_key_the_servers_own_machine_is_refused_at_submission(
         "/v1/images/generations": {"prompt": "a cup"},
     }
     key = {"authorization": "Bearer one"}
-    with running(tmp_path, keys=("one",)) as url:
+    with running(tmp_path, api_keys=("one",)) as url:
         for path, body in wires.items():
             body["webhook"] = receiver.url
             answer = httpx.post(url + path, json=body, headers=key)
@@ -259,7 +259,10 @@ def test_a_name_that_leads_here_is_a_failed_try(
     hook = receiver.url.replace("127.0.0.1", "hook.test")
     key = {"authorization": "Bearer one"}
     body = {"request": {"prompt": "a cup"}, "webhook": hook, "webhook_events": ["completed"]}
-    with running(tmp_path, keys=("one",)) as url, httpx.Client(base_url=url, headers=key) as client:
+    with (
+        running(tmp_path, api_keys=("one",)) as url,
+        httpx.Client(base_url=url, headers=key) as client,
+    ):
         job = client.post("/api/jobs", json=body).json()["id"]
         until(lambda: client.get(f"/api/jobs/{job}/webhooks").json()[0]["tries"])
         (tried,) = client.get(f"/api/jobs/{job}/webhooks").json()[0]["tries"]
@@ -272,14 +275,14 @@ def test_a_name_that_leads_here_is_a_failed_try(
 def test_it_may_be_allowed(tmp_path: Path, receiver: Receiver) -> None:
     key = {"authorization": "Bearer one"}
     body = {"request": {"prompt": "a cup"}, "webhook": receiver.url}
-    with running(tmp_path, keys=("one",), private_webhooks=True) as url:
+    with running(tmp_path, api_keys=("one",), allow_private_webhooks=True) as url:
         assert httpx.post(f"{url}/api/jobs", json=body, headers=key).status_code == 201
         until(lambda: "completed" in receiver.kinds())
 
 
 def test_links_that_are_posted_work_without_a_key(tmp_path: Path, receiver: Receiver) -> None:
     key = {"authorization": "Bearer one"}
-    with running(tmp_path, keys=("one",), private_webhooks=True) as url:
+    with running(tmp_path, api_keys=("one",), allow_private_webhooks=True) as url:
         body = {"input": {"prompt": "a cup"}, "webhook": receiver.url}
         httpx.post(f"{url}/v1/models/overpaint/miniature/predictions", json=body, headers=key)
         until(lambda: "completed" in receiver.kinds())

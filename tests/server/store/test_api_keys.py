@@ -18,6 +18,7 @@ from overpaint.cli.main import app
 from overpaint.errors import RequestError, StoreError
 from overpaint.server.http import signed_links
 from overpaint.server.http.signed_links import LinkSigner
+from overpaint.server.settings import ServerSettings
 from overpaint.server.store import api_keys as keys_module
 from overpaint.server.store.api_keys import Keys, digest_of
 from overpaint.server.store.jobs import Jobs
@@ -126,10 +127,10 @@ def test_a_server_heeds_changes_while_it_runs(
 def test_an_address_that_others_reach_needs_a_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served: list[Any] = []
+    served: list[ServerSettings] = []
 
-    def served_with(*_: Any, **options: Any) -> None:
-        served.append(options)
+    def served_with(settings: ServerSettings, **_: Any) -> None:
+        served.append(settings)
 
     monkeypatch.setattr("overpaint.server.app.run", served_with)
     command = ["serve", "--host", "0.0.0.0", "--data", str(tmp_path)]
@@ -143,8 +144,8 @@ def test_an_address_that_others_reach_needs_a_key(
         serve()
     overpaint("create", "--name", "ann", "--data", str(tmp_path))
     serve("--allowed-host", "paint.example", "--allowed-origin", "https://a.example")
-    assert served[0]["hosts"] == ["paint.example"]
-    assert served[0]["origins"] == ["https://a.example"]
+    assert served[0].allowed_hosts == ("paint.example",)
+    assert served[0].allowed_origins == ("https://a.example",)
     overpaint("revoke", "ann", "--data", str(tmp_path))
     with pytest.raises(RequestError, match="overpaint keys create"):
         serve()
@@ -172,7 +173,7 @@ def test_links_are_of_one_picture_and_end(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_links_of_answers_work_without_a_key(tmp_path: Path) -> None:
-    with running(tmp_path, keys=("one", "two")) as url:
+    with running(tmp_path, api_keys=("one", "two")) as url:
         one = {"authorization": "Bearer one"}
         asked = {"prompt": "a cup", "response_format": "url"}
         made = httpx.post(f"{url}/v1/images/generations", json=asked, headers=one, timeout=60)

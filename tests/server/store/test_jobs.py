@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from overpaint.errors import IdempotencyError, QueueFullError
-from overpaint.server.store.jobs import AGEING, CRASHES, Attempt, Job, Jobs, Limits, NewJob
+from overpaint.server.settings import Limits
+from overpaint.server.store.jobs import AGEING, CRASHES, Attempt, Job, Jobs, NewJob
 from overpaint.server.store.outbox import Outbox
 from tests.server.conftest import Clock, Open
 
@@ -206,7 +207,7 @@ def test_how_much_is_ahead(store: Jobs) -> None:
 
 
 def test_a_full_queue_turns_away(store: Jobs) -> None:
-    limits = Limits(queued=3, queued_per_key=2)
+    limits = Limits(queued_jobs=3, queued_jobs_per_key=2)
     for name in "ab":
         store.submit(new(name, key="k"), limits)
     with pytest.raises(QueueFullError, match="2 of your jobs"):
@@ -219,7 +220,7 @@ def test_a_full_queue_turns_away(store: Jobs) -> None:
     store.cancel("a")
     store.submit(new("f", key="k"), limits)
     with pytest.raises(QueueFullError):
-        store.submit(new("g", key="h"), Limits(work=2.5))
+        store.submit(new("g", key="h"), Limits(queued_work_s=2.5))
 
 
 def test_the_same_token_is_the_same_job(store: Jobs) -> None:
@@ -230,7 +231,7 @@ def test_the_same_token_is_the_same_job(store: Jobs) -> None:
     other = store.submit(new("d", token="t", body="y", key="other"))
     assert other.id == "d"
     assert {job.id for job in store.page(None, 10)} == {"a", "d"}
-    full = Limits(queued=0)
+    full = Limits(queued_jobs=0)
     assert store.submit(new("e", token="t", body="x"), full) == first
 
 

@@ -27,8 +27,9 @@ from sqlalchemy import select
 
 from overpaint.errors import QueueFullError
 from overpaint.events import Spent
+from overpaint.server.settings import Limits
 from overpaint.server.store.database import Database
-from overpaint.server.store.jobs import COMPANY, CRASHES, ENDED, Job, Jobs, Limits, NewJob
+from overpaint.server.store.jobs import COMPANY, CRASHES, ENDED, Job, Jobs, NewJob
 from overpaint.server.store.tables import usage
 from tests.server.conftest import Clock
 
@@ -113,13 +114,13 @@ class Machine(RuleBasedStateMachine):
         new = NewJob(name, key, "m", {"n": name}, work, token=token)
         store = self.stores[owner]
         if before := self.tokens.get((key, token)):
-            assert store.submit(new, Limits(queued=0)).id == before
+            assert store.submit(new, Limits(queued_jobs=0)).id == before
             return multiple()
         if sum(known.state == "queued" for known in self.known.values()) >= ROOM:
             with pytest.raises(QueueFullError):
-                store.submit(new, Limits(queued=ROOM))
+                store.submit(new, Limits(queued_jobs=ROOM))
             return multiple()
-        assert store.submit(new, Limits(queued=ROOM)).id == name
+        assert store.submit(new, Limits(queued_jobs=ROOM)).id == name
         if token:
             self.tokens[key, token] = name
         self.known[name] = Known()

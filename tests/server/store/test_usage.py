@@ -195,7 +195,7 @@ def test_a_key_is_told_of_its_own(tmp_path: Path) -> None:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    with client_of(tmp_path, keys=("one", "two")) as client:
+    with client_of(tmp_path, api_keys=("one", "two")) as client:
         request = {"prompt": "a cup", "num_inference_steps": 4, "num_images": 2}
         headers = {"authorization": "Bearer one"}
         made = client.post("/api/jobs?wait=60", json={"request": request}, headers=headers).json()

@@ -21,14 +21,11 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from overpaint.server.app import create_app
-from overpaint.server.jobs import webhooks
-from overpaint.server.jobs.service import Service, Settings
-from overpaint.server.jobs.supervisor import Pace
+from overpaint.server.jobs.service import Service
+from overpaint.server.settings import WebhookSettings, WorkerSettings
 from overpaint.server.store.api_keys import digest_of
 from overpaint.server.store.jobs import Jobs
 from overpaint.server.telemetry.logs import LOGGER, JsonFormatter, TextFormatter, log_and_continue
-from tests.server.fake import Fake
 from tests.server.jobs.test_webhooks import receiving
 from tests.server.live import client_of, running, until
 
@@ -53,7 +50,7 @@ def written(caplog: pytest.LogCaptureFixture) -> Written:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[TestClient]:
-    with client_of(tmp_path, keys=(KEY,)) as made:
+    with client_of(tmp_path, api_keys=(KEY,)) as made:
         made.headers.update(BEARER)
         yield made
 
@@ -118,7 +115,9 @@ def test_a_job_that_fails(client: TestClient, written: Written) -> None:
 
 
 def test_a_job_that_is_canceled_as_it_waits(tmp_path: Path, written: Written) -> None:
-    with client_of(tmp_path, 0.02, pace=Pace(look=0.05, room=1)) as client:
+    with client_of(
+        tmp_path, 0.02, worker=WorkerSettings(poll_interval_s=0.05, max_jobs=1)
+    ) as client:
         body = {"request": {"prompt": "a cup", "num_inference_steps": 1000}}
         names = [client.post("/api/jobs", json=body).json()["id"] for _ in range(2)]
         until(lambda: written("job started"))
@@ -146,7 +145,9 @@ def test_a_store_that_is_out_of_order_for_a_while(
 
 
 def test_a_worker_that_stands_still(tmp_path: Path, written: Written) -> None:
-    with client_of(tmp_path, pace=Pace(look=0.05, stalled=2.0)) as client:
+    with client_of(
+        tmp_path, worker=WorkerSettings(poll_interval_s=0.05, step_timeout_s=2.0)
+    ) as client:
         body = {"request": {"prompt": "hang", "num_inference_steps": 4}}
         client.post("/api/jobs", json=body)
         until(lambda: written("job requeued"))
@@ -253,11 +254,9 @@ def test_what_is_out_of_order_is_written_without_parameters(
     assert "secret" not in json.dumps(line)
 
 
-def test_webhooks_are_written_without_where_they_go(
-    tmp_path: Path, written: Written, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webhooks, "POLL", 0.02)
-    with receiving() as receiver, client_of(tmp_path) as client:
+def test_webhooks_are_written_without_where_they_go(tmp_path: Path, written: Written) -> None:
+    often = WebhookSettings(poll_interval_s=0.02)
+    with receiving() as receiver, client_of(tmp_path, webhooks=often) as client:
         receiver.answers += [500]
         body = {"request": {"prompt": "a cup"}, "webhook": f"{receiver.url}?token=secret"}
         name = client.post("/api/jobs", json=body).json()["id"]
@@ -355,12 +354,11 @@ def test_a_client_that_goes_away_is_no_defect(tmp_path: Path, written: Written) 
 def test_an_id_outlives_its_server(tmp_path: Path, written: Written) -> None:
     """The end of a job has the id of the request that made it, also on another server."""
     body = {"request": {"prompt": "a cup", "num_inference_steps": 2}}
-    settings = Settings(tmp_path, ("m",), Fake, grace=0.0)
-    with TestClient(create_app(settings)) as client:
+    with client_of(tmp_path) as client:
         service: Service = cast(Any, client.app).state.service
         service.supervisor.stop()
         client.post("/api/jobs", json=body, headers={"X-Request-ID": "mine"})
-    with TestClient(create_app(settings)):
+    with client_of(tmp_path):
         until(lambda: written("job succeeded"))
     assert written("job succeeded")[0]["request_id"] == "mine"
 

@@ -16,14 +16,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from overpaint.cli.main import main
-from overpaint.server.app import create_app
-from overpaint.server.jobs.service import Service, Settings
-from overpaint.server.jobs.supervisor import Pace
+from overpaint.server.jobs.service import Service
+from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.jobs import Jobs
 from overpaint.server.telemetry.traces import TraceExporter, make_otlp_exporter
-from tests.server.fake import Fake
 from tests.server.jobs.test_webhooks import receiving
-from tests.server.live import until
+from tests.server.live import client_of, until
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
@@ -35,9 +33,9 @@ def kept() -> InMemorySpanExporter:
 
 
 def server(folder: Path, kept: InMemorySpanExporter, *engine: Any, **more: Any) -> TestClient:
-    given: dict[str, Any] = {"pace": Pace(look=0.05, room=1), "grace": 0.0} | more
-    settings = Settings(folder, ("m",), Fake, engine, **given)
-    return TestClient(create_app(settings, traces=TraceExporter(SimpleSpanProcessor(kept))))
+    worker = WorkerSettings(poll_interval_s=0.05, max_jobs=1)
+    traces = TraceExporter(SimpleSpanProcessor(kept))
+    return client_of(folder, *engine, traces=traces, **{"worker": worker} | more)
 
 
 @pytest.fixture
@@ -188,8 +186,7 @@ def test_a_defect_is_an_error_without_its_words(
 
 
 def test_a_job_without_traces_keeps_none(tmp_path: Path) -> None:
-    settings = Settings(tmp_path, ("m",), Fake, grace=0.0)
-    with TestClient(create_app(settings)) as client:
+    with client_of(tmp_path) as client:
         name = submit(client)
         service: Service = cast(Any, client.app).state.service
         job = service.jobs.get(name)
@@ -203,8 +200,7 @@ def test_spans_are_posted_to_where_the_environment_says(
     with receiving() as receiver:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", receiver.url)
         monkeypatch.setenv("OTEL_SERVICE_NAME", "studio")
-        settings = Settings(tmp_path, ("m",), Fake, grace=0.0)
-        with TestClient(create_app(settings, traces=make_otlp_exporter())) as client:
+        with client_of(tmp_path, traces=make_otlp_exporter()) as client:
             client.get("/api/models")
     posted = ExportTraceServiceRequest.FromString(b"".join(body for _, body in receiver.posts))
     resource = {a.key: a.value.string_value for a in posted.resource_spans[0].resource.attributes}

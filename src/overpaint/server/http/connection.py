@@ -12,16 +12,6 @@ CLIENT_TIMEOUT_S = 30.0
 A body has this long plus one second for each `MIN_BODY_BYTES_PER_S` received."""
 
 
-KEEP_ALIVE_S = 75
-"""Seconds that a connection is kept between two requests. Longer than clients keep theirs (httpx 5,
-load balancers 60): who closes first should not be the one who may be asked at that moment."""
-
-
-MAX_HEADER_BYTES = 2**17
-"""Bytes of a request's head that is not there as a whole: ten thousand ranges, which are refused by
-name. More is no HTTP (400)."""
-
-
 READ_BUFFER_BYTES = 2**15
 """Bytes that are read of a connection at once. By default asyncio makes room for 256 KiB each time,
 however few come; so large a block is memory that the kernel maps and takes back (see `memory`)."""
@@ -73,6 +63,6 @@ class TimeoutH11Protocol(H11Protocol):
         if self.flow.write_paused:
             return "answer", self.transport.get_write_buffer_size()
         if self.timeout_keep_alive_task is not None and not self.transport.is_closing():
-            return None  # between two requests, where uvicorn counts `KEEP_ALIVE_S`
+            return None  # between two requests, where uvicorn counts `HttpSettings.keep_alive_s`
         cycle = cast(RequestResponseCycle | None, self.cycle)  # None before the first request
         return ("head", cycle) if cycle is None or cycle.response_complete else None

@@ -12,16 +12,15 @@ import os
 import secrets
 import shutil
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from overpaint.engine.postprocess import AS_THEY_ARE, Finishing
 from overpaint.engine.profile import Profile
-from overpaint.engine.worker import Runs, Shown
+from overpaint.engine.worker import EngineFactory, Shown, make_engine
 from overpaint.errors import (
     ModelNotFoundError,
     QueueFullError,
@@ -36,13 +35,14 @@ from overpaint.request import Request
 from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.jobs.feed import Hub
 from overpaint.server.jobs.references import check_names
-from overpaint.server.jobs.supervisor import Pace, Supervisor
+from overpaint.server.jobs.supervisor import Supervisor
 from overpaint.server.outbound.addresses import Reach, check_url
 from overpaint.server.outbound.client import OutboundClient
-from overpaint.server.outbound.image_fetch import FetchPolicy, ImageFetcher, ImageSources
+from overpaint.server.outbound.image_fetch import ImageFetcher, ImageSources
+from overpaint.server.settings import DAY_S, ServerSettings
 from overpaint.server.store.database import Database, url_of
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import ENDED, Job, Jobs, Limits, NewJob, Said
+from overpaint.server.store.jobs import ENDED, Job, Jobs, NewJob, Said
 from overpaint.server.store.outbox import EVENTS, Outbox
 from overpaint.server.telemetry.logs import (
     JobChange,
@@ -74,54 +74,6 @@ AT_ONCE = 500
 ROOM_TO_WRITE = 3600.0
 """Seconds after which what another server has not written yet, it will not."""
 
-ROOM = 64 * 2**20
-"""Bytes that must be free on the disk for a job to be accepted."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a server is run.
-
-    Attributes:
-        data: folder of the store, of uploads and results.
-        models: names of what may be asked for; the first is the default.
-        make: makes the worker's engine, in its process.
-        arguments: for that.
-        store: URL of the job store; by default SQLite in `data`.
-        limits: how much may wait.
-        pace: how patient the supervisor is.
-        profile: what steps take.
-        native: the side that models draw, in pixels, as long as the worker has not said.
-        keep_results: seconds that results are kept.
-        keep_files: seconds that uploads are kept that no job needs.
-        grace: seconds that jobs under way have to end when the server is asked to.
-        home: where added models are; by default `~/.overpaint`.
-        refiner: the model of second stages, for clients that ask for one without a name.
-        private_webhooks: whether webhooks may go to addresses that are not public.
-        fetch: which URLs of pictures are fetched.
-        finishing: what is done to pictures before they are written.
-        safety_optional: whether clients may have their pictures not checked.
-    """
-
-    data: Path
-    models: tuple[str, ...]
-    make: Callable[..., Runs]
-    arguments: tuple[Any, ...] = ()
-    store: str | None = None
-    limits: Limits = field(default_factory=Limits)
-    pace: Pace = field(default_factory=Pace)
-    profile: Profile = field(default_factory=Profile)
-    native: int = 1024
-    keep_results: float = 7 * 86400
-    keep_files: float = 86400
-    grace: float = 30.0
-    home: Path | None = None
-    refiner: str | None = None
-    private_webhooks: bool = False
-    fetch: FetchPolicy = "public"
-    finishing: Finishing = AS_THEY_ARE
-    safety_optional: bool = False
-
 
 class Service:
     """A running server, without its wire formats.
@@ -140,16 +92,25 @@ class Service:
         supervisor: the worker's.
     """
 
-    def __init__(self, settings: Settings, traces: "TraceExporter | None" = None):
+    def __init__(
+        self,
+        settings: ServerSettings,
+        engine_factory: EngineFactory | None = None,
+        traces: "TraceExporter | None" = None,
+    ):
         """Open the store and start the worker.
 
         Args:
-            settings: how it is run.
+            settings: of the server.
+            engine_factory: makes the worker's engine; by default the one that paints.
             traces: where spans of jobs go.
 
         Raises:
-            StoreError: the store cannot be opened, or the folder has another server.
+            StoreError: the store cannot be opened, or another server uses the folder.
+            OutputError, RequestError: the profile cannot be used.
         """
+        config = settings.engine_config()
+        self._profile = config.profile or Profile()
         settings.data.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         self._traces = traces
@@ -169,14 +130,13 @@ class Service:
         self.supervisor = Supervisor(
             self.jobs,
             self.files,
-            settings.make,
-            settings.arguments,
+            engine_factory or partial(make_engine, config),
             owner=secrets.token_hex(16),
             models=settings.models,
             hear=self.hub.hear,
-            pace=settings.pace,
+            settings=settings.worker,
             note=self.note,
-            finishing=settings.finishing,
+            postprocess=settings.postprocess_config(),
         )
         self.draining = self.drained = False
         self.supervisor.start()
@@ -184,7 +144,7 @@ class Service:
     def drain(self) -> None:
         """Take nothing more, let jobs end that end in time, give back the others."""
         self.draining = True
-        self.supervisor.stop(self.settings.grace)
+        self.supervisor.stop(self.settings.grace_s)
         self.drained = True
         self.hub.rouse()
 
@@ -201,11 +161,11 @@ class Service:
         Raises:
             SQLAlchemyError, OSError: the store or the disk is out of order.
         """
-        while old := self.jobs.old(self.settings.keep_results):
+        while old := self.jobs.old(self.settings.keep_days * DAY_S):
             for name in old:
                 self.files.forget_results(name)
             self.jobs.forget(old)
-        age = self.settings.keep_files
+        age = self.settings.keep_uploads_days * DAY_S
         unused = self.files.old(age)
         for at in range(0, len(unused), AT_ONCE):
             names = unused[at : at + AT_ONCE]
@@ -304,7 +264,7 @@ class Service:
                 key,
                 name,
                 stored,
-                self.settings.profile.alone(request, native or self.settings.native),
+                self._profile.alone(request, native or self.settings.native_side_px),
                 {**(origin or {}), "request_id": request_id.get(), "trace": trace},
                 webhook,
                 webhook_events,
@@ -328,13 +288,13 @@ class Service:
             RequestError: the operator does not leave that to clients.
         """
         given = self.settings
-        if not wanted and given.finishing.checker and not given.safety_optional:
+        if not wanted and given.safety_checker and not given.safety_optional:
             raise RequestError(field, "this server checks every picture; leave it out.")
         return wanted
 
     def reach(self, key: str) -> Reach:
         """Where webhooks of a key's jobs may go: who has none is on this machine already."""
-        return "all" if self.settings.private_webhooks else "public" if key else "loopback"
+        return "all" if self.settings.allow_private_webhooks else "public" if key else "loopback"
 
     async def cancel(self, name: str) -> Job | None:
         """Ask for a job's end."""
@@ -392,7 +352,7 @@ class Service:
 
     def _disk_is_full(self) -> bool:
         """Whether what is left is for the results of jobs that were accepted already."""
-        return shutil.disk_usage(self.settings.data).free < ROOM
+        return shutil.disk_usage(self.settings.data).free < self.settings.limits.free_disk_bytes
 
     # Health
 

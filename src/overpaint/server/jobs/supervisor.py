@@ -24,17 +24,17 @@ from typing import Any, Literal
 from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError, StatementError
 
 from overpaint.engine.counters import Counters
-from overpaint.engine.postprocess import AS_THEY_ARE, Finishing
+from overpaint.engine.postprocess import NO_POSTPROCESSING, PostprocessConfig
 from overpaint.engine.worker import (
     DEFECT,
     Alive,
     Broken,
     Cancel,
     Done,
+    EngineFactory,
     Order,
     Ready,
     Report,
-    Runs,
     Said,
     Shown,
     Stopped,
@@ -42,6 +42,7 @@ from overpaint.engine.worker import (
     main,
 )
 from overpaint.events import NOTHING, Notice, Spent, Step
+from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import ENDED, Attempt, Job, Jobs
 from overpaint.server.telemetry.logs import (
@@ -62,29 +63,6 @@ AT_A_TIME = 8
 
 LONGEST = 30.0
 """Seconds that it waits for the next worker, at most."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How patient it is, in seconds.
-
-    Attributes:
-        lease: a job is somebody else's when its server was silent for so long.
-        stalled: a worker is replaced when it was silent for so long, which it is during a step: one
-            of 16 rows of 1024 pixels takes 200 seconds on two cores.
-        starting: likewise, while it loads its first model.
-        halfway: likewise, when a message to it or from it stood still in its middle for so long;
-            the worker listens during steps too.
-        look: how often it looks for jobs of other servers, and whose leases ran out.
-        room: jobs that the worker has at once.
-    """
-
-    lease: float = 15.0
-    stalled: float = 600.0
-    starting: float = 1800.0
-    halfway: float = 60.0
-    look: float = 1.0
-    room: int = 64
 
 
 def pause(deaths: int) -> float:
@@ -154,29 +132,27 @@ class Supervisor:
         self,
         jobs: Jobs,
         files: Files,
-        make: Callable[..., Runs],
-        arguments: tuple[Any, ...],
+        engine_factory: EngineFactory,
         *,
         owner: str,
         models: tuple[str, ...],
         hear: Hear,
-        pace: Pace = Pace(),
+        settings: WorkerSettings,
         note: RecordChange = log_job_change,
-        finishing: Finishing = AS_THEY_ARE,
+        postprocess: PostprocessConfig = NO_POSTPROCESSING,
     ):
         """Nothing runs before `start`.
 
         Args:
             jobs: the store.
             files: pictures of jobs, and their results.
-            make: makes the worker's engine, in its process.
-            arguments: for that.
+            engine_factory: makes the worker's engine, in its process.
             owner: another one for every start of every server.
             models: whose jobs it takes.
             hear: told what happens.
-            pace: how patient it is.
+            settings: its timeouts.
             note: takes down what happened to jobs, in the supervisor's thread.
-            finishing: what is done to pictures before they are written.
+            postprocess: what is done to pictures before they are written.
         """
         self.owner = owner
         self.restarts = 0
@@ -187,10 +163,10 @@ class Supervisor:
         self.counters = Counters()
         self.natives = dict[str, int]()
         self._jobs, self._files = jobs, files
-        self._make, self._arguments, self._finishing = make, arguments, finishing
+        self._engine_factory, self._postprocess = engine_factory, postprocess
         self._models = models
         self._hear = hear
-        self._pace = pace
+        self._settings = settings
         self._note = note
         self._worker: Worker | None = None
         self._ends: dict[str, End] = {}
@@ -270,7 +246,9 @@ class Supervisor:
         worker = self._worker or self._start_worker()
         # First of all it listens: steps are told also while the store is out of order.
         watched = [worker.pipe, self._called, worker.process.sentinel]
-        for source in wait(watched, timeout=min(self._pace.look, self._pace.lease / 3)):
+        for source in wait(
+            watched, timeout=min(self._settings.poll_interval_s, self._settings.lease_s / 3)
+        ):
             if source is worker.pipe:
                 self._listen(worker)
             elif source is self._called:
@@ -283,14 +261,14 @@ class Supervisor:
             else:
                 self._end_worker("it died")
                 return
-        patience = self._pace.stalled if worker.ready else self._pace.starting
+        patience = self._settings.step_timeout_s if worker.ready else self._settings.start_timeout_s
         if time.monotonic() - worker.heard > patience:
             self._end_worker("it said nothing any more")
             return
         self._publish()
-        if self._every("beat", self._pace.lease / 3):
+        if self._every("beat", self._settings.lease_s / 3):
             self._beat(worker)
-        if self._every("look", self._pace.look):
+        if self._every("look", self._settings.poll_interval_s):
             record_lost_attempts(self._jobs, self._jobs.expire(but=self.owner), self._note)
             self._claim(worker)
 
@@ -308,12 +286,12 @@ class Supervisor:
         ours, theirs = context.Pipe()
         process = context.Process(
             target=main,
-            args=(theirs, self._make, self._arguments, self._finishing),
+            args=(theirs, self._engine_factory, self._postprocess),
             name="overpaint-worker",
         )
         process.start()
         theirs.close()
-        _limit(ours, self._pace.halfway)
+        _limit(ours, self._settings.message_timeout_s)
         self._worker = Worker(process, ours, time.monotonic())
         self.counters = Counters()
         return self._worker
@@ -326,7 +304,9 @@ class Supervisor:
         if not worker.over:  # else the store failed behind this
             worker.over = True
             worker.process.kill()
-            worker.process.join(self._pace.halfway)  # none that the system holds can be killed
+            worker.process.join(
+                self._settings.message_timeout_s
+            )  # none that the system holds can be killed
             if crashed:
                 code, held = worker.process.exitcode, len(worker.held)
                 log_event(logging.ERROR, "worker replaced", cause=cause, exit_code=code, jobs=held)
@@ -414,13 +394,13 @@ class Supervisor:
 
         Their pictures may take long to read: then all else has its turn, and beats, in between.
         """
-        until = time.monotonic() + self._pace.look
+        until = time.monotonic() + self._settings.poll_interval_s
         while True:
             held = list(worker.held.values())
-            room = min(self._pace.room - len(held), AT_A_TIME)
+            room = min(self._settings.max_jobs - len(held), AT_A_TIME)
             if not worker.ready or room <= 0 or self._draining.is_set():
                 return
-            taken = self._jobs.claim(self.owner, room, self._pace.lease, self._models, held)
+            taken = self._jobs.claim(self.owner, room, self._settings.lease_s, self._models, held)
             worker.held |= {_tag(job): job for job in taken}
             failed = [job for job in taken if not self._bring(worker, job)]
             if failed:
@@ -469,7 +449,7 @@ class Supervisor:
 
     def _beat(self, worker: Worker) -> None:
         """Keep the leases; drop what was lost, end what was canceled."""
-        mine = {_tag(job): job for job in self._jobs.beat(self.owner, self._pace.lease)}
+        mine = {_tag(job): job for job in self._jobs.beat(self.owner, self._settings.lease_s)}
         for tag in list(worker.held):
             if tag not in mine:
                 lost = worker.held.pop(tag)

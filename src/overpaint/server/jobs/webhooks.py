@@ -26,30 +26,13 @@ from overpaint.errors import RequestError
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.addresses import Reach
 from overpaint.server.outbound.client import open_response
+from overpaint.server.settings import WebhookSettings
 from overpaint.server.store.jobs import Job
 from overpaint.server.store.outbox import Delivery, Post
 from overpaint.server.telemetry.logs import job_log_fields, log_and_continue, log_event
 
 MakePayload = Callable[[Service, Job], Awaitable[dict[str, Any]]]
 """What is posted of a job, in the words of the wire format that it came by."""
-
-AGAIN = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
-"""Seconds until the next try after each; ten tries over three days."""
-
-SPREAD = 0.1
-"""Of that time, so that what failed at once does not come back at once."""
-
-POLL = 0.5
-"""Seconds between looks at what is due, and so between two posts of a job's logs."""
-
-PATIENCE = 15.0
-"""Seconds that a receiver has."""
-
-LEASE = 60.0
-"""Seconds after which another server may post what this one took."""
-
-ABREAST = 64
-"""Posts that are under way at once, `SHARE` of one key."""
 
 GONE = 410
 
@@ -66,6 +49,7 @@ class Courier:
         """
         self._service = service
         self._bodies = bodies
+        self._settings: WebhookSettings = service.settings.webhooks
         self._under_way = dict[asyncio.Task[None], Post]()
 
     @asynccontextmanager
@@ -87,15 +71,15 @@ class Courier:
         while True:
             with log_and_continue():
                 await self._look()
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(self._settings.poll_interval_s)
 
     async def _look(self) -> None:
         """Begin to post what is due."""
         outbox = self._service.outbox
         await asyncio.to_thread(outbox.go_on, self._service.hub.moved())
-        if free := ABREAST - len(self._under_way):
+        if free := self._settings.concurrent_deliveries - len(self._under_way):
             posts = Counter(post.key for post in self._under_way.values())
-            for post in await asyncio.to_thread(outbox.take, free, LEASE, posts):
+            for post in await asyncio.to_thread(outbox.take, free, self._settings.lease_s, posts):
                 task = asyncio.create_task(self._post(post))
                 self._under_way[task] = post
                 task.add_done_callback(self._under_way.pop)
@@ -112,11 +96,13 @@ class Courier:
             headers = signed(secret, name, int(time.time()), content)
             reach = self._service.reach(job.key)
             outside = self._service.outside
-            posting = deliver(outside.client, job.webhook, content, headers, reach)
+            timeout_s = self._settings.timeout_s
+            posting = deliver(outside.client, job.webhook, content, headers, reach, timeout_s)
             delivery = await outside.run(posting)
             again = None
-            if post.kind != "logs" and post.tries < len(AGAIN):  # newer logs come anyway
-                again = AGAIN[post.tries] * random.uniform(1 - SPREAD, 1 + SPREAD)
+            delays, jitter = self._settings.retry_delays_s, self._settings.retry_jitter
+            if post.kind != "logs" and post.tries < len(delays):  # newer logs come anyway
+                again = delays[post.tries] * random.uniform(1 - jitter, 1 + jitter)
             await asyncio.to_thread(self._service.outbox.tried, post, delivery, again)
             log_event(
                 logging.INFO if delivery.good else logging.WARNING,
@@ -158,13 +144,18 @@ def signed(secret: str, name: str, at: int, content: bytes) -> dict[str, str]:
 
 
 async def deliver(
-    client: httpx2.AsyncClient, url: str, content: bytes, headers: Mapping[str, str], reach: Reach
+    client: httpx2.AsyncClient,
+    url: str,
+    content: bytes,
+    headers: Mapping[str, str],
+    reach: Reach,
+    timeout_s: float,
 ) -> Delivery:
     """Post once; what the receiver answers beside its status is not read."""
     at, began = time.time(), time.monotonic()
     status, error = None, None
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(timeout_s):
             answer = await open_response(client, "POST", httpx2.URL(url), reach, headers, content)
             await answer.aclose()
             status = answer.status_code

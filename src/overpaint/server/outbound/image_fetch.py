@@ -11,17 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import httpx2
 
 from overpaint.errors import QueueFullError, RequestError
 from overpaint.server.outbound.client import OutboundClient, open_response
+from overpaint.server.settings import FetchPolicy
 from overpaint.server.store.files import LARGEST_UPLOAD, Files
 from overpaint.server.telemetry.logs import log_event, request_id
-
-FetchPolicy = Literal["none", "public", "all"]
-"""Which URLs are fetched: none; those of public addresses; those that lead inside as well."""
 
 FETCH_TIMEOUT_S = 20.0
 """Seconds that all pictures of a request have, once it is their turn."""

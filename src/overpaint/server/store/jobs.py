@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from overpaint.errors import IdempotencyError, QueueFullError
 from overpaint.events import NOTHING, Spent
+from overpaint.server.settings import DEFAULT_LIMITS, Limits
 from overpaint.server.store import outbox, usage
 from overpaint.server.store.database import Database
 from overpaint.server.store.outbox import EVENTS
@@ -133,15 +134,6 @@ class Said:
     body: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much may wait: jobs in all, jobs of one key, seconds of work in all."""
-
-    queued: int = 10_000
-    queued_per_key: int = 10_000
-    work: float = float("inf")
-
-
 JOB = [jobs.c[name] for name in Job.__dataclass_fields__]
 ATTEMPT = [jobs.c[name] for name in Attempt.__dataclass_fields__]
 
@@ -159,7 +151,7 @@ class Jobs:
 
     # Accepting
 
-    def submit(self, new: NewJob, limits: Limits = Limits()) -> Job:
+    def submit(self, new: NewJob, limits: Limits = DEFAULT_LIMITS) -> Job:
         """Accept a job; it is on the disk when this returns.
 
         Where the client's token was seen before with the same body, the job that it made is
@@ -244,11 +236,11 @@ class Jobs:
         mine = func.count().filter(jobs.c.key == new.key)
         counted = select(func.count(), mine, func.coalesce(func.sum(jobs.c.work), 0)).where(queued)
         count, own, work = connection.execute(counted).one()
-        if count >= limits.queued or work >= limits.work:
+        if count >= limits.queued_jobs or work >= limits.queued_work_s:
             raise QueueFullError(
                 f"{count} jobs are waiting, {work:.0f} s of work; try again later.", work
             )
-        if own >= limits.queued_per_key:
+        if limits.queued_jobs_per_key is not None and own >= limits.queued_jobs_per_key:
             raise QueueFullError(f"{own} of your jobs are waiting; try again later.", work)
 
     def _ahead_of_key(self, connection: Connection, new: NewJob) -> float:

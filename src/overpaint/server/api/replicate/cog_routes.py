@@ -210,7 +210,7 @@ async def health_check(service: ServiceDep) -> dict[str, Any]:
     why = await asyncio.to_thread(service.unready)
     worker = service.supervisor
     if not why:
-        status = "BUSY" if worker.held >= service.settings.pace.room else "READY"
+        status = "BUSY" if worker.held >= service.settings.worker.max_jobs else "READY"
     elif worker.ready or service.draining:
         status = "DEFUNCT"
     else:

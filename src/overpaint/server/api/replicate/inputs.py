@@ -123,7 +123,7 @@ async def accept(
         RequestError: as `to_request`, or they name what is not here; in their words.
         PictureError, IdempotencyError, QueueFullError, OSError: as `Service.submit`.
     """
-    if service.settings.finishing.watermark and not given.apply_watermark:
+    if service.settings.watermark and not given.apply_watermark:
         raise RequestError("apply_watermark", "this server marks every picture; leave it out.")
     if job := await service.repeated(key, token, body):
         return job

@@ -26,6 +26,7 @@ from overpaint.server.api.results import (
     result_url,
 )
 from overpaint.server.jobs.service import Service
+from overpaint.server.settings import DAY_S
 from overpaint.server.store.jobs import Job, Said
 from overpaint.server.store.outbox import EVENTS
 
@@ -81,7 +82,7 @@ def logs(service: Service, job: Job, history: Sequence[Said]) -> str:
     """What a prediction's logs say: the seed, notices, and how far it is."""
     lines = [f"Using seed: {job.request['seed']}"] if job.started else []
     lines += [str(said.body["message"]) for said in history if said.kind == "notice"]
-    marks = service.settings.finishing.watermark
+    marks = service.settings.watermark
     wanted = job.origin.get("input", {}).get("apply_watermark", True)
     if wanted and not marks and job.state == "succeeded":
         lines.append("No watermark was made: the settings are in the files.")
@@ -251,6 +252,6 @@ def file_view(service: Service, name: str, data: bytes, base: str) -> dict[str, 
         "checksums": {"sha256": name},
         "metadata": {},
         "created_at": moment(now),
-        "expires_at": moment(now + service.settings.keep_files),
+        "expires_at": moment(now + service.settings.keep_uploads_days * DAY_S),
         "urls": {"get": f"{base}/v1/files/{name}"},
     }

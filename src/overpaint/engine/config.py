@@ -1,0 +1,31 @@
+"""Settings of an engine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from overpaint.engine.profile import Profile
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What `open_engine` needs. A worker receives it from the server's process.
+
+    Attributes:
+        models: names of the models that jobs can request. The engine loads the first one at once.
+        device: see `overpaint.models.devices.place`.
+        dtype: number format of the weights.
+        home: folder of added models; None for the default.
+        memory_bytes: bytes of weights that may be in memory at once.
+        cache_bytes: bytes of encoded prompts, pictures and hints to keep between jobs.
+        profile: measured step times; None for assumed ones.
+        max_running_jobs: jobs that run at once.
+    """
+
+    models: tuple[str, ...]
+    device: str = "auto"
+    dtype: str = "auto"
+    home: Path | None = None
+    memory_bytes: float = float("inf")
+    cache_bytes: float = 512 * 2**20
+    profile: Profile | None = None
+    max_running_jobs: int = 64
