@@ -89,7 +89,7 @@ def test_a_painter_finds_it_by_name(tmp_path: Path) -> None:
 
 
 def test_a_word_that_is_not_there() -> None:
-    with pytest.raises(RequestError, match="prompt: no embedding 'ink' is at hand"):
+    with pytest.raises(RequestError, match="prompt: embedding 'ink' is not loaded"):
         encode_prompt(tiny_model(), "a <embedding:ink>")
 
 

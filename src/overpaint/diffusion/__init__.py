@@ -1,1 +1,1 @@
-"""The maths: schedules, samplers, guidance, prompts, and the one loop that runs them."""
+"""Diffusion: schedules, samplers, guidance, prompts, plans and the denoising loop."""

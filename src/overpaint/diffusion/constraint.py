@@ -1,4 +1,4 @@
-"""What a latent must agree with while it is denoised: the kept part of a picture."""
+"""Constraints on the latent during denoising: keep the unmasked part of a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 class Constraint(Protocol):
-    """A place of the plan: acts on the start and on every estimate of the clean latent."""
+    """A part of the plan that changes the start and every estimate of the clean latent."""
 
     def start(self, x: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        """The latent to start from, given the one without a constraint.
+        """Return the latent to start from.
 
         Args:
-            x: [1, C, h, w].
-            noise: of unit variance, that which is in `x`.
+            x: [1, C, h, w], the start without a constraint.
+            noise: [1, C, h, w], the unit noise that `x` contains.
             sigma: the noise level.
         """
         ...
 
     def denoised(self, denoised: Tensor, sigma: float) -> Tensor:
-        """The estimate of the clean latent that the sampler may see, of the network's."""
+        """Return the estimate of the clean latent for the sampler, from the network's estimate."""
         ...
 
 
@@ -30,29 +30,29 @@ class Unconstrained:
     """No constraint."""
 
     def start(self, x: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        """`x`."""
+        """Return `x` unchanged."""
         del noise, sigma
         return x
 
     def denoised(self, denoised: Tensor, sigma: float) -> Tensor:
-        """As it is."""
+        """Return `denoised` unchanged."""
         del sigma
         return denoised
 
 
 @dataclass(frozen=True, eq=False)
 class MaskConstraint:
-    """Keeps a picture's latent where a mask is 0, and for a part of the way where it is grey.
+    """Keeps a picture's latent where a mask is 0, and for a share of the steps where it is gray.
 
     Differential diffusion (Levin and Fried 2023, arXiv 2306.00950, algorithm 1): a cell whose mask
-    is m takes part in the last m of the steps. Until then its estimate is the picture itself, so
-    that any sampler carries it along as the picture plus noise of the right variance; nothing needs
-    to be put back into x. (Deterministic samplers keep to the very noise that they started from.)
+    is m is repainted in the last share m of the steps. Before that, its estimate is the picture.
+    Every sampler then keeps the cell at the picture plus noise of the right variance, so that
+    nothing has to be written into x. Deterministic samplers keep the noise of the start.
 
     Attributes:
         latent: of the picture, [1, C, h, w].
         mask: [1, 1, h, w] in 0..1.
-        sigmas: of the plan; its steps are what the mask divides.
+        sigmas: of the plan; the mask divides their steps.
     """
 
     latent: Tensor
@@ -60,15 +60,15 @@ class MaskConstraint:
     sigmas: Sequence[float]
 
     def start(self, x: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        """The picture plus noise, but for what is painted from the first step on."""
+        """Return the picture plus noise, except for cells repainted from the first step on."""
         return torch.where(self._painted(sigma), x, self.latent + sigma * noise)
 
     def denoised(self, denoised: Tensor, sigma: float) -> Tensor:
-        """The picture where it is (still) kept."""
+        """Return the picture where it is still kept, and the network's estimate elsewhere."""
         return torch.where(self._painted(sigma), denoised, self.latent)
 
     def _painted(self, sigma: float) -> Tensor:
-        """Which cells take part at a noise level: at step i of n those of mask ≥ 1 − i/n."""
+        """Return which cells are repainted at a noise level: at step i of n, those ≥ 1 − i/n."""
         steps = len(self.sigmas) - 1
         step = sum(s >= sigma for s in self.sigmas[1:-1])
         return self.mask >= 1 - step / steps

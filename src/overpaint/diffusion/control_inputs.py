@@ -1,4 +1,4 @@
-"""A request's controls on a canvas: pictures become hints, hints what a net sees in them."""
+"""Prepare a request's control images: place them on the canvas, preprocess and encode them."""
 
 import hashlib
 from itertools import zip_longest
@@ -31,20 +31,21 @@ def prepare_control_inputs(
     estimators: Estimators,
     notices: list[str],
 ) -> tuple[ControlInput, ...]:
-    """The hints that steer a stage.
+    """Return the control inputs of a stage.
 
     Args:
-        request: whose controls.
+        request: has the controls.
         model: of the stage.
-        canvas: likewise.
-        nets: of the controls.
-        estimators: likewise.
-        notices: what the user should be told is appended.
+        canvas: of the stage.
+        nets: one per control.
+        estimators: one per control.
+        notices: the function appends messages for the user.
 
     Raises:
-        RequestError: a hint is of another aspect, cannot be made, or is not one that its net knows.
+        RequestError: a control image has another aspect ratio, the preprocessor cannot make it, or
+            its net does not support its type.
         PictureError: a picture cannot be decoded.
-        DeviceError: what an estimator sees is not finite.
+        DeviceError: an estimator's result is not finite.
     """
     asked = zip(request.controls, nets, strict=False)
     return tuple(
@@ -67,44 +68,46 @@ def _prepare(
     if net.kind == "union" and (kind is None or kind >= net.types):
         raise RequestError(
             f"{field}.kind",
-            f"{net.name} knows {net.types} types of hints, and {asked.kind} is none of them.",
+            f"{net.name} supports {net.types} types of control images, but not {asked.kind}.",
         )
-    estimate = estimator and _remembering(estimator, model)
-    shown = _hint(asked, estimate, canvas, field, notices)
+    estimate = estimator and _cache_estimates(estimator, model)
+    image = _make_hint(asked, estimate, canvas, field, notices)
     mask = None
     if asked.mask:
-        gray = _placed(canvas, codec.decode(asked.mask), f"{field}.mask").convert("L")
-        cells = masks.cells(np.asarray(gray, np.float32) / np.float32(255), model.vae_factor)
+        gray = _place(canvas, codec.decode(asked.mask).convert("F"), f"{field}.mask")
+        # Lanczos resampling can overshoot the range.
+        pixels = np.clip(np.asarray(gray, np.float32) / np.float32(255), 0, 1)
+        cells = masks.cells(pixels, model.vae_factor)
         mask = torch.from_numpy(cells)[None, None].to(model.device)
-    hint = torch.from_numpy(codec.to_array(shown))[None] * 0.5 + 0.5
+    hint = torch.from_numpy(codec.to_array(image))[None] * 0.5 + 0.5
     features = model.remember(
         "hints",
-        (net.sha256, shown.size, hashlib.sha256(shown.tobytes()).digest()),
+        (net.sha256, image.size, hashlib.sha256(image.tobytes()).digest()),
         lambda: net.extract_features(hint),
     )
     interval = (asked.start, asked.end)
     return ControlInput(net, hint, features, asked.scale, interval, asked.weighting, mask, kind)
 
 
-def _remembering(estimator: Estimator, model: Model) -> hints.Estimate:
-    """What an estimator sees, kept by the picture's pixels."""
+def _cache_estimates(estimator: Estimator, model: Model) -> hints.Estimate:
+    """Return the estimator's function, with results cached by the picture's pixels."""
 
-    def see(picture: Image.Image) -> NDArray[Any]:
+    def estimate(picture: Image.Image) -> NDArray[Any]:
         content = hashlib.sha256(picture.tobytes()).digest()
         key = (estimator.sha256, estimator.sight, picture.size, content)
         return model.remember("estimates", key, lambda: estimator.estimate(picture))
 
-    return see
+    return estimate
 
 
-def _hint(
+def _make_hint(
     asked: Control,
     estimate: hints.Estimate | None,
     canvas: Canvas,
     field: str,
     notices: list[str],
 ) -> Image.Image:
-    """The hint of a control, as it lies on the canvas."""
+    """Return the control image of a control, placed on the canvas."""
     if finished := asked.hint or (asked.image if asked.kind == "pose" else None):
         hint = hints.decode(asked.kind, finished)
         how: Any = Resampling.NEAREST if HINTS[asked.kind].labels else Resampling.LANCZOS
@@ -112,16 +115,16 @@ def _hint(
             notices.append(
                 f"the {asked.kind} hint of {hint.width}x{hint.height} is resampled to fit."
             )
-        return _placed(canvas, hint, f"{field}.hint", how)
+        return _place(canvas, hint, f"{field}.hint", how)
     hints.check(asked.kind, asked.options, f"{field}.options")
     picture = codec.decode(asked.image) if asked.image else canvas.original
     if picture is None:
         raise RequestError(field, f"there is no picture to make the {asked.kind} hint from.")
-    placed = _placed(canvas, picture, f"{field}.image")
+    placed = _place(canvas, picture, f"{field}.image")
     return hints.make(asked.kind, placed, asked.options, estimate)
 
 
-def _placed(
+def _place(
     canvas: Canvas,
     picture: Image.Image,
     field: str,

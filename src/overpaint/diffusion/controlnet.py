@@ -1,4 +1,4 @@
-"""Run ControlNets and T2I-Adapters for the rows of a batch, and collect what they add to the UNet.
+"""Run ControlNets and T2I-Adapters for the rows of a batch, and sum their residuals for the UNet.
 
 Sources: arXiv 2302.05543 (ControlNet), arXiv 2302.08453 (T2I-Adapter).
 """
@@ -53,7 +53,7 @@ class _NetRow:
 
     @property
     def fused(self) -> bool:
-        """Whether a union ControlNet weighs several control images against each other."""
+        """True if a union ControlNet weighs several control images against each other."""
         return len(self.controls) > 1
 
 

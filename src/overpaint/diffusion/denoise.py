@@ -39,7 +39,7 @@ class Trajectory:
 
     @property
     def done(self) -> bool:
-        """Whether the sampler of the last stage has returned."""
+        """True if the sampler of the last stage has returned."""
         return self.pending is None
 
     @property

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, as a value and one function of two predictions."""
+"""Classifier-free guidance: a value that combines two predictions into one."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly, and where, a prediction is pushed from the unconditional one.
+    """Strength and range of classifier-free guidance.
 
     Attributes:
-        scale: w of arXiv 2207.12598 in Imagen's reading (arXiv 2205.11487, equation 2): 1 is the
-            conditional prediction itself.
-        rescale: φ of arXiv 2305.08891, equation 16: 0 is plain guidance, 1 gives the result the
-            conditional prediction's standard deviation.
-        interval: the part of the denoising range, from 0 (pure noise) to 1 (clean), outside
-            which there is no guidance and no unconditional row (after arXiv 2404.07724).
+        scale: w of arXiv 2207.12598 in Imagen's definition (arXiv 2205.11487, equation 2). At 1,
+            the result is the conditional prediction.
+        rescale: φ of arXiv 2305.08891, equation 16. 0 is plain guidance. At 1, the result has the
+            standard deviation of the conditional prediction.
+        interval: the part of the denoising range in which guidance acts, from 0 (pure noise) to 1
+            (clean), after arXiv 2404.07724. Outside it, the batch has no unconditional row.
     """
 
     scale: float
@@ -23,11 +23,11 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def acts(self, progress: float) -> bool:
-        """Whether guidance acts at this point, 0 (pure noise) to 1 (clean)."""
+        """Return whether guidance acts at this point, from 0 (pure noise) to 1 (clean)."""
         return self.scale > 1 and self.interval[0] <= progress <= self.interval[1]
 
     def __call__(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        """The guided prediction, from two of [1, C, h, w]."""
+        """Return the guided prediction from two predictions [1, C, h, w]."""
         guided = unconditional + self.scale * (conditional - unconditional)
         if not self.rescale:
             return guided

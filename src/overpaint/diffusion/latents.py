@@ -1,4 +1,4 @@
-"""Pictures to latents and back, through the VAE."""
+"""Encode pictures to latents and decode latents to pictures, with the VAE."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from overpaint.imaging import codec
 from overpaint.models.model import Model
 
 MIN_WINDOW_CELLS = 32
-"""Side of a window that the VAE is given by itself, in cells: it looks far around each."""
+"""The smallest side of a VAE window, in latent cells; the VAE has a large receptive field."""
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """The VAE's posterior of a picture, a diagonal Gaussian, as the UNet sees latents.
+    """The VAE's posterior of a picture: a diagonal Gaussian, in the UNet's scale.
 
     Attributes:
         mean: [1, C, h, w], fp32.
-        std: likewise.
+        std: [1, C, h, w], fp32.
     """
 
     mean: Tensor
@@ -34,16 +34,17 @@ class Moments:
 
 @torch.inference_mode()
 def encode_pixels(model: Model, pixels: NDArray[np.float32]) -> tuple[Moments, str | None]:
-    """The posterior of a picture, and a notice if it took a second try.
+    """Return the posterior of a picture, and a notice if the VAE ran a second time in fp32.
 
-    Beyond twice the native side it is encoded in windows, which take no more memory than that.
+    If a side is longer than twice the model's native side, the VAE runs in windows, which bounds
+    its memory.
 
     Args:
-        model: whose VAE.
+        model: its VAE encodes.
         pixels: [3, height, width] in -1..1; the sides are multiples of the VAE's factor.
 
     Raises:
-        DeviceError: the latents are not finite, even in fp32.
+        DeviceError: the latents are not finite in fp32.
     """
     vae: Any = model.vae
 
@@ -53,11 +54,11 @@ def encode_pixels(model: Model, pixels: NDArray[np.float32]) -> tuple[Moments, s
 
     def run() -> Tensor:
         batch = torch.from_numpy(pixels)[None]
-        if side := _window(model, max(batch.shape[2:]) // model.vae_factor):
+        if side := _window_side(model, max(batch.shape[2:]) // model.vae_factor):
             return run_in_windows(vae, whole, batch, side=side, reads=model.vae_factor)
         return whole(batch)
 
-    parameters, notice = _finite(model, run, "encoded")
+    parameters, notice = _run_finite(model, run, "encoded")
     parameters = parameters.to(model.device)
     mean, log_variance = parameters.chunk(2, dim=1)
     scale: float = model.vae.config["scaling_factor"]
@@ -67,18 +68,19 @@ def encode_pixels(model: Model, pixels: NDArray[np.float32]) -> tuple[Moments, s
 
 @torch.inference_mode()
 def decode_latent(model: Model, latent: Tensor) -> tuple[Image, str | None]:
-    """The picture of a latent [1, C, h, w], and a notice if it took a second try.
+    """Return the picture of a latent [1, C, h, w], and a notice if the VAE ran a second time.
 
-    A half-precision VAE can overflow, which would show as black: then it is run again in fp32.
-    Beyond twice the native side it is decoded in windows, which take no more memory than that.
+    A half-precision VAE can overflow, which gives a black picture. It then runs again in fp32. If
+    a side is longer than twice the model's native side, the VAE runs in windows, which bounds its
+    memory.
 
     Raises:
-        DeviceError: the latent itself is not finite, or its picture is not even in fp32.
+        DeviceError: the latent is not finite, or its picture is not finite in fp32.
     """
     if not latent.isfinite().all():
         raise DeviceError(
-            f"the network's result is not finite in {_name(model.dtype)}; choose another dtype, "
-            "or its weights are damaged."
+            f"The network's result is not finite in {_dtype_name(model.dtype)}. Choose another "
+            "dtype; if that does not help, the weights are damaged."
         )
     vae: Any = model.vae
 
@@ -87,35 +89,37 @@ def decode_latent(model: Model, latent: Tensor) -> tuple[Image, str | None]:
         return vae.decode(scaled, return_dict=False)[0].float()
 
     def run() -> Tensor:
-        if side := _window(model, max(latent.shape[2:])):
+        if side := _window_side(model, max(latent.shape[2:])):
             return run_in_windows(vae, whole, latent, side=side, writes=model.vae_factor)
         return whole(latent)
 
-    pixels, notice = _finite(model, run, "decoded")
+    pixels, notice = _run_finite(model, run, "decoded")
     return codec.from_array(pixels[0].cpu().numpy()), notice
 
 
-def _window(model: Model, cells: int) -> int:
-    """The side of the VAE's windows over a picture of so many cells; 0 to see it at once."""
+def _window_side(model: Model, cells: int) -> int:
+    """Return the side of the VAE's windows for a picture of `cells` cells a side; 0 for none."""
     native = model.native_size // model.vae_factor
     return max(native, MIN_WINDOW_CELLS) if cells > 2 * native else 0
 
 
-def _finite(model: Model, run: Callable[[], Tensor], done: str) -> tuple[Tensor, str | None]:
-    """Run the VAE, and if it overflows in half precision, again in fp32, with a notice.
+def _run_finite(model: Model, run: Callable[[], Tensor], done: str) -> tuple[Tensor, str | None]:
+    """Run the VAE; if it overflows in half precision, run it again in fp32 and return a notice.
 
-    In fp32 for this once: the next picture must not depend on this one.
+    The VAE returns to its dtype afterward, so that the next picture does not depend on this one.
     """
     with model.vae_lock:
-        return _finite_alone(model, run, done)
+        return _run_finite_locked(model, run, done)
 
 
-def _finite_alone(model: Model, run: Callable[[], Tensor], done: str) -> tuple[Tensor, str | None]:
+def _run_finite_locked(
+    model: Model, run: Callable[[], Tensor], done: str
+) -> tuple[Tensor, str | None]:
     result, notice = run(), None
     vae: Any = model.vae
     dtype: torch.dtype = vae.dtype
     if dtype != torch.float32 and not result.isfinite().all():
-        notice = f"the VAE overflowed in {_name(dtype)}; {done} again in fp32."
+        notice = f"the VAE overflowed in {_dtype_name(dtype)}; {done} again in fp32."
         vae.to(dtype=torch.float32)
         try:
             result = run()
@@ -123,16 +127,18 @@ def _finite_alone(model: Model, run: Callable[[], Tensor], done: str) -> tuple[T
             vae.to(dtype=dtype)
     if not result.isfinite().all():
         raise DeviceError(
-            f"what the VAE {done} is not finite even in fp32; its weights are damaged."
+            f"The VAE {done} a result that is not finite, also in fp32. Its weights are damaged."
         )
     return result, notice
 
 
 def preview_latent(model: Model, latent: Tensor) -> Image | None:
-    """A cheap look at a latent [1, C, h, w]: by the small decoder or else the linear map.
+    """Return a cheap preview of a latent [1, C, h, w].
+
+    The model's preview decoder makes it, or else the model's linear map.
 
     Returns:
-        RGB; at the latent's own size for the linear map. None for a model that has neither.
+        RGB; the linear map gives one pixel per latent cell. None if the model has neither.
     """
     if model.preview_decoder is not None:
         decoder = model.preview_decoder
@@ -146,5 +152,5 @@ def preview_latent(model: Model, latent: Tensor) -> Image | None:
     return codec.from_array(rgb + bias[:, None, None])
 
 
-def _name(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

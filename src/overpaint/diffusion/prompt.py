@@ -1,11 +1,11 @@
-"""Prompts: text with weights, cut into chunks of 75 tokens, encoded by SDXL's text encoders.
+"""Encode prompts: split weighted text into chunks of 75 tokens and run SDXL's text encoders.
 
-    parse   text -> passages of weighted segments
-    chunks  passages -> chunks of 77 tokens with a weight each
-    encode  two prompts -> the network's token and pooled inputs
+    parse_prompt       text -> passages of weighted segments (`prompt_syntax`)
+    split_into_chunks  passages -> chunks of 77 tokens with a weight each
+    encode_prompt      two prompts -> the network's token and pooled inputs
 
-The syntax and the chunking are those of AUTOMATIC1111's web UI (`modules/prompt_parser.py` and
-`modules/sd_hijack_clip.py`), so that prompts mean what their writers learnt there.
+Syntax and chunks are those of AUTOMATIC1111's web UI (`modules/prompt_parser.py` and
+`modules/sd_hijack_clip.py`), so that its prompts have the same meaning here.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 CHUNK_TOKENS = 75
-"""Tokens of text in a chunk; with the begin and end tokens it fills CLIP's 77 positions."""
+"""Text tokens per chunk; with the begin and end tokens, a chunk fills CLIP's 77 positions."""
 
 COMMA_BACKTRACK_TOKENS = 20
-"""How far back from a full chunk's end a comma may be for the cut to be made there."""
+"""A full chunk ends at its last comma if the comma is among this many last tokens."""
 
 MAX_CHUNKS_PER_CALL = 8
-"""Chunks per call of a text encoder: all hidden states of a call are in memory together."""
+"""Chunks per call of a text encoder, which keeps all hidden states of a call in memory."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a text encoder reads at once.
+    """The input of one text encoder run.
 
     Attributes:
-        tokens: 77 ids: begin, up to 75 of text, end, then the tokenizer's padding.
-        weights: of each; 1 for all but the text.
+        tokens: 77 ids: begin, up to 75 text tokens, end, then the tokenizer's padding.
+        weights: the weight of each token; 1 except for text tokens.
     """
 
     tokens: tuple[int, ...]
@@ -55,7 +55,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as the UNet takes it, on the model's device and in its dtype.
+    """The UNet's inputs for a prompt, on the model's device and in its dtype.
 
     Attributes:
         tokens: [1, 77·chunks, width of all text encoders together].
@@ -71,43 +71,45 @@ def split_into_chunks(
     tokenizer: "CLIPTokenizer",
     learned: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Chunk]:
-    """Tokenize and cut into chunks; nothing is ever truncated.
+    """Tokenize passages and split them into chunks; no text is truncated.
 
-    `learnt` are the ids that stand for `<embedding:name>`, by name.
+    Each passage begins a new chunk. A chunk ends after 75 tokens, or after the last comma among
+    the last 20 of them, unless the next token is a comma (A1111's `comma_padding_backtrack`). A
+    passage without text becomes an empty chunk, except after the last BREAK.
 
-    A passage begins a chunk. One of more than 75 tokens is cut after 75, or after the last comma
-    among the last 20 of them, unless the cut is before a comma anyway (A1111's
-    `comma_padding_backtrack`). A passage without text is an empty chunk, except after the last
-    BREAK.
+    Args:
+        passages: from `parse_prompt`.
+        tokenizer: the text encoder's tokenizer.
+        learned: the ids that replace `<embedding:name>`, by name.
     """
     comma = cast(int, tokenizer.convert_tokens_to_ids(",</w>"))
     if len(passages) > 1 and not passages[-1]:
         passages = passages[:-1]
     found: list[Chunk] = []
     for passage in passages:
-        ids = [_token_ids(segment.text, tokenizer, learned or {}) for segment in passage]
+        ids = [_tokenize(segment.text, tokenizer, learned or {}) for segment in passage]
         weights = [[s.weight] * len(own) for s, own in zip(passage, ids, strict=True)]
-        found += _cut([*chain(*ids)], [*chain(*weights)], comma, tokenizer)
+        found += _split_passage([*chain(*ids)], [*chain(*weights)], comma, tokenizer)
     return found
 
 
-def _token_ids(
+def _tokenize(
     text: str, tokenizer: "CLIPTokenizer", learned: Mapping[str, Sequence[int]]
 ) -> list[int]:
-    # What stands between the texts of a split are the names of embeddings.
+    # The split alternates between texts and the names of embeddings.
     *pairs, last = EMBEDDING_PATTERN.split(text)
     ids: list[int] = []
     for words, name in zip(pairs[::2], pairs[1::2], strict=True):
-        ids += [*_plain_ids(words, tokenizer), *learned[name]]
-    return ids + _plain_ids(last, tokenizer)
+        ids += [*_tokenize_text(words, tokenizer), *learned[name]]
+    return ids + _tokenize_text(last, tokenizer)
 
 
-def _plain_ids(text: str, tokenizer: "CLIPTokenizer") -> list[int]:
-    # Not verbose, or it warns of every text beyond 77 tokens.
+def _tokenize_text(text: str, tokenizer: "CLIPTokenizer") -> list[int]:
+    # verbose=True would warn about every text beyond 77 tokens.
     return cast(Any, tokenizer)(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _cut(
+def _split_passage(
     ids: list[int], weights: list[float], comma: int, tokenizer: "CLIPTokenizer"
 ) -> list[Chunk]:
     found: list[Chunk] = []
@@ -117,12 +119,12 @@ def _cut(
         if ids[full] != comma:
             near = range(full - 1, full - 1 - COMMA_BACKTRACK_TOKENS, -1)
             end = next((place + 1 for place in near if ids[place] == comma), full)
-        found.append(_chunk(ids[start:end], weights[start:end], tokenizer))
+        found.append(_make_chunk(ids[start:end], weights[start:end], tokenizer))
         start = end
-    return [*found, _chunk(ids[start:], weights[start:], tokenizer)]
+    return [*found, _make_chunk(ids[start:], weights[start:], tokenizer)]
 
 
-def _chunk(ids: list[int], weights: list[float], tokenizer: "CLIPTokenizer") -> Chunk:
+def _make_chunk(ids: list[int], weights: list[float], tokenizer: "CLIPTokenizer") -> Chunk:
     begin, end = cast(int, tokenizer.bos_token_id), cast(int, tokenizer.eos_token_id)
     # SDXL's first tokenizer pads with the end token, its second with "!", which is id 0.
     padding = [cast(int, tokenizer.pad_token_id)] * (CHUNK_TOKENS - len(ids))
@@ -135,11 +137,10 @@ def _chunk(ids: list[int], weights: list[float], tokenizer: "CLIPTokenizer") -> 
 def encode_prompt_pair(
     model: Model, request: Request, adapters: Adapters = (), embeddings: Embeddings = ()
 ) -> tuple[EncodedPrompt, EncodedPrompt | None]:
-    """The prompt and, when the request is guided, the negative prompt, of equal token length.
+    """Return the prompt and, if the request is guided, the negative prompt, of equal length.
 
-    The shorter of the two is continued with encoded empty chunks, as in A1111. Where the
-    checkpoint says so (`Model.zero_empty_negative`, as SDXL base does), an empty negative prompt
-    is all zeros instead.
+    The shorter of the two is padded with encoded empty chunks, as in A1111. If the checkpoint has
+    `Model.zero_empty_negative`, as SDXL base does, an empty negative prompt is all zeros instead.
 
     Raises:
         RequestError: a weight or `clip_skip` is out of range.
@@ -156,11 +157,11 @@ def encode_prompt_pair(
     negative = own(request.negative_prompt, request.negative_prompt_2, field="negative_prompt")
     length = max(prompt.tokens.shape[1], negative.tokens.shape[1])
     empty = own("")
-    return _continued(prompt, empty, length), _continued(negative, empty, length)
+    return _pad_prompt(prompt, empty, length), _pad_prompt(negative, empty, length)
 
 
-def _continued(encoded: EncodedPrompt, empty: EncodedPrompt, length: int) -> EncodedPrompt:
-    """`encoded` with the tokens of `empty` appended until there are `length`."""
+def _pad_prompt(encoded: EncodedPrompt, empty: EncodedPrompt, length: int) -> EncodedPrompt:
+    """Append the tokens of `empty` to `encoded` until there are `length` tokens."""
     missing = (length - encoded.tokens.shape[1]) // empty.tokens.shape[1]
     if not missing:
         return encoded
@@ -181,21 +182,21 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Encode a prompt with the model's text encoders (arXiv 2307.01952, section 2.1).
 
-    Each encoder's penultimate hidden states, without the final layer norm, are laid side by side
-    on the feature axis. The pooled embedding is that of the last encoder's first chunk, at the
-    first end token, as in A1111 and ComfyUI; weights do not touch it. Where one encoder's prompt
-    has fewer chunks, empty ones follow.
+    The penultimate hidden states of all encoders, without the final layer norm, are concatenated
+    on the feature axis. The pooled embedding comes from the last encoder's first chunk, at the
+    first end token, as in A1111 and ComfyUI; weights do not affect it. If one encoder's prompt has
+    fewer chunks, empty chunks follow.
 
-    Results are remembered by the model; do not write to them.
+    The model caches the results; do not write to them.
 
     Args:
-        model: with two text encoders, or the refiner's one.
+        model: has two text encoders; a refiner has one.
         prompt: for the first text encoder.
-        prompt_2: for the second, which is the one the refiner has; by default the same.
-        clip_skip: layers to skip beyond the last one, which SDXL never uses.
-        field: the request's field that `prompt` comes from, for errors.
-        adapters: the LoRAs that the text encoders are to have in them.
-        embeddings: that the prompts may use.
+        prompt_2: for the second text encoder, which is a refiner's only one; by default `prompt`.
+        clip_skip: layers to skip in addition to the last one, which SDXL never uses.
+        field: the request's field that contains `prompt`, for errors.
+        adapters: the LoRAs to apply to the text encoders.
+        embeddings: the embeddings that the prompts can use.
 
     Raises:
         RequestError: a weight is out of range, or an encoder has too few layers for `clip_skip`.
@@ -205,7 +206,7 @@ def encode_prompt(
     known = {embedding.name: embedding for embedding in embeddings}
     for text, where in sources:
         if unknown := [name for name in list_embeddings(text) if name not in known]:
-            raise RequestError(where, f"no embedding {unknown[0]!r} is at hand.")
+            raise RequestError(where, f"embedding {unknown[0]!r} is not loaded.")
     used = tuple(known[name] for name in list_embeddings(*(text for text, _ in sources)))
     changing = (a for a in adapters if any(a.changes(part) for part in model.encoders_by_part))
     changes = tuple((adapter.lora.sha256, adapter.text_scale) for adapter in changing)
@@ -233,23 +234,25 @@ def _encode(
             "clip_skip", f"{clip_skip} is out of range; allowed for this model is 0 to {most}."
         )
     rows = [
-        split_into_chunks(parse_prompt(text, field), encoder.tokenizer, _ids(encoder, embeddings))
+        split_into_chunks(
+            parse_prompt(text, field), encoder.tokenizer, _embedding_ids(encoder, embeddings)
+        )
         for (text, field), encoder in zip(sources, model.text_encoders, strict=True)
     ]
     count = max(map(len, rows))
     for own, encoder in zip(rows, model.text_encoders, strict=True):
-        own += [_chunk([], [], encoder.tokenizer)] * (count - len(own))
+        own += [_make_chunk([], [], encoder.tokenizer)] * (count - len(own))
     states: list[tuple[Tensor, Tensor]] = []
     for (part, encoder), own in zip(model.encoders_by_part.items(), rows, strict=True):
-        with _learned(encoder, [e.vectors[part] for e in embeddings]):
-            states.append(_states(encoder, own, clip_skip))
+        with _install_embeddings(encoder, [e.vectors[part] for e in embeddings]):
+            states.append(_compute_states(encoder, own, clip_skip))
     tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]
-    pooled = _pooled(model.text_encoders[-1], states[-1][1], rows[-1][0])
+    pooled = _pool(model.text_encoders[-1], states[-1][1], rows[-1][0])
     return EncodedPrompt(tokens.to(model.device, model.dtype), pooled.to(model.device, model.dtype))
 
 
-def _ids(encoder: TextEncoder, embeddings: Embeddings) -> dict[str, range]:
-    """The ids that stand for embeddings' vectors: behind those of the encoder's own tokens."""
+def _embedding_ids(encoder: TextEncoder, embeddings: Embeddings) -> dict[str, range]:
+    """Return the ids of embeddings' vectors, which follow those of the encoder's vocabulary."""
     found: dict[str, range] = {}
     first = encoder.model.config.vocab_size
     for embedding in embeddings:
@@ -259,8 +262,8 @@ def _ids(encoder: TextEncoder, embeddings: Embeddings) -> dict[str, range]:
 
 
 @contextmanager
-def _learned(encoder: TextEncoder, vectors: Sequence[Tensor]) -> Generator[None]:
-    """Have the encoder know the ids of `_ids`, for as long as this lasts."""
+def _install_embeddings(encoder: TextEncoder, vectors: Sequence[Tensor]) -> Generator[None]:
+    """Make the encoder accept the ids of `_embedding_ids`, within the `with` block."""
     if not vectors:
         yield
         return
@@ -280,17 +283,19 @@ def _learned(encoder: TextEncoder, vectors: Sequence[Tensor]) -> Generator[None]
         del table.forward
 
 
-def _states(encoder: TextEncoder, own: list[Chunk], clip_skip: int) -> tuple[Tensor, Tensor]:
-    """The weighted hidden states [chunks, 77, H], and the first chunk's final ones [1, 77, H]."""
-    hidden, final = _run(encoder, own, clip_skip)
+def _compute_states(
+    encoder: TextEncoder, own: list[Chunk], clip_skip: int
+) -> tuple[Tensor, Tensor]:
+    """Return weighted hidden states [chunks, 77, H] and the first chunk's last ones [1, 77, H]."""
+    hidden, final = _run_encoder(encoder, own, clip_skip)
     if any(weight != 1 for chunk in own for weight in chunk.weights):
-        empty, _ = _run(encoder, [_chunk([], [], encoder.tokenizer)], clip_skip)
-        hidden = _weighted(hidden, empty, own)
+        empty, _ = _run_encoder(encoder, [_make_chunk([], [], encoder.tokenizer)], clip_skip)
+        hidden = _apply_weights(hidden, empty, own)
     return hidden, final
 
 
-def _run(encoder: TextEncoder, own: list[Chunk], clip_skip: int) -> tuple[Tensor, Tensor]:
-    """The wanted layer's hidden states [chunks, 77, H], and the first chunk's final ones."""
+def _run_encoder(encoder: TextEncoder, own: list[Chunk], clip_skip: int) -> tuple[Tensor, Tensor]:
+    """Return one layer's hidden states [chunks, 77, H] and the first chunk's last ones."""
     ids = torch.tensor([chunk.tokens for chunk in own], device=encoder.model.device)
     outputs: list[Any] = [
         encoder.model(input_ids=part, output_hidden_states=True)
@@ -300,29 +305,29 @@ def _run(encoder: TextEncoder, own: list[Chunk], clip_skip: int) -> tuple[Tensor
     return hidden, outputs[0].last_hidden_state[:1]
 
 
-def _weighted(hidden: Tensor, empty: Tensor, own: list[Chunk]) -> Tensor:
-    """Move each token w times as far from the empty prompt's at its position: z0 + w·(z − z0).
+def _apply_weights(hidden: Tensor, empty: Tensor, own: list[Chunk]) -> Tensor:
+    """Scale each token's distance from the empty prompt by its weight: z0 + w·(z − z0).
 
-    This is ComfyUI's reading of a weight. A1111 multiplies z by w and then rescales the whole
-    prompt to its former mean; in SDXL's penultimate layers a few huge features dominate that mean,
-    so that one emphasised word changes the size of all the others. Here a token of weight 1 keeps
-    its bits: torch computes lerp from the nearer end.
+    This is ComfyUI's definition of a weight. A1111 multiplies z by w and then rescales the whole
+    prompt to its former mean. A few huge features dominate that mean in SDXL's penultimate layers,
+    so that one emphasized word would change the size of all others. A token of weight 1 keeps its
+    bits here, since torch computes lerp from the nearer end.
 
     Args:
         hidden: z, [chunks, 77, H].
         empty: z0, [1, 77, H].
-        own: the chunks, for their weights.
+        own: the chunks, which hold the weights.
     """
     weights = torch.tensor([chunk.weights for chunk in own], device=hidden.device)[..., None]
     start = empty.float().expand_as(hidden)
     return torch.lerp(start, hidden.float(), weights.expand_as(start)).to(hidden.dtype)
 
 
-def _pooled(encoder: TextEncoder, final: Tensor, chunk: Chunk) -> Tensor:
-    """The text embedding [1, P]: the projected final state at the first end token.
+def _pool(encoder: TextEncoder, final: Tensor, chunk: Chunk) -> Tensor:
+    """Return the text embedding [1, P]: the projected final state at the first end token.
 
-    transformers pools at the largest token id instead when the config says `eos_token_id: 2`, as
-    SDXL's do; that is the wrong place once a tokenizer has tokens beyond the end token.
+    For configs with `eos_token_id: 2`, such as SDXL's, transformers pools at the largest token id.
+    That is the wrong position if a tokenizer has ids beyond the end token.
     """
     end = chunk.tokens.index(cast(int, encoder.tokenizer.eos_token_id))
     return cast("CLIPTextModelWithProjection", encoder.model).text_projection(final[:, end])

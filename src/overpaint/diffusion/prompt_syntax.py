@@ -42,30 +42,30 @@ _BREAK = re.compile(r"\bBREAK\b")
 
 
 def parse_prompt(text: str, field: str = "prompt") -> list[list[Segment]]:
-    r"""Read A1111's weights.
+    r"""Parse A1111's prompt syntax.
 
-    `(a)` weighs 1.1, `((a))` 1.21, `[a]` 1/1.1, `(a:1.2)` 1.2; nesting multiplies. `\(`, `\)`,
-    `\[`, `\]` and `\\` are the characters themselves; any other backslash vanishes. A bracket left
-    open acts to the end of the text; one that closes nothing is literal. Round and square brackets
-    are paired apart, so they may cross. The word `BREAK` starts a new passage; unlike A1111, it
-    does so inside brackets as well.
+    `(a)` has the weight 1.1, `((a))` 1.21, `[a]` 1/1.1 and `(a:1.2)` 1.2; nested weights multiply.
+    `\(`, `\)`, `\[`, `\]` and `\\` give the literal character; any other backslash is dropped. An
+    unclosed bracket acts to the end of the text. A closing bracket without an opening one is
+    literal. Round and square brackets are paired independently, so they can cross. The word
+    `BREAK` starts a new passage; unlike in A1111, also inside brackets.
 
-    Takes linear time: a bracket's factor is looked up before the text in it is read, instead of
-    multiplied into everything read since it was opened.
+    The function takes linear time: it looks up a bracket's factor before it reads the text inside,
+    and does not multiply it into that text afterward.
 
     Args:
         text: the prompt.
-        field: the request's field it comes from, for the error.
+        field: the request's field that contains the prompt, for errors.
 
     Returns:
-        The passages that `BREAK` separates, at least one. Neighbours in a passage differ in
-        weight, and no segment is empty.
+        The passages that `BREAK` separates, at least one. Adjacent segments differ in weight, and
+        no segment is empty.
 
     Raises:
-        RequestError: a weight is beyond -10 … 10.
+        RequestError: a weight is outside -10 … 10.
     """
     marks = list(_MARK.finditer(text))
-    pairs = _pairs(marks)
+    pairs = _match_brackets(marks)
     closers = set(pairs.values())
     # For each open bracket: the exponent of EMPHASIS_FACTOR, and the product of written weights.
     # Integer exponents keep the weight of ([a]) exactly 1, and deep balanced nesting finite.
@@ -82,16 +82,16 @@ def parse_prompt(text: str, field: str = "prompt") -> list[list[Segment]]:
         elif number in closers:
             inside["[" if mark["close"] == "]" else "("].pop()
         else:
-            weight = _weight(inside["("][-1], inside["["][-1])
+            weight = _compute_weight(inside["("][-1], inside["["][-1])
             literal = mark["escaped"] if mark["escaped"] is not None else mark[0]
             first, *others = _split_at_break(literal)
             passages[-1].append((weight, first))
             passages += [[(weight, other)] for other in others]
-    return [_merge(passage, field) for passage in passages]
+    return [_merge_segments(passage, field) for passage in passages]
 
 
-def _pairs(marks: Sequence[re.Match[str]]) -> dict[int, int]:
-    """The numbers of the opening marks that are closed, with the number of the closing one."""
+def _match_brackets(marks: Sequence[re.Match[str]]) -> dict[int, int]:
+    """Return the index of the closing mark for the index of each closed opening mark."""
     waiting: dict[str, list[int]] = {"(": [], "[": []}
     pairs: dict[int, int] = {}
     for number, mark in enumerate(marks):
@@ -104,7 +104,7 @@ def _pairs(marks: Sequence[re.Match[str]]) -> dict[int, int]:
     return pairs
 
 
-def _weight(*brackets: tuple[int, float]) -> float:
+def _compute_weight(*brackets: tuple[int, float]) -> float:
     try:
         emphasis = EMPHASIS_FACTOR ** sum(count for count, _ in brackets)
     except OverflowError:
@@ -113,23 +113,23 @@ def _weight(*brackets: tuple[int, float]) -> float:
 
 
 def _split_at_break(literal: str) -> list[str]:
-    """The texts around each word BREAK, without the whitespace next to it."""
+    """Return the texts around each word BREAK, without the adjacent whitespace."""
     parts = _BREAK.split(literal)
     parts[1:] = [part.lstrip() for part in parts[1:]]
     parts[:-1] = [part.rstrip() for part in parts[:-1]]
     return parts
 
 
-def _merge(passage: list[tuple[float, str]], field: str) -> list[Segment]:
-    """Join neighbours of equal weight and check the weights."""
+def _merge_segments(passage: list[tuple[float, str]], field: str) -> list[Segment]:
+    """Join adjacent pieces of equal weight, and check the weights."""
     full = [(weight, text) for weight, text in passage if text]
     for weight, text in full:
         if not abs(weight) <= MAX_WEIGHT:
             raise RequestError(
                 field,
-                f"the weight of {text[:40]!r} comes to {weight:.3g}; allowed is "
-                f"-{MAX_WEIGHT:g} to {MAX_WEIGHT:g}. A bracket that is meant literally is "
-                "written with a backslash before it.",
+                f"the weight of {text[:40]!r} is {weight:.3g}; allowed is "
+                f"-{MAX_WEIGHT:g} to {MAX_WEIGHT:g}. For a literal bracket, write a backslash "
+                "before it.",
             )
     return [
         Segment("".join(text for _, text in run), weight)

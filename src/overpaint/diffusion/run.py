@@ -1,6 +1,6 @@
-"""A request under way: planned for a model, its pictures as trajectories, decoded one by one.
+"""A running request: its trajectories, its progress, its previews and its finished pictures.
 
-Whoever drives it decides what is stepped when, and with whom; it says what came of it.
+The library and the engine decide which trajectories take a step and when.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from overpaint.request import Request
 
 
 class Run:
-    """A request that was begun.
+    """A running request.
 
     Attributes:
-        model: that paints it.
-        request: as it is carried out: with what its LoRAs ask for.
-        trajectories: one a picture; none where there is nothing to paint.
-        notices: what planning had to say.
+        model: the model that paints.
+        request: the request, with the settings that its few-step LoRAs imply.
+        trajectories: one per picture; empty if there is nothing to paint.
+        notices: messages from planning, for the user.
     """
 
     def __init__(self, request: Request, model: Model, addon_loader: AddonLoader):
@@ -52,24 +52,24 @@ class Run:
 
     @property
     def progress(self) -> Step:
-        """How far it is."""
+        """The steps done, the steps in total, and the current noise level."""
         done = sum(trajectory.steps_done for trajectory in self.trajectories)
         pending = (t.pending.sigma for t in self.trajectories if t.pending)
         return Step(done, self._steps, next(pending, 0.0))
 
     @property
     def undecoded(self) -> list[int]:
-        """Pictures whose latents are done."""
+        """Indices of the pictures whose latents are done but not decoded."""
         all_of_them = enumerate(self.trajectories)
         return [i for i, own in all_of_them if own.done and i not in self._pictures]
 
     @property
     def complete(self) -> bool:
-        """Whether all pictures are there."""
+        """True if all pictures are decoded."""
         return len(self._pictures) == self.request.num_images
 
     def render_previews(self, indices: "range | list[int]") -> Iterator[Preview]:
-        """A look at pictures in the making, of those that have been stepped."""
+        """Yield a preview of each of these pictures that has taken a step."""
         for i in indices:
             if (denoised := self.trajectories[i].denoised) is not None:
                 image = latents.preview_latent(self.model, denoised)
@@ -77,21 +77,22 @@ class Run:
                     yield Preview(i, image)
 
     def decode_picture(self, index: int) -> Iterator[Notice]:
-        """Make a picture of its latent, and lay it on the canvas.
+        """Decode a picture and compose it with the canvas; yield the notices of the VAE.
 
         Raises:
-            DeviceError: it is not finite.
+            DeviceError: the latent or the picture is not finite.
+            ValueError: the picture's trajectory is not done.
         """
         latent = self.trajectories[index].latent
         if latent is None:
-            raise ValueError(f"picture {index} is not done; step its trajectory first")
+            raise ValueError(f"Picture {index} is not done; step its trajectory until it is.")
         image, notice = latents.decode_latent(self.model, latent)
         self._pictures[index] = self._canvas.compose(image)
         if notice:
             yield Notice(notice)
 
     def finish(self) -> Finished:
-        """Its pictures, all of which are there, with their metadata."""
+        """Return the pictures with their metadata. All pictures must be decoded."""
         pictures = tuple(self._pictures[i] for i in range(self.request.num_images))
         extras = self._extras
         used = metadata.Used(

@@ -1,26 +1,27 @@
-"""Samplers: coroutines that walk from noise to a picture and never call the network.
+"""Samplers: coroutines that go from noise to a picture without calling the network.
 
-A sampler yields `Evaluate(x, sigma)` and is sent `denoised`, the network's estimate of the clean
-picture behind x. Whoever drives many of them answers all pending questions with one network call.
+A sampler yields `Evaluate(x, sigma)` and receives `denoised`, the network's estimate of the clean
+picture in x. The denoising loop collects the pending evaluations of many samplers and answers all
+of them with one network call.
 
-Everything is in the coordinates of k-diffusion (arXiv 2206.00364): `x = x0 + sigma * eps`. There
-the probability-flow ODE of every diffusion model is
+All formulas use the coordinates of k-diffusion (arXiv 2206.00364): `x = x0 + sigma * eps`. In these
+coordinates, the probability-flow ODE of every diffusion model is
 
     dx / dsigma = (x - denoised) / sigma            the slope, which is the estimate of eps
 
-and an alpha bar of the DDPM literature is 1 / (1 + sigma²), its x being sqrt(alpha bar) times ours.
+The alpha bar of the DDPM literature is 1 / (1 + sigma²), and its x is sqrt(alpha bar) times this x.
 Sigmas descend, usually to 0, where the picture is clean.
 
-All samplers are made of four things:
+All samplers combine four parts:
 
-- `_move`: the exact solution of the ODE while `denoised` stays the same;
-- `_ancestral`: go below the next sigma and come back by adding noise;
-- two evaluations a step: a look ahead (`_trapezoid`, `_dpm2_step`, `_dpmpp_2s_step`);
-- several steps' memory: a polynomial through what the network said before (`_mean`).
+- `_move`: the exact solution of the ODE for a constant `denoised`;
+- `_ancestral`: a step below the next sigma, then noise up to it;
+- a second evaluation in a step (`_trapezoid`, `_dpm2_step`, `_dpmpp_2s_step`);
+- a polynomial through the network's estimates of earlier steps (`_mean`).
 
-To add a sampler, write a function here and give it a line of its name in `names.SAMPLERS`. x is
-never changed in place and only sees + - * /, so any shape and any library's tensor will do;
-coefficients are Python floats.
+To add a sampler, write a function here and add its name to `registry.SAMPLERS`. Samplers do not
+change x in place and use only + - * / on it. They therefore work with any shape and any tensor
+library. Coefficients are Python floats.
 """
 
 import math
@@ -39,11 +40,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """A question to the network: the clean picture behind x.
+    """A request to the network for its estimate of the clean picture in `x`.
 
     Attributes:
         x: picture plus noise, not scaled.
-        sigma: the standard deviation of the noise in it, above 0.
+        sigma: the standard deviation of the noise in `x`, above 0.
     """
 
     x: "Tensor"
@@ -51,24 +52,24 @@ class Evaluate:
 
 
 Noise: TypeAlias = "Callable[[], Tensor]"
-"""Draws fresh unit Gaussian noise of x's shape."""
+"""Draws new unit Gaussian noise in the shape of x."""
 
 Steps: TypeAlias = "Generator[Evaluate, Tensor, Tensor]"
-"""Yields questions, is sent `denoised`, returns x at the last sigma."""
+"""Yields evaluations, receives `denoised`, returns x at the last sigma."""
 
 Sampler: TypeAlias = "Callable[[Tensor, Sigmas, Noise], Steps]"
 """Takes x at the first sigma, the sigmas to visit, and a source of noise."""
 
 Past: TypeAlias = "list[tuple[float, Tensor]]"
-"""What was found at the sigmas before, the newest last."""
+"""The estimates at earlier sigmas, the latest last."""
 
 
 def get_sampler(name: str) -> Sampler:
-    """The sampler of that name in `names.SAMPLERS`."""
+    """Return the sampler for a key of `registry.SAMPLERS`."""
     return globals()[SAMPLERS[name].name]
 
 
-# One evaluation a step.
+# One evaluation per step.
 
 
 def euler(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
@@ -89,24 +90,24 @@ def euler_a(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
 
 
 def ddim(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
-    """DDIM with eta 0 (arXiv 2010.02502, equation 12): in these coordinates Euler (equation 13)."""
+    """DDIM with eta 0 (arXiv 2010.02502, equation 12); Euler in these coordinates (equation 13)."""
     return euler(x, sigmas, noise)
 
 
 def ddpm(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     """DDPM (arXiv 2006.11239, algorithm 2, with the posterior's variance of equation 7).
 
-    That posterior has mean denoised + (sigma_next / sigma)² (x - denoised) and standard deviation
-    sigma_next sqrt(1 - (sigma_next / sigma)²): in these coordinates it is Euler a.
+    The posterior has the mean denoised + (sigma_next / sigma)² (x - denoised) and the standard
+    deviation sigma_next sqrt(1 - (sigma_next / sigma)²). In these coordinates, that is Euler a.
     """
     return euler_a(x, sigmas, noise)
 
 
 def lcm(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
-    """Latent consistency models (arXiv 2310.04378, algorithm 3): denoise wholly, add noise again.
+    """Latent consistency models (arXiv 2310.04378, algorithm 3): denoise fully, add noise again.
 
-    The boundary scalings c_skip and c_out are taken as 0 and 1, which they are to 1e-5 at every
-    timestep that LCM is distilled on (19, 39, …, 999).
+    The boundary scalings c_skip and c_out are set to 0 and 1. That is right to 1e-5 at every
+    timestep on which LCM is distilled (19, 39, …, 999).
     """
     for sigma, sigma_next in pairwise(sigmas):
         denoised = yield Evaluate(x, sigma)
@@ -120,20 +121,20 @@ TCD_GAMMA = 0.3
 def tcd(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     """Strategic stochastic sampling of TCD (arXiv 2402.19159), gamma 0.3.
 
-    Jumps along the trajectory to timestep (1 - gamma) t_next, then adds noise up to t_next. The
-    last jump is to the clean picture, as in the paper; diffusers stops at timestep 0, which still
-    has a little noise.
+    A step follows the ODE to timestep (1 - gamma) t_next, then adds noise up to t_next. The last
+    step ends at the clean picture, as in the paper. diffusers stops at timestep 0, which has a
+    little noise left.
     """
     for sigma, sigma_next in pairwise(sigmas):
         denoised = yield Evaluate(x, sigma)
         timestep = math.floor((1 - TCD_GAMMA) * sigmas.schedule.timestep(sigma_next))
-        # Below the table's first sigma there is no timestep to stop at.
+        # There is no timestep below the table's first sigma.
         below = min(sigmas.schedule.sigma(timestep), sigma_next)
         x = _move(x, denoised, sigma, below) + noise() * math.sqrt(sigma_next**2 - below**2)
     return x
 
 
-# Two evaluations a step: a look ahead, except on the step to 0.
+# Two evaluations per step, except on the step to 0.
 
 
 def heun(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
@@ -176,7 +177,7 @@ def dpmpp_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     """DPM-Solver++ for the SDE, single step, r = 1/2 (k-diffusion's `sample_dpmpp_sde`, eta 1).
 
     The noise at the middle of a step is part of the noise at its end, as on one path of the SDE.
-    k-diffusion gets there by a Brownian tree; here two draws a step make the path.
+    k-diffusion uses a Brownian tree for that; here, two draws per step give the path.
     """
     for sigma, sigma_next in pairwise(sigmas):
         denoised = yield Evaluate(x, sigma)
@@ -194,7 +195,7 @@ def dpmpp_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-# Several steps' memory. Histories start empty, in the middle of a schedule as at its beginning.
+# Multistep samplers. The history starts empty, wherever in a schedule the run begins.
 
 
 def lms(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
@@ -211,8 +212,8 @@ def lms(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
 def pndm(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     """Pseudo linear multistep, PLMS (arXiv 2202.09778, equations 9 and 12), order 4.
 
-    Adams-Bashforth in the number of the step, so made for schedules that space timesteps evenly.
-    The first step is an improved Euler step, which costs one evaluation more.
+    Adams-Bashforth over the step number, which assumes evenly spaced timesteps. The first step is
+    an improved Euler step with one more evaluation.
     """
     slopes: list[Tensor] = []
     for sigma, sigma_next in pairwise(sigmas):
@@ -256,7 +257,7 @@ def dpmpp_2m_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
 def dpmpp_3m_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     """SDE-DPM-Solver++ of order 3 (arXiv 2211.01095), k-diffusion's `sample_dpmpp_3m_sde`, eta 1.
 
-    The quadratic term has the weight that the SDE's integral gives it; k-diffusion's code has half.
+    The quadratic term has the weight of the SDE's integral; k-diffusion's code uses half of it.
     """
     past: Past = []
     for sigma, sigma_next in pairwise(sigmas):
@@ -269,8 +270,8 @@ def dpmpp_3m_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
 def unipc(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     """UniPC of order 2, B2(h), data prediction (arXiv 2302.04867).
 
-    UniP-2 predicts the next x; once the network has answered there, UniC redoes the step with the
-    answer as its end. Of order 1, both use the simplified coefficient 1/2, as the authors do.
+    UniP-2 predicts the next x. The network evaluates it, and UniC repeats the step with that
+    estimate at its end. At order 1, both use the simplified coefficient 1/2, as the authors do.
     """
     past: Past = []
     x_before, sigma_before = x, sigmas[0]
@@ -285,11 +286,11 @@ def unipc(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-# What they are made of.
+# Parts of samplers.
 
 
 def _slope(x: "Tensor", denoised: "Tensor", sigma: float) -> "Tensor":
-    """The probability-flow ODE's dx / dsigma (arXiv 2206.00364, equations 1 and 3)."""
+    """Return dx / dsigma of the probability-flow ODE (arXiv 2206.00364, equations 1 and 3)."""
     return (x - denoised) / sigma
 
 
@@ -299,24 +300,24 @@ def _move(x: "Tensor", denoised: "Tensor", sigma: float, sigma_next: float) -> "
 
 
 def _ancestral(sigma: float, sigma_next: float) -> tuple[float, float]:
-    """Split a step in two: down by the ODE to the first sigma, then up by noise of the second.
+    """Return two sigmas that split a step: `down` for the ODE, `up` for the noise after it.
 
-    Together they arrive at sigma_next: down² + up² = sigma_next². A `_move` down with this noise
-    is the posterior of DDPM, and the exact solution of the SDE for a constant `denoised`.
+    Together they reach sigma_next: down² + up² = sigma_next². A `_move` to `down` plus the noise is
+    the posterior of DDPM, and the exact solution of the SDE for a constant `denoised`.
     """
     ratio = sigma_next / sigma
     return sigma_next * ratio, sigma_next * math.sqrt(1 - ratio**2)
 
 
 def _trapezoid(x: "Tensor", slope: "Tensor", sigma: float, sigma_next: float) -> Steps:
-    """The mean of the slope here and the slope where it leads."""
+    """Return the mean of the slopes at the start and at the end of an Euler step."""
     ahead = x + slope * (sigma_next - sigma)
     denoised = yield Evaluate(ahead, sigma_next)
     return (slope + _slope(ahead, denoised, sigma_next)) / 2
 
 
 def _dpm2_step(x: "Tensor", sigma: float, sigma_next: float) -> Steps:
-    """A step with the slope at its middle in log sigma."""
+    """Take a step with the slope at its middle in log sigma."""
     slope = _slope(x, (yield Evaluate(x, sigma)), sigma)
     if sigma_next > 0:
         middle = math.sqrt(sigma * sigma_next)
@@ -326,7 +327,7 @@ def _dpm2_step(x: "Tensor", sigma: float, sigma_next: float) -> Steps:
 
 
 def _dpmpp_2s_step(x: "Tensor", sigma: float, sigma_next: float) -> Steps:
-    """A step with `denoised` at its middle in log sigma."""
+    """Take a step with `denoised` at its middle in log sigma."""
     denoised = yield Evaluate(x, sigma)
     if sigma_next > 0:
         middle = math.sqrt(sigma * sigma_next)
@@ -335,13 +336,13 @@ def _dpmpp_2s_step(x: "Tensor", sigma: float, sigma_next: float) -> Steps:
 
 
 def _mean(past: Past, sigma: float, sigma_next: float, tilt: float = 0) -> "Tensor":
-    """The mean over a step of the polynomial in log sigma through what was found before.
+    """Return the mean, over a step, of the polynomial in log sigma through earlier estimates.
 
-    With u running from 0 to 1 in log sigma, and h the step's length, the mean is weighted by
-    exp(tilt h u). The integral that a step stands for has such a weight: tilt 1 for `denoised` in
-    the ODE, 2 in the SDE, -1 for eps. Tilt 0 is the midpoint rule, of the same order up to 2.
+    Let u run from 0 to 1 in log sigma and h be the step's length. The mean has the weight
+    exp(tilt h u), which the integral of a step prescribes: tilt is 1 for `denoised` in the ODE, 2
+    for it in the SDE, and -1 for eps. Tilt 0 is the midpoint rule, of the same order up to order 2.
 
-    On the step to 0, which is infinitely long in log sigma, it is the newest value.
+    The step to 0 is infinitely long in log sigma; its mean is the latest estimate.
     """
     if sigma_next == 0:
         return past[-1][1]
@@ -351,9 +352,9 @@ def _mean(past: Past, sigma: float, sigma_next: float, tilt: float = 0) -> "Tens
 
 
 def _weights(nodes: Sequence[float], tilt: float = 0) -> list[float]:
-    """What each node adds to the mean, over 0..1, of the polynomial through them.
+    """Return the weight of each node in the mean, over 0..1, of the polynomial through the nodes.
 
-    The mean is weighted by exp(tilt u): the weights are the means of Lagrange's basis polynomials.
+    The mean has the weight exp(tilt u). A node's weight is the mean of its Lagrange polynomial.
     """
     moments = _moments(len(nodes), tilt)
     weights: list[float] = []
@@ -370,7 +371,7 @@ def _weights(nodes: Sequence[float], tilt: float = 0) -> list[float]:
 
 
 def _moments(count: int, tilt: float) -> list[float]:
-    """The means over 0..1 of 1, u, u², … weighted by exp(tilt u): integration by parts."""
+    """Return the means over 0..1 of 1, u, u², … with weight exp(tilt u), by parts."""
     if tilt == 0:
         return [1 / (power + 1) for power in range(count)]
     moments = [1.0]

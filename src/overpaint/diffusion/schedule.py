@@ -1,11 +1,10 @@
-"""Noise schedules: which sigmas a sampler visits.
+"""Noise schedules: the sigmas that a sampler visits.
 
-Noise is measured by sigma, the standard deviation of the noise in `x = x0 + sigma * eps`. It
-relates to the cumulative product of training (arXiv 2006.11239, "alpha bar") by
-`sigma² = (1 - alpha_bar) / alpha_bar`.
+Sigma is the standard deviation of the noise in `x = x0 + sigma * eps`. The cumulative product of
+training (arXiv 2006.11239, "alpha bar") gives it: `sigma² = (1 - alpha_bar) / alpha_bar`.
 
-A schedule is a function of position: it gives the sigmas at steps `i` of `n`. So the tail of a
-schedule of a million steps, which a small strength asks for, costs no more than a short schedule.
+A schedule is a function of the position: it returns the sigmas at steps `i` of `n`. A small
+strength needs only the tail of a long schedule, and that tail costs as little as a short schedule.
 """
 
 import math
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float64]
 
-# Steps below this strength differ from the picture by less than the arithmetic resolves.
 MIN_STRENGTH = 1e-6
+"""The smallest strength above 0; smaller changes are below the arithmetic's precision."""
 
 
 class NoiseSchedule:
-    """How much noise each training timestep had.
+    """The noise level of each training timestep.
 
-    Timesteps run from 0 (least noise) to `last_timestep`; between them log sigma is interpolated
-    linearly, as k-diffusion does, so that any sigma has a (fractional) timestep.
+    Timesteps run from 0 (least noise) to `last_timestep`. Between them, log sigma is interpolated
+    linearly, as in k-diffusion, so that each sigma has a (fractional) timestep.
 
     Attributes:
         alphas_cumprod: [timesteps], float64, falling.
@@ -41,7 +40,7 @@ class NoiseSchedule:
     """
 
     def __init__(self, config: "NoiseConfig"):
-        self.alphas_cumprod = _alphas_cumprod(config)
+        self.alphas_cumprod = _compute_alphas_cumprod(config)
         self.sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
         self.offset = config.steps_offset
         self._log_sigmas = np.log(self.sigmas)
@@ -59,41 +58,45 @@ class NoiseSchedule:
 
     @property
     def last_timestep(self) -> int:
-        """The noisiest timestep, one less than their number."""
+        """The timestep with the most noise: the number of timesteps minus 1."""
         return len(self.sigmas) - 1
 
     def timestep(self, sigma: float) -> float:
-        """The timestep, 0 to `last_timestep`, of a sigma; beyond the table that of its end."""
+        """Return the timestep of a sigma, clamped to 0 … `last_timestep`."""
         if sigma <= self.sigma_min:
             return 0.0
         return float(np.interp(math.log(sigma), self._log_sigmas, self._timesteps))
 
     def progress(self, sigma: float) -> float:
-        """How far denoising has come, by timestep: 0 at pure noise, 1 at a clean picture."""
+        """Return the progress of denoising by timestep: 0 at pure noise, 1 at a clean picture."""
         return 1 - self.timestep(sigma) / self.last_timestep
 
     def sigma(self, timestep: float) -> float:
-        """The sigma of a timestep, 0 to `last_timestep`: the inverse of `timestep`."""
+        """Return the sigma of a timestep in 0 … `last_timestep`; the inverse of `timestep`."""
         return float(self.sigmas_at(np.array([timestep], dtype=np.float64))[0])
 
     def sigmas_at(self, timesteps: FloatArray) -> FloatArray:
-        """The sigmas of many timesteps."""
+        """Return the sigmas of timesteps."""
         return np.exp(np.interp(timesteps, self._timesteps, self._log_sigmas))
 
 
-def _alphas_cumprod(config: "NoiseConfig") -> FloatArray:
+def _compute_alphas_cumprod(config: "NoiseConfig") -> FloatArray:
     if config.beta_schedule == "linear":
         betas = np.linspace(config.beta_start, config.beta_end, config.steps)
     else:
         betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps) ** 2
     alphas_cumprod: FloatArray = np.cumprod(1 - betas, dtype=np.float64)
-    return _zero_terminal_snr(alphas_cumprod) if config.zero_terminal_snr else alphas_cumprod
+    return (
+        _rescale_to_zero_terminal_snr(alphas_cumprod)
+        if config.zero_terminal_snr
+        else alphas_cumprod
+    )
 
 
-def _zero_terminal_snr(alphas_cumprod: FloatArray) -> FloatArray:
+def _rescale_to_zero_terminal_snr(alphas_cumprod: FloatArray) -> FloatArray:
     """Rescale so that the last timestep is pure noise (arXiv 2305.08891, algorithm 1).
 
-    The last value becomes 2⁻²⁴ rather than 0, as in diffusers, which keeps its sigma finite (4096).
+    The last value becomes 2⁻²⁴ and not 0, as in diffusers, so that its sigma is finite (4096).
     """
     signal = np.sqrt(alphas_cumprod)
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
@@ -102,7 +105,7 @@ def _zero_terminal_snr(alphas_cumprod: FloatArray) -> FloatArray:
 
 
 class Sigmas(tuple[float, ...]):
-    """What a sampler visits: sigmas, strictly descending, usually to 0; one step between two.
+    """The sigmas that a sampler visits: strictly descending, usually to 0; one step per pair.
 
     Attributes:
         schedule: relates these sigmas to training timesteps.
@@ -111,7 +114,7 @@ class Sigmas(tuple[float, ...]):
     schedule: NoiseSchedule
 
     def __new__(cls, values: Iterable[float], schedule: NoiseSchedule) -> Self:
-        """Sigmas of this schedule's model."""
+        """Make sigmas for the model of a noise schedule."""
         self = super().__new__(cls, values)
         self.schedule = schedule
         return self
@@ -120,19 +123,19 @@ class Sigmas(tuple[float, ...]):
 def make_sigmas(
     name: str, steps: int, noise: NoiseSchedule, *, drop_penultimate: bool = False
 ) -> Sigmas:
-    """The whole schedule.
+    """Return the sigmas of a whole schedule.
 
     Args:
-        name: one of `names.SCHEDULES`.
-        steps: steps of the sampler, at least 1. A single step starts at `sigma_max` whatever the
-            schedule (leading and linspace spacing would put it at the clean end).
-        noise: of the model.
-        drop_penultimate: leave out the last sigma before 0; as many steps are laid out.
+        name: a key of `registry.SCHEDULES`.
+        steps: steps of the sampler, at least 1. A single step starts at `sigma_max` in every
+            schedule; leading and linspace spacing would start it at the clean end.
+        noise: the model's noise schedule.
+        drop_penultimate: omit the last sigma before 0. The number of steps stays the same.
 
     Returns:
         steps + 1 sigmas, the last one 0.
     """
-    return _tail(name, steps, steps, noise, drop_penultimate)
+    return _make_tail(name, steps, steps, noise, drop_penultimate)
 
 
 def make_sigmas_for_strength(
@@ -144,25 +147,25 @@ def make_sigmas_for_strength(
     mode: Literal["exact", "truncate"] = "exact",
     drop_penultimate: bool = False,
 ) -> Sigmas:
-    """The part of a schedule that repaints a picture with a strength.
+    """Return the tail of a schedule that repaints a picture with a strength.
 
-    "exact" lays out round(steps / strength) steps and keeps the last `steps` of them, so that as
-    many run as were asked for. "truncate" lays out `steps` and keeps the last
-    int(steps × strength), in floating point as diffusers has it: 100 × 0.29 is 28.
+    "exact" lays out round(steps / strength) steps and keeps the last `steps`, so that the requested
+    number of steps runs. "truncate" lays out `steps` and keeps the last int(steps × strength),
+    computed in floating point as in diffusers: 100 × 0.29 gives 28.
 
     Args:
-        name: one of `names.SCHEDULES`.
+        name: a key of `registry.SCHEDULES`.
         steps: at least 1.
-        strength: 0 to 1. At 0 there are no steps: the only sigma is 0. At 1 it is all of them.
-        noise: of the model.
+        strength: 0 to 1. At 0 there are no steps, and the only sigma is 0. At 1 all steps run.
+        noise: the model's noise schedule.
         mode: the meaning of `steps`.
-        drop_penultimate: as for `sigmas`.
+        drop_penultimate: omit the last sigma before 0. The number of steps stays the same.
 
     Returns:
-        The sigmas, the last one 0; noise of the first is to be added to the picture.
+        The sigmas, the last one 0. The caller adds noise of the first sigma to the picture.
 
     Raises:
-        RequestError: the strength is above 0 but too small for a step.
+        RequestError: the strength is above 0 but too small for one step.
     """
     if strength == 0:
         return Sigmas((0.0,), noise)
@@ -184,31 +187,31 @@ def make_sigmas_for_strength(
                 f"strength of at least {math.ceil(1000 / steps) / 1000:g}, more steps, or "
                 "steps='exact', which runs them all.",
             )
-    return _tail(name, laid_out, kept, noise, drop_penultimate)
+    return _make_tail(name, laid_out, kept, noise, drop_penultimate)
 
 
-def _tail(
+def _make_tail(
     name: str, laid_out: int, kept: int, noise: NoiseSchedule, drop_penultimate: bool
 ) -> Sigmas:
-    """The last `kept` steps of `laid_out`."""
+    """Return the sigmas of the last `kept` steps of a schedule of `laid_out` steps."""
     if laid_out == 1:
         return Sigmas((noise.sigma_max, 0.0), noise)
-    # To drop the last sigma before 0, lay out one more and never ask for it.
+    # To drop the last sigma before 0, lay out one step more and do not read it.
     n = laid_out + drop_penultimate
     i = np.arange(laid_out - kept, laid_out, dtype=np.float64)
-    return Sigmas((*_schedule(name)(i, n, noise).tolist(), 0.0), noise)
+    return Sigmas((*_get_schedule(name)(i, n, noise).tolist(), 0.0), noise)
 
 
-def _schedule(name: str) -> Callable[[FloatArray, int, NoiseSchedule], FloatArray]:
-    """The function below that a name in `names.SCHEDULES` stands for."""
+def _get_schedule(name: str) -> Callable[[FloatArray, int, NoiseSchedule], FloatArray]:
+    """Return the function of this module for a key of `registry.SCHEDULES`."""
     return globals()[SCHEDULES[name].name]
 
 
 def normal(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
     """Timesteps evenly spaced from the clean end ("leading", arXiv 2305.08891, table 2).
 
-    The default of SDXL. Whole timesteps, the spacing rounded down as in diffusers; where that
-    would leave out much of the noisy end (more than 100 steps), the spacing is a fraction.
+    The default of SDXL. Timesteps are integers and the spacing is rounded down, as in diffusers.
+    Beyond 100 steps, that would skip much of the noisy end, so the spacing is fractional.
     """
     count = len(noise.sigmas)
     spacing = (
@@ -227,24 +230,24 @@ def linspace(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
 def trailing(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
     """Timesteps evenly spaced from the noisy end (arXiv 2305.08891, table 2).
 
-    The one for zero-terminal-SNR checkpoints and for distilled ones (LCM, TCD, Lightning).
+    For zero-terminal-SNR checkpoints and for few-step checkpoints (LCM, TCD, Lightning).
     """
     count = len(noise.sigmas)
     if n > count:
-        return _dense(i, n, noise)
+        return _space_densely(i, n, noise)
     return noise.sigmas_at(np.round(count - i * (count / n)) - 1)
 
 
 def simple(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
-    """Every so many-th sigma of the table from the noisy end, rounded up (ComfyUI's "simple")."""
+    """Sigmas of the table at even distances from the noisy end (ComfyUI's "simple")."""
     count = len(noise.sigmas)
     if n > count:
-        return _dense(i, n, noise)
+        return _space_densely(i, n, noise)
     return noise.sigmas_at(noise.last_timestep - np.floor(i * (count / n)))
 
 
-def _dense(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
-    """More steps than timesteps: fractional timesteps, evenly spaced from the noisy end."""
+def _space_densely(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
+    """Fractional timesteps, evenly spaced from the noisy end, for more steps than timesteps."""
     return noise.sigmas_at(noise.last_timestep * (n - i) / n)
 
 
@@ -262,7 +265,7 @@ def exponential(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
 def polyexponential(i: FloatArray, n: int, noise: NoiseSchedule, rho: float = 1.0) -> FloatArray:
     """Evenly spaced in (log sigma)^(1/rho), from k-diffusion.
 
-    With k-diffusion's and A1111's rho of 1, the one used here, it is "exponential".
+    rho is 1 here, as in k-diffusion and A1111, which gives "exponential".
     """
     low, high = math.log(noise.sigma_min), math.log(noise.sigma_max)
     return np.exp(low + ((n - 1 - i) / (n - 1)) ** rho * (high - low))
@@ -271,16 +274,17 @@ def polyexponential(i: FloatArray, n: int, noise: NoiseSchedule, rho: float = 1.
 def beta(i: FloatArray, n: int, noise: NoiseSchedule, alpha: float = 0.6) -> FloatArray:
     """Timesteps at the quantiles of Beta(0.6, 0.6): denser at both ends (arXiv 2407.12173).
 
-    As in ComfyUI and A1111, but for their rounding to whole timesteps. (diffusers'
-    `use_beta_sigmas` spaces the sigmas so, not the timesteps.)
+    ComfyUI and A1111 do the same, but round to whole timesteps. diffusers' `use_beta_sigmas`
+    applies the quantiles to the sigmas instead of the timesteps.
     """
-    return noise.sigmas_at(noise.last_timestep * _beta_quantile((n - i) / n, alpha))
+    return noise.sigmas_at(noise.last_timestep * _compute_beta_quantile((n - i) / n, alpha))
 
 
-def _beta_quantile(p: FloatArray, a: float) -> FloatArray:
-    """The quantile function of Beta(a, a), to about 1e-7.
+def _compute_beta_quantile(p: FloatArray, a: float) -> FloatArray:
+    """Return quantiles of Beta(a, a), to about 1e-7.
 
-    Integrates the density up to its middle in w = x^a, where it has no pole; the rest is symmetry.
+    The function integrates the density up to 1/2 in w = x^a, where the density has no pole. The
+    other half follows by symmetry.
     """
     w = np.linspace(0, 0.5**a, 4097)
     density = (1 - w ** (1 / a)) ** (a - 1)
@@ -289,7 +293,7 @@ def _beta_quantile(p: FloatArray, a: float) -> FloatArray:
     return np.where(p <= 0.5, lower, 1 - lower)
 
 
-# For SDXL in 10 steps: arXiv 2404.14507 and the authors' page.
+# For SDXL in 10 steps (arXiv 2404.14507 and the authors' page).
 _ALIGN_YOUR_STEPS = (
     *(14.615, 6.315, 3.771, 2.181, 1.342, 0.862),
     *(0.555, 0.380, 0.234, 0.113, 0.029),
@@ -297,10 +301,10 @@ _ALIGN_YOUR_STEPS = (
 
 
 def align_your_steps(i: FloatArray, n: int, noise: NoiseSchedule) -> FloatArray:
-    """The optimised schedule of SDXL (arXiv 2404.14507), log-linearly interpolated to n steps.
+    """SDXL's optimized schedule (arXiv 2404.14507), log-linearly interpolated to n steps.
 
-    Its last sigma, 0.029, is replaced by 0. It is a table: a zero-terminal-SNR checkpoint, which
-    starts far above it, wants another schedule.
+    0 replaces its last sigma, 0.029. The table does not fit zero-terminal-SNR checkpoints, which
+    start at a much larger sigma.
     """
     table = np.log(_ALIGN_YOUR_STEPS)
     positions = np.arange(len(table), dtype=np.float64)

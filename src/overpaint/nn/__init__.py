@@ -1,1 +1,1 @@
-"""Our own network parts: blocks, attention with its context, packed weights."""
+"""Network parts: SDXL's blocks, attention with a context, packed weights, low-rank changes."""

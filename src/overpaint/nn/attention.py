@@ -1,8 +1,8 @@
-"""Attention, and the context that keeps cross-attention's keys and values for a whole request.
+"""Attention, and a context that caches the keys and values of cross-attention.
 
-The prompt does not change from step to step, so neither do the keys and values that each
-cross-attention layer makes of it: a `Context` computes them once and is handed to the UNet in
-place of `encoder_hidden_states`, which reaches every layer untouched.
+The prompt is the same at every step, and so are the keys and values that each cross-attention
+layer computes from it. A `Context` computes them once. It replaces the UNet's
+`encoder_hidden_states`, which diffusers passes to every layer unchanged.
 """
 
 import math
@@ -19,20 +19,27 @@ from overpaint.nn import row_context
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention as DiffusersAttention
 
-# On a CPU in bf16, up to this many keys softmax(q kᵀ) v as two batched products is 1.4 times as
-# fast as torch's fused attention; beyond, 1.5 times one head and this many queries at a time, so
-# that the scores stay in the cache. (20 heads of 64, 77 and 1024 keys, AVX512-bf16.)
 MAX_UNFUSED_KEYS = 256
+"""On a CPU in bf16, up to this number of keys, two batched products compute softmax(q kᵀ) v.
+
+They are 1.4 times as fast as torch's fused attention (20 heads of 64, 77 keys, AVX512-bf16).
+"""
+
 QUERIES_PER_BLOCK = 512
+"""On a CPU in bf16 with more keys, attention runs per head and per block of this many queries.
+
+The scores then stay in the processor's cache: 1.5 times as fast as torch's fused attention (20
+heads of 64, 1024 keys, AVX512-bf16).
+"""
 
 
 class KeysValues(NamedTuple):
-    """What one attention layer makes of a batch's tokens.
+    """The keys and values that one attention layer computes from a batch's tokens.
 
     Attributes:
         keys: [B, heads, L, head width].
-        values: likewise.
-        bias: [B, 1, 1, L], 0 for a row's own tokens and -inf for padding; None without padding.
+        values: [B, heads, L, head width].
+        bias: [B, 1, 1, L], 0 for a row's tokens and -inf for padding. None without padding.
     """
 
     keys: Tensor
@@ -41,29 +48,29 @@ class KeysValues(NamedTuple):
 
 
 class Context:
-    """A prompt's tokens as the UNet's cross-attention sees them.
+    """The prompt's tokens for cross-attention, with the cached keys and values of each layer.
 
-    It belongs to one request: to its tokens and to the weights (adapters included) that its keys
-    and values were made with.
+    A context is valid for one request: for its tokens and for the weights, adapters included, that
+    computed the keys and values.
     """
 
     def __init__(self, tokens: Tensor, adapters: Hashable = ()):
-        """Wrap tokens [B, L, D], of rows that have a set of adapters; see `rows.given`."""
+        """Wrap tokens [B, L, D] of rows that all use the given adapters; see `use_rows`."""
         self._tokens = tokens
         self._adapters = adapters
         self._kept: dict[Attention, KeysValues] = {}
 
     @staticmethod
     def stack(parts: "Sequence[Context]") -> "Context":
-        """The context of a batch that consists of these parts' rows, in this order.
+        """Return the context of a batch that concatenates the rows of these parts.
 
-        Each part's keys and values are computed from it alone, so that no row depends on its
-        company. Parts may differ in length: the shorter are padded, and padding has no weight.
+        The keys and values of a part depend only on that part, so that the batch does not affect
+        the result of a row. Shorter parts are padded, and attention ignores the padding.
         """
         return parts[0] if len(parts) == 1 else _Stack(parts)
 
     def keys_values(self, layer: "Attention") -> KeysValues:
-        """The layer's keys and values, computed at the first call."""
+        """Return the layer's keys and values; the first call computes them."""
         if layer not in self._kept:
             self._kept[layer] = self._make(layer)
         return self._kept[layer]
@@ -104,13 +111,13 @@ def _padded(x: Tensor, length: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention (arXiv 1706.03762) with the parameters and names of diffusers'."""
+    """Multi-head attention (arXiv 1706.03762) with the parameter names of diffusers."""
 
     def __init__(self, source: "DiffusersAttention", name: str = "attention"):
         """Take over the projections of `source`.
 
         Raises:
-            CheckpointError: it does more than SDXL's attention does.
+            CheckpointError: `source` has an option that SDXL's attention does not use.
         """
         super().__init__()
         extras = {
@@ -127,8 +134,8 @@ class Attention(nn.Module):
         }
         if unknown := [extra for extra, value in extras.items() if value]:
             raise CheckpointError(
-                f"{name}: attention with {', '.join(unknown)} is none of SDXL's; "
-                "check the UNet's config"
+                f"{name}: SDXL's attention does not use {', '.join(unknown)}. "
+                "Check the UNet's config."
             )
         self.heads = source.heads
         self.to_q = source.to_q
@@ -137,7 +144,7 @@ class Attention(nn.Module):
         self.to_out = cast(nn.ModuleList, source.to_out)
 
     def forward(self, x: Tensor, context: Context | Tensor | None = None) -> Tensor:
-        """Attend from x [B, N, C] to a context of B rows or [B, L, D]; to x itself without one."""
+        """Attend from x [B, N, C] to a context of B rows, to tokens [B, L, D], or to x itself."""
         queries = self._split(self.to_q(x))
         if isinstance(context, Context):
             keys_values = context.keys_values(self)
@@ -146,7 +153,7 @@ class Attention(nn.Module):
         return self.to_out[0](attend(queries, *keys_values))
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, heads, L, head width] of tokens [B, L, D]."""
+        """Return the keys and values, [B, heads, L, head width], of tokens [B, L, D]."""
         return self._split(self.to_k(tokens)), self._split(self.to_v(tokens))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -154,7 +161,7 @@ class Attention(nn.Module):
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √d + bias) v, the heads side by side.
+    """Return softmax(q kᵀ / √d + bias) v, with the heads concatenated.
 
     Args:
         queries: [B, heads, N, d].

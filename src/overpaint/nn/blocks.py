@@ -1,8 +1,8 @@
-"""The blocks of SDXL's UNet and control nets, without diffusers' options and their cost.
+"""The blocks of SDXL's UNet and ControlNets, without diffusers' options and their cost.
 
-`install` puts them in the place of diffusers' blocks. They take over their parameters, by the same
-names, and compute the same values, with two differences: a `Context` is understood as
-`encoder_hidden_states`, and channels_last activations stay channels_last.
+`install_blocks` replaces diffusers' blocks by these. They keep the parameters and their names, and
+compute the same values. There are two differences: `encoder_hidden_states` can be a `Context`, and
+channels_last activations stay channels_last.
 """
 
 from typing import TYPE_CHECKING, Any, cast
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def install_blocks(network: "UNet2DConditionModel | ControlNetModel") -> None:
-    """Replace the network's blocks by ours, in place.
+    """Replace the blocks of a network by those of this module, in place.
 
     Raises:
-        CheckpointError: a block does something that SDXL's blocks do not.
+        CheckpointError: a block has an option that SDXL's blocks do not use.
     """
     _replace(network, "")
 
@@ -46,7 +46,7 @@ def _replace(parent: nn.Module, path: str) -> None:
 def _require(where: str, options: dict[str, bool]) -> None:
     if odd := [name for name, as_expected in options.items() if not as_expected]:
         raise CheckpointError(
-            f"{where}: its {', '.join(odd)} is not as in SDXL's networks; check the config"
+            f"{where}: SDXL's networks have another value for {', '.join(odd)}. Check the config."
         )
 
 
@@ -75,7 +75,7 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = source.conv_shortcut
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        """Shift x [B, C, h, w] by the time embedding [B, E]; → [B, C', h, w]."""
+        """Return [B, C', h, w] from x [B, C, h, w] and the time embedding [B, E]."""
         shift = self.time_emb_proj(F.silu(temb))[:, :, None, None]
         hidden = self.conv1(F.silu(self.norm1(x))) + shift
         hidden = self.conv2(F.silu(self.norm2(hidden)))
@@ -83,7 +83,7 @@ class ResnetBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A picture's cells as tokens through transformer blocks (arXiv 2112.10752, appendix E.2.1)."""
+    """Transformer blocks over a picture's cells as tokens (arXiv 2112.10752, appendix E.2.1)."""
 
     def __init__(self, source: Transformer2DModel, where: str = "attention"):
         super().__init__()
@@ -109,13 +109,15 @@ class SpatialTransformer(nn.Module):
         return_dict: bool = False,
         **extras: Any,
     ) -> tuple[Tensor]:
-        """[B, C, h, w] and the context → ([B, C, h, w],), as diffusers' blocks call it.
+        """Return ([B, C, h, w],) from [B, C, h, w] and a context; diffusers' blocks call this.
 
         Raises:
-            ValueError: an attention mask or other extras are given.
+            ValueError: the call has an attention mask or other extra arguments.
         """
         if given := [name for name, value in extras.items() if value is not None]:
-            raise ValueError(f"{', '.join(given)}: not supported; a Context masks its own padding")
+            raise ValueError(
+                f"{', '.join(given)}: not supported. Pass a Context, which masks its padding."
+            )
         batch, channels, height, width = hidden_states.shape
         tokens = self.norm(hidden_states).permute(0, 2, 3, 1).reshape(batch, -1, channels)
         tokens = self.proj_in(tokens)
@@ -126,7 +128,7 @@ class SpatialTransformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each behind a layer norm."""
+    """Self-attention, cross-attention and feed-forward, each after a layer norm."""
 
     def __init__(self, source: BasicTransformerBlock, where: str = "block"):
         super().__init__()
@@ -147,7 +149,7 @@ class TransformerBlock(nn.Module):
         self.ff = source.ff
 
     def forward(self, x: Tensor, context: Context | Tensor) -> Tensor:
-        """Let tokens [B, N, C] attend to each other and to the context; → [B, N, C]."""
+        """Return [B, N, C] from tokens [B, N, C], which attend to each other and to the context."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))

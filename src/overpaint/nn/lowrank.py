@@ -1,4 +1,4 @@
-"""Changes to a weight that take little room: LoRA and its kin, as values."""
+"""Changes of weights in compact form: LoRA, LoHa, LoKr, DoRA and full deltas, as values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,26 +9,29 @@ from torch import Tensor
 
 
 class WeightDelta(Protocol):
-    """What is added to a weight at scale 1."""
+    """A tensor that is added to a weight, at a scale, in compact form."""
 
     def to_dense(self, weight: Tensor) -> Tensor:
-        """The change of a weight [out, in] or [out, in, k, k], fp32, of its shape.
+        """Return the delta at scale 1, fp32, in the shape of `weight`.
+
+        Args:
+            weight: [out, in] or [out, in, k, k].
 
         Raises:
-            ValueError: it is for a weight of another shape; says for which.
+            ValueError: the delta has another shape than the weight. The message names it.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """B·A·α/r (LoRA, arXiv 2106.09685, section 4.1); of convolutions too (LyCORIS, LoCon).
+    """LoRA: B·A·α/r (arXiv 2106.09685, section 4.1), also for convolutions (LyCORIS, LoCon).
 
     Attributes:
         down: A, [r, in] or [r, in, k, k].
         up: B, [out, r] or [out, r, 1, 1].
         scale: α/r.
-        mid: [r, r, k, k], of a convolution between two of size 1.
+        mid: [r, r, k, k], the kernel between `down` and `up`, which then have kernels of size 1.
     """
 
     down: Tensor
@@ -37,7 +40,7 @@ class LowRank:
     mid: Tensor | None = None
 
     def to_dense(self, weight: Tensor) -> Tensor:
-        """As `Change.delta`."""
+        """Return the delta at scale 1; see `WeightDelta.to_dense`."""
         down, up = (t.to(weight.device, torch.float32) for t in (self.down, self.up))
         if self.mid is not None:
             mid = self.mid.to(weight.device, torch.float32)
@@ -49,11 +52,11 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class Loha:
-    """(B₁·A₁) ∘ (B₂·A₂)·α/r (LoHa, arXiv 2108.06098, proposition 1; Tucker form, section 2.3).
+    """LoHa: (B₁·A₁) ∘ (B₂·A₂)·α/r (arXiv 2108.06098, proposition 1; Tucker form, section 2.3).
 
     Attributes:
         first: B₁ [out, r], A₁ [r, in · k²], and the core [r, r, k, k] or None.
-        second: likewise.
+        second: B₂ [out, r], A₂ [r, in · k²], and the core [r, r, k, k] or None.
         scale: α/r.
     """
 
@@ -62,19 +65,19 @@ class Loha:
     scale: float
 
     def to_dense(self, weight: Tensor) -> Tensor:
-        """As `Change.delta`."""
+        """Return the delta at scale 1; see `WeightDelta.to_dense`."""
         a, b = (_product(*part, weight) for part in (self.first, self.second))
         return _shaped(a * b * self.scale, weight)
 
 
 @dataclass(frozen=True, eq=False)
 class Lokr:
-    """C ⊗ D·α/r (LoKr, arXiv 2212.10650, section 3), either of them perhaps a product.
+    """LoKr: C ⊗ D·α/r (arXiv 2212.10650, section 3); C, D or both can be products.
 
     Attributes:
         first: C [a, b], or B [a, r] and A [r, b].
         second: D [c, d] or [c, d, k, k], or B and A with the core [r, r, k, k] or None.
-        scale: α/r; 1 where neither is a product.
+        scale: α/r, or 1 if neither C nor D is a product.
     """
 
     first: tuple[Tensor, ...]
@@ -82,7 +85,7 @@ class Lokr:
     scale: float
 
     def to_dense(self, weight: Tensor) -> Tensor:
-        """As `Change.delta`."""
+        """Return the delta at scale 1; see `WeightDelta.to_dense`."""
         c, d = (_factor(part, weight) for part in (self.first, self.second))
         for _ in range(d.ndim - c.ndim):
             c = c[..., None]
@@ -91,36 +94,35 @@ class Lokr:
 
 @dataclass(frozen=True, eq=False)
 class FullDelta:
-    """The change as it is.
+    """A delta in full size.
 
     Attributes:
-        change: of the weight's shape.
+        change: the delta, in the weight's shape.
     """
 
     change: Tensor
 
     def to_dense(self, weight: Tensor) -> Tensor:
-        """As `Change.delta`."""
+        """Return the delta at scale 1; see `WeightDelta.to_dense`."""
         return _shaped(self.change.to(weight.device, torch.float32), weight)
 
 
 @dataclass(frozen=True, eq=False)
 class Dora:
-    """Another change, after which the weight gets a magnitude that was learnt apart.
+    """DoRA: another delta, after which the weight is rescaled to a learned magnitude.
 
-    DoRA (arXiv 2402.09353, equation 5): m·(W + Δ)/‖W + Δ‖.
+    The changed weight is m·(W + Δ)/‖W + Δ‖ (arXiv 2402.09353, equation 5).
 
     Attributes:
         change: Δ.
-        magnitude: m, one for each output, [out] or [out, 1]; or, as in LyCORIS, for each input,
-            [1, in].
+        magnitude: m: one per output, [out] or [out, 1], or one per input as in LyCORIS, [1, in].
     """
 
     change: WeightDelta
     magnitude: Tensor
 
     def to_dense(self, weight: Tensor) -> Tensor:
-        """As `Change.delta`."""
+        """Return the delta at scale 1; see `WeightDelta.to_dense`."""
         changed = weight.float() + self.change.to_dense(weight)
         kept = 1 if self.magnitude.ndim > 1 and self.magnitude.shape[0] == 1 else 0
         if self.magnitude.numel() != weight.shape[kept]:
@@ -132,9 +134,9 @@ class Dora:
 
 
 def combine_factors(changes: Sequence[tuple[WeightDelta, float]]) -> tuple[Tensor, Tensor] | None:
-    """Changes at their scales as one product: up [out, r] and down [r, in · k²], fp32.
+    """Return deltas at their scales as one product: up [out, r] and down [r, in · k²], fp32.
 
-    None where one of them is no product of two matrices.
+    Returns None if one of the deltas is not a product of two matrices.
     """
     low = [(c, scale) for c, scale in changes if isinstance(c, LowRank) and c.mid is None]
     if not changes or len(low) < len(changes):
@@ -146,10 +148,10 @@ def combine_factors(changes: Sequence[tuple[WeightDelta, float]]) -> tuple[Tenso
 
 
 def merge_deltas(weight: Tensor, changes: Sequence[tuple[WeightDelta, float]]) -> Tensor:
-    """A weight with changes in it, each at its scale, summed in fp32; in the weight's dtype.
+    """Return a weight plus deltas at their scales, summed in fp32, in the weight's dtype.
 
     Raises:
-        ValueError: a change is for a weight of another shape.
+        ValueError: a delta has another shape than the weight.
     """
     total = weight.to(torch.float32, copy=True)
     for change, scale in changes:
@@ -158,7 +160,7 @@ def merge_deltas(weight: Tensor, changes: Sequence[tuple[WeightDelta, float]]) -
 
 
 def _product(b: Tensor, a: Tensor, core: Tensor | None, weight: Tensor) -> Tensor:
-    """B·A; with a core, LyCORIS's Tucker form, in which B is [r, out] and A [r, in]."""
+    """Return B·A, or with a core LyCORIS's Tucker form, where B is [r, out] and A is [r, in]."""
     b, a = (t.to(weight.device, torch.float32) for t in (b, a))
     if core is None:
         return b @ a.flatten(1)

@@ -1,7 +1,7 @@
-"""Convolutions and linear layers whose weights lie as the CPU's kernels want them.
+"""Convolutions and linear layers whose weights have the memory layout of the CPU's kernels.
 
-torch stores weights plainly, and oneDNN reorders them at every call. `pack` has them reordered
-once, by the operators that torch's own compiler uses for this.
+torch stores weights in plain layout, and oneDNN reorders them at every call. `pack_network`
+reorders them once, with the operators that torch's compiler uses.
 """
 
 import ctypes
@@ -20,10 +20,10 @@ TILE_ROWS = 64
 
 
 def pack_network(network: nn.Module) -> None:
-    """Replace the network's convolutions, and its linear layers in bf16, by packed ones, in place.
+    """Replace convolutions, and linear layers in bf16, by packed ones, in place.
 
-    Does nothing where there is nothing to win: off the CPU, or without oneDNN on x86. (In fp32 a
-    plain linear layer is as fast.) Afterwards the network can be neither trained nor moved.
+    This does nothing off the CPU, or without oneDNN on x86. In fp32 a plain linear layer is as
+    fast as a packed one. A packed network can neither be trained nor moved to another device.
     """
     parameter = next(network.parameters())
     if parameter.device.type == "cpu" and is_fast(parameter.device, parameter.dtype):
@@ -32,7 +32,7 @@ def pack_network(network: nn.Module) -> None:
 
 
 def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products in this dtype are fast: on a CPU, by oneDNN on x86."""
+    """Return whether matrix products in this dtype are fast; on a CPU that needs oneDNN on x86."""
     return device.type != "cpu" or (
         platform.machine() in {"x86_64", "AMD64"}
         and torch.backends.mkldnn.is_available()
@@ -58,9 +58,10 @@ def _replace(parent: nn.Module) -> None:
 
 
 def _return_freed_memory() -> None:
-    """Give the plain weights' memory back to the system.
+    """Return the memory of the freed plain weights to the system.
 
-    glibc would keep it, and the packed ones, whose sizes differ a little, take new: 15 % more.
+    glibc would keep it, but could not reuse it for the packed weights, whose sizes differ a
+    little. That would take 15 % more memory.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc and hasattr(libc, "malloc_trim"):
@@ -68,7 +69,7 @@ def _return_freed_memory() -> None:
 
 
 def unpacked_state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state dict as it was before it was packed, to the bit."""
+    """Return the state dict that the network had before packing, bit for bit."""
     state = dict(network.state_dict())
     for name, module in network.named_modules():
         if isinstance(module, PackedLinear):
@@ -82,7 +83,7 @@ def unpacked_state(network: nn.Module) -> dict[str, Tensor]:
 
 
 def list_weight_shapes(network: nn.Module) -> dict[str, torch.Size]:
-    """The linear layers and convolutions of a network, packed or not: names and weights' shapes."""
+    """Return the weight shapes of all linear layers and convolutions, packed or not, by name."""
     found: dict[str, torch.Size] = {}
     for name, module in network.named_modules():
         match module:
@@ -99,19 +100,19 @@ def list_weight_shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 def find_layer(network: nn.Module, name: str) -> Any:
-    """The module that holds one of `weighted`'s weights: of a packed GEGLU, the whole of it."""
+    """Return the module that holds a weight of `list_weight_shapes`, or the PackedGEGLU."""
     stem = name.removesuffix(".proj")
     split = network.get_submodule(stem) if stem != name else None
     return split if isinstance(split, PackedGEGLU) else network.get_submodule(name)
 
 
 def read_weight(module: Any) -> Tensor:
-    """The weight of a `layer` as it was before it was packed; where it never was, itself."""
+    """Return a layer's weight in plain layout: a copy if the layer is packed, else the weight."""
     return module.plain if isinstance(module, PackedLinear | PackedGEGLU) else module.weight
 
 
 def write_weight(module: Any, weight: Tensor) -> None:
-    """Put another weight in the place of a `layer`'s, in its dtype, packed if it was."""
+    """Replace a layer's weight, in the layer's dtype and layout."""
     if isinstance(module, PackedLinear | PackedGEGLU):
         module.replace(weight)
     else:
@@ -120,11 +121,11 @@ def write_weight(module: Any, weight: Tensor) -> None:
 
 
 class PackedConv2d(nn.Module):
-    """`nn.Conv2d` with its weight packed for the input shape that came last.
+    """`nn.Conv2d` with its weight packed for the latest input shape.
 
-    Which order is right depends on the shape: with another's oneDNN may fall back to a kernel that
-    takes twenty times as long. So the plain weight stays, and a new shape, or a weight changed in
-    place, packs it again, which costs what torch spends at every call.
+    The right layout depends on the input shape; in a wrong layout oneDNN can fall back to a kernel
+    that takes twenty times as long. The plain weight therefore stays in memory. A new input shape,
+    or a weight changed in place, packs it again, which takes as long as torch's own reordering.
     """
 
     def __init__(self, source: nn.Conv2d):
@@ -137,10 +138,10 @@ class PackedConv2d(nn.Module):
         self._packed: tuple[tuple[torch.Size, torch.dtype, int], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] → [B, C', h', w'], channels_last, where oneDNN is fastest."""
+        """Return [B, C', h', w'] from x [B, C, h, w], in channels_last, oneDNN's fastest layout."""
         x = x.contiguous(memory_format=torch.channels_last)
         key = x.shape, x.dtype, self.weight._version
-        packed = self._packed  # read and written once: another thread may have another shape
+        packed = self._packed  # read once: another thread can replace it for another shape
         if packed is None or packed[0] != key:
             weight = _OPS._reorder_convolution_weight(self.weight, *self._geometry, x.shape)
             self._packed = packed = (key, weight)
@@ -158,7 +159,7 @@ class PackedLinear(nn.Module):
         Args:
             weight: [out, in].
             bias: [out].
-            activation: applied to the output before it is rounded: "none" or "gelu".
+            activation: "none" or "gelu"; applied to the output before rounding.
         """
         super().__init__()
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
@@ -172,27 +173,27 @@ class PackedLinear(nn.Module):
 
     @property
     def shape(self) -> torch.Size:
-        """Of the weight."""
+        """The shape of the weight."""
         return self._weight.shape
 
     @property
     def plain(self) -> Tensor:
-        """The weight [out, in] as it was."""
+        """The weight [out, in] in plain layout."""
         return self._weight.to_dense()
 
     @property
     def tiled(self) -> bool:
-        """Whether the packed weight has room for `tiles` and no more."""
+        """True if the packed weight has exactly the size of `tiles`."""
         rows, columns = self.shape
         room = _OPS._nbytes(self._weight) == 2 * rows * columns
         return room and rows % TILE_ROWS == 0 and columns % 2 == 0
 
     @property
     def tiles(self) -> Tensor:
-        """The packed weight where it lies, a view until it is replaced: [out/64, in/2, 2 · 64].
+        """A view of the packed weight, [out/64, in/2, 2 · 64]; `replace` makes it invalid.
 
-        As oneDNN has it for AVX-512 (its format AB16b64a2b): of 64 rows pairs of columns, a pair's
-        two numbers side by side. On another machine it may lie otherwise.
+        This is oneDNN's layout for AVX-512 (AB16b64a2b): a tile holds 64 rows, and within it the
+        two numbers of each pair of columns are adjacent. Other machines can have another layout.
         """
         rows, columns = self.shape
         memory = (ctypes.c_uint16 * (rows * columns)).from_address(_OPS.data_ptr(self._weight))
@@ -200,16 +201,16 @@ class PackedLinear(nn.Module):
         return numbers.view(rows // TILE_ROWS, columns // 2, 2 * TILE_ROWS)
 
     def without_activation(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out], as a plain linear layer."""
+        """Return [..., out] from x [..., in], without the activation."""
         return _OPS._linear_pointwise(x, self._weight, self.bias, "none", [], "none")
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out]."""
+        """Return [..., out] from x [..., in]."""
         return _OPS._linear_pointwise(x, self._weight, self.bias, self._activation, [], "none")
 
 
 class PackedGEGLU(nn.Module):
-    """x₁ · gelu(x₂), the two halves of a linear layer (arXiv 2002.05202), as two packed ones."""
+    """x₁ · gelu(x₂) of the halves of a linear layer (arXiv 2002.05202), as two packed layers."""
 
     def __init__(self, source: GEGLU):
         super().__init__()
@@ -222,7 +223,7 @@ class PackedGEGLU(nn.Module):
 
     @property
     def plain(self) -> Tensor:
-        """The linear layer's weight [2 · out, in] as it was."""
+        """The linear layer's weight [2 · out, in] in plain layout."""
         return torch.cat([self.value.plain, self.gate.plain])
 
     def replace(self, weight: Tensor) -> None:
@@ -231,9 +232,9 @@ class PackedGEGLU(nn.Module):
             half.replace(part)
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both halves of the linear layer's result, before any activation."""
+        """Return both halves of the linear layer's output, without the activation."""
         return self.value(x), self.gate.without_activation(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] → [..., out]."""
+        """Return [..., out] from x [..., in]."""
         return self.value(x).mul_(self.gate(x))

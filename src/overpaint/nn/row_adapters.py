@@ -1,7 +1,8 @@
-"""Changes of weights that belong to rows of a batch, as paths beside the layers that they change.
+"""Per-row LoRA: rows with different adapters share one forward pass.
 
-Rows with unlike LoRAs share one call: y = W·x for all, plus each row's own B·(A·x). What a row has
-is told by `rows.given`; `Sides` lends the layers a forward that adds it.
+Each changed layer computes W·x for all rows and adds every row's B·(A·x) (S-LoRA, arXiv
+2311.03285). `RowAdapters.applied` replaces the forward of these layers for the length of a `with`
+block. `row_context` holds the adapter set of each row.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -18,19 +19,19 @@ from overpaint.nn.lowrank import LowRank, WeightDelta
 from overpaint.nn.packed import PackedConv2d, PackedGEGLU, find_layer, read_weight
 
 AdapterSets = tuple[Any, ...]
-"""What each row of a batch has, in whoever's terms."""
+"""The adapter set of each row of a batch; any hashable values."""
 
 SidePath = Callable[[Tensor, Tensor], None]
-"""Adds what some rows have besides, of what goes into a layer, to what comes out of it."""
+"""Takes a layer's input and adds the adapters of some rows to the layer's output, in place."""
 
 MAX_FUSED_RANK = 128
-"""Ranks in all, up to which one product for all rows is faster than one for each change."""
+"""The largest sum of ranks for which one product of all deltas is faster than one per delta."""
 
 
 class RowAdapters:
-    """Paths beside the layers of a network.
+    """Adds the adapters of each row to the layers of a network.
 
-    Those of the latest batch's rows are kept: the next step is mostly of the same.
+    It caches the paths of the latest batch, since consecutive steps mostly have the same rows.
     """
 
     def __init__(
@@ -39,65 +40,66 @@ class RowAdapters:
         layers: Callable[[Any], Iterable[str]],
         has: Callable[[Any, str], Sequence[tuple[WeightDelta, float]]],
     ):
-        """Nothing is lent yet.
+        """Prepare a network; nothing is applied yet.
 
         Args:
-            network: whose layers.
-            layers: those that a set changes, by the names of `packed.weighted`.
-            has: what a set has of a layer: changes, and their scales.
+            network: the network to change.
+            layers: returns the names of the layers that a set changes, which are those of
+                `packed.list_weight_shapes`.
+            has: returns the deltas of a set for a layer, with their scales.
         """
         self._network = network
         self._layers = layers
         self._has = has
         self._sets: AdapterSets = ()
         self._forwards: dict[str, tuple[nn.Module, Callable[[Tensor], Tensor]]] = {}
-        self._lent: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
+        self._applied: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
         self._paths: dict[str, list[SidePath]] = {}
         self._products: dict[str, tuple[tuple[LowRank, ...], Tensor, Tensor]] = {}
         self._scales: dict[tuple[Any, ...], Tensor] = {}
 
     @contextmanager
     def applied(self, sets: AdapterSets) -> Generator[None]:
-        """Have the layers add what the rows of a batch have, for as long as this lasts."""
+        """Make the layers add each row's adapters, within the `with` block."""
         if sets != self._sets:
             names = dict.fromkeys(name for own in dict.fromkeys(sets) for name in self._layers(own))
-            self._lent = [self._forwards.get(name) or self._made_forward(name) for name in names]
+            self._applied = [self._forwards.get(name) or self._make_forward(name) for name in names]
             self._sets, self._paths, self._scales = sets, {}, {}
-        for module, forward in self._lent:
+        for module, forward in self._applied:
             module.forward = forward
         try:
             with row_context.use_rows(self._sets):
                 yield
         finally:
-            for module, _ in self._lent:
+            for module, _ in self._applied:
                 del module.forward
 
-    def _made_forward(self, name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    def _make_forward(self, name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
         module = find_layer(self._network, name)
         self._forwards[name] = module, partial(self._forward, module, name)
         return self._forwards[name]
 
     def _forward(self, module: Any, name: str, x: Tensor) -> Tensor:
-        """The layer's own result for x [B, …], with the rows' changes."""
+        """Return the layer's output for x [B, …], plus the deltas of each row."""
         split = isinstance(module, PackedGEGLU)
         y = torch.cat(module.parts(x), -1) if split else type(module).forward(module, x)
-        for path in self._beside(module, name, x):
+        for path in self._get_paths(module, name, x):
             path(x, y)
         if split:
             value, gate = y.chunk(2, -1)
             return value * F.gelu(gate)
         return y
 
-    def _beside(self, module: Any, name: str, x: Tensor) -> list[SidePath]:
-        """A layer's paths. Within a batch, prompts may be encoded by rows of their own."""
+    def _get_paths(self, module: Any, name: str, x: Tensor) -> list[SidePath]:
+        """Return a layer's paths; a `Context` can run a layer with other rows than the batch."""
         sets = row_context.get_rows()
         if sets is not self._sets:
-            return self._made(module, name, sets, x)
+            return self._make_paths(module, name, sets, x)
         if name not in self._paths:
-            self._paths[name] = self._made(module, name, sets, x)
+            self._paths[name] = self._make_paths(module, name, sets, x)
         return self._paths[name]
 
-    def _made(self, module: Any, name: str, sets: AdapterSets, x: Tensor) -> list[SidePath]:
+    def _make_paths(self, module: Any, name: str, sets: AdapterSets, x: Tensor) -> list[SidePath]:
         of_set = {own: self._has(own, name) for own in dict.fromkeys(sets)}
         owners: dict[WeightDelta, dict[int, float]] = {}
         for number, own in enumerate(sets):
@@ -111,72 +113,82 @@ class RowAdapters:
             spread = [owners.pop(c) for c in group]
             numbers = sorted({number for own in spread for number in own})
             table = tuple(tuple(own.get(number, 0.0) for own in spread) for number in numbers)
-            scales = self._wide(table, tuple(len(c.down) for c in group))
-            product = self._product(name, group, x)
-            paths.append(_through(module, _at(numbers, x), *product, scales, x))
+            scales = self._expand_scales(table, tuple(len(c.down) for c in group))
+            product = self._get_product(name, group, x)
+            paths.append(_make_product_path(module, _index_rows(numbers, x), *product, scales, x))
         for change, of in owners.items():
             scales = torch.tensor([[scale] for scale in of.values()])
-            paths.append(_whole(module, _at(list(of), x), change, scales, x))
+            paths.append(_make_dense_path(module, _index_rows(list(of), x), change, scales, x))
         return paths
 
-    def _wide(self, table: tuple[tuple[float, ...], ...], ranks: tuple[int, ...]) -> Tensor:
-        """Each row's scales of changes, repeated for each of their ranks: alike in most layers."""
+    def _expand_scales(
+        self, table: tuple[tuple[float, ...], ...], ranks: tuple[int, ...]
+    ) -> Tensor:
+        """Return each row's scale per rank; cached, since most layers have the same."""
         if (table, ranks) not in self._scales:
             wide = torch.tensor(table).repeat_interleave(torch.tensor(ranks), 1)
             self._scales[table, ranks] = wide
         return self._scales[table, ranks]
 
-    def _product(self, name: str, low: tuple[LowRank, ...], x: Tensor) -> tuple[Tensor, Tensor]:
-        """Changes of a layer as one product: down [r, in …], up [r, out], their own scales in it.
+    def _get_product(self, name: str, low: tuple[LowRank, ...], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the deltas of a layer as one product: down [r, in …] and up [r, out].
 
-        The latest is kept: those rows that come and go have mostly one of a few.
+        `up` includes the scale α/r of each delta. The latest product is cached, since consecutive
+        batches mostly use the same few LoRAs.
         """
         found = self._products.get(name)
-        if found is None or found[0] != low or (found[1].dtype, found[1].device) != _kind(x):
+        if (
+            found is None
+            or found[0] != low
+            or (found[1].dtype, found[1].device) != _dtype_and_device(x)
+        ):
             down = torch.cat([c.down.flatten(1) for c in low]).to(x)
             up = torch.cat([c.up.flatten(1).T.float() * c.scale for c in low]).to(x)
             self._products[name] = found = (low, down, up)
         return found[1], found[2]
 
 
-def _through(
+def _make_product_path(
     module: Any, at: slice | Tensor, down: Tensor, up: Tensor, scales: Tensor, x: Tensor
 ) -> SidePath:
-    """Down [r, in …], then up [r, out], between them at each row's scales [B, r]."""
+    """Return a path that applies down [r, in …], each row's scales [B, r], then up [r, out]."""
     scales, ups = scales.to(x)[:, None], up.expand(len(scales), -1, -1)
     inner = partial(F.linear, weight=down)
-    if _convolves(module):
+    if _is_convolution(module):
         kernel = down.reshape(len(down), *module.weight.shape[1:])
-        inner = partial(_convolved, module, weight=kernel)
+        inner = partial(_convolve, module, weight=kernel)
 
     def path(x: Tensor, y: Tensor) -> None:
         own = y[at]
-        _places(own).baddbmm_(_places(inner(x[at])).mul_(scales), ups)
+        _flatten_positions(own).baddbmm_(_flatten_positions(inner(x[at])).mul_(scales), ups)
         if isinstance(at, Tensor):
             y[at] = own
 
     return path
 
 
-def _whole(
+def _make_dense_path(
     module: Any, at: slice | Tensor, change: WeightDelta, scales: Tensor, x: Tensor
 ) -> SidePath:
-    """A change that is no product, as a weight of its own at each row's scale [B, 1].
+    """Return a path for a delta that is not a product, at each row's scale [B, 1].
 
-    It is made anew at every call: kept, it would take as much room as the layer.
+    The path computes the dense delta at every call. A cached one would take as much memory as the
+    layer's weight.
     """
     scales = scales.to(x).reshape(len(scales), *[1] * (x.ndim - 1))
 
     def path(x: Tensor, y: Tensor) -> None:
         delta = change.to_dense(read_weight(module)).to(x)
-        given = _convolved(module, x[at], delta) if _convolves(module) else F.linear(x[at], delta)
+        given = (
+            _convolve(module, x[at], delta) if _is_convolution(module) else F.linear(x[at], delta)
+        )
         y[at] += scales * given
 
     return path
 
 
-def _places(x: Tensor) -> Tensor:
-    """[B, C], [B, N, C] or [B, C, h, w] as [B, places, C], where it lies."""
+def _flatten_positions(x: Tensor) -> Tensor:
+    """Return a view [B, positions, C] of [B, C], [B, N, C] or [B, C, h, w]."""
     match x.ndim:
         case 2:
             return x[:, None]
@@ -186,21 +198,21 @@ def _places(x: Tensor) -> Tensor:
             return x.flatten(2).mT
 
 
-def _at(numbers: Sequence[int], x: Tensor) -> slice | Tensor:
-    """Rows of x as an index: a slice where they lie side by side, which copies nothing."""
+def _index_rows(numbers: Sequence[int], x: Tensor) -> slice | Tensor:
+    """Return an index of rows of x: a slice if they are adjacent, since a slice copies nothing."""
     first, last = numbers[0], numbers[-1]
     if last - first == len(numbers) - 1:
         return slice(first, last + 1)
     return torch.tensor(numbers, device=x.device)
 
 
-def _convolves(module: Any) -> bool:
+def _is_convolution(module: Any) -> bool:
     return isinstance(module, nn.Conv2d | PackedConv2d)
 
 
-def _kind(x: Tensor) -> tuple[torch.dtype, torch.device]:
+def _dtype_and_device(x: Tensor) -> tuple[torch.dtype, torch.device]:
     return x.dtype, x.device
 
 
-def _convolved(module: Any, x: Tensor, weight: Tensor) -> Tensor:
+def _convolve(module: Any, x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)

@@ -1,4 +1,4 @@
-"""What the rows of the batch under way have that others have not, for layers deep inside."""
+"""Pass the adapter set of each row of the current batch to layers deep inside a network."""
 
 from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ _SETS: ContextVar[tuple[Hashable, ...]] = ContextVar("sets", default=())
 
 @contextmanager
 def use_rows(sets: Sequence[Hashable]) -> Generator[None]:
-    """Say what each row of the batches in here has: one set for each."""
+    """Set the adapter set of each row, for all network calls within the `with` block."""
     token = _SETS.set(tuple(sets))
     try:
         yield
@@ -18,5 +18,5 @@ def use_rows(sets: Sequence[Hashable]) -> Generator[None]:
 
 
 def get_rows() -> tuple[Hashable, ...]:
-    """The sets of the rows of the batch under way."""
+    """Return the adapter set of each row of the current batch."""
     return _SETS.get()

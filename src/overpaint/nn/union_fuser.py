@@ -1,4 +1,4 @@
-"""What control nets need besides the UNet's blocks."""
+"""The fuser of union ControlNets, made independent of the batch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 def isolate_rows(net: "ControlNetUnionModel") -> None:
-    """Have each row of a batch alone in a union net's fuser, in place.
+    """Make a union ControlNet's fuser process each row of a batch separately, in place.
 
-    As published, and in diffusers, its attention runs along the batch. With one row, or with the
-    two equal ones of guidance, it then sees nothing but itself; and so it does here in any company.
+    In the published code and in diffusers, its attention runs along the batch axis. With one row,
+    or with the two equal rows of guidance, each row then attends only to itself. This function
+    gives the same result in every batch.
     """
     layers: Any = net.transformer_layes
     for layer in layers:
@@ -22,5 +23,5 @@ def isolate_rows(net: "ControlNetUnionModel") -> None:
 
 
 def _alone(attention: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Tokens [B, n, C] through attention that sees one at a time."""
+    """Run attention on tokens [B, n, C], with each token in a sequence of length one."""
     return attention(x.reshape(1, -1, x.shape[2])).view_as(x)

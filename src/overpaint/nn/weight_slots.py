@@ -1,4 +1,4 @@
-"""Where the weights of layers lie, so that they can be changed there and be as they were again."""
+"""Weight slots: change a layer's weight in place, and restore it exactly."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -17,32 +17,36 @@ from overpaint.nn.packed import (
 
 
 class WeightSlot(Protocol):
-    """The weight of one layer."""
+    """The weight of one layer, with a copy of its pristine value."""
 
     @property
     def pristine(self) -> Tensor:
-        """The weight as it was when the place was made, [out, in] or [out, in, k, k]."""
+        """The weight at the time when the slot was made, [out, in] or [out, in, k, k]."""
         ...
 
     def restore(self) -> None:
-        """Put the pristine weight there."""
+        """Write the pristine weight."""
         ...
 
     def write(self, weight: Tensor) -> None:
-        """Put another weight there, in the place's dtype."""
+        """Write another weight, in the slot's dtype."""
         ...
 
     def add(self, up: Tensor, down: Tensor) -> None:
-        """Put W + up · down there, W being the pristine one; up is [out, r], down [r, in · k²].
+        """Write W + up · down, where W is the pristine weight.
 
-        The sum is made in fp32. Where W is in fewer bits the factors are rounded too, as they are
-        beside a layer: of a change a tenth of W's size that adds 1 % to the rounding of the sum.
+        The sum is computed in fp32. If W has fewer bits, the factors are rounded to its dtype, as
+        in `RowAdapters`. For a change of a tenth of W's size, that adds 1 % to the rounding error.
+
+        Args:
+            up: [out, r].
+            down: [r, in · k²].
         """
         ...
 
 
 def make_weight_slot(network: nn.Module, name: str) -> WeightSlot:
-    """The place of one of the weights that `packed.weighted` names."""
+    """Return the slot of a weight that `packed.list_weight_shapes` names."""
     module = find_layer(network, name)
     split = [module.value, module.gate] if isinstance(module, PackedGEGLU) else [module]
     if all(isinstance(part, PackedLinear) and _in_tiles(part) for part in split):
@@ -51,22 +55,22 @@ def make_weight_slot(network: nn.Module, name: str) -> WeightSlot:
 
 
 class PlainSlot:
-    """A weight that lies as it is, or in an order that is not known."""
+    """A weight in plain layout, or in an unknown packed layout."""
 
     def __init__(self, module: Any):
         self._module = module
         self.pristine: Tensor = read_weight(module).detach().clone()
 
     def restore(self) -> None:
-        """As `Place.restore`."""
+        """Write the pristine weight."""
         self.write(self.pristine)
 
     def write(self, weight: Tensor) -> None:
-        """As `Place.write`."""
+        """Write another weight, in the slot's dtype."""
         write_weight(self._module, weight)
 
     def add(self, up: Tensor, down: Tensor) -> None:
-        """As `Place.add`."""
+        """Write W + up · down; see `WeightSlot.add`."""
         weight = self.pristine.flatten(1)
         if not is_fast(weight.device, weight.dtype):
             weight = weight.float()
@@ -78,9 +82,10 @@ class PlainSlot:
 
 
 class TiledSlot:
-    """Packed weights, one below the other, whose tiles can be written where they lie.
+    """Packed weights, stacked along the output axis, whose tiles are written in place.
 
-    To pack a weight takes longer than the product; one that comes out in tiles needs no packing.
+    Packing a weight takes longer than the product `up · down`. Here the product is computed in
+    tiles, so that nothing is packed.
     """
 
     def __init__(self, layers: Sequence[PackedLinear]):
@@ -89,24 +94,24 @@ class TiledSlot:
 
     @property
     def pristine(self) -> Tensor:
-        """As `Place.pristine`."""
+        """The weight at the time when the slot was made."""
         return torch.cat([_untiled(tiles) for tiles in self._pristine])
 
     def restore(self) -> None:
-        """As `Place.restore`."""
+        """Write the pristine weight."""
         for own, pristine in zip(self._layers, self._pristine, strict=True):
             own.tiles.copy_(pristine)
 
     def write(self, weight: Tensor) -> None:
-        """As `Place.write`."""
+        """Write another weight, in the slot's dtype."""
         for own, part in zip(self._layers, weight.chunk(len(self._layers)), strict=True):
             own.replace(part)
 
     def add(self, up: Tensor, down: Tensor) -> None:
-        """As `Place.add`.
+        """Write W + up · down; see `WeightSlot.add`.
 
-        A tile's row is two columns of 64 rows, side by side: for each of both columns its own r of
-        2r terms, the others being 0.
+        A tile's row holds two adjacent columns of 64 rows. The product has 2r terms: r for each of
+        the two columns, and 0 for the other column.
         """
         rank, columns = down.shape
         pairs = down.bfloat16().reshape(rank, columns // 2, 2).permute(1, 2, 0)
@@ -122,12 +127,15 @@ class TiledSlot:
 
 
 def _in_tiles(own: PackedLinear) -> bool:
-    """Whether a packed weight lies as `PackedLinear.tiles` says: oneDNN does not promise it."""
+    """Return whether a packed weight has the layout of `PackedLinear.tiles`.
+
+    oneDNN does not guarantee it, so this function compares the values.
+    """
     return own.tiled and torch.equal(_untiled(own.tiles), own.plain)
 
 
 def _untiled(tiles: Tensor) -> Tensor:
-    """[out/64, in/2, 2 · 64] → [out, in]."""
+    """Return the weight [out, in] from tiles [out/64, in/2, 2 · 64]."""
     count, pairs, width = tiles.shape
     rows = width // 2
     return tiles.view(count, pairs, rows, 2).transpose(1, 2).reshape(count * rows, 2 * pairs)

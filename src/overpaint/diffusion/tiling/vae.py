@@ -1,10 +1,13 @@
-"""The VAE over pictures too large for the memory: window by window, as if it saw them whole.
+"""Run the VAE window by window on pictures that are too large for the memory.
 
-What a convolution sees beyond a window's edge is in the overlap. Group norms and the attention in
-the middle see the whole picture, so the windows are run several times. Every norm takes the mean
-and the variance of all windows, of each as it was when last seen; the attention takes the keys and
-values that all of them had in the pass before. (Norms that all wait for the next pass overshoot:
-what one corrects, those behind it have not heard of.)
+The overlap of windows covers the surroundings that a convolution needs. Group norms and the middle
+block's attention depend on the whole picture, so all windows run several times:
+
+- Each group norm uses the mean and the variance over all windows, from the latest run of each.
+- The attention uses the keys and values of all windows in the pass before.
+
+If the norms waited for the next pass as well, they would overshoot, since a norm would not react to
+the corrections of the norms before it.
 """
 
 import math
@@ -26,10 +29,10 @@ from overpaint.diffusion.tiling.windows import (
 )
 
 PASS_COUNT = 3
-"""The last makes the result; those before it teach the layers what the whole is like."""
+"""Runs of each window. The last pass gives the result; the others collect global statistics."""
 
 MAX_QUERIES_PER_CALL = 4096
-"""That the attention answers at once: not every kernel spares the memory for all scores."""
+"""Queries per attention call: some kernels store all scores, which takes too much memory."""
 
 
 def run_in_windows(
@@ -41,41 +44,41 @@ def run_in_windows(
     reads: int = 1,
     writes: int = 1,
 ) -> Tensor:
-    """What `run` makes of `x`, window by window.
+    """Run a function on `x` window by window, with layers that use the whole picture.
 
     Args:
-        module: whose group norms and attention are to see the whole.
-        run: of a window of `x`, to fp32.
-        x: [1, C, reads × h, reads × w], a picture (or its latent) of h × w cells.
+        module: contains the group norms and the attention that use the whole picture.
+        run: maps a window of `x` to a result in fp32.
+        x: [1, C, reads × h, reads × w], a picture or a latent of h × w cells.
         side: of a window in cells.
         reads: elements of `x` per cell and side.
         writes: elements of the result per cell and side.
 
     Returns:
-        [1, C', writes × h, writes × w] on the CPU.
+        [1, C', writes × h, writes × w], on the CPU.
     """
     height, width = (length // reads for length in x.shape[2:])
     windows = cover_grid(height, width, side)
-    counts = compute_window_weights(windows, height, width)
+    shares = compute_window_weights(windows, height, width)
 
-    def seen() -> Iterator[Tensor]:
-        for window, count in zip(windows, counts, strict=True):
-            together.enter(window, count.to(x.device))
+    def run_windows() -> Iterator[Tensor]:
+        for window, share in zip(windows, shares, strict=True):
+            shared.select_window(window, share.to(x.device))
             yield run(window.crop(x, reads)).cpu()
 
-    with share_layers(module, height, width) as together:
+    with share_layers(module, height, width) as shared:
         for _ in range(PASS_COUNT - 1):
-            for _ in seen():
+            for _ in run_windows():
                 pass
-            together.learn()
-        return blend_windows(windows, seen(), height, width, writes)
+            shared.begin_pass()
+        return blend_windows(windows, run_windows(), height, width, writes)
 
 
 class SharedLayers:
-    """What layers that see a whole picture share between its windows."""
+    """The state that group norms and attention share between the windows of a picture."""
 
     def __init__(self, height: int, width: int) -> None:
-        """Nothing is known yet of a picture of so many cells."""
+        """Start with no statistics for a picture of `height` × `width` cells."""
         self._size = height, width
         self._window = Window(0, 0, height, width)
         self._share = torch.ones(height, width)
@@ -83,18 +86,18 @@ class SharedLayers:
         self._known: dict[Attention, tuple[Tensor, ...]] = {}
         self._seen: dict[Attention, tuple[Tensor, ...]] = {}
 
-    def enter(self, window: Window, share: Tensor) -> None:
-        """Go to a window, which counts `share` [h, w], fp32, at each of its cells."""
+    def select_window(self, window: Window, share: Tensor) -> None:
+        """Select the current window and its weight at each of its cells, `share` [h, w], fp32."""
         self._window, self._share = window, share
 
-    def learn(self) -> None:
-        """From now on attend to what was seen since the last time."""
+    def begin_pass(self) -> None:
+        """Begin the next pass: attend to the keys and values that the last pass collected."""
         self._known, self._seen = self._seen, {}
 
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
-        """In place of the norm's own forward, for x [1, C, h, w] or [1, C, h × w]."""
+        """Replace a norm's forward, for x [1, C, h, w] or [1, C, h × w]."""
         grouped = x.float().reshape(norm.num_groups, x.shape[1] // norm.num_groups, -1)
-        share = _enlarged(self._share, grouped.shape[2])
+        share = _expand_share(self._share, grouped.shape[2])
         own = [(v * share).sum((1, 2)) for v in (grouped, grouped.square())]
         own.append((share.sum() * grouped.shape[1]).expand_as(own[0]))
         sums = self._sums.setdefault(norm, {})
@@ -107,9 +110,9 @@ class SharedLayers:
         return flat.reshape(x.shape).to(x.dtype)
 
     def attention(self, layer: Attention, x: Tensor, **extras: Any) -> Tensor:
-        """In place of the layer's own forward, for x [1, C, h, w] with a cell for each of ours."""
-        del extras  # the time embedding, which a VAE has none of
-        parts: Any = layer  # typed as if any of them could be missing
+        """Replace an attention layer's forward, for x [1, C, h, w] with one token per cell."""
+        del extras  # the time embedding, which a VAE does not have
+        parts: Any = layer  # diffusers types each part as optional
         tokens = parts.group_norm(x.flatten(2)).transpose(1, 2)
         queries, keys, values = parts.to_q(tokens), parts.to_k(tokens), parts.to_v(tokens)
         known = self._known.get(layer, (keys[0], values[0]))
@@ -131,30 +134,30 @@ class SharedLayers:
 
 @contextmanager
 def share_layers(module: nn.Module, height: int, width: int) -> Generator[SharedLayers]:
-    """Have norms and attention see all windows of a picture, for as long as this lasts.
+    """Make norms and attention use all windows of a picture, within the `with` block.
 
     Args:
-        module: a VAE, or a part of one.
+        module: a VAE or a part of one.
         height: of the picture in cells.
-        width: likewise.
+        width: of the picture in cells.
     """
-    together = SharedLayers(height, width)
+    shared = SharedLayers(height, width)
     takes: dict[type[nn.Module], Any] = {
-        nn.GroupNorm: together.norm,
-        Attention: together.attention,
+        nn.GroupNorm: shared.norm,
+        Attention: shared.attention,
     }
     layers = [m for m in module.modules() if type(m) in takes]
     for layer in layers:
         forward: Any = partial(takes[type(layer)], layer)
         layer.forward = forward
     try:
-        yield together
+        yield shared
     finally:
         for layer in layers:
             del layer.forward
 
 
-def _enlarged(share: Tensor, elements: int) -> Tensor:
-    """A window's share of each cell as that of each element of a finer grid, [elements]."""
+def _expand_share(share: Tensor, elements: int) -> Tensor:
+    """Return a window's weight at each element of a finer grid, [elements]."""
     factor = math.isqrt(elements // share.numel())
     return share.repeat_interleave(factor, 0).repeat_interleave(factor, 1).flatten()

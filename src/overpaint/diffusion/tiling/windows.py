@@ -1,4 +1,4 @@
-"""Windows over what is too large to be seen at once: they cover it, overlap, and are blended."""
+"""Overlapping windows that cover a grid of latent cells, and the blending of their results."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 MIN_OVERLAP_FRACTION = 0.25
-"""Of a window's side, with each neighbour."""
+"""The smallest overlap of adjacent windows, as a fraction of a window's side."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a grid of latent cells."""
+    """A rectangle in a grid of latent cells."""
 
     top: int
     left: int
@@ -20,13 +20,18 @@ class Window:
     width: int
 
     def crop(self, x: Tensor, factor: int = 1) -> Tensor:
-        """What is seen of x [..., h, w]; `factor` is how many of its elements a cell has a side."""
+        """Return a view of the window's part of x [..., h, w].
+
+        Args:
+            x: the whole.
+            factor: elements of `x` per cell and side.
+        """
         top, left = factor * self.top, factor * self.left
         return x[..., top : top + factor * self.height, left : left + factor * self.width]
 
 
 def cover_grid(height: int, width: int, side: int) -> list[Window]:
-    """Windows of up to `side` × `side` cells that cover a grid."""
+    """Return windows of at most `side` × `side` cells that cover a grid."""
     return [
         Window(top, left, min(side, height), min(side, width))
         for top in list_window_starts(height, side)
@@ -37,13 +42,13 @@ def cover_grid(height: int, width: int, side: int) -> list[Window]:
 def compute_window_weights(
     windows: list[Window], height: int, width: int, factor: int = 1
 ) -> list[Tensor]:
-    """How much each window counts at each of its places, fp32 [h, w]; they sum to one everywhere.
+    """Return the blending weights of each window, fp32 [h, w]; they sum to 1 everywhere.
 
     Args:
-        windows: that cover the grid.
+        windows: windows that cover the grid.
         height: of the grid in cells.
-        width: likewise.
-        factor: elements per cell and side of what is to be blended.
+        width: of the grid in cells.
+        factor: elements per cell and side.
     """
     weights = [
         make_edge_ramp(factor * w.top, factor * w.height, factor * height)[:, None]
@@ -59,13 +64,13 @@ def compute_window_weights(
 def blend_windows(
     windows: list[Window], parts: Iterable[Tensor], height: int, width: int, factor: int = 1
 ) -> Tensor:
-    """One whole of what was made of each window, by their shares.
+    """Return the weighted sum of the windows' results.
 
     Args:
-        windows: that cover the grid.
-        parts: one per window, [..., factor × its height, factor × its width].
+        windows: windows that cover the grid.
+        parts: one result per window, [..., factor × its height, factor × its width].
         height: of the grid in cells.
-        width: likewise.
+        width: of the grid in cells.
         factor: elements of the parts per cell and side.
 
     Returns:
@@ -81,7 +86,7 @@ def blend_windows(
 
 
 def list_window_starts(length: int, side: int) -> list[int]:
-    """Where windows begin, evenly, so that they cover a length and overlap by `OVERLAP` or more."""
+    """Return evenly spaced window starts that cover a length with at least the minimum overlap."""
     if length <= side:
         return [0]
     stride = side * (1 - MIN_OVERLAP_FRACTION)
@@ -90,12 +95,12 @@ def list_window_starts(length: int, side: int) -> list[int]:
 
 
 def make_edge_ramp(start: int, length: int, whole: int) -> Tensor:
-    """A window's weight along one side, fp32 [length]: it falls off where a neighbour goes on."""
+    """Return a window's weight along one axis, fp32 [length]; it falls toward adjacent windows."""
     reach = max(1, int(length * MIN_OVERLAP_FRACTION))
-    places = torch.arange(length, dtype=torch.float32)
+    positions = torch.arange(length, dtype=torch.float32)
     weight = torch.ones(length)
     if start > 0:
-        weight = torch.minimum(weight, (places + 0.5) / reach)
+        weight = torch.minimum(weight, (positions + 0.5) / reach)
     if start + length < whole:
-        weight = torch.minimum(weight, (length - places - 0.5) / reach)
+        weight = torch.minimum(weight, (length - positions - 0.5) / reach)
     return weight
