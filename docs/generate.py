@@ -55,11 +55,9 @@ def prose(docstring: str | None) -> str:
 # Fields of models
 
 
-@cache
-def documented_attributes(model: type) -> dict[str, str]:
-    """Return the descriptions in a class docstring's `Attributes:` section, by attribute."""
-    text = cleandoc(model.__doc__ or "")
-    _, _, section = text.partition("Attributes:\n")
+def documented_attributes(docstring: str | None) -> dict[str, str]:
+    """Return the descriptions in a docstring's `Attributes:` section, by attribute."""
+    _, _, section = cleandoc(docstring or "").partition("Attributes:\n")
     found: dict[str, str] = {}
     name = ""
     for line in section.splitlines():
@@ -78,7 +76,7 @@ def field_description(model: type[BaseModel], name: str) -> str:
     if text := model.model_fields[name].description:
         return text
     for base in model.__mro__:
-        if text := documented_attributes(base).get(name):
+        if text := documented_attributes(base.__doc__).get(name):
             return text
     return ""
 
@@ -371,7 +369,7 @@ def http_page() -> str:
     parts = [
         "# HTTP API\n\n"
         "A running server publishes this description as OpenAPI at `/openapi.json` and as pages "
-        "at `/docs`. [Serve](../guides/serve.md) explains authentication, limits and webhooks.\n",
+        "at `/docs`. [Serve](../guides/serve.md) explains authentication and limits, and [webhooks](../guides/webhooks.md) the deliveries.\n",
         "## Error statuses\n\nEvery route can answer with these statuses. The body of an error of "
         "the native API is `application/problem+json`: "
         '`{"title", "status", "detail"}`. '
@@ -386,12 +384,13 @@ def http_page() -> str:
     for name, schema in sorted(document["components"]["schemas"].items()):
         parts.append(f"### {name}\n\n{prose(schema.get('description'))}\n")
         required = schema.get("required", ())
+        documented = documented_attributes(schema.get("description"))
         rows = [
             (
                 code(field),
                 _schema_name(inner),
                 "required" if field in required else _default_in(inner),
-                inner.get("description", ""),
+                inner.get("description") or documented.get(field, ""),
             )
             for field, inner in schema.get("properties", {}).items()
         ]
@@ -657,7 +656,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
     ),
     "Pictures": (
         Limit("Formats that the server reads", "PNG, JPEG, WebP", (),
-              "`415` (OpenAI dialect: `400`; fal, cog and Replicate: `422`)"),
+              "`415` (OpenAI: `400`; fal and cog: `422`)"),
         Limit("Formats that the library and the command line read",
               "PNG, JPEG, WebP, BMP, GIF, TIFF", (), "`PictureError`"),
         Limit("Side of a picture sent to the server", "at least {0:g} pixels", ("overpaint.imaging.images:SMALLEST_SIDE",), "`422`"),
