@@ -659,21 +659,21 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               "`415` (OpenAI: `400`; fal and cog: `422`)"),
         Limit("Formats that the library and the command line read",
               "PNG, JPEG, WebP, BMP, GIF, TIFF", (), "`PictureError`"),
-        Limit("Side of a picture sent to the server", "at least {0:g} pixels", ("overpaint.imaging.images:SMALLEST_SIDE",), "`422`"),
+        Limit("Side of a picture sent to the server", "at least {0:g} pixels", ("overpaint.imaging.codec:MIN_SIDE_PIXELS",), "`422`"),
         Limit(
             "Pixels of a picture sent to the server",
             "{0:,} (8192²)",
-            ("overpaint.imaging.images:LARGEST_RECEIVED",),
+            ("overpaint.imaging.codec:MAX_UPLOAD_PIXELS",),
             "`422`",
         ),
         Limit(
             "Pixels of a picture in the library and the command line",
             "{0:,}",
-            ("overpaint.imaging.images:LARGEST_PIXELS",),
+            ("overpaint.imaging.codec:MAX_PIXELS",),
             "`PictureError`",
         ),
         Limit("Frames", "1", (), "`422`"),
-        Limit("Scans of a JPEG", "{0:g}", ("overpaint.imaging.images:MOST_SCANS",), "`422`"),
+        Limit("Scans of a JPEG", "{0:g}", ("overpaint.imaging.codec:MAX_JPEG_SCANS",), "`422`"),
         Limit("Size of a mask", "the size of its picture", (), "`422`"),
         Limit("One upload", "{0:mib}", ("overpaint.server.store.files:LARGEST_UPLOAD",), "`413`"),
         Limit("Uploads that one job names, together", "{0:mib}",
@@ -684,10 +684,10 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Pictures fetched for one request, together", "{0:mib} in {1:g} s",
               ("overpaint.server.store.files:LARGEST_UPLOAD", "overpaint.server.outbound.image_fetch:FETCH_TIMEOUT_S"),
               "`422`"),
-        Limit("Requests per API key whose pictures are fetched at once",
-              "{0:g}, and {1:g} more wait",
+        Limit("Requests of an API key that fetch pictures",
+              "{0:g} at once, {1:g} together with waiting ones",
               ("overpaint.server.outbound.image_fetch:MAX_CONCURRENT_FETCHES_PER_KEY",
-               "overpaint.server.outbound.image_fetch:WAITING-overpaint.server.outbound.image_fetch:MAX_CONCURRENT_FETCHES_PER_KEY"),
+               "overpaint.server.outbound.image_fetch:MAX_WAITING_FETCHES_PER_KEY"),
               "`429`"),
     ),
     "Requests for pictures": (
@@ -770,13 +770,10 @@ class _Number(float):
 
 
 def constant(place: str) -> float:
-    """Return a number of the code: `module:NAME`, `module:Class.field`, a difference or product."""
+    """Return a number of the code: `module:NAME`, `module:Class.field`, or a multiple of one."""
     if "*" in place:
         factor, _, rest = place.partition("*")
         return float(factor) * constant(rest)
-    if "-" in place:
-        first, _, second = place.partition("-")
-        return constant(first) - constant(second)
     if place.replace(".", "").isdigit():
         return float(place)
     module, _, name = place.partition(":")
