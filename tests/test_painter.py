@@ -1,7 +1,9 @@
 """The library's face, on a tiny random model."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from overpaint.events import Event, Finished, Notice, Preview, Step
 from overpaint.painter import Painter
 from overpaint.provenance import metadata
 from overpaint.request import Request
+from overpaint.request_options import RequestOptions
 from tests.tiny import tiny_model
 
 SKETCH = Image.linear_gradient("L").rotate(30).resize((160, 128)).convert("RGB")
@@ -157,9 +160,16 @@ def test_bad_input_is_named(painter: Painter, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"strength: 1\.1"):
         painter.edit(SKETCH, "a cat", strength=1.1)
     with pytest.raises(RequestError, match="no such field"):
-        painter.create("a cat", strenth=1.0)
+        painter.create("a cat", strenth=1.0)  # pyright: ignore[reportCallIssue]
     with pytest.raises(PictureError, match="folder"):
         painter.edit(tmp_path, "a cat")
+
+
+@pytest.mark.parametrize("method", [Painter.edit, Painter.create])
+def test_painter_methods_take_request_options_as_keywords(method: Callable[..., Any]):
+    *_, options = inspect.signature(method).parameters.values()
+    assert options.kind is inspect.Parameter.VAR_KEYWORD
+    assert options.annotation == Unpack[RequestOptions]
 
 
 def test_the_public_surface() -> None:

@@ -1,7 +1,7 @@
 import json
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,10 @@ from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
 from overpaint.request_fields import DEFAULT_STRENGTH, MAX_SEED
+from overpaint.request_options import RequestOptions
+
+PARAMETERS = {"prompt", "image"}
+"""Fields that `Painter.edit` takes as parameters, not as options."""
 
 IMAGE = Picture(data=b"\x89PNG, or so it says\xff\x00")
 
@@ -279,6 +283,14 @@ def test_a_field_in_its_old_spelling_is_accepted_and_stored_in_the_new_one():
 def test_both_spellings_of_a_field_at_once_are_rejected():
     with pytest.raises(RequestError, match=r"^match_colours: is an alias of match_colors"):
         Request.model_validate({"match_colours": True, "match_colors": True})
+
+
+def test_request_options_have_the_names_types_and_requiredness_of_the_fields():
+    fields = {name: field for name, field in Request.model_fields.items() if name not in PARAMETERS}
+    hints = get_type_hints(Request)
+    assert get_type_hints(RequestOptions) == {name: hints[name] for name in fields}
+    required = {name for name, field in fields.items() if field.is_required()}
+    assert required == RequestOptions.__required_keys__
 
 
 def test_pictures_are_equal_by_content_and_do_not_print_it():

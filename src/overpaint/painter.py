@@ -1,4 +1,4 @@
-"""The library's face: load a model, edit and create pictures.
+"""The library's entry point: load a model, edit and create pictures.
 
 painter = load("miniature")
 result = painter.edit("sketch.png", "a watercolor painting of a red house", strength=0.7)
@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
@@ -24,48 +24,56 @@ from overpaint.models.library.library import Library
 from overpaint.picture import Picture
 from overpaint.provenance import metadata
 from overpaint.request import Request
+from overpaint.request_options import RequestOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.models.model import Model
 
-# Latent cells, over all pictures of one network call on an accelerator, beyond which a larger batch
-# only takes memory: two pictures of 1024², or eight of 512², where SDXL's time per picture is flat.
-BATCH_CELLS = 2 * 128 * 128
+MAX_BATCH_CELLS = 2 * 128 * 128
+"""Latent cells in one network call on an accelerator: two pictures of 1024² or eight of 512².
+
+SDXL's time per picture does not fall beyond that, and its memory rises."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a request.
-
-    Attributes:
-        images: RGB, one per picture.
-        seeds: of each picture; the same request with that seed makes it alone.
-        metadata: of each picture; `save` writes it into the file.
-        notices: what the user should be told.
-    """
+    """The pictures that a request made."""
 
     images: "tuple[Image, ...]"
+    """The pictures, RGB."""
+
     seeds: tuple[int, ...]
+    """The seed of each picture; the request with this seed makes the picture alone."""
+
     metadata: tuple[dict[str, Any], ...]
+    """The settings of each picture; `save` writes them into the file."""
+
     notices: tuple[str, ...]
+    """Messages for the user, such as a size outside the trained range."""
 
     def save(self, path: str | PathLike[str], index: int = 0) -> None:
-        """Write a picture with its settings, as PNG, JPEG or WebP by the name's ending.
+        """Write a picture with its settings.
+
+        Args:
+            path: a name that ends with .png, .jpg, .jpeg or .webp.
+            index: the picture, from 0.
 
         Raises:
-            OutputError: it cannot be written; nothing is left behind.
+            OutputError: the file cannot be written; no partial file remains.
         """
         metadata.write(self.images[index], Path(path), self.metadata[index])
 
 
 class Painter:
-    """A model that carries out requests, one at a time: not to be shared between threads.
+    """A loaded model that runs one request at a time.
+
+    Threads must not share a painter.
 
     Attributes:
         model: the loaded checkpoint.
-        addon_loader: what requests name beside it.
+        addon_loader: the loader of the refiners, ControlNets, LoRAs and embeddings that requests name.
     """
 
     def __init__(self, model: "Model", store: Library | None = None):
@@ -73,28 +81,42 @@ class Painter:
         self.addon_loader = AddonLoader(model, store or Library())
 
     def edit(
-        self, picture: "str | PathLike[str] | bytes | Image | Picture", prompt: str, **fields: Any
+        self,
+        picture: "str | PathLike[str] | bytes | Image | Picture",
+        prompt: str,
+        **options: Unpack[RequestOptions],
     ) -> Result:
         """Repaint a picture.
 
         Args:
-            picture: a path, encoded bytes or a PIL image.
-            prompt: what it should become.
-            fields: any other field of `Request`: strength, seed, num_inference_steps …
+            picture: a path, the bytes of an image file, or a PIL image.
+            prompt: the picture to paint, in words.
+            options: other fields of `Request`, such as strength, seed or num_inference_steps.
 
         Raises:
-            RequestError: a field is wrong, or the model cannot do what it asks.
+            RequestError: a field is invalid, or the model cannot satisfy it.
             PictureError: the picture cannot be read.
-            DeviceError: the device ran out of memory, or the numbers were not finite.
+            ModelError: a refiner, ControlNet, LoRA or embedding cannot be used.
+            DeviceError: the device ran out of memory, or its results are not finite.
         """
-        return self.run(Request(image=codec.read_picture(picture), prompt=prompt, **fields))
+        return self.run(Request(image=codec.read_picture(picture), prompt=prompt, **options))
 
-    def create(self, prompt: str, **fields: Any) -> Result:
-        """Make a picture from a prompt alone; otherwise as `edit`."""
-        return self.run(Request(prompt=prompt, **fields))
+    def create(self, prompt: str, **options: Unpack[RequestOptions]) -> Result:
+        """Create a picture from a prompt alone.
+
+        Args:
+            prompt: the picture to paint, in words.
+            options: other fields of `Request`, such as width, height or seed.
+
+        Raises:
+            RequestError: a field is invalid, or the model cannot satisfy it.
+            ModelError: a refiner, ControlNet, LoRA or embedding cannot be used.
+            DeviceError: the device ran out of memory, or its results are not finite.
+        """
+        return self.run(Request(prompt=prompt, **options))
 
     def run(self, request: Request) -> Result:
-        """Carry out a request to its end."""
+        """Run a request to its end and return its pictures."""
         notices: list[str] = []
         for event in self.stream(request):
             match event:
@@ -104,14 +126,14 @@ class Painter:
                     return Result(event.images, event.seeds, event.metadata, tuple(notices))
                 case _:
                     pass
-        raise AssertionError("a stream ends with Finished")
+        raise AssertionError("the stream ended without Finished")
 
     def stream(self, request: Request, *, preview_every: int = 0) -> Generator[Event]:
-        """Carry out a request, telling as it goes. Cancel by closing the iterator.
+        """Run a request and yield its events; close the generator to cancel the request.
 
         Args:
-            request: what to do.
-            preview_every: steps between previews of each picture; 0 for none.
+            request: the request.
+            preview_every: sampler steps between two previews of a picture; 0 turns previews off.
 
         Yields:
             `Notice`s, a `Step` after every network call, `Preview`s, and `Finished` at the end.
@@ -120,40 +142,40 @@ class Painter:
             yield from self._stream(request, preview_every)
         except torch.OutOfMemoryError as error:
             raise DeviceError(
-                f"{self.model.device} ran out of memory: {error}. Make the picture smaller, ask "
-                "for fewer at once, or load the model in bf16."
+                f"{self.model.device} ran out of memory: {error}. Choose a smaller size, request "
+                "fewer pictures at once, or load the model in bf16."
             ) from error
 
     def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
-        painting = Run(request, self.model, self.addon_loader)
-        yield from map(Notice, painting.notices)
-        for group in _groups(painting.trajectories):
+        run = Run(request, self.model, self.addon_loader)
+        yield from map(Notice, run.notices)
+        for group in _split_into_batches(run.trajectories):
             shown = 0
-            while live := [i for i in group if not painting.trajectories[i].done]:
-                for together in group_by_batch_key([painting.trajectories[i] for i in live]):
+            while live := [i for i in group if not run.trajectories[i].done]:
+                for together in group_by_batch_key([run.trajectories[i] for i in live]):
                     step(together)
-                yield painting.progress
-                reached = painting.trajectories[live[0]]
+                yield run.progress
+                reached = run.trajectories[live[0]]
                 if preview_every and reached.steps_done // preview_every > shown:
                     shown = reached.steps_done // preview_every
                     if not reached.done:
-                        yield from painting.render_previews(live)
+                        yield from run.render_previews(live)
             for index in group:
-                yield from painting.decode_picture(index)
-        yield painting.finish()
+                yield from run.decode_picture(index)
+        yield run.finish()
 
 
-def _groups(trajectories: Sequence[Trajectory]) -> Iterator[range]:
-    """As many at once as a network call gains from.
+def _split_into_batches(trajectories: Sequence[Trajectory]) -> Iterator[range]:
+    """Yield the indices of the trajectories that run together.
 
-    On the CPU that is one: rows take as long together as one after another, and a picture made
-    alone has the same bits whatever else was asked for with it.
+    On an accelerator a batch has up to `MAX_BATCH_CELLS` latent cells. On the CPU pictures run one
+    by one: a batch saves no time there, and alone each picture has the same bits in any request.
     """
     if trajectories:
         plan = trajectories[0].plan
         _, height, width = plan.shape
-        alone = plan.network.device.type == "cpu"
-        size = 1 if alone else max(1, BATCH_CELLS // (height * width))
+        one_by_one = plan.network.device.type == "cpu"
+        size = 1 if one_by_one else max(1, MAX_BATCH_CELLS // (height * width))
         count = len(trajectories)
         yield from (range(i, min(i + size, count)) for i in range(0, count, size))
 
@@ -166,22 +188,22 @@ def load(
     preview_decoder: str | PathLike[str] | None = None,
     home: str | PathLike[str] | None = None,
 ) -> Painter:
-    """Load a model and make a painter of it.
+    """Load a model and return a painter for it.
 
     Args:
-        model: "miniature", "sdxl", the name of a checkpoint that was added, a hub id, a diffusers
-            folder or a `.safetensors` file.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
-        dtype: "auto", "bf16", "fp16", "fp32".
-        preview_decoder: the folder of a small decoder (AutoencoderTiny, such as TAESDXL) to make
-            previews with, instead of the linear map.
-        home: where `overpaint models add` has put checkpoints, LoRAs, control nets and embeddings;
-            by default `~/.overpaint`.
+        model: "miniature", "sdxl", the name of an added checkpoint, a Hugging Face Hub id, a
+            diffusers folder or a `.safetensors` file.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        dtype: "auto", "bf16", "fp16" or "fp32".
+        preview_decoder: the folder of a small decoder (AutoencoderTiny, such as TAESDXL) for
+            previews. By default a linear map makes them.
+        home: the folder into which `overpaint models add` copies checkpoints, LoRAs, ControlNets
+            and embeddings; by default `~/.overpaint`.
 
     Raises:
-        ModelNotFoundError: no such model, and what was tried.
-        CheckpointError: it is not an SDXL checkpoint, or a damaged one.
-        DeviceError: the device is not there.
+        ModelNotFoundError: there is no such model; the message lists the places searched.
+        CheckpointError: the file is damaged or is not an SDXL checkpoint.
+        DeviceError: the device does not exist.
     """
     store = Library(home)
     loaded = load_library_model(model, store, device=device, dtype=dtype)

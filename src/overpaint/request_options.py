@@ -1,0 +1,70 @@
+"""The fields of a request as typed keywords, for the editors of callers."""
+
+from typing import TypedDict
+
+from overpaint.picture import Picture
+from overpaint.registry import Fill, Space, Task
+from overpaint.request_fields import (
+    Crop,
+    Fit,
+    Interval,
+    LengthPair,
+    Margins,
+    Prompt,
+    Refine,
+    Side,
+    Size,
+    StepsMode,
+)
+from overpaint.request_parts import Control, Lora, ModelName
+
+
+class RequestOptions(TypedDict, total=False):
+    """Every field of `Request` but `prompt` and `image`, which documents their meanings."""
+
+    prompt_2: Prompt | None
+    negative_prompt: Prompt
+    negative_prompt_2: Prompt | None
+    strength: float | None
+    width: Side | None
+    height: Side | None
+    size: Size
+    fit: Fit | None
+    mask: Picture | None
+    mask_from: str | None
+    mask_invert: bool
+    mask_grow: int
+    mask_blur: int
+    extend: Margins
+    task: Task | None
+    fill: Fill | None
+    crop: Crop
+    match_colors: bool
+    num_inference_steps: int
+    steps: StepsMode
+    guidance_scale: float
+    guidance_rescale: float
+    guidance_interval: Interval
+    sampler: str
+    schedule: str
+    seed: int
+    num_images: int
+    refiner: ModelName | None
+    refine: Refine | None
+    high_noise_frac: float
+    refine_strength: float
+    refine_steps: int | None
+    upscale: float
+    upscale_in: Space
+    aesthetic_score: float
+    negative_aesthetic_score: float
+    loras: tuple[Lora, ...]
+    lora_lenient: bool
+    controls: tuple[Control, ...]
+    clip_skip: int
+    original_size: LengthPair | None
+    crops_coords_top_left: LengthPair
+    target_size: LengthPair | None
+    negative_original_size: LengthPair | None
+    negative_crops_coords_top_left: LengthPair | None
+    negative_target_size: LengthPair | None
