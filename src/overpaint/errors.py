@@ -1,21 +1,21 @@
-"""Every error that Overpaint raises on purpose.
+"""The errors that Overpaint raises deliberately.
 
     OverpaintError                exit code 1
-    ├── RequestError              2   a field is out of range, unknown or inconsistent
-    ├── PictureError              3   a file is not a picture we can read
-    │   └── FormatError               it is one, or the like, of a format that is not read
-    ├── ModelError                4   a checkpoint cannot be used
-    │   ├── ModelNotFoundError        no such name, file or folder
-    │   └── CheckpointError           found, but not what it should be
+    ├── RequestError              2   a field is unknown, out of range or inconsistent
+    ├── PictureError              3   a file is not a readable picture
+    │   └── FormatError               the picture's format is not supported
+    ├── ModelError                4   a model cannot be used
+    │   ├── ModelNotFoundError        no model has this name, file, folder or hub id
+    │   └── CheckpointError           the file is damaged or of another kind
     ├── OutputError               5   the result cannot be written
-    ├── DeviceError               6   no such device, out of memory, numbers not finite
-    ├── StoreError                7   the job store cannot be reached, or turns a job away
-    │   ├── QueueFullError            as much waits as may
-    │   └── IdempotencyError          a client's token was used for something else
+    ├── DeviceError               6   no such device, out of memory, results not finite
+    ├── StoreError                7   the job store is unreachable, or rejects a job
+    │   ├── QueueFullError            the queue is full
+    │   └── IdempotencyError          the idempotency key belongs to another request
     └── SafetyError               8   the safety checker failed, or flagged every picture
 
-Each message says what was wrong, with which value, and what to do about it. The command line
-prints the message alone and ends with the class's exit code.
+A message names the problem, the value, the limit and the remedy. The command line prints the
+message and exits with the code of the class.
 """
 
 from difflib import get_close_matches
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 
 class OverpaintError(Exception):
-    """The root of the tree."""
+    """Base class of all errors; the command line exits with `exit_code`."""
 
     exit_code: ClassVar[int] = 1
 
 
 class RequestError(OverpaintError):
-    """A request cannot be carried out as asked.
+    """A field of a request is invalid.
 
     Attributes:
-        field: the name of the field at fault, as in `Request`.
-        message: what is wrong with it.
+        field: the name of the invalid field, as in `Request`.
+        message: the problem and its remedy, without the field's name.
     """
 
     exit_code = 2
@@ -48,13 +48,13 @@ class RequestError(OverpaintError):
 
 
 class PictureError(OverpaintError):
-    """A file is not a picture, or not one that is safe to decode."""
+    """A file is not a picture, or is not safe to decode."""
 
     exit_code = 3
 
 
 class FormatError(PictureError):
-    """A file of a known format that is not read."""
+    """A picture has a known format that is not supported."""
 
 
 class ModelError(OverpaintError):
@@ -64,36 +64,36 @@ class ModelError(OverpaintError):
 
 
 class ModelNotFoundError(ModelError):
-    """No model by that name, file, folder or hub id."""
+    """No model has this name, file, folder or hub id."""
 
 
 class CheckpointError(ModelError):
-    """A checkpoint is there but is not what it should be: keys, shapes, format."""
+    """A checkpoint has the wrong keys, shapes or format."""
 
 
 class OutputError(OverpaintError):
-    """A result cannot be written where it should go."""
+    """A result cannot be written to its path."""
 
     exit_code = 5
 
 
 class DeviceError(OverpaintError):
-    """The device is missing, has too little memory, or computed numbers that are not finite."""
+    """The device is missing, ran out of memory, or computed results that are not finite."""
 
     exit_code = 6
 
 
 class StoreError(OverpaintError):
-    """The job store cannot be reached, is another version's, or cannot write."""
+    """The job store cannot be reached, has an unsupported version, or cannot write."""
 
     exit_code = 7
 
 
 class QueueFullError(StoreError):
-    """As many jobs wait as may.
+    """The queue has reached its limit.
 
     Attributes:
-        seconds: of work that are waiting.
+        seconds: the estimated time of the work that waits, in seconds.
     """
 
     def __init__(self, message: str, seconds: float):
@@ -102,21 +102,21 @@ class QueueFullError(StoreError):
 
 
 class IdempotencyError(StoreError):
-    """A client's idempotency key came before, with another request."""
+    """A client used an idempotency key again, with another request."""
 
 
 class SafetyError(OverpaintError):
-    """The safety checker failed, or flagged every picture of a request: none is published."""
+    """The safety checker failed or flagged every picture, so the server publishes no picture."""
 
     exit_code = 8
 
 
-LONGEST_NAME = 100
-"""Characters of what somebody gave for a name that are compared with the names there are."""
+MAX_NAME_CHARS = 100
+"""Characters of an unknown name that are compared with the known names."""
 
 
-class _Shown(Repr):
-    """What a message shows of a value, which may be large or deep: as much work as it shows."""
+class _ShortRepr(Repr):
+    """A `repr` whose cost is bounded by its output, for values that may be large or deep."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,17 +128,17 @@ class _Shown(Repr):
 
 
 def quote_value(value: object) -> str:
-    """A value for a message, of sixty characters at most."""
-    text = _Shown().repr(value)
+    """Return the `repr` of a value for a message, shortened to 60 characters."""
+    text = _ShortRepr().repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def did_you_mean(name: str, known: "Iterable[str]") -> str:
-    """A hint naming the known names closest to `name`, ready to end a message with.
+    """Return a suggestion for an unknown name, to append to a message.
 
     Returns:
-        " Did you mean a, b?" or, where nothing is close, " Known: a, b, c."
+        " Did you mean a, b?" with the closest names, or " Known: a, b, c." if no name is close.
     """
     names = sorted(known)
-    close = get_close_matches(name[:LONGEST_NAME].lower(), names, n=3, cutoff=0.5)
+    close = get_close_matches(name[:MAX_NAME_CHARS].lower(), names, n=3, cutoff=0.5)
     return f" Did you mean {', '.join(close)}?" if close else f" Known: {', '.join(names)}."

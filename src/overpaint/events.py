@@ -1,4 +1,7 @@
-"""What happens while a request runs: the one stream that every reader reads."""
+"""Events of a running request.
+
+The progress bar, server-sent events, webhooks and the job store all read this one stream.
+"""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,79 +12,73 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the user should be told: a size outside the trained range, a retry in fp32."""
+    """A message for the user, such as a size outside the trained range or a retry in fp32."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class Step:
-    """The network has been evaluated once more for this request.
-
-    Attributes:
-        done: sampler steps finished, over all pictures of the request.
-        total: steps that the request takes.
-        sigma: the noise level that the first unfinished picture has reached.
-    """
+    """The network was evaluated once more for the request."""
 
     done: int
+    """Sampler steps finished, over all pictures of the request."""
+
     total: int
+    """Sampler steps of the whole request."""
+
     sigma: float
+    """The noise level of the first unfinished picture."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A cheap look at a picture in the making.
-
-    Attributes:
-        index: which picture of the request, from 0.
-        image: RGB, an eighth of the result's size for the linear preview.
-    """
+    """A quickly decoded preview of an unfinished picture."""
 
     index: int
+    """The picture of the request, from 0."""
+
     image: "Image"
+    """RGB; the linear preview has an eighth of the result's width and height."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The request is done; always the last event.
-
-    Attributes:
-        images: RGB, one per picture of the request.
-        seeds: of each picture.
-        metadata: of each picture, as `metadata.write` takes it.
-    """
+    """The pictures of a finished request; always the last event."""
 
     images: "tuple[Image, ...]"
+    """The pictures, RGB."""
+
     seeds: tuple[int, ...]
+    """The seed of each picture."""
+
     metadata: tuple[dict[str, Any], ...] = field(repr=False)
+    """The settings of each picture, for `metadata.write`."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """The request ended without pictures; the last event of an engine in place of `Finished`."""
+    """The request failed; an engine's last event, in place of `Finished`."""
 
     error: Exception
 
 
 @dataclass(frozen=True)
 class Canceled:
-    """The request ended because that was asked for; the last event of an engine likewise."""
+    """The request was canceled; an engine's last event, in place of `Finished`."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What the request has cost; an engine tells it just before the last event.
-
-    Attributes:
-        seconds: of the device: its rows' share of every step and decoding that it took part in.
-        megapixel_steps: evaluations of the network, each by the million pixels that it painted.
-    """
+    """The cost of a request; an engine yields it just before the last event."""
 
     seconds: float = 0.0
+    """Device time: the request's share of every step and decoding, by rows."""
+
     megapixel_steps: float = 0.0
+    """Network evaluations, each times the million pixels that it painted."""
 
 
-NOTHING = Spent()
+NO_COST = Spent()
 
 Event = Notice | Step | Preview | Finished

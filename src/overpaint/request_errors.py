@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from overpaint.errors import LONGEST_NAME, RequestError, did_you_mean, quote_value
+from overpaint.errors import MAX_NAME_CHARS, RequestError, did_you_mean, quote_value
 
 MAX_PROBLEMS_SHOWN = 10
 """Problems of one request that its error describes; the others are counted."""
@@ -26,7 +26,9 @@ def translate_validation_error(error: ValidationError, model: type[BaseModel]) -
 
 def _field_path(location: tuple[int | str, ...]) -> str:
     # Strings after the first name members of a union, which mean nothing to a user.
-    named = [str(p)[:LONGEST_NAME] for i, p in enumerate(location) if i == 0 or isinstance(p, int)]
+    named = [
+        str(p)[:MAX_NAME_CHARS] for i, p in enumerate(location) if i == 0 or isinstance(p, int)
+    ]
     return ".".join(named) or "request"
 
 

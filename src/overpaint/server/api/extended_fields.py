@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from overpaint.errors import LONGEST_NAME, RequestError, did_you_mean
+from overpaint.errors import MAX_NAME_CHARS, RequestError, did_you_mean
 from overpaint.request import Request
 from overpaint.request_fields import resolve_field_aliases
 from overpaint.server.api.fields import with_checked_mask
@@ -41,7 +41,7 @@ def build_request(
         if name not in own:
             known = {*own, *type(given).model_fields}
             raise RequestError(
-                name[:LONGEST_NAME], f"there is no such field here.{did_you_mean(name, known)}"
+                name[:MAX_NAME_CHARS], f"there is no such field here.{did_you_mean(name, known)}"
             )
         if value is not None:
             fields[name] = load_nested_images(value, sources, name)

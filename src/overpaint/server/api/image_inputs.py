@@ -5,7 +5,7 @@ from collections.abc import Generator, Mapping
 from itertools import islice
 from typing import Any
 
-from overpaint.errors import LONGEST_NAME, RequestError, quote_value
+from overpaint.errors import MAX_NAME_CHARS, RequestError, quote_value
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.server.api.fields import decode_base64, decode_data_uri
@@ -141,5 +141,5 @@ def _checked_image(data: bytes, path: FieldPath) -> dict[str, bytes]:
 
 def _field_name(*path: str | int) -> str:
     """Where something is, for messages: names may be of any length, and no Unicode."""
-    name = ".".join(str(part)[:LONGEST_NAME] for part in path)
+    name = ".".join(str(part)[:MAX_NAME_CHARS] for part in path)
     return name.encode(errors="replace").decode()

@@ -13,7 +13,7 @@ from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from overpaint.errors import (
-    LONGEST_NAME,
+    MAX_NAME_CHARS,
 )
 from overpaint.server.http.auth import authenticate
 from overpaint.server.http.json_body import StrictRequest
@@ -73,7 +73,9 @@ async def _check_charset(incoming: Incoming) -> None:
     charset = options.get(b"charset", b"").decode("latin-1").strip("'\" ").lower()
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
         await _discard_body(incoming)
-        raise HTTPException(415, f"the charset {charset[:LONGEST_NAME]!r} is not read; send UTF-8.")
+        raise HTTPException(
+            415, f"the charset {charset[:MAX_NAME_CHARS]!r} is not read; send UTF-8."
+        )
 
 
 async def _check_key(incoming: Incoming) -> None:
@@ -106,7 +108,7 @@ def _shorten_error(error: Exception) -> Exception:
         wrong = [
             {
                 **each,
-                "loc": tuple(p[:LONGEST_NAME] if isinstance(p, str) else p for p in each["loc"]),
+                "loc": tuple(p[:MAX_NAME_CHARS] if isinstance(p, str) else p for p in each["loc"]),
             }
             for each in error.errors()[:MAX_REPORTED_ERRORS]
         ]

@@ -41,7 +41,7 @@ from overpaint.engine.worker import (
     broken,
     main,
 )
-from overpaint.events import NOTHING, Notice, Spent, Step
+from overpaint.events import NO_COST, Notice, Spent, Step
 from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import ENDED, Attempt, Job, Jobs
@@ -85,7 +85,7 @@ class End:
     state: Literal["succeeded", "failed", "canceled"]
     result: dict[str, Any] | None = None
     error: str | None = None
-    spent: Spent = NOTHING
+    spent: Spent = NO_COST
 
 
 @dataclass

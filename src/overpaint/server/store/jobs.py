@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 from sqlalchemy.exc import IntegrityError
 
 from overpaint.errors import IdempotencyError, QueueFullError
-from overpaint.events import NOTHING, Spent
+from overpaint.events import NO_COST, Spent
 from overpaint.server.settings import DEFAULT_LIMITS, Limits
 from overpaint.server.store import outbox, usage
 from overpaint.server.store.database import Database
@@ -320,7 +320,7 @@ class Jobs:
         *,
         result: Mapping[str, Any] | None = None,
         error: str | None = None,
-        spent: Spent = NOTHING,
+        spent: Spent = NO_COST,
     ) -> bool:
         """Publish the end of an attempt, and enter what it has `spent` in the ledger.
 
@@ -520,7 +520,7 @@ class Jobs:
         now: float,
         result: Mapping[str, Any] | None = None,
         error: str | None = None,
-        spent: Spent = NOTHING,
+        spent: Spent = NO_COST,
     ) -> bool:
         ended = update(jobs).where(where)
         values: dict[str, Any] = {"state": state, "ended": now, "error": error}

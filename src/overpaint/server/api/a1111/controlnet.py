@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from overpaint.errors import LONGEST_NAME, RequestError, did_you_mean, quote_value
+from overpaint.errors import MAX_NAME_CHARS, RequestError, did_you_mean, quote_value
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.registry import HINTS, Weighting
@@ -193,7 +193,7 @@ def _picture(unit: Unit, given: TextInputs | ImageInputs) -> Picture | None:
         for name in image.keys() - {"image"}:
             if image[name]:
                 raise RequestError(
-                    f"{CONTROL_NET}.image.{name[:LONGEST_NAME]}", "is not known; leave it out."
+                    f"{CONTROL_NET}.image.{name[:MAX_NAME_CHARS]}", "is not known; leave it out."
                 )
         image = image.get("image")
     if not image:
