@@ -1,7 +1,7 @@
 import pytest
 
 from overpaint.errors import RequestError, did_you_mean
-from overpaint.registry import PAIRS, SAMPLERS, SCHEDULES, sampler_name, schedule_name
+from overpaint.registry import PAIRS, SAMPLERS, SCHEDULES, resolve_sampler, resolve_schedule
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -9,15 +9,15 @@ def test_every_spelling_of_a_sampler_is_understood(name: str):
     sampler = SAMPLERS[name]
     for spelling in (sampler.name, sampler.label, *sampler.aliases):
         for cased in (spelling, spelling.upper(), spelling.lower()):
-            assert sampler_name(cased) == (name, None)
-        assert sampler_name(f"{spelling} Karras") == (name, "karras")
+            assert resolve_sampler(cased) == (name, None)
+        assert resolve_sampler(f"{spelling} Karras") == (name, "karras")
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_spelling_of_a_schedule_is_understood(name: str):
     schedule = SCHEDULES[name]
     for spelling in (schedule.name, schedule.label, *schedule.aliases):
-        assert schedule_name(spelling) == schedule_name(spelling.upper()) == name
+        assert resolve_schedule(spelling) == resolve_schedule(spelling.upper()) == name
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,16 @@ def test_every_spelling_of_a_schedule_is_understood(name: str):
     ],
 )
 def test_names_of_other_programs(spelling: str, meant: tuple[str, str | None]):
-    assert sampler_name(spelling) == meant
+    assert resolve_sampler(spelling) == meant
 
 
 def test_unknown_names_are_refused_with_near_matches():
     with pytest.raises(RequestError, match=r"'dpmp2m'\. Did you mean dpmpp_2m"):
-        sampler_name("dpmp2m")
+        resolve_sampler("dpmp2m")
     with pytest.raises(RequestError, match=r"'karas'\. Did you mean karras"):
-        schedule_name("karas")
+        resolve_schedule("karas")
     with pytest.raises(RequestError, match="'__class__'"):
-        sampler_name("__class__")
+        resolve_sampler("__class__")
 
 
 def test_where_nothing_is_near_all_names_are_listed():

@@ -1,8 +1,8 @@
-"""The names of samplers and schedules, with the names that other programs give them.
+"""The names of samplers, schedules, hints and mask tasks, with their aliases in other programs.
 
-One line here and one function of the same name in `diffusion/samplers.py` (or
-`diffusion/schedule.py`) make a new sampler (or schedule). This table imports nothing, so that a
-request is checked without loading torch.
+A new sampler needs one line here and one function of the same name in `diffusion/samplers.py`; a
+new schedule needs the same in `diffusion/schedule.py`. This module imports no torch, so a request
+is validated without it.
 """
 
 from dataclasses import dataclass
@@ -13,54 +13,47 @@ from overpaint.errors import RequestError, did_you_mean, quote_value
 
 @dataclass(frozen=True)
 class Named:
-    """A sampler or a schedule.
-
-    Attributes:
-        name: ours, and the name of the function.
-        label: what A1111 calls it, as written into picture metadata.
-        aliases: other spellings that are understood: Replicate's and diffusers' names.
-    """
+    """A sampler or a schedule."""
 
     name: str
+    """The name in requests, and the name of the function."""
+
     label: str
+    """The name in A1111, which picture metadata contains."""
+
     aliases: tuple[str, ...] = ()
+    """Other accepted names, from Replicate, diffusers and ComfyUI."""
 
 
 @dataclass(frozen=True)
 class Sampler(Named):
-    """A sampler.
-
-    Attributes:
-        evaluations: network evaluations per step (the last step of a two-evaluation sampler
-            takes one).
-        stochastic: draws fresh noise while it runs.
-        drops_penultimate: leaves out the last sigma before zero, whose step is so short that a
-            second-order sampler gains nothing there (as A1111 does).
-    """
+    """A sampler."""
 
     evaluations: int = 1
+    """Network evaluations per step; the last step of a sampler with two takes one."""
+
     stochastic: bool = False
+    """True if the sampler draws fresh noise at its steps."""
+
     drops_penultimate: bool = False
+    """True if the sampler skips the last sigma before zero, like A1111.
+
+    That step is too short for a second-order sampler to gain from it."""
 
 
 Fill = Literal["original", "surroundings", "flat", "noise"]
-"""What is inside a mask before painting: what was there, its surroundings blurred into it, their
-mean colour, or latent noise."""
+"""The content of a mask before painting: the image itself, its surroundings blurred into the mask,
+their mean color, or latent noise."""
 
 Space = Literal["pixels", "latents"]
-"""What is resampled when a picture is enlarged for its second stage."""
+"""The data that is resampled to enlarge a picture for its second stage."""
 
 Task = Literal["retouch", "replace", "remove", "extend"]
 
 
 @dataclass(frozen=True)
 class Repaint:
-    """What a task with a mask stands for, where the request does not say.
-
-    Attributes:
-        strength: 0 to 1.
-        fill: before painting.
-    """
+    """The defaults that a mask's task sets: strength, 0 to 1, and fill."""
 
     strength: float
     fill: Fill
@@ -74,46 +67,45 @@ TASKS: dict[Task, Repaint] = {
 }
 
 Weighting = Literal["balanced", "soft", "guess"]
-"""How a control net's scale is shared out over the levels of the network: everywhere the same; less
-the finer the level, so that the prompt has more to say; or that, steeper, and only where the prompt
-speaks, so that the hint alone decides what the prompt leaves open."""
+"""How a ControlNet's scale is spread over the levels of the UNet.
 
+"balanced" uses the scale at every level. "soft" lowers it toward the finer levels, so the prompt
+has more influence. "guess" lowers it further and steers only the row with the prompt."""
 
 Sight = Literal["depth", "classes"]
-"""What a network sees in a picture: how near things are, or what they are."""
+"""The output of an estimator: depth, or the class of every pixel."""
 
 
 @dataclass(frozen=True)
 class Hint:
-    """A kind of picture that steers the structure of another.
-
-    Attributes:
-        shows: what, in a few words.
-        union: which control type of a union net it is (xinsir's numbering); None where such a net
-            knows none.
-        labels: its colours name things, so that between two of them there is nothing.
-        sight: what an estimator sees that it can be drawn from; None where none is of use.
-    """
+    """A preprocessor and the kind of control image that it makes."""
 
     shows: str
+    """The content of the control image, in a few words."""
+
     union: int | None = None
+    """The control type of a union ControlNet (xinsir's numbering); None if such nets lack it."""
+
     labels: bool = False
+    """True if colors stand for classes, so that colors in between have no meaning."""
+
     sight: Sight | None = None
+    """The estimator output that the control image is drawn from; None if no estimator helps."""
 
 
 HINTS: dict[str, Hint] = {
     "canny": Hint("hard edges, one pixel wide", 3),
-    "lineart": Hint("lines, as drawn with a pen", 3),
+    "lineart": Hint("lines like those of a pen", 3),
     "scribble": Hint("few, thick lines", 2),
-    "softedge": Hint("edges by how strong they are", 2),
-    "depth": Hint("what is near, bright", 1, sight="depth"),
-    "normal": Hint("which way surfaces face", 4, sight="depth"),
-    "segmentation": Hint("what is where, by colour", 5, labels=True, sight="classes"),
-    "pose": Hint("people's joints and limbs", 0),
-    "tile": Hint("the picture itself, coarse", 6),
-    "blur": Hint("the picture itself, out of focus", 6),
-    "shuffle": Hint("the picture's colours and textures, anywhere"),
-    "palette": Hint("the picture's colours, in large squares"),
+    "softedge": Hint("edges, brighter where stronger", 2),
+    "depth": Hint("depth, near is bright", 1, sight="depth"),
+    "normal": Hint("surface directions as colors", 4, sight="depth"),
+    "segmentation": Hint("one color for each class of object", 5, labels=True, sight="classes"),
+    "pose": Hint("joints and limbs of people", 0),
+    "tile": Hint("the picture, coarse", 6),
+    "blur": Hint("the picture, out of focus", 6),
+    "shuffle": Hint("the colors and textures of the picture, anywhere"),
+    "palette": Hint("the colors of the picture, in large squares"),
 }
 
 SAMPLERS: dict[str, Sampler] = {
@@ -175,15 +167,15 @@ SCHEDULES: dict[str, Named] = {
     )
 }
 
-# Names of other programs that mean a sampler and a schedule at once.
 PAIRS: dict[str, tuple[str, str]] = {
     "karrasdpm": ("dpmpp_2m", "karras"),
 }
+"""Names of other programs that stand for a sampler and a schedule."""
 
 
 def _key(name: str) -> str:
     key = name.lower().replace("+", "p").replace(" ", "_").replace("-", "_")
-    return key.removesuffix("scheduler")  # of diffusers' class names
+    return key.removesuffix("scheduler")  # diffusers' class names end with it
 
 
 def _index(table: "dict[str, Sampler] | dict[str, Named]") -> dict[str, str]:
@@ -198,26 +190,26 @@ _SAMPLERS = _index(SAMPLERS)
 _SCHEDULES = _index(SCHEDULES)
 
 
-def schedule_name(name: str) -> str:
-    """Our name of a schedule, from any known spelling.
+def resolve_schedule(name: str) -> str:
+    """Return the canonical name of a schedule for any accepted spelling.
 
     Raises:
-        RequestError: no such schedule; near matches are named.
+        RequestError: there is no such schedule; the message suggests names.
     """
     if (found := _SCHEDULES.get(_key(name))) is None:
         raise RequestError(
-            "schedule", f"unknown schedule {quote_value(name)}.{did_you_mean(name, SCHEDULES)}"
+            "schedule", f"There is no schedule {quote_value(name)}.{did_you_mean(name, SCHEDULES)}"
         )
     return found
 
 
-def sampler_name(name: str) -> tuple[str, str | None]:
-    """Our name of a sampler, and the schedule that the spelling implies, if any.
+def resolve_sampler(name: str) -> tuple[str, str | None]:
+    """Return the canonical name of a sampler, and the schedule that the spelling implies.
 
-    "K_EULER" is ("euler", None); "DPM++ 2M Karras" and "KarrasDPM" are ("dpmpp_2m", "karras").
+    "K_EULER" gives ("euler", None); "DPM++ 2M Karras" and "KarrasDPM" give ("dpmpp_2m", "karras").
 
     Raises:
-        RequestError: no such sampler; near matches are named.
+        RequestError: there is no such sampler; the message suggests names.
     """
     key = _key(name)
     if pair := PAIRS.get(key):
@@ -228,5 +220,5 @@ def sampler_name(name: str) -> tuple[str, str | None]:
         if found := _SAMPLERS.get(key.removesuffix(f"_{tail}")):
             return found, schedule
     raise RequestError(
-        "sampler", f"unknown sampler {quote_value(name)}.{did_you_mean(name, SAMPLERS)}"
+        "sampler", f"There is no sampler {quote_value(name)}.{did_you_mean(name, SAMPLERS)}"
     )

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from overpaint.errors import RequestError, quote_value
-from overpaint.registry import TASKS, sampler_name, schedule_name
+from overpaint.registry import TASKS, resolve_sampler, resolve_schedule
 from overpaint.request_fields import (
     DEFAULT_STRENGTH,
     EMBEDDING_PATTERN,
@@ -46,22 +46,22 @@ class Request(RequestFields):
 
     @property
     def masked(self) -> bool:
-        """Whether only a part of the result is painted."""
+        """True if only a part of the result is painted."""
         return bool(self.mask or self.mask_from or any(self.extend))
 
     @property
     def sized(self) -> bool:
-        """Whether the result has another size than the picture under the mask."""
+        """True if the size of the result follows the model or the request, not the image."""
         return bool(self.size == "native" or self.width or self.height)
 
     @property
     def staged(self) -> bool:
-        """Whether a second stage follows."""
+        """True if a second stage follows."""
         return self.refine is not None
 
     @property
     def guided(self) -> bool:
-        """Whether classifier-free guidance needs the unconditional row at any step."""
+        """True if guidance needs the unconditional row at any step."""
         return self.guidance_scale > 1 and self.guidance_interval[0] < self.guidance_interval[1]
 
     @property
@@ -135,14 +135,14 @@ def _fill_image_defaults(data: dict[str, Any]) -> None:
 def _resolve_names(data: dict[str, Any]) -> None:
     """Replace the names of the sampler and the schedule by their canonical spelling."""
     if isinstance(data.get("schedule"), str):
-        data["schedule"] = schedule_name(data["schedule"])
+        data["schedule"] = resolve_schedule(data["schedule"])
     if isinstance(data.get("sampler"), str):
-        data["sampler"], implied = sampler_name(data["sampler"])
+        data["sampler"], implied = resolve_sampler(data["sampler"])
         if implied and data.setdefault("schedule", implied) != implied:
             raise RequestError(
                 "schedule",
-                f"{data['schedule']!r} contradicts the sampler, whose name asks for {implied!r}; "
-                "give one of the two.",
+                f"{data['schedule']!r} contradicts the name of the sampler, which asks for "
+                f"{implied!r}. Give one of the two.",
             )
 
 
@@ -171,10 +171,12 @@ def _read_lora_tag(tag: re.Match[str]) -> dict[str, Any]:
         scales = [float(number) for number in tag[2].split(":")[1:]]
     except ValueError:
         raise RequestError(
-            "prompt", f"{quote_value(tag[0])} is not like <lora:name:0.8>."
+            "prompt", f"{quote_value(tag[0])} is not a LoRA tag. Write it like <lora:name:0.8>."
         ) from None
     if len(scales) > 2:
-        raise RequestError("prompt", f"{quote_value(tag[0])} has more than two scales.")
+        raise RequestError(
+            "prompt", f"{quote_value(tag[0])} has more than two scales. Give one or two."
+        )
     lora: dict[str, Any] = {"name": tag[1].strip()}
     if scales:
         lora["scale"] = scales[-1]
@@ -196,64 +198,71 @@ def _check_consistency(request: Request) -> None:
         for field in ("strength", "fit"):
             if (value := getattr(request, field)) is not None:
                 raise RequestError(
-                    field, f"{value!r} means nothing without an image; leave it out."
+                    field, f"{value!r} has no effect without an image. Leave it out."
                 )
         if request.size == "keep":
-            raise RequestError("size", "'keep' needs an image whose size to keep.")
+            raise RequestError("size", "'keep' needs an image. Give one, or a width and a height.")
     _check_mask(request)
     _check_stages(request)
     for index, control in enumerate(request.controls):
         if not (control.image or control.hint or request.image):
             raise RequestError(
                 f"controls.{index}",
-                f"there is no picture to make the {control.kind} hint from; give one.",
+                f"The {control.kind} control image needs a picture. Give the control an image or a "
+                "hint, or give the request an image.",
             )
     if request.lora_lenient and not request.loras:
-        raise RequestError("lora_lenient", "means nothing without a LoRA; leave it out.")
+        raise RequestError("lora_lenient", "It has no effect without a LoRA. Leave it out.")
     names = [lora.name for lora in request.loras]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise RequestError("loras", f"{twice[0]!r} is given {names.count(twice[0])} times; once.")
+        raise RequestError(
+            "loras", f"{twice[0]!r} is given {names.count(twice[0])} times. Give each LoRA once."
+        )
     if request.size == "keep" and (request.width or request.height):
-        raise RequestError("size", "'keep' contradicts width and height; give one or the other.")
+        raise RequestError("size", "'keep' contradicts width and height. Give one or the other.")
     if 0 < request.guidance_scale < 1:
         raise RequestError(
             "guidance_scale",
-            f"{request.guidance_scale} is between 0 and 1, which guides backwards; "
-            "give 0 or 1 for none, or 1 to 50.",
+            f"{request.guidance_scale} is between 0 and 1 and would guide away from the prompt. "
+            "Give 0 or 1 to turn guidance off, or more than 1, up to 50.",
         )
     start, end = request.guidance_interval
     if start > end:
-        raise RequestError("guidance_interval", f"({start}, {end}) ends before it starts.")
+        raise RequestError(
+            "guidance_interval", f"({start}, {end}) ends before it starts. Swap the numbers."
+        )
     if request.seed + request.num_images - 1 > MAX_SEED:
         raise RequestError(
-            "seed", f"{request.seed} + num_images - 1 is beyond the largest seed, {MAX_SEED}."
+            "seed",
+            f"{request.seed} + num_images - 1 exceeds the largest seed, {MAX_SEED}. Give a smaller "
+            "seed.",
         )
 
 
 def _check_mask(request: Request) -> None:
     if request.masked and request.image is None:
         field = next(f for f in ("mask", "mask_from", "extend") if getattr(request, f))
-        raise RequestError(field, "there is no image to repaint a part of; give it too.")
+        raise RequestError(field, "It needs the image to repaint. Give an image too.")
     if request.mask and request.mask_from:
-        raise RequestError("mask_from", "contradicts mask; give one of the two.")
+        raise RequestError("mask_from", "It contradicts mask. Give one of the two.")
     if not request.masked:
         for field in MASKED_FIELDS:
             value = getattr(request, field)
             if value != Request.model_fields[field].default:
                 raise RequestError(
-                    field, f"{quote_value(value)} means nothing without a mask; leave it out."
+                    field, f"{quote_value(value)} has no effect without a mask. Leave it out."
                 )
 
 
 def _check_stages(request: Request) -> None:
     if request.refine == "ensemble":
         if not request.refiner:
-            raise RequestError("refine", "'ensemble' needs a refiner; give one.")
+            raise RequestError("refine", "'ensemble' needs a refiner. Give one.")
         if request.upscale != 1:
             raise RequestError(
                 "upscale",
-                f"{request.upscale} contradicts refine='ensemble', whose stages share one latent; "
-                "give refine='sequential'.",
+                f"{request.upscale} contradicts refine='ensemble', whose stages share one latent. "
+                "Give refine='sequential'.",
             )
     others = {
         None: ("high_noise_frac", "refine_strength", "refine_steps"),
@@ -264,10 +273,12 @@ def _check_stages(request: Request) -> None:
         if (value := getattr(request, field)) != Request.model_fields[field].default:
             kind = f"refine={request.refine!r}" if request.refine else "a second stage"
             word = "with" if request.refine else "without"
-            raise RequestError(field, f"{value!r} means nothing {word} {kind}; leave it out.")
+            raise RequestError(field, f"{value!r} has no effect {word} {kind}. Leave it out.")
     if request.upscale == 1 and request.upscale_in != "pixels":
-        raise RequestError("upscale_in", "means nothing without upscale; leave it out.")
+        raise RequestError("upscale_in", "It has no effect without upscale. Leave it out.")
     if not request.refiner:
         for field in ("aesthetic_score", "negative_aesthetic_score"):
             if (value := getattr(request, field)) != Request.model_fields[field].default:
-                raise RequestError(field, f"{value!r} means nothing without a refiner.")
+                raise RequestError(
+                    field, f"{value!r} has no effect without a refiner. Leave it out."
+                )

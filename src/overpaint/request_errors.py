@@ -19,13 +19,13 @@ def translate_validation_error(error: ValidationError, model: type[BaseModel]) -
         for each in wrong[:MAX_PROBLEMS_SHOWN]
     ]
     omitted = len(wrong) - len(problems)
-    more = [f"and {omitted} more"] if omitted else []
+    more = [f"There are {omitted} more problems."] if omitted else []
     field, message = problems[0]
-    return RequestError(field, "; ".join([message, *(f"{f}: {m}" for f, m in problems[1:]), *more]))
+    return RequestError(field, " ".join([message, *(f"{f}: {m}" for f, m in problems[1:]), *more]))
 
 
 def _field_path(location: tuple[int | str, ...]) -> str:
-    # Strings after the first name members of a union, which mean nothing to a user.
+    # Later strings name members of a union and would confuse a user.
     named = [
         str(p)[:MAX_NAME_CHARS] for i, p in enumerate(location) if i == 0 or isinstance(p, int)
     ]
@@ -36,30 +36,30 @@ def _describe_problem(problem: Any, model: type[BaseModel]) -> str:
     field, value = str(next(iter(problem["loc"]), "")), problem["input"]
     match problem["type"]:
         case "extra_forbidden":
-            return f"no such field.{did_you_mean(field, model.model_fields)}"
+            return f"There is no such field.{did_you_mean(field, model.model_fields)}"
         case "finite_number":
-            return f"{quote_value(value)} is not finite; {_describe_bounds(model, field)}"
+            return f"{quote_value(value)} is not finite. {_describe_bounds(model, field)}"
         case "greater_than_equal" | "less_than_equal":
-            return f"{quote_value(value)} is out of range; {_describe_bounds(model, field)}"
+            return f"{quote_value(value)} is out of range. {_describe_bounds(model, field)}"
         case "string_pattern_mismatch":  # Only prompts have a pattern.
-            return f"{quote_value(value)} has NUL in it, which no text has; leave it out"
+            return f"{quote_value(value)} contains a NUL character. Remove it."
         case "multiple_of":
             step = problem["ctx"]["multiple_of"]
             below = value // step * step
             return (
-                f"{quote_value(value)} is not a multiple of {step}; the nearest are {below} and "
-                f"{below + step}"
+                f"{quote_value(value)} is not a multiple of {step}. The nearest are {below} and "
+                f"{below + step}."
             )
         case _:
-            return f"{quote_value(value)}: {problem['msg']}"
+            return f"{quote_value(value)}: {problem['msg']}."
 
 
 @cache
 def _describe_bounds(model: type[BaseModel], field: str) -> str:
-    """Return the bounds of a field, read from its JSON schema, in words."""
+    """Return a sentence with the bounds of a field, read from its JSON schema."""
     schema = model.model_json_schema()["properties"].get(field, {})
     for part in (schema, *schema.get("anyOf", ()), *schema.get("prefixItems", ())):
         for inner in (part, *part.get("prefixItems", ())):
             if "minimum" in inner:
-                return f"allowed is {inner['minimum']} to {inner['maximum']}"
-    return "see the field's description"
+                return f"It must be {inner['minimum']} to {inner['maximum']}."
+    return "See the field's description."

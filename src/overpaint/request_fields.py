@@ -52,7 +52,7 @@ def resolve_field_aliases(fields: Mapping[str, Any]) -> dict[str, Any]:
     for alias, name in FIELD_ALIASES.items():
         if alias in resolved:
             if name in resolved:
-                raise RequestError(alias, f"is an alias of {name}; give one of the two.")
+                raise RequestError(alias, f"It is an alias of {name}. Give one of the two.")
             resolved[name] = resolved.pop(alias)
     return resolved
 
@@ -128,7 +128,7 @@ class RequestFields(StrictModel):
     "flat" (their mean color) or "noise" (latent noise). Default: that of `task`."""
 
     crop: Crop = "auto"
-    """Whether the masked region is painted alone, enlarged to the size that the model was trained
+    """Paint the masked region alone, enlarged to the size that the model was trained
     on: "auto" does so if the region is small, "off" never. A number (0 to 4096) does so with that
     many pixels of context around the region."""
 
@@ -192,7 +192,8 @@ class RequestFields(StrictModel):
     """The factor by which a second stage enlarges width and height, 1 to 4."""
 
     upscale_in: Space = "pixels"
-    """Whether `upscale` resamples (Lanczos) "pixels" or "latents", which is faster and softer."""
+    """The data that `upscale` resamples (Lanczos): "pixels", or "latents", which is faster and
+    softer."""
 
     aesthetic_score: float = Field(default=6.0, ge=1, le=10)
     """The aesthetic score on which the refiner conditions the picture, 1 to 10

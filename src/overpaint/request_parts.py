@@ -101,26 +101,28 @@ class Control(StrictModel):
 
     @property
     def acts(self) -> bool:
-        """Whether the ControlNet changes the result at all."""
+        """True if the ControlNet has any effect on the result."""
         return self.scale > 0 and self.start < self.end
 
     def _check(self) -> None:
         if self.kind not in HINTS:
             raise RequestError(
-                "kind", f"unknown hint {quote_value(self.kind)}.{did_you_mean(self.kind, HINTS)}"
+                "kind",
+                f"There is no hint {quote_value(self.kind)}.{did_you_mean(self.kind, HINTS)}",
             )
         if self.image and self.hint:
-            raise RequestError("hint", "contradicts image; give one of the two.")
+            raise RequestError("hint", "It contradicts image. Give one of the two.")
         if self.hint and self.options:
-            raise RequestError("options", "mean nothing with a finished hint; leave them out.")
+            raise RequestError("options", "They have no effect on a finished hint. Leave them out.")
         if self.hint and self.estimator:
-            raise RequestError("estimator", "means nothing with a finished hint; leave it out.")
+            raise RequestError("estimator", "It has no effect on a finished hint. Leave it out.")
         if self.estimator and HINTS[self.kind].sight is None:
             raise RequestError(
-                "estimator", f"means nothing for {self.kind} hints, which are made without."
+                "estimator",
+                f"It has no effect on {self.kind} hints, which need no estimator. Leave it out.",
             )
         if self.start > self.end:
-            raise RequestError("start", f"{self.start} is behind the end, {self.end}; swap them.")
+            raise RequestError("start", f"{self.start} is after the end, {self.end}. Swap them.")
 
 
 class Lora(StrictModel):

@@ -152,8 +152,8 @@ def test_what_is_wrong_with_a_file_is_said(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "canny"}, "means nothing for canny hints"),
-        ({"kind": "depth", "hint": codec.read_picture(picture())}, "with a finished hint"),
+        ({"kind": "canny"}, "has no effect on canny hints"),
+        ({"kind": "depth", "hint": codec.read_picture(picture())}, "on a finished hint"),
     ],
 )
 def test_where_an_estimator_means_nothing(fields: dict[str, Any], message: str) -> None:

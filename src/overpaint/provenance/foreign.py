@@ -12,7 +12,7 @@ from typing import Any
 
 from overpaint.errors import RequestError
 from overpaint.picture import Picture
-from overpaint.registry import sampler_name, schedule_name
+from overpaint.registry import resolve_sampler, resolve_schedule
 from overpaint.request import Request
 
 
@@ -61,13 +61,13 @@ class _Reading:
     def put_sampler(self, sampler: str, schedule: str | None) -> None:
         """Set the sampler, and the schedule where one is named by itself or by the sampler."""
         try:
-            self.fields["sampler"], implied = sampler_name(sampler)
+            self.fields["sampler"], implied = resolve_sampler(sampler)
         except RequestError:
             self.notes.append(f"left out: there is no sampler {sampler!r} here.")
             implied = None
         if schedule := schedule or implied:
             try:
-                self.fields["schedule"] = schedule_name(schedule)
+                self.fields["schedule"] = resolve_schedule(schedule)
             except RequestError:
                 self.notes.append(f"left out: there is no schedule {schedule!r} here.")
 
@@ -147,7 +147,7 @@ def a1111_schedule(sampler: str, label: str) -> str:
         case "normal":
             return "linspace"
         case _:
-            return schedule_name(label)
+            return resolve_schedule(label)
 
 
 def _split_prompts(text: str) -> tuple[str, str]:

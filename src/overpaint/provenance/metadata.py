@@ -27,7 +27,7 @@ from overpaint.errors import OutputError, PictureError, RequestError
 from overpaint.imaging import codec, output
 from overpaint.picture import Picture
 from overpaint.provenance.foreign import Found, a1111, comfyui, invokeai
-from overpaint.registry import SAMPLERS, SCHEDULES, sampler_name
+from overpaint.registry import SAMPLERS, SCHEDULES, resolve_sampler
 from overpaint.request import Request
 from overpaint.request_fields import resolve_field_aliases
 
@@ -310,7 +310,7 @@ def to_request(found: Found, image: Picture | None = None, **overrides: Any) -> 
     ):
         raise RequestError("controls", "these settings are steered by pictures; give them too.")
     if "sampler" in overrides and "schedule" not in overrides:
-        _, implied = sampler_name(overrides["sampler"])
+        _, implied = resolve_sampler(overrides["sampler"])
         if implied:
             fields["schedule"] = implied
     return Request.model_validate({**fields, "image": image})

@@ -419,8 +419,8 @@ def control(**fields: Any) -> dict[str, Any]:
         ("txt2img", {"restore_faces": True}, "restore_faces"),
         ("txt2img", {"styles": ["x"]}, "styles"),
         ("txt2img", {"subseed_strength": 0.1}, "subseed_strength"),
-        ("txt2img", {"sampler_name": "Restart"}, "sampler_name: unknown sampler 'Restart'"),
-        ("txt2img", {"scheduler": "KL Optimal"}, "scheduler: unknown schedule"),
+        ("txt2img", {"sampler_name": "Restart"}, "sampler_name: There is no sampler 'Restart'"),
+        ("txt2img", {"scheduler": "KL Optimal"}, "scheduler: There is no schedule"),
         (
             "txt2img",
             {"sampler_name": "DPM++ 2M Karras", "scheduler": "Beta"},

@@ -294,13 +294,13 @@ def test_docs_host_variables_point_the_client_at_the_server() -> None:
         ({"image": URI}, ["image"], "no such field"),
         ({"embeddings": [{"path": "a"}]}, ["embeddings"], "no such field"),
         ({"seeds": 1}, ["seeds"], "Did you mean seed"),
-        ({"scheduler": "__class__"}, ["scheduler"], "unknown sampler"),
+        ({"scheduler": "__class__"}, ["scheduler"], "There is no sampler"),
         ({"expand_prompt": True}, ["expand_prompt"], "False"),
         ({"format": "webp"}, ["format"], "png"),
         ({"loras": [{"path": "x"}]}, ["loras", 0, "path"], "unknown lora"),
         ({"loras": [{"path": "x", "force": True}]}, ["loras", 0, "force"], "not permitted"),
         ({"prompt": "<lora:x:1>"}, ["prompt"], "unknown lora"),
-        ({"controls": [{"kind": "no"}]}, ["controls", 0, "kind"], "unknown hint"),
+        ({"controls": [{"kind": "no"}]}, ["controls", 0, "kind"], "There is no hint"),
     ],
 )
 def test_bad_fields(

@@ -214,7 +214,7 @@ def test_an_idempotency_key(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({"request": {"prompt": "a", "steps_": 3}}, "steps_: no such field"),
+        ({"request": {"prompt": "a", "steps_": 3}}, "steps_: There is no such field"),
         ({"request": {"prompt": "a", "num_inference_steps": 10**9}}, "num_inference_steps"),
         ({"request": {"prompt": "a", "num_inference_steps": 1.5}}, "num_inference_steps"),
         ({"request": {"prompt": "a", "width": 1023}}, "1023 is not a multiple of 8"),

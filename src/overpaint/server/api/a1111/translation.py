@@ -11,7 +11,7 @@ from overpaint.errors import RequestError, did_you_mean, quote_value
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.provenance.foreign import a1111_schedule
-from overpaint.registry import SAMPLERS, Fill, sampler_name
+from overpaint.registry import SAMPLERS, Fill, resolve_sampler
 from overpaint.request import Request
 from overpaint.request_fields import Fit
 from overpaint.request_parts import Control
@@ -141,7 +141,7 @@ def sampler_of(name: str, scheduler: str) -> tuple[str, str]:
     Raises:
         RequestError: there are none by these names, or they contradict each other.
     """
-    sampler, implied = sampler_name(name)
+    sampler, implied = resolve_sampler(name)
     if implied is None:
         return sampler, a1111_schedule(sampler, scheduler)
     if scheduler.lower() != "automatic" and a1111_schedule(sampler, scheduler) != implied:
