@@ -73,7 +73,7 @@ class Painter:
 
     Attributes:
         model: the loaded checkpoint.
-        addon_loader: the loader of the refiners, ControlNets, LoRAs and embeddings that requests name.
+        addon_loader: loads the refiners, ControlNets, LoRAs and embeddings that requests name.
     """
 
     def __init__(self, model: "Model", store: Library | None = None):
