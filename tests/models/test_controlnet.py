@@ -114,5 +114,5 @@ def test_pickles_and_names(tmp_path: Path) -> None:
     pickle.write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match="pickle"):
         load_controlnet(pickle, tiny_model())
-    with pytest.raises(ModelNotFoundError, match="unknown control net 'cany'"):
+    with pytest.raises(ModelNotFoundError, match="unknown ControlNet 'cany'"):
         load_controlnet("cany", tiny_model())

@@ -328,7 +328,7 @@ def test_names(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no such file or folder"):
         load_estimator(tmp_path / "none", "depth", CPU, torch.float32)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="an estimator is a folder with"):
+    with pytest.raises(CheckpointError, match="is not an estimator: it must be a folder with"):
         load_estimator(tmp_path / "model.safetensors", "depth", CPU, torch.float32)
 
 

@@ -1,1 +1,1 @@
-"""Files on disk become modules on a device."""
+"""Checkpoints and add-ons: from files on disk to modules on a device."""

@@ -82,7 +82,7 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         open_weights(tmp_path / "a.safetensors")
     (tmp_path / "a.txt").write_text("hello")
-    with pytest.raises(CheckpointError, match=r"not a \.safetensors file"):
+    with pytest.raises(CheckpointError, match=r"neither a \.safetensors file"):
         open_weights(tmp_path / "a.txt")
 
 

@@ -76,18 +76,18 @@ def test_what_ships_inside(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(catalog, "_packaged", tmp_path.joinpath)
     assert resolve_model(name) == tmp_path / name
     monkeypatch.setattr(catalog, "_packaged", nothing)
-    with pytest.raises(ModelNotFoundError, match=f"carries no {name}"):
+    with pytest.raises(ModelNotFoundError, match=f"does not contain {name}"):
         resolve_model(name)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "somebody/something"])
 def test_offline_says_what_was_tried(offline: None, name: str):
-    with pytest.raises(ModelNotFoundError, match="not in the hub's cache, and the hub could not"):
+    with pytest.raises(ModelNotFoundError, match="nor in the hub's cache, and the hub could not"):
         resolve_model(name)
 
 
 def test_what_cannot_be_a_hub_id_is_refused_before_asking(offline: None):
-    with pytest.raises(ModelNotFoundError, match=r"unknown model .owner/a--b.: .* no hub id"):
+    with pytest.raises(ModelNotFoundError, match=r"unknown model .owner/a--b.: .* nor a hub id"):
         resolve_model("owner/a--b")
 
 

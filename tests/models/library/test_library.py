@@ -78,14 +78,16 @@ def test_adding_twice_is_adding_once_and_another_file_needs_another_name(
 ) -> None:
     path = lora(tmp_path / "ink.safetensors")
     assert store.add(path) == store.add(path)
-    with pytest.raises(CheckpointError, match=r"'ink' is ink\.safetensors already"):
+    with pytest.raises(
+        CheckpointError, match=r"the name 'ink' belongs to ink\.safetensors already"
+    ):
         store.add(lora(tmp_path / "other.safetensors", 1), "ink")
     assert len(store.list_entries()) == 1
 
 
 @pytest.mark.parametrize("name", ["", "../ink", "a/b", ".ink", "a b", "x" * 101, "ink\n"])
 def test_names_that_are_none(name: str, store: Library, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no name"):
+    with pytest.raises(CheckpointError, match="is not a valid name"):
         store.add(lora(tmp_path / "ink.safetensors"), name)
     with pytest.raises(ModelNotFoundError, match="unknown file"):
         store.find(name)
@@ -106,7 +108,7 @@ def test_what_cannot_be_added(store: Library, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="pickle"):
         store.add(tmp_path / "a.pt")
     save_file({"something": torch.ones(2)}, tmp_path / "b.safetensors")
-    with pytest.raises(CheckpointError, match="neither LoRA nor control net"):
+    with pytest.raises(CheckpointError, match="neither a LoRA nor a ControlNet"):
         store.add(tmp_path / "b.safetensors")
     (tmp_path / "c.safetensors").write_bytes(lora(tmp_path / "d.safetensors").read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
@@ -147,10 +149,12 @@ def test_what_ships_is_found_and_stays(
     assert store.list_entries() == []
     with pytest.raises(ModelNotFoundError, match=r"unknown lora 'miniature-in'.*miniature-ink"):
         store.find("miniature-in", "lora")
-    with pytest.raises(CheckpointError, match="ships with Overpaint and stays"):
+    with pytest.raises(CheckpointError, match="is part of Overpaint and cannot be removed"):
         store.remove("miniature-ink")
     other = lora(tmp_path / "other.safetensors", 1)
-    with pytest.raises(CheckpointError, match=r"'miniature-ink' is ink.safetensors already"):
+    with pytest.raises(
+        CheckpointError, match=r"the name 'miniature-ink' belongs to ink.safetensors already"
+    ):
         store.add(other, "miniature-ink")
     assert path.is_file()
 
@@ -189,7 +193,7 @@ def test_a_checkpoint_is_loaded_by_its_name(
 
 
 def test_names_of_checkpoints(store: Library, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="'sdxl' is the name of another model"):
+    with pytest.raises(CheckpointError, match="the name 'sdxl' belongs to another model"):
         store.add(checkpoint, "sdxl")
     store.add(lora(tmp_path / "ink.safetensors"))
     store.add(checkpoint)

@@ -1,1 +1,1 @@
-"""Files."""
+"""Formats of weight files: read, recognize and convert them."""

@@ -1,4 +1,7 @@
-"""The sha256 of weight files, remembered, since gigabytes take many seconds."""
+"""SHA-256 digests of weight files.
+
+Digests of large files are cached on disk, because hashing gigabytes takes many seconds.
+"""
 
 import contextlib
 import hashlib
@@ -8,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 MIN_REMEMBERED_BYTES = 256 * 1024**2
-"""Files smaller than this many bytes are hashed anew each time."""
+"""Smallest file, in bytes, whose digest is cached; smaller files are hashed at each call."""
 
 
 def compute_sha256(paths: Sequence[Path], memory: Path | None = None) -> str:
-    """The digest of one file, or of several: then of their hex digests joined in that order.
+    """Compute the SHA-256 of one file, or a combined digest of several files.
+
+    The combined digest is the SHA-256 of the files' hex digests, joined in the given order.
 
     Args:
-        paths: at least one.
-        memory: a JSON file of digests of large files, by path, size and time of change; by
-            default `~/.cache/overpaint/sha256.json`. That it cannot be written is no error.
+        paths: one file or more.
+        memory: the JSON cache of digests, keyed by path, size and modification time. The default
+            is `~/.cache/overpaint/sha256.json`. The function ignores an unwritable cache.
     """
     digests = [_digest(path.resolve(), memory) for path in paths]
     return (
@@ -26,9 +31,10 @@ def compute_sha256(paths: Sequence[Path], memory: Path | None = None) -> str:
 
 
 def compute_tensors_sha256(path: Path, metadata: Mapping[str, str]) -> str:
-    """The digest of a safetensors file without its header, by which A1111 and Civitai know LoRAs.
+    """Compute the SHA-256 of a safetensors file without its header.
 
-    kohya's scripts leave it in the metadata, as `sshs_model_hash`.
+    A1111 and Civitai identify LoRAs by this digest. kohya's scripts store it in the metadata as
+    `sshs_model_hash`; the function returns that value if present.
     """
     if known := metadata.get("sshs_model_hash"):
         return known
@@ -46,7 +52,7 @@ def _digest(path: Path, memory: Path | None) -> str:
         return _compute(path)
     try:
         memory = memory or Path.home() / ".cache" / "overpaint" / "sha256.json"
-    except RuntimeError:  # this user has no home
+    except RuntimeError:  # the user has no home folder
         return _compute(path)
     key = f"{path}|{status.st_size}|{status.st_mtime_ns}"
     known = _recall(memory)

@@ -8,10 +8,10 @@ from overpaint.errors import CheckpointError
 
 
 def read_json_config(path: Path) -> dict[str, Any]:
-    """What a file of JSON says.
+    """Read a JSON object from a file.
 
     Raises:
-        CheckpointError: it is missing, damaged, or no object.
+        CheckpointError: The file is missing, damaged, or does not hold an object.
     """
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -20,5 +20,5 @@ def read_json_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no settings")
+        raise CheckpointError(f"{path} does not hold a JSON object")
     return found

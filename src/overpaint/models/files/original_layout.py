@@ -1,4 +1,4 @@
-"""The original key layout of SDXL's UNet and control nets, by diffusers' names."""
+"""Translate diffusers' names of SDXL UNet and ControlNet modules to the original key layout."""
 
 import re
 
@@ -28,12 +28,12 @@ _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|
 
 
 def to_original_name(name: str, *, layers: int, attends: tuple[bool, ...] = ()) -> str:
-    """What a module or a parameter is called in the original layout (generative-models', A1111's).
+    """Translate a module or parameter name to the layout of generative-models and A1111.
 
     Args:
-        name: in diffusers' UNet or control net.
-        layers: resnets of a block on the way down.
-        attends: for each block on the way up, whether it has attention.
+        name: The name in diffusers' UNet or ControlNet.
+        layers: The number of resnets in each down block.
+        attends: For each up block, whether it has attention.
     """
     if match := re.match(r"controlnet_down_blocks\.(\d+)", name):
         return f"zero_convs.{match[1]}.0{name[match.end() :]}"
@@ -64,7 +64,7 @@ def to_original_name(name: str, *, layers: int, attends: tuple[bool, ...] = ()) 
 
 
 def _inside(rest: str) -> str:
-    """The rest of a name inside a resnet."""
+    """Translate the part of a name inside a resnet."""
     _, _, inner = rest.partition(".")
     head, dot, leaf = inner.partition(".")
     return f".{_RESNET[head]}{dot}{leaf}" if head in _RESNET else rest

@@ -1,9 +1,9 @@
-"""Weight files: safetensors, read strictly and one tensor at a time.
+"""Read safetensors files strictly, one tensor at a time.
 
-The library's own reader maps the whole file into memory, and pages that were touched stay counted
-against the process, so that a model converted to another dtype would take twice its size while it
-loads. Here the library only checks the file; the bytes of each tensor are then read into the
-memory where it stays.
+The reader of the safetensors library maps the whole file into memory, and touched pages stay
+counted against the process. A model converted to another dtype would need twice its size while it
+loads. Here the library only validates the file. This module then reads each tensor's bytes into
+the memory where the tensor stays.
 """
 
 import json
@@ -20,7 +20,7 @@ from overpaint.errors import CheckpointError
 
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""A torch zip archive, and the pickle protocols that start with a mark of their own."""
+"""First bytes of a torch zip archive, and of the pickle protocols with a distinct first byte."""
 
 DTYPES_BY_CODE: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -40,19 +40,19 @@ DTYPES_BY_CODE: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file, not read yet, with what to do to it once it is.
+    """A tensor that is still in its file, with operations to apply after reading.
 
-    It answers to the few tensor methods that diffusers' key converters use, so that they can
-    rename, slice and transpose a checkpoint without any of it being in memory.
+    The class has the few tensor methods that diffusers' key converters call. The converters can
+    therefore rename, slice and transpose a checkpoint before any tensor is in memory.
 
     Attributes:
-        path: of the file.
-        key: its name in the file.
-        offset: of its first byte in the file.
-        dtype: in the file.
-        shape: after the steps; of the file's tensor where there are none.
-        file_shape: in the file.
-        steps: what to do, in order.
+        path: The file.
+        key: The tensor's name in the file.
+        offset: The position of its first byte in the file.
+        dtype: Its dtype in the file.
+        shape: Its shape after all steps.
+        file_shape: Its shape in the file.
+        steps: The operations to apply, in order.
     """
 
     path: Path
@@ -65,27 +65,27 @@ class LazyTensor:
 
     @property
     def ndim(self) -> int:
-        """How many axes."""
+        """Number of axes."""
         return len(self.shape)
 
     @property
     def T(self) -> "LazyTensor":  # noqa: N802 (torch's name)
-        """Transposed."""
+        """The transposed tensor."""
         return self._then(lambda tensor: tensor.T)
 
     def __getitem__(self, index: Any) -> "LazyTensor":
         return self._then(lambda tensor: tensor[index])
 
     def contiguous(self) -> "LazyTensor":
-        """Itself: what `read` gives is contiguous."""
+        """Return the tensor itself: `read` returns contiguous tensors."""
         return self
 
     def clone(self) -> "LazyTensor":
-        """Itself: what `read` gives is nobody else's."""
+        """Return the tensor itself: `read` returns a new tensor each time."""
         return self
 
     def detach(self) -> "LazyTensor":
-        """Itself: nothing here has gradients."""
+        """Return the tensor itself: tensors from files have no gradients."""
         return self
 
     def _then(self, step: Callable[[torch.Tensor], torch.Tensor]) -> "LazyTensor":
@@ -93,10 +93,10 @@ class LazyTensor:
         return replace(self, shape=shape, steps=(*self.steps, step))
 
     def read(self) -> torch.Tensor:
-        """The tensor, in memory of its own.
+        """Read the tensor into new memory and apply the steps.
 
         Raises:
-            CheckpointError: the file became shorter since it was opened.
+            CheckpointError: The file became shorter after it was opened.
         """
         tensor = torch.empty(self.file_shape, dtype=self.dtype)
         target = tensor.reshape(-1).view(torch.uint8).numpy()
@@ -111,12 +111,12 @@ class LazyTensor:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a safetensors file holds.
+    """The contents of a safetensors file.
 
     Attributes:
-        path: of the file.
-        tensors: by key.
-        metadata: the file's own.
+        path: The file.
+        tensors: The tensors by key.
+        metadata: The metadata in the file's header.
     """
 
     path: Path
@@ -125,11 +125,11 @@ class WeightsFile:
 
 
 def open_weights(path: Path) -> WeightsFile:
-    """Read a file's header; its tensors are read one by one later.
+    """Read the header of a safetensors file.
 
     Raises:
-        CheckpointError: not a safetensors file (a pickle is named as such), cut short or damaged,
-            or holding a dtype that we do not know.
+        CheckpointError: The file is a pickle, is not a complete safetensors file, or holds a
+            dtype that Overpaint does not support.
     """
     refuse_pickle(path)
     try:
@@ -148,7 +148,8 @@ def open_weights(path: Path) -> WeightsFile:
     for key, entry in header.items():
         if (dtype := DTYPES_BY_CODE.get(entry["dtype"])) is None:
             raise CheckpointError(
-                f"{path}: {key} has dtype {entry['dtype']}; known are {', '.join(DTYPES_BY_CODE)}"
+                f"{path}: {key} has dtype {entry['dtype']}; Overpaint reads "
+                f"{', '.join(DTYPES_BY_CODE)}"
             )
         shape = torch.Size(entry["shape"])
         offset = 8 + length + entry["data_offsets"][0]
@@ -157,10 +158,10 @@ def open_weights(path: Path) -> WeightsFile:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Refuse a pickle, by its suffix or, renamed, by its first bytes.
+    """Reject pickles, by suffix or, if renamed, by their first bytes.
 
     Raises:
-        CheckpointError: it is one, or its suffix is not .safetensors.
+        CheckpointError: The file is a pickle, or its suffix is not .safetensors.
     """
     try:
         with path.open("rb") as file:
@@ -174,7 +175,7 @@ def refuse_pickle(path: Path) -> None:
             "Overpaint reads safetensors only. Get the .safetensors file of this model."
         )
     if path.suffix.lower() != ".safetensors":
-        raise CheckpointError(f"{path} is not a .safetensors file, nor a folder")
+        raise CheckpointError(f"{path} is neither a .safetensors file nor a folder")
 
 
 def fill_module(
@@ -186,20 +187,20 @@ def fill_module(
     dtype: torch.dtype,
     channels_last: bool = False,
 ) -> None:
-    """Put a checkpoint's tensors into a module built on the meta device.
+    """Fill a module that was built on the meta device with a checkpoint's tensors.
 
-    At any moment at most one tensor is in memory besides those already in place.
+    At most one tensor is in memory beside those already in place.
 
     Args:
-        module: its parameters are replaced, in evaluation mode, without gradients.
-        stored: state dict name to tensor, exactly those of the module.
-        part: what to call the module in messages.
-        device: where the tensors go.
-        dtype: of its floating-point tensors.
-        channels_last: lay 4-D tensors out that way.
+        module: The module to fill. It is set to evaluation mode, without gradients.
+        stored: The tensors by state dict name; exactly the names of the module.
+        part: The name of the module in error messages.
+        device: The device of the filled module.
+        dtype: The dtype for floating-point tensors.
+        channels_last: Use the channels-last memory format for 4-D tensors.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape; names them.
+        CheckpointError: A tensor is missing, unexpected or has another shape.
     """
     expected = module.state_dict()
     _check(expected, stored, part)
@@ -221,7 +222,7 @@ def fill_module(
 
 
 def _number_positions(module: torch.nn.Module, device: torch.device) -> None:
-    """Make CLIP's position ids real: the one buffer that a checkpoint need not carry."""
+    """Fill in CLIP's position ids, the only buffer that checkpoints can lack."""
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
@@ -232,7 +233,7 @@ def _number_positions(module: torch.nn.Module, device: torch.device) -> None:
 def _check(
     expected: Mapping[str, torch.Tensor], stored: Mapping[str, LazyTensor], part: str
 ) -> None:
-    """Raise unless both have the same names and shapes."""
+    """Raise CheckpointError unless both have the same names and shapes."""
     missing = [name for name in expected if name not in stored]
     unexpected = [tensor.key for name, tensor in stored.items() if name not in expected]
     reshaped = [
@@ -255,7 +256,7 @@ def _check(
 
 
 def sample_keys(names: Iterable[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
+    """Format the first few names and the number of further names for a message."""
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more

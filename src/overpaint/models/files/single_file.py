@@ -1,4 +1,4 @@
-"""Single-file checkpoints: the original key layout of SDXL, and what else a file may be."""
+"""Recognize and convert single-file checkpoints in SDXL's original key layout."""
 
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SECOND_ENCODER = "conditioner.embedders.1.model."
 REFINER_ENCODER = "conditioner.embedders.0.model."
 
 SHIPPED_CONFIGS = {(2048, 4): "sdxl", (2048, 9): "sdxl-inpaint", (1280, 4): "sdxl-refiner"}
-"""Cross-attention width and input channels of the UNet, to the configs that ship with us."""
+"""Cross-attention width and input channels of the UNet, to the name of the packaged configs."""
 
 FOREIGN_CHECKPOINTS: tuple[tuple[str, str], ...] = (
     (r"double_blocks\.\d", "a Flux checkpoint"),
@@ -32,22 +32,22 @@ FOREIGN_CHECKPOINTS: tuple[tuple[str, str], ...] = (
     (r"^decoder\.", "a VAE, not a checkpoint"),
     (r"^(text_model|clip_[lg]$)", "a part of a model, not a checkpoint"),
 )
-"""Patterns of keys that tell what a file is when it is none of ours."""
+"""Patterns of keys that identify files that are not SDXL checkpoints, and their description."""
 
 
 @dataclass(frozen=True)
 class IgnoredKeys:
-    """Keys that a checkpoint may carry and that are not needed.
+    """Keys in checkpoints that Overpaint does not use.
 
     Attributes:
-        pattern: of the keys.
-        reason: why they are not needed.
-        said: whether the user hears of it: the tensors were learned, and are not used.
+        pattern: A regular expression for the keys.
+        reason: Why Overpaint does not use them.
+        has_notice: Whether loading reports them, because the tensors were learned.
     """
 
     pattern: str
     reason: str
-    said: bool = False
+    has_notice: bool = False
 
 
 IGNORED_KEYS = (
@@ -64,17 +64,19 @@ IGNORED_KEYS = (
         r"(alphas_cumprod|betas|log_one_minus|posterior_|sqrt_)\w*",
         "computed from the noise schedule",
     ),
-    IgnoredKeys(r"v_pred|ztsnr", "marks, read by `noise_config`"),
-    IgnoredKeys(r"model_ema\..*", "a moving average beside the weights that are used", said=True),
-    IgnoredKeys(r"first_stage_model\.loss\..*", "the VAE's training loss", said=True),
+    IgnoredKeys(r"v_pred|ztsnr", "flags, read by `read_noise_config`"),
+    IgnoredKeys(
+        r"model_ema\..*", "a moving average beside the weights that are used", has_notice=True
+    ),
+    IgnoredKeys(r"first_stage_model\.loss\..*", "the VAE's training loss", has_notice=True),
 )
 
 
 def recognize_file(weights: WeightsFile) -> Configs:
-    """The configs that ship with us for a file in SDXL's original layout.
+    """Return the packaged configs for a file in SDXL's original layout.
 
     Raises:
-        CheckpointError: it is something else; says what, where that is known.
+        CheckpointError: The file is not an SDXL checkpoint. The message describes the file.
     """
     _refuse_foreign(weights)
     context = _context(weights)
@@ -94,23 +96,24 @@ def _refuse_foreign(weights: WeightsFile) -> None:
             raise CheckpointError(f"{weights.path}: this is {what}; Overpaint runs SDXL")
     if f"{UNET}input_blocks.0.0.weight" not in weights.tensors:
         raise CheckpointError(
-            f"{weights.path}: no {UNET}* keys, so this is no SDXL checkpoint; it has "
+            f"{weights.path}: this is not an SDXL checkpoint: it has no {UNET}* keys, but "
             f"{sample_keys(weights.tensors)}"
         )
 
 
 def _context(weights: WeightsFile) -> int:
-    """The width of the UNet's cross-attention, 0 where it has none."""
+    """Return the width of the UNet's cross-attention, or 0 without cross-attention."""
     widths = (s.shape[1] for k, s in weights.tensors.items() if k.endswith("attn2.to_k.weight"))
     return next(widths, 0)
 
 
 def read_noise_config(weights: WeightsFile) -> NoiseConfig:
-    """How the checkpoint was trained, from its marks.
+    """Read how the checkpoint was trained from its marker tensors and metadata.
 
-    v-prediction: a tensor `v_pred` (as NoobAI's), or "v" in the metadata's
+    Markers of v-prediction are a tensor `v_pred` (NoobAI), or "v" in the metadata fields
     `modelspec.prediction_type` (github.com/Stability-AI/ModelSpec) or `modelspec.predict_key`
-    (ComfyUI's). Zero terminal SNR: a tensor `ztsnr`. Else SDXL's own schedule.
+    (ComfyUI). The marker of zero terminal SNR is a tensor `ztsnr`. Without markers, the function
+    returns SDXL's default.
     """
     named = {weights.metadata.get(f"modelspec.{key}") for key in ("prediction_type", "predict_key")}
     v = "v_pred" in weights.tensors or not named.isdisjoint({"v", "v_prediction", "velocity"})
@@ -126,16 +129,15 @@ def convert_checkpoint(
     """Rename a checkpoint's tensors from the original layout to diffusers'.
 
     Args:
-        weights: of the checkpoint.
-        configs: of what it is.
+        weights: The checkpoint's file.
+        configs: The checkpoint's configs.
 
     Returns:
-        Part name ("unet", "vae", "text_encoder", "text_encoder_2") to state dict name to tensor;
-        and what there is to say about tensors that are not used.
+        First, the tensors by part ("unet", "vae", "text_encoder", "text_encoder_2") and state
+        dict name. Second, notices about unused tensors.
 
     Raises:
-        CheckpointError: a key belongs to no part, or one is missing without which a part cannot
-            be converted.
+        CheckpointError: A key belongs to no part, or the converters need a missing key.
     """
     kept, notices = _without_ignored(weights)
 
@@ -145,7 +147,7 @@ def convert_checkpoint(
     two = "text_encoder" in configs.text_encoders
     second = SECOND_ENCODER if two else REFINER_ENCODER
     label = [f"{UNET}label_emb.0.{layer}.{leaf}" for layer in (0, 2) for leaf in ("weight", "bias")]
-    # The converters cannot do without these; what else is missing shows when modules are filled.
+    # The converters need these keys. `fill_module` reports other missing keys.
     if missing := [key for key in (*label, f"{second}text_projection") if key not in kept]:
         raise CheckpointError(
             f"{weights.path}: {len(missing)} missing keys: {sample_keys(missing)}"
@@ -175,14 +177,14 @@ def convert_checkpoint(
 
 
 def _without_ignored(weights: WeightsFile) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
-    """The tensors that are needed, and what there is to say about the others."""
+    """Return the tensors to use, and notices about ignored learned tensors."""
     kept = dict(weights.tensors)
     notices: list[str] = []
     for row in IGNORED_KEYS:
         dropped = [key for key in kept if re.fullmatch(row.pattern, key)]
         for key in dropped:
             del kept[key]
-        if dropped and row.said:
+        if dropped and row.has_notice:
             notices.append(
                 f"{len(dropped)} tensors not used ({row.reason}): {sample_keys(dropped, 2)}"
             )

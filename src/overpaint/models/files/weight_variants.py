@@ -9,17 +9,20 @@ from overpaint.models.files.safetensors_io import PICKLE_SUFFIXES, sample_keys
 
 
 def choose_weight_files(names: Iterable[str], *, half: bool) -> list[str]:
-    """The weight files of a part to read, of those in its folder.
+    """Choose which weight files of a model part to read.
 
-    A part may be there in several variants (`model.safetensors`, `model.fp16.safetensors`), and a
-    variant in shards.
+    A folder can hold several variants of a part (`model.safetensors`, `model.fp16.safetensors`).
+    A variant can consist of several shards.
 
     Args:
-        names: of all files in the folder.
-        half: rather a 16-bit variant.
+        names: The names of all files in the folder.
+        half: Prefer a 16-bit variant.
+
+    Returns:
+        The file names of the chosen variant.
 
     Raises:
-        CheckpointError: there are no safetensors files; says whether there are pickles.
+        CheckpointError: The folder has no safetensors files. The message lists pickles, if any.
     """
     listed = sorted(names)
     variants: dict[str, list[str]] = {}

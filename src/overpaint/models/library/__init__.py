@@ -1,1 +1,1 @@
-"""Library."""
+"""Names of models: packaged, downloaded, or added by the user."""

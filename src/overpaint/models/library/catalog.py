@@ -1,4 +1,4 @@
-"""Names of models: what can be loaded, and where a name leads."""
+"""Resolve names of models, ControlNets and estimators to files, and list the known names."""
 
 import importlib.resources
 import re
@@ -16,22 +16,22 @@ ALIASES: dict[str, str] = {
     "sdxl-inpaint": "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
     "sdxl-refiner": "stabilityai/stable-diffusion-xl-refiner-1.0",
 }
-"""Short names of families, and the hub repositories that published them."""
+"""Short names, and the hub repositories that they stand for."""
 
 UNION_CONTROLNET = "xinsir/controlnet-union-sdxl-1.0"
-"""The net that SDXL's hints are followed with where the request names none: it knows most kinds."""
+"""The default ControlNet for SDXL: a union net that supports most kinds of control images."""
 
 
 @dataclass(frozen=True)
 class CatalogModel:
-    """A model that can be loaded by name.
+    """A model that the user can load by name.
 
     Attributes:
-        name: to load it by.
-        family: name of its family.
-        license: of its weights.
-        repository: on the hub, if it comes from there.
-        path: where its files are, or None when they are still to be downloaded.
+        name: The name.
+        family: The name of its family.
+        license: The license of its weights.
+        repository: Its hub id, or None for a packaged model.
+        path: Its files, or None if they are not downloaded yet.
     """
 
     name: str
@@ -54,16 +54,16 @@ ESTIMATORS: dict[str, CatalogModel] = {
         CatalogModel("upernet", "class estimator", "MIT", "openmmlab/upernet-convnext-tiny", None),
     )
 }
-"""Networks that see in pictures what hints show, by short names."""
+"""Networks that estimate depth or classes in pictures, by short name."""
 
 DEFAULT_ESTIMATORS: dict[str, str] = {"depth": "depth-anything", "segmentation": "upernet"}
-"""The one that is asked for kinds of hints that cannot be made without."""
+"""The default estimator for each kind of control image that needs one."""
 
 
 def list_models() -> list[CatalogModel]:
-    """The names that can be loaded: ours, estimators, and SDXL checkpoints in the hub's cache.
+    """List packaged models, aliases, estimators, and SDXL checkpoints in the hub's cache.
 
-    Besides these, any folder, .safetensors file or hub id of an SDXL checkpoint.
+    The user can also load any folder, .safetensors file or hub id of an SDXL checkpoint.
     """
     found = hub.list_cached_checkpoints()
     entries = [
@@ -81,22 +81,23 @@ def list_models() -> list[CatalogModel]:
 
 
 def resolve_model(name: str, *, download: bool = True) -> Path:
-    """The folder or .safetensors file of a model, downloaded when it is on the hub.
+    """Return the folder or .safetensors file of a model; download it if necessary.
 
     Args:
-        name: "miniature", an alias, an estimator, a folder, a file, or a hub id "owner/name". A
-            repository that the hub's cache holds whole is used as it is, without a look at the hub.
-        download: what is not here yet.
+        name: "miniature", an alias, an estimator, a folder, a file, or a hub id "owner/name". For
+            a repository that is complete in the hub's cache, the function does not contact the hub.
+        download: Whether to download missing files.
 
     Raises:
-        ModelNotFoundError: no such name, file, folder or repository, or the hub is out of reach.
-        CheckpointError: the repository has nothing that we load.
+        ModelNotFoundError: The name, file, folder or repository does not exist, or the hub is not
+            reachable.
+        CheckpointError: The repository has no weights that Overpaint can load.
     """
     if name in PACKAGED_MODELS:
         if (folder := _packaged(name)) is None:
             raise ModelNotFoundError(
-                f"this copy of Overpaint carries no {name} (overpaint/data/{name}); "
-                "install a released package, or train it: see miniature/README.md"
+                f"this copy of Overpaint does not contain {name} (overpaint/data/{name}); "
+                "install a released package, or train the model: see miniature/README.md"
             )
         return folder
     if name not in ALIASES and name not in ESTIMATORS:
@@ -120,35 +121,37 @@ def resolve_model(name: str, *, download: bool = True) -> Path:
 
 
 def resolve_controlnet(name: str) -> Path:
-    """The folder or .safetensors file of a control net.
+    """Return the folder or .safetensors file of a ControlNet; download it if necessary.
 
     Args:
-        name: of one that ships inside the package ("miniature-canny"), a folder, a file, or a hub
-            id "owner/name", downloaded when it is not here yet.
+        name: A packaged ControlNet ("miniature-canny"), a folder, a file, or a hub id "owner/name".
 
     Raises:
-        ModelNotFoundError: no such name, file, folder or repository, or the hub is out of reach.
-        CheckpointError: the repository has nothing that we load.
+        ModelNotFoundError: The name, file, folder or repository does not exist, or the hub is not
+            reachable.
+        CheckpointError: The repository has no weights that Overpaint can load.
     """
     if name in (known := list_packaged("control")):
         return known[name]
     if re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
         raise ModelNotFoundError(
-            f"unknown control net {name!r}.{did_you_mean(name, known)} Or give a folder, a "
+            f"unknown ControlNet {name!r}.{did_you_mean(name, known)} Or give a folder, a "
             ".safetensors file or a hub id owner/name."
         )
     return resolve_model(name)
 
 
 def resolve_estimator(name: str) -> Path:
-    """The folder of a network that sees.
+    """Return the folder of an estimator; download it if necessary.
 
     Args:
-        name: of `ESTIMATORS`, a folder, or a hub id "owner/name", downloaded when it is not here.
+        name: A name in `ESTIMATORS`, a folder, or a hub id "owner/name".
 
     Raises:
-        ModelNotFoundError: no such name, folder or repository, or the hub is out of reach.
-        CheckpointError: the repository has nothing that we load, or it is a file.
+        ModelNotFoundError: The name, folder or repository does not exist, or the hub is not
+            reachable.
+        CheckpointError: The repository has no weights that Overpaint can load, or the name is a
+            file.
     """
     if name not in ESTIMATORS and re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
         raise ModelNotFoundError(
@@ -158,16 +161,17 @@ def resolve_estimator(name: str) -> Path:
     path = resolve_model(name)
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}: an estimator is a folder with {' and '.join(hub.ESTIMATOR_CONFIG_FILES)}"
+            f"{path} is not an estimator: it must be a folder with "
+            f"{' and '.join(hub.ESTIMATOR_CONFIG_FILES)}"
         )
     return path
 
 
 def choose_controlnet(kind: str, family: str) -> str:
-    """The name of the net that follows a kind of hint where the request names none.
+    """Return the default ControlNet for a kind of control image.
 
     Raises:
-        ModelNotFoundError: there is none for this family.
+        ModelNotFoundError: This family has no default for that kind.
     """
     if not family.startswith(MINIATURE):
         return UNION_CONTROLNET
@@ -175,8 +179,8 @@ def choose_controlnet(kind: str, family: str) -> str:
     if (name := f"{MINIATURE}-{kind}") in known:
         return name
     raise ModelNotFoundError(
-        f"no control net for {kind} hints ships for the miniature.{did_you_mean(name, known)} "
-        "Or name one of your own."
+        f"the miniature has no ControlNet for {kind} control images.{did_you_mean(name, known)} "
+        "Or give the name of a ControlNet in the request."
     )
 
 
@@ -186,7 +190,7 @@ def _packaged(name: str) -> Path | None:
 
 
 def _near_paths(path: Path) -> str:
-    """A hint naming files beside a missing one that are called nearly so."""
+    """Suggest similar names of files beside a missing file, for a message."""
     siblings = path.parent.iterdir() if path.parent.is_dir() else ()
     loadable = [s.name for s in siblings if s.is_dir() or s.suffix.lower() == ".safetensors"]
     return did_you_mean(path.name, loadable) if loadable else ""

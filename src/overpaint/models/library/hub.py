@@ -9,22 +9,31 @@ from overpaint.models.files.safetensors_io import sample_keys
 from overpaint.models.files.weight_variants import choose_weight_files
 
 ESTIMATOR_CONFIG_FILES = ("config.json", "preprocessor_config.json")
-"""What a folder of transformers' has, besides weights, when it is of a network that sees."""
-
+"""Files beside the weights in a transformers folder of an estimator."""
 
 WEIGHTED_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-"""The parts of a folder that have weights."""
-
+"""Parts of a diffusers folder that have weights."""
 
 CONFIG_PATTERNS = ("model_index.json", "*/config.json", "scheduler/*.json", "tokenizer*/*")
-
+"""Patterns of the config and tokenizer files to download from a diffusers repository."""
 
 TOKENIZER_PATTERNS = ("vocab.json", "merges.txt", "tokenizer*.json", "special_tokens_map.json")
-"""Of a folder of transformers'."""
+"""Patterns of the tokenizer files to download from a transformers repository."""
 
 
 def fetch_snapshot(name: str, repository: str, *, download: bool, known: Iterable[str]) -> Path:
-    """Return a repository's files in the hub's cache; download them if necessary."""
+    """Return the folder or file of a repository in the hub's cache; download it if necessary.
+
+    Args:
+        name: The name that the user gave, for messages.
+        repository: The hub id "owner/name".
+        download: Whether to download files that are not in the cache.
+        known: Other names, for suggestions in messages.
+
+    Raises:
+        ModelNotFoundError: The repository does not exist, or the hub is not reachable.
+        CheckpointError: The repository has no weights that Overpaint can load.
+    """
     from httpx2 import HTTPError  # the hub client's own
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -34,7 +43,7 @@ def fetch_snapshot(name: str, repository: str, *, download: bool, known: Iterabl
         validate_repo_id(repository)
     except HFValidationError as error:
         raise ModelNotFoundError(
-            f"unknown model {name!r}: no such file or folder here, and no hub id: {error}"
+            f"unknown model {name!r}: it is neither a file or folder here nor a hub id: {error}"
         ) from error
     if found := find_cached(repository):
         return found
@@ -46,17 +55,17 @@ def fetch_snapshot(name: str, repository: str, *, download: bool, known: Iterabl
         snapshot = Path(snapshot_download(repository, allow_patterns=wanted))
     except GatedRepoError as error:
         raise ModelNotFoundError(
-            f"{repository} asks for its terms to be accepted first: do so at "
+            f"{repository} requires that you accept its terms first. Accept them at "
             f"https://huggingface.co/{repository}, then run `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
-            f"unknown model {name!r}: no such file or folder here, and no repository "
-            f"{repository} on the hub.{did_you_mean(name, known)}"
+            f"unknown model {name!r}: it is neither a file or folder here nor a "
+            f"repository ({repository}) on the hub.{did_you_mean(name, known)}"
         ) from error
     except (HTTPError, OSError) as error:
         raise ModelNotFoundError(
-            f"{name!r}: no such file or folder here, not in the hub's cache, and the hub could "
+            f"{name!r} is neither a file or folder here nor in the hub's cache, and the hub could "
             f"not be reached for {repository} ({_first_line(error)}). Try again online, or give "
             "a folder or a .safetensors file."
         ) from error
@@ -68,7 +77,7 @@ def _first_line(error: Exception) -> str:
 
 
 def find_cached(repository: str) -> Path | None:
-    """What to load from the hub's cache, if it holds all of it."""
+    """Return the folder or file to load if the hub's cache holds the complete repository."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -78,9 +87,10 @@ def find_cached(repository: str) -> Path | None:
 
 
 def find_loadable(folder: Path) -> Path | None:
-    """The folder itself when it is a whole one of diffusers' or of a network that sees.
+    """Return the path to load from a folder, or None if the folder is incomplete.
 
-    Else its only .safetensors file.
+    The path is the folder itself for a complete diffusers folder or estimator. Otherwise it is the
+    folder's only .safetensors file.
     """
     index = folder / "model_index.json"
     if index.is_file():
@@ -99,13 +109,13 @@ def find_loadable(folder: Path) -> Path | None:
 
 
 def list_needed_files(files: Sequence[str], repository: str) -> list[str]:
-    """Which of a repository's files to download, as patterns.
+    """List patterns of the files to download from a repository.
 
-    Of a diffusers folder, or that of a network that sees, its configs, tokenizers and one variant
-    of each part's weights, in 16 bits where there is one; else the only .safetensors file.
+    For a diffusers folder or an estimator, these are configs, tokenizers and one variant of each
+    part's weights, with a preference for 16 bits. Otherwise it is the only .safetensors file.
 
     Raises:
-        CheckpointError: there is nothing that we load; says what there is.
+        CheckpointError: The repository has no weights that Overpaint can load.
     """
     if "model_index.json" not in files and set(ESTIMATOR_CONFIG_FILES) <= set(files):
         return [*ESTIMATOR_CONFIG_FILES, *TOKENIZER_PATTERNS, *_chosen(files, repository)]
@@ -114,7 +124,7 @@ def list_needed_files(files: Sequence[str], repository: str) -> list[str]:
         if len(single) == 1:
             return single
         raise CheckpointError(
-            f"{repository} is no diffusers folder, and has {len(single)} .safetensors files: "
+            f"{repository} is not a diffusers folder, and has {len(single)} .safetensors files: "
             f"{sample_keys(single) or 'none'}. Download the one you want and give its path."
         )
     weights: list[str] = []
@@ -134,7 +144,7 @@ def _chosen(files: Sequence[str], repository: str) -> list[str]:
 
 
 def list_cached_checkpoints() -> dict[str, Path]:
-    """SDXL repositories that the hub's cache holds whole."""
+    """Return the complete SDXL repositories in the hub's cache, by hub id."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

@@ -1,10 +1,10 @@
-"""What requests may name, read without torch: files that the user added, and those that ship.
+"""Look up names of add-ons and checkpoints without torch.
 
-    HOME/models/<sha256>.safetensors    the bytes, once
-    HOME/models/<name>.json             what they are; written last, so that it never lies
+A name refers to a file that the user added, or to a file in this package. Requests contain names
+only, so they cannot read other paths. `library.py` adds and removes files.
 
-Names lead here and nowhere else: a request cannot reach a path. `store.py` adds files and removes
-them.
+    HOME/models/<sha256>.safetensors    the file, stored once
+    HOME/models/<name>.json             its description, written after the file is complete
 """
 
 import importlib.resources
@@ -24,27 +24,26 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 MINIATURE = "miniature"
 
 PACKAGED_MODELS = (MINIATURE, "miniature-inpaint", "miniature-refiner")
-"""Models that ship inside the package."""
-
+"""Models in this package."""
 
 PACKAGED_KINDS: tuple[FileKind, ...] = ("control", "lora", "embedding")
-"""Kinds of which some ship inside the package."""
+"""Kinds of add-ons in this package."""
 
 
 class LibraryEntry(BaseModel, frozen=True):
-    """A file of the user's.
+    """The description of a file in the library.
 
     Attributes:
-        name: it is found by.
-        kind: what it is.
-        sha256: of the file.
-        license: as the user gave it.
-        file: what it was called.
-        keys: how many tensors it holds.
-        rank: of a LoRA.
-        trigger_words: that a LoRA's metadata names.
-        metadata: the file's own.
-        path: where it is now.
+        name: The name for requests.
+        kind: The kind of file.
+        sha256: The digest of the file.
+        license: The license of its weights, if known. Older descriptions use the key "licence".
+        file: The name of the original file.
+        keys: The number of tensors in the file.
+        rank: The largest rank of a LoRA; None for other kinds.
+        trigger_words: The trigger words in a LoRA's metadata.
+        metadata: The metadata in the file's header.
+        path: The file's current path.
     """
 
     name: str
@@ -60,22 +59,22 @@ class LibraryEntry(BaseModel, frozen=True):
 
 
 class LibraryIndex:
-    """The names under one home."""
+    """The names of files that the user added under one home folder."""
 
     def __init__(self, home: str | os.PathLike[str] | None = None):
-        """Look under a home, by default `~/.overpaint`."""
+        """Use a home folder; the default is `~/.overpaint`."""
         self.folder = (Path(home) if home else Path("~/.overpaint").expanduser()) / "models"
 
     def list_entries(self) -> list[LibraryEntry]:
-        """All that were added, by name."""
+        """List the added files in order of their names."""
         names = (path.stem for path in sorted(self.folder.glob("*.json")))
         return [entry for name in names if (entry := self.read_entry(name))]
 
     def read_entry(self, name: str) -> LibraryEntry | None:
-        """What was added by a name.
+        """Return the description of an added file, or None without such a file.
 
         Raises:
-            CheckpointError: the entry cannot be read.
+            CheckpointError: The description cannot be read.
         """
         path = self.folder / f"{name}.json"
         try:
@@ -87,7 +86,7 @@ class LibraryIndex:
         return entry.model_copy(update={"path": get_entry_path(self.folder, entry)})
 
     def find_kind(self, name: str) -> FileKind | None:
-        """What a name leads to; None if that is nothing."""
+        """Return the kind of the file with this name, or None without such a file."""
         if not NAME_PATTERN.fullmatch(name):
             return None
         if entry := self.read_entry(name):
@@ -95,10 +94,10 @@ class LibraryIndex:
         return next((kind for kind in PACKAGED_KINDS if name in list_packaged(kind)), None)
 
     def require(self, name: str, kind: FileKind | None = None) -> None:
-        """Insist on a name.
+        """Check that a name exists.
 
         Raises:
-            ModelNotFoundError: nothing by that name, or nothing of that kind.
+            ModelNotFoundError: No file has that name, or the file is of another kind.
         """
         found = self.find_kind(name)
         if found is not None and kind in (None, found):
@@ -118,7 +117,7 @@ class LibraryIndex:
 
 
 def list_packaged(kind: str) -> dict[str, Path]:
-    """What ships inside the package beside the miniature, by name.
+    """Return the paths of the add-ons in this package by name.
 
     Args:
         kind: "control", "lora" or "embedding".
@@ -128,5 +127,5 @@ def list_packaged(kind: str) -> dict[str, Path]:
 
 
 def get_entry_path(folder: Path, entry: LibraryEntry) -> Path:
-    """Where an entry's bytes are."""
+    """Return the path of an entry's file."""
     return folder / f"{entry.sha256}.safetensors"

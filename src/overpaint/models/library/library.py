@@ -1,7 +1,7 @@
-"""The user's own checkpoints, LoRAs, nets and embeddings: files by content, found by name.
+"""Add, find and remove checkpoints, LoRAs, ControlNets and embeddings.
 
-Where they are, and what is said of them, is in `entries.py`. What ships beside the miniature is
-found as well, and stays.
+`index.py` describes the files on disk. `Library` also finds the add-ons in this package, but cannot
+remove them.
 """
 
 import json
@@ -36,27 +36,27 @@ KEY_PATTERNS: dict[FileKind, str] = {
     "embedding": r"^(clip_[lg]|text_encoders_\d|emb_params)$",
     "checkpoint": r"^model\.diffusion_model\.",
 }
-"""Patterns of keys, in order, that tell what a file is."""
+"""Patterns of keys that identify the kind of a file; the first match counts."""
 
 
 class Library(LibraryIndex):
-    """The files under one home."""
+    """The files that the user added under one home folder, and the add-ons in this package."""
 
     def add(
         self, source: Path, name: str | None = None, license: str | None = None
     ) -> LibraryEntry:
-        """Copy a file in, whole or not at all.
+        """Copy a file into the library atomically.
 
         Args:
-            source: a .safetensors file.
-            name: to find it by; by default that of the file.
-            license: of its weights.
+            source: A .safetensors file.
+            name: The name for requests; the default is the file name without its suffix.
+            license: The license of its weights.
 
         Raises:
-            ModelNotFoundError: no such file.
-            CheckpointError: damaged, a pickle, or nothing that is known; or a name that is none,
-                or is taken by another file.
-            OutputError: it cannot be written.
+            ModelNotFoundError: The file does not exist.
+            CheckpointError: The file is damaged, a pickle or of an unknown kind. Or the name is
+                invalid, or another file has it.
+            OutputError: The library's folder cannot be written.
         """
         if not source.is_file():
             raise ModelNotFoundError(f"no such file: {source}")
@@ -64,10 +64,13 @@ class Library(LibraryIndex):
         weights = open_weights(source)
         entry = describe_file(weights, require_safe_name(name), license)
         if entry.kind == "checkpoint" and name in (*PACKAGED_MODELS, *ALIASES):
-            raise CheckpointError(f"{name!r} is the name of another model; give one with --name")
+            raise CheckpointError(
+                f"the name {name!r} belongs to another model; choose a different name with --name"
+            )
         if self.find_kind(name) and (taken := self.find(name)).sha256 != entry.sha256:
             raise CheckpointError(
-                f"{name!r} is {taken.file} already; remove it first, or give another name"
+                f"the name {name!r} belongs to {taken.file} already; remove that "
+                "file first, or choose a different name"
             )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,28 +83,28 @@ class Library(LibraryIndex):
         return self.find(name)
 
     def find(self, name: str, kind: FileKind | None = None) -> LibraryEntry:
-        """The entry of a name.
+        """Return the entry with a name.
 
         Raises:
-            ModelNotFoundError: none by that name, or none of that kind.
+            ModelNotFoundError: No entry has that name, or the entry is of another kind.
         """
         self.require(name, kind)
         return self.read_entry(name) or _shipped(name, _packaged()[name])
 
     def find_if(self, name: str, kind: FileKind) -> LibraryEntry | None:
-        """The entry of a name; None where none of that kind has it."""
+        """Return the entry with a name, or None without an entry of that kind."""
         return self.find(name) if self.find_kind(name) == kind else None
 
     def remove(self, name: str) -> LibraryEntry:
-        """Forget a name, and the file when no other name leads to it.
+        """Remove a name, and its file if no other name refers to the file.
 
         Raises:
-            ModelNotFoundError: none by that name.
-            CheckpointError: it ships with the package.
+            ModelNotFoundError: No entry has that name.
+            CheckpointError: The entry belongs to this package.
         """
         entry = self.find(name)
         if entry.path.parent != self.folder:
-            raise CheckpointError(f"{name!r} ships with Overpaint and stays")
+            raise CheckpointError(f"{name!r} is part of Overpaint and cannot be removed")
         (self.folder / f"{name}.json").unlink()
         if all(other.sha256 != entry.sha256 for other in self.list_entries()):
             entry.path.unlink(missing_ok=True)
@@ -118,7 +121,7 @@ class Library(LibraryIndex):
 
 
 def list_shipped() -> tuple[LibraryEntry, ...]:
-    """What ships beside the miniature."""
+    """List the add-ons in this package."""
     return tuple(_shipped(name, path) for name, path in _packaged().items())
 
 
@@ -135,32 +138,32 @@ def _shipped(name: str, path: Path) -> LibraryEntry:
 
 
 def require_safe_name(name: str) -> str:
-    """The name, if it is safe as one.
+    """Return the name if it is a valid name for a file in the library.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: The name is invalid.
     """
     if not NAME_PATTERN.fullmatch(name):
         raise CheckpointError(
-            f"{name!r} is no name: letters, digits, '_', '-' and '.', at most 100, the first a "
-            "letter or digit. Give one with --name."
+            f"{name!r} is not a valid name. A name has up to 100 letters, digits, '_', '-' and "
+            "'.', and starts with a letter or digit. Choose a different name with --name."
         )
     return name
 
 
 def describe_file(weights: WeightsFile, name: str, license: str | None = None) -> LibraryEntry:
-    """What a file is, by its keys and metadata.
+    """Describe a file by its keys and metadata.
 
     Raises:
-        CheckpointError: nothing that is known.
+        CheckpointError: The file is of an unknown kind.
     """
     kinds: list[FileKind] = [
         k for k, p in KEY_PATTERNS.items() if any(re.search(p, key) for key in weights.tensors)
     ]
     if not kinds:
         raise CheckpointError(
-            f"{weights.path}: neither LoRA nor control net nor embedding nor checkpoint; its keys "
-            f"are {', '.join(list(weights.tensors)[:5]) or 'none'}"
+            f"{weights.path} is neither a LoRA nor a ControlNet nor an embedding nor a "
+            f"checkpoint; its keys are {', '.join(list(weights.tensors)[:5]) or 'none'}"
         )
     downs = (
         stored.shape[0]
@@ -181,7 +184,7 @@ def describe_file(weights: WeightsFile, name: str, license: str | None = None) -
 
 
 def _trigger_words(metadata: dict[str, str]) -> Iterator[str]:
-    """Words that a LoRA was trained to answer to: ModelSpec's, else kohya's commonest tags."""
+    """Yield a LoRA's trigger words: those of ModelSpec, else the most frequent tags of kohya."""
     if phrase := metadata.get("modelspec.trigger_phrase"):
         yield phrase
         return
