@@ -144,7 +144,7 @@ def test_a_refiner_cannot_paint_alone():
 
 
 def test_an_inpainting_model_is_no_refiner(painter: overpaint.Painter):
-    with pytest.raises(ModelError, match="is an inpainting model and no refiner"):
+    with pytest.raises(ModelError, match="is an inpainting model, not a refiner"):
         painter.create("a house", refiner="miniature-inpaint")
 
 

@@ -236,5 +236,5 @@ def test_a_refiner_must_share_the_latents(model: Model) -> None:
 def test_an_inpainting_model_refines_nothing(model: Model) -> None:
     other = tiny_refiner()
     other.family = FAMILIES["sdxl-inpaint"]
-    with pytest.raises(ModelError, match="is an inpainting model and no refiner"):
+    with pytest.raises(ModelError, match="is an inpainting model, not a refiner"):
         plan(request(refiner="other"), model, Addons(other))

@@ -97,11 +97,11 @@ def test_a_word_that_is_not_there() -> None:
     ("state", "message"),
     [
         ({"emb_params": torch.zeros(2, 768)}, r"for Stable Diffusion 1\.5 or 2"),
-        ({"clip_l": torch.zeros(2, WIDTHS[0])}, "nothing for text_encoder_2"),
+        ({"clip_l": torch.zeros(2, WIDTHS[0])}, "no vectors for text_encoder_2"),
         ({"clip_l": torch.zeros(2, 8), "clip_g": torch.zeros(2, 8)}, "an embedding for another"),
         (
             {"clip_l": torch.zeros(2, WIDTHS[0]), "clip_g": torch.zeros(3, WIDTHS[1])},
-            "as many for each",
+            "the same number for each",
         ),
         (
             {"clip_l": torch.zeros(2, WIDTHS[0]) * torch.nan, "clip_g": torch.zeros(2, WIDTHS[1])},

@@ -257,14 +257,14 @@ def test_what_ends_half_way_leaves_nothing_in_the_weights(
     for before in ((), (b,)):
         weights.use("unet", before)
         with monkeypatch.context() as patched:
-            calls, place = itertools.count(), weights._place  # pyright: ignore[reportPrivateUsage]
+            calls, place = itertools.count(), weights._get_slot  # pyright: ignore[reportPrivateUsage]
 
             def full(part: str, module: str, calls: Any = calls, place: Any = place) -> Any:
                 if next(calls) == 3:
                     raise torch.OutOfMemoryError("tried to allocate 2 GiB")
                 return place(part, module)
 
-            patched.setattr(weights, "_place", full)
+            patched.setattr(weights, "_get_slot", full)
             with pytest.raises(torch.OutOfMemoryError):
                 weights.use("unet", (a,))
         assert any(not torch.equal(v, base[k]) for k, v in unpacked_state(model.unet).items())

@@ -1,4 +1,7 @@
-"""LoRAs merged into a model, from a pristine copy: however often, the base stays itself."""
+"""Merge LoRAs into a model's weights.
+
+Each merge starts from a pristine copy of the weights, so repeated merges do not change the base.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA at a scale.
+    """A LoRA with the scales of a request.
 
     Attributes:
-        lora: what it changes.
-        scale: of its changes to the UNet.
-        text_scale: of those to the text encoders.
-        blocks: of those to parts of the UNet, on top of `scale`: the start of a module's name
-            ("up_blocks.0", "mid_block") and a factor; the longest that fits counts.
+        lora: The LoRA.
+        scale: The scale of its changes to the UNet.
+        text_scale: The scale of its changes to the text encoders.
+        blocks: Factors for parts of the UNet: pairs of a module name's prefix ("up_blocks.0",
+            "mid_block") and a factor. The factor of the longest matching prefix multiplies `scale`.
     """
 
     lora: LoraWeights
@@ -30,11 +33,11 @@ class Adapter:
     blocks: tuple[tuple[str, float], ...] = ()
 
     def changes(self, part: str) -> Mapping[str, WeightDelta]:
-        """What it changes in a part of the model, by module."""
+        """Return its changes to a part of the model by module name."""
         return self.lora.changes.get(part, {})
 
     def scale_at(self, part: str, module: str) -> float:
-        """The scale at a module."""
+        """Return the scale of its change to a module."""
         if part != "unet":
             return self.text_scale
         fitting = [
@@ -49,7 +52,7 @@ Adapters = tuple[Adapter, ...]
 
 
 def list_changes(adapters: Adapters, part: str, module: str) -> list[tuple[WeightDelta, float]]:
-    """What adapters change in a module, each with its scale; those at scale 0 are left out."""
+    """List the changes of adapters to a module with their scales, without those at scale 0."""
     return [
         (change, scale)
         for adapter in adapters
@@ -60,51 +63,51 @@ def list_changes(adapters: Adapters, part: str, module: str) -> list[tuple[Weigh
 
 @dataclass(eq=False)
 class AdapterMerger:
-    """A model's weights, with adapters in them.
+    """Merges adapters into a model's weights.
 
     Attributes:
-        model: whose.
-        places: by part and module name, of the layers that were ever changed.
+        model: The model.
+        slots: The weights of all layers that were ever changed, by part and module name.
     """
 
     model: "Model"
-    places: dict[tuple[str, str], WeightSlot] = field(
+    slots: dict[tuple[str, str], WeightSlot] = field(
         default_factory=dict[tuple[str, str], WeightSlot]
     )
     _current: dict[str, Adapters | None] = field(default_factory=dict[str, "Adapters | None"])
 
     def use(self, part: str, adapters: Adapters) -> None:
-        """Bring a part of the model to a set of adapters.
+        """Merge a set of adapters into a part of the model, in place of the current set.
 
-        Each weight that the set before or this one changes is written once, from its pristine
-        copy; a set that is in place costs nothing.
+        The method writes each weight that either set changes once, from its pristine copy. If the
+        set is merged already, the method does nothing.
         """
         before = self._current.get(part, ())
         if before == adapters:
             return
-        self._current[part] = None  # if this ends half-way, the next one begins anew
+        self._current[part] = None  # after an interruption, the next call writes all weights
         if before is None:
-            left = [module for of, module in self.places if of == part]
+            left = [module for of, module in self.slots if of == part]
         else:
             left = [module for adapter in before for module in adapter.changes(part)]
         coming = [module for adapter in adapters for module in adapter.changes(part)]
         for module in dict.fromkeys((*left, *coming)):
-            place = self._place(part, module)
+            slot = self._get_slot(part, module)
             changes = list_changes(adapters, part, module)
             if not changes:
-                place.restore()
+                slot.restore()
             elif product := combine_factors(changes):
-                place.add(*product)
+                slot.add(*product)
             else:
-                place.write(merge_deltas(place.pristine, changes))
+                slot.write(merge_deltas(slot.pristine, changes))
         self._current[part] = adapters
 
-    def _place(self, part: str, module: str) -> WeightSlot:
-        if (part, module) not in self.places:
-            self.places[part, module] = make_weight_slot(get_part(self.model, part), module)
-        return self.places[part, module]
+    def _get_slot(self, part: str, module: str) -> WeightSlot:
+        if (part, module) not in self.slots:
+            self.slots[part, module] = make_weight_slot(get_part(self.model, part), module)
+        return self.slots[part, module]
 
 
 def get_adapter_merger(model: "Model") -> AdapterMerger:
-    """The model's weights; always the same object for one model."""
+    """Return the model's only AdapterMerger."""
     return model.make_once("weights", lambda: AdapterMerger(model))

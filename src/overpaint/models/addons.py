@@ -1,4 +1,7 @@
-"""What requests name beside a model, loaded when it is first asked for, to stay."""
+"""Load the add-ons of requests: refiners, ControlNets, estimators, LoRAs and embeddings.
+
+An add-on is loaded for the first request that names it, and stays in memory.
+"""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,23 +29,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ControlNets = Sequence[ControlNet | None]
-"""One for each of a request's controls; None where it does not act. Empty for a refiner."""
-
+"""One item for each control of a request; None for an inactive control. Empty for a refiner."""
 
 Estimators = Sequence[Estimator | None]
-"""Likewise, of those whose hint shows what a network sees; may be empty."""
+"""One item for each control of a request; None for a control without an estimator."""
 
 
 @dataclass(frozen=True)
 class Addons:
-    """What a request names beside the base model.
+    """The add-ons of a request.
 
     Attributes:
-        refiner: for its second stage; it takes the embeddings, and nothing else of these.
-        nets: one for each of its controls; None where that does not act.
-        adapters: its LoRAs.
-        embeddings: that its prompts use.
-        estimators: one for each of its controls; None where its hint needs none.
+        refiner: The model for the second stage. Of the other add-ons, it uses embeddings only.
+        nets: One item for each control; None for an inactive control.
+        adapters: The LoRAs with their scales.
+        embeddings: The embeddings in the prompts.
+        estimators: One item for each control; None for a control without an estimator.
     """
 
     refiner: "Model | None" = None
@@ -53,7 +55,7 @@ class Addons:
 
     @property
     def notices(self) -> Iterator[str]:
-        """What is to be said of keys that belong nowhere."""
+        """Yield a notice for each add-on whose file has unused keys."""
         for used in (*(adapter.lora for adapter in self.adapters), *self.estimators):
             if used and used.unused:
                 keys = sample_keys(used.unused)
@@ -64,28 +66,28 @@ NO_ADDONS = Addons()
 
 
 class AddonLoader:
-    """Refiners, control nets, estimators, LoRAs and embeddings for a model.
+    """Loads and keeps the add-ons of requests to one model.
 
     Attributes:
-        model: that they go with.
-        store: where their names lead first.
+        model: The base model.
+        library: The library in which names are looked up first.
     """
 
-    def __init__(self, model: "Model", store: Library):
+    def __init__(self, model: "Model", library: Library):
         self.model = model
-        self.store = store
+        self.library = library
         self._held: dict[Hashable, object] = {}
-        # Each is as large as a model: those in use stay, and the one that was used last.
+        # A refiner is as large as a model: keep those in use, and the one that was used last.
         self._refiners = WeakValueDictionary[str, "Model"]()
         self._last_refiner: Model | None = None
 
     def load(self, request: "Request") -> Addons:
-        """All that a request names.
+        """Load all add-ons of a request.
 
         Raises:
-            ModelNotFoundError: there is nothing by a name.
-            CheckpointError, ModelError: one is for another model, of another kind, or damaged.
-            DeviceError: the device ran out of memory.
+            ModelNotFoundError: A name is unknown.
+            CheckpointError, ModelError: An add-on is for another model, of another kind or damaged.
+            DeviceError: The device ran out of memory.
         """
         return Addons(
             self._refiner(request.refiner) if request.refiner else None,
@@ -98,14 +100,14 @@ class AddonLoader:
     def _keep(self, key: Hashable, load: Callable[[], T]) -> T:
         if key not in self._held:
             self._held[key] = load()
-        return self._held[key]  # pyright: ignore[reportReturnType] a key's first part is its kind
+        return self._held[key]  # pyright: ignore[reportReturnType] the key starts with the kind
 
     def _refiner(self, name: str) -> "Model":
         device, dtype = str(self.model.device), str(self.model.dtype).removeprefix("torch.")
 
         refiner = self._refiners.get(name)
         if refiner is None:
-            refiner = load_library_model(name, self.store, device=device, dtype=dtype)
+            refiner = load_library_model(name, self.library, device=device, dtype=dtype)
             check_refiner(self.model, refiner)
             refiner.cache = self.model.cache
             self._refiners[name] = refiner
@@ -116,7 +118,7 @@ class AddonLoader:
         if not control.acts:
             return None
         name = control.net or catalog.choose_controlnet(control.kind, self.model.family.name)
-        entry = self.store.find_if(name, "control")
+        entry = self.library.find_if(name, "control")
 
         def load() -> ControlNet:
             return replace(load_controlnet(entry.path if entry else name, self.model), name=name)
@@ -134,7 +136,7 @@ class AddonLoader:
         )
 
     def _adapter(self, asked: "Lora", lenient: bool) -> Adapter:
-        entry = self.store.find(asked.name, "lora")
+        entry = self.library.find(asked.name, "lora")
         lora = self._keep(
             ("lora", entry.sha256, asked.name, lenient),
             lambda: replace(load_lora(entry.path, self.model, lenient=lenient), name=asked.name),
@@ -143,7 +145,7 @@ class AddonLoader:
         return Adapter(lora, asked.scale, text, tuple(sorted(asked.blocks.items())))
 
     def _embedding(self, name: str) -> Embedding:
-        entry = self.store.find(name, "embedding")
+        entry = self.library.find(name, "embedding")
         return self._keep(
             ("embedding", entry.sha256, name),
             lambda: load_embedding(entry.path, name, self.model),
@@ -151,27 +153,27 @@ class AddonLoader:
 
 
 def load_library_model(
-    name: str | PathLike[str], store: Library, *, device: str, dtype: str
+    name: str | PathLike[str], library: Library, *, device: str, dtype: str
 ) -> "Model":
-    """A model by its name: of the store's checkpoints, or as `load_model` knows them.
+    """Load a checkpoint of the library, or any model that `load_model` accepts.
 
     Raises:
-        ModelNotFoundError, CheckpointError, DeviceError: as `load_model`.
+        ModelNotFoundError, CheckpointError, DeviceError: See `load_model`.
     """
-    entry = store.find_if(name, "checkpoint") if isinstance(name, str) else None
+    entry = library.find_if(name, "checkpoint") if isinstance(name, str) else None
     model = load_model(entry.path if entry else name, device=device, dtype=dtype)
     model.name = fspath(name)
     return model
 
 
 def check_refiner(model: "Model", second: "Model") -> None:
-    """Raise unless the second model reads the first one's latents."""
+    """Raise ModelError unless the second model can refine latents of the first one."""
     for key in ("latent_channels", "scaling_factor"):
         a, b = model.vae.config[key], second.vae.config[key]
         if a != b:
             raise ModelError(
-                f"{second.name} cannot refine what {model.name} paints: their latents differ "
-                f"({key} {b} and {a}); give a refiner of the same family."
+                f"{second.name} cannot refine latents of {model.name}: their {key} differs ({b} "
+                f"and {a}). Choose a refiner of the same family."
             )
     if second.family.sees_mask:
-        raise ModelError(f"{second.name} is an inpainting model and no refiner.")
+        raise ModelError(f"{second.name} is an inpainting model, not a refiner.")

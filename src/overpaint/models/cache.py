@@ -1,4 +1,4 @@
-"""Results that are worth keeping between requests, in a budget of bytes."""
+"""An in-memory cache of results between requests, limited in bytes."""
 
 import sys
 import threading
@@ -15,37 +15,35 @@ from PIL import Image
 T = TypeVar("T")
 
 DEFAULT_CACHE_BYTES = 512 * 2**20
-"""Bytes that a cache keeps where nothing else is said: the pictures and prompts of dozens of
-requests of 1024²."""
+"""The default limit of a cache: pictures and prompts of dozens of requests at 1024 x 1024."""
 
 ENTRY_OVERHEAD_BYTES = 1024
-"""Bytes that an entry takes by itself, beside its value: its key, and our notes of it."""
+"""Estimated size of an entry's key and bookkeeping, without its value."""
 
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1}
-"""Of a pixel in memory, by Pillow's mode; 4 in all others."""
+"""Bytes of a pixel in memory by Pillow mode; other modes take 4."""
 
 
 @dataclass(frozen=True)
 class CachedValue:
-    """A value that is kept, and its bytes."""
+    """A cached value and its size in bytes."""
 
     value: Any
     size: int
 
 
 class Cache:
-    """Values by kind and key; the one that was not used for longest is forgotten first.
+    """A least-recently-used cache of values by kind and key, safe for threads.
 
-    What is in it may be forgotten at any time, and is then made anew, to the same value. Any thread
-    may call it.
+    The cache can drop a value at any time. `remember` then computes an equal value again.
 
     Attributes:
-        budget: bytes that are kept at most, of all kinds together.
-        size: bytes that are kept.
+        budget: The limit in bytes for all kinds together.
+        size: The current size in bytes.
     """
 
     def __init__(self, budget: float = DEFAULT_CACHE_BYTES):
-        """Nothing is kept yet; with a budget of 0, nothing ever is."""
+        """Make an empty cache. A budget of 0 disables caching."""
         self.budget = budget
         self.size = 0
         self._hits = Counter[str]()
@@ -54,18 +52,19 @@ class Cache:
         self._changing = threading.Lock()
 
     def __len__(self) -> int:
-        """How many values are kept."""
+        """Return the number of cached values."""
         return len(self._entries)
 
     def remember(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returned for this key; it is shared, so do not write to it.
+        """Return the cached value for a key, or call `make` and cache its result.
 
-        Threads that miss the same key at once each make it.
+        Callers share the value, so they must not modify it. Threads that miss the same key at the
+        same time each call `make`.
 
         Args:
-            kind: of value, each with keys of its own.
-            key: all that the value depends on, by content: values and digests, no identities.
-            make: makes it; its tensors, arrays and pictures are what counts against the budget.
+            kind: The kind of value. Each kind has separate keys.
+            key: All inputs of the value, by content: values and digests, not object identities.
+            make: A function that computes the value.
         """
         where = (kind, key)
         with self._changing:
@@ -81,19 +80,19 @@ class Cache:
         return made
 
     def counts(self) -> tuple[dict[str, int], dict[str, int]]:
-        """How often a value was there, and how often it had to be made, by kind."""
+        """Return the numbers of hits and misses by kind."""
         with self._changing:
             return dict(self._hits), dict(self._misses)
 
     def clear(self) -> None:
-        """Forget everything; hits and misses stay counted."""
+        """Drop all values. The numbers of hits and misses stay."""
         with self._changing:
             self._entries.clear()
             self.size = 0
 
     def _keep(self, where: Hashable, entry: CachedValue) -> None:
         if entry.size > self.budget:
-            return  # it would push out all others, and itself
+            return  # it would evict all other values
         if before := self._entries.pop(where, None):
             self.size -= before.size
         self._entries[where] = entry
@@ -104,10 +103,12 @@ class Cache:
 
 
 def measure_bytes(value: object) -> int:
-    """Bytes of the tensors, arrays, pictures and text in a value; what is in it twice counts once.
+    """Return the bytes of all tensors, arrays, pictures and strings in a value.
+
+    An object that occurs several times counts once.
 
     Raises:
-        TypeError: there is something in it whose size cannot be told.
+        TypeError: The value contains an object of an unknown type.
     """
     found: dict[int, int] = {}
     _collect_bytes(value, found)
@@ -117,7 +118,7 @@ def measure_bytes(value: object) -> int:
 def _collect_bytes(value: Any, found: dict[int, int]) -> None:
     match value:
         case torch.Tensor():
-            storage = value.untyped_storage()  # a view keeps all of it
+            storage = value.untyped_storage()  # a view keeps its whole storage alive
             found[storage.data_ptr()] = storage.nbytes()
         case np.ndarray():
             base: Any = value.base

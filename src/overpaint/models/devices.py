@@ -1,4 +1,4 @@
-"""Which device and which dtypes a model gets."""
+"""Choose the device and the dtypes of a model."""
 
 from dataclasses import dataclass
 
@@ -18,12 +18,12 @@ DTYPES_BY_NAME: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """Where the modules go and in which dtypes.
+    """The device and dtypes of a model.
 
     Attributes:
-        device: of all modules.
-        dtype: of the UNet and the text encoders.
-        vae_dtype: of the VAE.
+        device: The device of all modules.
+        dtype: The dtype of the UNet and the text encoders.
+        vae_dtype: The dtype of the VAE.
     """
 
     device: torch.device
@@ -32,19 +32,20 @@ class DeviceChoice:
 
 
 def choose_device(device: str, dtype: str, vae_dtype: str | None, *, small: bool) -> DeviceChoice:
-    """Make a device and dtypes of their names.
+    """Choose a device and dtypes by their names.
 
     Args:
         device: "auto" (CUDA, else Apple's MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
-        dtype: "auto" (fp32 for a small model on the CPU; else bf16 where the device computes in
-            it, else fp16), "bf16", "fp16" or "fp32".
-        vae_dtype: likewise; by default `dtype`, but in place of fp16, in which SDXL's VAE
-            overflows to black pictures, bf16 where the device computes in it, else fp32.
-        small: the model is a miniature.
+        dtype: "auto", "bf16", "fp16" or "fp32". "auto" chooses fp32 for a small model on the CPU,
+            otherwise bf16 if the device supports it, otherwise fp16.
+        vae_dtype: "bf16", "fp16", "fp32" or None. None chooses `dtype`, but never fp16,
+            because SDXL's VAE overflows to black pictures in fp16. It then chooses bf16 if the
+            device supports it, otherwise fp32.
+        small: Whether the model is a miniature.
 
     Raises:
-        RequestError: no such device or dtype; near names are given.
-        DeviceError: this machine has no such device.
+        RequestError: The device or dtype is unknown.
+        DeviceError: This machine does not have the device.
     """
     where = _find_device(device)
     if dtype == "auto":
@@ -58,14 +59,14 @@ def choose_device(device: str, dtype: str, vae_dtype: str | None, *, small: bool
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Whether the device has bfloat16 arithmetic of its own (a CPU always computes in it)."""
+    """Return whether the device has native bfloat16 arithmetic; True for every CPU."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu"
 
 
 def list_devices() -> list[torch.device]:
-    """The devices of this machine, the one that "auto" takes first."""
+    """List the devices of this machine, starting with the choice for "auto"."""
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append(torch.device("mps"))

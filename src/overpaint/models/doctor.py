@@ -1,4 +1,4 @@
-"""What this machine has, what Overpaint will use of it, and whether the models fit."""
+"""Report this machine's devices and memory, and whether models fit."""
 
 import os
 import platform
@@ -17,11 +17,12 @@ from overpaint.models.library import catalog
 GB = 1e9
 
 SDXL_PARAMETERS = 2_567_463_684 + 123_060_480 + 694_659_840 + 83_653_863
-"""UNet, two text encoders, VAE: counted."""
+"""Parameters of SDXL's UNet, two text encoders and VAE."""
 
 DECODE_BYTES = 4.3 * GB
-"""Of the VAE's decode of 1024 x 1024 in 16 bits, the largest passing need of a request; it grows
-with the area (published measurements of local tools agree on 4 to 4.5 GB)."""
+"""Memory to decode 1024 x 1024 pixels with SDXL's VAE in 16 bits; it grows with the area.
+
+This is the largest temporary need of a request. Published measurements report 4 to 4.5 GB."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class DeviceReport:
     """A device of this machine.
 
     Attributes:
-        name: as `--device` takes it.
-        label: what it is.
-        total: bytes of memory.
-        free: bytes of it that a new program may take.
+        name: The name for `--device`.
+        label: The product name.
+        total: The memory in bytes.
+        free: The free memory in bytes.
     """
 
     name: str
@@ -43,15 +44,15 @@ class DeviceReport:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """What a model needs on the device that "auto" takes.
+    """The memory that a model needs on the default device.
 
     Attributes:
-        model: its name.
-        side: of its native square, in pixels.
-        dtype: what "auto" takes.
-        weights: bytes.
-        working: bytes besides, at their largest, for one picture of the native size.
-        fits: whether it fits in what is free.
+        model: The model's name.
+        side: The side of its native pictures in pixels.
+        dtype: The dtype that "auto" chooses.
+        weights: The size of the weights in bytes.
+        working: The largest additional need in bytes for one picture of native size.
+        fits: Whether both fit into the free memory.
     """
 
     model: str
@@ -64,14 +65,14 @@ class MemoryNeed:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """What `overpaint doctor` says.
+    """The report of `overpaint doctor`.
 
     Attributes:
-        versions: program to version.
-        devices: of this machine; "auto" takes the first.
-        needs: of the models.
-        notes: what could not be found out.
-        folders: where downloads and remembered digests are kept, by what they hold.
+        versions: The versions of programs by name.
+        devices: The devices of this machine; "auto" chooses the first.
+        needs: The memory needs of models.
+        notes: Facts that the command could not find out.
+        folders: The folders of downloads and cached digests, by their contents.
     """
 
     versions: dict[str, str]
@@ -81,7 +82,7 @@ class DoctorReport:
     folders: dict[str, Path]
 
     def lines(self) -> list[str]:
-        """The report as lines of text."""
+        """Format the report as lines of text."""
         lines = [f"{name} {number}" for name, number in self.versions.items()]
         for device in self.devices:
             room = f"{device.total / GB:.1f} GB, {device.free / GB:.1f} GB free"
@@ -98,10 +99,10 @@ class DoctorReport:
 
 
 def inspect_machine(model: str | None = None) -> DoctorReport:
-    """Look at this machine.
+    """Inspect this machine.
 
     Args:
-        model: also say what this one needs, if its files are here: a name, folder or file.
+        model: A name, folder or file of a downloaded model whose needs to report as well.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -129,7 +130,7 @@ def inspect_machine(model: str | None = None) -> DoctorReport:
 
 
 def _measure(name: str) -> tuple[int, int]:
-    """How many parameters the files of a model hold, and its native side; reads headers only."""
+    """Return a model's number of parameters and its native side; read file headers only."""
     from overpaint.models.checkpoint import get_native_size, read_folder_configs
     from overpaint.models.files.single_file import recognize_file
 

@@ -1,4 +1,4 @@
-"""Textual inversion: words that were learnt as vectors (arXiv 2208.01618).
+"""Textual inversion: embeddings that add words to a prompt (arXiv 2208.01618).
 
 | layout | keys |
 |---|---|
@@ -27,17 +27,18 @@ TEXT_ENCODERS_BY_KEY = {
     "text_encoders_1": "text_encoder_2",
 }
 MAX_EMBEDDING_VECTORS = 75
-"""Vectors of one embedding: what a chunk of a prompt holds."""
+"""The largest number of vectors in an embedding: the tokens in one chunk of a prompt."""
 
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """A word's vectors.
+    """The vectors of a word.
 
     Attributes:
-        name: that it is written by, `<embedding:name>`.
-        sha256: of the file.
-        vectors: part of the model ("text_encoder", "text_encoder_2") to [n, H], as many for each.
+        name: Its name in prompts, `<embedding:name>`.
+        sha256: The digest of the file.
+        vectors: Vectors [n, H] for each text encoder ("text_encoder", "text_encoder_2"), with the
+            same n.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Embedding:
 
     @property
     def length(self) -> int:
-        """How many tokens it takes."""
+        """The number of tokens that it takes in a prompt."""
         return len(next(iter(self.vectors.values())))
 
 
@@ -54,14 +55,15 @@ def load_embedding(path: str | PathLike[str], name: str, model: "Model") -> Embe
     """Read an embedding for a model's text encoders.
 
     Raises:
-        CheckpointError: none, one for another model, or damaged.
+        CheckpointError: The file is not an embedding, is for another model, or is damaged.
     """
     file = open_weights(Path(path))
     if unknown := [key for key in file.tensors if key not in TEXT_ENCODERS_BY_KEY]:
         old = " (one vector set: for Stable Diffusion 1.5 or 2)" if "emb_params" in unknown else ""
         raise CheckpointError(
-            f"{file.path}: no embedding of SDXL's{old}; its keys are {sample_keys(file.tensors)}, "
-            f"expected clip_l and clip_g"
+            f"{file.path} is not an embedding for SDXL{old}; its keys are "
+            f"{sample_keys(file.tensors)}, "
+            "expected are clip_l and clip_g"
         )
     vectors: dict[str, Tensor] = {}
     for key, stored in file.tensors.items():
@@ -70,19 +72,19 @@ def load_embedding(path: str | PathLike[str], name: str, model: "Model") -> Embe
         if not tensor.isfinite().all():
             raise CheckpointError(f"{file.path}: {key} holds numbers that are not finite")
     if missing := [part for part in model.encoders_by_part if part not in vectors]:
-        raise CheckpointError(f"{file.path}: nothing for {missing[0]}; the file is damaged")
+        raise CheckpointError(f"{file.path} has no vectors for {missing[0]}; the file is damaged")
     for part, encoder in model.encoders_by_part.items():
         width = encoder.model.config.hidden_size
         if vectors[part].ndim != 2 or vectors[part].shape[1] != width:
             raise CheckpointError(
-                f"{file.path}: vectors of {list(vectors[part].shape)} for {part}, whose own are "
-                f"{width} wide: an embedding for another model"
+                f"{file.path} is an embedding for another model: its vectors for {part} are "
+                f"{list(vectors[part].shape)}, but must be {width} wide"
             )
     lengths = {len(v) for v in vectors.values()}
     if len(lengths) > 1 or not 1 <= max(lengths) <= MAX_EMBEDDING_VECTORS:
         raise CheckpointError(
-            f"{file.path}: {', '.join(map(str, sorted(lengths)))} vectors; "
-            f"an embedding has 1 to {MAX_EMBEDDING_VECTORS}, as many for each text encoder"
+            f"{file.path} has {', '.join(map(str, sorted(lengths)))} vectors; an embedding "
+            f"must have 1 to {MAX_EMBEDDING_VECTORS}, and the same number for each text encoder"
         )
     return Embedding(name, compute_sha256((file.path,)), vectors)
 

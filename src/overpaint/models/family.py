@@ -1,4 +1,4 @@
-"""The families of checkpoints that Overpaint runs: one row each."""
+"""Families of checkpoints that Overpaint supports, and their configs."""
 
 import json
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ SDXL_LICENSE = "CreativeML Open RAIL++-M (use restrictions of its attachment A a
 
 @dataclass(frozen=True)
 class Family:
-    """Checkpoints of the same wiring.
+    """Checkpoints with the same architecture.
 
     Attributes:
-        name: as shown to users and stored in metadata.
-        native_size: side in pixels of the square it was trained on, where its config is silent.
-        in_channels: of the UNet: 4, or 9 where mask and masked picture are concatenated.
-        context_width: width of the UNet's cross-attention; None where any other than those named.
-        text_encoders: how many.
-        license: of the published weights; a fine-tune may add terms of its own.
-        preview: the linear map for previews, when one is published for its VAE.
-        paints: whether it can paint a picture by itself.
-        has_aesthetic_score: its last size ids are an aesthetic score, as the refiner's.
+        name: The name in messages and metadata.
+        native_size: The side in pixels of the training pictures, if the config does not have it.
+        in_channels: Input channels of the UNet: 4, or 9 for an inpainting UNet.
+        context_width: The width of the UNet's cross-attention; None accepts any width.
+        text_encoders: The number of text encoders.
+        license: The license of the published weights; a fine-tune can add terms.
+        preview: The linear map for previews, if one is published for the VAE.
+        paints: Whether the family makes pictures without another model.
+        has_aesthetic_score: Whether the last size id is an aesthetic score (refiner).
     """
 
     name: str
@@ -39,7 +39,7 @@ class Family:
 
     @property
     def sees_mask(self) -> bool:
-        """Whether the network takes a mask and the masked picture beside the noisy latent."""
+        """True if the UNet takes a mask and the masked picture beside the noisy latent."""
         return self.in_channels == 9
 
 
@@ -75,18 +75,18 @@ FAMILIES: dict[str, Family] = {
 }
 
 OTHER_MODELS_BY_WIDTH: dict[int, str] = {768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2"}
-"""Cross-attention widths of UNets without size ids, which Overpaint does not run."""
+"""Unsupported models by the cross-attention width of their UNet."""
 
 
 def recognize_family(unet: dict[str, Any], text_encoders: int) -> Family:
-    """The family of a UNet config.
+    """Find the family of a UNet config.
 
     Args:
-        unet: a diffusers UNet2DConditionModel config.
-        text_encoders: how many come with it.
+        unet: The config of a diffusers UNet2DConditionModel.
+        text_encoders: The number of text encoders in the checkpoint.
 
     Raises:
-        CheckpointError: none of ours; says what it is, where that is known.
+        CheckpointError: The checkpoint belongs to no supported family.
     """
     context, channels = unet.get("cross_attention_dim"), unet.get("in_channels", 4)
     if unet.get("addition_embed_type") != "text_time":
@@ -108,14 +108,14 @@ def recognize_family(unet: dict[str, Any], text_encoders: int) -> Family:
 
 @dataclass(frozen=True)
 class Configs:
-    """The configs of a checkpoint, in diffusers' and transformers' words.
+    """The configs of a checkpoint, in the formats of diffusers and transformers.
 
     Attributes:
-        unet: of UNet2DConditionModel.
-        vae: of AutoencoderKL.
-        text_encoders: part name ("text_encoder", "text_encoder_2") to CLIPTextConfig.
-        scheduler: a diffusers scheduler's.
-        model_index: of the pipeline.
+        unet: The config of UNet2DConditionModel.
+        vae: The config of AutoencoderKL.
+        text_encoders: A CLIPTextConfig for each part, "text_encoder" and "text_encoder_2".
+        scheduler: The config of a diffusers scheduler.
+        model_index: The pipeline's model_index.json.
     """
 
     unet: dict[str, Any]
@@ -126,21 +126,20 @@ class Configs:
 
     @property
     def family(self) -> Family:
-        """The row of the family table.
+        """The family of the checkpoint.
 
         Raises:
-            CheckpointError: none of ours.
+            CheckpointError: The checkpoint belongs to no supported family.
         """
         return recognize_family(self.unet, len(self.text_encoders))
 
 
 def shipped_configs(name: str) -> Configs:
-    """The configs of a full-size family, which ship with Overpaint.
+    """Read the packaged configs of a full-size family.
 
-    Transcribed from the model repositories stabilityai/stable-diffusion-xl-base-1.0 and
-    -refiner-1.0 and diffusers/stable-diffusion-xl-1.0-inpainting-0.1, less what equals the
-    defaults of the classes that read them, and with the text encoders' `eos_token_id` put right
-    (there 2 in the second encoder; CLIP's is 49407).
+    They come from stabilityai/stable-diffusion-xl-base-1.0 and -refiner-1.0, and
+    diffusers/stable-diffusion-xl-1.0-inpainting-0.1, without the defaults of the classes that read
+    them. They correct `eos_token_id` of the second text encoder from 2 to CLIP's 49407.
 
     Args:
         name: "sdxl", "sdxl-inpaint" or "sdxl-refiner".
@@ -150,7 +149,7 @@ def shipped_configs(name: str) -> Configs:
 
 
 def parse_configs(parts: dict[str, dict[str, Any]]) -> Configs:
-    """Configs from a mapping of part names to their JSON objects."""
+    """Make Configs from the JSON objects of the parts."""
     return Configs(
         unet=parts["unet"],
         vae=parts["vae"],

@@ -1,15 +1,15 @@
-"""LoRAs that let a model paint in a few steps, and the settings that they were made for.
+"""Few-step LoRAs and the settings that they were trained for.
 
-What a LoRA is told by is what its metadata calls it (`modelspec.title` of
-github.com/Stability-AI/ModelSpec, else kohya's `ss_output_name`), never by the file's name. The
-words are narrow: a LoRA of lightning bolts is no Lightning LoRA.
+The title in a LoRA's metadata identifies its kind: `modelspec.title`
+(github.com/Stability-AI/ModelSpec), else kohya's `ss_output_name`. The file's name does not count.
+The patterns are strict, so that a LoRA for lightning bolts does not count as a Lightning LoRA.
 
-| kind | settings after |
+| kind | source of the settings |
 |---|---|
 | LCM | arXiv 2311.05556 |
 | TCD | arXiv 2402.19159 |
 | SDXL-Lightning | arXiv 2402.13929, and its model card: Euler, trailing timesteps, no guidance |
-| Hyper-SD | arXiv 2404.13686, and its model card: DDIM, trailing; those called CFG keep guidance |
+| Hyper-SD | arXiv 2404.13686, its model card: DDIM, trailing; "CFG" in the title keeps guidance |
 | SDXL Turbo | its model card: ancestral Euler, trailing, no guidance |
 """
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FewStepKind:
-    """A way to paint in a few steps.
+    """A kind of few-step LoRA.
 
     Attributes:
-        name: of the kind.
-        words: a pattern of its name, in small letters with single spaces.
-        sampler: of `names.SAMPLERS`.
-        steps: where the name says no other number.
+        name: The name of the kind.
+        words: A pattern for its title, in lower case with single spaces.
+        sampler: A name in `registry.SAMPLERS`.
+        steps: The number of steps for a title without a number.
     """
 
     name: str
@@ -48,15 +48,16 @@ FEW_STEP_KINDS = (
     FewStepKind("SDXL Turbo", r"sdxl turbo", "euler_a", 4),
 )
 FEW_STEP_SCHEDULE = "trailing"
-"""For all of them: they were distilled from steps that begin at pure noise."""
+"""The schedule for all kinds: they were distilled from steps that start at pure noise."""
 
 TITLE_KEYS = ("modelspec.title", "ss_output_name")
 
 
 def find_few_step_settings(metadata: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
-    """What a LoRA's metadata asks for: the kind's name, and fields of `Request`.
+    """Find the settings for a few-step LoRA in its metadata.
 
-    None where it names no such kind.
+    Returns:
+        The kind's name and fields of `Request`, or None for other LoRAs.
     """
     title = next((metadata[key] for key in TITLE_KEYS if metadata.get(key)), "")
     words = " ".join(re.findall(r"[a-z]+|\d+", title.lower()))
@@ -78,11 +79,14 @@ def find_few_step_settings(metadata: Mapping[str, str]) -> tuple[str, dict[str, 
 def apply_few_step_settings(
     request: "Request", adapters: "Adapters"
 ) -> tuple["Request", str | None]:
-    """The request with what it leaves unset as its LoRAs were made for, and what to say of it.
+    """Set the unset fields of a request as its few-step LoRA requires.
 
     Args:
-        request: whose own settings win, field by field.
-        adapters: its LoRAs. The first one that is distilled and acts on the UNet counts.
+        request: The request. Fields that it sets keep their values.
+        adapters: Its LoRAs. The first few-step LoRA with a positive scale counts.
+
+    Returns:
+        The request, and a notice if fields changed.
     """
     for adapter in adapters:
         if adapter.scale <= 0 or not (found := find_few_step_settings(adapter.lora.metadata)):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LatentPreview:
-    """A linear map from latents, as the UNet sees them, to RGB in -1..1.
+    """A linear map from latents, in the scale of the UNet, to RGB in -1..1.
 
     Attributes:
-        factors: [latent channels][3].
-        bias: [3].
+        factors: The matrix, [latent channels][3].
+        bias: The offset, [3].
     """
 
     factors: tuple[tuple[float, float, float], ...]
@@ -25,4 +25,4 @@ SDXL_PREVIEW = LatentPreview(
     ),
     bias=(0.1084, -0.0175, -0.0011),
 )
-"""The published fit for SDXL's VAE: github.com/comfyanonymous/ComfyUI, comfy/latent_formats.py."""
+"""The published map for SDXL's VAE: github.com/comfyanonymous/ComfyUI, comfy/latent_formats.py."""

@@ -1,4 +1,4 @@
-"""The model: what a checkpoint becomes once it is on a device."""
+"""A loaded checkpoint on a device."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -32,26 +32,26 @@ class TextEncoder:
 
 @dataclass
 class Model:
-    """A checkpoint on a device.
+    """A checkpoint on a device. All modules are in evaluation mode, without gradients.
 
     Attributes:
-        name: as the user gave it.
-        family: its row in the family table.
-        sha256: of the weights: of the single file, or of a folder's weight files in name order.
-        unet: in eval mode, without gradients, as are all modules here.
-        vae: its dtype may be wider than the UNet's; see `vae_dtype`.
-        text_encoders: the two of SDXL, or the refiner's one (the second).
-        noise: how it was trained.
-        native_size: the side in pixels of the square it was trained on.
-        device: where the modules are.
-        dtype: of the UNet and the text encoders.
-        zero_empty_negative: an empty negative prompt means zeros instead of its encoding, as
-            SDXL base was trained (`force_zeros_for_empty_prompt` in its model index).
-        preview: the linear map for previews, when the family has one.
-        preview_decoder: a small decoder for previews, when one was loaded.
-        notices: what loading has to say.
-        vae_lock: held by whoever runs the VAE, which one thread may while others run the UNet.
-        cache: results that may be forgotten; see `remember`. Models may share one.
+        name: The name that the user gave.
+        family: The family of the checkpoint.
+        sha256: The digest of the single file, or of a folder's weight files in name order.
+        unet: The UNet.
+        vae: The VAE. Its dtype can be wider than `dtype`.
+        text_encoders: SDXL's two text encoders, or the refiner's only one (SDXL's second).
+        noise: The noise schedule of training.
+        native_size: The side in pixels of the training pictures.
+        device: The device of all modules.
+        dtype: The dtype of the UNet and the text encoders.
+        zero_empty_negative: Whether zeros replace the encoding of an empty negative prompt
+            (`force_zeros_for_empty_prompt` in the model index).
+        preview: The linear map for previews, if any.
+        preview_decoder: A small decoder for previews, if one was loaded.
+        notices: Messages from loading.
+        vae_lock: A thread must hold it to run the VAE; others can run the UNet at that time.
+        cache: The cache for `remember`. Several models can share one cache.
     """
 
     name: str
@@ -69,24 +69,27 @@ class Model:
     preview_decoder: "AutoencoderTiny | None" = None
     notices: tuple[str, ...] = ()
     vae_lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
-    # A changed copy of a model begins anew.
+    # `dataclasses.replace` makes a copy with an empty cache.
     cache: Cache = field(default_factory=Cache, init=False, repr=False)
     _own: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
     _making: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False)
 
     def remember(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returned for this key, made anew if it was forgotten.
+        """Return the cached result for a key, or call `make` and cache its result.
 
         Args:
-            kind: of result, each with keys of its own.
-            key: all that the result depends on besides the model, by content.
-            make: makes it.
+            kind: The kind of result. Each kind has separate keys.
+            key: All inputs of the result besides the model, by content.
+            make: A function that computes the result.
         """
         mine = (self.name, self.sha256, self.device, self.dtype)
         return self.cache.remember(kind, (mine, key), make)
 
     def make_once(self, what: str, make: Callable[[], T]) -> T:
-        """What `make` returned when this was first asked for; it stays as long as the model."""
+        """Call `make` at the first call for a name, and return that result at every call.
+
+        The result stays in memory as long as the model.
+        """
         with self._making:
             if what not in self._own:
                 self._own[what] = make()
@@ -94,11 +97,11 @@ class Model:
 
     @property
     def encoders_by_part(self) -> dict[str, TextEncoder]:
-        """The text encoders by the names of their parts, "text_encoder" and "text_encoder_2"."""
+        """The text encoders by part name, "text_encoder" and "text_encoder_2"."""
         names = ("text_encoder", "text_encoder_2")[-len(self.text_encoders) :]
         return dict(zip(names, self.text_encoders, strict=True))
 
     @property
     def vae_factor(self) -> int:
-        """Pixels per latent cell and side."""
+        """Pixels per latent cell along each axis."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)

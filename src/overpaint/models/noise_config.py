@@ -8,16 +8,17 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """How noise was added in training, in the words of a diffusers scheduler config.
+    """The noise schedule of training, in the terms of a diffusers scheduler config.
 
     Attributes:
-        steps: number of training timesteps.
-        beta_start: first beta.
-        beta_end: last beta.
+        steps: The number of training timesteps.
+        beta_start: The first beta.
+        beta_end: The last beta.
         beta_schedule: "scaled_linear" or "linear".
-        prediction: what the network's output means.
-        zero_terminal_snr: betas rescaled to zero terminal SNR (arXiv 2305.08891, algorithm 1).
-        steps_offset: added to "leading" timesteps.
+        prediction: The quantity that the network predicts.
+        zero_terminal_snr: Whether betas are rescaled to zero terminal SNR (arXiv 2305.08891,
+            algorithm 1).
+        steps_offset: The offset of "leading" timesteps.
     """
 
     steps: int = 1000

@@ -1,8 +1,8 @@
-"""Stable Diffusion's safety checker: a CLIP that sees how near a picture is to known concepts.
+"""Stable Diffusion's safety checker: a CLIP that compares a picture with known concepts.
 
-A folder as diffusers writes it: `config.json`, `preprocessor_config.json`, safetensors. Concepts
-have no names, but numbers. The method is diffusers'
-(`pipelines/stable_diffusion/safety_checker.py`), without its black pictures.
+The folder has the format of diffusers: `config.json`, `preprocessor_config.json`, safetensors.
+Concepts have numbers, not names. The method is that of diffusers
+(`pipelines/stable_diffusion/safety_checker.py`), but does not replace pictures with black ones.
 """
 
 import re
@@ -26,25 +26,25 @@ from overpaint.models.files.safetensors_io import open_weights, sample_keys
 from overpaint.provenance.safety import Verdict
 
 NESTED_PREFIX = re.compile(r"^vision_model\.vision_model\.")
-"""What keys begin with in files of earlier releases of transformers, one of them is published."""
+"""The prefix of keys in files from earlier releases of transformers."""
 
 COMPUTED_KEYS = re.compile(r".*\.position_ids$")
-"""Tensors that a file may hold without need."""
+"""Keys of tensors that the module computes, so that files need not contain them."""
 
 SPECIAL_CARE_MARGIN = 0.01
-"""By how much nearer every concept counts as in a picture that calls for special care."""
+"""Added to the similarity of every concept if a picture matches a special-care concept."""
 
 
 @dataclass(frozen=True, eq=False)
 class SafetyChecker:
-    """A network that flags pictures, on a device."""
+    """A safety checker on a device."""
 
     module: Any
     processor: Any
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image], /) -> list[Verdict]:
-        """A picture is flagged that is nearer to a concept than that allows."""
+        """Flag pictures whose similarity to a concept exceeds the concept's threshold."""
         module = self.module
         inputs = self.processor(images=list(images), return_tensors="pt")
         pixels = inputs["pixel_values"].to(module.device, module.dtype)
@@ -61,7 +61,7 @@ class SafetyChecker:
 
 
 def _measure_excess(seen: Any, concepts: Any, thresholds: Any, further: Any) -> torch.Tensor:
-    """By how much each picture is nearer to each concept than that allows, in thousandths."""
+    """Return how far each picture's similarity exceeds each threshold, to three decimals."""
     near = (seen @ normalize(concepts).T).float()
     return (near - thresholds.float() + further).round(decimals=3)
 
@@ -70,17 +70,17 @@ def load_safety_checker(folder: Path, device: str = "auto") -> SafetyChecker:
     """Load a safety checker.
 
     Args:
-        folder: where it is.
-        device: as `place` takes it.
+        folder: The folder of the safety checker.
+        device: See `devices.choose_device`.
 
     Raises:
-        ModelNotFoundError: there is no such folder.
-        CheckpointError: it holds something else, a pickle, or not all of it.
-        DeviceError: there is no such device.
+        ModelNotFoundError: The folder does not exist.
+        CheckpointError: The folder holds another model or a pickle, or is incomplete.
+        DeviceError: This machine does not have the device.
     """
     if not folder.is_dir():
         raise ModelNotFoundError(
-            f"there is no folder {folder} of a safety checker; give one with config.json, "
+            f"the safety checker's folder {folder} does not exist; give a folder with config.json, "
             "preprocessor_config.json and model.safetensors, or MODULE:FUNCTION."
         )
     where = choose_device(device, "fp32", None, small=True)  # thresholds have three decimals
@@ -101,7 +101,7 @@ def load_safety_checker(folder: Path, device: str = "auto") -> SafetyChecker:
     try:
         module: Any = StableDiffusionSafetyChecker(CLIPConfig.from_dict(settings))
         said = module.load_state_dict(tensors, strict=False)
-    except Exception as error:  # whatever a broken config makes the library meet
+    except Exception as error:  # a broken config can cause any error in the library
         raise CheckpointError(f"{folder} cannot be loaded as a safety checker: {error}") from error
     for what, keys in (("missing", said.missing_keys), ("unknown", said.unexpected_keys)):
         if keys:
