@@ -261,7 +261,7 @@ def compare(found: Found, jobs: Jobs, files: Files, ledger: Ledger) -> None:
         if same != (job.key, job.model, job.state, job.ended, len(made)) or not fits(job, *used):
             found.wrong.append(f"{job.id} {job.state}, attempt {job.attempt}, {made}: {entry}")
     found.jobs, found.entries = len(stored), len(entries)
-    found.dialects = dict(Counter(job.origin["wire"] for job in stored))
+    found.dialects = dict(Counter(job.origin.dialect for job in stored))
     found.states = dict(Counter(job.state for job in stored))
     found.again = sum(job.attempt > 1 for job in stored)
     found.given_up = sum("given up" in (job.error or "") for job in stored)

@@ -183,7 +183,7 @@ def test_silly_tavern(client: TestClient) -> None:
     assert request["refine_steps"] is None
     assert request["clip_skip"] == 1
     (job,) = service_of(client).jobs.page(None, 1)
-    assert "secret" not in json.dumps(job.origin)
+    assert "secret" not in job.origin.model_dump_json()
 
 
 def test_krita(client: TestClient) -> None:

@@ -30,6 +30,7 @@ from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import CRASHES, Job, Jobs, NewJob
+from overpaint.server.store.origins import NativeOrigin, OutputOptions
 from overpaint.server.store.usage import Ledger
 from tests.server.conftest import Clock
 from tests.server.fake import Fake
@@ -81,7 +82,11 @@ class House:
         asked = Request(prompt=prompt, num_inference_steps=steps, seed=5, num_images=2)
         request = asked.model_copy(update={"image": Picture(data=image)}) if image else asked
         stored, files = self.files.pack(request)
-        self.jobs.submit(NewJob(name, "", "m", stored, 1.0, origin, files=files, priority=priority))
+        self.jobs.submit(
+            NewJob(
+                name, "", "m", stored, 1.0, NativeOrigin(**origin), files=files, priority=priority
+            )
+        )
         for supervisor in self.running:
             supervisor.wake()
         return name
@@ -108,7 +113,7 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 def test_a_job_s_pictures_are_published(house: House) -> None:
     house.open()
-    output = {"kind": "webp", "options": {"quality": 50}, "preview_every": 2}
+    output = OutputOptions(kind="webp", options={"quality": 50}, preview_every=2)
     name = house.submit("note", output=output)
     job = house.ended(name)
     assert job.state == "succeeded"

@@ -13,11 +13,15 @@ import pytest
 from overpaint.errors import IdempotencyError, QueueFullError
 from overpaint.server.settings import Limits
 from overpaint.server.store.jobs import AGEING, CRASHES, Attempt, Job, Jobs, NewJob
+from overpaint.server.store.origins import FalOrigin, OutputOptions
 from overpaint.server.store.outbox import Outbox
 from tests.server.conftest import Clock, Open
 
 numbers = itertools.count()
 LEASE = 10.0
+
+
+ORIGIN = FalOrigin(app="fal-ai/fast-sdxl", prompt="é", output=OutputOptions(kind="jpg"))
 
 
 def new(name: str = "", **fields: Any) -> NewJob:
@@ -38,10 +42,10 @@ def kinds(store: Jobs, name: str) -> list[str]:
 
 
 def test_a_job_s_life(store: Jobs, clock: Clock) -> None:
-    job = store.submit(new("a", request={"prompt": "é", "seed": 3}, origin={"wire": "x"}))
+    job = store.submit(new("a", request={"prompt": "é", "seed": 3}, origin=ORIGIN))
     assert job == store.get("a")
     assert (job.state, job.attempt, job.created, job.started) == ("queued", 0, clock.now, None)
-    assert (job.request, job.origin) == ({"prompt": "é", "seed": 3}, {"wire": "x"})
+    assert (job.request, job.origin) == ({"prompt": "é", "seed": 3}, ORIGIN)
     clock.now += 5
     (claimed,) = store.claim("me", 4, LEASE)
     assert (claimed.state, claimed.attempt, claimed.owner) == ("running", 1, "me")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -28,11 +29,13 @@ from overpaint.server.store import migrations, upgrade
 from overpaint.server.store.api_keys import Keys
 from overpaint.server.store.database import Database
 from overpaint.server.store.jobs import Jobs, NewJob
+from overpaint.server.store.origins import ReplicateOrigin
 from overpaint.server.store.outbox import Outbox
 from overpaint.server.store.tables import SCHEMA_VERSION, about, alembic_version, schema
 from overpaint.server.store.upgrade import UpgradeProgress
 from overpaint.server.store.usage import Ledger
 from overpaint.system.atomic_files import hold
+from tests.server.live import client_of
 from tests.server.postgres import database as new_database
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -151,7 +154,7 @@ def test_upgraded_store_goes_on_with_its_jobs(version: int, url: str) -> None:
     assert [said.kind for said in jobs.history(running.id)][-1] == "notice"
     assert jobs.expire(owners_are_gone=True) == [running.id]  # its end was asked for
     assert (jobs.get(running.id) or running).state == "canceled"
-    done = next(job for job in jobs.page(None, 100) if job.origin.get("wire") == "replicate")
+    done = next(job for job in jobs.page(None, 100) if isinstance(job.origin, ReplicateOrigin))
     assert done.key
     succeeded = next(job for job in jobs.page(done.key, 100, states=["succeeded"]) if job.webhook)
     posted = {post.kind: post for post in outbox.log(succeeded.id)}
@@ -500,3 +503,29 @@ def test_commands_that_are_no_server_refuse_an_older_store(
     assert "`overpaint serve`" in said.err
     assert said.out == ""
     assert rows_of(url) == before
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_jobs_of_older_stores_are_shown_by_every_dialect(version: int, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    rows = build(version, url)["jobs"]
+    image = (Path(__file__).parents[3] / "examples" / "house.png").read_bytes()
+    for row in rows:
+        for name in json.loads(row["result"] or "{}").get("files", ()):
+            path = tmp_path / "results" / row["id"] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image)
+    own = [row for row in rows if row["key"]]
+    with client_of(tmp_path, keys=("op_test",), keep_results=1e12) as client:
+        client.headers["Authorization"] = "Bearer op_test"
+        for row in own:
+            shown = client.get(f"/api/jobs/{row['id']}").raise_for_status().json()
+            assert shown["created"] == row["created"]
+            assert shown["request"] == json.loads(row["request"])
+            for made in shown["results"]:
+                assert client.get(made["url"]).raise_for_status().content == image
+            assert client.get(f"/v1/predictions/{row['id']}").raise_for_status().json()["urls"]
+            if json.loads(row["origin"]).get("wire") == "fal":
+                fal = f"/fal/queue/fal-ai/fast-sdxl/requests/{row['id']}"
+                assert client.get(fal).raise_for_status().json()["prompt"] == "a house"
+        assert len(client.get("/v1/predictions").raise_for_status().json()["results"]) == len(own)

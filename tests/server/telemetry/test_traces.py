@@ -191,7 +191,7 @@ def test_a_job_without_traces_keeps_none(tmp_path: Path) -> None:
         service: Service = cast(Any, client.app).state.service
         job = service.jobs.get(name)
     assert job is not None
-    assert job.origin["trace"] == {}
+    assert job.origin.trace == {}
 
 
 def test_spans_are_posted_to_where_the_environment_says(

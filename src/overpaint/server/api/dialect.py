@@ -16,7 +16,7 @@ class Dialect:
     """
 
     name: str
-    """The name that jobs store (`Job.origin["wire"]`), so that webhooks find their payload."""
+    """The name that jobs store (`Job.origin.dialect`), so that webhooks find their payload."""
 
     tag: str
     """The tag of the routes in the OpenAPI document."""

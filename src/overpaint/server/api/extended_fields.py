@@ -79,4 +79,4 @@ def get_field_error(job: Job) -> RequestError | None:
     if fault is None or fault[1] not in Request.model_fields:
         return None
     error = RequestError(fault[1], message.removeprefix(f"{fault[1]}: "))
-    return translate_error(error, job.origin.get("theirs", {}))
+    return translate_error(error, job.origin.field_names)

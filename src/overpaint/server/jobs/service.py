@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -43,6 +43,7 @@ from overpaint.server.settings import DAY_S, ServerSettings
 from overpaint.server.store.database import Database, url_of
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import ENDED, Job, Jobs, NewJob, Said
+from overpaint.server.store.origins import NativeOrigin, Origin
 from overpaint.server.store.outbox import EVENTS, Outbox
 from overpaint.server.telemetry.logs import (
     JobChange,
@@ -221,7 +222,7 @@ class Service:
         model: str | None = None,
         key: str = "",
         priority: int = 0,
-        origin: Mapping[str, Any] | None = None,
+        origin: Origin | None = None,
         webhook: str | None = None,
         webhook_events: Sequence[str] = EVENTS,
         token: str | None = None,
@@ -265,7 +266,9 @@ class Service:
                 name,
                 stored,
                 self._profile.alone(request, native or self.settings.native_side_px),
-                {**(origin or {}), "request_id": request_id.get(), "trace": trace},
+                (origin or NativeOrigin()).model_copy(
+                    update={"request_id": request_id.get(), "trace": trace}
+                ),
                 webhook,
                 webhook_events,
                 files,

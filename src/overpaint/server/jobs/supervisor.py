@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -425,7 +425,7 @@ class Supervisor:
         return True
 
     def _order(self, job: Job) -> Order:
-        output: Mapping[str, Any] = job.origin.get("output", {})
+        output = job.origin.output
         return Order(
             _tag(job),
             self._files.unpack(job.request),
@@ -434,10 +434,10 @@ class Supervisor:
             str(job.attempt),
             job.key,
             job.priority,
-            output.get("kind", "png"),
-            output.get("options", {}),
-            output.get("preview_every", 0),
-            job.origin.get("checked", True),
+            output.kind,
+            dict(output.options),
+            output.preview_every,
+            job.origin.check_safety,
         )
 
     def _cancel(self, worker: Worker) -> None:

@@ -89,7 +89,7 @@ class Courier:
             job = await asyncio.to_thread(self._service.jobs.get, post.job)
             if job is None or job.webhook is None:
                 return
-            told = await self._bodies[job.origin["wire"]](self._service, as_told(job, post.kind))
+            told = await self._bodies[job.origin.dialect](self._service, as_told(job, post.kind))
             secret = await asyncio.to_thread(self._service.outbox.secret, job.key)
             content = await asyncio.to_thread(lambda: json.dumps(told).encode())  # it has pictures
             name = f"{job.id}.{post.kind}" + (f".{post.turn}" if post.turn else "")

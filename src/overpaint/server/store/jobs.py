@@ -12,7 +12,7 @@ event, webhook and the ledger's entry are one transaction.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -22,8 +22,11 @@ from overpaint.events import NO_COST, Spent
 from overpaint.server.settings import DEFAULT_LIMITS, Limits
 from overpaint.server.store import outbox, usage
 from overpaint.server.store.database import Database
+from overpaint.server.store.origins import NativeOrigin, Origin, read_origin, write_origin
 from overpaint.server.store.outbox import EVENTS
 from overpaint.server.store.tables import events, jobs, tokens, uses
+
+OriginT = TypeVar("OriginT", bound=Origin)
 
 State = Literal["queued", "running", "succeeded", "failed", "canceled"]
 ENDED: tuple[State, ...] = ("succeeded", "failed", "canceled")
@@ -49,7 +52,7 @@ class NewJob:
         model: that it is for, by name.
         request: what to do, as JSON; pictures by the names of their files.
         work: seconds of the device that it is expected to take.
-        origin: what the wire format wants to remember of it.
+        origin: what the dialect that it came by remembers of it.
         webhook: where to post what happens to it.
         webhook_events: of `outbox.EVENTS`, those to post.
         files: the pictures that it needs, by the hash of their content.
@@ -63,7 +66,7 @@ class NewJob:
     model: str
     request: Mapping[str, Any]
     work: float
-    origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    origin: Origin = field(default_factory=NativeOrigin)
     webhook: str | None = None
     webhook_events: Sequence[str] = EVENTS
     files: Iterable[str] = ()
@@ -93,7 +96,7 @@ class Job:
     key: str
     model: str
     request: dict[str, Any]
-    origin: dict[str, Any]
+    origin: Origin
     webhook: str | None
     priority: int
     work: float
@@ -107,6 +110,16 @@ class Job:
     ended: float | None
     error: str | None
     result: dict[str, Any] | None
+
+    def origin_as(self, kind: type[OriginT]) -> OriginT:
+        """Return the origin, which must be of a dialect's type.
+
+        Raises:
+            TypeError: the job came by another dialect.
+        """
+        if not isinstance(self.origin, kind):
+            raise TypeError(f"Job {self.id} came by the {self.origin.dialect} API.")
+        return self.origin
 
     @property
     def flagged(self) -> list[dict[str, Any]]:
@@ -184,7 +197,7 @@ class Jobs:
             "key": new.key,
             "model": new.model,
             "request": dict(new.request),
-            "origin": dict(new.origin),
+            "origin": write_origin(new.origin),
             "webhook": new.webhook,
             "priority": new.priority,
             "work": new.work,
@@ -583,4 +596,5 @@ def _company(crashes: Iterable[int]) -> int:
 
 
 def _job(row: Any) -> Job:
-    return Job(*row)
+    fields = row._asdict()
+    return Job(**fields | {"origin": read_origin(fields["origin"])})

@@ -117,7 +117,7 @@ def record_lost_attempts(jobs: Jobs, names: Iterable[str], note: RecordChange) -
 def job_log_fields(job: Job) -> dict[str, Any]:
     """The fields that a job is found by: its own id, and those of the request that made it."""
     return {
-        "request_id": job.origin.get("request_id"),
+        "request_id": job.origin.request_id,
         "job_id": job.id,
         "key": job.key[:KEY_LABEL_CHARS] or None,
     }

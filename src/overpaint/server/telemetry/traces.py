@@ -4,7 +4,7 @@ A job's spans are made when it has ended, of its history in the store. So its tr
 where servers were killed meanwhile or another one ended it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -56,8 +56,7 @@ class TraceExporter:
             history: all of it.
         """
         began, ended = history[0].at, history[-1].at
-        accepted: Mapping[str, str] = job.origin.get("trace", {})
-        parent = TRACE_CONTEXT.extract(accepted)
+        parent = TRACE_CONTEXT.extract(job.origin.trace)
         attributes = {
             "overpaint.job.id": job.id,
             "overpaint.job.state": job.state,
@@ -65,7 +64,7 @@ class TraceExporter:
             "overpaint.key": job.key[:KEY_LABEL_CHARS],
             "overpaint.model": job.model,
             "overpaint.pictures": job.request.get("num_images", 1),
-            "overpaint.request.id": job.origin.get("request_id") or "",
+            "overpaint.request.id": job.origin.request_id or "",
         }
         whole = self.tracer.start_span(
             "job", parent, attributes=attributes, start_time=_nanoseconds(began)

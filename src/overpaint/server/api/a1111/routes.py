@@ -53,6 +53,7 @@ from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import error_responses
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.origins import A1111Origin, OutputOptions
 
 PREVIEW_EVERY = 5
 """Steps between the pictures that `progress` shows."""
@@ -112,11 +113,10 @@ async def generate(
     kind = "jpg" if options.samples_format == "jpeg" else options.samples_format
     quality = {} if kind == "png" else {"quality": options.jpeg_quality}
     asked = given.model_dump(mode="json", exclude={"init_images", "mask", "alwayson_scripts"})
-    origin = {
-        "wire": "a1111",
-        "parameters": asked,
-        "output": {"kind": kind, "options": quality, "preview_every": PREVIEW_EVERY},
-    }
+    origin = A1111Origin(
+        parameters=asked,
+        output=OutputOptions(kind=kind, options=quality, preview_every=PREVIEW_EVERY),
+    )
     try:
         job = await service.submit(request, model=model, key=key, origin=origin)
     except RequestError as error:
@@ -135,7 +135,7 @@ async def generate(
 
 async def told(service: Service, job: Job) -> dict[str, Any]:
     """A job in their words, with its pictures; one that was interrupted has none."""
-    parameters = job.origin["parameters"]
+    parameters = job.origin_as(A1111Origin).parameters
 
     def read() -> dict[str, Any]:
         folder = service.files.results(job.id)
@@ -155,7 +155,8 @@ def infotext(data: bytes) -> str:
 
 def info_of(job: Job) -> dict[str, Any]:
     """What they tell of pictures, but for what stands in these."""
-    request, asked, result = job.request, job.origin["parameters"], job.result or {}
+    request, result = job.request, job.result or {}
+    asked = job.origin_as(A1111Origin).parameters
     drawn = [request["seed"] + index for index in range(request["num_images"])]
     seeds = result.get("seeds", drawn)
     width, height = result.get("sizes", [(request["width"], request["height"])])[0]

@@ -22,6 +22,7 @@ from overpaint.server.http.problems import describe_error
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.origins import FalOrigin
 
 OWNER = "fal-ai"
 """Whose apps, where none of ours is called like them, are the first of ours."""
@@ -252,13 +253,14 @@ def result_of(service: Service, job: Job) -> dict[str, Any]:
     if job.state not in ENDED or job.result is None:
         raise HTTPException(400, "Request is still in progress")
     shown: list[dict[str, Any]] = []
+    origin = job.origin_as(FalOrigin)
     made = zip(job.result["files"], job.result["seeds"], job.result["sizes"], strict=True)
     for name, seed, (width, height) in made:
         kind = MEDIA_TYPES[name.rpartition(".")[2]]
-        if job.origin["sync_mode"]:
+        if origin.sync_mode:
             url = encode_data_uri((service.files.results(job.id) / name).read_bytes(), kind)
         else:
-            url = result_url(service, job, f"{job.origin['base']}/api/jobs/{job.id}/results", name)
+            url = result_url(service, job, f"{origin.base_url}/api/jobs/{job.id}/results", name)
         own = {"url": url, "content_type": kind, "width": width, "height": height}
         shown.append(own | {"seed": seed})
     return {
@@ -266,7 +268,7 @@ def result_of(service: Service, job: Job) -> dict[str, Any]:
         "timings": {"inference": _seconds(job)},
         "seed": job.request["seed"],
         "has_nsfw_concepts": [False] * len(shown) + [True] * len(job.flagged),
-        "prompt": job.origin["prompt"],
+        "prompt": origin.prompt,
     }
 
 
@@ -276,7 +278,8 @@ def _seconds(job: Job) -> float:
 
 def links_of(job: Job) -> dict[str, str]:
     """A job, and where what concerns it is."""
-    own = f"{job.origin['base']}/fal/queue/{job.origin['app']}/requests/{job.id}"
+    origin = job.origin_as(FalOrigin)
+    own = f"{origin.base_url}/fal/queue/{origin.app}/requests/{job.id}"
     return {
         "request_id": job.id,
         "response_url": own,

@@ -52,6 +52,7 @@ from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S, error_responses
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.origins import FalOrigin, OutputOptions
 
 PRIORITIES = {"normal": 0, "low": -1}
 PREVIEW_EVERY = 5
@@ -132,16 +133,15 @@ async def accept(
     async with service.sources(key, urls) as sources:
         request, theirs = await run_in_reader_pool(to_request, given, sources, app.needs)
     kind = "jpg" if given.format == "jpeg" else given.format
-    origin = {
-        "wire": "fal",
-        "output": {"kind": kind, "preview_every": preview_every},
-        "base": get_base_url(incoming),
-        "app": app.name,
-        "theirs": theirs,
-        "prompt": given.prompt,
-        "sync_mode": given.sync_mode,
-        "checked": service.checked("enable_safety_checker", given.enable_safety_checker),
-    }
+    origin = FalOrigin(
+        output=OutputOptions(kind=kind, preview_every=preview_every),
+        base_url=get_base_url(incoming),
+        app=app.name,
+        field_names=theirs,
+        prompt=given.prompt,
+        sync_mode=given.sync_mode,
+        check_safety=service.checked("enable_safety_checker", given.enable_safety_checker),
+    )
     try:
         return await service.submit(
             request,
@@ -191,7 +191,7 @@ async def found_here(name: str, service: ServiceDep, key: KeyDep) -> Job:
         HTTPException: 404, there is none.
     """
     job = await get_job_or_404(service, key, name)
-    if job.origin.get("wire") != "fal":
+    if not isinstance(job.origin, FalOrigin):
         raise HTTPException(404, f"there is no request {name}.")
     return job
 

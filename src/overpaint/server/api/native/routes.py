@@ -67,6 +67,7 @@ from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
 from overpaint.server.jobs.service import Service, Story
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job, Said
+from overpaint.server.store.origins import NativeOrigin, OutputOptions
 from overpaint.server.store.usage import Ledger, Total
 
 router = APIRouter(
@@ -288,13 +289,13 @@ async def accept_job(
         request = await run_in_reader_pool(read, sources)
     output = submission.output
     options = {} if output.quality is None else {"quality": output.quality}
-    kept = {"kind": output.format, "options": options, "preview_every": output.preview_every}
+    kept = OutputOptions(kind=output.format, options=options, preview_every=output.preview_every)
     return await service.submit(
         request,
         model=submission.model,
         key=key,
         priority=submission.priority,
-        origin={"wire": "native", "output": kept},
+        origin=NativeOrigin(output=kept),
         webhook=submission.webhook,
         webhook_events=submission.webhook_events,
         token=token,

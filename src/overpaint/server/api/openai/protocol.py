@@ -23,6 +23,7 @@ from overpaint.server.http.problems import MIN_RETRY_AFTER_S, describe_error
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
+from overpaint.server.store.origins import OpenAIOrigin, OutputOptions
 
 QUALITIES = {
     "low": 15,
@@ -249,14 +250,14 @@ def _mask(data: bytes, image: Picture) -> Picture:
     return mask
 
 
-def output_of(given: Asked, request: Request) -> dict[str, Any]:
+def output_of(given: Asked, request: Request) -> OutputOptions:
     """What files and previews to make.
 
     Raises:
         RequestError: fields contradict each other.
     """
     if not isinstance(given, Generation):
-        return {"kind": "png"}
+        return OutputOptions()
     kind = given.output_format or "png"
     options: dict[str, int] = {}
     if given.output_compression is not None:
@@ -272,7 +273,7 @@ def output_of(given: Asked, request: Request) -> dict[str, Any]:
         raise RequestError("response_format", "'url' is not for streams, which hold b64_json.")
     every = max(1, request.steps_to_run // (previews + 1)) if previews else 0
     kind = "jpg" if kind == "jpeg" else kind
-    return {"kind": kind, "options": options, "preview_every": every}
+    return OutputOptions(kind=kind, options=options, preview_every=every)
 
 
 def model_of(service: Service, name: str | None) -> str | None:
@@ -287,10 +288,11 @@ def model_of(service: Service, name: str | None) -> str | None:
 
 def told_of(job: Job) -> dict[str, Any]:
     """What every answer and event says of a job's pictures."""
+    origin = job.origin_as(OpenAIOrigin)
     return {
         "background": "opaque",
-        "output_format": job.origin["output_format"],
-        "quality": job.origin["quality"],
+        "output_format": origin.output_format,
+        "quality": origin.quality,
     } | ({"flagged": job.flagged} if job.flagged else {})
 
 
@@ -298,9 +300,10 @@ def made(service: Service, job: Job) -> list[dict[str, Any]]:
     """A job's pictures in their words, and of each its seed; none while there are none."""
     result = job.result if job.state == "succeeded" and job.result else {"files": [], "seeds": []}
     data: list[dict[str, Any]] = []
+    origin = job.origin_as(OpenAIOrigin)
     for name, seed in zip(result["files"], result["seeds"], strict=True):
-        if job.origin["response_format"] == "url":
-            path = f"{job.origin['base']}/api/jobs/{job.id}/results"
+        if origin.response_format == "url":
+            path = f"{origin.base_url}/api/jobs/{job.id}/results"
             picture = {"url": result_url(service, job, path, name)}
         else:
             picture = {"b64_json": encoded((service.files.results(job.id) / name).read_bytes())}

@@ -48,6 +48,7 @@ from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.files import LARGEST_UPLOAD
 from overpaint.server.store.jobs import ENDED
+from overpaint.server.store.origins import OpenAIOrigin
 
 # Errors
 
@@ -130,18 +131,17 @@ async def make(
     or a webhook somebody can.
     """
 
-    def read(sources: ImageSources) -> tuple[Request, dict[str, Any]]:
+    def read(sources: ImageSources) -> tuple[Request, OpenAIOrigin]:
         request, theirs = to_request(given, sources)
         drawn = given if isinstance(given, Generation) else None
-        origin = {
-            "wire": "openai",
-            "output": output_of(given, request),
-            "base": get_base_url(incoming),
-            "theirs": theirs,
-            "response_format": given.response_format or "b64_json",
-            "output_format": (drawn and drawn.output_format) or "png",
-            "quality": (drawn and drawn.quality) or "auto",
-        }
+        origin = OpenAIOrigin(
+            output=output_of(given, request),
+            base_url=get_base_url(incoming),
+            field_names=theirs,
+            response_format=given.response_format or "b64_json",
+            output_format=(drawn and drawn.output_format) or "png",
+            quality=(drawn and drawn.quality) or "auto",
+        )
         return request, origin
 
     body = await hash_body(token, given)
@@ -162,7 +162,7 @@ async def make(
                 body=body,
             )
         except RequestError as error:
-            raise translate_error(error, origin["theirs"]) from None
+            raise translate_error(error, origin.field_names) from None
     headers = {"X-Request-ID": job.id}
     kept = token is not None or given.webhook is not None
     if isinstance(given, Generation) and given.stream:

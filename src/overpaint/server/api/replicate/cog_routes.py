@@ -40,6 +40,7 @@ from overpaint.server.http.problems import (
 )
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.origins import CogOrigin
 from overpaint.server.store.outbox import EVENTS
 
 Id = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,256}$")]
@@ -137,7 +138,7 @@ async def prediction(service: Service, job: Job) -> dict[str, Any]:
 
     shown = await asyncio.to_thread(look)
     own = {"id": job.id, "created_at": shown["created_at"]}
-    return {**shown, **own, **job.origin["shown"]}
+    return {**shown, **own, **job.origin_as(CogOrigin).client_fields}
 
 
 webhook_payload = prediction
@@ -168,7 +169,7 @@ async def predict(
     job = await accept(
         service,
         body.input or Input(),
-        origin={"wire": "cog", "base": get_base_url(incoming), "shown": shown},
+        origin=CogOrigin(base_url=get_base_url(incoming), client_fields=shown),
         key=key,
         webhook=body.webhook,
         webhook_events=body.webhook_events_filter or (),

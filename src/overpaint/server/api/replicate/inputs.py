@@ -1,6 +1,5 @@
 """Inputs."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +13,7 @@ from overpaint.server.api.image_inputs import find_remote_urls, load_image
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
+from overpaint.server.store.origins import CogOrigin, ReplicateOrigin
 
 Scheduler = Literal[
     "DDIM",
@@ -102,7 +102,7 @@ async def accept(
     service: Service,
     given: Input,
     *,
-    origin: Mapping[str, Any],
+    origin: ReplicateOrigin | CogOrigin,
     key: str,
     token: str | None,
     body: str,
@@ -113,7 +113,7 @@ async def accept(
     Args:
         service: to accept it.
         given: the inputs, which are remembered, data: URIs among them as links to uploads.
-        origin: what else is: the `base` of links.
+        origin: what else is, with the base URL of links.
         key: as of `Service.submit`.
         token: likewise.
         body: likewise.
@@ -129,9 +129,9 @@ async def accept(
         return job
     urls = find_remote_urls({"image": given.image, "mask": given.mask})
     async with service.sources(key, urls) as sources:
-        request, asked = await run_in_reader_pool(_read, given, service, sources, origin["base"])
+        request, asked = await run_in_reader_pool(_read, given, service, sources, origin.base_url)
     checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
-    kept = {**origin, "input": asked, "output": {"kind": "png"}, "checked": checked}
+    kept = origin.model_copy(update={"input": asked, "check_safety": checked})
     try:
         return await service.submit(request, origin=kept, key=key, token=token, body=body, **others)
     except RequestError as error:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from overpaint.server.api.results import (
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import DAY_S
 from overpaint.server.store.jobs import Job, Said
+from overpaint.server.store.origins import CogOrigin, ReplicateOrigin
 from overpaint.server.store.outbox import EVENTS
 
 STATUS = {
@@ -59,7 +60,7 @@ def state_of(service: Service, job: Job, history: Sequence[Said]) -> dict[str, A
             metrics["predict_time"] = job.ended - job.started
     return {
         "version": version_of(job.model),
-        "input": job.origin.get("input", {}),
+        "input": inputs_of(job),
         "logs": logs(service, job, history),
         "error": NSFW if job.state == "failed" and job.flagged else job.error,
         "status": STATUS[job.state],
@@ -68,6 +69,15 @@ def state_of(service: Service, job: Job, history: Sequence[Said]) -> dict[str, A
         "completed_at": moment(job.ended),
         "metrics": metrics,
     }
+
+
+def inputs_of(job: Job) -> Mapping[str, Any]:
+    """Return a prediction's inputs; jobs of other dialects have none."""
+    match job.origin:
+        case ReplicateOrigin(input=given) | CogOrigin(input=given):
+            return given
+        case _:
+            return {}
 
 
 def pictures(service: Service, job: Job) -> list[str] | None:
@@ -83,7 +93,7 @@ def logs(service: Service, job: Job, history: Sequence[Said]) -> str:
     lines = [f"Using seed: {job.request['seed']}"] if job.started else []
     lines += [str(said.body["message"]) for said in history if said.kind == "notice"]
     marks = service.settings.watermark
-    wanted = job.origin.get("input", {}).get("apply_watermark", True)
+    wanted = inputs_of(job).get("apply_watermark", True)
     if wanted and not marks and job.state == "succeeded":
         lines.append("No watermark was made: the settings are in the files.")
     step = service.hub.now(job.id).step
@@ -198,7 +208,7 @@ async def prediction(
 
 async def webhook_payload(service: Service, job: Job) -> dict[str, Any]:
     """What is posted to a webhook: pictures as links to where the client reached this server."""
-    return await prediction(service, job, job.origin["base"])
+    return await prediction(service, job, job.origin_as(ReplicateOrigin).base_url)
 
 
 def known(service: Service, owner: str, name: str) -> str:

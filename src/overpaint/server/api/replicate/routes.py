@@ -58,6 +58,7 @@ from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.files import LARGEST_UPLOAD
 from overpaint.server.store.jobs import ENDED, Job, Said
+from overpaint.server.store.origins import ReplicateOrigin
 
 router = APIRouter(
     prefix="/v1",
@@ -92,7 +93,7 @@ async def make(
     return await accept(
         service,
         body.input,
-        origin={"wire": "replicate", "base": base},
+        origin=ReplicateOrigin(base_url=base),
         model=model,
         key=key,
         webhook=body.webhook,
