@@ -9,8 +9,8 @@ import overpaint
 from miniature.rendering import depth, labels, render
 from miniature.scenes import Item, Scene
 from overpaint.imaging import codec, grid, sizing
-from overpaint.imaging.hints import make
-from overpaint.imaging.hints.drawing import segmentation
+from overpaint.imaging.hints import make_hint
+from overpaint.imaging.hints.drawing import draw_label_map
 from overpaint.request_parts import Control, Lora
 
 HERE = Path(__file__).parent
@@ -133,7 +133,7 @@ def hints(painter: overpaint.Painter) -> None:
     """A drawing, hints of it, and what two prompts become with each of them."""
     drawing = codec.read_picture(Image.fromarray(render(DRAWN)))
     near = codec.read_picture(Image.fromarray(depth(DRAWN)).convert("RGB"))
-    places = codec.read_picture(segmentation(labels(DRAWN)))
+    places = codec.read_picture(draw_label_map(labels(DRAWN)))
     union, edges = "miniature-union", "miniature-canny"
     cases: dict[str, tuple[Control, ...]] = {
         "no hint": (),
@@ -160,7 +160,7 @@ def _hint(control: Control) -> Image.Image:
     if given is None:
         raise ValueError("every control here has its picture")
     picture = codec.decode(given)
-    return picture if control.hint else make(control.kind, picture)
+    return picture if control.hint else make_hint(control.kind, picture)
 
 
 def loras(painter: overpaint.Painter) -> None:

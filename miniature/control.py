@@ -225,7 +225,7 @@ def hint(kind: str, planes: Tensor) -> Tensor:
     plane = planes[:, PLANES.index(kind)]
     if kind != "segmentation":
         return (plane.float() / 255)[:, None].expand(-1, 3, -1, -1)
-    colors = torch.from_numpy(drawing.segmentation_palette().astype(np.float32)) / 255
+    colors = torch.from_numpy(drawing.make_miniature_palette().astype(np.float32)) / 255
     table = torch.cat([torch.zeros(1, 3), colors])
     return table[plane.long()].permute(0, 3, 1, 2)
 

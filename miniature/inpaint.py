@@ -103,7 +103,7 @@ def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
         whole = autoencoder.to_tensor(chunk[f"pixels.{NATIVE}"].numpy())
         mean, std = autoencoder.moments(vae, whole)
         kept, _ = autoencoder.moments(vae, whole * torch.from_numpy(~drawn)[:, None])
-        cells = np.stack([masks.cells(mask.astype(np.float32), FACTOR) for mask in drawn])
+        cells = np.stack([masks.to_latent_cells(mask.astype(np.float32), FACTOR) for mask in drawn])
         write_tensors(
             path,
             {

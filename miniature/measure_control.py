@@ -46,7 +46,7 @@ def hint_of(kind: str, scene: Scene) -> Control:
     if kind == "depth":
         shown = Image.fromarray(depth(scene)).convert("RGB")
     else:
-        shown = drawing.segmentation(labels(scene))
+        shown = drawing.draw_label_map(labels(scene))
     return Control(kind=kind, hint=codec.read_picture(shown))
 
 

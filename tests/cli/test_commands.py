@@ -528,7 +528,7 @@ def test_a_hint_of_what_a_network_sees(loader: Loader, run: Any, tmp_path: Path)
     asked = ("--estimator", "what", "--device", "cpu")
     assert run("hint", "segmentation", "fox.png", "-o", "s.png", *asked).code == 0
     seen = np.asarray(codec.decode(codec.read_picture("s.png"))).reshape(-1, 3)
-    assert {tuple(c) for c in seen.tolist()} <= {tuple(c) for c in drawing.ADE20K.tolist()}
+    assert {tuple(c) for c in seen.tolist()} <= {tuple(c) for c in drawing.ADE20K_PALETTE.tolist()}
     ran = run("hint", "segmentation", "fox.png", "-o", "s.png", "--estimator", "near")
     assert ran.code == 4
     assert "sees depth; this hint needs classes" in ran.err

@@ -51,7 +51,7 @@ def test_strength_one_forgets_the_picture(model: Model) -> None:
 def test_strength_zero_has_nothing_to_paint(model: Model) -> None:
     planned = plan(Request(image=picture(), strength=0.0), model)
     assert planned.plans == ()
-    assert planned.canvas.original is not None
+    assert planned.canvas.source_picture is not None
 
 
 @pytest.mark.parametrize(

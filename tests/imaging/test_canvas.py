@@ -31,8 +31,8 @@ def other(size: tuple[int, int]) -> Image.Image:
 def test_without_a_mask_the_canvas_is_the_picture() -> None:
     found = laid_out(noisy(256, 128))
     assert found.size == (184, 88)
-    assert found.part is None
-    assert found.original is found.start
+    assert found.region is None
+    assert found.source_picture is found.start
     painted = other(found.size)
     assert found.compose(painted) is painted
 
@@ -42,7 +42,7 @@ def test_without_a_mask_the_canvas_is_the_picture() -> None:
 def test_outside_the_mask_nothing_changes(size: tuple[int, int], crop: Any) -> None:
     picture = noisy(*size)
     found = laid_out(picture, mask_from="box:20,30,50,60", crop=crop)
-    assert found.part is not None
+    assert found.region is not None
     assert all(side % 8 == 0 and side <= 2 * NATIVE for side in found.size)
     result = found.compose(other(found.size))
     assert result.size == size
@@ -64,8 +64,8 @@ def test_a_resized_picture_is_kept_as_resized() -> None:
 
 def test_a_small_mask_is_painted_by_itself() -> None:
     found = laid_out(noisy(512, 512), mask_from="box:100,100,160,140")
-    assert found.part is not None
-    left, top, right, bottom = found.part.box
+    assert found.region is not None
+    left, top, right, bottom = found.region.box
     assert left < 100 < 160 < right
     assert top < 100 < 140 < bottom
     assert (right - left) * (bottom - top) < 0.1 * 512 * 512
@@ -74,23 +74,23 @@ def test_a_small_mask_is_painted_by_itself() -> None:
 
 def test_a_large_mask_is_painted_with_all_around_it() -> None:
     found = laid_out(noisy(200, 200), mask_from="box:10,10,180,180")
-    assert found.part is not None
-    assert found.part.box == (0, 0, 200, 200)
+    assert found.region is not None
+    assert found.region.box == (0, 0, 200, 200)
     assert found.size == (200, 200)
 
 
 def test_a_crop_takes_the_context_asked_for_and_stays_inside() -> None:
     found = laid_out(noisy(400, 400), mask_from="box:0,100,80,180", crop=30)
-    assert found.part is not None
-    assert found.part.box == (0, 70, 140, 210)
+    assert found.region is not None
+    assert found.region.box == (0, 70, 140, 210)
 
 
 def test_a_black_mask_leaves_nothing_to_paint() -> None:
     picture = noisy(100, 60)
     found = laid_out(picture, mask=codec.read_picture(Image.new("L", (100, 60))))
     assert found.blank
-    assert found.original is not None
-    assert (np.asarray(found.original) == np.asarray(picture)).all()
+    assert found.source_picture is not None
+    assert (np.asarray(found.source_picture) == np.asarray(picture)).all()
 
 
 def test_a_mask_of_another_size() -> None:
@@ -121,7 +121,7 @@ def test_surroundings_are_smooth_and_keep_what_is_known() -> None:
     pixels = np.repeat(np.repeat(columns[None, :, None], 64, 0), 3, 2)
     known = np.ones((64, 64), np.float32)
     known[20:44, 20:44] = 0
-    filled = canvas.surroundings(np.where(known[..., None] > 0, pixels, 0), known)
+    filled = canvas.blur_inward(np.where(known[..., None] > 0, pixels, 0), known)
     assert (filled[known > 0] == pixels[known > 0]).all()
     assert np.abs(filled - pixels).max() < 40
 
@@ -142,10 +142,10 @@ def test_a_shift_of_color_is_taken_back() -> None:
 def test_a_hint_follows_the_picture_into_a_crop() -> None:
     picture = noisy(512, 400)
     found = laid_out(picture, mask_from="box:100,100,160,140")
-    assert found.part is not None
+    assert found.region is not None
     placed = found.place(picture)
     assert placed.size == found.size
-    assert placed.tobytes() == found.part.kept.tobytes()
+    assert placed.tobytes() == found.region.original.tobytes()
 
 
 @pytest.mark.parametrize("fit", ["cover", "contain", "stretch"])
@@ -167,7 +167,7 @@ def test_a_hint_of_an_extended_picture_has_nothing_where_the_new_room_is() -> No
 
 
 def test_a_hint_grows_with_the_second_stage() -> None:
-    assert laid_out(noisy(128, 128)).scaled(1.5).place(noisy(64, 64)).size == (192, 192)
+    assert laid_out(noisy(128, 128)).scale(1.5).place(noisy(64, 64)).size == (192, 192)
 
 
 def test_a_hint_of_another_aspect_is_refused() -> None:

@@ -26,17 +26,17 @@ def gray(image: Image.Image) -> NDArray[np.float64]:
     return np.asarray(image.convert("L"), np.float64)
 
 
-@pytest.mark.parametrize("kind", sorted(hints.MAKERS))
+@pytest.mark.parametrize("kind", sorted(hints.HINT_FROM_PICTURE))
 def test_every_hint_is_a_picture_of_the_same_size(kind: str) -> None:
     assert kind in HINTS
-    shown = hints.make(kind, square())
+    shown = hints.make_hint(kind, square())
     assert (shown.size, shown.mode) == (SIZE, "RGB")
-    assert shown.tobytes() == hints.make(kind, square()).tobytes()
+    assert shown.tobytes() == hints.make_hint(kind, square()).tobytes()
 
 
 @pytest.mark.parametrize("kind", ["canny", "lineart", "scribble", "softedge"])
 def test_lines_are_where_the_edges_are(kind: str) -> None:
-    shown = gray(hints.make(kind, square()))
+    shown = gray(hints.make_hint(kind, square()))
     edge = np.zeros(shown.shape, bool)
     edge[10:54, 26:70] = True
     edge[24:40, 40:56] = False
@@ -48,20 +48,20 @@ def test_lines_are_where_the_edges_are(kind: str) -> None:
 def test_canny_takes_thresholds() -> None:
     faint = Image.new("RGB", SIZE, (120, 120, 120))
     ImageDraw.Draw(faint).rectangle((32, 16, 63, 47), fill=(135, 135, 135))
-    assert gray(hints.make("canny", faint)).max() == 0
-    assert gray(hints.make("canny", faint, {"low": 10, "high": 30})).max() == 255
+    assert gray(hints.make_hint("canny", faint)).max() == 0
+    assert gray(hints.make_hint("canny", faint, {"low": 10, "high": 30})).max() == 255
 
 
 @pytest.mark.parametrize("kind", ["tile", "blur", "palette"])
 def test_coarse_hints_keep_the_colors(kind: str) -> None:
-    source, shown = (np.asarray(p, np.float64) for p in (square(), hints.make(kind, square())))
+    source, shown = (np.asarray(p, np.float64) for p in (square(), hints.make_hint(kind, square())))
     assert np.abs(source.mean((0, 1)) - shown.mean((0, 1))).max() < 4
     assert np.abs(source - shown).max() > 20
 
 
 def test_shuffle_moves_things_and_makes_no_colors() -> None:
-    shown = hints.make("shuffle", square(), {"seed": 3})
-    assert shown.tobytes() != hints.make("shuffle", square(), {"seed": 4}).tobytes()
+    shown = hints.make_hint("shuffle", square(), {"seed": 3})
+    assert shown.tobytes() != hints.make_hint("shuffle", square(), {"seed": 4}).tobytes()
     low, high = np.asarray(square()).min((0, 1)), np.asarray(square()).max((0, 1))
     assert (np.asarray(shown) >= low).all()
     assert (np.asarray(shown) <= high).all()
@@ -69,20 +69,20 @@ def test_shuffle_moves_things_and_makes_no_colors() -> None:
 
 def test_normals_lean_away_from_what_is_near() -> None:
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 96).astype(np.uint8), (64, 1)))
-    red, green, blue = np.asarray(hints.make("normal", ramp))[32, 48]
+    red, green, blue = np.asarray(hints.make_hint("normal", ramp))[32, 48]
     assert red < 100  # it gets nearer to the right, so that it faces left
     assert abs(int(green) - 128) < 4
     assert blue > 100
-    assert np.asarray(hints.make("normal", Image.new("RGB", SIZE)))[32, 48].tolist() == [
+    assert np.asarray(hints.make_hint("normal", Image.new("RGB", SIZE)))[32, 48].tolist() == [
         128, 128, 255,
     ]  # fmt: skip
 
 
 def test_a_segmentation_has_a_color_for_each_class() -> None:
-    palette = drawing.segmentation_palette()
+    palette = drawing.make_miniature_palette()
     assert len({tuple(c) for c in palette.tolist()}) == 150
     assert (palette.sum(1) > 0).all()
-    shown = np.asarray(drawing.segmentation(np.array([[-1, 0], [1, 149]])))
+    shown = np.asarray(drawing.draw_label_map(np.array([[-1, 0], [1, 149]])))
     assert shown[0, 0].tolist() == [0, 0, 0]
     assert shown[1, 1].tolist() == palette[149].tolist()
 
@@ -93,17 +93,17 @@ def nearer(picture: Image.Image) -> NDArray[np.float32]:
 
 
 def test_what_an_estimator_sees_is_drawn() -> None:
-    shown = hints.make("depth", square(), estimate=nearer)
+    shown = hints.make_hint("depth", square(), estimate=nearer)
     assert (shown.size, shown.mode) == (SIZE, "RGB")
     assert np.array_equal(gray(shown)[0], np.rint(np.linspace(0, 255, 96)))
-    of_photo = np.asarray(hints.make("normal", square(), {"strength": 3}, nearer), np.int16)
-    of_depth = np.asarray(hints.make("normal", shown, {"strength": 3}), np.int16)
+    of_photo = np.asarray(hints.make_hint("normal", square(), {"strength": 3}, nearer), np.int16)
+    of_depth = np.asarray(hints.make_hint("normal", shown, {"strength": 3}), np.int16)
     assert np.abs(of_photo - of_depth).max() <= 3
     assert len(np.unique(of_photo[32, 8:-8, 0])) < len(np.unique(of_depth[32, 8:-8, 0]))
 
 
 def test_classes_are_in_the_colors_that_nets_know() -> None:
-    assert drawing.ADE20K.shape == (150, 3)
+    assert drawing.ADE20K_PALETTE.shape == (150, 3)
     table = {0: (120, 120, 120), 2: (6, 230, 230), 12: (150, 5, 61), 149: (92, 0, 255)}
     seen = np.array([list(table)])
 
@@ -111,7 +111,7 @@ def test_classes_are_in_the_colors_that_nets_know() -> None:
         del picture
         return seen
 
-    shown = hints.make("segmentation", square(), estimate=estimate)
+    shown = hints.make_hint("segmentation", square(), estimate=estimate)
     assert np.asarray(shown)[0].tolist() == [list(color) for color in table.values()]
 
 
@@ -125,10 +125,10 @@ def keypoints(**change: object) -> bytes:
 
 
 def test_a_pose_is_drawn_from_its_keypoints() -> None:
-    shown = hints.decode("pose", codec.Picture(data=keypoints()))
+    shown = hints.decode_control_image("pose", codec.Picture(data=keypoints()))
     assert shown.size == SIZE
     assert np.asarray(shown)[8, 10].max() == 255  # the nose
-    twice = np.asarray(drawing.pose(keypoints(), (192, 128)))
+    twice = np.asarray(drawing.draw_pose(keypoints(), (192, 128)))
     assert twice.shape == (128, 192, 3)
     assert twice[16, 20].max() == 255
 
@@ -139,17 +139,17 @@ def test_a_pose_is_drawn_from_its_keypoints() -> None:
 )
 def test_keypoints_that_are_none(data: bytes) -> None:
     with pytest.raises(PictureError, match="keypoints"):
-        drawing.pose(data)
+        drawing.draw_pose(data)
 
 
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: hints.make("canny", square(), {"lo": 3}), "no option 'lo'. Did you mean low"),
-        (lambda: hints.make("depth", square()), "depth hint is only made with an estimator"),
-        (lambda: hints.make("canny", square(), {}, nearer), "canny hint is not made with an"),
-        (lambda: hints.check("depth", {"low": 1}), "depth has no option 'low'. It has none"),
-        (lambda: hints.check("pose", {}), "cannot be made from a picture"),
+        (lambda: hints.make_hint("canny", square(), {"lo": 3}), "no option 'lo'. Did you mean low"),
+        (lambda: hints.make_hint("depth", square()), "depth hint is only made with an estimator"),
+        (lambda: hints.make_hint("canny", square(), {}, nearer), "canny hint is not made with an"),
+        (lambda: hints.check_hint("depth", {"low": 1}), "depth has no option 'low'. It has none"),
+        (lambda: hints.check_hint("pose", {}), "cannot be made from a picture"),
     ],
 )
 def test_what_cannot_be_made(act: Callable[[], object], message: str) -> None:

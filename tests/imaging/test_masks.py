@@ -24,14 +24,14 @@ def asked(**fields: Any) -> Request:
 
 
 def of(**fields: Any) -> masks.Mask:
-    mask = masks.of(asked(**fields), PICTURE)
+    mask = masks.build_mask(asked(**fields), PICTURE)
     assert mask is not None
     return mask
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
 def test_white_is_repainted(mode: str) -> None:
-    mask = masks.decode(codec.read_picture(square(mode)), (64, 48))
+    mask = masks.decode_mask(codec.read_picture(square(mode)), (64, 48))
     assert mask.dtype == np.float32
     assert mask[8:24, 16:32].min() == 1
     assert mask.sum() == 16 * 16
@@ -39,7 +39,7 @@ def test_white_is_repainted(mode: str) -> None:
 
 def test_transparent_is_repainted() -> None:
     clear = square().point(lambda value: 255 - value)
-    mask = masks.decode(codec.read_picture(Image.merge("LA", (square(), clear))), (64, 48))
+    mask = masks.decode_mask(codec.read_picture(Image.merge("LA", (square(), clear))), (64, 48))
     assert mask[8:24, 16:32].min() == 1
     assert mask.sum() == 16 * 16
 
@@ -47,12 +47,12 @@ def test_transparent_is_repainted() -> None:
 def test_transparency_that_hides_nothing_does_not_count() -> None:
     opaque = square("RGB")
     opaque.putalpha(255)
-    assert masks.decode(codec.read_picture(opaque), (64, 48)).sum() == 16 * 16
+    assert masks.decode_mask(codec.read_picture(opaque), (64, 48)).sum() == 16 * 16
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(PictureError, match="the mask is 48x64 and the picture 64x48"):
-        masks.decode(codec.read_picture(square(size=(48, 64))), (64, 48))
+        masks.decode_mask(codec.read_picture(square(size=(48, 64))), (64, 48))
 
 
 def test_a_mask_follows_its_orientation() -> None:
@@ -61,11 +61,11 @@ def test_a_mask_follows_its_orientation() -> None:
     exif[0x0112] = 6  # to be turned clockwise
     turned.info["exif"] = exif.tobytes()
     turned.getexif()[0x0112] = 6
-    assert (masks.decode(codec.read_picture(turned), (64, 48)) > 0).sum() == 16 * 16
+    assert (masks.decode_mask(codec.read_picture(turned), (64, 48)) > 0).sum() == 16 * 16
 
 
 def test_no_mask() -> None:
-    assert masks.of(asked(), PICTURE) is None
+    assert masks.build_mask(asked(), PICTURE) is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_no_mask() -> None:
     ],
 )
 def test_masks_in_words(words: str, pixels: int) -> None:
-    assert masks.draw(words, PICTURE).sum() == pytest.approx(pixels, rel=0.02)
+    assert masks.draw_mask(words, PICTURE).sum() == pytest.approx(pixels, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_masks_in_words(words: str, pixels: int) -> None:
 )
 def test_words_that_mean_nothing(words: str, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
-        masks.draw(words, PICTURE)
+        masks.draw_mask(words, PICTURE)
     assert caught.value.field == "mask_from"
 
 
@@ -108,7 +108,7 @@ def test_inverted() -> None:
 
 @pytest.mark.parametrize("pixels", [-5, 5])
 def test_grown_and_shrunk(pixels: int) -> None:
-    box = masks.bounds(of(mask_from="box:16,8,48,40", mask_grow=pixels))
+    box = masks.find_bounds(of(mask_from="box:16,8,48,40", mask_grow=pixels))
     assert box == (16 - pixels, 8 - pixels, 48 + pixels, 40 + pixels)
 
 
@@ -123,7 +123,7 @@ def test_blurred_to_either_side() -> None:
 def test_what_a_lossy_format_leaves_of_black_is_black() -> None:
     noisy = np.full((48, 64), 7, np.uint8)
     noisy[10:20, 10:20] = 255
-    mask = masks.of(asked(mask=codec.read_picture(Image.fromarray(noisy))), PICTURE)
+    mask = masks.build_mask(asked(mask=codec.read_picture(Image.fromarray(noisy))), PICTURE)
     assert mask is not None
     assert (mask > 0).sum() == 100
 
@@ -131,14 +131,14 @@ def test_what_a_lossy_format_leaves_of_black_is_black() -> None:
 def test_a_feather_stays_inside() -> None:
     mask = np.zeros((64, 64), np.float32)
     mask[16:48, 16:48] = 0.5
-    shown = masks.feather(mask, 4)
+    shown = masks.feather_mask(mask, 4)
     assert (shown[mask == 0] == 0).all()
     assert shown[32, 16] == pytest.approx(0.2)
     assert shown[24:40, 24:40].min() == 1
-    assert (masks.feather(np.ones((8, 8), np.float32), 4) == 1).all()
+    assert (masks.feather_mask(np.ones((8, 8), np.float32), 4) == 1).all()
 
 
 def test_a_cell_is_as_strong_as_its_strongest_pixel() -> None:
     mask = np.zeros((16, 24), np.float32)
     mask[7, 8] = 0.25
-    assert masks.cells(mask, 8).tolist() == [[0, 0.25, 0], [0, 0, 0]]
+    assert masks.to_latent_cells(mask, 8).tolist() == [[0, 0.25, 0], [0, 0, 0]]

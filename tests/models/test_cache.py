@@ -15,7 +15,7 @@ from PIL import Image
 
 import overpaint
 from overpaint.diffusion.unet import get_network
-from overpaint.imaging.canvas import Canvas, Frame
+from overpaint.imaging.canvas import Canvas, Placement
 from overpaint.imaging.codec import read_picture
 from overpaint.models.cache import ENTRY_OVERHEAD_BYTES, Cache, measure_bytes
 from overpaint.request import Request
@@ -106,7 +106,7 @@ def test_bytes_are_counted_once() -> None:
     shown = Image.new("RGB", (32, 32))
     assert measure_bytes({"a": shown, "b": shown}) == 4 * KB
     assert measure_bytes(Image.new("L", (32, 32))) == KB
-    canvas = Canvas((32, 32), Frame((32, 32), (32, 32)), shown)
+    canvas = Canvas((32, 32), Placement((32, 32), (32, 32)), shown)
     assert 4 * KB <= measure_bytes(canvas) < 5 * KB
 
 

@@ -77,7 +77,7 @@ def test_a_picture_is_steered_by_what_a_network_sees_in_it(
     steered = painter.edit(picture(), "a house", strength=0.9, controls=(control,), **QUICK)
     sight = "classes" if kind == "segmentation" else "depth"
     estimator = load_estimator(folder, sight, torch.device("cpu"), torch.float32)
-    made = hints.make(kind, picture(), estimate=estimator.estimate)
+    made = hints.make_hint(kind, picture(), estimate=estimator.estimate)
     finished = Control(kind=kind, net=net, hint=codec.read_picture(made))
     given = painter.edit(picture(), "a house", strength=0.9, controls=(finished,), **QUICK)
     assert np.array_equal(pixels(steered), pixels(given))

@@ -24,7 +24,7 @@ from transformers.models.zoedepth import image_processing_pil_zoedepth as zoe
 from transformers.pipelines.depth_estimation import DepthEstimationPipeline
 
 from overpaint.errors import CheckpointError, DeviceError, ModelNotFoundError
-from overpaint.imaging.hints.drawing import depth
+from overpaint.imaging.hints.drawing import draw_depth
 from overpaint.models.addons import Addons
 from overpaint.models.estimators import (
     ESTIMATOR_CLASSES,
@@ -92,7 +92,9 @@ def test_depth_is_what_the_library_s_pipeline_estimates(
     )(picture())
     ours = loaded(folders[family]).estimate(picture())
     np.testing.assert_allclose(ours, theirs["predicted_depth"].numpy(), atol=1e-5)
-    shown, wanted = (np.asarray(i, np.int16) for i in (depth(ours).convert("L"), theirs["depth"]))
+    shown, wanted = (
+        np.asarray(i, np.int16) for i in (draw_depth(ours).convert("L"), theirs["depth"])
+    )
     assert np.abs(shown - wanted).max() <= 1  # theirs is cut off, ours rounded
 
 
@@ -360,4 +362,4 @@ def test_numbers_that_are_none(family: str, tmp_path: Path) -> None:
 
 def test_a_flat_estimate_is_black() -> None:
     flat: NDArray[np.float32] = np.full((4, 6), 3.5, np.float32)
-    assert depth(flat).getextrema() == ((0, 0),) * 3
+    assert draw_depth(flat).getextrema() == ((0, 0),) * 3

@@ -192,13 +192,13 @@ def hint(
 
     asked = Control(kind=kind, estimator=estimator, options=options(option or []))
     check_writable(output)
-    shown = hints.decode(kind, hint_source(kind, str(picture)))
+    shown = hints.decode_control_image(kind, hint_source(kind, str(picture)))
     if kind != "pose":
-        hints.check(kind, asked.options)
+        hints.check_hint(kind, asked.options)
         estimate = None
-        if estimator or kind not in hints.MAKERS:
+        if estimator or kind not in hints.HINT_FROM_PICTURE:
             estimate = _estimate(asked, device)
-        shown = hints.make(kind, shown, asked.options, estimate)
+        shown = hints.make_hint(kind, shown, asked.options, estimate)
     save_image(shown, output, {})
     typer.echo(output)
 

@@ -185,7 +185,7 @@ def _run(
             terminal.note(f"the settings are for the model {found.model!r}; this is {name!r}.")
     if dtype == "auto" and ours:
         dtype = ours["model"].get("dtype") or dtype
-    canvas.check(requests[0])  # all share their picture
+    canvas.check_pictures(requests[0])  # all share their picture
     loaded: dict[str, Model] = {}
     with terminal.waiting(f"loading {name}"):
         painter = overpaint.load(name, device=common.device, dtype=dtype, home=home())

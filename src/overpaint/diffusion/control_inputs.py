@@ -77,7 +77,7 @@ def _prepare(
         gray = _place(canvas, codec.decode(asked.mask).convert("F"), f"{field}.mask")
         # Lanczos resampling can overshoot the range.
         pixels = np.clip(np.asarray(gray, np.float32) / np.float32(255), 0, 1)
-        cells = masks.cells(pixels, model.vae_factor)
+        cells = masks.to_latent_cells(pixels, model.vae_factor)
         mask = torch.from_numpy(cells)[None, None].to(model.device)
     hint = torch.from_numpy(codec.to_array(image))[None] * 0.5 + 0.5
     features = model.remember(
@@ -109,19 +109,19 @@ def _make_hint(
 ) -> Image.Image:
     """Return the control image of a control, placed on the canvas."""
     if finished := asked.hint or (asked.image if asked.kind == "pose" else None):
-        hint = hints.decode(asked.kind, finished)
+        hint = hints.decode_control_image(asked.kind, finished)
         how: Any = Resampling.NEAREST if HINTS[asked.kind].labels else Resampling.LANCZOS
-        if hint.size not in (canvas.size, canvas.frame.source):
+        if hint.size not in (canvas.size, canvas.placement.source):
             notices.append(
                 f"the {asked.kind} hint of {hint.width}x{hint.height} is resampled to fit."
             )
         return _place(canvas, hint, f"{field}.hint", how)
-    hints.check(asked.kind, asked.options, f"{field}.options")
-    picture = codec.decode(asked.image) if asked.image else canvas.original
+    hints.check_hint(asked.kind, asked.options, f"{field}.options")
+    picture = codec.decode(asked.image) if asked.image else canvas.source_picture
     if picture is None:
         raise RequestError(field, f"there is no picture to make the {asked.kind} hint from.")
     placed = _place(canvas, picture, f"{field}.image")
-    return hints.make(asked.kind, placed, asked.options, estimate)
+    return hints.make_hint(asked.kind, placed, asked.options, estimate)
 
 
 def _place(

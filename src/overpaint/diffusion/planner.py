@@ -92,7 +92,7 @@ def _append_second_stage(
         if len(noisy) == 1:
             return replace(last, init=first.init)
         return replace(first, sigmas=noisy, then=Stage(last, stages.carry_latent))
-    larger = canvas.scaled(request.upscale)
+    larger = canvas.scale(request.upscale)
     steps = request.refine_steps or request.num_inference_steps
     sigmas = _select_sigmas(request, second, steps, request.refine_strength)
     last = _plan_stage(request, second, larger, sigmas, notices, extras)
@@ -139,8 +139,8 @@ def _plan_stage(
     """
     positive, negative = _encode_conditioning(request, model, canvas, notices, extras)
     constraint: Constraint = Unconstrained()
-    if part := canvas.part:
-        kept = encode_picture(model, part.kept, notices).mean
+    if part := canvas.region:
+        kept = encode_picture(model, part.original, notices).mean
         constraint = MaskConstraint(kept, _mask_cells(part.mask, model), all_sigmas or sigmas)
     channels: int = model.vae.config["latent_channels"]
     width, height = canvas.size
@@ -212,7 +212,7 @@ def _list_notices(request: Request, model: Model, canvas: Canvas) -> list[str]:
         notices.append("the mask is black: there is nothing to paint, and the picture is returned.")
     elif outside := sizing.describe_untrained_size(canvas.size, model.native_size):
         notices.append(outside)
-    if (part := canvas.part) and (said := part.cropped(canvas.size)):
+    if (part := canvas.region) and (said := part.describe_crop(canvas.size)):
         notices.append(said)
     if (request.negative_prompt or request.negative_prompt_2) and not request.guided:
         notices.append(
@@ -275,8 +275,8 @@ def _encode_channels(model: Model, canvas: Canvas, notices: list[str]) -> Tensor
     """
     if not model.family.sees_mask:
         return None
-    if part := canvas.part:
-        picture, hidden = part.kept, (part.mask > 0).astype(np.float32)
+    if part := canvas.region:
+        picture, hidden = part.original, (part.mask > 0).astype(np.float32)
     else:
         width, height = canvas.size
         picture, hidden = Image.new("RGB", canvas.size), np.ones((height, width), np.float32)
@@ -286,4 +286,6 @@ def _encode_channels(model: Model, canvas: Canvas, notices: list[str]) -> Tensor
 
 def _mask_cells(mask: masks.Mask, model: Model) -> Tensor:
     """Return a mask of pixels as a mask of latent cells, [1, 1, h, w]."""
-    return torch.from_numpy(masks.cells(mask, model.vae_factor))[None, None].to(model.device)
+    return torch.from_numpy(masks.to_latent_cells(mask, model.vae_factor))[None, None].to(
+        model.device
+    )

@@ -46,9 +46,9 @@ class Run:
         self._steps = sum(own.steps for own in planned.plans)
         self._canvas, self._extras = planned.canvas, extras
         self._pictures: dict[int, Image] = {}
-        if not self.trajectories and planned.canvas.original:
+        if not self.trajectories and planned.canvas.source_picture:
             copies = range(request.num_images)
-            self._pictures = {i: planned.canvas.original.copy() for i in copies}
+            self._pictures = {i: planned.canvas.source_picture.copy() for i in copies}
 
     @property
     def progress(self) -> Step:

@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 Box = tuple[int, int, int, int]
 Pixels = NDArray[np.floating[Any]]
 
-CROP_BELOW = 0.5
+MAX_CROP_SHARE = 0.5
 """The share of the picture below which a region is cropped out by itself."""
-CONTEXT = 0.25
+CONTEXT_SHARE = 0.25
 """What is seen around a mask, as a share of its longer side, where the request does not say."""
-SLIMMEST = 0.5
+MIN_REGION_ASPECT = 0.5
 """A region's shorter side over its longer one, where the picture allows."""
-FEATHER = 1 / 128
+FEATHER_SHARE = 1 / 128
 """Of the native side: how far inside a mask's edge the old picture still shines through."""
-SLACK = 0.05
+ASPECT_TOLERANCE = 0.05
 """By how much a hint's aspect may differ from the result's: sides are rounded to multiples of 8."""
-SEAM = 1 / 8
+COLOR_MATCH_SHARE = 1 / 8
 """Of a region's shorter side: how far around a place its colours are compared."""
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Region:
     """The part of a picture that is repainted.
 
     Attributes:
@@ -50,12 +50,12 @@ class Part:
 
     base: Image.Image
     box: Box
-    kept: Image.Image
+    original: Image.Image
     mask: Mask
-    shown: Mask
+    opacity: Mask
     match_colors: bool
 
-    def cropped(self, size: Size) -> str | None:
+    def describe_crop(self, size: Size) -> str | None:
         """What the user should be told where less than the whole picture is painted.
 
         Args:
@@ -73,23 +73,23 @@ class Part:
     def compose(self, painted: Image.Image) -> Image.Image:
         """The picture with the painted region in it; to the bit as it was where nothing shows."""
         left, top, right, bottom = self.box
-        pixels = _pixels(painted)
+        pixels = _to_pixels(painted)
         if self.match_colors:
-            kept = self.kept.resize(painted.size, Resampling.LANCZOS)
-            same = masks.resize(self.mask, painted.size) == 0
-            pixels = match_colors(pixels, _pixels(kept), same)
+            kept = self.original.resize(painted.size, Resampling.LANCZOS)
+            same = masks.resize_mask(self.mask, painted.size) == 0
+            pixels = match_colors(pixels, _to_pixels(kept), same)
         if painted.size != (right - left, bottom - top):
-            resized = _image(pixels).resize((right - left, bottom - top), Resampling.LANCZOS)
-            pixels = _pixels(resized)
+            resized = _to_image(pixels).resize((right - left, bottom - top), Resampling.LANCZOS)
+            pixels = _to_pixels(resized)
         whole = np.array(self.base)
         region = whole[top:bottom, left:right]
-        blended = region + (pixels - region) * self.shown[..., None]
+        blended = region + (pixels - region) * self.opacity[..., None]
         whole[top:bottom, left:right] = np.rint(blended.clip(0, 255))
         return Image.fromarray(whole)
 
 
 @dataclass(frozen=True)
-class Frame:
+class Placement:
     """How the request's image came to its place in the result, for what belongs to it.
 
     Attributes:
@@ -117,7 +117,7 @@ class Frame:
             placed.paste(sizing.fit_image(picture, self.fitted, self.fit, resampling), (left, top))
             return placed
         across, down = (a / b for a, b in zip(whole, picture.size, strict=True))
-        if abs(across / down - 1) > SLACK:
+        if abs(across / down - 1) > ASPECT_TOLERANCE:
             sizes = [f"{w}x{h}" for w, h in (picture.size, self.source or whole)]
             raise ValueError(
                 f"{sizes[0]} is of another aspect than the {'image' if self.source else 'result'}, "
@@ -139,17 +139,17 @@ class Canvas:
     """
 
     size: Size
-    frame: Frame
+    placement: Placement
     start: Image.Image | None = None
-    part: Part | None = None
+    region: Region | None = None
     blank: bool = False
 
     @property
-    def original(self) -> Image.Image | None:
+    def source_picture(self) -> Image.Image | None:
         """The picture at the result's size, before any painting."""
-        return self.part.base if self.part else self.start
+        return self.region.base if self.region else self.start
 
-    def scaled(self, factor: float) -> "Canvas":
+    def scale(self, factor: float) -> "Canvas":
         """The same canvas with longer sides, for a further stage; itself for a factor of 1.
 
         What is painted whole grows with it; a part comes back at the size of its picture.
@@ -157,12 +157,12 @@ class Canvas:
         if factor == 1:
             return self
         width, height = (sizing.round_to_multiple_of_8(factor * side) for side in self.size)
-        part = self.part and replace(
-            self.part,
-            kept=self.part.kept.resize((width, height), Resampling.LANCZOS),
-            mask=masks.resize(self.part.mask, (width, height)),
+        part = self.region and replace(
+            self.region,
+            kept=self.region.original.resize((width, height), Resampling.LANCZOS),
+            mask=masks.resize_mask(self.region.mask, (width, height)),
         )
-        return Canvas((width, height), self.frame, self.start, part)
+        return Canvas((width, height), self.placement, self.start, part)
 
     def place(
         self, picture: Image.Image, resampling: Resampling = Resampling.LANCZOS
@@ -172,17 +172,17 @@ class Canvas:
         Raises:
             ValueError: it is neither of the image's size nor of the result's aspect.
         """
-        placed = self.frame.place(picture, resampling)
-        if self.part and self.part.box != (0, 0, *placed.size):
-            placed = placed.crop(self.part.box)
+        placed = self.placement.place(picture, resampling)
+        if self.region and self.region.box != (0, 0, *placed.size):
+            placed = placed.crop(self.region.box)
         return placed.resize(self.size, resampling)
 
     def compose(self, painted: Image.Image) -> Image.Image:
         """The result, of what was painted on the canvas."""
-        return self.part.compose(painted) if self.part else painted
+        return self.region.compose(painted) if self.region else painted
 
 
-def check(request: "Request") -> None:
+def check_pictures(request: "Request") -> None:
     """Find what is wrong with a request's pictures, before a model is loaded.
 
     Raises:
@@ -191,11 +191,11 @@ def check(request: "Request") -> None:
     """
     for index, control in enumerate(request.controls):
         if given := control.hint or control.image:
-            hints.decode(control.kind, given)
+            hints.decode_control_image(control.kind, given)
         if not control.hint and (control.kind != "pose" or not control.image):
-            hints.check(control.kind, control.options, f"controls.{index}.options")
+            hints.check_hint(control.kind, control.options, f"controls.{index}.options")
     if request.image is not None:
-        masks.of(request, codec.decode(request.image))
+        masks.build_mask(request, codec.decode(request.image))
 
 
 def lay_out(request: "Request", native: int) -> Canvas:
@@ -207,20 +207,22 @@ def lay_out(request: "Request", native: int) -> Canvas:
     """
     if request.image is None:
         given = [(c.kind, c.hint or c.image) for c in request.controls]
-        first = next((hints.decode(kind, shown) for kind, shown in given if shown), None)
+        first = next(
+            (hints.decode_control_image(kind, shown) for kind, shown in given if shown), None
+        )
         size = sizing.compute_result_size(first and first.size, native, request)
-        return Canvas(size, Frame(None, size))
+        return Canvas(size, Placement(None, size))
     picture = codec.decode(request.image)
     if request.masked:
-        return _masked(request, picture, native)
+        return _lay_out_masked(request, picture, native)
     size = sizing.compute_result_size(picture.size, native, request)
     fit = request.fit or "cover"
-    return Canvas(size, Frame(picture.size, size, fit), sizing.fit_image(picture, size, fit))
+    return Canvas(size, Placement(picture.size, size, fit), sizing.fit_image(picture, size, fit))
 
 
-def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
+def _lay_out_masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
     source = picture.size
-    mask = masks.of(request, picture)
+    mask = masks.build_mask(request, picture)
     if mask is None:
         mask = np.zeros((picture.height, picture.width), np.float32)
     if request.sized:
@@ -229,23 +231,25 @@ def _masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
         picture = sizing.fit_image(picture, size, fit)
         fitted = sizing.fit_image(Image.fromarray(np.rint(mask * 255).astype(np.uint8)), size, fit)
         mask = np.asarray(fitted.convert("L"), np.float32) / np.float32(255)
-    frame = Frame(source, picture.size, request.fit or "cover", request.extend)
-    picture, mask = extend(picture, mask, request.extend)
+    frame = Placement(source, picture.size, request.fit or "cover", request.extend)
+    picture, mask = extend_picture(picture, mask, request.extend)
     if not mask.any():
         return Canvas(picture.size, frame, picture, blank=True)
     whole = (0, 0, *picture.size)
-    box = whole if request.crop == "off" else region(mask, request.crop, native)
-    size = picture.size if request.sized and box == whole else _canvas_size(box, native)
+    box = whole if request.crop == "off" else find_region(mask, request.crop, native)
+    size = picture.size if request.sized and box == whole else _compute_canvas_size(box, native)
     kept = picture.crop(box).resize(size, Resampling.LANCZOS)
     left, top, right, bottom = box
     inside = mask[top:bottom, left:right]
-    scaled = masks.resize(inside, size)
-    feather = FEATHER * native * (right - left) / size[0]
-    part = Part(picture, box, kept, scaled, masks.feather(inside, feather), request.match_colors)
+    scaled = masks.resize_mask(inside, size)
+    feather = FEATHER_SHARE * native * (right - left) / size[0]
+    part = Region(
+        picture, box, kept, scaled, masks.feather_mask(inside, feather), request.match_colors
+    )
     return Canvas(size, frame, FILLS[request.fill or "original"](kept, scaled), part)
 
 
-def _canvas_size(box: Box, native: int) -> Size:
+def _compute_canvas_size(box: Box, native: int) -> Size:
     """Of a region: its own where the model was trained on such, else the native area."""
     width, height = box[2] - box[0], box[3] - box[1]
     own = sizing.round_to_multiple_of_8(width), sizing.round_to_multiple_of_8(height)
@@ -257,7 +261,7 @@ def _canvas_size(box: Box, native: int) -> Size:
     )
 
 
-def region(mask: Mask, crop: "str | int", native: int) -> Box:
+def find_region(mask: Mask, crop: "str | int", native: int) -> Box:
     """The region around a mask that is worth painting: (left, top, right, bottom).
 
     Args:
@@ -266,27 +270,27 @@ def region(mask: Mask, crop: "str | int", native: int) -> Box:
         native: the model's native side; a region is never enlarged more than fourfold.
     """
     height, width = mask.shape
-    left, top, right, bottom = masks.bounds(mask)
+    left, top, right, bottom = masks.find_bounds(mask)
     longer = max(right - left, bottom - top)
-    context = round(CONTEXT * longer) if isinstance(crop, str) else crop
+    context = round(CONTEXT_SHARE * longer) if isinstance(crop, str) else crop
     wide, high = right - left + 2 * context, bottom - top + 2 * context
-    least = max(SLIMMEST * max(wide, high), native / 4)
+    least = max(MIN_REGION_ASPECT * max(wide, high), native / 4)
     wide, high = min(width, max(wide, least)), min(height, max(high, least))
-    left, right = _around((left + right) / 2, wide, width)
-    top, bottom = _around((top + bottom) / 2, high, height)
-    if crop == "auto" and (right - left) * (bottom - top) > CROP_BELOW * width * height:
+    left, right = _fit_span((left + right) / 2, wide, width)
+    top, bottom = _fit_span((top + bottom) / 2, high, height)
+    if crop == "auto" and (right - left) * (bottom - top) > MAX_CROP_SHARE * width * height:
         return 0, 0, width, height
     return left, top, right, bottom
 
 
-def _around(center: float, length: float, limit: int) -> tuple[int, int]:
+def _fit_span(center: float, length: float, limit: int) -> tuple[int, int]:
     """A span of a length around a centre, moved to lie within 0 and `limit`."""
     rounded = min(limit, round(length))
     start = min(max(0, round(center - rounded / 2)), limit - rounded)
     return start, start + rounded
 
 
-def extend(picture: Image.Image, mask: Mask, sides: Box) -> tuple[Image.Image, Mask]:
+def extend_picture(picture: Image.Image, mask: Mask, sides: Box) -> tuple[Image.Image, Mask]:
     """A picture with new room at its sides, there masked, and filled from its border.
 
     Args:
@@ -301,37 +305,37 @@ def extend(picture: Image.Image, mask: Mask, sides: Box) -> tuple[Image.Image, M
     wider = np.pad(mask, borders, constant_values=1)
     known = np.pad(np.ones_like(mask), borders)
     pixels = np.pad(np.asarray(picture, np.float32), (*borders, (0, 0)))
-    return _image(surroundings(pixels, known)), wider
+    return _to_image(blur_inward(pixels, known)), wider
 
 
 # Fills: what the network starts from inside the mask.
 
 
-def _original(kept: Image.Image, mask: Mask) -> Image.Image:
+def _keep_original(kept: Image.Image, mask: Mask) -> Image.Image:
     del mask
     return kept
 
 
-def _blurred(kept: Image.Image, mask: Mask) -> Image.Image:
-    return _image(surroundings(_pixels(kept), 1 - mask))
+def _fill_from_surroundings(kept: Image.Image, mask: Mask) -> Image.Image:
+    return _to_image(blur_inward(_to_pixels(kept), 1 - mask))
 
 
-def _flat(kept: Image.Image, mask: Mask) -> Image.Image:
-    pixels = _pixels(kept)
+def _fill_with_mean(kept: Image.Image, mask: Mask) -> Image.Image:
+    pixels = _to_pixels(kept)
     around = mask == 0
     color = pixels[around].mean(axis=0) if around.any() else np.full(3, 127.5, np.float32)
-    return _image(pixels + (color - pixels) * mask[..., None])
+    return _to_image(pixels + (color - pixels) * mask[..., None])
 
 
 FILLS: "dict[Fill, Callable[[Image.Image, Mask], Image.Image]]" = {
-    "original": _original,
-    "surroundings": _blurred,
-    "flat": _flat,
-    "noise": _original,
+    "original": _keep_original,
+    "surroundings": _fill_from_surroundings,
+    "flat": _fill_with_mean,
+    "noise": _keep_original,
 }
 
 
-def surroundings(pixels: Pixels, known: Mask) -> Pixels:
+def blur_inward(pixels: Pixels, known: Mask) -> Pixels:
     """Pixels with what is not known filled smoothly from what is.
 
     Pull-push (Gortler et al. 1996, "The Lumigraph", section 3.4): halves the picture until all of
@@ -348,7 +352,7 @@ def surroundings(pixels: Pixels, known: Mask) -> Pixels:
     weight = np.asarray(cv2.resize(known, half, interpolation=cv2.INTER_AREA), np.float32)
     total = cv2.resize(pixels * known[..., None], half, interpolation=cv2.INTER_AREA)
     mean = np.asarray(total, np.float32).reshape(*weight.shape, 3) / weight.clip(1e-6)[..., None]
-    smaller = surroundings(mean, np.minimum(weight * 4, 1))
+    smaller = blur_inward(mean, np.minimum(weight * 4, 1))
     larger = cv2.resize(smaller, (width, height), interpolation=cv2.INTER_LINEAR)
     filled = np.asarray(larger, np.float32).reshape(height, width, 3)
     return filled + (pixels - filled) * known[..., None]
@@ -364,16 +368,16 @@ def match_colors(painted: Pixels, wanted: Pixels, same: NDArray[np.bool_]) -> Pi
     """
     if not same.any():
         return painted
-    spread = SEAM * min(same.shape)
+    spread = COLOR_MATCH_SHARE * min(same.shape)
     weight = same.astype(np.float32)
     shift = cv2.GaussianBlur((wanted - painted) * weight[..., None], (0, 0), spread)
     total = cv2.GaussianBlur(weight, (0, 0), spread)
     return painted + np.asarray(shift, np.float32) / np.asarray(total).clip(1e-4)[..., None]
 
 
-def _pixels(image: Image.Image) -> Pixels:
+def _to_pixels(image: Image.Image) -> Pixels:
     return np.asarray(image, np.float32)
 
 
-def _image(pixels: Pixels) -> Image.Image:
+def _to_image(pixels: Pixels) -> Image.Image:
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))

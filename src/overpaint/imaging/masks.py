@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 Mask = NDArray[np.float32]
 Size = tuple[int, int]
 
-FAINTEST = 8 / 255
+MIN_MASK_VALUE = 8 / 255
 """Values below count as 0: what a lossy format leaves of black."""
 
-TOLERANCE = 16
+COLOR_TOLERANCE_LEVELS = 16
 """Levels by which a channel may differ from a colour that is looked for."""
 
 
-def of(request: "Request", picture: Image.Image) -> Mask | None:
+def build_mask(request: "Request", picture: Image.Image) -> Mask | None:
     """The mask that a request asks for on its upright picture, or None.
 
     Inverted, grown and blurred as the request says, in this order.
@@ -40,19 +40,19 @@ def of(request: "Request", picture: Image.Image) -> Mask | None:
         RequestError: `mask_from` cannot be understood, or draws outside the picture.
     """
     if request.mask:
-        mask = decode(request.mask, picture.size)
+        mask = decode_mask(request.mask, picture.size)
     elif request.mask_from:
-        mask = draw(request.mask_from, picture)
+        mask = draw_mask(request.mask_from, picture)
     else:
         return None
     if request.mask_invert:
         mask = 1 - mask
-    mask = blur(grow(mask, request.mask_grow), request.mask_blur)
-    mask[mask < FAINTEST] = 0
+    mask = blur_mask(grow_mask(mask, request.mask_grow), request.mask_blur)
+    mask[mask < MIN_MASK_VALUE] = 0
     return mask
 
 
-def decode(mask: "Picture", size: Size) -> Mask:
+def decode_mask(mask: "Picture", size: Size) -> Mask:
     """A mask from a picture: its transparency where it has any, else its brightness.
 
     Transparent is repainted, as white is.
@@ -77,7 +77,7 @@ def decode(mask: "Picture", size: Size) -> Mask:
 # Masks in words: the name of a shape, a colon, and numbers in pixels from the top left.
 
 
-def draw(words: str, picture: Image.Image) -> Mask:
+def draw_mask(words: str, picture: Image.Image) -> Mask:
     """A mask from words.
 
     Args:
@@ -89,9 +89,9 @@ def draw(words: str, picture: Image.Image) -> Mask:
         RequestError: not such words, or a shape that does not touch the picture.
     """
     kind, _, rest = words.partition(":")
-    if (drawer := DRAWERS.get(kind.strip().lower())) is None:
+    if (drawer := MASK_SHAPES.get(kind.strip().lower())) is None:
         raise RequestError(
-            "mask_from", f"{words!r} starts with none of: {', '.join(f'{k}:' for k in DRAWERS)}"
+            "mask_from", f"{words!r} starts with none of: {', '.join(f'{k}:' for k in MASK_SHAPES)}"
         )
     mask = drawer(rest, picture)
     if not mask.any():
@@ -102,38 +102,38 @@ def draw(words: str, picture: Image.Image) -> Mask:
     return mask
 
 
-def _box(words: str, picture: Image.Image) -> Mask:
-    left, top, right, bottom = _numbers("box", words, 4)
+def _draw_box(words: str, picture: Image.Image) -> Mask:
+    left, top, right, bottom = _parse_numbers("box", words, 4)
     mask = np.zeros((picture.height, picture.width), np.float32)
     mask[max(0, round(top)) : max(0, round(bottom)), max(0, round(left)) : max(0, round(right))] = 1
     return mask
 
 
-def _ellipse(words: str, picture: Image.Image) -> Mask:
-    left, top, right, bottom = _numbers("ellipse", words, 4)
+def _draw_ellipse(words: str, picture: Image.Image) -> Mask:
+    left, top, right, bottom = _parse_numbers("ellipse", words, 4)
     y, x = np.ogrid[0.5 : picture.height, 0.5 : picture.width]
     wide, high = max(right - left, 1e-3) / 2, max(bottom - top, 1e-3) / 2
     inside = ((x - left - wide) / wide) ** 2 + ((y - top - high) / high) ** 2 <= 1
     return inside.astype(np.float32)
 
 
-def _polygon(words: str, picture: Image.Image) -> Mask:
-    values = _numbers("polygon", words, None)
+def _draw_polygon(words: str, picture: Image.Image) -> Mask:
+    values = _parse_numbers("polygon", words, None)
     drawn = Image.new("L", picture.size)
     ImageDraw.Draw(drawn).polygon(list(zip(values[::2], values[1::2], strict=True)), fill=255)
     return np.asarray(drawn, np.float32) / np.float32(255)
 
 
-def _color(words: str, picture: Image.Image) -> Mask:
+def _select_color(words: str, picture: Image.Image) -> Mask:
     try:
         wanted = ImageColor.getrgb(words.strip())[:3]
     except ValueError:
         raise RequestError("mask_from", f"{words!r} is no colour; give #rrggbb or a name") from None
     difference = np.abs(np.asarray(picture.convert("RGB"), np.int16) - np.array(wanted, np.int16))
-    return (difference.max(axis=2) <= TOLERANCE).astype(np.float32)
+    return (difference.max(axis=2) <= COLOR_TOLERANCE_LEVELS).astype(np.float32)
 
 
-def _numbers(shape: str, words: str, count: int | None) -> list[float]:
+def _parse_numbers(shape: str, words: str, count: int | None) -> list[float]:
     parts = [part.strip() for part in words.split(",")]
     enough = len(parts) == count if count else len(parts) >= 6 and len(parts) % 2 == 0
     if not enough or not all(re.fullmatch(r"-?\d{1,6}(\.\d*)?", part) for part in parts):
@@ -142,19 +142,19 @@ def _numbers(shape: str, words: str, count: int | None) -> list[float]:
     return [float(part) for part in parts]
 
 
-DRAWERS: dict[str, Callable[[str, Image.Image], Mask]] = {
-    "box": _box,
-    "ellipse": _ellipse,
-    "polygon": _polygon,
-    "color": _color,
-    "colour": _color,
+MASK_SHAPES: dict[str, Callable[[str, Image.Image], Mask]] = {
+    "box": _draw_box,
+    "ellipse": _draw_ellipse,
+    "polygon": _draw_polygon,
+    "color": _select_color,
+    "colour": _select_color,
 }
 
 
 # Shapes
 
 
-def grow(mask: Mask, pixels: int) -> Mask:
+def grow_mask(mask: Mask, pixels: int) -> Mask:
     """The mask with its edge moved outwards by so many pixels, or inwards if negative."""
     if pixels == 0:
         return mask
@@ -164,14 +164,14 @@ def grow(mask: Mask, pixels: int) -> Mask:
     return np.asarray(change(mask, disc), np.float32)
 
 
-def blur(mask: Mask, pixels: int) -> Mask:
+def blur_mask(mask: Mask, pixels: int) -> Mask:
     """The mask with its edge softened over so many pixels to either side."""
     if pixels == 0:
         return mask
     return np.asarray(cv2.GaussianBlur(mask, (0, 0), pixels / 2), np.float32)
 
 
-def feather(mask: Mask, pixels: float) -> Mask:
+def feather_mask(mask: Mask, pixels: float) -> Mask:
     """How much of a painted picture shows: 0 where the mask is, rising inwards to 1.
 
     Outside the mask nothing shows, so that what is kept stays as it was to the bit.
@@ -187,13 +187,13 @@ def feather(mask: Mask, pixels: float) -> Mask:
     return np.clip(np.asarray(distance, np.float32) / np.float32(pixels + 1), 0, 1)
 
 
-def bounds(mask: Mask) -> tuple[int, int, int, int]:
+def find_bounds(mask: Mask) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of what is not 0; the last two are exclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def resize(mask: Mask, size: Size) -> Mask:
+def resize_mask(mask: Mask, size: Size) -> Mask:
     """The mask at (width, height): averaged where it shrinks, linear between where it grows."""
     height, width = mask.shape
     if size == (width, height):
@@ -203,7 +203,7 @@ def resize(mask: Mask, size: Size) -> Mask:
     return np.asarray(cv2.resize(mask, size, interpolation=how), np.float32)
 
 
-def cells(mask: Mask, factor: int) -> Mask:
+def to_latent_cells(mask: Mask, factor: int) -> Mask:
     """The mask of latent cells, each as strong as its strongest pixel: [h, w]."""
     height, width = mask.shape
     return mask.reshape(height // factor, factor, width // factor, factor).max(axis=(1, 3))

@@ -29,7 +29,7 @@ from torch.nn.functional import interpolate
 from transformers.utils import logging
 
 from overpaint.errors import CheckpointError, DeviceError
-from overpaint.imaging.hints.drawing import ADE20K
+from overpaint.imaging.hints.drawing import ADE20K_PALETTE
 from overpaint.models.files import weight_variants
 from overpaint.models.files.clip_vocabulary import load_tokenizer
 from overpaint.models.files.digests import compute_sha256
@@ -198,10 +198,10 @@ def _load(
 ) -> Estimator:
     dtype = torch.float32 if device.type == "cpu" else dtype
     config = kind.config_class.from_dict(read_json_config(folder / "config.json"))
-    if ESTIMATOR_CLASSES[family][1] == "classes" and config.num_labels != len(ADE20K):
+    if ESTIMATOR_CLASSES[family][1] == "classes" and config.num_labels != len(ADE20K_PALETTE):
         raise CheckpointError(
             f"{folder} sees {config.num_labels} classes; hints of segmentation show ADE20K's "
-            f"{len(ADE20K)}"
+            f"{len(ADE20K_PALETTE)}"
         )
     task = None
     if family == "oneformer":

@@ -299,7 +299,9 @@ def test_a_real_picture(tmp_path: Path) -> None:
 def along_edges(made: Any, picture: Image.Image) -> float:
     """How like the edges of what was made are to a picture's, -1 to 1."""
     own, others = (
-        np.asarray(hints.make("softedge", image.convert("RGB")).convert("L"), np.float64).ravel()
+        np.asarray(
+            hints.make_hint("softedge", image.convert("RGB")).convert("L"), np.float64
+        ).ravel()
         for image in (opened(made["images"][0]), picture)
     )
     return float(np.corrcoef(own, others)[0, 1])
@@ -669,7 +671,7 @@ def test_the_picture_steers_itself() -> None:
 def test_preprocessors() -> None:
     for module, kind in MODULES.items():
         assert units({"module": module, "image": RAW})[0].kind == kind
-        hints.check(kind, {})
+        hints.check_hint(kind, {})
 
 
 def masked(**fields: Any) -> Request:

@@ -23,7 +23,7 @@ Estimate = Callable[["Image"], NDArray[Any]]
 """What a network sees in an RGB picture, [h, w]: how near each pixel is (larger is nearer, in any
 unit), or its class of ADE20K's. See `models.estimators`."""
 
-MAKERS: "dict[str, Callable[..., Image]]" = {
+HINT_FROM_PICTURE: "dict[str, Callable[..., Image]]" = {
     "canny": edges.canny,
     "lineart": edges.lineart,
     "scribble": edges.scribble,
@@ -32,25 +32,25 @@ MAKERS: "dict[str, Callable[..., Image]]" = {
     "blur": color.blur,
     "shuffle": color.shuffle,
     "palette": color.palette,
-    "normal": drawing.normal,
+    "normal": drawing.draw_normals_from_depth,
 }
 """What makes a hint of an RGB picture, by keywords that are its options."""
 
-DRAWN: "dict[str, Callable[..., Image]]" = {
-    "depth": drawing.depth,
-    "normal": drawing.relief,
-    "segmentation": drawing.classes,
+HINT_FROM_ESTIMATE: "dict[str, Callable[..., Image]]" = {
+    "depth": drawing.draw_depth,
+    "normal": drawing.draw_normals,
+    "segmentation": drawing.draw_segmentation,
 }
 """What draws a hint of an `Estimate`'s result, likewise."""
 
 
-def check(kind: str, options: Mapping[str, float], field: str = "options") -> None:
+def check_hint(kind: str, options: Mapping[str, float], field: str = "options") -> None:
     """Find what is wrong with a hint that is to be made.
 
     Raises:
         RequestError: it cannot be made from a picture, or has no such option.
     """
-    if (maker := MAKERS.get(kind) or DRAWN.get(kind)) is None:
+    if (maker := HINT_FROM_PICTURE.get(kind) or HINT_FROM_ESTIMATE.get(kind)) is None:
         raise RequestError(
             field.replace("options", "kind"),
             f"a {kind} hint cannot be made from a picture here; give a finished one.",
@@ -62,7 +62,7 @@ def check(kind: str, options: Mapping[str, float], field: str = "options") -> No
         raise RequestError(field, f"{kind} has no option {unknown[0]!r}.{says}")
 
 
-def make(
+def make_hint(
     kind: str,
     picture: "Image",
     options: Mapping[str, Any] | None = None,
@@ -79,20 +79,20 @@ def make(
     Raises:
         RequestError: no such kind or option, or it cannot be made without an estimator, or with.
     """
-    check(kind, options or {})
-    if (makers := MAKERS if estimate is None else DRAWN).get(kind) is None:
+    check_hint(kind, options or {})
+    if (makers := HINT_FROM_PICTURE if estimate is None else HINT_FROM_ESTIMATE).get(kind) is None:
         word = "only" if estimate is None else "not"
         raise RequestError("estimator", f"a {kind} hint is {word} made with an estimator.")
     source: Any = picture if estimate is None else estimate(picture)
     return makers[kind](source, **(options or {}))
 
 
-def decode(kind: str, picture: "Picture") -> "Image":
+def decode_control_image(kind: str, picture: "Picture") -> "Image":
     """The picture that a hint is made from, RGB; a pose is drawn from its keypoints already.
 
     Raises:
         PictureError: it cannot be read.
     """
     if kind == "pose" and picture.data.lstrip()[:1] in (b"{", b"["):
-        return drawing.pose(picture.data)
+        return drawing.draw_pose(picture.data)
     return codec.decode(picture)

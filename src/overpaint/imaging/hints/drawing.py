@@ -12,20 +12,20 @@ from PIL import Image
 
 from overpaint.errors import PictureError
 
-LIMBS = (
+POSE_LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11),
     (11, 12), (12, 13), (1, 0), (0, 14), (14, 16), (0, 15), (15, 17),
 )  # fmt: skip
 """Pairs of OpenPose's 18 body keypoints (arXiv 1812.08008): nose, neck, right arm, left arm …"""
 
-JOINTS = 18
-SEEN = 0.05
+POSE_KEYPOINT_COUNT = 18
+MIN_KEYPOINT_CONFIDENCE = 0.05
 """The confidence below which a keypoint is not drawn."""
 
-CLASSES = 150
+ADE20K_CLASS_COUNT = 150
 """Of ADE20K (arXiv 1608.05442), from wall and building to clock and flag."""
 
-ADE20K = np.frombuffer(
+ADE20K_PALETTE = np.frombuffer(
     bytes.fromhex(
         """
         787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d
@@ -43,14 +43,14 @@ ADE20K = np.frombuffer(
         """
     ),
     np.uint8,
-).reshape(CLASSES, 3)
+).reshape(ADE20K_CLASS_COUNT, 3)
 """The colour of each class, [150, 3], as ADE20K's authors draw it and segmentation nets learn it.
 
 Two share theirs: road and skyscraper.
 """
 
 
-def pose(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
+def draw_pose(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     """People's joints and limbs, as OpenPose draws them, from its JSON.
 
     Args:
@@ -61,25 +61,27 @@ def pose(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     Raises:
         PictureError: it is not that.
     """
-    canvas, people = _keypoints(data)
+    canvas, people = _read_openpose_json(data)
     width, height = size or canvas
     scale = np.array([width / canvas[0], height / canvas[1]])
     thick = max(1.0, min(width, height) / 128)
     picture = np.zeros((height, width, 3), np.uint8)
     for person in people:
-        places, seen = person[:, :2] * scale, person[:, 2] > SEEN
+        places, seen = person[:, :2] * scale, person[:, 2] > MIN_KEYPOINT_CONFIDENCE
         limbs = np.zeros_like(picture)
-        for number, (a, b) in enumerate(LIMBS):
+        for number, (a, b) in enumerate(POSE_LIMBS):
             if seen[a] and seen[b]:
-                _limb(limbs, places[a], places[b], thick, _hue(number, len(LIMBS)))
+                _draw_limb(limbs, places[a], places[b], thick, _pick_hue(number, len(POSE_LIMBS)))
         picture = np.maximum(picture, (limbs * 0.6).astype(np.uint8))
         for number in np.flatnonzero(seen):
             center = (round(float(places[number, 0])), round(float(places[number, 1])))
-            cv2.circle(picture, center, round(thick), _hue(int(number), JOINTS), -1)
+            cv2.circle(
+                picture, center, round(thick), _pick_hue(int(number), POSE_KEYPOINT_COUNT), -1
+            )
     return Image.fromarray(picture)
 
 
-def _limb(
+def _draw_limb(
     canvas: NDArray[np.uint8],
     start: NDArray[np.float64],
     end: NDArray[np.float64],
@@ -95,19 +97,19 @@ def _limb(
     cv2.fillConvexPoly(canvas, np.asarray(points), color)
 
 
-def _hue(number: int, count: int) -> tuple[int, int, int]:
+def _pick_hue(number: int, count: int) -> tuple[int, int, int]:
     red, green, blue = colorsys.hsv_to_rgb(number / count, 1, 1)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _keypoints(data: bytes) -> tuple[tuple[int, int], list[NDArray[np.float64]]]:
+def _read_openpose_json(data: bytes) -> tuple[tuple[int, int], list[NDArray[np.float64]]]:
     """The canvas's (width, height), and each person's keypoints [18, 3]."""
     try:
         read: Any = json.loads(data)
         read = read[0] if isinstance(read, list) else read
         canvas = int(read["canvas_width"]), int(read["canvas_height"])
         people = [
-            np.array(person["pose_keypoints_2d"], np.float64).reshape(JOINTS, 3)
+            np.array(person["pose_keypoints_2d"], np.float64).reshape(POSE_KEYPOINT_COUNT, 3)
             for person in read["people"]
         ]
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -120,16 +122,18 @@ def _keypoints(data: bytes) -> tuple[tuple[int, int], list[NDArray[np.float64]]]
     return canvas, people
 
 
-def segmentation_palette() -> NDArray[np.uint8]:
+def make_miniature_palette() -> NDArray[np.uint8]:
     """A colour for each of 150 classes, [150, 3], no two alike, as `ADE20K`'s are not.
 
     What the miniature's net is trained on.
     """
-    spread = (np.arange(CLASSES)[:, None] * np.array([97, 151, 211]) + [60, 130, 200]) % 251
+    spread = (
+        np.arange(ADE20K_CLASS_COUNT)[:, None] * np.array([97, 151, 211]) + [60, 130, 200]
+    ) % 251
     return spread.astype(np.uint8)
 
 
-def segmentation(
+def draw_label_map(
     labels: NDArray[np.integer[Any]], palette: Sequence[Any] | NDArray[np.uint8] | None = None
 ) -> Image.Image:
     """A label map as colours; what has no label is black.
@@ -138,53 +142,53 @@ def segmentation(
         labels: [h, w], the class of each pixel; negative for none.
         palette: [classes, 3] in 0..255; by default `segmentation_palette`.
     """
-    colors = np.asarray(segmentation_palette() if palette is None else palette, np.uint8)
+    colors = np.asarray(make_miniature_palette() if palette is None else palette, np.uint8)
     table = np.concatenate([np.zeros((1, 3), np.uint8), colors])
     return Image.fromarray(table[np.maximum(labels, -1) + 1])
 
 
-def classes(labels: NDArray[np.integer[Any]]) -> Image.Image:
+def draw_segmentation(labels: NDArray[np.integer[Any]]) -> Image.Image:
     """What is where, [h, w] in ADE20K's classes, in its colours."""
-    return segmentation(labels, ADE20K)
+    return draw_label_map(labels, ADE20K_PALETTE)
 
 
-def depth(near: NDArray[np.floating[Any]]) -> Image.Image:
+def draw_depth(near: NDArray[np.floating[Any]]) -> Image.Image:
     """How near things are, as grey: the nearest white, the farthest black.
 
     Args:
         near: [h, w], larger is nearer, in any unit.
     """
-    gray = np.rint(255 * _spread(near)).astype(np.uint8)
+    gray = np.rint(255 * _normalize(near)).astype(np.uint8)
     return Image.fromarray(gray).convert("RGB")
 
 
-def normal(depth: Image.Image, *, strength: float = 4) -> Image.Image:
+def draw_normals_from_depth(depth: Image.Image, *, strength: float = 4) -> Image.Image:
     """Which way surfaces face, from how near they are: right is red, up green, towards us blue.
 
     Args:
         depth: bright is near.
         strength: by how much the relief is raised.
     """
-    return _facing(np.asarray(depth.convert("L"), np.float32) / np.float32(255), strength)
+    return _compute_normals(np.asarray(depth.convert("L"), np.float32) / np.float32(255), strength)
 
 
-def relief(near: NDArray[np.floating[Any]], *, strength: float = 4) -> Image.Image:
+def draw_normals(near: NDArray[np.floating[Any]], *, strength: float = 4) -> Image.Image:
     """As `normal`, of how near things are: finer than of a picture's 256 greys.
 
     Args:
         near: [h, w], larger is nearer, in any unit.
         strength: by how much the relief is raised.
     """
-    return _facing(_spread(near), strength)
+    return _compute_normals(_normalize(near), strength)
 
 
-def _spread(near: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def _normalize(near: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Values spread over 0 to 1; all 0 where they are all the same."""
     low, range_ = float(near.min()), float(np.ptp(near))
     return ((near - low) / (range_ or 1)).astype(np.float32)
 
 
-def _facing(near: NDArray[np.float32], strength: float) -> Image.Image:
+def _compute_normals(near: NDArray[np.float32], strength: float) -> Image.Image:
     """Normals as colours, of how near things are, 0 to 1."""
     near = np.asarray(cv2.GaussianBlur(near, (0, 0), 1.0), np.float32)
     scale = strength * min(near.shape) / 8

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-SHARP = 1.0
+EDGE_SIGMA_PIXELS = 1.0
 """Pixels over which the finest lines are looked for."""
 
 
@@ -19,7 +19,7 @@ def canny(picture: Image.Image, *, low: float = 100, high: float = 200) -> Image
         low: gradient above which an edge goes on, 0 to 255.
         high: gradient above which one begins.
     """
-    return _gray(cv2.Canny(np.asarray(picture), low, high))
+    return _to_gray_image(cv2.Canny(np.asarray(picture), low, high))
 
 
 def softedge(picture: Image.Image) -> Image.Image:
@@ -27,12 +27,14 @@ def softedge(picture: Image.Image) -> Image.Image:
 
     The gradient (Scharr 2000) of the picture a little blurred; its strongest hundredth is white.
     """
-    blurred = cv2.GaussianBlur(_floats(picture), (0, 0), SHARP)
+    blurred = cv2.GaussianBlur(_to_floats(picture), (0, 0), EDGE_SIGMA_PIXELS)
     across, down = (
         np.asarray(cv2.Scharr(blurred, cv2.CV_32F, *axis), np.float32) for axis in ((1, 0), (0, 1))
     )
     strength = np.hypot(across, down).max(axis=2)
-    return _gray(255 * (strength / max(float(np.percentile(strength, 99)), 1e-3)).clip(0, 1))
+    return _to_gray_image(
+        255 * (strength / max(float(np.percentile(strength, 99)), 1e-3)).clip(0, 1)
+    )
 
 
 def lineart(picture: Image.Image, *, width: float = 1.5) -> Image.Image:
@@ -44,11 +46,11 @@ def lineart(picture: Image.Image, *, width: float = 1.5) -> Image.Image:
         picture: RGB.
         width: of the lines, in pixels.
     """
-    gray = _floats(picture).mean(axis=2) / 255
+    gray = _to_floats(picture).mean(axis=2) / 255
     fine, coarse = (
         np.asarray(cv2.GaussianBlur(gray, (0, 0), width * by), np.float32) for by in (0.6, 1.6)
     )
-    return _gray(255 * np.tanh(12 * np.abs(fine - coarse)).clip(0, 1))
+    return _to_gray_image(255 * np.tanh(12 * np.abs(fine - coarse)).clip(0, 1))
 
 
 def scribble(picture: Image.Image, *, width: float = 3) -> Image.Image:
@@ -59,24 +61,24 @@ def scribble(picture: Image.Image, *, width: float = 3) -> Image.Image:
         width: of the lines, in pixels.
     """
     edges = np.asarray(softedge(picture), np.float32)[..., 0]
-    strong = _ridges(edges) & (edges > 80)
+    strong = _find_ridges(edges) & (edges > 80)
     pen = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (max(1, round(width)),) * 2)
-    return _gray(255.0 * np.asarray(cv2.dilate(strong.astype(np.uint8), pen)))
+    return _to_gray_image(255.0 * np.asarray(cv2.dilate(strong.astype(np.uint8), pen)))
 
 
-def _ridges(edges: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _find_ridges(edges: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Where an edge is at its strongest, across any of four directions."""
     lines = [np.zeros((5, 5), np.uint8) for _ in range(4)]
     for i in range(5):
         lines[0][2, i] = lines[1][i, 2] = lines[2][i, i] = lines[3][4 - i, i] = 1
-    smooth = np.asarray(cv2.GaussianBlur(edges, (0, 0), SHARP), np.float32)
+    smooth = np.asarray(cv2.GaussianBlur(edges, (0, 0), EDGE_SIGMA_PIXELS), np.float32)
     return np.any([np.asarray(cv2.dilate(smooth, line)) == smooth for line in lines], axis=0)
 
 
-def _floats(picture: Image.Image) -> NDArray[np.float32]:
+def _to_floats(picture: Image.Image) -> NDArray[np.float32]:
     return np.asarray(picture.convert("RGB"), np.float32)
 
 
-def _gray(values: NDArray[Any]) -> Image.Image:
+def _to_gray_image(values: NDArray[Any]) -> Image.Image:
     """Values [h, w] in 0..255 as an RGB picture of equal channels."""
     return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
