@@ -191,8 +191,8 @@ def test_lines_in_names(server: Server, fields: dict[str, Any], field: str) -> N
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ('{"seed": 1, "prompt": "a", "seed": 2}', "'seed' comes twice"),
-        ('{"prompt": "a", "loras": [{"a": 1, "a": 1}]}', "'a' comes twice"),
+        ('{"seed": 1, "prompt": "a", "seed": 2}', "'seed' is repeated"),
+        ('{"prompt": "a", "loras": [{"a": 1, "a": 1}]}', "'a' is repeated"),
         (f'{{"seed": {"9" * 100_000}}}', "parsing"),
         (f'{{"prompt": {"[" * 100_000}{"]" * 100_000}}}', "100,000 brackets"),
         (f'{{"prompt": {"[" * 9_000}{"]" * 9_000}}}', "parsing"),

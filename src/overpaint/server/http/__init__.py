@@ -1,1 +1,1 @@
-"""Http."""
+"""HTTP for every dialect: middleware, connections, authentication, error responses, links."""

@@ -1,4 +1,4 @@
-"""Every request: the id that it goes by, its line in the log, and an answer where it broke."""
+"""The access log: one event for each request, under the id that the client receives."""
 
 import logging
 import re
@@ -13,49 +13,50 @@ from overpaint.server.http.problems import problem_response
 from overpaint.server.telemetry.logs import log_event, request_id
 
 REQUEST_ID_PATTERN = re.compile(r"[!-~]{1,128}")
-"""Ids of requests that are taken from clients; instead of others one is made."""
+"""Request ids that the server accepts from clients. It replaces other ids."""
 
 PROBE_PATHS = ("/healthz", "/readyz", "/metrics")
-"""Asked for every few seconds, and written of only where they go wrong."""
+"""Paths that monitoring requests every few seconds. The log records only their failures."""
 
 
 class AccessLogMiddleware:
-    """Writes of every request once it is answered, under an id that its client is told."""
+    """Logs every request after its response, and answers defects with 500."""
 
     def __init__(self, app: ASGIApp):
-        """Stand before an application."""
+        """Wrap an application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and write of it."""
+        """Handle one request and log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
         name = given if REQUEST_ID_PATTERN.fullmatch(given) else secrets.token_hex(16)
-        request_id.set(name)  # for the rest of the task, which is this request's alone
+        request_id.set(name)  # The task belongs to this request alone.
         state = scope.setdefault("state", {})
         began = time.monotonic()
         status: int | None = None
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                # A dialect may have a meaning of its own for this header.
+                # A dialect may use this header for the id of a job.
                 MutableHeaders(scope=message).setdefault("X-Request-ID", name)
             await send(message)
 
         try:
-            await self._app(scope, receive, named)
+            await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
-            pass  # nobody is there to be answered
+            pass  # No client is left to receive a response.
         except Exception as error:
             state |= {"refused": "defect", "error": error}
             if status is not None:
-                raise  # too late for an answer: the connection is cut
-            wrong = f"there is a defect; the server's log has it as request {name}."
-            await problem_response(500, "this went wrong", wrong)(scope, receive, named)
+                raise  # The response has begun, so uvicorn closes the connection.
+            detail = f"An unexpected error occurred. The server's log has it as request {name}."
+            response = problem_response(500, "Internal error", detail)
+            await response(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", None)
             error = state.get("error")

@@ -1,4 +1,4 @@
-"""Body limit."""
+"""Limits on the size and the time of request bodies."""
 
 import asyncio
 
@@ -9,41 +9,42 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from overpaint.server.http.connection import CLIENT_TIMEOUT_S, MIN_BODY_BYTES_PER_S
 
 MAX_BODY_BYTES = 128 * 2**20
-"""Bytes of a request's body, whatever is in it: a picture and its mask, in base64."""
+"""Largest size of a request body: a picture and its mask in base64."""
 
 
 class BodyLimitMiddleware:
-    """Lets no more of a body through than may be, whether or not its length was said before.
+    """Refuses request bodies that are too large, too slow or compressed.
 
-    It does not wait for one that comes slower than `MIN_BODY_BYTES_PER_S` either.
+    The application receives the refusal as an `HTTPException` when it reads the body, and makes
+    the response: 408, 413 or 415. So each dialect keeps its own error format.
     """
 
     def __init__(self, app: ASGIApp, largest: int = MAX_BODY_BYTES):
-        """Stand before an application.
+        """Wrap an application.
 
         Args:
-            app: what answers, also what is raised here while it reads: 408, 413, 415.
-            largest: bytes of a body.
+            app: the application.
+            largest: the largest size of a body in bytes.
         """
         self._app = app
         self._largest = largest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        said = headers.get("content-length", "")
-        size = int(said) if said.isdecimal() else 0
-        packed = headers.get("content-encoding", "identity").lower() != "identity"
-        began, read, whole = asyncio.get_running_loop().time(), 0, False
+        declared = headers.get("content-length", "")
+        size = int(declared) if declared.isdecimal() else 0
+        compressed = headers.get("content-encoding", "identity").lower() != "identity"
+        began, read, complete = asyncio.get_running_loop().time(), 0, False
 
-        async def counted() -> Message:
-            nonlocal read, whole
-            late = None if whole else began + CLIENT_TIMEOUT_S + read / MIN_BODY_BYTES_PER_S
+        async def receive_limited() -> Message:
+            nonlocal read, complete
+            deadline = None if complete else began + CLIENT_TIMEOUT_S + read / MIN_BODY_BYTES_PER_S
             try:
-                async with asyncio.timeout_at(late):
+                async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
                 slow = (
@@ -51,13 +52,17 @@ class BodyLimitMiddleware:
                     "Send the request again over a faster connection."
                 )
                 raise HTTPException(408, slow, {"Connection": "close"}) from None
-            whole = not message.get("more_body")
+            complete = not message.get("more_body")
             if body := message.get("body"):
                 read += len(body)
-                if packed:
-                    raise HTTPException(415, "bodies are not unpacked; send it without encoding.")
+                if compressed:
+                    raise HTTPException(
+                        415, "Content-Encoding is not supported. Send the body uncompressed."
+                    )
                 if max(size, read) > self._largest:
-                    raise HTTPException(413, f"the body is larger than {self._largest:,} bytes.")
+                    raise HTTPException(
+                        413, f"The body is larger than the limit of {self._largest:,} bytes."
+                    )
             return message
 
-        await self._app(scope, counted, send)
+        await self._app(scope, receive_limited, send)

@@ -1,4 +1,4 @@
-"""Connection."""
+"""HTTP/1.1 connections that close when a client stalls."""
 
 import asyncio
 import socket
@@ -13,17 +13,21 @@ A body has this long plus one second for each `MIN_BODY_BYTES_PER_S` received.""
 
 
 READ_BUFFER_BYTES = 2**15
-"""Bytes that are read of a connection at once. By default asyncio makes room for 256 KiB each time,
-however few come; so large a block is memory that the kernel maps and takes back (see `memory`)."""
+"""Bytes that the server reads from a connection at once.
+
+By default asyncio allocates 256 KiB for each read, even of a few bytes. The allocator maps and
+unmaps so large a block every time (see `overpaint.system.malloc`)."""
 
 
 MAX_UNSENT_BYTES = 2**17
-"""Bytes of an answer that the kernel takes beyond those on their way. By default it takes megabytes
-for each client, read or not: a gigabyte for a few hundred who do not read."""
+"""Bytes of a response that the kernel buffers beyond those in flight.
+
+By default it buffers megabytes for each client: a gigabyte for a few hundred clients that do not
+read."""
 
 
 MIN_BODY_BYTES_PER_S = 1024
-"""Bytes a second of a body, at least, once `CLIENT_TIMEOUT_S` is over."""
+"""Bytes of a body that extend its time limit by one second; see `CLIENT_TIMEOUT_S`."""
 
 
 class TimeoutH11Protocol(H11Protocol):
@@ -34,35 +38,37 @@ class TimeoutH11Protocol(H11Protocol):
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Somebody is there."""
+        """Limit the buffers of a new connection and start its timer."""
         super().connection_made(transport)
-        cast(
-            Any, transport
-        ).max_size = READ_BUFFER_BYTES  # of asyncio's transports that wait for selectors
-        if option := getattr(socket, "TCP_NOTSENT_LOWAT", None):  # which Windows does not have
+        # `max_size` belongs to asyncio's selector transports.
+        cast(Any, transport).max_size = READ_BUFFER_BYTES
+        if option := getattr(socket, "TCP_NOTSENT_LOWAT", None):  # Windows does not have it.
             transport.get_extra_info("socket").setsockopt(
                 socket.IPPROTO_TCP, option, MAX_UNSENT_BYTES
             )
-        self._looking = self.loop.call_later(CLIENT_TIMEOUT_S, self._look, self._waits())
+        self._timer = self.loop.call_later(CLIENT_TIMEOUT_S, self._check, self._stalled_on())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """They are gone."""
-        self._looking.cancel()
+        """Stop the timer of a closed connection."""
+        self._timer.cancel()
         super().connection_lost(exc)
 
-    def _look(self, before: object) -> None:
-        """Cut it off if the server waits for the same as when it last looked."""
-        now = self._waits()
+    def _check(self, before: object) -> None:
+        """Close the connection if the server still waits for the same as at the last check."""
+        now = self._stalled_on()
         if now is not None and now == before:
             self.transport.abort()
         else:
-            self._looking = self.loop.call_later(CLIENT_TIMEOUT_S, self._look, now)
+            self._timer = self.loop.call_later(CLIENT_TIMEOUT_S, self._check, now)
 
-    def _waits(self) -> object:
-        """What the server waits for the client with; None if it does not."""
+    def _stalled_on(self) -> object:
+        """Return what the server waits for the client to do; None if it waits for nothing."""
         if self.flow.write_paused:
-            return "answer", self.transport.get_write_buffer_size()
+            return "response", self.transport.get_write_buffer_size()
         if self.timeout_keep_alive_task is not None and not self.transport.is_closing():
-            return None  # between two requests, where uvicorn counts `HttpSettings.keep_alive_s`
-        cycle = cast(RequestResponseCycle | None, self.cycle)  # None before the first request
-        return ("head", cycle) if cycle is None or cycle.response_complete else None
+            return (
+                None  # The connection is idle; uvicorn closes it after `HttpSettings.keep_alive_s`.
+            )
+        # There is no cycle before the first request.
+        cycle = cast(RequestResponseCycle | None, self.cycle)
+        return ("headers", cycle) if cycle is None or cycle.response_complete else None

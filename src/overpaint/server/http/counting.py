@@ -1,4 +1,4 @@
-"""Counting."""
+"""Counts of HTTP responses and rejected jobs, for metrics."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from overpaint.server.http.problems import REJECTION_REASONS
 
 WORK_METHODS = ("POST", "PUT")
-"""Methods of requests whose refusal is a rejection."""
+"""Methods that submit work. A refusal of such a request counts as a rejection."""
 
 
 @dataclass
 class ResponseCounts:
-    """What was answered: how often each status, and how often work was refused, by the reason."""
+    """Counts of responses by status, and of rejections by reason."""
 
     responses: Counter[int] = field(default_factory=Counter[int])
     rejections: Counter[str] = field(
@@ -22,20 +22,20 @@ class ResponseCounts:
 
 
 class ResponseCounterMiddleware:
-    """Counts what is answered, and what is refused by the reason that whoever refused it left."""
+    """Counts responses, and rejections by the reason that `record_rejection` leaves."""
 
     def __init__(self, app: ASGIApp, answers: ResponseCounts):
-        """Stand before an application.
+        """Wrap an application.
 
         Args:
-            app: what answers.
-            answers: where to count.
+            app: the application.
+            answers: the counts to raise.
         """
         self._app = app
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and count."""
+        """Handle one request and count its response."""
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":

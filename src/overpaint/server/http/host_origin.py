@@ -1,9 +1,9 @@
-"""What stands before every wire format: whom the server takes itself for, pages, and sizes.
+"""Checks of the `Host` and `Origin` headers, which protect the server from foreign web pages.
 
-A page in a browser reaches servers of the same machine. It says who it is (`Origin`), and is
-refused unless it is the server's own or was allowed. A page whose name was made to lead here (DNS
-rebinding) takes itself for the server's own; but then the server is asked for under that name
-(`Host`), which is not one of its names.
+A page in a browser can send requests to servers of the same machine. The browser adds the page's
+`Origin`; the server refuses origins other than its own and the allowed ones. With DNS rebinding, a
+page's host name resolves to the server, so the page looks like one of the server's own. Then the
+`Host` header contains that name, and the server refuses names that are not its own.
 """
 
 from collections.abc import Collection
@@ -17,39 +17,45 @@ from overpaint.server.outbound.addresses import is_loopback
 
 
 class HostOriginMiddleware:
-    """Refuses requests under names that are not the server's, and those of strange pages."""
+    """Refuses requests for other hosts, and requests from pages of other origins."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None, origins: Collection[str]):
-        """Stand before an application.
+        """Wrap an application.
 
         Args:
-            app: what answers.
-            hosts: names of the server beside loopback's; None for any.
-            origins: `scheme://host:port` of pages that may ask, beside the server's own.
+            app: the application.
+            hosts: names of the server in addition to loopback names; None allows any name.
+            origins: `scheme://host:port` of allowed pages, in addition to the server's own.
         """
         self._app = app
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or refuse."""
+        """Handle or refuse one request."""
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             host, origin = headers.get("host", ""), headers.get("origin")
             refusal = reason = None
-            if not self._is_ours(host):
-                message = f"{host[:200]!r} is no name of this server; see --allowed-host."
-                refusal, reason = problem_response(400, "refused", message), "forbidden_host"
+            if not self._accepts(host):
+                message = (
+                    f"This server does not accept the host name {host[:200]!r}. Start it with "
+                    "--allowed-host to allow the name."
+                )
+                refusal, reason = problem_response(400, "Refused", message), "forbidden_host"
             elif origin and origin not in self._origins and not _same(origin, host):
-                message = f"pages of {origin[:200]!r} may not ask here; see --allowed-origin."
-                refusal, reason = problem_response(403, "refused", message), "forbidden_origin"
+                message = (
+                    f"This server does not accept requests from pages of {origin[:200]!r}. Start "
+                    "it with --allowed-origin to allow them."
+                )
+                refusal, reason = problem_response(403, "Refused", message), "forbidden_origin"
             if refusal:
                 scope.setdefault("state", {})["refused"] = reason
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _is_ours(self, host: str) -> bool:
+    def _accepts(self, host: str) -> bool:
         if self._hosts is None:
             return True
         try:
@@ -60,5 +66,5 @@ class HostOriginMiddleware:
 
 
 def _same(origin: str, host: str) -> bool:
-    """Whether a page is the server's own. A proxy may have taken TLS off, so schemes may differ."""
+    """Return whether the page is the server's own. Behind a TLS proxy, the schemes may differ."""
     return origin.partition("://")[2].lower() == host.lower() != ""

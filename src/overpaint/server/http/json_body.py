@@ -1,4 +1,4 @@
-"""Json body."""
+"""Strict JSON bodies: no repeated names, and a limit on their structure."""
 
 import asyncio
 import json
@@ -9,24 +9,26 @@ from fastapi import HTTPException
 from fastapi import Request as Incoming
 
 MAX_JSON_SEPARATORS = 100_000
-"""Brackets and commas in JSON: what is between them takes dozens of times the memory that it came
-in. Prompts may have tens of thousands; base64, which is most of a large body, has none."""
+"""Largest number of brackets and commas in a JSON body.
+
+Parsed JSON takes dozens of times the memory of its text. Prompts may contain tens of thousands of
+commas; base64, which is most of a large body, contains none."""
 
 
 THREADED_PARSE_BYTES = 2**18
-"""Bytes of JSON from which on it is read beside the loop, which all others wait for."""
+"""Size in bytes from which a thread parses JSON, to keep the event loop free."""
 
 
 class StrictRequest(Incoming):
-    """A request whose JSON must say each thing once: else all but the last would be dropped."""
+    """A request whose JSON objects must not repeat a name: parsers keep only the last value."""
 
     async def json(self) -> Any:
-        """What the body says.
+        """Parse the body.
 
         Raises:
-            HTTPException: 400, a name comes twice, or there are more than `MAX_JSON_SEPARATORS`
-                brackets and commas.
-            ValueError, RecursionError: it is no JSON, or none that is read.
+            HTTPException: 400, an object repeats a name, or there are more than
+                `MAX_JSON_SEPARATORS` brackets and commas.
+            ValueError, RecursionError: the text is not valid JSON, or is nested too deeply.
         """
         body = await self.body()
         if len(body) < THREADED_PARSE_BYTES:
@@ -35,31 +37,33 @@ class StrictRequest(Incoming):
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says, each thing once.
+    """Parse JSON whose objects repeat no name.
 
     Raises:
-        HTTPException: 400, a name comes twice, or there are more than `MAX_JSON_SEPARATORS`
-                brackets and commas.
-        ValueError, RecursionError: it is no JSON, or none that is read.
+        HTTPException: 400, an object repeats a name, or there are more than
+            `MAX_JSON_SEPARATORS` brackets and commas.
+        ValueError, RecursionError: the text is not valid JSON, or is nested too deeply.
     """
     check_json_size(text)
     return json.loads(text, object_pairs_hook=_unique_names)
 
 
 def check_json_size(*texts: str | bytes) -> None:
-    """Make sure that JSON, in one request, says no more than `MAX_JSON_SEPARATORS` things.
+    """Check that the JSON texts of one request have at most `MAX_JSON_SEPARATORS` separators.
 
     Raises:
-        HTTPException: 400, it says more.
+        HTTPException: 400, they have more.
     """
     parts = [text.encode(errors="replace") if isinstance(text, str) else text for text in texts]
     if sum(part.count(sign) for part in parts for sign in (b"{", b"[", b",")) > MAX_JSON_SEPARATORS:
-        raise HTTPException(400, f"JSON has {MAX_JSON_SEPARATORS:,} brackets and commas at most.")
+        raise HTTPException(
+            400, f"The JSON has more than {MAX_JSON_SEPARATORS:,} brackets and commas. Send less."
+        )
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
-        raise HTTPException(400, f"{twice[:100]!r} comes twice in one object; give it once.")
+        raise HTTPException(400, f"{twice[:100]!r} is repeated in one JSON object. Send it once.")
     return found

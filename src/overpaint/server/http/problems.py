@@ -1,4 +1,4 @@
-"""Problems."""
+"""Error responses: which status and text each error has, and `application/problem+json`."""
 
 import errno
 from collections.abc import Mapping
@@ -23,21 +23,21 @@ from overpaint.errors import (
 )
 
 MIN_RETRY_AFTER_S = 5
-"""Seconds until a client should try again, at least."""
+"""Smallest number of seconds in a `Retry-After` header."""
 
 
 STATUS_BY_ERROR: tuple[tuple[type[Exception], int, str, str], ...] = (
-    (QueueFullError, 429, "the queue is full", "queue_full"),
-    (IdempotencyError, 422, "the idempotency key was used for something else", "idempotency"),
-    (RequestError, 422, "the request cannot be carried out", "request"),
-    (FormatError, 415, "a picture is of a format that is not read", "picture"),
-    (PictureError, 422, "a picture cannot be used", "picture"),
-    (ModelError, 422, "a model cannot be used", "model"),
-    (StoreError, 422, "a name is wrong", "name"),
-    (OverpaintError, 500, "this went wrong", "defect"),
-    (SQLAlchemyError, 503, "the job store is out of order", "store"),
+    (QueueFullError, 429, "The queue is full", "queue_full"),
+    (IdempotencyError, 422, "The idempotency key was used for another request", "idempotency"),
+    (RequestError, 422, "The request is not valid", "request"),
+    (FormatError, 415, "The format of a picture is not supported", "picture"),
+    (PictureError, 422, "A picture is not valid", "picture"),
+    (ModelError, 422, "A model is not available", "model"),
+    (StoreError, 422, "A name is not valid", "name"),
+    (OverpaintError, 500, "Internal error", "defect"),
+    (SQLAlchemyError, 503, "The job store is not available", "store"),
 )
-"""How errors are answered, and the reason that is counted: the first that fits."""
+"""Status, title and rejection reason of each error class. The first class that matches applies."""
 
 
 REASON_BY_STATUS = {
@@ -48,37 +48,39 @@ REASON_BY_STATUS = {
     415: "encoding",
     422: "request",
 }
-"""Reasons of errors that are raised as a status. Others refuse no work: 404, 409, 410 …"""
+"""Rejection reasons of errors that are raised with a status.
+
+Other statuses, such as 404, 409 and 410, reject no work."""
 
 
 REJECTION_REASONS = sorted(
     {"forbidden_host", "forbidden_origin", "disk_full", "disk", *REASON_BY_STATUS.values()}
     | {reason for *_, reason in STATUS_BY_ERROR}
 )
-"""All that are counted: those of the doors, of disks, and the above."""
+"""All rejection reasons that metrics count."""
 
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
-"""What systems say of disks that are full."""
+"""Error numbers of the operating system for a full disk."""
 
 
 ERROR_DESCRIPTIONS = {
-    400: "the body cannot be read, or the server does not go by that name",
-    401: "a key is missing or unknown",
-    403: "the link, or the page that asks, is refused",
-    404: "it is not there, or not yours",
-    408: "the body came too slowly",
-    409: "it is not in the state for that",
-    410: "it is not kept any more",
-    413: "the body is too large",
-    415: "the body, or a picture, is of another kind",
-    416: "too many parts of a picture are asked for",
-    422: "the request cannot be carried out",
-    429: "the queue is full",
-    503: "the server, its store or its disk is out of order",
-    507: "the disk is full",
+    400: "The body is not valid, or the server does not accept the host name.",
+    401: "The API key is missing or unknown.",
+    403: "The signed link is not valid, or the server does not accept the page's origin.",
+    404: "The resource does not exist, or belongs to another API key.",
+    408: "The client sent the body too slowly.",
+    409: "The state of the resource does not allow the operation.",
+    410: "The resource is deleted.",
+    413: "The body is too large.",
+    415: "The format of the body or of a picture is not supported.",
+    416: "The request asks for too many byte ranges.",
+    422: "The request is not valid.",
+    429: "The queue is full, or too many clients follow jobs.",
+    503: "The server, the job store or the disk is not available.",
+    507: "The disk is full.",
 }
-"""Statuses that any route may answer with, and why."""
+"""Error statuses that any route may return, with their OpenAPI descriptions."""
 
 
 PROBLEM_SCHEMA = {
@@ -86,7 +88,7 @@ PROBLEM_SCHEMA = {
     "required": ["title", "status", "detail"],
     "properties": {"title": {"type": "string"}, "status": {"type": "integer"}, "detail": {}},
 }
-"""The schema of `problem_response`."""
+"""JSON schema of the body that `problem_response` makes."""
 
 
 def error_responses(
@@ -104,7 +106,7 @@ PROBLEM_RESPONSES = error_responses(PROBLEM_SCHEMA, "application/problem+json")
 
 
 def problem_response(status: int, title: str, detail: Any, headers: Any = None) -> JSONResponse:
-    """An error as `application/problem+json`."""
+    """Make an error response of type `application/problem+json` (RFC 9457)."""
     body = {"title": title, "status": status, "detail": detail}
     return JSONResponse(body, status, headers, media_type="application/problem+json")
 
@@ -116,32 +118,37 @@ HANDLED_ERRORS = (
     StarletteHTTPException,
     RequestValidationError,
 )
-"""Errors that `describe_error` knows an answer to."""
+"""Errors that `describe_error` can describe."""
 
 
 def error_response(error: Exception) -> JSONResponse:
-    """One of `HANDLED_ERRORS` as a problem."""
+    """Make the response to one of `HANDLED_ERRORS` as `application/problem+json`."""
     return problem_response(*describe_error(error))
 
 
 def describe_error(error: Exception) -> tuple[int, str, Any, Mapping[str, str] | None]:
-    """How one of `HANDLED_ERRORS` is answered: the status, a title, what is wrong, and headers."""
+    """Return the status, title, detail and headers for one of `HANDLED_ERRORS`."""
     match error:
         case StarletteHTTPException():
-            return error.status_code, "refused", error.detail, error.headers
+            return error.status_code, "Refused", error.detail, error.headers
         case RequestValidationError():
             wrong = [
                 {"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in error.errors()
             ]
-            return 422, "the request cannot be carried out", wrong, None
+            return 422, "The request is not valid", wrong, None
         case OSError():
             full = error.errno in DISK_FULL_ERRNOS
-            title = "the disk is full" if full else "the disk is out of order"
-            return 507 if full else 503, title, "nothing was accepted; try again later.", None
+            title = "The disk is full" if full else "The disk is not available"
+            return (
+                507 if full else 503,
+                title,
+                "The server accepted nothing. Try again later.",
+                None,
+            )
         case _:
             status, title, _ = _status_row(error)
     if isinstance(error, SQLAlchemyError):
-        return status, title, "try again later.", {"Retry-After": str(MIN_RETRY_AFTER_S)}
+        return status, title, "Try again later.", {"Retry-After": str(MIN_RETRY_AFTER_S)}
     headers = None
     if isinstance(error, QueueFullError):
         headers = {"Retry-After": str(max(MIN_RETRY_AFTER_S, min(3600, round(error.seconds / 2))))}
@@ -149,12 +156,12 @@ def describe_error(error: Exception) -> tuple[int, str, Any, Mapping[str, str] |
 
 
 def _status_row(error: Exception) -> tuple[int, str, str]:
-    """The row of `STATUS_BY_ERROR`, less its type."""
+    """Return the status, title and reason of an error from `STATUS_BY_ERROR`."""
     return next(row[1:] for row in STATUS_BY_ERROR if isinstance(error, row[0]))
 
 
 def rejection_reason(error: Exception) -> str | None:
-    """Why one of `HANDLED_ERRORS` refuses work, in a word that metrics may have as a label."""
+    """Return why one of `HANDLED_ERRORS` rejects work, as a metrics label; None if it does not."""
     match error:
         case StarletteHTTPException():
             return REASON_BY_STATUS.get(error.status_code)
@@ -167,18 +174,18 @@ def rejection_reason(error: Exception) -> str | None:
 
 
 def record_rejection(incoming: Incoming, error: Exception) -> None:
-    """Leave what was wrong to those that count it and write of it."""
+    """Leave the error on the request for the metrics and the access log."""
     incoming.state.refused = rejection_reason(error)
     if not isinstance(error, StarletteHTTPException):
         incoming.state.error = error
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Have every error answered as a problem."""
+    """Answer errors outside of dialects as `application/problem+json`."""
 
-    async def told(incoming: Incoming, error: Exception) -> JSONResponse:
+    async def handle_error(incoming: Incoming, error: Exception) -> JSONResponse:
         record_rejection(incoming, error)
         return error_response(error)
 
     for kind in HANDLED_ERRORS:
-        app.add_exception_handler(kind, told)
+        app.add_exception_handler(kind, handle_error)

@@ -1,4 +1,4 @@
-"""Signed links."""
+"""Signed links to result files, for clients that cannot send an API key."""
 
 import base64
 import hashlib
@@ -7,14 +7,14 @@ import time
 from urllib.parse import urlencode
 
 LINK_LIFETIME_S = 3600
-"""Seconds that a signed link works, as Replicate's and OpenAI's do."""
+"""Seconds that a signed link works, as for Replicate and OpenAI."""
 
 
 class LinkSigner:
-    """Signed links to pictures, for clients that cannot send a key."""
+    """Signs links to result files and verifies their signatures."""
 
     def __init__(self, secret: str):
-        """Sign by a secret, which all servers of a store share."""
+        """Use a secret that all servers of a job store share."""
         self._secret = secret.encode()
 
     def sign_query(self, job: str, file: str) -> str:
@@ -23,7 +23,7 @@ class LinkSigner:
         return urlencode({"expires": expires, "signature": self._signature(job, file, expires)})
 
     def verify(self, job: str, file: str, expires: int, signature: str) -> bool:
-        """Whether a signature is ours, and the link has not expired."""
+        """Return whether the signature is valid and the link has not expired."""
         right = self._signature(job, file, expires)
         return hmac.compare_digest(right.encode(), signature.encode()) and time.time() < expires
 

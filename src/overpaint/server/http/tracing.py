@@ -1,4 +1,4 @@
-"""Tracing."""
+"""Trace spans of HTTP requests."""
 
 from opentelemetry.trace import SpanKind, StatusCode
 from starlette.datastructures import Headers
@@ -10,20 +10,20 @@ from overpaint.server.telemetry.traces import TRACE_CONTEXT, TraceExporter
 
 
 class TracingMiddleware:
-    """Has a span for every request but probes, within the client's if it names one."""
+    """Records a span for every request except probes, below the client's span if it sends one."""
 
     def __init__(self, app: ASGIApp, traces: TraceExporter):
-        """Stand before an application.
+        """Wrap an application.
 
         Args:
-            app: what answers.
-            traces: where spans go.
+            app: the application.
+            traces: receives the spans.
         """
         self._app = app
         self._tracer = traces.tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, within a span."""
+        """Handle one request within a span."""
         if scope["type"] != "http" or scope["path"] in PROBE_PATHS:
             await self._app(scope, receive, send)
             return
@@ -34,7 +34,7 @@ class TracingMiddleware:
             parent,
             SpanKind.SERVER,
             {"http.request.method": method},
-            record_exception=False,  # its message may quote what was asked for
+            record_exception=False,  # The message of an exception may quote the request.
             set_status_on_exception=False,
         ) as span:
 
