@@ -276,7 +276,7 @@ def test_no_cookies(gallery: Gallery, outside: OutboundClient) -> None:
 
 
 def test_a_server_that_fetches_nothing(gallery: Gallery, refused: Refused) -> None:
-    assert "not fetched here" in refused("none", gallery.url())
+    assert "this server fetches none" in refused("none", gallery.url())
     assert gallery.asked == []
 
 

@@ -1,4 +1,4 @@
-"""Deps."""
+"""FastAPI dependencies that routes of all dialects use."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator
@@ -12,17 +12,17 @@ from overpaint.server.http.problems import MIN_RETRY_AFTER_S
 from overpaint.server.jobs.service import Service
 
 MAX_LISTENERS_PER_KEY = 1024
-"""Clients of a key that may listen to jobs at once."""
+"""Largest number of clients of one API key that follow jobs at the same time."""
 
 
 def get_service(incoming: Incoming) -> Service:
-    """The running server."""
+    """Return the running service."""
     service: Service = incoming.app.state.service
     return service
 
 
 def get_base_url(incoming: Incoming) -> str:
-    """Where the client reaches this server."""
+    """Return the URL under which the client reaches this server, without a slash at its end."""
     return str(incoming.base_url).rstrip("/")
 
 
@@ -34,29 +34,36 @@ def authorize_viewer(
     signature: str | None = None,
     schemes: SchemesDep = None,
 ) -> str | None:
-    """Who looks at a picture: as `authenticate`, or None for whoever has a link to it.
+    """Check that the client may download a result file, by its API key or by a signed link.
+
+    Returns:
+        The key's digest, as `authenticate`; None for a signed link.
 
     Raises:
-        HTTPException: 401, as `authenticate`; 403, the link is none of ours, or has expired.
+        HTTPException: 401, see `authenticate`; 403, the link's signature is not valid, or the link
+            has expired.
     """
     if expires is None and signature is None:
         return authenticate(incoming)
     if get_service(incoming).links.verify(name, file, expires or 0, signature or ""):
         return None
-    raise HTTPException(403, "the link is wrong or has expired; ask for another.")
+    raise HTTPException(403, "The signed link is not valid or has expired. Request a new link.")
 
 
 async def limit_listeners(
     incoming: Incoming, key: Annotated[str, Depends(authenticate)]
 ) -> AsyncGenerator[None]:
-    """Count somebody who listens to a job, until they do not any more.
+    """Count a client that follows a job, until its response ends.
 
     Raises:
-        HTTPException: 429, as many of this key listen as may.
+        HTTPException: 429, `MAX_LISTENERS_PER_KEY` clients of this key follow jobs already.
     """
     listeners: Counter[str] = incoming.app.state.listeners
     if listeners[key] >= MAX_LISTENERS_PER_KEY:
-        message = f"{MAX_LISTENERS_PER_KEY:,} clients listen already; end some of their streams."
+        message = (
+            f"{MAX_LISTENERS_PER_KEY:,} clients of this API key follow jobs already. Close some of "
+            "their event streams."
+        )
         raise HTTPException(429, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
     listeners[key] += 1
     try:
@@ -66,17 +73,36 @@ async def limit_listeners(
 
 
 LISTENER_LIMIT = [Depends(limit_listeners)]
-"""For routes that tell of a job for as long as it goes on."""
+"""Dependencies of routes that stream a job's events until it ends."""
 
 
 ServiceDep = Annotated[Service, Depends(get_service)]
+"""The running service."""
 
 
 ViewerDep = Annotated[str | None, Depends(authorize_viewer)]
+"""The API key of the client that downloads a result file; see `authorize_viewer`."""
 
 
-LastEventId = Annotated[int, Header(alias="Last-Event-ID", ge=0, le=2**31 - 1)]
-"""The number of the event behind which a story goes on."""
+LastEventId = Annotated[
+    int,
+    Header(
+        alias="Last-Event-ID",
+        ge=0,
+        le=2**31 - 1,
+        description="Id of the last event that the client received. The stream resumes after it.",
+    ),
+]
+"""The number of the last event that the client received; 0 for none."""
 
 
-IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=256)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        max_length=256,
+        description="A value that identifies the request. If the client repeats the request with "
+        "the same value, the server returns the first job and starts no second one.",
+    ),
+]
+"""The client's idempotency key."""

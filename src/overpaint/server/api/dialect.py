@@ -22,7 +22,7 @@ class Dialect:
     """The tag of the routes in the OpenAPI document."""
 
     description: str
-    """What the tag's section of the OpenAPI document says, in Markdown."""
+    """The description of the tag in the OpenAPI document, in Markdown."""
 
     router: APIRouter
     """The routes. Their route class answers errors with `error_response`."""

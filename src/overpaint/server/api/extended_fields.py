@@ -1,4 +1,4 @@
-"""What dialects share that understand every field of `Request` beside their own."""
+"""Requests of dialects that accept every field of `Request` in addition to their own fields."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -15,26 +15,30 @@ from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
 
 FieldMapping = tuple[str, str, Any]
-"""A field of a dialect that was given, and the field and value of ours that it is."""
+"""A field that the client sent, the field of `Request` that it sets, and the value for that."""
 
 FIELD_ERROR = re.compile(r"(\w+)(?:\.[\w.]+)?: ")
-"""What a job's error begins with if a field of its request is at fault."""
+"""The beginning of a job's error that names a field of its request."""
 
 
 def build_request(
     given: BaseModel, words: Sequence[FieldMapping], own: Collection[str], sources: ImageSources
 ) -> tuple[Request, dict[str, str]]:
-    """What the fields ask for, and by which of their words what of ours was given.
+    """Make a request from a dialect's fields.
 
     Args:
-        given: the dialect's fields; its extra ones are ours.
-        words: what the dialect's are of ours.
-        own: fields of ours that come under their own names.
-        sources: where uploads are, and what was fetched.
+        given: the fields that the client sent. Its extra fields have the names of `Request`.
+        words: the dialect's own fields, as fields of `Request`.
+        own: fields of `Request` that the dialect accepts under their own names.
+        sources: uploads and fetched pictures.
+
+    Returns:
+        The request, and the dialect's names of the fields that set it, by the names of `Request`.
 
     Raises:
-        RequestError: they contradict each other, are unknown or out of range; in their words.
-        PictureError: a picture cannot be read.
+        RequestError: fields contradict each other, are unknown or are out of range. The error names
+            the dialect's field.
+        PictureError: a picture is not valid.
     """
     fields: dict[str, Any] = {}
     for name, value in resolve_field_aliases(given.model_extra or {}).items():
@@ -45,35 +49,47 @@ def build_request(
             )
         if value is not None:
             fields[name] = load_nested_images(value, sources, name)
-    theirs: dict[str, str] = {}
+    dialect_names: dict[str, str] = {}
     for name, ours, value in words:
         if ours in fields:
-            raise RequestError(name, f"contradicts {theirs.get(ours, ours)}; give one of the two.")
-        fields[ours], theirs[ours] = value, name
+            raise RequestError(
+                name, f"contradicts {dialect_names.get(ours, ours)}; give one of the two."
+            )
+        fields[ours], dialect_names[ours] = value, name
     try:
-        return with_checked_mask(Request(**fields)), theirs
+        return with_checked_mask(Request(**fields)), dialect_names
     except RequestError as error:
-        raise translate_error(error, theirs) from None
+        raise translate_error(error, dialect_names) from None
 
 
 def find_extra_urls(given: BaseModel, own: Collection[str]) -> dict[str, str]:
-    """The URLs to be fetched that a dialect's extra fields name, by where they are.
+    """Find the URLs in a dialect's extra fields that the server must fetch, by field name.
 
     Args:
-        given: the dialect's fields.
-        own: fields of ours that come under their own names; what is none is refused later.
+        given: the fields that the client sent.
+        own: fields of `Request` that the dialect accepts under their own names. `build_request`
+            refuses other fields later.
     """
     extra = (given.model_extra or {}).items()
     return find_nested_urls({name: value for name, value in extra if name in own})
 
 
-def translate_error(error: RequestError, theirs: Mapping[str, str]) -> RequestError:
-    """An error that names the dialect's field in place of ours, if `build_request` said of one."""
-    return RequestError(theirs.get(error.field, error.field), error.message)
+def translate_error(error: RequestError, dialect_names: Mapping[str, str]) -> RequestError:
+    """Return an error that names the dialect's field in place of the field of `Request`.
+
+    Args:
+        error: names a field of `Request`.
+        dialect_names: the dialect's field names, from `build_request`.
+    """
+    return RequestError(dialect_names.get(error.field, error.field), error.message)
 
 
 def get_field_error(job: Job) -> RequestError | None:
-    """What of its request a failed job is at fault for, in the words that it came by."""
+    """Return the error of a job that failed because of a request field, by the dialect's name.
+
+    Returns:
+        None if the job did not fail because of a field.
+    """
     message = job.error or ""
     fault = FIELD_ERROR.match(message)
     if fault is None or fault[1] not in Request.model_fields:

@@ -1,4 +1,4 @@
-"""Fields."""
+"""Fields and bodies that several dialects read: webhooks, base64, uploads, fingerprints."""
 
 import asyncio
 import base64
@@ -28,12 +28,13 @@ from overpaint.server.jobs.service import Service
 from overpaint.server.store.files import LARGEST_UPLOAD
 
 MAX_PERCENT_ENCODED_CHARS = 2**20
-"""Characters of a data: URI with percent signs, which take seventy times as many bytes to read."""
+"""Largest length of a percent-encoded data: URI. Decoding takes 70 times its size in memory."""
 
 
 READER_POOL = ThreadPoolExecutor(2, "overpaint-read")
-"""Threads that look at the pictures of requests, which may take seconds: in asyncio's own, whoever
-sends many would have all others wait for their jobs."""
+"""Threads that read the pictures of requests, which may take seconds.
+
+In asyncio's default pool, a client that sends many pictures would block other clients."""
 
 
 P = ParamSpec("P")
@@ -43,81 +44,89 @@ T = TypeVar("T")
 
 
 WebhookUrl = Annotated[str | None, Field(max_length=2048, pattern="^https?://[^/]")]
+"""The http or https URL that receives webhooks."""
 
 
 WebhookEvent = Literal["start", "output", "logs", "completed"]
+"""Events of a job that webhooks report."""
 
 
 def decode_base64(field: str, text: str) -> bytes:
-    """The bytes of a field.
+    """Decode a field that contains base64.
 
     Raises:
-        RequestError: it is not base64.
+        RequestError: the text is not base64.
     """
     try:
         return base64.b64decode(text, validate=True)
-    except ValueError as error:  # of its alphabet or padding, or beyond ASCII
+    except ValueError as error:  # The alphabet or the padding is wrong.
         raise RequestError(field, f"is not base64: {error}.") from None
 
 
 def decode_data_uri(field: str, uri: str) -> bytes:
-    """The bytes of a field that is a data: URI (RFC 2397).
+    """Decode a field that contains a data: URI (RFC 2397).
 
     Raises:
-        RequestError: it is none, or not base64 though it is large.
+        RequestError: the text is not a data: URI, or is large and not base64.
     """
     head, comma, body = uri.partition(",")
     if not head.startswith("data:") or not comma:
-        raise RequestError(field, f"{quote_value(uri)} is no data: URI.")
+        raise RequestError(field, f"{quote_value(uri)} is not a data: URI.")
     if head.endswith(";base64"):
         return decode_base64(field, body)
     if len(body) > MAX_PERCENT_ENCODED_CHARS:
-        raise RequestError(field, "is a large data: URI without base64; encode it by that.")
+        raise RequestError(field, "is a large data: URI without base64. Encode its data as base64.")
     return unquote_to_bytes(body)
 
 
 async def run_in_reader_pool(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As `asyncio.to_thread`, for what looks at the pictures of a request: by `READER_POOL`."""
+    """Run a function that reads pictures in `READER_POOL`, like `asyncio.to_thread`."""
     call = partial(copy_context().run, read, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(READER_POOL, call)
 
 
 async def hash_body(token: str | None, given: BaseModel, *beside: str) -> str:
-    """What tells a body from all others, for an idempotency key; "" where there is none.
+    """Hash a request body, for requests that repeat an idempotency key.
 
     Args:
         token: the idempotency key.
         given: the body.
-        beside: what else makes a request another one.
+        beside: other values that distinguish requests, such as parts of the URL.
+
+    Returns:
+        A SHA-256 in hexadecimal; "" without an idempotency key.
+
+    Raises:
+        RequestError: the body is nested too deeply.
     """
 
-    def taken() -> str:
-        # Nothing is refused here: halves of surrogate pairs and NaN are, by their names, later.
+    def compute_hash() -> str:
+        # Validation refuses lone surrogates and NaN later, with the name of the field.
         try:
             text = json.dumps([type(given).__name__, *beside, dict(given)], default=_to_json)
         except RecursionError:
-            raise RequestError("request", "is nested deeper than any field of it.") from None
+            raise RequestError("request", "is nested too deeply.") from None
         return hashlib.sha256(text.encode()).hexdigest()
 
-    return "" if token is None else await run_in_reader_pool(taken)
+    return "" if token is None else await run_in_reader_pool(compute_hash)
 
 
 def _to_json(value: object) -> object:
-    """What is no JSON, as something that is."""
+    """Replace a value that JSON cannot represent."""
     match value:
         case BaseModel():
             return dict(value)
         case bytes():
             return ["bytes", hashlib.sha256(value).hexdigest()]
         case _:
-            return str(value)  # times
+            return str(value)  # A time.
 
 
 async def get_upload_or_404(service: Service, name: str) -> bytes:
-    """An upload. Whoever names it may have it: its name is the hash of what it holds.
+    """Read an upload. Any client may read it by its name, which is the SHA-256 of its content.
 
     Raises:
-        HTTPException: 404, it is not there, or no hash.
+        HTTPException: 404, there is no such upload, or the name is not a SHA-256.
     """
     try:
         return await asyncio.to_thread(service.files.get, name)
@@ -126,10 +135,10 @@ async def get_upload_or_404(service: Service, name: str) -> bytes:
 
 
 def with_checked_mask(request: Request) -> Request:
-    """The request, if its mask is of its image's size.
+    """Return the request if its mask has the size of its image.
 
     Raises:
-        RequestError: it is not.
+        RequestError: the sizes differ.
     """
     if request.image and request.mask:
         check_mask_size(request.image, request.mask)
@@ -137,10 +146,10 @@ def with_checked_mask(request: Request) -> Request:
 
 
 def check_mask_size(image: Picture, mask: Picture) -> None:
-    """Make sure that a mask is of an image's size.
+    """Check that a mask has the size of an image.
 
     Raises:
-        RequestError: it is not.
+        RequestError: the sizes differ.
     """
     try:
         codec.check_mask_size(mask, codec.upright_size(image))
@@ -149,20 +158,22 @@ def check_mask_size(image: Picture, mask: Picture) -> None:
 
 
 def encode_data_uri(data: bytes, media_type: str) -> str:
-    """A file as a data: URI."""
+    """Encode a file as a data: URI."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 async def read_upload(incoming: Incoming) -> bytes:
-    """A body, of which no more is read than may be.
+    """Read a body that is an upload.
 
     Raises:
-        HTTPException: 413, it is too large.
+        HTTPException: 413, the body is larger than `LARGEST_UPLOAD`.
     """
     parts, size = list[bytes](), 0
     async for part in incoming.stream():
         size += len(part)
         if size > LARGEST_UPLOAD:
-            raise HTTPException(413, f"the body is larger than {LARGEST_UPLOAD:,} bytes.")
+            raise HTTPException(
+                413, f"The body is larger than the limit of {LARGEST_UPLOAD:,} bytes."
+            )
         parts.append(part)
     return b"".join(parts)

@@ -1,4 +1,4 @@
-"""How requests name pictures: by uploads, as data, or by URLs, which were fetched before."""
+"""Pictures in requests: uploads, base64, data: URIs, and URLs that the server has fetched."""
 
 import re
 from collections.abc import Generator, Mapping
@@ -13,23 +13,23 @@ from overpaint.server.http.body_limit import MAX_BODY_BYTES
 from overpaint.server.outbound.image_fetch import MAX_URLS, ImageSources
 
 UPLOAD_URL = re.compile(r"(?:https?://[^/]{1,300})?/v1/files/([0-9a-f]{64})")
-"""A link to an upload."""
+"""The URL of an upload."""
 
 REMOTE_URL = re.compile(r"https?://", re.IGNORECASE)
-"""What a URL begins with that is fetched."""
+"""The beginning of a URL that the server fetches."""
 
 MAX_NESTING = 8
-"""Levels of lists and objects in each other; `controls[].image` has four."""
+"""Largest depth of nested lists and objects; `controls[].image` has a depth of four."""
 
 FieldPath = tuple[str | int, ...]
-"""Where something is in a request: names of fields, and numbers in lists."""
+"""The place of a value in a request: names of fields and indices of lists."""
 
 
-# As texts
+# Pictures that are one string
 
 
 def find_remote_urls(texts: Mapping[str, str | None]) -> dict[str, str]:
-    """Those of some fields that are URLs to be fetched."""
+    """Return the fields that contain a URL that the server must fetch."""
     return {
         name: text
         for name, text in texts.items()
@@ -38,16 +38,16 @@ def find_remote_urls(texts: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def load_image(field: str, text: str, sources: ImageSources) -> Picture:
-    """The picture that a text names.
+    """Load the picture that a string names.
 
     Args:
-        field: whose it is.
-        text: a data: URI, a link to an upload, or a URL that was fetched.
-        sources: where uploads are, and what was fetched.
+        field: the field that contains the string.
+        text: a data: URI, the URL of an upload, or a fetched URL.
+        sources: uploads and fetched pictures.
 
     Raises:
-        RequestError: it is none of these.
-        PictureError: there is no such upload, or it is no picture.
+        RequestError: the string is of another kind.
+        PictureError: there is no such upload, or its content is not a picture.
     """
     return codec.receive_picture(_read_source(field, text, sources), field)
 
@@ -64,18 +64,18 @@ def _read_source(field: str, text: str, sources: ImageSources) -> bytes:
     return decode_data_uri(field, text)
 
 
-# As objects
+# Pictures that are objects
 
 
 def find_nested_urls(fields: Any) -> dict[str, str]:
-    """The URLs to be fetched that a request names, by where they are in it."""
-    found = islice(_walk_urls(fields, ()), MAX_URLS + 1)  # more are refused
+    """Find the URLs in a request that the server must fetch, by the fields that contain them."""
+    found = islice(_walk_urls(fields, ()), MAX_URLS + 1)  # `ImageFetcher` refuses more.
     return {_field_name(*place): url for place, url in found}
 
 
 def _walk_urls(value: Any, path: FieldPath) -> Generator[tuple[FieldPath, str]]:
     if len(path) > MAX_NESTING:
-        return  # which is refused when it is read
+        return  # `load_nested_images` refuses the request.
     match value:
         case {"url": str(url)} if len(value) == 1:
             yield path, url
@@ -90,31 +90,31 @@ def _walk_urls(value: Any, path: FieldPath) -> Generator[tuple[FieldPath, str]]:
 
 
 def load_nested_images(fields: Any, sources: ImageSources, *path: str | int) -> Any:
-    """The fields of a request with their pictures in them.
+    """Return fields of a request with references to pictures replaced by their content.
 
     Args:
-        fields: a part of what came.
-        sources: where uploads are, and what was fetched.
-        path: where in the request that part is.
+        fields: a part of the request's JSON.
+        sources: uploads and fetched pictures.
+        path: the place of that part in the request.
 
     Raises:
-        RequestError: data is not base64, something is in too many others, or uploads are more than
+        RequestError: data is not base64, the request is nested too deeply, or its uploads exceed
             `MAX_BODY_BYTES` together.
-        PictureError: there is no such file, or it is no picture that is read here.
+        PictureError: there is no such upload, or a file is not a supported picture.
     """
-    uploads: dict[str, bytes] = {}  # each once, however often it is named
+    uploads: dict[str, bytes] = {}  # Each upload counts once, even if several fields name it.
 
     def upload(name: str, path: FieldPath) -> bytes:
         if name not in uploads:
             uploads[name] = sources.files.get(name)
             if sum(map(len, uploads.values())) > MAX_BODY_BYTES:
-                message = f"uploads have {MAX_BODY_BYTES:,} bytes together at most."
+                message = f"The uploads have more than {MAX_BODY_BYTES:,} bytes together."
                 raise RequestError(_field_name(*path), message)
         return uploads[name]
 
     def at(value: Any, path: FieldPath) -> Any:
         if len(path) > MAX_NESTING:
-            raise RequestError("request", "is nested deeper than any field of it.")
+            raise RequestError("request", "is nested too deeply.")
         match value:
             case {"file": str(name)} if len(value) == 1:
                 return _checked_image(upload(name, path), path)
@@ -133,13 +133,13 @@ def load_nested_images(fields: Any, sources: ImageSources, *path: str | int) -> 
 
 
 def _checked_image(data: bytes, path: FieldPath) -> dict[str, bytes]:
-    """A picture; in the place of one that shows a pose, its keypoints, which are JSON."""
+    """Check that data is a picture. A control image of a pose may be keypoints as JSON instead."""
     if path[:1] != ("controls",) or data.lstrip()[:1] not in (b"{", b"["):
         codec.receive_picture(data, _field_name(*path))
     return {"data": data}
 
 
 def _field_name(*path: str | int) -> str:
-    """Where something is, for messages: names may be of any length, and no Unicode."""
+    """Format a path for messages. Clients choose the names: long ones, or invalid Unicode."""
     name = ".".join(str(part)[:MAX_NAME_CHARS] for part in path)
     return name.encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""Results."""
+"""Jobs and their result files, as the routes of all dialects look them up and send them."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -13,35 +13,43 @@ from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
-"""Of pictures, by what their names end with."""
+"""Media types of result files, by the suffix of their names."""
 
 
 DISCONNECT_POLL_S = 5.0
-"""Seconds after which it is looked whether a client that waits is still there."""
+"""Seconds between two checks whether a waiting client is still connected."""
 
 
 async def get_job_or_404(service: Service, key: str | None, name: str) -> Job:
-    """A job of a key, or of any (None); others' are not there.
+    """Look up a job.
+
+    Args:
+        service: the running service.
+        key: the API key that must own the job; None for any key.
+        name: the job's id.
 
     Raises:
-        HTTPException: 404, there is none.
+        HTTPException: 404, there is no such job, or it belongs to another key.
     """
     job = await asyncio.to_thread(service.jobs.get, name)
     if job is None or key not in (None, job.key):
-        raise HTTPException(404, f"there is no job {name}.")
+        raise HTTPException(404, f"There is no job {name}.")
     return job
 
 
 async def wait_until_ended(service: Service, job: Job, incoming: Incoming) -> Job:
-    """A job at its end; before that, if the client goes away or the server ends.
+    """Wait until a job ends, the client disconnects or the server stops.
+
+    Returns:
+        The job in its latest state.
 
     Raises:
-        HTTPException: 404, it was forgotten meanwhile.
+        HTTPException: 404, the server deleted the job during the wait.
     """
     while job.state not in ENDED and not service.drained and not await incoming.is_disconnected():
         now = await service.ended(job.id, DISCONNECT_POLL_S)
         if now is None:
-            raise HTTPException(404, f"job {job.id} was forgotten.")
+            raise HTTPException(404, f"Job {job.id} is deleted.")
         job = now
     return job
 
@@ -49,52 +57,63 @@ async def wait_until_ended(service: Service, job: Job, incoming: Incoming) -> Jo
 async def result_file_response(
     incoming: Incoming, key: str | None, name: str, file: str
 ) -> FileResponse:
-    """A picture that a job made; `key` as of `get_job_or_404`.
+    """Send a result file of a job.
+
+    Args:
+        incoming: the request.
+        key: the API key that must own the job; None for any key.
+        name: the job's id.
+        file: the name of the file.
 
     Raises:
-        HTTPException: 404, it made none by that name; 410, it is not kept any more; 416, too many
-            parts of it are asked for.
+        HTTPException: 404, the job has no such file; 410, the file is deleted; 416, the request
+            asks for too many byte ranges.
     """
     service = get_service(incoming)
     job = await get_job_or_404(service, key, name)
     if file not in (job.result or {}).get("files", ()):
-        raise HTTPException(404, f"job {name} made no {file}.")
+        raise HTTPException(404, f"Job {name} has no result {file}.")
     path = service.files.results(name) / file
     if not await asyncio.to_thread(path.exists):
-        raise HTTPException(410, f"{file} of job {name} is not kept any more.")
+        raise HTTPException(410, f"Result {file} of job {name} is deleted.")
     if incoming.headers.get("range", "").count(",") >= FileResponse.max_ranges:
-        raise HTTPException(416, f"ask for {FileResponse.max_ranges} ranges at most.")
+        raise HTTPException(
+            416, f"The request asks for more than {FileResponse.max_ranges} byte ranges."
+        )
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=604800"}
     return FileResponse(path, media_type=MEDIA_TYPES[path.suffix[1:]], headers=headers)
 
 
 def result_url(service: Service, job: Job, path: str, file: str) -> str:
-    """A link to a job's picture under `path`, signed if the job is of a key."""
+    """Make the URL of a result file under `path`. It is signed if the job belongs to an API key."""
     return f"{path}/{file}" + (f"?{service.links.sign_query(job.id, file)}" if job.key else "")
 
 
 EVENT_STREAM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}}
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {}}}
 }
+"""OpenAPI responses of a route that streams events."""
 
 
 IMAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}
+    200: {"description": "The image file.", "content": {kind: {} for kind in MEDIA_TYPES.values()}}
 }
+"""OpenAPI responses of a route that sends a result file."""
 
 
-BAR = 10  # characters of a progress bar in the logs
+BAR = 10
+"""Width of a progress bar in characters."""
 
 
 def moment(seconds: float | None) -> str | None:
-    """A time as RFC 3339 writes it."""
+    """Format a time in seconds since 1970 by RFC 3339, in UTC."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def progress_line(done: int, total: int) -> str:
-    """As tqdm writes it, which the clients read progress from."""
+    """Format progress like tqdm does, because clients parse that format."""
     share = done / total if total else 1.0
     bar = ("#" * int(share * BAR)).ljust(BAR)
     return f"{share:4.0%}|{bar}| {done}/{total}"

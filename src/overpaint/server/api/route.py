@@ -1,4 +1,4 @@
-"""Route."""
+"""The route class of dialects: strict requests, and errors in the dialect's format."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -20,69 +20,69 @@ from overpaint.server.http.json_body import StrictRequest
 from overpaint.server.http.problems import HANDLED_ERRORS, record_rejection
 
 MAX_REPORTED_ERRORS = 100
-"""Things that a request is told are wrong with it."""
+"""Largest number of validation errors in one response."""
 
 
-def make_route_class(answered: Callable[[Exception], Response]) -> type[APIRoute]:
-    """A kind of route that is strict, and tells what is wrong in a dialect's own words.
+def make_route_class(make_response: Callable[[Exception], Response]) -> type[APIRoute]:
+    """Make a route class that checks requests strictly and answers errors in a dialect's format.
 
     Args:
-        answered: the answer to one of `HANDLED_ERRORS`.
+        make_response: makes the response to one of `HANDLED_ERRORS`.
     """
 
-    class Telling(APIRoute):
+    class DialectRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Incoming], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
-            demanding = self.body_field is not None and _requires_key(self.dependant)
+            checks_key_first = self.body_field is not None and _requires_key(self.dependant)
 
-            async def handled(incoming: Incoming) -> Response:
+            async def handle_strictly(incoming: Incoming) -> Response:
                 try:
-                    if demanding:
+                    if checks_key_first:
                         await _check_key(incoming)
                     await _check_charset(incoming)
                     return await handle(StrictRequest(incoming.scope, incoming.receive))
                 except HANDLED_ERRORS as error:
-                    return tell(incoming, error)
+                    return handle_error(incoming, error)
 
-            return handled
+            return handle_strictly
 
-    def tell(incoming: Incoming, error: Exception) -> Response:
-        told = _shorten_error(error)
-        record_rejection(incoming, told)
-        answer = answered(told)
-        if answer.status_code < 500:  # of others the log says where they come from
+    def handle_error(incoming: Incoming, error: Exception) -> Response:
+        shortened = _shorten_error(error)
+        record_rejection(incoming, shortened)
+        response = make_response(shortened)
+        if response.status_code < 500:  # The log needs the traceback of other errors.
             _drop_tracebacks(error)
-            _drop_tracebacks(told)
-        return answer
+            _drop_tracebacks(shortened)
+        return response
 
-    return Telling
+    return DialectRoute
 
 
 def _requires_key(dependant: Dependant) -> bool:
-    """Whether a route is for clients with a key."""
+    """Return whether a route requires an API key."""
     return dependant.call is authenticate or any(map(_requires_key, dependant.dependencies))
 
 
 async def _check_charset(incoming: Incoming) -> None:
-    """Refuse texts that are not UTF-8: readers would obey, and some take for ever or fail.
+    """Refuse text that is not UTF-8. With other encodings, parsers may fail or never end.
 
     Raises:
-        HTTPException: 415, they are not.
+        HTTPException: 415, the body has another encoding.
     """
     _, options = parse_options_header(incoming.headers.get("content-type", ""))
     charset = options.get(b"charset", b"").decode("latin-1").strip("'\" ").lower()
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
         await _discard_body(incoming)
         raise HTTPException(
-            415, f"the charset {charset[:MAX_NAME_CHARS]!r} is not read; send UTF-8."
+            415, f"The charset {charset[:MAX_NAME_CHARS]!r} is not supported. Send UTF-8."
         )
 
 
 async def _check_key(incoming: Incoming) -> None:
-    """Make sure of a client before its body is kept and read, as FastAPI does first of all.
+    """Check the API key before FastAPI reads the body, which it does before dependencies.
 
     Raises:
-        HTTPException, SQLAlchemyError: as `authenticate`.
+        HTTPException, SQLAlchemyError: see `authenticate`.
     """
     try:
         await asyncio.to_thread(authenticate, incoming)
@@ -92,15 +92,16 @@ async def _check_key(incoming: Incoming) -> None:
 
 
 async def _discard_body(incoming: Incoming) -> None:
-    """Let a client say all, before which it hears no answer, and keep nothing of it."""
+    """Read the body and drop it. Many clients read no response before they have sent all of it."""
     async for _ in incoming.stream():
         pass
 
 
 def _shorten_error(error: Exception) -> Exception:
-    """An error as it is answered: the first of many things that are wrong; the beginning of names.
+    """Limit the number of validation errors and the length of names in an error.
 
-    Forms of too many parts are too large: 413. Starlette says 400, as of broken ones.
+    For a form with too many parts, Starlette raises 400, as for a broken form. The server answers
+    413.
     """
     if isinstance(error, StarletteHTTPException) and str(error.detail).startswith("Too many "):
         error.status_code = 413
@@ -117,9 +118,9 @@ def _shorten_error(error: Exception) -> Exception:
 
 
 def _drop_tracebacks(error: BaseException | None) -> None:
-    """Forget where an error came from.
+    """Remove the tracebacks of an error.
 
-    Else what was sent, which frames there hold, stays with it until garbage is collected.
+    Their frames keep the request's body in memory until the garbage collector runs.
     """
     while error is not None:
         error.__traceback__ = None

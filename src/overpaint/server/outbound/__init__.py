@@ -1,1 +1,1 @@
-"""Outbound."""
+"""Outgoing connections: address rules, the HTTP client, fetched pictures."""

@@ -1,7 +1,7 @@
-"""Which addresses are this machine's own, and which ones the server may ask, or post to.
+"""Rules for network addresses: loopback, public, and which ones the server may contact.
 
-Whoever may name an address to the server could otherwise reach, through it, what stands behind the
-same firewall (server-side request forgery).
+Without these rules, a client could name an internal address, and the server would contact a host
+behind its own firewall for that client (server-side request forgery).
 """
 
 import asyncio
@@ -19,26 +19,29 @@ from overpaint.errors import RequestError
 Address = IPv4Address | IPv6Address
 
 Reach = Literal["public", "loopback", "all"]
-"""What may be asked: public addresses; this machine's own as well; any."""
+"""Addresses that the server may contact: public ones, also loopback, or all."""
 
 MAX_PORT = 65535
 
 NAT64_NETWORK = IPv6Network("64:ff9b::/96")
-"""Networks without IPv4 reach it by these: its addresses are the last 32 bits."""
+"""IPv6 addresses that NAT64 translates to IPv4. The IPv4 address is in the last 32 bits."""
 
 NON_PUBLIC_NETWORKS = tuple(
     map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20"))
 )
-"""Networks that are not public, whatever `ipaddress` says: not all versions of Python know those
-for protocols and documentation, and two clouds have their metadata there."""
+"""Networks that are not public, but that `ipaddress` may call public.
+
+Some Python versions do not know the networks for protocols and documentation. Two cloud providers
+serve instance metadata there."""
 
 RESOLVER_POOL = ThreadPoolExecutor(64, "overpaint-resolve")
-"""Threads that ask for addresses, which may take half a minute where nobody answers: in asyncio's
-own, whoever has the server post to such names would have all others wait."""
+"""Threads that resolve host names, which may take half a minute if no name server answers.
+
+In asyncio's default pool, a client with such names would block other clients."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own, whatever a resolver says."""
+    """Return whether a name or address means this machine. Does not resolve names."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -46,7 +49,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is anybody's, and so reaches nothing that is hidden from others."""
+    """Return whether an address is on the public internet."""
     if isinstance(address, IPv6Address):
         if address in NAT64_NETWORK:
             return is_public(IPv4Address(int(address) & 0xFFFF_FFFF))
@@ -54,22 +57,24 @@ def is_public(address: Address) -> bool:
             return False
     if any(address in network for network in NON_PUBLIC_NETWORKS):
         return False
-    # IPv4 within IPv6 (::ffff:0:0/96) is reserved.
+    # IPv4-mapped IPv6 addresses (::ffff:0:0/96) are reserved.
     return address.is_global and not (address.is_multicast or address.is_reserved)
 
 
 def check_url(url: str, reach: Reach) -> None:
-    """Refuse a webhook's URL that says by itself that it leads where posts may not go.
+    """Refuse a webhook URL whose host is an address that the server must not contact.
+
+    Does not resolve names; `resolve_host` does that when the server sends the webhook.
 
     Raises:
-        RequestError: field "webhook": it is no URL, or its host is such an address.
+        RequestError: for field "webhook": the text is not a URL, or its host is such an address.
     """
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise RequestError("webhook", f"{url[:200]!r} is no URL: {error}.") from None
+        raise RequestError("webhook", f"{url[:200]!r} is not a URL: {error}.") from None
     if not 0 <= (parsed.port or 0) <= MAX_PORT:
-        raise RequestError("webhook", f"there is no port {parsed.port}; give one that there is.")
+        raise RequestError("webhook", f"{parsed.port} is not a port. Use one from 1 to {MAX_PORT}.")
     host = parsed.host.rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         host = "127.0.0.1"
@@ -77,18 +82,21 @@ def check_url(url: str, reach: Reach) -> None:
         address = ip_address(host)
     except ValueError:
         try:
-            address = IPv4Address(socket.inet_aton(host))  # 2130706433, 0x7f.1: resolvers know them
+            address = IPv4Address(socket.inet_aton(host))  # Resolvers accept 2130706433 and 0x7f.1.
         except (OSError, UnicodeError):
             return
     _check_address(address, reach)
 
 
 async def resolve_host(url: httpx2.URL, reach: Reach) -> list[Address]:
-    """The addresses of a URL's host, in the order in which to try them; at least one.
+    """Resolve the host of a URL.
+
+    Returns:
+        At least one address, in the order in which to try them.
 
     Raises:
-        RequestError: field "webhook": any of them is not within reach.
-        OSError, UnicodeError: there are none.
+        RequestError: for field "webhook": the server must not contact one of the addresses.
+        OSError, UnicodeError: the host has no address.
     """
     with suppress(ValueError):
         address = ip_address(url.host)
@@ -97,7 +105,7 @@ async def resolve_host(url: httpx2.URL, reach: Reach) -> list[Address]:
     port = url.port or (443 if url.scheme == "https" else 80)
     asked = partial(
         socket.getaddrinfo,
-        url.raw_host.decode(),  # which certificates are for: Python's own IDNA is an older one
+        url.raw_host.decode(),  # Certificates use this IDNA version; Python's own is older.
         port,
         type=socket.SOCK_STREAM,
         proto=socket.IPPROTO_TCP,
@@ -110,11 +118,11 @@ async def resolve_host(url: httpx2.URL, reach: Reach) -> list[Address]:
 
 
 def _check_address(address: Address, reach: Reach) -> None:
-    # Which address a name has here is not told: it may be a name that only this network knows.
+    # The message does not name the address, because only this network may know the name.
     if reach == "all" or is_public(address) or (reach == "loopback" and address.is_loopback):
         return
     raise RequestError(
         "webhook",
-        "leads to an address that is not public. Give one that is, or have the server started "
-        "with --allow-private-webhooks.",
+        "leads to an address that is not public. Use a public address, or start the server with "
+        "--allow-private-webhooks.",
     )

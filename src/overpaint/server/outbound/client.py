@@ -1,8 +1,9 @@
-"""Servers elsewhere, asked at the very addresses that were found to be within reach.
+"""An HTTP client that connects only to addresses that the server has checked.
 
-Whoever has a name could give it another address between two looks. Redirects lead where nobody has
-looked, proxies resolve for themselves, and a pool knows connections by address, whatever the
-certificate was for: there are none of these. Cookies would be one client's to another.
+The owner of a host name could change its address between a check and a connection, so the client
+connects to the checked address itself. It follows no redirects and uses no proxies, because those
+lead to unchecked addresses. It pools no connections, because a pool would ignore which name the
+certificate was for. It keeps no cookies, because they would leak between the server's clients.
 """
 
 import asyncio
@@ -19,10 +20,12 @@ T = TypeVar("T")
 
 
 class OutboundClient:
-    """A thread for asking: whoever answers may keep its loop busy, and not the server's.
+    """A thread with its own event loop for outgoing requests.
+
+    A remote server that sends many small chunks keeps that loop busy, not the server's.
 
     Attributes:
-        client: that asks, within `do`.
+        client: sends requests. Use it only within `run`.
     """
 
     def __init__(self) -> None:
@@ -35,18 +38,18 @@ class OutboundClient:
         self._thread.start()
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Have something done there."""
+        """Run a coroutine in the thread and return its result."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
 
     def close(self) -> None:
-        """Ask nobody any more."""
+        """Stop the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._runner.close()
 
 
 def make_client() -> httpx2.AsyncClient:
-    """What asks, without a limit on time: callers have theirs, on all of it."""
+    """Make the HTTP client. It has no timeout, because callers limit the total time."""
     return httpx2.AsyncClient(
         timeout=None,
         follow_redirects=False,
@@ -64,25 +67,25 @@ async def open_response(
     headers: Mapping[str, str],
     content: bytes | None = None,
 ) -> httpx2.Response:
-    """The answer to a request, of which nothing was read but its head: close it.
+    """Send a request and return the response without its body. The caller must close it.
 
-    The host's addresses are tried one after another until somebody is there. Its name must be in
-    the certificate, whatever the address.
+    Tries the host's addresses one after another until a connection succeeds. The certificate must
+    be valid for the host's name.
 
     Args:
-        client: as `asking` makes it.
-        method: GET, POST …
-        url: to ask for.
-        reach: where that may lead.
-        headers: beside `Host`.
-        content: that is sent.
+        client: from `make_client`.
+        method: the HTTP method.
+        url: the URL.
+        reach: the addresses that the server may contact.
+        headers: headers in addition to `Host`.
+        content: the body.
 
     Raises:
-        RequestError: as of `resolve`.
-        httpx2.HTTPError, OSError, ValueError: nobody is there, or answers.
+        RequestError: see `resolve_host`.
+        httpx2.HTTPError, OSError, ValueError: no connection succeeds, or the response is broken.
     """
     if not 0 <= (url.port or 0) <= MAX_PORT:
-        raise ValueError(f"there is no port {url.port}")
+        raise ValueError(f"{url.port} is not a port.")
     failed: httpx2.ConnectError | None = None
     for address in await resolve_host(url, reach):
         request = client.build_request(

@@ -1,8 +1,8 @@
-"""Pictures that clients name by URL: fetched while the client waits, before a job is accepted.
+"""Fetches pictures that clients name by URL, before the server accepts a job.
 
-Whoever may name a URL could otherwise learn, through this server, what stands behind its firewall
-(server-side request forgery). So only public addresses are asked, at the usual ports, and whatever
-went wrong is told in the same words.
+Without limits, a client could explore the network behind the server's firewall (server-side request
+forgery). So the server contacts only public addresses at the usual ports, and every failure has the
+same message.
 """
 
 import asyncio
@@ -21,23 +21,23 @@ from overpaint.server.store.files import LARGEST_UPLOAD, Files
 from overpaint.server.telemetry.logs import log_event, request_id
 
 FETCH_TIMEOUT_S = 20.0
-"""Seconds that all pictures of a request have, once it is their turn."""
+"""Time limit in seconds for all pictures of a request, without the time that it waits."""
 
 MAX_CONCURRENT_FETCHES_PER_KEY = 8
-"""Requests of a key whose pictures are fetched, or looked at, at once: others of it wait."""
+"""Requests of one API key whose pictures the server fetches at once. Others wait."""
 
 MAX_WAITING_FETCHES_PER_KEY = 64
-"""Requests of a key whose pictures are fetched or wait for that; more are refused."""
+"""Requests of one API key whose pictures are fetched or wait. The server refuses more."""
 
 MAX_URLS = 16
-"""URLs that a request may name."""
+"""Largest number of URLs in a request."""
 
 MAX_SMALL_CHUNKS = 1000
-"""Parts of less than a KiB that an answer may come in: each costs as much as a large one."""
+"""Largest number of chunks below 1 KiB in a response. Each costs as much as a large chunk."""
 
 ALLOWED_SCHEMES = ("http", "https")
 PUBLIC_PORTS = (None, 80, 443)
-"""That are asked at public addresses."""
+"""Ports that the server contacts at public addresses; None is the scheme's default."""
 
 FETCH_HEADERS = {
     "accept": "image/png, image/jpeg, image/webp",
@@ -50,16 +50,16 @@ FETCH_FAILED = (
     f"redirect, with at most {LARGEST_UPLOAD:,} bytes within {FETCH_TIMEOUT_S:.0f} seconds. "
     "Alternatively, send the picture itself."
 )
-"""What is said of a URL, whatever went wrong: else it would tell what is there."""
+"""The message for every failure. A more precise one would describe the internal network."""
 
 
 @dataclass(frozen=True)
 class ImageSources:
-    """Where the pictures of a request are.
+    """Sources of a request's pictures.
 
     Attributes:
-        files: uploads.
-        fetched: what URLs held that it names.
+        files: the uploads.
+        fetched: the content of URLs that the request names, by URL.
     """
 
     files: Files
@@ -67,14 +67,14 @@ class ImageSources:
 
 
 class ImageFetcher:
-    """Fetches pictures."""
+    """Fetches pictures by URL, with limits for each API key."""
 
     def __init__(self, fetches: FetchPolicy, outside: OutboundClient):
-        """Nothing is fetched yet.
+        """Use a client.
 
         Args:
-            fetches: which URLs are.
-            outside: what asks.
+            fetches: the URLs that the server fetches.
+            outside: sends the requests.
         """
         self._fetches: FetchPolicy = fetches
         self._outside = outside
@@ -87,24 +87,31 @@ class ImageFetcher:
     async def fetch_images(
         self, key: str, urls: Mapping[str, str]
     ) -> AsyncGenerator[Mapping[str, bytes]]:
-        """What is at some URLs, by URL; while it is looked at, others of the key wait.
+        """Fetch the pictures of a request. Other requests of the key wait until the context ends.
 
         Args:
-            key: on whose account.
-            urls: by the fields that name them.
+            key: the API key.
+            urls: the URLs, by the fields that name them.
+
+        Yields:
+            The content of each URL.
 
         Raises:
-            RequestError: one of these fields: it cannot be fetched, or there are too many.
-            QueueFullError: too many requests of the key wait for pictures already.
+            RequestError: for one of the fields: the server cannot fetch it, or there are too many.
+            QueueFullError: too many requests of the key wait already.
         """
         first = next(iter(urls), None)
         if first is None:
             yield {}
             return
         if self._fetches == "none":
-            raise RequestError(first, "URLs are not fetched here; send the picture itself.")
+            raise RequestError(
+                first, "is a URL, and this server fetches none. Send the picture itself."
+            )
         if len(urls) > MAX_URLS:
-            raise RequestError(first, f"is one of more than {MAX_URLS} URLs; send some as uploads.")
+            raise RequestError(
+                first, f"is one of more than {MAX_URLS} URLs. Send some of them as uploads."
+            )
         if self._asked[key] >= MAX_WAITING_FETCHES_PER_KEY:
             message = (
                 f"The server already fetches pictures for {MAX_WAITING_FETCHES_PER_KEY} of this "
@@ -136,27 +143,28 @@ class ImageFetcher:
         return fetched
 
     async def _one(self, url: httpx2.URL, room: int) -> bytes:
-        """What is at a URL.
+        """Fetch one URL.
 
         Raises:
-            ValueError: it is not asked for, is no plain answer, or larger than there is room for.
-            RequestError, httpx2.HTTPError, OSError: as of `ask`.
+            ValueError: the server does not contact such URLs, or the response is too large or has
+                another status or an encoding.
+            RequestError, httpx2.HTTPError, OSError: see `open_response`.
         """
         reach = "all" if self._fetches == "all" else "public"
         if url.scheme not in ALLOWED_SCHEMES or (
             reach == "public" and url.port not in PUBLIC_PORTS
         ):
-            raise ValueError("no usual URL")
+            raise ValueError("unusual scheme or port")
         answer = await open_response(self._outside.client, "GET", url, reach, FETCH_HEADERS)
         try:
             if answer.status_code != 200 or "content-encoding" in answer.headers:
-                raise ValueError("no plain answer")
+                raise ValueError("status other than 200, or an encoding")
             parts, size = list[bytes](), 0
             async for part in answer.aiter_raw():
                 parts.append(part)
                 size += len(part)
                 if size > room or len(parts) > MAX_SMALL_CHUNKS + size // 2**10:
-                    raise ValueError("too large, or in too many parts")
+                    raise ValueError("too large, or too many chunks")
             return b"".join(parts)
         finally:
             await answer.aclose()

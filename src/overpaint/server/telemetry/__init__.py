@@ -1,1 +1,1 @@
-"""Telemetry."""
+"""Logs and traces."""

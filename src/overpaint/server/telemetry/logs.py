@@ -1,8 +1,8 @@
-"""What the server writes of itself, by standard `logging`: readable lines, or JSON objects.
+"""The server's log: readable lines or JSON objects, through the standard `logging` package.
 
-What somebody asked for is in neither: no prompt, picture, key or link. Keys are the beginnings of
-their digests, paths are templates of routes; of errors, which may quote a request, there are the
-type and the place.
+The log contains nothing that a client sent: no prompt, picture, key or link. It identifies keys by
+the beginning of their digests, and paths by the templates of their routes. Error messages may quote
+a request, so the log contains only the type and the place of an error.
 """
 
 import json
@@ -25,49 +25,49 @@ from overpaint.server.store.upgrade import UpgradeProgress
 LogFormat = Literal["text", "json"]
 
 JobChange = Literal["accepted", "started", "requeued"] | State
-"""What is written of a job."""
+"""Changes of a job that the log records."""
 
 RecordChange = Callable[[JobChange, Job], None]
-"""Takes down what happened to a job, which is as it is since then."""
+"""Records a change of a job. The job has the state after the change."""
 
 LOGGER = logging.getLogger("overpaint.server")
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request that is being answered, if one is."""
+"""The id of the HTTP request that the current task handles."""
 
 KEY_LABEL_CHARS = 12
-"""Characters of a key's digest."""
+"""Number of characters of a key's digest in logs and traces."""
 
 ERROR_CAUSE = re.compile(rf"({DEFECT}\w+|[a-z_ ]+): ")
-"""What a job's error begins with before it goes into details, which may quote the request."""
+"""The beginning of a job's error, without details that may quote the request."""
 
 
 def configure_logging(form: LogFormat) -> None:
-    """Write to stderr: what we tell, and what libraries warn of."""
+    """Write the server's events and the warnings of libraries to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    # Libraries may tell less than warnings with the whole URLs that webhooks go to.
+    # Below warnings, libraries may log the full URLs of webhooks.
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     LOGGER.setLevel(logging.INFO)
 
 
 def log_event(level: int, event: str, error: BaseException | None = None, **fields: Any) -> None:
-    """Write that something happened.
+    """Log an event.
 
     Args:
-        level: of `logging`.
-        event: in a few words, always the same ones.
-        error: that it comes of.
-        fields: what else is known; those that are None are left out.
+        level: the level of `logging`.
+        event: a constant phrase that names the event.
+        error: the cause.
+        fields: further values. The log omits those that are None.
     """
     LOGGER.log(level, event, exc_info=error, extra={"fields": fields})
 
 
 @contextmanager
 def log_and_continue() -> Generator[None]:
-    """Go on after whatever goes wrong in here, with what is done again and again.
+    """Suppress exceptions of a periodic task, so that its next run takes place.
 
-    Of a store or a disk that is out of order the supervisor writes; of a defect this does.
+    Logs defects. The supervisor logs failures of the job store and the disk.
     """
     try:
         yield
@@ -78,7 +78,7 @@ def log_and_continue() -> Generator[None]:
 
 
 def log_job_change(event: JobChange, job: Job) -> None:
-    """Write what happened to a job."""
+    """Log a change of a job."""
     cause = ERROR_CAUSE.match(job.error or "")
     until = job.ended or job.started
     log_event(
@@ -108,14 +108,14 @@ def log_upgrade(progress: UpgradeProgress) -> None:
 
 
 def record_lost_attempts(jobs: Jobs, names: Iterable[str], note: RecordChange) -> None:
-    """Take down that attempts were lost: their jobs wait again, or were given up."""
+    """Record lost attempts. Their jobs wait again, or have failed after too many attempts."""
     for name in names:
         if job := jobs.get(name):
             note(job.state if job.state in ENDED else "requeued", job)
 
 
 def job_log_fields(job: Job) -> dict[str, Any]:
-    """The fields that a job is found by: its own id, and those of the request that made it."""
+    """Return the log fields that identify a job: its id, its request's id and its key."""
     return {
         "request_id": job.origin.request_id,
         "job_id": job.id,
@@ -124,18 +124,18 @@ def job_log_fields(job: Job) -> dict[str, Any]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats each record as a line with a JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format a record."""
         return json.dumps(_fields(record))
 
 
 class TextFormatter(logging.Formatter):
-    """`TIME LEVEL event name=value …`; values with blanks are in quotes."""
+    """Formats each record as `TIME LEVEL event name=value …`. Quotes values with spaces."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and one more for each place that an error went through."""
+        """Format a record, with one further line for each stack frame of an error."""
         fields = _fields(record)
         head = [fields.pop("time"), f"{fields.pop('level'):7}", fields.pop("event")]
         trace = "".join(f"\n    {place}" for place in fields.pop("trace", ()))
@@ -143,8 +143,8 @@ class TextFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """All that is written of a record."""
-    lines = record.getMessage().splitlines()  # from the second on, libraries quote errors
+    """Return all fields of a record."""
+    lines = record.getMessage().splitlines()  # Libraries quote errors from the second line on.
     fields: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
@@ -163,7 +163,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _describe_error(error: BaseException) -> str:
-    """An error's type, and what the system or the database said."""
+    """Return an error's type, and the message of the operating system or the database."""
     name = type(error).__name__
     match error:
         case OSError(strerror=str(said)):
@@ -180,5 +180,5 @@ def _quote_value(value: Any) -> str:
 
 
 def _round_seconds(span: float) -> float:
-    """To a millisecond; not below 0, as where the store's clock is not ours."""
+    """Round to a millisecond. Negative values, which differing clocks cause, become 0."""
     return round(max(0.0, span), 3)

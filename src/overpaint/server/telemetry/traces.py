@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry: of every request, and of every job from its acceptance to its end.
+"""OpenTelemetry traces of every request, and of every job from its acceptance to its end.
 
-A job's spans are made when it has ended, of its history in the store. So its trace is whole, also
-where servers were killed meanwhile or another one ended it.
+The server records a job's spans after its end, from its history in the job store. So the trace is
+complete even if servers were killed or another server ran the job.
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ from overpaint.server.store.jobs import ENDED, Job, Said
 from overpaint.server.telemetry.logs import KEY_LABEL_CHARS
 
 TRACE_CONTEXT = TraceContextTextMapPropagator()
-"""Reads and writes `traceparent` and `tracestate`."""
+"""Reads and writes the headers `traceparent` and `tracestate` (W3C Trace Context)."""
 
 SPAN_BY_EVENT = {"queued": "queued", "requeued": "queued", "started": "running"}
-"""Spans within a job's, by what in its history they begin with."""
+"""Names of the spans within a job's span, by the event in its history that begins them."""
 
 
 class TraceExporter:
-    """Where spans go. Its methods may be called from any thread."""
+    """Sends spans to a processor. Any thread may call its methods."""
 
     def __init__(self, processor: SpanProcessor):
-        """Send spans on.
+        """Use a span processor.
 
         Args:
-            processor: what is done with those that have ended.
+            processor: receives the spans that have ended.
         """
         named = Resource({"service.name": "overpaint"}).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=Resource.create().merge(named))
@@ -39,21 +39,21 @@ class TraceExporter:
         self.tracer = self._provider.get_tracer("overpaint", version("overpaint"))
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
     def current_context(self) -> dict[str, str]:
-        """The span that is under way here, as jobs keep it."""
+        """Return the current span as headers, which the job stores."""
         carrier = dict[str, str]()
         TRACE_CONTEXT.inject(carrier)
         return carrier
 
     def record_job(self, job: Job, history: Sequence[Said]) -> None:
-        """Tell of a job that has ended, under the span that it was accepted in.
+        """Record the spans of a job that has ended, below the span of the request that made it.
 
         Args:
-            job: as it ended.
-            history: all of it.
+            job: the job in its final state.
+            history: all events of the job.
         """
         began, ended = history[0].at, history[-1].at
         parent = TRACE_CONTEXT.extract(job.origin.trace)
@@ -70,7 +70,7 @@ class TraceExporter:
             "job", parent, attributes=attributes, start_time=_nanoseconds(began)
         )
         if job.state == "failed":
-            whole.set_status(StatusCode.ERROR)  # why may quote what was asked for
+            whole.set_status(StatusCode.ERROR)  # The job's error may quote the request.
         phase: Span | None = None
         for said in history:
             if said.kind not in (*SPAN_BY_EVENT, *ENDED):
@@ -88,7 +88,7 @@ class TraceExporter:
 
 
 def make_otlp_exporter() -> TraceExporter:
-    """Traces that are posted, by OTLP over HTTP, to where the `OTEL_…` variables say."""
+    """Make an exporter that sends spans by OTLP over HTTP, as the `OTEL_…` variables configure."""
     return TraceExporter(BatchSpanProcessor(OTLPSpanExporter()))
 
 
