@@ -1,4 +1,4 @@
-"""The HTTP server: a `Service` and the wire formats that it is spoken to in."""
+"""The HTTP server: the application with all dialects, and how uvicorn runs it."""
 
 import asyncio
 import gc
@@ -46,13 +46,14 @@ DIALECTS = (NATIVE, REPLICATE, OPENAI, COG, FAL, A1111)
 """
 
 GC_THRESHOLDS = (1_000, 30, 300)
-"""Thresholds of Python's garbage collector. A full collection stops everybody for 300 ms where a
-thousand clients listen; by default one comes every few seconds then. Now it is `give_back` that
-makes them, the more seldom the longer they are. One of the youngest thousand takes a millisecond:
-of ten thousand, 10 to 20."""
+"""Thresholds of Python's garbage collector.
+
+With a thousand event streams, a full collection blocks the server for 300 ms, and by default one
+starts every few seconds. Now only `give_back` starts full collections, less often if they take
+long. Collecting the youngest thousand objects takes 1 ms, ten thousand 10 to 20 ms."""
 
 EXPOSED_HEADERS = ("Location", "Retry-After", "X-Request-ID")
-"""Headers of answers that pages of other origins may read."""
+"""Response headers that pages of other origins may read."""
 
 
 def create_app(
@@ -127,14 +128,19 @@ def create_app(
         app.include_router(dialect.router)
     app.include_router(metrics.router)
 
-    @app.get("/healthz", tags=["health"])
+    @app.get("/healthz", tags=["health"], summary="Liveness check")
     async def healthz() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
-        """Whether the server is alive."""
+        """Return 200 while the server process runs."""
         return {"status": "alive"}
 
-    @app.get("/readyz", tags=["health"], responses={503: {"description": "it is not ready"}})
+    @app.get(
+        "/readyz",
+        tags=["health"],
+        summary="Readiness check",
+        responses={503: {"description": "The server is not ready."}},
+    )
     async def readyz() -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        """Whether it accepts jobs and can run them; if not, why."""
+        """Return 200 if the server accepts and runs jobs, otherwise 503 with the reasons."""
         service: Service = app.state.service
         why = await asyncio.to_thread(service.unready)
         shown = {"status": "not ready" if why else "ready", "why": why}
@@ -144,9 +150,9 @@ def create_app(
 
 
 class Server(uvicorn.Server):
-    """Ends in order: no new jobs, then those under way, then whoever listens is let go.
+    """Stops in order: refuses new jobs, waits for running ones, then closes event streams.
 
-    A second signal does not wait for jobs.
+    A second signal ends the wait for jobs.
     """
 
     @property
@@ -155,13 +161,13 @@ class Server(uvicorn.Server):
         return getattr(app.state, "service", None)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to end."""
+        """Handle a signal to stop."""
         if self.should_exit and (service := self._service):
             service.supervisor.hurry()
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End; clients are answered while jobs are."""
+        """Stop. The server answers clients until the running jobs have ended."""
         if service := self._service:
             await asyncio.to_thread(service.drain)
         await super().shutdown(sockets)
@@ -176,7 +182,7 @@ def run(
     app = create_app(settings, engine_factory, traces)
     share_heap(serves=True)
     gc.collect()
-    gc.freeze()  # what was made so far stays
+    gc.freeze()  # All objects made so far stay for the life of the process.
     gc.set_threshold(*GC_THRESHOLDS)
     Server(uvicorn_config(app, settings)).run()
 
@@ -190,7 +196,7 @@ def _accepted_hosts(settings: ServerSettings) -> Collection[str] | None:
 
 
 def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
-    """Return how uvicorn deals with connections."""
+    """Configure how uvicorn handles connections."""
     return uvicorn.Config(
         app,
         settings.host,
@@ -206,7 +212,7 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
 
 
 async def trim_memory() -> None:
-    """Give back what is not needed, as often as that may be done."""
+    """Return unused memory to the system periodically."""
     while True:
         pause = PAUSE
         with log_and_continue():
@@ -215,7 +221,7 @@ async def trim_memory() -> None:
 
 
 async def run_periodically(do: Callable[[], object], pause: float) -> None:
-    """Do something beside what is asked for, with pauses of so many seconds."""
+    """Call a function in a thread again and again, with a pause in seconds between the calls."""
     while True:
         with log_and_continue():
             await asyncio.to_thread(do)

@@ -1,7 +1,7 @@
 """The native API: every field of a request, live events, uploads by content hash."""
 
 from overpaint.server.api.dialect import Dialect
-from overpaint.server.api.native import routes
+from overpaint.server.api.native import routes, views
 from overpaint.server.http.problems import error_response
 
 NATIVE = Dialect(
@@ -11,6 +11,6 @@ NATIVE = Dialect(
     "hash, webhooks and usage.",
     router=routes.router,
     error_response=error_response,
-    webhook_payload=routes.webhook_payload,
+    webhook_payload=views.webhook_payload,
 )
 """The native API."""
