@@ -24,8 +24,13 @@ ENGINES = ("fake", "sized", "miniature", "watched")
 def main() -> None:
     # A worker's process imports this module too, and none of these.
     from overpaint.server.app import run
-    from overpaint.server.http import connection
-    from overpaint.server.settings import FetchPolicy, Limits, ServerSettings, WorkerSettings
+    from overpaint.server.settings import (
+        FetchPolicy,
+        HttpSettings,
+        Limits,
+        ServerSettings,
+        WorkerSettings,
+    )
     from tests.server.faults import install
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -45,8 +50,11 @@ def main() -> None:
     parser.add_argument("--faults", action="store_true", help="fail as FOLDER/faults.json says")
     given = parser.parse_args()
 
+    http = HttpSettings()
     if given.patience:
-        connection.CLIENT_TIMEOUT_S = given.patience
+        http = HttpSettings(
+            request_head_timeout_s=given.patience, response_timeout_s=given.patience
+        )
     settings = ServerSettings(
         data=given.folder,
         port=given.port,
@@ -57,6 +65,7 @@ def main() -> None:
         profile=given.profile,
         fetch=given.fetch,
         grace_s=given.grace,
+        http=http,
         limits=Limits(queued_jobs=given.queue),
         worker=WorkerSettings(lease_s=given.lease, poll_interval_s=given.look, max_jobs=given.room),
     )

@@ -25,7 +25,7 @@ from overpaint.server.api.replicate import COG, REPLICATE
 from overpaint.server.http import counting
 from overpaint.server.http.access_log import AccessLogMiddleware
 from overpaint.server.http.body_limit import BodyLimitMiddleware
-from overpaint.server.http.connection import TimeoutH11Protocol
+from overpaint.server.http.connection import make_protocol_class
 from overpaint.server.http.host_origin import HostOriginMiddleware
 from overpaint.server.http.problems import install_error_handlers
 from overpaint.server.jobs.service import Service
@@ -107,7 +107,9 @@ def create_app(
     app.state.settings = settings
     app.state.answers = counting.ResponseCounts()
     app.state.listeners = Counter[str]()
-    app.add_middleware(BodyLimitMiddleware)
+    app.add_middleware(
+        BodyLimitMiddleware, max_bytes=settings.limits.body_bytes, settings=settings.http
+    )
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.allowed_origins,
@@ -201,7 +203,7 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         app,
         settings.host,
         settings.port,
-        http=TimeoutH11Protocol,
+        http=make_protocol_class(settings.http),
         h11_max_incomplete_event_size=settings.limits.request_head_bytes,
         log_config=None,
         log_level="warning",

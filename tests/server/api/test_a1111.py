@@ -27,11 +27,11 @@ from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS
 from overpaint.request import Request
 from overpaint.request_parts import Control
-from overpaint.server.api import results
 from overpaint.server.api.a1111.controlnet import MODULES, Unit, controls_of
 from overpaint.server.api.a1111.protocol import ImageInputs, Options, TextInputs
 from overpaint.server.api.a1111.translation import mask_of, sampler_of, to_request, with_embeddings
 from overpaint.server.jobs.service import Service
+from overpaint.server.settings import HttpSettings
 from tests.docs.blocks import first_block
 from tests.server.live import client_of, running, until
 
@@ -378,11 +378,9 @@ def test_a_mask_of_another_size_is_refused(client: TestClient) -> None:
     assert wrong["errors"].startswith("mask: the mask is 8x8")
 
 
-def test_a_server_that_ends_lets_those_go_who_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results, "DISCONNECT_POLL_S", 0.05)
-    with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(1) as waiting:
+def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
+    http = HttpSettings(disconnect_poll_interval_s=0.05)
+    with client_of(tmp_path, 0.02, http=http) as client, ThreadPoolExecutor(1) as waiting:
         answer = waiting.submit(post, client, "txt2img", {"steps": 1000}, 503)
         until(lambda: get(client, "progress")["progress"] > 0)
         service_of(client).drained = True

@@ -16,10 +16,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from overpaint.server.api import results
 from overpaint.server.api.replicate import cog_routes
 from overpaint.server.jobs.service import Service
-from overpaint.server.settings import WorkerSettings
+from overpaint.server.settings import HttpSettings, WorkerSettings
 from tests.server.live import client_of, running, until
 
 HOUSE = (Path(__file__).parents[3] / "examples" / "house.png").read_bytes()
@@ -199,11 +198,9 @@ def test_no_stream(client: TestClient) -> None:
     assert answer.status_code == 406
 
 
-def test_a_client_that_goes_away_ends_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results, "DISCONNECT_POLL_S", 0.05)
-    with running(tmp_path, 0.02) as url:
+def test_a_client_that_goes_away_ends_nothing(tmp_path: Path) -> None:
+    http = HttpSettings(disconnect_poll_interval_s=0.05)
+    with running(tmp_path, 0.02, http=http) as url:
         body = {"input": {"num_inference_steps": 100}}
         with pytest.raises(httpx.ReadTimeout):
             httpx.put(f"{url}/predictions/x", json=body, timeout=0.5)

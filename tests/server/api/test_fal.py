@@ -21,9 +21,8 @@ from PIL import Image
 
 from overpaint.imaging.codec import read_picture
 from overpaint.request_parts import Lora
-from overpaint.server.api import results
 from overpaint.server.api.fal.protocol import OWN, SIZES, Arguments, to_request
-from overpaint.server.settings import WorkerSettings
+from overpaint.server.settings import HttpSettings, WorkerSettings
 from tests.docs.blocks import first_block
 from tests.server.jobs.test_webhooks import receiving
 from tests.server.live import NOWHERE, running, until
@@ -37,7 +36,8 @@ PATIENCE = 60.0
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running(tmp_path_factory.mktemp("data"), 0.01) as address:
+    http = HttpSettings(disconnect_poll_interval_s=0.05)
+    with running(tmp_path_factory.mktemp("data"), 0.01, http=http) as address:
         yield address
 
 
@@ -225,9 +225,8 @@ def test_sent_twice_it_is_one(client: SyncClient) -> None:
     assert caught.value.status_code == 422
 
 
-def test_a_client_that_goes_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_goes_away(url: str) -> None:
     """Nobody could ask for what it wanted, unless it gave a key to ask by."""
-    monkeypatch.setattr(results, "DISCONNECT_POLL_S", 0.05)
     long = {"prompt": "a", "num_inference_steps": 1000}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/fal/run/{APP}", json=long, timeout=0.5)

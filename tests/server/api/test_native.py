@@ -17,7 +17,6 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from overpaint.errors import RequestError
-from overpaint.server.api import image_inputs
 from overpaint.server.api.image_inputs import load_nested_images
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
@@ -183,9 +182,8 @@ def test_an_upload_that_comes_many_times_is_read_once(
     assert all(
         control["hint"]["data"] is made["image"]["data"] for control in made["controls"][:16]
     )
-    monkeypatch.setattr(image_inputs, "MAX_BODY_BYTES", len(HOUSE))
     with pytest.raises(RequestError, match=r"^controls\.16\.image: uploads have .* bytes together"):
-        load_nested_images(fields, ImageSources(service.files))
+        load_nested_images(fields, ImageSources(service.files, max_bytes=len(HOUSE)))
 
 
 def test_nobody_goes_before_other_keys(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from overpaint.engine.config import EngineConfig
 from overpaint.engine.worker import make_engine
 from overpaint.provenance.metadata import read
 from overpaint.request import Request
-from overpaint.server.api import results
 from overpaint.server.api.openai.protocol import (
     OWN,
     QUALITIES,
@@ -33,8 +32,7 @@ from overpaint.server.api.openai.protocol import (
     Variation,
     to_request,
 )
-from overpaint.server.http import json_body
-from overpaint.server.settings import Limits
+from overpaint.server.settings import DEFAULT_LIMITS, HttpSettings, Limits
 from tests.docs.blocks import first_block
 from tests.server import live
 from tests.server.jobs.test_webhooks import receiving
@@ -394,11 +392,9 @@ def test_a_full_queue(tmp_path: Path) -> None:
 # Who waits
 
 
-def test_a_client_that_goes_away_ends_its_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results, "DISCONNECT_POLL_S", 0.05)
-    with running(tmp_path, 0.02) as url, client_of(url) as client:
+def test_a_client_that_goes_away_ends_its_job(tmp_path: Path) -> None:
+    http = HttpSettings(disconnect_poll_interval_s=0.05)
+    with running(tmp_path, 0.02, http=http) as url, client_of(url) as client:
         slow: dict[str, Any] = {"steps": 1000}
         with pytest.raises(openai.APITimeoutError):
             client.images.generate(prompt="a", extra_body=slow, timeout=1.0)
@@ -410,11 +406,9 @@ def test_a_client_that_goes_away_ends_its_job(
         until(lambda: [job["state"] for job in jobs_of(url)] == ["canceled"] * 2)
 
 
-def test_a_job_with_an_idempotency_key_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results, "DISCONNECT_POLL_S", 0.05)
-    with running(tmp_path, 0.02) as url, client_of(url) as client:
+def test_a_job_with_an_idempotency_key_goes_on(tmp_path: Path) -> None:
+    http = HttpSettings(disconnect_poll_interval_s=0.05)
+    with running(tmp_path, 0.02, http=http) as url, client_of(url) as client:
         ask: dict[str, Any] = {
             "extra_body": {"steps": 100, "seed": 4},
             "extra_headers": {"Idempotency-Key": "once"},
@@ -547,7 +541,7 @@ def test_the_miniature_repaints_what_is_transparent(tmp_path: Path) -> None:
 def test_all_fields_of_a_form_together_say_so_many_things_at_most(url: str) -> None:
     some = "[" + ",".join("0" * 1000) + "]"
     form = {
-        f"f{number}": (None, some) for number in range(json_body.MAX_JSON_SEPARATORS // 1000 + 1)
+        f"f{number}": (None, some) for number in range(DEFAULT_LIMITS.json_separators // 1000 + 1)
     }
     answer = httpx.post(f"{url}/v1/images/edits", files=form)
     assert answer.status_code == 400

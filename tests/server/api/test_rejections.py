@@ -13,7 +13,6 @@ from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
 from overpaint.errors import OverpaintError, StoreError
-from overpaint.server.http import body_limit
 from overpaint.server.http.problems import REJECTION_REASONS
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import Limits
@@ -27,10 +26,9 @@ Asked = Callable[..., httpx2.Response]
 
 
 @pytest.fixture
-def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def opened(tmp_path: Path) -> Any:
     """A server where one job may wait, and a way to ask it for work."""
-    monkeypatch.setattr(body_limit.BodyLimitMiddleware.__init__, "__defaults__", (2000,))
-    limits = Limits(queued_jobs=0)
+    limits = Limits(queued_jobs=0, body_bytes=2000)
     hosts = ("testserver",)
     with client_of(tmp_path, limits=limits, api_keys=("secret",), allowed_hosts=hosts) as client:
         yield client

@@ -26,7 +26,7 @@ WITHOUT_KEY = {"/", "/health-check", "/healthz", "/readyz"}
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    with client_of(tmp_path_factory.mktemp("data"), keys=(KEY,)) as client:
+    with client_of(tmp_path_factory.mktemp("data"), api_keys=(KEY,)) as client:
         yield client
 
 

@@ -23,10 +23,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from overpaint.imaging import codec
-from overpaint.server.api import deps, route
+from overpaint.server.api import route
 from overpaint.server.app import Server, create_app, run, uvicorn_config
-from overpaint.server.http import body_limit, connection, json_body
-from overpaint.server.settings import DEFAULT_LIMITS, ServerSettings
+from overpaint.server.http import connection, json_body
+from overpaint.server.settings import DEFAULT_LIMITS, HttpSettings, Limits, ServerSettings
 from tests.server import live
 from tests.server.fake import Fake
 from tests.server.live import PATIENCE, running, settings_for, until
@@ -160,10 +160,9 @@ def chunks(count: int) -> Iterator[bytes]:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+def small(tmp_path: Path) -> Iterator[TestClient]:
     """To a server that takes bodies of 10,000 bytes."""
-    monkeypatch.setattr(body_limit.BodyLimitMiddleware.__init__, "__defaults__", (10_000,))
-    with client_of(tmp_path) as made:
+    with client_of(tmp_path, limits=Limits(body_bytes=10_000)) as made:
         yield made
 
 
@@ -230,7 +229,7 @@ def test_nothing_is_read_of_who_has_no_key(
 @pytest.mark.parametrize(("method", "path"), BODIES)
 def test_json_of_too_many_things_is_not_read(client: TestClient, method: str, path: str) -> None:
     headers = {"content-type": "application/json"}
-    content = b'{"prompt": [' + b"{}," * json_body.MAX_JSON_SEPARATORS + b"{}]}"
+    content = b'{"prompt": [' + b"{}," * DEFAULT_LIMITS.json_separators + b"{}]}"
     answer = client.request(method, path, content=content, headers=headers)
     assert answer.status_code == 400
     assert "100,000 brackets and commas" in answer.text
@@ -274,12 +273,11 @@ def test_heads_are_bounded_however_they_come(tmp_path: Path, size: int, status: 
 def test_bodies_that_do_not_come_are_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    monkeypatch.setattr(body_limit, "CLIENT_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(connection, "CLIENT_TIMEOUT_S", 0.1)
+    http = HttpSettings(request_head_timeout_s=0.1, request_body_timeout_s=0.1)
     kind = "multipart/form-data; boundary=b" if "edits" in path else "application/json"
     start = "--b" if "edits" in path else "{"
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
-    with running(tmp_path) as url, socket.create_connection(place(url)) as client:
+    with running(tmp_path, http=http) as url, socket.create_connection(place(url)) as client:
         client.settimeout(PATIENCE)
         client.sendall(f"{head}Content-Length: 1000\r\n\r\n{start}".encode())
         told = b"".join(iter(lambda: client.recv(1000), b""))  # until the server hangs up
@@ -290,13 +288,9 @@ def test_bodies_that_do_not_come_are_not_waited_for(
 def test_swift_bodies_may_take_longer_than_the_patience(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(body_limit, "CLIENT_TIMEOUT_S", 0.0)
-    monkeypatch.setattr(connection, "CLIENT_TIMEOUT_S", 0.0)
-    monkeypatch.setattr(
-        body_limit, "MIN_BODY_BYTES_PER_S", 1
-    )  # so that every byte that came is worth a second
-    monkeypatch.setattr(connection, "MIN_BODY_BYTES_PER_S", 1)
-    with client_of(tmp_path) as client:
+    # Every byte received extends the time limit by one second.
+    http = HttpSettings(request_body_timeout_s=0.0, min_body_rate_bytes_per_s=1)
+    with client_of(tmp_path, http=http) as client:
         headers = {"content-type": "application/json"}
         assert client.post("/api/jobs", content=chunks(9), headers=headers).status_code == 201
 
@@ -311,15 +305,14 @@ def test_little_is_sent_to_who_does_not_read(
         known(self, transport)
 
     monkeypatch.setattr(connection.TimeoutH11Protocol, "connection_made", connection_made)
-    with running(tmp_path) as url, httpx.Client(base_url=url) as client:
+    settings = HttpSettings(response_timeout_s=0.1)
+    with running(tmp_path, http=settings) as url, httpx.Client(base_url=url) as client:
         job = client.post("/api/jobs", json={"request": {"prompt": "a cup"}}).json()["id"]
         until(lambda: client.get(f"/api/jobs/{job}").json()["results"])
         path = client.get(f"/api/jobs/{job}").json()["results"][0]["url"]
         (picture,) = (tmp_path / "results" / job).iterdir()
         with picture.open("ab") as file:
             file.truncate(2**24)
-        monkeypatch.setattr(body_limit, "CLIENT_TIMEOUT_S", 0.1)
-        monkeypatch.setattr(connection, "CLIENT_TIMEOUT_S", 0.1)
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.settimeout(PATIENCE)
@@ -330,11 +323,8 @@ def test_little_is_sent_to_who_does_not_read(
         assert 1000 < sent < 2**19  # of which asyncio takes a part, and the kernel by default 2**21
 
 
-def test_connections_are_kept_between_requests(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(body_limit, "CLIENT_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(connection, "CLIENT_TIMEOUT_S", 0.05)
+def test_connections_are_kept_between_requests(tmp_path: Path) -> None:
+    settings = HttpSettings(request_head_timeout_s=0.05, response_timeout_s=0.05)
 
     def ask() -> int:
         kept.request("GET", "/v1/models")
@@ -342,7 +332,7 @@ def test_connections_are_kept_between_requests(
         assert answer.read()
         return answer.status
 
-    with running(tmp_path) as url:
+    with running(tmp_path, http=settings) as url:
         kept = http.client.HTTPConnection(*place(url), timeout=PATIENCE)
         assert ask() == 200
         for _ in range(4):  # the server's patience, once each
@@ -366,11 +356,14 @@ def place(url: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def test_listeners_are_counted_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deps, "MAX_LISTENERS_PER_KEY", 1)
+def test_listeners_are_counted_by_key(tmp_path: Path) -> None:
+    limits = Limits(event_streams_per_key=1)
     keys = {name: {"Authorization": f"Bearer {name}"} for name in ("one", "two")}
     job = {"request": {"prompt": "hang", "num_inference_steps": 1}}
-    with running(tmp_path, api_keys=tuple(keys)) as url, httpx.Client(base_url=url) as client:
+    with (
+        running(tmp_path, api_keys=tuple(keys), limits=limits) as url,
+        httpx.Client(base_url=url) as client,
+    ):
         paths = {
             name: f"/api/jobs/{client.post('/api/jobs', json=job, headers=key).json()['id']}/events"
             for name, key in keys.items()

@@ -25,7 +25,8 @@ from overpaint.errors import QueueFullError, RequestError
 from overpaint.server.outbound import client as asks
 from overpaint.server.outbound import image_fetch
 from overpaint.server.outbound.client import OutboundClient
-from overpaint.server.outbound.image_fetch import FETCH_FAILED, FetchPolicy, ImageFetcher
+from overpaint.server.outbound.image_fetch import ImageFetcher
+from overpaint.server.settings import DEFAULT_LIMITS, FetchPolicy, FetchSettings
 from tests.server.live import running
 from tests.server.outbound.test_addresses import LOOPBACK, OTHERWISE, PRIVATE, names
 
@@ -113,22 +114,44 @@ def outside() -> Iterator[OutboundClient]:
     made.close()
 
 
-def fetched(fetches: FetchPolicy, outside: OutboundClient, **urls: str) -> dict[str, bytes]:
+def fetched(
+    fetches: FetchPolicy,
+    outside: OutboundClient,
+    settings: FetchSettings | None = None,
+    max_bytes: int = DEFAULT_LIMITS.upload_bytes,
+    **urls: str,
+) -> dict[str, bytes]:
     async def fetch() -> dict[str, bytes]:
-        async with ImageFetcher(fetches, outside).fetch_images("", urls) as fetched:
+        fetcher = ImageFetcher(fetches, outside, settings, max_bytes)
+        async with fetcher.fetch_images("", urls) as fetched:
             return dict(fetched)
 
     return asyncio.run(fetch())
 
 
-Refused = Callable[[FetchPolicy, str], str]
+Refused = Callable[..., str]
+
+
+def failure_message(
+    settings: FetchSettings | None = None, max_bytes: int = DEFAULT_LIMITS.upload_bytes
+) -> str:
+    unused: Any = None
+    return ImageFetcher("all", unused, settings, max_bytes).failure_message
+
+
+FETCH_FAILED = failure_message()
 
 
 @pytest.fixture
 def refused(outside: OutboundClient) -> Refused:
-    def why(fetches: FetchPolicy, url: str) -> str:
+    def why(
+        fetches: FetchPolicy,
+        url: str,
+        settings: FetchSettings | None = None,
+        max_bytes: int = DEFAULT_LIMITS.upload_bytes,
+    ) -> str:
         with pytest.raises(RequestError) as error:
-            fetched(fetches, outside, image=url)
+            fetched(fetches, outside, settings, max_bytes, image=url)
         assert error.value.field == "image"
         return error.value.message
 
@@ -156,25 +179,19 @@ def test_what_is_no_whole_answer(gallery: Gallery, path: str, refused: Refused) 
     assert len(gallery.asked) == 1
 
 
-def test_what_is_too_large(
-    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, refused: Refused, outside: OutboundClient
-) -> None:
-    monkeypatch.setattr(image_fetch, "LARGEST_UPLOAD", len(HOUSE))
+def test_what_is_too_large(gallery: Gallery, refused: Refused, outside: OutboundClient) -> None:
     one, other = gallery.url(), gallery.url("a%20page")
-    assert fetched("all", outside, image=one) == {one: HOUSE}
+    assert fetched("all", outside, max_bytes=len(HOUSE), image=one) == {one: HOUSE}
     with pytest.raises(RequestError, match=r"^mask: cannot be fetched"):
-        fetched("all", outside, image=one, mask=other)  # together
-    monkeypatch.setattr(image_fetch, "LARGEST_UPLOAD", len(HOUSE) - 1)
-    assert (
-        refused("all", one) == refused("all", gallery.url("without%20a%20length")) == FETCH_FAILED
-    )
+        fetched("all", outside, max_bytes=len(HOUSE), image=one, mask=other)  # together
+    limit = len(HOUSE) - 1
+    for url in (one, gallery.url("without%20a%20length")):
+        assert refused("all", url, max_bytes=limit) == failure_message(max_bytes=limit)
 
 
-def test_what_takes_too_long(
-    gallery: Gallery, monkeypatch: pytest.MonkeyPatch, refused: Refused
-) -> None:
-    monkeypatch.setattr(image_fetch, "FETCH_TIMEOUT_S", 0.2)
-    assert refused("all", gallery.url("never")) == FETCH_FAILED
+def test_what_takes_too_long(gallery: Gallery, refused: Refused) -> None:
+    settings = FetchSettings(timeout_s=0.2)
+    assert refused("all", gallery.url("never"), settings) == failure_message(settings)
 
 
 @pytest.mark.parametrize(
@@ -205,32 +222,38 @@ def test_what_nobody_answers(url: str, refused: Refused) -> None:
 
 
 @pytest.fixture
-def any_port(monkeypatch: pytest.MonkeyPatch, gallery: Gallery) -> None:
-    """So that it is the address that is refused."""
-    monkeypatch.setattr(image_fetch, "PUBLIC_PORTS", (gallery.port,))
+def any_port(gallery: Gallery) -> FetchSettings:
+    """Settings by which the port is public, so that the server refuses the address."""
+    return FetchSettings(public_ports=(gallery.port,))
 
 
-@pytest.mark.usefixtures("any_port")
 @pytest.mark.parametrize("host", [*PRIVATE, *LOOPBACK, *OTHERWISE])
-def test_addresses_that_are_not_public(gallery: Gallery, host: str, refused: Refused) -> None:
-    assert refused("public", gallery.url(host=f"[{host}]" if ":" in host else host)) == FETCH_FAILED
+def test_addresses_that_are_not_public(
+    gallery: Gallery, any_port: FetchSettings, host: str, refused: Refused
+) -> None:
+    url = gallery.url(host=f"[{host}]" if ":" in host else host)
+    assert refused("public", url, any_port) == FETCH_FAILED
     assert gallery.asked == []
 
 
-@pytest.mark.usefixtures("any_port")
 @pytest.mark.parametrize("host", ["example.org@127.0.0.1", "example.org\\@127.0.0.1"])
-def test_hosts_that_look_like_others(gallery: Gallery, host: str, refused: Refused) -> None:
-    assert refused("public", gallery.url(host=host)) == FETCH_FAILED
+def test_hosts_that_look_like_others(
+    gallery: Gallery, any_port: FetchSettings, host: str, refused: Refused
+) -> None:
+    assert refused("public", gallery.url(host=host), any_port) == FETCH_FAILED
     assert gallery.asked == []
 
 
-@pytest.mark.usefixtures("any_port")
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["93.184.215.14", "::1"]])
 def test_names_that_lead_here(
-    gallery: Gallery, names: dict[str, list[str]], addresses: list[str], refused: Refused
+    gallery: Gallery,
+    any_port: FetchSettings,
+    names: dict[str, list[str]],
+    addresses: list[str],
+    refused: Refused,
 ) -> None:
     names["house.test"] = addresses
-    assert refused("public", gallery.url(host="house.test")) == FETCH_FAILED
+    assert refused("public", gallery.url(host="house.test"), any_port) == FETCH_FAILED
     assert gallery.asked == []
 
 
@@ -294,15 +317,14 @@ class Here:
 
     client = None
 
-    async def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return await work
 
 
 def test_requests_of_a_key_wait_for_each_other_and_for_nobody_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(image_fetch, "MAX_CONCURRENT_FETCHES_PER_KEY", 1)
-    monkeypatch.setattr(image_fetch, "MAX_WAITING_FETCHES_PER_KEY", 2)
+    settings = FetchSettings(concurrent_requests_per_key=1, pending_requests_per_key=2)
     asked = list[str]()
 
     async def answer(client: object, method: str, url: object, *_: object) -> httpx2.Response:
@@ -313,7 +335,7 @@ def test_requests_of_a_key_wait_for_each_other_and_for_nobody_else(
     here: Any = Here()
 
     async def fetch() -> None:
-        fetcher, looked_at = ImageFetcher("all", here), asyncio.Event()
+        fetcher, looked_at = ImageFetcher("all", here, settings), asyncio.Event()
 
         async def begin(key: str, url: str) -> None:
             async with fetcher.fetch_images(key, {"image": url}) as fetched:
@@ -460,10 +482,9 @@ def test_what_came_before_is_not_fetched_again(
 
 
 def test_by_default_nothing_of_this_machine_is_fetched(
-    tmp_path: Path, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gallery: Gallery, any_port: FetchSettings
 ) -> None:
-    monkeypatch.setattr(image_fetch, "PUBLIC_PORTS", (gallery.port,))
-    with running(tmp_path) as url, pytest.raises(httpx.HTTPStatusError):
+    with running(tmp_path, fetching=any_port) as url, pytest.raises(httpx.HTTPStatusError):
         ours(url, gallery.url())
     assert gallery.asked == []
 

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from overpaint.cli.main import app
 from overpaint.errors import RequestError, StoreError
-from overpaint.server.http import signed_links
 from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.settings import ServerSettings
 from overpaint.server.store import api_keys as keys_module
@@ -157,7 +156,7 @@ def test_an_address_that_others_reach_needs_a_key(
 
 
 def test_links_are_of_one_picture_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    links = LinkSigner("secret")
+    links = LinkSigner("secret", 3600)
     given = parse_qs(links.sign_query("job", "1-0.png"))
     expires, signature = int(given["expires"][0]), given["signature"][0]
     assert links.verify("job", "1-0.png", expires, signature)
@@ -166,9 +165,8 @@ def test_links_are_of_one_picture_and_end(monkeypatch: pytest.MonkeyPatch) -> No
     assert not links.verify("job", "1-0.png", expires + 1, signature)
     assert not links.verify("job", "1-0.png", expires, signature[:-1])
     assert not links.verify("job", "1-0.png", expires, "é")
-    assert not LinkSigner("another").verify("job", "1-0.png", expires, signature)
-    monkeypatch.setattr(signed_links, "LINK_LIFETIME_S", -1)
-    late = parse_qs(links.sign_query("job", "1-0.png"))
+    assert not LinkSigner("another", 3600).verify("job", "1-0.png", expires, signature)
+    late = parse_qs(LinkSigner("secret", -1).sign_query("job", "1-0.png"))
     assert not links.verify("job", "1-0.png", int(late["expires"][0]), late["signature"][0])
 
 

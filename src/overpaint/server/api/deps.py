@@ -10,9 +10,7 @@ from fastapi import Request as Incoming
 from overpaint.server.http.auth import SchemesDep, authenticate
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S
 from overpaint.server.jobs.service import Service
-
-MAX_LISTENERS_PER_KEY = 1024
-"""Largest number of clients of one API key that follow jobs at the same time."""
+from overpaint.server.settings import Limits
 
 
 def get_service(incoming: Incoming) -> Service:
@@ -56,13 +54,14 @@ async def limit_listeners(
     """Count a client that follows a job, until its response ends.
 
     Raises:
-        HTTPException: 429, `MAX_LISTENERS_PER_KEY` clients of this key follow jobs already.
+        HTTPException: 429, `Limits.event_streams_per_key` clients of this key follow jobs already.
     """
     listeners: Counter[str] = incoming.app.state.listeners
-    if listeners[key] >= MAX_LISTENERS_PER_KEY:
+    limits: Limits = incoming.app.state.settings.limits
+    if listeners[key] >= limits.event_streams_per_key:
         message = (
-            f"{MAX_LISTENERS_PER_KEY:,} clients of this API key follow jobs already. Close some of "
-            "their event streams."
+            f"{limits.event_streams_per_key:,} clients of this API key follow jobs already. Close "
+            "some of their event streams."
         )
         raise HTTPException(429, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
     listeners[key] += 1

@@ -25,7 +25,7 @@ from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.request import Request
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.files import LARGEST_UPLOAD
+from overpaint.server.settings import Limits
 
 MAX_PERCENT_ENCODED_CHARS = 2**20
 """Largest length of a percent-encoded data: URI. Decoding takes 70 times its size in memory."""
@@ -166,14 +166,15 @@ async def read_upload(incoming: Incoming) -> bytes:
     """Read a body that is an upload.
 
     Raises:
-        HTTPException: 413, the body is larger than `LARGEST_UPLOAD`.
+        HTTPException: 413, the body is larger than `Limits.upload_bytes`.
     """
+    limits: Limits = incoming.app.state.settings.limits
     parts, size = list[bytes](), 0
     async for part in incoming.stream():
         size += len(part)
-        if size > LARGEST_UPLOAD:
+        if size > limits.upload_bytes:
             raise HTTPException(
-                413, f"The body is larger than the limit of {LARGEST_UPLOAD:,} bytes."
+                413, f"The body is larger than the limit of {limits.upload_bytes:,} bytes."
             )
         parts.append(part)
     return b"".join(parts)

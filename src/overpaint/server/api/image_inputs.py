@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Generator, Mapping
-from itertools import islice
 from typing import Any
 
 from overpaint.errors import MAX_NAME_CHARS, RequestError, quote_value
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.server.api.fields import decode_base64, decode_data_uri
-from overpaint.server.http.body_limit import MAX_BODY_BYTES
-from overpaint.server.outbound.image_fetch import MAX_URLS, ImageSources
+from overpaint.server.outbound.image_fetch import ImageSources
 
 UPLOAD_URL = re.compile(r"(?:https?://[^/]{1,300})?/v1/files/([0-9a-f]{64})")
 """The URL of an upload."""
@@ -69,8 +67,7 @@ def _read_source(field: str, text: str, sources: ImageSources) -> bytes:
 
 def find_nested_urls(fields: Any) -> dict[str, str]:
     """Find the URLs in a request that the server must fetch, by the fields that contain them."""
-    found = islice(_walk_urls(fields, ()), MAX_URLS + 1)  # `ImageFetcher` refuses more.
-    return {_field_name(*place): url for place, url in found}
+    return {_field_name(*place): url for place, url in _walk_urls(fields, ())}
 
 
 def _walk_urls(value: Any, path: FieldPath) -> Generator[tuple[FieldPath, str]]:
@@ -99,7 +96,7 @@ def load_nested_images(fields: Any, sources: ImageSources, *path: str | int) -> 
 
     Raises:
         RequestError: data is not base64, the request is nested too deeply, or its uploads exceed
-            `MAX_BODY_BYTES` together.
+            `ImageSources.max_bytes` together.
         PictureError: there is no such upload, or a file is not a supported picture.
     """
     uploads: dict[str, bytes] = {}  # Each upload counts once, even if several fields name it.
@@ -107,8 +104,8 @@ def load_nested_images(fields: Any, sources: ImageSources, *path: str | int) -> 
     def upload(name: str, path: FieldPath) -> bytes:
         if name not in uploads:
             uploads[name] = sources.files.get(name)
-            if sum(map(len, uploads.values())) > MAX_BODY_BYTES:
-                message = f"The uploads have more than {MAX_BODY_BYTES:,} bytes together."
+            if sum(map(len, uploads.values())) > sources.max_bytes:
+                message = f"uploads have more than {sources.max_bytes:,} bytes together."
                 raise RequestError(_field_name(*path), message)
         return uploads[name]
 

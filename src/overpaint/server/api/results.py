@@ -16,10 +16,6 @@ MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Media types of result files, by the suffix of their names."""
 
 
-DISCONNECT_POLL_S = 5.0
-"""Seconds between two checks whether a waiting client is still connected."""
-
-
 async def get_job_or_404(service: Service, key: str | None, name: str) -> Job:
     """Look up a job.
 
@@ -46,8 +42,9 @@ async def wait_until_ended(service: Service, job: Job, incoming: Incoming) -> Jo
     Raises:
         HTTPException: 404, the server deleted the job during the wait.
     """
+    interval = service.settings.http.disconnect_poll_interval_s
     while job.state not in ENDED and not service.drained and not await incoming.is_disconnected():
-        now = await service.ended(job.id, DISCONNECT_POLL_S)
+        now = await service.ended(job.id, interval)
         if now is None:
             raise HTTPException(404, f"Job {job.id} is deleted.")
         job = now

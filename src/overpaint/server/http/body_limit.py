@@ -6,10 +6,7 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overpaint.server.http.connection import CLIENT_TIMEOUT_S, MIN_BODY_BYTES_PER_S
-
-MAX_BODY_BYTES = 128 * 2**20
-"""Largest size of a request body: a picture and its mask in base64."""
+from overpaint.server.settings import DEFAULT_LIMITS, HttpSettings
 
 
 class BodyLimitMiddleware:
@@ -19,15 +16,22 @@ class BodyLimitMiddleware:
     the response: 408, 413 or 415. So each dialect keeps its own error format.
     """
 
-    def __init__(self, app: ASGIApp, largest: int = MAX_BODY_BYTES):
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int = DEFAULT_LIMITS.body_bytes,
+        settings: HttpSettings | None = None,
+    ):
         """Wrap an application.
 
         Args:
             app: the application.
-            largest: the largest size of a body in bytes.
+            max_bytes: the largest size of a body.
+            settings: the time limit of a body.
         """
         self._app = app
-        self._largest = largest
+        self._max_bytes = max_bytes
+        self._settings = settings or HttpSettings()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -38,17 +42,19 @@ class BodyLimitMiddleware:
         declared = headers.get("content-length", "")
         size = int(declared) if declared.isdecimal() else 0
         compressed = headers.get("content-encoding", "identity").lower() != "identity"
+        time_limit = self._settings.request_body_timeout_s
+        min_rate = self._settings.min_body_rate_bytes_per_s
         began, read, complete = asyncio.get_running_loop().time(), 0, False
 
         async def receive_limited() -> Message:
             nonlocal read, complete
-            deadline = None if complete else began + CLIENT_TIMEOUT_S + read / MIN_BODY_BYTES_PER_S
+            deadline = None if complete else began + time_limit + read / min_rate
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
                 slow = (
-                    f"The body came slower than {MIN_BODY_BYTES_PER_S:,} bytes per second. "
+                    f"The body came slower than {min_rate:,} bytes per second. "
                     "Send the request again over a faster connection."
                 )
                 raise HTTPException(408, slow, {"Connection": "close"}) from None
@@ -59,9 +65,9 @@ class BodyLimitMiddleware:
                     raise HTTPException(
                         415, "Content-Encoding is not supported. Send the body uncompressed."
                     )
-                if max(size, read) > self._largest:
+                if max(size, read) > self._max_bytes:
                     raise HTTPException(
-                        413, f"The body is larger than the limit of {self._largest:,} bytes."
+                        413, f"The body is larger than the limit of {self._max_bytes:,} bytes."
                     )
             return message
 

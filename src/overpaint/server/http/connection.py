@@ -2,15 +2,11 @@
 
 import asyncio
 import socket
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-CLIENT_TIMEOUT_S = 30.0
-"""Seconds that the server waits for request headers, and for a client that stops reading.
-
-A body has this long plus one second for each `MIN_BODY_BYTES_PER_S` received."""
-
+from overpaint.server.settings import HttpSettings
 
 READ_BUFFER_BYTES = 2**15
 """Bytes that the server reads from a connection at once.
@@ -26,16 +22,14 @@ By default it buffers megabytes for each client: a gigabyte for a few hundred cl
 read."""
 
 
-MIN_BODY_BYTES_PER_S = 1024
-"""Bytes of a body that extend its time limit by one second; see `CLIENT_TIMEOUT_S`."""
-
-
 class TimeoutH11Protocol(H11Protocol):
     """HTTP/1.1 protocol that closes connections of stalled clients.
 
     A client stalls if it sends no complete request headers, or reads nothing of a response, for
-    `CLIENT_TIMEOUT_S` to twice that.
+    one to two times the timeout in the settings.
     """
+
+    settings: ClassVar[HttpSettings] = HttpSettings()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Limit the buffers of a new connection and start its timer."""
@@ -46,12 +40,22 @@ class TimeoutH11Protocol(H11Protocol):
             transport.get_extra_info("socket").setsockopt(
                 socket.IPPROTO_TCP, option, MAX_UNSENT_BYTES
             )
-        self._timer = self.loop.call_later(CLIENT_TIMEOUT_S, self._check, self._stalled_on())
+        self._start_timer(self._stalled_on())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer of a closed connection."""
         self._timer.cancel()
         super().connection_lost(exc)
+
+    def _start_timer(self, now: tuple[str, object] | None) -> None:
+        """Check again after the timeout of the thing that the server waits for."""
+        waits_for_headers = now is not None and now[0] == "headers"
+        timeout = (
+            self.settings.request_head_timeout_s
+            if waits_for_headers
+            else self.settings.response_timeout_s
+        )
+        self._timer = self.loop.call_later(timeout, self._check, now)
 
     def _check(self, before: object) -> None:
         """Close the connection if the server still waits for the same as at the last check."""
@@ -59,9 +63,9 @@ class TimeoutH11Protocol(H11Protocol):
         if now is not None and now == before:
             self.transport.abort()
         else:
-            self._timer = self.loop.call_later(CLIENT_TIMEOUT_S, self._check, now)
+            self._start_timer(now)
 
-    def _stalled_on(self) -> object:
+    def _stalled_on(self) -> tuple[str, object] | None:
         """Return what the server waits for the client to do; None if it waits for nothing."""
         if self.flow.write_paused:
             return "response", self.transport.get_write_buffer_size()
@@ -72,3 +76,13 @@ class TimeoutH11Protocol(H11Protocol):
         # There is no cycle before the first request.
         cycle = cast(RequestResponseCycle | None, self.cycle)
         return ("headers", cycle) if cycle is None or cycle.response_complete else None
+
+
+def make_protocol_class(settings: HttpSettings) -> type[TimeoutH11Protocol]:
+    """Make a protocol class with these timeouts; uvicorn makes the instances itself."""
+
+    class ConfiguredProtocol(TimeoutH11Protocol):
+        pass
+
+    ConfiguredProtocol.settings = settings
+    return ConfiguredProtocol

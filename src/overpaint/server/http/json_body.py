@@ -8,12 +8,7 @@ from typing import Any
 from fastapi import HTTPException
 from fastapi import Request as Incoming
 
-MAX_JSON_SEPARATORS = 100_000
-"""Largest number of brackets and commas in a JSON body.
-
-Parsed JSON takes dozens of times the memory of its text. Prompts may contain tens of thousands of
-commas; base64, which is most of a large body, contains none."""
-
+from overpaint.server.settings import Limits
 
 THREADED_PARSE_BYTES = 2**18
 """Size in bytes from which a thread parses JSON, to keep the event loop free."""
@@ -27,37 +22,43 @@ class StrictRequest(Incoming):
 
         Raises:
             HTTPException: 400, an object repeats a name, or there are more than
-                `MAX_JSON_SEPARATORS` brackets and commas.
+                `Limits.json_separators` brackets and commas.
             ValueError, RecursionError: the text is not valid JSON, or is nested too deeply.
         """
         body = await self.body()
-        if len(body) < THREADED_PARSE_BYTES:
+        limits: Limits = self.app.state.settings.limits
+
+        def parse() -> Any:
+            check_json_size(limits, body)
             return parse_json(body)
-        return await asyncio.to_thread(parse_json, body)
+
+        if len(body) < THREADED_PARSE_BYTES:
+            return parse()
+        return await asyncio.to_thread(parse)
 
 
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON whose objects repeat no name.
 
     Raises:
-        HTTPException: 400, an object repeats a name, or there are more than
-            `MAX_JSON_SEPARATORS` brackets and commas.
+        HTTPException: 400, an object repeats a name.
         ValueError, RecursionError: the text is not valid JSON, or is nested too deeply.
     """
-    check_json_size(text)
     return json.loads(text, object_pairs_hook=_unique_names)
 
 
-def check_json_size(*texts: str | bytes) -> None:
-    """Check that the JSON texts of one request have at most `MAX_JSON_SEPARATORS` separators.
+def check_json_size(limits: Limits, *texts: str | bytes) -> None:
+    """Check that the JSON texts of one request have at most `json_separators` brackets and commas.
 
     Raises:
         HTTPException: 400, they have more.
     """
     parts = [text.encode(errors="replace") if isinstance(text, str) else text for text in texts]
-    if sum(part.count(sign) for part in parts for sign in (b"{", b"[", b",")) > MAX_JSON_SEPARATORS:
+    found = sum(part.count(sign) for part in parts for sign in (b"{", b"[", b","))
+    if found > limits.json_separators:
         raise HTTPException(
-            400, f"The JSON has more than {MAX_JSON_SEPARATORS:,} brackets and commas. Send less."
+            400,
+            f"The JSON has more than {limits.json_separators:,} brackets and commas. Send less.",
         )
 
 

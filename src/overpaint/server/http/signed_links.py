@@ -6,20 +6,23 @@ import hmac
 import time
 from urllib.parse import urlencode
 
-LINK_LIFETIME_S = 3600
-"""Seconds that a signed link works, as for Replicate and OpenAI."""
-
 
 class LinkSigner:
     """Signs links to result files and verifies their signatures."""
 
-    def __init__(self, secret: str):
-        """Use a secret that all servers of a job store share."""
+    def __init__(self, secret: str, lifetime_s: int):
+        """Use a secret.
+
+        Args:
+            secret: the same on all servers of a job store.
+            lifetime_s: seconds that a link works.
+        """
         self._secret = secret.encode()
+        self._lifetime_s = lifetime_s
 
     def sign_query(self, job: str, file: str) -> str:
-        """Make the query that lets a link to a result work without a key for `LINK_LIFETIME_S`."""
-        expires = int(time.time()) + LINK_LIFETIME_S
+        """Make the query that lets a link to a result work without a key until it expires."""
+        expires = int(time.time()) + self._lifetime_s
         return urlencode({"expires": expires, "signature": self._signature(job, file, expires)})
 
     def verify(self, job: str, file: str, expires: int, signature: str) -> bool:

@@ -122,10 +122,15 @@ class Service:
         self.files.sweep(0.0 if self._alone else ROOM_TO_WRITE)
         self.jobs = Jobs(open_database(settings.data, settings.store))
         self.outbox = Outbox(self.jobs.database)
-        self.links = LinkSigner(self.outbox.secret("links"))  # which is no key's digest
+        self.links = LinkSigner(
+            self.outbox.secret("links"),  # No key has this digest.
+            settings.http.signed_link_lifetime_s,
+        )
         self.hub = Hub()
         self.outside = OutboundClient()
-        self.fetcher = ImageFetcher(settings.fetch, self.outside)
+        self.fetcher = ImageFetcher(
+            settings.fetch, self.outside, settings.fetching, settings.limits.upload_bytes
+        )
         if self._alone:
             record_lost_attempts(self.jobs, self.jobs.expire(owners_are_gone=True), self.note)
         self.supervisor = Supervisor(
@@ -203,7 +208,7 @@ class Service:
             RequestError, QueueFullError: as of `Fetcher.fetching`.
         """
         async with self.fetcher.fetch_images(key, urls) as fetched:
-            yield ImageSources(self.files, fetched)
+            yield ImageSources(self.files, fetched, self.settings.limits.body_bytes)
 
     async def repeated(self, key: str, token: str | None, body: str) -> Job | None:
         """The job that a token made, if it came before: then nothing of it is read or fetched.

@@ -16,41 +16,17 @@ import httpx2
 
 from overpaint.errors import QueueFullError, RequestError
 from overpaint.server.outbound.client import OutboundClient, open_response
-from overpaint.server.settings import FetchPolicy
-from overpaint.server.store.files import LARGEST_UPLOAD, Files
+from overpaint.server.settings import DEFAULT_LIMITS, FetchPolicy, FetchSettings
+from overpaint.server.store.files import Files
 from overpaint.server.telemetry.logs import log_event, request_id
 
-FETCH_TIMEOUT_S = 20.0
-"""Time limit in seconds for all pictures of a request, without the time that it waits."""
-
-MAX_CONCURRENT_FETCHES_PER_KEY = 8
-"""Requests of one API key whose pictures the server fetches at once. Others wait."""
-
-MAX_WAITING_FETCHES_PER_KEY = 64
-"""Requests of one API key whose pictures are fetched or wait. The server refuses more."""
-
-MAX_URLS = 16
-"""Largest number of URLs in a request."""
-
-MAX_SMALL_CHUNKS = 1000
-"""Largest number of chunks below 1 KiB in a response. Each costs as much as a large chunk."""
-
 ALLOWED_SCHEMES = ("http", "https")
-PUBLIC_PORTS = (None, 80, 443)
-"""Ports that the server contacts at public addresses; None is the scheme's default."""
 
 FETCH_HEADERS = {
     "accept": "image/png, image/jpeg, image/webp",
     "accept-encoding": "identity",
     "user-agent": "Overpaint",
 }
-
-FETCH_FAILED = (
-    "cannot be fetched. A URL must lead to a public address and return status 200 without a "
-    f"redirect, with at most {LARGEST_UPLOAD:,} bytes within {FETCH_TIMEOUT_S:.0f} seconds. "
-    "Alternatively, send the picture itself."
-)
-"""The message for every failure. A more precise one would describe the internal network."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +36,39 @@ class ImageSources:
     Attributes:
         files: the uploads.
         fetched: the content of URLs that the request names, by URL.
+        max_bytes: the largest size of all uploads that a request names.
     """
 
     files: Files
     fetched: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    max_bytes: int = DEFAULT_LIMITS.body_bytes
 
 
 class ImageFetcher:
     """Fetches pictures by URL, with limits for each API key."""
 
-    def __init__(self, fetches: FetchPolicy, outside: OutboundClient):
+    def __init__(
+        self,
+        fetches: FetchPolicy,
+        outside: OutboundClient,
+        settings: FetchSettings | None = None,
+        max_bytes: int = DEFAULT_LIMITS.upload_bytes,
+    ):
         """Use a client.
 
         Args:
             fetches: the URLs that the server fetches.
             outside: sends the requests.
+            settings: limits and timeouts.
+            max_bytes: the largest size of all pictures of a request.
         """
+        self._settings = settings or FetchSettings()
+        self._max_bytes = max_bytes
         self._fetches: FetchPolicy = fetches
         self._outside = outside
         self._asked = Counter[str]()
         self._turns = defaultdict[str, asyncio.Semaphore](
-            lambda: asyncio.Semaphore(MAX_CONCURRENT_FETCHES_PER_KEY)
+            lambda: asyncio.Semaphore(self._settings.concurrent_requests_per_key)
         )
 
     @asynccontextmanager
@@ -108,16 +96,18 @@ class ImageFetcher:
             raise RequestError(
                 first, "is a URL, and this server fetches none. Send the picture itself."
             )
-        if len(urls) > MAX_URLS:
+        settings = self._settings
+        if len(urls) > settings.urls_per_request:
             raise RequestError(
-                first, f"is one of more than {MAX_URLS} URLs. Send some of them as uploads."
+                first,
+                f"is one of more than {settings.urls_per_request} URLs. Send some as uploads.",
             )
-        if self._asked[key] >= MAX_WAITING_FETCHES_PER_KEY:
+        if self._asked[key] >= settings.pending_requests_per_key:
             message = (
-                f"The server already fetches pictures for {MAX_WAITING_FETCHES_PER_KEY} of this "
-                "key's requests. Try again later."
+                f"The server already fetches pictures for {settings.pending_requests_per_key} "
+                "requests of this key. Try again later."
             )
-            raise QueueFullError(message, FETCH_TIMEOUT_S)
+            raise QueueFullError(message, settings.timeout_s)
         self._asked[key] += 1
         try:
             async with self._turns[key]:
@@ -125,21 +115,34 @@ class ImageFetcher:
         finally:
             self._asked[key] -= 1
 
+    @property
+    def failure_message(self) -> str:
+        """The message for every failure. A more precise one would describe the internal network."""
+        return (
+            "cannot be fetched. A URL must lead to a public address and return status 200 without "
+            f"a redirect, with at most {self._max_bytes:,} bytes within "
+            f"{self._settings.timeout_s:g} seconds. Alternatively, send the picture itself."
+        )
+
+    def _is_public_port(self, port: int | None) -> bool:
+        """Return whether the server contacts a port at public addresses; None is the default."""
+        return port is None or port in self._settings.public_ports
+
     async def _in_time(self, urls: Mapping[str, str]) -> dict[str, bytes]:
         fetched, at = dict[str, bytes](), ""
         try:
-            async with asyncio.timeout(FETCH_TIMEOUT_S):
+            async with asyncio.timeout(self._settings.timeout_s):
                 for name, url in urls.items():
                     at = name
                     if url not in fetched:
-                        room = LARGEST_UPLOAD - sum(map(len, fetched.values()))
+                        room = self._max_bytes - sum(map(len, fetched.values()))
                         fetched[url] = await self._one(httpx2.URL(url), room)
         except (RequestError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             cause = type(error).__name__
             log_event(
                 logging.WARNING, "picture not fetched", request_id=request_id.get(), cause=cause
             )
-            raise RequestError(at, FETCH_FAILED) from None
+            raise RequestError(at, self.failure_message) from None
         return fetched
 
     async def _one(self, url: httpx2.URL, room: int) -> bytes:
@@ -152,7 +155,7 @@ class ImageFetcher:
         """
         reach = "all" if self._fetches == "all" else "public"
         if url.scheme not in ALLOWED_SCHEMES or (
-            reach == "public" and url.port not in PUBLIC_PORTS
+            reach == "public" and not self._is_public_port(url.port)
         ):
             raise ValueError("unusual scheme or port")
         answer = await open_response(self._outside.client, "GET", url, reach, FETCH_HEADERS)
@@ -163,7 +166,7 @@ class ImageFetcher:
             async for part in answer.aiter_raw():
                 parts.append(part)
                 size += len(part)
-                if size > room or len(parts) > MAX_SMALL_CHUNKS + size // 2**10:
+                if size > room or len(parts) > self._settings.small_chunks + size // 2**10:
                     raise ValueError("too large, or too many chunks")
             return b"".join(parts)
         finally:

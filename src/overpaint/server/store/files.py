@@ -19,9 +19,6 @@ from overpaint.errors import PictureError, StoreError
 from overpaint.request import Request
 from overpaint.system.atomic_files import PARTIAL, write
 
-LARGEST_UPLOAD = 64 * 2**20
-"""Bytes of a file that comes by itself."""
-
 HASH = re.compile("[0-9a-f]{64}")
 """A file's name."""
 

@@ -46,7 +46,7 @@ from overpaint.server.http.json_body import check_json_size, parse_json
 from overpaint.server.http.problems import error_responses
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
-from overpaint.server.store.files import LARGEST_UPLOAD
+from overpaint.server.settings import Limits
 from overpaint.server.store.jobs import ENDED
 from overpaint.server.store.origins import OpenAIOrigin
 
@@ -79,18 +79,23 @@ async def from_form(incoming: Incoming, kind: type[A]) -> A:
     """
     if not incoming.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send a form: Content-Type: multipart/form-data.")
+    limits: Limits = incoming.app.state.settings.limits
     given: dict[str, list[Any]] = {}
     async with incoming.form(max_files=64) as form:
-        check_json_size(*(value for _, value in form.multi_items() if isinstance(value, str)))
+        check_json_size(
+            limits, *(value for _, value in form.multi_items() if isinstance(value, str))
+        )
         for name, value in form.multi_items():
             plain = name.removesuffix("[]")
             if "[" in plain:
                 plain = plain.partition("[")[0]
                 raise RequestError(plain, "in a form give it as a text of JSON.")
             if isinstance(value, UploadFile):
-                read = await value.read(LARGEST_UPLOAD + 1)
-                if len(read) > LARGEST_UPLOAD:
-                    raise HTTPException(413, f"{plain} is larger than {LARGEST_UPLOAD:,} bytes.")
+                read = await value.read(limits.upload_bytes + 1)
+                if len(read) > limits.upload_bytes:
+                    raise HTTPException(
+                        413, f"{plain} is larger than {limits.upload_bytes:,} bytes."
+                    )
             elif not value and plain != "prompt":
                 continue
             else:

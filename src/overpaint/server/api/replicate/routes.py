@@ -56,7 +56,6 @@ from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.files import LARGEST_UPLOAD
 from overpaint.server.store.jobs import ENDED, Job, Said
 from overpaint.server.store.origins import ReplicateOrigin
 
@@ -307,9 +306,10 @@ async def put_file(
     """Upload a picture."""
     if any(field.startswith("metadata") for field in await incoming.form()):
         raise RequestError("metadata", "is not kept beside a file; leave it out.")
-    data = await content.read(LARGEST_UPLOAD + 1)
-    if len(data) > LARGEST_UPLOAD:
-        raise HTTPException(413, f"the file is larger than {LARGEST_UPLOAD:,} bytes.")
+    limit = service.settings.limits.upload_bytes
+    data = await content.read(limit + 1)
+    if len(data) > limit:
+        raise HTTPException(413, f"the file is larger than {limit:,} bytes.")
     name = await asyncio.to_thread(service.files.put, data)
     shown = file_view(service, name, data, get_base_url(incoming))
     return shown | {
