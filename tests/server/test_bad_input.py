@@ -1,7 +1,7 @@
 """What a server is sent that it must refuse, in every dialect: the right answer, little memory, and
 no connection to what a URL names.
 
-What one dialect alone has is beside its tests; hosts and pages are in test_guard, addresses of
+What one dialect alone has is beside its tests; hosts and pages are in http/test_guard, addresses of
 webhooks in test_addresses, names in test_named.
 """
 
@@ -147,14 +147,16 @@ FIELDS: tuple[tuple[dict[str, str], str, str], ...] = (
 
 @pytest.mark.parametrize("dialect", WRAPPED)
 @pytest.mark.parametrize(("names", "name", "value"), FIELDS)
-def test_fields(server: Server, dialect: str, names: Any, name: str, value: str) -> None:
+def test_native_invalid_field_is_named(
+    server: Server, dialect: str, names: Any, name: str, value: str
+) -> None:
     name = names.get(dialect, name)
     prompt = "" if name == "prompt" else '"prompt": "a", '
     refused(sent(server, dialect, f'{{{prompt}"{name}": {value}}}'), wrong(dialect), name)
 
 
 @pytest.mark.parametrize("dialect", WRAPPED)
-def test_a_lora_that_is_a_path(server: Server, dialect: str) -> None:
+def test_lora_path_is_refused(server: Server, dialect: str) -> None:
     answer = sent(server, dialect, '{"prompt": "<lora:../../x:1>"}')
     refused(answer, wrong(dialect), "'../../x'. Names lead to the catalogue alone")
 
@@ -163,7 +165,9 @@ def test_a_lora_that_is_a_path(server: Server, dialect: str) -> None:
 @pytest.mark.parametrize(
     ("width", "height"), [(100_000, 100_000), (1023, 1024), (8192, 8), (16, 16), (264, 128), (0, 0)]
 )
-def test_sizes(server: Server, dialect: str, width: int, height: int) -> None:
+def test_size_out_of_range_is_refused(
+    server: Server, dialect: str, width: int, height: int
+) -> None:
     """The model draws 32 to 256 pixels a side, in multiples of 8."""
     match dialect:
         case "openai":
@@ -183,7 +187,9 @@ def test_sizes(server: Server, dialect: str, width: int, height: int) -> None:
         ({"webhook": "https://example.org/\r\nHost: x"}, "webhook"),
     ],
 )
-def test_lines_in_names(server: Server, fields: dict[str, Any], field: str) -> None:
+def test_name_with_line_breaks_is_refused(
+    server: Server, fields: dict[str, Any], field: str
+) -> None:
     refused(server.client.post("/api/jobs", json={"request": {}} | fields), 422, field)
 
 
@@ -200,17 +206,19 @@ def test_lines_in_names(server: Server, fields: dict[str, Any], field: str) -> N
         (b"\xff\xfe\x00", "parsing"),
     ],
 )
-def test_what_is_not_read(server: Server, dialect: str, fields: str | bytes, says: str) -> None:
+def test_unreadable_body_is_refused(
+    server: Server, dialect: str, fields: str | bytes, says: str
+) -> None:
     refused(sent(server, dialect, fields), 400, says)
 
 
 @pytest.mark.parametrize("dialect", WRAPPED)
-def test_what_is_no_json(server: Server, dialect: str) -> None:
+def test_body_invalid_json_is_refused(server: Server, dialect: str) -> None:
     refused(sent(server, dialect, '{"prompt": "a"'), wrong(dialect), "JSON")
 
 
 @pytest.mark.parametrize("dialect", WRAPPED)
-def test_of_many_that_are_wrong_some_are_told(server: Server, dialect: str) -> None:
+def test_many_invalid_fields_are_shortened(server: Server, dialect: str) -> None:
     many = {f"prompt_{number}": 1 for number in range(30_000)}
     answer = sent(server, dialect, json.dumps(many))
     assert answer.status_code == wrong(dialect)
@@ -218,14 +226,14 @@ def test_of_many_that_are_wrong_some_are_told(server: Server, dialect: str) -> N
 
 
 @pytest.mark.parametrize("dialect", WRAPPED)
-def test_of_a_long_name_its_beginning_is_told(server: Server, dialect: str) -> None:
+def test_long_field_name_is_shortened(server: Server, dialect: str) -> None:
     answer = sent(server, dialect, json.dumps({"prompt": "a", "a" * 5_000_000: 1}))
     refused(answer, wrong(dialect), "a" * 100)
 
 
 @pytest.mark.parametrize("charset", ["punycode", "undefined", "utf-16", "x" * 1000])
 @pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/files"])
-def test_charsets(server: Server, path: str, charset: str) -> None:
+def test_charset_other_than_utf_8_is_refused(server: Server, path: str, charset: str) -> None:
     """Python reads some of them in a time that grows with the square of a text's length."""
     head = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
     body = f'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n-{"a" * 900_000}\r\n--x--'
@@ -233,7 +241,7 @@ def test_charsets(server: Server, path: str, charset: str) -> None:
 
 
 @pytest.mark.parametrize("charset", ["", "utf-8", "'UTF-8'", '"utf8"'])
-def test_utf_8_by_any_name(server: Server, charset: str) -> None:
+def test_charset_utf_8_spellings_are_accepted(server: Server, charset: str) -> None:
     head = {"Content-Type": f"application/json; charset={charset}"}
     answer = server.client.post("/api/jobs", content=b'{"request": {"stepz": 1}}', headers=head)
     refused(answer, 422, "stepz")
@@ -363,7 +371,7 @@ TAKE_TEXTS = ("native", "replicate", "cog", "a1111", "fal")
 
 @pytest.mark.parametrize("dialect", [*TAKE_TEXTS, "openai", "upload"])
 @pytest.mark.parametrize("kind", PICTURES)
-def test_pictures(server: Server, dialect: str, kind: str) -> None:
+def test_picture_invalid_is_refused(server: Server, dialect: str, kind: str) -> None:
     data = PICTURES[kind]
     if dialect == "upload":
         answer = server.client.post("/api/files", content=data)
@@ -379,7 +387,7 @@ def test_pictures(server: Server, dialect: str, kind: str) -> None:
 
 @pytest.mark.parametrize("dialect", ["native", "replicate", "cog", "fal"])  # others give a size
 @pytest.mark.parametrize("size", [(8, 2000), (2000, 8)])
-def test_pictures_whose_size_the_model_does_not_draw(
+def test_picture_of_unsupported_size_is_refused(
     server: Server, dialect: str, size: tuple[int, int]
 ) -> None:
     uri = f"data:image/png;base64,{base64.b64encode(png(size)).decode()}"
@@ -388,13 +396,15 @@ def test_pictures_whose_size_the_model_does_not_draw(
 
 @pytest.mark.parametrize("dialect", TAKE_TEXTS)
 @pytest.mark.parametrize("kind", TEXTS)
-def test_texts_that_are_no_pictures(server: Server, dialect: str, kind: str) -> None:
+def test_picture_invalid_text_is_refused(server: Server, dialect: str, kind: str) -> None:
     refused(painted(server, dialect, TEXTS[kind]), 422, "")
 
 
 @pytest.mark.parametrize("dialect", TAKE_TEXTS)
 @pytest.mark.parametrize("url", URLS)
-def test_urls_are_not_fetched(server: Server, canary: Canary, dialect: str, url: str) -> None:
+def test_picture_url_is_refused_when_fetching_is_off(
+    server: Server, canary: Canary, dialect: str, url: str
+) -> None:
     refused(painted(server, dialect, url.format(port=canary.port)), 422, "")
 
 
@@ -402,14 +412,14 @@ def test_urls_are_not_fetched(server: Server, canary: Canary, dialect: str, url:
 
 
 @pytest.mark.parametrize("number", ["99999999999999999999", "-1", "x", str(2**63 - 1)])
-def test_numbers_of_events(server: Server, number: str) -> None:
+def test_last_event_id_invalid_is_refused(server: Server, number: str) -> None:
     name = server.client.get("/api/jobs").json()["jobs"][0]["id"]
     for path in (f"/api/jobs/{name}/events", f"/v1/predictions/{name}/stream"):
         answer = server.client.get(path, headers={"Last-Event-ID": number})
         refused(answer, 422, "Last-Event-ID")
 
 
-def test_a_story_beyond_its_end_ends(server: Server) -> None:
+def test_event_stream_beyond_the_end_ends(server: Server) -> None:
     name = server.client.get("/api/jobs").json()["jobs"][0]["id"]
     answer = server.client.get(f"/api/jobs/{name}/events", headers={"Last-Event-ID": "9999"})
     assert (answer.status_code, answer.text) == (200, "")
@@ -430,11 +440,11 @@ def test_a_story_beyond_its_end_ends(server: Server) -> None:
         "/fal/queue/owner/miniature/requests/%00/status",
     ],
 )
-def test_names_in_paths(server: Server, path: str) -> None:
+def test_path_with_invalid_name_is_answered_404(server: Server, path: str) -> None:
     refused(server.client.get(path), 404, "")
 
 
-def test_parts_of_a_picture(server: Server) -> None:
+def test_byte_ranges_of_a_result_are_served(server: Server) -> None:
     job = server.client.get("/api/jobs").json()["jobs"][0]
     url = job["results"][0]["url"]
     some = server.client.get(url, headers={"Range": "bytes=0-9"})
@@ -443,7 +453,7 @@ def test_parts_of_a_picture(server: Server) -> None:
     refused(server.client.get(url, headers={"Range": f"bytes={many}"}), 416, "ranges")
 
 
-def test_a_script_in_a_picture_is_shown_as_text(server: Server) -> None:
+def test_result_with_script_is_sent_as_image(server: Server) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("parameters", "<script>alert(1)</script>")
     image = base64.b64encode(png(pnginfo=text)).decode()

@@ -23,7 +23,7 @@ FIELDS = {"prompt": "a cup", "seed": 7, "num_inference_steps": 3}
 HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
 
 
-def test_pictures_are_signed(tmp_path: Path) -> None:
+def test_results_are_signed_with_c2pa(tmp_path: Path) -> None:
     chain, key = write_certificate(tmp_path)
     said = list[str]()
     with client_of(tmp_path / "data", c2pa_certificate=chain, c2pa_key=key) as client:
@@ -39,7 +39,7 @@ def test_pictures_are_signed(tmp_path: Path) -> None:
     assert ["c2pa.edited" in text for text in said] == [False, True]
 
 
-def test_pictures_are_marked_and_small_ones_said_to_be_not(tmp_path: Path) -> None:
+def test_results_have_watermark_unless_too_small(tmp_path: Path) -> None:
     marking = PostprocessConfig(watermark=True)
     with Image.open(HOUSE) as house:
         made, why = Finisher(marking).marked(house.convert("RGB"))
@@ -53,7 +53,7 @@ def test_pictures_are_marked_and_small_ones_said_to_be_not(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("marks", [False, True])
-def test_replicate_s_clients_are_told_of_the_watermark(tmp_path: Path, marks: bool) -> None:
+def test_replicate_logs_mention_the_watermark(tmp_path: Path, marks: bool) -> None:
     with client_of(tmp_path, watermark=marks) as client:
         inputs: dict[str, Any] = {"prompt": "a cup"}
         made = client.post("/predictions", json={"input": inputs}).json()
@@ -65,7 +65,7 @@ def test_replicate_s_clients_are_told_of_the_watermark(tmp_path: Path, marks: bo
             assert "this server marks every picture" in json.dumps(answer.json())
 
 
-def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
+def test_serve_c2pa_certificate_without_key_is_refused(tmp_path: Path) -> None:
     chain, key = write_certificate(tmp_path)
     for alone in (PostprocessConfig(certificate=chain), PostprocessConfig(key=key)):
         with pytest.raises(RequestError, match="c2pa_certificate: "):
@@ -81,7 +81,7 @@ def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
         (("--c2pa-certificate", "gone.pem", "--c2pa-key", "gone.pem"), "gone.pem cannot be read"),
     ],
 )
-def test_serve_says_what_is_missing_before_it_starts(
+def test_serve_missing_dependency_is_reported_before_start(
     tmp_path: Path, options: tuple[str, ...], why: str
 ) -> None:
     ended = CliRunner().invoke(app, ["serve", "--data", str(tmp_path / "data"), *options])

@@ -64,7 +64,7 @@ def native(url: str, count: int = 3, **output: Any) -> Any:
     return post(f"{url}/api/jobs?wait=60", {"request": fields, "output": output})
 
 
-def test_what_is_flagged_is_not_published(tmp_path: Path) -> None:
+def test_flagged_picture_is_not_published(tmp_path: Path) -> None:
     with client_of(tmp_path, **checked("second")) as client:
         fields = {"prompt": "", "seed": 7, "num_images": 3, "num_inference_steps": 3}
         answer = client.post("/api/jobs?wait=60", json={"request": fields})
@@ -85,13 +85,13 @@ def test_what_is_flagged_is_not_published(tmp_path: Path) -> None:
         assert 'overpaint_pictures_total{fate="flagged"} 1.0' in metrics
 
 
-def test_a_job_of_which_all_is_flagged_fails(everything: str) -> None:
+def test_job_with_all_pictures_flagged_fails(everything: str) -> None:
     job = native(everything, 2)
     assert (job["state"], job["results"], job["error"]) == ("failed", [], ALL_FLAGGED)
     assert [flag["index"] for flag in job["flagged"]] == [0, 1]
 
 
-def test_nobody_sees_previews_of_what_may_be_flagged(everything: str, tmp_path: Path) -> None:
+def test_previews_are_hidden_with_a_safety_checker(everything: str, tmp_path: Path) -> None:
     job = native(everything, 1, preview_every=1)
     story = httpx.get(f"{everything}/api/jobs/{job['id']}/events", timeout=PATIENCE).text
     assert "event: failed" in story
@@ -112,7 +112,7 @@ def test_nobody_sees_previews_of_what_may_be_flagged(everything: str, tmp_path: 
         ("strange", "a Verdict or a bool for each picture"),
     ],
 )
-def test_a_checker_that_fails_lets_nothing_through(tmp_path: Path, checker: str, why: str) -> None:
+def test_safety_checker_failure_publishes_nothing(tmp_path: Path, checker: str, why: str) -> None:
     with running(tmp_path, **checked(checker)) as url:
         job = native(url)
     assert (job["state"], job["results"]) == ("failed", [])
@@ -122,7 +122,7 @@ def test_a_checker_that_fails_lets_nothing_through(tmp_path: Path, checker: str,
 # Dialects
 
 
-def test_replicate_s_clients_get_the_others(second: str) -> None:
+def test_replicate_flagged_pictures_are_left_out(second: str) -> None:
     inputs = {"prompt": "a cup", "seed": 7, "num_outputs": 3}
     with replicate_of(second) as client:
         prediction = client.predictions.create(version=VERSION.partition(":")[2], input=inputs)
@@ -132,20 +132,20 @@ def test_replicate_s_clients_get_the_others(second: str) -> None:
     assert SAID in (prediction.logs or "")
 
 
-def test_replicate_s_clients_are_told_in_their_words(everything: str) -> None:
+def test_replicate_all_flagged_fails_with_its_message(everything: str) -> None:
     with replicate_of(everything) as client, pytest.raises(ModelError) as told:
         client.run(VERSION, input={"prompt": "a cup", "seed": 7})
     assert told.value.prediction.error == NSFW
 
 
-def test_cog_s_clients_are_told_likewise(second: str, everything: str) -> None:
+def test_cog_all_flagged_fails_with_its_message(second: str, everything: str) -> None:
     inputs = {"input": {"prompt": "a cup", "num_outputs": 3}}
     assert len(post(f"{second}/predictions", inputs)["output"]) == 2
     made = post(f"{everything}/predictions", inputs)
     assert (made["status"], made["error"], made["output"]) == ("failed", NSFW, None)
 
 
-def test_openai_s_clients_get_the_others(second: str) -> None:
+def test_openai_flagged_pictures_are_left_out(second: str) -> None:
     with OpenAI(api_key="any", base_url=f"{second}/v1", max_retries=0) as client:
         made = client.images.generate(prompt="a cup", n=3, extra_body={"seed": 7})
         fields: dict[str, Any] = {"seed": 7}
@@ -157,7 +157,7 @@ def test_openai_s_clients_get_the_others(second: str) -> None:
     assert [(event.model_extra or {})["flagged"] for event in ended] == [[FLAG], [FLAG]]
 
 
-def test_openai_s_clients_are_told_in_their_words(everything: str) -> None:
+def test_openai_all_flagged_is_moderation_blocked(everything: str) -> None:
     with OpenAI(api_key="any", base_url=f"{everything}/v1", max_retries=0) as client:
         with pytest.raises(openai.BadRequestError) as told:
             client.images.generate(prompt="a cup")
@@ -170,7 +170,7 @@ def test_openai_s_clients_are_told_in_their_words(everything: str) -> None:
             list(client.images.generate(prompt="a cup", model="gpt-image-1", stream=True))
 
 
-def test_fal_s_clients_see_which_are_missing(second: str, everything: str) -> None:
+def test_fal_result_lists_flagged_pictures(second: str, everything: str) -> None:
     inputs = {"prompt": "a cup", "seed": 7, "num_images": 3}
     made = post(f"{second}/fal/run/fal-ai/fast-sdxl", inputs)
     assert [each["seed"] for each in made["images"]] == [7, 9]
@@ -182,7 +182,7 @@ def test_fal_s_clients_see_which_are_missing(second: str, everything: str) -> No
     ]
 
 
-def test_a1111_s_clients_get_the_others(second: str, everything: str) -> None:
+def test_a1111_flagged_pictures_are_left_out(second: str, everything: str) -> None:
     inputs = {"prompt": "a cup", "seed": 7, "batch_size": 3, "steps": 3}
     made = post(f"{second}/sdapi/v1/txt2img", inputs)
     info = json.loads(made["info"])
@@ -202,13 +202,15 @@ UNCHECKED = (
 
 
 @pytest.mark.parametrize(("path", "body"), UNCHECKED)
-def test_a_checker_cannot_be_disabled(everything: str, path: str, body: Any) -> None:
+def test_safety_checker_cannot_be_disabled_by_clients(
+    everything: str, path: str, body: Any
+) -> None:
     answer = httpx.post(f"{everything}{path}", json=body, timeout=PATIENCE)
     assert answer.status_code == 422
     assert "this server checks every picture; leave it out." in answer.text
 
 
-def test_a_checker_can_be_disabled_where_the_operator_allows_it(tmp_path: Path) -> None:
+def test_safety_checker_can_be_disabled_with_safety_optional(tmp_path: Path) -> None:
     with running(tmp_path, safety_optional=True, **checked("everything")) as url:
         (cog, inputs), (fal, arguments) = UNCHECKED
         assert post(f"{url}{cog}", inputs)["status"] == "succeeded"
@@ -217,14 +219,14 @@ def test_a_checker_can_be_disabled_where_the_operator_allows_it(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("path", "body"), UNCHECKED)
-def test_without_a_checker_there_is_nothing_to_disable(
+def test_safety_checker_missing_makes_the_flag_ineffective(
     tmp_path: Path, path: str, body: Any
 ) -> None:
     with running(tmp_path) as url:
         post(f"{url}{path}", body)
 
 
-def test_a_checker_that_would_end_the_process_ends_the_job(tmp_path: Path) -> None:
+def test_safety_checker_that_exits_fails_the_job(tmp_path: Path) -> None:
     with client_of(tmp_path, **checked("leaving")) as client:
         fields = {"prompt": "a cup", "num_inference_steps": 2}
         job = client.post("/api/jobs?wait=60", json={"request": fields}).json()
@@ -232,7 +234,7 @@ def test_a_checker_that_would_end_the_process_ends_the_job(tmp_path: Path) -> No
     assert "SystemExit" in job["error"]
 
 
-def test_concepts_are_texts_whatever_a_checker_says(tmp_path: Path) -> None:
+def test_safety_checker_concepts_become_texts(tmp_path: Path) -> None:
     with client_of(tmp_path, **checked("unusual")) as client:
         fields = {"prompt": "a cup", "seed": 7, "num_inference_steps": 2}
         job = client.post("/api/jobs?wait=60", json={"request": fields}).json()

@@ -237,13 +237,13 @@ def walked(routes: Any) -> Iterator[str]:
             yield f"{method} {path}".replace("PUT /predictions/{name}", "PUT /predictions/{own}")
 
 
-def test_every_route_says_what_a_stranger_is_answered(owned: Owned) -> None:
+def test_every_route_has_an_isolation_rule(owned: Owned) -> None:
     app: Any = owned.client.app
     assert sorted(walked(app.routes)) == sorted(name for name in ROUTES if "?" not in name)
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_stranger(owned: Owned, route: str) -> None:
+def test_other_key_is_answered_by_the_isolation_rule(owned: Owned, route: str) -> None:
     rule, before = ROUTES[route], owned.states()
     method, path = route.split()
     names = [*owned.jobs.values(), owned.ended] if "{name}" in path else [""]
@@ -271,7 +271,7 @@ def sent(rule: Strangers) -> dict[str, Any]:
             return {"files": {name: ("house.png", PICTURE)}, "data": rule.body}
 
 
-def test_the_owner_finds_it_all(owned: Owned) -> None:
+def test_owner_key_finds_its_jobs(owned: Owned) -> None:
     # As a stranger is answered 404, so the same calls answer their owner.
     for name in (*owned.jobs.values(), owned.ended):
         assert owned.client.get(f"/api/jobs/{name}", headers=OWNER).status_code == 200
@@ -279,7 +279,7 @@ def test_the_owner_finds_it_all(owned: Owned) -> None:
     assert owned.client.get("/sdapi/v1/progress", headers=OWNER).json()["current_task"]
 
 
-def test_pictures_are_the_owners_or_of_a_link(owned: Owned) -> None:
+def test_result_needs_the_owner_key_or_a_signed_link(owned: Owned) -> None:
     for path in (
         f"/api/jobs/{owned.ended}/results/{owned.file}",
         f"/v1/predictions/{owned.ended}/output/{owned.file}",
@@ -291,7 +291,7 @@ def test_pictures_are_the_owners_or_of_a_link(owned: Owned) -> None:
         assert owned.client.get(f"{link}x", headers=STRANGER).status_code == 403
 
 
-def test_idempotency_keys_and_ids_are_of_a_key(owned: Owned) -> None:
+def test_idempotency_keys_are_separate_per_key(owned: Owned) -> None:
     for headers, mine in ((OWNER, True), (STRANGER, False)):
         again = owned.client.post(
             "/api/jobs", json={"request": LONG if mine else BRIEF}, headers=headers | TOKEN
@@ -301,7 +301,7 @@ def test_idempotency_keys_and_ids_are_of_a_key(owned: Owned) -> None:
     assert shown.json()["input"]["prompt"] == BRIEF["prompt"]
 
 
-def test_options_and_secrets_are_of_a_key(owned: Owned) -> None:
+def test_options_and_webhook_secrets_are_separate_per_key(owned: Owned) -> None:
     own = [owned.client.get("/sdapi/v1/options", headers=h).json() for h in (OWNER, STRANGER)]
     assert own[0]["samples_format"] == "jpg" != own[1]["samples_format"]
     for path in ("/api/webhooks/secret", "/v1/webhooks/default/secret"):
@@ -309,7 +309,7 @@ def test_options_and_secrets_are_of_a_key(owned: Owned) -> None:
         assert len(secrets) == 2
 
 
-def test_a_listing_has_ones_own_alone(owned: Owned) -> None:
+def test_job_list_contains_only_own_jobs(owned: Owned) -> None:
     for path in ("/api/jobs?limit=100", "/v1/predictions"):
         listed = [owned.client.get(path, headers=h).json() for h in (OWNER, STRANGER)]
         names = [{job["id"] for job in page.get("jobs", page.get("results"))} for page in listed]
@@ -317,7 +317,7 @@ def test_a_listing_has_ones_own_alone(owned: Owned) -> None:
         assert not names[0] & names[1]
 
 
-def test_no_key_opens_nothing_but_health_and_descriptions(owned: Owned) -> None:
+def test_missing_key_opens_only_health_and_descriptions(owned: Owned) -> None:
     open_ones = {"/", "/health-check", "/healthz", "/readyz"}
     open_ones |= {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
     for route, rule in ROUTES.items():
@@ -329,7 +329,7 @@ def test_no_key_opens_nothing_but_health_and_descriptions(owned: Owned) -> None:
         assert answer.status_code == (200 if path in open_ones else 401), route
 
 
-def test_an_uploads_name_is_its_content(owned: Owned) -> None:
+def test_upload_is_found_by_its_hash_without_its_content(owned: Owned) -> None:
     # Only who has, or had, the picture can name it; and is told its size, not its bytes.
     assert owned.upload == hashlib.sha256(PICTURE).hexdigest()
     for path in ("/api/files/", "/v1/files/"):

@@ -34,7 +34,7 @@ def nested(depth: int) -> Any:
     return value
 
 
-def test_the_same_body_has_the_same() -> None:
+def test_hash_body_of_equal_bodies_is_equal() -> None:
     at = datetime(2026, 11, 28, tzinfo=UTC)
     for make in (
         lambda: drawn(seed=7, controls=[{"kind": "canny"}], width=math.nan),
@@ -45,7 +45,7 @@ def test_the_same_body_has_the_same() -> None:
         assert of(make()) == of(make())
 
 
-def test_others_have_others() -> None:
+def test_hash_body_of_different_bodies_differs() -> None:
     bodies = [
         *(drawn(width=value) for value in (None, math.nan, math.inf, 0, 0.5, "0", "NaN", "null")),
         *(drawn(prompt=text) for text in ("é", "\\u00e9", "[]")),
@@ -67,11 +67,11 @@ def test_others_have_others() -> None:
     assert len(set(found)) == len(found)
 
 
-def test_without_a_key_nothing_is_taken() -> None:
+def test_hash_body_without_idempotency_key_is_empty() -> None:
     assert asyncio.run(hash_body(None, drawn())) == ""
 
 
-def test_what_is_nested_too_deeply_is_refused() -> None:
+def test_hash_body_nested_too_deeply_is_refused() -> None:
     with pytest.raises(RequestError, match="nested deeper"):
         of(drawn(controls=nested(5000)))
 
@@ -84,7 +84,7 @@ def test_what_is_nested_too_deeply_is_refused() -> None:
         ("/fal/queue/fal-ai/m", '{"prompt": "a", "strength": %s}', 422),
     ],
 )
-def test_what_is_wrong_is_refused_whatever_came_before(
+def test_invalid_body_with_used_key_is_refused(
     tmp_path: Path, path: str, around: str, status: int
 ) -> None:
     headers = {"Content-Type": "application/json", "Idempotency-Key": "mine"}
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_refused_whatever_came_before(
 
 
 @pytest.mark.parametrize("key", ["", "mine"])
-def test_a_key_is_of_one_dialect_s_body(tmp_path: Path, key: str) -> None:
+def test_idempotency_key_of_other_dialect_is_refused(tmp_path: Path, key: str) -> None:
     headers = {"Idempotency-Key": key}
     with client_of(tmp_path) as client:
         first = client.post("/api/jobs", json={"request": {}}, headers=headers)

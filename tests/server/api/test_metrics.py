@@ -55,7 +55,7 @@ def submit(client: TestClient, prompt: str = "a cup", **fields: Any) -> int:
     return client.post("/api/jobs", json=body).status_code
 
 
-def test_jobs_and_what_became_of_them(tmp_path: Path) -> None:
+def test_metrics_count_jobs_by_state(tmp_path: Path) -> None:
     with service(tmp_path) as client:
         assert [submit(client) for _ in range(3)] == [201] * 3
         assert submit(client, "refuse") == 201
@@ -72,7 +72,7 @@ def test_jobs_and_what_became_of_them(tmp_path: Path) -> None:
         assert found["overpaint_http_responses_total", "201"] == 4
 
 
-def test_a_job_that_kills_its_worker(tmp_path: Path) -> None:
+def test_metrics_count_worker_restarts(tmp_path: Path) -> None:
     with service(tmp_path) as client:
         submit(client, "die")
         found = until(client, lambda f: f["overpaint_jobs", "failed"] == 1)
@@ -80,7 +80,7 @@ def test_a_job_that_kills_its_worker(tmp_path: Path) -> None:
         assert found["overpaint_worker_restarts_total", ""] == 5
 
 
-def test_what_waits_and_what_is_turned_away(tmp_path: Path) -> None:
+def test_metrics_show_queue_and_rejections(tmp_path: Path) -> None:
     with service(
         tmp_path, 0.02, limits=Limits(queued_jobs=2), worker=WorkerSettings(max_jobs=1)
     ) as client:
@@ -94,13 +94,15 @@ def test_what_waits_and_what_is_turned_away(tmp_path: Path) -> None:
         assert found["overpaint_http_responses_total", "429"] == 2
 
 
-def test_a_key_is_asked_for(tmp_path: Path) -> None:
+def test_metrics_require_a_key(tmp_path: Path) -> None:
     with service(tmp_path, api_keys=("secret",)) as client:
         assert client.get("/metrics").status_code == 401
         assert scraped(client, Authorization="Bearer secret")
 
 
-def test_a_store_that_is_out_of_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_with_store_failure_are_answered_503(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(_: Jobs) -> tuple[float, float]:
         raise OperationalError("SELECT", {}, Exception("disk I/O error"))
 
@@ -109,7 +111,7 @@ def test_a_store_that_is_out_of_order(tmp_path: Path, monkeypatch: pytest.Monkey
         assert client.get("/metrics").status_code == 503
 
 
-def test_the_miniature_s_steps(tmp_path: Path) -> None:
+def test_metrics_count_steps_of_the_miniature(tmp_path: Path) -> None:
     engine_factory = partial(make_engine, EngineConfig(("miniature",), "cpu", "fp32"))
     with service(tmp_path, engine_factory=engine_factory) as client:
         for _ in range(2):

@@ -63,7 +63,7 @@ def ended(client: TestClient, name: str) -> Any:
     return client.get(f"/api/jobs/{name}").json()
 
 
-def test_a_job_from_request_to_picture(client: TestClient, tmp_path: Path) -> None:
+def test_job_runs_from_request_to_result(client: TestClient, tmp_path: Path) -> None:
     job = submit(client, output={"format": "webp", "quality": 60}, fields={"num_images": 2})
     assert (job["state"], job["model"]) == ("queued", "m")
     done = ended(client, job["id"])
@@ -80,11 +80,11 @@ def test_a_job_from_request_to_picture(client: TestClient, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("prompt", ["", "(" * 10_000, "[" * 10_000])
-def test_prompts_that_are_taken(client: TestClient, prompt: str) -> None:
+def test_job_with_unusual_prompt_is_accepted(client: TestClient, prompt: str) -> None:
     assert ended(client, submit(client, prompt)["id"])["state"] == "succeeded"
 
 
-def test_the_story_and_its_resumption(slow: TestClient) -> None:
+def test_event_stream_resumes_after_last_event_id(slow: TestClient) -> None:
     job = submit(slow, "note", steps=5, output={"preview_every": 2})
     told = story(slow, job["id"])
     lasting = [(number, kind) for number, kind, _ in told if number]
@@ -97,7 +97,7 @@ def test_the_story_and_its_resumption(slow: TestClient) -> None:
     assert [(number, kind) for number, kind, _ in again] == [("3", "notice"), ("4", "succeeded")]
 
 
-def test_uploads_by_content(client: TestClient) -> None:
+def test_upload_is_named_by_its_hash(client: TestClient) -> None:
     name = hashlib.sha256(HOUSE).hexdigest()
     assert client.get(f"/api/files/{name}").status_code == 404
     answer = client.post("/api/files", content=HOUSE)
@@ -111,7 +111,7 @@ def test_uploads_by_content(client: TestClient) -> None:
     assert ended(client, other["id"])["state"] == "succeeded"
 
 
-def test_cancel(slow: TestClient) -> None:
+def test_cancel_ends_the_job(slow: TestClient) -> None:
     job = submit(slow, steps=1000)
     answer = slow.post(f"/api/jobs/{job['id']}/cancel")
     assert answer.status_code == 200
@@ -120,7 +120,7 @@ def test_cancel(slow: TestClient) -> None:
     assert (again.status_code, again.json()["state"]) == (200, "canceled")
 
 
-def test_waiting_for_the_end(slow: TestClient) -> None:
+def test_wait_returns_the_ended_job(slow: TestClient) -> None:
     body = {"request": {"prompt": "a cup", "num_inference_steps": 3}}
     made = slow.post("/api/jobs?wait=60", json=body).json()
     assert made["state"] == "succeeded"
@@ -135,7 +135,7 @@ def test_waiting_for_the_end(slow: TestClient) -> None:
     assert "wait" in answer.text
 
 
-def test_the_listing(client: TestClient) -> None:
+def test_job_list_is_paged(client: TestClient) -> None:
     names = [submit(client)["id"] for _ in range(5)]
     for name in names:
         ended(client, name)
@@ -147,7 +147,7 @@ def test_the_listing(client: TestClient) -> None:
     assert client.get("/api/jobs", params={"state": "failed"}).json()["jobs"] == []
 
 
-def test_where_a_job_is_in_the_queue(tmp_path: Path) -> None:
+def test_queued_job_shows_its_position(tmp_path: Path) -> None:
     with client_of(
         tmp_path, 0.02, worker=WorkerSettings(poll_interval_s=0.05, max_jobs=1)
     ) as client:
@@ -161,7 +161,7 @@ def test_where_a_job_is_in_the_queue(tmp_path: Path) -> None:
         assert running["position"] is None
 
 
-def test_an_upload_that_comes_many_times_is_read_once(
+def test_upload_named_many_times_is_read_once(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     application: Any = client.app
@@ -186,7 +186,7 @@ def test_an_upload_that_comes_many_times_is_read_once(
         load_nested_images(fields, ImageSources(service.files, max_bytes=len(HOUSE)))
 
 
-def test_nobody_goes_before_other_keys(tmp_path: Path) -> None:
+def test_priority_above_zero_with_keys_is_refused(tmp_path: Path) -> None:
     with client_of(tmp_path, api_keys=("one",)) as client:
         asked: dict[str, Any] = {"request": {"prompt": "a"}, "priority": 1}
         key = {"Authorization": "Bearer one"}
@@ -196,7 +196,7 @@ def test_nobody_goes_before_other_keys(tmp_path: Path) -> None:
         assert answer.status_code == 201
 
 
-def test_an_idempotency_key(client: TestClient) -> None:
+def test_idempotency_key_repeated_returns_the_first_job(client: TestClient) -> None:
     body = {"request": {"prompt": "a cup", "seed": 1}}
     answers = [
         client.post("/api/jobs", json=body, headers={"Idempotency-Key": "k"}) for _ in range(2)
@@ -228,7 +228,7 @@ def test_an_idempotency_key(client: TestClient) -> None:
         ({}, "request"),
     ],
 )
-def test_bad_requests_name_what_is_wrong(client: TestClient, body: Any, says: str) -> None:
+def test_invalid_request_names_the_field(client: TestClient, body: Any, says: str) -> None:
     answer = client.post("/api/jobs", json=body)
     assert answer.status_code == 422, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -237,12 +237,12 @@ def test_bad_requests_name_what_is_wrong(client: TestClient, body: Any, says: st
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"request": {"prompt": NaN}}', "\x00"])
-def test_what_is_no_json(client: TestClient, text: str) -> None:
+def test_body_invalid_json_is_refused(client: TestClient, text: str) -> None:
     answer = client.post("/api/jobs", content=text, headers={"Content-Type": "application/json"})
     assert answer.status_code == 422
 
 
-def test_a_full_queue(tmp_path: Path) -> None:
+def test_queue_full_is_answered_429(tmp_path: Path) -> None:
     pace = WorkerSettings(poll_interval_s=0.05, max_jobs=1)
     with client_of(tmp_path, 0.05, limits=Limits(queued_jobs=2), worker=pace) as client:
         answers = [
@@ -255,7 +255,7 @@ def test_a_full_queue(tmp_path: Path) -> None:
         assert "jobs are waiting" in full.json()["detail"]
 
 
-def test_keys(tmp_path: Path) -> None:
+def test_key_missing_is_answered_401(tmp_path: Path) -> None:
     with client_of(tmp_path, api_keys=("one", "two")) as client:
         assert client.get("/api/jobs").status_code == 401
         one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
@@ -268,7 +268,7 @@ def test_keys(tmp_path: Path) -> None:
         assert client.get("/healthz").status_code == 200
 
 
-def test_health(client: TestClient) -> None:
+def test_health_checks_report_readiness(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}
     ended(client, submit(client)["id"])
     assert client.get("/readyz").json() == {"status": "ready", "why": []}
@@ -281,7 +281,7 @@ def test_health(client: TestClient) -> None:
     service.draining = False
 
 
-def test_a_disk_that_is_full(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_full_is_answered_507(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -294,14 +294,14 @@ def test_a_disk_that_is_full(client: TestClient, monkeypatch: pytest.MonkeyPatch
     assert client.post("/api/jobs", json={"request": fields}).status_code == 201
 
 
-def test_jobs_outlive_the_server(tmp_path: Path) -> None:
+def test_jobs_survive_a_restart(tmp_path: Path) -> None:
     with client_of(tmp_path, 0.05) as client:
         names = [submit(client, steps=8)["id"] for _ in range(4)]
     with client_of(tmp_path) as client:
         assert {ended(client, name)["state"] for name in names} == {"succeeded"}
 
 
-def test_the_api_describes_itself(client: TestClient) -> None:
+def test_openapi_document_describes_the_native_api(client: TestClient) -> None:
     described = client.get("/openapi.json").json()
     assert "/api/jobs" in described["paths"]
     assert client.get("/api/models").json() == ["m", "n"]

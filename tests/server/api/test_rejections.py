@@ -66,7 +66,7 @@ def only(client: TestClient, reason: str) -> None:
         ("model", 422, {}, {"json": {"request": {"prompt": "a cup"}, "model": "other"}}),
     ],
 )
-def test_what_a_client_does(
+def test_rejection_by_client_error_is_counted(
     opened: TestClient, reason: str, status: int, request_: Any, more: Any
 ) -> None:
     assert ask(opened, request_, **more) == status
@@ -84,7 +84,7 @@ def test_what_a_client_does(
         ("defect", 500, OverpaintError("this went wrong")),
     ],
 )
-def test_what_fails_here(
+def test_rejection_by_server_error_is_counted(
     opened: TestClient,
     monkeypatch: pytest.MonkeyPatch,
     reason: str,
@@ -99,14 +99,14 @@ def test_what_fails_here(
     only(opened, reason)
 
 
-def test_a_token_that_was_used(tmp_path: Path) -> None:
+def test_rejection_by_used_idempotency_key_is_counted(tmp_path: Path) -> None:
     with client_of(tmp_path, api_keys=("secret",)) as client:
         for prompt, status in (("a", 201), ("a", 201), ("b", 422)):
             assert ask(client, {"prompt": prompt}, headers={"Idempotency-Key": "t"}) == status
         only(client, "idempotency")
 
 
-def test_a_server_that_ends(opened: TestClient) -> None:
+def test_rejection_by_stopping_server_is_counted(opened: TestClient) -> None:
     service: Service = cast(Any, opened.app).state.service
     service.draining = True
     assert ask(opened) == 429
@@ -114,12 +114,12 @@ def test_a_server_that_ends(opened: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/fal/run/any/m", "/sdapi/v1/txt2img"])
-def test_dialects_answer_in_their_words_and_count_alike(opened: TestClient, path: str) -> None:
+def test_rejection_in_every_dialect_is_counted_alike(opened: TestClient, path: str) -> None:
     assert opened.post(path, json={"prompt": "a cup"}, headers=KEY).status_code == 429
     only(opened, "queue_full")
 
 
-def test_what_asks_for_no_work_is_no_rejection(opened: TestClient) -> None:
+def test_error_of_get_request_is_not_a_rejection(opened: TestClient) -> None:
     assert opened.get("/api/jobs").status_code == 401
     assert opened.post("/api/jobs/none/cancel", headers=KEY).status_code == 404
     assert set(reasons(opened).values()) == {0.0}

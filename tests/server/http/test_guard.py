@@ -70,7 +70,7 @@ def refused(answer: httpx2.Response, status: int) -> str:
         "paint.example",
     ],
 )
-def test_its_own_names(client: TestClient, host: str) -> None:
+def test_host_own_name_is_accepted(client: TestClient, host: str) -> None:
     assert asked(client, host=host).status_code == 201
 
 
@@ -86,14 +86,14 @@ def test_its_own_names(client: TestClient, host: str) -> None:
         "127.0.0.1@evil.example:1x",
     ],
 )
-def test_other_names_are_refused(client: TestClient, host: str) -> None:
+def test_host_unknown_name_is_refused(client: TestClient, host: str) -> None:
     """As of a page whose name was made to lead here."""
     assert "--allowed-host" in refused(asked(client, host=host), 400)
     assert client.get("/api/jobs").json()["jobs"] == []
 
 
-def test_any_name_will_do_where_none_are_said(tmp_path: Path) -> None:
-    with client_of(tmp_path) as client:
+def test_host_any_name_is_accepted_without_allowed_hosts(tmp_path: Path) -> None:
+    with client_of(tmp_path, host="0.0.0.0") as client:
         assert asked(client, host="anything.example").status_code == 201
 
 
@@ -108,7 +108,7 @@ def test_any_name_will_do_where_none_are_said(tmp_path: Path) -> None:
         ("0.0.0.0", ("b.example",), 400),
     ],
 )
-def test_the_address_says_which_names_will_do(
+def test_run_address_decides_which_hosts_are_accepted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     address: str,
@@ -128,21 +128,21 @@ def test_the_address_says_which_names_will_do(
 
 
 @pytest.mark.parametrize("origin", [PAGE, "http://127.0.0.1:8000", "https://127.0.0.1:8000"])
-def test_pages_that_may_ask(client: TestClient, origin: str) -> None:
+def test_origin_allowed_page_is_accepted(client: TestClient, origin: str) -> None:
     assert asked(client, origin=origin).status_code == 201
 
 
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "http://127.0.0.1:9000", "file://", f"{PAGE}.evil"]
 )
-def test_other_pages_are_refused(client: TestClient, origin: str) -> None:
+def test_origin_other_page_is_refused(client: TestClient, origin: str) -> None:
     answer = asked(client, origin=origin)
     assert "--allowed-origin" in refused(answer, 403)
     assert "access-control-allow-origin" not in answer.headers
     assert client.get("/api/jobs").json()["jobs"] == []
 
 
-def test_browsers_are_told_which_pages_may_read(client: TestClient) -> None:
+def test_cors_headers_name_the_allowed_origins(client: TestClient) -> None:
     assert asked(client, origin=PAGE).headers["access-control-allow-origin"] == PAGE
     before = {"origin": PAGE, "access-control-request-method": "POST"}
     wanted = {"access-control-request-headers": "authorization, idempotency-key"}
@@ -167,7 +167,7 @@ def small(tmp_path: Path) -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("path", ["/api/jobs", "/v1/predictions", "/sdapi/v1/txt2img"])
-def test_bodies_are_limited_whether_or_not_they_say_their_length(
+def test_body_too_large_is_refused_with_and_without_content_length(
     small: TestClient, path: str
 ) -> None:
     for content in (b"".join(chunks(10)), chunks(10)):
@@ -180,13 +180,13 @@ def test_bodies_are_limited_whether_or_not_they_say_their_length(
     assert within.status_code == 201
 
 
-def test_forms_are_limited_too(small: TestClient) -> None:
+def test_form_too_large_is_refused(small: TestClient) -> None:
     answer = small.post("/v1/images/edits", files={"image": b"0" * 20_000}, data={"prompt": "a"})
     assert answer.status_code == 413
     assert "10,000" in answer.json()["error"]["message"]
 
 
-def test_forms_of_too_many_parts_are_refused(client: TestClient) -> None:
+def test_form_with_too_many_parts_is_refused(client: TestClient) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     for path in ("/v1/images/edits", "/v1/files"):
@@ -214,7 +214,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize(("method", "path"), BODIES)
-def test_nothing_is_read_of_who_has_no_key(
+def test_body_without_key_is_not_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
     read = list[bytes]()
@@ -227,7 +227,9 @@ def test_nothing_is_read_of_who_has_no_key(
 
 
 @pytest.mark.parametrize(("method", "path"), BODIES)
-def test_json_of_too_many_things_is_not_read(client: TestClient, method: str, path: str) -> None:
+def test_json_with_too_many_separators_is_refused(
+    client: TestClient, method: str, path: str
+) -> None:
     headers = {"content-type": "application/json"}
     content = b'{"prompt": [' + b"{}," * DEFAULT_LIMITS.json_separators + b"{}]}"
     answer = client.request(method, path, content=content, headers=headers)
@@ -235,7 +237,7 @@ def test_json_of_too_many_things_is_not_read(client: TestClient, method: str, pa
     assert "100,000 brackets and commas" in answer.text
 
 
-def test_large_json_is_read(client: TestClient) -> None:
+def test_json_large_body_is_accepted(client: TestClient) -> None:
     picture = io.BytesIO()
     Image.effect_noise((600, 600), 100).save(picture, "PNG")
     data = base64.b64encode(picture.getvalue()).decode()
@@ -244,7 +246,7 @@ def test_large_json_is_read(client: TestClient) -> None:
     assert client.post("/api/jobs", json={"request": request}).status_code == 201
 
 
-def test_bodies_are_not_unpacked(client: TestClient) -> None:
+def test_body_with_content_encoding_is_refused(client: TestClient) -> None:
     packed = gzip.compress(json.dumps({"request": {"prompt": "a" * 1000}}).encode())
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
     answer = client.post("/api/jobs", content=packed, headers=headers)
@@ -252,7 +254,7 @@ def test_bodies_are_not_unpacked(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(("size", "status"), [(HEAD_BYTES - 2**10, 200), (2 * HEAD_BYTES, 400)])
-def test_heads_are_bounded_however_they_come(tmp_path: Path, size: int, status: int) -> None:
+def test_request_headers_too_large_are_refused(tmp_path: Path, size: int, status: int) -> None:
     with running(tmp_path) as url, socket.create_connection(place(url)) as client:
         client.settimeout(PATIENCE)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -270,7 +272,7 @@ def test_heads_are_bounded_however_they_come(tmp_path: Path, size: int, status: 
 @pytest.mark.parametrize(
     "path", ["/api/jobs", "/api/files", "/v1/predictions", "/v1/images/edits", "/sdapi/v1/txt2img"]
 )
-def test_bodies_that_do_not_come_are_not_waited_for(
+def test_body_that_stalls_is_answered_408(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     http = HttpSettings(request_head_timeout_s=0.1, request_body_timeout_s=0.1)
@@ -285,7 +287,7 @@ def test_bodies_that_do_not_come_are_not_waited_for(
         assert b"1,024 bytes per second" in told
 
 
-def test_swift_bodies_may_take_longer_than_the_patience(
+def test_body_that_arrives_fast_may_exceed_the_time_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Every byte received extends the time limit by one second.
@@ -295,7 +297,7 @@ def test_swift_bodies_may_take_longer_than_the_patience(
         assert client.post("/api/jobs", content=chunks(9), headers=headers).status_code == 201
 
 
-def test_little_is_sent_to_who_does_not_read(
+def test_response_to_client_that_does_not_read_is_buffered_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, known = list[asyncio.Transport](), connection.TimeoutH11Protocol.connection_made
@@ -323,7 +325,7 @@ def test_little_is_sent_to_who_does_not_read(
         assert 1000 < sent < 2**19  # of which asyncio takes a part, and the kernel by default 2**21
 
 
-def test_connections_are_kept_between_requests(tmp_path: Path) -> None:
+def test_connection_idle_between_requests_stays_open(tmp_path: Path) -> None:
     settings = HttpSettings(request_head_timeout_s=0.05, response_timeout_s=0.05)
 
     def ask() -> int:
@@ -343,7 +345,7 @@ def test_connections_are_kept_between_requests(tmp_path: Path) -> None:
         kept.close()
 
 
-def test_connections_are_kept_longer_than_by_clients() -> None:
+def test_connection_keep_alive_exceeds_that_of_clients() -> None:
     """A request that comes while the server hangs up is lost."""
     settings = ServerSettings()
     kept = uvicorn_config(create_app(settings), settings).timeout_keep_alive
@@ -356,7 +358,7 @@ def place(url: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def test_listeners_are_counted_by_key(tmp_path: Path) -> None:
+def test_event_streams_are_limited_per_key(tmp_path: Path) -> None:
     limits = Limits(event_streams_per_key=1)
     keys = {name: {"Authorization": f"Bearer {name}"} for name in ("one", "two")}
     job = {"request": {"prompt": "hang", "num_inference_steps": 1}}
@@ -383,7 +385,7 @@ def test_listeners_are_counted_by_key(tmp_path: Path) -> None:
         until(again)  # once the server has seen that the first one left
 
 
-def test_pictures_that_take_long_to_read_hold_up_no_other_answer(
+def test_pictures_slow_to_read_do_not_block_other_requests(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enough, late = threading.Event(), list[object]()
@@ -408,7 +410,7 @@ def test_pictures_that_take_long_to_read_hold_up_no_other_answer(
     assert not late
 
 
-def test_of_many_things_that_are_wrong_the_first_are_told(client: TestClient) -> None:
+def test_validation_many_errors_are_shortened(client: TestClient) -> None:
     strange = {f"field{number}": number for number in range(1000)}
     answer = client.post("/api/jobs", json={"request": {"prompt": "a"}} | strange)
     assert answer.status_code == 422

@@ -43,16 +43,16 @@ PUBLIC = ("93.184.215.14", "8.8.8.8", "2606:4700::1111", "64:ff9b::808:808")
 
 
 @pytest.mark.parametrize("address", [*PRIVATE, *LOOPBACK])
-def test_what_is_not_public(address: str) -> None:
+def test_is_public_special_address_is_false(address: str) -> None:
     assert not is_public(ip_address(address))
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_what_is_public(address: str) -> None:
+def test_is_public_global_address_is_true(address: str) -> None:
     assert is_public(ip_address(address))
 
 
-def test_this_machines_own() -> None:
+def test_is_loopback_knows_names_and_addresses() -> None:
     assert all(map(is_loopback, (*LOOPBACK, "localhost")))
     assert not any(map(is_loopback, (*PUBLIC, *PRIVATE[:5], "localhost.example", "")))
 
@@ -73,7 +73,7 @@ OTHERWISE = (
 
 
 @pytest.mark.parametrize("host", [*PRIVATE, *LOOPBACK, *OTHERWISE])
-def test_addresses_that_posts_may_not_go_to(host: str) -> None:
+def test_webhook_to_private_address_is_refused(host: str) -> None:
     with pytest.raises(RequestError, match="not public") as refused:
         check_url(url_of(host), "public")
     assert refused.value.field == "webhook"
@@ -81,18 +81,18 @@ def test_addresses_that_posts_may_not_go_to(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", [*PUBLIC, "example.org", "10.example.org"])
-def test_addresses_that_posts_may_go_to(host: str) -> None:
+def test_webhook_to_public_address_is_accepted(host: str) -> None:
     for reach in ("public", "loopback", "all"):
         check_url(url_of(host), reach)
 
 
 @pytest.mark.parametrize("host", [*LOOPBACK, *OTHERWISE])
-def test_who_is_on_this_machine_may_have_posts_here(host: str) -> None:
+def test_webhook_without_keys_to_loopback_is_accepted(host: str) -> None:
     check_url(url_of(host), "loopback")
 
 
 @pytest.mark.parametrize("host", PRIVATE)
-def test_but_not_beside_it(host: str) -> None:
+def test_webhook_without_keys_to_private_address_is_refused(host: str) -> None:
     with pytest.raises(RequestError, match="not public"):
         check_url(url_of(host), "loopback")
 
@@ -108,7 +108,7 @@ def test_but_not_beside_it(host: str) -> None:
         "http://x:-5/",
     ],
 )
-def test_tricks_and_what_is_no_url(url: str) -> None:
+def test_webhook_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(RequestError, match=r"^webhook: "):
         check_url(url, "public")
 
@@ -136,7 +136,7 @@ def resolved(host: str, reach: Reach) -> list[str]:
     return [str(a) for a in asyncio.run(resolve_host(httpx2.URL(f"http://{host}/"), reach))]
 
 
-def test_no_resolver_is_asked_for_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_host_of_address_uses_no_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "getaddrinfo")
     assert resolved("93.184.215.14", "public") == ["93.184.215.14"]
     assert resolved("[2606:2800:21f::1]", "public") == ["2606:2800:21f::1"]
@@ -144,7 +144,7 @@ def test_no_resolver_is_asked_for_an_address(monkeypatch: pytest.MonkeyPatch) ->
         resolved("10.0.0.1", "public")
 
 
-def test_one_address_that_is_not_public_is_enough(names: dict[str, list[str]]) -> None:
+def test_resolve_host_with_one_private_address_is_refused(names: dict[str, list[str]]) -> None:
     names["good.test"] = ["93.184.215.14", "2606:4700::1111"]
     names["mixed.test"] = ["93.184.215.14", "fc00::1"]
     names["own.test"] = ["127.0.0.1"]
@@ -164,7 +164,7 @@ def posted(url: str, reach: Reach) -> webhooks.Delivery:
     return asyncio.run(post())
 
 
-def test_a_post_goes_to_the_address_that_was_checked_and_names_the_host(
+def test_open_response_connects_to_checked_address_with_host_header(
     names: dict[str, list[str]], receiver: Receiver
 ) -> None:
     port = httpx.URL(receiver.url).port
@@ -173,7 +173,7 @@ def test_a_post_goes_to_the_address_that_was_checked_and_names_the_host(
     assert receiver.posts[0][0]["host"] == f"hook.test:{port}"
 
 
-def test_what_a_name_leads_to_later_does_not_matter(
+def test_open_response_ignores_later_dns_changes(
     names: dict[str, list[str]], receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The resolver says another address from the second time on."""
@@ -193,7 +193,7 @@ def test_what_a_name_leads_to_later_does_not_matter(
     assert receiver.posts == []
 
 
-def test_the_next_address_is_tried_if_nobody_is_at_one(
+def test_open_response_tries_next_address_after_failure(
     names: dict[str, list[str]], receiver: Receiver
 ) -> None:
     names["two.test"] = ["127.0.0.2", "127.0.0.1"]
@@ -202,7 +202,7 @@ def test_the_next_address_is_tried_if_nobody_is_at_one(
     assert len(receiver.posts) == 1
 
 
-def test_the_certificate_is_asked_for_by_name(names: dict[str, list[str]]) -> None:
+def test_open_response_verifies_certificate_by_name(names: dict[str, list[str]]) -> None:
     names["hook.test"] = ["127.0.0.1"]
     with socket.create_server(("127.0.0.1", 0)) as server:
         heard: list[bytes] = []
@@ -220,7 +220,7 @@ def test_the_certificate_is_asked_for_by_name(names: dict[str, list[str]]) -> No
     assert tried.status is None
 
 
-def test_proxies_of_the_environment_are_not_asked(
+def test_proxies_of_the_environment_are_not_used(
     tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -231,7 +231,7 @@ def test_proxies_of_the_environment_are_not_asked(
         until(lambda: "completed" in receiver.kinds())
 
 
-def test_with_a_key_the_servers_own_machine_is_refused_at_submission(
+def test_submission_with_key_and_loopback_webhook_is_refused(
     tmp_path: Path, receiver: Receiver
 ) -> None:
     wires: dict[str, dict[str, Any]] = {
@@ -252,7 +252,7 @@ def test_with_a_key_the_servers_own_machine_is_refused_at_submission(
     assert receiver.posts == []
 
 
-def test_a_name_that_leads_here_is_a_failed_try(
+def test_webhook_to_name_of_loopback_is_a_failed_attempt(
     tmp_path: Path, names: dict[str, list[str]], receiver: Receiver
 ) -> None:
     names["hook.test"] = ["127.0.0.1"]
@@ -272,7 +272,9 @@ def test_a_name_that_leads_here_is_a_failed_try(
     assert receiver.posts == []
 
 
-def test_it_may_be_allowed(tmp_path: Path, receiver: Receiver) -> None:
+def test_webhook_to_private_address_is_delivered_when_allowed(
+    tmp_path: Path, receiver: Receiver
+) -> None:
     key = {"authorization": "Bearer one"}
     body = {"request": {"prompt": "a cup"}, "webhook": receiver.url}
     with running(tmp_path, api_keys=("one",), allow_private_webhooks=True) as url:
@@ -280,7 +282,7 @@ def test_it_may_be_allowed(tmp_path: Path, receiver: Receiver) -> None:
         until(lambda: "completed" in receiver.kinds())
 
 
-def test_links_that_are_posted_work_without_a_key(tmp_path: Path, receiver: Receiver) -> None:
+def test_webhook_signed_links_work_without_key(tmp_path: Path, receiver: Receiver) -> None:
     key = {"authorization": "Bearer one"}
     with running(tmp_path, api_keys=("one",), allow_private_webhooks=True) as url:
         body = {"input": {"prompt": "a cup"}, "webhook": receiver.url}
@@ -291,7 +293,7 @@ def test_links_that_are_posted_work_without_a_key(tmp_path: Path, receiver: Rece
         assert httpx.get(link.partition("?")[0]).status_code == 401
 
 
-def test_without_keys_only_this_machine_and_the_public(tmp_path: Path) -> None:
+def test_reach_without_keys_is_loopback_and_public(tmp_path: Path) -> None:
     with running(tmp_path) as url:
         made = predict(url, "http://127.0.0.1:9/", webhook_events_filter=[])
         assert made["id"]
@@ -299,7 +301,7 @@ def test_without_keys_only_this_machine_and_the_public(tmp_path: Path) -> None:
         assert httpx.post(f"{url}/api/jobs", json=body).status_code == 422
 
 
-def test_names_that_nobody_answers_for_hold_up_nothing_else(
+def test_resolve_host_slow_names_do_not_block_other_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     silent = threading.Event()

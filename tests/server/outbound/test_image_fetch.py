@@ -165,7 +165,9 @@ GOOD = ("house.png", "without a length", "in chunks", "with a cookie")
 
 
 @pytest.mark.parametrize("path", GOOD)
-def test_what_is_there(gallery: Gallery, path: str, outside: OutboundClient) -> None:
+def test_fetch_existing_picture_succeeds(
+    gallery: Gallery, path: str, outside: OutboundClient
+) -> None:
     url = gallery.url(path.replace(" ", "%20"))
     assert fetched("all", outside, image=url, mask=url) == {url: HOUSE}
     ((asked, headers),) = gallery.asked  # once
@@ -174,12 +176,14 @@ def test_what_is_there(gallery: Gallery, path: str, outside: OutboundClient) -> 
 
 
 @pytest.mark.parametrize("path", sorted(ANSWERS.keys() - {*GOOD, "a page"}))
-def test_what_is_no_whole_answer(gallery: Gallery, path: str, refused: Refused) -> None:
+def test_fetch_incomplete_response_fails(gallery: Gallery, path: str, refused: Refused) -> None:
     assert refused("all", gallery.url(path.replace(" ", "%20"))) == FETCH_FAILED
     assert len(gallery.asked) == 1
 
 
-def test_what_is_too_large(gallery: Gallery, refused: Refused, outside: OutboundClient) -> None:
+def test_fetch_too_large_picture_fails(
+    gallery: Gallery, refused: Refused, outside: OutboundClient
+) -> None:
     one, other = gallery.url(), gallery.url("a%20page")
     assert fetched("all", outside, max_bytes=len(HOUSE), image=one) == {one: HOUSE}
     with pytest.raises(RequestError, match=r"^mask: cannot be fetched"):
@@ -189,7 +193,7 @@ def test_what_is_too_large(gallery: Gallery, refused: Refused, outside: Outbound
         assert refused("all", url, max_bytes=limit) == failure_message(max_bytes=limit)
 
 
-def test_what_takes_too_long(gallery: Gallery, refused: Refused) -> None:
+def test_fetch_timeout_fails(gallery: Gallery, refused: Refused) -> None:
     settings = FetchSettings(timeout_s=0.2)
     assert refused("all", gallery.url("never"), settings) == failure_message(settings)
 
@@ -214,7 +218,7 @@ def test_what_takes_too_long(gallery: Gallery, refused: Refused) -> None:
         "house.png",
     ],
 )
-def test_what_nobody_answers(url: str, refused: Refused) -> None:
+def test_fetch_unreachable_url_fails(url: str, refused: Refused) -> None:
     assert refused("all", url) == FETCH_FAILED
 
 
@@ -228,7 +232,7 @@ def any_port(gallery: Gallery) -> FetchSettings:
 
 
 @pytest.mark.parametrize("host", [*PRIVATE, *LOOPBACK, *OTHERWISE])
-def test_addresses_that_are_not_public(
+def test_fetch_private_address_fails(
     gallery: Gallery, any_port: FetchSettings, host: str, refused: Refused
 ) -> None:
     url = gallery.url(host=f"[{host}]" if ":" in host else host)
@@ -237,7 +241,7 @@ def test_addresses_that_are_not_public(
 
 
 @pytest.mark.parametrize("host", ["example.org@127.0.0.1", "example.org\\@127.0.0.1"])
-def test_hosts_that_look_like_others(
+def test_fetch_disguised_host_fails(
     gallery: Gallery, any_port: FetchSettings, host: str, refused: Refused
 ) -> None:
     assert refused("public", gallery.url(host=host), any_port) == FETCH_FAILED
@@ -245,7 +249,7 @@ def test_hosts_that_look_like_others(
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["93.184.215.14", "::1"]])
-def test_names_that_lead_here(
+def test_fetch_name_of_private_address_fails(
     gallery: Gallery,
     any_port: FetchSettings,
     names: dict[str, list[str]],
@@ -257,13 +261,13 @@ def test_names_that_lead_here(
     assert gallery.asked == []
 
 
-def test_ports_where_no_pictures_are(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+def test_fetch_unusual_port_fails(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     monkeypatch.delattr(asks, "resolve_host")  # nobody is looked for
     for port in (22, 6379, 8080):
         assert refused("public", f"http://93.184.215.14:{port}/") == FETCH_FAILED
 
 
-def test_what_was_looked_at_is_what_is_asked(
+def test_fetch_ignores_later_dns_changes(
     gallery: Gallery, names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     """The resolver says another address from the second time on."""
@@ -280,7 +284,7 @@ def test_what_was_looked_at_is_what_is_asked(
     assert gallery.asked == []
 
 
-def test_proxies_of_the_environment_are_not_asked(
+def test_proxies_of_the_environment_are_not_used(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -290,7 +294,7 @@ def test_proxies_of_the_environment_are_not_asked(
     asks_now.close()
 
 
-def test_no_cookies(gallery: Gallery, outside: OutboundClient) -> None:
+def test_fetch_keeps_no_cookies(gallery: Gallery, outside: OutboundClient) -> None:
     """They would be another client's."""
     for _ in range(2):
         fetched("all", outside, image=gallery.url("with%20a%20cookie"))
@@ -298,7 +302,7 @@ def test_no_cookies(gallery: Gallery, outside: OutboundClient) -> None:
     assert all("cookie" not in headers for _, headers in gallery.asked)
 
 
-def test_a_server_that_fetches_nothing(gallery: Gallery, refused: Refused) -> None:
+def test_fetch_policy_none_refuses_urls(gallery: Gallery, refused: Refused) -> None:
     assert "this server fetches none" in refused("none", gallery.url())
     assert gallery.asked == []
 
@@ -306,10 +310,11 @@ def test_a_server_that_fetches_nothing(gallery: Gallery, refused: Refused) -> No
 # How many
 
 
-def test_more_urls_than_a_request_may_name(outside: OutboundClient) -> None:
+def test_fetch_too_many_urls_are_refused(outside: OutboundClient) -> None:
     urls = {f"controls.{number}.image": "http://127.0.0.1/" for number in range(17)}
+    fetch: Any = fetched  # The names of these fields are not Python identifiers.
     with pytest.raises(RequestError, match=r"^controls\.0\.image: is one of more than 16 URLs"):
-        fetched("public", outside, **urls)
+        fetch("public", outside, **urls)
 
 
 class Here:
@@ -321,7 +326,7 @@ class Here:
         return await work
 
 
-def test_requests_of_a_key_wait_for_each_other_and_for_nobody_else(
+def test_fetch_requests_of_a_key_wait_only_for_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = FetchSettings(concurrent_requests_per_key=1, pending_requests_per_key=2)
@@ -411,7 +416,7 @@ def pictures_of(request: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("submit", [by_replicate, by_fal, by_openai, by_cog, ours])
-def test_a_url_is_a_picture(
+def test_request_with_url_uses_the_fetched_picture(
     url: str, gallery: Gallery, submit: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "QUEUE_URL_FORMAT", "")  # put back in the end
@@ -435,7 +440,7 @@ def test_a_url_is_a_picture(
         ),
     ],
 )
-def test_what_cannot_be_used_is_told_by_its_field(
+def test_request_with_unusable_url_names_the_field(
     url: str, gallery: Gallery, path: str, body: str, status: int
 ) -> None:
     for wrong, says in (("missing", FETCH_FAILED), ("a%20page", "")):
@@ -464,7 +469,7 @@ def test_what_cannot_be_used_is_told_by_its_field(
         ),
     ],
 )
-def test_what_came_before_is_not_fetched_again(
+def test_request_repeated_with_idempotency_key_fetches_once(
     url: str, gallery: Gallery, method: str, path: str, body: str
 ) -> None:
     """The URL may be good for a while alone."""
@@ -481,7 +486,7 @@ def test_what_came_before_is_not_fetched_again(
     assert len(gallery.asked) == 1
 
 
-def test_by_default_nothing_of_this_machine_is_fetched(
+def test_server_default_fetches_no_loopback_urls(
     tmp_path: Path, gallery: Gallery, any_port: FetchSettings
 ) -> None:
     with running(tmp_path, fetching=any_port) as url, pytest.raises(httpx.HTTPStatusError):
@@ -489,7 +494,7 @@ def test_by_default_nothing_of_this_machine_is_fetched(
     assert gallery.asked == []
 
 
-def test_a_host_that_is_asked_by_its_name(
+def test_fetch_sends_the_host_name(
     gallery: Gallery, names: dict[str, list[str]], outside: OutboundClient
 ) -> None:
     with socket.socket() as nobody:
@@ -499,7 +504,7 @@ def test_a_host_that_is_asked_by_its_name(
     assert gallery.asked[0][1]["host"] == f"house.test:{gallery.port}"
 
 
-def test_an_international_name_is_looked_up_as_certificates_have_it(
+def test_fetch_international_name_is_encoded_as_in_certificates(
     gallery: Gallery, outside: OutboundClient, names: dict[str, list[str]]
 ) -> None:
     names["xn--fa-hia.test"] = ["127.0.0.1"]  # Python's own IDNA says fass.test
@@ -514,7 +519,7 @@ def test_an_international_name_is_looked_up_as_certificates_have_it(
     ("path", "around"),
     [("/api/jobs", '{"request": {"%s": %s}}'), ("/fal/run/o/sdxl", '{"prompt": "", "%s": %s}')],
 )
-def test_of_a_name_its_beginning_is_told(
+def test_request_with_long_field_name_shortens_it_in_the_error(
     url: str, path: str, around: str, name: str, inner: str
 ) -> None:
     headers = {"Content-Type": "application/json"}

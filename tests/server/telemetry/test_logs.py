@@ -62,7 +62,7 @@ def submit(client: TestClient, prompt: str = "a cup", **headers: str) -> str:
     return str(answer.json()["id"])
 
 
-def test_a_request_is_one_line(client: TestClient, written: Written) -> None:
+def test_log_has_one_line_per_request(client: TestClient, written: Written) -> None:
     name = submit(client)
     client.get(f"/api/jobs/{name}", headers={"X-Request-Id": "mine"})
     line = written("answered")[-1]
@@ -79,7 +79,7 @@ def test_a_request_is_one_line(client: TestClient, written: Written) -> None:
     }
 
 
-def test_a_job_is_found_by_the_request_that_made_it(client: TestClient, written: Written) -> None:
+def test_log_of_job_has_the_id_of_its_request(client: TestClient, written: Written) -> None:
     name = submit(client, **{"X-Request-Id": "mine"})
     until(lambda: written("job succeeded"))
     lines = [line for line in written() if line.get("job_id") == name]
@@ -91,13 +91,15 @@ def test_a_job_is_found_by_the_request_that_made_it(client: TestClient, written:
     assert 0 <= lines[1]["seconds"] <= lines[2]["seconds"]
 
 
-def test_the_same_submission_is_one_job_s_beginning(client: TestClient, written: Written) -> None:
+def test_log_of_repeated_submission_has_one_accepted_line(
+    client: TestClient, written: Written
+) -> None:
     token = {"Idempotency-Key": "token"}
     assert submit(client, **token) == submit(client, **token)
     assert len(written("job accepted")) == 1
 
 
-def test_no_line_per_step(client: TestClient, written: Written) -> None:
+def test_log_has_no_line_per_step(client: TestClient, written: Written) -> None:
     submit(client)
     until(lambda: len(written()) == 4)  # accepted, started, answered, succeeded
     body = {"request": {"prompt": "a cup", "num_inference_steps": 500}}
@@ -106,7 +108,7 @@ def test_no_line_per_step(client: TestClient, written: Written) -> None:
     assert len(written()) == 8
 
 
-def test_a_job_that_fails(client: TestClient, written: Written) -> None:
+def test_log_of_failed_job_names_the_cause(client: TestClient, written: Written) -> None:
     refused, broken = submit(client, "refuse"), submit(client, "break")
     until(lambda: len(written("job failed")) == 2)
     causes = {line["job_id"]: (line["level"], line["cause"]) for line in written("job failed")}
@@ -114,7 +116,7 @@ def test_a_job_that_fails(client: TestClient, written: Written) -> None:
     assert causes == {refused: ("warning", "prompt"), broken: ("warning", defect)}
 
 
-def test_a_job_that_is_canceled_as_it_waits(tmp_path: Path, written: Written) -> None:
+def test_canceled_while_queued_is_recorded(tmp_path: Path, written: Written) -> None:
     with client_of(
         tmp_path, 0.02, worker=WorkerSettings(poll_interval_s=0.05, max_jobs=1)
     ) as client:
@@ -127,7 +129,7 @@ def test_a_job_that_is_canceled_as_it_waits(tmp_path: Path, written: Written) ->
         assert [line["job_id"] for line in written("job canceled")] == [names[1], names[0]]
 
 
-def test_a_store_that_is_out_of_order_for_a_while(
+def test_log_of_store_failure_is_written_once(
     client: TestClient, written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish, failures = Jobs.finish, iter([True])
@@ -144,7 +146,7 @@ def test_a_store_that_is_out_of_order_for_a_while(
     assert len(written("job succeeded")) == 1
 
 
-def test_a_worker_that_stands_still(tmp_path: Path, written: Written) -> None:
+def test_log_of_silent_worker_names_its_replacement(tmp_path: Path, written: Written) -> None:
     with client_of(
         tmp_path, worker=WorkerSettings(poll_interval_s=0.05, step_timeout_s=2.0)
     ) as client:
@@ -154,7 +156,7 @@ def test_a_worker_that_stands_still(tmp_path: Path, written: Written) -> None:
         assert written("worker replaced")[0]["cause"] == "it said nothing any more"
 
 
-def test_a_worker_that_dies(client: TestClient, written: Written) -> None:
+def test_log_of_dead_worker_names_its_replacement(client: TestClient, written: Written) -> None:
     name = submit(client, "die")
     until(lambda: written("job failed"))
     assert [line["job_id"] for line in written("job requeued")] == [name] * 4
@@ -178,14 +180,14 @@ def test_a_worker_that_dies(client: TestClient, written: Written) -> None:
         ('a\tb"', False),
     ],
 )
-def test_an_id_is_the_client_s_if_it_is_sane(client: TestClient, given: str, taken: bool) -> None:
+def test_request_id_of_client_is_kept_if_valid(client: TestClient, given: str, taken: bool) -> None:
     answer = client.get("/api/models", headers=[(b"x-request-id", given.encode())])
     named = answer.headers["X-Request-ID"]
     assert (named == given) is taken
     assert re.fullmatch(r"[!-~]{1,128}", named)
 
 
-def test_every_answer_has_an_id(client: TestClient, written: Written) -> None:
+def test_request_id_is_in_every_response(client: TestClient, written: Written) -> None:
     answers = [
         client.get("/api/models"),
         client.get("/nowhere"),
@@ -204,7 +206,7 @@ def test_every_answer_has_an_id(client: TestClient, written: Written) -> None:
     assert lines[-1]["level"] == "debug"  # a probe's
 
 
-def test_openai_s_header_is_the_job(client: TestClient, written: Written) -> None:
+def test_request_id_of_openai_response_is_the_job(client: TestClient, written: Written) -> None:
     answer = client.post("/v1/images/generations", json={"prompt": "a cup", "steps": 2})
     made = written("job accepted")[0]
     assert answer.headers["X-Request-ID"] == made["job_id"] != made["request_id"]
@@ -218,7 +220,7 @@ def break_down(client: TestClient, monkeypatch: pytest.MonkeyPatch, error: Excep
     return client.post("/api/jobs", json={"request": {"prompt": "a cup"}})
 
 
-def test_a_defect_is_answered_and_written_with_its_place(
+def test_defect_is_answered_500_and_logged_with_its_place(
     client: TestClient, written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = break_down(client, monkeypatch, ZeroDivisionError("of a secret prompt"))
@@ -240,7 +242,7 @@ def test_a_defect_is_answered_and_written_with_its_place(
         (OSError(28, "No space left", "/secret"), "OSError: No space left"),
     ],
 )
-def test_what_is_out_of_order_is_written_without_parameters(
+def test_log_of_store_failure_has_no_sql_parameters(
     client: TestClient,
     written: Written,
     monkeypatch: pytest.MonkeyPatch,
@@ -254,7 +256,7 @@ def test_what_is_out_of_order_is_written_without_parameters(
     assert "secret" not in json.dumps(line)
 
 
-def test_webhooks_are_written_without_where_they_go(tmp_path: Path, written: Written) -> None:
+def test_log_of_webhooks_has_no_urls(tmp_path: Path, written: Written) -> None:
     often = WebhookSettings(poll_interval_s=0.02)
     with receiving() as receiver, client_of(tmp_path, webhooks=often) as client:
         receiver.answers += [500]
@@ -268,7 +270,7 @@ def test_webhooks_are_written_without_where_they_go(tmp_path: Path, written: Wri
     assert "secret" not in json.dumps(written())
 
 
-def test_nothing_that_was_asked_for_is_written(
+def test_log_contains_nothing_of_requests(
     client: TestClient, written: Written, caplog: pytest.LogCaptureFixture
 ) -> None:
     picture = "c2VjcmV0LXBpY3R1cmU="
@@ -299,13 +301,13 @@ def record(message: str = "answered", error: Exception | None = None, **fields: 
     return made
 
 
-def test_readable_lines() -> None:
+def test_text_format_writes_readable_lines() -> None:
     line = TextFormatter().format(record(status=201, cause="it died", route=None, quoted='a"b'))
     start = "1970-01-01T00:00:00.012+00:00 info    answered"
     assert line == f'{start} status=201 cause="it died" quoted="a\\"b"'
 
 
-def test_an_error_s_places_follow_its_line() -> None:
+def test_text_format_lists_stack_frames_after_the_line() -> None:
     with pytest.raises(ValueError, match="secret") as caught:
         int("secret")
     first, *places = TextFormatter().format(record(error=caught.value)).splitlines()
@@ -314,7 +316,7 @@ def test_an_error_s_places_follow_its_line() -> None:
     assert re.search(r"test_logs\.py:\d+ test_an_error", places[0])
 
 
-def test_of_what_libraries_say_the_first_line_is_written() -> None:
+def test_log_of_libraries_has_only_the_first_line() -> None:
     made = record("Task exception was never retrieved\nfuture: ValueError('secret')")
     made.name = "asyncio"
     assert json.loads(JsonFormatter().format(made)) == {
@@ -325,7 +327,7 @@ def test_of_what_libraries_say_the_first_line_is_written() -> None:
     }
 
 
-def test_requests_at_once_keep_their_ids(tmp_path: Path, written: Written) -> None:
+def test_concurrent_requests_keep_their_ids(tmp_path: Path, written: Written) -> None:
     with running(tmp_path) as url, httpx.Client(base_url=url) as client:
         body = {"request": {"prompt": "a cup", "num_inference_steps": 2}}
         for name in ("first", "second"):
@@ -334,7 +336,7 @@ def test_requests_at_once_keep_their_ids(tmp_path: Path, written: Written) -> No
     assert [line["request_id"] for line in written("job accepted")] == ["first", "second"]
 
 
-def test_a_client_that_goes_away_is_no_defect(tmp_path: Path, written: Written) -> None:
+def test_client_disconnect_is_not_logged_as_defect(tmp_path: Path, written: Written) -> None:
     with running(tmp_path) as url:
         address = urlsplit(url)
         with socket.create_connection((address.hostname, address.port)) as half:
@@ -351,7 +353,7 @@ def test_a_client_that_goes_away_is_no_defect(tmp_path: Path, written: Written) 
     assert "error" not in line
 
 
-def test_an_id_outlives_its_server(tmp_path: Path, written: Written) -> None:
+def test_request_id_of_job_survives_a_restart(tmp_path: Path, written: Written) -> None:
     """The end of a job has the id of the request that made it, also on another server."""
     body = {"request": {"prompt": "a cup", "num_inference_steps": 2}}
     with client_of(tmp_path) as client:
@@ -363,7 +365,7 @@ def test_an_id_outlives_its_server(tmp_path: Path, written: Written) -> None:
     assert written("job succeeded")[0]["request_id"] == "mine"
 
 
-def test_serve_writes_objects(tmp_path: Path) -> None:
+def test_serve_json_log_writes_objects(tmp_path: Path) -> None:
     """The command line's: one object a line, once each, and uvicorn's access log is silent."""
     command = [sys.executable, "-c", "from overpaint.cli.main import main; main()"]
     options = ["--data", str(tmp_path), "--port", "0", "--log", "json"]
@@ -392,7 +394,7 @@ main(["serve", *{options!r}])
     assert "HTTP/1.1" not in done.stdout + done.stderr
 
 
-def test_what_is_done_again_and_again_goes_on_after_a_defect(
+def test_run_periodically_continues_after_a_defect(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The supervisor writes of a disk that is out of order."""

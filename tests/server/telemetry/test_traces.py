@@ -73,7 +73,7 @@ def parent_of(span: ReadableSpan) -> int | None:
     return span.parent.span_id if span.parent else None
 
 
-def test_a_request_is_a_span_within_its_client_s(
+def test_request_span_has_the_client_span_as_parent(
     client: TestClient, kept: InMemorySpanExporter
 ) -> None:
     client.get("/api/jobs/none", headers=PARENT | {"X-Request-ID": "mine"})
@@ -93,20 +93,20 @@ def test_a_request_is_a_span_within_its_client_s(
 
 
 @pytest.mark.parametrize("given", ["", "nonsense", f"00-{'0' * 32}-{SPAN}-01"])
-def test_without_a_sane_parent_a_trace_begins(
+def test_request_with_invalid_traceparent_begins_a_trace(
     client: TestClient, kept: InMemorySpanExporter, given: str
 ) -> None:
     client.get("/api/models", headers={"traceparent": given})
     assert parent_of(one(kept, "GET /api/models")) is None
 
 
-def test_probes_have_no_spans(client: TestClient, kept: InMemorySpanExporter) -> None:
+def test_probe_requests_have_no_spans(client: TestClient, kept: InMemorySpanExporter) -> None:
     for path in ("/healthz", "/readyz", "/metrics", "/api/models"):
         client.get(path)
     assert [span.name for span in kept.get_finished_spans()] == ["GET /api/models"]
 
 
-def test_a_job_is_a_span_within_the_request_that_made_it(
+def test_job_span_has_the_request_span_as_parent(
     client: TestClient, kept: InMemorySpanExporter
 ) -> None:
     name = submit(client)
@@ -136,9 +136,7 @@ def test_a_job_is_a_span_within_the_request_that_made_it(
     assert times == sorted(cast("list[int]", times))
 
 
-def test_a_job_that_is_run_again_has_a_span_for_each_time(
-    client: TestClient, kept: InMemorySpanExporter
-) -> None:
+def test_job_span_has_one_child_per_attempt(client: TestClient, kept: InMemorySpanExporter) -> None:
     submit(client, "a secret, die")
     job = one(kept, "job")
     assert attributes(job)["overpaint.job.attempt"] == 5
@@ -149,7 +147,7 @@ def test_a_job_that_is_run_again_has_a_span_for_each_time(
     assert not any("secret" in span.to_json() for span in kept.get_finished_spans())
 
 
-def test_a_job_that_is_canceled_as_it_waits(tmp_path: Path, kept: InMemorySpanExporter) -> None:
+def test_canceled_while_queued_is_recorded(tmp_path: Path, kept: InMemorySpanExporter) -> None:
     with server(tmp_path, kept, 0.02) as client:
         submit(client, steps=1000)
         waiting = submit(client)
@@ -161,7 +159,7 @@ def test_a_job_that_is_canceled_as_it_waits(tmp_path: Path, kept: InMemorySpanEx
         assert spans(kept, "running") == []
 
 
-def test_a_trace_goes_on_on_the_next_server(tmp_path: Path, kept: InMemorySpanExporter) -> None:
+def test_job_span_continues_on_another_server(tmp_path: Path, kept: InMemorySpanExporter) -> None:
     with server(tmp_path, InMemorySpanExporter()) as client:
         service: Service = cast(Any, client.app).state.service
         service.supervisor.stop()
@@ -172,7 +170,7 @@ def test_a_trace_goes_on_on_the_next_server(tmp_path: Path, kept: InMemorySpanEx
     assert f"{job.context.trace_id:032x}" == TRACE
 
 
-def test_a_defect_is_an_error_without_its_words(
+def test_defect_span_has_no_error_message(
     client: TestClient, kept: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*_: Any) -> None:
@@ -185,7 +183,7 @@ def test_a_defect_is_an_error_without_its_words(
     assert "secret" not in span.to_json()
 
 
-def test_a_job_without_traces_keeps_none(tmp_path: Path) -> None:
+def test_job_without_tracing_stores_no_context(tmp_path: Path) -> None:
     with client_of(tmp_path) as client:
         name = submit(client)
         service: Service = cast(Any, client.app).state.service
@@ -194,7 +192,7 @@ def test_a_job_without_traces_keeps_none(tmp_path: Path) -> None:
     assert job.origin.trace == {}
 
 
-def test_spans_are_posted_to_where_the_environment_says(
+def test_exporter_sends_spans_to_the_configured_endpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with receiving() as receiver:
@@ -209,7 +207,7 @@ def test_spans_are_posted_to_where_the_environment_says(
     assert names == ["GET /api/models"]
 
 
-def test_without_the_extra_it_is_said_what_to_install(
+def test_serve_otel_without_extra_names_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = builtins.__import__
