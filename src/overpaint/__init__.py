@@ -1,4 +1,4 @@
-"""Overpaint repaints pictures with Stable Diffusion XL on hardware you own.
+"""Overpaint repaints pictures with Stable Diffusion XL on your own hardware.
 
 import overpaint
 painter = overpaint.load("miniature")
@@ -6,24 +6,35 @@ result = painter.edit(picture, "a watercolor painting of a red house", strength=
 result.save("out.png")
 """
 
-from importlib.metadata import version
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from overpaint.errors import OverpaintError
-from overpaint.picture import Picture
-from overpaint.request import Request
-
 if TYPE_CHECKING:
+    from overpaint.errors import OverpaintError
     from overpaint.painter import Painter, Result, load
+    from overpaint.picture import Picture
+    from overpaint.request import Request
+
+    __version__: str
 
 __all__ = ["OverpaintError", "Painter", "Picture", "Request", "Result", "__version__", "load"]
-__version__ = version("overpaint")
+
+_MODULES = {
+    "OverpaintError": "errors",
+    "Painter": "painter",
+    "Picture": "picture",
+    "Request": "request",
+    "Result": "painter",
+    "load": "painter",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for."""
-    if name in {"Painter", "Result", "load"}:
-        from overpaint import painter
+    """Import a public name at its first use, because the painter imports torch."""
+    if name == "__version__":
+        from importlib.metadata import version
 
-        return getattr(painter, name)
+        return version("overpaint")
+    if name in _MODULES:
+        return getattr(import_module(f"overpaint.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'overpaint' has no attribute {name!r}")

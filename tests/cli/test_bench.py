@@ -55,7 +55,7 @@ def test_memory_that_runs_out_is_told(
 
     monkeypatch.setattr(calibrate, "calls", found)
     assert code("bench", *SMALL[:2]) == 0
-    assert "64x64, 2 rows: memory runs out" in capsys.readouterr().err
+    assert "64x64, 2 rows: out of memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["small", "64x", "x64", "100"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from overpaint.cli.main import ARGUMENTS
+from overpaint.cli.main import ARGUMENT_OF_FIELD
 from overpaint.cli.serve import options
 from overpaint.errors import RequestError
 from overpaint.server.settings import ServerSettings, load_settings
@@ -63,4 +63,4 @@ def test_settings_file_that_is_wrong_is_refused(tmp_path: Path, text: str) -> No
 
 def test_serve_options_are_named_alike_in_errors() -> None:
     flags = {option.path[-1]: option.flag.name for option in options()}
-    assert all(flags[name] == flag for name, flag in ARGUMENTS.items() if name in flags)
+    assert all(flags[name] == flag for name, flag in ARGUMENT_OF_FIELD.items() if name in flags)

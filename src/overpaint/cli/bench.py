@@ -1,4 +1,4 @@
-"""`overpaint bench`."""
+"""`overpaint bench`: measure step times for `overpaint serve --profile`."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from overpaint.cli.settings import home
+from overpaint.cli.settings import read_home
 from overpaint.cli.terminal import Terminal
 from overpaint.errors import RequestError
 
@@ -16,26 +16,28 @@ if TYPE_CHECKING:
 
 def bench(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A name, a folder, a file or a hub id.")
+        str, typer.Option("--model", "-m", help="Model: a name, a folder, a file or a hub id.")
     ] = "miniature",
     size: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of pictures: 512 or 1024x768; may be given many times.",
-            show_default="the model's native one",
+            help="Size of the pictures: 512 or 1024x768. Can be repeated.",
+            show_default="the size that the model was trained on",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Where to write what `overpaint serve` reads."),
+        typer.Option("--output", "-o", help="File to write for `overpaint serve --profile`."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32 or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps or auto.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Number format of the weights: bf16, fp16, fp32 or auto.")
+    ] = "auto",
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Nothing but errors on stderr.")
+        bool, typer.Option("--quiet", "-q", help="Print only errors on stderr.")
     ] = False,
 ) -> None:
-    """Measure what steps of 1, 2, 4 … rows take here, and how many are worth sharing one."""
+    """Measure the step times of 1, 2, 4 … rows on this machine, and the best batch size."""
     sizes = [_size(text) for text in size or []]
     terminal = Terminal(quiet=quiet)
 
@@ -44,7 +46,7 @@ def bench(
     from overpaint.engine.profile import Profile, kind_of
 
     with terminal.waiting(f"loading {model}"):
-        loaded = overpaint.load(model, device=device, dtype=dtype, home=home()).model
+        loaded = overpaint.load(model, device=device, dtype=dtype, home=read_home()).model
     where, what = str(loaded.device), str(loaded.dtype).removeprefix("torch.")
     measured: dict[tuple[int, int], dict[int, float]] = {}
     for width, height in sizes or [(loaded.native_size, loaded.native_size)]:
@@ -53,7 +55,7 @@ def bench(
         for call in found:
             said = f"{width}x{height}, {call.rows} rows: "
             if call.seconds is None:
-                terminal.say(f"{said}memory runs out")
+                terminal.say(f"{said}out of memory")
                 continue
             terminal.say(f"{said}{call.seconds:.4f} s")
             measured.setdefault(call.shape, {})[call.rows] = call.seconds
@@ -66,14 +68,14 @@ def bench(
 
 
 def _size(text: str) -> tuple[int, int]:
-    """(width, height) in pixels."""
+    """Return (width, height) in pixels."""
     if found := re.fullmatch(r"(\d{1,9})(?:[xX×](\d{1,9}))?", text):
         return int(found[1]), int(found[2] or found[1])
-    raise RequestError("size", f"{text!r} is neither SIDE nor WIDTHxHEIGHT.")
+    raise RequestError("size", f"{text!r} is not a size. Give SIDE or WIDTHxHEIGHT.")
 
 
 def _table(profile: "Profile", shape: tuple[int, int], factor: int) -> str:
-    """What was measured of one size, and what follows from it."""
+    """Return the step times of one size, and its best batch size, as a table."""
     height, width = shape
     cap = profile.cap(height, width)
     lines = [f"{width * factor}x{height * factor}: steps of up to {cap} rows"]

@@ -139,7 +139,8 @@ def start(settings: ServerSettings) -> None:
     for origin in settings.allowed_origins:
         if not ORIGIN.fullmatch(origin):
             raise RequestError(
-                "allowed_origin", f"{origin!r} is not one page's, such as https://example.org."
+                "allowed_origin",
+                f"{origin!r} is not an origin. Write it like https://example.org.",
             )
 
     from overpaint.server.app import run
@@ -168,8 +169,8 @@ def _check_access(settings: ServerSettings) -> None:
         if not stored.good():
             raise RequestError(
                 "host",
-                f"{settings.host} can be reached from elsewhere; give a --key that clients must "
-                "have, or make one with `overpaint keys create`.",
+                f"Other machines can reach {settings.host}. Require an API key: give --key, or "
+                "create one with `overpaint keys create`.",
             )
 
 
@@ -183,6 +184,6 @@ def _traces() -> "TraceExporter":
         from overpaint.server.telemetry.traces import make_otlp_exporter
     except ModuleNotFoundError as error:
         raise RequestError(
-            "otel", f"{error.name} is not installed: pip install 'overpaint[otel]'."
+            "otel", f"{error.name} is not installed. Install it: pip install 'overpaint[otel]'."
         ) from error
     return make_otlp_exporter()

@@ -1,13 +1,12 @@
-"""The options that are fields of a `Request`: one table for every command that paints.
+"""The options that set fields of a `Request`: one table for every command that paints.
 
-Only what is given on the command line becomes a field, so that defaults stay in one place and
-`--like` can tell what was asked for.
+Only options on the command line become fields, so that defaults stay in `Request`, and `--like`
+keeps the settings that were not given.
 """
 
 import inspect
 import os
-import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -15,41 +14,51 @@ from typing import Annotated, Any
 
 import typer
 
-from overpaint.errors import RequestError
-from overpaint.imaging import codec
-from overpaint.picture import Picture
+from overpaint.cli.syntax import (
+    parse_controls,
+    parse_crop,
+    parse_extend,
+    parse_interval,
+    parse_loras,
+    parse_mask,
+    parse_size,
+    parse_truncate,
+)
 from overpaint.request import Request
 from overpaint.request_fields import DEFAULT_STRENGTH
 
 
 @dataclass(frozen=True)
 class Setting:
-    """An option and the field that it fills.
-
-    Attributes:
-        field: of `Request`.
-        flags: of the command line.
-        type: of its value there.
-        help: one line.
-        default: shown in the help; by default the field's own.
-        parse: from the value on the command line to fields; by default the field itself.
-        old_flags: a former spelling of the flags, which is accepted and not shown.
-    """
+    """An option and the field of `Request` that it sets."""
 
     field: str
-    flags: tuple[str, ...]
-    type: Any
-    help: str
-    default: str | None = None
-    parse: Callable[[Any], dict[str, Any]] | None = None
-    old_flags: str | None = None
+    """The name of the field."""
 
-    def fields(self, value: Any) -> dict[str, Any]:
-        """The fields that a value on the command line stands for."""
+    flags: tuple[str, ...]
+    """The spellings of the option."""
+
+    type: Any
+    """The type of the value on the command line."""
+
+    help: str
+    """One line for `--help`."""
+
+    default: str | None = None
+    """The default that `--help` shows, if it is not the default of the field."""
+
+    parse: Callable[[Any], dict[str, Any]] | None = None
+    """Converts the value on the command line to fields. By default the value is the field's."""
+
+    old_flags: str | None = None
+    """A former spelling of the option, which is accepted and hidden."""
+
+    def parse_value(self, value: Any) -> dict[str, Any]:
+        """Return the fields that a value on the command line sets."""
         return self.parse(value) if self.parse else {self.field: value}
 
     def parameters(self) -> Iterator[inspect.Parameter]:
-        """Yield the option as a keyword of a command, and its hidden alias; None if not given."""
+        """Yield a command's keyword for the option, and one for its hidden alias."""
         default = self.default or str(Request.model_fields[self.field].default)
         shown = default if default not in {"None", "", "PydanticUndefined"} else False
         options = {self.field: typer.Option(*self.flags, help=self.help, show_default=shown)}
@@ -64,152 +73,9 @@ class Setting:
             )
 
 
-def home() -> str | None:
-    """Where what was added is kept: OVERPAINT_HOME, or None for the default."""
+def read_home() -> str | None:
+    """Return OVERPAINT_HOME, the folder of added models, or None for the default folder."""
     return os.environ.get("OVERPAINT_HOME")
-
-
-def numbers(field: str, text: str) -> tuple[float, ...]:
-    """Numbers separated by commas.
-
-    Raises:
-        RequestError: it is something else.
-    """
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise RequestError(field, f"{text!r} is not a list of numbers like 0.2,0.8.") from None
-
-
-def _interval(text: str) -> dict[str, Any]:
-    return {"guidance_interval": numbers("guidance_interval", text)}
-
-
-def _size(text: str) -> dict[str, Any]:
-    if text in {"native", "keep"}:
-        return {"size": text, "width": None, "height": None}
-    if size := re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text):
-        return {"size": "native", "width": int(size[1]), "height": int(size[2])}
-    raise RequestError("size", f"{text!r} is none of: WIDTHxHEIGHT, native, keep.")
-
-
-def _truncate(truncate: bool) -> dict[str, Any]:
-    return {"steps": "truncate" if truncate else "exact"}
-
-
-def _mask(path: Path) -> dict[str, Any]:
-    return {"mask": codec.read_picture(path)}
-
-
-def _extend(text: str) -> dict[str, Any]:
-    sides: dict[str, int] = dict.fromkeys(("left", "top", "right", "bottom"), 0)
-    for part in text.split(","):
-        side = re.fullmatch(r"\s*(left|top|right|bottom)\s*=\s*(\d{1,6})\s*", part)
-        if not side:
-            raise RequestError("extend", f"{part!r} is not like left=256 or top=128.")
-        sides[side[1]] = int(side[2])
-    return {"extend": tuple(sides.values())}
-
-
-_SCALE = re.compile(r"\d+(\.\d*)?|\.\d+")
-_RANGE = re.compile(r"(\d*\.?\d+)-(\d*\.?\d+)")
-_OPTION = re.compile(r"([a-z_]+)=(.+)")
-
-
-def controls(texts: Sequence[str]) -> dict[str, Any]:
-    """Controls as they are written: KIND, KIND=PICTURE or KIND@HINT, and options behind colons.
-
-    An option is a scale (0.7), a range (0-0.8), or NAME=VALUE: net, estimator, mask, weighting, or
-    one of the function that makes the hint.
-
-    Raises:
-        RequestError: something else.
-    """
-    return {"controls": tuple(_control(text, f"controls.{i}") for i, text in enumerate(texts))}
-
-
-def _control(text: str, field: str) -> dict[str, Any]:
-    start = re.match(r"([a-z]+)([=@:]|$)", text)
-    if not start:
-        raise RequestError(field, f"{text!r} is not like canny=PICTURE:0.7 or canny@HINT.")
-    found: dict[str, Any] = {"kind": start[1], "options": {}}
-    parts = text[start.end() :].split(":")
-    least = 0 if start[2] in (":", "") else 1  # what comes first is the path
-    while len(parts) > least and (own := _option(parts[-1], field)) is not None:
-        found["options"] |= own.pop("options", {})
-        found |= own
-        parts.pop()
-    path = ":".join(parts)
-    if path and least:
-        found["image" if start[2] == "=" else "hint"] = hint_source(start[1], path)
-    elif path or least:
-        raise RequestError(field, f"{text!r}: {path or text[-1]!r} is no scale, range or option.")
-    return found
-
-
-def hint_source(kind: str, path: str) -> Picture:
-    """What a hint is made from: a picture, or of a pose its keypoints."""
-    data = kind == "pose" and path.lower().endswith(".json")
-    return codec.read_keypoints(path) if data else codec.read_picture(path)
-
-
-def _option(text: str, field: str) -> dict[str, Any] | None:
-    """The fields of a control that an option stands for; None where it is none."""
-    if _SCALE.fullmatch(text):
-        return {"scale": float(text)}
-    if way := _RANGE.fullmatch(text):
-        return {"start": float(way[1]), "end": float(way[2])}
-    if not (named := _OPTION.fullmatch(text)):
-        return {} if text == "" else None
-    name, value = named.groups()
-    match name:
-        case "net" | "estimator" | "weighting":
-            return {name: value}
-        case "mask":
-            return {"mask": codec.read_picture(value)}
-        case _:
-            return {"options": options([f"{name}={value}"], f"{field}.options")}
-
-
-def loras(texts: Sequence[str]) -> dict[str, Any]:
-    """LoRAs as they are written: NAME, NAME:SCALE, then text=SCALE or BLOCK=FACTOR behind colons.
-
-    Raises:
-        RequestError: something else.
-    """
-    return {"loras": tuple(_lora(text, f"loras.{i}") for i, text in enumerate(texts))}
-
-
-def _lora(text: str, field: str) -> dict[str, Any]:
-    name, *rest = text.split(":")
-    found: dict[str, Any] = {"name": name}
-    if rest and "=" not in rest[0]:
-        (number,) = numbers(field, rest.pop(0))[:1]
-        found["scale"] = number
-    scales = options(rest, field)
-    if "text" in scales:
-        found["text_scale"] = scales.pop("text")
-    return found | ({"blocks": scales} if scales else {})
-
-
-def options(texts: Sequence[str], field: str = "options") -> dict[str, float]:
-    """Options of a function that makes a hint, NAME=NUMBER each.
-
-    Raises:
-        RequestError: something else.
-    """
-    found: dict[str, float] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise RequestError(field, f"{text!r} is not like low=50.") from None
-    return found
-
-
-def _crop(text: str) -> dict[str, Any]:
-    return {"crop": int(text) if re.fullmatch(r"\d{1,6}", text) else text}
 
 
 SETTINGS = {
@@ -219,208 +85,238 @@ SETTINGS = {
             "strength",
             ("--strength", "-s"),
             float,
-            "How much is repainted, from 0 (nothing) to 1 (everything).",
+            "How much to repaint: 0 keeps the picture, 1 repaints everything.",
             default=str(DEFAULT_STRENGTH),
         ),
-        Setting("negative_prompt", ("--negative",), str, "What to steer away from."),
-        Setting("num_inference_steps", ("--steps",), int, "Sampler steps that run."),
-        Setting("guidance_scale", ("--guidance", "-g"), float, "How closely to follow the prompt."),
-        Setting("seed", ("--seed",), int, "Of the first picture.", default="random"),
-        Setting("num_images", ("--num-images", "-n"), int, "Pictures to make."),
+        Setting("negative_prompt", ("--negative",), str, "Words to steer away from."),
+        Setting("num_inference_steps", ("--steps",), int, "Sampler steps, 1 to 1000."),
+        Setting(
+            "guidance_scale",
+            ("--guidance", "-g"),
+            float,
+            "How closely to follow the prompt: above 1 up to 50; 0 turns guidance off.",
+        ),
+        Setting(
+            "seed",
+            ("--seed",),
+            int,
+            "Seed of the first picture; picture i has seed + i.",
+            default="random",
+        ),
+        Setting("num_images", ("--num-images", "-n"), int, "Pictures to make, 1 to 64."),
         Setting(
             "size",
             ("--size",),
             str,
-            "WIDTHxHEIGHT, native (the picture's aspect at the model's area), or keep (its size).",
-            parse=_size,
+            "WIDTHxHEIGHT, keep (the picture's size) or native (its aspect at the model's area).",
+            parse=parse_size,
         ),
         Setting(
             "fit",
             ("--fit",),
             str,
-            "Where the aspect differs: cover crops, contain pads, stretch distorts.",
+            "If the aspect ratio differs: cover crops, contain pads, stretch distorts.",
             default="cover",
         ),
         Setting(
             "mask",
             ("--mask",),
             Path,
-            "A picture of the same size: white (or transparent) is repainted, black kept.",
-            parse=_mask,
+            "Picture of the same size: white or transparent is repainted, black is kept.",
+            parse=parse_mask,
         ),
         Setting(
             "mask_from",
             ("--mask-from",),
             str,
-            "A mask in words: box:L,T,R,B, ellipse:L,T,R,B, polygon:X,Y,…, color:#ff0000.",
+            "Mask in words: box:L,T,R,B, ellipse:L,T,R,B, polygon:X,Y,…, color:#ff0000.",
         ),
-        Setting("mask_invert", ("--invert",), bool, "Repaint what the mask keeps, keep the rest."),
-        Setting("mask_grow", ("--grow",), int, "Pixels by which the mask grows (or shrinks)."),
-        Setting("mask_blur", ("--blur",), int, "Pixels over which its edge is softened."),
+        Setting(
+            "mask_invert",
+            ("--invert",),
+            bool,
+            "Repaint the part that the mask keeps, and keep the other part.",
+        ),
+        Setting(
+            "mask_grow", ("--grow",), int, "Pixels by which the mask grows; negative shrinks it."
+        ),
+        Setting(
+            "mask_blur", ("--blur",), int, "Pixels over which the edge of the mask is softened."
+        ),
         Setting(
             "extend",
             ("--extend",),
             str,
-            "New room at the sides, such as left=256,top=128.",
+            "Pixels to add at the sides, such as left=256,top=128.",
             default="None",
-            parse=_extend,
+            parse=parse_extend,
         ),
         Setting(
             "task",
             ("--task",),
             str,
-            "What the mask is for: retouch, replace, remove or extend.",
+            "Purpose of the mask: retouch, replace, remove or extend.",
             default="replace",
         ),
         Setting(
             "fill",
             ("--fill",),
             str,
-            "Inside the mask before painting: original, surroundings, flat or noise.",
-            default="by the task",
+            "Content of the mask before painting: original, surroundings, flat or noise.",
+            default="depends on --task",
         ),
         Setting(
             "crop",
             ("--crop",),
             str,
-            "Paint the masked region alone: auto, off, or pixels of context around it.",
-            parse=_crop,
+            "Paint the masked region alone, enlarged: auto, off, or pixels of context around it.",
+            parse=parse_crop,
         ),
         Setting(
             "match_colors",
             ("--match-colors/--no-match-colors",),
             bool,
-            "Bring what is painted to the colors around it.",
+            "Shift the colors of the repainted part to those around it.",
             old_flags="--match-colours/--no-match-colours",
         ),
         Setting(
             "loras",
             ("--lora",),
             list[str],
-            "A LoRA of the catalogue: NAME, NAME:0.8, NAME:0.8:text=0.5:up_blocks.0=0. Any number.",
+            "LoRA by its name: NAME, NAME:0.8, NAME:0.8:text=0.5:up_blocks.0=0. Can be repeated.",
             default="None",
-            parse=loras,
+            parse=parse_loras,
         ),
         Setting(
             "lora_lenient",
             ("--lora-lenient",),
             bool,
-            "Do without keys of a LoRA that belong nowhere; they are named.",
+            "Skip the keys of a LoRA that fit no layer, and report them.",
         ),
         Setting(
             "controls",
             ("--control",),
             list[str],
-            "A hint to follow: KIND, KIND=PICTURE or KIND@HINT, then :SCALE, :START-END, "
-            ":net=NAME, :estimator=NAME, :mask=FILE, :weighting=soft. Any number.",
+            "Control image: KIND, KIND=PICTURE or KIND@HINT, then :SCALE, :START-END, "
+            ":net=NAME, :estimator=NAME, :mask=FILE, :weighting=soft. Can be repeated.",
             default="None",
-            parse=controls,
+            parse=parse_controls,
         ),
         Setting(
             "refiner",
             ("--refiner",),
             str,
-            "A second model that finishes the picture.",
+            "Model of a second stage that finishes the picture.",
         ),
         Setting(
             "refine",
             ("--refine",),
             str,
-            "How: ensemble (takes over the last steps) or sequential (repaints the result).",
+            "Second stage: ensemble runs the last steps, sequential repaints the result.",
             default="ensemble",
         ),
         Setting(
             "high_noise_frac",
             ("--high-noise-frac",),
             float,
-            "Where an ensemble's refiner takes over, by noise level.",
+            "Share of the noise range that an ensemble's first model runs, 0 to 1.",
         ),
         Setting(
             "refine_strength",
             ("--refine-strength",),
             float,
-            "Of a sequential second stage.",
+            "Strength of a sequential second stage, above 0 to 1.",
         ),
         Setting(
             "refine_steps",
             ("--refine-steps",),
             int,
-            "Its steps.",
-            default="as many as the first's",
+            "Steps of a sequential second stage.",
+            default="same as --steps",
         ),
         Setting(
             "upscale",
             ("--upscale",),
             float,
-            "Paint once more, this many times larger.",
+            "Repaint the result, enlarged by this factor, 1 to 4.",
         ),
         Setting(
             "upscale_in",
             ("--upscale-in",),
             str,
-            "What is enlarged for that: pixels, or latents (faster and softer).",
+            "Data to enlarge: pixels, or latents, which is faster and softer.",
         ),
         Setting(
             "aesthetic_score",
             ("--aesthetic-score",),
             float,
-            "That the refiner is to aim at, 1 to 10.",
+            "Aesthetic score for the refiner to aim at, 1 to 10.",
         ),
         Setting(
             "negative_aesthetic_score",
             ("--negative-aesthetic-score",),
             float,
-            "That it is to steer away from.",
+            "Aesthetic score for the refiner to steer away from, 1 to 10.",
         ),
-        Setting("sampler", ("--sampler",), str, "The integrator: euler, heun, unipc …"),
-        Setting("schedule", ("--schedule",), str, "The noise levels: karras, normal, beta …"),
+        Setting("sampler", ("--sampler",), str, "Integrator: euler, heun, unipc …"),
         Setting(
-            "guidance_rescale", ("--guidance-rescale",), float, "Tames strong guidance, 0 to 1."
+            "schedule", ("--schedule",), str, "Noise levels of the steps: karras, normal, beta …"
+        ),
+        Setting(
+            "guidance_rescale",
+            ("--guidance-rescale",),
+            float,
+            "Correct the contrast of strong guidance, 0 to 1.",
         ),
         Setting(
             "guidance_interval",
             ("--guidance-interval",),
             str,
-            "Guide only from here to there, as fractions of the way.",
+            "Guide only in this part of the denoising range: two fractions.",
             default="0,1",
-            parse=_interval,
+            parse=parse_interval,
         ),
-        Setting("prompt_2", ("--prompt-2",), str, "For the second text encoder alone."),
-        Setting("negative_prompt_2", ("--negative-2",), str, "Likewise, to steer away from."),
-        Setting("clip_skip", ("--clip-skip",), int, "Text encoder layers to skip."),
+        Setting("prompt_2", ("--prompt-2",), str, "Prompt for the second text encoder."),
+        Setting(
+            "negative_prompt_2",
+            ("--negative-2",),
+            str,
+            "Negative prompt for the second text encoder.",
+        ),
+        Setting("clip_skip", ("--clip-skip",), int, "Text encoder layers to skip, 0 to 11."),
         Setting(
             "steps",
             ("--truncate-steps/--exact-steps",),
             bool,
-            "Run steps × strength of the steps, as diffusers does.",
+            "Run only steps × strength of the steps, like diffusers.",
             default="exact",
-            parse=_truncate,
+            parse=parse_truncate,
         ),
     )
 }
-ON_PICTURES = (
+IMAGE_FIELDS = (
     *("strength", "fit", "mask", "mask_from", "mask_invert", "mask_grow", "mask_blur"),
     *("extend", "task", "fill", "crop", "match_colors"),
 )
-"""Fields that mean nothing without a picture."""
+"""Fields that need a picture to repaint."""
 
-OPTIONS = {name: setting.flags[0].split("/")[0] for name, setting in SETTINGS.items()} | {
+FLAG_OF_FIELD = {name: setting.flags[0].split("/")[0] for name, setting in SETTINGS.items()} | {
     "width": "--size",
     "height": "--size",
 }
-"""What each field is called on the command line, for messages."""
+"""The option of each field, for error messages."""
 
 
-def takes_settings(
+def add_settings(
     common: type, *, without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command more options than it names.
+    """Return a decorator that adds the options of `SETTINGS` and of a dataclass to a command.
 
-    The command is called with its own arguments, with `common`, and with `settings`, the values
-    of the table's options.
+    The command receives its own arguments, an instance of the dataclass as `common`, and the values
+    of the table's options as `settings`.
 
     Args:
-        common: a dataclass whose fields are options of every command; its annotations are typer's.
+        common: a dataclass whose fields are options; its annotations are typer's.
         without: fields of the table to leave out.
     """
     offered = [setting for name, setting in SETTINGS.items() if name not in without]
@@ -435,36 +331,37 @@ def takes_settings(
         for field in fields(common)
     ]
 
-    def replace(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command).parameters.values())
         own = [parameter for parameter in own if parameter.name not in {"common", "settings"}]
 
         @wraps(command)
-        def called(**values: Any) -> None:
+        def run(**values: Any) -> None:
             settings = {p.name: values.pop(p.name) for p in table}
-            for name in [s.field for s in offered if s.old_flags]:
+            for name in [setting.field for setting in offered if setting.old_flags]:
                 alias = settings.pop(f"{name}_alias")
                 settings[name] = alias if settings[name] is None else settings[name]
             chosen = common(**{p.name: values.pop(p.name) for p in shared})
             command(**values, common=chosen, settings=settings)
 
         parameters = sorted([*own, *table, *shared], key=lambda parameter: parameter.kind)
-        # typer looks at both.
-        vars(called)["__signature__"] = inspect.Signature(parameters)
-        called.__annotations__ = {p.name: p.annotation for p in parameters}
-        return called
+        # typer reads both the signature and the annotations.
+        vars(run)["__signature__"] = inspect.Signature(parameters)
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
 
-    return replace
+    return decorate
 
 
-def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """The fields that were given on the command line.
+def read_fields(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of `Request` that the command line sets.
 
     Raises:
-        RequestError: a value that is no size or no interval.
+        RequestError: a value has the wrong form.
+        PictureError: a picture cannot be read.
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if value is not None:
-            found |= SETTINGS[name].fields(value)
+            found |= SETTINGS[name].parse_value(value)
     return found

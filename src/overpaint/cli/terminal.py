@@ -1,8 +1,10 @@
-"""What the user sees on stderr: notes and a progress bar. Results alone go to stdout."""
+"""Output for the user: notes and progress bars on stderr, results on stdout."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import typer
 from rich.console import Console
 from rich.live import Live
 from rich.progress import (
@@ -18,11 +20,20 @@ from rich.spinner import Spinner
 from overpaint.events import Step
 
 
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print names and values in two columns on stdout, without empty values."""
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        if value not in (None, (), {}, ""):
+            text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            typer.echo(f"{key:<{width}}  {text}")
+
+
 class Terminal:
-    """Stderr; without bars where it is no terminal, silent when `quiet`.
+    """Stderr: it shows bars only on a terminal, and is silent if `quiet`.
 
     Attributes:
-        notes: all that were made, shown or not.
+        notes: all notes, shown or not.
     """
 
     def __init__(self, *, quiet: bool = False):
@@ -31,29 +42,29 @@ class Terminal:
         self.notes: list[str] = []
 
     def say(self, text: str) -> None:
-        """One line, for whoever watches."""
+        """Print one line."""
         self._console.print(text, markup=False)
 
     def note(self, text: str) -> None:
-        """Something the user should know; each is shown once."""
+        """Print a note for the user; the same note appears once."""
         if text not in self.notes:
             self.notes.append(text)
             self.say(f"note: {text}")
 
     @contextmanager
     def waiting(self, text: str) -> Generator[None]:
-        """Show that something takes a while."""
+        """Show a spinner and a text while the block runs."""
         if not self._lively:
             yield
             return
-        # Not redirected, or every refresh of a download's own bar would become a line.
+        # Redirecting stderr would turn every refresh of a download's bar into a line.
         spinner = Spinner("dots", text)
         with Live(spinner, console=self._console, transient=True, redirect_stderr=False):
             yield
 
     @contextmanager
     def progress(self, requests: int) -> Generator["Bar"]:
-        """A bar with steps and the time that is left, over all `requests`."""
+        """Show a bar with the steps and the remaining time of a number of requests."""
         with Progress(
             TextColumn("painting"),
             BarColumn(),
@@ -69,13 +80,13 @@ class Terminal:
 
 
 class Bar:
-    """A progress bar that is fed `Step`s; every request counts the steps of the current one."""
+    """A progress bar for `Step` events; it assumes as many steps for each request."""
 
     def __init__(self, progress: Progress, task: TaskID, requests: int):
         self._progress, self._task, self._requests = progress, task, requests
 
     def show(self, request: int, step: Step) -> None:
-        """Request number `request`, from 0, has got as far as `step`."""
+        """Show the progress of a request, numbered from 0."""
         self._progress.update(
             self._task,
             total=self._requests * step.total,

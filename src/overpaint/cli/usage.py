@@ -1,4 +1,4 @@
-"""`overpaint usage`: what keys have used, for whoever sends them bills."""
+"""`overpaint usage`: the usage of API keys, for billing."""
 
 import csv
 import sys
@@ -20,50 +20,54 @@ COUNTS = ("jobs", "pictures", "megapixel_steps", "device_seconds")
 NO_KEY = "(no key)"
 
 
-def _price(text: str) -> Decimal:
+def _parse_price(text: str) -> Decimal:
     try:
         price = Decimal(text)
     except InvalidOperation:
         price = Decimal("nan")
     if not price.is_finite() or price < 0:
-        raise typer.BadParameter(f"{text!r} is no price, such as 0.02.")
+        raise typer.BadParameter(f"{text!r} is not a price. Write it like 0.02.")
     return price
 
 
 def usage(
-    data: Annotated[Path, typer.Option(help="Folder of the server.")] = DATA_FOLDER,
+    data: Annotated[Path, typer.Option(help="Data folder of the server.")] = DATA_FOLDER,
     store: Annotated[
-        str | None, typer.Option(help="Its job store, if that is on Postgres.", show_default=False)
+        str | None,
+        typer.Option(help="URL of the job store, if it is on Postgres.", show_default=False),
     ] = None,
     by: Annotated[
-        Literal["key", "day", "model"], typer.Option(help="What there is a line for.")
+        Literal["key", "day", "model"], typer.Option(help="Group the usage by key, day or model.")
     ] = "key",
     since: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The first day, in UTC.")
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day, in UTC.")
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The last day, in UTC.")
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day, in UTC.")
     ] = None,
     key: Annotated[
-        str | None, typer.Option(help="Name of the only key that counts.", show_default=False)
+        str | None, typer.Option(help="Count only the key with this name.", show_default=False)
     ] = None,
     price: Annotated[
-        Decimal | None, typer.Option(parser=_price, metavar="AMOUNT", help="Of a picture.")
+        Decimal | None,
+        typer.Option(parser=_parse_price, metavar="AMOUNT", help="Price of a picture."),
     ] = None,
     currency: Annotated[
-        str | None, typer.Option(help="That the price is in, such as EUR.", show_default=False)
+        str | None, typer.Option(help="Currency of the price, such as EUR.", show_default=False)
     ] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, without a total.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV without a total.")] = False,
 ) -> None:
-    """Say what keys have used: pictures, megapixel-steps, seconds of the device."""
+    """Report usage: jobs, pictures, megapixel-steps and seconds of device time."""
     if since and until and until < since:
-        raise RequestError("until", f"{until:%Y-%m-%d} is before {since:%Y-%m-%d}.")
+        raise RequestError(
+            "until", f"{until:%Y-%m-%d} is before --since {since:%Y-%m-%d}. Give a later day."
+        )
     if currency and price is None:
-        raise RequestError("price", f"say how many {currency} a picture costs.")
-    found = _totals(data, store, by, _day(since), _day(until), key)
+        raise RequestError("price", f"It is missing. Give the price of a picture in {currency}.")
+    found = _read_totals(data, store, by, _to_date(since), _to_date(until), key)
     if as_csv:
         heading = [by, *COUNTS, *(["amount"] * (price is not None))]
-        rows = [[one.name, *_cells(one, price, 6)] for one in found]
+        rows = [[one.name, *_format_cells(one, price, 6)] for one in found]
         if currency:
             rows = [[*row, currency] for row in rows]
             heading.append("currency")
@@ -71,15 +75,15 @@ def usage(
         return
     priced = [] if price is None else [currency or "amount"]
     lines = [[by, *(name.replace("_", "-") for name in COUNTS), *priced]]
-    lines += [[one.name or NO_KEY, *_cells(one, price, 3)] for one in found]
-    lines += [["total", *_cells(_sum(found), price, 3)]]
+    lines += [[one.name or NO_KEY, *_format_cells(one, price, 3)] for one in found]
+    lines += [["total", *_format_cells(_sum(found), price, 3)]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *rest in lines:
         cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
         typer.echo("  ".join([f"{first:<{widths[0]}}", *cells]))
 
 
-def _totals(
+def _read_totals(
     data: Path,
     store: str | None,
     by: Literal["key", "day", "model"],
@@ -91,7 +95,9 @@ def _totals(
     from overpaint.server.store.usage import Ledger
 
     if store is None and not (data / "jobs.db").exists():
-        raise StoreError(f"there is no job store in {data}; give a server's folder with --data.")
+        raise StoreError(
+            f"There is no job store in {data}. Give the data folder of a server with --data."
+        )
     database = Database(url_of(data, store))
     try:
         ledger = Ledger(database)
@@ -101,8 +107,8 @@ def _totals(
         database.close()
 
 
-def _cells(one: "Total", price: Decimal | None, digits: int) -> list[str]:
-    """What there is to say of a total, with so many digits of its megapixel-steps."""
+def _format_cells(one: "Total", price: Decimal | None, digits: int) -> list[str]:
+    """Return the cells of a total; `digits` are those of the megapixel-steps."""
     counts = [str(one.jobs), str(one.pictures)]
     counts += [f"{one.megapixel_steps:.{digits}f}", f"{one.device_seconds:.3f}"]
     return counts if price is None else [*counts, f"{one.pictures * price:f}"]
@@ -120,5 +126,5 @@ def _sum(found: "Sequence[Total]") -> "Total":
     )
 
 
-def _day(moment: datetime | None) -> date | None:
+def _to_date(moment: datetime | None) -> date | None:
     return moment.date() if moment else None

@@ -221,6 +221,6 @@ def test_serve_otel_without_extra_names_the_package(
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--otel", "--data", str(tmp_path / "data")])
     assert ended.value.code == 2
-    assert "--otel: opentelemetry is not installed: pip install 'overpaint[otel]'" in (
+    assert "--otel: opentelemetry is not installed. Install it: pip install 'overpaint[otel]'" in (
         capsys.readouterr().err
     )

@@ -1,0 +1,103 @@
+"""`overpaint models`: the models that can be loaded."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from overpaint.cli.settings import read_home
+from overpaint.cli.terminal import print_facts
+
+app = typer.Typer(
+    help="Add, download, list and remove models, LoRAs, ControlNets and embeddings.",
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Argument(help="Name of an added file.", show_default=False)]
+
+
+@app.command()
+def add(
+    file: Annotated[Path, typer.Argument(help="A .safetensors file.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option(help="Name for requests.", show_default="the name of the file")
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(help="License of the weights.", show_default="as in the file's metadata"),
+    ] = None,
+    old_license: Annotated[str | None, typer.Option("--licence", hidden=True)] = None,
+) -> None:
+    """Copy a checkpoint, LoRA, ControlNet or embedding into the library of models."""
+    from overpaint.models.library.library import Library
+
+    print_facts(Library(read_home()).add(file, name, license or old_license).model_dump())
+
+
+@app.command()
+def show(
+    name: Name,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show an added file: kind, keys, rank, trigger words, hash and metadata."""
+    from overpaint.models.library.library import Library
+
+    entry = Library(read_home()).find(name)
+    if as_json:
+        typer.echo(json.dumps(entry.model_dump() | {"path": str(entry.path)}))
+        return
+    print_facts(entry.model_dump() | {"path": entry.path})
+
+
+@app.command()
+def remove(name: Name) -> None:
+    """Remove an added file from the library of models."""
+    from overpaint.models.library.library import Library
+
+    typer.echo(f"removed {Library(read_home()).remove(name).name}")
+
+
+@app.command()
+def pull(
+    name: Annotated[
+        str, typer.Argument(help="A Hugging Face Hub id or a known name.", show_default=False)
+    ],
+) -> None:
+    """Download a model from the Hugging Face Hub."""
+    from overpaint.models.library import catalog
+
+    typer.echo(catalog.resolve_model(name))
+
+
+@app.command("list")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+) -> None:
+    """List known and added models, and the LoRAs, ControlNets and embeddings beside them.
+
+    Overpaint also loads any other SDXL folder, file or Hugging Face Hub id.
+    """
+    from overpaint.models.library import catalog
+    from overpaint.models.library.library import Library, list_shipped
+
+    entries = catalog.list_models()
+    added = (*Library(read_home()).list_entries(), *list_shipped())
+    if as_json:
+        keys = ("name", "family", "license", "repository")
+        rows = [
+            {key: getattr(entry, key) for key in keys} | {"path": entry.path and str(entry.path)}
+            for entry in entries
+        ]
+        rows += [
+            {"name": e.name, "kind": e.kind, "license": e.license, "path": str(e.path)}
+            for e in added
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    width = max(len(entry.name) for entry in (*entries, *added))
+    for entry in added:
+        typer.echo(f"{entry.name:<{width}}  {entry.kind}, {entry.license or 'no license given'}")
+    for entry in entries:
+        state = entry.path or ("not downloaded" if entry.repository else "not in this copy")
+        typer.echo(f"{entry.name:<{width}}  {entry.family}, {entry.license}: {state}")

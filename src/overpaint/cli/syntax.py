@@ -1,0 +1,191 @@
+"""The syntax of option values: sizes, lists of numbers, `--control`, `--lora` and `--option`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from overpaint.errors import RequestError
+from overpaint.picture import Picture
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Read a picture file."""
+    from overpaint.imaging import codec  # imports numpy and Pillow
+
+    return codec.read_picture(path)
+
+
+def read_hint_source(kind: str, path: str) -> Picture:
+    """Read the source of a control image: a picture, or the JSON keypoints of a pose."""
+    if kind == "pose" and path.lower().endswith(".json"):
+        from overpaint.imaging import codec
+
+        return codec.read_keypoints(path)
+    return read_picture(path)
+
+
+def parse_numbers(field: str, text: str) -> tuple[float, ...]:
+    """Parse numbers that are separated by commas.
+
+    Raises:
+        RequestError: the text is not a list of numbers.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(
+            field, f"{text!r} is not a list of numbers. Write it like 0.2,0.8."
+        ) from None
+
+
+def parse_interval(text: str) -> dict[str, Any]:
+    """Parse START,END of `--guidance-interval`."""
+    return {"guidance_interval": parse_numbers("guidance_interval", text)}
+
+
+def parse_size(text: str) -> dict[str, Any]:
+    """Parse WIDTHxHEIGHT, "native" or "keep".
+
+    Raises:
+        RequestError: the text is not a size.
+    """
+    if text in {"native", "keep"}:
+        return {"size": text, "width": None, "height": None}
+    if size := re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text):
+        return {"size": "native", "width": int(size[1]), "height": int(size[2])}
+    raise RequestError("size", f"{text!r} is not a size. Give WIDTHxHEIGHT, native or keep.")
+
+
+def parse_truncate(truncate: bool) -> dict[str, Any]:
+    """Return the field of `--truncate-steps` and `--exact-steps`."""
+    return {"steps": "truncate" if truncate else "exact"}
+
+
+def parse_mask(path: Path) -> dict[str, Any]:
+    """Read the picture of `--mask`."""
+    return {"mask": read_picture(path)}
+
+
+def parse_extend(text: str) -> dict[str, Any]:
+    """Parse SIDE=PIXELS,… of `--extend`.
+
+    Raises:
+        RequestError: a part is not like left=256.
+    """
+    sides: dict[str, int] = dict.fromkeys(("left", "top", "right", "bottom"), 0)
+    for part in text.split(","):
+        side = re.fullmatch(r"\s*(left|top|right|bottom)\s*=\s*(\d{1,6})\s*", part)
+        if not side:
+            raise RequestError(
+                "extend",
+                f"{part!r} is not a side and a number of pixels. Write it like left=256 or "
+                "left=256,top=128.",
+            )
+        sides[side[1]] = int(side[2])
+    return {"extend": tuple(sides.values())}
+
+
+def parse_crop(text: str) -> dict[str, Any]:
+    """Parse "auto", "off" or a number of pixels."""
+    return {"crop": int(text) if re.fullmatch(r"\d{1,6}", text) else text}
+
+
+def parse_options(texts: Sequence[str], field: str = "options") -> dict[str, float]:
+    """Parse options of a preprocessor, NAME=NUMBER each.
+
+    Raises:
+        RequestError: a text has another form.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise RequestError(
+                field, f"{text!r} is not a name and a number. Write it like low=50."
+            ) from None
+    return found
+
+
+def parse_loras(texts: Sequence[str]) -> dict[str, Any]:
+    """Parse LoRAs: NAME or NAME:SCALE, then :text=SCALE and :BLOCK=FACTOR.
+
+    Raises:
+        RequestError: a text has another form.
+    """
+    return {"loras": tuple(_parse_lora(text, f"loras.{i}") for i, text in enumerate(texts))}
+
+
+def _parse_lora(text: str, field: str) -> dict[str, Any]:
+    name, *rest = text.split(":")
+    lora: dict[str, Any] = {"name": name}
+    if rest and "=" not in rest[0]:
+        (number,) = parse_numbers(field, rest.pop(0))[:1]
+        lora["scale"] = number
+    scales = parse_options(rest, field)
+    if "text" in scales:
+        lora["text_scale"] = scales.pop("text")
+    return lora | ({"blocks": scales} if scales else {})
+
+
+_SCALE = re.compile(r"\d+(\.\d*)?|\.\d+")
+_RANGE = re.compile(r"(\d*\.?\d+)-(\d*\.?\d+)")
+_OPTION = re.compile(r"([a-z_]+)=(.+)")
+
+
+def parse_controls(texts: Sequence[str]) -> dict[str, Any]:
+    """Parse controls: KIND, KIND=PICTURE or KIND@HINT, then options after colons.
+
+    An option is a scale (0.7), a range (0-0.8), or NAME=VALUE. The name is net, estimator, mask,
+    weighting or an option of the preprocessor.
+
+    Raises:
+        RequestError: a text has another form.
+        PictureError: a picture cannot be read.
+    """
+    controls = (_parse_control(text, f"controls.{i}") for i, text in enumerate(texts))
+    return {"controls": tuple(controls)}
+
+
+def _parse_control(text: str, field: str) -> dict[str, Any]:
+    start = re.match(r"([a-z]+)([=@:]|$)", text)
+    if not start:
+        raise RequestError(
+            field, f"{text!r} is not a control. Write it like canny=PICTURE:0.7 or canny@HINT."
+        )
+    control: dict[str, Any] = {"kind": start[1], "options": {}}
+    parts = text[start.end() :].split(":")
+    path_parts = 0 if start[2] in (":", "") else 1
+    # Options are read from the end, because the path may contain colons.
+    while len(parts) > path_parts and (own := _parse_control_option(parts[-1], field)) is not None:
+        control["options"] |= own.pop("options", {})
+        control |= own
+        parts.pop()
+    path = ":".join(parts)
+    if path and path_parts:
+        control["image" if start[2] == "=" else "hint"] = read_hint_source(start[1], path)
+    elif path or path_parts:
+        raise RequestError(
+            field, f"{text!r}: {path or text[-1]!r} is not a scale, a range or an option."
+        )
+    return control
+
+
+def _parse_control_option(text: str, field: str) -> dict[str, Any] | None:
+    """Return the fields that an option sets, or None if the text is not an option."""
+    if _SCALE.fullmatch(text):
+        return {"scale": float(text)}
+    if interval := _RANGE.fullmatch(text):
+        return {"start": float(interval[1]), "end": float(interval[2])}
+    if not (named := _OPTION.fullmatch(text)):
+        return {} if text == "" else None
+    name, value = named.groups()
+    match name:
+        case "net" | "estimator" | "weighting":
+            return {name: value}
+        case "mask":
+            return {"mask": read_picture(value)}
+        case _:
+            return {"options": parse_options([f"{name}={value}"], f"{field}.options")}
