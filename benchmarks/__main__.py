@@ -9,16 +9,16 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from benchmarks.harness import say
+from benchmarks.harness import print_line
 
 BENCHMARKS = {
     "startup": ("benchmarks.startup", "measure", "start time"),
-    "miniature": ("benchmarks.painting", "miniature", "the miniature, fp32, guided"),
+    "miniature": ("benchmarks.painting", "measure_miniature", "the miniature, fp32, guided"),
     "control": ("benchmarks.control", "measure", "a ControlNet that stops half-way"),
     "loras": ("benchmarks.loras", "measure", "switching among eight LoRAs"),
     "loading": ("benchmarks.loading", "measure", "peak host memory of loading"),
     "serving": ("benchmarks.serving", "measure", "a server under mixed load, beside diffusers"),
-    "full-size": ("benchmarks.painting", "full_size", "random SDXL, bf16, guided"),
+    "full-size": ("benchmarks.painting", "measure_full_size", "random SDXL, bf16, guided"),
 }
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     }
     for name in arguments.names or BENCHMARKS:
         module, function, title = BENCHMARKS[name]
-        say(f"{name}: {title}")
+        print_line(f"{name}: {title}")
         measure: Callable[..., dict[str, Any]] = getattr(import_module(module), function)
         result[name] = measure(quick=arguments.quick)
     print(json.dumps(result))

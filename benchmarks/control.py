@@ -1,8 +1,8 @@
-"""A picture that a ControlNet steers for the first half of the way, beside diffusers.
+"""Measure a picture with a ControlNet in the first half of denoising, against diffusers.
 
-The same random net on the same weights; text to image over evenly spaced timesteps, since diffusers
-counts in steps and we in noise levels, which is the same there. diffusers calls the net at every
-step, also behind its end; Overpaint where it acts, and looks at the hint once.
+Both use the same random net and weights. The timesteps are evenly spaced, since diffusers ends a
+net by steps and Overpaint by noise level, which then agree. diffusers calls the net at every step,
+also after its end. Overpaint calls it only where it acts, and encodes the control image once.
 """
 
 import tempfile
@@ -19,9 +19,9 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.harness import say
-from benchmarks.painting import GUIDANCE, PROMPT, Meter, race, sketch
-from benchmarks.peer import pairs
+from benchmarks.harness import print_line
+from benchmarks.painting import GUIDANCE, PROMPT, Meter, compare_runs, draw_gradient
+from benchmarks.peer import load_pairs
 from overpaint.imaging import codec
 from overpaint.painter import Painter
 from overpaint.request import Request
@@ -29,13 +29,13 @@ from overpaint.request_parts import Control
 
 END, SCALE = 0.5, 0.8
 SIZES = {"miniature": (128, 30), "shallow SDXL": (512, 8)}
-"""Pixels of a side, and steps."""
+"""The side in pixels, and the steps."""
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """At the native size of each model, half of it for the larger one."""
+    """Measure each model at its native size, or at half of it for the larger one."""
     found: dict[str, Any] = {}
-    for name, painter, pipeline in pairs(quick=quick):
+    for name, painter, pipeline in load_pairs(quick=quick):
         side, steps = SIZES[name]
         rounds = 9 if name == "miniature" and not quick else 3
         found[name] = compare(painter, pipeline, side, steps=steps, rounds=rounds)
@@ -45,8 +45,8 @@ def measure(*, quick: bool) -> dict[str, Any]:
 def compare(
     painter: Painter, pipeline: Any, side: int, *, steps: int, rounds: int
 ) -> dict[str, Any]:
-    """Time both; says and returns seconds and ratios, and how often each called its net."""
-    net = random_net(pipeline.unet)
+    """Time both; print and return seconds, ratios, and the calls of each net."""
+    net = make_random_net(pipeline.unet)
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
         path = Path(temporary) / "net.safetensors"
         save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path)
@@ -63,7 +63,7 @@ def compare(
                 Control(
                     kind="canny",
                     net=str(path),
-                    hint=codec.read_picture(sketch(side)),
+                    hint=codec.read_picture(draw_gradient(side)),
                     scale=SCALE,
                     end=END,
                 ),
@@ -72,22 +72,25 @@ def compare(
         [loaded] = painter.addon_loader.load(asked).nets
     assert loaded is not None
 
-    def ours() -> object:
+    def run_overpaint() -> object:
         painter.model.cache.clear()
         return painter.run(asked)
 
     calls = Meter(loaded.module), Meter(net)
     meters = Meter(painter.model.unet), Meter(pipeline.unet)
-    run = calls[0].metered(ours), calls[1].metered(diffusers(pipeline, net, asked))
+    run = (
+        calls[0].metered(run_overpaint),
+        calls[1].metered(make_diffusers_run(pipeline, net, asked)),
+    )
     name = f"a ControlNet until {END}, {side}², {steps} steps"
-    result = race(name, *run, meters, rounds=rounds)
-    mine, theirs = (meter.calls[-1] for meter in calls)
-    say(f"  of the net: {mine} calls, diffusers' {theirs}")
-    return result | {"net_calls": mine, "diffusers_net_calls": theirs}
+    result = compare_runs(name, *run, meters, rounds=rounds)
+    mine, other = (meter.calls[-1] for meter in calls)
+    print_line(f"  calls of the net: {mine}, diffusers {other}")
+    return result | {"net_calls": mine, "diffusers_net_calls": other}
 
 
-def random_net(unet: Any) -> Any:
-    """A net of the UNet's own shape, its zero convolutions not zero."""
+def make_random_net(unet: Any) -> Any:
+    """Return a net of the UNet's shape whose zero convolutions are not zero."""
     torch.manual_seed(0)
     net: Any = ControlNetModel.from_unet(unet)
     for name, parameter in net.named_parameters():
@@ -96,7 +99,7 @@ def random_net(unet: Any) -> Any:
     return net.to(unet.dtype).eval().requires_grad_(False)
 
 
-def diffusers(pipeline: Any, net: Any, asked: Request) -> Callable[[], object]:
+def make_diffusers_run(pipeline: Any, net: Any, asked: Request) -> Callable[[], object]:
     parts = {name: part for name, part in pipeline.components.items() if part is not None}
     parts["scheduler"] = EulerDiscreteScheduler(
         beta_start=0.00085,
@@ -110,7 +113,7 @@ def diffusers(pipeline: Any, net: Any, asked: Request) -> Callable[[], object]:
     made.set_progress_bar_config(disable=True)
     fields: dict[str, Any] = {
         "prompt": asked.prompt,
-        "image": sketch(asked.width or 0),
+        "image": draw_gradient(asked.width or 0),
         "num_inference_steps": asked.num_inference_steps,
         "guidance_scale": asked.guidance_scale,
         "controlnet_conditioning_scale": SCALE,

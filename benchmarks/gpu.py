@@ -15,8 +15,8 @@ import torch
 
 from benchmarks import peer
 from benchmarks.checkpoints import write_random_checkpoint
-from benchmarks.harness import interleave, say
-from benchmarks.painting import Job, diffusers, ours
+from benchmarks.harness import interleave, print_line
+from benchmarks.painting import Job, make_diffusers_run, make_overpaint_run
 from overpaint.models.family import shipped_configs
 from overpaint.painter import load
 
@@ -35,24 +35,24 @@ def measure() -> dict[str, Any]:
     compiled_unet = torch.compile(unet, mode="max-autotune-no-cudagraphs")
     result: dict[str, Any] = {}
     for job in JOBS:
-        run_eager, run_ours = diffusers(eager, job), ours(painter, job)
+        run_eager, run_overpaint = make_diffusers_run(eager, job), make_overpaint_run(painter, job)
 
         def run_compiled(job: Job = job) -> object:
             eager.unet = compiled_unet
             try:
-                return diffusers(eager, job)()
+                return make_diffusers_run(eager, job)()
             finally:
                 eager.unet = unet
 
-        contestants = {"ours": run_ours, "diffusers": run_eager, "compiled": run_compiled}
+        contestants = {"overpaint": run_overpaint, "diffusers": run_eager, "compiled": run_compiled}
         timings = interleave({n: synchronized(run) for n, run in contestants.items()}, job.rounds)
         result[job.name] = {
             **{f"{name}_seconds": round(timings.median(name), 3) for name in contestants},
-            "ratio": round(timings.ratio("ours", "diffusers"), 3),
-            "ratio_to_compiled": round(timings.ratio("ours", "compiled"), 3),
+            "ratio": round(timings.ratio("overpaint", "diffusers"), 3),
+            "ratio_to_compiled": round(timings.ratio("overpaint", "compiled"), 3),
             "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
         }
-        say(f"  {job.name}: " + ", ".join(f"{k} {v}" for k, v in result[job.name].items()))
+        print_line(f"  {job.name}: " + ", ".join(f"{k} {v}" for k, v in result[job.name].items()))
     return result
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower())}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    say(f"written to {path}")
+    print_line(f"written to {path}")
     print(json.dumps(result))
 
 

@@ -1,4 +1,4 @@
-"""Timing contestants in turn, so that a busy machine disturbs all of them alike."""
+"""Time contestants in turn, so that other load on the machine affects all of them equally."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of each contestant's runs; run i of all of them took place side by side."""
+    """Seconds of each contestant's runs; the runs i of all contestants were adjacent in time."""
 
     seconds: dict[str, list[float]]
 
@@ -16,7 +16,7 @@ class Timings:
         return median(self.seconds[name])
 
     def ratio(self, name: str, other: str) -> float:
-        """The median over the rounds of how `name` compares with `other` in the same round."""
+        """Return the median over the rounds of the ratio of `name` to `other`."""
         pairs = zip(self.seconds[name], self.seconds[other], strict=True)
         return median(a / b for a, b in pairs)
 
@@ -24,7 +24,7 @@ class Timings:
 def interleave(
     contestants: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: bool = True
 ) -> Timings:
-    """Time every contestant once a round, in an order that turns round by round."""
+    """Time every contestant once per round, in an order that rotates."""
     names = list(contestants)
     if warm_up:
         for name in names:
@@ -38,6 +38,6 @@ def interleave(
     return Timings(seconds)
 
 
-def say(text: str) -> None:
-    """A line for a person, at once."""
+def print_line(text: str) -> None:
+    """Print a line and flush it."""
     print(text, flush=True)

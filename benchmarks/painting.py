@@ -1,7 +1,7 @@
-"""A whole picture, from the prompt to the pixels: Overpaint against diffusers' own pipeline.
+"""Measure a whole picture, from the prompt to the pixels: Overpaint against diffusers' pipeline.
 
-The same weights, dtype, sampler, schedule and number of network calls, in one process, in turn.
-Overpaint's caches are emptied before each run.
+Both use the same weights, dtype, sampler, schedule and number of network calls. They run in turn in
+one process. Overpaint's caches are cleared before each run.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks import peer
 from benchmarks.checkpoints import write_random_checkpoint
-from benchmarks.harness import Timings, interleave, say
+from benchmarks.harness import Timings, interleave, print_line
 from overpaint.imaging import codec
 from overpaint.models.family import shipped_configs
 from overpaint.models.library import catalog
@@ -30,16 +30,16 @@ NATIVE = 128  # the miniature's side
 
 @dataclass(frozen=True)
 class Job:
-    """What both are asked to paint, and how often.
+    """A picture to paint with both, and the number of rounds.
 
     Attributes:
         side: of the picture in pixels.
-        steps: that run.
-        rounds: of both.
-        picture: repaint one.
-        masked: the share of it that a square mask in the middle lets be painted; 0 for no mask.
-        crop: let Overpaint paint the mask's surroundings alone.
-        padding: have diffusers do so too, with so many pixels around the mask.
+        steps: steps that run.
+        rounds: runs of each.
+        picture: whether the job repaints a picture.
+        masked: the share of the picture under a square mask in the middle; 0 for no mask.
+        crop: whether Overpaint paints only the region around the mask.
+        padding: diffusers paints only this many pixels around the mask; None for everything.
     """
 
     side: int
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def mask(self) -> Image.Image:
-        """White in the middle, of the share that is masked."""
+        """A mask that is white in the middle, over the masked share."""
         mask, half = Image.new("L", (self.side, self.side)), round(self.side * self.masked**0.5 / 2)
         low, high = self.side // 2 - half, self.side // 2 + half
         mask.paste(255, (low, low, high, high))
@@ -68,11 +68,11 @@ class Job:
 
 
 class Meter:
-    """Counts a network's calls in each run, and the time spent in them.
+    """Counts a network's calls in each run, and measures their time.
 
     Attributes:
-        calls: of each run.
-        seconds: likewise.
+        calls: the number of calls of each run.
+        seconds: the seconds of the calls of each run.
     """
 
     def __init__(self, network: torch.nn.Module):
@@ -101,8 +101,8 @@ class Meter:
         self.seconds[-1] += time.perf_counter() - self._start
 
 
-def miniature(*, quick: bool, model: str = catalog.MINIATURE) -> dict[str, Any]:
-    """The built-in model, in fp32, 30 steps, guided."""
+def measure_miniature(*, quick: bool, model: str = catalog.MINIATURE) -> dict[str, Any]:
+    """Measure the built-in model, in fp32, 30 steps, guided."""
     painter = load(model, device="cpu", dtype="fp32")
     pipeline = peer.load_pipeline(catalog.resolve_model(model), torch.float32)
     rounds = 3 if quick else 9
@@ -117,15 +117,15 @@ def miniature(*, quick: bool, model: str = catalog.MINIATURE) -> dict[str, Any]:
     return compare(painter, pipeline, jobs)
 
 
-def full_size(*, quick: bool) -> dict[str, Any]:
-    """SDXL base with random weights, in bf16, image to image, guided."""
+def measure_full_size(*, quick: bool) -> dict[str, Any]:
+    """Measure SDXL base with random weights, in bf16, image to image, guided."""
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
         folder, _ = write_random_checkpoint(
             Path(temporary), shipped_configs("sdxl"), torch.bfloat16
         )
         painter = load(str(folder), device="cpu", dtype="bf16")
         first, second = painter.model.text_encoders
-        pipeline = peer.pipeline(
+        pipeline = peer.make_pipeline(
             {
                 **peer.load_parts(folder, torch.bfloat16, "unet", "vae"),
                 "text_encoder": first.model,
@@ -139,44 +139,54 @@ def full_size(*, quick: bool) -> dict[str, Any]:
 
 
 def compare(painter: Painter, pipeline: Any, jobs: list[Job]) -> dict[str, Any]:
-    """Run every job by both; says and returns seconds and ratios."""
+    """Run every job with both; print and return seconds and ratios."""
     meters = Meter(painter.model.unet), Meter(pipeline.unet)
     return {
-        job.name: race(
-            job.name, ours(painter, job), diffusers(pipeline, job), meters, rounds=job.rounds
+        job.name: compare_runs(
+            job.name,
+            make_overpaint_run(painter, job),
+            make_diffusers_run(pipeline, job),
+            meters,
+            rounds=job.rounds,
         )
         for job in jobs
     }
 
 
-def race(
+def compare_runs(
     name: str,
     run: Callable[[], object],
-    theirs: Callable[[], object],
+    diffusers_run: Callable[[], object],
     meters: tuple[Meter, Meter],
     *,
     rounds: int,
 ) -> dict[str, Any]:
-    """Time our run and diffusers' in turn, which are to call their networks equally often."""
+    """Time Overpaint's run and diffusers' in turn; both must call their networks equally often."""
     mine, other = meters
     for meter in meters:
         meter.clear()
-    whole = interleave({"ours": mine.metered(run), "diffusers": other.metered(theirs)}, rounds)
+    whole = interleave(
+        {"overpaint": mine.metered(run), "diffusers": other.metered(diffusers_run)}, rounds
+    )
     if mine.calls != other.calls:
-        raise RuntimeError(f"{name}: unlike network calls: {mine.calls}, {other.calls}")
-    network = Timings({"ours": mine.seconds[1:], "diffusers": other.seconds[1:]})  # after warm-up
+        raise RuntimeError(
+            f"{name}: the numbers of network calls differ: {mine.calls} and {other.calls}"
+        )
+    network = Timings(
+        {"overpaint": mine.seconds[1:], "diffusers": other.seconds[1:]}
+    )  # after warm-up
     result = {
-        "ratio": round(whole.ratio("ours", "diffusers"), 3),
-        "network_ratio": round(network.ratio("ours", "diffusers"), 3),
-        "ours_seconds": round(whole.median("ours"), 3),
+        "ratio": round(whole.ratio("overpaint", "diffusers"), 3),
+        "network_ratio": round(network.ratio("overpaint", "diffusers"), 3),
+        "overpaint_seconds": round(whole.median("overpaint"), 3),
         "diffusers_seconds": round(whole.median("diffusers"), 3),
         "network_calls": mine.calls[0],
     }
-    say(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in result.items()))
+    print_line(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in result.items()))
     return result
 
 
-def ours(painter: Painter, job: Job) -> Callable[[], object]:
+def make_overpaint_run(painter: Painter, job: Job) -> Callable[[], object]:
     fields: dict[str, Any] = {
         "prompt": PROMPT,
         "num_inference_steps": job.steps,
@@ -187,7 +197,7 @@ def ours(painter: Painter, job: Job) -> Callable[[], object]:
         "width": job.side,
         "height": job.side,
     }
-    picture = codec.read_picture(sketch(job.side))
+    picture = codec.read_picture(draw_gradient(job.side))
     if job.picture:
         fields |= {"image": picture, "strength": STRENGTH}
     if job.masked:
@@ -201,22 +211,30 @@ def ours(painter: Painter, job: Job) -> Callable[[], object]:
     return run
 
 
-def diffusers(pipeline: Any, job: Job) -> Callable[[], object]:
+def make_diffusers_run(pipeline: Any, job: Job) -> Callable[[], object]:
     fields: dict[str, Any] = {"prompt": PROMPT, "guidance_scale": GUIDANCE}
     if job.picture:
-        pipeline = peer.inpainting(pipeline) if job.masked else peer.image_to_image(pipeline)
+        pipeline = (
+            peer.make_inpainting_pipeline(pipeline)
+            if job.masked
+            else peer.make_image_to_image_pipeline(pipeline)
+        )
         if job.masked:
             fields |= {"mask_image": job.mask, "width": job.side, "height": job.side}
         if job.padding:
             native = {"width": NATIVE, "height": NATIVE}
             fields |= {"padding_mask_crop": job.padding, **native}
-        asked = peer.steps_to_ask(job.steps, STRENGTH)
-        fields |= {"image": sketch(job.side), "strength": STRENGTH, "num_inference_steps": asked}
+        asked = peer.find_requested_steps(job.steps, STRENGTH)
+        fields |= {
+            "image": draw_gradient(job.side),
+            "strength": STRENGTH,
+            "num_inference_steps": asked,
+        }
     else:
         fields |= {"width": job.side, "height": job.side, "num_inference_steps": job.steps}
     return lambda: pipeline(**fields, generator=torch.Generator().manual_seed(0))
 
 
-def sketch(side: int) -> Image.Image:
-    """Something with structure: a tilted gradient."""
+def draw_gradient(side: int) -> Image.Image:
+    """Draw a tilted gradient."""
     return Image.linear_gradient("L").rotate(20).resize((side, side)).convert("RGB")

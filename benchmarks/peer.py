@@ -1,4 +1,4 @@
-"""diffusers' own pipelines, the peer that we are measured against."""
+"""diffusers' pipelines, to which the benchmarks compare Overpaint."""
 
 import tempfile
 import warnings
@@ -40,7 +40,7 @@ PARTS: dict[str, Any] = {
 
 
 def load_parts(folder: Path, dtype: torch.dtype, *names: str) -> dict[str, Any]:
-    """The named modules of a diffusers folder, loaded as diffusers loads them."""
+    """Load the named modules of a diffusers folder, as diffusers does."""
     parts: dict[str, Any] = {}
     for name in names:
         key = "dtype" if name.startswith("text") else "torch_dtype"
@@ -49,17 +49,17 @@ def load_parts(folder: Path, dtype: torch.dtype, *names: str) -> dict[str, Any]:
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    return pipeline(load_parts(folder, dtype, *PARTS) | tokenizers(folder))
+    return make_pipeline(load_parts(folder, dtype, *PARTS) | load_tokenizers(folder))
 
 
-def tokenizers(folder: Path) -> dict[str, Any]:
+def load_tokenizers(folder: Path) -> dict[str, Any]:
     return {
         name: CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")
     }
 
 
-def pipeline(parts: dict[str, Any]) -> StableDiffusionXLPipeline:
-    """Text to image, with the sampler and schedule that are Overpaint's defaults."""
+def make_pipeline(parts: dict[str, Any]) -> StableDiffusionXLPipeline:
+    """Return a text-to-image pipeline with Overpaint's default sampler and schedule."""
     scheduler: Any = DPMSolverMultistepScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -75,17 +75,19 @@ def pipeline(parts: dict[str, Any]) -> StableDiffusionXLPipeline:
     return made
 
 
-def image_to_image(base: StableDiffusionXLPipeline) -> StableDiffusionXLImg2ImgPipeline:
-    """The same modules as an image-to-image pipeline."""
-    return _again(base, StableDiffusionXLImg2ImgPipeline)
+def make_image_to_image_pipeline(
+    base: StableDiffusionXLPipeline,
+) -> StableDiffusionXLImg2ImgPipeline:
+    """Return an image-to-image pipeline with the modules of `base`."""
+    return _rebuild(base, StableDiffusionXLImg2ImgPipeline)
 
 
-def inpainting(base: StableDiffusionXLPipeline) -> StableDiffusionXLInpaintPipeline:
-    """The same modules as an inpainting pipeline."""
-    return _again(base, StableDiffusionXLInpaintPipeline)
+def make_inpainting_pipeline(base: StableDiffusionXLPipeline) -> StableDiffusionXLInpaintPipeline:
+    """Return an inpainting pipeline with the modules of `base`."""
+    return _rebuild(base, StableDiffusionXLInpaintPipeline)
 
 
-def _again(base: StableDiffusionXLPipeline, kind: Any) -> Any:
+def _rebuild(base: StableDiffusionXLPipeline, kind: Any) -> Any:
     parts = {name: part for name, part in base.components.items() if part is not None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -94,19 +96,19 @@ def _again(base: StableDiffusionXLPipeline, kind: Any) -> Any:
     return made
 
 
-def steps_to_ask(run: int, strength: float) -> int:
-    """What to ask of diffusers, which runs int(steps × strength), to have `run` steps run."""
+def find_requested_steps(run: int, strength: float) -> int:
+    """Return the steps to request so that diffusers, with int(steps × strength), runs `run`."""
     return next(steps for steps in range(run, 100 * run) if int(steps * strength) == run)
 
 
-def pairs(*, quick: bool) -> Iterator[tuple[str, Painter, Any]]:
-    """A model's name, our painter and diffusers' pipeline: the miniature in fp32.
+def load_pairs(*, quick: bool) -> Iterator[tuple[str, Painter, Any]]:
+    """Yield a model's name, Overpaint's painter and diffusers' pipeline: the miniature in fp32.
 
-    Not quick: also random layers of SDXL's sizes, in bf16.
+    If not quick, yield a checkpoint of random layers of SDXL's sizes too, in bf16.
     """
     miniature = catalog.resolve_model(catalog.MINIATURE)
-    ours = load(catalog.MINIATURE, device="cpu", dtype="fp32")
-    yield "miniature", ours, load_pipeline(miniature, torch.float32)
+    painter = load(catalog.MINIATURE, device="cpu", dtype="fp32")
+    yield "miniature", painter, load_pipeline(miniature, torch.float32)
     if quick:
         return
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:

@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from benchmarks.harness import interleave, say
+from benchmarks.harness import interleave, print_line
 from benchmarks.serving_peer import LORAS, SCHEDULERS, Asked
 from overpaint.engine.profile import Profile
 
@@ -77,7 +77,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         pairs = zip(marks["ours"], marks[other], strict=True)
         result[f"short_p99_of_{other}"] = median(ours[98] / theirs[98] for ours, theirs in pairs)
     result = {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}
-    say("  " + ", ".join(f"{key} {value}" for key, value in result.items()))
+    print_line("  " + ", ".join(f"{key} {value}" for key, value in result.items()))
     return result
 
 
@@ -111,19 +111,19 @@ def mix(count: int, seed: int = 0) -> list[Asked]:
 
 
 Ask = Callable[[httpx.Client, Asked], bytes]
-"""Has a request carried out; returns the picture's file."""
+"""Sends a request and returns the picture's file."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """Who is asked, and how."""
+    """A server's address, and the function that sends requests to it."""
 
     url: str
     ask: Ask
 
 
 def load(client: Client, requests: Sequence[Asked]) -> list[float]:
-    """Ask for everything, so many at once; returns the seconds that each took."""
+    """Send all requests, `TOGETHER` at a time; return the seconds of each."""
 
     def one(request: Asked) -> float:
         began = time.perf_counter()
@@ -163,7 +163,7 @@ def ask_peer(http: httpx.Client, asked: Asked) -> bytes:
 
 
 def profiles(folder: Path) -> tuple[Path, Path]:
-    """What steps take here, as measured; and the same, as if only those of one picture were."""
+    """Measure the profile of steps; return its file, and a file with steps of one picture only."""
     ours, solo = folder / "profile.json", folder / "solo.json"
     bench = [*command("bench"), "--quiet", "--device", "cpu", "--dtype", "fp32"]
     subprocess.run([*bench, "--output", str(ours)], check=True, stdout=subprocess.DEVNULL)
@@ -171,7 +171,7 @@ def profiles(folder: Path) -> tuple[Path, Path]:
     pairs = {shape: {2: times[2]} for shape, times in found.measured.items()}
     replace(found, measured=pairs).write(solo)
     for name, path in (("ours", ours), ("solo", solo)):
-        say(f"  {name}: steps of up to {Profile.read(path).cap(SIDE // 8, SIDE // 8)} rows")
+        print_line(f"  {name}: steps of up to {Profile.read(path).cap(SIDE // 8, SIDE // 8)} rows")
     return ours, solo
 
 
@@ -181,7 +181,7 @@ def command(name: str) -> list[str]:
 
 @contextmanager
 def overpaint(data: Path, profile: Path) -> Generator[str]:
-    """Our server's address."""
+    """Run Overpaint's server and yield its address."""
     options = ["--data", str(data), "--profile", str(profile), "--device", "cpu", "--dtype", "fp32"]
     with running([*command("serve"), *options, "--port"], "/readyz") as url:
         yield url
@@ -189,7 +189,7 @@ def overpaint(data: Path, profile: Path) -> Generator[str]:
 
 @contextmanager
 def peer() -> Generator[str]:
-    """Theirs."""
+    """Run the peer's server and yield its address."""
     with running([sys.executable, "-m", "benchmarks.serving_peer"], "/docs") as url:
         yield url
 

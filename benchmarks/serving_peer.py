@@ -16,7 +16,7 @@ from fastapi import FastAPI, Response
 from PIL import Image
 from pydantic import BaseModel
 
-from benchmarks.peer import image_to_image, load_pipeline, steps_to_ask
+from benchmarks.peer import find_requested_steps, load_pipeline, make_image_to_image_pipeline
 from overpaint.models.library import catalog
 from overpaint.models.library.library import Library
 
@@ -57,7 +57,7 @@ class Asked(BaseModel):
 
 def create_app() -> FastAPI:
     create: Any = load_pipeline(catalog.resolve_model(catalog.MINIATURE), torch.float32)
-    repaint: Any = image_to_image(create)
+    repaint: Any = make_image_to_image_pipeline(create)
     config = dict(create.scheduler.config)
     for name in LORAS:
         path = Library().find(name, "lora").path
@@ -82,7 +82,7 @@ def create_app() -> FastAPI:
             if asked.image:
                 repaint.scheduler = scheduler
                 image = Image.open(io.BytesIO(base64.b64decode(asked.image)))
-                steps = steps_to_ask(asked.steps, asked.strength)
+                steps = find_requested_steps(asked.steps, asked.strength)
                 options |= {"num_inference_steps": steps, "strength": asked.strength}
                 made = repaint(image=image, **options)
             else:

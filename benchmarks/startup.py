@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import interleave, say
+from benchmarks.harness import interleave, print_line
 
 COMMANDS = {
     "import overpaint": [sys.executable, "-c", "import overpaint"],
@@ -29,5 +29,5 @@ def measure(*, quick: bool) -> dict[str, Any]:
     )
     result = {name: round(timings.median(name), 3) for name in COMMANDS}
     for name, seconds in result.items():
-        say(f"  {name:28} {seconds:6.3f} s")
+        print_line(f"  {name:28} {seconds:6.3f} s")
     return result

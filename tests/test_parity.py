@@ -1,7 +1,7 @@
-"""Our pictures against diffusers' pipelines: same random weights, same noise, same settings, fp32.
+"""Overpaint's pictures compared with diffusers': same random weights, noise and settings, in fp32.
 
-Where diffusers names a sampler otherwise, ends elsewhere than at zero noise, or scales pure noise
-by σ instead of √(σ² + 1), the reference is told to do as we do; the table says how.
+Some schedulers of diffusers have another name for a sampler, do not end at zero noise, or scale
+pure noise by σ instead of √(σ² + 1). The options in `CASES` remove these differences.
 """
 
 import math
@@ -46,13 +46,13 @@ from overpaint.models.model import Model
 from overpaint.request import Request
 from tests.tiny import tiny_inpainter, tiny_model, tiny_pipeline, tiny_refiner
 
-# diffusers' own schedulers use what numpy 2.4 deprecates.
+# diffusers' schedulers use numpy calls that numpy 2.4 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
 CLOSE = 1e-3
-"""Largest difference of a pixel in 0..1."""
+"""The largest difference of a pixel in 0..1."""
 
-# diffusers stretches these between the ends of the table only from "linspace".
+# diffusers spaces these between the ends of the table only for "linspace".
 KARRAS = {"use_karras_sigmas": True, "timestep_spacing": "linspace"}
 EXPONENTIAL = {"use_exponential_sigmas": True, "timestep_spacing": "linspace"}
 TRAILING = {"timestep_spacing": "trailing"}
@@ -60,9 +60,9 @@ DPMPP = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero", **TRAILIN
 DPMPP_SDE = {**DPMPP, "algorithm_type": "sde-dpmsolver++"}
 TO_ZERO = {"set_alpha_to_one": True, "clip_sample": False}
 
-# Multistep solvers of diffusers space "leading" timesteps by another count than its others do, so
-# they are compared on "trailing". TCD and DEIS are compared in test_samplers.py alone:
-# diffusers' leave the noise of timestep 0 in.
+# diffusers' multistep solvers use another spacing for "leading" timesteps than its other
+# schedulers, so that these tests use "trailing". Only test_samplers.py compares TCD and DEIS, since
+# diffusers' versions keep the noise of timestep 0.
 CASES: list[tuple[str, str, Any, dict[str, Any]]] = [
     ("euler", "normal", EulerDiscreteScheduler, {}),
     ("euler", "linspace", EulerDiscreteScheduler, {"timestep_spacing": "linspace"}),
@@ -83,23 +83,23 @@ CASES: list[tuple[str, str, Any, dict[str, Any]]] = [
     ("lcm", "trailing", LCMScheduler, {"set_alpha_to_one": True}),
 ]
 NAMES = [f"{sampler}-{schedule}" for sampler, schedule, _, _ in CASES]
-# Started in the middle, diffusers' LMS weighs steps that it has not taken, and its PNDM counts
-# from the middle as from the beginning but with the timesteps of the end.
+# If diffusers' LMS starts in the middle, it weighs steps that it has not taken. PNDM then counts
+# from the beginning, but with the timesteps of the end.
 FROM_THE_MIDDLE = [case for case in CASES if case[0] not in {"lms", "pndm"}]
-# While it inpaints, diffusers puts its first noise back into what is kept, we go on with the
-# sampler's own; and its multistep solvers remember estimates that do not know what is kept.
+# During inpainting, diffusers writes its first noise into the kept area; Overpaint keeps the
+# sampler's noise. The history of diffusers' multistep solvers ignores the kept area.
 DETERMINISTIC = [case for case in CASES if case[0] in {"euler", "ddim"}]
 STEPS = 8
 
 
 def sketch() -> Image.Image:
-    """Something with structure: a tilted gradient."""
+    """Draw a tilted gradient."""
     return Image.linear_gradient("L").rotate(20).resize((128, 128)).convert("RGB")
 
 
 @torch.no_grad()
-def painted(plans: Sequence[Plan]) -> list[Tensor]:
-    """The latents that plans come to, all in one loop."""
+def run_plans(plans: Sequence[Plan]) -> list[Tensor]:
+    """Run plans in one loop and return their latents."""
     trajectories = [Trajectory(own) for own in plans]
     while live := [t for t in trajectories if not t.done]:
         for together in group_by_batch_key(live):
@@ -108,7 +108,7 @@ def painted(plans: Sequence[Plan]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def ours(
+def render_with_overpaint(
     request: Request,
     model: Model | None = None,
     refiner: Model | None = None,
@@ -116,10 +116,10 @@ def ours(
     nets: ControlNets = (),
     adapters: Adapters = (),
 ) -> NDArray[np.float64]:
-    """The request's pictures [n, h, w, 3] in 0..1, before they are rounded to 8 bits."""
+    """Return Overpaint's pictures [n, h, w, 3] in 0..1, before they are rounded to 8 bits."""
     model = model or tiny_model()
     latent = torch.cat(
-        painted(
+        run_plans(
             [change(own) for own in plan(request, model, Addons(refiner, nets, adapters)).plans]
         )
     )
@@ -127,18 +127,20 @@ def ours(
     return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).double().numpy()
 
 
-def theirs(
+def render_with_diffusers(
     request: Request,
     scheduler: Any = EulerDiscreteScheduler,
     config: dict[str, Any] | None = None,
     model: Model | None = None,
     **extra: Any,
 ) -> NDArray[np.float64]:
-    """The same request by diffusers, with its own blocks in the UNet."""
+    """Return diffusers' pictures of a request; its UNet has diffusers' blocks."""
     model = model or tiny_model(ours=False)
     text_to_image: Any = tiny_pipeline(model)
     settings = {**text_to_image.scheduler.config, **(config or {})}
-    settings.pop("_use_default_values")  # or else from_config drops what was a default before
+    settings.pop(
+        "_use_default_values"
+    )  # otherwise from_config drops values that were defaults before
     text_to_image.scheduler = scheduler.from_config(settings)
     generator = extra.get("generator", torch.Generator()).manual_seed(request.seed)
     call: dict[str, Any] = {
@@ -169,7 +171,7 @@ def theirs(
         in_vp = scheduler not in VARIANCE_EXPLODING
         scale = math.sqrt(own.sigmas[0] ** 2 + 1) if in_vp else 1.0
         call["latents"] = noise / scale / float(text_to_image.scheduler.init_noise_sigma)
-        torch.randn((1, *own.shape), generator=generator)  # what ours drew for the start
+        torch.randn((1, *own.shape), generator=generator)  # Overpaint's draw for the start
         pixels = text_to_image(**call, height=128, width=128).images
     else:
         repaint = StableDiffusionXLImg2ImgPipeline
@@ -197,7 +199,7 @@ VARIANCE_EXPLODING = (
 
 def assert_close(a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
     assert a.shape == b.shape
-    assert a.std() > 0.05  # the random network does draw something
+    assert a.std() > 0.05  # the picture of the random network is not flat
     assert np.abs(a - b).max() < CLOSE
 
 
@@ -219,9 +221,11 @@ REPAINT: dict[str, Any] = {"image": codec.read_picture(sketch()), "strength": 0.
 
 
 @pytest.mark.parametrize(("sampler", "schedule", "scheduler", "config"), CASES, ids=NAMES)
-def test_text_to_image(sampler: str, schedule: str, scheduler: Any, config: dict[str, Any]) -> None:
+def test_text_to_image_matches_diffusers(
+    sampler: str, schedule: str, scheduler: Any, config: dict[str, Any]
+) -> None:
     asked = request(sampler=sampler, schedule=schedule)
-    assert_close(ours(asked), theirs(asked, scheduler, config))
+    assert_close(render_with_overpaint(asked), render_with_diffusers(asked, scheduler, config))
 
 
 @pytest.mark.parametrize(
@@ -229,15 +233,15 @@ def test_text_to_image(sampler: str, schedule: str, scheduler: Any, config: dict
     FROM_THE_MIDDLE,
     ids=[f"{sampler}-{schedule}" for sampler, schedule, _, _ in FROM_THE_MIDDLE],
 )
-def test_image_to_image(
+def test_image_to_image_matches_diffusers(
     sampler: str, schedule: str, scheduler: Any, config: dict[str, Any]
 ) -> None:
     asked = request(sampler=sampler, schedule=schedule, **REPAINT)
-    assert_close(ours(asked), theirs(asked, scheduler, config))
+    assert_close(render_with_overpaint(asked), render_with_diffusers(asked, scheduler, config))
 
 
 def certain(model: Model) -> Model:
-    """The model with an encoder that is sure of its latents, so that no noise is drawn for them."""
+    """Return the model with a VAE whose posterior has no variance, so that no noise is drawn."""
     convolution: Any = model.vae.quant_conv
     convolution.weight[4:] = 0
     convolution.bias[4:] = -60
@@ -249,8 +253,10 @@ def certain(model: Model) -> Model:
     DETERMINISTIC,
     ids=[f"{sampler}-{schedule}" for sampler, schedule, _, _ in DETERMINISTIC],
 )
-def test_inpainting(sampler: str, schedule: str, scheduler: Any, config: dict[str, Any]) -> None:
-    """Before the result is laid into the picture, which diffusers does not do."""
+def test_inpainting_matches_diffusers(
+    sampler: str, schedule: str, scheduler: Any, config: dict[str, Any]
+) -> None:
+    """Compare before the result is composed with the picture, which diffusers does not do."""
     mask = Image.new("L", (128, 128))
     mask.paste(255, (40, 16, 96, 80))
     asked = request(
@@ -261,14 +267,16 @@ def test_inpainting(sampler: str, schedule: str, scheduler: Any, config: dict[st
         fill="original",
         **REPAINT,
     )
-    reference = theirs(asked, scheduler, config, certain(tiny_model(ours=False)))
-    assert_close(ours(asked, certain(tiny_model())), reference)
+    reference = render_with_diffusers(asked, scheduler, config, certain(tiny_model(ours=False)))
+    assert_close(render_with_overpaint(asked, certain(tiny_model())), reference)
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_inpainting_with_nine_channels(strength: float, guidance: float) -> None:
-    """diffusers lets such a network paint what is kept too, so our constraint is lifted."""
+def test_inpainting_network_with_nine_channels_matches_diffusers(
+    strength: float, guidance: float
+) -> None:
+    """diffusers also repaints the kept area here, so the test drops the constraint."""
     mask = Image.new("L", (128, 128))
     mask.paste(255, (40, 16, 96, 80))
     fields: dict[str, Any] = {"image": codec.read_picture(sketch()), "strength": strength}
@@ -277,8 +285,8 @@ def test_inpainting_with_nine_channels(strength: float, guidance: float) -> None
     if guidance == 1:
         asked = request(**fields, guidance_scale=guidance, negative_prompt="")
     model = certain(tiny_inpainter(ours=False))
-    reference = theirs(asked, model=model, height=128, width=128)
-    mine = ours(
+    reference = render_with_diffusers(asked, model=model, height=128, width=128)
+    mine = render_with_overpaint(
         asked,
         certain(tiny_inpainter()),
         change=lambda own: replace(own, constraint=Unconstrained()),
@@ -288,7 +296,7 @@ def test_inpainting_with_nine_channels(strength: float, guidance: float) -> None
 
 @torch.no_grad()
 def refined(asked: Request, scheduler: Any, config: dict[str, Any]) -> NDArray[np.float64]:
-    """diffusers' base pipeline, and its image-to-image pipeline of the refiner behind it."""
+    """Run diffusers' base pipeline, then its image-to-image pipeline with the refiner."""
     generator = torch.Generator()
     first: dict[str, Any] = asked.model_dump(exclude={"refiner", *REFINING})
     first["image"] = asked.image
@@ -296,7 +304,7 @@ def refined(asked: Request, scheduler: Any, config: dict[str, Any]) -> NDArray[n
     ensemble = asked.refine == "ensemble"
     if ensemble:
         extra["denoising_end"] = asked.high_noise_frac
-    latent = theirs(Request(**first), scheduler, config, **extra)
+    latent = render_with_diffusers(Request(**first), scheduler, config, **extra)
     base, refiner = tiny_model(ours=False), tiny_refiner(ours=False)
     parts = tiny_pipeline(base).components
     settings = {**parts["scheduler"].config, **config}
@@ -314,7 +322,7 @@ def refined(asked: Request, scheduler: Any, config: dict[str, Any]) -> NDArray[n
         way = {"denoising_start": asked.high_noise_frac}
         way |= {"num_inference_steps": asked.num_inference_steps}
     else:
-        torch.randn(latent.shape, generator=generator)  # of the posterior, which ours draws
+        torch.randn(latent.shape, generator=generator)  # Overpaint's draw for the posterior
         way = {"strength": asked.refine_strength, "num_inference_steps": asked.refine_steps}
     return second(
         prompt=asked.prompt,
@@ -335,13 +343,13 @@ REFINERS = [
 ]
 
 
-# diffusers' Heun hands over between the two halves of a step.
+# diffusers' Heun changes models between the two halves of a step.
 ENSEMBLES = [case for case in REFINERS if case[0] != "heun"]
 
 
 @pytest.mark.parametrize("repaint", [False, True], ids=["t2i", "i2i"])
 @pytest.mark.parametrize(("sampler", "schedule", "scheduler", "config"), ENSEMBLES)
-def test_an_ensemble(
+def test_ensemble_refiner_matches_diffusers(
     sampler: str, schedule: str, scheduler: Any, config: dict[str, Any], repaint: bool
 ) -> None:
     asked = request(
@@ -351,12 +359,12 @@ def test_an_ensemble(
         num_inference_steps=10,
         **(REPAINT if repaint else {}),
     )
-    mine = ours(asked, refiner=tiny_refiner())
+    mine = render_with_overpaint(asked, refiner=tiny_refiner())
     assert_close(mine, refined(asked, scheduler, config))
 
 
 @pytest.mark.parametrize(("sampler", "schedule", "scheduler", "config"), REFINERS)
-def test_a_sequential_refiner(
+def test_sequential_refiner_matches_diffusers(
     sampler: str, schedule: str, scheduler: Any, config: dict[str, Any]
 ) -> None:
     asked = request(
@@ -367,7 +375,7 @@ def test_a_sequential_refiner(
         refine_strength=0.5,
         refine_steps=8,
     )
-    mine = ours(asked, refiner=tiny_refiner())
+    mine = render_with_overpaint(asked, refiner=tiny_refiner())
     assert_close(mine, refined(asked, scheduler, config))
 
 
@@ -388,55 +396,58 @@ def test_a_sequential_refiner(
     ],
     ids=["unguided", "rescaled", "second prompts", "sizes"],
 )
-def test_conditioning(fields: dict[str, Any], repaint: bool) -> None:
+def test_conditioning_fields_match_diffusers(fields: dict[str, Any], repaint: bool) -> None:
     asked = request(**fields, **(REPAINT if repaint else {}))
     extra: dict[str, Any] = {
         key: value for key, value in fields.items() if key.startswith("negative_") and "size" in key
     }
     if extra and not repaint:
-        # Without this diffusers takes (0, 0); in image to image it takes the other row's, as we do.
+        # diffusers defaults to (0, 0); in image to image, to the positive value as Overpaint.
         extra["negative_crops_coords_top_left"] = asked.crops_coords_top_left
-    assert_close(ours(asked), theirs(asked, **extra))
+    assert_close(render_with_overpaint(asked), render_with_diffusers(asked, **extra))
 
 
 @pytest.mark.parametrize("zeros", [False, True])
-def test_an_empty_negative_prompt(zeros: bool) -> None:
+def test_empty_negative_prompt_matches_diffusers(zeros: bool) -> None:
     model = tiny_model(zero_empty_negative=zeros, ours=False)
     asked = request(negative_prompt="")
-    reference = theirs(asked, model=model, negative_prompt=None if zeros else "")
-    assert_close(ours(asked, tiny_model(zero_empty_negative=zeros)), reference)
+    reference = render_with_diffusers(asked, model=model, negative_prompt=None if zeros else "")
+    assert_close(render_with_overpaint(asked, tiny_model(zero_empty_negative=zeros)), reference)
 
 
-def test_v_prediction_with_zero_terminal_snr() -> None:
+def test_v_prediction_with_zero_terminal_snr_matches_diffusers() -> None:
     mine, reference = (
         tiny_model(prediction="v_prediction", ours=own_blocks) for own_blocks in (True, False)
     )
     mine.noise = reference.noise = replace(mine.noise, zero_terminal_snr=True)
     asked = request(schedule="trailing", guidance_rescale=0.7)
-    assert_close(ours(asked, mine), theirs(asked, config=TRAILING, model=reference))
+    assert_close(
+        render_with_overpaint(asked, mine),
+        render_with_diffusers(asked, config=TRAILING, model=reference),
+    )
 
 
-def test_clip_skip() -> None:
-    """diffusers skips no layers of the negative prompt, so its embeddings are handed over."""
+def test_clip_skip_matches_diffusers() -> None:
+    """diffusers skips no layers of the negative prompt, so the test passes its embeddings."""
     asked = request(clip_skip=1)
     negative = prompt.encode_prompt(tiny_model(), asked.negative_prompt, clip_skip=1)
-    reference = theirs(
+    reference = render_with_diffusers(
         asked,
         negative_prompt=None,
         negative_prompt_2=None,
         negative_prompt_embeds=negative.tokens,
         negative_pooled_prompt_embeds=negative.pooled,
     )
-    assert_close(ours(asked), reference)
+    assert_close(render_with_overpaint(asked), reference)
 
 
-def test_a_long_prompt_is_its_chunks_side_by_side() -> None:
+def test_long_prompt_matches_its_chunks_in_diffusers() -> None:
     model = tiny_model()
     first, second, negative = "a red house, " * 18, "a blue cat and a dog, " * 9, "a drawing"
     asked = request(prompt=first + second, negative_prompt=negative)
     a, b, n, empty = (prompt.encode_prompt(model, text) for text in (first, second, negative, ""))
     assert a.tokens.shape[1] == b.tokens.shape[1] == 77
-    reference = theirs(
+    reference = render_with_diffusers(
         asked,
         prompt=None,
         prompt_2=None,
@@ -447,4 +458,4 @@ def test_a_long_prompt_is_its_chunks_side_by_side() -> None:
         negative_prompt_embeds=torch.cat([n.tokens, empty.tokens], 1),
         negative_pooled_prompt_embeds=n.pooled,
     )
-    assert_close(ours(asked), reference)
+    assert_close(render_with_overpaint(asked), reference)

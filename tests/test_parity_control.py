@@ -1,4 +1,4 @@
-"""Steered pictures against diffusers' pipelines: same random weights, noise and settings, fp32."""
+"""ControlNet pictures compared with diffusers': same random weights, noise and settings, fp32."""
 
 import math
 from pathlib import Path
@@ -31,7 +31,7 @@ from overpaint.models.addons import Addons
 from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.request import Request
 from overpaint.request_parts import Control
-from tests.test_parity import REPAINT, assert_close, certain, ours, request, sketch
+from tests.test_parity import REPAINT, assert_close, certain, render_with_overpaint, request, sketch
 from tests.tiny import tiny_model, tiny_pipeline
 from tests.tiny_control import tiny_adapter, tiny_net, write, write_control_lora, write_folder
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
 
 def drawn(seed: int) -> Image.Image:
-    """Something with edges."""
+    """Draw a picture with edges."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
     return Image.fromarray(blocks).resize((128, 128), Image.Resampling.NEAREST)
@@ -49,13 +49,15 @@ def hint(seed: int, kind: str = "canny", **fields: Any) -> Control:
     return Control(kind=kind, hint=codec.read_picture(drawn(seed)), **fields)
 
 
-def steered(asked: Request, nets: list[ControlNet]) -> NDArray[np.float64]:
+def render_controlled(asked: Request, nets: list[ControlNet]) -> NDArray[np.float64]:
     model = certain(tiny_model()) if asked.mask else tiny_model()
-    return ours(asked, model, nets=nets)
+    return render_with_overpaint(asked, model, nets=nets)
 
 
-def theirs(asked: Request, pipeline: Any, part: dict[str, Any], **call: Any) -> NDArray[np.float64]:
-    """The same request by a pipeline of diffusers with further parts."""
+def render_with_diffusers(
+    asked: Request, pipeline: Any, part: dict[str, Any], **call: Any
+) -> NDArray[np.float64]:
+    """Return the pictures of a diffusers pipeline with additional parts."""
     model = tiny_model(ours=False)
     text_to_image = tiny_pipeline(certain(model) if asked.mask else model)
     parts: dict[str, Any] = {**text_to_image.components, **part}
@@ -84,24 +86,26 @@ def theirs(asked: Request, pipeline: Any, part: dict[str, Any], **call: Any) -> 
 
 @pytest.mark.parametrize("layout", ["diffusers", "original", "folder"])
 @pytest.mark.parametrize("kind", ["full", "mid", "small"])
-def test_one_net(kind: str, layout: str, tmp_path: Path) -> None:
+def test_one_controlnet_matches_diffusers(kind: str, layout: str, tmp_path: Path) -> None:
     net = tiny_net(kind)
     path = tmp_path / "net.safetensors"
     path = write_folder(net, tmp_path / "net") if layout == "folder" else write(net, path, layout)
     asked = request(controls=(hint(1, scale=0.8),))
-    reference = theirs(
+    reference = render_with_diffusers(
         asked,
         StableDiffusionXLControlNetPipeline,
         {"controlnet": net},
         image=drawn(1),
         controlnet_conditioning_scale=0.8,
     )
-    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
     plain = request()
-    assert np.abs(steered(plain, []) - reference).max() > 0.05  # the net does steer
+    assert (
+        np.abs(render_controlled(plain, []) - reference).max() > 0.05
+    )  # the net changes the picture
 
 
-def test_three_nets_at_their_own_times(tmp_path: Path) -> None:
+def test_three_controlnets_with_different_intervals_match_diffusers(tmp_path: Path) -> None:
     nets = [tiny_net("full", 1), tiny_net("small", 2), tiny_net("mid", 3)]
     paths = [write(net, tmp_path / f"{i}.safetensors") for i, net in enumerate(nets)]
     scales, starts, ends = [0.7, 1.0, 0.4], [0.0, 0.25, 0.0], [0.5, 1.0, 1.0]
@@ -110,7 +114,7 @@ def test_three_nets_at_their_own_times(tmp_path: Path) -> None:
         for i, (scale, start, end) in enumerate(zip(scales, starts, ends, strict=True))
     )
     asked = request(controls=controls)
-    reference = theirs(
+    reference = render_with_diffusers(
         asked,
         StableDiffusionXLControlNetPipeline,
         {"controlnet": nets},
@@ -120,14 +124,16 @@ def test_three_nets_at_their_own_times(tmp_path: Path) -> None:
         control_guidance_end=ends,
     )
     model = tiny_model()
-    assert_close(steered(asked, [load_controlnet(path, model) for path in paths]), reference)
+    assert_close(
+        render_controlled(asked, [load_controlnet(path, model) for path in paths]), reference
+    )
 
 
-def test_guess_mode(tmp_path: Path) -> None:
+def test_guess_mode_matches_diffusers(tmp_path: Path) -> None:
     net = tiny_net()
     path = write(net, tmp_path / "net.safetensors")
     asked = request(controls=(hint(1, weighting="guess"),))
-    reference = theirs(
+    reference = render_with_diffusers(
         asked,
         StableDiffusionXLControlNetPipeline,
         {"controlnet": net},
@@ -135,7 +141,7 @@ def test_guess_mode(tmp_path: Path) -> None:
         guess_mode=True,
         controlnet_conditioning_scale=1.0,
     )
-    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +153,9 @@ def test_guess_mode(tmp_path: Path) -> None:
         ("promax", ("tile", "depth")),
     ],
 )
-def test_a_union_net(kind: str, hints: tuple[str, ...], tmp_path: Path) -> None:
+def test_union_controlnet_matches_diffusers(
+    kind: str, hints: tuple[str, ...], tmp_path: Path
+) -> None:
     net = tiny_net(kind)
     path = write(net, tmp_path / "net.safetensors")
     scales = [0.8, 0.5][: len(hints)]
@@ -156,7 +164,7 @@ def test_a_union_net(kind: str, hints: tuple[str, ...], tmp_path: Path) -> None:
     )
     asked = request(controls=controls)
     types = {"canny": 3, "depth": 1, "tile": 6}
-    reference = theirs(
+    reference = render_with_diffusers(
         asked,
         StableDiffusionXLControlNetUnionPipeline,
         {"controlnet": net},
@@ -165,41 +173,41 @@ def test_a_union_net(kind: str, hints: tuple[str, ...], tmp_path: Path) -> None:
         controlnet_conditioning_scale=scales,
     )
     loaded = load_controlnet(path, tiny_model())
-    assert_close(steered(asked, [loaded] * len(hints)), reference)
+    assert_close(render_controlled(asked, [loaded] * len(hints)), reference)
 
 
-def test_a_control_lora(tmp_path: Path) -> None:
+def test_control_lora_matches_diffusers(tmp_path: Path) -> None:
     path, net = write_control_lora(tmp_path / "lora.safetensors")
     asked = request(controls=(hint(1),))
-    reference = theirs(
+    reference = render_with_diffusers(
         asked,
         StableDiffusionXLControlNetPipeline,
         {"controlnet": net},
         image=drawn(1),
         controlnet_conditioning_scale=1.0,
     )
-    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
 
 
-def test_an_adapter(tmp_path: Path) -> None:
+def test_t2i_adapter_matches_diffusers(tmp_path: Path) -> None:
     adapter = tiny_adapter()
     path = write(adapter, tmp_path / "adapter.safetensors")
     asked = request(controls=(hint(1, scale=0.7),))
-    reference = theirs(
+    reference = render_with_diffusers(
         asked,
         StableDiffusionXLAdapterPipeline,
         {"adapter": adapter},
         image=drawn(1),
         adapter_conditioning_scale=0.7,
     )
-    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
 
 
-def test_image_to_image(tmp_path: Path) -> None:
+def test_controlnet_image_to_image_matches_diffusers(tmp_path: Path) -> None:
     net = tiny_net()
     path = write(net, tmp_path / "net.safetensors")
     asked = request(controls=(hint(1, scale=0.8),), **REPAINT)
-    reference = theirs(
+    reference = render_with_diffusers(
         asked,
         StableDiffusionXLControlNetImg2ImgPipeline,
         {"controlnet": net},
@@ -207,10 +215,10 @@ def test_image_to_image(tmp_path: Path) -> None:
         control_image=drawn(1),
         controlnet_conditioning_scale=0.8,
     )
-    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
 
 
-def test_inpainting(tmp_path: Path) -> None:
+def test_controlnet_inpainting_matches_diffusers(tmp_path: Path) -> None:
     net = tiny_net()
     path = write(net, tmp_path / "net.safetensors")
     mask = Image.new("L", (128, 128))
@@ -222,7 +230,7 @@ def test_inpainting(tmp_path: Path) -> None:
         fill="original",
         **REPAINT,
     )
-    reference = theirs(
+    reference = render_with_diffusers(
         asked,
         StableDiffusionXLControlNetInpaintPipeline,
         {"controlnet": net},
@@ -231,4 +239,4 @@ def test_inpainting(tmp_path: Path) -> None:
         control_image=drawn(1),
         controlnet_conditioning_scale=0.8,
     )
-    assert_close(steered(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)

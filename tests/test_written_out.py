@@ -23,7 +23,7 @@ from overpaint.models.addons import Addons
 from overpaint.models.controlnet import load_controlnet
 from overpaint.request import Request
 from overpaint.request_parts import Control
-from tests.test_parity import REPAINT, painted, request, sketch
+from tests.test_parity import REPAINT, request, run_plans, sketch
 from tests.test_parity_control import drawn
 from tests.tiny import WIDTHS, tiny_model, tiny_pipeline, tiny_refiner
 from tests.tiny_control import tiny_adapter, tiny_net, write
@@ -224,7 +224,7 @@ def ours(asked: Request, steers: Sequence[Steer], folder: Path) -> Tensor:
         for steer in steers
     ]
     each = [net for net, steer in zip(nets, steers, strict=True) for _ in steer.kinds]
-    return painted(plan(asked, model, Addons(tiny_refiner(), each)).plans)[0]
+    return run_plans(plan(asked, model, Addons(tiny_refiner(), each)).plans)[0]
 
 
 @pytest.mark.parametrize("name", CASES)

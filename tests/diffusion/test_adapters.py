@@ -1,4 +1,4 @@
-"""LoRAs in a plan: per row, with everything else, and gone without a trace."""
+"""LoRAs in plans: per row, with all other features, and without effect on later requests."""
 
 from dataclasses import replace
 from hashlib import sha256
@@ -24,7 +24,14 @@ from overpaint.painter import Painter
 from overpaint.request import Request
 from overpaint.request_parts import Control, Lora
 from tests.models.test_lora import FORMATS, trained
-from tests.test_parity import REPAINT, assert_close, ours, painted, request, theirs
+from tests.test_parity import (
+    REPAINT,
+    assert_close,
+    render_with_diffusers,
+    render_with_overpaint,
+    request,
+    run_plans,
+)
 from tests.test_parity_control import hint
 from tests.tiny import tiny_model, tiny_refiner
 from tests.tiny_control import tiny_adapter, tiny_net, write, write_control_lora
@@ -34,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A LoRA of the UNet, another, and one of the text encoders."""
+    """Write two LoRAs of the UNet and one of the text encoders."""
     folder = tmp_path_factory.mktemp("loras")
     paths: list[Path] = []
     for seed in (3, 4):
@@ -55,25 +62,27 @@ def adapter(model: Model, path: Path, **scales: Any) -> Adapter:
 
 
 @pytest.mark.parametrize("repaint", [False, True], ids=["t2i", "i2i"])
-def test_parity_with_the_weights_that_peft_merges(files: list[Path], repaint: bool) -> None:
+def test_lora_in_a_plan_matches_weights_merged_by_peft(files: list[Path], repaint: bool) -> None:
     model = tiny_model()
     asked = request(**(REPAINT if repaint else {}))
-    mine = ours(asked, model, adapters=(adapter(model, files[0]),))
+    mine = render_with_overpaint(asked, model, adapters=(adapter(model, files[0]),))
     reference = tiny_model(ours=False)
     reference.unet.load_state_dict(trained("lora", 3)[1])
-    assert_close(mine, theirs(asked, model=reference))
-    assert np.abs(mine - ours(asked, model)).max() > 0.02  # it does change the picture
+    assert_close(mine, render_with_diffusers(asked, model=reference))
+    assert (
+        np.abs(mine - render_with_overpaint(asked, model)).max() > 0.02
+    )  # the LoRA changes the picture
 
 
-def test_at_scale_0_a_picture_is_as_without(files: list[Path]) -> None:
+def test_lora_at_scale_0_does_not_change_the_picture(files: list[Path]) -> None:
     model = tiny_model()
     asked = request()
-    plain = painted(plan(asked, tiny_model()).plans)[0]
+    plain = run_plans(plan(asked, tiny_model()).plans)[0]
     none = (adapter(model, files[0], scale=0.0), adapter(model, files[2], text_scale=0.0))
-    assert torch.equal(painted(plan(asked, model, Addons(adapters=none)).plans)[0], plain)
+    assert torch.equal(run_plans(plan(asked, model, Addons(adapters=none)).plans)[0], plain)
 
 
-def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
+def test_rows_with_different_loras_match_solo_runs(files: list[Path]) -> None:
     model = tiny_model()
     a, b, text = (adapter(model, path) for path in files)
     sets = [(), (a,), (b,), (a, replace(b, scale=-0.5)), (text,), (a,)]
@@ -87,42 +96,42 @@ def test_rows_with_other_loras_are_as_alone(files: list[Path]) -> None:
         sizes.append(len(inputs[0]))
 
     hook = model.unet.register_forward_pre_hook(note)
-    together = painted(plans)
+    together = run_plans(plans)
     hook.remove()
-    assert sizes[0] == 2 * len(sets)  # one call for all of them, guided
+    assert sizes[0] == 2 * len(sets)  # one guided call for all sets
     for latent, r, own in zip(together, asked, sets, strict=True):
         fresh = tiny_model()
-        alone = painted(plan(r, fresh, Addons(adapters=own)).plans)[0]
+        alone = run_plans(plan(r, fresh, Addons(adapters=own)).plans)[0]
         torch.testing.assert_close(latent, alone, atol=2e-4, rtol=1e-3)
     different = [request(seed=0) for _ in sets]
-    kinds = painted(
+    kinds = run_plans(
         [plan(r, model, Addons(adapters=s)).plans[0] for r, s in zip(different, sets, strict=True)]
     )
     assert all((kinds[0] - other).abs().max() > 1e-2 for other in kinds[1:])
 
 
-def test_the_base_is_itself_again(files: list[Path]) -> None:
+def test_base_weights_after_loras_are_restored_exactly(files: list[Path]) -> None:
     model = tiny_model()
     asked = request()
-    before = painted(plan(asked, model).plans)[0]
+    before = run_plans(plan(asked, model).plans)[0]
     adapters = tuple(adapter(model, path) for path in files)
-    painted(plan(asked, model, Addons(adapters=adapters)).plans)
-    assert torch.equal(painted(plan(asked, model).plans)[0], before)
+    run_plans(plan(asked, model, Addons(adapters=adapters)).plans)
+    assert torch.equal(run_plans(plan(asked, model).plans)[0], before)
     base = tiny_model().unet.state_dict()
     assert all(torch.equal(v, base[k]) for k, v in unpacked_state(model.unet).items())
 
 
-def test_a_refiner_goes_on_without(files: list[Path]) -> None:
+def test_refiner_stage_ignores_loras(files: list[Path]) -> None:
     model, refiner = tiny_model(), tiny_refiner()
     asked = request(refiner="tiny")
     own = plan(asked, model, Addons(refiner, adapters=(adapter(model, files[0]),))).plans[0]
     assert own.positive.adapters
     assert own.then is not None
     assert own.then.plan.positive.adapters == ()
-    painted([own])
+    run_plans([own])
 
 
-def test_a_painter_finds_them_by_name(files: list[Path], tmp_path: Path) -> None:
+def test_painter_finds_loras_by_name(files: list[Path], tmp_path: Path) -> None:
     store = Library(tmp_path)
     store.add(files[0], "ink")
     painter = Painter(tiny_model(), store)
@@ -141,7 +150,7 @@ def test_a_painter_finds_them_by_name(files: list[Path], tmp_path: Path) -> None
     assert painter.run(again).images[0].tobytes() == result.images[0].tobytes()
 
 
-def test_a_lora_for_few_steps_brings_its_settings(files: list[Path], tmp_path: Path) -> None:
+def test_few_step_lora_sets_unset_request_fields(files: list[Path], tmp_path: Path) -> None:
     title = {"modelspec.title": "Ink SDXL-Lightning 2-step"}
     save_file(load_file(files[0]), tmp_path / "fast.safetensors", title)
     store = Library(tmp_path)
@@ -156,11 +165,11 @@ def test_a_lora_for_few_steps_brings_its_settings(files: list[Path], tmp_path: P
     record = result.metadata[0]["request"]
     assert (record["sampler"], record["num_inference_steps"]) == ("euler", 2)
     again = painter.run(Request(**record | {"loras": (Lora(name="fast"),)}))
-    assert again.notices == ()  # a record is explicit
+    assert again.notices == ()  # a recorded request sets every field
     assert again.images[0].tobytes() == result.images[0].tobytes()
 
 
-def test_leniency_is_each_request_s_own(files: list[Path], tmp_path: Path) -> None:
+def test_lora_lenient_applies_to_its_request_only(files: list[Path], tmp_path: Path) -> None:
     state = load_file(files[0]) | {"something": torch.zeros(2)}
     save_file(state, tmp_path / "odd.safetensors")
     store = Library(tmp_path)
@@ -173,7 +182,7 @@ def test_leniency_is_each_request_s_own(files: list[Path], tmp_path: Path) -> No
         painter.run(Request(**fields))
 
 
-def test_a_lora_a_hint_and_a_mask_meet(files: list[Path], tmp_path: Path) -> None:
+def test_lora_control_and_mask_work_together(files: list[Path], tmp_path: Path) -> None:
     model = tiny_model()
     own = (adapter(model, files[0]),)
     net = load_controlnet(write(tiny_net(), tmp_path / "net.safetensors"), model)
@@ -183,7 +192,7 @@ def test_a_lora_a_hint_and_a_mask_meet(files: list[Path], tmp_path: Path) -> Non
     def met(*, hint: bool, lora: bool) -> torch.Tensor:
         asked = request(controls=controls if hint else (), **fields)
         found = plan(asked, model, Addons(None, (net,) if hint else (), own if lora else ()))
-        return painted(found.plans)[0]
+        return run_plans(found.plans)[0]
 
     both = met(hint=True, lora=True)
     outside = torch.ones(1, 1, 16, 16, dtype=torch.bool)
@@ -193,11 +202,11 @@ def test_a_lora_a_hint_and_a_mask_meet(files: list[Path], tmp_path: Path) -> Non
         torch.testing.assert_close(both * outside, other * outside)
 
 
-def test_rows_that_are_unlike_in_everything_are_as_alone(files: list[Path], tmp_path: Path) -> None:
-    """Net, scale, hint, range, LoRA, its scale, prompt, seed, guidance and strength: all differ.
+def test_rows_that_differ_in_everything_match_solo_runs(files: list[Path], tmp_path: Path) -> None:
+    """The rows differ in control, LoRA, prompt, seed, guidance, strength and all their settings.
 
-    In fp64, where the only roundings of fp32 are those of weights that adapters are merged into:
-    random weights with two LoRAs enlarge them a hundredfold.
+    The test runs in fp64, except that merged weights are rounded to fp32. Random weights with two
+    LoRAs enlarge these rounding errors a hundredfold.
     """
     model = tiny_model(dtype=torch.float64)
     kinds: dict[str, Any] = {kind: tiny_net(kind) for kind in ("full", "small", "union")}
@@ -232,17 +241,15 @@ def test_rows_that_are_unlike_in_everything_are_as_alone(files: list[Path], tmp_
         asked = request(controls=controls, **{"seed": number, **fields})
         return plan(asked, model, Addons(None, [nets[net] for net in used], adapters)).plans[0]
 
-    together = painted([planned(number, model) for number in range(len(rows))])
+    together = run_plans([planned(number, model) for number in range(len(rows))])
     for number, latent in enumerate(together):
-        [alone] = painted([planned(number, tiny_model(dtype=torch.float64))])
+        [alone] = run_plans([planned(number, tiny_model(dtype=torch.float64))])
         assert (latent - alone).abs().max() < 1e-5 * alone.abs().max()
 
 
-def test_a_control_lora_is_of_the_base_whatever_was_merged_before(
-    files: list[Path], tmp_path: Path
-) -> None:
+def test_control_lora_is_built_from_the_pristine_base(files: list[Path], tmp_path: Path) -> None:
     path, net = write_control_lora(tmp_path / "lora.safetensors")
     model = tiny_model()
-    painted(plan(request(), model, Addons(adapters=(adapter(model, files[0]),))).plans)
+    run_plans(plan(request(), model, Addons(adapters=(adapter(model, files[0]),))).plans)
     module = load_controlnet(path, model).module
     torch.testing.assert_close(module.mid_block.state_dict(), net.mid_block.state_dict())

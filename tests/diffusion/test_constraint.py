@@ -1,4 +1,4 @@
-"""What is kept stays kept, in every sampler; what is grey changes by its share."""
+"""The mask constraint: kept cells stay, gray cells change by their share, in every sampler."""
 
 from typing import Any
 
@@ -45,7 +45,9 @@ def latents(model: Model, *requests: Request) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("strength", [0.4, 1.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_what_is_kept_comes_out_as_it_went_in(model: Model, sampler: str, strength: float) -> None:
+def test_mask_constraint_returns_kept_cells_unchanged(
+    model: Model, sampler: str, strength: float
+) -> None:
     asked = request(sampler=sampler, strength=strength)
     (own,) = plan(asked, model).plans
     assert isinstance(own.constraint, MaskConstraint)
@@ -55,7 +57,7 @@ def test_what_is_kept_comes_out_as_it_went_in(model: Model, sampler: str, streng
     assert (latent - own.constraint.latent)[~kept].abs().mean() > 0.05
 
 
-def test_what_is_kept_is_seen_with_the_noise_of_the_level(model: Model) -> None:
+def test_mask_constraint_gives_kept_cells_the_noise_of_the_level(model: Model) -> None:
     (own,) = plan(request(sampler="euler", strength=1.0), model).plans
     assert isinstance(own.constraint, MaskConstraint)
     kept = (own.constraint.mask == 0).expand(1, 4, 16, 16)
@@ -68,7 +70,7 @@ def test_what_is_kept_is_seen_with_the_noise_of_the_level(model: Model) -> None:
         step([trajectory])
 
 
-def test_a_gray_cell_takes_part_in_its_share_of_the_steps() -> None:
+def test_gray_cell_is_repainted_in_its_share_of_the_steps() -> None:
     sigmas = (8.0, 4.0, 2.0, 1.0, 0.0)
     mask = torch.tensor([0.0, 0.2, 0.25, 0.5, 0.75, 0.99, 1.0]).reshape(1, 1, 1, 7)
     kept = MaskConstraint(torch.zeros(1, 1, 1, 7), mask, sigmas)
@@ -82,7 +84,7 @@ def test_a_gray_cell_takes_part_in_its_share_of_the_steps() -> None:
     ]
 
 
-def test_change_rises_along_a_ramp(model: Model) -> None:
+def test_gray_ramp_increases_the_change_monotonically(model: Model) -> None:
     ramp = Image.fromarray(np.repeat(np.linspace(0, 255, 128)[None], 128, 0).astype(np.uint8))
     changes = torch.zeros(16)
     for seed in range(4):

@@ -1,4 +1,4 @@
-"""Hints steer rows: each its own, at its own time, whatever the company."""
+"""ControlNets per row: each row with its own control images and intervals, in any batch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -65,16 +65,18 @@ def predicted(model: Model, *rows: Row) -> Tensor:
     return network(model).predict(rows)
 
 
-def test_levels_follow_their_sources() -> None:
+def test_level_weights_match_a1111_and_diffusers() -> None:
     assert level_weights("balanced", 10).tolist() == [1.0] * 10
-    soft = level_weights("soft", 10)  # A1111's: 0.825 ** (9 - i), all at the middle
+    soft = level_weights("soft", 10)  # A1111: 0.825 ** (9 - i), and 1 at the middle
     torch.testing.assert_close(soft, torch.tensor([0.825 ** (9 - i) for i in range(10)]))
-    guess = level_weights("guess", 10)  # diffusers': logspace(-1, 0)
+    guess = level_weights("guess", 10)  # diffusers: logspace(-1, 0)
     assert guess[0].item() == pytest.approx(0.1)
     assert guess[-1].item() == pytest.approx(1)
 
 
-def test_rows_with_unlike_controls_are_as_alone(model: Model, nets: dict[str, ControlNet]) -> None:
+def test_rows_with_different_controls_match_solo_runs(
+    model: Model, nets: dict[str, ControlNet]
+) -> None:
     half = torch.zeros(1, 1, 16, 16)
     half[..., :8] = 1
     rows = [
@@ -95,8 +97,10 @@ def test_rows_with_unlike_controls_are_as_alone(model: Model, nets: dict[str, Co
 
 
 @torch.no_grad()
-def test_nets_of_all_kinds_add_up(model: Model, nets: dict[str, ControlNet]) -> None:
-    """What no pipeline of diffusers can do, against a step written out."""
+def test_nets_of_all_kinds_in_one_row_add_their_residuals(
+    model: Model, nets: dict[str, ControlNet]
+) -> None:
+    """Compare with an explicit step, since no diffusers pipeline combines these nets."""
     first, second = (
         control(nets["full"], 1, scale=0.7),
         control(nets["union"], 2, type=3, scale=0.5),
@@ -135,7 +139,9 @@ def test_nets_of_all_kinds_add_up(model: Model, nets: dict[str, ControlNet]) -> 
     torch.testing.assert_close(predicted(model, asked), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_a_net_runs_only_on_the_rows_that_ask(model: Model, nets: dict[str, ControlNet]) -> None:
+def test_net_runs_only_on_rows_with_an_active_control(
+    model: Model, nets: dict[str, ControlNet]
+) -> None:
     sizes: list[int] = []
 
     def note(_: object, inputs: tuple[Tensor, ...]) -> None:
@@ -152,13 +158,15 @@ def test_a_net_runs_only_on_the_rows_that_ask(model: Model, nets: dict[str, Cont
         hook.remove()
 
 
-def test_the_end_of_a_range_is_not_in_it_but_for_the_very_end(nets: dict[str, ControlNet]) -> None:
+def test_control_interval_excludes_its_end_except_1(nets: dict[str, ControlNet]) -> None:
     half = control(nets["small"], 1, interval=(0.25, 0.5))
     assert [half.acts(p) for p in (0.2, 0.25, 0.49, 0.5)] == [False, True, True, False]
     assert control(nets["small"], 1).acts(1.0)
 
 
-def test_a_mask_says_where(model: Model, nets: dict[str, ControlNet]) -> None:
+def test_control_mask_limits_the_area_of_the_control(
+    model: Model, nets: dict[str, ControlNet]
+) -> None:
     nowhere = control(nets["full"], 1, mask=torch.zeros(1, 1, 16, 16))
     everywhere = control(nets["full"], 1, mask=torch.ones(1, 1, 16, 16))
     assert torch.equal(predicted(model, row(1, nowhere)), predicted(model, row(1)))
@@ -167,14 +175,16 @@ def test_a_mask_says_where(model: Model, nets: dict[str, ControlNet]) -> None:
     )
 
 
-def test_a_net_may_read_something_else(model: Model, nets: dict[str, ControlNet]) -> None:
-    """As a face net reads the face, and not the prompt."""
+def test_control_context_replaces_the_prompt_for_the_net(
+    model: Model, nets: dict[str, ControlNet]
+) -> None:
+    """A face ControlNet, for example, reads the face's tokens instead of the prompt."""
     own = Context(draw(9, 1, 4, sum(WIDTHS)))
     told = predicted(model, row(1, control(nets["full"], 1, context=own)))
     assert (told - predicted(model, row(1, control(nets["full"], 1)))).abs().max() > 1e-4
 
 
-def test_a_window_sees_its_part_of_a_hint(nets: dict[str, ControlNet]) -> None:
+def test_window_crops_the_control_image(nets: dict[str, ControlNet]) -> None:
     window = Window(4, 8, 8, 8)
     whole = row(1, control(nets["full"], 1), control(nets["adapter"], 2)).conditioning
     part = crop_conditioning(whole, window, 8)

@@ -1,4 +1,4 @@
-"""The loop: unlike trajectories in one step, each as if it were alone."""
+"""The denoising loop: different trajectories share a step, each with the result of a solo run."""
 
 import io
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from overpaint.request import Request
 from tests.tiny import tiny_model
 
 SAME = 1e-5
-"""How far a batched latent may be from its solo run, relative to its size: rounding of fp32."""
+"""The largest relative difference of a batched latent from its solo run: fp32 rounding."""
 EXACT = 1e-11
-"""The same in float64, whatever a request does to rounding."""
+"""The largest relative difference in float64, for any request."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def precise() -> Model:
-    """The same networks in float64."""
+    """The tiny model in float64."""
     model = replace(tiny_model(), dtype=torch.float64)
     for module in (model.unet, model.vae, *(e.model for e in model.text_encoders)):
         module.double()
@@ -63,7 +63,7 @@ PICTURES = {color: picture(color) for color in ("red", "blue")}
 
 
 def run(plans: Sequence[Plan], arrivals: Sequence[int] | None = None) -> list[torch.Tensor]:
-    """All plans together; plan i joins after `arrivals[i]` steps of the others."""
+    """Run all plans together; plan i joins after `arrivals[i]` steps of the others."""
     waiting = sorted(zip(arrivals or [0] * len(plans), range(len(plans)), strict=True))
     trajectories: dict[int, Trajectory] = {}
     tick = 0
@@ -84,7 +84,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @st.composite
 def requests(draw: st.DrawFn, least_steps: int = 1) -> Request:
-    """Anything that may share a step: one latent shape, everything else as it comes."""
+    """Draw requests that can share a step: one latent shape, all other fields random."""
     fields: dict[str, Any] = {
         "prompt": draw(
             st.sampled_from(
@@ -123,11 +123,13 @@ MIXES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCh
 ARRIVALS = st.lists(st.integers(0, 4), min_size=4, max_size=4)
 
 
-# fewer steps square the noise level (a step of Heun's from 14.6 to 0): what rounding the network
-# does then comes out 200 times larger, in company or alone
+# With fewer than 4 steps, a step of Heun from 14.6 to 0 squares the noise level. The network's
+# rounding errors then grow 200-fold, in a batch and in a solo run.
 @MIXES
 @given(mix=st.lists(requests(least_steps=4), min_size=2, max_size=4), arrivals=ARRIVALS)
-def test_batched_equals_solo(model: Model, mix: list[Request], arrivals: list[int]) -> None:
+def test_batched_trajectories_match_solo_runs_in_fp32(
+    model: Model, mix: list[Request], arrivals: list[int]
+) -> None:
     plans = [plan(request, model).plans[0] for request in mix]
     for own, joint in zip(plans, run(plans, arrivals[: len(plans)]), strict=True):
         assert difference(joint, run([own])[0]) <= SAME
@@ -135,7 +137,7 @@ def test_batched_equals_solo(model: Model, mix: list[Request], arrivals: list[in
 
 @MIXES
 @given(mix=st.lists(requests(), min_size=2, max_size=4), arrivals=ARRIVALS)
-def test_batched_equals_solo_to_the_last_digits(
+def test_batched_trajectories_match_solo_runs_in_float64(
     precise: Model, mix: list[Request], arrivals: list[int]
 ) -> None:
     plans = [PrecisePlan(**vars(plan(request, precise).plans[0])) for request in mix]
@@ -144,7 +146,7 @@ def test_batched_equals_solo_to_the_last_digits(
         assert difference(joint, run([own])[0]) <= EXACT
 
 
-def test_a_step_calls_the_network_once_with_the_rows_that_are_needed(model: Model) -> None:
+def test_step_calls_the_network_once_with_the_needed_rows(model: Model) -> None:
     calls: list[int] = []
 
     class Counting:
@@ -169,12 +171,12 @@ def test_a_step_calls_the_network_once_with_the_rows_that_are_needed(model: Mode
     assert calls == [5, 5, 5, 1, 1]
 
 
-def test_a_plan_may_be_run_again(model: Model) -> None:
+def test_plan_run_twice_gives_the_same_latent(model: Model) -> None:
     (own,) = plan(Request(prompt="a cat", sampler="euler_a", num_inference_steps=4), model).plans
     assert torch.equal(run([own])[0], run([own])[0])
 
 
-def test_image_k_of_n_equals_it_alone(model: Model) -> None:
+def test_image_k_of_n_matches_the_same_seed_alone(model: Model) -> None:
     fields: dict[str, Any] = {"prompt": "a dog", "num_inference_steps": 3, "sampler": "dpmpp_sde"}
     fields["image"] = PICTURES["red"]
     many = run(plan(Request(seed=7, num_images=3, **fields), model).plans)
@@ -183,7 +185,7 @@ def test_image_k_of_n_equals_it_alone(model: Model) -> None:
         assert difference(latent, alone) <= SAME
 
 
-def test_the_same_seed_gives_the_same_latent_whatever_ran_before(model: Model) -> None:
+def test_same_seed_after_other_requests_gives_the_same_latent(model: Model) -> None:
     request = Request(prompt="a dog", seed=3, num_inference_steps=3, image=PICTURES["red"])
     before = run(plan(request, model).plans)[0]
     run(plan(Request(prompt="a cat", seed=4, num_inference_steps=2), model).plans)
@@ -205,7 +207,7 @@ def test_denoised_inverts_the_training_target(prediction: Any) -> None:
     torch.testing.assert_close(network.denoised(x0 + sigma * noise, sigma, target), x0)
 
 
-def test_a_step_refuses_unlike_networks_and_shapes(model: Model) -> None:
+def test_step_with_different_networks_or_shapes_raises(model: Model) -> None:
     square, wide, other = (
         Trajectory(plan(Request.model_validate(fields), own).plans[0])
         for fields, own in (({}, model), ({"width": 144, "height": 128}, model), ({}, tiny_model()))
@@ -215,7 +217,7 @@ def test_a_step_refuses_unlike_networks_and_shapes(model: Model) -> None:
             step([square, unlike])
 
 
-def test_progress_counts_steps(model: Model) -> None:
+def test_trajectory_counts_its_steps(model: Model) -> None:
     (own,) = plan(Request(sampler="heun", num_inference_steps=4), model).plans
     trajectory = Trajectory(own)
     seen: list[int] = [trajectory.steps_done]

@@ -1,4 +1,4 @@
-"""Guidance as a function of two predictions."""
+"""Classifier-free guidance as a function of two predictions."""
 
 import pytest
 import torch
@@ -14,26 +14,28 @@ def predictions() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
 
 
-def test_scale_one_is_the_conditional_prediction(
+def test_guidance_scale_1_returns_the_conditional_prediction(
     predictions: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     torch.testing.assert_close(Guidance(1.0)(*predictions), predictions[0])
 
 
-def test_scale_extrapolates(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_guidance_scale_above_1_extrapolates(
+    predictions: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     conditional, unconditional = predictions
     expected = conditional + 6.5 * (conditional - unconditional)
     torch.testing.assert_close(Guidance(7.5)(*predictions), expected)
 
 
-def test_full_rescale_restores_the_standard_deviation(
+def test_guidance_rescale_1_restores_the_standard_deviation(
     predictions: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     guided = Guidance(7.5, rescale=1.0)(*predictions)
     torch.testing.assert_close(guided.std(), predictions[0].std())
 
 
-def test_half_rescale_is_halfway(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_guidance_rescale_half_is_halfway(predictions: tuple[torch.Tensor, torch.Tensor]) -> None:
     plain, full = Guidance(5.0)(*predictions), Guidance(5.0, rescale=1.0)(*predictions)
     torch.testing.assert_close(Guidance(5.0, rescale=0.5)(*predictions), (plain + full) / 2)
 
@@ -50,5 +52,7 @@ def test_half_rescale_is_halfway(predictions: tuple[torch.Tensor, torch.Tensor])
         (Guidance(5.0, interval=(0.2, 0.8)), 0.9, False),
     ],
 )
-def test_where_it_acts(guidance: Guidance, progress: float, acts: bool) -> None:
+def test_guidance_acts_inside_its_interval_only(
+    guidance: Guidance, progress: float, acts: bool
+) -> None:
     assert guidance.acts(progress) is acts

@@ -41,14 +41,14 @@ def test_image_to_image_starts_from_the_noised_posterior(model: Model) -> None:
     torch.testing.assert_close(own.start(own.noise()), expected)
 
 
-def test_strength_one_forgets_the_picture(model: Model) -> None:
+def test_strength_1_ignores_the_picture(model: Model) -> None:
     (own,) = plan(Request(image=picture(), strength=1.0, seed=5), model).plans
     (free,) = plan(Request(seed=5), model).plans
     assert torch.equal(own.start(own.noise()), free.start(free.noise()))
     assert own.sigmas == free.sigmas
 
 
-def test_strength_zero_has_nothing_to_paint(model: Model) -> None:
+def test_strength_0_plans_nothing(model: Model) -> None:
     planned = plan(Request(image=picture(), strength=0.0), model)
     assert planned.plans == ()
     assert planned.canvas.source_picture is not None
@@ -58,14 +58,14 @@ def test_strength_zero_has_nothing_to_paint(model: Model) -> None:
     ("mode", "strength", "steps", "expected"),
     [("exact", 0.3, 20, 20), ("truncate", 0.3, 20, 6), ("truncate", 0.29, 100, 28)],
 )
-def test_steps_that_run(
+def test_plan_runs_the_requested_number_of_steps(
     model: Model, mode: Any, strength: float, steps: int, expected: int
 ) -> None:
     request = Request(image=picture(), strength=strength, num_inference_steps=steps, steps=mode)
     assert plan(request, model).plans[0].steps == expected
 
 
-def test_more_strength_is_more_noise(model: Model) -> None:
+def test_more_strength_starts_from_more_noise(model: Model) -> None:
     starts = [
         plan(Request(image=picture(), strength=s / 10), model).plans[0].sigmas[0]
         for s in range(1, 11)
@@ -73,19 +73,19 @@ def test_more_strength_is_more_noise(model: Model) -> None:
     assert starts == sorted(set(starts))
 
 
-def test_pictures_of_a_request_differ_in_seed_alone(model: Model) -> None:
+def test_pictures_of_a_request_differ_only_in_seed(model: Model) -> None:
     plans = plan(Request(seed=9, num_images=3), model).plans
     assert [own.seed for own in plans] == [9, 10, 11]
     assert len({id(own.positive) for own in plans}) == 1
 
 
-def test_no_second_row_without_guidance(model: Model) -> None:
+def test_plan_without_guidance_has_one_row(model: Model) -> None:
     assert plan(Request(guidance_scale=1.0), model).plans[0].negative is None
     assert plan(Request(guidance_interval=(0.5, 0.5)), model).plans[0].negative is None
     assert plan(Request(guidance_scale=2.0), model).plans[0].negative is not None
 
 
-def test_size_ids_are_height_first_fp32_and_exact(model: Model) -> None:
+def test_size_ids_are_height_first_and_exact_in_fp32(model: Model) -> None:
     request = Request(
         width=144,
         height=128,
@@ -101,7 +101,7 @@ def test_size_ids_are_height_first_fp32_and_exact(model: Model) -> None:
     assert own.shape == (4, 16, 18)
 
 
-def test_sizes_outside_the_trained_range_are_said_aloud(model: Model) -> None:
+def test_size_outside_the_trained_range_gives_a_notice(model: Model) -> None:
     assert not plan(Request(), model).notices
     (notice,) = plan(Request(width=64, height=64), model).notices
     assert "64x64" in notice
@@ -109,26 +109,26 @@ def test_sizes_outside_the_trained_range_are_said_aloud(model: Model) -> None:
         plan(Request(width=24, height=128), model)
 
 
-def test_a_negative_prompt_without_guidance_is_said_aloud(model: Model) -> None:
+def test_negative_prompt_without_guidance_gives_a_notice(model: Model) -> None:
     (notice,) = plan(Request(negative_prompt="a cat", guidance_scale=1.0), model).notices
     assert "negative_prompt" in notice
 
 
 @pytest.mark.parametrize("family", ["sdxl-refiner", "miniature-refiner"])
-def test_a_family_that_cannot_paint_by_itself_is_refused(family: str) -> None:
+def test_family_that_cannot_paint_by_itself_is_rejected(family: str) -> None:
     model = tiny_model()
     model.family = FAMILIES[family]
     with pytest.raises(ModelError, match="cannot paint by itself"):
         plan(Request(), model)
 
 
-def test_what_loading_had_to_say_is_said() -> None:
+def test_notices_of_loading_are_repeated_in_the_plan() -> None:
     model = tiny_model()
     model.notices = ("the file also holds a license key",)
     assert plan(Request(), model).notices == model.notices
 
 
-def test_the_picture_is_encoded_once(model: Model) -> None:
+def test_picture_used_twice_is_encoded_once(model: Model) -> None:
     request = Request(image=picture(), strength=0.5, seed=1)
     first = plan(request, model).plans[0].init
     assert plan(request.model_copy(update={"seed": 2}), model).plans[0].init is first

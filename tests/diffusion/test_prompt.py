@@ -1,4 +1,4 @@
-"""Prompts: A1111's syntax and chunking, the encoders' outputs, what weights do to them."""
+"""Prompts: A1111's syntax and chunks, the encoders' outputs, the effect of weights."""
 
 import sys
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def pairs(text: str) -> list[list[tuple[str, float]]]:
     return [[(s.text, s.weight) for s in passage] for passage in parse_prompt(text)]
 
 
-# --- the syntax
+# Syntax.
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def pairs(text: str) -> list[list[tuple[str, float]]]:
         ("(a:+2)", [("a", 2.0)]),
         ("((a:2):3)", [("a", 6.0)]),
         ("(a (b:2) c:3)", [("a ", 3.0), ("b", 6.0), (" c", 3.0)]),
-        # the examples of A1111's own documentation
+        # examples of A1111's documentation
         ("(unbalanced", [("unbalanced", 1.1)]),
         (r"\(literal\]", [("(literal]", 1.0)]),
         ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
@@ -85,18 +85,18 @@ def pairs(text: str) -> list[list[tuple[str, float]]]:
                 (".", 1.1),
             ],
         ),
-        # brackets left open act to the end, stray ones are text, the two kinds may cross
+        # unclosed brackets act to the end, unmatched closing ones are text, the two kinds can cross
         ("a ((b (c)", [("a ", 1.0), ("b ", 1.21), ("c", 1.331)]),
         ("a [b", [("a ", 1.0), ("b", 1 / 1.1)]),
         ("a) b] c:1.2) d", [("a) b] c:1.2) d", 1.0)]),
         ("[a:1.2]", [("a:1.2", 1 / 1.1)]),
         ("([a)b]", [("a", 1.0), ("b", 1 / 1.1)]),
-        # a colon and what is no number are text
+        # a colon without a number after it is text
         ("(a:b)", [("a:b", 1.1)]),
         ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
         ("(smile :.)", [("smile :.", 1.1)]),
         ("a:1.2", [("a:1.2", 1.0)]),
-        # escapes
+        # escaped characters
         (r"\\(a)", [("\\", 1.0), ("a", 1.1)]),
         (r"\[a\]", [("[a]", 1.0)]),
         (r"(a\):2)", [("a)", 2.0)]),
@@ -106,7 +106,7 @@ def pairs(text: str) -> list[list[tuple[str, float]]]:
         ("()[]", []),
     ],
 )
-def test_weights_read_as_in_a1111(text: str, expected: list[tuple[str, float]]) -> None:
+def test_prompt_weights_match_a1111(text: str, expected: list[tuple[str, float]]) -> None:
     (found,) = pairs(text)
     assert [t for t, _ in found] == [t for t, _ in expected]
     assert [w for _, w in found] == pytest.approx([w for _, w in expected])
@@ -127,20 +127,20 @@ def test_opposite_brackets_cancel_exactly() -> None:
         ("a BREAKING b, break", [[("a BREAKING b, break", 1.0)]]),
     ],
 )
-def test_break_starts_a_passage(text: str, expected: list[list[tuple[str, float]]]) -> None:
+def test_break_starts_a_new_passage(text: str, expected: list[list[tuple[str, float]]]) -> None:
     assert pairs(text) == expected
 
 
 @pytest.mark.parametrize(
     "text", ["(a:11)", "(a:-10.5)", "(a:1e9)(b:99)", "(" * 30 + "a", "(a:" + "9" * 400 + ")"]
 )
-def test_a_weight_out_of_range_is_refused(text: str) -> None:
+def test_weight_out_of_range_is_rejected(text: str) -> None:
     with pytest.raises(RequestError, match=r"^negative_prompt: .*allowed is -10 to 10") as caught:
         parse_prompt(text, "negative_prompt")
     assert caught.value.field == "negative_prompt"
 
 
-def test_a_hundred_thousand_brackets() -> None:
+def test_hundred_thousand_brackets_parse_or_are_rejected() -> None:
     deep = 50_000
     assert pairs("([" * deep + "a" + "])" * deep) == [[("a", 1.0)]]
     assert len(parse_prompt("(a[b" * deep)[0]) == 2 * deep
@@ -148,18 +148,18 @@ def test_a_hundred_thousand_brackets() -> None:
         parse_prompt("(" * 2 * deep + "a")
 
 
-def test_brackets_without_text_weigh_nothing() -> None:
+def test_brackets_without_text_give_no_segment() -> None:
     assert pairs("(" * 10_000) == [[]]
     assert pairs("[" * 10_000 + "a") == [[("a", 0.0)]]
 
 
 @pytest.mark.parametrize("part", ["(a[b", "([a])", "(a:1.1)", "[a", " ", ": ", "1", "a)", "\\"])
-def test_the_work_grows_with_the_length(part: str) -> None:
+def test_parse_time_grows_linearly_with_the_length(part: str) -> None:
     assert lines_run(parse_prompt, part * 400) <= 2.1 * lines_run(parse_prompt, part * 200)
 
 
 def lines_run(function: Callable[[str], Any], text: str) -> int:
-    """How many lines of Python `function` executes."""
+    """Return the number of Python lines that `function` executes."""
     count = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
@@ -182,7 +182,7 @@ def test_long_runs_do_not_make_the_pattern_backtrack() -> None:
 
 
 @given(st.text(st.characters() | st.sampled_from("()[]\\:.0129 ,BREAK"), max_size=200))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_rejected(text: str) -> None:
     try:
         passages = parse_prompt(text)
     except RequestError:
@@ -193,7 +193,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 @given(st.text(st.characters(exclude_characters="()[]\\"), max_size=200))
-def test_plain_text_comes_back_whole(text: str) -> None:
+def test_plain_text_is_returned_unchanged(text: str) -> None:
     text = text.replace("BREAK", "")
     assert "".join(s.text for s in parse_prompt(text)[0]) == text
 
@@ -216,7 +216,7 @@ def test_nested_weights_multiply(layers: list[str | float]) -> None:
     assert segment.weight == pytest.approx(weight)
 
 
-# --- chunks
+# Chunks.
 
 
 def cut(text: str, tokenizer: CLIPTokenizer = TOKENIZER) -> list[Chunk]:
@@ -226,12 +226,12 @@ def cut(text: str, tokenizer: CLIPTokenizer = TOKENIZER) -> list[Chunk]:
 
 
 def words(chunk: Chunk) -> list[str]:
-    """The text of a chunk, without begin, end and padding."""
+    """Return the text of a chunk, without begin, end and padding."""
     inner = chunk.tokens[1 : chunk.tokens.index(EOS)]
     return [t.removesuffix("</w>") for t in TOKENIZER.convert_ids_to_tokens(list(inner))]
 
 
-def test_a_short_prompt_is_padded_as_its_tokenizer_pads() -> None:
+def test_short_prompt_is_padded_like_its_tokenizer_pads() -> None:
     for tokenizer in (TOKENIZER, tiny_tokenizer()):
         (chunk,) = cut("a red house", tokenizer)
         reference = tokenizer("a red house", padding="max_length")["input_ids"]
@@ -240,13 +240,13 @@ def test_a_short_prompt_is_padded_as_its_tokenizer_pads() -> None:
     assert cut("a")[0].tokens[3:] == (PAD,) * 74 == (0,) * 74
 
 
-def test_an_empty_prompt_is_one_empty_chunk() -> None:
+def test_empty_prompt_gives_one_empty_chunk() -> None:
     (chunk,) = cut("")
     assert chunk.tokens == (BOS, EOS, *[PAD] * 75)
 
 
 @pytest.mark.parametrize(("count", "lengths"), [(75, [75]), (76, [75, 1]), (151, [75, 75, 1])])
-def test_a_full_chunk_is_followed_by_another(count: int, lengths: list[int]) -> None:
+def test_prompt_longer_than_a_chunk_continues_in_the_next(count: int, lengths: list[int]) -> None:
     found = cut("red " * count)
     assert [len(words(c)) for c in found] == lengths
     assert all(
@@ -257,32 +257,32 @@ def test_a_full_chunk_is_followed_by_another(count: int, lengths: list[int]) -> 
 @pytest.mark.parametrize(
     ("before", "after", "first"),
     [
-        (60, 20, 61),  # a comma 15 from the end: the cut is after it
-        (55, 40, 56),  # at the 20th place from the end: just near enough
-        (54, 40, 75),  # one too far
-        (74, 40, 75),  # the chunk's last token
-        (75, 40, 75),  # the first of the next chunk
-        (60, 14, 75),  # all of it fits
+        (60, 20, 61),  # a comma 15 tokens before the end: the chunk ends after it
+        (55, 40, 56),  # at the 20th token from the end: near enough
+        (54, 40, 75),  # one token too far
+        (74, 40, 75),  # the comma is the chunk's last token
+        (75, 40, 75),  # the comma is the first token of the next chunk
+        (60, 14, 75),  # the whole passage fits
     ],
 )
-def test_the_cut_goes_back_to_a_near_comma(before: int, after: int, first: int) -> None:
+def test_chunk_ends_at_a_near_comma(before: int, after: int, first: int) -> None:
     found = cut("red " * before + "," + " blue" * after)
     assert len(words(found[0])) == first
     assert [*chain(*map(words, found))] == ["red"] * before + [","] + ["blue"] * after
 
 
-def test_of_several_commas_the_last_counts() -> None:
+def test_chunk_ends_at_the_last_of_several_commas() -> None:
     found = cut("red " * 60 + ", cat , dog , " + "blue " * 30)
     assert words(found[0])[-1] == ","
     assert words(found[1]) == ["blue"] * 30
 
 
-def test_a_comma_of_an_earlier_chunk_is_forgotten() -> None:
+def test_comma_of_an_earlier_chunk_is_ignored() -> None:
     found = cut("red " * 70 + ", " + "blue " * 80)
     assert [len(words(c)) for c in found] == [71, 75, 5]
 
 
-def test_weights_stay_with_their_tokens() -> None:
+def test_chunk_weights_stay_with_their_tokens() -> None:
     found = cut("red " * 60 + ", " + "blue " * 10 + "(" + "cat " * 10 + ":1.5)")
     assert words(found[1]) == ["blue"] * 10 + ["cat"] * 10
     assert found[0].weights == (1.0,) * 77
@@ -300,19 +300,19 @@ def test_weights_stay_with_their_tokens() -> None:
         ("red " * 75 + "BREAK a", [["red"] * 75, ["a"]]),
     ],
 )
-def test_break_begins_a_chunk(text: str, expected: list[list[str]]) -> None:
+def test_break_begins_a_new_chunk(text: str, expected: list[list[str]]) -> None:
     assert [words(c) for c in cut(text)] == expected
 
 
 @given(st.text(st.sampled_from("a ,.zé猫"), max_size=600))
-def test_no_token_is_lost(text: str) -> None:
+def test_chunks_contain_every_token(text: str) -> None:
     ids = TOKENIZER(text, add_special_tokens=False, verbose=False)["input_ids"]
     found = [c.tokens[1 : c.tokens.index(EOS)] for c in cut(text)]
     assert [i for tokens in found for i in tokens] == ids
     assert all(len(tokens) <= CHUNK_TOKENS for tokens in found)
 
 
-# --- encoding
+# Encoding.
 
 
 def close(ours: Tensor, theirs: Tensor | None) -> None:
@@ -322,7 +322,9 @@ def close(ours: Tensor, theirs: Tensor | None) -> None:
 
 @pytest.mark.parametrize("prompt_2", [None, "a blue dog"])
 @pytest.mark.parametrize("clip_skip", [None, 0, 1, 2])
-def test_encodes_as_diffusers(model: Model, prompt_2: str | None, clip_skip: int | None) -> None:
+def test_encoded_prompt_matches_diffusers(
+    model: Model, prompt_2: str | None, clip_skip: int | None
+) -> None:
     theirs: tuple[Tensor, ...] = cast(Any, tiny_pipeline(model)).encode_prompt(
         "a red house, zebra!",
         prompt_2,
@@ -337,7 +339,9 @@ def test_encodes_as_diffusers(model: Model, prompt_2: str | None, clip_skip: int
 
 
 @pytest.mark.parametrize("negative", [("", None), ("a cat", None), ("a cat", "a tree")])
-def test_a_pair_is_encoded_as_diffusers(model: Model, negative: tuple[str, str | None]) -> None:
+def test_encoded_prompt_pair_matches_diffusers(
+    model: Model, negative: tuple[str, str | None]
+) -> None:
     theirs: tuple[Tensor, ...] = cast(Any, tiny_pipeline(model)).encode_prompt(
         "a red house", "a dog", negative_prompt=negative[0], negative_prompt_2=negative[1]
     )
@@ -357,7 +361,7 @@ def test_a_pair_is_encoded_as_diffusers(model: Model, negative: tuple[str, str |
         close(mine, other)
 
 
-def test_an_empty_negative_prompt_is_zeros_where_the_checkpoint_says_so() -> None:
+def test_empty_negative_prompt_is_zeros_if_the_checkpoint_requires_it() -> None:
     model = tiny_model(zero_empty_negative=True)
     theirs: tuple[Tensor, ...] = cast(Any, tiny_pipeline(model)).encode_prompt("a red house")
     _, negative = encode_prompt_pair(model, request(prompt="a red house"))
@@ -372,11 +376,11 @@ def test_an_empty_negative_prompt_is_zeros_where_the_checkpoint_says_so() -> Non
         assert negative.pooled.any()
 
 
-def test_without_guidance_there_is_no_negative(model: Model) -> None:
+def test_prompt_pair_without_guidance_has_no_negative(model: Model) -> None:
     assert encode_prompt_pair(model, request(prompt="a", guidance_scale=1.0))[1] is None
 
 
-def test_long_prompts_are_their_chunks_side_by_side(model: Model) -> None:
+def test_long_prompt_is_the_concatenation_of_its_chunks(model: Model) -> None:
     prompt = "red " * 75 + "blue " * 75 + "a cat"
     ours = encode_prompt(model, prompt)
     assert ours.tokens.shape == (1, 3 * 77, sum(WIDTHS))
@@ -385,13 +389,13 @@ def test_long_prompts_are_their_chunks_side_by_side(model: Model) -> None:
     close(ours.pooled, encoded_by_hand(model, "red " * 75)[1])
 
 
-def test_very_long_prompts_take_several_calls(model: Model) -> None:
+def test_very_long_prompt_takes_several_encoder_calls(model: Model) -> None:
     ours = encode_prompt(model, "red " * 75 * 9 + "a cat")
     assert ours.tokens.shape == (1, 10 * 77, sum(WIDTHS))
     close(ours.tokens[:, -77:], encoded_by_hand(model, "a cat")[0])
 
 
-def test_the_shorter_of_two_prompts_is_continued_with_empty_chunks(model: Model) -> None:
+def test_shorter_of_two_prompts_is_padded_with_empty_chunks(model: Model) -> None:
     ours = encode_prompt(model, "a cat", "red " * 80)
     hand = [
         [encoded_by_hand(model, text)[0] for text in texts]
@@ -408,7 +412,7 @@ def test_the_shorter_of_two_prompts_is_continued_with_empty_chunks(model: Model)
 
 
 @pytest.mark.parametrize(("prompt", "negative"), [("red " * 160, "a cat"), ("a cat", "red " * 160)])
-def test_a_pair_has_equal_lengths(model: Model, prompt: str, negative: str) -> None:
+def test_prompt_pair_has_equal_lengths(model: Model, prompt: str, negative: str) -> None:
     pair = encode_prompt_pair(model, request(prompt=prompt, negative_prompt=negative, clip_skip=1))
     assert pair[1] is not None
     short = pair[1] if negative == "a cat" else pair[0]
@@ -420,7 +424,7 @@ def test_a_pair_has_equal_lengths(model: Model, prompt: str, negative: str) -> N
 
 
 def encoded_by_hand(model: Model, text: str) -> tuple[Tensor, Tensor]:
-    """One chunk through both encoders, the way transformers documents it."""
+    """Encode one chunk with both encoders, as the transformers documentation does."""
     hidden: list[Tensor] = []
     pooled = torch.empty(0)
     for encoder in model.text_encoders:
@@ -431,7 +435,7 @@ def encoded_by_hand(model: Model, text: str) -> tuple[Tensor, Tensor]:
     return torch.cat(hidden, dim=-1), pooled
 
 
-def test_weights_move_tokens_away_from_the_empty_prompt(model: Model) -> None:
+def test_weight_scales_the_distance_from_the_empty_prompt(model: Model) -> None:
     plain, empty = encode_prompt(model, "a red house").tokens, encode_prompt(model, "").tokens
     weighted = encode_prompt(model, "a (red:1.5) [house]")
     expected = plain.clone()
@@ -442,7 +446,7 @@ def test_weights_move_tokens_away_from_the_empty_prompt(model: Model) -> None:
     assert torch.equal(weighted.pooled, encode_prompt(model, "a red house").pooled)
 
 
-def test_a_weight_of_one_changes_no_bit(model: Model) -> None:
+def test_weight_of_1_changes_no_bit(model: Model) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         fresh = in_dtype(dtype)
         plain = encode_prompt(fresh, "a red house")
@@ -461,15 +465,15 @@ def in_dtype(dtype: torch.dtype) -> Model:
     return replace(model, dtype=dtype)
 
 
-def test_a_weight_of_zero_is_the_empty_prompt_there(model: Model) -> None:
+def test_weight_of_0_gives_the_empty_prompt(model: Model) -> None:
     assert torch.equal(
         encode_prompt(model, "a (red:0) house").tokens[:, 2], encode_prompt(model, "").tokens[:, 2]
     )
 
 
 @pytest.mark.parametrize("text", ["a <new> house", "a house"])
-def test_pools_at_the_end_token_whatever_the_config_says(text: str) -> None:
-    """With `eos_token_id: 2` transformers pools at the largest id, here that of a new token."""
+def test_pooling_uses_the_end_token_for_every_config(text: str) -> None:
+    """For `eos_token_id: 2`, transformers pools at the largest id, which is a new token here."""
     model = tiny_model()
     second = model.text_encoders[1]
     second.tokenizer.add_tokens(["<new>"])
@@ -482,7 +486,7 @@ def test_pools_at_the_end_token_whatever_the_config_says(text: str) -> None:
     close(encode_prompt(model, text).pooled, right)
 
 
-def test_the_refiner_has_the_second_encoder_only(model: Model) -> None:
+def test_refiner_uses_the_second_encoder_only(model: Model) -> None:
     refiner = replace(model, text_encoders=model.text_encoders[1:])
     both = encode_prompt(model, "a cat", "a dog")
     ours = encode_prompt(refiner, "a cat", "a dog")
@@ -491,7 +495,7 @@ def test_the_refiner_has_the_second_encoder_only(model: Model) -> None:
     close(encode_prompt(refiner, "a dog").tokens, ours.tokens)
 
 
-def test_skipping_more_layers_than_there_are_is_refused(model: Model) -> None:
+def test_clip_skip_beyond_the_layers_is_rejected(model: Model) -> None:
     encode_prompt(model, "a", clip_skip=3)
     with pytest.raises(RequestError, match=r"clip_skip: 4 is out of range; .* 0 to 3") as caught:
         encode_prompt_pair(model, request(clip_skip=4))
@@ -499,17 +503,17 @@ def test_skipping_more_layers_than_there_are_is_refused(model: Model) -> None:
 
 
 @pytest.mark.parametrize("field", ["prompt", "prompt_2", "negative_prompt", "negative_prompt_2"])
-def test_errors_name_the_field(model: Model, field: str) -> None:
+def test_prompt_error_names_the_field(model: Model, field: str) -> None:
     with pytest.raises(RequestError) as caught:
         encode_prompt_pair(model, request(**{field: "(a:11)"}))
     assert caught.value.field == field
 
 
-# --- the cache
+# Cache.
 
 
 def counted(model: Model) -> tuple[Model, list[int]]:
-    """`model` with an empty cache, and a list that grows with every call of its last encoder."""
+    """Return `model` with an empty cache, and a list that grows per call of its last encoder."""
     calls: list[int] = []
 
     def encoder(**arguments: Any) -> Any:
@@ -523,7 +527,7 @@ def counted(model: Model) -> tuple[Model, list[int]]:
     return replace(model, text_encoders=(model.text_encoders[0], last)), calls
 
 
-def test_a_prompt_is_encoded_once(model: Model) -> None:
+def test_prompt_used_twice_is_encoded_once(model: Model) -> None:
     model, calls = counted(model)
     first = encode_prompt(model, "a cat")
     assert encode_prompt(model, "a cat") is first
@@ -537,7 +541,7 @@ def test_a_prompt_is_encoded_once(model: Model) -> None:
     assert all(not torch.equal(other.tokens, first.tokens) for other in others)
 
 
-def test_loras_that_leave_the_text_encoders_alone_share_encodings(model: Model) -> None:
+def test_loras_without_text_encoder_changes_share_encodings(model: Model) -> None:
     model, calls = counted(model)
     first = encode_prompt(model, "a cat")
     lora = LoraWeights("style", "ab" * 32, "cd" * 32, {"unet": {}}, {})
@@ -545,11 +549,11 @@ def test_loras_that_leave_the_text_encoders_alone_share_encodings(model: Model) 
     assert len(calls) == 1
 
 
-def test_encoding_keeps_no_gradient(model: Model) -> None:
+def test_encoded_prompt_has_no_gradient(model: Model) -> None:
     encoded = encode_prompt(model, "a (cat:1.2)")
     assert not encoded.tokens.requires_grad
     assert not encoded.pooled.requires_grad
 
 
-def test_segments_default_to_weight_one() -> None:
+def test_segment_defaults_to_weight_1() -> None:
     assert Segment("a") == Segment("a", 1.0)

@@ -39,7 +39,7 @@ from overpaint.diffusion.schedule import NoiseSchedule, Sigmas, make_sigmas
 from overpaint.models.noise_config import NoiseConfig
 from overpaint.registry import SAMPLERS, SCHEDULES, Sampler
 
-# diffusers' schedulers call numpy in a way that numpy 2 warns of.
+# diffusers' schedulers use numpy calls that numpy 2 deprecates.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
@@ -47,7 +47,7 @@ pytestmark = [
 
 SDXL = NoiseSchedule(NoiseConfig())
 DETERMINISTIC = [s.name for s in SAMPLERS.values() if not s.stochastic]
-# These two want a network distilled for them, not a denoiser.
+# These two need a network distilled for them, and not a denoiser.
 DISTILLED = {"lcm", "tcd"}
 
 Answer = Callable[[Evaluate], Any]
@@ -68,10 +68,10 @@ def schedule_for(name: str, steps: int, schedule: str = "karras") -> Sigmas:
     return make_sigmas(schedule, steps, SDXL, drop_penultimate=SAMPLERS[name].drops_penultimate)
 
 
-# What every sampler keeps to.
+# Rules for every sampler.
 
 
-def test_every_name_has_its_sampler_and_every_sampler_its_name():
+def test_registry_names_match_the_samplers():
     for name in SAMPLERS:
         assert get_sampler(name).__name__ == name  # type: ignore[attr-defined]
     public = {
@@ -83,7 +83,7 @@ def test_every_name_has_its_sampler_and_every_sampler_its_name():
 
 
 @pytest.mark.parametrize("table", [SAMPLERS, SCHEDULES])
-def test_the_page_of_the_docs_lists_them(table: dict[str, Any]):
+def test_documentation_lists_every_registry_entry(table: dict[str, Any]):
     page = (Path(__file__).parents[2] / "docs" / "concepts" / "samplers.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()]
     listed = {row[0].strip("`"): row for row in rows if len(row) > 3}
@@ -103,7 +103,7 @@ def test_samplers_import_no_torch():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_x_is_never_changed_in_place(name: str):
+def test_sampler_does_not_change_x_in_place(name: str):
     x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0)) * SDXL.sigma_max
     asked: list[tuple[torch.Tensor, torch.Tensor]] = [(x, x.clone())]
     sent: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -119,7 +119,7 @@ def test_x_is_never_changed_in_place(name: str):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_rows_do_not_mix(name: str):
+def test_sampler_does_not_mix_rows(name: str):
     rows = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows = rows * SDXL.sigma_max
     visited = schedule_for(name, 7)
@@ -140,7 +140,7 @@ def test_rows_do_not_mix(name: str):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
-def test_evaluations_are_those_of_the_registry(name: str, steps: int):
+def test_sampler_evaluations_match_the_registry(name: str, steps: int):
     asked: list[float] = []
 
     def answer(question: Evaluate) -> float:
@@ -158,7 +158,7 @@ def test_evaluations_are_those_of_the_registry(name: str, steps: int):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_no_steps_leave_x_alone(name: str):
+def test_sampler_without_steps_returns_x(name: str):
     assert drive(name, 3.0, Sigmas((0.0,), SDXL), lambda q: q.x, lambda: 1.0) == 3.0
 
 
@@ -176,7 +176,7 @@ def test_only_stochastic_samplers_draw_noise(name: str):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_zero_terminal_snr_starts_from_pure_noise(name: str):
+def test_sampler_with_zero_terminal_snr_starts_from_pure_noise(name: str):
     visited = make_sigmas("trailing", 10, NoiseSchedule(NoiseConfig(zero_terminal_snr=True)))
     x = torch.randn(64, generator=torch.Generator().manual_seed(0)) * visited[0]
     generator = torch.Generator().manual_seed(1)
@@ -191,13 +191,13 @@ def test_zero_terminal_snr_starts_from_pure_noise(name: str):
     assert 0.05 < end.std() < 1.5
 
 
-# Data of a known distribution: the exact denoiser, the exact solution.
+# Data of a known distribution: its exact denoiser and its exact solution.
 
 MEAN, STD = 0.3, 0.7
 
 
 def gaussian(question: Evaluate) -> Any:
-    """E[x0 | x] for data from N(MEAN, STD²)."""
+    """Return E[x0 | x] for data from N(MEAN, STD²)."""
     return (question.x * STD**2 + question.sigma**2 * MEAN) / (STD**2 + question.sigma**2)
 
 
@@ -223,22 +223,22 @@ def spread(name: str, steps: int, answer: Answer) -> float:
     return float(drive(name, x, visited, answer, lambda: next(basis)).norm()) / STD
 
 
-def centerd(question: Evaluate) -> Any:
+def centered(question: Evaluate) -> Any:
     return question.x * (STD**2 / (STD**2 + question.sigma**2))
 
 
 @pytest.mark.parametrize("name", [n for n in SAMPLERS if n not in DISTILLED])
-def test_samplers_reach_the_distribution(name: str):
-    # The last step denoises wholly, which takes the spread of the smallest sigma away.
-    # (LMS does not: it extrapolates to the end.)
+def test_samplers_reach_the_data_distribution(name: str):
+    # The last step denoises fully, which removes the spread of the smallest sigma. LMS is an
+    # exception: it extrapolates to the end.
     last = 1 if name == "lms" else STD / math.hypot(STD, schedule_for(name, 160)[-2])
-    rough, fine = (abs(spread(name, steps, centerd) - last) for steps in (40, 160))
+    rough, fine = (abs(spread(name, steps, centered) - last) for steps in (40, 160))
     first_order = name in {"euler", "ddim", "euler_a", "ddpm"}
     assert fine < (0.03 if first_order else 0.003)
     assert fine < 0.4 * rough
 
 
-def test_lcm_reaches_the_distribution_in_any_number_of_steps():
+def test_lcm_in_any_number_of_steps_reaches_the_data_distribution():
     def consistent(question: Evaluate) -> Any:
         return question.x * (STD / math.sqrt(STD**2 + question.sigma**2))
 
@@ -247,7 +247,7 @@ def test_lcm_reaches_the_distribution_in_any_number_of_steps():
 
 
 def mixture(x: float, sigma: float) -> float:
-    """E[x0 | x] for data from two Gaussians at -0.8 and 1.2: curved, unlike one Gaussian's."""
+    """Return E[x0 | x] for data from Gaussians at -0.8 and 1.2, which is curved in x."""
     variance = 0.4**2 + sigma**2
     y = x - 0.2
     return 0.2 + (0.4**2 * y + sigma**2 * math.tanh(y / variance)) / variance
@@ -280,12 +280,12 @@ ORDERS = {name: order for order, names in ORDER_OF.items() for name in names}
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_order_of_convergence(name: str):
+def test_sampler_converges_with_its_order(name: str):
     rate = 2 if SAMPLERS[name].stochastic else 1
     errors: list[float] = []
-    # UniPC and 2S a pass through zero error and need more steps to show their slope.
+    # The error of UniPC and of 2S a crosses zero, so they need more steps to show their slope.
     for steps in (128, 256) if name in {"unipc", "dpmpp_2s_a"} else (64, 128):
-        # Two short steps first: a history that starts empty is of low order.
+        # Two short steps first, since an empty history has a low order.
         short = [0.5 / steps**2, 1.0 / steps**2, 1.5 / steps**2] if name == "lms" else []
         ramp = [0.0, *short, *(k / steps for k in range(1, steps + 1))]
         visited = Sigmas([10.0 * 0.01**u for u in ramp], SDXL)
@@ -294,22 +294,22 @@ def test_order_of_convergence(name: str):
     assert math.log2(errors[0] / errors[1]) > ORDERS[name] - 0.3
 
 
-def test_every_sampler_has_an_order_but_the_distilled():
+def test_every_sampler_except_the_distilled_has_an_order():
     assert set(ORDERS) == set(SAMPLERS) - DISTILLED
 
 
-# Steps worked by hand, in the notation of the papers: x_t = alpha_t x0 + sigma_t eps, lambda =
-# log(alpha_t / sigma_t). Our x is theirs over alpha_t.
+# Explicit steps in the notation of the papers: x_t = alpha_t x0 + sigma_t eps, lambda =
+# log(alpha_t / sigma_t). x in the samplers is x_t / alpha_t.
 
 
 def vp(sigma: float) -> tuple[float, float, float]:
-    """Returns alpha_t, sigma_t and lambda of one of our sigmas."""
+    """Return alpha_t, sigma_t and lambda of a sampler's sigma."""
     alpha = 1 / math.sqrt(1 + sigma**2)
     return alpha, sigma * alpha, -math.log(sigma)
 
 
 def network(question: Evaluate) -> float:
-    """Any smooth function will do."""
+    """A smooth function in place of a network."""
     return math.sin(float(question.x) / math.hypot(1, question.sigma)) + 0.1 * question.sigma
 
 
@@ -319,7 +319,7 @@ def draws(*values: float) -> Callable[[], float]:
 
 
 def solver_2s(x: float, first: float, last: float) -> float:
-    """DPM-Solver++(2S), arXiv 2211.01095, algorithm 1, one step with r = 1/2; our x in and out."""
+    """Take a step of DPM-Solver++(2S), arXiv 2211.01095, algorithm 1, r = 1/2, in sampler's x."""
     (a_s, s_s, l_s), (a_t, s_t, l_t) = vp(first), vp(last)
     h = l_t - l_s
     middle = math.exp(-(l_s + h / 2))
@@ -330,7 +330,7 @@ def solver_2s(x: float, first: float, last: float) -> float:
     return (s_t / s_s * (a_s * x) - a_t * (math.exp(-h) - 1) * d) / a_t
 
 
-def test_dpmpp_2s_a_by_hand():
+def test_dpmpp_2s_a_step_matches_the_published_formula():
     down = 1.5**2 / 4.0
     up = math.sqrt(1.5**2 - down**2)
     expected = solver_2s(3.0, 4.0, down) + up * 0.7
@@ -340,25 +340,25 @@ def test_dpmpp_2s_a_by_hand():
 
 
 def sde_1(x: float, d: float, z: float, first: float, last: float) -> float:
-    """SDE-DPM-Solver++1, arXiv 2211.01095: one step for constant d; our x in and out."""
+    """Take one step of SDE-DPM-Solver++1, arXiv 2211.01095, for constant d and a sampler's x."""
     (a_s, s_s, l_s), (a_t, s_t, l_t) = vp(first), vp(last)
     h = l_t - l_s
     drift = s_t / s_s * math.exp(-h) * (a_s * x) + a_t * (1 - math.exp(-2 * h)) * d
     return (drift + s_t * math.sqrt(1 - math.exp(-2 * h)) * z) / a_t
 
 
-def test_dpmpp_sde_by_hand():
+def test_dpmpp_sde_step_matches_the_published_formula():
     x, first, last, z1, z2 = 3.0, 4.0, 1.5, 0.7, -1.1
     middle = math.sqrt(first * last)
     d1 = network(Evaluate(x, first))  # type: ignore[arg-type]
     d2 = network(Evaluate(sde_1(x, d1, z1, first, middle), middle))  # type: ignore[arg-type]
-    # The whole step with d2, on the same path: as two steps, each with its noise.
+    # The whole step with d2 on the same path, as two steps with the noise of each.
     expected = sde_1(sde_1(x, d2, z1, first, middle), d2, z2, middle, last)
     got = drive("dpmpp_sde", x, Sigmas((first, last), SDXL), network, draws(z1, z2))
     assert got == pytest.approx(expected, rel=1e-12)
 
 
-def test_dpmpp_3m_sde_by_hand():
+def test_dpmpp_3m_sde_steps_match_the_published_integral():
     visited = (9.0, 5.0, 3.0, 2.0)
     z = (0.4, -0.2, 1.3)
     x, past = 6.0, [(0.0, 0.0)][:0]
@@ -366,7 +366,7 @@ def test_dpmpp_3m_sde_by_hand():
         (a_s, s_s, l_s), (a_t, s_t, l_t) = vp(first), vp(last)
         h = l_t - l_s
         past.append((l_s, network(Evaluate(x, first))))  # type: ignore[arg-type]
-        # The paper's integral of the Taylor polynomial, here of the polynomial through all points.
+        # The paper's integral, with the polynomial through all points as the Taylor polynomial.
         through = np.polynomial.Polynomial.fit(*zip(*past, strict=True), deg=len(past) - 1)
 
         def weighted(v: float, f: Any = through, end: float = l_t) -> float:
@@ -396,7 +396,7 @@ def test_lms_integrates_cubics_exactly():
     assert after - before == pytest.approx(area(1.0) - area(4.0), rel=1e-12)
 
 
-def test_tcd_by_hand():
+def test_tcd_step_matches_the_published_formula():
     first, last = SDXL.sigma(999), SDXL.sigma(500)
     below = SDXL.sigma(350)
     d = network(Evaluate(30.0, first))  # type: ignore[arg-type]
@@ -406,14 +406,14 @@ def test_tcd_by_hand():
 
 
 @pytest.mark.parametrize(("name", "same"), [("ddim", "euler"), ("ddpm", "euler_a")])
-def test_the_identities_that_the_docstrings_claim(name: str, same: str):
+def test_samplers_documented_as_equal_are_equal(name: str, same: str):
     visited = make_sigmas("trailing", 9, SDXL)
     z = [0.1 * k for k in range(9)]
     ours = drive(name, 9.0, visited, network, draws(*z))
     assert ours == drive(same, 9.0, visited, network, draws(*z))
 
 
-# The same trajectories as diffusers' schedulers.
+# Comparison with the trajectories of diffusers' schedulers.
 
 TRAINED: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -424,12 +424,12 @@ WEIGHTS = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(5)) * 0
 
 
 def epsilon(x: torch.Tensor, timestep: float) -> torch.Tensor:
-    """A small random network: depends on x and on the timestep; x as the UNet sees it."""
+    """A small random network of the timestep and of x in the UNet's scale."""
     hidden = torch.tanh(x @ WEIGHTS[0] + math.cos(timestep / 150))
     return 0.6 * x + torch.tanh(hidden @ WEIGHTS[1])
 
 
-def ours(name: str, x: torch.Tensor, visited: Sigmas, seed: int) -> torch.Tensor:
+def run_sampler(name: str, x: torch.Tensor, visited: Sigmas, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
 
     def answer(question: Evaluate) -> torch.Tensor:
@@ -440,8 +440,10 @@ def ours(name: str, x: torch.Tensor, visited: Sigmas, seed: int) -> torch.Tensor
     return drive(name, x, visited, answer, lambda: torch.randn(x.shape, generator=generator))
 
 
-def theirs(scheduler: Any, x: torch.Tensor, visited: Sigmas, skip: int, seed: int) -> torch.Tensor:
-    """Run diffusers' scheduler over our sigmas, `skip` of its timesteps being left out before."""
+def run_diffusers_scheduler(
+    scheduler: Any, x: torch.Tensor, visited: Sigmas, skip: int, seed: int
+) -> torch.Tensor:
+    """Run diffusers' scheduler over the sampler's sigmas, without its first `skip` timesteps."""
     generator = torch.Generator().manual_seed(seed)
     options: dict[str, Any] = {}
     if "generator" in scheduler.step.__code__.co_varnames:
@@ -452,12 +454,12 @@ def theirs(scheduler: Any, x: torch.Tensor, visited: Sigmas, skip: int, seed: in
     if skip and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skip)
     timesteps = scheduler.timesteps[skip:]
-    # A last sigma above 0 is where their last step would begin.
+    # If the last sigma is above 0, the scheduler's last step would begin there.
     for timestep in timesteps[:-1] if visited[-1] > 0 else timesteps:
         seen = scheduler.scale_model_input(x, timestep)
         t = float(timestep)
         if isinstance(scheduler, ROUNDING):
-            # They round the timesteps of karras sigmas; the network should see the right ones.
+            # These schedulers round the timesteps of karras sigmas; the network needs exact ones.
             index = skip if scheduler.step_index is None else scheduler.step_index
             t = SDXL.timestep(float(scheduler.sigmas[index]))
         stepped: Any = scheduler.step(epsilon(seen, t), timestep, x, **options)
@@ -478,7 +480,7 @@ LEADING: dict[str, Any] = {"timestep_spacing": "leading", "steps_offset": 1}
 SDE: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++"}
 NO_CLIP: dict[str, Any] = {"clip_sample": False}
 
-# Our name, their class and options.
+# Overpaint's name, diffusers' class and its options.
 PAIRS: dict[str, tuple[Any, dict[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, {}),
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
@@ -501,9 +503,9 @@ SPACINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "exponential": ("exponential", {"use_exponential_sigmas": True}),
 }
 SIGMAS_SCHEDULERS = {"euler", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis"}
-# Their "leading" timesteps are those of steps + 1, without the last.
+# The "leading" timesteps of these schedulers are those of steps + 1, without the last.
 OWN_LEADING = {"dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis"}
-# Started in the middle, these two of theirs use a history that they do not have.
+# In the middle of a schedule, these two of diffusers use a history that does not exist.
 NOT_FROM_THE_MIDDLE = {"lms", "pndm"}
 CASES = [
     (name, spacing, skip)
@@ -513,7 +515,7 @@ CASES = [
     if not (skip and name in NOT_FROM_THE_MIDDLE)
     and not (spacing in {"karras", "exponential"} and name not in SIGMAS_SCHEDULERS)
     and not (spacing == "normal" and name in OWN_LEADING)
-    and not (spacing == "normal" and name in {"dpm2", "dpm2_a"})  # theirs are slow
+    and not (spacing == "normal" and name in {"dpm2", "dpm2_a"})  # diffusers' are slow
 ]
 
 
@@ -522,27 +524,32 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize(("name", "spacing", "skip"), CASES)
-def test_parity_with_diffusers(name: str, spacing: str, skip: int):
+def test_sampler_matches_the_diffusers_scheduler(name: str, spacing: str, skip: int):
     kind, options = PAIRS[name]
     schedule, spaced = SPACINGS[spacing]
     scheduler = kind(**TRAINED, **options, **spaced)
     scheduler.set_timesteps(10)
     visited = make_sigmas(schedule, 10, SDXL)
-    # DEIS of diffusers ends at the smallest sigma, ours at 0.
+    # diffusers' DEIS ends at the smallest sigma, Overpaint's at 0.
     visited = Sigmas(visited[skip : -1 if name == "deis" else None], SDXL)
     x = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)) * visited[0]
-    reference = theirs(scheduler, x, visited, skip * SAMPLERS[name].evaluations, seed=3)
-    assert close(ours(name, x, visited, seed=3), reference)
+    reference = run_diffusers_scheduler(
+        scheduler, x, visited, skip * SAMPLERS[name].evaluations, seed=3
+    )
+    assert close(run_sampler(name, x, visited, seed=3), reference)
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "end"), [("lcm", LCMScheduler, [0.0]), ("tcd", TCDScheduler, [])]
 )
-def test_parity_of_the_distilled(name: str, kind: Any, end: list[float]):
-    # TCD of diffusers ends at timestep 0, which still has noise, ours at sigma 0.
+def test_distilled_sampler_matches_the_diffusers_scheduler(name: str, kind: Any, end: list[float]):
+    # diffusers' TCD ends at timestep 0, which still has noise; Overpaint's ends at sigma 0.
     scheduler = kind(**TRAINED)
     scheduler.set_timesteps(5)
     timesteps = np.array(scheduler.timesteps.tolist(), dtype=np.float64)
     visited = Sigmas([*SDXL.sigmas_at(timesteps).tolist(), *end], SDXL)
     x = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)) * visited[0]
-    assert close(ours(name, x, visited, seed=3), theirs(scheduler, x, visited, 0, seed=3))
+    assert close(
+        run_sampler(name, x, visited, seed=3),
+        run_diffusers_scheduler(scheduler, x, visited, 0, seed=3),
+    )

@@ -1,4 +1,4 @@
-"""The second stage: where it takes over, and from what."""
+"""The second stage of a plan: its first noise level and its start."""
 
 from dataclasses import replace
 from typing import Any
@@ -62,7 +62,7 @@ def latent(asked: Request, model: Model, refiner: Model | None = None) -> torch.
 
 
 @pytest.mark.parametrize("schedule", ["normal", "trailing", "karras", "exponential", "beta"])
-def test_the_cut_is_at_a_noise_level(schedule: str) -> None:
+def test_split_sigmas_splits_at_a_noise_level(schedule: str) -> None:
     whole = make_sigmas(schedule, 50, NOISE)
     above, below = split_sigmas(whole, 0.8)
     assert above[-1] == below[0]
@@ -71,29 +71,31 @@ def test_the_cut_is_at_a_noise_level(schedule: str) -> None:
     assert above[-2] > threshold >= below[0]
 
 
-def test_the_cut_of_a_normal_schedule_is_that_of_its_steps() -> None:
+def test_split_sigmas_of_a_normal_schedule_splits_its_steps() -> None:
     above, below = split_sigmas(make_sigmas("normal", 50, NOISE), 0.8)
     assert (len(above) - 1, len(below) - 1) == (40, 10)
 
 
 @pytest.mark.parametrize(("fraction", "steps"), [(0.0, (0, 20)), (1.0, (20, 0))])
-def test_the_cut_is_exact_at_its_ends(fraction: float, steps: tuple[int, int]) -> None:
+def test_split_sigmas_at_0_or_1_gives_all_steps_to_one_run(
+    fraction: float, steps: tuple[int, int]
+) -> None:
     above, below = split_sigmas(make_sigmas("karras", 20, NOISE), fraction)
     assert (len(above) - 1, len(below) - 1) == steps
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.8, 1.0])
 @pytest.mark.parametrize("sampler", ["euler", "euler_a", "heun", "ddim"])
-def test_an_ensemble_of_one_model_is_that_model(
+def test_ensemble_of_one_model_matches_that_model(
     model: Model, sampler: str, fraction: float
 ) -> None:
-    """A sampler without memory cannot tell."""
+    """A one-step sampler has no history, so that the split has no effect."""
     plain = request(sampler=sampler)
     split = request(sampler=sampler, refiner="same", high_noise_frac=fraction)
     assert torch.equal(latent(split, model, model), latent(plain, model))
 
 
-def test_an_ensemble_hands_over(model: Model, refiner: Model) -> None:
+def test_ensemble_hands_the_noisy_latent_to_the_refiner(model: Model, refiner: Model) -> None:
     asked = request(refiner="tiny", num_inference_steps=10)
     (own,) = plan(asked, model, Addons(refiner)).plans
     assert own.then is not None
@@ -105,7 +107,7 @@ def test_an_ensemble_hands_over(model: Model, refiner: Model) -> None:
     assert not torch.equal(latent(asked, model, refiner), latent(request(), model))
 
 
-def test_everything_is_the_refiners_at_zero(model: Model, refiner: Model) -> None:
+def test_ensemble_at_high_noise_frac_0_runs_the_refiner_only(model: Model, refiner: Model) -> None:
     asked = request(refiner="tiny", high_noise_frac=0.0, image=picture(), strength=0.5)
     (own,) = plan(asked, model, Addons(refiner)).plans
     assert own.then is None
@@ -113,7 +115,7 @@ def test_everything_is_the_refiners_at_zero(model: Model, refiner: Model) -> Non
     assert own.positive.size_ids.shape == (1, 5)
 
 
-def test_a_sequential_stage_repaints_the_result(model: Model, refiner: Model) -> None:
+def test_sequential_stage_repaints_the_result(model: Model, refiner: Model) -> None:
     asked = request(
         refiner="tiny", refine="sequential", refine_strength=0.4, refine_steps=4, sampler="euler"
     )
@@ -123,14 +125,14 @@ def test_a_sequential_stage_repaints_the_result(model: Model, refiner: Model) ->
     finished = latent(request(), model)
     second = own.then.start_from(finished)
     noise = second.noise(torch.Generator().manual_seed(3))
-    noise()  # the first stage's
+    noise()  # the first stage's noise
     assert second.init is not None
     start = second.start(noise)
     spread = (start - finished) / second.sigmas[0]
     assert float(spread.std()) == pytest.approx(1, abs=0.1)
 
 
-def test_an_upscaled_stage_is_larger(model: Model) -> None:
+def test_upscaled_stage_is_larger(model: Model) -> None:
     planned = plan(request(upscale=1.5), model)
     (own,) = planned.plans
     assert own.then is not None
@@ -138,7 +140,7 @@ def test_an_upscaled_stage_is_larger(model: Model) -> None:
     assert latent(request(upscale=1.5), model).shape == (1, 4, 24, 24)
 
 
-def test_latents_can_be_enlarged_as_they_are(model: Model) -> None:
+def test_latents_are_enlarged_without_the_vae(model: Model) -> None:
     (own,) = plan(request(upscale=1.5, upscale_in="latents"), model).plans
     assert own.then is not None
     ramp = torch.linspace(-1, 1, 16).expand(1, 4, 16, 16).contiguous()
@@ -153,7 +155,7 @@ def test_latents_can_be_enlarged_as_they_are(model: Model) -> None:
 @pytest.mark.parametrize(
     "fields", [{"refiner": "tiny"}, {"refiner": "tiny", "refine": "sequential"}, {"upscale": 1.5}]
 )
-def test_what_is_kept_is_kept_by_every_stage(
+def test_kept_area_is_kept_by_every_stage(
     model: Model, refiner: Model, fields: dict[str, Any]
 ) -> None:
     asked = request(
@@ -169,8 +171,10 @@ def test_what_is_kept_is_kept_by_every_stage(
 
 
 @pytest.mark.parametrize("sees_mask", [False, True])
-def test_masks_crops_and_stages_share_steps(model: Model, refiner: Model, sees_mask: bool) -> None:
-    """Whatever is painted beside it, a picture is what it is alone."""
+def test_masks_crops_and_stages_in_shared_steps_match_solo_runs(
+    model: Model, refiner: Model, sees_mask: bool
+) -> None:
+    """A picture does not depend on the other trajectories of its steps."""
     first = tiny_inpainter() if sees_mask else model
     masked: dict[str, Any] = {"image": picture(), "mask_from": "ellipse:20,30,90,100"}
     second: dict[str, Any] = {"refiner": "tiny"}
@@ -202,10 +206,10 @@ def test_masks_crops_and_stages_share_steps(model: Model, refiner: Model, sees_m
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_a", "dpmpp_2m"])
-def test_what_is_kept_is_as_noisy_as_the_rest_at_the_hand_over(
+def test_kept_area_at_the_handover_is_as_noisy_as_the_rest(
     model: Model, refiner: Model, sampler: str
 ) -> None:
-    """diffusers hands the refiner a clean picture around a noisy part."""
+    """diffusers, in contrast, gives the refiner a clean picture around a noisy area."""
     asked = request(
         image=picture(), mask_from="box:32,32,96,96", crop="off", num_inference_steps=10,
         sampler=sampler, refiner="tiny",
@@ -224,7 +228,7 @@ def test_what_is_kept_is_as_noisy_as_the_rest_at_the_hand_over(
     assert float(kept.mean()) == pytest.approx(0, abs=0.1)
 
 
-def test_a_refiner_must_share_the_latents(model: Model) -> None:
+def test_refiner_with_other_latents_is_rejected(model: Model) -> None:
     other = tiny_refiner()
     other.vae.register_to_config(scaling_factor=0.5)
     with pytest.raises(
@@ -233,7 +237,7 @@ def test_a_refiner_must_share_the_latents(model: Model) -> None:
         plan(request(refiner="other"), model, Addons(other))
 
 
-def test_an_inpainting_model_refines_nothing(model: Model) -> None:
+def test_inpainting_model_as_refiner_is_rejected(model: Model) -> None:
     other = tiny_refiner()
     other.family = FAMILIES["sdxl-inpaint"]
     with pytest.raises(ModelError, match="is an inpainting model, not a refiner"):

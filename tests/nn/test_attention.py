@@ -1,4 +1,4 @@
-"""Attention against torch's own, and contexts: kept, stacked, padded."""
+"""Attention compared with torch, and contexts: cached, stacked and padded."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def picture(generator: torch.Generator, rows: int) -> Tensor:
     return torch.randn(rows, 10, WIDTH, generator=generator)
 
 
-def test_kept_keys_and_values_are_those_of_the_tokens(
+def test_context_attention_matches_attention_to_its_tokens(
     layer: Attention, generator: torch.Generator
 ) -> None:
     x, prompt = picture(generator, 2), tokens(generator, 7, rows=2)
@@ -45,7 +45,9 @@ def test_kept_keys_and_values_are_those_of_the_tokens(
     assert context.keys_values(layer) is context.keys_values(layer)
 
 
-def test_keys_and_values_are_computed_once(layer: Attention, generator: torch.Generator) -> None:
+def test_context_computes_keys_and_values_once(
+    layer: Attention, generator: torch.Generator
+) -> None:
     calls: list[tuple[int, ...]] = []
     layer.to_k.register_forward_pre_hook(lambda _, args: calls.append(tuple(args[0].shape)))
     row, other = Context(tokens(generator, 7)), Context(tokens(generator, 7))
@@ -57,7 +59,7 @@ def test_keys_and_values_are_computed_once(layer: Attention, generator: torch.Ge
 
 
 @pytest.mark.parametrize("lengths", [(7, 7, 7), (7, 14, 3)])
-def test_each_row_of_a_stack_is_as_alone(
+def test_each_row_of_a_stack_matches_the_row_alone(
     layer: Attention, generator: torch.Generator, lengths: tuple[int, ...]
 ) -> None:
     rows = [Context(tokens(generator, length)) for length in lengths]
@@ -67,7 +69,7 @@ def test_each_row_of_a_stack_is_as_alone(
     assert (together - alone).abs().max() < 1e-5
 
 
-def test_a_stack_of_stacks_pads_every_row(layer: Attention, generator: torch.Generator) -> None:
+def test_stack_of_stacks_pads_every_row(layer: Attention, generator: torch.Generator) -> None:
     parts = [Context(tokens(generator, 5, rows=2)), Context(tokens(generator, 3))]
     nested = Context.stack([Context.stack(parts), Context(tokens(generator, 9))])
     bias = nested.keys_values(layer).bias
@@ -75,7 +77,7 @@ def test_a_stack_of_stacks_pads_every_row(layer: Attention, generator: torch.Gen
     assert bias.isfinite().sum(dim=-1).flatten().tolist() == [5, 5, 3, 9]
 
 
-def test_padding_weighs_exactly_nothing(layer: Attention, generator: torch.Generator) -> None:
+def test_padding_has_exactly_no_weight(layer: Attention, generator: torch.Generator) -> None:
     short, long = Context(tokens(generator, 3)), Context(tokens(generator, 9))
     stacked = Context.stack([short, long])
     x = picture(generator, 2)
@@ -84,12 +86,12 @@ def test_padding_weighs_exactly_nothing(layer: Attention, generator: torch.Gener
     assert torch.equal(layer(x, stacked), before)
 
 
-def test_one_part_is_its_own_stack(generator: torch.Generator) -> None:
+def test_stack_of_one_part_is_that_part(generator: torch.Generator) -> None:
     row = Context(tokens(generator, 7))
     assert Context.stack([row]) is row
 
 
-def test_layers_keep_their_own(generator: torch.Generator) -> None:
+def test_context_caches_keys_and_values_per_layer(generator: torch.Generator) -> None:
     layers = [
         Attention(DiffusersAttention(WIDTH, cross_attention_dim=TOKEN, heads=3, dim_head=8))
         for _ in range(2)
@@ -99,7 +101,7 @@ def test_layers_keep_their_own(generator: torch.Generator) -> None:
     assert not torch.equal(*keys)
 
 
-def test_gradients_reach_projections_and_tokens(generator: torch.Generator) -> None:
+def test_attention_gradients_reach_projections_and_tokens(generator: torch.Generator) -> None:
     layer = Attention(DiffusersAttention(WIDTH, cross_attention_dim=TOKEN, heads=3, dim_head=8))
     prompt = tokens(generator, 7).requires_grad_()
     layer(picture(generator, 1), prompt).sum().backward()
@@ -108,17 +110,20 @@ def test_gradients_reach_projections_and_tokens(generator: torch.Generator) -> N
 
 
 @pytest.mark.parametrize("extra", [{"residual_connection": True}, {"norm_num_groups": 8}])
-def test_other_attention_is_refused_by_name(extra: dict[str, Any]) -> None:
+def test_attention_with_other_options_is_rejected_by_name(extra: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"mid\.attn1: .*(residual_connection|group_norm)"):
         Attention(DiffusersAttention(WIDTH, heads=3, dim_head=8, **extra), "mid.attn1")
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("keys", [77, MAX_UNFUSED_KEYS, MAX_UNFUSED_KEYS + 1])
-def test_bf16_on_the_cpu(generator: torch.Generator, keys: int, *, padded: bool) -> None:
-    """Scores and weights rounded to bf16 (a relative 2⁻⁸ each) move a mean of unit values little.
+def test_attention_in_bf16_on_the_cpu_is_close_to_exact(
+    generator: torch.Generator, keys: int, *, padded: bool
+) -> None:
+    """Rounding scores and weights to bf16 (2⁻⁸ each) changes a mean of unit values little.
 
-    The second row's last 9 keys are padding; more queries than one block, and not a multiple.
+    The last 9 keys of the second row are padding. The queries fill more than one block, and not a
+    whole number of blocks.
     """
     q, k, v = (
         torch.randn(2, 3, length, 16, generator=generator).bfloat16()

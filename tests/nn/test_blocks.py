@@ -1,4 +1,4 @@
-"""Our blocks against diffusers' on the same weights: whole tiny UNets, and a control net."""
+"""Installed blocks compared with diffusers' on the same weights: tiny UNets and a ControlNet."""
 
 import copy
 from typing import Any
@@ -53,7 +53,7 @@ def row(all_rows: dict[str, Any], i: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=["installed", "packed"])
 def pair(request: pytest.FixtureRequest) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
-    """diffusers' own, with the processor that spells attention out, and ours."""
+    """Return diffusers' UNet with explicit attention, and one with installed blocks."""
     reference, ours = unet(), unet()
     reference.set_attn_processor(AttnProcessor())
     install_blocks(ours)
@@ -63,7 +63,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[UNet2DConditionModel, UNet2DCo
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 20)])
-def test_as_diffusers(
+def test_unet_with_installed_blocks_matches_diffusers(
     pair: tuple[UNet2DConditionModel, UNet2DConditionModel], shape: tuple[int, int]
 ) -> None:
     reference, ours = pair
@@ -76,7 +76,7 @@ def test_as_diffusers(
 
 
 @pytest.mark.parametrize("lengths", [(77, 77, 77), (77, 154, 77)])
-def test_batched_is_as_solo(
+def test_batched_rows_match_solo_rows(
     pair: tuple[UNet2DConditionModel, UNet2DConditionModel], lengths: tuple[int, ...]
 ) -> None:
     _, ours = pair
@@ -90,8 +90,8 @@ def test_batched_is_as_solo(
     assert (together - alone).abs().max() < 1e-5
 
 
-def test_bf16_is_as_near_to_exact_as_diffusers_is() -> None:
-    """Attention is rounded once more than torch's fused one, the gate of GEGLU once less."""
+def test_blocks_in_bf16_are_as_close_to_exact_as_diffusers() -> None:
+    """Attention rounds once more than torch's fused one does, the gate of GEGLU once less."""
     rows, tokens = inputs(2), torch.cat([prompt(1), prompt(2)])
     exact = unet()(encoder_hidden_states=tokens, **rows)[0]
     rows["sample"] = rows["sample"].bfloat16()
@@ -110,14 +110,14 @@ def test_bf16_is_as_near_to_exact_as_diffusers_is() -> None:
     assert (ours.dtype, ours.device.type) == (torch.bfloat16, "cpu")
 
 
-def test_parameters_keep_their_names() -> None:
+def test_installed_blocks_keep_parameter_names() -> None:
     ours = unet()
     names = set(ours.state_dict())
     install_blocks(ours)
     assert set(ours.state_dict()) == names
 
 
-def test_install_again_changes_nothing() -> None:
+def test_install_blocks_twice_changes_nothing() -> None:
     ours = unet()
     install_blocks(ours)
     blocks = dict(ours.named_modules())
@@ -125,7 +125,7 @@ def test_install_again_changes_nothing() -> None:
     assert dict(ours.named_modules()) == blocks
 
 
-def test_channels_last_stays() -> None:
+def test_channels_last_activations_stay_channels_last() -> None:
     ours = unet()
     ours.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] stub gap
     install_blocks(ours)
@@ -143,7 +143,7 @@ def test_channels_last_stays() -> None:
     assert all(formats)
 
 
-def test_a_control_net_reads_the_same_context() -> None:
+def test_controlnet_accepts_a_context() -> None:
     shared = {
         name: UNET[name]
         for name in UNET
@@ -161,7 +161,7 @@ def test_a_control_net_reads_the_same_context() -> None:
         assert (a - b).abs().max() < 1e-5
 
 
-def test_masks_are_refused() -> None:
+def test_attention_mask_is_rejected() -> None:
     ours = unet()
     install_blocks(ours)
     with pytest.raises(ValueError, match="encoder_attention_mask"):
@@ -180,6 +180,6 @@ def test_masks_are_refused() -> None:
         ({"upcast_attention": True}, "upcast_attention"),
     ],
 )
-def test_other_networks_are_refused_by_name(config: dict[str, Any], words: str) -> None:
+def test_network_with_other_options_is_rejected_by_name(config: dict[str, Any], words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         install_blocks(unet(**config))

@@ -1,4 +1,4 @@
-"""Changes merged into a weight: the sum, rounded once."""
+"""Deltas merged into a weight: the exact sum, rounded once."""
 
 import pytest
 import torch
@@ -6,13 +6,13 @@ import torch
 from overpaint.nn.lowrank import FullDelta, Loha, LowRank, WeightDelta, merge_deltas
 
 HALF_STEP = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-"""How far a number may be from the nearest one in a dtype, relative (fp32: twice that)."""
+"""The largest relative rounding error of each dtype (for fp32, twice that)."""
 
 
 @pytest.mark.parametrize("dtype", HALF_STEP)
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kinds", ["low", "low, low", "low, whole", "hadamard, low"])
-def test_merged_is_the_sum_rounded_once(
+def test_merged_weight_is_the_sum_rounded_once(
     kinds: str, stored: torch.dtype, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
@@ -34,7 +34,7 @@ def test_merged_is_the_sum_rounded_once(
     assert (error <= 1.01 * HALF_STEP[dtype] * exact.abs() + 2e-5).all()
 
 
-def test_a_convolution_keeps_its_layout() -> None:
+def test_merged_convolution_keeps_its_memory_layout() -> None:
     weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
     change = LowRank(torch.randn(2, 4, 3, 3), torch.randn(8, 2, 1, 1), 1.0)
     found = merge_deltas(weight, [(change, 0.5)])

@@ -1,4 +1,4 @@
-"""Packed layers against plain ones."""
+"""Packed layers compared with plain ones."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from overpaint.nn.packed import PackedConv2d, PackedGEGLU, PackedLinear, pack_ne
 
 BF16 = torch.bfloat16
 BF16_STEP = 2.0**-8
-"""Half the distance between neighbours in bf16, relative."""
+"""Half the relative distance of adjacent numbers in bf16."""
 
 
 def available(dtype: torch.dtype) -> bool:
@@ -30,8 +30,8 @@ def noise(*shape: int) -> torch.Tensor:
 @needs_fp32
 @torch.no_grad()
 @pytest.mark.parametrize("stride", [1, 2])
-def test_convolution(stride: int) -> None:
-    """For one shape after another: the packed weight follows."""
+def test_packed_convolution_of_changing_shapes_matches_the_plain_one(stride: int) -> None:
+    """Each new input shape packs the weight again."""
     plain = nn.Conv2d(16, 32, 3, stride=stride, padding=1)
     packed = PackedConv2d(plain)
     for shape in [(2, 16, 16, 16), (1, 16, 8, 12), (2, 16, 16, 16), (5, 16, 4, 4)]:
@@ -41,7 +41,7 @@ def test_convolution(stride: int) -> None:
 
 @needs_fp32
 @torch.no_grad()
-def test_convolution_follows_its_weight() -> None:
+def test_packed_convolution_with_a_changed_weight_is_packed_again() -> None:
     plain = nn.Conv2d(8, 8, 3)
     packed = PackedConv2d(plain)
     x = noise(1, 8, 8, 8)
@@ -53,7 +53,7 @@ def test_convolution_follows_its_weight() -> None:
 @needs_bf16
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear(*, bias: bool) -> None:
+def test_packed_linear_layer_matches_the_plain_one(*, bias: bool) -> None:
     plain = nn.Linear(48, 80, bias=bias).to(BF16)
     packed = PackedLinear(plain.weight, plain.bias)
     for shape in [(2, 48), (2, 77, 48), (600, 48)]:
@@ -63,8 +63,8 @@ def test_linear(*, bias: bool) -> None:
 
 @needs_bf16
 @torch.no_grad()
-def test_geglu() -> None:
-    """At least as near to the exact value as the plain one: the gelu is not rounded before."""
+def test_packed_geglu_is_at_least_as_close_to_exact_as_the_plain_one() -> None:
+    """The packed layer does not round the input of the gelu."""
     plain = GEGLU(48, 80).to(BF16)
     x = noise(2, 30, 48).to(BF16)
     value, gate = F.linear(x.double(), plain.proj.weight.double(), plain.proj.bias.double()).chunk(
@@ -76,14 +76,14 @@ def test_geglu() -> None:
 
 
 @needs_fp32
-def test_fp32_packs_convolutions_alone() -> None:
+def test_pack_network_in_fp32_packs_convolutions_only() -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 4))
     pack_network(network)
     assert [type(layer) for layer in network] == [PackedConv2d, nn.Conv2d, nn.Linear]
 
 
 @needs_bf16
-def test_bf16_packs_nested_linear_layers_too() -> None:
+def test_pack_network_in_bf16_packs_nested_linear_layers() -> None:
     network = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.ModuleList([GEGLU(4, 4)])).to(BF16)
     pack_network(network)
     inner, listed = network
@@ -94,7 +94,7 @@ def test_bf16_packs_nested_linear_layers_too() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_other_dtypes_stay(dtype: torch.dtype) -> None:
+def test_pack_network_in_other_dtypes_changes_nothing(dtype: torch.dtype) -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3)).to(dtype)
     pack_network(network)
     assert isinstance(network[0], nn.Conv2d)

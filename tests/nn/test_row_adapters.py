@@ -1,4 +1,4 @@
-"""Changes beside the layers give what changed layers give."""
+"""Adapters per row compared with layers whose weights contain the change."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from overpaint.nn.row_adapters import RowAdapters
 
 
 class Network(nn.Module):
-    """A layer of each kind."""
+    """Return a network with a layer of each kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def network(dtype: torch.dtype) -> Network:
 
 
 def changes(seed: int) -> dict[str, WeightDelta]:
-    """A change of each kind, for each layer."""
+    """Return a delta of each kind for each layer."""
     draw = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
@@ -67,7 +67,7 @@ SETS: tuple[tuple[tuple[int, float], ...], ...] = (
     ((2, -0.5),),
     ((1, 0.3), (2, 1.0)),
 )
-"""For each row: seeds of changes, and their scales."""
+"""For each row, the seeds of its deltas and their scales."""
 
 
 def has(own: Any, name: str) -> list[tuple[WeightDelta, float]]:
@@ -87,7 +87,7 @@ def merged(dtype: torch.dtype, own: tuple[tuple[int, float], ...]) -> Network:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_have_their_own(dtype: torch.dtype) -> None:
+def test_row_adapters_match_changed_layers(dtype: torch.dtype) -> None:
     x = torch.randn(len(SETS), 4, 8, 8, generator=torch.Generator().manual_seed(9)).to(dtype)
     made = network(dtype)
     assert set(list_weight_shapes(made)) == set(changes(1))
@@ -100,10 +100,10 @@ def test_rows_have_their_own(dtype: torch.dtype) -> None:
     atol, rtol = (1e-4, 1e-4) if dtype == torch.float32 else (0.15, 0.1)
     for own, row, alone in zip(SETS, x.split(1), together.split(1), strict=True):
         torch.testing.assert_close(alone, merged(dtype, own)(row), atol=atol, rtol=rtol)
-    assert torch.equal(made(x), network(dtype)(x))  # and then they are gone
+    assert torch.equal(made(x), network(dtype)(x))  # nothing is applied after the `with` block
 
 
-def test_a_weight_goes_in_and_comes_out_of_every_layer() -> None:
+def test_written_weight_is_read_back_from_every_layer() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         made = network(dtype)
         before = {k: v.clone() for k, v in unpacked_state(made).items()}
@@ -120,12 +120,12 @@ def test_a_weight_goes_in_and_comes_out_of_every_layer() -> None:
         assert all(torch.equal(v, before[k]) for k, v in unpacked_state(made).items())
 
 
-def test_packing_is_not_undone_by_writing() -> None:
+def test_layer_after_write_stays_packed() -> None:
     made = network(torch.bfloat16)
     kinds = {name: type(module) for name, module in made.named_modules()}
     for name in list_weight_shapes(made):
         held = find_layer(made, name)
         write_weight(held, read_weight(held))
     assert {name: type(module) for name, module in made.named_modules()} == kinds
-    if packed.PackedLinear in kinds.values():  # where there is something to win
+    if packed.PackedLinear in kinds.values():  # where packing is faster
         assert isinstance(made.ff[0], packed.PackedGEGLU)

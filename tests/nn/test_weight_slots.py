@@ -1,4 +1,4 @@
-"""Where weights lie: what is written there, and what is there again."""
+"""Weight slots: write weights in place and restore the pristine ones."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def inputs(name: str, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", HALF_STEP)
 @pytest.mark.parametrize("name", LAYERS.values(), ids=LAYERS)
-def test_what_was_there_is_there_again(name: str, dtype: torch.dtype) -> None:
+def test_weight_slot_restores_the_pristine_weight(name: str, dtype: torch.dtype) -> None:
     made = network(dtype)
     before = read_weight(held(made, name)).clone()
     x = inputs(name, dtype)
@@ -49,11 +49,11 @@ def test_what_was_there_is_there_again(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", HALF_STEP)
 @pytest.mark.parametrize("name", LAYERS.values(), ids=LAYERS)
-def test_a_product_is_added_to_the_pristine_weight(name: str, dtype: torch.dtype) -> None:
+def test_weight_slot_adds_a_product_to_the_pristine_weight(name: str, dtype: torch.dtype) -> None:
     made = network(dtype)
     place = make_weight_slot(made, name)
     weight = place.pristine.double()
-    for seed in range(2):  # not one on top of the other
+    for seed in range(2):  # the second product replaces the first
         torch.manual_seed(seed)
         up, down = torch.randn(weight.shape[0], 5), torch.randn(5, weight[0].numel())
         place.add(up, down)
@@ -69,13 +69,13 @@ def test_a_product_is_added_to_the_pristine_weight(name: str, dtype: torch.dtype
     assert torch.equal(read_weight(held(made, name)).double(), weight)
 
 
-def test_tiles_are_used_where_they_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what is not in them gives the same."""
+def test_tiled_slot_matches_the_plain_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight outside of the tiles gives the same result."""
     made = network(torch.bfloat16)
     if not isinstance(made[0], PackedLinear) or not isinstance(made[2], PackedGEGLU):
-        pytest.skip("no bf16 on this CPU")
+        pytest.skip("this CPU has no bf16")
     if not isinstance(make_weight_slot(made, "0"), TiledSlot):
-        pytest.skip("this CPU's tiles are others")
+        pytest.skip("this CPU uses another layout of tiles")
     assert isinstance(make_weight_slot(made, "1"), PlainSlot)
     other = network(torch.bfloat16)
     tiles = {name: make_weight_slot(made, name) for name in ("0", "2.proj")}

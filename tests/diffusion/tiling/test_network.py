@@ -1,4 +1,4 @@
-"""Windows: they cover, they blend, they know where they are."""
+"""Windows of a tiled network: they cover the latent, blend, and receive their position."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from tests.tiny import tiny_model
 
 
 class Local:
-    """A network that looks at each cell alone, and notes the windows it was given."""
+    """A network that processes each cell separately and records its windows."""
 
     schedule = NoiseSchedule(NoiseConfig())
     device = torch.device("cpu")
@@ -47,7 +47,7 @@ def row(height: int, width: int, sigma: float = 2.0) -> Row:
 
 
 @pytest.mark.parametrize("length", [16, 17, 20, 28, 40, 64, 100])
-def test_windows_cover_and_overlap(length: int) -> None:
+def test_windows_cover_the_length_and_overlap(length: int) -> None:
     found = list_window_starts(length, 16)
     assert found[0] == 0
     assert found[-1] == max(0, length - 16)
@@ -55,7 +55,7 @@ def test_windows_cover_and_overlap(length: int) -> None:
     assert len(found) <= 1 + -(-(length - 16) // 12) if length > 16 else len(found) == 1
 
 
-def test_weights_fall_off_towards_neighbors_only() -> None:
+def test_window_weights_fall_only_toward_adjacent_windows() -> None:
     assert make_edge_ramp(0, 16, 16).tolist() == [1.0] * 16
     first, last = make_edge_ramp(0, 16, 28), make_edge_ramp(12, 16, 28)
     assert first[:12].min() == 1
@@ -64,7 +64,7 @@ def test_weights_fall_off_towards_neighbors_only() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40), (12, 50)])
-def test_a_local_network_cannot_tell(height: int, width: int) -> None:
+def test_tiled_network_of_a_local_network_matches_that_network(height: int, width: int) -> None:
     network = Local()
     rows = [row(height, width), row(height, width, 0.5)]
     tiled = TiledNetwork(network, 16, 8, cells=3 * 256).predict(rows)
@@ -72,7 +72,7 @@ def test_a_local_network_cannot_tell(height: int, width: int) -> None:
     assert all(len(call) <= 3 for call in network.calls)
 
 
-def test_a_window_knows_where_it_is() -> None:
+def test_window_receives_its_position_in_the_size_ids() -> None:
     network = Local()
     TiledNetwork(network, 16, 8, cells=10**6).predict([row(16, 28)])
     ((first, _), (second, shape)) = network.calls[0]
@@ -81,7 +81,7 @@ def test_a_window_knows_where_it_is() -> None:
     assert shape == (1, 4, 16, 16)
 
 
-def test_beyond_the_models_sizes_a_stage_is_tiled() -> None:
+def test_stage_larger_than_the_model_draws_is_tiled() -> None:
     model = tiny_model()
     asked = Request(prompt="a red cat", num_inference_steps=2, refine_steps=2, upscale=2.5, seed=1)
     (own,) = plan(asked, model).plans

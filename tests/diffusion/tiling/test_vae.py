@@ -1,4 +1,4 @@
-"""The VAE window by window gives what it gives at once."""
+"""The VAE in windows gives the result of one run on the whole picture."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from overpaint.imaging import codec
 from overpaint.models.checkpoint import load_model
 
 
-def test_norms_see_the_whole_picture() -> None:
+def test_norms_in_windows_use_the_whole_picture() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(4, 16, 1), nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 3, 1), nn.GroupNorm(1, 3)
@@ -28,7 +28,7 @@ def test_norms_see_the_whole_picture() -> None:
         torch.testing.assert_close(tiled, network(x), atol=1e-5, rtol=1e-5)
 
 
-def test_norms_are_their_own_again_afterwards() -> None:
+def test_norms_after_sharing_have_their_own_forward() -> None:
     norm = nn.GroupNorm(2, 4)
     x = torch.randn(1, 4, 8, 8)
     before = norm(x)
@@ -42,9 +42,9 @@ def psnr(a: NDArray[Any], b: NDArray[Any], peak: float) -> float:
     return float(10 * np.log10(peak**2 / np.square(a - b).mean()))
 
 
-# The second is mostly one flat colour: a window of it says nothing of the whole.
+# The second picture is mostly one flat color, so that a window has other statistics than the whole.
 @pytest.mark.parametrize("seed", [1, 40_900_001])
-def test_the_miniature_sees_in_windows_what_it_sees_at_once(seed: int) -> None:
+def test_vae_of_the_miniature_in_windows_matches_the_whole(seed: int) -> None:
     model = load_model("miniature", device="cpu")
     pixels = codec.to_array(
         Image.fromarray(render(draw_scene(np.random.default_rng(seed), 384, 384)))
