@@ -310,8 +310,8 @@ def test_a_mask_that_is_not_there_is_named(loader: Loader, run: Any):
     ("mask", "message"),
     [
         (("--mask-from", "box:1,2"), "give 4 numbers"),
-        (("--mask-from", "star:1,2,3,4"), "starts with none of: box:"),
-        (("--mask-from", "box:30,0,40,9"), "is nowhere in the picture of 20x10 pixels"),
+        (("--mask-from", "star:1,2,3,4"), "names no shape; begin with one of box:"),
+        (("--mask-from", "box:30,0,40,9"), "selects no pixel of the picture (20x10 pixels)"),
         (("--mask", "small.png"), "the mask is 8x8 and the picture 20x10"),
     ],
 )
@@ -591,7 +591,7 @@ def test_a_hint_of_what_a_network_sees(loader: Loader, run: Any, tmp_path: Path)
         ("hint depth fox.png -o a.png --option low=3", 2, "--option: depth has no option 'low'"),
         ("hint depth fox.png -o a.png --estimator depthany", 4, "Did you mean depth-anything?"),
         ("hint depth fox.png -o a.png --device tpu", 2, "--device: unknown device 'tpu'"),
-        ("hint canny fox.png -o a.bmp", 5, "end the name with one of .png"),
+        ("hint canny fox.png -o a.bmp", 5, "the suffix is unknown; use one of .png"),
         ("sweep fox.png x -o a.webp", 5, "A sweep may exceed WebP's limit of 16,383 pixels"),
         ("edit fox.png", 2, "PROMPT: It is missing. Give a prompt, or --like FILE."),
         ("edit", 2, "picture"),
@@ -601,7 +601,7 @@ def test_a_hint_of_what_a_network_sees(loader: Loader, run: Any, tmp_path: Path)
         ("edit text.png x", 3, "text.png is not a picture"),
         ("edit fox.png x --like fox.png", 3, "fox.png carries no settings"),
         ("edit fox.png x -o no/out.png", 5, "there is no folder no"),
-        ("edit fox.png x -o out.bmp", 5, "end the name with one of .png"),
+        ("edit fox.png x -o out.bmp", 5, "the suffix is unknown; use one of .png"),
         ("edit fox.png x -n 2 -o no/out.png", 5, "no/out-0.png"),
         ("create x --size keep", 2, "--size: 'keep' needs an image"),
         ("sweep fox.png x --strength 0.2,oops", 2, "--strength: '0.2,oops'"),

@@ -171,7 +171,7 @@ def test_a_hint_grows_with_the_second_stage() -> None:
 
 
 def test_a_hint_of_another_aspect_is_refused() -> None:
-    with pytest.raises(ValueError, match="100x300 is of another aspect than the image, 200x200"):
+    with pytest.raises(ValueError, match="100x300 has another aspect than the image, 200x200"):
         laid_out(noisy(200, 200)).place(noisy(100, 300))
 
 

@@ -1,4 +1,4 @@
-"""What is painted on, in pixels: the whole picture or a region of it, and the way back."""
+"""The canvas in pixels: the whole picture or a region of it, and how it is put back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,30 +22,30 @@ Box = tuple[int, int, int, int]
 Pixels = NDArray[np.floating[Any]]
 
 MAX_CROP_SHARE = 0.5
-"""The share of the picture below which a region is cropped out by itself."""
+"""Largest share of the picture that crop="auto" still paints as a region alone."""
 CONTEXT_SHARE = 0.25
-"""What is seen around a mask, as a share of its longer side, where the request does not say."""
+"""Context around a mask by default, as a share of the mask's longer side."""
 MIN_REGION_ASPECT = 0.5
-"""A region's shorter side over its longer one, where the picture allows."""
+"""Smallest ratio of a region's shorter to its longer side, if the picture is large enough."""
 FEATHER_SHARE = 1 / 128
-"""Of the native side: how far inside a mask's edge the old picture still shines through."""
+"""Width of the fade inside a mask's edge, as a share of the native side."""
 ASPECT_TOLERANCE = 0.05
-"""By how much a hint's aspect may differ from the result's: sides are rounded to multiples of 8."""
+"""Relative difference of aspects that a control image may have: sides are rounded to 8."""
 COLOR_MATCH_SHARE = 1 / 8
-"""Of a region's shorter side: how far around a place its colours are compared."""
+"""Standard deviation of the blur that matches colors, as a share of the shorter side."""
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """The part of a picture that is repainted.
+    """The region of a picture that is repainted.
 
     Attributes:
-        base: the picture, at the result's size.
-        box: (left, top, right, bottom) of the region in it.
-        kept: the region at the canvas's size, as it is.
-        mask: the strength of its pixels, at that size.
-        shown: how much of what is painted shows, at the region's own size.
-        match_colors: bring the painted region to the colours of what is kept around it.
+        base: the whole picture, at the result's size.
+        box: (left, top, right, bottom) of the region in `base`.
+        original: the region before painting, at the canvas's size.
+        mask: float32 [height, width] at the canvas's size.
+        opacity: float32 [height, width] at the region's own size: the share of the painted pixels.
+        match_colors: shift the painted pixels to the colors of the kept pixels around them.
     """
 
     base: Image.Image
@@ -56,10 +56,10 @@ class Region:
     match_colors: bool
 
     def describe_crop(self, size: Size) -> str | None:
-        """What the user should be told where less than the whole picture is painted.
+        """Return a notice if less than the whole picture is painted, else None.
 
         Args:
-            size: (width, height) at which it is.
+            size: (width, height) at which the region is painted.
         """
         width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
         if (width, height) == self.base.size:
@@ -71,7 +71,7 @@ class Region:
         )
 
     def compose(self, painted: Image.Image) -> Image.Image:
-        """The picture with the painted region in it; to the bit as it was where nothing shows."""
+        """Blend the painted region into the picture; pixels of opacity 0 do not change by a bit."""
         left, top, right, bottom = self.box
         pixels = _to_pixels(painted)
         if self.match_colors:
@@ -90,13 +90,13 @@ class Region:
 
 @dataclass(frozen=True)
 class Placement:
-    """How the request's image came to its place in the result, for what belongs to it.
+    """Where the request's image lies in the result, so that control images can follow it.
 
     Attributes:
         source: (width, height) of the image; None for text to image.
-        fitted: that it was brought to.
-        fit: how.
-        sides: of the new room around it.
+        fitted: (width, height) that the image was resized to.
+        fit: how the image was resized.
+        sides: pixels added at the (left, top, right, bottom).
     """
 
     source: Size | None
@@ -105,10 +105,10 @@ class Placement:
     sides: Box = (0, 0, 0, 0)
 
     def place(self, picture: Image.Image, resampling: Resampling) -> Image.Image:
-        """A picture of the image's size, or of the result's aspect, at the result's size.
+        """Resize a picture that has the image's size or the result's aspect to the result's size.
 
         Raises:
-            ValueError: it is neither; says what they are.
+            ValueError: the picture has neither; the message gives both sizes.
         """
         left, top, right, bottom = self.sides
         whole = left + self.fitted[0] + right, top + self.fitted[1] + bottom
@@ -120,7 +120,7 @@ class Placement:
         if abs(across / down - 1) > ASPECT_TOLERANCE:
             sizes = [f"{w}x{h}" for w, h in (picture.size, self.source or whole)]
             raise ValueError(
-                f"{sizes[0]} is of another aspect than the {'image' if self.source else 'result'}, "
+                f"{sizes[0]} has another aspect than the {'image' if self.source else 'result'}, "
                 f"{sizes[1]}"
             )
         return picture.resize(whole, resampling)
@@ -128,14 +128,14 @@ class Placement:
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """What the network works on.
+    """The pixels that the network paints.
 
     Attributes:
-        size: (width, height) of it, multiples of 8.
-        frame: where the request's image is in the result.
-        start: the picture to start from, of the first stage's size; None for text to image.
-        part: when only a part of a picture is repainted.
-        blank: there is nothing to paint, since the mask is black.
+        size: (width, height) in pixels, multiples of 8.
+        placement: where the request's image lies in the result.
+        start: the picture to start from, at the first stage's size; None for text to image.
+        region: the region that is repainted; None if the whole picture is.
+        blank: the mask is black, so that there is nothing to paint.
     """
 
     size: Size
@@ -146,13 +146,13 @@ class Canvas:
 
     @property
     def source_picture(self) -> Image.Image | None:
-        """The picture at the result's size, before any painting."""
+        """The picture at the result's size before painting; None for text to image."""
         return self.region.base if self.region else self.start
 
     def scale(self, factor: float) -> "Canvas":
-        """The same canvas with longer sides, for a further stage; itself for a factor of 1.
+        """Return the canvas of a further stage, with sides longer by `factor`.
 
-        What is painted whole grows with it; a part comes back at the size of its picture.
+        A whole picture becomes larger; a region returns to the size of its picture.
         """
         if factor == 1:
             return self
@@ -167,10 +167,10 @@ class Canvas:
     def place(
         self, picture: Image.Image, resampling: Resampling = Resampling.LANCZOS
     ) -> Image.Image:
-        """A picture that belongs to the request's image, as it lies on the canvas.
+        """Bring a picture that belongs to the request's image to the canvas.
 
         Raises:
-            ValueError: it is neither of the image's size nor of the result's aspect.
+            ValueError: the picture has neither the image's size nor the result's aspect.
         """
         placed = self.placement.place(picture, resampling)
         if self.region and self.region.box != (0, 0, *placed.size):
@@ -178,16 +178,16 @@ class Canvas:
         return placed.resize(self.size, resampling)
 
     def compose(self, painted: Image.Image) -> Image.Image:
-        """The result, of what was painted on the canvas."""
+        """Turn the painted canvas into the result."""
         return self.region.compose(painted) if self.region else painted
 
 
 def check_pictures(request: "Request") -> None:
-    """Find what is wrong with a request's pictures, before a model is loaded.
+    """Check a request's pictures before a model is loaded.
 
     Raises:
-        PictureError: one cannot be decoded, or a mask's size differs.
-        RequestError: a mask in words that means nothing, or a hint that cannot be made.
+        PictureError: a picture cannot be decoded, or the mask has another size.
+        RequestError: `mask_from` is malformed, or a control image cannot be made.
     """
     for index, control in enumerate(request.controls):
         if given := control.hint or control.image:
@@ -199,11 +199,11 @@ def check_pictures(request: "Request") -> None:
 
 
 def lay_out(request: "Request", native: int) -> Canvas:
-    """The canvas of a request, for a model of a native side.
+    """Lay out the canvas of a request for a model with a native side in pixels.
 
     Raises:
         PictureError: the picture or the mask cannot be decoded, or their sizes differ.
-        RequestError: a size that the model cannot draw, or a mask in words that means nothing.
+        RequestError: the model cannot draw the size, or `mask_from` is malformed.
     """
     if request.image is None:
         given = [(c.kind, c.hint or c.image) for c in request.controls]
@@ -250,7 +250,7 @@ def _lay_out_masked(request: "Request", picture: Image.Image, native: int) -> Ca
 
 
 def _compute_canvas_size(box: Box, native: int) -> Size:
-    """Of a region: its own where the model was trained on such, else the native area."""
+    """Return a region's own size if the model was trained on it, else a size of the native area."""
     width, height = box[2] - box[0], box[3] - box[1]
     own = sizing.round_to_multiple_of_8(width), sizing.round_to_multiple_of_8(height)
     if native * 3 / 4 <= min(own) and max(own) <= native * 2:
@@ -262,12 +262,12 @@ def _compute_canvas_size(box: Box, native: int) -> Size:
 
 
 def find_region(mask: Mask, crop: "str | int", native: int) -> Box:
-    """The region around a mask that is worth painting: (left, top, right, bottom).
+    """Find the region around a mask to paint: (left, top, right, bottom).
 
     Args:
-        mask: not all 0.
-        crop: pixels of context to each side, or "auto".
-        native: the model's native side; a region is never enlarged more than fourfold.
+        mask: at least one pixel is above 0.
+        crop: pixels of context on each side, or "auto".
+        native: the model's native side in pixels; a region is enlarged at most four times.
     """
     height, width = mask.shape
     left, top, right, bottom = masks.find_bounds(mask)
@@ -284,18 +284,18 @@ def find_region(mask: Mask, crop: "str | int", native: int) -> Box:
 
 
 def _fit_span(center: float, length: float, limit: int) -> tuple[int, int]:
-    """A span of a length around a centre, moved to lie within 0 and `limit`."""
+    """Return (start, end) of a span around a center, moved to lie within 0 and `limit`."""
     rounded = min(limit, round(length))
     start = min(max(0, round(center - rounded / 2)), limit - rounded)
     return start, start + rounded
 
 
 def extend_picture(picture: Image.Image, mask: Mask, sides: Box) -> tuple[Image.Image, Mask]:
-    """A picture with new room at its sides, there masked, and filled from its border.
+    """Add room at the sides of a picture, filled from its border, and mask it.
 
     Args:
-        picture: RGB.
-        mask: of it.
+        picture: an RGB picture.
+        mask: the mask of the picture.
         sides: pixels to add at the (left, top, right, bottom).
     """
     if not any(sides):
@@ -308,7 +308,7 @@ def extend_picture(picture: Image.Image, mask: Mask, sides: Box) -> tuple[Image.
     return _to_image(blur_inward(pixels, known)), wider
 
 
-# Fills: what the network starts from inside the mask.
+# Fills: the pixels inside the mask that painting starts from.
 
 
 def _keep_original(kept: Image.Image, mask: Mask) -> Image.Image:
@@ -336,14 +336,14 @@ FILLS: "dict[Fill, Callable[[Image.Image, Mask], Image.Image]]" = {
 
 
 def blur_inward(pixels: Pixels, known: Mask) -> Pixels:
-    """Pixels with what is not known filled smoothly from what is.
+    """Fill unknown pixels smoothly from the known pixels around them.
 
-    Pull-push (Gortler et al. 1996, "The Lumigraph", section 3.4): halves the picture until all of
-    it is known, and fills what is not from the half.
+    Pull-push (Gortler et al. 1996, "The Lumigraph", section 3.4): halve the picture until all of it
+    is known, then fill unknown pixels from the half size.
 
     Args:
         pixels: [height, width, 3].
-        known: [height, width], 0 to 1.
+        known: [height, width], 0 (unknown) to 1.
     """
     height, width = known.shape
     if known.min() == 1 or max(height, width) == 1:
@@ -359,12 +359,12 @@ def blur_inward(pixels: Pixels, known: Mask) -> Pixels:
 
 
 def match_colors(painted: Pixels, wanted: Pixels, same: NDArray[np.bool_]) -> Pixels:
-    """Painted pixels, shifted smoothly so that they agree with `wanted` where both show the same.
+    """Shift painted pixels smoothly so that they agree with `wanted` where both show the same.
 
     Args:
         painted: [height, width, 3] in 0..255.
-        wanted: likewise.
-        same: [height, width]: where both show the same thing.
+        wanted: [height, width, 3] in 0..255.
+        same: [height, width]; True where both show the same thing.
     """
     if not same.any():
         return painted

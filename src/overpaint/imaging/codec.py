@@ -1,4 +1,4 @@
-"""Pictures: read safely, brought to size, laid out in a grid, written whole or not at all."""
+"""Decode encoded pictures safely, and check pictures that strangers upload."""
 
 import os
 import re
@@ -19,20 +19,22 @@ from overpaint.picture import Picture
 
 READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")
-"""Formats that are read of strangers: those that browsers send, and whose readers meet the most."""
+"""Pillow's names of the formats that uploads may have: those that browsers send."""
 MAX_PIXELS = 178_956_970
-"""Pixels above which a picture is refused unread: half a gigabyte as RGB, Pillow's own limit."""
+"""Pixels of a picture, at most: half a gigabyte as RGB, Pillow's own limit."""
 MAX_UPLOAD_PIXELS = 2**26
-"""The same for pictures of strangers, many of which may come at once: 8192 a side."""
+"""Pixels of an uploaded picture, at most: 8192 x 8192. Many uploads may arrive at once."""
 MAX_JPEG_SCANS = 100
-"""Scans of a JPEG; those that are refined as they come have a dozen."""
+"""Scans of a JPEG, at most. A progressive JPEG has about ten."""
 MAX_JPEG_MARKERS = 10_000
+"""Markers of a JPEG, at most, so that reading them takes bounded time."""
+"""Markers of a JPEG, at most, so that reading them takes bounded time."""
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-"""Of a JPEG, one with a length behind it, or that of its end."""
+"""Matches a JPEG marker that a length follows, and the marker of the end (EOI)."""
 MIN_SIDE_PIXELS = 8
-"""Pixels below which there is nothing in a picture that could be repainted."""
+"""Pixels of an uploaded picture's shorter side, at least: one latent cell."""
 MAX_FILE_BYTES = 2**30
-"""Bytes beyond which a file is not read on: whatever it is, it is no picture to repaint."""
+"""Bytes of a picture file, at most."""
 
 FILE_SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("a TIFF", 0, b"II*\0"),
@@ -52,7 +54,7 @@ FILE_SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("a HEIC", 4, b"ftyphei"),
     ("a HEIC", 4, b"ftypmif1"),
 )
-"""How files begin that people take for pictures: what they are, where it stands, and what."""
+"""Formats that error messages can name: the name, the offset of its signature, the signature."""
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
@@ -61,16 +63,17 @@ PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
 def read_picture(source: "str | os.PathLike[str] | bytes | Image.Image | Picture") -> Picture:
-    """A picture by content from wherever it is.
+    """Read a picture from any source into a `Picture`.
 
-    Files and bytes are decoded once here, so that one which is no picture is refused at the door
-    and by name. A Pillow image becomes a PNG with its orientation and colour profile.
+    Files and bytes are decoded once here, so that the error for a broken file names the file.
+    A Pillow image is encoded as a PNG with its orientation and color profile.
 
     Args:
-        source: a path, the bytes of an encoded file, a Pillow image, or a `Picture` (returned).
+        source: a path, the bytes of an encoded file, a Pillow image, or a `Picture`, which is
+            returned as it is.
 
     Raises:
-        PictureError: missing, a folder, empty, not a picture, truncated, or too large.
+        PictureError: the source is missing, a folder, empty, not a picture, truncated or too large.
     """
     if isinstance(source, Picture):
         return source
@@ -86,11 +89,9 @@ def read_picture(source: "str | os.PathLike[str] | bytes | Image.Image | Picture
 
 
 def receive_picture(data: bytes, name: str) -> Picture:
-    """A picture that a stranger sent.
+    """Check an uploaded picture without allocating its pixels.
 
-    It is looked at as closely as can be without the memory of its pixels: a truncated one is found,
-    one without room for anything, and one of many frames, of which all but the first would be
-    dropped.
+    The check finds truncated files, pictures that are too small, and pictures of several frames.
 
     Args:
         data: the encoded file, in one of `RECEIVED`.
@@ -104,28 +105,28 @@ def receive_picture(data: bytes, name: str) -> Picture:
     with open_image(data, name, UPLOAD_FORMATS, MAX_UPLOAD_PIXELS) as image:
         if min(image.size) < MIN_SIDE_PIXELS:
             raise PictureError(
-                f"{name} is {image.width}x{image.height}; give one of {MIN_SIDE_PIXELS} pixels a "
-                "side at least."
+                f"{name} is {image.width}x{image.height}; each side needs at least "
+                f"{MIN_SIDE_PIXELS} pixels."
             )
         if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
-            raise PictureError(f"{name} has {frames} frames; give one picture.")
+            raise PictureError(f"{name} has {frames} frames; send a picture of one frame.")
         if image.format == "PNG":
             image.verify()
-        elif image.format != "WEBP":  # whose reader looks at the end first
+        elif image.format != "WEBP":  # Pillow's WebP reader checks the end of the file first
             _check_jpeg_scans(data, name)
-            if "progressive" not in image.info:  # which would need room for the whole picture
+            if "progressive" not in image.info:  # a progressive JPEG needs memory for all pixels
                 image.draft("L", (1, 1))
                 image.load()
     return Picture(data=data)
 
 
 def _check_jpeg_scans(data: bytes, name: str) -> None:
-    """See that a JPEG ends, and soon: each of its scans goes over the whole picture.
+    """Check that a JPEG has an end marker and few scans, since each scan decodes all pixels.
 
-    What stands behind its end is none of it: phones put films there. (ITU-T T.81, B.1.1 and B.2.)
+    Bytes after the end marker are ignored: phones append films there. (ITU-T T.81, B.1.1 and B.2.)
 
     Raises:
-        PictureError: it does not.
+        PictureError: the end marker is missing, or there are too many markers or scans.
     """
     at, scans = 2, 0
     for _ in range(MAX_JPEG_MARKERS):
@@ -136,13 +137,17 @@ def _check_jpeg_scans(data: bytes, name: str) -> None:
         scans += found[0] == b"\xff\xda"
         at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
     else:
-        raise PictureError(f"{name} has more than {MAX_JPEG_MARKERS:,} markers; save it again.")
+        raise PictureError(
+            f"{name} has more than {MAX_JPEG_MARKERS:,} JPEG markers; save the picture again."
+        )
     if scans > MAX_JPEG_SCANS:
-        raise PictureError(f"{name} has {scans} scans; save it again, as others do, with ten.")
+        raise PictureError(
+            f"{name} has {scans} JPEG scans, and at most {MAX_JPEG_SCANS} are read; save it again."
+        )
 
 
 def extract_alpha(image: Image.Image) -> Image.Image | None:
-    """How opaque an open picture is, 0 to 255; None where it is so everywhere."""
+    """Return the alpha channel (mode L) of an open picture; None if it is fully opaque."""
     if not image.has_transparency_data:
         return None
     found = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
@@ -150,26 +155,35 @@ def extract_alpha(image: Image.Image) -> Image.Image | None:
 
 
 def upright_size(picture: Picture, name: str = "the picture") -> tuple[int, int]:
-    """(width, height) of a picture as `decode` gives it, in pixels.
+    """Return the (width, height) in pixels that `decode` gives, from the header alone.
+
+    The result is kept beside the picture, which is frozen, so that a file is opened once.
 
     Args:
-        picture: encoded.
-        name: what to call it in messages.
+        picture: the encoded picture.
+        name: what error messages call the picture.
 
     Raises:
-        PictureError: as `decode`, as far as that can be told without decoding it.
+        PictureError: the header cannot be read, or declares too many pixels.
     """
-    with open_image(picture.data, name) as image:
-        behind = image.format == "PNG" and "exif" not in image.info and b"eXIf" in picture.data
-        if behind and (found := _read_png_chunk(picture.data, b"eXIf")):
+    kept = vars(picture)
+    if "upright_size" not in kept:
+        kept["upright_size"] = _read_upright_size(picture.data, name)
+    return kept["upright_size"]
+
+
+def _read_upright_size(data: bytes, name: str) -> tuple[int, int]:
+    with open_image(data, name) as image:
+        after_pixels = image.format == "PNG" and "exif" not in image.info and b"eXIf" in data
+        if after_pixels and (found := _read_png_chunk(data, b"eXIf")):
             image.info["exif"] = b"Exif\0\0" + found
-        exif = Image.Image.getexif(image)  # a PNG's own way decodes it, to see what stands behind
+        exif = Image.Image.getexif(image)  # the method of PNGs would decode all pixels first
         turned = exif.get(ExifTags.Base.Orientation, 1) in range(5, 9)
         return (image.height, image.width) if turned else image.size
 
 
 def _read_png_chunk(data: bytes, wanted: bytes) -> bytes:
-    """What the first chunk of a name holds in a PNG (its specification, 5.3); b"" without one."""
+    """Return the data of a PNG's first chunk of a type (PNG, 5.3), or b""."""
     at, kind = 8, b""
     while at + 8 <= len(data) and kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -180,10 +194,10 @@ def _read_png_chunk(data: bytes, wanted: bytes) -> bytes:
 
 
 def check_mask_size(mask: Picture, size: tuple[int, int]) -> None:
-    """Make sure that a mask is of its picture's size, (width, height), without decoding it.
+    """Check that a mask has the (width, height) of its picture, without decoding the mask.
 
     Raises:
-        PictureError: it has another, or cannot be read.
+        PictureError: the mask has another size, or its header cannot be read.
     """
     if (found := upright_size(mask, "the mask")) != size:
         raise PictureError(
@@ -193,52 +207,52 @@ def check_mask_size(mask: Picture, size: tuple[int, int]) -> None:
 
 
 def read_keypoints(path: "str | os.PathLike[str]") -> Picture:
-    """A file of keypoints, in the place of the picture that is drawn from it.
+    """Read a file of pose keypoints (JSON) as a `Picture`; it is drawn when it is decoded.
 
     Raises:
-        PictureError: it cannot be read.
+        PictureError: the file cannot be read.
     """
     return Picture(data=_read_file(Path(path)))
 
 
 def decode(picture: Picture) -> Image.Image:
-    """The pixels of a picture as 8-bit sRGB.
+    """Decode a picture to 8-bit sRGB.
 
-    The EXIF orientation is applied, an embedded colour profile converted to sRGB (one that cannot
-    be read counts as sRGB), 16-bit values are scaled, transparency is laid over white, and of
-    several frames the first is taken.
+    Applies the EXIF orientation. Converts an embedded color profile to sRGB; a profile that cannot
+    be read counts as sRGB. Scales 16-bit samples to 8 bits. Composites transparency over white.
+    Of several frames it takes the first.
 
     Raises:
         PictureError: not a picture, truncated, too large, or with samples of more than 16 bits.
     """
     with open_image(picture.data, "the picture") as image:
         image.load()
-        return _convert_to_rgb(ImageOps.exif_transpose(image))
+        return convert_to_rgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
 def open_image(
     data: bytes, name: str, formats: tuple[str, ...] = READABLE_FORMATS, largest: int = MAX_PIXELS
 ) -> Generator[Image.Image]:
-    """Open an encoded picture; its header alone is read, and its size checked, before the body.
+    """Open an encoded picture, and check the size that its header declares before the pixels.
 
-    Whatever goes wrong inside the context is the picture's fault and raised as such.
+    Any error inside the context is raised as a `PictureError`: decoders raise many types.
 
     Args:
         data: the encoded file.
-        name: what to call it in messages.
-        formats: that it may have, by Pillow's names.
-        largest: pixels that it may have.
+        name: what error messages call the picture.
+        formats: the formats that are accepted, by Pillow's names.
+        largest: pixels, at most.
 
     Raises:
-        FormatError: it is of another format.
-        PictureError: as `decode`.
+        FormatError: the file has another format.
+        PictureError: the file is empty, damaged, not a picture, or has too many pixels.
     """
     if not data:
-        raise PictureError(f"{name} is empty (0 bytes); give a picture.")
+        raise PictureError(f"{name} is empty (0 bytes); give a picture file.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's doubts about large sizes and EXIF
+            warnings.simplefilter("ignore")  # Pillow warns about large sizes and broken EXIF
             with Image.open(BytesIO(data), formats=formats) as image:
                 if image.width * image.height > largest:
                     raise Image.DecompressionBombError
@@ -251,16 +265,16 @@ def open_image(
             "scale it down first."
         ) from None
     except Image.UnidentifiedImageError:
-        instead = f"give one of {', '.join(formats)}."
+        instead = f"give one of these formats: {', '.join(formats)}."
         if kind := _identify_format(data):
-            raise FormatError(f"{name} is {kind}, which is not read; {instead}") from None
+            raise FormatError(f"{name} is {kind}, which is not supported; {instead}") from None
         raise PictureError(f"{name} is not a picture that can be read; {instead}") from None
-    except Exception as error:  # a decoder raises whatever a broken file makes it meet
+    except Exception as error:  # decoders raise many types for broken files
         raise PictureError(f"{name} is damaged or truncated: {error}.") from error
 
 
 def _identify_format(data: bytes) -> str | None:
-    """What a file is that is none of ours, if that is known."""
+    """Name the format of a file that is not supported, or return None."""
     for kind, at, beginning in FILE_SIGNATURES:
         if data.startswith(beginning, at):
             return kind
@@ -286,14 +300,14 @@ def _encode_png(image: Image.Image) -> bytes:
     orientation = image.getexif()
     profile = image.info.get("icc_profile")
     if image.mode not in PNG_MODES:
-        image, profile = _convert_to_rgb(image), None
+        image, profile = convert_to_rgb(image), None
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=1, exif=orientation, icc_profile=profile)
     return buffer.getvalue()
 
 
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit sRGB from any mode, transparency over white."""
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to 8-bit sRGB, with transparency over white."""
     profile = image.info.get("icc_profile")
     if image.mode.startswith(("I", "F")):
         image = _scale_to_8_bits(image)
@@ -311,11 +325,11 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey (modes I;16 and I) to 8 bits; a transparent grey value becomes white."""
+    """Scale 16-bit gray (modes I;16 and I) to 8 bits; a transparent gray value becomes white."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise PictureError(
-            f"the picture has 32-bit samples (mode {image.mode}), whose white is not known; "
+            f"the picture has 32-bit samples (mode {image.mode}), whose white level is not known; "
             "save it with 8 or 16 bits."
         )
     if (transparent := image.info.get("transparency")) is not None:
@@ -340,13 +354,13 @@ def _convert_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> NDArray[np.float32]:
-    """[3, height, width] in -1..1 from an RGB image."""
+    """Convert an RGB image to an array [3, height, width] in -1..1."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(127.5) - np.float32(1)
 
 
 def from_array(array: NDArray[np.floating[Any]]) -> Image.Image:
-    """An RGB image from [3, height, width] in -1..1; a decoder's overshoot is cut off."""
+    """Convert an array [3, height, width] in -1..1 to an RGB image; values outside are clipped."""
     pixels = (array.astype(np.float32).transpose(1, 2, 0) + 1) * np.float32(127.5)
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 

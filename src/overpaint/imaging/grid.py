@@ -1,4 +1,4 @@
-"""Grid."""
+"""Draw many pictures as one labeled picture."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 def draw_sweep_grid(
     pictures: Sequence[Image.Image], strengths: Sequence[float], scales: Sequence[float]
 ) -> Image.Image:
-    """One labelled picture of strength by guidance; `pictures` row by row, a row per scale."""
+    """Draw one labeled picture of a sweep; `pictures` are in rows, one row per guidance scale."""
     columns = len(strengths)
     return draw_grid(
         [pictures[i : i + columns] for i in range(0, len(pictures), columns)],
@@ -27,14 +27,14 @@ def draw_grid(
     column_title: str = "",
     row_title: str = "",
 ) -> Image.Image:
-    """One labelled picture of many.
+    """Draw many pictures as one labeled grid.
 
     Args:
-        rows: images of one size, row by row.
-        column_labels: above each column.
-        row_labels: left of each row.
-        column_title: what the columns vary, above their labels.
-        row_title: what the rows vary, in the top left corner.
+        rows: pictures of one size, in rows.
+        column_labels: labels above the columns.
+        row_labels: labels left of the rows.
+        column_title: name of the value that changes by column, above its labels.
+        row_title: name of the value that changes by row, in the top left corner.
     """
     width, height = rows[0][0].size
     text = min(max(height // 12, 12), 36)

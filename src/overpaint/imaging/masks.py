@@ -1,7 +1,7 @@
-"""Masks: which pixels are repainted, and with how much of the strength.
+"""Masks say which pixels are repainted, and with how much of the strength.
 
-A mask is an array [height, width] of float32: 1 is repainted, 0 kept, and what lies between gets
-its share of the strength.
+A mask is a float32 array [height, width]: 1 is repainted, 0 is kept, and a value between gets that
+share of the strength. It stays float from the decoder to the latent cells.
 """
 
 import re
@@ -24,20 +24,20 @@ Mask = NDArray[np.float32]
 Size = tuple[int, int]
 
 MIN_MASK_VALUE = 8 / 255
-"""Values below count as 0: what a lossy format leaves of black."""
+"""Smaller values count as 0, because lossy formats do not keep black exact."""
 
 COLOR_TOLERANCE_LEVELS = 16
-"""Levels by which a channel may differ from a colour that is looked for."""
+"""Levels (of 255) by which a channel may differ from the color that a mask selects."""
 
 
 def build_mask(request: "Request", picture: Image.Image) -> Mask | None:
-    """The mask that a request asks for on its upright picture, or None.
+    """Build the mask of a request for its upright picture; None if the request has no mask.
 
-    Inverted, grown and blurred as the request says, in this order.
+    The mask is inverted, grown and blurred as the request says, in this order.
 
     Raises:
         PictureError: the mask cannot be decoded, or has another size than the picture.
-        RequestError: `mask_from` cannot be understood, or draws outside the picture.
+        RequestError: `mask_from` is malformed, or selects no pixel of the picture.
     """
     if request.mask:
         mask = decode_mask(request.mask, picture.size)
@@ -53,51 +53,54 @@ def build_mask(request: "Request", picture: Image.Image) -> Mask | None:
 
 
 def decode_mask(mask: "Picture", size: Size) -> Mask:
-    """A mask from a picture: its transparency where it has any, else its brightness.
+    """Decode a mask from the transparency of a picture, or from its brightness without any.
 
-    Transparent is repainted, as white is.
+    Transparent pixels and white pixels are repainted.
 
     Args:
-        mask: encoded.
-        size: (width, height) that it must have.
+        mask: the encoded picture.
+        size: the (width, height) that the mask must have.
 
     Raises:
-        PictureError: it cannot be decoded, or has another size.
+        PictureError: the mask cannot be decoded, or has another size.
     """
     codec.check_mask_size(mask, size)
     with codec.open_image(mask.data, "the mask") as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
-        opaque = codec.extract_alpha(upright)
-    if opaque:
-        return 1 - np.asarray(opaque, np.float32) / np.float32(255)
-    return np.asarray(codec.decode(mask).convert("L"), np.float32) / np.float32(255)
+        if alpha := codec.extract_alpha(upright):
+            return 1 - np.asarray(alpha, np.float32) / np.float32(255)
+        gray = codec.convert_to_rgb(upright).convert("L")
+    return np.asarray(gray, np.float32) / np.float32(255)
 
 
-# Masks in words: the name of a shape, a colon, and numbers in pixels from the top left.
+# Masks in words: the name of a shape, a colon, and pixels counted from the top left corner.
 
 
 def draw_mask(words: str, picture: Image.Image) -> Mask:
-    """A mask from words.
+    """Draw a mask from its description in words.
 
     Args:
-        words: "box:LEFT,TOP,RIGHT,BOTTOM", "ellipse:" likewise, "polygon:X,Y,X,Y,X,Y…", or
-            "color:#rrggbb" (or a CSS name): the pixels of that colour, within 16 levels.
-        picture: upright.
+        words: "box:LEFT,TOP,RIGHT,BOTTOM", "ellipse:LEFT,TOP,RIGHT,BOTTOM",
+            "polygon:X,Y,X,Y,X,Y…", or "color:#rrggbb" (or a CSS name), which selects the pixels of
+            that color within 16 levels of each channel.
+        picture: the upright picture.
 
     Raises:
-        RequestError: not such words, or a shape that does not touch the picture.
+        RequestError: the words are malformed, or the shape does not touch the picture.
     """
     kind, _, rest = words.partition(":")
     if (drawer := MASK_SHAPES.get(kind.strip().lower())) is None:
         raise RequestError(
-            "mask_from", f"{words!r} starts with none of: {', '.join(f'{k}:' for k in MASK_SHAPES)}"
+            "mask_from",
+            f"{words!r} names no shape; begin with one of "
+            f"{', '.join(f'{k}:' for k in MASK_SHAPES if k != 'colour')}.",
         )
     mask = drawer(rest, picture)
     if not mask.any():
         raise RequestError(
             "mask_from",
-            f"{words!r} is nowhere in the picture of {picture.width}x{picture.height} pixels.",
+            f"{words!r} selects no pixel of the picture ({picture.width}x{picture.height} pixels).",
         )
     return mask
 
@@ -128,7 +131,9 @@ def _select_color(words: str, picture: Image.Image) -> Mask:
     try:
         wanted = ImageColor.getrgb(words.strip())[:3]
     except ValueError:
-        raise RequestError("mask_from", f"{words!r} is no colour; give #rrggbb or a name") from None
+        raise RequestError(
+            "mask_from", f"{words!r} is not a color; give #rrggbb or a name."
+        ) from None
     difference = np.abs(np.asarray(picture.convert("RGB"), np.int16) - np.array(wanted, np.int16))
     return (difference.max(axis=2) <= COLOR_TOLERANCE_LEVELS).astype(np.float32)
 
@@ -137,7 +142,7 @@ def _parse_numbers(shape: str, words: str, count: int | None) -> list[float]:
     parts = [part.strip() for part in words.split(",")]
     enough = len(parts) == count if count else len(parts) >= 6 and len(parts) % 2 == 0
     if not enough or not all(re.fullmatch(r"-?\d{1,6}(\.\d*)?", part) for part in parts):
-        wanted = f"{count} numbers" if count else "x,y of at least three corners"
+        wanted = f"{count} numbers" if count else "the x,y of at least three corners"
         raise RequestError("mask_from", f"'{shape}:{words}': give {wanted}, separated by commas.")
     return [float(part) for part in parts]
 
@@ -155,7 +160,7 @@ MASK_SHAPES: dict[str, Callable[[str, Image.Image], Mask]] = {
 
 
 def grow_mask(mask: Mask, pixels: int) -> Mask:
-    """The mask with its edge moved outwards by so many pixels, or inwards if negative."""
+    """Move a mask's edge outward by a number of pixels, or inward if the number is negative."""
     if pixels == 0:
         return mask
     side = 2 * abs(pixels) + 1
@@ -165,20 +170,20 @@ def grow_mask(mask: Mask, pixels: int) -> Mask:
 
 
 def blur_mask(mask: Mask, pixels: int) -> Mask:
-    """The mask with its edge softened over so many pixels to either side."""
+    """Soften a mask's edge over a number of pixels on each side."""
     if pixels == 0:
         return mask
     return np.asarray(cv2.GaussianBlur(mask, (0, 0), pixels / 2), np.float32)
 
 
 def feather_mask(mask: Mask, pixels: float) -> Mask:
-    """How much of a painted picture shows: 0 where the mask is, rising inwards to 1.
+    """Compute the opacity of the painted picture: 0 outside the mask, rising inward to 1.
 
-    Outside the mask nothing shows, so that what is kept stays as it was to the bit.
+    Outside the mask the opacity is exactly 0, so that kept pixels do not change by a bit.
 
     Args:
-        mask: what counts is where it is not 0.
-        pixels: from the edge to where it is 1.
+        mask: only whether a pixel is 0 matters.
+        pixels: the distance from the edge at which the opacity reaches 1.
     """
     inside = (mask > 0).astype(np.uint8)
     if inside.all():
@@ -188,13 +193,13 @@ def feather_mask(mask: Mask, pixels: float) -> Mask:
 
 
 def find_bounds(mask: Mask) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of what is not 0; the last two are exclusive."""
+    """Return (left, top, right, bottom) of the pixels above 0; right and bottom are exclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def resize_mask(mask: Mask, size: Size) -> Mask:
-    """The mask at (width, height): averaged where it shrinks, linear between where it grows."""
+    """Resize a mask to (width, height): by area averages to shrink, linearly to grow."""
     height, width = mask.shape
     if size == (width, height):
         return mask
@@ -204,6 +209,6 @@ def resize_mask(mask: Mask, size: Size) -> Mask:
 
 
 def to_latent_cells(mask: Mask, factor: int) -> Mask:
-    """The mask of latent cells, each as strong as its strongest pixel: [h, w]."""
+    """Reduce a mask to latent cells [h, w]; each cell takes its strongest pixel."""
     height, width = mask.shape
     return mask.reshape(height // factor, factor, width // factor, factor).max(axis=(1, 3))

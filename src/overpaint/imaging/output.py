@@ -1,4 +1,4 @@
-"""Output."""
+"""Write pictures to files, atomically."""
 
 import os
 import stat
@@ -15,21 +15,24 @@ FORMAT_BY_SUFFIX = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WE
 
 
 def get_output_format(path: Path) -> str:
-    """Pillow's name of the format that a file name asks for.
+    """Return Pillow's name of the format that a file's suffix stands for.
 
     Raises:
-        OutputError: an unknown suffix.
+        OutputError: the suffix is unknown.
     """
     if (kind := FORMAT_BY_SUFFIX.get(path.suffix.lower())) is None:
-        raise OutputError(f"{path}: end the name with one of {', '.join(FORMAT_BY_SUFFIX)}.")
+        raise OutputError(
+            f"{path}: the suffix is unknown; use one of {', '.join(FORMAT_BY_SUFFIX)}."
+        )
     return kind
 
 
 def check_writable(path: Path) -> None:
-    """Make sure, before any work is done, that a picture can be written to `path`.
+    """Check, before any work is done, that a picture can be written to `path`.
 
     Raises:
-        OutputError: an unknown suffix, no such folder, not a file, or not ours to write.
+        OutputError: the suffix is unknown, the folder is missing, the path is not a file, or the
+            file is write-protected.
     """
     get_output_format(path)
     try:
@@ -47,15 +50,15 @@ def check_writable(path: Path) -> None:
 
 
 def save_image(image: Image.Image, path: Path, options: Mapping[str, Any]) -> None:
-    """Write a picture in the format of its suffix, whole or not at all.
+    """Write a picture in the format of its suffix, atomically.
 
     Args:
-        image: RGB.
-        path: overwritten when it exists; through a symbolic link, the file it points to.
-        options: Pillow's for that format.
+        image: an RGB picture.
+        path: an existing file is replaced; for a symbolic link, the file that it points to.
+        options: Pillow's options for that format.
 
     Raises:
-        OutputError: it cannot be written; nothing is left behind.
+        OutputError: the file cannot be written; no partial file is left.
     """
     kind, path = get_output_format(path), path.resolve()
     part = _temporary_path(path)

@@ -1,4 +1,4 @@
-"""Sizing."""
+"""Compute sizes that a model can draw, and bring pictures to them."""
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -13,19 +13,19 @@ from overpaint.request_fields import Fit
 def compute_result_size(
     picture_size: tuple[int, int] | None, native: int, request: Request
 ) -> tuple[int, int]:
-    """The (width, height) of the result in pixels, multiples of 8.
+    """Compute the (width, height) of the result in pixels, multiples of 8.
 
-    Width and height as asked; where one is missing it follows from the picture's aspect, or
-    without a picture from the native area; where both are, `size` decides: "keep" is the
-    picture's own size, "native" the picture's aspect at the native area.
+    Width and height are taken from the request. If one is missing, it follows from the picture's
+    aspect, or without a picture from the native area. If both are missing, `size` decides: "keep"
+    is the picture's own size, "native" the picture's aspect at the native area.
 
     Args:
-        picture_size: (width, height) of the upright picture, None for text to image.
-        native: the side of the square that the model was trained on.
-        request: its `width`, `height` and `size`.
+        picture_size: (width, height) of the upright picture; None for text to image.
+        native: side in pixels of the square that the model was trained on.
+        request: its `width`, `height` and `size` are read.
 
     Raises:
-        RequestError: a side below native / 4 or above native × 2.
+        RequestError: a side is below native / 4 or above native × 2.
     """
     aspect = picture_size[0] / picture_size[1] if picture_size else 1.0
     origin = ""
@@ -58,29 +58,29 @@ def compute_result_size(
 
 
 def check_size(request: Request, native: int) -> None:
-    """Refuse a size that a model cannot draw, as far as it is known without decoding pictures.
+    """Check that a model can draw the requested size, without decoding pictures.
 
     Args:
-        request: whose size may follow from its image.
-        native: as for `result_size`.
+        request: its size may follow from its image.
+        native: side in pixels of the square that the model was trained on.
 
     Raises:
-        RequestError: as `result_size`.
+        RequestError: a side is below native / 4 or above native × 2.
         PictureError: the image cannot be read.
     """
     if (request.masked and not request.sized) or (request.controls and request.image is None):
-        return  # it follows from the mask, or from a hint
+        return  # the size follows from the mask or from a control image
     size = upright_size(request.image) if request.image else None
     compute_result_size(size, native, request)
 
 
 def describe_untrained_size(size: tuple[int, int], native: int) -> str | None:
-    """What to say about a (width, height) with a side below three quarters of native, or None."""
+    """Return a notice for a (width, height) with a side below 3/4 of native, else None."""
     if min(size) >= native * 3 / 4:
         return None
     return (
         f"{size[0]}x{size[1]} is outside the sizes that the model was trained on "
-        f"({native * 3 // 4} to {native * 2} pixels a side); the result may suffer."
+        f"({native * 3 // 4} to {native * 2} pixels a side); the result may be worse."
     )
 
 
@@ -90,10 +90,10 @@ def fit_image(
     how: Fit,
     resampling: Resampling = Resampling.LANCZOS,
 ) -> Image.Image:
-    """Bring a picture to (width, height); it is returned itself when it has that size.
+    """Resize a picture to (width, height); return it unchanged if it has that size.
 
-    "cover" scales and crops around the centre; "contain" scales and pads with the mean colour of
-    the picture's border; "stretch" distorts.
+    "cover" scales and crops around the center. "contain" scales and pads with the mean color of
+    the picture's border. "stretch" changes the aspect.
     """
     if image.size == size:
         return image
@@ -112,7 +112,7 @@ def fit_image(
 
 
 def round_to_multiple_of_8(side: float) -> int:
-    """The nearest multiple of 8 pixels, at least 8."""
+    """Round a side to the nearest multiple of 8 pixels, at least 8."""
     return max(int(side / 8 + 0.5) * 8, 8)
 
 

@@ -1,7 +1,7 @@
-"""Hints: pictures that steer the structure of others, and how each is made.
+"""Hints (control images): pictures that steer the structure of a result, and how each is made.
 
-One function here and one line in `names.HINTS` make a new kind. Some show what a network has seen
-in a picture; which one that is, is not known here.
+To add a kind, write one function here and one line in `registry.HINTS`. Some kinds show what an
+estimator network sees in a picture; `models.estimators` chooses that network.
 """
 
 import inspect
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from overpaint.picture import Picture
 
 Estimate = Callable[["Image"], NDArray[Any]]
-"""What a network sees in an RGB picture, [h, w]: how near each pixel is (larger is nearer, in any
-unit), or its class of ADE20K's. See `models.estimators`."""
+"""Maps an RGB picture to an array [h, w]: nearness (larger is nearer, in any unit), or the ADE20K
+class of each pixel. `models.estimators` provides them."""
 
 HINT_FROM_PICTURE: "dict[str, Callable[..., Image]]" = {
     "canny": edges.canny,
@@ -34,26 +34,26 @@ HINT_FROM_PICTURE: "dict[str, Callable[..., Image]]" = {
     "palette": color.palette,
     "normal": drawing.draw_normals_from_depth,
 }
-"""What makes a hint of an RGB picture, by keywords that are its options."""
+"""Functions that make a hint from an RGB picture; their keywords are the options."""
 
 HINT_FROM_ESTIMATE: "dict[str, Callable[..., Image]]" = {
     "depth": drawing.draw_depth,
     "normal": drawing.draw_normals,
     "segmentation": drawing.draw_segmentation,
 }
-"""What draws a hint of an `Estimate`'s result, likewise."""
+"""Functions that draw a hint from an `Estimate`'s result; their keywords are the options."""
 
 
 def check_hint(kind: str, options: Mapping[str, float], field: str = "options") -> None:
-    """Find what is wrong with a hint that is to be made.
+    """Check that a hint can be made with these options.
 
     Raises:
-        RequestError: it cannot be made from a picture, or has no such option.
+        RequestError: the kind cannot be made from a picture, or it has no such option.
     """
     if (maker := HINT_FROM_PICTURE.get(kind) or HINT_FROM_ESTIMATE.get(kind)) is None:
         raise RequestError(
             field.replace("options", "kind"),
-            f"a {kind} hint cannot be made from a picture here; give a finished one.",
+            f"a {kind} hint cannot be made from a picture; give the finished hint.",
         )
     parameters = inspect.signature(maker).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -68,16 +68,16 @@ def make_hint(
     options: Mapping[str, Any] | None = None,
     estimate: Estimate | None = None,
 ) -> "Image":
-    """The hint of a picture, RGB and of its size.
+    """Make the hint of a picture: RGB, of the picture's size.
 
     Args:
-        kind: one of `MAKERS`, or with `estimate` of `DRAWN`.
-        picture: RGB.
-        options: of its function.
-        estimate: sees what the hint shows; without it a picture of depth becomes normals.
+        kind: a key of `HINT_FROM_PICTURE`, or with `estimate` of `HINT_FROM_ESTIMATE`.
+        picture: an RGB picture.
+        options: keywords of the function that makes the hint.
+        estimate: the estimator. Without one, kind "normal" reads the picture as depth.
 
     Raises:
-        RequestError: no such kind or option, or it cannot be made without an estimator, or with.
+        RequestError: the kind or option is unknown, or the kind needs (or takes no) estimator.
     """
     check_hint(kind, options or {})
     if (makers := HINT_FROM_PICTURE if estimate is None else HINT_FROM_ESTIMATE).get(kind) is None:
@@ -88,10 +88,10 @@ def make_hint(
 
 
 def decode_control_image(kind: str, picture: "Picture") -> "Image":
-    """The picture that a hint is made from, RGB; a pose is drawn from its keypoints already.
+    """Decode the RGB picture that a hint is made from; draw a pose that is given as keypoints.
 
     Raises:
-        PictureError: it cannot be read.
+        PictureError: the picture cannot be decoded, or the keypoints are malformed.
     """
     if kind == "pose" and picture.data.lstrip()[:1] in (b"{", b"["):
         return drawing.draw_pose(picture.data)

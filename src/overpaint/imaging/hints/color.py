@@ -1,4 +1,4 @@
-"""Hints of the picture's own colours: tile, blur, shuffle, palette."""
+"""Hints that keep a picture's colors: tile, blur, shuffle, palette."""
 
 import cv2
 import numpy as np
@@ -8,11 +8,11 @@ from PIL.Image import Resampling
 
 
 def tile(picture: Image.Image, *, factor: float = 4) -> Image.Image:
-    """The picture shrunk and enlarged again: what is there, for a net to add the details to.
+    """Shrink a picture and enlarge it again, so that a net adds details.
 
     Args:
-        picture: RGB.
-        factor: by how much it is shrunk.
+        picture: an RGB picture.
+        factor: how many times smaller the sides become.
     """
     small = tuple(max(1, round(side / factor)) for side in picture.size)
     return picture.resize((small[0], small[1]), Resampling.BOX).resize(
@@ -21,22 +21,22 @@ def tile(picture: Image.Image, *, factor: float = 4) -> Image.Image:
 
 
 def blur(picture: Image.Image, *, radius: float = 6) -> Image.Image:
-    """The picture out of focus.
+    """Blur a picture.
 
     Args:
-        picture: RGB.
+        picture: an RGB picture.
         radius: standard deviation of the Gaussian in pixels.
     """
     return Image.fromarray(np.asarray(cv2.GaussianBlur(np.asarray(picture), (0, 0), radius)))
 
 
 def shuffle(picture: Image.Image, *, seed: float = 0, waves: float = 3) -> Image.Image:
-    """The picture's colours and textures, with every place moved somewhere else.
+    """Move every place of a picture elsewhere; its colors and textures stay.
 
     Args:
-        picture: RGB.
-        seed: another one moves things elsewhere.
-        waves: how many bends the displacement has across the picture.
+        picture: an RGB picture.
+        seed: seed of the random displacement.
+        waves: number of bends that the displacement has across the picture.
     """
     width, height = picture.size
     rng = np.random.default_rng(int(seed))
@@ -54,11 +54,11 @@ def shuffle(picture: Image.Image, *, seed: float = 0, waves: float = 3) -> Image
 
 
 def palette(picture: Image.Image, *, squares: float = 8) -> Image.Image:
-    """The picture's colours in large squares.
+    """Reduce a picture to squares of one color each.
 
     Args:
-        picture: RGB.
-        squares: how many there are along the shorter side.
+        picture: an RGB picture.
+        squares: number of squares along the shorter side.
     """
     scale = max(1.0, min(picture.size) / max(1.0, squares))
     small = tuple(max(1, round(side / scale)) for side in picture.size)

@@ -1,4 +1,4 @@
-"""Hints that are drawn from data: poses from keypoints, classes, how near things are, normals."""
+"""Hints that are drawn from data: poses, segmentation, depth, normals."""
 
 import colorsys
 import json
@@ -20,10 +20,10 @@ POSE_LIMBS = (
 
 POSE_KEYPOINT_COUNT = 18
 MIN_KEYPOINT_CONFIDENCE = 0.05
-"""The confidence below which a keypoint is not drawn."""
+"""Keypoints of a lower confidence are not drawn."""
 
 ADE20K_CLASS_COUNT = 150
-"""Of ADE20K (arXiv 1608.05442), from wall and building to clock and flag."""
+"""Classes of ADE20K (arXiv 1608.05442), from wall and building to clock and flag."""
 
 ADE20K_PALETTE = np.frombuffer(
     bytes.fromhex(
@@ -44,22 +44,22 @@ ADE20K_PALETTE = np.frombuffer(
     ),
     np.uint8,
 ).reshape(ADE20K_CLASS_COUNT, 3)
-"""The colour of each class, [150, 3], as ADE20K's authors draw it and segmentation nets learn it.
+"""The color of each class, uint8 [150, 3], that ADE20K's authors and segmentation nets use.
 
-Two share theirs: road and skyscraper.
+The classes road and skyscraper have the same color.
 """
 
 
 def draw_pose(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
-    """People's joints and limbs, as OpenPose draws them, from its JSON.
+    """Draw people's joints and limbs from OpenPose's JSON, in OpenPose's colors.
 
     Args:
         data: JSON with `people[].pose_keypoints_2d` (x, y, confidence of 18 joints) and
-            `canvas_width`, `canvas_height`; or a list of such.
+            `canvas_width`, `canvas_height`; or a list whose first item is such an object.
         size: (width, height) to draw at; by default the canvas's.
 
     Raises:
-        PictureError: it is not that.
+        PictureError: the JSON is malformed.
     """
     canvas, people = _read_openpose_json(data)
     width, height = size or canvas
@@ -103,7 +103,7 @@ def _pick_hue(number: int, count: int) -> tuple[int, int, int]:
 
 
 def _read_openpose_json(data: bytes) -> tuple[tuple[int, int], list[NDArray[np.float64]]]:
-    """The canvas's (width, height), and each person's keypoints [18, 3]."""
+    """Return the canvas's (width, height), and the keypoints [18, 3] of each person."""
     try:
         read: Any = json.loads(data)
         read = read[0] if isinstance(read, list) else read
@@ -118,14 +118,17 @@ def _read_openpose_json(data: bytes) -> tuple[tuple[int, int], list[NDArray[np.f
             "people[].pose_keypoints_2d of 18 joints (x, y, confidence)."
         ) from error
     if min(canvas) < 1 or not all(np.isfinite(person).all() for person in people):
-        raise PictureError(f"keypoints: a canvas of {canvas[0]}x{canvas[1]}, or a joint nowhere.")
+        raise PictureError(
+            f"keypoints: the canvas is {canvas[0]}x{canvas[1]}, or a joint is not finite; "
+            "give a canvas of at least 1x1 and finite joints."
+        )
     return canvas, people
 
 
 def make_miniature_palette() -> NDArray[np.uint8]:
-    """A colour for each of 150 classes, [150, 3], no two alike, as `ADE20K`'s are not.
+    """Make the colors of 150 classes that the miniature's net is trained on, uint8 [150, 3].
 
-    What the miniature's net is trained on.
+    No two colors are the same, unlike those of `ADE20K_PALETTE`.
     """
     spread = (
         np.arange(ADE20K_CLASS_COUNT)[:, None] * np.array([97, 151, 211]) + [60, 130, 200]
@@ -136,11 +139,11 @@ def make_miniature_palette() -> NDArray[np.uint8]:
 def draw_label_map(
     labels: NDArray[np.integer[Any]], palette: Sequence[Any] | NDArray[np.uint8] | None = None
 ) -> Image.Image:
-    """A label map as colours; what has no label is black.
+    """Draw a label map in colors; pixels without a label are black.
 
     Args:
-        labels: [h, w], the class of each pixel; negative for none.
-        palette: [classes, 3] in 0..255; by default `segmentation_palette`.
+        labels: [h, w], the class of each pixel; negative for no label.
+        palette: [classes, 3] in 0..255; by default that of `make_miniature_palette`.
     """
     colors = np.asarray(make_miniature_palette() if palette is None else palette, np.uint8)
     table = np.concatenate([np.zeros((1, 3), np.uint8), colors])
@@ -148,12 +151,12 @@ def draw_label_map(
 
 
 def draw_segmentation(labels: NDArray[np.integer[Any]]) -> Image.Image:
-    """What is where, [h, w] in ADE20K's classes, in its colours."""
+    """Draw a map of ADE20K classes [h, w] in ADE20K's colors."""
     return draw_label_map(labels, ADE20K_PALETTE)
 
 
 def draw_depth(near: NDArray[np.floating[Any]]) -> Image.Image:
-    """How near things are, as grey: the nearest white, the farthest black.
+    """Draw nearness in gray: the nearest pixel is white, the farthest black.
 
     Args:
         near: [h, w], larger is nearer, in any unit.
@@ -163,33 +166,33 @@ def draw_depth(near: NDArray[np.floating[Any]]) -> Image.Image:
 
 
 def draw_normals_from_depth(depth: Image.Image, *, strength: float = 4) -> Image.Image:
-    """Which way surfaces face, from how near they are: right is red, up green, towards us blue.
+    """Draw surface normals from a picture of depth: right is red, up green, to the viewer blue.
 
     Args:
-        depth: bright is near.
-        strength: by how much the relief is raised.
+        depth: a picture in which bright is near.
+        strength: factor of the relief's height.
     """
     return _compute_normals(np.asarray(depth.convert("L"), np.float32) / np.float32(255), strength)
 
 
 def draw_normals(near: NDArray[np.floating[Any]], *, strength: float = 4) -> Image.Image:
-    """As `normal`, of how near things are: finer than of a picture's 256 greys.
+    """Draw surface normals from nearness, which is finer than a picture of 256 grays.
 
     Args:
         near: [h, w], larger is nearer, in any unit.
-        strength: by how much the relief is raised.
+        strength: factor of the relief's height.
     """
     return _compute_normals(_normalize(near), strength)
 
 
 def _normalize(near: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Values spread over 0 to 1; all 0 where they are all the same."""
+    """Scale values to 0..1; equal values become 0."""
     low, range_ = float(near.min()), float(np.ptp(near))
     return ((near - low) / (range_ or 1)).astype(np.float32)
 
 
 def _compute_normals(near: NDArray[np.float32], strength: float) -> Image.Image:
-    """Normals as colours, of how near things are, 0 to 1."""
+    """Compute normals as colors from nearness in 0..1."""
     near = np.asarray(cv2.GaussianBlur(near, (0, 0), 1.0), np.float32)
     scale = strength * min(near.shape) / 8
     across, down = (

@@ -1,4 +1,4 @@
-"""Hints of lines: canny, lineart, scribble, soft edges."""
+"""Hints that show edges: canny, lineart, scribble, softedge."""
 
 from typing import Any
 
@@ -8,24 +8,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 EDGE_SIGMA_PIXELS = 1.0
-"""Pixels over which the finest lines are looked for."""
+"""Standard deviation in pixels of the blur before edges are found."""
 
 
 def canny(picture: Image.Image, *, low: float = 100, high: float = 200) -> Image.Image:
-    """White edges on black, one pixel wide (Canny 1986, "A computational approach").
+    """Draw white edges on black, one pixel wide (Canny 1986, "A computational approach").
 
     Args:
-        picture: RGB.
-        low: gradient above which an edge goes on, 0 to 255.
-        high: gradient above which one begins.
+        picture: an RGB picture.
+        low: gradient above which an edge continues, 0 to 255.
+        high: gradient above which an edge begins, 0 to 255.
     """
     return _to_gray_image(cv2.Canny(np.asarray(picture), low, high))
 
 
 def softedge(picture: Image.Image) -> Image.Image:
-    """How strong the edge is at each place, of the strongest colour channel.
+    """Draw the strength of the edge at each pixel, of the strongest color channel.
 
-    The gradient (Scharr 2000) of the picture a little blurred; its strongest hundredth is white.
+    The gradient (Scharr 2000) of the slightly blurred picture; its strongest hundredth is white.
     """
     blurred = cv2.GaussianBlur(_to_floats(picture), (0, 0), EDGE_SIGMA_PIXELS)
     across, down = (
@@ -38,13 +38,13 @@ def softedge(picture: Image.Image) -> Image.Image:
 
 
 def lineart(picture: Image.Image, *, width: float = 1.5) -> Image.Image:
-    """White lines on black where the picture is darker than around, or has an edge.
+    """Draw white lines on black where the picture is darker than its surroundings or has an edge.
 
-    A difference of Gaussians (Winnemöller et al. 2012, "XDoG", equation 3), as with a pen.
+    A difference of Gaussians (Winnemöller et al. 2012, "XDoG", equation 3).
 
     Args:
-        picture: RGB.
-        width: of the lines, in pixels.
+        picture: an RGB picture.
+        width: width of the lines in pixels.
     """
     gray = _to_floats(picture).mean(axis=2) / 255
     fine, coarse = (
@@ -54,11 +54,11 @@ def lineart(picture: Image.Image, *, width: float = 1.5) -> Image.Image:
 
 
 def scribble(picture: Image.Image, *, width: float = 3) -> Image.Image:
-    """The strongest edges, as if drawn with a thick pen.
+    """Draw the strongest edges with a thick pen.
 
     Args:
-        picture: RGB.
-        width: of the lines, in pixels.
+        picture: an RGB picture.
+        width: width of the lines in pixels.
     """
     edges = np.asarray(softedge(picture), np.float32)[..., 0]
     strong = _find_ridges(edges) & (edges > 80)
@@ -67,7 +67,7 @@ def scribble(picture: Image.Image, *, width: float = 3) -> Image.Image:
 
 
 def _find_ridges(edges: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where an edge is at its strongest, across any of four directions."""
+    """Mark the pixels where an edge is strongest across any of four directions."""
     lines = [np.zeros((5, 5), np.uint8) for _ in range(4)]
     for i in range(5):
         lines[0][2, i] = lines[1][i, 2] = lines[2][i, i] = lines[3][4 - i, i] = 1
@@ -80,5 +80,5 @@ def _to_floats(picture: Image.Image) -> NDArray[np.float32]:
 
 
 def _to_gray_image(values: NDArray[Any]) -> Image.Image:
-    """Values [h, w] in 0..255 as an RGB picture of equal channels."""
+    """Convert values [h, w] in 0..255 to an RGB picture of equal channels."""
     return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
