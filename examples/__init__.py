@@ -1,1 +1,1 @@
-"""Sketches, and the demo that repaints them."""
+"""Sketches, and the programs that draw and repaint them."""

@@ -1,6 +1,6 @@
-"""The demo: repaints the sketches in this folder, and what comes of them, with the miniature.
+"""The demo: repaint the sketches in this folder, and the results, with the miniature model.
 
-`make demo` runs it from the repository's folder. Each picture is made by the command it prints.
+`make demo` runs it in the repository's folder. It prints and runs one command for each picture.
 """
 
 import shlex
@@ -43,7 +43,7 @@ COMMANDS = {
 
 
 def run(name: str, command: str) -> None:
-    """Run one command, after saying it."""
+    """Print a command and run it."""
     arguments = [*shlex.split(command), "--seed", "7", "--output", str(OUT / f"{name}.png")]
     print(f"\n$ overpaint {shlex.join(arguments)}", flush=True)
     try:

@@ -1,6 +1,6 @@
-"""Draws the sketches in this folder: `python -m examples.draw`.
+"""Draw the sketches in this folder: `python -m examples.draw`.
 
-Wobbly pencil outlines with loose coloured hatching, 512 px, from a fixed seed.
+They have shaky pencil outlines and loose colored hatching, 512 pixels a side, and a fixed seed.
 """
 
 import math
@@ -19,7 +19,7 @@ Color = tuple[int, int, int]
 
 
 class Sheet:
-    """A sheet of paper, drawn on at three times its size."""
+    """A sheet of paper, drawn at three times its size and then reduced."""
 
     def __init__(self, seed: int, paper: Color):
         self.random = random.Random(seed)
@@ -27,7 +27,7 @@ class Sheet:
         self.draw = ImageDraw.Draw(self.image)
 
     def line(self, points: list[Point], color: Color = PENCIL, width: float = 7) -> None:
-        """A stroke through the points, drawn by an unsteady hand."""
+        """Draw a slightly shaky stroke through the points."""
         for (x0, y0), (x1, y1) in pairwise(points):
             parts = max(2, int(math.hypot(x1 - x0, y1 - y0) / 24))
             stroke = [
@@ -43,7 +43,7 @@ class Sheet:
                 self.draw.ellipse((x - r, y - r, x + r, y + r), color)
 
     def shape(self, points: list[Point], color: Color) -> None:
-        """An outline with diagonal hatching inside."""
+        """Draw an outline and fill it with diagonal hatching."""
         mask = Image.new("L", self.image.size)
         ImageDraw.Draw(mask).polygon([(x * SCALE, y * SCALE) for x, y in points], fill=255)
         hatched = Image.new("RGB", self.image.size, color)
@@ -57,19 +57,19 @@ class Sheet:
         self.line([*points, points[0]])
 
     def save(self, path: Path) -> None:
-        """Shrink to size and write."""
+        """Reduce the sheet to its size and write it."""
         soft = self.image.filter(ImageFilter.GaussianBlur(SCALE / 2))
         soft.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(path, optimize=True)
 
 
 def circle(x: float, y: float, r: float, squeeze: float = 1.0) -> list[Point]:
-    """The outline of an ellipse."""
+    """Return points on the outline of an ellipse."""
     steps = [2 * math.pi * i / 28 for i in range(28)]
     return [(x + r * math.cos(a), y + r * squeeze * math.sin(a)) for a in steps]
 
 
 def house() -> Sheet:
-    """A house beside a tree."""
+    """Draw a house beside a tree."""
     sheet = Sheet(1, (238, 238, 232))
     red, green = (206, 62, 60), (66, 150, 78)
     sheet.shape([(70, 240), (230, 240), (230, 390), (70, 390)], red)
@@ -82,7 +82,7 @@ def house() -> Sheet:
 
 
 def boat() -> Sheet:
-    """A boat under a moon."""
+    """Draw a boat under a moon."""
     sheet = Sheet(2, (214, 232, 250))
     orange, yellow = (244, 140, 50), (248, 214, 80)
     sheet.shape([(120, 350), (400, 350), (350, 430), (170, 430)], orange)
@@ -97,7 +97,7 @@ def boat() -> Sheet:
 
 
 def cup() -> Sheet:
-    """A cup beside a star."""
+    """Draw a cup beside a star."""
     sheet = Sheet(3, (250, 240, 214))
     blue, purple = (70, 104, 206), (138, 82, 178)
     sheet.line([*circle(240, 290, 42, 1.1)], width=16)

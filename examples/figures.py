@@ -1,4 +1,4 @@
-"""Makes the pictures of the README and the docs: `python -m examples.figures`."""
+"""Make the pictures of the README and the documentation: `python -m examples.figures`."""
 
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,17 @@ STYLES = ("watercolor painting", "flat illustration", "pixel art", "neon sign")
 
 
 def shown(image: Image.Image, resampling: Image.Resampling) -> Image.Image:
-    """At the size of the figures."""
+    """Return a picture at the size of the figures."""
     return image.resize((SHOWN, SHOWN), resampling)
 
 
 def sketch(name: str) -> Image.Image:
-    """One of the sketches in this folder."""
+    """Open a sketch in this folder."""
     return Image.open(HERE / f"{name}.png").convert("RGB")
 
 
 def before_after(painter: overpaint.Painter) -> None:
-    """Every sketch, and what it becomes in every style."""
+    """Draw every sketch and its result in every style."""
     rows: list[list[Image.Image]] = []
     for name, prompt in SKETCHES.items():
         results = [
@@ -52,7 +52,7 @@ def before_after(painter: overpaint.Painter) -> None:
 
 
 def strength_sweep(painter: overpaint.Painter) -> None:
-    """One sketch over strength and guidance."""
+    """Draw one sketch over strength and guidance."""
     strengths, scales = (0.2, 0.4, 0.6, 0.8, 1.0), (2.0, 5.0, 9.0)
     prompt = SKETCHES["house"].format("watercolor painting")
     results = [
@@ -72,7 +72,7 @@ HOUSE = "box:8,24,66,104"
 
 
 def masks(painter: overpaint.Painter) -> None:
-    """An object replaced, one removed, more room, and a mask that rises from left to right."""
+    """Draw a replaced object, a removed one, an extension and a mask that rises to the right."""
     inpainter = overpaint.load("miniature-inpaint")
     source = painter.run(SOURCE).images[0]
     ramp = Image.linear_gradient("L").rotate(90).resize(source.size)
@@ -100,7 +100,7 @@ def masks(painter: overpaint.Painter) -> None:
 
 
 def stages(painter: overpaint.Painter) -> None:
-    """The same picture by the base alone, refined, and painted once more at twice the size."""
+    """Draw one picture by the base model, after the refiner, and upscaled by two."""
     prompt = "a watercolor painting of a yellow moon above an orange boat on the sea"
     cases: dict[str, dict[str, Any]] = {
         "base alone": {},
@@ -130,7 +130,7 @@ STEERED = (
 
 
 def hints(painter: overpaint.Painter) -> None:
-    """A drawing, hints of it, and what two prompts become with each of them."""
+    """Draw a sketch, its control images, and the results of two prompts with each of them."""
     drawing = codec.read_picture(Image.fromarray(render(DRAWN)))
     near = codec.read_picture(Image.fromarray(depth(DRAWN)).convert("RGB"))
     places = codec.read_picture(draw_label_map(labels(DRAWN)))
@@ -164,7 +164,7 @@ def _hint(control: Control) -> Image.Image:
 
 
 def loras(painter: overpaint.Painter) -> None:
-    """A style, an object that the base has never seen, and both at once."""
+    """Draw a LoRA style, an object that the base model does not know, and both together."""
     prompt = "of a yellow bird above a red house in the sky"
     cases: dict[str, tuple[str, dict[str, float]]] = {
         "none": ("a comic", {}),

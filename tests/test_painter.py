@@ -1,4 +1,4 @@
-"""The library's face, on a tiny random model."""
+"""`Painter`, `load` and the public names, with a tiny random model."""
 
 import inspect
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def same(a: Image.Image, b: Image.Image) -> bool:
     return np.array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_edit_keeps_the_aspect_at_the_native_area(painter: Painter) -> None:
+def test_edit_without_a_size_keeps_the_aspect_at_the_native_area(painter: Painter) -> None:
     result = painter.edit(SKETCH, "a red house", num_inference_steps=2, seed=1)
     (image,) = result.images
     assert image.size == (144, 112)
@@ -39,13 +39,13 @@ def test_edit_keeps_the_aspect_at_the_native_area(painter: Painter) -> None:
     assert result.seeds == (1,)
 
 
-def test_strength_zero_returns_the_picture(painter: Painter) -> None:
+def test_edit_with_strength_zero_returns_the_picture(painter: Painter) -> None:
     result = painter.edit(SKETCH, "a red house", strength=0.0, size="keep", num_images=2)
     assert len(result.images) == 2
     assert all(same(image, SKETCH) for image in result.images)
 
 
-def test_image_k_of_n_is_the_picture_of_seed_plus_k(painter: Painter) -> None:
+def test_picture_k_of_n_equals_the_picture_of_seed_plus_k(painter: Painter) -> None:
     fields: dict[str, Any] = {"num_inference_steps": 2, "sampler": "euler_a"}
     many = painter.create("a cat", seed=3, num_images=3, **fields)
     assert many.seeds == (3, 4, 5)
@@ -53,14 +53,16 @@ def test_image_k_of_n_is_the_picture_of_seed_plus_k(painter: Painter) -> None:
     assert same(many.images[2], alone.images[0])
 
 
-def test_many_pictures_are_made_one_after_another_on_the_cpu(painter: Painter) -> None:
+def test_stream_on_the_cpu_paints_pictures_one_by_one(painter: Painter) -> None:
     request = Request(prompt="a cat", seed=3, num_images=3, num_inference_steps=2)
     steps = [event for event in painter.stream(request) if isinstance(event, Step)]
     assert [step.done for step in steps] == [1, 2, 3, 4, 5, 6]
     assert {step.total for step in steps} == {6}
 
 
-def test_a_saved_picture_carries_its_settings(painter: Painter, tmp_path: Path) -> None:
+def test_saved_picture_contains_the_settings_that_remake_it(
+    painter: Painter, tmp_path: Path
+) -> None:
     result = painter.create("a cat", seed=3, num_images=2, num_inference_steps=1)
     result.save(tmp_path / "cat.png", 1)
     found = metadata.read(tmp_path / "cat.png")
@@ -69,7 +71,7 @@ def test_a_saved_picture_carries_its_settings(painter: Painter, tmp_path: Path) 
     assert same(again.images[0], Image.open(tmp_path / "cat.png"))
 
 
-def test_previews_approach_the_picture(painter: Painter) -> None:
+def test_stream_with_previews_yields_them_at_the_given_interval(painter: Painter) -> None:
     request = Request(prompt="a cat", num_inference_steps=6, num_images=2)
     events = list(painter.stream(request, preview_every=2))
     previews = [event for event in events if isinstance(event, Preview)]
@@ -77,7 +79,7 @@ def test_previews_approach_the_picture(painter: Painter) -> None:
     assert {preview.image.size for preview in previews} == {(16, 16)}
 
 
-def test_a_stream_can_be_left_and_the_painter_goes_on(painter: Painter) -> None:
+def test_painter_after_a_closed_stream_paints_the_same_pictures(painter: Painter) -> None:
     before = painter.create("a dog", seed=1, num_inference_steps=2)
     stream = painter.stream(Request(prompt="a cat", num_inference_steps=5))
     next(stream)
@@ -86,12 +88,12 @@ def test_a_stream_can_be_left_and_the_painter_goes_on(painter: Painter) -> None:
     assert same(before.images[0], after.images[0])
 
 
-def test_notices_reach_the_result(painter: Painter) -> None:
+def test_result_contains_the_notices(painter: Painter) -> None:
     result = painter.create("a cat", width=64, height=64, num_inference_steps=1)
     assert any("64x64" in notice for notice in result.notices)
 
 
-def test_metadata_says_how_the_picture_was_made(painter: Painter) -> None:
+def test_result_metadata_contains_seed_request_model_and_versions(painter: Painter) -> None:
     result = painter.edit(SKETCH, "a cat", seed=4, num_images=2, num_inference_steps=1)
     record = result.metadata[1]
     assert record["seed"] == 5
@@ -100,7 +102,7 @@ def test_metadata_says_how_the_picture_was_made(painter: Painter) -> None:
     assert record["versions"]["torch"].startswith("2.")
 
 
-def test_an_overflowing_half_precision_vae_is_run_again_in_fp32() -> None:
+def test_decode_that_overflows_in_fp16_is_repeated_in_fp32() -> None:
     model = tiny_model()
     vae: Any = model.vae
     vae.to(dtype=torch.float16)
@@ -120,7 +122,7 @@ def test_an_overflowing_half_precision_vae_is_run_again_in_fp32() -> None:
     assert model.vae.dtype == torch.float16  # the next picture must not depend on this one
 
 
-def test_numbers_that_are_not_finite_are_an_error() -> None:
+def test_create_with_a_result_that_is_not_finite_raises_device_error() -> None:
     model = tiny_model()
     unet: Any = model.unet
     with torch.no_grad():
@@ -129,7 +131,7 @@ def test_numbers_that_are_not_finite_are_an_error() -> None:
         Painter(model).create("a cat", num_inference_steps=1)
 
 
-def test_running_out_of_memory_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_out_of_memory_raises_device_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
@@ -138,7 +140,7 @@ def test_running_out_of_memory_is_said_plainly(monkeypatch: pytest.MonkeyPatch) 
         Painter(tiny_model()).create("a cat")
 
 
-def test_an_overflowing_encode_is_run_again_in_fp32_and_said() -> None:
+def test_encode_that_overflows_in_fp16_is_repeated_in_fp32_with_a_notice() -> None:
     model = tiny_model()
     vae: Any = model.vae
     vae.to(dtype=torch.float16)
@@ -156,7 +158,9 @@ def test_an_overflowing_encode_is_run_again_in_fp32_and_said() -> None:
     assert vae.dtype == torch.float16
 
 
-def test_bad_input_is_named(painter: Painter, tmp_path: Path) -> None:
+def test_painter_with_invalid_input_names_the_field_or_file(
+    painter: Painter, tmp_path: Path
+) -> None:
     with pytest.raises(RequestError, match=r"strength: 1\.1"):
         painter.edit(SKETCH, "a cat", strength=1.1)
     with pytest.raises(RequestError, match="no such field"):
@@ -172,7 +176,7 @@ def test_painter_methods_take_request_options_as_keywords(method: Callable[..., 
     assert options.annotation == Unpack[RequestOptions]
 
 
-def test_the_public_surface() -> None:
+def test_public_names_of_the_package_are_stable() -> None:
     assert sorted(overpaint.__all__) == [
         "OverpaintError",
         "Painter",

@@ -5,7 +5,7 @@ from overpaint.registry import PAIRS, SAMPLERS, SCHEDULES, resolve_sampler, reso
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_spelling_of_a_sampler_is_understood(name: str):
+def test_resolve_sampler_accepts_name_label_and_aliases_in_any_case(name: str):
     sampler = SAMPLERS[name]
     for spelling in (sampler.name, sampler.label, *sampler.aliases):
         for cased in (spelling, spelling.upper(), spelling.lower()):
@@ -14,7 +14,7 @@ def test_every_spelling_of_a_sampler_is_understood(name: str):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_spelling_of_a_schedule_is_understood(name: str):
+def test_resolve_schedule_accepts_name_label_and_aliases_in_any_case(name: str):
     schedule = SCHEDULES[name]
     for spelling in (schedule.name, schedule.label, *schedule.aliases):
         assert resolve_schedule(spelling) == resolve_schedule(spelling.upper()) == name
@@ -43,11 +43,13 @@ def test_every_spelling_of_a_schedule_is_understood(name: str):
         ("dpm_2_ancestral", ("dpm2_a", None)),
     ],
 )
-def test_names_of_other_programs(spelling: str, meant: tuple[str, str | None]):
+def test_resolve_sampler_accepts_names_of_other_programs(
+    spelling: str, meant: tuple[str, str | None]
+):
     assert resolve_sampler(spelling) == meant
 
 
-def test_unknown_names_are_refused_with_near_matches():
+def test_resolve_of_an_unknown_name_suggests_close_names():
     with pytest.raises(RequestError, match=r"'dpmp2m'\. Did you mean dpmpp_2m"):
         resolve_sampler("dpmp2m")
     with pytest.raises(RequestError, match=r"'karas'\. Did you mean karras"):
@@ -56,14 +58,14 @@ def test_unknown_names_are_refused_with_near_matches():
         resolve_sampler("__class__")
 
 
-def test_where_nothing_is_near_all_names_are_listed():
+def test_did_you_mean_without_a_close_name_lists_all_names():
     assert did_you_mean("zzzz", ["b", "a"]) == " Known: a, b."
 
 
-def test_labels_are_distinct():
+def test_labels_of_samplers_and_schedules_are_distinct():
     for table in (SAMPLERS, SCHEDULES):
         assert len({named.label for named in table.values()}) == len(table)
 
 
-def test_pairs_name_what_exists():
+def test_pairs_contain_only_known_samplers_and_schedules():
     assert all(s in SAMPLERS and schedule in SCHEDULES for s, schedule in PAIRS.values())

@@ -72,7 +72,9 @@ IMAGE = Picture(data=b"\x89PNG, or so it says\xff\x00")
         ("stength", 0.5, "no such field. Did you mean strength"),
     ],
 )
-def test_what_is_wrong_is_refused_by_field_and_value(field: str, value: Any, words: str):
+def test_request_with_an_invalid_value_names_field_value_and_limit(
+    field: str, value: Any, words: str
+):
     fields: dict[str, Any] = {"image": IMAGE, field: value}
     with pytest.raises(RequestError) as refused:
         Request(**fields)
@@ -82,7 +84,7 @@ def test_what_is_wrong_is_refused_by_field_and_value(field: str, value: Any, wor
 
 
 @pytest.mark.parametrize("field", ["guidance_interval", "crops_coords_top_left"])
-def test_a_wrong_part_of_a_tuple_is_named_with_its_place(field: str):
+def test_request_with_an_invalid_tuple_item_names_its_index(field: str):
     with pytest.raises(RequestError, match=rf"^{field}\.1: -1 is out of range. It must be 0 to"):
         Request.model_validate({field: (0, -1)})
 
@@ -114,22 +116,22 @@ def test_a_wrong_part_of_a_tuple_is_named_with_its_place(field: str):
         ({"upscale": 2.0, "aesthetic_score": 7.0}, "aesthetic_score"),
     ],
 )
-def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], field: str):
+def test_request_with_contradicting_fields_names_the_field(fields: dict[str, Any], field: str):
     with pytest.raises(RequestError) as refused:
         Request.model_validate(fields)
     assert refused.value.field == field
 
 
-def test_a_sampler_and_the_schedule_in_its_name_agree_in_any_spelling():
+def test_schedule_equal_to_the_one_in_the_sampler_name_is_accepted():
     assert Request(sampler="DPM++ 2M Karras", schedule="Karras").schedule == "karras"
 
 
-def test_every_problem_is_named_at_once():
+def test_request_with_two_problems_describes_both():
     with pytest.raises(RequestError, match=r"num_inference_steps.*guidance_scale"):
         Request(num_inference_steps=0, guidance_scale=99.0)
 
 
-def test_of_very_many_problems_the_first_are_named():
+def test_request_with_1000_problems_describes_ten_and_counts_the_others():
     with pytest.raises(RequestError, match=r"There are 990 more problems\.$") as refused:
         Request.model_validate({f"field_{number}": 1 for number in range(1000)})
     assert refused.value.message.count("no such field") == 10
@@ -139,11 +141,11 @@ def test_of_very_many_problems_the_first_are_named():
     "value",
     ["a" * 10**7, {"a": "b" * 10**7}, [[[["a" * 1000] * 1000] * 1000] * 100] * 100, b"a" * 10**7],
 )
-def test_what_is_shown_of_a_value_is_short(value: Any):
+def test_quote_value_of_a_large_value_returns_at_most_60_characters(value: Any):
     assert len(quote_value(value)) <= 60
 
 
-def test_what_is_deep_is_shown_too():
+def test_quote_value_of_a_deeply_nested_list_returns_at_most_60_characters():
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
@@ -151,22 +153,22 @@ def test_what_is_deep_is_shown_too():
 
 
 @pytest.mark.parametrize("value", ["it's", 1.5, None, [1, 2, 3], {"a": (1, "b")}, b"x", True])
-def test_what_is_short_is_shown_whole(value: Any):
+def test_quote_value_of_a_short_value_returns_its_repr(value: Any):
     assert quote_value(value) == repr(value)
 
 
-def test_an_empty_request_is_a_request():
+def test_request_without_fields_is_valid():
     assert Request().prompt == ""
 
 
-def test_an_image_brings_its_defaults():
+def test_request_with_an_image_gets_default_strength_and_fit():
     request = Request(image=IMAGE)
     assert (request.strength, request.fit) == (DEFAULT_STRENGTH, "cover")
     assert Request().strength is None
 
 
 @pytest.mark.parametrize("part", [{"mask": IMAGE}, {"mask_from": "box:0,0,8,8"}])
-def test_a_mask_brings_what_its_task_stands_for(part: dict[str, Any]):
+def test_request_with_a_mask_gets_the_defaults_of_its_task(part: dict[str, Any]):
     request = Request(image=IMAGE, **part)
     assert (request.task, request.strength, request.fill) == ("replace", 1.0, "surroundings")
     assert request.size == "keep"
@@ -176,7 +178,7 @@ def test_a_mask_brings_what_its_task_stands_for(part: dict[str, Any]):
     assert (extended.task, extended.fill) == ("extend", "surroundings")
 
 
-def test_a_second_stage_brings_its_kind():
+def test_request_with_a_second_stage_gets_its_default_kind():
     assert Request().refine is None
     assert Request(refiner="a").refine == "ensemble"
     assert Request(upscale=2.0).refine == "sequential"
@@ -215,17 +217,17 @@ def test_refine_steps_to_run_count_the_sequential_stage_alone(fields: dict[str, 
     assert Request.model_validate(fields).refine_steps_to_run == steps
 
 
-def test_sampler_names_are_spelled_our_way():
+def test_request_with_another_program_s_sampler_name_stores_the_canonical_name():
     request = Request(sampler="DPM++ 3M SDE Exponential")
     assert (request.sampler, request.schedule) == ("dpmpp_3m_sde", "exponential")
     assert Request(sampler="K_EULER").schedule == Request().schedule
 
 
-def test_seeds_are_drawn_at_random():
+def test_requests_without_a_seed_get_different_seeds():
     assert len({Request().seed for _ in range(20)}) == 20
 
 
-def test_requests_are_frozen():
+def test_request_assignment_to_a_field_raises():
     with pytest.raises(ValidationError, match="frozen"):
         Request().seed = 3  # pyright: ignore[reportAttributeAccessIssue]  (that is the test)
 
@@ -239,7 +241,7 @@ def test_requests_are_frozen():
         ({"guidance_interval": (0.3, 0.3)}, False),
     ],
 )
-def test_guidance_off_needs_no_second_row(fields: dict[str, Any], guided: bool):
+def test_guided_depends_on_scale_and_interval(fields: dict[str, Any], guided: bool):
     assert Request.model_validate(fields).guided is guided
 
 
@@ -266,12 +268,12 @@ requests = st.fixed_dictionaries(
 
 
 @given(requests)
-def test_requests_can_be_stored_as_json(request: Request):
+def test_request_read_from_its_json_is_equal(request: Request):
     assert Request.model_validate_json(request.model_dump_json()) == request
     assert Request.model_validate(json.loads(request.model_dump_json())) == request
 
 
-def test_a_field_in_its_old_spelling_is_accepted_and_stored_in_the_new_one():
+def test_request_with_an_old_field_name_stores_the_new_name():
     fields: dict[str, Any] = {"image": {"data": "AA=="}, "mask_from": "box:0,0,8,8", "seed": 1}
     old = Request.model_validate_json(json.dumps(fields | {"match_colours": False}))
     assert old == Request.model_validate_json(json.dumps(fields | {"match_colors": False}))
@@ -280,7 +282,7 @@ def test_a_field_in_its_old_spelling_is_accepted_and_stored_in_the_new_one():
     assert "match_colours" not in json.dumps(Request.model_json_schema())
 
 
-def test_both_spellings_of_a_field_at_once_are_rejected():
+def test_request_with_both_names_of_a_field_is_rejected():
     with pytest.raises(RequestError, match=r"^match_colours: It is an alias of match_colors"):
         Request.model_validate({"match_colours": True, "match_colors": True})
 
@@ -293,13 +295,13 @@ def test_request_options_have_the_names_types_and_requiredness_of_the_fields():
     assert required == RequestOptions.__required_keys__
 
 
-def test_pictures_are_equal_by_content_and_do_not_print_it():
+def test_pictures_compare_by_content_and_hide_it_in_repr():
     assert Picture(data=b"a") == Picture(data=b"a") != Picture(data=b"b")
     assert Picture(data=b"a").sha256.startswith("ca978112")
     assert len(repr(Picture(data=b"a" * 1000))) < 50
 
 
-def test_requests_and_pictures_need_no_torch():
+def test_import_of_requests_and_metadata_does_not_import_torch():
     code = (
         "import sys, overpaint.events, overpaint.provenance.metadata, overpaint.request; "
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
@@ -323,7 +325,9 @@ def test_requests_and_pictures_need_no_torch():
         ("a  fox", "a  fox", []),
     ],
 )
-def test_tags_become_loras(prompt: str, plain: str, loras: list[tuple[str, float, float | None]]):
+def test_prompt_with_lora_tags_moves_them_to_loras(
+    prompt: str, plain: str, loras: list[tuple[str, float, float | None]]
+):
     request = Request(prompt=prompt)
     assert request.prompt == plain
     assert [(lora.name, lora.scale, lora.text_scale) for lora in request.loras] == loras
@@ -340,12 +344,12 @@ def test_tags_become_loras(prompt: str, plain: str, loras: list[tuple[str, float
         ("a <lora:ink> <lora:ink:0.5>", "'ink' is given 2 times"),
     ],
 )
-def test_tags_that_mean_nothing(prompt: str, message: str):
+def test_prompt_with_an_invalid_lora_tag_is_rejected(prompt: str, message: str):
     with pytest.raises(RequestError, match=message):
         Request(prompt=prompt)
 
 
-def test_embeddings_go_by_the_field_that_first_names_them() -> None:
+def test_embeddings_of_several_prompts_map_to_the_first_field() -> None:
     request = Request(
         prompt="<embedding:b> x <embedding:a>",
         negative_prompt="<embedding:a>",

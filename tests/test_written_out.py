@@ -1,8 +1,8 @@
-"""Whole requests that no pipeline of diffusers can carry out, against a loop written out here.
+"""Compare requests that no diffusers pipeline supports with a loop that is written out here.
 
-It shares nothing with ours but the weights, the seed and the order in which noise is drawn: the
-modules are diffusers' own, prompts are encoded and noise levels laid out by its pipeline, rows are
-run one by one; residuals, guidance, Euler's step, the mask and the refiner are arithmetic.
+The loop shares only the weights, the seed and the order of noise draws with Overpaint. The modules
+are diffusers' classes, and its pipeline encodes prompts and computes noise levels. Rows run one by
+one. Residuals, guidance, Euler's step, the mask and the refiner are plain arithmetic.
 """
 
 from collections.abc import Sequence
@@ -28,27 +28,27 @@ from tests.test_parity_control import drawn
 from tests.tiny import WIDTHS, tiny_model, tiny_pipeline, tiny_refiner
 from tests.tiny_control import tiny_adapter, tiny_net, write
 
-# diffusers' own schedulers use what numpy 2.4 deprecates.
+# diffusers' schedulers use functions that numpy 2.4 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 
 CLOSE = 1e-4
-"""Largest difference of a latent, whose values are around 1."""
+"""Largest accepted difference between latents, whose values are around 1."""
 
 UNION_TYPES = {"depth": 1, "canny": 3}
 BOX = (40, 16, 96, 80)
-"""What the masks let be painted, in pixels."""
+"""The region that the masks repaint: left, top, right and bottom in pixels."""
 
 
 @dataclass(frozen=True)
 class Steer:
-    """A net, and the hints that it is shown: one, or several of a union net's.
+    """A ControlNet and its control images: one, or several for a union ControlNet.
 
     Attributes:
-        net: its kind.
-        kinds: of the hints.
-        scales: of each.
-        start: where it begins to act …
-        end: … and stops, as fractions of the denoising range.
+        net: the kind of the ControlNet.
+        kinds: the kinds of the control images.
+        scales: the scale of each control image.
+        start: the fraction of the denoising range at which the ControlNet begins to act.
+        end: the fraction at which it stops.
     """
 
     net: str
@@ -111,14 +111,14 @@ def asked_for(steers: Sequence[Steer], fields: dict[str, Any]) -> Request:
 
 
 def pixels(picture: Image.Image) -> Tensor:
-    """[1, 3, h, w] in 0..1."""
+    """Return a picture as a tensor [1, 3, height, width] in 0..1."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
 
 
 def residuals(
     steers: Sequence[Steer], x: Tensor, t: Tensor, seen: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the nets that act at a timestep add to the UNet."""
+    """Return the residuals that the ControlNets add to the UNet at a timestep."""
     total: list[Tensor] = []
     keywords: dict[str, Any] = {}
     progress = 1 - float(t) / 999
@@ -154,7 +154,7 @@ def residuals(
 
 @torch.no_grad()
 def by_hand(asked: Request, steers: Sequence[Steer]) -> Tensor:
-    """The latent that a request comes to."""
+    """Return the final latent of a request."""
     base, refiner = tiny_model(ours=False), tiny_refiner(ours=False)
     pipeline: Any = tiny_pipeline(base)
     tokens, no_tokens, pooled, no_pooled = pipeline.encode_prompt(
@@ -228,7 +228,7 @@ def ours(asked: Request, steers: Sequence[Steer], folder: Path) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_request_is_what_the_loop_written_out_gives(name: str, tmp_path: Path) -> None:
+def test_request_gives_the_latent_of_a_loop_written_out(name: str, tmp_path: Path) -> None:
     steers, fields = CASES[name]
     asked = asked_for(steers, fields)
     wanted = by_hand(asked, steers)

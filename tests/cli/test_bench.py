@@ -29,7 +29,9 @@ def code(*arguments: str) -> int:
 SMALL: Sequence[str] = ("--size", "64", "--size", "96x64", "--device", "cpu", "--dtype", "fp32")
 
 
-def test_it_writes_what_serve_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_output_is_a_profile_that_serve_accepts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert code("bench", *SMALL, "-o", str(tmp_path / "profile.json")) == 0
     profile = Profile.read(tmp_path / "profile.json")
     assert (profile.model, profile.dtype, profile.device) == ("miniature", "float32", "cpu")
@@ -46,7 +48,7 @@ def test_it_writes_what_serve_reads(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert re.search(row, shown.out, re.MULTILINE)
 
 
-def test_memory_that_runs_out_is_told(
+def test_bench_out_of_memory_reports_the_size(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def found(*_: object) -> Iterator[calibrate.Call]:
@@ -59,12 +61,14 @@ def test_memory_that_runs_out_is_told(
 
 
 @pytest.mark.parametrize("size", ["small", "64x", "x64", "100"])
-def test_sizes_that_are_none(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_with_an_invalid_size_is_rejected(
+    size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert code("bench", "--size", size) == 2
     assert "overpaint: --size: " in capsys.readouterr().err
 
 
-def test_serve_refuses_a_profile_of_another_model(
+def test_serve_with_a_profile_of_another_model_is_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "profile.json"
