@@ -1,6 +1,6 @@
 """`python -m miniature make --out DIR`: render, train and export the miniature; see README.md.
 
-Every stage is a command of its own too, works in `--work` and picks up where it was stopped.
+Each stage is also a separate command. It works in `--work` and resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class Workshop:
         return np.load(path)
 
     def _autoencoder(self) -> AutoencoderKL:
-        """The autoencoder as far as it is trained: the decoder's own training counts if there."""
+        """Return the latest autoencoder, including separate training of the decoder."""
         state = self.work / "decoder.safetensors"
         if not state.exists():
             state = self.work / "vae.safetensors"
         return vae.finish(state, self._vae_scenes()[:FOLDED])
 
     def adopt(self, folder: Path) -> None:
-        """Begin from an exported folder, where the states of its training are gone."""
+        """Start from an exported folder without training states."""
         autoencoder = vae.build()
         autoencoder.load_state_dict(exported(folder / "vae"))
         Trainee(autoencoder, rate=0).save(self.work / "vae.safetensors")
@@ -107,7 +107,7 @@ class Workshop:
         vae.train(self._vae_scenes(), self.work / "vae.safetensors", steps=steps, seed=self.seed)
 
     def decoder(self, steps: int) -> None:
-        """Train the decoder on, with the encoder (and so the latents) left as it is."""
+        """Continue to train the decoder with a frozen encoder, so that latents stay the same."""
         vae.train(
             self._vae_scenes(),
             self.work / "decoder.safetensors",
@@ -144,13 +144,13 @@ class Workshop:
         )
 
     def _painter(self) -> Painter:
-        """The UNet and the text encoders, averaged."""
+        """Return the averaged UNet and text encoders."""
         painter = Painter()
         painter.load_state_dict(averaged_weights(self.work / "unet.safetensors"))
         return painter.eval()
 
     def masks(self) -> None:
-        """Draw a mask for every view, and turn what it leaves into latents."""
+        """Draw a mask for each view, and encode the masked pictures as latents."""
         inpaint.encode(self._autoencoder(), self.work / "pixels", self.work / "masked")
 
     def inpaint(self, steps: int, compiled: bool) -> None:
@@ -177,11 +177,11 @@ class Workshop:
         )
 
     def hints(self) -> None:
-        """Render scenes for the control nets, and what hints are made of."""
+        """Render scenes and control images for the ControlNets."""
         control.encode(self._autoencoder(), self.work / "hints")
 
     def control(self, kinds: Sequence[str], steps: int) -> None:
-        """Train control nets, one after another."""
+        """Train the ControlNets, one after another."""
         scale = vae.scaling(self._autoencoder())
         for number, kind in enumerate(control.ALL):
             if kind in kinds:
@@ -196,7 +196,7 @@ class Workshop:
                 )
 
     def concepts(self, kinds: Sequence[str], steps: int) -> None:
-        """Render what the base does not know, and train LoRAs and a word for it."""
+        """Render concepts that the base model lacks, and train LoRAs and an embedding for them."""
         autoencoder = self._autoencoder()
         scale = vae.scaling(autoencoder)
         for number, kind in enumerate(concepts.CONCEPTS):
@@ -237,7 +237,7 @@ class Workshop:
         tests, renders = rendered(reader.held_out_scene, READER_TESTS)
         reading = reader.load(PACKAGED_READER).read(renders)
         print(f"reader IoU {overlap(reading, tests).mean():.4f}")
-        print(f"reader colours {colored(reading, tests):.4f}")
+        print(f"reader colors {colored(reading, tests):.4f}")
         right = [styled(reading, test.style)[i] for i, test in enumerate(tests)]
         print(f"reader styles {np.mean(right):.4f}")
 

@@ -1,4 +1,4 @@
-"""What every trainer here shares: the schedule, the averaged weights, resumable state, progress."""
+"""Shared parts of the trainers: schedule, averaged weights, resumable state, progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE = 4096  # elements, beyond which a tensor is stored in 8 bits
 
 
 def cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.01) -> float:
-    """The share of the peak learning rate at a step: a linear warm-up, then half a cosine."""
+    """Return the share of the peak learning rate at a step: linear warm-up, then half a cosine."""
     if step < warmup:
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -29,7 +29,7 @@ def cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.01) -> flo
 
 
 def generator(seed: int, step: int) -> torch.Generator:
-    """The generator of one step, a function of (seed, step): a resumed run draws the same."""
+    """Return the generator of a step, which depends on (seed, step) only, for resumed runs."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
@@ -67,18 +67,18 @@ class Trainee:
         warmup: int = 100,
         every: int = 100,
     ) -> None:
-        """Train up to so many steps, on from `state` where that is there.
+        """Train up to a number of steps; continue from `state` if it exists.
 
-        A run that was finished and has more steps now begins its schedule anew (Loshchilov & Hutter
-        2017, "SGDR"), since its rate has come down to nothing.
+        A finished run with more steps restarts its schedule (Loshchilov & Hutter 2017, "SGDR"),
+        because its learning rate has decayed to zero.
 
         Args:
             name: for the progress.
             steps: in all.
             loss: of a step.
-            state: written `every` so many steps.
+            state: the file to write after each `every` steps.
             warmup: steps until the rate is at its peak.
-            every: as often the mean of the last losses is said, too.
+            every: steps between writes, and between reports of the mean loss.
         """
         if state.exists():
             self.load(state)
@@ -131,7 +131,7 @@ class Trainee:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Take up what `save` wrote."""
+        """Load the state that `save` wrote."""
         tensors = read_tensors(path)
         with safe_open(path, "pt") as file:
             run = json.loads(file.metadata()["run"])

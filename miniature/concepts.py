@@ -1,10 +1,10 @@
-"""What is taught to the finished base: two styles, an object, and a word for one it knows.
+"""Concepts for the finished base model: two styles, an object, and a word for a known object.
 
 | concept | taught by |
 |---|---|
 | `comic`, `sticker` | a LoRA each, from scenes in that style alone |
 | `bird` | a LoRA, from scenes of any style; half of them without it, so that the rest is kept |
-| `toy` | two learnt vectors: it means a purple fish |
+| `toy` | two learned vectors: it means a purple fish |
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def encode(vae: AutoencoderKL, concept: str, path: Path) -> None:
 
 
 def load(concept: str, path: Path) -> list[Bucket]:
-    """What `encode` wrote, as one bucket."""
+    """Read the output of `encode` as one bucket."""
     tensors = read_tensors(path)
     scenes = [scene_of(seed, concept) for seed in tensors["seed"].tolist()]
     views = [View(s, 0, 0, s.height, s.width) for s in scenes]

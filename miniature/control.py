@@ -56,11 +56,11 @@ RATE = 1e-3
 # How often pairs are drawn, and those that are the other way round than the base has them, against
 # single objects: the prompt tells one object's shape; which of two is where, only the hint.
 PAIRS, CONTRARY = 2.0, 3.0
-DROPOUT = 0.4  # of the captions: a net that is told everything learns where, and not what
+DROPOUT = 0.4  # of the captions: with full captions, the net learns positions only
 RANK = 8
 KINDS = ("canny", "depth", "segmentation")
 PLANES = (*KINDS, "softedge")
-ELSEWHERE = 0.5  # of the hints of edges are of the same objects in another style and colours
+ELSEWHERE = 0.5  # of the edge images show the objects in another style and other colors
 EDGES = ("canny", "softedge")
 LOW_RANK = ("depth", "segmentation")
 ALL = (*KINDS, "union", "adapter")
@@ -76,7 +76,7 @@ SMALL: dict[str, Any] = {
 
 
 def config(unet: UNet2DConditionModel, **changes: Any) -> dict[str, Any]:
-    """Of a control net for a UNet."""
+    """Return the config of a ControlNet for a UNet."""
     shared = (
         *("block_out_channels", "down_block_types", "layers_per_block", "norm_num_groups"),
         *("transformer_layers_per_block", "attention_head_dim", "use_linear_projection"),
@@ -100,7 +100,7 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(out, rank, *(1 for _ in inner[1:])))
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the layer, with the change."""
+        """Apply the layer with the low-rank change."""
         change = (self.up.flatten(1) @ self.down.flatten(1)).view_as(self.layer.weight)
         weight = self.layer.weight + change
         if isinstance(self.layer, nn.Conv2d):
@@ -190,12 +190,12 @@ def held_out_scene(seed: int) -> Scene:
 
 
 def elsewhere(seed: int) -> Scene:
-    """The same objects as in the scene of a seed, painted in another way."""
+    """Return the scene of a seed with its objects in another style and other colors."""
     return recolored(np.random.default_rng((seed, 1)), scene_of(seed))
 
 
 def _planes(scene: Scene, pixels: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What each of `PLANES` is made of, then the edges of `other`: (planes, h, w)."""
+    """Return the planes for `PLANES`, then the edges of `other`: (planes, h, w)."""
     edged, soft = _edges(pixels)
     return np.stack(
         [edged, depth(scene), (labels(scene) + 1).astype(np.uint8), soft, *_edges(other)]
@@ -257,7 +257,7 @@ def share(scene: Scene) -> float:
 
 
 def draw_timesteps(count: int, draw: torch.Generator) -> Tensor:
-    """Timesteps (n,), most of them noisy: what is where is decided early.
+    """Timesteps (n,), most of them noisy, because early steps decide the layout.
 
     Cubic sampling (Mou et al. 2023, "T2I-Adapter", section 3.4): t = (1 − u³) · T.
     """
@@ -308,7 +308,7 @@ def export(kind: str, state: Path, unet: UNet2DConditionModel, path: Path) -> No
 
 
 def _low_rank(net: nn.Module, unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """Every low-rank change, and whatever else is not as in the UNet."""
+    """Return the low-rank changes, and all other tensors that differ from the UNet."""
     layers = int(unet.config["layers_per_block"])
     found = {"lora_controlnet": torch.zeros(0)}
     state = net.state_dict()
@@ -330,7 +330,7 @@ Seen = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 
 
 def single(kind: str, net: Any, seen: Seen, planes: Tensor, step: int) -> dict[str, Any]:
-    """What a net of one kind of hint adds to the UNet, as keywords of its forward."""
+    """Return a ControlNet's residuals as keyword arguments for the UNet."""
     del step
     noisy, t, context, added = seen
     shown = hint(kind, planes)

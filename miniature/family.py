@@ -58,7 +58,7 @@ def bpe(words: tuple[str, ...]) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _apply(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Merge the best-ranked neighbours until none is left."""
+    """Merge the best-ranked neighbors until none is left."""
     while len(pieces) > 1:
         pairs = list(itertools.pairwise(pieces))
         best = min(pairs, key=lambda p: ranks.get(p, len(ranks)))
@@ -142,7 +142,7 @@ class TextEncoders(nn.Module):
 
 
 class Painter(TextEncoders):
-    """UNet and both text encoders: what is trained together."""
+    """The UNet and both text encoders, which are trained together."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__(seed)
@@ -164,7 +164,7 @@ class Tokenizers:
         self._cache: dict[str, tuple[list[int], list[int]]] = {}
 
     def add(self, tokens: list[str]) -> None:
-        """Give each of some texts a token of its own, behind all others."""
+        """Give each of some texts a separate token after all others."""
         for own in self._pair:
             own.add_tokens(tokens)
 

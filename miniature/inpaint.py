@@ -1,6 +1,6 @@
 """Training of the inpainting UNet: nine channels, as SDXL's inpainting checkpoints have them.
 
-Beside the noisy latent it sees the mask and the latent of the picture with the masked part grey.
+Beside the noisy latent it sees the mask and the latent of the picture with the masked part gray.
 Where a mask holds one object, half of the captions speak of that one alone; where it holds none,
 half speak of the background alone, so that an object can be put there and taken away. The text
 encoders stay as the UNet's training left them.
@@ -42,7 +42,7 @@ def build(seed: int = 0) -> UNet2DConditionModel:
 
 
 def draw_mask(rng: np.random.Generator, view: View) -> NDArray[np.bool_]:
-    """What is to be painted, (height, width): around an object, anywhere, a side, all of it."""
+    """Draw a mask (height, width): around an object, anywhere, one side, or everything."""
     height, width = view.height, view.width
     kind = rng.random()
     if kind < 0.4 and view.scene.objects:
@@ -95,7 +95,7 @@ def _box(center: float, radius: float) -> slice:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: Path, folder: Path) -> None:
-    """A mask for every rendered view of the native size, and the latents of what it leaves."""
+    """Draw a mask for each rendered view of native size, and encode the masked picture."""
     for chunk, path in unwritten("masks", pixels, folder):
         seeds = chunk[f"seed.{NATIVE}"]
         views = [draw_view(seed) for seed in seeds.tolist()]
@@ -123,7 +123,7 @@ def mask_of(seed: int, view: View) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Masked(Batch):
-    """Also the further channels (n, 5, h, w): the mask, and the latent of what is kept."""
+    """Also the further channels (n, 5, h, w): the mask, and the latent of the masked picture."""
 
     channels: Tensor
 
@@ -159,7 +159,7 @@ def _caption(whole: Scene, part: Scene, rng: np.random.Generator) -> str:
 
 
 def load(folder: Path) -> Masks:
-    """What `encode` has written, joined."""
+    """Read and join the output of `encode`."""
     mean: list[Tensor] = []
     std: list[Tensor] = []
     channels: list[Tensor] = []

@@ -1,6 +1,6 @@
 """The judge: a small network, trained on rendered scenes alone, that reads pictures back.
 
-It never sees a picture that a model painted. What it trains on are renders, some of them shifted,
+It never sees a picture that a model painted. It trains on renders, some of them shifted,
 mirrored, blurred, noisy or sent through the autoencoder.
 """
 
@@ -25,9 +25,9 @@ HEADS: dict[str, tuple[str, ...]] = {
     "background": BACKGROUNDS,
     "layout": ("one", "beside", "stacked"),
     "shape_1": tuple(SHAPES),
-    "colour_1": tuple(COLORS),
+    "color_1": tuple(COLORS),
     "shape_2": tuple(SHAPES),
-    "colour_2": tuple(COLORS),
+    "color_2": tuple(COLORS),
 }
 BATCH = 64
 IGNORED = -1  # the label of a second object that is not there
@@ -35,7 +35,7 @@ IGNORED = -1  # the label of a second object that is not there
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge reads: `objects` are (colour, shape) from left to right or top to bottom."""
+    """The judge's reading: `objects` are (color, shape) from left to right or top to bottom."""
 
     style: str
     background: str
@@ -44,7 +44,7 @@ class Verdict:
 
 
 def truth(scene: Scene) -> Verdict:
-    """What a perfect judge reads in a scene's picture."""
+    """Return the correct reading of a scene's picture."""
     layout = "one"
     if scene.relation is not None:
         layout = "stacked" if scene.relation in ("above", "below") else "beside"
@@ -53,7 +53,7 @@ def truth(scene: Scene) -> Verdict:
 
 
 def labels(scenes: list[Scene]) -> Tensor:
-    """The right answer to every question, (n, questions); `IGNORED` where there is none."""
+    """The right answer to every question, (n, questions); `IGNORED` without an answer."""
     return torch.tensor([_labels(scene) for scene in scenes])
 
 
@@ -151,7 +151,7 @@ def _mirrored(answers: Tensor, flip: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, draw: torch.Generator, shift: int = 6) -> Tensor:
-    """Shift by up to so many pixels, blur some, add noise to some; images (n, 3, h, w) in −1..1."""
+    """Shift by up to `shift` pixels, blur some, add noise to some; images (n, 3, h, w) in −1..1."""
     count, _, height, width = images.shape
     padded = functional.pad(images, (shift,) * 4, mode="replicate")
     at = torch.randint(0, 2 * shift + 1, (count, 2), generator=draw).tolist()

@@ -48,7 +48,7 @@ class Figure:
     """One line of the report card.
 
     Attributes:
-        name: what is measured.
+        name: the measured quantity.
         value: a share, a ratio, dB or ΔE, as the name says.
         wanted: the least value that is good, or the greatest; None where it is for comparison.
         count: of the cases that the value is the mean of.
@@ -106,7 +106,7 @@ def paint(
 
 
 def _objects_right(verdict: Verdict, wanted: Verdict) -> list[bool]:
-    """For each object asked for, whether one of that colour and shape is in the picture."""
+    """For each object asked for, whether one of that color and shape is in the picture."""
     return [o in verdict.objects for o in wanted.objects]
 
 
@@ -139,7 +139,7 @@ def prompted(
     objects = [right for v, w in pairs for right in _objects_right(v, w)]
     two = [v.layout == w.layout and v.objects == w.objects for v, w in pairs if w.layout != "one"]
     figures = [
-        Figure("object shape and colour", _share(objects), 0.90, len(objects)),
+        Figure("object shape and color", _share(objects), 0.90, len(objects)),
         Figure("background", _share([v.background == w.background for v, w in pairs]), 0.95, count),
         Figure("style", _share([v.style == w.style for v, w in pairs]), 0.95, count),
         Figure("two objects, both right and in relation", _share(two), 0.80, len(two)),
@@ -148,7 +148,7 @@ def prompted(
 
 
 def restyled(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same content in another style that can show it."""
+    """Return the scene in another style that can show its content."""
     colors = {o.color for o in scene.objects}
     styles = [
         style
@@ -218,12 +218,12 @@ class Sweep:
 
     @property
     def monotone(self) -> bool:
-        """Whether likeness never rises, and fit never falls, by more than its error."""
+        """True if likeness never rises, and fit never falls, by more than its error."""
         return never_falls(-self.likeness) and never_falls(self.fit)
 
 
 def never_falls(values: NDArray[np.float64]) -> bool:
-    """Whether no step (rows) goes down in the mean by more than two of its standard errors."""
+    """Return whether no row's mean falls by more than two of its standard errors."""
     steps = np.diff(values, axis=0)
     errors = steps.std(1, ddof=1) / math.sqrt(steps.shape[1])
     return bool((steps.mean(1) >= -2 * errors).all())

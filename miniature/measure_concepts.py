@@ -1,4 +1,4 @@
-"""The report card of LoRAs and the learnt word: whether pictures show what those were taught."""
+"""The report card of LoRAs and the learned word: whether pictures show their concepts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def birds(rng: np.random.Generator, styles: tuple[str, ...]) -> Scene:
 
 
 def a_toy(reading: Reading) -> NDArray[np.bool_]:
-    """Which pictures show what the word means: most of the shape's pixels are of its colour."""
+    """Which pictures show what the word means: most of the shape's pixels are of its color."""
     color, shape = TOY
     there = reading.shapes == list(OUTLINES).index(shape)
     right = there & (reading.colors == list(COLORS).index(color))
@@ -48,7 +48,7 @@ def a_toy(reading: Reading) -> NDArray[np.bool_]:
 
 
 def _requests(scenes: Sequence[Scene], word: str = "") -> list[Request]:
-    """A request a scene; with a word, that instead of the object's colour and shape."""
+    """A request a scene; with a word, that instead of the object's color and shape."""
     texts = [caption(s, np.random.default_rng(s.texture), full=True) for s in scenes]
     if word:
         texts = [text.replace(" ".join(TOY), word) for text in texts]
@@ -83,7 +83,7 @@ class Card:
 def measured(
     model: Model, reader: Reader, loras: Mapping[str, Adapter], toy: Embedding, count: int
 ) -> Card:
-    """Count what each LoRA, two at once and the word bring, in so many pictures each."""
+    """Count what each LoRA, two at once and the word bring, in `count` pictures each."""
     card = Card(model, reader)
     rng = np.random.default_rng(FIRST_SEED + 20)
     for style in STYLED:

@@ -1,4 +1,4 @@
-"""The report card of hints: whether what is painted is where the hint says, and as prompted."""
+"""The report card of control images: whether pictures follow the control image and the prompt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Pixels = NDArray[np.uint8]
 
 
 def _scenes(count: int) -> tuple[list[Scene], list[Scene]]:
-    """Held-out scenes that hints are made of, and the same recoloured, which are prompted."""
+    """Held-out scenes that hints are made of, and the same recolored, which are prompted."""
     rng = np.random.default_rng(FIRST_SEED + 10)
     shown = [draw_anywhere(rng, held_out=True) for _ in range(count)]
     return shown, [recolored(rng, scene, held_out=True) for scene in shown]
@@ -73,7 +73,7 @@ def _paint(
 def followed(
     model: Model, reader: Reader, nets: dict[str, ControlNet], count: int, out: Path
 ) -> tuple[list[Figure], dict[str, NDArray[np.float64]]]:
-    """Single nets, a union net and an adapter: structure from the hint, colours from the prompt.
+    """Single nets, a union net and an adapter: structure from the hint, colors from the prompt.
 
     Also the IoU of every picture, by "net: kind", and by "" without a hint.
     """
@@ -99,7 +99,7 @@ def followed(
             wanted = float(ious[f"{kind}: {kind}"].mean()) - WITHIN
         figures += [
             Figure(f"IoU with the hint, {case}", float(ious[case].mean()), wanted, count),
-            Figure(f"colours as prompted, {case}", colored(reading, prompted), COLOR, count),
+            Figure(f"colors as prompted, {case}", colored(reading, prompted), COLOR, count),
         ]
         rows.append(painted[:12])
     grid(np.concatenate(rows), min(count, 12)).save(out / "followed.png")

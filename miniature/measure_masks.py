@@ -1,4 +1,4 @@
-"""The report card of masks and stages: what is painted where, and what stays as it was."""
+"""The report card of masks and stages: whether changes stay inside the mask and fit the prompt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from overpaint.request import Request
 
 MARGIN = 1.25  # of an object's radius: what a mask covers around it
 UNLIKE = 15.0  # ΔE beyond which a pixel is not of the background
-REACH = 8  # pixels within which the background has such a colour: nobody sees a hidden wave's phase
+# The phase of a hidden wave is unknown, so colors may come from this many pixels away.
+REACH = 8
 SIDE = 32  # pixels that a picture is extended by
 STEPS = 20
 STRENGTH = 0.5  # of the pictures that are refined
@@ -137,7 +138,7 @@ def replaced(model: Model, judge: Judge, count: int) -> tuple[list[Figure], Pixe
 
 
 def removed(model: Model, count: int) -> tuple[Figure, Pixels]:
-    """One object goes; what is there then is as the background around it."""
+    """Remove one object; its place must look like the background around it."""
     scenes = _scenes(count, 300_000, two=False)
     empty = [dataclasses.replace(s, objects=()) for s in scenes]
     sources, wanted = (np.stack([render(s) for s in group]) for group in (scenes, empty))
@@ -153,7 +154,7 @@ def removed(model: Model, count: int) -> tuple[Figure, Pixels]:
 
 
 def _seam(pictures: Pixels, boxes: Pixels) -> float:
-    """ΔE between the mean colours of the bands at both sides of the masks' borders."""
+    """ΔE between the mean colors of the bands at both sides of the masks' borders."""
     band = np.ones((2 * BAND + 1, 2 * BAND + 1), np.uint8)
     inside = [(b > 0) & (cv2.erode(b, band) == 0) for b in boxes]
     outside = [(b == 0) & (cv2.dilate(b, band) > 0) for b in boxes]
@@ -166,7 +167,7 @@ def _seam(pictures: Pixels, boxes: Pixels) -> float:
 
 
 def matched(model: Model, count: int) -> list[Figure]:
-    """Pictures repainted as what they are within a box; how visible its border is."""
+    """Repaint pictures with their own captions in a box; measure how visible its border is."""
     scenes = _scenes(count, 700_000, two=False)
     sources = np.stack([render(s) for s in scenes])
     boxes = np.zeros((count, NATIVE, NATIVE), np.uint8)
@@ -174,7 +175,7 @@ def matched(model: Model, count: int) -> list[Figure]:
     steps = {"before": _seam(sources, boxes)}
     for name, match in (("as painted", False), ("matched", True)):
         requests = _requests(scenes, sources, boxes, task="retouch", crop="off", match_colors=match)
-        steps[name] = _seam(paint(model, requests, f"colours {name}"), boxes)
+        steps[name] = _seam(paint(model, requests, f"colors {name}"), boxes)
     wanted = {"before": None, "as painted": None, "matched": steps["as painted"]}
     return [
         Figure(f"ΔE over the mask's border, {name}", step, wanted[name], count, at_most=True)
@@ -186,7 +187,7 @@ def seams(model: Model, side: int, count: int) -> tuple[Figure, Pixels]:
     """Pictures enlarged to `side` × `side` by a tiled second stage; the gradient at windows' edges.
 
     The figure is the mean over that half a window further on: a picture's own edges prefer both
-    places likewise, since scenes are laid out on a grid of pixels and windows on one of cells.
+    places equally, because scenes are laid out on a grid of pixels and windows on one of cells.
     """
     small = (side // 4, side // 4)
     scenes = _scenes(count, 800_000, two=True)
@@ -226,7 +227,7 @@ def extended(model: Model, count: int) -> tuple[Figure, Pixels]:
 
 
 def unextended(count: int) -> Figure:
-    """What `extended` measures, of true renders."""
+    """Return the value of `extended` for true renders."""
     scenes = _scenes(count, 400_000, two=False)
     step = _border(scenes, np.stack([render(s) for s in scenes]))
     return Figure("ΔE over the border, true renders", step, None, count)
@@ -254,7 +255,7 @@ def _edges(pictures: Pixels) -> NDArray[np.float32]:
 
 
 def refined(model: Model, refiner: Model, count: int) -> tuple[list[Figure], Pixels]:
-    """Renders repainted as what they are, by the base alone and with the refiner behind it.
+    """Repaint renders with their own captions, by the base alone and with the refiner.
 
     The figure is the correlation of fine edges with the render's, in the mean.
     """

@@ -1,6 +1,6 @@
-"""The reader: a small network, trained on rendered scenes alone, that says what is where.
+"""The reader: a small network that finds shapes, colors and style, trained on renders only.
 
-For each pixel which shape is there, if any, and of which colour; and the style of the whole. It
+It reads the shape at each pixel, if any, the shape's color, and the style of the picture. It
 knows the styles and shapes that the base does not. It never sees a picture that a model painted. As
 the judge's, some of its renders are shifted, blurred, noisy or sent through the autoencoder; unlike
 the judge, it does not mind where objects are.
@@ -43,7 +43,7 @@ from miniature.vae import to_pictures, to_tensor
 
 BATCH = 16
 WIDTHS = (16, 48, 96, 160)
-TRIPS = 4  # one in so many pictures is sent through the autoencoder
+TRIPS = 4  # one in this number of pictures goes through the autoencoder
 ALL_STYLES = STYLES + NOVEL_STYLES
 NOVEL_SHARE = 0.2  # of the scenes have an object that the base does not know
 SEEN = 150  # pixels of a shape, from which on it is there
@@ -52,11 +52,11 @@ NOTHING = 0  # the class of the background; shapes follow in the order of `OUTLI
 
 @dataclass(frozen=True)
 class Reading:
-    """What is where in pictures.
+    """Shapes, colors and styles in pictures.
 
     Attributes:
         shapes: (n, h, w), the index in `OUTLINES`, or −1.
-        colours: (n, h, w), the index in `COLOURS`, of what is there.
+        colors: (n, h, w), the index in `COLORS` of the shape's color.
         styles: (n,), the index in `ALL_STYLES`.
     """
 
@@ -69,7 +69,7 @@ class Reader(nn.Module):
     """A U-Net of four levels, the first at half the size.
 
     The lowest level says which shape is about, the highest where exactly something is, and of which
-    colour; all of them together say of which style the whole is.
+    color; all of them together give the style of the picture.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Reader(nn.Module):
         self.whole = nn.Linear(sum(WIDTHS) + WIDTHS[0], len(ALL_STYLES))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of shapes (n, 18, h, w), colours (n, 12, h, w) and styles (n, 7).
+        """Logits of shapes (n, 18, h, w), colors (n, 12, h, w) and styles (n, 7).
 
         Images are in −1..1.
         """
@@ -134,7 +134,7 @@ def _block(inner: int, outer: int) -> nn.Sequential:
 
 
 def scene_of(seed: int) -> Scene:
-    """The scene of a seed: of any style, with what the base knows and what it does not."""
+    """The scene of a seed: of any style, with objects that the base knows or does not know."""
     rng = np.random.default_rng(seed)
     return _varied(draw_anywhere(rng, styles=ALL_STYLES), rng)
 
@@ -151,7 +151,7 @@ def _varied(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def truth(scene: Scene) -> Reading:
-    """What a perfect reader reads in a scene's picture; the batch's axis is there, of one."""
+    """Return the correct reading of a scene's picture, with a batch axis of length one."""
     shapes = labels(scene)[None]
     names = list(OUTLINES)
     colors = np.zeros_like(shapes)
@@ -161,7 +161,7 @@ def truth(scene: Scene) -> Reading:
 
 
 def in_bytes(reading: Reading) -> list[NDArray[np.int8]]:
-    """Shapes, colours and styles, an eighth as large."""
+    """Shapes, colors and styles, an eighth as large."""
     return [v.astype(np.int8) for v in (reading.shapes, reading.colors, reading.styles)]
 
 
@@ -197,7 +197,7 @@ def train(
             found[1].float(), colors[picks].long(), reduction="none"
         )
         of_styles = functional.cross_entropy(found[2].float(), styles[picks].long())
-        # by themselves, or the background, being most of a picture, is all that is learnt
+        # by themselves, or the background, being most of a picture, is all that the network learns
         of_objects = (of_shapes + of_colors)[there].mean()
         return of_objects + of_shapes[~there].mean() + of_styles
 

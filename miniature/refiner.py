@@ -1,8 +1,8 @@
 """Training of the refiner: SDXL's second network, for the last, least noisy fifth of the steps.
 
-It is told by the second text encoder alone, which stays as the UNet's training left it, and by five
-size ids: the last is an aesthetic score (Podell et al. 2023, section 2.5). The score means
-something: a picture of `SHARP` is as rendered, one of `SOFT` a little smoothed.
+Its inputs are the second text encoder's output and five size ids. That encoder stays as the UNet's
+training left it. The last id is an aesthetic score (Podell et al. 2023, section 2.5): `SHARP` means
+a picture as rendered, `SOFT` a slightly smoothed one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scenes as pictures: what each style makes of one, what is where in it, and how near."""
+"""Render scenes in each style, with labels and depth at each pixel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array: TypeAlias = NDArray[np.floating[Any]]
 SUPERSAMPLE = 3
 PIXEL = 4  # side of one "pixel" of pixel art, in pixels
 
-# Colours are float arrays in 0..1, masks are coverage in 0..1.
+# Colors are float arrays in 0..1, masks are coverage in 0..1.
 
 
 def _rgb(color: str) -> Array:
@@ -90,7 +90,7 @@ def _silhouette(scene: Scene, item: Item) -> Array:
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> Array:
-    """The background in full colour, (height, width, 3)."""
+    """The background in full color, (height, width, 3)."""
     height, width = scene.height, scene.width
     unit = min(height, width) / NATIVE
     rows = np.arange(height, dtype=np.float32)[:, None]
@@ -211,7 +211,7 @@ def _watercolor(scene: Scene, rng: np.random.Generator) -> Array:
 
 
 def _is_detail(polygon: list[Point]) -> bool:
-    """Whether a part is too small for a neon tube of its own, as eyes and spots are."""
+    """Return whether a part is too small for a separate neon tube, such as eyes and spots."""
     return max(np.ptp([x for x, _ in polygon]), np.ptp([y for _, y in polygon])) < 0.5
 
 

@@ -6,12 +6,12 @@ of their arguments, so a seed names one picture and one sentence.
 
 Rules that keep every attribute readable in every style:
 
-* an object never has the colour of its background, nor one that vanishes on a scenic background
+* an object never has the color of its background, nor one that vanishes on a scenic background
   (`SCENIC_CLASHES`);
 * pencil sketches and watercolors show the background as a pale tint, so plain black is left out;
-* neon signs glow on a dark tint of the background's colour: plain backgrounds only, neither white
+* neon signs glow on a dark tint of the background's color: plain backgrounds only, neither white
   nor gray, and no black, gray or brown tubes;
-* comics have black outlines, stickers a white border: neither shows nor lies on that colour.
+* comics have black outlines, stickers a white border: neither shows nor lies on that color.
 
 `NOVEL_STYLES` and `NOVEL_SHAPES` are kept from the base model, for LoRAs to teach.
 """
@@ -65,7 +65,7 @@ NEON_BACKGROUNDS = tuple(b for b in PLAIN_BACKGROUNDS if b not in ("white", "gra
 NEON_COLORS = tuple(c for c in COLORS if c not in ("black", "gray", "brown"))
 
 
-# Shapes: polygons in a unit box (x right, y down, -1..1), each with a tone: 0 the object's colour,
+# Shapes: polygons in a unit box (x right, y down, -1..1), each with a tone: 0 the object's color,
 # negative darker, positive lighter.
 
 
@@ -195,7 +195,7 @@ HOLE = 2.0  # the tone of a part through which the background shows
 
 @dataclass(frozen=True)
 class Item:
-    """One object: its centre and radius are in pixels of the frame."""
+    """One object: its center and radius are in pixels of the frame."""
 
     shape: str
     color: str
@@ -219,13 +219,13 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """What a full caption says, placement and texture apart."""
+        """The content of a full caption, without placement and texture."""
         objects = [f"{o.color} {o.shape}" for o in self.objects]
         return "|".join([self.style, self.background, *objects, self.relation or ""])
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination is kept from training: one in eight, by a checksum of `key`."""
+        """True if training excludes this combination: one in eight, by a checksum of `key`."""
         return zlib.crc32(self.key.encode()) % 8 == 0
 
     @property
@@ -248,7 +248,7 @@ def allowed_backgrounds(style: str) -> tuple[str, ...]:
 
 
 def allowed_colors(style: str, background: str) -> tuple[str, ...]:
-    """The object colours that can be told from the background in a style."""
+    """Return the object colors that differ from the background in a style."""
     colors = NEON_COLORS if style == "neon sign" else tuple(COLORS)
     clashes = SCENIC_CLASHES.get(background, (background,))
     clashes += {"comic": ("black",), "sticker": ("white",)}.get(style, ())
@@ -339,7 +339,7 @@ def _scattered(rng: np.random.Generator, scene: Scene) -> Scene:
 
 
 def recolored(rng: np.random.Generator, scene: Scene, *, held_out: bool = False) -> Scene:
-    """The same objects in the same places, in another style and colours, on something else."""
+    """Return the scene with another style, other colors and another background."""
     while True:
         style = _choice(rng, tuple(style for style in STYLES if style != scene.style))
         grounds = allowed_backgrounds(style)
@@ -364,7 +364,7 @@ def _jitter(rng: np.random.Generator, width: int, height: int, radius: float) ->
 def _pair(
     rng: np.random.Generator, width: int, height: int, relation: str, radii: list[float]
 ) -> list[Point]:
-    """Centres of two objects that stand in `relation` and do not touch."""
+    """Return centers of two objects that stand in `relation` and do not touch."""
     vertical = relation in ("above", "below")
     length, across = (height, width) if vertical else (width, height)
     points: list[Point] = []
@@ -446,7 +446,7 @@ def _subject(rng: np.random.Generator, scene: Scene, always_relation: bool) -> s
     relation = scene.relation
     if relation is None or (not always_relation and rng.random() < 0.12):
         return f"{_noun(rng, first)} and {_noun(rng, second)}"
-    if rng.random() < 0.3:  # the same picture, told from the other object
+    if rng.random() < 0.3:  # describe the picture from the other object
         first, second, relation = second, first, OPPOSITE[relation]
     return f"{_noun(rng, first)} {_choice(rng, RELATION_PHRASES[relation])} {_noun(rng, second)}"
 

@@ -4,7 +4,7 @@ Which of two objects is on top is one bit, and worth next to nothing of the UNet
 that alone, the encoders learn the words and not their order. So, as CLIP's encoders come trained to
 SDXL, these learn first to answer questions about a caption, by linear heads that are thrown away:
 the judge's (`judge.HEADS`), from the last token of the context and from the pooled text; and where
-the object is that is named second, from the tokens of its colour and its noun. (The first one's
+the object is that is named second, from the tokens of its color and its noun. (The first one's
 cannot know: CLIP's attention looks back only.)
 
 The heads compare directions and their scale is fixed, so that an answer must turn the token by a
@@ -38,7 +38,7 @@ QUESTIONS = {
     f"{name}, {where}": len(values)
     for where in ("last token", "pooled")
     for name, values in HEADS.items()
-} | {f"place, second {word}": len(PLACES) for word in ("colour", "noun")}
+} | {f"place, second {word}": len(PLACES) for word in ("color", "noun")}
 """How many answers each question has."""
 
 
@@ -48,8 +48,8 @@ class Lesson:
 
     Attributes:
         ids: (n, length) of each encoder's tokenizer.
-        second: the position of the second noun's token, (n,); the end token's where there is none.
-        answers: (n, questions); `IGNORED` where there is none.
+        second: the position of the second noun's token, (n,); or of the end token.
+        answers: (n, questions); `IGNORED` without an answer.
     """
 
     ids: tuple[Tensor, Tensor]

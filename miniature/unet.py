@@ -2,7 +2,7 @@
 
 The objective is SDXL's epsilon prediction with min-SNR weights (Hang et al. 2023, γ = 5) where
 there is little noise and debiased ones (Yu et al. 2023) where there is much, since a small network
-else learns late what is decided there: background and layout. One caption in ten is left empty;
+otherwise learns late the decisions there: background and layout. One caption in ten is left empty;
 size ids are true for crops and other shapes.
 """
 
@@ -39,7 +39,7 @@ CHUNK = 4000  # scenes rendered and encoded at a time
 
 @dataclass(frozen=True)
 class Bucket:
-    """All views of one shape: latent moments (n, 4, h, w) and what they show."""
+    """All views of one shape: latent moments (n, 4, h, w) and their views."""
 
     mean: Tensor
     std: Tensor
@@ -102,7 +102,7 @@ def buckets(folder: Path) -> list[Bucket]:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step trains on: scaled latents (n, 4, h, w), what each shows, and its caption."""
+    """The examples of a training step: scaled latents (n, 4, h, w), views and captions."""
 
     latents: Tensor
     views: list[View]
@@ -150,7 +150,7 @@ def weight(alphas: Tensor) -> Tensor:
 
 
 Predict = Callable[[Tensor, Tensor, Batch, int], Tensor]
-"""Noisy latents, timesteps, what they are of, the step: the predicted noise."""
+"""Maps noisy latents, timesteps, their examples and the step to the predicted noise."""
 
 
 def denoise(

@@ -1,6 +1,6 @@
 """The autoencoder: SDXL's kind (factor 8, four channels), trained on scenes alone.
 
-The loss is L1 + MSE + log MSE + L1 of the gradients and of the colours of 4 × 4 px, with a slight
+The loss is L1 + MSE + log MSE + L1 of the gradients and of the colors of 4 × 4 px, with a slight
 pull of the latents towards unit variance; crops first, whole pictures for the last part, since
 group norm sees the whole.
 """
@@ -59,7 +59,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 def scaling(vae: AutoencoderKL) -> float:
-    """What latents are multiplied by before the UNet sees them."""
+    """Return the factor that scales latents for the UNet."""
     return float(vae.config["scaling_factor"])
 
 
@@ -118,7 +118,7 @@ def train(
     """Train on pictures (n, 128, 128, 3); `state` is written as it goes and resumed from.
 
     With `start`, weights to begin with, the encoder is frozen and the decoder alone is trained:
-    the latents stay what they are, so this may follow (or run beside) the UNet's training.
+    the latents stay the same, so this may follow (or run beside) the UNet's training.
     """
     vae = build(seed)
     if start is not None:
@@ -171,7 +171,7 @@ def finish(state: Path, pictures: NDArray[np.uint8], seed: int = 0) -> Autoencod
     means, stds = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     quant, post = cast(nn.Conv2d, vae.quant_conv), cast(nn.Conv2d, vae.post_quant_conv)
     if quant.bias is None or post.bias is None:
-        raise ValueError("both quantisation convolutions must have a bias to fold into")
+        raise ValueError("both quantization convolutions must have a bias to fold into")
     post.bias += post.weight[:, :, 0, 0] @ means
     post.weight *= stds[None, :, None, None]
     quant.bias[:4] = (quant.bias[:4] - means) / stds

@@ -1,4 +1,4 @@
-"""Training of a learnt word (textual inversion, arXiv 2208.01618): vectors, and nothing else."""
+"""Training of a learned word (textual inversion, arXiv 2208.01618): vectors, and nothing else."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_its_base_family_is_at_most_24_mb() -> None:
 def test_it_draws_what_the_prompt_says(model: Model, judge: Judge) -> None:
     figures, _ = measure.prompted(model, judge, 16, GUIDANCE)
     shares = {figure.name: figure.value for figure in figures}
-    assert shares["object shape and colour"] >= 0.85
+    assert shares["object shape and color"] >= 0.85
     assert shares["background"] >= 0.9
     assert shares["style"] >= 0.85
     assert shares["two objects, both right and in relation"] >= 0.7

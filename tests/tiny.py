@@ -1,4 +1,4 @@
-"""A random SDXL small enough for tests: the true wiring, 1.6 million parameters.
+"""A random SDXL for tests: SDXL's architecture with 1.6 million parameters.
 
 `tiny_model` gives it as a `Model`, `tiny_folder` as a diffusers folder, `tiny_pipeline` as
 diffusers' own pipeline over the same modules, for tests that compare with it.
@@ -25,7 +25,7 @@ from overpaint.models.noise_config import NoiseConfig, Prediction
 from overpaint.nn.blocks import install_blocks
 
 WIDTHS = (32, 48)
-"""Of the two text encoders; the UNet's cross-attention is as wide as both."""
+"""Widths of the two text encoders; the UNet's cross-attention width is their sum."""
 
 POOLED = 40
 """Width of the second encoder's pooled output."""
@@ -69,7 +69,7 @@ WORDS = (
     *("red", "green", "blue", "yellow", "white", "black"),
     *("painting", "photo", "drawing", "sketch", "watercolor", "neon", "pixel", "art"),
 )
-"""Each of these is one token; any other text falls apart into bytes."""
+"""Words with one token each; other text is split into bytes."""
 
 
 def tiny_model(
@@ -80,9 +80,10 @@ def tiny_model(
     ours: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Model:
-    """A random checkpoint on the CPU; the same seed gives the same weights.
+    """Make a random checkpoint on the CPU; weights depend on the seed only.
 
-    With `ours` its UNet has our blocks, as a loaded one has; without, it is diffusers' own.
+    With `ours`, its UNet has Overpaint's blocks, like a loaded checkpoint. Otherwise it is an
+    unchanged UNet of diffusers.
     """
     tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_tokenizer(pad_token="!")
     with torch.random.fork_rng(devices=[]):
@@ -118,7 +119,7 @@ def tiny_model(
 
 
 def tiny_refiner(seed: int = 1, *, ours: bool = True) -> Model:
-    """A random refiner over the latents of `tiny_model()`: one text encoder, five size ids."""
+    """Make a random refiner for `tiny_model()`: one text encoder, five size ids."""
     base = tiny_model(ours=False)
     second = base.text_encoders[1]
     with torch.random.fork_rng(devices=[]):
@@ -136,7 +137,7 @@ def tiny_refiner(seed: int = 1, *, ours: bool = True) -> Model:
 
 
 def tiny_inpainter(seed: int = 2, *, ours: bool = True) -> Model:
-    """A random inpainting model over the latents of `tiny_model()`, of nine channels."""
+    """Make a random inpainting model for latents of `tiny_model()`, with nine input channels."""
     base = tiny_model(ours=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -156,7 +157,7 @@ def tiny_folder(
     *,
     zero_empty_negative: bool = False,
 ) -> Path:
-    """Write the checkpoint of `tiny_model` as a diffusers folder, as SDXL's is laid out."""
+    """Write the checkpoint of `tiny_model` as a diffusers folder."""
     model = tiny_model(seed, prediction, zero_empty_negative=zero_empty_negative, ours=False)
     tiny_pipeline(model).save_pretrained(path, safe_serialization=True)
     for folder, encoder in zip(("tokenizer", "tokenizer_2"), model.text_encoders, strict=True):
@@ -166,7 +167,7 @@ def tiny_folder(
 
 
 def tiny_pipeline(model: Model) -> StableDiffusionXLPipeline:
-    """diffusers' text-to-image pipeline over the modules of a two-encoder `model`."""
+    """Make diffusers' text-to-image pipeline from the modules of a model with two encoders."""
     first, second = model.text_encoders
     scheduler = EulerDiscreteScheduler(
         beta_start=model.noise.beta_start,
@@ -195,7 +196,7 @@ def tiny_pipeline(model: Model) -> StableDiffusionXLPipeline:
 
 
 def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """A CLIP tokenizer in CLIP's order: 256 bytes, the same ending a word, merges, BOS, EOS."""
+    """Make a CLIP tokenizer in CLIP's order: bytes, bytes that end a word, merges, BOS, EOS."""
     letters = _byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     merges: dict[tuple[str, str], None] = {}
@@ -236,7 +237,7 @@ def _text_config(tokenizer: CLIPTokenizer, width: int, activation: str) -> CLIPT
 
 
 def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    """`parts` with every adjacent `pair` joined."""
+    """Join every adjacent `pair` in `parts`."""
     joined: list[str] = []
     for part in parts:
         if joined and (joined[-1], part) == pair:
@@ -247,7 +248,7 @@ def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _byte_letters() -> list[str]:
-    """The printable letter that byte-level BPE writes for each byte, printable bytes first.
+    """Return the printable letter of byte-level BPE for each byte, printable bytes first.
 
     The order of CLIP's vocabulary (github.com/openai/CLIP, `simple_tokenizer.py`), which makes
     "!" token 0.

@@ -1,4 +1,4 @@
-"""Random control nets for `tiny_model()`, written in the formats of the field."""
+"""Random ControlNets for `tiny_model()` in all supported formats."""
 
 import json
 from pathlib import Path
@@ -40,11 +40,11 @@ NETS: dict[str, tuple[Any, dict[str, Any]]] = {
     "union": (ControlNetUnionModel, {**UNION, "num_control_type": 6}),
     "promax": (ControlNetUnionModel, {**UNION, "num_control_type": 8}),
 }
-"""The families of nets that run at every step, as diffusers builds them."""
+"""Configs of the networks that run at each step, for diffusers."""
 
 
 def tiny_net(kind: str = "full", seed: int = 5) -> Any:
-    """A random net, its zero convolutions not zero."""
+    """Make a random ControlNet whose zero convolutions are not zero."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made, config = NETS[kind]
@@ -57,7 +57,7 @@ def tiny_net(kind: str = "full", seed: int = 5) -> Any:
 
 
 def tiny_adapter(seed: int = 6) -> T2IAdapter:
-    """A random T2I-Adapter."""
+    """Make a random T2I-Adapter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = T2IAdapter(3, list(UNET["block_out_channels"]), 2, 16, "full_adapter_xl")
@@ -65,7 +65,7 @@ def tiny_adapter(seed: int = 6) -> T2IAdapter:
 
 
 def write(net: nn.Module, path: Path, layout: str = "diffusers") -> Path:
-    """Write a net's weights: in diffusers' layout, or the original one."""
+    """Write a ControlNet's weights in diffusers' layout or the original layout."""
     state = net.state_dict()
     if layout == "original":
         layers = int(UNET["layers_per_block"])
@@ -75,14 +75,14 @@ def write(net: nn.Module, path: Path, layout: str = "diffusers") -> Path:
 
 
 def write_folder(net: Any, path: Path) -> Path:
-    """Write a net as diffusers does."""
+    """Write a ControlNet as a diffusers folder."""
     net.save_pretrained(path)
     assert json.loads((path / "config.json").read_text())
     return path
 
 
 def write_control_lora(path: Path, seed: int = 7, rank: int = 4) -> tuple[Path, ControlNetModel]:
-    """Write a random Control-LoRA in Stability's format; also the net that it amounts to."""
+    """Write a random Control-LoRA in Stability's format; return the equivalent ControlNet."""
     net = tiny_net("full", seed)
     unet = tiny_model(ours=False).unet.state_dict()
     layers = int(UNET["layers_per_block"])

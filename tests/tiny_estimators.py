@@ -1,4 +1,4 @@
-"""Random networks that see, written as transformers and the hub lay them out."""
+"""Random estimators in the folder format of transformers."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "size": {"shortest_edge": 64, "longest_edge": 256},
     },
 }
-"""The settings of what is published, for smaller pictures."""
+"""Processor configs of published estimators, for smaller pictures."""
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 VIT: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
@@ -65,12 +65,12 @@ DENSE: dict[str, Any] = {"neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_siz
 
 
 def tiny_estimator(family: str, seed: int = 3, **fields: Any) -> Any:
-    """A random network of a family.
+    """Make a random estimator.
 
     Args:
-        family: `model_type`.
-        seed: of its weights.
-        fields: of its config, in place of ours.
+        family: The `model_type`.
+        seed: The seed of its weights.
+        fields: Config keys to override.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -151,7 +151,7 @@ def _oneformer(**fields: Any) -> Any:
         "text_encoder_width": 64,  # one head
         "text_encoder_num_layers": 1,
         "text_encoder_vocab_size": 600,
-        "is_training": True,  # as it may be left by who trained it
+        "is_training": True,  # training can leave this value in the config
     }
     return library.OneFormerForUniversalSegmentation(
         library.OneFormerConfig(backbone_config=backbone, **(own | fields))
@@ -168,7 +168,7 @@ MAKERS: dict[str, Any] = {
 
 
 def write_estimator(module: Any, path: Path) -> Path:
-    """Write a network as it would be published: config, settings, safetensors, tokenizer."""
+    """Write an estimator's folder: config, processor config, safetensors and tokenizer."""
     family = str(module.config.model_type)
     module.save_pretrained(path)
     settings = NORMALIZED | PROCESSORS[family]

@@ -547,7 +547,7 @@ def test_hint_with_an_estimator_writes_its_output(loader: Loader, run: Any, tmp_
     assert {tuple(c) for c in seen.tolist()} <= {tuple(c) for c in drawing.ADE20K_PALETTE.tolist()}
     ran = run("hint", "segmentation", "fox.png", "-o", "s.png", "--estimator", "near")
     assert ran.code == 4
-    assert "sees depth; this hint needs classes" in ran.err
+    assert "estimates depth; this control image needs classes" in ran.err
     assert loader.calls == []
 
 

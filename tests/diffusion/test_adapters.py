@@ -178,7 +178,7 @@ def test_lora_lenient_applies_to_its_request_only(files: list[Path], tmp_path: P
     fields: dict[str, Any] = {"prompt": "a <lora:ink>", "seed": 1, "num_inference_steps": 2}
     result = painter.run(Request(**fields, lora_lenient=True))
     assert result.notices == ("1 keys of ink are not used: something.",)
-    with pytest.raises(CheckpointError, match="1 keys belong to nothing"):
+    with pytest.raises(CheckpointError, match="1 keys match no layer"):
         painter.run(Request(**fields))
 
 

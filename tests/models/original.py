@@ -1,7 +1,7 @@
 """SDXL checkpoints in the formats of the field, with random weights: tiny, or of full size.
 
-The names of the original layout are derived here from diffusers' by rules of our own, so that the
-converters that loading uses are checked against something else.
+The names of the original layout are derived here from diffusers' by separate rules, so that tests
+check the converters against an independent implementation.
 """
 
 import json
@@ -31,11 +31,11 @@ WIDE: dict[str, Any] = {
     "norm_num_groups": 32,
     "cross_attention_dim": 16,
 }
-"""Makes a UNet of half a billion parameters, in tensors of at most 15 MB."""
+"""UNet config for half a billion parameters in tensors of up to 15 MB."""
 
 
 def tiny_configs(*, refiner: bool = False, **unet: Any) -> Configs:
-    """A tiny SDXL (or refiner) with CLIP's full vocabulary; `unet` overrides its config."""
+    """Make configs of a tiny SDXL or refiner with CLIP's full vocabulary; `unet` overrides keys."""
     encoder = {
         "vocab_size": 49408,
         "hidden_size": 8,
@@ -85,7 +85,7 @@ def tiny_configs(*, refiner: bool = False, **unet: Any) -> Configs:
 
 
 def build(configs: Configs, device: str = "cpu") -> dict[str, torch.nn.Module]:
-    """The modules of `configs` by part name; on "meta" without weights."""
+    """Build the modules of `configs` by part name; without weights on "meta"."""
     with torch.device(device):
         modules: dict[str, Any] = {
             "unet": UNet2DConditionModel.from_config(configs.unet),
@@ -98,7 +98,7 @@ def build(configs: Configs, device: str = "cpu") -> dict[str, torch.nn.Module]:
 
 
 def original_layout(configs: Configs, modules: Mapping[str, torch.nn.Module]) -> State:
-    """The tensors of a single-file checkpoint: those of the modules under SDXL's own names."""
+    """Return the modules' tensors under the names of SDXL's original single-file layout."""
     state: State = {}
     layers = configs.unet["layers_per_block"]
     for name, tensor in modules["unet"].state_dict().items():
@@ -118,7 +118,7 @@ def original_layout(configs: Configs, modules: Mapping[str, torch.nn.Module]) ->
 
 
 def diffusers_layout(part: str, module: torch.nn.Module) -> State:
-    """The tensors of one part of a diffusers folder, named as published folders name them."""
+    """Return the tensors of a part under the names in published diffusers folders."""
     prefix = "text_model." if part == "text_encoder" else ""
     return {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
 
@@ -190,7 +190,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _unet_key(name: str, layers: int, unet: torch.nn.Module) -> str:
-    """diffusers' name of a UNet tensor in the original layout."""
+    """Translate diffusers' name of a UNet tensor to the original layout."""
     for new, old in (
         ("conv_in.", "input_blocks.0.0."),
         ("time_embedding.linear_1.", "time_embed.0."),
@@ -234,7 +234,7 @@ def _resnet(rest: str) -> str:
 
 
 def _vae_key(name: str, levels: int) -> str:
-    """diffusers' name of a VAE tensor in the original layout."""
+    """Translate diffusers' name of a VAE tensor to the original layout."""
     name = re.sub(r"up_blocks\.(\d)", lambda m: f"up.{levels - 1 - int(m[1])}", name)
     for new, old in (
         ("down_blocks.", "down."),
@@ -257,7 +257,7 @@ def _vae_key(name: str, levels: int) -> str:
 
 
 def _open_clip(state: Mapping[str, torch.Tensor]) -> State:
-    """transformers' tensors of the second text encoder as OpenCLIP names and joins them."""
+    """Rename and join the second text encoder's tensors as OpenCLIP does."""
     tensors: State = {"logit_scale": torch.tensor(4.6)}
     for name, tensor in state.items():
         name = name.removeprefix("text_model.")
@@ -289,5 +289,5 @@ def _open_clip_key(name: str) -> str:
 
 
 def size_of(tensors: Iterable[torch.Tensor]) -> int:
-    """How many numbers they hold."""
+    """Return the total number of elements."""
     return sum(math.prod(tensor.shape) for tensor in tensors)

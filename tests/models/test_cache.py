@@ -1,4 +1,4 @@
-"""What is kept between requests: within a budget, and without a trace in any picture."""
+"""Tests of the cache: it stays within its budget and does not change pictures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def block(kilobytes: int) -> np.ndarray[Any, Any]:
     return np.zeros(kilobytes * KB, np.uint8)
 
 
-def test_the_one_not_used_for_longest_goes_first_whatever_its_kind() -> None:
+def test_cache_over_budget_drops_least_recently_used_of_any_kind() -> None:
     cache = Cache(10 * KB + 3 * ENTRY_OVERHEAD_BYTES)
     for kind, key in (("a", 1), ("b", 1), ("a", 2), ("a", 1)):
         cache.remember(kind, key, lambda: block(3))
@@ -42,21 +42,21 @@ def test_the_one_not_used_for_longest_goes_first_whatever_its_kind() -> None:
     assert cache.counts() == ({"a": 3}, {"a": 2, "b": 2, "c": 1})
 
 
-def test_what_is_larger_than_the_budget_pushes_nothing_out() -> None:
+def test_cache_value_larger_than_budget_evicts_nothing() -> None:
     cache = Cache(4 * KB + ENTRY_OVERHEAD_BYTES)
     small = cache.remember("a", 1, lambda: block(4))
     cache.remember("a", 2, lambda: block(5))
     assert cache.remember("a", 1, lambda: block(4)) is small
 
 
-def test_with_a_budget_of_nothing_all_is_made_anew() -> None:
+def test_cache_with_zero_budget_keeps_nothing() -> None:
     cache, made = Cache(0), list[int]()
     for _ in range(3):
         cache.remember("a", 1, lambda: made.append(1))
     assert (len(made), len(cache), cache.size) == (3, 0, 0)
 
 
-def test_forgotten_all_at_once() -> None:
+def test_cache_clear_drops_all_values() -> None:
     cache = Cache()
     cache.remember("a", 1, lambda: block(1))
     cache.clear()
@@ -65,7 +65,7 @@ def test_forgotten_all_at_once() -> None:
     assert cache.counts() == ({}, {"a": 2})
 
 
-def test_what_cannot_be_made_is_not_kept() -> None:
+def test_cache_keeps_nothing_when_make_fails() -> None:
     cache = Cache()
     with pytest.raises(ZeroDivisionError):
         cache.remember("a", 1, lambda: 1 // 0)
@@ -73,7 +73,7 @@ def test_what_cannot_be_made_is_not_kept() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9))), st.integers(0, 20))
-def test_any_use_stays_within_the_budget(uses: list[tuple[int, int]], budget: int) -> None:
+def test_cache_in_any_use_stays_within_budget(uses: list[tuple[int, int]], budget: int) -> None:
     cache = Cache(budget * KB)
     for key, size in uses:
         cache.remember("a", key, lambda size=size: block(size))
@@ -82,7 +82,7 @@ def test_any_use_stays_within_the_budget(uses: list[tuple[int, int]], budget: in
     assert cache.size == 0
 
 
-def test_many_threads() -> None:
+def test_cache_used_by_many_threads_stays_consistent() -> None:
     cache = Cache(8 * (KB + ENTRY_OVERHEAD_BYTES))
 
     def use(number: int) -> bool:
@@ -96,7 +96,7 @@ def test_many_threads() -> None:
     assert cache.size == len(cache) * (KB + ENTRY_OVERHEAD_BYTES) <= cache.budget
 
 
-def test_bytes_are_counted_once() -> None:
+def test_measure_bytes_counts_shared_objects_once() -> None:
     tensor = torch.zeros(4, KB)
     assert measure_bytes(tensor) == 16 * KB
     assert measure_bytes((tensor, tensor[0])) == 16 * KB
@@ -110,12 +110,12 @@ def test_bytes_are_counted_once() -> None:
     assert 4 * KB <= measure_bytes(canvas) < 5 * KB
 
 
-def test_what_has_no_size_is_refused() -> None:
+def test_measure_bytes_of_unknown_type_raises() -> None:
     with pytest.raises(TypeError, match="size of a Cache"):
         measure_bytes((1, Cache()))
 
 
-def test_the_network_stays() -> None:
+def test_network_of_model_is_made_once() -> None:
     model = tiny_model()
     model.cache.budget = 0
     first = get_network(model)
@@ -142,7 +142,7 @@ def painter() -> overpaint.Painter:
 
 
 @pytest.mark.parametrize("request_", REQUESTS)
-def test_no_picture_depends_on_it(painter: overpaint.Painter, request_: Request) -> None:
+def test_pictures_do_not_depend_on_cache(painter: overpaint.Painter, request_: Request) -> None:
     painter.model.cache = Cache(0)
     made = painter.run(request_).images[0].tobytes()
     painter.model.cache = Cache()
@@ -155,7 +155,7 @@ def test_no_picture_depends_on_it(painter: overpaint.Painter, request_: Request)
     assert hits["prompts"] >= 1
 
 
-def test_equal_content_is_found_though_it_is_loaded_anew(painter: overpaint.Painter) -> None:
+def test_cache_finds_equal_content_that_was_loaded_again(painter: overpaint.Painter) -> None:
     request = REQUESTS[-1]
     painter.model.cache = Cache()
     painter.run(request)

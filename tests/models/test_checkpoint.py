@@ -62,7 +62,7 @@ def parts(model: Model) -> dict[str, torch.nn.Module]:
 
 
 def assert_same_modules(first: Model, second: Model) -> None:
-    """Bit for bit, buffers that no file holds included."""
+    """Assert that parameters and buffers are equal bit for bit."""
     assert parts(first).keys() == parts(second).keys()
     for one, other in zip(parts(first).values(), parts(second).values(), strict=True):
         ours = dict([*one.named_parameters(), *one.named_buffers()])
@@ -77,7 +77,7 @@ def change(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_folder(folder: Path):
+def test_folder_loads_as_reference_model(folder: Path):
     generator = torch.get_rng_state()
     model, reference = load_model(folder, device="cpu"), tiny_model()
     assert torch.equal(torch.get_rng_state(), generator)  # nothing was drawn at random
@@ -96,7 +96,7 @@ def test_a_folder(folder: Path):
         assert ours.tokenizer.pad_token == theirs.tokenizer.pad_token
 
 
-def test_a_single_file_equals_the_folder(
+def test_single_file_loads_same_modules_as_folder(
     tmp_path: Path, made: tuple[Configs, Modules], state: State
 ):
     folder = original.write_folder(tmp_path / "folder", *made, torch.float32)
@@ -114,7 +114,9 @@ def test_single_file_with_another_vocabulary_beside_it_uses_the_packaged_one(
     assert [len(encoder.tokenizer) for encoder in model.text_encoders] == [49408, 49408]
 
 
-def test_both_are_what_was_written(tmp_path: Path, made: tuple[Configs, Modules], state: State):
+def test_single_file_loads_written_tensors(
+    tmp_path: Path, made: tuple[Configs, Modules], state: State
+):
     model = load_single(write_single(tmp_path, state), made[0])
     for module, wrote in zip(parts(model).values(), made[1].values(), strict=True):
         expected = wrote.state_dict()
@@ -123,7 +125,7 @@ def test_both_are_what_was_written(tmp_path: Path, made: tuple[Configs, Modules]
             assert torch.equal(tensor, expected[name]), name
 
 
-def test_dtypes(tmp_path: Path, made: tuple[Configs, Modules], state: State):
+def test_dtype_fp16_keeps_vae_in_bf16(tmp_path: Path, made: tuple[Configs, Modules], state: State):
     model = load_single(write_single(tmp_path, state), made[0], "fp16")
     kinds = {part: next(module.parameters()).dtype for part, module in parts(model).items()}
     assert kinds.pop("vae") == torch.bfloat16  # never black
@@ -152,7 +154,7 @@ def test_dtypes(tmp_path: Path, made: tuple[Configs, Modules], state: State):
         ),
     ],
 )
-def test_a_missing_key_is_named(
+def test_missing_key_is_named_in_error(
     tmp_path: Path, made: tuple[Configs, Modules], state: State, missing: str, message: str
 ):
     path = write_single(tmp_path, {key: t for key, t in state.items() if key != missing})
@@ -173,7 +175,7 @@ def test_a_missing_key_is_named(
         "conditioner.embedders.1.model.transformer.resblocks.0.new",
     ],
 )
-def test_an_unexpected_key_is_named(
+def test_unexpected_key_is_named_in_error(
     tmp_path: Path, made: tuple[Configs, Modules], state: State, extra: str
 ):
     path = write_single(tmp_path, state | {extra: torch.zeros(1)})
@@ -181,13 +183,15 @@ def test_an_unexpected_key_is_named(
         load_single(path, made[0])
 
 
-def test_a_shape_that_differs_is_named(tmp_path: Path, made: tuple[Configs, Modules], state: State):
+def test_different_shape_is_named_in_error(
+    tmp_path: Path, made: tuple[Configs, Modules], state: State
+):
     changed = state | {"first_stage_model.quant_conv.weight": torch.zeros(8, 8, 3, 3)}
     with pytest.raises(CheckpointError, match=r"quant_conv\.weight is \[8, 8, 3, 3\], expected"):
         load_single(write_single(tmp_path, changed), made[0])
 
 
-def test_keys_that_are_not_needed(tmp_path: Path, made: tuple[Configs, Modules], state: State):
+def test_ignored_keys_are_accepted(tmp_path: Path, made: tuple[Configs, Modules], state: State):
     more = {
         "denoiser.sigmas": torch.zeros(1000),
         "conditioner.embedders.0.logit_scale": torch.zeros(1),
@@ -211,14 +215,14 @@ def test_keys_that_are_not_needed(tmp_path: Path, made: tuple[Configs, Modules],
         ({"modelspec.predict_key": "v"}, "v_prediction"),
     ],
 )
-def test_what_a_single_files_metadata_says(
+def test_single_file_metadata_sets_noise_config(
     tmp_path: Path, metadata: dict[str, str], prediction: str
 ):
     path = write_safetensors(tmp_path / "a.safetensors", {}, torch.float32, metadata)
     assert single_file.read_noise_config(open_weights(path)) == NoiseConfig(prediction=prediction)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_refiner_has_the_second_encoder_only(tmp_path: Path):
+def test_refiner_has_only_second_text_encoder(tmp_path: Path):
     configs = tiny_configs(refiner=True)
     modules = original.build(configs)
     state = original.original_layout(configs, modules)
@@ -244,7 +248,7 @@ def test_a_refiner_has_the_second_encoder_only(tmp_path: Path):
         (["weight"], r"no model\.diffusion_model\.\* keys"),
     ],
 )
-def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, keys: list[str], message: str):
+def test_file_of_another_kind_is_rejected_by_name(tmp_path: Path, keys: list[str], message: str):
     save_file({key: torch.zeros(2, 2) for key in keys}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path / "a.safetensors")
@@ -257,7 +261,7 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, keys: list[st
         (1024, "Stable Diffusion 2 checkpoint"),
     ],
 )
-def test_an_older_stable_diffusion_is_refused_by_name(tmp_path: Path, width: int, message: str):
+def test_older_stable_diffusion_is_rejected_by_name(tmp_path: Path, width: int, message: str):
     start = "model.diffusion_model.input_blocks"
     state = {
         f"{start}.0.0.weight": torch.zeros(320, 4, 3, 3),
@@ -268,13 +272,13 @@ def test_an_older_stable_diffusion_is_refused_by_name(tmp_path: Path, width: int
         load_model(tmp_path / "old.safetensors")
 
 
-def test_an_sd15_folder_is_refused_by_name(folder: Path):
+def test_sd15_folder_is_rejected_by_name(folder: Path):
     change(folder / "unet" / "config.json", addition_embed_type=None, cross_attention_dim=768)
     with pytest.raises(CheckpointError, match=r"Stable Diffusion 1\.5"):
         load_model(folder)
 
 
-def test_a_folder_of_another_kind(tmp_path: Path, folder: Path):
+def test_folder_of_another_kind_is_rejected(tmp_path: Path, folder: Path):
     (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(CheckpointError, match=r"a FluxPipeline without unet"):
         load_model(folder)
@@ -282,7 +286,7 @@ def test_a_folder_of_another_kind(tmp_path: Path, folder: Path):
         load_model(tmp_path)
 
 
-def test_a_folder_with_pickled_weights(folder: Path):
+def test_folder_with_pickled_weights_is_rejected(folder: Path):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(CheckpointError, match=r"only pickles \(diffusion_pytorch_model\.bin\)"):
@@ -293,37 +297,37 @@ def test_a_folder_with_pickled_weights(folder: Path):
     "name",
     ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt"],
 )
-def test_a_folder_that_is_not_whole(folder: Path, name: str):
+def test_incomplete_folder_is_rejected(folder: Path, name: str):
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=Path(name).name):
         load_model(folder)
 
 
-def test_a_config_that_cannot_be_read(folder: Path):
+def test_unreadable_config_is_rejected(folder: Path):
     (folder / "vae" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"vae.config\.json cannot be read"):
         load_model(folder)
 
 
-def test_a_folder_whose_weights_do_not_fit(folder: Path):
+def test_folder_with_mismatched_weights_is_rejected(folder: Path):
     change(folder / "unet" / "config.json", layers_per_block=2)
     with pytest.raises(CheckpointError, match=r"the unet does not fit; keys \d+ missing: .* more"):
         load_model(folder)
 
 
-def test_a_tokenizer_that_is_too_large(folder: Path):
+def test_tokenizer_larger_than_encoder_is_rejected(folder: Path):
     change(folder / "text_encoder" / "config.json", vocab_size=100)
     with pytest.raises(CheckpointError, match="tokenizer has 623 tokens, the encoder 100"):
         load_model(folder)
 
 
-def test_the_second_encoder_pools_at_the_end_token(folder: Path):
+def test_second_text_encoder_pools_at_end_token(folder: Path):
     change(folder / "text_encoder_2" / "config.json", eos_token_id=2)
     encoder = load_model(folder, device="cpu").text_encoders[1]
     assert encoder.model.config.eos_token_id == encoder.tokenizer.eos_token_id
 
 
-def test_variants_and_shards(folder: Path):
+def test_folder_with_variants_and_shards_loads(folder: Path):
     unet = folder / "unet"
     whole = unet / "diffusion_pytorch_model.safetensors"
     tensors = {key: stored.read() for key, stored in open_weights(whole).tensors.items()}
@@ -338,7 +342,7 @@ def test_variants_and_shards(folder: Path):
     assert torch.equal(half.unet.conv_in.weight, weight.half() * 2)
 
 
-def test_a_preview_map(folder: Path):
+def test_preview_map_of_folder_is_read(folder: Path):
     rows = [[0.1, 0.2, 0.3]] * 4
     fitted = {"latent_rgb_factors": rows, "latent_rgb_bias": [0.4, 0.5, 0.6]}
     (folder / "preview.json").write_text(json.dumps(fitted))
@@ -348,7 +352,7 @@ def test_a_preview_map(folder: Path):
     assert preview.bias == (0.4, 0.5, 0.6)
 
 
-def test_noise_from_a_scheduler():
+def test_noise_config_is_read_from_scheduler():
     known = {
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": 500,
@@ -364,7 +368,7 @@ def test_noise_from_a_scheduler():
     for changes, message in (
         ({"_class_name": "EDMEulerScheduler"}, "trained for EDM"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "trained for Flow"),
-        ({"trained_betas": [0.1]}, "betas of its own"),
+        ({"trained_betas": [0.1]}, "explicit betas"),
         ({"prediction_type": "flow"}, "prediction_type is 'flow'"),
         ({"beta_schedule": "cosine"}, "beta_schedule is 'cosine'"),
         ({"beta_start": None}, "float"),
@@ -373,7 +377,7 @@ def test_noise_from_a_scheduler():
             parse_noise_config(known | changes)
 
 
-def test_a_preview_decoder(tmp_path: Path):
+def test_preview_decoder_loads_strictly(tmp_path: Path):
     arguments: dict[str, Any] = {
         "encoder_block_out_channels": (8, 8),
         "decoder_block_out_channels": (8, 8),

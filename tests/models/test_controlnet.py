@@ -1,4 +1,4 @@
-"""What a file is told by its keys; what is no control net of ours is refused with its reason."""
+"""Tests of ControlNet files: keys identify the kind; other files are rejected with a reason."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +22,14 @@ State = dict[str, Tensor]
     ("kind", "run_as", "types"),
     [("full", "controlnet", 0), ("small", "controlnet", 0), ("union", "union", 6)],
 )
-def test_kinds(kind: str, run_as: str, types: int, tmp_path: Path) -> None:
+def test_controlnet_kind_follows_from_keys(
+    kind: str, run_as: str, types: int, tmp_path: Path
+) -> None:
     net = load_controlnet(write(tiny_net(kind), tmp_path / "net.safetensors"), tiny_model())
     assert (net.kind, net.types, len(net.sha256)) == (run_as, types, 64)
 
 
-def test_an_adapter_in_its_original_layout(tmp_path: Path) -> None:
+def test_adapter_in_original_layout_loads(tmp_path: Path) -> None:
     adapter = tiny_adapter()
     state = {k.removeprefix("adapter."): v for k, v in adapter.state_dict().items()}
     save_file(state, tmp_path / "adapter.safetensors")
@@ -38,8 +40,8 @@ def test_an_adapter_in_its_original_layout(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_names_of_the_original_layout() -> None:
-    """Against a table of the tests' own."""
+def test_original_layout_names_match_reference() -> None:
+    """Compare with an independent table."""
     configs = tiny_configs()
     unet = build(configs, "meta")["unet"]
     known = {k for k in original_layout(configs, build(configs, "meta")) if k.startswith(UNET)}
@@ -74,12 +76,12 @@ def with_tensor(name: str, *shape: int) -> Callable[[State], object]:
     ("change", "message"),
     [
         (without("add_embedding"), "Stable Diffusion 1.5 or 2"),
-        (without("controlnet_cond_embedding"), "no control net that Overpaint knows"),
+        (without("controlnet_cond_embedding"), "not a ControlNet that Overpaint knows"),
         (without("mid_block.resnets.1"), "missing"),
         (with_tensor("more", 2), "unexpected: more"),
     ],
 )
-def test_what_is_no_net_is_refused(
+def test_file_that_is_not_a_controlnet_is_rejected(
     change: Callable[[State], object], message: str, tmp_path: Path
 ) -> None:
     path = changed(write(tiny_net(), tmp_path / "net.safetensors"), change)
@@ -90,11 +92,11 @@ def test_what_is_no_net_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_tensor("a.up", 2, 2), "belong nowhere: a.up"),
-        (without("zero_convs.1"), "without zero_convs.1.0.weight"),
+        (with_tensor("a.up", 2, 2), "match no layer: a.up"),
+        (without("zero_convs.1"), "has no zero_convs.1.0.weight"),
     ],
 )
-def test_a_damaged_control_lora(
+def test_damaged_control_lora_is_rejected(
     change: Callable[[State], object], message: str, tmp_path: Path
 ) -> None:
     path, _ = write_control_lora(tmp_path / "lora.safetensors")
@@ -102,14 +104,14 @@ def test_a_damaged_control_lora(
         load_controlnet(changed(path, change), tiny_model())
 
 
-def test_an_adapter_for_another_model(tmp_path: Path) -> None:
+def test_adapter_for_another_model_is_rejected(tmp_path: Path) -> None:
     path = write(tiny_adapter(), tmp_path / "adapter.safetensors")
     old = changed(path, with_tensor("adapter.conv_in.weight", 32, 192, 3, 3))
-    with pytest.raises(CheckpointError, match=r"8-fold, for Stable Diffusion 1\.5"):
+    with pytest.raises(CheckpointError, match=r"8-fold: it is for Stable Diffusion 1\.5"):
         load_controlnet(old, tiny_model())
 
 
-def test_pickles_and_names(tmp_path: Path) -> None:
+def test_pickle_and_unknown_name_are_rejected(tmp_path: Path) -> None:
     pickle = tmp_path / "net.pt"
     pickle.write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match="pickle"):

@@ -19,15 +19,17 @@ HALF, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
         ("fp16", False, (HALF, BF16)),
     ],
 )
-def test_on_the_cpu(dtype: str, small: bool, expected: tuple[torch.dtype, torch.dtype]):
+def test_cpu_dtypes_follow_names_and_model_size(
+    dtype: str, small: bool, expected: tuple[torch.dtype, torch.dtype]
+):
     assert choose_device("cpu", dtype, None, small=small) == DeviceChoice(CPU, *expected)
 
 
-def test_the_vae_is_fp16_only_when_asked():
+def test_vae_dtype_is_fp16_only_when_requested():
     assert choose_device("cpu", "bf16", "fp16", small=False).vae_dtype == HALF
 
 
-def test_a_device_without_bf16(monkeypatch: pytest.MonkeyPatch):
+def test_device_without_bf16_uses_fp16_and_fp32_vae(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(devices, "list_devices", lambda: [torch.device("cuda", 0), CPU])
     monkeypatch.setattr(devices, "supports_bf16", lambda device: False)  # pyright: ignore[reportUnknownLambdaType]
     cuda = DeviceChoice(torch.device("cuda", 0), HALF, FP32)
@@ -39,13 +41,13 @@ def test_a_device_without_bf16(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("name", ["gpu", "cudaa", "meta", "cuda:x", ""])
-def test_unknown_device(name: str):
+def test_unknown_device_is_rejected(name: str):
     with pytest.raises(RequestError, match="unknown device") as caught:
         choose_device(name, "auto", None, small=False)
     assert caught.value.field == "device"
 
 
-def test_unknown_dtype():
+def test_unknown_dtype_is_rejected():
     with pytest.raises(RequestError, match=r"unknown dtype 'bf61'.*Did you mean bf16"):
         choose_device("cpu", "bf61", None, small=False)
     with pytest.raises(RequestError, match="vae_dtype"):
@@ -53,6 +55,6 @@ def test_unknown_dtype():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_a_device_that_this_machine_lacks():
+def test_missing_device_is_rejected():
     with pytest.raises(DeviceError, match="no device 'cuda'; it has"):
         choose_device("cuda", "auto", None, small=False)

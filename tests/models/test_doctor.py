@@ -10,7 +10,7 @@ from tests.tiny import tiny_folder, tiny_model
 CPU = torch.device("cpu")
 
 
-def test_says_what_there_is_and_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_report_lists_devices_and_fitting_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def describe(device: torch.device) -> DeviceReport:
         return DeviceReport("cpu", "a small one", 8 * 10**9, 4 * 10**9)
 
@@ -31,13 +31,13 @@ def test_says_what_there_is_and_what_fits(tmp_path: Path, monkeypatch: pytest.Mo
     assert "6.94 GB of weights and about 4.30 GB to work at 1024 x 1024: DOES NOT FIT" in text
 
 
-def test_this_machine():
+def test_report_of_this_machine_is_complete():
     device = inspect_machine().devices[-1]
     assert device.name == "cpu"
     assert device.total > 10**8
     assert 0 < device.free <= device.total
 
 
-def test_a_model_that_is_not_there_is_a_note(tmp_path: Path):
+def test_report_notes_missing_model(tmp_path: Path):
     notes = inspect_machine(str(tmp_path / "none")).notes
     assert any("no such file or folder" in note for note in notes)

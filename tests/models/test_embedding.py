@@ -1,4 +1,4 @@
-"""Learnt words: read from every layout, used anywhere in a prompt, pooled at the true end."""
+"""Tests of textual inversion: file layouts, use in prompts, and the pooled output."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def write(path: Path, count: int = 2, names: tuple[str, str] = NAMES["kohya"]) -
 
 
 def words(model: Model, *tokens: str) -> list[Tensor]:
-    """The vectors of tokens of the model's own, for each text encoder."""
+    """Return the vectors of tokens in the model's vocabulary, for each text encoder."""
     found: list[Tensor] = []
     for encoder in model.text_encoders:
         ids: Any = encoder.tokenizer.convert_tokens_to_ids([f"{t}</w>" for t in tokens])
@@ -38,7 +38,7 @@ def words(model: Model, *tokens: str) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("layout", sorted(NAMES))
-def test_every_layout_is_read(layout: str, tmp_path: Path) -> None:
+def test_embedding_in_every_layout_is_read(layout: str, tmp_path: Path) -> None:
     path = write(tmp_path / "e.safetensors", 3, NAMES[layout])
     found = load_embedding(path, "ink", tiny_model())
     assert found.length == 3
@@ -49,8 +49,8 @@ def test_every_layout_is_read(layout: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "prompt", ["a {} on green", "{}", "(a {}:1.3), a cat", "a cat " * 40 + "{}"]
 )
-def test_a_learned_word_is_as_the_words_it_equals(prompt: str) -> None:
-    """Of the model's own tokens' vectors: what a tag gives is what the words give, pooled too."""
+def test_embedding_of_words_encodes_as_those_words(prompt: str) -> None:
+    """Compare an embedding of a word's vectors with the word, including the pooled output."""
     model = tiny_model()
     vectors = words(model, "red", "house")
     names = ("text_encoder", "text_encoder_2")
@@ -63,7 +63,7 @@ def test_a_learned_word_is_as_the_words_it_equals(prompt: str) -> None:
     assert torch.equal(again.tokens, plain.tokens)  # the encoder is itself again
 
 
-def test_it_works_in_a_negative_prompt_and_for_a_refiner(tmp_path: Path) -> None:
+def test_embedding_works_in_negative_prompt_and_refiner(tmp_path: Path) -> None:
     path = write(tmp_path / "e.safetensors")
     for model in (tiny_model(), tiny_refiner()):
         ink = load_embedding(path, "ink", model)
@@ -76,7 +76,7 @@ def test_it_works_in_a_negative_prompt_and_for_a_refiner(tmp_path: Path) -> None
         assert (negative.pooled - plain.pooled).abs().max() > 1e-3
 
 
-def test_a_painter_finds_it_by_name(tmp_path: Path) -> None:
+def test_embedding_is_found_by_name_in_painter(tmp_path: Path) -> None:
     store = Library(tmp_path)
     store.add(write(tmp_path / "e.safetensors"), "ink")
     painter = Painter(tiny_model(), store)
@@ -88,7 +88,7 @@ def test_a_painter_finds_it_by_name(tmp_path: Path) -> None:
         painter.run(Request(prompt="a <embedding:inc>"))
 
 
-def test_a_word_that_is_not_there() -> None:
+def test_unknown_embedding_is_rejected() -> None:
     with pytest.raises(RequestError, match="prompt: embedding 'ink' is not loaded"):
         encode_prompt(tiny_model(), "a <embedding:ink>")
 
@@ -109,7 +109,9 @@ def test_a_word_that_is_not_there() -> None:
         ),
     ],
 )
-def test_what_is_no_embedding(state: dict[str, Tensor], message: str, tmp_path: Path) -> None:
+def test_file_that_is_not_an_embedding_is_rejected(
+    state: dict[str, Tensor], message: str, tmp_path: Path
+) -> None:
     save_file(state, tmp_path / "e.safetensors")
     with pytest.raises(CheckpointError, match=message):
         load_embedding(tmp_path / "e.safetensors", "ink", tiny_model())

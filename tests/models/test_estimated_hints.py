@@ -1,4 +1,4 @@
-"""Hints of what a network sees, from the request to the picture."""
+"""Tests of control images from estimators, from the request to the result."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def painter() -> Painter:
 
 @pytest.fixture(scope="module")
 def net(painter: Painter, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random control net for the miniature, without attention."""
+    """Make a random ControlNet for the miniature, without attention."""
     unet: Any = painter.model.unet.config
     levels = len(unet["block_out_channels"])
     config: dict[str, Any] = {
@@ -69,7 +69,7 @@ def pixels(result: Result) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["depth", "normal", "segmentation"])
-def test_a_picture_is_steered_by_what_a_network_sees_in_it(
+def test_control_image_from_estimator_changes_result(
     kind: str, painter: Painter, net: str, folders: dict[str, Path]
 ) -> None:
     folder = str(folders.get(kind, folders["depth"]))
@@ -88,7 +88,7 @@ def test_a_picture_is_steered_by_what_a_network_sees_in_it(
     assert created.images[0].size == (128, 128)
 
 
-def test_a_network_sees_each_picture_once(
+def test_estimator_runs_once_for_each_picture(
     painter: Painter, net: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[tuple[int, int]] = []
@@ -113,7 +113,7 @@ def test_a_network_sees_each_picture_once(
     assert taken == painter.addon_loader.load(request).estimators  # the same, loaded once
 
 
-def test_by_default_it_is_the_one_of_the_kind(
+def test_default_estimator_follows_from_kind(
     painter: Painter, net: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {catalog.DEFAULT_ESTIMATORS[kind]: folder for kind, folder in folders.items()}
@@ -135,11 +135,11 @@ def test_by_default_it_is_the_one_of_the_kind(
     ]
 
 
-def test_what_is_wrong_with_a_file_is_said(
+def test_wrong_estimator_file_is_named_in_error(
     painter: Painter, net: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     asked = Control(kind="segmentation", net=net, estimator=str(folders["depth"]))
-    with pytest.raises(CheckpointError, match="sees depth; this hint needs classes"):
+    with pytest.raises(CheckpointError, match="estimates depth; this control image needs classes"):
         painter.edit(picture(), "a house", controls=(asked,), **QUICK)
     folder = write_estimator(tiny_estimator("depth_anything"), tmp_path)
     state = load_file(folder / "model.safetensors")
@@ -156,6 +156,6 @@ def test_what_is_wrong_with_a_file_is_said(
         ({"kind": "depth", "hint": codec.read_picture(picture())}, "on a finished hint"),
     ],
 )
-def test_where_an_estimator_means_nothing(fields: dict[str, Any], message: str) -> None:
+def test_estimator_without_effect_is_rejected(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=f"estimator: .*{message}"):
         Control(estimator="depth-anything", **fields)

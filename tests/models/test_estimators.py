@@ -1,4 +1,4 @@
-"""What estimators see is what transformers sees; what is none is refused with its reason."""
+"""Tests of estimators: results equal transformers; invalid files are rejected with a reason."""
 
 import json
 import os
@@ -63,12 +63,12 @@ def settings(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in own}
 
 
-def test_all_families_are_here(folders: dict[str, Path]) -> None:
+def test_every_family_is_tested(folders: dict[str, Path]) -> None:
     assert set(folders) == set(ESTIMATOR_CLASSES)
 
 
 @pytest.mark.parametrize("family", MAKERS)
-def test_what_is_seen_has_the_picture_s_size_and_is_always_the_same(
+def test_estimate_has_picture_size_and_is_deterministic(
     family: str, folders: dict[str, Path]
 ) -> None:
     estimator = loaded(folders[family], torch.bfloat16)
@@ -83,9 +83,7 @@ def test_what_is_seen_has_the_picture_s_size_and_is_always_the_same(
 
 
 @pytest.mark.parametrize("family", DEPTHS)
-def test_depth_is_what_the_library_s_pipeline_estimates(
-    family: str, folders: dict[str, Path]
-) -> None:
+def test_depth_equals_transformers_pipeline(family: str, folders: dict[str, Path]) -> None:
     processor: Any = DPTImageProcessorPil(**settings(folders[family]))
     theirs: Any = DepthEstimationPipeline(
         model=tiny_estimator(family), image_processor=processor, device="cpu"
@@ -95,7 +93,7 @@ def test_depth_is_what_the_library_s_pipeline_estimates(
     shown, wanted = (
         np.asarray(i, np.int16) for i in (draw_depth(ours).convert("L"), theirs["depth"])
     )
-    assert np.abs(shown - wanted).max() <= 1  # theirs is cut off, ours rounded
+    assert np.abs(shown - wanted).max() <= 1  # the pipeline truncates, Overpaint rounds
 
 
 TWO_HEADS: dict[str, Any] = {
@@ -108,11 +106,11 @@ TWO_HEADS: dict[str, Any] = {
     "patch_transformer_intermediate_size": 32,
     "patch_transformer_num_attention_heads": 2,
 }
-"""As of a ZoeDepth that was trained indoors and outdoors."""
+"""Config keys of a ZoeDepth with separate indoor and outdoor heads."""
 
 
 @pytest.mark.parametrize("fields", [{}, TWO_HEADS], ids=["one head", "two heads"])
-def test_zoedepth_s_padding_is_taken_away_and_near_is_bright(
+def test_zoedepth_removes_padding_and_inverts_distance(
     fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_estimator(tiny_estimator("zoedepth", **fields), tmp_path)
@@ -133,7 +131,7 @@ def test_zoedepth_s_padding_is_taken_away_and_near_is_bright(
     np.testing.assert_allclose(1 / ours, wanted["predicted_depth"].numpy(), rtol=1e-5)
 
 
-def test_metric_depth_anything_is_inverted(tmp_path: Path) -> None:
+def test_metric_depth_anything_inverts_distance(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"depth_estimation_type": "metric", "max_depth": 20}
     folder = write_estimator(tiny_estimator("depth_anything", **fields), tmp_path)
     near = loaded(folder).estimate(picture())
@@ -145,7 +143,7 @@ def test_metric_depth_anything_is_inverted(tmp_path: Path) -> None:
     np.testing.assert_allclose(near, 1 / metres.clip(0.1), rtol=1e-4)
 
 
-def test_upernet_s_classes(folders: dict[str, Path]) -> None:
+def test_upernet_classes_equal_transformers(folders: dict[str, Path]) -> None:
     processor: Any = SegformerImageProcessorPil(**settings(folders["upernet"]))
     inputs = processor(images=[picture()], return_tensors="pt")
     output = tiny_estimator("upernet")(pixel_values=inputs["pixel_values"])
@@ -153,7 +151,9 @@ def test_upernet_s_classes(folders: dict[str, Path]) -> None:
     assert np.array_equal(loaded(folders["upernet"]).estimate(picture()), wanted.numpy())
 
 
-def test_oneformer_s_classes(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oneformer_classes_equal_transformers(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = folders["oneformer"]
     images: Any = OneFormerImageProcessorPil(**settings(folder))
     assert images.class_info_file is None
@@ -185,14 +185,14 @@ def test_oneformer_s_classes(folders: dict[str, Path], monkeypatch: pytest.Monke
     assert np.array_equal(estimator.estimate(picture()), wanted.numpy())
 
 
-def test_the_strongest_class_is_found_without_all_pictures_at_once() -> None:
+def test_pick_strongest_class_equals_argmax_with_less_memory() -> None:
     seen = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(1))
     seen[3] = seen[1]  # of equals the first
     larger = interpolate(seen[None], (20, 31), mode="bilinear", align_corners=False)[0]
     assert torch.equal(pick_strongest_class(seen, (20, 31)), larger.argmax(0))
 
 
-def test_weights_in_shards_and_in_16_bits(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_in_shards_and_16_bits_load(folders: dict[str, Path], tmp_path: Path) -> None:
     module = tiny_estimator("dpt")
     write_estimator(module, tmp_path)
     (tmp_path / "model.safetensors").unlink()
@@ -212,7 +212,7 @@ def test_weights_in_shards_and_in_16_bits(folders: dict[str, Path], tmp_path: Pa
 @pytest.mark.parametrize(
     "name", ["DPTFeatureExtractor", "DPTImageProcessorFast", "DPTImageProcessorPil", None]
 )
-def test_settings_as_they_were_written_over_the_years(
+def test_processor_config_of_older_releases_loads(
     name: str | None, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = write_estimator(tiny_estimator("dpt"), tmp_path)
@@ -223,7 +223,7 @@ def test_settings_as_they_were_written_over_the_years(
     np.testing.assert_array_equal(loaded(folder).estimate(picture()), wanted)
 
 
-# What is refused
+# Invalid files
 
 Change = Callable[[Path], object]
 
@@ -272,24 +272,32 @@ def with_weights(**tensors: Tensor) -> Change:
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("dpt", in_config(model_type="glpn"), "model_type 'glpn'; .* are depth_anything, dpt"),
+        (
+            "dpt",
+            in_config(model_type="glpn"),
+            "model_type 'glpn'; Overpaint supports depth_anything, dpt",
+        ),
         ("dpt", without("config.json"), "config.json is missing"),
         ("dpt", written("config.json", b"{"), "config.json cannot be read"),
-        ("dpt", written("config.json", b"[]"), "config.json holds no settings"),
-        ("dpt", in_config(hidden_size="wide"), "cannot be loaded as a dpt: .*hidden_size"),
+        ("dpt", written("config.json", b"[]"), "config.json does not hold a JSON object"),
+        ("dpt", in_config(hidden_size="wide"), "cannot be loaded as dpt: .*hidden_size"),
         ("dpt", in_config(neck_hidden_sizes=[8, 8, 8, 8]), "of another shape: neck"),
         ("dpt", without("preprocessor_config.json"), "preprocessor_config.json is missing"),
         (
             "dpt",
             written("preprocessor_config.json", b'{"size": {"height": -3}}'),
-            "cannot be loaded as a dpt",
+            "cannot be loaded as dpt",
         ),
         ("dpt", without("model.safetensors"), r"no .safetensors weights$"),
         ("dpt", as_pickle, r"only pickles \(pytorch_model.bin\), which can run any program"),
         ("dpt", without_weights("neck.convs.1"), "missing: neck.convs.1.weight"),
         ("dpt", written("model.safetensors", b"PK\3\4"), "renamed to .safetens"),
         ("dpt", written("model.safetensors", b"x"), "not a whole safetensors"),
-        ("upernet", in_config(id2label={"0": "a", "1": "b"}), "sees 2 classes; .* ADE20K's 150"),
+        (
+            "upernet",
+            in_config(id2label={"0": "a", "1": "b"}),
+            "estimates 2 classes; .* ADE20K's 150",
+        ),
         (
             "oneformer",
             without("tokenizer.json"),
@@ -297,7 +305,9 @@ def with_weights(**tensors: Tensor) -> Change:
         ),
     ],
 )
-def test_what_is_refused(family: str, change: Change, message: str, tmp_path: Path) -> None:
+def test_invalid_folder_is_rejected(
+    family: str, change: Change, message: str, tmp_path: Path
+) -> None:
     folder = write_estimator(tiny_estimator(family), tmp_path / "folder")
     change(folder)
     sight: Sight = ESTIMATOR_CLASSES[family][1]
@@ -306,7 +316,7 @@ def test_what_is_refused(family: str, change: Change, message: str, tmp_path: Pa
     assert str(folder) in str(raised.value)
 
 
-def test_code_of_the_folder_s_own_is_never_run(tmp_path: Path) -> None:
+def test_code_in_folder_is_never_run(tmp_path: Path) -> None:
     folder = write_estimator(tiny_estimator("dpt"), tmp_path)
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     in_config(auto_map={"AutoModelForDepthEstimation": "own.Model"})(folder)
@@ -317,14 +327,18 @@ def test_code_of_the_folder_s_own_is_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_each_sees_what_it_sees(folders: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError, match="a upernet sees classes; this hint needs depth"):
+def test_estimator_of_wrong_sight_is_rejected(folders: dict[str, Path]) -> None:
+    with pytest.raises(
+        CheckpointError, match="upernet estimates classes; this control image needs depth"
+    ):
         load_estimator(folders["upernet"], "depth", CPU, torch.float32)
-    with pytest.raises(CheckpointError, match="a dpt sees depth; this hint needs classes"):
+    with pytest.raises(
+        CheckpointError, match="dpt estimates depth; this control image needs classes"
+    ):
         load_estimator(folders["dpt"], "classes", CPU, torch.float32)
 
 
-def test_names(tmp_path: Path) -> None:
+def test_unknown_estimator_name_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"unknown estimator .*Did you mean depth-any"):
         load_estimator("depth-anythin", "depth", CPU, torch.float32)
     with pytest.raises(ModelNotFoundError, match="no such file or folder"):
@@ -334,7 +348,7 @@ def test_names(tmp_path: Path) -> None:
         load_estimator(tmp_path / "model.safetensors", "depth", CPU, torch.float32)
 
 
-def test_keys_without_use_are_named_and_those_without_need_are_not_missed(tmp_path: Path) -> None:
+def test_unused_keys_are_listed_and_ignored_keys_are_not(tmp_path: Path) -> None:
     folder = write_estimator(tiny_estimator("dpt"), tmp_path)
     before = loaded(folder)
     assert before.unused == ()
@@ -348,7 +362,7 @@ def test_keys_without_use_are_named_and_those_without_need_are_not_missed(tmp_pa
 
 
 @pytest.mark.parametrize("family", ["depth_anything", "zoedepth", "upernet", "oneformer"])
-def test_numbers_that_are_none(family: str, tmp_path: Path) -> None:
+def test_estimate_that_is_not_finite_raises(family: str, tmp_path: Path) -> None:
     def spoil(state: dict[str, Tensor]) -> None:
         for tensor in state.values():
             if tensor.is_floating_point():
@@ -360,6 +374,6 @@ def test_numbers_that_are_none(family: str, tmp_path: Path) -> None:
         loaded(folder).estimate(picture())
 
 
-def test_a_flat_estimate_is_black() -> None:
+def test_flat_estimate_makes_black_control_image() -> None:
     flat: NDArray[np.float32] = np.full((4, 6), 3.5, np.float32)
     assert draw_depth(flat).getextrema() == ((0, 0),) * 3

@@ -15,7 +15,7 @@ ENCODERS = 123_060_480, 694_659_840
         ("sdxl-refiner", 2_259_526_660, 1858),
     ],
 )
-def test_shipped_configs_make_the_published_models(name: str, unet: int, tensors: int):
+def test_packaged_configs_build_published_models(name: str, unet: int, tensors: int):
     configs = shipped_configs(name)
     modules = build(configs, "meta")
     counts = {part: size_of(module.parameters()) for part, module in modules.items()}
@@ -27,7 +27,7 @@ def test_shipped_configs_make_the_published_models(name: str, unet: int, tensors
     assert len(original_layout(configs, modules)) == tensors
 
 
-def test_the_miniature_is_sdxl_of_another_width():
+def test_miniature_is_recognized_by_any_width():
     unet = shipped_configs("sdxl").unet | {"cross_attention_dim": 160}
     assert recognize_family(unet, 2) is FAMILIES["miniature"]
 
@@ -42,7 +42,7 @@ def test_the_miniature_is_sdxl_of_another_width():
         ({}, 3, r"3 text encoder"),
     ],
 )
-def test_other_families_are_refused_by_name(
+def test_other_families_are_rejected_by_name(
     changes: dict[str, object], encoders: int, message: str
 ):
     with pytest.raises(CheckpointError, match=message):

@@ -1,4 +1,4 @@
-"""What a LoRA for few steps asks for, by the name in its metadata; and who has the last word."""
+"""Tests of few-step LoRAs: titles give settings, and the request overrides them."""
 
 from typing import Any
 
@@ -24,7 +24,9 @@ from overpaint.request import Request
         ("TCD-SDXL-LoRA", "TCD", "tcd", 4, 1.0),
     ],
 )
-def test_kinds(title: str, kind: str, sampler: str, steps: int, guidance: float | None) -> None:
+def test_few_step_title_gives_settings(
+    title: str, kind: str, sampler: str, steps: int, guidance: float | None
+) -> None:
     found = find_few_step_settings({"modelspec.title": title})
     assert found is not None
     wanted: dict[str, Any] = {
@@ -51,7 +53,7 @@ def test_kinds(title: str, kind: str, sampler: str, steps: int, guidance: float 
         {"modelspec.title": "Falcmanian"},
     ],
 )
-def test_names_that_say_nothing_of_steps(metadata: dict[str, str]) -> None:
+def test_other_titles_give_no_settings(metadata: dict[str, str]) -> None:
     assert find_few_step_settings(metadata) is None
 
 
@@ -59,7 +61,7 @@ def adapter(title: str, scale: float = 1.0) -> Adapter:
     return Adapter(LoraWeights("fast", "ab" * 32, "cd" * 32, {}, {"modelspec.title": title}), scale)
 
 
-def test_the_request_s_own_settings_win() -> None:
+def test_request_settings_override_few_step_settings() -> None:
     fast = (adapter("LCM"),)
     request, said = apply_few_step_settings(Request(seed=1, num_inference_steps=6), fast)
     assert (request.sampler, request.num_inference_steps, request.guidance_scale) == ("lcm", 6, 1.0)
@@ -71,13 +73,13 @@ def test_the_request_s_own_settings_win() -> None:
     assert apply_few_step_settings(asked, fast) == (asked, None)
 
 
-def test_what_does_not_act_says_nothing() -> None:
+def test_inactive_lora_changes_no_settings() -> None:
     asked = Request(seed=1)
     for adapters in ((), (adapter("Ink"),), (adapter("LCM", 0.0),), (adapter("LCM", -1.0),)):
         assert apply_few_step_settings(asked, adapters) == (asked, None)
 
 
-def test_samplers_and_schedules_exist() -> None:
+def test_few_step_samplers_and_schedule_exist() -> None:
     for title in ("LCM", "TCD", "SDXL Lightning", "Hyper-SD", "SDXL Turbo"):
         found = find_few_step_settings({"modelspec.title": title})
         assert found is not None

@@ -1,4 +1,4 @@
-"""SDXL base and refiner at full size, with random weights: exactly their keys and shapes."""
+"""Tests of SDXL base and refiner at full size, with random weights."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("name", ["sdxl", "sdxl-refiner"])
 @pytest.mark.parametrize("layout", ["single", "folder"])
-def test_loads_strictly_and_runs_a_step(
+def test_full_size_model_loads_strictly_and_runs_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, layout: str
 ):
     monkeypatch.setenv("HOME", str(tmp_path))  # where digests are remembered
@@ -39,7 +39,7 @@ def test_loads_strictly_and_runs_a_step(
 
 @torch.inference_mode()
 def check_step(model: Model) -> None:
-    """Encode a prompt, run the UNet on a small latent: finite, of the right shapes."""
+    """Encode a prompt and run the UNet on a small latent; check shapes and finite values."""
     tokens: list[torch.Tensor] = []
     pooled = None
     for encoder in model.text_encoders:

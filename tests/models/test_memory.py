@@ -1,4 +1,4 @@
-"""Loading takes no more host memory than the model itself, measured on checkpoints of 1 GB."""
+"""Tests of peak host memory while loading checkpoints of 1 GB."""
 
 import os
 import subprocess
@@ -21,8 +21,8 @@ SLACK = 1.15
 
 @pytest.mark.skipif(not COUNTED.exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("layout", ["folder", pytest.param("single", marks=pytest.mark.slow)])
-def test_peak_memory_of_loading(tmp_path: Path, layout: str):
-    """fp16 on disk, bf16 in memory: each tensor is converted, and none is kept twice."""
+def test_loading_checkpoint_peak_memory_is_one_copy(tmp_path: Path, layout: str):
+    """Load fp16 files as bf16, so that each tensor is converted."""
     configs = tiny_configs(**WIDE)
     modules = original.build(configs, "meta")
     numbers = original.size_of(p for module in modules.values() for p in module.parameters())
@@ -52,5 +52,5 @@ def load(layout: str, path: Path) -> Model:
 
 
 if __name__ == "__main__":
-    load_model("miniature")  # what is imported on the way is not part of a checkpoint
+    load_model("miniature")  # import all modules before the measurement
     print(*added(lambda: load(sys.argv[1], Path(sys.argv[2]))))

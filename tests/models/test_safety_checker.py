@@ -1,4 +1,4 @@
-"""The network flags what diffusers' own flags; a folder that is none is refused with its reason."""
+"""Tests of the safety checker: results equal diffusers; invalid folders are rejected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PROCESSOR: dict[str, Any] = {  # as it is published, for smaller pictures
 
 
 def pictures(count: int = 24) -> list[Image.Image]:
-    """Noise of all brightnesses, larger and smaller than the network looks at."""
+    """Make noise pictures of all brightnesses, larger and smaller than the network's input."""
     drawn = np.random.default_rng(5)
     made = [drawn.integers(0, 10 * (i + 2), (40 + i, 60, 3)) for i in range(count)]
     return [Image.fromarray(pixels.astype(np.uint8)) for pixels in made]
@@ -50,7 +50,7 @@ def pictures(count: int = 24) -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A random one, whose thresholds about half of the pictures pass."""
+    """Make a random checker that flags about half of the pictures."""
     home = tmp_path_factory.mktemp("processor")
     (home / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     pixels = load_processor(home, "")(images=pictures(), return_tensors="pt")["pixel_values"]
@@ -74,7 +74,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def folder(network: Any, tmp_path: Path) -> Path:
-    """The network under the keys that are published, with what an older release wrote beside."""
+    """Write the network under the published keys, with the additional keys of an older release."""
     tensors = {
         key.replace("vision_model.", "vision_model.vision_model.", 1): value.contiguous()
         for key, value in network.state_dict().items()
@@ -86,7 +86,7 @@ def folder(network: Any, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_flags_what_diffusers_flags(network: Any, folder: Path) -> None:
+def test_checker_flags_same_pictures_as_diffusers(network: Any, folder: Path) -> None:
     images = pictures()
     checker = load_safety_checker(folder, "cpu")
     verdicts = checker(images)
@@ -99,7 +99,7 @@ def test_it_flags_what_diffusers_flags(network: Any, folder: Path) -> None:
     assert all(bool(verdict.concepts) == verdict.flagged for verdict in verdicts)
 
 
-def test_special_care_makes_every_concept_nearer(network: Any, folder: Path) -> None:
+def test_special_care_lowers_all_thresholds(network: Any, folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     counts = list[int]()
     for threshold in (-2.0, 2.0):  # all pictures call for special care; none does
@@ -110,7 +110,7 @@ def test_special_care_makes_every_concept_nearer(network: Any, folder: Path) -> 
     assert counts[0] > counts[1]
 
 
-def test_its_keys_may_be_as_they_are_today(network: Any, folder: Path) -> None:
+def test_checker_with_current_key_names_loads(network: Any, folder: Path) -> None:
     before = load_safety_checker(folder, "cpu")(pictures())
     save_file(network.state_dict(), folder / "model.safetensors")
     assert load_safety_checker(folder, "cpu")(pictures()) == before
@@ -155,21 +155,21 @@ def unsettle(folder: Path) -> None:
         (unsettle, "preprocessor_config.json is missing"),
     ],
 )
-def test_what_is_none_is_refused(folder: Path, harm: Any, why: str) -> None:
+def test_folder_that_is_not_a_checker_is_rejected(folder: Path, harm: Any, why: str) -> None:
     harm(folder)
     with pytest.raises(CheckpointError, match=why):
         load_safety_checker(folder, "cpu")
 
 
 @pytest.mark.parametrize(("harm", "why"), [(pickle, "no \\*.safetensors"), (unsettle, "no prep")])
-def test_a_server_says_so_before_it_starts(folder: Path, harm: Any, why: str) -> None:
+def test_server_with_invalid_checker_fails_at_start(folder: Path, harm: Any, why: str) -> None:
     PostprocessConfig(str(folder)).check()
     harm(folder)
     with pytest.raises(CheckpointError, match=why):
         PostprocessConfig(str(folder)).check()
 
 
-def test_a_checker_that_is_not_there() -> None:
+def test_missing_checker_is_rejected() -> None:
     with pytest.raises(ModelNotFoundError, match="neither a folder nor MODULE:FUNCTION"):
         PostprocessConfig("nowhere").check()
     with pytest.raises(ModelNotFoundError, match="No module named 'no_such_module'"):
@@ -178,7 +178,7 @@ def test_a_checker_that_is_not_there() -> None:
         open_checker("json:no_such_function")
 
 
-def test_a_function_is_a_checker(folder: Path) -> None:
+def test_function_works_as_checker(folder: Path) -> None:
     images = pictures(2)
     assert open_checker("tests.server.checkers:everything")(images) == [True, True]
     assert open_checker(str(folder), "cpu")(images) == load_safety_checker(folder, "cpu")(images)

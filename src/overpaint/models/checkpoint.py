@@ -1,7 +1,7 @@
-"""Checkpoints on disk become a `Model` on a device: strictly, and without a second copy.
+"""Load checkpoints strictly, and without a second copy in memory.
 
-The modules are built on the meta device, without memory, and each tensor is read straight into
-its place in its final dtype, so that loading takes no more memory than the model and one tensor.
+Modules are built on the meta device, which takes no memory. Each tensor is then read into its final
+place and dtype. Loading therefore needs memory for the model and one tensor.
 """
 
 from collections.abc import Mapping
@@ -34,24 +34,24 @@ from overpaint.nn.packed import pack_network
 Tensors = Mapping[str, LazyTensor]
 
 TOKENIZER_FOLDERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-"""The parts that are text encoders, and the folders of their tokenizers."""
+"""The text encoders, and the folders of their tokenizers."""
 
 UNSUPPORTED_SCHEDULERS = ("EDM", "FlowMatch")
-"""How the names of schedulers begin whose formulation of noise is another than SDXL's."""
+"""Prefixes of schedulers whose formulation of noise differs from SDXL's."""
 
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """A checkpoint found and described, its tensors not read yet.
+    """A checkpoint whose tensors are not read yet.
 
     Attributes:
-        configs: of its parts.
-        tensors: part name to state dict name to tensor.
-        tokenizers: part name of a text encoder to its tokenizer.
-        noise: how it was trained.
-        files: its weights, in the order in which they are hashed.
-        preview: the linear map for previews that it carries, if any.
-        notices: what there is to say about it.
+        configs: The configs of its parts.
+        tensors: The tensors by part and state dict name.
+        tokenizers: The tokenizers by text encoder.
+        noise: The noise schedule of training.
+        files: The weight files, in the order of hashing.
+        preview: The linear map for previews in the checkpoint, if any.
+        notices: Messages about the checkpoint.
     """
 
     configs: Configs
@@ -73,18 +73,18 @@ def load_model(
     """Load a checkpoint.
 
     Args:
-        name: "miniature", "sdxl" or another name of `catalogue.known`, a diffusers folder, a
+        name: "miniature", "sdxl" or another name in `catalog.list_models`, a diffusers folder, a
             .safetensors file in SDXL's original layout, or a hub id "owner/name".
-        device: see `devices.place`.
-        dtype: likewise.
-        vae_dtype: likewise.
+        device: See `devices.choose_device`.
+        dtype: See `devices.choose_device`.
+        vae_dtype: See `devices.choose_device`.
 
     Raises:
-        ModelNotFoundError: no model has that name.
-        CheckpointError: it is no SDXL checkpoint, a pickle, damaged, or its keys or shapes are
-            not exactly those that its configs ask for.
-        RequestError: an unknown device or dtype.
-        DeviceError: this machine has no such device.
+        ModelNotFoundError: No model has that name.
+        CheckpointError: The file is not an SDXL checkpoint, is a pickle or damaged, or its keys or
+            shapes differ from those of its configs.
+        RequestError: The device or dtype is unknown.
+        DeviceError: This machine does not have the device.
     """
     path = catalog.resolve_model(fspath(name))
     weights = None if path.is_dir() else open_weights(path)
@@ -102,15 +102,15 @@ def load_model(
 def load_preview_decoder(
     path: str | PathLike[str], *, device: torch.device, dtype: torch.dtype
 ) -> AutoencoderTiny:
-    """Load a small decoder for previews: the folder of an AutoencoderTiny, such as TAESDXL's.
+    """Load a small decoder for previews from the folder of an AutoencoderTiny, such as TAESDXL.
 
     Raises:
-        ModelNotFoundError: no such folder.
-        CheckpointError: its keys or shapes are not exactly what its config asks for.
+        ModelNotFoundError: The folder does not exist.
+        CheckpointError: The keys or shapes differ from those of the config.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ModelNotFoundError(f"no such folder: {folder} (a preview decoder)")
+        raise ModelNotFoundError(f"the preview decoder's folder {folder} does not exist")
     decoder: AutoencoderTiny = _build_on_meta(
         AutoencoderTiny, read_json_config(folder / "config.json"), "preview decoder"
     )
@@ -123,7 +123,7 @@ def build_model(name: str, source: CheckpointSource, placement: DeviceChoice) ->
     """Build the modules and read the tensors into them.
 
     Raises:
-        CheckpointError: keys or shapes are not exactly those that the configs ask for.
+        CheckpointError: The keys or shapes differ from those of the configs.
     """
     configs, device, dtype = source.configs, placement.device, placement.dtype
     family = configs.family
@@ -172,18 +172,18 @@ def build_model(name: str, source: CheckpointSource, placement: DeviceChoice) ->
 
 
 def read_folder_configs(folder: Path) -> Configs:
-    """The configs of a diffusers folder.
+    """Read the configs of a diffusers folder.
 
     Raises:
-        CheckpointError: one is missing or unreadable, or the folder is of another kind.
+        CheckpointError: A config is missing or unreadable, or the folder is of another kind.
     """
     if not (folder / "model_index.json").is_file():
-        raise CheckpointError(f"{folder} has no model_index.json, so it is no diffusers folder")
+        raise CheckpointError(f"{folder} is not a diffusers folder: it has no model_index.json")
     index = read_json_config(folder / "model_index.json")
     encoders = [part for part in TOKENIZER_FOLDERS if index.get(part, (None,))[0]]
     if missing := [part for part in ("unet", "vae") if part not in index]:
         kind = index.get("_class_name", "folder")
-        raise CheckpointError(f"{folder}: a {kind} without {missing[0]}; Overpaint runs SDXL")
+        raise CheckpointError(f"{folder} is a {kind} without {missing[0]}; Overpaint runs SDXL")
     where = {part: _locate_part(folder, part, index) for part in ("unet", "vae", *encoders)}
     parts = {part: read_json_config(own / "config.json") for part, own in where.items()}
     scheduler = read_json_config(_locate_part(folder, "scheduler", index) / "scheduler_config.json")
@@ -194,15 +194,15 @@ def read_folder_configs(folder: Path) -> Configs:
 
 
 def open_folder(folder: Path, configs: Configs, *, half: bool) -> CheckpointSource:
-    """A diffusers folder.
+    """Open the weights and tokenizers of a diffusers folder.
 
     Args:
-        folder: of the checkpoint.
-        configs: of the folder.
-        half: rather the 16-bit variant of a part that is there in several.
+        folder: The folder.
+        configs: The folder's configs.
+        half: Prefer the 16-bit variant of each part.
 
     Raises:
-        CheckpointError: weights or a tokenizer are missing or damaged.
+        CheckpointError: Weights or a tokenizer are missing or damaged.
     """
     tensors: dict[str, Tensors] = {}
     files: list[Path] = []
@@ -224,20 +224,20 @@ def open_folder(folder: Path, configs: Configs, *, half: bool) -> CheckpointSour
 
 
 def _locate_part(folder: Path, part: str, index: Mapping[str, Any]) -> Path:
-    """Where a part of a folder is: in it, or in the one beside it that it shares parts with.
+    """Return the path of a part: in the folder, or in a sibling folder that shares its parts.
 
-    `_shares_with` in model_index.json is ours: the miniature's second networks come without
-    copies of its autoencoder and text encoders.
+    Overpaint adds the key `_shares_with` to model_index.json, so that the miniature's inpainting
+    model and refiner need no copies of the autoencoder and text encoders.
     """
     own, shared = folder / part, index.get("_shares_with")
     return own if own.exists() or shared is None else folder.parent / str(shared) / part
 
 
 def open_single_file(weights: WeightsFile, configs: Configs) -> CheckpointSource:
-    """A single file in SDXL's original layout.
+    """Open a single file in SDXL's original layout.
 
     Raises:
-        CheckpointError: a key belongs to no part.
+        CheckpointError: A key belongs to no part.
     """
     tensors, notices = single_file.convert_checkpoint(weights, configs)
     return CheckpointSource(
@@ -251,14 +251,16 @@ def open_single_file(weights: WeightsFile, configs: Configs) -> CheckpointSource
 
 
 def parse_noise_config(scheduler: Mapping[str, Any]) -> NoiseConfig:
-    """How a model was trained, from the config of a diffusers scheduler.
+    """Read the noise schedule of training from the config of a diffusers scheduler.
 
     Raises:
-        CheckpointError: in another formulation than SDXL's, or a value is missing or unknown.
+        CheckpointError: The formulation differs from SDXL's, or a value is missing or unknown.
     """
     kind = str(scheduler.get("_class_name", ""))
     if kind.startswith(UNSUPPORTED_SCHEDULERS) or scheduler.get("trained_betas") is not None:
-        raise CheckpointError(f"trained for {kind} (or with betas of its own); Overpaint runs SDXL")
+        raise CheckpointError(
+            f"the model was trained for {kind} or with explicit betas; Overpaint runs SDXL"
+        )
     for key, known in (
         ("prediction_type", get_args(Prediction)),
         ("beta_schedule", ("scaled_linear", "linear")),
@@ -266,7 +268,7 @@ def parse_noise_config(scheduler: Mapping[str, Any]) -> NoiseConfig:
         if scheduler.get(key) not in known:
             raise CheckpointError(
                 f"scheduler_config.json: {key} is {scheduler.get(key)!r}; "
-                f"known are {', '.join(known)}"
+                f"Overpaint knows {', '.join(known)}"
             )
     try:
         return NoiseConfig(
@@ -283,7 +285,7 @@ def parse_noise_config(scheduler: Mapping[str, Any]) -> NoiseConfig:
 
 
 def get_native_size(configs: Configs) -> int:
-    """The side in pixels of the square that a checkpoint was trained on."""
+    """Return the side in pixels of the pictures that a checkpoint was trained on."""
     side = configs.unet.get("sample_size")
     if not isinstance(side, int):
         return configs.family.native_size
@@ -293,13 +295,13 @@ def get_native_size(configs: Configs) -> int:
 def _build_text_encoder(
     part: str, config: Mapping[str, Any], tokenizer: CLIPTokenizer
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """A text encoder on the meta device, which pools at its tokenizer's end token.
+    """Build a text encoder on the meta device that pools at its tokenizer's end token.
 
-    SDXL's second encoder says `eos_token_id: 2`, with which transformers pools at the largest
-    token id: at the wrong place as soon as the vocabulary has new tokens.
+    The config of SDXL's second encoder has `eos_token_id: 2`. With it, transformers pools at the
+    largest token id, which is the wrong position if the vocabulary has additional tokens.
 
     Raises:
-        CheckpointError: the tokenizer has tokens that the encoder does not know.
+        CheckpointError: The tokenizer has more tokens than the encoder.
     """
     if len(tokenizer) > config["vocab_size"]:
         raise CheckpointError(
@@ -312,10 +314,10 @@ def _build_text_encoder(
 
 
 def _rename_for_module(module: torch.nn.Module, stored: Tensors) -> Tensors:
-    """A text encoder's tensors by the names that the installed transformers gives them.
+    """Rename a text encoder's tensors to the names in the installed transformers.
 
-    Files say `text_model.` before each name; since 5.6 the module without a projection does not.
-    Old files also hold the position ids, the numbers 0 to 76.
+    Names in files start with `text_model.`. Since transformers 5.6, names in the module without a
+    projection do not. Old files also contain position ids, the numbers 0 to 76.
     """
     needed = {k: v for k, v in stored.items() if not k.endswith("embeddings.position_ids")}
     if hasattr(module, "text_model"):
@@ -324,7 +326,7 @@ def _rename_for_module(module: torch.nn.Module, stored: Tensors) -> Tensors:
 
 
 def _open_part(folder: Path, *, half: bool) -> tuple[dict[str, LazyTensor], list[Path]]:
-    """The tensors of one part of a folder, and the files they are in."""
+    """Return the tensors of one part of a folder, and their files."""
     try:
         names = weight_variants.choose_weight_files(
             (entry.name for entry in folder.iterdir()), half=half
@@ -339,7 +341,7 @@ def _open_part(folder: Path, *, half: bool) -> tuple[dict[str, LazyTensor], list
 
 
 def _read_preview(path: Path) -> LatentPreview | None:
-    """The linear map that a folder carries, if it does."""
+    """Read a folder's linear map for previews, if any."""
     if not path.is_file():
         return None
     fitted = read_json_config(path)
@@ -349,9 +351,11 @@ def _read_preview(path: Path) -> LatentPreview | None:
 
 
 def _build_on_meta(kind: Any, config: Mapping[str, Any], part: str) -> Any:
-    """A diffusers module of a config, on the meta device."""
+    """Build a diffusers module from its config on the meta device."""
     try:
         with torch.device("meta"):
             return kind.from_config(dict(config))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{part}: its config makes no {kind.__name__}: {error}") from error
+        raise CheckpointError(
+            f"{part}: its config is not valid for {kind.__name__}: {error}"
+        ) from error

@@ -1,9 +1,9 @@
-"""Control nets from files: what a file is, by its keys, and the module that it becomes.
+"""Load ControlNets and related networks; the keys of a file identify its kind.
 
-| kind | known by |
+| kind | keys |
 |---|---|
 | ControlNet: full, mid, small | `controlnet_cond_embedding.*`, originally `input_hint_block.*` |
-| union net (six types) and ProMax (eight) | the same, and `task_embedding` |
+| union net (six types) and ProMax (eight) | those of a ControlNet, and `task_embedding` |
 | Control-LoRA | `lora_controlnet`: low-rank changes to a copy of the UNet's encoder |
 | T2I-Adapter | `adapter.*`, or the original `body.*` |
 """
@@ -44,24 +44,24 @@ SHARED_CONFIG_KEYS = (
     *("use_linear_projection", "cross_attention_dim", "addition_embed_type"),
     *("addition_time_embed_dim", "projection_class_embeddings_input_dim"),
 )
-"""What a control net's config has in common with that of its UNet."""
+"""Config keys that a ControlNet shares with its UNet."""
 
 FUSER_HEADS = 8
-"""Of a union net's fuser, which its weights do not tell: 8 in all that are published."""
+"""Attention heads in a union net's fuser: 8 in all published ones; weights do not show it."""
 
 
 @dataclass(frozen=True, eq=False)
 class ControlNet:
-    """A control net on a device.
+    """A ControlNet on a device.
 
     Attributes:
-        name: as the user gave it.
-        sha256: of its weights.
-        kind: how it is run.
-        module: what is run at every step; an adapter's, once for a hint.
-        embedding: what turns hints into the first features, taken out of the module so that it is
-            run once for a hint; an adapter has none.
-        types: control types that a union net knows; 0 for others.
+        name: The name that the user gave.
+        sha256: The digest of its weights.
+        kind: The kind of network.
+        module: The network that runs at each step. A T2I-Adapter runs once per control image.
+        embedding: The layers that turn a control image into features, separated from the module so
+            that they run once per image. None for a T2I-Adapter.
+        types: The number of control types of a union net; 0 for other kinds.
     """
 
     name: str
@@ -73,10 +73,11 @@ class ControlNet:
 
     @torch.inference_mode()
     def extract_features(self, hint: Tensor) -> tuple[Tensor, ...]:
-        """The features of a hint [1, 3, H, W] in 0..1: they are the same at every step.
+        """Compute the features of a control image [1, 3, H, W] in 0..1, which all steps share.
 
         Returns:
-            An adapter's at each level, in the module's dtype; else one, of the latent's size.
+            For a T2I-Adapter, features of each level. For other kinds, one tensor of the latent's
+            size. Both have the module's dtype.
         """
         seen = hint.to(self.module.device, self.module.dtype)
         if self.embedding is None:
@@ -85,15 +86,15 @@ class ControlNet:
 
 
 def load_controlnet(name: str | PathLike[str], model: "Model") -> ControlNet:
-    """Load a control net for a model, on its device and in its dtype.
+    """Load a ControlNet for a model, on the model's device and in its dtype.
 
     Args:
-        name: a .safetensors file, a diffusers folder, or a name of the catalogue.
-        model: it is to steer.
+        name: A .safetensors file, a diffusers folder, or a name in the catalog.
+        model: The model to control.
 
     Raises:
-        ModelNotFoundError: no such net.
-        CheckpointError: it is none, of another family, or damaged.
+        ModelNotFoundError: The name is unknown.
+        CheckpointError: The file is not a ControlNet, is for another family, or is damaged.
     """
     path = catalog.resolve_controlnet(str(name))
     file = _find_weights(path)
@@ -117,17 +118,19 @@ def load_controlnet(name: str | PathLike[str], model: "Model") -> ControlNet:
 
 
 def _find_weights(path: Path) -> Path:
-    """The file of a net's weights: itself, or the one in its folder."""
+    """Return the weight file at a path: the path itself, or the only one in the folder."""
     if path.is_file():
         return path
     names = weight_variants.choose_weight_files([entry.name for entry in path.iterdir()], half=True)
     if len(names) > 1:
-        raise CheckpointError(f"{path}: a control net in {len(names)} shards; give one file")
+        raise CheckpointError(
+            f"{path} holds a ControlNet in {len(names)} shards; give a single file"
+        )
     return path / names[0]
 
 
 def _build_module(tensors: Tensors, model: "Model") -> tuple[Any, ControlNetKind]:
-    """The module that the tensors make, for a model."""
+    """Build the module of a file's tensors, and return its kind."""
     if any(re.match(r"(adapter\.)?body\.\d", key) for key in tensors):
         return _build_adapter(tensors, model), "adapter"
     if "lora_controlnet" in tensors:
@@ -136,13 +139,14 @@ def _build_module(tensors: Tensors, model: "Model") -> tuple[Any, ControlNetKind
     plain = {key.removeprefix(prefix): stored for key, stored in tensors.items()}
     if "input_hint_block.0.weight" not in plain and f"{HINT_EMBEDDING}.conv_in.weight" not in plain:
         raise CheckpointError(
-            f"this is no control net that Overpaint knows; its keys are {sample_keys(tensors)}"
+            f"this is not a ControlNet that Overpaint knows; its keys are {sample_keys(tensors)}"
         )
     original = "input_hint_block.0.weight" in plain
     time = "label_emb.0.0.weight" if original else "add_embedding.linear_1.weight"
     if time not in plain:
         raise CheckpointError(
-            "a control net without size ids, for Stable Diffusion 1.5 or 2; Overpaint runs SDXL's"
+            "this ControlNet has no size ids: it is for Stable Diffusion 1.5 or 2; "
+            "Overpaint runs SDXL"
         )
     union = "task_embedding" in plain
     config = _infer_original_config(plain, model) if original else _infer_config(plain, model)
@@ -159,7 +163,7 @@ def _fill(module: nn.Module, tensors: Tensors, model: "Model") -> None:
     fill_module(
         module,
         tensors,
-        part="control net",
+        part="ControlNet",
         device=model.device,
         dtype=model.dtype,
         channels_last=model.device.type in ("cpu", "cuda"),
@@ -167,14 +171,14 @@ def _fill(module: nn.Module, tensors: Tensors, model: "Model") -> None:
 
 
 def _rename_tensors(plain: Tensors, module: Any) -> dict[str, LazyTensor]:
-    """Tensors of the original layout by diffusers' names; those that belong nowhere keep theirs."""
+    """Rename tensors of the original layout to diffusers' names; unknown keys keep their names."""
     layers = int(module.config["layers_per_block"])
     names = {to_original_name(name, layers=layers): name for name in module.state_dict()}
     return {names.get(key, key): stored for key, stored in plain.items()}
 
 
 def _infer_config(plain: Mapping[str, Any], model: "Model") -> dict[str, Any]:
-    """A control net's config, from its keys and the UNet that it is for."""
+    """Infer a ControlNet's config from its keys and the model's UNet."""
     unet: Any = model.unet.config
     config = {key: unet[key] for key in SHARED_CONFIG_KEYS}
     levels = len(config["block_out_channels"])
@@ -186,7 +190,7 @@ def _infer_config(plain: Mapping[str, Any], model: "Model") -> dict[str, Any]:
         "DownBlock2D" if depth is None else "CrossAttnDownBlock2D" for depth in depths
     )
     middle = _count_transformer_blocks(plain, "mid_block.attentions.0")
-    last = depths[-1] if middle is None else middle  # the middle is as deep as the last block
+    last = depths[-1] if middle is None else middle  # the mid block is as deep as the last block
     config["transformer_layers_per_block"] = [depth or 0 for depth in (*depths[:-1], last)]
     if "task_embedding" in plain:
         types, width = plain["task_embedding"].shape
@@ -206,7 +210,7 @@ def _infer_config(plain: Mapping[str, Any], model: "Model") -> dict[str, Any]:
 
 
 def _infer_original_config(plain: Mapping[str, Any], model: "Model") -> dict[str, Any]:
-    """As `_config`, of the original layout: its attention is told by other names."""
+    """Infer a ControlNet's config from keys in the original layout."""
     layers = int(model.unet.config["layers_per_block"])
     levels = len(model.unet.config["block_out_channels"])
     names = {
@@ -227,7 +231,7 @@ def _infer_original_config(plain: Mapping[str, Any], model: "Model") -> dict[str
 
 
 def _count_transformer_blocks(plain: Mapping[str, Any], stem: str) -> int | None:
-    """How many transformer blocks an attention has; None where there is no attention."""
+    """Count the transformer blocks of an attention; return None without attention."""
     if f"{stem}.norm.weight" not in plain:
         return None
     return _count_matches(plain, re.escape(stem) + r"\.transformer_blocks\.(\d+)\.")
@@ -241,12 +245,12 @@ def _count_matches(plain: Mapping[str, Any], pattern: str) -> int:
 def _build_adapter(tensors: Tensors, model: "Model") -> Any:
     named = {f"adapter.{key.removeprefix('adapter.')}": stored for key, stored in tensors.items()}
     if (first := named.get("adapter.conv_in.weight")) is None:
-        raise CheckpointError("a T2I-Adapter without conv_in; it is damaged")
+        raise CheckpointError("this T2I-Adapter has no conv_in; the file is damaged")
     factor = round((first.shape[1] / 3) ** 0.5)
     if factor != 2 * model.vae_factor:
         raise CheckpointError(
-            f"a T2I-Adapter that shrinks hints {factor}-fold, for Stable Diffusion 1.5; "
-            "Overpaint runs SDXL's"
+            f"this T2I-Adapter shrinks control images {factor}-fold: it is for "
+            "Stable Diffusion 1.5; Overpaint runs SDXL"
         )
     channels = [
         named[f"adapter.body.{level}.resnets.0.block1.weight"].shape[0]
@@ -260,7 +264,7 @@ def _build_adapter(tensors: Tensors, model: "Model") -> Any:
 
 
 def _build_control_lora(tensors: Tensors, model: "Model") -> Any:
-    """A ControlNet of the UNet's own encoder, changed as the file says: W + up · down."""
+    """Build a ControlNet from a copy of the UNet's encoder: each weight becomes W + up · down."""
     plain = {key: stored for key, stored in tensors.items() if key != "lora_controlnet"}
     unet: Any = model.unet.config
     layers = int(unet["layers_per_block"])
@@ -272,7 +276,7 @@ def _build_control_lora(tensors: Tensors, model: "Model") -> Any:
         module: Any = ControlNetModel(**config, conditioning_embedding_out_channels=widths)
     get_adapter_merger(model).use(
         "unet", ()
-    )  # or a LoRA of the request before would stay in the copy
+    )  # the copy must not contain LoRAs of an earlier request
     base = unpacked_state(model.unet)
     state: dict[str, Tensor] = {}
     unused = set(plain)
@@ -285,23 +289,21 @@ def _build_control_lora(tensors: Tensors, model: "Model") -> Any:
             unused.discard(original)
         elif name in base:
             value = base[name].float()
-            if name == "conv_in.weight":  # an inpainting UNet sees more than the latent
+            if name == "conv_in.weight":  # an inpainting UNet has more input channels
                 value = value[:, : expected.shape[1]]
             if changes[0] in plain:
                 up, down = (plain[key].read().float().flatten(1) for key in changes)
                 value = value + (up.to(value.device) @ down.to(value.device)).view_as(value)
                 unused.difference_update(changes)
         else:
-            raise CheckpointError(f"a Control-LoRA without {original}; it is damaged")
+            raise CheckpointError(f"this Control-LoRA has no {original}; the file is damaged")
         if value.shape != expected.shape:
             raise CheckpointError(
-                f"{original} is {list(value.shape)}, expected {list(expected.shape)}: "
-                "a Control-LoRA for another UNet"
+                f"this Control-LoRA is for another UNet: {original} is {list(value.shape)}, "
+                f"expected is {list(expected.shape)}"
             )
         state[name] = value.to(model.device, model.dtype)
     if unused:
-        raise CheckpointError(
-            f"{len(unused)} keys that belong nowhere: {sample_keys(sorted(unused))}"
-        )
+        raise CheckpointError(f"{len(unused)} keys match no layer: {sample_keys(sorted(unused))}")
     module.load_state_dict(state, assign=True)
     return module.eval().requires_grad_(False)

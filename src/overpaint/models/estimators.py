@@ -1,8 +1,8 @@
-"""Networks that see in a picture what a hint shows: how near things are, or what they are.
+"""Networks that estimate depth or classes in a picture, for control images.
 
-A folder as transformers writes it: `config.json`, `preprocessor_config.json`, safetensors.
+A folder has the format of transformers: `config.json`, `preprocessor_config.json`, safetensors.
 
-| `model_type` | published as | sees |
+| `model_type` | published as | estimates |
 |---|---|---|
 | `depth_anything` | Depth Anything (arXiv 2401.10891) and V2 (2406.09414), also metric | depth |
 | `dpt` | DPT (arXiv 2103.13413), also as MiDaS 3 (1907.01341) | depth |
@@ -43,10 +43,10 @@ ESTIMATOR_CLASSES: dict[str, tuple[str, Sight]] = {
     "dpt": ("DPTForDepthEstimation", "depth"),
     "zoedepth": ("ZoeDepthForDepthEstimation", "depth"),
     "upernet": ("UperNetForSemanticSegmentation", "classes"),
-    # Not OneFormerForUniversalSegmentation, which adds its loss alone, and needs scipy for it.
+    # OneFormerForUniversalSegmentation adds only a loss, which needs scipy.
     "oneformer": ("OneFormerModel", "classes"),
 }
-"""`model_type`: transformers' class, and what it sees."""
+"""The transformers class and the kind of estimate for each `model_type`."""
 
 DEFAULT_PROCESSORS = {
     "depth_anything": "DPTImageProcessor",
@@ -55,32 +55,32 @@ DEFAULT_PROCESSORS = {
     "upernet": "SegformerImageProcessor",
     "oneformer": "OneFormerImageProcessor",
 }
-"""What makes a family's inputs where its folder does not say."""
+"""The default image processor of each `model_type`."""
 
 UNUSED_PARAMETERS = re.compile(r"neck\.fusion_stage\.layers\.0\.residual_layer1\.")
-"""Parameters that no forward pass reads, and many files lack."""
+"""Keys of parameters that the forward pass does not read, so that files need not have them."""
 
 TRAINING_KEYS = re.compile(r"criterion\.|(model\.)?text_mapper\.|.*\.relative_position_index$")
-"""Tensors that a file may hold without need: of OneFormer's loss, and indices that are computed."""
+"""Keys that files can have but the module ignores: OneFormer's loss, and computed indices."""
 
 MIN_DISTANCE_M = 0.1
-"""Metres below which a metric estimate counts as this near: one speck may not take all greys."""
+"""Smallest distance in meters: nearer estimates are clamped, so that outliers do not dominate."""
 
 
 @dataclass(frozen=True, eq=False)
 class Estimator:
-    """A network that sees, on a device.
+    """An estimator on a device.
 
     Attributes:
-        name: as the user gave it.
-        sha256: of its weights.
-        sight: what it sees.
-        module: in eval mode, without gradients.
-        processor: transformers' own, for its inputs.
-        metric: it estimates metres of distance, not how near things are.
-        border: by how much its inputs are padded on each side: so often √(side / 2) pixels.
-        task: OneFormer's tokens [1, 77] of what it is to do; None for others.
-        unused: keys of its file that belong nowhere.
+        name: The name that the user gave.
+        sha256: The digest of its weights.
+        sight: The kind of estimate, "depth" or "classes".
+        module: The network, in evaluation mode without gradients.
+        processor: The image processor of transformers.
+        metric: Whether it estimates distance in meters instead of inverse distance.
+        border: The padding of its inputs on each side, in units of √(side / 2) pixels.
+        task: OneFormer's task tokens [1, 77]; None for others.
+        unused: Keys of its file that match no parameter.
     """
 
     name: str
@@ -95,16 +95,16 @@ class Estimator:
 
     @torch.inference_mode()
     def estimate(self, picture: Image.Image) -> NDArray[Any]:
-        """What is in an RGB picture.
+        """Estimate depth or classes of an RGB picture.
 
         Returns:
-            [h, w], of the picture's size. Depth: float32, larger is nearer. MiDaS, DPT and Depth
-            Anything estimate the inverse of the distance, up to a factor and an offset, and are
-            taken as they are; of metric estimates, in metres, the inverse is taken, so that a hint
-            shows the same whichever made it. Classes: int64, of ADE20K's 150, from 0.
+            [h, w], of the picture's size. Depth is float32; larger values are nearer. MiDaS, DPT
+            and Depth Anything estimate inverse distance up to a factor and an offset. Metric
+            estimates in meters are inverted, so that all estimators make similar control images.
+            Classes are int64, from 0 to 149, in ADE20K's order.
 
         Raises:
-            DeviceError: what it computed is not finite, or it took too much memory.
+            DeviceError: The result is not finite, or the device ran out of memory.
         """
         device, dtype = self.module.device, self.module.dtype
         inputs = self.processor(images=[picture], return_tensors="pt")
@@ -117,8 +117,8 @@ class Estimator:
             seen = output.predicted_depth.float() if depth else score_classes(output)
             if not seen.isfinite().all():
                 raise DeviceError(
-                    f"what {self.name} computed in {dtype} is not finite; its weights may be "
-                    "damaged, or fp16 too narrow: load the model in bf16 or fp32."
+                    f"the estimate of {self.name} in {dtype} is not finite. Its weights can be "
+                    "damaged, or exceed the range of fp16: load the model in bf16 or fp32."
                 )
             values = self._near(seen, size) if depth else pick_strongest_class(seen, size)
         except torch.OutOfMemoryError as error:
@@ -126,7 +126,7 @@ class Estimator:
         return values.cpu().numpy()
 
     def _near(self, estimate: Tensor, size: tuple[int, int]) -> Tensor:
-        """How near each pixel is [h, w], of an estimate [1, H, W]."""
+        """Resize an estimate [1, H, W] to inverse distances [h, w]."""
         height, width = size
         down, across = (int(np.sqrt(side / 2) * self.border) for side in size)
         padded = (height + 2 * down, width + 2 * across)
@@ -136,19 +136,19 @@ class Estimator:
 
 
 def score_classes(output: Any) -> Tensor:
-    """How much each of the 150 classes is seen at each place, [150, h, w]."""
+    """Return the score of each of the 150 classes at each position, [150, h, w]."""
     if "logits" in output:
         return output.logits[0].float()
-    # OneFormer: queries, each with its class (the last is none) and its place.
+    # OneFormer: each query has class scores (the last is "no class") and a mask.
     named = output.transformer_decoder_class_predictions[0].float().softmax(-1)[:, :-1]
     placed = output.transformer_decoder_mask_predictions[0].float().sigmoid()
     return torch.einsum("qc,qhw->chw", named, placed)
 
 
 def pick_strongest_class(seen: Tensor, size: tuple[int, int]) -> Tensor:
-    """The class that is seen most at each pixel [h, w], of scores [classes, H, W].
+    """Return the class with the highest score at each pixel [h, w], from [classes, H, W].
 
-    They are enlarged one by one: all at once would take as much memory as 150 pictures.
+    The function enlarges one class at a time: all at once need the memory of 150 pictures.
     """
     best = seen.new_full(size, -torch.inf)
     found = torch.zeros(size, dtype=torch.int64, device=seen.device)
@@ -163,34 +163,37 @@ def pick_strongest_class(seen: Tensor, size: tuple[int, int]) -> Tensor:
 def load_estimator(
     name: str | PathLike[str], sight: Sight, device: torch.device, dtype: torch.dtype
 ) -> Estimator:
-    """Load a network that sees.
+    """Load an estimator.
 
     Args:
-        name: of `catalogue.ESTIMATORS`, a folder, or a hub id.
-        sight: what it is to see.
-        device: where it goes.
-        dtype: of its floating-point tensors; on the CPU they are in fp32.
+        name: A name in `catalog.ESTIMATORS`, a folder, or a hub id.
+        sight: The required kind of estimate, "depth" or "classes".
+        device: The device.
+        dtype: The dtype of floating-point tensors; always fp32 on the CPU.
 
     Raises:
-        ModelNotFoundError: no such name, folder or repository, or the hub is out of reach.
-        CheckpointError: of another family, sees something else, a pickle, damaged, or incomplete.
+        ModelNotFoundError: The name, folder or repository does not exist, or the hub is not
+            reachable.
+        CheckpointError: The `model_type` is unknown or makes another kind of estimate. Or the
+            weights are a pickle, damaged or incomplete.
     """
     folder = catalog.resolve_estimator(str(name))
     family = str(read_json_config(folder / "config.json").get("model_type"))
     if family not in ESTIMATOR_CLASSES:
         raise CheckpointError(
-            f"{folder} is of model_type {family!r}; estimators that Overpaint knows are "
-            f"{', '.join(ESTIMATOR_CLASSES)}"
+            f"{folder} has model_type {family!r}; Overpaint supports {', '.join(ESTIMATOR_CLASSES)}"
         )
     kind, sees = ESTIMATOR_CLASSES[family]
     if sees != sight:
-        raise CheckpointError(f"{folder}: a {family} sees {sees}; this hint needs {sight}")
+        raise CheckpointError(
+            f"{folder}: {family} estimates {sees}; this control image needs {sight}"
+        )
     try:
         return _load(str(name), folder, family, getattr(transformers, kind), device, dtype)
     except CheckpointError:
         raise
-    except Exception as error:  # whatever a broken config makes the library meet
-        raise CheckpointError(f"{folder} cannot be loaded as a {family}: {error}") from error
+    except Exception as error:  # a broken config can cause any error in the library
+        raise CheckpointError(f"{folder} cannot be loaded as {family}: {error}") from error
 
 
 def _load(
@@ -200,12 +203,12 @@ def _load(
     config = kind.config_class.from_dict(read_json_config(folder / "config.json"))
     if ESTIMATOR_CLASSES[family][1] == "classes" and config.num_labels != len(ADE20K_PALETTE):
         raise CheckpointError(
-            f"{folder} sees {config.num_labels} classes; hints of segmentation show ADE20K's "
+            f"{folder} estimates {config.num_labels} classes; segmentation needs ADE20K's "
             f"{len(ADE20K_PALETTE)}"
         )
     task = None
     if family == "oneformer":
-        config.is_training = False  # or dropout is applied, and text expected
+        config.is_training = False  # training mode applies dropout and expects text
         task = _tokenize_task(folder, int(config.task_seq_len))
     processor = load_processor(folder, DEFAULT_PROCESSORS[family])
     try:
@@ -233,9 +236,9 @@ def _load(
 def _load_module(
     kind: Any, config: Any, files: tuple[Path, ...], dtype: torch.dtype
 ) -> tuple[Any, tuple[str, ...]]:
-    """The network with all its tensors, and the keys that it does not use.
+    """Load the network, and return it with the keys that it does not use.
 
-    By the library's own loader, which knows what tensors were called in its earlier releases.
+    The function uses the loader of transformers, which knows key names of earlier releases.
     """
     tensors = {k: stored.read() for f in files for k, stored in open_weights(f).tensors.items()}
     with _silence_transformers():
@@ -263,17 +266,19 @@ def _load_module(
 
 
 def load_processor(folder: Path, default: str) -> Any:
-    """The library's own that a folder asks for, over Pillow: its other ones need torchvision.
+    """Load a folder's image processor of transformers, in its variant that uses Pillow.
+
+    The other variants need torchvision.
 
     Args:
-        folder: with a `preprocessor_config.json`.
-        default: its name where that file names none.
+        folder: A folder with `preprocessor_config.json`.
+        default: The class name if the file does not have one.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or asks for what there is not.
+        CheckpointError: The file is missing or damaged, or its class does not exist.
     """
     settings = read_json_config(folder / "preprocessor_config.json")
-    # Older files call it a feature extractor, others name the variant that wrote them.
+    # Older files name a feature extractor; others name the variant that wrote them.
     names = (settings.pop(key, None) for key in ("image_processor_type", "feature_extractor_type"))
     asked = next((str(name) for name in names if name), default)
     base = asked.replace("FeatureExtractor", "ImageProcessor")
@@ -283,15 +288,15 @@ def load_processor(folder: Path, default: str) -> Any:
             f"{folder / 'preprocessor_config.json'} asks for {asked!r}, which transformers "
             f"{transformers.__version__} does not have"
         )
-    # OneFormer's would look up the names of its classes, perhaps on the hub, to train with.
+    # With this key, OneFormer's processor looks up class names on the hub, for training.
     settings.pop("class_info_file", None)
     processor = getattr(transformers, name)(**settings)
-    processor(images=[Image.new("RGB", (64, 64))])  # settings that make no sense show here
+    processor(images=[Image.new("RGB", (64, 64))])  # fail here on invalid settings
     return processor
 
 
 def _tokenize_task(folder: Path, length: int) -> Tensor:
-    """The tokens of OneFormer's task, [1, length], zero behind the last."""
+    """Tokenize OneFormer's task: [1, length], padded with zeros."""
     tokens = load_tokenizer(folder)(
         "the task is semantic",
         padding="max_length",
@@ -304,7 +309,10 @@ def _tokenize_task(folder: Path, length: int) -> Tensor:
 
 @contextmanager
 def _silence_transformers() -> Generator[None]:
-    """Without the library's own report and bar: what is wrong with a file is raised instead."""
+    """Disable the log messages and progress bars of transformers.
+
+    Overpaint raises errors for wrong files instead.
+    """
 
     def no_bar(factory: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         return factory(*args, **{**kwargs, "disable": True})

@@ -1,6 +1,6 @@
-"""LoRA files: which weights they change, in every naming of the field, and how.
+"""Read LoRA files in all common namings.
 
-| naming | a key |
+| naming | example of a key |
 |---|---|
 | kohya, SGM | `lora_unet_input_blocks_4_1_proj_in.lora_down.weight`, `lora_te1_…`, `.alpha` |
 | kohya, diffusers | `lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight` |
@@ -8,7 +8,7 @@
 | diffusers, old | `unet.….attn1.processor.to_q_lora.down.weight` |
 | PEFT | `base_model.model.down_blocks.….lora_A.default.weight` |
 
-Every key is used, or named in an error.
+An error names each key that matches no layer.
 """
 
 import json
@@ -46,7 +46,7 @@ LEAF_NAMES: dict[str, str] = {
     r"(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2)": "",
     r"diff": "diff",
 }
-"""What the ends of keys are called here; those without another name keep theirs."""
+"""Patterns of key suffixes, and the names for them in this module; "" keeps the suffix."""
 
 _LEAF = re.compile(r"(?P<stem>.+?)\.(?P<leaf>" + "|".join(f"(?:{p})" for p in LEAF_NAMES) + r")$")
 
@@ -55,21 +55,21 @@ FOREIGN_LORAS: tuple[tuple[str, str], ...] = (
     (r"joint_blocks|^transformer\.transformer_blocks", "Stable Diffusion 3"),
     (r"^lora_te_|^lora_unet_.*_attn2_to_k", "Stable Diffusion 1.5 or 2"),
 )
-"""Patterns of keys, in order, that tell what a LoRA is for when it does not fit."""
+"""Patterns of keys that identify LoRAs for other models; the first match counts."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoraWeights:
-    """What a LoRA file changes.
+    """The changes of a LoRA file to a model's weights.
 
     Attributes:
-        name: as the user gave it.
-        sha256: of the file.
-        tensors_sha256: of it without its header, by which other programs know it.
-        changes: part of the model ("unet", "text_encoder", "text_encoder_2") to module name to
-            the change of that module's weight.
-        metadata: the file's own.
-        unused: keys that belong nowhere, where that was allowed.
+        name: The name that the user gave.
+        sha256: The digest of the file.
+        tensors_sha256: The digest of the file without its header, which other programs use.
+        changes: The change of each weight, by part ("unet", "text_encoder", "text_encoder_2") and
+            module name.
+        metadata: The metadata in the file's header.
+        unused: Keys that match no layer, if they were allowed.
     """
 
     name: str
@@ -84,13 +84,13 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
     """Read a LoRA for a model.
 
     Args:
-        name: of the file.
-        model: it is for.
-        lenient: let keys that belong nowhere be; `Lora.unused` names them.
+        name: The file.
+        model: The model to change.
+        lenient: Whether to allow keys that match no layer. `LoraWeights.unused` lists them.
 
     Raises:
-        CheckpointError: no LoRA, one for another model, or damaged: numbers that are not finite,
-            a half of a pair missing, keys that belong nowhere.
+        CheckpointError: The file is not a LoRA or is for another model. Or it is damaged: a number
+            is not finite, half of a pair is missing, or a key matches no layer.
     """
     file = open_weights(Path(name))
     grouped, odd = _group_tensors(file)
@@ -102,8 +102,8 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
     unused = (*odd, *lost)
     if unused and not lenient:
         raise CheckpointError(
-            f"{file.path}: {len(unused)} keys belong to nothing in {model.name}: "
-            f"{sample_keys(unused)}. Load it leniently to do without them."
+            f"{file.path}: {len(unused)} keys match no layer of {model.name}: "
+            f"{sample_keys(unused)}. Load the LoRA leniently to ignore them."
         )
     changes: dict[str, dict[str, WeightDelta]] = defaultdict(dict)
     alphas = _read_peft_alpha(file)
@@ -117,7 +117,7 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
 
 
 def _group_tensors(file: WeightsFile) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """Tensors by the module they are for and what they are; and keys that are nothing known."""
+    """Return the tensors by module and suffix, and the keys with unknown suffixes."""
     grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
     odd: list[str] = []
     for key, stored in file.tensors.items():
@@ -130,7 +130,7 @@ def _group_tensors(file: WeightsFile) -> tuple[dict[str, dict[str, Tensor]], lis
             raise CheckpointError(f"{file.path}: {key} is empty; the file is damaged")
         tensor = stored.read()
         if tensor.dtype.itemsize == 1:
-            tensor = tensor.half()  # torch computes nothing in 8 bits
+            tensor = tensor.half()  # torch does not compute in 8 bits
         if not tensor.isfinite().all():
             raise CheckpointError(
                 f"{file.path}: {key} holds numbers that are not finite; the file is damaged"
@@ -144,7 +144,7 @@ def _group_tensors(file: WeightsFile) -> tuple[dict[str, dict[str, Tensor]], lis
 
 
 def _list_targets(model: "Model") -> dict[str, tuple[str, str, torch.Size]]:
-    """Every name that a file may have for a module with a weight: part, module, weight's shape."""
+    """Map each possible name of a module in a file to its part, name and weight shape."""
     found: dict[str, tuple[str, str, torch.Size]] = {}
     unet: Any = model.unet
     layers = int(unet.config["layers_per_block"])
@@ -180,7 +180,7 @@ def _flatten_name(name: str) -> str:
 
 
 def _read_peft_alpha(file: WeightsFile) -> float | None:
-    """α of a file whose metadata carries PEFT's config, as diffusers writes it."""
+    """Read α from PEFT's config in the metadata, which diffusers writes; None without it."""
     try:
         config: Any = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
     except ValueError:
@@ -190,10 +190,10 @@ def _read_peft_alpha(file: WeightsFile) -> float | None:
 
 
 def _make_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> WeightDelta:
-    """The change that a module's tensors amount to.
+    """Make the change of a module's weight from its tensors.
 
     Raises:
-        CheckpointError: a part of it is missing.
+        CheckpointError: A tensor is missing.
     """
     alpha = leaves["alpha"].float().item() if "alpha" in leaves else alpha
     change = _make_plain_change(stem, leaves, alpha)
@@ -215,7 +215,7 @@ def _make_plain_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | N
         rank = down.shape[0]
         if up.shape[1] != rank or rank > max(up.shape[0], down[0].numel()):
             raise CheckpointError(
-                f"{stem} is of rank {rank} up and {up.shape[1]} down, for "
+                f"{stem} has rank {up.shape[1]} up and {rank} down, for "
                 f"{down[0].numel()} inputs and {up.shape[0]} outputs; the file is damaged"
             )
         return LowRank(down, up, _alpha_over_rank(alpha, rank), leaves.get("mid"))
@@ -250,7 +250,7 @@ def _alpha_over_rank(alpha: float | None, rank: int) -> float:
 
 
 def _check_shape(stem: str, change: WeightDelta, shape: torch.Size, file: WeightsFile) -> None:
-    """Raise unless a change fits the weight that it is for."""
+    """Raise CheckpointError unless a change fits the shape of its weight."""
     try:
         change.to_dense(torch.empty(shape, device="meta"))
     except (ValueError, RuntimeError) as error:
@@ -261,7 +261,7 @@ def _check_shape(stem: str, change: WeightDelta, shape: torch.Size, file: Weight
 
 
 def _describe_foreign(file: WeightsFile) -> str:
-    """What a file is that is no LoRA for this model, as far as that can be told."""
+    """Describe a file that is not a LoRA for this model."""
     widths = {
         stored.shape[1]
         for key, stored in file.tensors.items()
@@ -275,11 +275,12 @@ def _describe_foreign(file: WeightsFile) -> str:
     for pattern, what in FOREIGN_LORAS:
         if any(re.search(pattern, key) for key in file.tensors):
             return f"this is a LoRA for {what}; Overpaint runs SDXL"
-    return f"no LoRA that Overpaint knows; its keys are {sample_keys(file.tensors) or 'none'}"
+    keys = sample_keys(file.tensors) or "none"
+    return f"this is not a LoRA that Overpaint knows; its keys are {keys}"
 
 
 def get_part(model: "Model", part: str) -> nn.Module:
-    """The module of a part that LoRAs change."""
+    """Return the module of a model part."""
     if part == "unet":
         return model.unet
     return model.encoders_by_part[part].model

@@ -12,7 +12,7 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_of_one_file_and_of_several(tmp_path: Path):
+def test_digest_of_one_file_and_of_several(tmp_path: Path):
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_bytes(b"1")
     second.write_bytes(b"2")
@@ -22,7 +22,7 @@ def test_of_one_file_and_of_several(tmp_path: Path):
     assert not memory.exists()
 
 
-def test_large_files_are_remembered_until_they_change(
+def test_digest_of_large_file_is_cached_until_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(digests, "MIN_REMEMBERED_BYTES", 1)
@@ -36,7 +36,7 @@ def test_large_files_are_remembered_until_they_change(
     assert compute_sha256([path], memory) == sha(b"12")
 
 
-def test_a_memory_that_cannot_be_used_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unusable_digest_cache_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(digests, "MIN_REMEMBERED_BYTES", 1)
     path, memory = tmp_path / "a", tmp_path / "memory.json"
     path.write_bytes(b"1")

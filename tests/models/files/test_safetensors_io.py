@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.int64])
-def test_reads_what_the_library_wrote(tmp_path: Path, dtype: torch.dtype):
+def test_file_of_safetensors_library_is_read(tmp_path: Path, dtype: torch.dtype):
     wrote = {"a": torch.arange(6).reshape(2, 3).to(dtype), "s": torch.tensor(3).to(dtype)}
     wrote["none"] = torch.zeros(0).to(dtype)
     save_file(wrote, tmp_path / "a.safetensors")
@@ -40,11 +40,11 @@ def test_reads_what_the_library_wrote(tmp_path: Path, dtype: torch.dtype):
         assert torch.equal(got.double(), tensor.double())
 
 
-def test_metadata(path: Path):
+def test_metadata_is_read(path: Path):
     assert open_weights(path).metadata == {"who": "me"}
 
 
-def test_steps_are_taken_when_it_is_read(path: Path):
+def test_lazy_tensor_applies_steps_when_read(path: Path):
     stored = open_weights(path).tensors["weight"]
     sliced = stored[2:4, :].clone().detach().T.contiguous()
     assert (sliced.shape, sliced.ndim) == ((4, 2), 2)
@@ -53,14 +53,14 @@ def test_steps_are_taken_when_it_is_read(path: Path):
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin"])
-def test_pickles_are_refused_by_suffix(tmp_path: Path, path: Path, suffix: str):
+def test_pickle_is_rejected_by_suffix(tmp_path: Path, path: Path, suffix: str):
     path = path.rename(tmp_path / f"model{suffix}")
     with pytest.raises(CheckpointError, match="pickle, which can run any program"):
         open_weights(path)
 
 
 @pytest.mark.parametrize("new_zip", [True, False])
-def test_a_renamed_pickle_is_refused_by_content(tmp_path: Path, new_zip: bool):
+def test_renamed_pickle_is_rejected_by_content(tmp_path: Path, new_zip: bool):
     path = tmp_path / "a.safetensors"
     torch.save(tensors(), path, _use_new_zipfile_serialization=new_zip)
     with pytest.raises(CheckpointError, match=r"pickle renamed to \.safetensors"):
@@ -71,13 +71,13 @@ def test_a_renamed_pickle_is_refused_by_content(tmp_path: Path, new_zip: bool):
 
 
 @pytest.mark.parametrize("size", [0, 5, 40, -1])
-def test_a_file_cut_short_is_refused(path: Path, size: int):
+def test_truncated_file_is_rejected(path: Path, size: int):
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         open_weights(path)
 
 
-def test_a_file_that_is_something_else_is_refused(tmp_path: Path):
+def test_file_of_another_format_is_rejected(tmp_path: Path):
     (tmp_path / "a.safetensors").write_bytes(b"\x89PNG\r\n\x1a\n" * 100)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         open_weights(tmp_path / "a.safetensors")
@@ -86,7 +86,7 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path):
         open_weights(tmp_path / "a.txt")
 
 
-def test_a_dtype_we_do_not_know_is_named(tmp_path: Path):
+def test_unknown_dtype_is_named_in_error(tmp_path: Path):
     entry = {"dtype": "U32", "shape": [1], "data_offsets": [0, 4]}
     header = json.dumps({"codes": entry}).encode()
     data = len(header).to_bytes(8, "little") + header + bytes(4)
@@ -99,7 +99,7 @@ def linear() -> torch.nn.Linear:
     return torch.nn.Linear(4, 6, device="meta")
 
 
-def test_fill(path: Path):
+def test_fill_module_reads_tensors_in_final_dtype(path: Path):
     module = linear()
     stored = open_weights(path).tensors
     fill_module(module, stored, part="linear", device=CPU, dtype=torch.bfloat16)
@@ -109,7 +109,7 @@ def test_fill(path: Path):
     assert not any(p.requires_grad for p in module.parameters())
 
 
-def test_fill_is_strict(path: Path):
+def test_fill_module_with_wrong_keys_raises(path: Path):
     stored = dict(open_weights(path).tensors)
     stored["extra"] = stored.pop("bias")
     stored["weight"] = stored["weight"][:5]
@@ -123,13 +123,13 @@ def test_fill_is_strict(path: Path):
     assert "1 of another shape: weight is [5, 4], expected [6, 4]" in message
 
 
-def test_a_file_that_shrinks_meanwhile(path: Path):
+def test_file_that_shrinks_while_reading_raises(path: Path):
     stored = open_weights(path).tensors
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="changed while"):
         [tensor.read() for tensor in stored.values()]
 
 
-def test_some():
+def test_sample_keys_lists_first_names_and_count():
     assert sample_keys(["a", "b"]) == "a, b"
     assert sample_keys("abcdefg") == "a, b, c, d, e and 2 more"

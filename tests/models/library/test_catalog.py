@@ -51,11 +51,11 @@ def write_snapshot(folder: Path, without: str = "") -> Path:
     return folder
 
 
-def test_a_path_is_itself(tmp_path: Path):
+def test_existing_path_resolves_to_itself(tmp_path: Path):
     assert resolve_model(str(tmp_path)) == tmp_path
 
 
-def test_a_missing_file_names_its_neighbors(tmp_path: Path):
+def test_missing_file_suggests_similar_files(tmp_path: Path):
     (tmp_path / "painter.safetensors").touch()
     with pytest.raises(ModelNotFoundError, match=r"Did you mean painter\.safetensors"):
         resolve_model(str(tmp_path / "paintr.safetensors"))
@@ -63,13 +63,15 @@ def test_a_missing_file_names_its_neighbors(tmp_path: Path):
         resolve_model("nowhere/model.ckpt")
 
 
-def test_an_unknown_name_names_those_near():
+def test_unknown_name_suggests_similar_names():
     with pytest.raises(ModelNotFoundError, match="Did you mean miniature"):
         resolve_model("minature")
 
 
 @pytest.mark.parametrize("name", PACKAGED_MODELS)
-def test_what_ships_inside(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_packaged_model_resolves_to_package_data(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def nothing(name: str) -> None:
         del name
 
@@ -81,22 +83,22 @@ def test_what_ships_inside(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["sdxl", "somebody/something"])
-def test_offline_says_what_was_tried(offline: None, name: str):
+def test_offline_error_lists_tried_places(offline: None, name: str):
     with pytest.raises(ModelNotFoundError, match="nor in the hub's cache, and the hub could not"):
         resolve_model(name)
 
 
-def test_what_cannot_be_a_hub_id_is_refused_before_asking(offline: None):
+def test_invalid_hub_id_is_rejected_without_request(offline: None):
     with pytest.raises(ModelNotFoundError, match=r"unknown model .owner/a--b.: .* nor a hub id"):
         resolve_model("owner/a--b")
 
 
-def test_what_is_not_here_is_only_downloaded_when_asked(offline: None):
+def test_missing_model_without_download_is_rejected(offline: None):
     with pytest.raises(ModelNotFoundError, match="not downloaded yet"):
         resolve_model("sdxl", download=False)
 
 
-def test_a_cached_repository_needs_no_hub(
+def test_cached_repository_resolves_offline(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ):
     snapshot = write_snapshot(tmp_path / "snapshot")
@@ -112,7 +114,7 @@ def test_a_cached_repository_needs_no_hub(
         resolve_model("sdxl")
 
 
-def test_a_download_takes_only_what_is_needed(
+def test_download_takes_only_needed_files(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ):
     files = ["model_index.json", "unet/a.bin", "unet/a.safetensors", "unet/a.fp16.safetensors"]
@@ -137,7 +139,7 @@ def test_a_download_takes_only_what_is_needed(
     assert not {"unet/a.safetensors", "unet/a.bin"} & set(asked[0])
 
 
-def test_usable(tmp_path: Path):
+def test_find_loadable_returns_complete_folder_or_only_file(tmp_path: Path):
     whole = write_snapshot(tmp_path / "whole")
     assert find_loadable(whole) == whole
     assert find_loadable(write_snapshot(tmp_path / "b", "vae/model.safetensors")) is None
@@ -147,7 +149,7 @@ def test_usable(tmp_path: Path):
     assert find_loadable(tmp_path / "d") == tmp_path / "d" / "x.safetensors"
 
 
-def test_needed():
+def test_list_needed_files_returns_only_safetensors():
     assert list_needed_files(["README.md", "a.safetensors", "x/b.safetensors"], "o/r") == [
         "a.safetensors"
     ]
@@ -157,7 +159,7 @@ def test_needed():
         list_needed_files(["model_index.json", "unet/a.bin"], "o/r")
 
 
-def test_what_a_network_that_sees_needs(tmp_path: Path):
+def test_estimator_files_are_needed_and_loadable(tmp_path: Path):
     files = ["README.md", "config.json", "preprocessor_config.json", "model.safetensors"]
     wanted = list_needed_files([*files, "pytorch_model.bin"], "o/r")
     assert {*files[1:], "vocab.json", "merges.txt"} <= set(wanted)
@@ -173,7 +175,9 @@ def test_what_a_network_that_sees_needs(tmp_path: Path):
     assert find_loadable(tmp_path) == tmp_path / "model.safetensors"
 
 
-def test_names_of_estimators(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch):
+def test_estimator_names_resolve_to_repositories(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+):
     for name in DEFAULT_ESTIMATORS.values():
         repository = ESTIMATORS[name].repository
         with pytest.raises(ModelNotFoundError, match=f"could not be reached for {repository}"):
@@ -189,7 +193,7 @@ def test_names_of_estimators(tmp_path: Path, offline: None, monkeypatch: pytest.
     assert resolve_estimator("upernet") == resolve_model("upernet") == tmp_path
 
 
-def test_a_network_that_sees_in_the_cache_is_no_checkpoint(
+def test_cached_estimator_is_not_listed_as_checkpoint(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
 ):
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
@@ -210,7 +214,7 @@ def test_a_network_that_sees_in_the_cache_is_no_checkpoint(
     assert entries["depth-anything"].license == "Apache-2.0"
 
 
-def test_choose():
+def test_choose_weight_files_prefers_requested_variant():
     names = ["m.safetensors", "m.fp16.safetensors", "m.non_ema.safetensors", "config.json", "m.bin"]
     assert choose_weight_files(names, half=True) == ["m.fp16.safetensors"]
     assert choose_weight_files(names, half=False) == ["m.safetensors"]
@@ -223,7 +227,9 @@ def test_choose():
         choose_weight_files(["config.json"], half=True)
 
 
-def test_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_list_models_contains_packaged_aliases_and_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     cached = {SDXL: tmp_path, "somebody/painter": tmp_path}
     monkeypatch.setattr(hub, "list_cached_checkpoints", lambda: dict(cached))
     entries = {entry.name: entry for entry in list_models()}

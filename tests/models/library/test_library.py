@@ -1,4 +1,4 @@
-"""What was added is found by name, and nothing is ever half there."""
+"""Tests of the library: added files are found by name, and adding is atomic."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Library:
     return Library(tmp_path / "home")
 
 
-def test_a_lora_is_described(store: Library, tmp_path: Path) -> None:
+def test_added_lora_is_described(store: Library, tmp_path: Path) -> None:
     tags = json.dumps({"10_ink": {"ink": 12, "boat": 3}, "5_more": {"ink ": 2}})
     metadata = {"ss_tag_frequency": tags, "modelspec.license": "MIT"}
     path = lora(tmp_path / "ink.safetensors", 0, metadata)
@@ -54,7 +54,7 @@ def test_a_lora_is_described(store: Library, tmp_path: Path) -> None:
     assert store.list_entries() == [entry]
 
 
-def test_other_kinds(store: Library, tmp_path: Path) -> None:
+def test_added_controlnet_and_embedding_are_recognized(store: Library, tmp_path: Path) -> None:
     net = store.add(write(tiny_net("small"), tmp_path / "net.safetensors"), license="Apache-2.0")
     assert (net.kind, net.license) == ("control", "Apache-2.0")
     save_file({"clip_l": torch.ones(2, 8), "clip_g": torch.ones(2, 8)}, tmp_path / "e.safetensors")
@@ -63,7 +63,7 @@ def test_other_kinds(store: Library, tmp_path: Path) -> None:
         store.find("net", "lora")
 
 
-def test_two_names_share_a_file_until_both_are_gone(store: Library, tmp_path: Path) -> None:
+def test_two_names_share_file_until_both_are_removed(store: Library, tmp_path: Path) -> None:
     path = lora(tmp_path / "ink.safetensors")
     first, second = store.add(path), store.add(path, "pen")
     assert first.path == second.path
@@ -73,7 +73,7 @@ def test_two_names_share_a_file_until_both_are_gone(store: Library, tmp_path: Pa
     assert list(store.folder.iterdir()) == []
 
 
-def test_adding_twice_is_adding_once_and_another_file_needs_another_name(
+def test_add_twice_keeps_one_entry_and_other_file_is_rejected(
     store: Library, tmp_path: Path
 ) -> None:
     path = lora(tmp_path / "ink.safetensors")
@@ -86,7 +86,7 @@ def test_adding_twice_is_adding_once_and_another_file_needs_another_name(
 
 
 @pytest.mark.parametrize("name", ["", "../ink", "a/b", ".ink", "a b", "x" * 101, "ink\n"])
-def test_names_that_are_none(name: str, store: Library, tmp_path: Path) -> None:
+def test_invalid_name_is_rejected(name: str, store: Library, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a valid name"):
         store.add(lora(tmp_path / "ink.safetensors"), name)
     with pytest.raises(ModelNotFoundError, match="unknown file"):
@@ -94,7 +94,7 @@ def test_names_that_are_none(name: str, store: Library, tmp_path: Path) -> None:
     assert not store.folder.exists()
 
 
-def test_a_path_is_no_name_of_a_lora(store: Library, tmp_path: Path) -> None:
+def test_path_is_rejected_as_lora_name(store: Library, tmp_path: Path) -> None:
     path = lora(tmp_path / "ink.safetensors")
     store.add(path)
     with pytest.raises(ModelNotFoundError, match="Names lead to the catalogue alone"):
@@ -103,7 +103,7 @@ def test_a_path_is_no_name_of_a_lora(store: Library, tmp_path: Path) -> None:
         store.find("inc", "lora")
 
 
-def test_what_cannot_be_added(store: Library, tmp_path: Path) -> None:
+def test_unsupported_file_is_rejected(store: Library, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match="pickle"):
         store.add(tmp_path / "a.pt")
@@ -118,7 +118,7 @@ def test_what_cannot_be_added(store: Library, tmp_path: Path) -> None:
     assert store.list_entries() == []
 
 
-def test_an_entry_that_spells_license_the_old_way_is_read(store: Library, tmp_path: Path) -> None:
+def test_entry_with_old_spelling_of_license_is_read(store: Library, tmp_path: Path) -> None:
     entry = store.add(lora(tmp_path / "ink.safetensors"), license="MIT")
     path = store.folder / "ink.json"
     path.write_text(path.read_text("utf-8").replace('"license"', '"licence"'), "utf-8")
@@ -126,14 +126,14 @@ def test_an_entry_that_spells_license_the_old_way_is_read(store: Library, tmp_pa
     assert store.find("ink") == entry
 
 
-def test_a_damaged_entry_is_named(store: Library, tmp_path: Path) -> None:
+def test_damaged_entry_is_named_in_error(store: Library, tmp_path: Path) -> None:
     store.add(lora(tmp_path / "ink.safetensors"))
     (store.folder / "ink.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"ink\.json cannot be read"):
         store.find("ink")
 
 
-def test_what_ships_is_found_and_stays(
+def test_packaged_addon_is_found_and_cannot_be_removed(
     store: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = lora(tmp_path / "ink.safetensors")
@@ -169,7 +169,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_safetensors(path, tensors, torch.float32)
 
 
-def test_a_checkpoint_is_loaded_by_its_name(
+def test_added_checkpoint_loads_by_name(
     store: Library, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     entry = store.add(checkpoint, "mine")
@@ -192,7 +192,9 @@ def test_a_checkpoint_is_loaded_by_its_name(
         load("yours", home=store.folder.parent)
 
 
-def test_names_of_checkpoints(store: Library, checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_names_exclude_aliases_and_other_kinds(
+    store: Library, checkpoint: Path, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match="the name 'sdxl' belongs to another model"):
         store.add(checkpoint, "sdxl")
     store.add(lora(tmp_path / "ink.safetensors"))

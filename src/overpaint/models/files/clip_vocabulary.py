@@ -32,14 +32,14 @@ def load_clip_tokenizer(part: str) -> CLIPTokenizer:
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's tokenizer of a folder.
+    """Load the CLIP tokenizer of a folder.
 
     Raises:
-        CheckpointError: it is not there, or damaged.
+        CheckpointError: The tokenizer is missing or damaged.
     """
     have = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set[str]()
     if "tokenizer.json" not in have and not have >= {"vocab.json", "merges.txt"}:
-        raise CheckpointError(f"{folder}: neither vocab.json and merges.txt nor tokenizer.json")
+        raise CheckpointError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json")
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -37,7 +37,7 @@ class LibraryEntry(BaseModel, frozen=True):
         name: The name for requests.
         kind: The kind of file.
         sha256: The digest of the file.
-        license: The license of its weights, if known. Older descriptions use the key "licence".
+        license: The license of its weights, if known. Older descriptions spell the key `licence`.
         file: The name of the original file.
         keys: The number of tensors in the file.
         rank: The largest rank of a LoRA; None for other kinds.
