@@ -213,7 +213,7 @@ def test_blocks_that_are_not_run_have_a_known_reason() -> None:
 
 
 def test_every_block_has_a_known_language() -> None:
-    known = {"shell", "python", "json", "text", "yaml"}
+    known = {"shell", "python", "json", "text", "yaml", "ini"}
     for path in PAGES:
         for block in blocks_of(path):
             assert block.language in known, f"{block.page}:{block.line}"
