@@ -588,67 +588,40 @@ class Limit:
 
     Attributes:
         subject: name of the limit.
-        value: text with `{0}`, `{1}` … for the constants.
-        constants: places of the numbers in the code, as `module:NAME`.
+        value: text with `{0}`, `{1}` … for the numbers.
+        numbers: a setting of the server such as `limits.body_bytes`, or a constant of the code
+            such as `module:NAME`.
         consequence: the answer beyond the limit.
     """
 
     subject: str
     value: str
-    constants: tuple[str, ...]
+    numbers: tuple[str, ...]
     consequence: str
 
 
-MIB = 2**20
-
 LIMITS: dict[str, tuple[Limit, ...]] = {
     "HTTP requests": (
-        Limit("Request headers", "{0:kib}", ("overpaint.server.settings:Limits.request_head_bytes",), "`400`"),
-        Limit(
-            "Time for the request headers",
-            "{0:g} s",
-            ("overpaint.server.settings:HttpSettings.request_head_timeout_s",),
-            "The server closes the connection.",
-        ),
-        Limit("Request body", "{0:mib}", ("overpaint.server.settings:Limits.body_bytes",), "`413`"),
-        Limit(
-            "Time for the request body",
-            "{0:g} s plus 1 s per {1:g} bytes received",
-            ("overpaint.server.settings:HttpSettings.request_body_timeout_s", "overpaint.server.settings:HttpSettings.min_body_rate_bytes_per_s"),
-            "`408`",
-        ),
-        Limit(
-            "Time in which a client reads nothing of a response",
-            "{0:g} to {1:g} s",
-            ("overpaint.server.settings:HttpSettings.response_timeout_s", "2*overpaint.server.settings:HttpSettings.response_timeout_s"),
-            "The server closes the connection.",
-        ),
-        Limit(
-            "Response data sent ahead of a client that does not read",
-            "{0:kib}",
-            ("overpaint.server.http.connection:MAX_UNSENT_BYTES",),
-            "The server waits for the client.",
-        ),
-        Limit(
-            "Idle connection between two requests",
-            "{0:g} s",
-            ("overpaint.server.settings:HttpSettings.keep_alive_s",),
-            "The server closes the connection.",
-        ),
-        Limit(
-            "Brackets and commas in JSON",
-            "{0:,}",
-            ("overpaint.server.settings:Limits.json_separators",),
-            "`400`",
-        ),
+        Limit("Request headers", "{0:kib}", ("limits.request_head_bytes",), "`400`"),
+        Limit("Time for the request headers", "{0:g} s", ("http.request_head_timeout_s",),
+              "The server closes the connection."),
+        Limit("Request body", "{0:mib}", ("limits.body_bytes",), "`413`"),
+        Limit("Time for the request body", "{0:g} s plus 1 s per {1:,} bytes received",
+              ("http.request_body_timeout_s", "http.min_body_rate_bytes_per_s"), "`408`"),
+        Limit("Time in which a client reads nothing of a response",
+              "{0:g} s to twice that time", ("http.response_timeout_s",),
+              "The server closes the connection."),
+        Limit("Response data sent ahead of a client that does not read", "{0:kib}",
+              ("overpaint.server.http.connection:MAX_UNSENT_BYTES",),
+              "The server waits for the client."),
+        Limit("Idle connection between two requests", "{0:g} s", ("http.keep_alive_s",),
+              "The server closes the connection."),
+        Limit("Brackets and commas in JSON", "{0:,}", ("limits.json_separators",), "`400`"),
         Limit("Form fields, form files", "1,000 each", (), "`413`"),
         Limit("Ranges in a `Range` header", "100", (), "`416`"),
-        Limit(
-            "Wrong fields that one error lists",
-            "{0:g}",
-            ("overpaint.server.api.route:MAX_REPORTED_ERRORS",),
-            "The error lists the first ones.",
-        ),
+        Limit("Wrong fields that one error lists", "{0:g}",
+              ("overpaint.server.api.route:MAX_REPORTED_ERRORS",),
+              "The error lists the first ones."),
         Limit("`Idempotency-Key`", "256 characters", (), "`422`"),
         Limit("Webhook URL", "2,048 characters", (), "`422`"),
         Limit("`X-Request-ID` taken from a client", "1 to 128 printable characters", (),
@@ -659,39 +632,30 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               "`415` (OpenAI: `400`; fal and cog: `422`)"),
         Limit("Formats that the library and the command line read",
               "PNG, JPEG, WebP, BMP, GIF, TIFF", (), "`PictureError`"),
-        Limit("Side of a picture sent to the server", "at least {0:g} pixels", ("overpaint.imaging.codec:MIN_SIDE_PIXELS",), "`422`"),
-        Limit(
-            "Pixels of a picture sent to the server",
-            "{0:,} (8192²)",
-            ("overpaint.imaging.codec:MAX_UPLOAD_PIXELS",),
-            "`422`",
-        ),
-        Limit(
-            "Pixels of a picture in the library and the command line",
-            "{0:,}",
-            ("overpaint.imaging.codec:MAX_PIXELS",),
-            "`PictureError`",
-        ),
+        Limit("Side of a picture sent to the server", "at least {0:g} pixels",
+              ("overpaint.imaging.codec:MIN_SIDE_PIXELS",), "`422`"),
+        Limit("Pixels of a picture sent to the server", "{0:,} (8192²)",
+              ("overpaint.imaging.codec:MAX_UPLOAD_PIXELS",), "`422`"),
+        Limit("Pixels of a picture in the library and the command line", "{0:,}",
+              ("overpaint.imaging.codec:MAX_PIXELS",), "`PictureError`"),
         Limit("Frames", "1", (), "`422`"),
         Limit("Scans of a JPEG", "{0:g}", ("overpaint.imaging.codec:MAX_JPEG_SCANS",), "`422`"),
         Limit("Size of a mask", "the size of its picture", (), "`422`"),
-        Limit("One upload", "{0:mib}", ("overpaint.server.settings:Limits.upload_bytes",), "`413`"),
-        Limit("Uploads that one job names, together", "{0:mib}",
-              ("overpaint.server.settings:Limits.body_bytes",), "`422`"),
+        Limit("One upload", "{0:mib}", ("limits.upload_bytes",), "`413`"),
+        Limit("Uploads that one job names, together", "{0:mib}", ("limits.body_bytes",), "`422`"),
         Limit("`data:` URI without base64", "{0:mib}",
               ("overpaint.server.api.fields:MAX_PERCENT_ENCODED_CHARS",), "`422`"),
-        Limit("Picture URLs in one request", "{0:g}", ("overpaint.server.settings:FetchSettings.urls_per_request",), "`422`"),
+        Limit("Picture URLs in one request", "{0:g}", ("fetching.urls_per_request",), "`422`"),
         Limit("Pictures fetched for one request, together", "{0:mib} in {1:g} s",
-              ("overpaint.server.settings:Limits.upload_bytes", "overpaint.server.settings:FetchSettings.timeout_s"),
-              "`422`"),
+              ("limits.upload_bytes", "fetching.timeout_s"), "`422`"),
         Limit("Requests of an API key that fetch pictures",
               "{0:g} at once, {1:g} together with waiting ones",
-              ("overpaint.server.settings:FetchSettings.concurrent_requests_per_key",
-               "overpaint.server.settings:FetchSettings.pending_requests_per_key"),
+              ("fetching.concurrent_requests_per_key", "fetching.pending_requests_per_key"),
               "`429`"),
     ),
     "Requests for pictures": (
-        Limit("Prompt", "{0:,} characters", ("overpaint.request_fields:MAX_PROMPT_CHARS",), "`422`"),
+        Limit("Prompt", "{0:,} characters",
+              ("overpaint.request_fields:MAX_PROMPT_CHARS",), "`422`"),
         Limit("Sides of the result", "8 to 8192 pixels, a multiple of 8", (), "`422`"),
         Limit("`num_images`", "1 to 64", (), "`422`"),
         Limit("`num_inference_steps`", "1 to 1000", (), "`422`"),
@@ -702,85 +666,82 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Priority on a server without API keys", "-10 to 10", (), "`422`"),
     ),
     "Jobs": (
-        Limit("Queued jobs", "{0:,}; `--queue`", ("overpaint.server.settings:Limits.queued_jobs",), "`429`"),
-        Limit("Queued jobs of one API key", "no own limit; `--queue-per-key`", (), "`429`"),
-        Limit("Jobs in the worker at once", "{0:g}",
-              ("overpaint.server.settings:WorkerSettings.max_jobs",), "Other jobs wait in the queue."),
+        Limit("Queued jobs", "{0:,}", ("limits.queued_jobs",), "`429`"),
+        Limit("Queued jobs of one API key", "no own limit; `limits.queued_jobs_per_key`", (),
+              "`429`"),
+        Limit("Jobs in the worker at once", "{0:g}", ("worker.max_jobs",),
+              "Other jobs wait in the queue."),
         Limit("Crashes of the worker or the server while a job runs", "{0:g}",
               ("overpaint.server.store.jobs:CRASHES",), "The job fails at the last of them."),
-        Limit("Free disk space for new jobs", "{0:mib}",
-              ("overpaint.server.settings:Limits.free_disk_bytes",), "`507`"),
+        Limit("Free disk space for new jobs", "at least {0:mib}",
+              ("limits.free_disk_bytes",), "`507`"),
         Limit("Clients of one API key that follow events at once", "{0:,}",
-              ("overpaint.server.settings:Limits.event_streams_per_key",), "`429`"),
+              ("limits.event_streams_per_key",), "`429`"),
         Limit("`?wait=`", "0 to 60 s", (), "`422`"),
         Limit("Waiting for a Replicate prediction (`Prefer: wait`)", "{0:g} s",
               ("overpaint.server.api.replicate.routes:LONGEST_WAIT",),
               "The server answers with the unfinished prediction."),
     ),
     "Worker": (
-        Limit("Silence while the worker runs", "{0:g} s",
-              ("overpaint.server.settings:WorkerSettings.step_timeout_s",), "The server replaces the worker."),
-        Limit("Silence while the worker starts", "{0:g} s",
-              ("overpaint.server.settings:WorkerSettings.start_timeout_s",), "The server replaces the worker."),
-        Limit("A message that stops halfway", "{0:g} s",
-              ("overpaint.server.settings:WorkerSettings.message_timeout_s",), "The server replaces the worker."),
-        Limit("Lease of a job", "{0:g} s", ("overpaint.server.settings:WorkerSettings.lease_s",),
+        Limit("Silence while the worker runs", "{0:g} s", ("worker.step_timeout_s",),
+              "The server replaces the worker."),
+        Limit("Silence while the worker starts", "{0:g} s", ("worker.start_timeout_s",),
+              "The server replaces the worker."),
+        Limit("A message that stops halfway", "{0:g} s", ("worker.message_timeout_s",),
+              "The server replaces the worker."),
+        Limit("Lease of a job", "{0:g} s", ("worker.lease_s",),
               "Another server takes over the job."),
         Limit("Pause before a worker that keeps dying restarts", "up to {0:g} s",
               ("overpaint.server.jobs.supervisor:LONGEST",), "`/readyz` answers `503`."),
     ),
     "Webhooks": (
-        Limit("Time for the receiver to answer", "{0:g} s",
-              ("overpaint.server.settings:WebhookSettings.timeout_s",), "The server tries again."),
+        Limit("Time for the receiver to answer", "{0:g} s", ("webhooks.timeout_s",),
+              "The server tries again."),
         Limit("Tries", "10", (), "The webhook's state becomes `failed`."),
         Limit("Webhooks in delivery at once", "{0:g}, {1:g} of one API key",
-              ("overpaint.server.settings:WebhookSettings.concurrent_deliveries", "overpaint.server.store.outbox:SHARE"),
+              ("webhooks.concurrent_deliveries", "webhooks.concurrent_deliveries_per_key"),
               "Other webhooks wait."),
         Limit("Interval between two `logs` webhooks of a job", "{0:g} s",
-              ("overpaint.server.settings:WebhookSettings.poll_interval_s",), "The server combines updates."),
+              ("webhooks.poll_interval_s",), "The server combines updates."),
     ),
     "Data retention": (
-        Limit("Jobs and results", "{0:days} after the job ended; `--keep`",
-              ("86400*overpaint.server.settings:ServerSettings.keep_days",), "`404`"),
-        Limit("Uploads that no job uses", "{0:days} after the last upload; `--keep-uploads`",
-              ("86400*overpaint.server.settings:ServerSettings.keep_uploads_days",), "`404`"),
-        Limit("Signed links to results", "{0:g} s", ("overpaint.server.settings:HttpSettings.signed_link_lifetime_s",), "`403`"),
+        Limit("Jobs and results", "{0:g} days after the job ended", ("keep_days",), "`404`"),
+        Limit("Uploads that no job uses", "{0:g} day after the last upload",
+              ("keep_uploads_days",), "`404`"),
+        Limit("Signed links to results", "{0:g} s", ("http.signed_link_lifetime_s",), "`403`"),
         Limit("Usage entries", "kept when jobs are removed", (), ""),
-        Limit("A revoked API key still works", "up to {0:g} s",
-              ("overpaint.server.store.api_keys:MEMORY",), "`401` after that"),
+        Limit("A revoked API key still works", "up to {0:g} s", ("database.key_cache_s",),
+              "`401` after that"),
     ),
 }  # fmt: skip
 """The tables of the limits page, by heading."""
 
 
 class _Number(float):
-    """A number that formats itself in binary units or days."""
+    """A number that formats itself in binary units."""
 
     def __format__(self, spec: str) -> str:
-        if spec == "kib":
-            return f"{self / 1024:g} KiB"
-        if spec == "mib":
-            return f"{self / MIB:g} MiB"
-        if spec == "days":
-            days = self / 86400
-            return f"{days:g} day" + ("s" if days != 1 else "")
-        if spec == ",":
-            return f"{int(self):,}"
-        return super().__format__(spec)
+        match spec:
+            case "kib":
+                return f"{self / 2**10:g} KiB"
+            case "mib":
+                return f"{self / 2**20:g} MiB"
+            case ",":
+                return f"{int(self):,}"
+            case _:
+                return super().__format__(spec)
 
 
-def constant(place: str) -> float:
-    """Return a number of the code: `module:NAME`, `module:Class.field`, or a multiple of one."""
-    if "*" in place:
-        factor, _, rest = place.partition("*")
-        return float(factor) * constant(rest)
-    if place.replace(".", "").isdigit():
-        return float(place)
-    module, _, name = place.partition(":")
-    value: Any = import_module(module)
+def number_at(place: str) -> float:
+    """Return a default of the server's settings, or a constant of the code; see `Limit`."""
+    module, colon, name = place.rpartition(":")
+    if colon:
+        return float(getattr(import_module(module), name))
+    from overpaint.server.settings import ServerSettings
+
+    value: Any = ServerSettings()
     for part in name.split("."):
-        fields: Any = getattr(value, "model_fields", {})
-        value = fields[part].default if part in fields else getattr(value, part)
+        value = getattr(value, part)
     return float(value)
 
 
@@ -789,15 +750,74 @@ def limits_page() -> str:
     parts = [
         "# Limits\n\n"
         "A status is the answer of the native HTTP API beyond the limit. "
-        "[Clients](../guides/clients/index.md) describes the errors of the other dialects.\n"
+        "[Clients](../guides/clients/index.md) describes the errors of the other dialects. "
+        "Values are defaults; a limit with a [setting](settings.md) can be changed.\n"
     ]
     for title, limits in LIMITS.items():
-        rows: list[tuple[str, str, str]] = []
+        rows: list[tuple[str, str, str, str]] = []
         for limit in limits:
-            numbers = [_Number(constant(place)) for place in limit.constants]
-            rows.append((limit.subject, limit.value.format(*numbers), limit.consequence))
-        parts.append(f"## {title}\n\n{table(('Limit', 'Value', 'Beyond it'), rows)}")
+            numbers = [_Number(number_at(place)) for place in limit.numbers]
+            settings = ", ".join(code(place) for place in limit.numbers if ":" not in place)
+            value = limit.value.format(*numbers)
+            rows.append((limit.subject, value, limit.consequence, settings))
+        titles = ("Limit", "Value", "Beyond it", "Setting")
+        parts.append(f"## {title}\n\n{table(titles, rows)}")
     return "\n".join(parts)
+
+
+# Settings
+
+
+def settings_page() -> str:
+    """Return the page about the settings of the server."""
+    from overpaint.server.settings import Flag, ServerSettings
+
+    def rows_of(model: type[BaseModel], group: str) -> Iterator[tuple[str, ...]]:
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                continue
+            flag = next((f.name for f in field.metadata if isinstance(f, Flag)), "")
+            variable = f"OVERPAINT_{f'{group}__' if group else ''}{name}".upper()
+            default = field.default
+            shown = "" if default in (None, (), "") else code(_plain_default(default))
+            yield (
+                code(f"{group}.{name}" if group else name),
+                code(variable),
+                code(flag) if flag else "",
+                shown,
+                field.description or "",
+            )
+
+    titles = ("Setting", "Environment variable", "Flag", "Default", "Meaning")
+    parts = [
+        "# Settings of the server\n\n"
+        "`overpaint serve` reads its settings from four sources. "
+        "A flag has priority over an environment variable, then the file of `--config`, "
+        "then the default. [Serve](../guides/serve.md) has an example.\n\n"
+        "In the TOML file `limits.body_bytes` is the name `body_bytes` in the table `[limits]`. "
+        "Lists in an environment variable are separated by spaces.\n",
+        f"## General\n\n{table(titles, rows_of(ServerSettings, ''))}",
+    ]
+    for name, field in ServerSettings.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            text = field.description or ""
+            parts.append(f"## {name}\n\n{text}\n\n{table(titles, rows_of(annotation, name))}")
+    return "\n".join(parts)
+
+
+def _plain_default(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return " ".join(
+                f"{part:g}" if isinstance(part, float) else str(part) for part in cast(Any, value)
+            )
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -806,6 +826,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "http.md": http_page,
     "dialects.md": dialects_page,
     "limits.md": limits_page,
+    "settings.md": settings_page,
     "metrics.md": metrics_page,
 }
 """The generated pages, by file name."""

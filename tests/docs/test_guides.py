@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw
 import overpaint
 from overpaint.cli import main as command_line
 from overpaint.painter import load as load_model
+from overpaint.server.settings import load_settings
 from tests.server.live import running
 
 from .blocks import DOCS, ROOT, Block, blocks_of
@@ -212,8 +213,17 @@ def test_blocks_that_are_not_run_have_a_known_reason() -> None:
     assert reasons["needs SDXL weights"] <= 8
 
 
+def test_toml_blocks_are_settings_of_the_server(tmp_path: Path) -> None:
+    file = tmp_path / "overpaint.toml"
+    blocks = [b for path in PAGES for b in blocks_of(path) if b.language == "toml"]
+    assert blocks
+    for block in blocks:
+        file.write_text(block.text)
+        load_settings({}, file)
+
+
 def test_every_block_has_a_known_language() -> None:
-    known = {"shell", "python", "json", "text", "yaml", "ini"}
+    known = {"shell", "python", "json", "text", "yaml", "ini", "toml"}
     for path in PAGES:
         for block in blocks_of(path):
             assert block.language in known, f"{block.page}:{block.line}"

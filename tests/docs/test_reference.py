@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from docs.generate import (
@@ -16,16 +17,18 @@ from docs.generate import (
     REFERENCE,
     cli_page,
     commands,
-    constant,
     http_page,
     limits_page,
     metrics_page,
+    number_at,
     openapi_document,
     request_page,
+    settings_page,
 )
 from overpaint.cli.main import app
 from overpaint.request import Request
 from overpaint.request_parts import Control, Lora
+from overpaint.server.settings import ServerSettings
 
 from .prose import public_pages
 
@@ -73,12 +76,23 @@ def test_http_page_lists_every_route() -> None:
             assert f"### {method.upper()} {path}\n" in page
 
 
-def test_limits_page_resolves_every_constant() -> None:
+def test_limits_page_resolves_every_number() -> None:
     page = limits_page()
     for limits in LIMITS.values():
         for limit in limits:
-            assert all(constant(place) > 0 for place in limit.constants)
+            assert all(number_at(place) > 0 for place in limit.numbers)
             assert f"| {limit.subject} |" in page
+
+
+def test_settings_page_describes_every_setting() -> None:
+    page = settings_page()
+    for name, field in ServerSettings.model_fields.items():
+        kind = field.annotation
+        grouped = isinstance(kind, type) and issubclass(kind, BaseModel)
+        names = [f"{name}.{inner}" for inner in kind.model_fields] if grouped else [name]
+        for each in names:
+            rows = re.findall(rf"^\| `{each}` \|.*\| (.*) \|$", page, re.MULTILINE)
+            assert any(rows), each
 
 
 def test_metrics_page_names_the_metrics_that_guides_name() -> None:
