@@ -37,7 +37,7 @@ from overpaint.server.telemetry.logs import log_and_continue
 from overpaint.system.malloc import PAUSE, give_back, share_heap
 
 if TYPE_CHECKING:
-    from overpaint.server.telemetry.traces import TraceExporter  # whose libraries may be missing
+    from overpaint.server.telemetry.traces import TraceExporter  # Its libraries are optional.
 
 DIALECTS = (NATIVE, REPLICATE, OPENAI, COG, FAL, A1111)
 """All dialects that the server speaks, in the order in which their routes are matched.

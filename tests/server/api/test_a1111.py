@@ -462,7 +462,7 @@ def control(**fields: Any) -> dict[str, Any]:
         ("txt2img", IMAGE, "init_images"),
         ("img2img", {}, "init_images"),
         ("img2img", {"init_images": [URI, URI]}, "init_images"),
-        ("img2img", {"init_images": ["%"]}, "init_images: is not base64"),
+        ("img2img", {"init_images": ["%"]}, "init_images: The text is not base64"),
         ("img2img", {"init_images": ["http://a,b"]}, "init_images: is neither"),
         ("img2img", {"init_images": ["aGVsbG8="]}, "not a picture"),
         ("img2img", IMAGE | {"mask": "aGVsbG8="}, "not a picture"),
@@ -477,7 +477,7 @@ def control(**fields: Any) -> dict[str, Any]:
         ),
         ("options", {"sd_model_checkpoint": "z"}, "there is no model 'z'"),
         ("options", {"directories_filename_pattern": "x"}, "directories_filename_pattern"),
-        ("png-info", {"image": "%"}, "image: is not base64"),
+        ("png-info", {"image": "%"}, "image: The text is not base64"),
     ],
 )
 def test_what_is_wrong_is_told_as_they_tell_it(

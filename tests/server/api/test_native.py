@@ -182,7 +182,9 @@ def test_upload_named_many_times_is_read_once(
     assert all(
         control["hint"]["data"] is made["image"]["data"] for control in made["controls"][:16]
     )
-    with pytest.raises(RequestError, match=r"^controls\.16\.image: uploads have .* bytes together"):
+    with pytest.raises(
+        RequestError, match=r"^controls\.16\.image: The uploads have .* bytes together"
+    ):
         load_nested_images(fields, ImageSources(service.files, max_bytes=len(HOUSE)))
 
 

@@ -186,7 +186,7 @@ def test_fetch_too_large_picture_fails(
 ) -> None:
     one, other = gallery.url(), gallery.url("a%20page")
     assert fetched("all", outside, max_bytes=len(HOUSE), image=one) == {one: HOUSE}
-    with pytest.raises(RequestError, match=r"^mask: cannot be fetched"):
+    with pytest.raises(RequestError, match=r"^mask: The picture cannot be fetched"):
         fetched("all", outside, max_bytes=len(HOUSE), image=one, mask=other)  # together
     limit = len(HOUSE) - 1
     for url in (one, gallery.url("without%20a%20length")):
@@ -303,7 +303,7 @@ def test_fetch_keeps_no_cookies(gallery: Gallery, outside: OutboundClient) -> No
 
 
 def test_fetch_policy_none_refuses_urls(gallery: Gallery, refused: Refused) -> None:
-    assert "this server fetches none" in refused("none", gallery.url())
+    assert "This server fetches no URLs" in refused("none", gallery.url())
     assert gallery.asked == []
 
 
@@ -313,7 +313,9 @@ def test_fetch_policy_none_refuses_urls(gallery: Gallery, refused: Refused) -> N
 def test_fetch_too_many_urls_are_refused(outside: OutboundClient) -> None:
     urls = {f"controls.{number}.image": "http://127.0.0.1/" for number in range(17)}
     fetch: Any = fetched  # The names of these fields are not Python identifiers.
-    with pytest.raises(RequestError, match=r"^controls\.0\.image: is one of more than 16 URLs"):
+    with pytest.raises(
+        RequestError, match=r"^controls\.0\.image: The request has more than 16 URLs"
+    ):
         fetch("public", outside, **urls)
 
 

@@ -4,13 +4,16 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Annotated
 
-from fastapi import Depends, Header, HTTPException
+from fastapi import Depends, Header, HTTPException, Path, Query
 from fastapi import Request as Incoming
 
 from overpaint.server.http.auth import SchemesDep, authenticate
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import Limits
+
+JobId = Annotated[str, Path(description="Id of the job.")]
+"""The id of a job in a path."""
 
 
 def get_service(incoming: Incoming) -> Service:
@@ -26,10 +29,12 @@ def get_base_url(incoming: Incoming) -> str:
 
 def authorize_viewer(
     incoming: Incoming,
-    name: str,
-    file: str,
-    expires: int | None = None,
-    signature: str | None = None,
+    name: JobId,
+    file: Annotated[str, Path(description="Name of the result file.")],
+    expires: Annotated[
+        int | None, Query(description="Expiry time of a signed link in seconds since 1970.")
+    ] = None,
+    signature: Annotated[str | None, Query(description="Signature of a signed link.")] = None,
     schemes: SchemesDep = None,
 ) -> str | None:
     """Check that the client may download a result file, by its API key or by a signed link.

@@ -45,7 +45,7 @@ def build_request(
         if name not in own:
             known = {*own, *type(given).model_fields}
             raise RequestError(
-                name[:MAX_NAME_CHARS], f"there is no such field here.{did_you_mean(name, known)}"
+                name[:MAX_NAME_CHARS], f"There is no such field.{did_you_mean(name, known)}"
             )
         if value is not None:
             fields[name] = load_nested_images(value, sources, name)
@@ -53,7 +53,8 @@ def build_request(
     for name, ours, value in words:
         if ours in fields:
             raise RequestError(
-                name, f"contradicts {dialect_names.get(ours, ours)}; give one of the two."
+                name,
+                f"This field contradicts {dialect_names.get(ours, ours)}. Send one of the two.",
             )
         fields[ours], dialect_names[ours] = value, name
     try:

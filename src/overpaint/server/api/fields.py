@@ -60,7 +60,7 @@ def decode_base64(field: str, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:  # The alphabet or the padding is wrong.
-        raise RequestError(field, f"is not base64: {error}.") from None
+        raise RequestError(field, f"The text is not base64: {error}.") from None
 
 
 def decode_data_uri(field: str, uri: str) -> bytes:
@@ -75,7 +75,9 @@ def decode_data_uri(field: str, uri: str) -> bytes:
     if head.endswith(";base64"):
         return decode_base64(field, body)
     if len(body) > MAX_PERCENT_ENCODED_CHARS:
-        raise RequestError(field, "is a large data: URI without base64. Encode its data as base64.")
+        raise RequestError(
+            field, "The data: URI is large and not base64. Encode its data as base64."
+        )
     return unquote_to_bytes(body)
 
 
@@ -105,7 +107,7 @@ async def hash_body(token: str | None, given: BaseModel, *beside: str) -> str:
         try:
             text = json.dumps([type(given).__name__, *beside, dict(given)], default=_to_json)
         except RecursionError:
-            raise RequestError("request", "is nested too deeply.") from None
+            raise RequestError("request", "The request is nested too deeply.") from None
         return hashlib.sha256(text.encode()).hexdigest()
 
     return "" if token is None else await run_in_reader_pool(compute_hash)

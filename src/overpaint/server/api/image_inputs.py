@@ -57,7 +57,8 @@ def _read_source(field: str, text: str, sources: ImageSources) -> bytes:
         return sources.files.get(found[1])
     if not text.startswith("data:"):
         raise RequestError(
-            field, f"{quote_value(text)} is neither a data: URI, an upload to /v1/files, nor a URL."
+            field,
+            f"{quote_value(text)} is neither a data: URI, nor an upload to /v1/files, nor a URL.",
         )
     return decode_data_uri(field, text)
 
@@ -105,13 +106,13 @@ def load_nested_images(fields: Any, sources: ImageSources, *path: str | int) -> 
         if name not in uploads:
             uploads[name] = sources.files.get(name)
             if sum(map(len, uploads.values())) > sources.max_bytes:
-                message = f"uploads have more than {sources.max_bytes:,} bytes together."
+                message = f"The uploads have more than {sources.max_bytes:,} bytes together."
                 raise RequestError(_field_name(*path), message)
         return uploads[name]
 
     def at(value: Any, path: FieldPath) -> Any:
         if len(path) > MAX_NESTING:
-            raise RequestError("request", "is nested too deeply.")
+            raise RequestError("request", "The request is nested too deeply.")
         match value:
             case {"file": str(name)} if len(value) == 1:
                 return _checked_image(upload(name, path), path)

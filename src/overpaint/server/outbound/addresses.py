@@ -123,6 +123,6 @@ def _check_address(address: Address, reach: Reach) -> None:
         return
     raise RequestError(
         "webhook",
-        "leads to an address that is not public. Use a public address, or start the server with "
-        "--allow-private-webhooks.",
+        "The URL leads to an address that is not public. Use a public one, or start the server "
+        "with --allow-private-webhooks.",
     )

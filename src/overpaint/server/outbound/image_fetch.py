@@ -93,14 +93,12 @@ class ImageFetcher:
             yield {}
             return
         if self._fetches == "none":
-            raise RequestError(
-                first, "is a URL, and this server fetches none. Send the picture itself."
-            )
+            raise RequestError(first, "This server fetches no URLs. Send the picture itself.")
         settings = self._settings
         if len(urls) > settings.urls_per_request:
             raise RequestError(
                 first,
-                f"is one of more than {settings.urls_per_request} URLs. Send some as uploads.",
+                f"The request has more than {settings.urls_per_request} URLs. Upload some instead.",
             )
         if self._asked[key] >= settings.pending_requests_per_key:
             message = (
@@ -119,8 +117,8 @@ class ImageFetcher:
     def failure_message(self) -> str:
         """The message for every failure. A more precise one would describe the internal network."""
         return (
-            "cannot be fetched. A URL must lead to a public address and return status 200 without "
-            f"a redirect, with at most {self._max_bytes:,} bytes within "
+            "The picture cannot be fetched. A URL must lead to a public address and return status "
+            f"200 without a redirect, with at most {self._max_bytes:,} bytes within "
             f"{self._settings.timeout_s:g} seconds. Alternatively, send the picture itself."
         )
 

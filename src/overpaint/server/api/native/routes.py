@@ -35,6 +35,7 @@ from overpaint.request import Request
 from overpaint.server.api.deps import (
     LISTENER_LIMIT,
     IdempotencyKey,
+    JobId,
     LastEventId,
     ServiceDep,
     ViewerDep,
@@ -97,9 +98,6 @@ WaitSeconds = Annotated[
 ]
 """Seconds that a client waits for the end of a job."""
 
-JobId = Annotated[str, Path(description="Id of the job.")]
-"""The id of a job in a path."""
-
 
 async def accept_job(
     service: Service, key: str, submission: Submission, token: str | None, body: str
@@ -158,7 +156,8 @@ async def create_job(
     if key and submission.priority > 0:
         raise RequestError(
             "priority",
-            "must be at most 0 on a server with API keys, because other clients wait too.",
+            "Jobs on a server with API keys have a priority of at most 0, because other clients "
+            "wait too.",
         )
     body = await hash_body(idempotency_key, submission)
     job = await service.repeated(key, idempotency_key, body)
