@@ -520,7 +520,7 @@ def test_hint_of_a_pose_reads_keypoints(loader: Loader, run: Any):
     assert run("hint", "pose", "pose.json", "-o", "pose.png").code == 0
     ran = run("edit", "fox.png", "x", "--control", "pose")
     assert ran.code == 2
-    assert "cannot be made from a picture here; give a finished one" in ran.err
+    assert "cannot be made from a picture; give the finished hint" in ran.err
 
 
 def test_hint_writes_the_control_image(loader: Loader, run: Any):
