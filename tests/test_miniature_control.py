@@ -101,7 +101,7 @@ def test_hints_and_loras_from_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         main(["create", "a comic of a blue house", *arguments, "--steps", "3", "-o", str(out)])
     assert end.value.code in (0, None)
-    record = metadata.read(out).record
+    record = metadata.read_settings(out).record
     assert record is not None
     assert record["request"]["controls"][0]["scale"] == 0.8
     ships = {entry.name: entry.sha256 for entry in list_shipped()}

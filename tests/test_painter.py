@@ -65,7 +65,7 @@ def test_saved_picture_contains_the_settings_that_remake_it(
 ) -> None:
     result = painter.create("a cat", seed=3, num_images=2, num_inference_steps=1)
     result.save(tmp_path / "cat.png", 1)
-    found = metadata.read(tmp_path / "cat.png")
+    found = metadata.read_settings(tmp_path / "cat.png")
     assert found.fields["seed"] == 4
     again = painter.run(metadata.to_request(found))
     assert same(again.images[0], Image.open(tmp_path / "cat.png"))

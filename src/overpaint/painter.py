@@ -63,7 +63,7 @@ class Result:
         Raises:
             OutputError: the file cannot be written; no partial file remains.
         """
-        metadata.write(self.images[index], Path(path), self.metadata[index])
+        metadata.write_picture(self.images[index], Path(path), self.metadata[index])
 
 
 class Painter:

@@ -85,7 +85,9 @@ class FakePainter:
             Image.new("RGB", size, ((request.seed + i) % 256, 128, 0)) for i in range(n)
         )
         second = self.load(request).refiner
-        records = tuple(metadata.record(request, i, size, self.model, second) for i in range(n))
+        records = tuple(
+            metadata.make_record(request, i, size, self.model, second) for i in range(n)
+        )
         yield Finished(pictures, tuple(request.seed + i for i in range(n)), records)
 
 
@@ -144,7 +146,7 @@ def test_edit_writes_a_picture_in_the_current_folder_and_prints_its_path(loader:
     [request] = loader.requests
     assert request == Request(image=codec.read_picture("fox.png"), prompt="a wolf", seed=7)
     assert loader.calls == [("miniature", "auto", "auto")]
-    found = metadata.read("fox-overpaint.png")
+    found = metadata.read_settings("fox-overpaint.png")
     assert metadata.to_request(found, request.image) == request
 
 
@@ -364,13 +366,13 @@ def test_edit_without_output_chooses_an_unused_name(loader: Loader, run: Any):
 def test_edit_with_output_overwrites_the_file(loader: Loader, run: Any):
     for seed in (1, 2):
         assert run("edit", "fox.png", "x", "-o", "out.webp", "--seed", seed).out == "out.webp\n"
-    assert metadata.read("out.webp").fields["seed"] == 2
+    assert metadata.read_settings("out.webp").fields["seed"] == 2
 
 
 def test_edit_of_several_pictures_numbers_the_files(loader: Loader, run: Any):
     ran = run("edit", "fox.png", "x", "-n", 3, "--seed", 5, "-o", "a.jpg")
     assert ran.out.split() == ["a-0.jpg", "a-1.jpg", "a-2.jpg"]
-    assert [metadata.read(name).fields["seed"] for name in ran.out.split()] == [5, 6, 7]
+    assert [metadata.read_settings(name).fields["seed"] for name in ran.out.split()] == [5, 6, 7]
 
 
 def test_edit_with_json_prints_one_object(loader: Loader, run: Any):
@@ -499,7 +501,7 @@ def test_sweep_draws_a_grid_with_one_seed(loader: Loader, run: Any):
         assert list(sheet.size) == result["size"]
         assert sheet.width > 3 * 64
         assert sheet.height > 2 * 48
-    found = metadata.read("fox-sweep.png")
+    found = metadata.read_settings("fox-sweep.png")
     assert found.record is not None
     assert found.record["sweep"] == {"strength": [0.2, 0.5, 1.0], "guidance_scale": [3.0, 7.0]}
 
@@ -695,7 +697,7 @@ def test_info_prints_the_settings(loader: Loader, run: Any):
 
 def test_info_prints_the_watermark(loader: Loader, run: Any):
     Image.effect_noise((256, 256), 20).convert("RGB").save("large.png")
-    made, why = watermark.marked(codec.decode(codec.read_picture("large.png")))
+    made, why = watermark.add_watermark(codec.decode(codec.read_picture("large.png")))
     assert why is None
     made.save("marked.png")  # and nothing else in it
     assert run("info", "marked.png").out == "watermark  SDXL's, invisible\n"
@@ -717,7 +719,7 @@ def test_info_prints_notes_on_settings_without_a_counterpart(loader: Loader, run
     text = "x\nSteps: 12, Sampler: Restart, Seed: 4"
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
     Image.new("RGB", (8, 8)).save("a.jpg", exif=exif)
-    assert "note: left out: there is no sampler 'Restart' here." in run("info", "a.jpg").out
+    assert "note: left out: Overpaint has no sampler 'Restart'." in run("info", "a.jpg").out
 
 
 def test_models_list_prints_known_models(run: Any):

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from overpaint.errors import FormatError, OutputError, PictureError, RequestError
 from overpaint.imaging import codec, grid, output, sizing
 from overpaint.picture import Picture
-from overpaint.provenance.foreign import a1111_pairs
+from overpaint.provenance.importers.a1111 import split_a1111_pairs
 from overpaint.request import Request
 from tests.memory import COUNTED, added
 
@@ -148,7 +148,7 @@ def test_half_of_a_large_picture_costs_little_memory(kind: str):
 
 def pairs_read(text: str) -> int:
     """Bytes that reading a line of settings takes."""
-    return added(lambda: a1111_pairs(text))[0]
+    return added(lambda: split_a1111_pairs(text))[0]
 
 
 @pytest.mark.skipif(not COUNTED.exists(), reason="needs Linux's /proc")

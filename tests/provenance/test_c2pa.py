@@ -18,7 +18,7 @@ from overpaint.errors import OutputError, RequestError
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.provenance import metadata
-from overpaint.provenance.c2pa import MIME, SOURCE, Credentials
+from overpaint.provenance.c2pa import MEDIA_TYPES, SOURCE_TYPE_URL, Credentials
 from overpaint.request import Request
 from tests.provenance.certificates import write_certificate
 from tests.provenance.test_metadata import recorded
@@ -33,7 +33,7 @@ def credentials(tmp_path: Path) -> Credentials:
 
 def manifest(data: bytes, kind: str) -> dict[str, Any]:
     """What a file says, whose signature must be whole."""
-    with c2pa.Reader(MIME[kind], io.BytesIO(data)) as reader:
+    with c2pa.Reader(MEDIA_TYPES[kind], io.BytesIO(data)) as reader:
         assert reader.get_validation_state() == "Valid"
         found = json.loads(reader.json())
     return found["manifests"][found["active_manifest"]]
@@ -44,19 +44,19 @@ def actions(told: dict[str, Any]) -> list[tuple[str, str | None]]:
     return [(a["action"], a.get("digitalSourceType")) for a in assertion["data"]["actions"]]
 
 
-@pytest.mark.parametrize("kind", MIME)
+@pytest.mark.parametrize("kind", MEDIA_TYPES)
 def test_a_signed_picture_says_that_a_model_made_it(
     credentials: Credentials, kind: str, tmp_path: Path
 ) -> None:
-    plain = metadata.encoded(PIXELS, kind, recorded(Request(prompt="a cup", seed=7)))
-    signed = credentials.signed(plain, kind, None)
+    plain = metadata.encode_picture(PIXELS, kind, recorded(Request(prompt="a cup", seed=7)))
+    signed = credentials.sign(plain, kind, None)
     told = manifest(signed, kind)
     assert told["claim_generator_info"][0]["name"] == "Overpaint"
-    assert actions(told) == [("c2pa.created", f"{SOURCE}trainedAlgorithmicMedia")]
+    assert actions(told) == [("c2pa.created", f"{SOURCE_TYPE_URL}trainedAlgorithmicMedia")]
     assert "thumbnail" not in told
     path = tmp_path / f"picture.{kind}"
     path.write_bytes(signed)
-    assert metadata.read(path).fields["prompt"] == "a cup"
+    assert metadata.read_settings(path).fields["prompt"] == "a cup"
     before, after = (np.asarray(codec.decode(Picture(data=data))) for data in (plain, signed))
     assert np.array_equal(before, after)
 
@@ -67,11 +67,11 @@ def test_a_repainted_picture_says_so_and_does_not_hold_the_other(
 ) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (80, 80), "teal").save(buffer, form)
-    plain = metadata.encoded(PIXELS, "png", recorded(Request()))
-    told = manifest(credentials.signed(plain, "png", Picture(data=buffer.getvalue())), "png")
+    plain = metadata.encode_picture(PIXELS, "png", recorded(Request()))
+    told = manifest(credentials.sign(plain, "png", Picture(data=buffer.getvalue())), "png")
     assert actions(told) == [
         ("c2pa.opened", None),
-        ("c2pa.edited", f"{SOURCE}compositeWithTrainedAlgorithmicMedia"),
+        ("c2pa.edited", f"{SOURCE_TYPE_URL}compositeWithTrainedAlgorithmicMedia"),
     ]
     [parent] = told["ingredients"]
     assert (parent["relationship"], parent["format"]) == ("parentOf", f"image/{form.lower()}")
@@ -79,31 +79,31 @@ def test_a_repainted_picture_says_so_and_does_not_hold_the_other(
 
 
 def test_what_was_signed_before_stays_in_the_history(credentials: Credentials) -> None:
-    plain = metadata.encoded(PIXELS, "png", recorded(Request()))
-    first = credentials.signed(plain, "png", None)
-    second = credentials.signed(plain, "png", Picture(data=first))
+    plain = metadata.encode_picture(PIXELS, "png", recorded(Request()))
+    first = credentials.sign(plain, "png", None)
+    second = credentials.sign(plain, "png", Picture(data=first))
     with c2pa.Reader("image/png", io.BytesIO(second)) as reader:
         assert len(json.loads(reader.json())["manifests"]) == 2
 
 
 def test_a_changed_picture_is_not_valid(credentials: Credentials) -> None:
-    plain = metadata.encoded(PIXELS, "png", recorded(Request(prompt="a cup")))
-    signed = credentials.signed(plain, "png", None).replace(b"a cup", b"a dog")
+    plain = metadata.encode_picture(PIXELS, "png", recorded(Request(prompt="a cup")))
+    signed = credentials.sign(plain, "png", None).replace(b"a cup", b"a dog")
     with c2pa.Reader("image/png", io.BytesIO(signed)) as reader:
         assert reader.get_validation_state() == "Invalid"
 
 
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()])
 def test_other_curves_sign_too(tmp_path: Path, curve: Any) -> None:
-    signed = Credentials(*write_certificate(tmp_path, curve)).signed(
-        metadata.encoded(PIXELS, "png", recorded(Request())), "png", None
+    signed = Credentials(*write_certificate(tmp_path, curve)).sign(
+        metadata.encode_picture(PIXELS, "png", recorded(Request())), "png", None
     )
     assert actions(manifest(signed, "png"))
 
 
 def test_what_is_no_picture_cannot_be_signed(credentials: Credentials) -> None:
     with pytest.raises(OutputError, match="cannot be signed by C2PA"):
-        credentials.signed(b"no picture", "png", None)
+        credentials.sign(b"no picture", "png", None)
 
 
 def test_what_cannot_sign_is_refused(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_what_cannot_sign_is_refused(tmp_path: Path) -> None:
         Credentials(chain, other)
     with pytest.raises(RequestError, match="cannot sign"):
         Credentials(key, key)
-    with pytest.raises(RequestError, match="no private key in PEM"):
+    with pytest.raises(RequestError, match="is not a private key in PEM"):
         Credentials(chain, chain)
     with pytest.raises(RequestError, match=r"gone\.pem cannot be read: No such file"):
         Credentials(chain, tmp_path / "gone.pem")

@@ -14,7 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from overpaint.errors import OutputError, PictureError, RequestError
 from overpaint.imaging import codec
 from overpaint.picture import Picture
-from overpaint.provenance import foreign, metadata
+from overpaint.provenance import a1111_text, metadata
+from overpaint.provenance.importers import a1111, collector, comfyui, invokeai
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
 from overpaint.request_parts import Control, Lora
@@ -39,7 +40,7 @@ class Checkpoint:
 
 
 def recorded(request: Request, index: int = 0) -> dict[str, Any]:
-    return metadata.record(request, index, PIXELS.size, Checkpoint())
+    return metadata.make_record(request, index, PIXELS.size, Checkpoint())
 
 
 def png_with(path: Path, **texts: str) -> Path:
@@ -55,10 +56,10 @@ def png_with(path: Path, **texts: str) -> Path:
 
 def test_a_refiner_is_recorded_with_its_weights():
     request, second = Request(refiner="finer"), Checkpoint("finer", "fe" * 32)
-    record = metadata.record(request, 0, PIXELS.size, Checkpoint(), second)
+    record = metadata.make_record(request, 0, PIXELS.size, Checkpoint(), second)
     assert (record["model"]["name"], record["refiner"]["name"]) == ("miniature", "finer")
     assert record["refiner"]["sha256"] == "fe" * 32
-    assert metadata.record(Request(), 0, PIXELS.size, Checkpoint())["refiner"] is None
+    assert metadata.make_record(Request(), 0, PIXELS.size, Checkpoint())["refiner"] is None
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -73,8 +74,8 @@ def test_a_written_picture_gives_its_request_back(name: str, tmp_path: Path):
         seed=7,
     )
     record = recorded(request, 2)
-    metadata.write(PIXELS, tmp_path / name, record)
-    found = metadata.read(tmp_path / name)
+    metadata.write_picture(PIXELS, tmp_path / name, record)
+    found = metadata.read_settings(tmp_path / name)
     assert found.program == "overpaint"
     assert found.record == record
     assert found.model == "miniature"
@@ -90,7 +91,7 @@ class File:
     tensors_sha256: str = "7e" * 32
 
 
-USED = metadata.Used(
+USED = metadata.UsedFiles(
     loras=[File("ink"), File("clay", "5b" * 32, "7f" * 32)],
     nets=[File("miniature-canny")],
     embeddings=[File("turner", "5c" * 32)],
@@ -104,9 +105,9 @@ def test_what_was_used_is_named_by_its_hash(name: str, tmp_path: Path):
         loras=(Lora(name="clay", scale=-1.0, text_scale=0.25),),
         seed=1,
     )
-    record = metadata.record(request, 0, PIXELS.size, Checkpoint(), used=USED)
-    metadata.write(PIXELS, tmp_path / name, record)
-    found = metadata.read(tmp_path / name)
+    record = metadata.make_record(request, 0, PIXELS.size, Checkpoint(), used=USED)
+    metadata.write_picture(PIXELS, tmp_path / name, record)
+    found = metadata.read_settings(tmp_path / name)
     assert found.record is not None
     assert found.record["loras_sha256"] == {
         "ink": {"file": "5a" * 32, "tensors": "7e" * 32},
@@ -120,11 +121,13 @@ def test_what_was_used_is_named_by_its_hash(name: str, tmp_path: Path):
 def test_a1111_finds_loras_and_embeddings_where_it_looks_for_them():
     asked = Lora(name="clay", scale=-1.0, text_scale=0.25)
     request = Request(prompt="a fox <lora:ink:0.5>", loras=(asked,), seed=1)
-    text = metadata.parameters(metadata.record(request, 0, (8, 8), Checkpoint(), used=USED))
+    text = a1111_text.format_parameters(
+        metadata.make_record(request, 0, (8, 8), Checkpoint(), used=USED)
+    )
     assert 'Lora hashes: "ink: 7e7e7e7e7e7e, clay: 7f7f7f7f7f7f", ' in text
     assert 'TI hashes: "turner: 5c5c5c5c5c5c", ' in text
     assert {"<lora:clay:0.25:-1>", "<lora:ink:0.5>"} <= set(text.split("\n")[0].split())
-    found = foreign.a1111(text)
+    found = a1111.read_a1111(text)
     assert found is not None
     assert metadata.to_request(found).loras == request.loras
 
@@ -156,13 +159,13 @@ text = st.text(
 @given(prompt=text, negative=text, name=st.sampled_from(FORMATS))
 def test_any_prompt_survives_in_our_record(prompt: str, negative: str, name: str, tmp_path: Path):
     request = Request(prompt=prompt, prompt_2=negative, negative_prompt=negative, seed=1)
-    metadata.write(PIXELS, tmp_path / name, recorded(request))
-    assert metadata.to_request(metadata.read(tmp_path / name)) == request
+    metadata.write_picture(PIXELS, tmp_path / name, recorded(request))
+    assert metadata.to_request(metadata.read_settings(tmp_path / name)) == request
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_pixels_are_kept(name: str, tmp_path: Path):
-    metadata.write(PIXELS, tmp_path / name, recorded(Request()))
+    metadata.write_picture(PIXELS, tmp_path / name, recorded(Request()))
     written = codec.decode(codec.read_picture(tmp_path / name))
     worst = np.abs(codec.to_array(written) - codec.to_array(PIXELS)).max()
     assert worst == 0 if name.endswith("png") else worst < 0.05
@@ -171,7 +174,7 @@ def test_the_pixels_are_kept(name: str, tmp_path: Path):
 def test_a_record_with_a_field_in_its_old_spelling_is_read(tmp_path: Path):
     record = recorded(Request())
     record["request"]["match_colours"] = record["request"].pop("match_colors")
-    found = metadata.read(png_with(tmp_path / "a.png", overpaint=json.dumps(record)))
+    found = metadata.read_settings(png_with(tmp_path / "a.png", overpaint=json.dumps(record)))
     assert "match_colours" not in found.fields
     assert found.fields["match_colors"] is True
 
@@ -179,15 +182,15 @@ def test_a_record_with_a_field_in_its_old_spelling_is_read(tmp_path: Path):
 def test_a_damaged_record_is_refused(tmp_path: Path):
     for text in ("{", "[]", "{}", '{"request": 3}', "[" * 100_000):
         with pytest.raises(PictureError, match="record is damaged"):
-            metadata.read(png_with(tmp_path / "a.png", overpaint=text))
+            metadata.read_settings(png_with(tmp_path / "a.png", overpaint=text))
 
 
 def test_a_picture_without_settings_is_refused(tmp_path: Path):
     path = png_with(tmp_path / "plain.png", Comment="hello", parameters="no settings", prompt="{}")
     with pytest.raises(PictureError, match=r"plain\.png carries no settings"):
-        metadata.read(path)
+        metadata.read_settings(path)
     with pytest.raises(PictureError, match="no such file"):
-        metadata.read(tmp_path / "none.png")
+        metadata.read_settings(tmp_path / "none.png")
 
 
 # Writing
@@ -199,8 +202,8 @@ def test_settings_too_long_for_a_jpeg_are_found_beforehand(tmp_path: Path):
     metadata.check_output(tmp_path / "out.webp", request)
     with pytest.raises(OutputError, match="a JPEG holds 65,533; write a PNG"):
         metadata.check_output(tmp_path / "out.jpg", request)
-    metadata.write(PIXELS, tmp_path / "out.webp", recorded(request))
-    assert metadata.read(tmp_path / "out.webp").fields["prompt"] == request.prompt
+    metadata.write_picture(PIXELS, tmp_path / "out.webp", recorded(request))
+    assert metadata.read_settings(tmp_path / "out.webp").fields["prompt"] == request.prompt
 
 
 def test_what_passes_the_check_can_be_written(tmp_path: Path):
@@ -212,7 +215,7 @@ def test_what_passes_the_check_can_be_written(tmp_path: Path):
             metadata.check_output(path, request)
         except OutputError:
             break
-        metadata.write(PIXELS, path, recorded(request))
+        metadata.write_picture(PIXELS, path, recorded(request))
         longest = length
     assert 15_000 < longest < 21_500
 
@@ -229,7 +232,7 @@ def test_parameters_are_exactly_a1111s():
     request = Request(
         image=SKETCH, prompt="a fox", negative_prompt="blurry", seed=7, strength=0.6, clip_skip=1
     )
-    assert metadata.parameters(recorded(request)) == (
+    assert a1111_text.format_parameters(recorded(request)) == (
         "a fox\nNegative prompt: blurry\n"
         "Steps: 30, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 7, "
         "Size: 128x96, Model hash: 0123456789, Model: miniature, Denoising strength: 0.6, "
@@ -246,15 +249,17 @@ def test_parameters_are_exactly_a1111s():
     ],
 )
 def test_where_a_model_lies_is_not_in_the_text(name: str, written: str):
-    text = metadata.parameters(metadata.record(Request(), 0, (8, 8), Checkpoint(name=name)))
+    text = a1111_text.format_parameters(
+        metadata.make_record(Request(), 0, (8, 8), Checkpoint(name=name))
+    )
     assert f"Model: {written}," in text
 
 
 def test_names_that_would_break_the_line_are_quoted():
-    record = metadata.record(Request(seed=1), 0, (8, 8), Checkpoint(name='C:\\a, "b"'))
-    text = metadata.parameters(record)
+    record = metadata.make_record(Request(seed=1), 0, (8, 8), Checkpoint(name='C:\\a, "b"'))
+    text = a1111_text.format_parameters(record)
     assert r'Model: "C:\\a, \"b\"", ' in text
-    found = foreign.a1111(text)
+    found = a1111.read_a1111(text)
     assert found is not None
     assert found.model == 'C:\\a, "b"'
     assert found.fields["seed"] == 1
@@ -262,7 +267,9 @@ def test_names_that_would_break_the_line_are_quoted():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_text_is_where_a1111_looks(name: str, tmp_path: Path):
-    metadata.write(PIXELS, tmp_path / name, recorded(Request(prompt="ein Fuchs 狐", seed=1)))
+    metadata.write_picture(
+        PIXELS, tmp_path / name, recorded(Request(prompt="ein Fuchs 狐", seed=1))
+    )
     with Image.open(tmp_path / name) as image:
         if name.endswith("png"):
             text = str(image.info["parameters"])
@@ -301,7 +308,7 @@ def test_what_a1111s_text_can_hold_is_read_back(
         seed=numbers["seed"],
         clip_skip=numbers["clip_skip"],
     )
-    found = foreign.a1111(metadata.parameters(recorded(request)))
+    found = a1111.read_a1111(a1111_text.format_parameters(recorded(request)))
     assert found is not None
     assert found.notes == ()
     again = metadata.to_request(found)
@@ -318,11 +325,11 @@ Clip skip: 2, Lora hashes: "a: 1, b: 2", Version: v1.9.4"""
 
 
 def test_a_long_line_that_is_no_settings_takes_linear_time():
-    assert foreign.a1111("a fox\n" + "a" * 100_000) is None
+    assert a1111.read_a1111("a fox\n" + "a" * 100_000) is None
 
 
 def test_a1111_settings_are_read(tmp_path: Path):
-    found = metadata.read(png_with(tmp_path / "a.png", parameters=A1111))
+    found = metadata.read_settings(png_with(tmp_path / "a.png", parameters=A1111))
     assert (found.program, found.model) == ("A1111", "sd_xl_base_1.0")
     assert found.fields == {
         "prompt": "a castle, (towers:1.2)\non a hill",
@@ -354,14 +361,14 @@ def test_a1111_settings_are_read(tmp_path: Path):
     ],
 )
 def test_a1111_samplers_are_read(named: str, sampler: str, schedule: str):
-    found = foreign.a1111(f"x\nSteps: 20, {named}, CFG scale: 7, Seed: 1")
+    found = a1111.read_a1111(f"x\nSteps: 20, {named}, CFG scale: 7, Seed: 1")
     assert found is not None
     assert (found.fields["sampler"], found.fields["schedule"]) == (sampler, schedule)
     assert found.notes == ()
 
 
 def test_what_a1111_has_and_we_have_not_becomes_a_note():
-    found = foreign.a1111(
+    found = a1111.read_a1111(
         "x\nSteps: 2000, Sampler: Restart, Schedule type: KL Optimal, CFG scale: high, "
         "Denoising strength: 0.5, Hires upscale: 2, Size: 512x512"
     )
@@ -385,7 +392,7 @@ def test_a1111_settings_in_jpeg_and_webp(kind: str, comment: bytes, tmp_path: Pa
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     PIXELS.save(tmp_path / "a", kind, exif=exif)
-    assert metadata.read(tmp_path / "a").fields["seed"] == 965400086
+    assert metadata.read_settings(tmp_path / "a").fields["seed"] == 965400086
 
 
 def test_a_text_chunk_after_the_pixels_is_found(tmp_path: Path):
@@ -395,7 +402,7 @@ def test_a_text_chunk_after_the_pixels_is_found(tmp_path: Path):
     start = data.index(b"tEXt") - 4
     chunk = data[start : data.index(b"IDAT") - 4]
     path.write_bytes(bare[:-12] + chunk + bare[-12:])
-    assert metadata.read(path).program == "A1111"
+    assert metadata.read_settings(path).program == "A1111"
 
 
 # InvokeAI
@@ -424,7 +431,7 @@ INVOKEAI: dict[str, Any] = {
 
 def test_invokeai_settings_are_read(tmp_path: Path):
     path = png_with(tmp_path / "a.png", invokeai_metadata=json.dumps(INVOKEAI))
-    found = metadata.read(path)
+    found = metadata.read_settings(path)
     assert (found.program, found.model) == ("InvokeAI", "juggernaut")
     assert found.fields == {
         "prompt": "a castle",
@@ -447,7 +454,7 @@ def test_invokeai_settings_are_read(tmp_path: Path):
 
 def test_invokeai_oddities_become_notes():
     odd = INVOKEAI | {"seed": "x", "scheduler": "dpmpp_2s_k", "model": None, "loras": []}
-    found = foreign.invokeai(json.dumps(odd))
+    found = invokeai.read_invokeai(json.dumps(odd))
     assert found is not None
     assert found.model is None
     assert "seed" not in found.fields
@@ -487,7 +494,7 @@ def comfyui_graph() -> dict[str, Any]:
 
 def test_comfyui_settings_are_read(tmp_path: Path):
     path = png_with(tmp_path / "a.png", prompt=json.dumps(comfyui_graph()), workflow="{}")
-    found = metadata.read(path)
+    found = metadata.read_settings(path)
     assert (found.program, found.model) == ("ComfyUI", "sd_xl_base_1.0.safetensors")
     assert found.fields == {
         "prompt": "a glass bottle",
@@ -507,7 +514,7 @@ def test_comfyui_settings_in_webp(tmp_path: Path):
     exif = Image.Exif()
     exif[ExifTags.Base.Model] = "prompt:" + json.dumps(comfyui_graph())
     PIXELS.save(tmp_path / "a.webp", exif=exif)
-    assert metadata.read(tmp_path / "a.webp").program == "ComfyUI"
+    assert metadata.read_settings(tmp_path / "a.webp").program == "ComfyUI"
 
 
 def test_a_comfyui_image_to_image_graph():
@@ -518,7 +525,7 @@ def test_a_comfyui_image_to_image_graph():
     graph["11"] = {"class_type": "LoraLoader", "inputs": {"model": ["4", 0], "clip": ["4", 1]}}
     graph["12"] = {"class_type": "PrimitiveInt", "inputs": {"value": 77}}
     graph["13"] = {"class_type": "LoadImage", "inputs": {"image": "a.png"}}
-    found = foreign.comfyui(json.dumps(graph))
+    found = comfyui.read_comfyui(json.dumps(graph))
     assert found is not None
     assert found.fields["strength"] == 0.45
     assert found.fields["seed"] == 77
@@ -554,7 +561,7 @@ def test_a_comfyui_graph_for_sdxl_with_two_stages():
         "inputs": advanced | {"latent_image": ["3", 0], "start_at_step": 15, "end_at_step": 20},
     }
     graph["8"]["inputs"]["samples"] = ["16", 0]
-    found = foreign.comfyui(json.dumps(graph))
+    found = comfyui.read_comfyui(json.dumps(graph))
     assert found is not None
     assert (found.fields["prompt"], found.fields["prompt_2"]) == ("a bottle", "style")
     assert found.fields["original_size"] == (2048, 4096)
@@ -571,7 +578,7 @@ def test_a_comfyui_graph_with_a_cycle_ends():
     graph = comfyui_graph()
     graph["6"] = {"class_type": "ConditioningCombine", "inputs": {"a": ["7", 0], "b": ["6", 0]}}
     graph["7"] = {"class_type": "ConditioningCombine", "inputs": {"a": ["6", 0]}}
-    found = foreign.comfyui(json.dumps(graph))
+    found = comfyui.read_comfyui(json.dumps(graph))
     assert found is not None
     assert "prompt" not in found.fields
     assert "ConditioningCombine" in found.notes[-1]
@@ -592,24 +599,26 @@ def test_no_comfyui_graph_breaks_the_reader(node: str, key: str, value: Any):
     graph = comfyui_graph()
     for name in [*graph[node]["inputs"], key]:
         graph[node]["inputs"][name] = value
-    foreign.comfyui(json.dumps(graph))
+    comfyui.read_comfyui(json.dumps(graph))
     graph[node] = value
-    foreign.comfyui(json.dumps(graph))
+    comfyui.read_comfyui(json.dumps(graph))
 
 
 @given(text=st.text())
 def test_no_text_breaks_a_reader(text: str):
-    for reader in (foreign.a1111, foreign.invokeai, foreign.comfyui):
+    for reader in (a1111.read_a1111, invokeai.read_invokeai, comfyui.read_comfyui):
         reader(text)
 
 
 # Repeating
 
 
-def found_ours(**fields: Any) -> foreign.Found:
+def found_ours(**fields: Any) -> collector.ImportedSettings:
     request = Request(prompt="a fox", seed=3, **fields)
     record = recorded(request)
-    return foreign.Found("overpaint", record["request"] | {"num_images": 1}, record=record)
+    return collector.ImportedSettings(
+        "overpaint", record["request"] | {"num_images": 1}, record=record
+    )
 
 
 def test_overrides_win():
@@ -636,7 +645,7 @@ def test_settings_that_are_steered_by_a_picture_need_it():
     record = recorded(asked)
     assert record["controls_sha256"] == [{"hint": edges.sha256}]
     assert record["request"]["controls"][0]["scale"] == 0.5
-    found = foreign.Found("overpaint", dict(record["request"]), "m", record=record)
+    found = collector.ImportedSettings("overpaint", dict(record["request"]), "m", record=record)
     with pytest.raises(RequestError, match="controls: these settings are steered by pictures"):
         metadata.to_request(found)
     again = metadata.to_request(found, controls=asked.controls)
@@ -647,7 +656,7 @@ def test_settings_that_are_steered_by_the_picture_itself_need_no_more():
     fox = codec.read_picture(Image.new("RGB", (8, 8)))
     asked = Request(prompt="x", image=fox, controls=(Control(kind="canny", scale=0.5),))
     record = json.loads(json.dumps(recorded(asked)))
-    found = foreign.Found("overpaint", record["request"], "m", record=record)
+    found = collector.ImportedSettings("overpaint", record["request"], "m", record=record)
     assert metadata.to_request(found, fox) == asked
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overpaint.provenance.watermark import BITS, fits, found, marked
+from overpaint.provenance.watermark import BITS, add_watermark, can_hold_watermark, has_watermark
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -40,7 +40,7 @@ PICTURES = {
 
 
 def with_mark(image: Image.Image) -> Image.Image:
-    made, why = marked(image)
+    made, why = add_watermark(image)
     assert why is None
     return made
 
@@ -77,8 +77,8 @@ def test_it_is_found_and_read_by_others(name: str) -> None:
     image = PICTURES[name]
     made = with_mark(image)
     assert (made.mode, made.size) == ("RGB", image.size)
-    assert found(made)
-    assert not found(image)
+    assert has_watermark(made)
+    assert not has_watermark(image)
     assert decoded(made) == BITS.tolist()
 
 
@@ -92,44 +92,44 @@ def test_nobody_sees_it(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in PICTURES if n != "house"])
 def test_it_outlives_compression(name: str) -> None:
     made = with_mark(PICTURES[name])
-    assert found(stored(made, "PNG"))
+    assert has_watermark(stored(made, "PNG"))
     for quality in (90, 95):
-        assert found(stored(made, "JPEG", quality=quality, subsampling=0)), quality
+        assert has_watermark(stored(made, "JPEG", quality=quality, subsampling=0)), quality
 
 
 def test_it_outlives_compression_as_we_write_it_even_where_it_is_white() -> None:
     made = with_mark(PICTURES["house"])
-    assert found(stored(made, "PNG"))
-    assert found(stored(made, "JPEG", quality=95, subsampling=0))
+    assert has_watermark(stored(made, "PNG"))
+    assert has_watermark(stored(made, "JPEG", quality=95, subsampling=0))
 
 
 def test_a_photograph_keeps_it_in_files_with_half_the_colors() -> None:
     made = with_mark(PICTURES["large"])
-    assert found(stored(made, "JPEG", quality=90))
-    assert found(stored(made, "WEBP", quality=90))
+    assert has_watermark(stored(made, "JPEG", quality=90))
+    assert has_watermark(stored(made, "WEBP", quality=90))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_it_is_not_found_where_it_is_not(seed: int) -> None:
-    assert not found(clouds((320, 256), seed))
+    assert not has_watermark(clouds((320, 256), seed))
     noise = np.random.default_rng(seed).integers(0, 256, (256, 320, 3))
-    assert not found(Image.fromarray(noise.astype(np.uint8)))
+    assert not has_watermark(Image.fromarray(noise.astype(np.uint8)))
 
 
 def test_small_pictures_hold_none_and_it_is_said() -> None:
     small = clouds((255, 256))
-    assert not fits(small.size)
-    made, why = marked(small)
+    assert not can_hold_watermark(small.size)
+    made, why = add_watermark(small)
     assert made is small
     assert why is not None
     assert "255x256 pixels are too few" in why
-    assert not found(small)
-    assert fits((512, 128))
+    assert not has_watermark(small)
+    assert can_hold_watermark((512, 128))
 
 
 def test_plain_pictures_hold_none_and_it_is_said() -> None:
     plain = Image.new("RGB", (512, 512), "white")
-    made, why = marked(plain)
+    made, why = add_watermark(plain)
     assert made is plain
     assert why is not None
     assert "too plain" in why

@@ -92,7 +92,7 @@ class Fake:
             if done >= total:
                 count = range(request.num_images)
                 records = tuple(
-                    metadata.record(request, i, picture.size, FakeModel()) for i in count
+                    metadata.make_record(request, i, picture.size, FakeModel()) for i in count
                 )
                 seeds = tuple(request.seed + i for i in count)
                 self.end(name, Finished((picture,) * len(seeds), seeds, records))

@@ -17,7 +17,7 @@ from unittest import mock
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 
-from overpaint.system.atomic_files import PARTIAL
+from overpaint.system.atomic_files import PARTIAL_SUFFIX
 
 FILES = ("mkdir", "open", "write", "fsync", "replace", "fsync of the folder")
 """Points on a file's way to the disk, in order."""
@@ -48,7 +48,7 @@ def install(folder: Path, who: str) -> None:
         mkdir(path, *arguments, **options)
 
     def failing_open(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.suffix != PARTIAL:
+        if path.suffix != PARTIAL_SUFFIX:
             return opened(path, *arguments, **options)
         faults.pass_by("open")
         return HalfWritten(path, faults)

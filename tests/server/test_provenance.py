@@ -44,7 +44,7 @@ def test_results_have_watermark_unless_too_small(tmp_path: Path) -> None:
     with Image.open(HOUSE) as house:
         made, why = Finisher(marking).marked(house.convert("RGB"))
     assert why is None
-    assert watermark.found(made)
+    assert watermark.has_watermark(made)
     with client_of(tmp_path, watermark=True) as client:
         job = client.post("/api/jobs?wait=60", json={"request": FIELDS}).json()
         assert len(job["results"]) == 1

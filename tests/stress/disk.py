@@ -27,7 +27,7 @@ from typing import Any
 from PIL import Image
 
 from overpaint.server.store.jobs import ENDED
-from overpaint.system.atomic_files import PARTIAL
+from overpaint.system.atomic_files import PARTIAL_SUFFIX
 from tests.server import faults
 from tests.server.processes import Server, until
 
@@ -130,7 +130,7 @@ class Proof:
     def inspect(self) -> None:
         """What lies on the disk."""
         found = self.found
-        found.corrupt += [str(path) for path in self.folder.rglob(f"*{PARTIAL}")]
+        found.corrupt += [str(path) for path in self.folder.rglob(f"*{PARTIAL_SUFFIX}")]
         with tempfile.TemporaryDirectory() as copied:
             for path in self.folder.glob("jobs.db*"):
                 shutil.copy(path, copied)

@@ -10,15 +10,15 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from overpaint.system.malloc import GLIBC, PAUSE, give_back
+from overpaint.system.malloc import GLIBC, MAX_PAUSE_S, release_memory
 
 MEGABYTE = 2**20
 
 HEAPS = """
 import ctypes, sys, threading
-from overpaint.system.malloc import GLIBC, share_heap
+from overpaint.system.malloc import GLIBC, limit_heaps
 if sys.argv[1] == "shared":
-    share_heap()
+    limit_heaps()
 allocated, enough = threading.Barrier(5), threading.Event()
 def allocate():
     held = [bytes(3000) for _ in range(100)]
@@ -47,11 +47,11 @@ def test_threads_share_one_heap() -> None:
 
 FREED = """
 import ctypes, sys
-from overpaint.system.malloc import GLIBC, LARGE, share_heap
-share_heap(serves=sys.argv[1] == "serves")
+from overpaint.system.malloc import GLIBC, MMAP_THRESHOLD_BYTES, limit_heaps
+limit_heaps(serves=sys.argv[1] == "serves")
 large = bytes(2**20)
 del large
-held = [bytes(LARGE) for _ in range(100)]
+held = [bytes(MMAP_THRESHOLD_BYTES) for _ in range(100)]
 GLIBC.malloc_info(0, ctypes.c_void_p.in_dll(GLIBC, "stdout"))
 """
 """Frees a large block, which raises glibc's threshold, and prints where a hundred others are."""
@@ -71,12 +71,12 @@ def test_large_blocks_of_who_serves_are_not_in_the_heap() -> None:
 
 @pytest.mark.skipif(GLIBC is None, reason="others give it back unasked")
 def test_what_is_free_between_what_stays_goes_back_to_the_machine() -> None:
-    give_back()
+    release_memory()
     small = [bytes(3000) for _ in range(100_000)]
     stays = small[::100]
     before = psutil.Process().memory_info().rss
     del small
-    give_back()
+    release_memory()
     assert psutil.Process().memory_info().rss < before - 200 * MEGABYTE
     assert len(stays) == 1000
 
@@ -90,7 +90,7 @@ def test_what_holds_itself_is_collected() -> None:
     try:
         seen = weakref.ref(Loop())
         assert seen()
-        give_back()
+        release_memory()
         assert seen() is None
     finally:
         gc.enable()
@@ -107,6 +107,6 @@ def test_the_longer_it_takes_the_more_seldom_it_is_done(monkeypatch: pytest.Monk
 
         return collect
 
-    for seconds, pause in ((0.01, 4.0), (0.1, 40.0), (1.0, PAUSE)):
+    for seconds, pause in ((0.01, 4.0), (0.1, 40.0), (1.0, MAX_PAUSE_S)):
         monkeypatch.setattr("gc.collect", collecting(seconds))
-        assert give_back() == pytest.approx(pause)
+        assert release_memory() == pytest.approx(pause)

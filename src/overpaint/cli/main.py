@@ -119,9 +119,9 @@ def info(
     from overpaint.imaging import codec
     from overpaint.provenance import metadata, watermark  # import OpenCV
 
-    mark = {"watermark": watermark.found(codec.decode(read_picture(file)))}
+    mark = {"watermark": watermark.has_watermark(codec.decode(read_picture(file)))}
     try:
-        found = metadata.read(file)
+        found = metadata.read_settings(file)
     except PictureError:
         if not mark["watermark"]:
             raise

@@ -149,7 +149,7 @@ def sweep(
     sheet = grid.draw_sweep_grid([result.images[0] for result in results], strengths, scales)
     swept = {"strength": strengths, "guidance_scale": scales}
     sheet = _add_watermark(terminal, path, sheet) if common.watermark else sheet
-    metadata.write(sheet, path, {**records[0], "sweep": swept})
+    metadata.write_picture(sheet, path, {**records[0], "sweep": swept})
     _report(terminal, [path], [first.seed], sheet.size, seconds, records, common.as_json)
 
 
@@ -168,7 +168,7 @@ def _paint(
     [result], seconds = _run(terminal, [request], found, common)
     for image, path, record in zip(result.images, paths, result.metadata, strict=True):
         made = _add_watermark(terminal, path, image) if common.watermark else image
-        metadata.write(made, path, record)
+        metadata.write_picture(made, path, record)
     size = result.images[0].size
     _report(terminal, paths, result.seeds, size, seconds, result.metadata, common.as_json)
 
@@ -177,7 +177,7 @@ def _add_watermark(terminal: Terminal, path: Path, image: "Image") -> "Image":
     """Return a picture with a watermark; note it if the picture is too small for one."""
     from overpaint.provenance import watermark  # imports OpenCV
 
-    made, why = watermark.marked(image)
+    made, why = watermark.add_watermark(image)
     if why:
         terminal.note(f"{path}: {why}")
     return made
@@ -247,7 +247,7 @@ def _read_like(terminal: Terminal, like: Path | None, source: Picture | None) ->
         return None
     from overpaint.provenance import metadata
 
-    found = metadata.read(like)
+    found = metadata.read_settings(like)
     for note in found.notes:
         terminal.note(note)
     if found.record and "sweep" in found.record:

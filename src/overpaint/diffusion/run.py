@@ -95,13 +95,13 @@ class Run:
         """Return the pictures with their metadata. All pictures must be decoded."""
         pictures = tuple(self._pictures[i] for i in range(self.request.num_images))
         extras = self._extras
-        used = metadata.Used(
+        used = metadata.UsedFiles(
             loras=[adapter.lora for adapter in extras.adapters],
             nets=[net for net in extras.nets if net],
             embeddings=extras.embeddings,
         )
         records = tuple(
-            metadata.record(self.request, i, image.size, self.model, extras.refiner, used)
+            metadata.make_record(self.request, i, image.size, self.model, extras.refiner, used)
             for i, image in enumerate(pictures)
         )
         seeds = tuple(self.request.seed + i for i in range(self.request.num_images))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, RequestError
-from overpaint.provenance.safety import Checker, Flag, flags
+from overpaint.provenance.safety import Checker, Flag, check_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,7 +109,7 @@ class Finisher:
         Raises:
             SafetyError: the checker failed.
         """
-        return flags(self._checker, images, seeds) if self._checker else ()
+        return check_images(self._checker, images, seeds) if self._checker else ()
 
     def marked(self, image: "Image") -> "tuple[Image, str | None]":
         """A picture with its watermark if there is to be one, and what is to be said of it."""
@@ -117,7 +117,7 @@ class Finisher:
             return image, None
         from overpaint.provenance import watermark  # imports OpenCV
 
-        return watermark.marked(image)
+        return watermark.add_watermark(image)
 
     def signed(self, data: bytes, kind: str, parent: "Picture | None") -> bytes:
         """The file of a picture of a `kind`, signed if it is to be; `parent` was repainted.
@@ -125,7 +125,7 @@ class Finisher:
         Raises:
             OutputError: it cannot be signed.
         """
-        return self._credentials.signed(data, kind, parent) if self._credentials else data
+        return self._credentials.sign(data, kind, parent) if self._credentials else data
 
 
 def open_checker(name: str, device: str = "auto") -> Checker:

@@ -129,6 +129,6 @@ class Profile:
         about = {"model": self.model, "dtype": self.dtype, "device": self.device}
         data = json.dumps(about | {"seconds": seconds}, indent=2) + "\n"
         try:
-            atomic_files.write(path, data.encode())
+            atomic_files.write_file(path, data.encode())
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from error

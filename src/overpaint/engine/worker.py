@@ -26,8 +26,8 @@ from overpaint.errors import OverpaintError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
 from overpaint.provenance import metadata
 from overpaint.provenance.safety import Flag
-from overpaint.system.atomic_files import write
-from overpaint.system.malloc import give_back, share_heap
+from overpaint.system.atomic_files import write_file
+from overpaint.system.malloc import limit_heaps, release_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -191,7 +191,7 @@ def main(
     # pipe, when its server has let its jobs end.
     for told in (signal.SIGINT, signal.SIGTERM):
         signal.signal(told, signal.SIG_IGN)
-    share_heap()
+    limit_heaps()
     worker = _Worker(pipe, engine_factory(), Finisher(postprocess))
     try:
         worker.run()
@@ -240,7 +240,7 @@ class _Worker:
                 self._alive = time.monotonic()
                 self._send(Alive(getattr(self._engine, "counters", None)))
             if time.monotonic() > self._give_back_at:
-                self._give_back_at = time.monotonic() + give_back()
+                self._give_back_at = time.monotonic() + release_memory()
 
     def _listen(self) -> None:
         try:
@@ -343,10 +343,10 @@ class _Worker:
             image, why = self._finisher.marked(event.images[i])
             if why:
                 told.append(Notice(f"picture {i}: {why}"))
-            data = metadata.encoded(image, order.kind, event.metadata[i], **order.options)
+            data = metadata.encode_picture(image, order.kind, event.metadata[i], **order.options)
             data = self._finisher.signed(data, order.kind, order.request.image)
             files.append(order.folder / f"{order.stem}-{i}.{order.kind}")
-            write(files[-1], data)
+            write_file(files[-1], data)
         done = Done(
             tuple(files),
             tuple(event.seeds[i] for i in kept),

@@ -1,12 +1,12 @@
-"""What a picture says about its making: written into every output, read back from any.
+"""Write settings into every output picture, and read them back from Overpaint's and other files.
 
-| format | our record | A1111's `parameters` text |
+| Format | Overpaint's record | A1111's `parameters` text |
 |---|---|---|
 | PNG | text chunk `overpaint`, JSON | text chunk `parameters` |
 | JPEG, WebP | EXIF ImageDescription, JSON `{"overpaint": …}` | EXIF UserComment |
 
-The JSON is plain ASCII with escapes, so that no program's guess at an encoding can harm it. A JPEG
-holds 64 KB of EXIF; longer settings are refused before any work is done.
+The JSON is ASCII with escapes, so that no reader decodes it wrongly. A JPEG holds 64 KB of EXIF;
+longer settings are refused before any work is done.
 """
 
 import json
@@ -26,15 +26,19 @@ from pydantic import BaseModel, ValidationError
 from overpaint.errors import OutputError, PictureError, RequestError
 from overpaint.imaging import codec, output
 from overpaint.picture import Picture
-from overpaint.provenance.foreign import Found, a1111, comfyui, invokeai
-from overpaint.registry import SAMPLERS, SCHEDULES, resolve_sampler
+from overpaint.provenance.a1111_text import format_parameters
+from overpaint.provenance.importers.a1111 import read_a1111
+from overpaint.provenance.importers.collector import ImportedSettings
+from overpaint.provenance.importers.comfyui import read_comfyui
+from overpaint.provenance.importers.invokeai import read_invokeai
+from overpaint.registry import resolve_sampler
 from overpaint.request import Request
 from overpaint.request_fields import resolve_field_aliases
 
-LARGEST_JPEG_EXIF = 65_533
+MAX_JPEG_EXIF_BYTES = 65_533
 _OF_CONTROLS = ("image", "hint", "mask")
 _PICTURES: Any = {"image": True, "mask": True, "controls": {"__all__": set(_OF_CONTROLS)}}
-"""Left out of a record, which has their hashes."""
+"""Fields that a record leaves out; it holds their hashes instead."""
 _LIBRARIES = ("torch", "diffusers", "transformers")
 _USER_COMMENT = b"UNICODE\0"
 
@@ -45,50 +49,50 @@ class _Named(Protocol):
 
 
 class Checkpoint(_Named, Protocol):
-    """What a record says of a model; `models.model.Model` is one."""
+    """The facts about a model that a record holds; `models.model.Model` has them."""
 
     @property
     def sha256(self) -> str:
-        """Of the weights."""
+        """SHA-256 of the weights."""
         ...
 
     @property
     def family(self) -> _Named:
-        """Its row in the family table."""
+        """The model's row in the family table."""
         ...
 
     @property
     def device(self) -> object:
-        """Where it computes; its text is recorded."""
+        """The device, recorded as text."""
         ...
 
     @property
     def dtype(self) -> object:
-        """What it computes in; its text is recorded."""
+        """The data type of the computation, recorded as text."""
         ...
 
 
-class Part(_Named, Protocol):
-    """A control net or an embedding, as a record names it."""
+class AddonFile(_Named, Protocol):
+    """The facts about a control net or an embedding that a record holds."""
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
+        """SHA-256 of the file."""
         ...
 
 
-class LoraPart(Part, Protocol):
-    """A LoRA, as a record names it."""
+class LoraFile(AddonFile, Protocol):
+    """The facts about a LoRA that a record holds."""
 
     @property
     def tensors_sha256(self) -> str:
-        """Of the file without its header: what A1111 and Civitai know it by."""
+        """SHA-256 of the file without its header, by which A1111 and Civitai identify it."""
         ...
 
 
 @dataclass(frozen=True)
-class _Longest:
-    """A file whose hashes are not known yet."""
+class _LongestFile:
+    """A file whose hashes are not known yet, at their full length."""
 
     name: str
     sha256: str = "?" * 64
@@ -96,43 +100,43 @@ class _Longest:
 
 
 @dataclass(frozen=True)
-class Used:
-    """The files that a request uses beside its models.
+class UsedFiles:
+    """The files that a request uses besides its models.
 
     Attributes:
-        loras: its LoRAs.
-        nets: of its controls that act.
-        embeddings: in its prompts.
+        loras: the LoRAs.
+        nets: the control nets that act.
+        embeddings: the embeddings that its prompts name.
     """
 
-    loras: Sequence[LoraPart] = ()
-    nets: Sequence[Part] = ()
-    embeddings: Sequence[Part] = ()
+    loras: Sequence[LoraFile] = ()
+    nets: Sequence[AddonFile] = ()
+    embeddings: Sequence[AddonFile] = ()
 
 
-def record(
+def make_record(
     request: Request,
     index: int,
     size: tuple[int, int],
     model: Checkpoint,
     refiner: Checkpoint | None = None,
-    used: Used | None = None,
+    used: UsedFiles | None = None,
 ) -> dict[str, Any]:
-    """Everything that made picture `index` of a request, ready for JSON.
+    """Make the record of picture `index` of a request, ready for JSON.
 
     Args:
-        request: recorded in full but for the bytes of its pictures, of which the hashes are kept.
-        index: which picture of the request, from 0.
+        request: recorded in full, except that pictures are recorded by their hashes.
+        index: number of the picture in the request, from 0.
         size: (width, height) of the result.
-        model: that made it.
-        refiner: of its second stage.
-        used: files beside these, of which names and hashes are kept.
+        model: the model that made the picture.
+        refiner: the model of the second stage.
+        used: other files, recorded by their names and hashes.
     """
-    second = None if refiner is None else _described(refiner)
-    return _record(request, index, size, _described(model), second, used or Used())
+    second = None if refiner is None else _describe_model(refiner)
+    return _record(request, index, size, _describe_model(model), second, used or UsedFiles())
 
 
-def _described(model: Checkpoint) -> dict[str, str]:
+def _describe_model(model: Checkpoint) -> dict[str, str]:
     return {
         "name": model.name,
         "sha256": model.sha256,
@@ -148,7 +152,7 @@ def _record(
     size: tuple[int, int],
     model: dict[str, str],
     refiner: dict[str, str] | None,
-    used: Used,
+    used: UsedFiles,
 ) -> dict[str, Any]:
     return {
         "version": _version("overpaint"),
@@ -173,109 +177,69 @@ def _record(
     }
 
 
-def parameters(record: Mapping[str, Any]) -> str:
-    """The text that A1111 would have written (modules/processing.py, `create_infotext`)."""
-    request, model = record["request"], record["model"]
-    pairs = {
-        "Steps": request["num_inference_steps"],
-        "Sampler": SAMPLERS[request["sampler"]].label,
-        "Schedule type": SCHEDULES[request["schedule"]].label,
-        "CFG scale": _number(request["guidance_scale"]),
-        "Seed": record["seed"],
-        "Size": "{}x{}".format(*record["size"]),
-        "Model hash": model["sha256"][:10],
-        "Model": _model_name(Path(model["name"])),
-    }
-    if request["strength"] is not None:
-        pairs["Denoising strength"] = _number(request["strength"])
-    if request["clip_skip"]:
-        pairs["Clip skip"] = request["clip_skip"] + 2
-    loras = {name: own["tensors"] for name, own in record["loras_sha256"].items()}
-    for key, files in {"Lora hashes": loras, "TI hashes": record["embeddings_sha256"]}.items():
-        if files:
-            pairs[key] = ", ".join(f"{name}: {digest[:12]}" for name, digest in files.items())
-    pairs["Version"] = f"overpaint {record['version']}"
-    lines = [" ".join([request["prompt"], *map(_tag, request["loras"])])]
-    if request["negative_prompt"]:
-        lines.append(f"Negative prompt: {request['negative_prompt']}")
-    lines.append(", ".join(f"{key}: {_quote(str(value))}" for key, value in pairs.items()))
-    return "\n".join(lines).strip()
-
-
-def _tag(lora: Mapping[str, Any]) -> str:
-    """A LoRA as it is written in A1111's prompts."""
-    scales = [lora["scale"]] if lora["text_scale"] is None else [lora["text_scale"], lora["scale"]]
-    return f"<lora:{':'.join([lora['name'], *map(_number, scales)])}>"
-
-
-def _model_name(path: Path) -> str:
-    """A file's or folder's own name, as A1111 has it; a hub id or an alias as it is."""
-    if path.suffix == ".safetensors":
-        return path.stem
-    return path.name if path.is_absolute() else str(path)
-
-
 def check_output(path: Path, request: Request) -> None:
-    """Make sure, before any work is done, that the request's pictures can be written to `path`.
+    """Check, before any work is done, that the request's pictures can be written to `path`.
 
     Raises:
-        OutputError: as `images.check_writable`, or the settings are too long for a JPEG.
+        OutputError: the path cannot be written, or the settings are too long for a JPEG.
     """
     output.check_writable(path)
     longest = {"name": "?" * 512, "sha256": "?" * 64, "family": "?" * 64, "dtype": "?" * 64}
     second = longest if request.refiner else None
     texts = (request.prompt, request.prompt_2, request.negative_prompt, request.negative_prompt_2)
     words = sum((text or "").count("<embedding:") for text in texts)
-    used = Used(
-        [_Longest(lora.name) for lora in request.loras],
-        [_Longest(control.net or f"{i:?>64}") for i, control in enumerate(request.controls)],
-        [_Longest(f"{i:?>100}") for i in range(words)],
+    used = UsedFiles(
+        [_LongestFile(lora.name) for lora in request.loras],
+        [_LongestFile(control.net or f"{i:?>64}") for i, control in enumerate(request.controls)],
+        [_LongestFile(f"{i:?>100}") for i in range(words)],
     )
-    _options(path, _record(request, 0, (8192, 8192), longest, second, used))
+    _save_options(path, _record(request, 0, (8192, 8192), longest, second, used))
 
 
-def write(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
-    """Write a picture with its record, whole or not at all.
+def write_picture(image: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
+    """Write a picture with its record, atomically.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
-    output.save_image(image, path, _options(path, record))
+    output.save_image(image, path, _save_options(path, record))
 
 
-def encoded(image: Image.Image, kind: str, record: Mapping[str, Any], **options: Any) -> bytes:
-    """The file of a picture with its record.
+def encode_picture(
+    image: Image.Image, kind: str, record: Mapping[str, Any], **options: Any
+) -> bytes:
+    """Encode a picture with its record.
 
     Args:
-        image: RGB.
+        image: an RGB picture.
         kind: "png", "jpg", "jpeg" or "webp".
-        record: as `record` made it.
-        options: Pillow's for that format, such as `quality`, in place of ours.
+        record: the record, from `make_record`.
+        options: Pillow's options for that format, such as `quality`; they replace the defaults.
 
     Raises:
-        OutputError: an unknown kind, or settings that are too long for a JPEG.
+        OutputError: the kind is unknown, or the settings are too long for a JPEG.
     """
     path = Path(f"picture.{kind}")
     buffer = BytesIO()
-    image.save(buffer, output.get_output_format(path), **(_options(path, record) | options))
+    image.save(buffer, output.get_output_format(path), **(_save_options(path, record) | options))
     return buffer.getvalue()
 
 
-def read(path: "str | os.PathLike[str]") -> Found:
-    """The settings in a picture of ours, A1111, InvokeAI or ComfyUI.
+def read_settings(path: "str | os.PathLike[str]") -> ImportedSettings:
+    """Read the settings in a picture that Overpaint, A1111, InvokeAI or ComfyUI made.
 
     Raises:
-        PictureError: not a picture, or one without settings that we know.
+        PictureError: the file is not a picture, or holds no settings in a known format.
     """
     name = str(path)
     with codec.open_image(codec.read_picture(path).data, name) as image:
         image.load()  # text chunks may come after the pixels
-        texts = texts_of(image)
+        texts = extract_texts(image)
     for key, reader in {
-        "overpaint": _ours,
-        "invokeai_metadata": invokeai,
-        "parameters": a1111,
-        "prompt": comfyui,
+        "overpaint": _read_own_record,
+        "invokeai_metadata": read_invokeai,
+        "parameters": read_a1111,
+        "prompt": read_comfyui,
     }.items():
         if key in texts and (found := reader(texts[key])):
             return found
@@ -285,16 +249,16 @@ def read(path: "str | os.PathLike[str]") -> Found:
     )
 
 
-def to_request(found: Found, image: Picture | None = None, **overrides: Any) -> Request:
-    """The request that makes the found picture again.
+def to_request(found: ImportedSettings, image: Picture | None = None, **overrides: Any) -> Request:
+    """Make the request that paints the picture of some settings again.
 
     Args:
-        found: settings, from `read`.
-        image: the picture to repaint. The same one as then gives the same result.
-        overrides: fields of `Request` that replace what was found.
+        found: the settings, from `read_settings`.
+        image: the picture to repaint. The same picture gives the same result.
+        overrides: fields of `Request` that replace the settings.
 
     Raises:
-        RequestError: the settings repaint a picture and there is none, or they are not valid.
+        RequestError: the settings need a picture and `image` is None, or a value is not valid.
     """
     fields = {**found.fields, **overrides}
     if image is None and fields.get("strength") is not None:
@@ -325,7 +289,7 @@ class _Model(BaseModel):
 
 
 class _Record(BaseModel):
-    """The shape of what `record` makes; fields of later versions are let through."""
+    """The schema of a record; fields of later versions are ignored."""
 
     version: str
     model: _Model
@@ -348,7 +312,7 @@ def _version(package: str) -> str:
     return version(package)
 
 
-def _ours(text: str) -> Found:
+def _read_own_record(text: str) -> ImportedSettings:
     try:
         _Record.model_validate_json(text)
     except ValidationError as error:
@@ -359,34 +323,34 @@ def _ours(text: str) -> Found:
         ) from error
     record = json.loads(text)
     fields = {**resolve_field_aliases(record["request"]), "seed": record["seed"], "num_images": 1}
-    return Found("overpaint", fields, record["model"]["name"], record=record)
+    return ImportedSettings("overpaint", fields, record["model"]["name"], record=record)
 
 
-def _options(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Pillow's options that save a picture with its record."""
+def _save_options(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return Pillow's options that save a picture with its record."""
     kind = output.get_output_format(path)
     if kind == "PNG":
         chunks = PngInfo()
-        chunks.add_text("parameters", parameters(record))
+        chunks.add_text("parameters", format_parameters(record))
         chunks.add_text("overpaint", json.dumps(record))
         return {"pnginfo": chunks}
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = json.dumps({"overpaint": record})
-    comment = _USER_COMMENT + parameters(record).encode("utf-16-be")
+    comment = _USER_COMMENT + format_parameters(record).encode("utf-16-be")
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     data = exif.tobytes()
-    if kind == "JPEG" and len(data) > LARGEST_JPEG_EXIF:
+    if kind == "JPEG" and len(data) > MAX_JPEG_EXIF_BYTES:
         raise OutputError(
             f"{path}: the prompt and settings take {len(data):,} bytes, and a JPEG holds "
-            f"{LARGEST_JPEG_EXIF:,}; write a PNG or WebP."
+            f"{MAX_JPEG_EXIF_BYTES:,}; write a PNG or WebP."
         )
     if kind == "JPEG":
         return {"exif": data, "quality": 95, "subsampling": 0}
     return {"exif": data, "quality": 95}
 
 
-def texts_of(image: Image.Image) -> dict[str, str]:
-    """Text chunks of a PNG by key; the EXIF texts of others under the keys that a PNG has."""
+def extract_texts(image: Image.Image) -> dict[str, str]:
+    """Return a PNG's text chunks by key; texts in EXIF get the keys that a PNG uses."""
     texts = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
     exif = image.getexif()
     description = exif.get(ExifTags.Base.ImageDescription)
@@ -394,27 +358,18 @@ def texts_of(image: Image.Image) -> dict[str, str]:
         texts.setdefault("overpaint", description.removeprefix('{"overpaint": ')[:-1])
     comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
     if isinstance(comment, bytes):
-        texts.setdefault("parameters", _user_comment(comment))
+        texts.setdefault("parameters", _decode_user_comment(comment))
     graph = exif.get(ExifTags.Base.Model)  # where ComfyUI's WebP nodes put it
     if isinstance(graph, str) and graph.startswith("prompt:"):
         texts.setdefault("prompt", graph.removeprefix("prompt:"))
     return texts
 
 
-def _user_comment(data: bytes) -> str:
-    """EXIF 2.32, section 4.6.5: eight bytes name the encoding; UTF-16 in either byte order."""
+def _decode_user_comment(data: bytes) -> str:
+    """Decode an EXIF UserComment (EXIF 2.32, 4.6.5); UTF-16 may have either byte order."""
     code, body = data[:8], data[8:]
     if code != _USER_COMMENT:
         return body.decode("utf-8", "replace")
     # The writers disagree about the order. Latin letters have their zero byte first in big-endian.
     big = body[0::2].count(0) >= body[1::2].count(0)
     return body.decode("utf-16-be" if big else "utf-16-le", "replace")
-
-
-def _quote(value: str) -> str:
-    """As A1111 quotes a value that would break the line apart."""
-    return json.dumps(value, ensure_ascii=False) if set(value) & set(",:\n") else value
-
-
-def _number(value: float) -> str:
-    return repr(value).removesuffix(".0")

@@ -1,7 +1,7 @@
-"""Pictures that are not to be published: what says so is the operator's choice.
+"""Safety checks: the operator's checker flags pictures that must not be published.
 
-There is no checker unless one is configured: a network (`models/safety_checker.py`), or a function
-of the operator's own.
+No checker runs unless one is configured: a network (`models/safety_checker.py`) or a function of
+the operator.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a checker on a picture.
+    """A checker's answer for one picture.
 
     Attributes:
-        flagged: it is not to be published.
-        concepts: what was seen in it, as far as the checker names that.
+        flagged: the picture must not be published.
+        concepts: names of the concepts that the checker saw, if it names any.
     """
 
     flagged: bool
@@ -28,21 +28,21 @@ class Verdict:
 
 
 class Checker(Protocol):
-    """Says of RGB pictures whether they may be published."""
+    """Decides for RGB pictures whether they may be published."""
 
     def __call__(self, images: "Sequence[Image]", /) -> Sequence[Verdict | bool]:
-        """One verdict for each picture, in order; True is one that is flagged."""
+        """Return one verdict per picture, in order; True means flagged."""
         ...
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A picture that was flagged.
+    """A flagged picture.
 
     Attributes:
-        index: which picture of the request, from 0.
-        seed: that it was painted with.
-        concepts: what was seen in it, as far as the checker names that.
+        index: number of the picture in the request, from 0.
+        seed: seed of the picture.
+        concepts: names of the concepts that the checker saw, if it names any.
     """
 
     index: int
@@ -54,20 +54,22 @@ class Flag:
         return f"picture {self.index} (seed {self.seed}{seen})"
 
 
-def flags(checker: Checker, images: "Sequence[Image]", seeds: Sequence[int]) -> tuple[Flag, ...]:
-    """The pictures that a checker flags.
+def check_images(
+    checker: Checker, images: "Sequence[Image]", seeds: Sequence[int]
+) -> tuple[Flag, ...]:
+    """Ask a checker about pictures, and return those that it flags.
 
     Args:
-        checker: to ask.
-        images: RGB, all of one request.
-        seeds: of each.
+        checker: the operator's checker.
+        images: RGB pictures, all of one request.
+        seeds: the seed of each picture.
 
     Raises:
-        SafetyError: it failed, or answered what is not a verdict for each picture.
+        SafetyError: the checker failed, or did not answer one verdict per picture.
     """
     try:
         said: list[Any] = list(checker(images))
-    except Exception as error:  # whatever the operator's own code raises
+    except Exception as error:  # the operator's code may raise any type
         raise SafetyError(
             f"the safety checker failed, so nothing is published: {type(error).__name__}: {error}."
         ) from error

@@ -34,7 +34,7 @@ from overpaint.server.outbound.addresses import is_loopback
 from overpaint.server.settings import ServerSettings
 from overpaint.server.store.api_keys import Keys
 from overpaint.server.telemetry.logs import log_and_continue
-from overpaint.system.malloc import PAUSE, give_back, share_heap
+from overpaint.system.malloc import MAX_PAUSE_S, limit_heaps, release_memory
 
 if TYPE_CHECKING:
     from overpaint.server.telemetry.traces import TraceExporter  # Its libraries are optional.
@@ -182,7 +182,7 @@ def run(
 ) -> None:
     """Serve until a signal comes; for the arguments see `create_app`."""
     app = create_app(settings, engine_factory, traces)
-    share_heap(serves=True)
+    limit_heaps(serves=True)
     gc.collect()
     gc.freeze()  # All objects made so far stay for the life of the process.
     gc.set_threshold(*GC_THRESHOLDS)
@@ -216,9 +216,9 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
 async def trim_memory() -> None:
     """Return unused memory to the system periodically."""
     while True:
-        pause = PAUSE
+        pause = MAX_PAUSE_S
         with log_and_continue():
-            pause = await asyncio.to_thread(give_back)
+            pause = await asyncio.to_thread(release_memory)
         await asyncio.sleep(pause)
 
 

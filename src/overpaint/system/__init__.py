@@ -1,1 +1,1 @@
-"""System."""
+"""Services of the operating system: atomic files and the memory allocator."""

@@ -1,24 +1,24 @@
-"""Files that are whole or not there, and stay."""
+"""Write files atomically and durably, and lock files between processes."""
 
 import os
 import secrets
 import sqlite3
 from pathlib import Path
 
-PARTIAL = ".partial"
-"""What names of files end with that are being written."""
+PARTIAL_SUFFIX = ".partial"
+"""Suffix of files that are being written."""
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file that survives whatever comes after this returns.
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file atomically, so that it survives a crash once this returns.
 
-    It is written beside its place, brought to the disk, and renamed.
+    The data goes to a temporary file in the same folder, is synced to the disk, and is renamed.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: the file cannot be written; no temporary file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -26,34 +26,34 @@ def write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         try:
-            _sync(path.parent)
+            _sync_folder(path.parent)
         except OSError:
-            path.unlink()  # else it would be there, but might not stay
+            path.unlink()  # an unsynced entry may vanish in a crash
             raise
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def hold(path: Path) -> sqlite3.Connection:
-    """Have a file that nobody else has, until this is closed or the process ends, however it does.
+def lock_file(path: Path) -> sqlite3.Connection:
+    """Lock a file for this process until the connection is closed or the process ends.
 
-    The lock is SQLite's, which every system has.
+    The lock is SQLite's, which works on every system.
 
     Raises:
-        BlockingIOError: somebody else has it.
+        BlockingIOError: another process holds the lock.
     """
     lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as error:
         lock.close()
-        raise BlockingIOError(f"{path} is held by somebody else") from error
+        raise BlockingIOError(f"{path} is locked by another process") from error
     return lock
 
 
-def _sync(folder: Path) -> None:
-    """Bring a folder's names to the disk, where the system has that."""
+def _sync_folder(folder: Path) -> None:
+    """Sync a folder's entries to the disk, if the system supports it."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

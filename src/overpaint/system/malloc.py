@@ -1,8 +1,7 @@
-"""Memory that is used no more goes back to the machine.
+"""Return unused memory to the system.
 
-Under steady load a process that serves has as many objects as before. But by default glibc gives
-each thread a heap of its own, and keeps what is free between that which stays: tens of megabytes
-more an hour.
+Under steady load a server holds a constant number of objects. By default glibc gives each thread a
+separate heap and keeps free pages between live blocks, which adds tens of megabytes an hour.
 """
 
 import ctypes
@@ -11,45 +10,44 @@ import platform
 import time
 
 M_ARENA_MAX = -8
-"""The option of glibc's `mallopt` (its malloc.h) that says how many heaps there may be."""
+"""Option of glibc's `mallopt` (malloc.h): the largest number of heaps."""
 
-SHARE = 400
-"""One part in so many of a process's time may go to `give_back`, which stops it: 10 ms every four
-seconds. The less garbage there is at once, the less room it leaves behind."""
+GIVE_BACK_SHARE = 400
+"""Smallest ratio of the pause to the time that `release_memory` takes: 10 ms every 4 s."""
 
 M_MMAP_THRESHOLD = -3
-"""Likewise, from how many bytes on a block is no part of a heap, and goes back as it is freed."""
+"""Option of glibc's `mallopt` (malloc.h): bytes from which a block is mapped outside the heaps."""
 
-LARGE = 2**16
-"""Such a number of bytes for who serves: glibc's own rises with what is freed, to megabytes. Who
-computes would make and give back hundreds of megabytes in each step."""
+MMAP_THRESHOLD_BYTES = 2**16
+"""Bytes from which a server maps blocks. By default glibc raises the threshold to megabytes as
+blocks are freed. A worker keeps the default: it would map hundreds of megabytes in every step."""
 
-PAUSE = 300.0
-"""Seconds from one `give_back` to the next, at most."""
+MAX_PAUSE_S = 300.0
+"""Seconds between two calls of `release_memory`, at most."""
 
 GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
-def share_heap(*, serves: bool = False) -> None:
-    """Have threads that begin from now on share one heap: few of them run at once in Python.
+def limit_heaps(*, serves: bool = False) -> None:
+    """Limit glibc to one heap for all threads that start from now on; few run at once in Python.
 
     Args:
-        serves: and keep blocks of `LARGE` bytes and more out of it.
+        serves: also keep blocks of `MMAP_THRESHOLD_BYTES` and more out of the heap.
     """
     if GLIBC:
         GLIBC.mallopt(M_ARENA_MAX, 1)
         if serves:
-            GLIBC.mallopt(M_MMAP_THRESHOLD, LARGE)
+            GLIBC.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
-def give_back() -> float:
-    """Collect all garbage, and give the machine the pages that are free.
+def release_memory() -> float:
+    """Collect all garbage and return free pages to the system.
 
     Returns:
-        Seconds until that should be done again.
+        Seconds until the next call is due.
     """
     began = time.perf_counter()
     gc.collect()
     if GLIBC:
         GLIBC.malloc_trim(0)
-    return min((time.perf_counter() - began) * SHARE, PAUSE)
+    return min((time.perf_counter() - began) * GIVE_BACK_SHARE, MAX_PAUSE_S)

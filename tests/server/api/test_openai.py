@@ -21,7 +21,7 @@ from replicate.client import Client
 
 from overpaint.engine.config import EngineConfig
 from overpaint.engine.worker import make_engine
-from overpaint.provenance.metadata import read
+from overpaint.provenance.metadata import read_settings
 from overpaint.request import Request
 from overpaint.server.api.openai.protocol import (
     OWN,
@@ -535,7 +535,7 @@ def test_the_miniature_repaints_what_is_transparent(tmp_path: Path) -> None:
     assert told[-1].size == f"{final.width}x{final.height}"
     path = tmp_path / "final.png"
     path.write_bytes(base64.b64decode(told[-1].b64_json))
-    assert read(path).fields["seed"] == 3
+    assert read_settings(path).fields["seed"] == 3
 
 
 def test_all_fields_of_a_form_together_say_so_many_things_at_most(url: str) -> None:

@@ -17,7 +17,7 @@ from overpaint.imaging.codec import read_picture
 from overpaint.request import Request
 from overpaint.request_parts import Control, Lora
 from overpaint.server.store.files import Files
-from overpaint.system.atomic_files import write
+from overpaint.system.atomic_files import write_file
 
 HOUSE = Path(__file__).parents[3] / "examples" / "house.png"
 
@@ -95,7 +95,7 @@ def test_a_failed_write_leaves_nothing(
 def test_what_was_there_stays_when_its_replacement_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path / "a", b"old")
+    write_file(tmp_path / "a", b"old")
 
     def broken(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -103,7 +103,7 @@ def test_what_was_there_stays_when_its_replacement_fails(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", broken)
         with pytest.raises(OSError, match="Input/output"):
-            write(tmp_path / "a", b"new")
+            write_file(tmp_path / "a", b"new")
     assert everything(tmp_path) == [tmp_path / "a"]
     assert (tmp_path / "a").read_bytes() == b"old"
 

@@ -34,7 +34,7 @@ from overpaint.server.store.outbox import Outbox
 from overpaint.server.store.tables import SCHEMA_VERSION, about, alembic_version, schema
 from overpaint.server.store.upgrade import UpgradeProgress
 from overpaint.server.store.usage import Ledger
-from overpaint.system.atomic_files import hold
+from overpaint.system.atomic_files import lock_file
 from tests.server.live import client_of
 from tests.server.postgres import database as new_database
 
@@ -468,7 +468,7 @@ def test_serve_leaves_the_store_of_a_running_server_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], served: list[Any]
 ) -> None:
     before = build(1, url := f"sqlite:///{tmp_path / 'jobs.db'}")
-    with closing(hold(tmp_path / "server.lock")):
+    with closing(lock_file(tmp_path / "server.lock")):
         assert overpaint("serve", "--data", str(tmp_path)) == StoreError.exit_code
     assert "another server" in capfd.readouterr().err
     assert rows_of(url) == before

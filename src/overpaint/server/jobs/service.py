@@ -54,7 +54,7 @@ from overpaint.server.telemetry.logs import (
     record_lost_attempts,
     request_id,
 )
-from overpaint.system.atomic_files import hold
+from overpaint.system.atomic_files import lock_file
 
 if TYPE_CHECKING:
     from overpaint.server.telemetry.traces import TraceExporter  # whose libraries may be missing
@@ -417,7 +417,7 @@ def prepare_store(data: Path, store: str | None) -> None:
 def _hold(folder: Path) -> sqlite3.Connection:
     """Have a folder that no other server has."""
     try:
-        return hold(folder / "server.lock")
+        return lock_file(folder / "server.lock")
     except BlockingIOError as error:
         raise StoreError(
             f"another server has the folder {folder}. Give this one another with --data; servers "

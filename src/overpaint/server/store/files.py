@@ -17,7 +17,7 @@ from typing import Any
 
 from overpaint.errors import PictureError, StoreError
 from overpaint.request import Request
-from overpaint.system.atomic_files import PARTIAL, write
+from overpaint.system.atomic_files import PARTIAL_SUFFIX, write_file
 
 HASH = re.compile("[0-9a-f]{64}")
 """A file's name."""
@@ -45,7 +45,7 @@ class Files:
         try:
             os.utime(path)  # its age begins anew
         except FileNotFoundError:
-            write(path, data)
+            write_file(path, data)
         return name
 
     def get(self, name: str) -> bytes:
@@ -76,7 +76,7 @@ class Files:
     def forget(self, name: str, age: float = 0.0) -> None:
         """Remove a file, unless it was put anew meanwhile: no longer ago than `age` seconds."""
         path = self._place(name)
-        aside = path.with_suffix(PARTIAL)  # from here on, whoever puts it writes it anew
+        aside = path.with_suffix(PARTIAL_SUFFIX)  # from here on, whoever puts it writes it anew
         with contextlib.suppress(FileNotFoundError):
             path.replace(aside)
             if _changed(aside) > time.time() - age:
@@ -94,7 +94,7 @@ class Files:
 
     def sweep(self, age: float = 0.0) -> None:
         """Remove what was being written when a server died, more than `age` seconds ago."""
-        for path in self.folder.glob(f"*/*/*{PARTIAL}"):
+        for path in self.folder.glob(f"*/*/*{PARTIAL_SUFFIX}"):
             if _changed(path) <= time.time() - age:
                 path.unlink(missing_ok=True)
 

@@ -23,8 +23,8 @@ from fastapi import Request as Incoming
 
 from overpaint.errors import RequestError
 from overpaint.imaging import codec
-from overpaint.provenance import metadata
-from overpaint.provenance.foreign import a1111_pairs
+from overpaint.provenance import a1111_text, metadata
+from overpaint.provenance.importers.a1111 import split_a1111_pairs
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
 from overpaint.server.api.a1111 import listings
@@ -150,7 +150,7 @@ async def told(service: Service, job: Job) -> dict[str, Any]:
 def infotext(data: bytes) -> str:
     """The settings that a picture of ours says, in their form."""
     with codec.open_image(data, "the result") as image:
-        return metadata.parameters(json.loads(metadata.texts_of(image)["overpaint"]))
+        return a1111_text.format_parameters(json.loads(metadata.extract_texts(image)["overpaint"]))
 
 
 def info_of(job: Job) -> dict[str, Any]:
@@ -266,10 +266,10 @@ async def png_info(given: PictureIn, key: KeyDep) -> PictureInfo:
             data, "the image", codec.UPLOAD_FORMATS, codec.MAX_UPLOAD_PIXELS
         ) as image:
             image.load()
-            items = metadata.texts_of(image)
+            items = metadata.extract_texts(image)
         text = items.get("parameters", "")
         last = text.strip().rpartition("\n")[2]
-        return PictureInfo(info=text, items=items, parameters=a1111_pairs(last))
+        return PictureInfo(info=text, items=items, parameters=split_a1111_pairs(last))
 
     return await run_in_reader_pool(look)
 

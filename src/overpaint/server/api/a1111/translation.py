@@ -10,7 +10,7 @@ from PIL import ImageOps
 from overpaint.errors import RequestError, did_you_mean, quote_value
 from overpaint.imaging import codec
 from overpaint.picture import Picture
-from overpaint.provenance.foreign import a1111_schedule
+from overpaint.provenance.importers.a1111 import resolve_a1111_schedule
 from overpaint.registry import SAMPLERS, Fill, resolve_sampler
 from overpaint.request import Request
 from overpaint.request_fields import Fit
@@ -143,8 +143,8 @@ def sampler_of(name: str, scheduler: str) -> tuple[str, str]:
     """
     sampler, implied = resolve_sampler(name)
     if implied is None:
-        return sampler, a1111_schedule(sampler, scheduler)
-    if scheduler.lower() != "automatic" and a1111_schedule(sampler, scheduler) != implied:
+        return sampler, resolve_a1111_schedule(sampler, scheduler)
+    if scheduler.lower() != "automatic" and resolve_a1111_schedule(sampler, scheduler) != implied:
         raise RequestError("scheduler", f"{scheduler!r} contradicts the sampler {name!r}.")
     return sampler, implied
 

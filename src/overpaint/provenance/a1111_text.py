@@ -1,0 +1,61 @@
+"""Write the settings of a picture as A1111's `parameters` text."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from overpaint.registry import SAMPLERS, SCHEDULES
+
+
+def format_parameters(record: Mapping[str, Any]) -> str:
+    """Format a record as A1111 does (modules/processing.py, `create_infotext`)."""
+    request, model = record["request"], record["model"]
+    pairs = {
+        "Steps": request["num_inference_steps"],
+        "Sampler": SAMPLERS[request["sampler"]].label,
+        "Schedule type": SCHEDULES[request["schedule"]].label,
+        "CFG scale": _format_number(request["guidance_scale"]),
+        "Seed": record["seed"],
+        "Size": "{}x{}".format(*record["size"]),
+        "Model hash": model["sha256"][:10],
+        "Model": _format_model_name(Path(model["name"])),
+    }
+    if request["strength"] is not None:
+        pairs["Denoising strength"] = _format_number(request["strength"])
+    if request["clip_skip"]:
+        pairs["Clip skip"] = request["clip_skip"] + 2
+    loras = {name: own["tensors"] for name, own in record["loras_sha256"].items()}
+    for key, files in {"Lora hashes": loras, "TI hashes": record["embeddings_sha256"]}.items():
+        if files:
+            pairs[key] = ", ".join(f"{name}: {digest[:12]}" for name, digest in files.items())
+    pairs["Version"] = f"overpaint {record['version']}"
+    lines = [" ".join([request["prompt"], *map(_format_lora_tag, request["loras"])])]
+    if request["negative_prompt"]:
+        lines.append(f"Negative prompt: {request['negative_prompt']}")
+    lines.append(
+        ", ".join(f"{key}: {_quote_a1111_value(str(value))}" for key, value in pairs.items())
+    )
+    return "\n".join(lines).strip()
+
+
+def _format_lora_tag(lora: Mapping[str, Any]) -> str:
+    """Format a LoRA as a tag in an A1111 prompt."""
+    scales = [lora["scale"]] if lora["text_scale"] is None else [lora["text_scale"], lora["scale"]]
+    return f"<lora:{':'.join([lora['name'], *map(_format_number, scales)])}>"
+
+
+def _format_model_name(path: Path) -> str:
+    """Return the stem of a file, the name of a folder, or a hub id unchanged, as A1111 does."""
+    if path.suffix == ".safetensors":
+        return path.stem
+    return path.name if path.is_absolute() else str(path)
+
+
+def _quote_a1111_value(value: str) -> str:
+    """Quote a value that contains a separator, as A1111 does."""
+    return json.dumps(value, ensure_ascii=False) if set(value) & set(",:\n") else value
+
+
+def _format_number(value: float) -> str:
+    return repr(value).removesuffix(".0")
