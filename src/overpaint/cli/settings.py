@@ -60,7 +60,7 @@ class Setting:
     def parameters(self) -> Iterator[inspect.Parameter]:
         """Yield a command's keyword for the option, and one for its hidden alias."""
         default = self.default or str(Request.model_fields[self.field].default)
-        shown = default if default not in {"None", "", "PydanticUndefined"} else False
+        shown = False if default in {"None", "", "False", "PydanticUndefined"} else default
         options = {self.field: typer.Option(*self.flags, help=self.help, show_default=shown)}
         if self.old_flags:
             options[f"{self.field}_alias"] = typer.Option(self.old_flags, hidden=True)
