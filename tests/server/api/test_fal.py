@@ -336,7 +336,7 @@ def test_unknown_apps_and_requests(client: SyncClient, url: str) -> None:
         assert caught.value.status_code == 404
     native = httpx.post(f"{url}/api/jobs", json={"request": {}}).json()["id"]
     for name in ("nothing", native):
-        with pytest.raises(FalClientHTTPError, match="there is no") as caught:
+        with pytest.raises(FalClientHTTPError, match=r"(?i)there is no") as caught:
             client.status(APP, name)
         assert caught.value.status_code == 404
 
