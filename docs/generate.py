@@ -692,7 +692,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Lease of a job", "{0:g} s", ("worker.lease_s",),
               "Another server takes over the job."),
         Limit("Pause before a worker that keeps dying restarts", "up to {0:g} s",
-              ("overpaint.server.jobs.supervisor:LONGEST",), "`/readyz` answers `503`."),
+              ("overpaint.server.jobs.worker_process:MAX_RESTART_DELAY_S",), "`/readyz` answers `503`."),
     ),
     "Webhooks": (
         Limit("Time for the receiver to answer", "{0:g} s", ("webhooks.timeout_s",),

@@ -18,7 +18,7 @@ import overpaint
 from overpaint.diffusion.conditioning import Row
 from overpaint.diffusion.run import Run
 from overpaint.diffusion.unet import get_network
-from overpaint.engine.engine import COMING, Engine, Told
+from overpaint.engine.engine import MAX_CONCURRENT_PLANS, Engine, EngineEvent
 from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, RequestError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
@@ -52,7 +52,7 @@ class Miniature:
     def begin(self, model: str, request: Request) -> Run:
         return Run(request, self.painter.model, self.painter.addon_loader)
 
-    def entry(self, model: str) -> float:
+    def load_seconds(self, model: str) -> float:
         return 0.0
 
     def fits(self, model: str, beside: Iterable[str]) -> bool:
@@ -80,7 +80,7 @@ def engine(painter: overpaint.Painter) -> Engine:
 class Watched:
     """What was told of all jobs, and the rows of every network call."""
 
-    told: list[Told] = field(default_factory=list[Told])
+    told: list[tuple[str, EngineEvent]] = field(default_factory=list[tuple[str, EngineEvent]])
     calls: list[int] = field(default_factory=list[int])
 
     def of(self, name: str) -> list[Any]:
@@ -186,14 +186,14 @@ def test_no_beginning_waits_for_the_one_before_and_a_step(painter: overpaint.Pai
             return future
 
     engine = Engine(Miniature(painter), WIDE, beside=Later())
-    for i in range(COMING + 2):
+    for i in range(MAX_CONCURRENT_PLANS + 2):
         engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=3))
     engine.tick()
-    assert len(handed) == COMING
+    assert len(handed) == MAX_CONCURRENT_PLANS
     for begin in handed[:2]:
         begin()
     engine.tick()
-    assert len(handed) == COMING + 2
+    assert len(handed) == MAX_CONCURRENT_PLANS + 2
 
 
 def test_a_newcomer_joins_at_the_next_step(
@@ -351,7 +351,7 @@ def test_a_row_that_is_not_finite_fails_alone(
     watched = Watched()
     while engine.busy:
         watched.told += engine.tick()
-        found = [job.painting for job in engine.jobs if job.name == "bad" and job.painting]
+        found = [job.run for job in engine.jobs if job.name == "bad" and job.run]
         if found:
             victim[0] = found[0].trajectories[0].plan.positive
     assert isinstance(watched.of("bad")[-1], Failed)

@@ -43,8 +43,8 @@ def test_the_one_not_used_for_longest_is_let_go(one: int) -> None:
         models.get(name)
     assert loads.names == ["a", "b", "c"]
     assert tuple(models.resident) == ("c", "a")
-    assert models.entry("a") == 0
-    assert models.entry("b") > 0
+    assert models.load_seconds("a") == 0
+    assert models.load_seconds("b") > 0
     models.get("b")
     assert tuple(models.resident) == ("a", "b")
 
@@ -71,7 +71,7 @@ def test_requests_for_two_models_that_do_not_fit_together(one: int) -> None:
 
     class Watched(ModelPool):
         def begin(self, model: str, request: Request) -> Any:
-            in_use.append({j.model for j in engine.jobs if j.painting} | {model})
+            in_use.append({j.model for j in engine.jobs if j.run} | {model})
             return super().begin(model, request)
 
     models = Watched("ab", loads, 1.5 * one)

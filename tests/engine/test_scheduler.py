@@ -69,7 +69,7 @@ def simulate(
         assert len(chosen) == 1 or sum(task.rows for task in chosen) <= cap
         took = call(sum(task.rows for task in chosen)) + costs.entry(chosen[0].group)
         present = str(chosen[0].group)
-        scheduler.spent(chosen, took)
+        scheduler.charge(chosen, took)
         now += took
         calls.append([task.job for task in chosen])
         for task in chosen:
@@ -129,7 +129,7 @@ def test_what_a_picture_needs_last_goes_first() -> None:
     waiting = Task("late", "b", "a", 2, 0.1, arrived=0, priority=1)
     scheduler = Scheduler()
     scheduler.enter(["a", "b"])
-    scheduler.spent([Task("new", "a", "a", 2, 1, arrived=99)], 5.0)
+    scheduler.charge([Task("new", "a", "a", 2, 1, arrived=99)], 5.0)
     last = Task("new", "a", "decode", 1, 0, arrived=99, last=True)
     assert scheduler.pick([waiting, last], 100, Costs(lambda group: 8)) == [last]
 
@@ -234,6 +234,6 @@ def test_what_was_spent_is_shared_by_rows(rows: int) -> None:
     both = [Task("a", "a", "g", rows, 1, 0), Task("b", "b", "g", 1, 1, 0)]
     scheduler.enter("ab")
     assert len(scheduler.pick(both, 0, costs)) == 2
-    scheduler.spent(both, 1.0)
+    scheduler.charge(both, 1.0)
     last = scheduler.pick(both, 0, Costs(lambda group: 1))
     assert last[0].job == ("a" if rows == 1 else "b")

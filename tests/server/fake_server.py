@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from overpaint.engine.counters import Counters
 from overpaint.engine.worker import make_engine
-from tests.server.fake import Fake, Sized
+from overpaint.testing import ScriptedEngine
 from tests.server.watched import watched
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ def main() -> None:
 def engine_factory_of(name: str, seconds: float, settings: ServerSettings) -> EngineFactory:
     match name:
         case "fake":
-            return partial(Fake, seconds)
+            return partial(ScriptedEngine, seconds)
         case "sized":
-            return partial(Sized, seconds)
+            return partial(ScriptedEngine, seconds, Counters(resident={"miniature": 128}))
         case "miniature":
             return partial(make_engine, settings.engine_config())
         case _:

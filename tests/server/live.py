@@ -19,7 +19,7 @@ from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.settings import ServerSettings, WorkerSettings
 from overpaint.server.store.files import Files
 from overpaint.server.telemetry.traces import TraceExporter
-from tests.server.fake import Fake
+from overpaint.testing import ScriptedEngine
 
 PATIENCE = 60.0
 NOWHERE = ImageSources(Files(Path("nowhere")))
@@ -55,7 +55,7 @@ def running(
         changes: of its settings.
     """
     settings = settings_for(folder, **{"models": ("miniature", "sdxl")} | changes)
-    app = create_app(settings, engine_factory or partial(Fake, seconds))
+    app = create_app(settings, engine_factory or partial(ScriptedEngine, seconds))
     config = uvicorn_config(app, settings)
     config.timeout_graceful_shutdown = 1
     server = Server(config)
@@ -85,7 +85,7 @@ def client_of(
 ) -> TestClient:
     """A client of a server in this process; for the arguments see `running`."""
     settings = settings_for(folder, **changes)
-    app = create_app(settings, engine_factory or partial(Fake, seconds), traces)
+    app = create_app(settings, engine_factory or partial(ScriptedEngine, seconds), traces)
     return TestClient(app, base_url=base_url)
 
 

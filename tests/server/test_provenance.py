@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from overpaint.cli.main import app
-from overpaint.engine.postprocess import Finisher, PostprocessConfig
+from overpaint.engine.postprocess import PostprocessConfig, Postprocessor
 from overpaint.errors import OverpaintError, RequestError
 from overpaint.provenance import watermark
 from tests.provenance.certificates import write_certificate
@@ -42,7 +42,7 @@ def test_results_are_signed_with_c2pa(tmp_path: Path) -> None:
 def test_results_have_watermark_unless_too_small(tmp_path: Path) -> None:
     marking = PostprocessConfig(watermark=True)
     with Image.open(HOUSE) as house:
-        made, why = Finisher(marking).marked(house.convert("RGB"))
+        made, why = Postprocessor(marking).add_watermark(house.convert("RGB"))
     assert why is None
     assert watermark.has_watermark(made)
     with client_of(tmp_path, watermark=True) as client:

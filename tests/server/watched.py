@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from overpaint.engine.config import EngineConfig
     from overpaint.engine.worker import JobRunner
     from overpaint.request import Request
-    from tests.server.fake import Told
+    from overpaint.testing import EngineEvent
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Watched:
     def cancel(self, name: str) -> None:
         self._engine.cancel(name)
 
-    def tick(self) -> list[Told]:
+    def tick(self) -> list[tuple[str, EngineEvent]]:
         began = time.monotonic()
         told = self._engine.tick()
         # A job is known to the worker by its attempt, "JOB.1".

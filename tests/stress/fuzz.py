@@ -34,7 +34,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from overpaint.errors import RequestError
-from tests.server.fake import Fake
+from overpaint.testing import ScriptedEngine
 from tests.server.live import running, until
 
 CHECKS = [
@@ -46,13 +46,13 @@ CHECKS = [
 ]
 
 
-class Instant(Fake):
+class Instant(ScriptedEngine):
     """Ends every job with its first step, whatever its prompt."""
 
     def submit(self, name: str, request: Any, model: str, **others: Any) -> None:
         brief = request.model_copy(update={"prompt": "", "num_images": 1})
         super().submit(name, brief, model, **others)
-        self.jobs[name][1] = request.num_inference_steps - 1
+        self.jobs[name].steps_done = request.num_inference_steps - 1
 
 
 @dataclass
@@ -81,7 +81,7 @@ def run(folder: Path, cases: int) -> Found:
     found, statuses, began = Found(), Counter[str](), time.monotonic()
     nowhere = mock.AsyncMock(side_effect=RequestError("webhook", "nobody is asked here."))
     with (
-        running(folder, make=Instant) as url,
+        running(folder, engine_factory=Instant) as url,
         mock.patch("overpaint.server.outbound.client.resolve", nowhere),
         requests.Session() as session,
     ):

@@ -144,7 +144,7 @@ def start(settings: ServerSettings) -> None:
             )
 
     from overpaint.server.app import run
-    from overpaint.server.jobs.service import prepare_store
+    from overpaint.server.jobs.store_access import prepare_store
     from overpaint.server.telemetry.logs import configure_logging
 
     settings.postprocess_config().check()

@@ -1,12 +1,12 @@
-"""Many requests at once: each is begun beside the loop, and a tick steps those that go together.
+"""Runs many requests at once on one device.
 
     engine.submit("a", request)
     while engine.busy:
         for name, event in engine.tick():
             ...
 
-One thread ticks. What needs no step (loading, planning, encoding prompts and pictures) is done by
-another one beside it, so that whoever runs goes on.
+One thread calls `tick`. A second thread plans requests (loading, prompts, pictures), so that
+planning does not stop the requests that already run.
 """
 
 import time
@@ -32,48 +32,50 @@ if TYPE_CHECKING:
     from overpaint.models.cache import Cache
     from overpaint.request import Request
 
-AHEAD = 4
-"""Requests that are begun before there is room for them, so that no step waits for a beginning."""
+MAX_PLANNED_AHEAD = 4
+"""Requests that are planned before there is room to run them, so that no step waits for
+planning."""
 
-COMING = 4
-"""Of these, those that are handed over at once, so that none waits for a step to end."""
+MAX_CONCURRENT_PLANS = 4
+"""Requests that the planning thread has at once, so that it need not wait for a step to end."""
 
-SHARE = 4
-"""Of the CPU's cores, one in so many is for beginnings."""
+PLANNING_CORE_DIVISOR = 4
+"""The planning thread uses one in this many CPU cores."""
 
-PATIENCE = 0.05
-"""Seconds that a tick without work waits for a beginning to end."""
+IDLE_WAIT_S = 0.05
+"""Seconds that a tick without work waits for planning."""
 
 
 class Models(Protocol):
-    """Where models come from."""
+    """The source of models; see `overpaint.engine.model_pool.ModelPool`."""
 
     @property
     def resident(self) -> Mapping[str, int]:
-        """Those in memory, and the sides in pixels that they draw."""
+        """Models in memory, with the side in pixels that each draws."""
         ...
 
     @property
     def cache(self) -> "Cache":
-        """What they keep between requests."""
+        """Results that the models keep between requests."""
         ...
 
     def begin(self, model: str, request: "Request") -> Run:
-        """Plan a request for a model by name, loading that if need be."""
+        """Plan a request for a model; load the model if it is not in memory."""
         ...
 
-    def entry(self, model: str) -> float:
-        """Seconds until a model can begin anything: 0 if it is there."""
+    def load_seconds(self, model: str) -> float:
+        """Return the seconds until a model can plan a request: 0 if it is in memory."""
         ...
 
     def fits(self, model: str, beside: Iterable[str]) -> bool:
-        """Whether there is room for a model beside those that requests are under way with."""
+        """Return whether the memory holds a model beside the models that run requests use."""
         ...
 
 
 End = Finished | Failed | Canceled
-Told = tuple[str, Event | Failed | Canceled | Spent]
+EngineEvent = Event | Failed | Canceled | Spent
 DECODE = "decode"
+"""The scheduler's group of pictures that wait to be decoded."""
 
 
 @dataclass(eq=False)
@@ -81,14 +83,14 @@ class Job:
     """A request in the engine.
 
     Attributes:
-        left: seconds that it needs alone until it is done.
-        pace: seconds that a step of one picture takes alone, once it is planned.
-        beginning: its planning, once that is under way.
-        painting: what is stepped, once it is planned.
-        shown: how many previews were made.
-        served: seconds in which one of its pictures was stepped or decoded.
-        seconds: of these, its rows' share.
-        pixel_steps: pixels that its evaluations of the network painted.
+        remaining_s: seconds until the request is done if it runs alone.
+        step_s: seconds of one step of one picture if the request runs alone; known once planned.
+        planning: the planning, once it has begun.
+        run: the planned request.
+        previews_made: number of previews so far.
+        served_s: seconds of steps and decodings that the request took part in.
+        device_s: the request's share of these, by rows.
+        pixel_steps: pixels that the network has evaluated for the request.
     """
 
     name: str
@@ -98,22 +100,40 @@ class Job:
     priority: int
     arrived: float
     preview_every: int
-    left: float
-    pace: float = 0.0
-    beginning: Future[Run] | None = None
-    painting: Run | None = None
-    shown: int = 0
-    served: float = 0.0
-    seconds: float = 0.0
+    remaining_s: float
+    step_s: float = 0.0
+    planning: Future[Run] | None = None
+    run: Run | None = None
+    previews_made: int = 0
+    served_s: float = 0.0
+    device_s: float = 0.0
     pixel_steps: int = 0
 
 
-Work = tuple[Job, int]
-"""A job, and which of its pictures."""
+PictureOfJob = tuple[Job, int]
+"""A job, and the index of one of its pictures."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that the next network call steps together, or one picture to decode.
+
+    Attributes:
+        tasks: for the scheduler.
+        pictures: one for each task.
+    """
+
+    tasks: list[Task]
+    pictures: list[PictureOfJob]
+
+    @property
+    def group(self) -> Hashable:
+        """`DECODE`, or the network and latent shape of all tasks."""
+        return self.tasks[0].group
 
 
 class Engine:
-    """Carries out requests, many at once; one thread calls it."""
+    """Runs requests, many at once. Only one thread may call it."""
 
     def __init__(
         self,
@@ -124,14 +144,14 @@ class Engine:
         beside: Executor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Nothing runs yet.
+        """Make an engine without requests.
 
         Args:
-            models: by name.
-            profile: how many rows a step takes, and how long.
-            live: requests that are under way at once, at most.
-            beside: where requests are begun; by default in a thread.
-            clock: seconds.
+            models: source of models.
+            profile: step times, and rows of a step.
+            live: requests that run at once, at most.
+            beside: plans requests; by default in one thread.
+            clock: returns seconds.
         """
         self._models = models
         self._profile = profile
@@ -139,17 +159,17 @@ class Engine:
         self._clock = clock
         self._scheduler = Scheduler()
         self._jobs: dict[str, Job] = {}
-        self._beside = beside or ThreadPoolExecutor(1, "overpaint-begin", _yield_cores)
-        self._told: list[tuple[Job, Event | Failed | Canceled]] = []
-        self._caps: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
+        self._beside = beside or ThreadPoolExecutor(1, "overpaint-begin", _limit_planning_cores)
+        self._unpublished: list[tuple[Job, Event | Failed | Canceled]] = []
+        self._row_limits: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
         self._batches = Counter[int]()
         self._step_seconds = 0.0
         self._halvings = 0
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to do or to tell."""
-        return bool(self._jobs or self._told)
+        """Whether there is work to do or an event to publish."""
+        return bool(self._jobs or self._unpublished)
 
     @property
     def jobs(self) -> list[Job]:
@@ -158,12 +178,12 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """How many more requests it takes up at once."""
-        return max(0, self._live + AHEAD - len(self._jobs))
+        """How many more requests the engine can begin at once."""
+        return max(0, self._live + MAX_PLANNED_AHEAD - len(self._jobs))
 
     @property
     def counters(self) -> Counters:
-        """What it has done, and what it holds."""
+        """Totals of the engine's work, and what it holds in memory."""
         hits, misses = self._models.cache.counts()
         return Counters(
             dict(self._batches),
@@ -185,94 +205,106 @@ class Engine:
         priority: int = 0,
         preview_every: int = 0,
     ) -> None:
-        """Take up a request; what comes of it is told by `tick`."""
+        """Add a request; `tick` returns its events."""
         now = self._clock()
-        left = self._profile.alone(request)
-        job = Job(name, request, model, key, priority, now, preview_every, left)
+        remaining_s = self._profile.alone(request)
+        job = Job(name, request, model, key, priority, now, preview_every, remaining_s)
         self._jobs[name] = job
 
     def cancel(self, name: str) -> None:
-        """End a request before its next step; nothing happens if it has ended."""
+        """End a request before its next step; do nothing if it has ended."""
         if job := self._jobs.pop(name, None):
-            if job.beginning:
-                job.beginning.cancel()
-            self._told.append((job, Canceled()))
+            if job.planning:
+                job.planning.cancel()
+            self._unpublished.append((job, Canceled()))
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Drop all requests, and stop the planning thread."""
         self._jobs.clear()
         self._beside.shutdown(cancel_futures=True)
 
-    def tick(self) -> list[Told]:
-        """Do the next thing: a step of rows that go together, or the decoding of a picture.
+    def tick(self) -> list[tuple[str, EngineEvent]]:
+        """Step the next batch of pictures, or decode one picture.
 
         Returns:
-            What there is to tell, in order; the last of a request is `Finished`, `Failed` or
-            `Canceled`, after what it has `Spent`.
+            Events with the names of their requests, in order. The last event of a request is
+            `Finished`, `Failed` or `Canceled`, and `Spent` comes just before it.
         """
+        self._begin_waiting()
+        batch = self._next_batch()
+        if batch:
+            self._run(batch)
+        elif not self._unpublished:
+            self._wait_for_planning()
+        return self._publish()
+
+    # Begin the requests that wait
+
+    def _begin_waiting(self) -> None:
+        """Collect finished plans, and plan the most urgent of the other requests next."""
         self._scheduler.enter(job.key for job in self._jobs.values())
-        self._begin()
-        now = self._clock()
-        work = dict(self._tasks())
-        chosen = self._scheduler.pick(work, now, Costs(self._cap))
-        if chosen:
-            if chosen[0].group == DECODE:
-                self._decode(*work[chosen[0]])
-            else:
-                # In one order at every step: what a network keeps for its rows serves the next one.
-                together = sorted(chosen, key=lambda task: (task.arrived, task.job))
-                self._step([work[task] for task in together], chosen[0].group)
-            spent = self._clock() - now
-            self._step_seconds += spent * (chosen[0].group != DECODE)
-            for task, share in zip(chosen, self._scheduler.spent(chosen, spent), strict=True):
-                work[task][0].seconds += share
-            for job in {work[task][0] for task in chosen}:
-                job.served += spent
-        elif not self._told:
-            wait([j.beginning for j in self._jobs.values() if j.beginning], PATIENCE)
-        told, self._told = self._told, []
-        return [(job.name, said) for job, event in told for said in _with_costs(job, event)]
-
-    # Beginning
-
-    def _begin(self) -> None:
-        """Take over what was planned, and have the most urgent of the others planned next."""
         while True:
             for job in self.jobs:
-                if job.painting is None and job.beginning and job.beginning.done():
-                    self._take_over(job, job.beginning)
-            begun = [job.beginning for job in self._jobs.values() if job.beginning]
-            coming = sum(not beginning.done() for beginning in begun)
-            if len(begun) >= self._live + AHEAD or coming >= COMING:
+                if job.run is None and job.planning and job.planning.done():
+                    self._take_plan(job, job.planning)
+            planned = [job.planning for job in self._jobs.values() if job.planning]
+            unfinished = sum(not planning.done() for planning in planned)
+            if (
+                len(planned) >= self._live + MAX_PLANNED_AHEAD
+                or unfinished >= MAX_CONCURRENT_PLANS
+                or not self._plan_next()
+            ):
                 return
-            waiting = {self._task(j, j.model): j for j in self._jobs.values() if not j.beginning}
-            costs = Costs(lambda group: 1, lambda group: self._models.entry(str(group)))
-            chosen = self._scheduler.pick(waiting, self._clock(), costs)
-            if not chosen:
-                return
-            job = waiting[chosen[0]]
-            in_use = {other.model for other in self._jobs.values() if other.beginning}
-            if not self._models.fits(job.model, in_use):
-                return  # those under way end first, and nothing else begins meanwhile
-            job.beginning = self._beside.submit(self._models.begin, job.model, job.request)
 
-    def _take_over(self, job: Job, beginning: Future[Run]) -> None:
+    def _plan_next(self) -> bool:
+        """Hand the most urgent request to the planning thread; return whether there was one.
+
+        If its model does not fit into memory yet, the requests that run end first, and no other
+        request begins.
+        """
+        waiting = {self._task(j, j.model): j for j in self._jobs.values() if not j.planning}
+        costs = Costs(lambda group: 1, lambda group: self._models.load_seconds(str(group)))
+        chosen = self._scheduler.pick(waiting, self._clock(), costs)
+        if not chosen:
+            return False
+        job = waiting[chosen[0]]
+        in_use = {other.model for other in self._jobs.values() if other.planning}
+        if not self._models.fits(job.model, in_use):
+            return False
+        job.planning = self._beside.submit(self._models.begin, job.model, job.request)
+        return True
+
+    def _take_plan(self, job: Job, planning: Future[Run]) -> None:
         with self._failing(job):
-            job.painting = beginning.result()
-            job.pace = job.left / max(1, job.painting.progress.total)
-            self._say(job, *map(Notice, job.painting.notices))
-            self._settle(job)
+            job.run = planning.result()
+            job.step_s = job.remaining_s / max(1, job.run.progress.total)
+            self._add_events(job, *map(Notice, job.run.notices))
+            self._finish_if_complete(job)
 
-    # Running
+    def _wait_for_planning(self) -> None:
+        wait([job.planning for job in self._jobs.values() if job.planning], IDLE_WAIT_S)
 
-    def _tasks(self) -> Iterator[tuple[Task, Work]]:
-        """What could be done next: of each picture its decoding, or its next step."""
+    # Choose the next batch
+
+    def _next_batch(self) -> Batch | None:
+        """Return the most urgent tasks that can run together; None if there is nothing to run."""
+        pictures = dict(self._tasks())
+        chosen = self._scheduler.pick(pictures, self._clock(), Costs(self._row_limit))
+        if not chosen:
+            return None
+        # The same order at every step: results that a network keeps for its rows serve the next
+        # step.
+        tasks = sorted(chosen, key=lambda task: (task.arrived, task.job))
+        return Batch(tasks, [pictures[task] for task in tasks])
+
+    def _tasks(self) -> Iterator[tuple[Task, PictureOfJob]]:
+        """Yield the possible tasks: to step or to decode each picture of each planned request."""
         for job in self._jobs.values():
-            if (painting := job.painting) is None:
+            if (run := job.run) is None:
                 continue
-            for index in painting.undecoded:
+            for index in run.undecoded:
                 yield self._task(job, DECODE, index), (job, index)
-            for index, trajectory in enumerate(painting.trajectories):
+            for index, trajectory in enumerate(run.trajectories):
                 if not trajectory.done:
                     group = (trajectory.plan.network, trajectory.plan.shape)
                     rows = len(trajectory.rows())
@@ -280,79 +312,106 @@ class Engine:
 
     @staticmethod
     def _task(job: Job, group: Hashable, index: int = 0, rows: int = 1) -> Task:
-        name = f"{job.name}/{index}"
-        last = group == DECODE
-        served = job.served
-        return Task(name, job.key, group, rows, job.left, job.arrived, job.priority, served, last)
+        return Task(
+            job=f"{job.name}/{index}",
+            key=job.key,
+            group=group,
+            rows=rows,
+            remaining=job.remaining_s,
+            arrived=job.arrived,
+            priority=job.priority,
+            served=job.served_s,
+            last=group == DECODE,
+        )
 
-    def _cap(self, group: Hashable) -> int:
+    def _row_limit(self, group: Hashable) -> int:
+        """Return the rows of a group that one call takes; pictures are decoded one by one."""
         if not isinstance(group, tuple):
             return 1
         network, shape = group
         _, height, width = shape
-        return self._caps.get(network, {}).get(shape) or self._profile.cap(height, width)
+        return self._row_limits.get(network, {}).get(shape) or self._profile.cap(height, width)
+
+    # Run it
+
+    def _run(self, batch: Batch) -> None:
+        """Step or decode the pictures of a batch, and charge the time to their requests."""
+        began = self._clock()
+        if batch.group == DECODE:
+            self._decode(*batch.pictures[0])
+        else:
+            self._step(batch.pictures, batch.group)
+        seconds = self._clock() - began
+        if batch.group != DECODE:
+            self._step_seconds += seconds
+        shares = self._scheduler.charge(batch.tasks, seconds)
+        for (job, _), share in zip(batch.pictures, shares, strict=True):
+            job.device_s += share
+        for job in {job for job, _ in batch.pictures}:
+            job.served_s += seconds
 
     def _decode(self, job: Job, index: int) -> None:
-        assert job.painting is not None
+        assert job.run is not None
         with self._failing(job):
-            self._say(job, *job.painting.decode_picture(index))
-            self._settle(job)
+            self._add_events(job, *job.run.decode_picture(index))
+            self._finish_if_complete(job)
 
-    def _step(self, together: Sequence[Work], group: Hashable) -> None:
-        """One network call; if it fails, of its halves, so that one fails alone that must."""
-        painting = [(job, _running(job, index)) for job, index in together]
-        rows = sum(len(trajectory.rows()) for _, trajectory in painting)
+    def _step(self, pictures: Sequence[PictureOfJob], group: Hashable) -> None:
+        """Call the network once for all pictures.
+
+        If the call fails, each half is tried by itself. So only the requests fail that cause it.
+        """
+        trajectories = [(job, _trajectory(job, index)) for job, index in pictures]
+        rows = sum(len(trajectory.rows()) for _, trajectory in trajectories)
         try:
-            predictions = evaluate([trajectory for _, trajectory in painting])
+            predictions = evaluate([trajectory for _, trajectory in trajectories])
         except torch.AcceleratorError:
-            raise  # from now on the device fails everybody: another process must go on
+            raise  # the device fails every request from now on: the process must be replaced
         except Exception as error:
-            if len(together) == 1:
-                self._fail(together[0][0], error)
+            if len(pictures) == 1:
+                self._fail(pictures[0][0], error)
                 return
-            half = len(together) // 2
+            half = len(pictures) // 2
             if isinstance(error, torch.OutOfMemoryError) and isinstance(group, tuple):
                 self._halvings += 1
                 network, shape = group
-                self._caps.setdefault(network, {})[shape] = max(1, rows // 2)
-            for part in (together[:half], together[half:]):
-                if left := [work for work in part if work[0].name in self._jobs]:
-                    self._step(left, group)
+                self._row_limits.setdefault(network, {})[shape] = max(1, rows // 2)
+            for part in (pictures[:half], pictures[half:]):
+                if remaining := [picture for picture in part if picture[0].name in self._jobs]:
+                    self._step(remaining, group)
             return
         self._batches[rows] += 1
-        for (job, trajectory), own in zip(painting, predictions, strict=True):
+        for (job, trajectory), own in zip(trajectories, predictions, strict=True):
             with self._failing(job):
-                job.pixel_steps += _pixels(job, trajectory)
+                job.pixel_steps += _pixel_count(job, trajectory)
                 advance(trajectory, own)
-        for job in dict.fromkeys(job for job, _ in together):
-            if job.name in self._jobs and job.painting:
-                indices = [index for of, index in together if of is job]
+        for job in dict.fromkeys(job for job, _ in trajectories):
+            if job.name in self._jobs and job.run:
+                indices = [index for owner, index in pictures if owner is job]
                 with self._failing(job):
-                    self._progress(job, job.painting, indices)
+                    self._report_progress(job, job.run, indices)
 
-    def _progress(self, job: Job, painting: Run, indices: list[int]) -> None:
-        progress = painting.progress
-        job.left = (progress.total - progress.done) * job.pace
-        self._say(job, progress)
-        reached = painting.trajectories[indices[0]]
-        if job.preview_every and reached.steps_done // job.preview_every > job.shown:
-            job.shown = reached.steps_done // job.preview_every
-            if not reached.done:
-                # Where there is no room for a preview there is none.
+    def _report_progress(self, job: Job, run: Run, indices: list[int]) -> None:
+        progress = run.progress
+        job.remaining_s = (progress.total - progress.done) * job.step_s
+        self._add_events(job, progress)
+        stepped = run.trajectories[indices[0]]
+        if job.preview_every and stepped.steps_done // job.preview_every > job.previews_made:
+            job.previews_made = stepped.steps_done // job.preview_every
+            if not stepped.done:
+                # Previews are optional: without memory for them there are none.
                 with suppress(torch.OutOfMemoryError):
-                    self._say(job, *painting.render_previews(indices))
+                    self._add_events(job, *run.render_previews(indices))
 
-    # Ending
-
-    def _settle(self, job: Job) -> None:
-        """Tell the end of a job whose pictures are all there."""
-        if job.painting and job.painting.complete:
-            self._say(job, job.painting.finish())
+    def _finish_if_complete(self, job: Job) -> None:
+        """End a request that has all its pictures."""
+        if job.run and job.run.complete:
+            self._add_events(job, job.run.finish())
             del self._jobs[job.name]
 
     @contextmanager
     def _failing(self, job: Job) -> Generator[None]:
-        """End a job with whatever goes wrong in here, and nobody else; but not a broken device."""
+        """Fail a request, and no other, with any error of the block; pass on a broken device."""
         try:
             yield
         except torch.AcceleratorError:
@@ -362,36 +421,39 @@ class Engine:
 
     def _fail(self, job: Job, error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
-            said = f"there is too little memory for this request alone: {error}. Make it smaller."
-            error = DeviceError(said)
+            text = f"there is too little memory for this request alone: {error}. Make it smaller."
+            error = DeviceError(text)
         if self._jobs.pop(job.name, None):
-            self._told.append((job, Failed(error)))
+            self._unpublished.append((job, Failed(error)))
 
-    def _say(self, job: Job, *events: Event) -> None:
-        self._told += [(job, event) for event in events]
+    # Publish the events
 
+    def _add_events(self, job: Job, *events: Event) -> None:
+        self._unpublished += [(job, event) for event in events]
 
-def _yield_cores() -> None:
-    """Leave most cores to the steps: two teams on the same ones wait for each other."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // SHARE))
-
-
-def _with_costs(
-    job: Job, event: Event | Failed | Canceled
-) -> Iterator[Event | Failed | Canceled | Spent]:
-    """What is told of a job; before its end, what it has cost until then."""
-    if isinstance(event, End):
-        yield Spent(job.seconds, job.pixel_steps / 1e6)
-    yield event
+    def _publish(self) -> list[tuple[str, EngineEvent]]:
+        """Return the new events; a request's costs come before its last one."""
+        unpublished, self._unpublished = self._unpublished, []
+        published: list[tuple[str, EngineEvent]] = []
+        for job, event in unpublished:
+            if isinstance(event, End):
+                published.append((job.name, Spent(job.device_s, job.pixel_steps / 1e6)))
+            published.append((job.name, event))
+        return published
 
 
-def _pixels(job: Job, trajectory: Trajectory) -> int:
-    """Of the picture that a step of a trajectory paints."""
-    assert job.painting is not None
+def _limit_planning_cores() -> None:
+    """Leave most CPU cores to the steps: two thread teams on the same cores wait for each other."""
+    torch.set_num_threads(max(1, torch.get_num_threads() // PLANNING_CORE_DIVISOR))
+
+
+def _pixel_count(job: Job, trajectory: Trajectory) -> int:
+    """Return the pixels of the picture that one step of a trajectory evaluates."""
+    assert job.run is not None
     _, height, width = trajectory.plan.shape
-    return height * width * job.painting.model.vae_factor**2
+    return height * width * job.run.model.vae_factor**2
 
 
-def _running(job: Job, index: int) -> Trajectory:
-    assert job.painting is not None
-    return job.painting.trajectories[index]
+def _trajectory(job: Job, index: int) -> Trajectory:
+    assert job.run is not None
+    return job.run.trajectories[index]

@@ -83,7 +83,7 @@ class ModelPool:
             self._make_room(0)
             return self._there[model]
 
-    def entry(self, model: str) -> float:
+    def load_seconds(self, model: str) -> float:
         """Seconds until a model can begin anything: 0 if it is there."""
         return 0.0 if model in self._there else self._seconds.get(model, 0.0)
 

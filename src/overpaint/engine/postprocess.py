@@ -1,6 +1,6 @@
-"""What is done to a job's pictures between the last step and the disk, as the operator says.
+"""Postprocessing: check, watermark and sign finished pictures before they are written.
 
-They are checked, marked and signed: in the worker's process, beside the steps.
+It runs in the worker's process, in the thread that writes pictures.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PostprocessConfig:
-    """What is to be done; by default nothing.
+    """Postprocessing that the operator wants; by default none.
 
     Attributes:
-        checker: what flags pictures: a folder with a network, or `module:function`.
-        device: where a network computes, as `models.devices.place` takes it.
-        watermark: pictures get an invisible one.
-        certificate: the operator's, PEM, that pictures are signed with by C2PA.
-        key: its private key, PEM.
+        checker: safety checker: a folder with a network, or `module:function`.
+        device: device of the network; see `models.devices.place`.
+        watermark: whether pictures get SDXL's invisible watermark.
+        certificate: file (PEM) of the certificate chain for C2PA signatures.
+        key: file (PEM) of the certificate's private key.
     """
 
     checker: str | None = None
@@ -39,12 +39,12 @@ class PostprocessConfig:
     key: Path | None = None
 
     def check(self) -> None:
-        """See that all this is there, without loading a network.
+        """Check that everything exists, without loading a network.
 
         Raises:
-            ModelNotFoundError: there is no such checker.
-            CheckpointError: its folder lacks a file.
-            RequestError: the certificate and key cannot sign, or one is given alone.
+            ModelNotFoundError: the checker does not exist.
+            CheckpointError: the checker's folder lacks a file.
+            RequestError: the certificate and key cannot sign, or one of them is missing.
         """
         self.credentials()
         if self.checker is None:
@@ -67,10 +67,10 @@ class PostprocessConfig:
                 )
 
     def credentials(self) -> "Credentials | None":
-        """What signs pictures.
+        """Return the certificate and key; None if pictures are not signed.
 
         Raises:
-            RequestError: as `check`.
+            RequestError: see `check`.
         """
         if self.certificate is None and self.key is None:
             return None
@@ -84,61 +84,66 @@ class PostprocessConfig:
 NO_POSTPROCESSING = PostprocessConfig()
 
 
-class Finisher:
-    """Does it."""
+class Postprocessor:
+    """Applies the configured safety check, watermark and C2PA signature to finished pictures."""
 
-    def __init__(self, asked: PostprocessConfig):
-        """Load what it takes.
+    def __init__(self, config: PostprocessConfig):
+        """Load the safety checker and the certificate.
 
         Raises:
-            ModelNotFoundError, CheckpointError, DeviceError: as `open_checker`.
-            RequestError: as `PostprocessConfig.check`.
+            ModelNotFoundError, CheckpointError, DeviceError: see `open_checker`.
+            RequestError: see `PostprocessConfig.check`.
         """
-        self._credentials = asked.credentials()
-        self._watermark = asked.watermark
-        self._checker = open_checker(asked.checker, asked.device) if asked.checker else None
+        self._credentials = config.credentials()
+        self._watermark = config.watermark
+        self._checker = open_checker(config.checker, config.device) if config.checker else None
 
     @property
     def checks(self) -> bool:
-        """Whether pictures are checked."""
+        """Whether there is a safety checker."""
         return self._checker is not None
 
-    def flags(self, images: "Sequence[Image]", seeds: Sequence[int]) -> tuple[Flag, ...]:
-        """Pictures of one request that are not to be published.
+    def find_flagged(self, images: "Sequence[Image]", seeds: Sequence[int]) -> tuple[Flag, ...]:
+        """Return the pictures of a request that the safety checker flags.
 
         Raises:
             SafetyError: the checker failed.
         """
         return check_images(self._checker, images, seeds) if self._checker else ()
 
-    def marked(self, image: "Image") -> "tuple[Image, str | None]":
-        """A picture with its watermark if there is to be one, and what is to be said of it."""
+    def add_watermark(self, image: "Image") -> "tuple[Image, str | None]":
+        """Return a picture with its watermark, and why it has none if that is not possible."""
         if not self._watermark:
             return image, None
         from overpaint.provenance import watermark  # imports OpenCV
 
         return watermark.add_watermark(image)
 
-    def signed(self, data: bytes, kind: str, parent: "Picture | None") -> bytes:
-        """The file of a picture of a `kind`, signed if it is to be; `parent` was repainted.
+    def sign(self, data: bytes, kind: str, parent: "Picture | None") -> bytes:
+        """Return a picture file with its C2PA signature, if there is a certificate.
+
+        Args:
+            data: the file.
+            kind: "png", "jpg" or "webp".
+            parent: the picture that was repainted.
 
         Raises:
-            OutputError: it cannot be signed.
+            OutputError: the file cannot be signed.
         """
         return self._credentials.sign(data, kind, parent) if self._credentials else data
 
 
 def open_checker(name: str, device: str = "auto") -> Checker:
-    """The checker of a name.
+    """Return a safety checker.
 
     Args:
-        name: a folder with a network, or `module:function` of the operator's own.
-        device: where a network computes, as `models.devices.place` takes it.
+        name: a folder with a network, or `module:function`.
+        device: device of the network; see `models.devices.place`.
 
     Raises:
-        ModelNotFoundError: there is no such folder, module or function.
-        CheckpointError: the folder does not hold such a network.
-        DeviceError: there is no such device.
+        ModelNotFoundError: the folder, module or function does not exist.
+        CheckpointError: the folder does not hold a safety checker.
+        DeviceError: the device does not exist.
     """
     if not _is_function(name):
         from overpaint.models.safety_checker import load_safety_checker
@@ -160,5 +165,5 @@ def _not_found(name: str, why: str) -> ModelNotFoundError:
 
 
 def _is_function(name: str) -> bool:
-    """Whether a checker's name is not a folder's, which may have a colon in it too."""
+    """Return whether a checker is a function, and not a folder whose path has a colon."""
     return ":" in name and not Path(name).exists()

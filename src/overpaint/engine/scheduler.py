@@ -107,7 +107,7 @@ class Scheduler:
                 rows += task.rows
         return chosen
 
-    def spent(self, tasks: Iterable[Task], seconds: float) -> list[float]:
+    def charge(self, tasks: Iterable[Task], seconds: float) -> list[float]:
         """Put what a call took to the accounts of those that it was for, by their rows.
 
         Returns:

@@ -1,7 +1,7 @@
-"""The process that has the device: an engine, and a pipe to whoever watches over it.
+"""The worker: a process that owns the device, with an engine and a pipe to its supervisor.
 
-It knows nothing of stores and clients. When its pipe breaks it ends at once, so that nothing runs
-that nobody would hear of. A result is told when its files are on the disk.
+The worker knows neither the store nor clients. When its pipe breaks it ends at once, because nobody
+would receive its results. It reports a result after the files are on the disk.
 """
 
 import errno
@@ -10,9 +10,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,10 +19,21 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from overpaint.engine.config import EngineConfig
-from overpaint.engine.counters import Counters
-from overpaint.engine.postprocess import NO_POSTPROCESSING, Finisher, PostprocessConfig
-from overpaint.errors import OverpaintError
-from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
+from overpaint.engine.messages import (
+    CancelJob,
+    Heartbeat,
+    JobCanceled,
+    JobFailed,
+    JobMessage,
+    JobSucceeded,
+    PreviewImage,
+    RunJob,
+    WorkerMessage,
+    WorkerReady,
+    job_failed,
+)
+from overpaint.engine.postprocess import NO_POSTPROCESSING, PostprocessConfig, Postprocessor
+from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent
 from overpaint.provenance import metadata
 from overpaint.provenance.safety import Flag
 from overpaint.system.atomic_files import write_file
@@ -35,27 +45,23 @@ if TYPE_CHECKING:
     from overpaint.events import Event
     from overpaint.request import Request
 
-IDLE = 0.25
-"""Seconds that a worker without work waits for some, and between its saying that it is alive."""
+IDLE_WAIT_S = 0.25
+"""Seconds that an idle worker waits for a message, and the interval of heartbeats."""
 
-PREVIEW_QUALITY = 80
+PREVIEW_JPEG_QUALITY = 80
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a disk that has no room left."""
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+
+DISK_FULL_RETRY_S = 1.0
+"""Seconds until the worker writes pictures again for which the disk had no space."""
 
 ALL_FLAGGED = (
     "the safety checker flagged every picture, so none is published; try another prompt or seed."
 )
 
-DEFECT = "there is a defect in Overpaint: "
-"""What a job's error begins with that is neither the request's fault nor the machine's."""
-
-ROOM = 1.0
-"""Seconds until finished pictures are tried again that found no room on the disk."""
-
 
 class JobRunner(Protocol):
-    """What a worker needs of an engine."""
+    """The part of an engine that a worker uses; see `overpaint.engine.engine.Engine`."""
 
     @property
     def busy(self) -> bool: ...  # noqa: D102
@@ -73,131 +79,11 @@ class JobRunner(Protocol):
 
     def cancel(self, name: str) -> None: ...  # noqa: D102
 
-    def tick(self) -> "list[tuple[str, Event | Failed | Canceled | Spent]]": ...  # noqa: D102
+    def tick(self) -> "Sequence[tuple[str, Event | Failed | Canceled | Spent]]": ...  # noqa: D102
 
 
 EngineFactory = Callable[[], JobRunner]
 """Makes the engine of a worker, in the worker's process. It must be picklable."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """A job for the worker.
-
-    Attributes:
-        name: of the job, and of its attempt: what is told of it goes by both.
-        folder: where its pictures go.
-        stem: what their names begin with.
-        kind: of files: "png", "jpg" or "webp".
-        options: Pillow's for that format.
-        preview_every: steps between previews; 0 for none.
-        checked: its pictures are checked, if the worker has a checker. Then it has no previews,
-            which nothing checks.
-    """
-
-    name: str
-    request: "Request"
-    model: str
-    folder: Path
-    stem: str
-    key: str = ""
-    priority: int = 0
-    kind: str = "png"
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
-    preview_every: int = 0
-    checked: bool = True
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """Ends a job before its next step."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The worker can take orders."""
-
-
-@dataclass(frozen=True)
-class Alive:
-    """The worker ticks, and this is what its engine has counted, if it counts."""
-
-    counters: Counters | None = None
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A preview, as a JPEG."""
-
-    index: int
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Done:
-    """A job's pictures are on the disk: their paths, seeds, and sizes in pixels.
-
-    Those that were flagged are not among them.
-    """
-
-    files: tuple[Path, ...]
-    seeds: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]
-    flagged: tuple[Flag, ...] = ()
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A job failed.
-
-    Attributes:
-        message: for whoever asked.
-        mine: whether it is the request's own fault.
-        flagged: its pictures, if all of them were flagged.
-    """
-
-    message: str
-    mine: bool
-    flagged: tuple[Flag, ...] = ()
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """A job was ended because that was asked for."""
-
-
-Said = Step | Notice | Shown | Spent | Done | Broken | Stopped
-"""Something about a job."""
-
-Report = Ready | Alive | list[tuple[str, Said]]
-"""What goes through the pipe: what there is to say of jobs by name, in order."""
-
-
-def main(
-    pipe: "Connection[Any, Any]",
-    engine_factory: EngineFactory,
-    postprocess: PostprocessConfig = NO_POSTPROCESSING,
-) -> None:
-    """Run until the pipe breaks.
-
-    Args:
-        pipe: orders and cancels come, reports go.
-        engine_factory: makes the engine.
-        postprocess: what is done to pictures before they are written.
-    """
-    # A terminal, or a service manager, tells all processes of a server to end; this one ends by its
-    # pipe, when its server has let its jobs end.
-    for told in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(told, signal.SIG_IGN)
-    limit_heaps()
-    worker = _Worker(pipe, engine_factory(), Finisher(postprocess))
-    try:
-        worker.run()
-    except Exception:
-        traceback.print_exc()
-        os._exit(1)  # at once: where a device is broken, threads would go on to fail jobs by it
 
 
 def make_engine(config: EngineConfig) -> JobRunner:
@@ -210,173 +96,208 @@ def make_engine(config: EngineConfig) -> JobRunner:
     return open_engine(config)
 
 
+def main(
+    pipe: "Connection[Any, Any]",
+    engine_factory: EngineFactory,
+    postprocess: PostprocessConfig = NO_POSTPROCESSING,
+) -> None:
+    """Run a worker until the pipe breaks.
+
+    Args:
+        pipe: receives `RunJob` and `CancelJob`, sends `WorkerMessage`.
+        engine_factory: makes the engine.
+        postprocess: checks, marks and signs pictures before they are written.
+    """
+    # A terminal or service manager signals all processes of a server. The worker ends by its pipe,
+    # after the server has let running jobs finish.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    limit_heaps()
+    worker = _Worker(pipe, engine_factory(), Postprocessor(postprocess))
+    try:
+        worker.run()
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)  # at once: with a broken device, other threads would fail more jobs
+
+
 class _Worker:
-    def __init__(self, pipe: "Connection[Any, Any]", engine: JobRunner, finisher: Finisher):
+    def __init__(
+        self, pipe: "Connection[Any, Any]", engine: JobRunner, postprocessor: Postprocessor
+    ):
         self._pipe = pipe
         self._engine = engine
-        self._finisher = finisher
-        self._orders: dict[str, Order] = {}
+        self._postprocessor = postprocessor
+        self._jobs: dict[str, RunJob] = {}
         self._unwritten: set[str] = set()
-        self._coming: SimpleQueue[Order | Cancel] = SimpleQueue()
+        self._inbox: SimpleQueue[RunJob | CancelJob] = SimpleQueue()
         self._sending = threading.Lock()
-        self._alive = 0.0
-        self._give_back_at = 0.0
+        self._last_heartbeat = 0.0
+        self._trim_memory_at = 0.0
         self._writer = ThreadPoolExecutor(1, "overpaint-write")
 
     def run(self) -> None:
-        threading.Thread(target=self._listen, name="overpaint-listen", daemon=True).start()
-        self._send(Ready())
+        """Receive, tick and report, until the process ends."""
+        threading.Thread(target=self._receive, name="overpaint-listen", daemon=True).start()
+        self._send(WorkerReady())
         while True:
-            self._take()
+            self._take_messages()
             if self._engine.busy:
-                told = self._engine.tick()
-                reports = [self._said(name, event) for name, event in told]
-                if said := [report for report in reports if report]:
-                    self._send(said)
-                for name, event in told:
-                    if isinstance(event, Finished):  # now: its end is the last to be said of a job
-                        self._writer.submit(self._finish, self._orders.pop(name), event)
-            if time.monotonic() - self._alive > IDLE:
-                self._alive = time.monotonic()
-                self._send(Alive(getattr(self._engine, "counters", None)))
-            if time.monotonic() > self._give_back_at:
-                self._give_back_at = time.monotonic() + release_memory()
+                self._tick()
+            if time.monotonic() - self._last_heartbeat > IDLE_WAIT_S:
+                self._last_heartbeat = time.monotonic()
+                self._send(Heartbeat(getattr(self._engine, "counters", None)))
+            if time.monotonic() > self._trim_memory_at:
+                self._trim_memory_at = time.monotonic() + release_memory()
 
-    def _listen(self) -> None:
+    def _receive(self) -> None:
         try:
             while True:
-                self._coming.put(self._pipe.recv())
+                self._inbox.put(self._pipe.recv())
         finally:
-            os._exit(1)  # whoever started us is gone, or has said what cannot be read
+            os._exit(1)  # the supervisor is gone, or has sent an unreadable message
 
-    def _take(self) -> None:
-        """Take all that came; without work, wait for some."""
+    def _take_messages(self) -> None:
+        """Pass all received messages to the engine; if there is no work, wait for a message."""
         while True:
             try:
-                order = self._coming.get(timeout=0 if self._engine.busy else IDLE)
+                message = self._inbox.get(timeout=0 if self._engine.busy else IDLE_WAIT_S)
             except Empty:
                 return
-            if isinstance(order, Cancel):
-                self._engine.cancel(order.name)
-                self._unwritten.discard(order.name)
+            if isinstance(message, CancelJob):
+                self._engine.cancel(message.tag)
+                self._unwritten.discard(message.tag)
                 continue
-            self._orders[order.name] = order
+            self._jobs[message.tag] = message
             self._engine.submit(
-                order.name,
-                order.request,
-                order.model,
-                key=order.key,
-                priority=order.priority,
-                preview_every=0 if self._checks(order) else order.preview_every,
+                message.tag,
+                message.request,
+                message.model,
+                key=message.key,
+                priority=message.priority,
+                preview_every=0 if self._is_checked(message) else message.preview_every,
             )
 
-    def _checks(self, order: Order) -> bool:
-        return order.checked and self._finisher.checks
+    def _tick(self) -> None:
+        events = self._engine.tick()
+        messages = [self._message(tag, event) for tag, event in events]
+        if report := [message for message in messages if message]:
+            self._send(report)
+        for tag, event in events:
+            if isinstance(event, Finished):  # after the report, since its end must come last
+                self._writer.submit(self._finish, self._jobs.pop(tag), event)
 
-    def _said(self, name: str, event: Any) -> tuple[str, Said] | None:
-        """What to say of an event now: nothing of an end whose pictures are not on the disk."""
+    def _is_checked(self, job: RunJob) -> bool:
+        return job.checked and self._postprocessor.checks
+
+    def _message(self, tag: str, event: Any) -> tuple[str, JobMessage] | None:
+        """Return the message for an event; None for `Finished`, which `_finish` reports."""
         match event:
             case Finished():
-                self._unwritten.add(name)
+                self._unwritten.add(tag)
                 return None
             case Failed(error):
-                del self._orders[name]
-                return name, broken(error)
+                del self._jobs[tag]
+                return tag, job_failed(error)
             case Canceled():
-                self._orders.pop(name, None)
-                return name, Stopped()
+                self._jobs.pop(tag, None)
+                return tag, JobCanceled()
             case Preview(index, image):
-                return name, Shown(index, _jpeg(image))
+                return tag, PreviewImage(index, _encode_jpeg(image))
             case _:
-                return name, event
+                return tag, event
+
+    # In the writer's thread
 
     def _finish(
         self,
-        order: Order,
+        job: RunJob,
         event: Finished,
         tries: int = 0,
         flagged: tuple[Flag, ...] | None = None,
     ) -> None:
-        """Bring the pictures to the disk, then tell; what goes wrong ends the job.
+        """Write a job's pictures, then report its end. An error fails the job.
 
-        A full disk ends none: the pictures wait for room, unless the job is canceled meanwhile.
-        What is flagged is known from the first try on.
+        A full disk fails no job: the worker writes again until there is space or the job is
+        canceled.
+
+        Args:
+            job: to be finished.
+            event: its pictures.
+            tries: how often the disk was full before.
+            flagged: result of the safety check, known from the first try on.
         """
-        if order.name not in self._unwritten:
-            self._send([(order.name, Stopped())])
+        if job.tag not in self._unwritten:
+            self._send([(job.tag, JobCanceled())])
             return
         try:
             if flagged is None:
-                flagged = self._flags(order, event)
-            told = self._written(order, event, flagged)
-        except BaseException as error:  # also that a checker would end the process
-            if isinstance(error, OSError) and error.errno in FULL:
+                flagged = self._check_pictures(job, event)
+            messages = self._write_pictures(job, event, flagged)
+        except BaseException as error:  # a checker may even raise SystemExit
+            if isinstance(error, OSError) and error.errno in DISK_FULL_ERRORS:
                 if not tries:
-                    self._send([(order.name, Notice("the disk is full; its pictures wait."))])
-                job = (self._finish, order, event, tries + 1, flagged)
-                again = threading.Timer(ROOM, self._writer.submit, job)
-                again.daemon = True
-                again.start()
+                    self._send([(job.tag, Notice("the disk is full; its pictures wait."))])
+                self._retry_later(job, event, tries + 1, flagged)
                 return
-            told = [broken(error)]
-        self._unwritten.discard(order.name)
+            messages = [job_failed(error)]
+        self._unwritten.discard(job.tag)
         try:
-            self._send([(order.name, said) for said in told])
-        except Exception as error:  # it cannot be pickled
-            self._send([(order.name, broken(error))])
+            self._send([(job.tag, message) for message in messages])
+        except Exception as error:  # a message cannot be pickled
+            self._send([(job.tag, job_failed(error))])
 
-    def _flags(self, order: Order, event: Finished) -> tuple[Flag, ...]:
-        """Pictures that are not to be published."""
-        return self._finisher.flags(event.images, event.seeds) if self._checks(order) else ()
+    def _retry_later(
+        self, job: RunJob, event: Finished, tries: int, flagged: tuple[Flag, ...] | None
+    ) -> None:
+        call = (self._finish, job, event, tries, flagged)
+        timer = threading.Timer(DISK_FULL_RETRY_S, self._writer.submit, call)
+        timer.daemon = True
+        timer.start()
 
-    def _written(self, order: Order, event: Finished, flagged: tuple[Flag, ...]) -> list[Said]:
-        """Bring those pictures of a job to the disk that are not flagged; what is to be told."""
-        told: list[Said] = [
+    def _check_pictures(self, job: RunJob, event: Finished) -> tuple[Flag, ...]:
+        """Return the pictures that must not be published."""
+        if not self._is_checked(job):
+            return ()
+        return self._postprocessor.find_flagged(event.images, event.seeds)
+
+    def _write_pictures(
+        self, job: RunJob, event: Finished, flagged: tuple[Flag, ...]
+    ) -> list[JobMessage]:
+        """Write the pictures that are not flagged; return the messages about that."""
+        messages: list[JobMessage] = [
             Notice(f"{flag} was flagged by the safety checker.") for flag in flagged
         ]
-        held = {flag.index for flag in flagged}
-        kept = [i for i in range(len(event.images)) if i not in held]
+        flagged_indices = {flag.index for flag in flagged}
+        kept = [i for i in range(len(event.images)) if i not in flagged_indices]
         if not kept:
-            return [*told, Broken(ALL_FLAGGED, True, flagged)]
+            return [*messages, JobFailed(ALL_FLAGGED, True, flagged)]
         files: list[Path] = []
         for i in kept:
-            image, why = self._finisher.marked(event.images[i])
-            if why:
-                told.append(Notice(f"picture {i}: {why}"))
-            data = metadata.encode_picture(image, order.kind, event.metadata[i], **order.options)
-            data = self._finisher.signed(data, order.kind, order.request.image)
-            files.append(order.folder / f"{order.stem}-{i}.{order.kind}")
+            image, problem = self._postprocessor.add_watermark(event.images[i])
+            if problem:
+                messages.append(Notice(f"picture {i}: {problem}"))
+            data = metadata.encode_picture(image, job.kind, event.metadata[i], **job.options)
+            data = self._postprocessor.sign(data, job.kind, job.request.image)
+            files.append(job.folder / f"{job.stem}-{i}.{job.kind}")
             write_file(files[-1], data)
-        done = Done(
+        succeeded = JobSucceeded(
             tuple(files),
             tuple(event.seeds[i] for i in kept),
             tuple(event.images[i].size for i in kept),
             flagged,
         )
-        return [*told, done]
+        return [*messages, succeeded]
 
-    def _send(self, report: Report) -> None:
+    def _send(self, message: WorkerMessage) -> None:
         try:
             with self._sending:
-                self._pipe.send(report)
+                self._pipe.send(message)
         except (BrokenPipeError, OSError):
             os._exit(1)
 
 
-def broken(error: BaseException) -> Broken:
-    """What to tell of an error: its message if it is ours, else that there is a defect."""
-    if isinstance(error, OverpaintError):
-        return Broken(str(error), True)
-    if isinstance(error, OSError):
-        return Broken(f"the result cannot be written: {error.strerror}.", False)
-    try:
-        said = str(error)
-    except Exception:  # of somebody else's
-        said = "it does not say what"
-    return Broken(f"{DEFECT}{type(error).__name__}: {said}.", False)
-
-
-def _jpeg(image: "Image") -> bytes:
+def _encode_jpeg(image: "Image") -> bytes:
     buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=PREVIEW_QUALITY)
+    image.save(buffer, "JPEG", quality=PREVIEW_JPEG_QUALITY)
     return buffer.getvalue()

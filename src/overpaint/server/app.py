@@ -29,7 +29,7 @@ from overpaint.server.http.connection import make_protocol_class
 from overpaint.server.http.host_origin import HostOriginMiddleware
 from overpaint.server.http.problems import install_error_handlers
 from overpaint.server.jobs.service import Service
-from overpaint.server.jobs.webhooks import Courier
+from overpaint.server.jobs.webhooks import WebhookSender
 from overpaint.server.outbound.addresses import is_loopback
 from overpaint.server.settings import ServerSettings
 from overpaint.server.store.api_keys import Keys
@@ -76,7 +76,7 @@ def create_app(
         app.state.service = service
         app.state.keys = Keys(service.jobs.database, settings.api_keys)
         try:
-            async with Courier(service, payloads).posting():
+            async with WebhookSender(service, payloads).running():
                 beside = [
                     asyncio.create_task(
                         run_periodically(service.tidy, settings.database.cleanup_interval_s)

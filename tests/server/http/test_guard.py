@@ -27,8 +27,8 @@ from overpaint.server.api import route
 from overpaint.server.app import Server, create_app, run, uvicorn_config
 from overpaint.server.http import connection, json_body
 from overpaint.server.settings import DEFAULT_LIMITS, HttpSettings, Limits, ServerSettings
+from overpaint.testing import ScriptedEngine
 from tests.server import live
-from tests.server.fake import Fake
 from tests.server.live import PATIENCE, running, settings_for, until
 
 HEAD_BYTES = DEFAULT_LIMITS.request_head_bytes
@@ -121,7 +121,7 @@ def test_run_address_decides_which_hosts_are_accepted(
         started.append(server.config.app)
 
     monkeypatch.setattr(Server, "run", began)
-    run(settings_for(tmp_path, host=address, port=0, allowed_hosts=names), Fake)
+    run(settings_for(tmp_path, host=address, port=0, allowed_hosts=names), ScriptedEngine)
     with TestClient(started[0], base_url="http://127.0.0.1:8000") as client:
         assert asked(client, host="a.example").status_code == status
         assert asked(client).status_code == 201

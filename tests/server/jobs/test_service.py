@@ -17,7 +17,7 @@ from overpaint.request import Request
 from overpaint.server.jobs.service import Service, Story
 from overpaint.server.settings import DAY_S
 from overpaint.server.store.jobs import NewJob, Said
-from tests.server.fake import Fake
+from overpaint.testing import ScriptedEngine
 from tests.server.live import settings_for
 
 HOUSE = Path(__file__).parents[3] / "examples" / "house.png"
@@ -27,7 +27,7 @@ PATIENCE = 30.0
 @contextlib.contextmanager
 def served(folder: Path, *, keep: float = 0.0, seconds: float = 0.0) -> Generator[Service]:
     settings = settings_for(folder, keep_days=keep / DAY_S, keep_uploads_days=60 / DAY_S)
-    service = Service(settings, partial(Fake, seconds))
+    service = Service(settings, partial(ScriptedEngine, seconds))
     try:
         yield service
     finally:
@@ -75,7 +75,7 @@ def test_what_is_needed_is_kept(tmp_path: Path) -> None:
 
 def test_a_folder_has_one_server(tmp_path: Path) -> None:
     with served(tmp_path), pytest.raises(StoreError, match="another server has the folder"):
-        Service(settings_for(tmp_path), Fake)
+        Service(settings_for(tmp_path), ScriptedEngine)
     with served(tmp_path):
         pass
 
@@ -84,13 +84,13 @@ def test_who_listens_learns_what_others_stored(tmp_path: Path) -> None:
     """As when another server of the same store has the job."""
 
     async def run(service: Service) -> None:
-        story, hub = service.follow("x"), service.hub
+        story, feed = service.follow("x"), service.feed
         said = await anext(story)
         assert isinstance(said, Said)
         assert said.kind == "queued"
         rest = asyncio.create_task(_kinds(story))
         ended = asyncio.create_task(service.ended("x", PATIENCE))
-        with hub.listening("x") as knows, hub.listening("x") as does_not:
+        with feed.listen("x") as knows, feed.listen("x") as does_not:
             knows.known, does_not.known = 1, 0
             service.look()
             assert await does_not.queue.get() == "ended"
@@ -112,7 +112,7 @@ def test_who_listens_learns_what_others_stored(tmp_path: Path) -> None:
 def test_who_listens_learns_that_a_job_is_forgotten(tmp_path: Path) -> None:
     async def run(service: Service) -> None:
         ended = asyncio.create_task(service.ended("no job", PATIENCE))
-        with service.hub.listening("no job") as listener:
+        with service.feed.listen("no job") as listener:
             listener.known = 7
             service.look()
             assert await listener.queue.get() == "ended"

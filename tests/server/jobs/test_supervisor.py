@@ -21,19 +21,25 @@ from PIL import Image
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as BusyError
 
-from overpaint.engine.worker import Done, Order, Ready, Report, main
+from overpaint.engine.messages import JobSucceeded, RunJob, WorkerMessage, WorkerReady
+from overpaint.engine.worker import main
 from overpaint.events import Notice, Spent, Step
 from overpaint.picture import Picture
 from overpaint.request import Request
-from overpaint.server.jobs.supervisor import AT_A_TIME, LONGEST, Heard, Supervisor, pause
+from overpaint.server.jobs.supervisor import (
+    CLAIM_BATCH_JOBS,
+    JobUpdate,
+    Supervisor,
+)
+from overpaint.server.jobs.worker_process import MAX_RESTART_DELAY_S, restart_delay_s
 from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import CRASHES, Job, Jobs, NewJob
 from overpaint.server.store.origins import NativeOrigin, OutputOptions
 from overpaint.server.store.usage import Ledger
+from overpaint.testing import ScriptedEngine
 from tests.server.conftest import Clock
-from tests.server.fake import Fake
 
 LONG = 60.0  # until a test gives up
 
@@ -45,7 +51,7 @@ class House:
     folder: Path
     jobs: Jobs
     files: Files
-    heard: list[tuple[str, Heard]] = field(default_factory=list[tuple[str, Heard]])
+    heard: list[tuple[str, JobUpdate]] = field(default_factory=list[tuple[str, JobUpdate]])
     running: list[Supervisor] = field(default_factory=list[Supervisor])
     changed: threading.Condition = field(default_factory=threading.Condition)
     numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -55,17 +61,17 @@ class House:
         made = Supervisor(
             self.jobs,
             self.files,
-            partial(Fake, seconds),
+            partial(ScriptedEngine, seconds),
             owner=f"server{len(self.running)}",
             models=("m",),
-            hear=self.hear,
+            on_update=self.hear,
             settings=WorkerSettings(**settings),
         )
         made.start()
         self.running.append(made)
         return made
 
-    def hear(self, name: str, heard: Heard) -> None:
+    def hear(self, name: str, heard: JobUpdate) -> None:
         with self.changed:
             self.heard.append((name, heard))
             self.changed.notify_all()
@@ -126,7 +132,7 @@ def test_a_job_s_pictures_are_published(house: House) -> None:
     heard = [event for of, event in house.heard if of == name]
     assert [e.done for e in heard if isinstance(e, Step)] == [1, 2, 3]
     assert heard[0] == Notice("noted")
-    assert [type(e).__name__ for e in heard].count("Shown") == 1
+    assert [type(e).__name__ for e in heard].count("PreviewImage") == 1
     said = [entry.kind for entry in house.jobs.history(name)]
     assert said == ["queued", "started", "notice", "succeeded"]
 
@@ -141,15 +147,15 @@ def test_a_job_that_fails_says_why(house: House) -> None:
 def test_workers_that_die_in_vain_come_more_and_more_seldom(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [pause(deaths) for deaths in range(6)] == [0, 0, 0, 1, 2, 4]
-    assert pause(2000) == LONGEST
+    assert [restart_delay_s(deaths) for deaths in range(6)] == [0, 0, 0, 1, 2, 4]
+    assert restart_delay_s(2000) == MAX_RESTART_DELAY_S
     deaths = list[int]()
 
     def noted(count: int) -> float:
         deaths.append(count)
         return 0.0
 
-    monkeypatch.setattr("overpaint.server.jobs.supervisor.pause", noted)
+    monkeypatch.setattr("overpaint.server.jobs.supervisor.restart_delay_s", noted)
     house.open()
     for steps in (1, 3):
         assert house.ended(house.submit("die", steps)).state == "failed"
@@ -403,7 +409,7 @@ def test_a_few_are_claimed_at_once(house: House, monkeypatch: pytest.MonkeyPatch
     house.open(poll_interval_s=0.0)  # each claim takes longer than it may
     for name in names:
         assert house.ended(name).state == "succeeded"
-    assert (sum(claims), max(claims)) == (20, AT_A_TIME)
+    assert (sum(claims), max(claims)) == (20, CLAIM_BATCH_JOBS)
 
 
 def test_a_store_that_fails_for_a_while_loses_nothing(
@@ -423,7 +429,7 @@ def test_a_defect_does_not_end_the_thread_that_ends_jobs(
     """It is said aloud, and every job ends all the same."""
     hear, failures = house.hear, itertools.count()
 
-    def failing(name: str, heard: Heard) -> None:
+    def failing(name: str, heard: JobUpdate) -> None:
         if isinstance(heard, Step) and next(failures) < 2:
             raise ZeroDivisionError
         hear(name, heard)
@@ -515,16 +521,16 @@ def test_a_job_s_end_is_the_last_that_is_said_of_it(
     class EndOfTest(BaseException): ...
 
     class Pipe:
-        orders: ClassVar = [Order("a", Request(prompt="", seed=5), "m", tmp_path, "1")]
+        orders: ClassVar = [RunJob("a", Request(prompt="", seed=5), "m", tmp_path, "1")]
 
-        def recv(self) -> Order:
+        def recv(self) -> RunJob:
             if not self.orders:
                 threading.Event().wait()
             return self.orders.pop()
 
-        def send(self, report: Report) -> None:
+        def send(self, report: WorkerMessage) -> None:
             said.extend(report if isinstance(report, list) else [])
-            if said and isinstance(said[-1][1], Done):
+            if said and isinstance(said[-1][1], JobSucceeded):
                 raise EndOfTest
 
     class AtOnce:
@@ -535,12 +541,12 @@ def test_a_job_s_end_is_the_last_that_is_said_of_it(
             call(*arguments)
 
     monkeypatch.setattr("overpaint.engine.worker.ThreadPoolExecutor", AtOnce)
-    for name in ("signal.signal", "share_heap"):  # of a process, which here is the tests' own
+    for name in ("signal.signal", "limit_heaps"):  # of a process, which here is the tests' own
         monkeypatch.setattr(f"overpaint.engine.worker.{name}", MagicMock())
     with pytest.raises(EndOfTest):
-        main(cast(Any, Pipe()), Fake)
+        main(cast(Any, Pipe()), ScriptedEngine)
     kinds = [type(one) for _, one in said]
-    assert kinds[-3:] == [Step, Spent, Done]
+    assert kinds[-3:] == [Step, Spent, JobSucceeded]
 
 
 @pytest.fixture
@@ -548,10 +554,10 @@ def worker() -> Iterator[tuple[Connection, BaseProcess]]:
     """One that is ready, and the pipe to it."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=main, args=(theirs, Fake))
+    process = context.Process(target=main, args=(theirs, ScriptedEngine))
     process.start()
     theirs.close()
-    assert ours.recv() == Ready()
+    assert ours.recv() == WorkerReady()
     yield ours, process
     ours.close()
     process.join(LONG)

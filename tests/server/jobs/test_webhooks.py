@@ -15,7 +15,7 @@ import httpx
 import pytest
 from replicate.webhook import Webhooks, WebhookSigningSecret
 
-from overpaint.server.jobs.webhooks import signed
+from overpaint.server.jobs.webhooks import sign_webhook
 from overpaint.server.settings import WebhookSettings
 from tests.server.live import running, until
 
@@ -222,7 +222,7 @@ def test_no_place_to_post_to(url: str, bad: Any) -> None:
 
 def test_the_signature_of_the_standard() -> None:
     """The example of the Standard Webhooks libraries."""
-    headers = signed(
+    headers = sign_webhook(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
         1614265330,

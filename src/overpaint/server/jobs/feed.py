@@ -1,7 +1,8 @@
-"""What happens to jobs now, for whoever listens: the part of a job's story that is not stored.
+"""Live updates of running jobs for clients that follow them.
 
-Steps and previews are worth telling while they happen, and nothing after; what lasts is in the
-store's history. Whoever listens hears of both: from here, or that there is something to look up.
+The store keeps a job's history. Steps and previews matter only while the job runs, so they are only
+here. A listener receives both: steps and previews directly, and for the history a signal to read
+the store.
 """
 
 import asyncio
@@ -10,136 +11,139 @@ import threading
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 
-from overpaint.engine.worker import Shown
+from overpaint.engine.messages import PreviewImage
 from overpaint.events import Step
-from overpaint.server.jobs.supervisor import Heard
+from overpaint.server.jobs.supervisor import JobUpdate
 
-WAITING = 256
-"""What a listener may be behind; beyond that it misses steps and previews."""
+MAX_QUEUED_UPDATES = 256
+"""Updates that wait for a slow listener. Beyond that it misses steps and previews."""
 
 
 @dataclass
-class Now:
-    """Where a job is that is under way.
+class JobProgress:
+    """Progress of a running job.
 
     Attributes:
-        step: the latest.
-        previews: the latest of each picture.
+        step: the last step.
+        previews: the last preview of each picture.
     """
 
     step: Step | None = None
-    previews: dict[int, Shown] = field(default_factory=dict[int, Shown])
+    previews: dict[int, PreviewImage] = field(default_factory=dict[int, PreviewImage])
 
 
 @dataclass(eq=False)
 class Listener:
-    """Somebody who listens to a job, in an event loop.
+    """A client that follows a job.
 
     Attributes:
-        passing: whether steps and previews are of interest.
-        known: the number of what was last said of the job, of what they have looked at.
+        loop: the client's event loop.
+        queue: updates for the client.
+        live: whether the client wants steps and previews.
+        known: number of the last history entry that the client has.
     """
 
     loop: asyncio.AbstractEventLoop
-    queue: asyncio.Queue[Heard]
-    passing: bool
+    queue: asyncio.Queue[JobUpdate]
+    live: bool
     known: int | None = None
 
-    def tell(self, heard: Heard) -> None:
-        """From any thread."""
-        if isinstance(heard, Step | Shown) and not self.passing:
+    def notify(self, update: JobUpdate) -> None:
+        """Queue an update; from any thread."""
+        if isinstance(update, Step | PreviewImage) and not self.live:
             return
-        with contextlib.suppress(RuntimeError):  # its loop has ended
-            self.loop.call_soon_threadsafe(self._put, heard)
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self.loop.call_soon_threadsafe(self._put, update)
 
-    def _put(self, heard: Heard) -> None:
-        if isinstance(heard, Step | Shown) and self.queue.qsize() >= WAITING:
+    def _put(self, update: JobUpdate) -> None:
+        is_live = isinstance(update, Step | PreviewImage)
+        if is_live and self.queue.qsize() >= MAX_QUEUED_UPDATES:
             return
-        self.queue.put_nowait(heard)
+        self.queue.put_nowait(update)
 
 
-class Hub:
-    """Spreads what the supervisor hears."""
+class JobFeed:
+    """Passes the supervisor's updates to listeners. Any thread may call it."""
 
     def __init__(self) -> None:
-        self._now: dict[str, Now] = {}
+        self._progress: dict[str, JobProgress] = {}
         self._listeners: dict[str, list[Listener]] = {}
-        self._moved = set[str]()
-        self._changing = threading.Lock()
+        self._stepped = set[str]()
+        self._lock = threading.Lock()
 
-    def hear(self, name: str, heard: Heard) -> None:
-        """Something happened to a job; from any thread."""
-        with self._changing:
-            match heard:
+    def publish(self, job_id: str, update: JobUpdate) -> None:
+        """Record an update, and pass it to the job's listeners."""
+        with self._lock:
+            match update:
                 case "ended" | "requeued":
-                    self._now.pop(name, None)
+                    self._progress.pop(job_id, None)
                 case Step():
-                    self._now.setdefault(name, Now()).step = heard
-                    self._moved.add(name)
-                case Shown(index):
-                    self._now.setdefault(name, Now()).previews[index] = heard
+                    self._progress.setdefault(job_id, JobProgress()).step = update
+                    self._stepped.add(job_id)
+                case PreviewImage(index):
+                    self._progress.setdefault(job_id, JobProgress()).previews[index] = update
                 case _:
                     pass
-            listeners = list(self._listeners.get(name, ()))
+            listeners = list(self._listeners.get(job_id, ()))
         for listener in listeners:
-            listener.tell(heard)
+            listener.notify(update)
 
-    def rouse(self) -> None:
-        """Have everybody who listens look at what is stored: nothing more happens here."""
-        with self._changing:
-            listeners = [one for those in self._listeners.values() for one in those]
+    def wake_all(self) -> None:
+        """Make all listeners read the store, because no more updates come."""
+        with self._lock:
+            listeners = [one for group in self._listeners.values() for one in group]
         for listener in listeners:
-            listener.tell("ended")
+            listener.notify("ended")
 
-    def listened(self) -> list[str]:
-        """Jobs that somebody listens to."""
-        with self._changing:
+    def followed_jobs(self) -> list[str]:
+        """Return the ids of jobs that have a listener."""
+        with self._lock:
             return list(self._listeners)
 
-    def compare(self, latest: Mapping[str, int | None]) -> None:
-        """Have those look at what is stored who do not know of the last that was said.
+    def wake_outdated(self, latest: Mapping[str, int | None]) -> None:
+        """Make those listeners read the store whose history is older than the store's.
 
         Args:
-            latest: its number, by job; None of those that are forgotten.
+            latest: number of the last history entry of each job; None if the job was removed.
         """
-        with self._changing:
-            behind = [
+        with self._lock:
+            outdated = [
                 (listener, number)
-                for name, number in latest.items()
-                for listener in self._listeners.get(name, ())
+                for job_id, number in latest.items()
+                for listener in self._listeners.get(job_id, ())
                 if listener.known != number or number is None
             ]
-        for listener, number in behind:
+        for listener, number in outdated:
             listener.known = number
-            listener.tell("ended")
+            listener.notify("ended")
 
-    def now(self, name: str) -> Now:
-        """Where a job is; nothing is known of one that is not under way here."""
-        with self._changing:
-            now = self._now.get(name, Now())
-            return Now(now.step, dict(now.previews))
+    def progress(self, job_id: str) -> JobProgress:
+        """Return a job's progress; an empty one if the job does not run on this server."""
+        with self._lock:
+            progress = self._progress.get(job_id, JobProgress())
+            return JobProgress(progress.step, dict(progress.previews))
 
-    def moved(self) -> set[str]:
-        """Jobs that made a step since this was last asked."""
-        with self._changing:
-            moved, self._moved = self._moved, set()
-            return moved
+    def take_stepped_jobs(self) -> set[str]:
+        """Return the ids of jobs that made a step since the last call."""
+        with self._lock:
+            stepped, self._stepped = self._stepped, set()
+            return stepped
 
     @contextlib.contextmanager
-    def listening(self, name: str, *, passing: bool = True) -> Generator[Listener]:
-        """Hear of a job from now on, in the event loop that asks.
+    def listen(self, job_id: str, *, live: bool = True) -> Generator[Listener]:
+        """Follow a job in the calling event loop.
 
         Args:
-            name: of the job.
-            passing: whether also of steps and previews.
+            job_id: of the job.
+            live: whether to receive steps and previews.
         """
-        listener = Listener(asyncio.get_running_loop(), asyncio.Queue(), passing)
-        with self._changing:
-            self._listeners.setdefault(name, []).append(listener)
+        listener = Listener(asyncio.get_running_loop(), asyncio.Queue(), live)
+        with self._lock:
+            self._listeners.setdefault(job_id, []).append(listener)
         try:
             yield listener
         finally:
-            with self._changing:
-                self._listeners[name].remove(listener)
-                if not self._listeners[name]:
-                    del self._listeners[name]
+            with self._lock:
+                self._listeners[job_id].remove(listener)
+                if not self._listeners[job_id]:
+                    del self._listeners[job_id]

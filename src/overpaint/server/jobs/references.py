@@ -1,4 +1,4 @@
-"""What a request names must be here when it is accepted: nobody listens any more when it runs."""
+"""Check the names in a request when the server accepts it, because a client waits only then."""
 
 from collections.abc import Collection
 
@@ -8,39 +8,39 @@ from overpaint.request import Request
 
 
 def check_names(request: Request, entries: LibraryIndex, models: Collection[str]) -> None:
-    """Refuse what a request names and is not here.
+    """Reject a request that names a file that the server does not have.
 
     Args:
         request: to be accepted.
-        entries: where the names of LoRAs, nets and embeddings lead.
-        models: paths or hub ids that this server was given, and that a request may repeat.
+        entries: added LoRAs, control nets, embeddings and checkpoints.
+        models: paths or hub ids that the operator has configured, which a request may repeat.
 
     Raises:
-        RequestError: there is nothing by a name, or it is a path or a hub id; names the field.
+        RequestError: a name is unknown, or it is a path or a hub id. The error has the field.
     """
     for index, lora in enumerate(request.loras):
-        _require(f"loras.{index}.name", lora.name, "lora", entries)
+        _require_entry(f"loras.{index}.name", lora.name, "lora", entries)
     for index, control in enumerate(request.controls):
         if control.net is not None:
-            _require(f"controls.{index}.net", control.net, "control", entries)
+            _require_entry(f"controls.{index}.net", control.net, "control", entries)
         if control.estimator is not None:
-            _plain(f"controls.{index}.estimator", control.estimator)
+            _reject_path(f"controls.{index}.estimator", control.estimator)
     for name, field in request.embeddings.items():
-        _require(field, name, "embedding", entries)
+        _require_entry(field, name, "embedding", entries)
     if request.refiner is not None and request.refiner not in {*models, *PACKAGED_MODELS}:
-        # What is in the catalogue alone would be downloaded, while everybody waits.
-        _plain("refiner", request.refiner)
-        _require("refiner", request.refiner, "checkpoint", entries)
+        # A model that only the catalog knows would be downloaded, and all jobs would wait for that.
+        _reject_path("refiner", request.refiner)
+        _require_entry("refiner", request.refiner, "checkpoint", entries)
 
 
-def _require(field: str, name: str, kind: FileKind, entries: LibraryIndex) -> None:
+def _require_entry(field: str, name: str, kind: FileKind, entries: LibraryIndex) -> None:
     try:
         entries.require(name, kind)
     except ModelNotFoundError as error:
         raise RequestError(field, str(error)) from error
 
 
-def _plain(field: str, name: str) -> None:
+def _reject_path(field: str, name: str) -> None:
     if not NAME_PATTERN.fullmatch(name):
         raise RequestError(
             field, f"{name!r} is a path or a hub id; requests to a server give a name."

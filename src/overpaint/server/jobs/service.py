@@ -1,7 +1,7 @@
-"""What every wire format stands on: jobs in, what happens to them out.
+"""The service that every dialect uses: it accepts, cancels and follows jobs.
 
-Wire formats turn their clients' words into a `Request` and a job's state back into theirs; nothing
-else. All that waits for the disk or the database runs in threads.
+A dialect translates its clients' requests into a `Request`, and a job's state into its responses.
+The service calls the disk and the database in threads, so that the event loop never waits for them.
 """
 
 import asyncio
@@ -11,21 +11,19 @@ import logging
 import os
 import secrets
 import shutil
-import sqlite3
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from overpaint.engine.messages import PreviewImage
 from overpaint.engine.profile import Profile
-from overpaint.engine.worker import EngineFactory, Shown, make_engine
+from overpaint.engine.worker import EngineFactory, make_engine
 from overpaint.errors import (
     ModelNotFoundError,
     QueueFullError,
     RequestError,
-    StoreError,
     did_you_mean,
 )
 from overpaint.events import Step
@@ -33,14 +31,14 @@ from overpaint.imaging import sizing
 from overpaint.models.library.index import LibraryIndex
 from overpaint.request import Request
 from overpaint.server.http.signed_links import LinkSigner
-from overpaint.server.jobs.feed import Hub
+from overpaint.server.jobs.feed import JobFeed
 from overpaint.server.jobs.references import check_names
+from overpaint.server.jobs.store_access import lock_folder, open_database
 from overpaint.server.jobs.supervisor import Supervisor
 from overpaint.server.outbound.addresses import Reach, check_url
 from overpaint.server.outbound.client import OutboundClient
 from overpaint.server.outbound.image_fetch import ImageFetcher, ImageSources
 from overpaint.server.settings import DAY_S, ServerSettings
-from overpaint.server.store.database import Database, url_of
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import ENDED, Job, Jobs, NewJob, Said
 from overpaint.server.store.origins import NativeOrigin, Origin
@@ -50,47 +48,43 @@ from overpaint.server.telemetry.logs import (
     job_log_fields,
     log_event,
     log_job_change,
-    log_upgrade,
     record_lost_attempts,
     request_id,
 )
-from overpaint.system.atomic_files import lock_file
 
 if TYPE_CHECKING:
     from overpaint.server.telemetry.traces import TraceExporter  # whose libraries may be missing
 
-Story = Said | Step | Shown
-"""What is told of a job: what lasts, and what is true for now."""
+Story = Said | Step | PreviewImage
+"""An event of a job: an entry of its stored history, or a step or preview, which are not stored."""
 
-POLL = 1.0
-"""Seconds between looks at whether anything was said of jobs that are listened to and was not heard
-here: another server may have them."""
+SHARED_STORE_POLL_S = 1.0
+"""Seconds between two looks for events of followed jobs that other servers have stored."""
 
-SELDOM = 30.0
-"""The same where there is no other, so that all is heard."""
+OWN_STORE_POLL_S = 30.0
+"""Seconds between these looks if no other server uses the store."""
 
-AT_ONCE = 500
-"""Names that are looked up in the store at once."""
+MAX_NAMES_PER_QUERY = 500
 
-ROOM_TO_WRITE = 3600.0
-"""Seconds after which what another server has not written yet, it will not."""
+UNFINISHED_FILE_LIFETIME_S = 3600.0
+"""Seconds after which a partly written file of another server is removed."""
 
 
 class Service:
-    """A running server, without its wire formats.
+    """A running server, without its dialects.
 
     Attributes:
-        settings: as it was started.
-        jobs: the store.
-        outbox: its webhooks.
-        links: to its pictures.
+        settings: of the server.
+        jobs: the job store.
+        outbox: webhooks of the store.
+        links: signs links to results.
         files: uploads and results.
-        entries: what requests may name beside models.
-        hub: what happens now.
-        outside: what asks servers elsewhere.
-        fetcher: of pictures that requests name by URL.
-        poll: seconds between two times that it wants to `look`.
-        supervisor: the worker's.
+        entries: LoRAs, control nets and embeddings that requests can name.
+        feed: updates of running jobs.
+        outside: the HTTP client for other servers.
+        fetcher: fetches pictures that requests name by URL.
+        poll: seconds between two calls of `look`.
+        supervisor: of the worker.
     """
 
     def __init__(
@@ -104,7 +98,7 @@ class Service:
         Args:
             settings: of the server.
             engine_factory: makes the worker's engine; by default the one that paints.
-            traces: where spans of jobs go.
+            traces: exporter of the jobs' spans.
 
         Raises:
             StoreError: the store cannot be opened, or another server uses the folder.
@@ -117,16 +111,16 @@ class Service:
         self._traces = traces
         self.files = Files(settings.data)
         self.entries = LibraryIndex(settings.home)
-        self._alone = _hold(settings.data) if settings.store is None else None
-        self.poll = SELDOM if self._alone else POLL
-        self.files.sweep(0.0 if self._alone else ROOM_TO_WRITE)
+        self._alone = lock_folder(settings.data) if settings.store is None else None
+        self.poll = OWN_STORE_POLL_S if self._alone else SHARED_STORE_POLL_S
+        self.files.sweep(0.0 if self._alone else UNFINISHED_FILE_LIFETIME_S)
         self.jobs = Jobs(open_database(settings.data, settings.store))
         self.outbox = Outbox(self.jobs.database)
         self.links = LinkSigner(
-            self.outbox.secret("links"),  # No key has this digest.
+            self.outbox.secret("links"),  # no API key has this digest
             settings.http.signed_link_lifetime_s,
         )
-        self.hub = Hub()
+        self.feed = JobFeed()
         self.outside = OutboundClient()
         self.fetcher = ImageFetcher(
             settings.fetch, self.outside, settings.fetching, settings.limits.upload_bytes
@@ -139,33 +133,33 @@ class Service:
             engine_factory or partial(make_engine, config),
             owner=secrets.token_hex(16),
             models=settings.models,
-            hear=self.hub.hear,
+            on_update=self.feed.publish,
             settings=settings.worker,
-            note=self.note,
+            record_change=self.note,
             postprocess=settings.postprocess_config(),
         )
         self.draining = self.drained = False
         self.supervisor.start()
 
     def drain(self) -> None:
-        """Take nothing more, let jobs end that end in time, give back the others."""
+        """Accept no more jobs, let running jobs finish in time, and requeue the others."""
         self.draining = True
         self.supervisor.stop(self.settings.grace_s)
         self.drained = True
-        self.hub.rouse()
+        self.feed.wake_all()
 
     def close(self) -> None:
-        """Let go of the store, and ask nobody any more."""
+        """Close the store and the HTTP client."""
         self.outside.close()
         self.jobs.database.close()
         if self._alone:
             self._alone.close()
 
     def tidy(self) -> None:
-        """Forget jobs and files that are older than they are kept.
+        """Remove expired jobs and files.
 
         Raises:
-            SQLAlchemyError, OSError: the store or the disk is out of order.
+            SQLAlchemyError, OSError: the store or the disk fails.
         """
         while old := self.jobs.old(self.settings.keep_days * DAY_S):
             for name in old:
@@ -173,24 +167,24 @@ class Service:
             self.jobs.forget(old)
         age = self.settings.keep_uploads_days * DAY_S
         unused = self.files.old(age)
-        for at in range(0, len(unused), AT_ONCE):
-            names = unused[at : at + AT_ONCE]
+        for at in range(0, len(unused), MAX_NAMES_PER_QUERY):
+            names = unused[at : at + MAX_NAMES_PER_QUERY]
             for name in set(names) - self.jobs.in_use(names):
                 self.files.forget(name, age)
 
     def look(self) -> None:
-        """Tell those who listen to jobs what others than this server have stored of these.
+        """Wake listeners whose jobs have events that other servers have stored.
 
         Raises:
-            SQLAlchemyError: the store is out of order.
+            SQLAlchemyError: the store fails.
         """
-        listened = self.hub.listened()
-        for at in range(0, len(listened), AT_ONCE):
-            names = listened[at : at + AT_ONCE]
-            self.hub.compare(dict.fromkeys(names) | self.jobs.latest(names))
+        listened = self.feed.followed_jobs()
+        for at in range(0, len(listened), MAX_NAMES_PER_QUERY):
+            names = listened[at : at + MAX_NAMES_PER_QUERY]
+            self.feed.wake_outdated(dict.fromkeys(names) | self.jobs.latest(names))
 
     def note(self, event: JobChange, job: Job) -> None:
-        """Take down what happened to a job."""
+        """Log a state change of a job, and export its spans if it has ended."""
         log_job_change(event, job)
         if self._traces and event in ENDED:
             try:
@@ -202,19 +196,21 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def sources(self, key: str, urls: Mapping[str, str]) -> AsyncGenerator[ImageSources]:
-        """Where the pictures of a request are, while they are looked at.
+        """Provide the pictures of a request while a dialect reads them.
 
         Raises:
-            RequestError, QueueFullError: as of `Fetcher.fetching`.
+            RequestError, QueueFullError: see `ImageFetcher.fetch_images`.
         """
         async with self.fetcher.fetch_images(key, urls) as fetched:
             yield ImageSources(self.files, fetched, self.settings.limits.body_bytes)
 
     async def repeated(self, key: str, token: str | None, body: str) -> Job | None:
-        """The job that a token made, if it came before: then nothing of it is read or fetched.
+        """Return the job that a request with the same idempotency key made before, if any.
+
+        Then the server neither reads nor fetches the pictures again.
 
         Raises:
-            IdempotencyError: the token was used for something else.
+            IdempotencyError: the key was used for another request.
         """
         if token is None:
             return None
@@ -233,14 +229,15 @@ class Service:
         token: str | None = None,
         body: str = "",
     ) -> Job:
-        """Accept a job: once this returns, it ends exactly once, whatever happens.
+        """Accept a job. Once this returns, the job ends exactly once, even if processes are killed.
 
         Raises:
-            ModelNotFoundError: there is no such model here.
-            QueueFullError: as much waits as may, or the server is about to end.
-            IdempotencyError: the token was used for something else.
-            RequestError: it names what is not here, or a size that the model does not draw.
-            PictureError: its picture cannot be read.
+            ModelNotFoundError: the server does not have the model.
+            QueueFullError: the queue is full, or the server is about to end.
+            IdempotencyError: the idempotency key was used for another request.
+            RequestError: the request names an unknown LoRA or control net, or the model does not
+                draw its size.
+            PictureError: a picture cannot be read.
             OSError: the disk is full.
         """
         name = model or self.settings.models[0]
@@ -284,16 +281,20 @@ class Service:
             return self.jobs.submit(new, self.settings.limits)
 
         job = await asyncio.to_thread(accept)
-        if job.id == made:  # and not of an earlier request with the same token
+        if job.id == made:  # else an earlier request made it
             self.note("accepted", job)
         self.supervisor.wake()
         return job
 
     def checked(self, field: str, wanted: bool) -> bool:
-        """Whether a job's pictures are checked, whose client wants that or not in its `field`.
+        """Return whether the safety checker checks a job's pictures.
+
+        Args:
+            field: the client's field for that, named in the error.
+            wanted: its value.
 
         Raises:
-            RequestError: the operator does not leave that to clients.
+            RequestError: the client wants no check, and the operator does not allow that.
         """
         given = self.settings
         if not wanted and given.safety_checker and not given.safety_optional:
@@ -301,29 +302,33 @@ class Service:
         return wanted
 
     def reach(self, key: str) -> Reach:
-        """Where webhooks of a key's jobs may go: who has none is on this machine already."""
+        """Return where webhooks may go; clients without an API key are on this machine."""
         return "all" if self.settings.allow_private_webhooks else "public" if key else "loopback"
 
     async def cancel(self, name: str) -> Job | None:
-        """Ask for a job's end."""
+        """Cancel a job."""
         before = await asyncio.to_thread(self.jobs.get, name)
         job = await asyncio.to_thread(self.jobs.cancel, name)
         if before and before.state == "queued" and job and job.state == "canceled":
-            # Those under way are the supervisor's to end.
+            # The supervisor records the end of running jobs.
             await asyncio.to_thread(self.note, "canceled", job)
         self.supervisor.cancel(name)
-        if job and job.state in ENDED:  # it waited, so the worker has nothing to say of it
-            self.hub.hear(name, "ended")
+        if job and job.state in ENDED:  # a queued job, of which no worker reports the end
+            self.feed.publish(name, "ended")
         return job
 
     async def follow(self, name: str, after: int = 0) -> AsyncGenerator[Story]:
-        """A job's story: its history after a number, where it is now, and on to its end.
+        """Yield a job's events: its stored history, its current state, then new events to its end.
 
-        A server that ends leaves off when nothing is under way any more.
+        A server that stops ends this after its last running job.
+
+        Args:
+            name: id of the job.
+            after: number of the last stored event that the client has.
         """
-        with self.hub.listening(name) as listener:
-            now, ended = self.hub.now(name), False
-            fresh: list[Step | Shown | None] = [now.step, *now.previews.values()]
+        with self.feed.listen(name) as listener:
+            now, ended = self.feed.progress(name), False
+            fresh: list[Step | PreviewImage | None] = [now.step, *now.previews.values()]
             while not ended:
                 job = await asyncio.to_thread(self.jobs.get, name)
                 ended = job is None or job.state in ENDED  # then the history has it too
@@ -339,15 +344,15 @@ class Service:
                     return
                 while not ended:
                     event = await listener.queue.get()
-                    if not isinstance(event, Step | Shown):
+                    if not isinstance(event, Step | PreviewImage):
                         break  # there is something new in the history
                     yield event
 
     async def ended(self, name: str, seconds: float) -> Job | None:
-        """A job once it has ended, or as it is after so many seconds or when the server ends."""
+        """Return a job once it has ended, the server stops, or the seconds are over."""
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
-        with self.hub.listening(name, passing=False) as listener:
+        with self.feed.listen(name, live=False) as listener:
             while True:
                 job = await asyncio.to_thread(self.jobs.get, name)
                 left = until - clock()
@@ -359,13 +364,13 @@ class Service:
                         await listener.queue.get()  # there is something new to look at
 
     def _disk_is_full(self) -> bool:
-        """Whether what is left is for the results of jobs that were accepted already."""
+        """Return whether the free space is reserved for results of accepted jobs."""
         return shutil.disk_usage(self.settings.data).free < self.settings.limits.free_disk_bytes
 
     # Health
 
     def unready(self) -> list[str]:
-        """What stands in the way of accepting jobs; nothing if it is ready."""
+        """Return the reasons why the server is not ready; an empty list if it is."""
         found = list[str]()
         if self.draining:
             found.append("it is about to end")
@@ -376,50 +381,8 @@ class Service:
         try:
             self.jobs.counts()
         except Exception as error:
-            # No more of it: anybody may ask, and it names hosts, tables and values.
+            # Only the type: anybody may read this, and the text names hosts and tables.
             found.append(f"the job store fails: {type(error).__name__}")
         if self._disk_is_full():
             found.append("the disk is full")
         return found
-
-
-def open_database(data: Path, store: str | None) -> Database:
-    """Open a server's job store: create a new one, upgrade an older one.
-
-    Args:
-        data: the server's folder.
-        store: URL of the job store, unless it is in `data`.
-
-    Raises:
-        StoreError: the store cannot be opened or upgraded, or is newer than this program.
-    """
-    return Database(url_of(data, store), upgrade=True, report=log_upgrade)
-
-
-def prepare_store(data: Path, store: str | None) -> None:
-    """Create or upgrade a server's job store before the server starts.
-
-    Here an error ends the command with one sentence, and no server has started.
-
-    Args:
-        data: as for `open_database`.
-        store: as for `open_database`.
-
-    Raises:
-        StoreError: another server uses the folder, or as `open_database`.
-    """
-    data.mkdir(parents=True, exist_ok=True)
-    lock = contextlib.closing(_hold(data)) if store is None else contextlib.nullcontext()
-    with lock:
-        open_database(data, store).close()
-
-
-def _hold(folder: Path) -> sqlite3.Connection:
-    """Have a folder that no other server has."""
-    try:
-        return lock_file(folder / "server.lock")
-    except BlockingIOError as error:
-        raise StoreError(
-            f"another server has the folder {folder}. Give this one another with --data; servers "
-            "that share one need a --store on Postgres."
-        ) from error

@@ -1,50 +1,48 @@
-"""Keeps a worker alive, brings it jobs from the store, and publishes what comes of them.
+"""Keeps a worker alive, gives it jobs from the store, and publishes how they end.
 
-A worker that dies or stands still is replaced, and its jobs run again. Another server may have
-taken over a job meanwhile: then its end is not published, and its files are removed.
+The supervisor replaces a worker that dies or is silent for too long; the worker's jobs run again.
 """
 
-import contextlib
 import logging
 import multiprocessing
-import os
-import socket
-import struct
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing.connection import wait
 from queue import SimpleQueue
 from typing import Any, Literal
 
-from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.engine.counters import Counters
-from overpaint.engine.postprocess import NO_POSTPROCESSING, PostprocessConfig
-from overpaint.engine.worker import (
-    DEFECT,
-    Alive,
-    Broken,
-    Cancel,
-    Done,
-    EngineFactory,
-    Order,
-    Ready,
-    Report,
-    Said,
-    Shown,
-    Stopped,
-    broken,
-    main,
+from overpaint.engine.messages import (
+    CancelJob,
+    Heartbeat,
+    JobCanceled,
+    JobFailed,
+    JobMessage,
+    JobSucceeded,
+    PreviewImage,
+    WorkerMessage,
+    WorkerReady,
+    job_failed,
 )
-from overpaint.events import NO_COST, Notice, Spent, Step
+from overpaint.engine.postprocess import NO_POSTPROCESSING, PostprocessConfig
+from overpaint.engine.worker import EngineFactory
+from overpaint.events import Notice, Spent, Step
+from overpaint.server.jobs.job_ends import JobEnd, JobEnds, remove_files
+from overpaint.server.jobs.worker_process import (
+    WorkerProcess,
+    attempt_tag,
+    restart_delay_s,
+    run_job,
+    start_worker,
+)
 from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import ENDED, Attempt, Job, Jobs
+from overpaint.server.store.jobs import ENDED, Job, Jobs
 from overpaint.server.telemetry.logs import (
     RecordChange,
     log_event,
@@ -52,80 +50,30 @@ from overpaint.server.telemetry.logs import (
     record_lost_attempts,
 )
 
-AGAIN = 1.0
-"""Seconds until a store that failed is tried again."""
+STORE_RETRY_S = 1.0
+"""Seconds until the supervisor tries a store again that failed."""
 
-AT_ONCE = 3
-"""Workers in a row that may die before a job went on; before those that follow it waits."""
+CLAIM_BATCH_JOBS = 8
+"""Jobs that are claimed at once, so that the worker receives them well within their leases."""
 
-AT_A_TIME = 8
-"""Jobs that are claimed at once, so that their orders are made well within their leases."""
-
-LONGEST = 30.0
-"""Seconds that it waits for the next worker, at most."""
+STOP_POLL_S = 0.05
+"""Seconds between two looks whether all jobs have ended, while the supervisor stops."""
 
 
-def pause(deaths: int) -> float:
-    """Seconds before the next worker, after so many in a row that died before a job went on."""
-    if deaths < AT_ONCE:
-        return 0.0
-    return min(2.0 ** min(deaths - AT_ONCE, 10), LONGEST)  # which no float overflows
-
-
-Heard = Step | Notice | Shown | Literal["requeued", "ended"]
-Hear = Callable[[str, Heard], None]
-"""Told what happens to a job by its id, in the supervisor's thread."""
-
-
-@dataclass
-class End:
-    """An end that is to be published."""
-
-    job: Job
-    state: Literal["succeeded", "failed", "canceled"]
-    result: dict[str, Any] | None = None
-    error: str | None = None
-    spent: Spent = NO_COST
-
-
-@dataclass
-class Worker:
-    """A process and the pipe to it.
-
-    Attributes:
-        heard: when it last said anything.
-        ready: it takes orders.
-        went_on: it has said something of a job.
-        over: it was ended, but not all is done that follows of that.
-        held: jobs that it has, by what it knows their attempts as.
-        steps: of these, how many those take that it has begun.
-        spent: of these, what those have cost that are about to end.
-        told: what it has said of jobs, and was not taken in yet.
-    """
-
-    process: BaseProcess
-    pipe: "Connection[Any, Any]"
-    heard: float
-    ready: bool = False
-    went_on: bool = False
-    over: bool = False
-    held: dict[str, Job] = field(default_factory=dict[str, Job])
-    steps: dict[str, int] = field(default_factory=dict[str, int])
-    spent: dict[str, Spent] = field(default_factory=dict[str, Spent])
-    told: deque[tuple[str, Said]] = field(default_factory=deque[tuple[str, Said]])
+JobUpdate = Step | Notice | PreviewImage | Literal["requeued", "ended"]
+OnUpdate = Callable[[str, JobUpdate], None]
+"""Receives a job's id and what happened to the job, in the supervisor's thread."""
 
 
 class Supervisor:
-    """One worker, and the thread that watches over it.
+    """One worker, and the thread that watches it.
 
     Attributes:
-        owner: what the store knows it as.
-        restarts: workers that were replaced.
-        failures: workers in a row that died before they took orders.
-        ended: jobs whose end was published here, by the state they ended in.
-        pictures: of these, by whether they were published or flagged.
-        counters: what the worker's engine has counted, as it last said.
-        natives: models that were in memory once, and the sides in pixels that they draw.
+        owner: name of the supervisor in the store.
+        restarts: number of workers that were replaced.
+        failures: workers in a row that died before they accepted jobs.
+        counters: totals of the worker's engine, from its last heartbeat.
+        natives: side in pixels of each model that was in memory at some time.
     """
 
     def __init__(
@@ -136,42 +84,40 @@ class Supervisor:
         *,
         owner: str,
         models: tuple[str, ...],
-        hear: Hear,
+        on_update: OnUpdate,
         settings: WorkerSettings,
-        note: RecordChange = log_job_change,
+        record_change: RecordChange = log_job_change,
         postprocess: PostprocessConfig = NO_POSTPROCESSING,
     ):
-        """Nothing runs before `start`.
+        """Prepare; nothing runs before `start`.
 
         Args:
             jobs: the store.
             files: pictures of jobs, and their results.
-            engine_factory: makes the worker's engine, in its process.
-            owner: another one for every start of every server.
-            models: whose jobs it takes.
-            hear: told what happens.
-            settings: its timeouts.
-            note: takes down what happened to jobs, in the supervisor's thread.
-            postprocess: what is done to pictures before they are written.
+            engine_factory: makes the worker's engine, in the worker's process.
+            owner: name in the store, different for every start of every server.
+            models: models whose jobs the worker runs.
+            on_update: receives the updates of jobs.
+            settings: timeouts.
+            record_change: records state changes of jobs, in the supervisor's thread.
+            postprocess: checks, marks and signs pictures.
         """
         self.owner = owner
         self.restarts = 0
         self.failures = 0
         self._deaths = 0
-        self.ended = Counter[str]()
-        self.pictures = Counter[str](published=0, flagged=0)
         self.counters = Counters()
         self.natives = dict[str, int]()
         self._jobs, self._files = jobs, files
         self._engine_factory, self._postprocess = engine_factory, postprocess
         self._models = models
-        self._hear = hear
+        self._on_update = on_update
         self._settings = settings
-        self._note = note
-        self._worker: Worker | None = None
-        self._ends: dict[str, End] = {}
-        self._called, self._wakes = multiprocessing.Pipe(duplex=False)
-        self._canceled: SimpleQueue[str] = SimpleQueue()
+        self._record_change = record_change
+        self._worker: WorkerProcess | None = None
+        self._ends = JobEnds(jobs, files, lambda job: on_update(job, "ended"), record_change)
+        self._wake_receiver, self._wake_sender = multiprocessing.Pipe(duplex=False)
+        self._cancel_requests: SimpleQueue[str] = SimpleQueue()
         self._waking = threading.Lock()
         self._woken = False
         self._stopping = threading.Event()
@@ -182,43 +128,53 @@ class Supervisor:
 
     @property
     def ready(self) -> bool:
-        """Whether there is a worker that takes orders."""
+        """Whether there is a worker that accepts jobs."""
         worker = self._worker
         return worker is not None and worker.ready
 
     @property
     def held(self) -> int:
-        """Jobs that are under way."""
-        worker = self._worker  # which the thread may change meanwhile
-        return (len(worker.held) if worker else 0) + len(self._ends)
+        """Number of running jobs."""
+        worker = self._worker  # which the thread may replace
+        return (len(worker.jobs) if worker else 0) + len(self._ends.waiting)
+
+    @property
+    def ended(self) -> Counter[str]:
+        """Number of jobs whose end this supervisor published, by state."""
+        return self._ends.states
+
+    @property
+    def pictures(self) -> Counter[str]:
+        """Number of "published" and "flagged" pictures of these jobs."""
+        return self._ends.pictures
 
     def start(self) -> None:
         """Start the worker."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Say that there may be something to do: a new job, or one to cancel."""
+        """Report that there may be work: a new job, or a job to cancel."""
         with self._waking:
             if not self._woken:
                 self._woken = True
-                self._wakes.send(None)
+                self._wake_sender.send(None)
 
     def hurry(self) -> None:
-        """Give what `stop` waits for no more time."""
+        """End the grace period of `stop` now."""
         self._hurried.set()
 
-    def cancel(self, name: str) -> None:
-        """Have a job that is to be canceled ended before its next step, if it is under way here."""
-        self._canceled.put(name)
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job before its next step, if this supervisor's worker has it."""
+        self._cancel_requests.put(job_id)
         self.wake()
 
-    def stop(self, grace: float = 0.0) -> None:
-        """End: take nothing new, finish what ends within `grace` seconds, give back the rest."""
+    def stop(self, grace_s: float = 0.0) -> None:
+        """Take no new jobs, let running jobs finish within `grace_s`, and requeue the others."""
         self._draining.set()
         self.wake()
-        until = time.monotonic() + grace
-        while self.held and time.monotonic() < until and self._thread.is_alive():
-            if self._hurried.wait(0.05):
+        deadline = time.monotonic() + grace_s
+        while self.held and time.monotonic() < deadline and self._thread.is_alive():
+            if self._hurried.wait(STOP_POLL_S):
                 break
         self._stopping.set()
         self.wake()
@@ -231,138 +187,128 @@ class Supervisor:
             try:
                 self._turn()
             except Exception as error:
-                # What is known is kept, and tried again. Nor does a defect end this thread: without
-                # it no job would end any more, while others were accepted.
-                outside = isinstance(error, SQLAlchemyError | OSError)
-                log_event(
-                    logging.ERROR, "store or disk out of order" if outside else "defect", error
-                )
-                self._stopping.wait(AGAIN)
+                # The state is kept, and the next turn tries again. A defect must not end this
+                # thread either: the server would accept jobs that never end.
+                external = isinstance(error, SQLAlchemyError | OSError)
+                event = "store or disk out of order" if external else "defect"
+                log_event(logging.ERROR, event, error)
+                self._stopping.wait(STORE_RETRY_S)
         self._end_worker()
 
     def _turn(self) -> None:
-        if self._worker is None and self._stopping.wait(pause(self._deaths)):
+        """Wait for something to happen, and handle it."""
+        if self._worker is None and self._stopping.wait(restart_delay_s(self._deaths)):
             return
         worker = self._worker or self._start_worker()
-        # First of all it listens: steps are told also while the store is out of order.
-        watched = [worker.pipe, self._called, worker.process.sentinel]
-        for source in wait(
-            watched, timeout=min(self._settings.poll_interval_s, self._settings.lease_s / 3)
-        ):
+        # Messages come first: clients see steps even while the store fails.
+        sources = [worker.pipe, self._wake_receiver, worker.process.sentinel]
+        timeout_s = min(self._settings.poll_interval_s, self._settings.lease_s / 3)
+        for source in wait(sources, timeout=timeout_s):
             if source is worker.pipe:
-                self._listen(worker)
-            elif source is self._called:
+                self._receive(worker)
+            elif source is self._wake_receiver:
                 with self._waking:
-                    self._called.recv()
+                    self._wake_receiver.recv()
                     self._woken = False
-                self._cancel(worker)
-                self._beat(worker)
+                self._cancel_requested(worker)
+                self._renew_leases(worker)
                 self._claim(worker)
             else:
                 self._end_worker("it died")
                 return
-        patience = self._settings.step_timeout_s if worker.ready else self._settings.start_timeout_s
-        if time.monotonic() - worker.heard > patience:
+        settings = self._settings
+        silence_limit_s = settings.step_timeout_s if worker.ready else settings.start_timeout_s
+        if time.monotonic() - worker.last_message_at > silence_limit_s:
             self._end_worker("it said nothing any more")
             return
-        self._publish()
-        if self._every("beat", self._settings.lease_s / 3):
-            self._beat(worker)
-        if self._every("look", self._settings.poll_interval_s):
-            record_lost_attempts(self._jobs, self._jobs.expire(but=self.owner), self._note)
+        self._ends.publish()
+        if self._is_due("renew leases", settings.lease_s / 3):
+            self._renew_leases(worker)
+        if self._is_due("poll", settings.poll_interval_s):
+            expired = self._jobs.expire(but=self.owner)
+            record_lost_attempts(self._jobs, expired, self._record_change)
             self._claim(worker)
 
-    def _every(self, what: str, seconds: float) -> bool:
+    def _is_due(self, task: str, interval_s: float) -> bool:
         now = time.monotonic()
-        if now < self._next.get(what, 0.0):
+        if now < self._next.get(task, 0.0):
             return False
-        self._next[what] = now + seconds
+        self._next[task] = now + interval_s
         return True
 
     # The worker
 
-    def _start_worker(self) -> Worker:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=main,
-            args=(theirs, self._engine_factory, self._postprocess),
-            name="overpaint-worker",
-        )
-        process.start()
-        theirs.close()
-        _limit(ours, self._settings.message_timeout_s)
-        self._worker = Worker(process, ours, time.monotonic())
+    def _start_worker(self) -> WorkerProcess:
+        timeout_s = self._settings.message_timeout_s
+        self._worker = start_worker(self._engine_factory, self._postprocess, timeout_s)
         self.counters = Counters()
         return self._worker
 
     def _end_worker(self, cause: str | None = None) -> None:
-        """Kill the worker; its jobs go back to the queue. `cause` says what went wrong with it."""
+        """Kill the worker, and requeue its jobs.
+
+        Args:
+            cause: why the worker is replaced; None if the server stops.
+        """
         if (worker := self._worker) is None:
             return
         crashed = cause is not None
-        if not worker.over:  # else the store failed behind this
-            worker.over = True
-            worker.process.kill()
-            worker.process.join(
-                self._settings.message_timeout_s
-            )  # none that the system holds can be killed
+        if not worker.killed:  # else the store failed after the worker was killed
+            was_ready = worker.ready
+            code = worker.kill(self._settings.message_timeout_s)
             if crashed:
-                code, held = worker.process.exitcode, len(worker.held)
-                log_event(logging.ERROR, "worker replaced", cause=cause, exit_code=code, jobs=held)
-            self.failures += crashed and not worker.ready
+                jobs = len(worker.jobs)
+                log_event(logging.ERROR, "worker replaced", cause=cause, exit_code=code, jobs=jobs)
+            self.failures += crashed and not was_ready
             self.restarts += crashed
-            worker.ready = False
-        self._listen(worker)  # what it said before
-        for tag, job in list(worker.held.items()):
-            mine = self._jobs.give_back(job, crashed=crashed)
-            del worker.held[tag]
+        self._receive(worker)  # messages that it sent before
+        for tag, job in list(worker.jobs.items()):
+            given_back = self._jobs.give_back(job, crashed=crashed)
+            del worker.jobs[tag]
             now = self._jobs.get(job.id)
             if now and now.state in ENDED:
-                self.ended[now.state] += mine
-                self._hear(job.id, "ended")
+                self.ended[now.state] += given_back
+                self._on_update(job.id, "ended")
             else:
-                self._hear(job.id, "requeued")
-            if mine:
-                record_lost_attempts(self._jobs, [job.id], self._note)
-        worker.pipe.close()
-        if worker.process.exitcode is not None:
-            worker.process.close()
-        self._deaths = 0 if worker.went_on else self._deaths + crashed
+                self._on_update(job.id, "requeued")
+            if given_back:
+                record_lost_attempts(self._jobs, [job.id], self._record_change)
+        worker.close()
+        self._deaths = 0 if worker.made_progress else self._deaths + crashed
         self._worker = None
 
-    def _listen(self, worker: Worker) -> None:
-        """Take in all that the worker has said; if the store fails, the rest at the next turn."""
-        for report in _reports(worker):
-            self._heard(worker, report)
-        while worker.told:
-            tag, said = worker.told.popleft()
-            if tag in worker.held:
-                self._said(worker, tag, said)
-            elif isinstance(said, Done):
-                _remove(said.files)  # of an attempt that was lost meanwhile
-        if self._ends:
-            self._publish()
+    def _receive(self, worker: WorkerProcess) -> None:
+        """Handle all messages of the worker; if the store fails, the next turn handles the rest."""
+        for message in worker.receive():
+            self._handle(worker, message)
+        while worker.unhandled:
+            tag, job_message = worker.unhandled.popleft()
+            if tag in worker.jobs:
+                self._handle_job_message(worker, tag, job_message)
+            elif isinstance(job_message, JobSucceeded):
+                remove_files(job_message.files)  # of an attempt that was lost
+        if self._ends.waiting:
+            self._ends.publish()
             self._claim(worker)
 
-    def _heard(self, worker: Worker, report: Report) -> None:
-        worker.heard = time.monotonic()
-        match report:
-            case Ready():
+    def _handle(self, worker: WorkerProcess, message: WorkerMessage) -> None:
+        worker.last_message_at = time.monotonic()
+        match message:
+            case WorkerReady():
                 worker.ready = True
                 self.failures = 0
                 self._claim(worker)
-            case Alive(counters):
+            case Heartbeat(counters):
                 self.counters = counters or Counters()
                 self.natives |= self.counters.resident
             case _:
-                worker.went_on = True
-                worker.told += report
+                worker.made_progress = True
+                worker.unhandled += message
 
-    def _said(self, worker: Worker, tag: str, said: Said) -> None:
-        job = worker.held[tag]
-        match said:
-            case Done(files, seeds, sizes, flagged):
+    def _handle_job_message(self, worker: WorkerProcess, tag: str, message: JobMessage) -> None:
+        job = worker.jobs[tag]
+        match message:
+            case JobSucceeded(files, seeds, sizes, flagged):
                 result: dict[str, Any] = {
                     "files": [path.name for path in files],
                     "seeds": list(seeds),
@@ -370,187 +316,82 @@ class Supervisor:
                     "steps": worker.steps.get(tag, 0),
                     "flagged": [asdict(flag) for flag in flagged],
                 }
-                self._ending(worker, tag, End(job, "succeeded", result))
-            case Broken(message, _, flagged):
-                told = {"flagged": [asdict(flag) for flag in flagged]} if flagged else None
-                self._ending(worker, tag, End(job, "failed", told, message))
-            case Stopped():
-                self._ending(worker, tag, End(job, "canceled"))
-            case Notice(message):
-                self._jobs.say(job.id, "notice", {"message": message})
-                self._hear(job.id, said)
+                self._add_end(worker, tag, JobEnd(job, "succeeded", result))
+            case JobFailed(text, _, flagged):
+                details = {"flagged": [asdict(flag) for flag in flagged]} if flagged else None
+                self._add_end(worker, tag, JobEnd(job, "failed", details, text))
+            case JobCanceled():
+                self._add_end(worker, tag, JobEnd(job, "canceled"))
+            case Notice(text):
+                self._jobs.say(job.id, "notice", {"message": text})
+                self._on_update(job.id, message)
             case Spent():
-                worker.spent[tag] = said
+                worker.costs[tag] = message
             case Step(total=total):
                 worker.steps[tag] = total
-                self._hear(job.id, said)
+                self._on_update(job.id, message)
             case _:
-                self._hear(job.id, said)
+                self._on_update(job.id, message)
 
     # Jobs
 
-    def _claim(self, worker: Worker) -> None:
-        """Bring the worker as many jobs as it has room for.
+    def _claim(self, worker: WorkerProcess) -> None:
+        """Give the worker as many jobs as it has room for.
 
-        Their pictures may take long to read: then all else has its turn, and beats, in between.
+        Reading their pictures may take long. So the other tasks, leases above all, have their turn
+        in between.
         """
-        until = time.monotonic() + self._settings.poll_interval_s
+        deadline = time.monotonic() + self._settings.poll_interval_s
         while True:
-            held = list(worker.held.values())
-            room = min(self._settings.max_jobs - len(held), AT_A_TIME)
+            held = list(worker.jobs.values())
+            room = min(self._settings.max_jobs - len(held), CLAIM_BATCH_JOBS)
             if not worker.ready or room <= 0 or self._draining.is_set():
                 return
-            taken = self._jobs.claim(self.owner, room, self._settings.lease_s, self._models, held)
-            worker.held |= {_tag(job): job for job in taken}
-            failed = [job for job in taken if not self._bring(worker, job)]
+            claimed = self._jobs.claim(self.owner, room, self._settings.lease_s, self._models, held)
+            worker.jobs |= {attempt_tag(job): job for job in claimed}
+            failed = [job for job in claimed if not self._send_job(worker, job)]
             if failed:
-                self._publish()
-            elif len(taken) < room:
+                self._ends.publish()
+            elif len(claimed) < room:
                 return
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 self.wake()
                 return
 
-    def _bring(self, worker: Worker, job: Job) -> bool:
-        """Order a job that was claimed. False if that cannot be: it ends, and makes room."""
+    def _send_job(self, worker: WorkerProcess, job: Job) -> bool:
+        """Send a claimed job to the worker; if that is not possible, fail it and return False."""
         try:
-            self._note("started", job)
-            _send(worker, self._order(job))
+            self._record_change("started", job)
+            worker.send(run_job(job, self._files))
         except Exception as error:
-            said = broken(error)
-            if not said.mine:
+            failed = job_failed(error)
+            if not failed.expected:
                 log_event(logging.ERROR, "defect", error)
-            self._ending(worker, _tag(job), End(job, "failed", error=said.message))
+            self._add_end(worker, attempt_tag(job), JobEnd(job, "failed", error=failed.message))
             return False
         return True
 
-    def _order(self, job: Job) -> Order:
-        output = job.origin.output
-        return Order(
-            _tag(job),
-            self._files.unpack(job.request),
-            job.model,
-            self._files.results(job.id),
-            str(job.attempt),
-            job.key,
-            job.priority,
-            output.kind,
-            dict(output.options),
-            output.preview_every,
-            job.origin.check_safety,
-        )
+    def _cancel_requested(self, worker: WorkerProcess) -> None:
+        """Send cancellations at once. The store also has them, but is slower than some steps."""
+        while not self._cancel_requests.empty():
+            job_id = self._cancel_requests.get()
+            for tag in [tag for tag, job in worker.jobs.items() if job.id == job_id]:
+                worker.send(CancelJob(tag))
 
-    def _cancel(self, worker: Worker) -> None:
-        """Tell the worker at once: the store, which tells it too, takes longer than some steps."""
-        while not self._canceled.empty():
-            name = self._canceled.get()
-            for tag in [tag for tag, job in worker.held.items() if job.id == name]:
-                _send(worker, Cancel(tag))
+    def _renew_leases(self, worker: WorkerProcess) -> None:
+        """Renew the leases; cancel jobs that were lost to another server or canceled."""
+        leased = self._jobs.beat(self.owner, self._settings.lease_s)
+        own = {attempt_tag(attempt): attempt for attempt in leased}
+        for tag, job in list(worker.jobs.items()):
+            if tag not in own:
+                worker.forget(tag)
+                self._on_update(job.id, "requeued")
+            if tag not in own or own[tag].canceling:
+                worker.send(CancelJob(tag))
+        for tag in own.keys() - worker.jobs.keys() - self._ends.waiting.keys():
+            if self._jobs.give_back(own[tag]):  # claimed while the store failed
+                record_lost_attempts(self._jobs, [own[tag].id], self._record_change)
 
-    def _beat(self, worker: Worker) -> None:
-        """Keep the leases; drop what was lost, end what was canceled."""
-        mine = {_tag(job): job for job in self._jobs.beat(self.owner, self._settings.lease_s)}
-        for tag in list(worker.held):
-            if tag not in mine:
-                lost = worker.held.pop(tag)
-                worker.steps.pop(tag, None)
-                worker.spent.pop(tag, None)
-                self._hear(lost.id, "requeued")
-            if tag not in mine or mine[tag].canceling:
-                _send(worker, Cancel(tag))
-        for tag in mine.keys() - worker.held.keys() - self._ends.keys():
-            if self._jobs.give_back(mine[tag]):  # claimed as the store failed
-                record_lost_attempts(self._jobs, [mine[tag].id], self._note)
-
-    def _ending(self, worker: Worker, tag: str, end: End) -> None:
-        del worker.held[tag]
-        worker.steps.pop(tag, None)
-        end.spent = worker.spent.pop(tag, end.spent)
-        self._ends[tag] = end
-
-    def _publish(self) -> None:
-        """Publish ends; those that the store does not take now stay."""
-        for tag, end in list(self._ends.items()):
-            name = end.job.id
-            published = self._finish(end)
-            made = end.result or {}
-            if published:
-                self.ended[end.state] += 1
-                self.pictures["published"] += len(made.get("files", ()))
-                self.pictures["flagged"] += len(made.get("flagged", ()))
-            else:
-                results = self._files.results(name)
-                _remove(results / file for file in made.get("files", ()))
-            del self._ends[tag]
-            self._hear(name, "ended")
-            if published:
-                now = replace(end.job, state=end.state, ended=time.time(), error=end.error)
-                self._note(end.state, now)
-
-    def _finish(self, end: End) -> bool:
-        """Store an end, or in place of one that no store takes, that there is a defect.
-
-        Returns:
-            False if the attempt is not under way any more.
-        """
-        try:
-            stored = self._jobs.finish(
-                end.job, end.state, result=end.result, error=end.error, spent=end.spent
-            )
-        except Exception as error:
-            if not _is_of_values(error):
-                raise
-            log_event(logging.ERROR, "defect", error)
-            what = f"{DEFECT}{type(error).__name__}: what came of it could not be stored."
-            end.state, end.result, end.error = "failed", None, what
-            return self._jobs.finish(end.job, end.state, error=what)
-        if stored or end.state != "succeeded":
-            return stored
-        # A connection may break when all is stored, and before that is heard of.
-        now = self._jobs.get(end.job.id)
-        return now is not None and (now.state, now.attempt) == (end.state, end.job.attempt)
-
-
-def _is_of_values(error: Exception) -> bool:
-    """Whether it comes of what was to be stored, and not of the store."""
-    if isinstance(error, DBAPIError):
-        return isinstance(error, DataError)
-    return isinstance(error, StatementError | ValueError | TypeError | OverflowError)
-
-
-def _limit(pipe: "Connection[Any, Any]", seconds: float) -> None:
-    """Have a message fail that stands still half-way for so long: else all would wait for it."""
-    whole, part = divmod(seconds, 1)
-    span = struct.pack("@ll", int(whole), int(part * 1e6))  # C's struct timeval
-    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
-        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            end.setsockopt(socket.SOL_SOCKET, option, span)
-
-
-def _reports(worker: Worker) -> Iterator[Report]:
-    """What the worker has said; where it is dead or stands still, its sentinel tells its end."""
-    try:
-        while worker.pipe.poll():
-            yield worker.pipe.recv()
-    except (EOFError, OSError):
-        worker.process.kill()
-
-
-def _send(worker: Worker, order: Order | Cancel) -> None:
-    """Tell the worker; as for `_reports`."""
-    try:
-        worker.pipe.send(order)
-    except OSError:
-        worker.process.kill()
-
-
-def _remove(files: Iterable[Path]) -> None:
-    """Remove what nobody will ask for; what cannot be removed goes with its job."""
-    for file in files:
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
-
-
-def _tag(job: Job | Attempt) -> str:
-    """What the worker knows an attempt as: the same job may come to it once more."""
-    return f"{job.id}.{job.attempt}"
+    def _add_end(self, worker: WorkerProcess, tag: str, end: JobEnd) -> None:
+        end.spent = worker.forget(tag) or end.spent
+        self._ends.waiting[tag] = end

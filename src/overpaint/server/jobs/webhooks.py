@@ -1,9 +1,9 @@
-"""Posts what happens to jobs to where their clients want it, signed, until it has arrived.
+"""Deliver webhooks: signed, and repeated until the receiver has them.
 
-Standard Webhooks 1.0.0 (https://www.standardwebhooks.com), as Replicate signs: `webhook-id` is the
-same over all tries, `webhook-signature` is `v1,` and the base64 of the HMAC-SHA256 of
-`id.timestamp.body`. Any 2xx is an arrival; 410 says that the receiver is gone; a redirect is not
-followed. A post may arrive twice, as after a server died in the middle of it.
+Signatures follow Standard Webhooks 1.0.0 (https://www.standardwebhooks.com), as Replicate's do. All
+attempts at a webhook have the same `webhook-id`. A 2xx status is success, and 410 stops all
+webhooks to the URL. The server does not follow redirects. A receiver may get a webhook twice, for
+instance if the server dies during a delivery.
 """
 
 import asyncio
@@ -32,76 +32,77 @@ from overpaint.server.store.outbox import Delivery, Post
 from overpaint.server.telemetry.logs import job_log_fields, log_and_continue, log_event
 
 MakePayload = Callable[[Service, Job], Awaitable[dict[str, Any]]]
-"""What is posted of a job, in the words of the wire format that it came by."""
+"""Makes the body of a job's webhook, in the format of one dialect."""
 
-GONE = 410
+STATUS_GONE = 410
 
 
-class Courier:
-    """Posts the webhooks of a running server."""
+class WebhookSender:
+    """Delivers the webhooks of a running server."""
 
     def __init__(self, service: Service, bodies: Mapping[str, MakePayload]):
-        """Nothing is posted before `posting`.
+        """Prepare; nothing is delivered before `running`.
 
         Args:
-            service: whose jobs it tells of.
-            bodies: by the wire format that a job came by.
+            service: whose webhooks are delivered.
+            bodies: makers of bodies by the name of the job's dialect.
         """
         self._service = service
         self._bodies = bodies
         self._settings: WebhookSettings = service.settings.webhooks
-        self._under_way = dict[asyncio.Task[None], Post]()
+        self._deliveries = dict[asyncio.Task[None], Post]()
 
     @asynccontextmanager
-    async def posting(self) -> AsyncGenerator[None]:
-        """Post while in here, and what is due at the end."""
-        going = asyncio.create_task(self._go())
+    async def running(self) -> AsyncGenerator[None]:
+        """Deliver webhooks during the block, and those that are due at its end."""
+        loop = asyncio.create_task(self._deliver_due_forever())
         try:
             yield
         finally:
-            going.cancel()
+            loop.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await going
+                await loop
             with log_and_continue():
-                await self._look()
-            if self._under_way:
-                await asyncio.wait(self._under_way)
+                await self._start_due()
+            if self._deliveries:
+                await asyncio.wait(self._deliveries)
 
-    async def _go(self) -> None:
+    async def _deliver_due_forever(self) -> None:
         while True:
             with log_and_continue():
-                await self._look()
+                await self._start_due()
             await asyncio.sleep(self._settings.poll_interval_s)
 
-    async def _look(self) -> None:
-        """Begin to post what is due."""
+    async def _start_due(self) -> None:
+        """Start the deliveries that are due."""
         outbox = self._service.outbox
-        await asyncio.to_thread(outbox.go_on, self._service.hub.moved())
-        if free := self._settings.concurrent_deliveries - len(self._under_way):
-            posts = Counter(post.key for post in self._under_way.values())
+        await asyncio.to_thread(outbox.go_on, self._service.feed.take_stepped_jobs())
+        if free := self._settings.concurrent_deliveries - len(self._deliveries):
+            posts = Counter(post.key for post in self._deliveries.values())
             for post in await asyncio.to_thread(outbox.take, free, self._settings.lease_s, posts):
-                task = asyncio.create_task(self._post(post))
-                self._under_way[task] = post
-                task.add_done_callback(self._under_way.pop)
+                task = asyncio.create_task(self._deliver(post))
+                self._deliveries[task] = post
+                task.add_done_callback(self._deliveries.pop)
 
-    async def _post(self, post: Post) -> None:
-        with log_and_continue():  # it is posted again once its lease has run out
+    async def _deliver(self, post: Post) -> None:
+        with log_and_continue():  # after an error it is due again when its lease expires
             job = await asyncio.to_thread(self._service.jobs.get, post.job)
             if job is None or job.webhook is None:
                 return
-            told = await self._bodies[job.origin.dialect](self._service, as_told(job, post.kind))
+            body = self._bodies[job.origin.dialect]
+            payload = await body(self._service, job_at_event(job, post.kind))
             secret = await asyncio.to_thread(self._service.outbox.secret, job.key)
-            content = await asyncio.to_thread(lambda: json.dumps(told).encode())  # it has pictures
+            content = await asyncio.to_thread(lambda: json.dumps(payload).encode())  # large
             name = f"{job.id}.{post.kind}" + (f".{post.turn}" if post.turn else "")
-            headers = signed(secret, name, int(time.time()), content)
+            headers = sign_webhook(secret, name, int(time.time()), content)
             reach = self._service.reach(job.key)
             outside = self._service.outside
             timeout_s = self._settings.timeout_s
-            posting = deliver(outside.client, job.webhook, content, headers, reach, timeout_s)
-            delivery = await outside.run(posting)
+            attempt = deliver(outside.client, job.webhook, content, headers, reach, timeout_s)
+            delivery = await outside.run(attempt)
             again = None
             delays, jitter = self._settings.retry_delays_s, self._settings.retry_jitter
-            if post.kind != "logs" and post.tries < len(delays):  # newer logs come anyway
+            if post.kind != "logs" and post.tries < len(delays):  # newer logs follow
                 again = delays[post.tries] * random.uniform(1 - jitter, 1 + jitter)
             await asyncio.to_thread(self._service.outbox.tried, post, delivery, again)
             log_event(
@@ -114,18 +115,18 @@ class Courier:
                 cause=(delivery.error or "").partition(":")[0] or None,
                 seconds=round(delivery.seconds, 3),
             )
-            if delivery.status == GONE:
+            if delivery.status == STATUS_GONE:
                 await asyncio.to_thread(self._service.outbox.give_up, job.key, job.webhook)
 
 
-def as_told(job: Job, kind: str) -> Job:
-    """A job as it was when it began, if that is told: it may have ended before that was posted."""
+def job_at_event(job: Job, kind: str) -> Job:
+    """Return a job as it was at an event: running for "start", even if it has ended since."""
     if kind != "start":
         return job
     return replace(job, state="running", ended=None, result=None, error=None)
 
 
-def signed(secret: str, name: str, at: int, content: bytes) -> dict[str, str]:
+def sign_webhook(secret: str, name: str, at: int, content: bytes) -> dict[str, str]:
     """Make the headers of a webhook, signed by Standard Webhooks.
 
     Args:
@@ -151,7 +152,7 @@ async def deliver(
     reach: Reach,
     timeout_s: float,
 ) -> Delivery:
-    """Post once; what the receiver answers beside its status is not read."""
+    """Make one attempt, and read only the status of the response."""
     at, began = time.time(), time.monotonic()
     status, error = None, None
     try:
@@ -162,9 +163,5 @@ async def deliver(
     except RequestError as refusal:
         error = str(refusal)
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as problem:
-        error = _told(problem)
+        error = f"{type(problem).__name__}: {problem}".removesuffix(": ")
     return Delivery(at, status, error, time.monotonic() - began)
-
-
-def _told(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {problem}".removesuffix(": ")

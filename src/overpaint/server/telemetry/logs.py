@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from overpaint.engine.worker import DEFECT
+from overpaint.engine.messages import DEFECT_PREFIX
 from overpaint.server.store.jobs import ENDED, Job, Jobs, State
 from overpaint.server.store.upgrade import UpgradeProgress
 
@@ -38,7 +38,7 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 KEY_LABEL_CHARS = 12
 """Number of characters of a key's digest in logs and traces."""
 
-ERROR_CAUSE = re.compile(rf"({DEFECT}\w+|[a-z_ ]+): ")
+ERROR_CAUSE = re.compile(rf"({DEFECT_PREFIX}\w+|[a-z_ ]+): ")
 """The beginning of a job's error, without details that may quote the request."""
 
 

@@ -214,7 +214,7 @@ async def progress(service: ServiceDep, key: KeyDep, skip_current_image: bool = 
     job = await newest(service, key)
     if job is None:
         return Progress()
-    now = service.hub.now(job.id)
+    now = service.feed.progress(job.id)
     done, total = (now.step.done, now.step.total) if now.step else (0, 0)
     ahead = await asyncio.to_thread(service.jobs.ahead, job.id)
     share = done / total if total else 0.0

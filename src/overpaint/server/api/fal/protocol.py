@@ -309,7 +309,7 @@ def lines_of(service: Service, job: Job) -> list[dict[str, Any]]:
     """What their logs say of a job: notices, and how far it is."""
     history = service.jobs.history(job.id)
     said = [(each.at, str(each.body["message"])) for each in history if each.kind == "notice"]
-    if step := service.hub.now(job.id).step:
+    if step := service.feed.progress(job.id).step:
         said.append((time.time(), progress_line(step.done, step.total)))
     return [
         {"timestamp": moment(at), "level": "INFO", "source": "USER", "message": message}

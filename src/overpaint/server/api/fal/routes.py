@@ -25,7 +25,7 @@ from fastapi import Request as Incoming
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
-from overpaint.engine.worker import Shown
+from overpaint.engine.messages import PreviewImage
 from overpaint.errors import RequestError, did_you_mean
 from overpaint.server.api.deps import LISTENER_LIMIT, IdempotencyKey, ServiceDep, get_base_url
 from overpaint.server.api.event_stream import encode_event, event_stream_response
@@ -275,7 +275,7 @@ async def stream(
     async def told() -> AsyncGenerator[bytes]:
         async for story in service.follow(job.id):
             match story:
-                case Shown(_, data):
+                case PreviewImage(_, data):
                     shown = {
                         "url": encode_data_uri(data, "image/jpeg"),
                         "content_type": "image/jpeg",

@@ -27,7 +27,7 @@ from fastapi import APIRouter, HTTPException, Path, Query, Response
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse, StreamingResponse
 
-from overpaint.engine.worker import Shown
+from overpaint.engine.messages import PreviewImage
 from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.imaging import codec
@@ -240,7 +240,7 @@ def encode_story(story: Story) -> bytes:
             return encode_event({"at": at} | body, kind, number)
         case Step(done, total, sigma):
             return encode_event({"done": done, "total": total, "sigma": sigma}, "step")
-        case Shown(index, data):
+        case PreviewImage(index, data):
             image = encode_data_uri(data, MEDIA_TYPES["jpg"])
             return encode_event({"index": index, "image": image}, "preview")
 

@@ -208,7 +208,7 @@ async def make_job_view(service: Service, job: Job) -> JobView:
         if ahead:
             view.position = ahead[0]
             view.eta = ahead[1] + job.work
-    elif job.state == "running" and (step := service.hub.now(job.id).step):
+    elif job.state == "running" and (step := service.feed.progress(job.id).step):
         view.done, view.total = step.done, step.total
     return view
 

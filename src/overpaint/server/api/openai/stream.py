@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from overpaint.engine.worker import Shown
+from overpaint.engine.messages import PreviewImage
 from overpaint.imaging import codec
 from overpaint.server.api.event_stream import encode_event
 from overpaint.server.api.openai.protocol import (
@@ -28,7 +28,7 @@ async def streamed(service: Service, job: Job, kind: str, previews: int) -> Asyn
     shown: list[bytes] = []
     async for story in service.follow(job.id):
         match story:
-            case Shown(_, data) if len(shown) < previews and data not in shown[-1:]:
+            case PreviewImage(_, data) if len(shown) < previews and data not in shown[-1:]:
                 with codec.open_image(data, "the preview") as preview:
                     size = f"{preview.width}x{preview.height}"
                 own = {

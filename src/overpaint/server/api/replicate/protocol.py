@@ -96,7 +96,7 @@ def logs(service: Service, job: Job, history: Sequence[Said]) -> str:
     wanted = inputs_of(job).get("apply_watermark", True)
     if wanted and not marks and job.state == "succeeded":
         lines.append("No watermark was made: the settings are in the files.")
-    step = service.hub.now(job.id).step
+    step = service.feed.progress(job.id).step
     if job.state == "running" and step:
         lines.append(progress_line(step.done, step.total))
     elif job.state == "succeeded":

@@ -1,0 +1,56 @@
+"""Open a server's job store: lock the server's folder, and create or upgrade the store."""
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+from overpaint.errors import StoreError
+from overpaint.server.store.database import Database, url_of
+from overpaint.server.telemetry.logs import log_upgrade
+from overpaint.system.atomic_files import lock_file
+
+
+def open_database(data: Path, store: str | None) -> Database:
+    """Open a server's job store: create a new one, upgrade an older one.
+
+    Args:
+        data: the server's folder.
+        store: URL of the job store, unless it is in `data`.
+
+    Raises:
+        StoreError: the store cannot be opened or upgraded, or is newer than this program.
+    """
+    return Database(url_of(data, store), upgrade=True, report=log_upgrade)
+
+
+def prepare_store(data: Path, store: str | None) -> None:
+    """Create or upgrade a server's job store before the server starts.
+
+    Here an error ends the command with one sentence, and no server has started.
+
+    Args:
+        data: as for `open_database`.
+        store: as for `open_database`.
+
+    Raises:
+        StoreError: another server uses the folder, or as `open_database`.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    lock = contextlib.closing(lock_folder(data)) if store is None else contextlib.nullcontext()
+    with lock:
+        open_database(data, store).close()
+
+
+def lock_folder(folder: Path) -> sqlite3.Connection:
+    """Lock a server's folder until the returned connection is closed.
+
+    Raises:
+        StoreError: another server uses the folder.
+    """
+    try:
+        return lock_file(folder / "server.lock")
+    except BlockingIOError as error:
+        raise StoreError(
+            f"another server has the folder {folder}. Give this one another with --data; servers "
+            "that share one need a --store on Postgres."
+        ) from error
