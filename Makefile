@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo docs test test-slow lint types layers bench gpu setup clean
+.PHONY: demo docs test test-slow stress lint types layers bench gpu setup clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ test: lint types layers
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+# Kills, overload, hostile clients, full disks, fuzzing, an hour of load: about four hours.
+stress: $(READY)
+	$(BIN)/python -m tests.stress
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

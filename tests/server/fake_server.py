@@ -1,6 +1,6 @@
-"""A server for proofs, as `overpaint serve` starts it, but for choices that no user has.
+"""A server for tests: `overpaint serve` with options that no user needs.
 
-`python -m tests.server.fake_server FOLDER PORT` paints nothing.
+`python -m tests.server.fake_server FOLDER PORT` paints nothing unless --engine says so.
 """
 
 from __future__ import annotations

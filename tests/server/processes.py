@@ -1,4 +1,4 @@
-"""Servers as processes, for proofs that kill, freeze, starve and measure them."""
+"""Server processes for tests that kill, freeze, starve and measure them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300.0
-"""Seconds until a proof gives up."""
+"""Seconds until a test gives up."""
 
 
 def free_port() -> int:

@@ -1,7 +1,7 @@
-"""Jobs of the miniature that are canceled while many are under way: each ends within a step.
+"""Cancel jobs of the miniature while many run; each must end within one step.
 
-`python -m tests.stress.cancel JOBS` prints what came of it, as JSON. What is counted is what
-the engine did after the client had its answer: the step under way may end, none may follow.
+`python -m tests.stress.cancel JOBS` prints the report as JSON. It counts the steps that the engine
+makes after the client has the response: the current step may end, and none may follow.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from tests.server.processes import Server, until
 from tests.server.watched import Tick, ticks
 
 TOGETHER = 8
-"""Jobs under way at once, of which one is canceled at a time."""
+"""Jobs that run at once, of which one is canceled at a time."""
 
 STEPS = 400
-MOST = 50
-"""Steps after which a job is canceled, at most."""
+MAX_STEPS_BEFORE_CANCEL = 50
+"""Largest number of steps after which a job is canceled."""
 
 
 @dataclass
-class Found:
+class Report:
     """What came of it.
 
     Attributes:
@@ -43,19 +43,19 @@ class Found:
     step: float = 0.0
 
     @property
-    def kept(self) -> bool:
+    def passed(self) -> bool:
         return self.states == {"canceled": self.jobs} and max(self.ended) <= 1
 
 
-def run(server: Server, folder: Path, count: int, seed: int = 0) -> Found:
+def run(server: Server, folder: Path, count: int, seed: int = 0) -> Report:
     """Cancel so many jobs of a server with the watched engine."""
-    found, rng = Found(count), random.Random(seed)
+    report, rng = Report(count), random.Random(seed)
     live: list[str] = []
     answered: dict[str, float] = {}
     while len(answered) < count:
         while len(live) < TOGETHER:
             live.append(server.submit(steps=STEPS, seed=len(answered) + len(live)))
-        name, wanted = live.pop(rng.randrange(TOGETHER)), rng.randint(1, MOST)
+        name, wanted = live.pop(rng.randrange(TOGETHER)), rng.randint(1, MAX_STEPS_BEFORE_CANCEL)
         until(lambda n=name, w=wanted: (server.job(n)["done"] or 0) >= w, "it does not go on")
         server.client.post(f"/api/jobs/{name}/cancel").raise_for_status()
         answered[name] = time.monotonic()
@@ -65,11 +65,11 @@ def run(server: Server, folder: Path, count: int, seed: int = 0) -> Found:
     for name in live:
         server.ended(name)
     noted = ticks(folder / "ticks.jsonl")
-    found.states = dict(Counter(states))
-    found.ended = dict(Counter(_count(noted, name, at, "ended") for name, at in answered.items()))
-    found.begun = dict(Counter(_count(noted, name, at, "began") for name, at in answered.items()))
-    found.step = round(sum(tick.ended - tick.began for tick in noted) / len(noted), 4)
-    return found
+    report.states = dict(Counter(states))
+    report.ended = dict(Counter(_count(noted, name, at, "ended") for name, at in answered.items()))
+    report.begun = dict(Counter(_count(noted, name, at, "began") for name, at in answered.items()))
+    report.step = round(sum(tick.ended - tick.began for tick in noted) / len(noted), 4)
+    return report
 
 
 def _count(noted: list[Tick], name: str, at: float, when: str) -> int:
@@ -81,9 +81,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         with Server(folder, "--engine", "watched") as server:
-            found = run(server.until_ready(), folder, int(sys.argv[1]))
-    print(json.dumps(asdict(found) | {"kept": found.kept}))
-    raise SystemExit(not found.kept)
+            report = run(server.until_ready(), folder, int(sys.argv[1]))
+    print(json.dumps(asdict(report) | {"passed": report.passed}))
+    raise SystemExit(not report.passed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Unlike requests to a busy server, and each again to the idle one: the same pictures.
+"""Send different requests to a busy server, then each alone; the pictures must be equal.
 
-`python -m tests.stress.company REQUESTS` prints what came of it, as JSON.
+`python -m tests.stress.company REQUESTS` prints the report as JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LORAS = ("miniature-comic", "miniature-sticker", "miniature-bird")
 
 
 @dataclass
-class Found:
+class Report:
     """What came of it.
 
     Attributes:
@@ -42,7 +42,7 @@ class Found:
     differing: float
 
     @property
-    def kept(self) -> bool:
+    def passed(self) -> bool:
         return self.gap <= 1 and self.together >= min(self.requests, 8)
 
 
@@ -73,7 +73,7 @@ def unlike(count: int) -> list[dict[str, Any]]:
     return requests
 
 
-def run(server: Server, count: int) -> Found:
+def run(server: Server, count: int) -> Report:
     """Ask for all at once, then for one after the other."""
     requests = unlike(count)
     names = [server.submit(**fields) for fields in requests]
@@ -86,7 +86,7 @@ def run(server: Server, count: int) -> Found:
     alone = [painted(server, server.submit(**fields)) for fields in requests]
     gaps = [np.abs(one - other) for one, other in zip(busy, alone, strict=True)]
     differing = float(np.mean([(gap > 0).mean() for gap in gaps]))
-    return Found(count, together, max(int(gap.max()) for gap in gaps), round(differing, 6))
+    return Report(count, together, max(int(gap.max()) for gap in gaps), round(differing, 6))
 
 
 def painted(server: Server, name: str) -> np.ndarray[Any, np.dtype[np.int16]]:
@@ -101,9 +101,9 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         Server(Path(folder), "--engine", "miniature") as s,
     ):
-        found = run(s.until_ready(), int(sys.argv[1]))
-    print(json.dumps(asdict(found) | {"kept": found.kept}))
-    raise SystemExit(not found.kept)
+        report = run(s.until_ready(), int(sys.argv[1]))
+    print(json.dumps(asdict(report) | {"passed": report.passed}))
+    raise SystemExit(not report.passed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Clients that are slow on purpose, for `proof_hostile`, in a process of their own.
+"""Clients that are slow on purpose, in a process of their own; `hostile` starts them.
 
 `python -m tests.stress.crowd URL WAITING PICTURE CLIENTS PATIENCE`: CLIENTS listen to a job that
 waits; a quarter as many send a byte a second of a body, as many of a head, as many half an upload,
@@ -50,7 +50,7 @@ class Became:
     Attributes:
         listened: what they were answered, who listen to a job.
         ended: how often the server hung up on the others, by kind.
-        longest: seconds for which it kept one of them.
+        longest: seconds for which the server kept one of them.
     """
 
     listened: Counter[str] = field(default_factory=Counter[str])

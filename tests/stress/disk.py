@@ -1,8 +1,8 @@
-"""A server whose disk and database fail: what it accepted ends, nothing is corrupt, and it heals.
+"""Make a server's disk and database fail; accepted jobs must end, and no file may be corrupt.
 
-`python -m tests.stress.disk` fails every write, fsync and rename, and the database, one after
-the other. `python -m tests.stress.disk --full` fills a real disk, a tmpfs that the server has
-for itself (Linux). Either prints what came of it, as JSON.
+`python -m tests.stress.disk` makes every write, fsync and rename fail, and the database, one after
+another. `python -m tests.stress.disk --full` fills a tmpfs that only the server uses (Linux). Both
+print the report as JSON.
 """
 
 from __future__ import annotations
@@ -44,12 +44,18 @@ TMPFS = 'mount -t tmpfs -o size="$0" tmpfs "$1" && shift && exec "$@"'
 
 
 @dataclass
-class Found:
-    """What came of it."""
+class Report:
+    """Results of a test.
+
+    Attributes:
+        answers: number of responses by request and status.
+        wrong: responses with an unexpected status.
+        corrupt: files that cannot be read.
+    """
 
     faults: int = 0
     answers: dict[str, int] = field(default_factory=dict[str, int])
-    wrong: list[str] = field(default_factory=list[str])  # answers that should have been others
+    wrong: list[str] = field(default_factory=list[str])
     jobs: int = 0
     states: dict[str, int] = field(default_factory=dict[str, int])
     ended_twice: int = 0
@@ -57,12 +63,12 @@ class Found:
     restarts: int = 0
 
     @property
-    def kept(self) -> bool:
-        """Whether it is as it should be."""
+    def passed(self) -> bool:
+        """Whether the server behaved as it must."""
         return not (self.wrong or self.ended_twice or self.corrupt or self.restarts)
 
 
-class Proof:
+class DiskTest:
     """A server, and what is asked of it while it fails."""
 
     def __init__(self, folder: Path, server: Server):
@@ -73,7 +79,7 @@ class Proof:
             server: to be asked.
         """
         self.folder, self.server = folder, server.until_ready()
-        self.found, self.names = Found(), list[str]()
+        self.report, self.names = Report(), list[str]()
         self._numbers = itertools.count()
         self._pids = self._processes()
 
@@ -100,9 +106,9 @@ class Proof:
 
     def expect(self, what: str, status: int, good: Iterable[int]) -> None:
         """Take down an answer."""
-        self.found.answers[str(status)] = self.found.answers.get(str(status), 0) + 1
+        self.report.answers[str(status)] = self.report.answers.get(str(status), 0) + 1
         if status not in good:
-            self.found.wrong.append(f"{what}: {status}")
+            self.report.wrong.append(f"{what}: {status}")
 
     def refused(self, what: str, picture: bytes, good: set[int]) -> None:
         """An upload and a job that cannot be taken now."""
@@ -110,27 +116,27 @@ class Proof:
         self.expect(what, client.post("/api/files", content=picture).status_code, good)
         answer = client.post("/api/jobs", json=self.body(picture))
         self.expect(what, answer.status_code, good)
-        self.found.faults += 1
+        self.report.faults += 1
 
     def ended(self) -> None:
         """Every job that was accepted ends, and there are no others."""
         for name in self.names:
             job = self.server.ended(name)
-            self.found.ended_twice += sum(k in ENDED for k in self.server.kinds(name)) != 1
+            self.report.ended_twice += sum(k in ENDED for k in self.server.kinds(name)) != 1
             for made in job["results"]:
                 answer = self.server.client.get(made["url"])
                 try:
                     Image.open(io.BytesIO(answer.content)).load()
                 except OSError as error:
-                    self.found.corrupt.append(f"{made['url']}: {answer.status_code} {error}")
-        self.found.jobs = len(self.names)
-        self.found.states = dict(Counter(self.server.job(name)["state"] for name in self.names))
-        self.found.restarts = self._processes() != self._pids
+                    self.report.corrupt.append(f"{made['url']}: {answer.status_code} {error}")
+        self.report.jobs = len(self.names)
+        self.report.states = dict(Counter(self.server.job(name)["state"] for name in self.names))
+        self.report.restarts = self._processes() != self._pids
 
     def inspect(self) -> None:
         """What lies on the disk."""
-        found = self.found
-        found.corrupt += [str(path) for path in self.folder.rglob(f"*{PARTIAL_SUFFIX}")]
+        report = self.report
+        report.corrupt += [str(path) for path in self.folder.rglob(f"*{PARTIAL_SUFFIX}")]
         with tempfile.TemporaryDirectory() as copied:
             for path in self.folder.glob("jobs.db*"):
                 shutil.copy(path, copied)
@@ -139,60 +145,60 @@ class Proof:
             (count,) = store.execute("SELECT count(*) FROM jobs").fetchone()
             store.close()
         if said != "ok":
-            found.corrupt.append(f"jobs.db: {said}")
+            report.corrupt.append(f"jobs.db: {said}")
         if count != len(self.names):
-            found.wrong.append(f"{count} jobs in the store")
+            report.wrong.append(f"{count} jobs in the store")
 
 
 @contextmanager
-def failing(proof: Proof, who: str, point: str, code: int = errno.ENOSPC) -> Generator[None]:
+def failing(test: DiskTest, who: str, point: str, code: int = errno.ENOSPC) -> Generator[None]:
     """A point fails, and then no more."""
-    faults.fail(proof.folder, who, point, code)
+    faults.fail(test.folder, who, point, code)
     try:
         yield
     finally:
-        faults.heal(proof.folder)
+        faults.heal(test.folder)
 
 
-def inject(folder: Path, codes: Iterable[int] = tuple(CODES)) -> Found:
+def inject(folder: Path, codes: Iterable[int] = tuple(CODES)) -> Report:
     """Fail at every point of server and worker, with each of these errors."""
     with Server(folder, "--faults", "--seconds", "0.01") as server:
-        proof = Proof(folder, server)
+        test = DiskTest(folder, server)
         for code, point in itertools.product(codes, faults.FILES):
-            picture = proof.picture()
-            with failing(proof, "server", point, code):
-                proof.refused(f"{point} {os.strerror(code)}", picture, {CODES[code]})
-            proof.accept(picture)
+            picture = test.picture()
+            with failing(test, "server", point, code):
+                test.refused(f"{point} {os.strerror(code)}", picture, {CODES[code]})
+            test.accept(picture)
         for point in faults.DATABASE:
             for steps in [100] * OLD:
-                proof.accept(proof.picture(), steps)
-            picture = proof.picture()
-            with failing(proof, "server", point):
-                refused_by_store(proof, point, picture)
-            proof.accept(picture)
+                test.accept(test.picture(), steps)
+            picture = test.picture()
+            with failing(test, "server", point):
+                refused_by_store(test, point, picture)
+            test.accept(picture)
         for point in faults.FILES:
-            with failing(proof, "worker", point):
-                proof.accept(proof.picture())
-                name = proof.names[-1]
+            with failing(test, "worker", point):
+                test.accept(test.picture())
+                name = test.names[-1]
                 until(lambda name=name: waits(server, name), f"{point}: it does not wait")
-                proof.found.faults += 1
+                test.report.faults += 1
             if (state := server.ended(name)["state"]) != "succeeded":
-                proof.found.wrong.append(f"{point} in the worker: {state}")
-        proof.ended()
-    proof.inspect()
-    return proof.found
+                test.report.wrong.append(f"{point} in the worker: {state}")
+        test.ended()
+    test.inspect()
+    return test.report
 
 
-def refused_by_store(proof: Proof, point: str, picture: bytes) -> None:
+def refused_by_store(test: DiskTest, point: str, picture: bytes) -> None:
     """Nothing can be asked of a store that fails, and nobody waits for that to be said."""
-    client, known = proof.server.client, proof.names[-1]
-    answer = client.post("/api/jobs", json=proof.body(picture))
-    proof.expect(f"job, {point}", answer.status_code, {503})
+    client, known = test.server.client, test.names[-1]
+    answer = client.post("/api/jobs", json=test.body(picture))
+    test.expect(f"job, {point}", answer.status_code, {503})
     for path in (f"/api/jobs/{known}", "/api/jobs", "/readyz"):
-        proof.expect(f"{path}, {point}", client.get(path).status_code, {503})
+        test.expect(f"{path}, {point}", client.get(path).status_code, {503})
     answer = client.post(f"/api/jobs/{known}/cancel")
-    proof.expect(f"cancel, {point}", answer.status_code, {503})
-    proof.found.faults += 1
+    test.expect(f"cancel, {point}", answer.status_code, {503})
+    test.report.faults += 1
 
 
 def waits(server: Server, name: str) -> bool:
@@ -204,7 +210,7 @@ def waits(server: Server, name: str) -> bool:
     return False
 
 
-def fill(folder: Path) -> Found:
+def fill(folder: Path) -> Report:
     """Fill a real disk while jobs are under way, and make room again.
 
     Raises:
@@ -213,10 +219,10 @@ def fill(folder: Path) -> Found:
     wrapper = ("unshare", "--mount", "--map-root-user", "sh", "-c", TMPFS, str(SIZE), str(folder))
     with Server(folder, "--seconds", "0.02", wrapper=wrapper) as server:
         inside = Path(f"/proc/{server.process.pid}/root{folder}")
-        proof, filler = Proof(inside, server), inside / "filler"
+        test, filler = DiskTest(inside, server), inside / "filler"
         for _ in range(3):
             for steps in [60] * OLD:
-                proof.accept(proof.picture(), steps)
+                test.accept(test.picture(), steps)
             with filler.open("wb") as file:
                 try:
                     while True:
@@ -224,15 +230,15 @@ def fill(folder: Path) -> Found:
                 except OSError as error:
                     if error.errno != errno.ENOSPC:
                         raise
-            proof.refused("full", proof.picture(), {507, 503})
-            proof.expect("/readyz", server.client.get("/readyz").status_code, {503})
-            until(lambda: painted(server, proof.names), "jobs do not go on")
+            test.refused("full", test.picture(), {507, 503})
+            test.expect("/readyz", server.client.get("/readyz").status_code, {503})
+            until(lambda: painted(server, test.names), "jobs do not go on")
             filler.unlink()
             server.until_ready()
-            proof.accept(proof.picture())
-            proof.ended()
-        proof.inspect()
-    return proof.found
+            test.accept(test.picture())
+            test.ended()
+        test.inspect()
+    return test.report
 
 
 def painted(server: Server, names: Iterable[str]) -> bool:
@@ -246,9 +252,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = (fill if given.full else inject)(Path(folder))
-    print(json.dumps(asdict(found) | {"kept": found.kept}))
-    raise SystemExit(not found.kept)
+        report = (fill if given.full else inject)(Path(folder))
+    print(json.dumps(asdict(report) | {"passed": report.passed}))
+    raise SystemExit(not report.passed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Two servers on one Postgres, one of which stands still past its lease: its results are refused.
+"""Freeze one of two servers on a Postgres past its lease; the store must reject its results.
 
-`python -m tests.stress.frozen ROUNDS` prints what came of it, as JSON.
+`python -m tests.stress.frozen ROUNDS` prints the report as JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ JOBS = 4
 
 
 @dataclass
-class Found:
+class Report:
     """What came of the jobs of all rounds.
 
     Attributes:
@@ -43,13 +43,13 @@ class Found:
     results_missing: int = 0
 
     @property
-    def kept(self) -> bool:
+    def passed(self) -> bool:
         """Whether it is as it should be, and there was something to refuse."""
         good = self.states == {"succeeded": self.jobs} and self.late > 0
         return good and not (self.left or self.ended_twice or self.results_missing)
 
 
-def run(folder: Path, url: str, rounds: int, seed: int = 0) -> Found:
+def run(folder: Path, url: str, rounds: int, seed: int = 0) -> Report:
     """Freeze a server and its worker so many times.
 
     Args:
@@ -58,7 +58,7 @@ def run(folder: Path, url: str, rounds: int, seed: int = 0) -> Found:
         rounds: how often.
         seed: of when.
     """
-    found, names, rng = Found(), list[str](), random.Random(seed)
+    report, names, rng = Report(), list[str](), random.Random(seed)
     options = ("--store", url, "--lease", "1.5", "--seconds", "0.04")
     with Server(folder, *options) as one, Server(folder, *options) as other:
         for _ in range(rounds):
@@ -75,25 +75,25 @@ def run(folder: Path, url: str, rounds: int, seed: int = 0) -> Found:
             thaw(other)
             for name in own:
                 job = other.ended(name)
-                found.taken_over += job["attempt"] > 1
-                found.late += bool(foreign(folder, job))
+                report.taken_over += job["attempt"] > 1
+                report.late += bool(foreign(folder, job))
             thaw(one)
             names += own
-            found.rounds += 1
+            report.rounds += 1
         freeze(other)
         one.ended(one.submit())  # behind all that it had left to say
         thaw(other)
         jobs = [one.job(name) for name in names]
-        found.ended_twice = sum(
+        report.ended_twice = sum(
             sum(kind in ENDED for kind in one.kinds(name)) != 1 for name in names
         )
-    found.jobs = len(jobs)
-    found.states = dict(Counter(job["state"] for job in jobs))
+    report.jobs = len(jobs)
+    report.states = dict(Counter(job["state"] for job in jobs))
     for job in jobs:
-        found.left += len(foreign(folder, job))
+        report.left += len(foreign(folder, job))
         results = folder / "results" / job["id"]
-        found.results_missing += not all((results / r["name"]).exists() for r in job["results"])
-    return found
+        report.results_missing += not all((results / r["name"]).exists() for r in job["results"])
+    return report
 
 
 def foreign(folder: Path, job: Any) -> list[Path]:
@@ -129,9 +129,9 @@ def main() -> None:
     with postgres() as server, tempfile.TemporaryDirectory() as folder:
         if not server:
             raise SystemExit("no Postgres here: apt-get install postgresql")
-        found = run(Path(folder), database(server), int(sys.argv[1]))
-    print(json.dumps(asdict(found) | {"kept": found.kept}))
-    raise SystemExit(not found.kept)
+        report = run(Path(folder), database(server), int(sys.argv[1]))
+    print(json.dumps(asdict(report) | {"passed": report.passed}))
+    raise SystemExit(not report.passed)
 
 
 if __name__ == "__main__":

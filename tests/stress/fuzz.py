@@ -1,8 +1,8 @@
-"""Every operation of the API's description with data that fits it, and with data that does not.
+"""Send valid and invalid data to every operation of the OpenAPI document.
 
-`python -m tests.stress.fuzz CASES` has schemathesis make them from `/openapi.json`, half of
-each, the same ones whenever it runs. Nothing may be answered 5xx; statuses, content types and
-bodies must be described; data that does not fit must be refused.
+`python -m tests.stress.fuzz CASES` lets schemathesis generate the cases, half of them invalid, and
+the same ones in every run. No status may be 5xx. The document must describe every status, content
+type and body. The server must reject invalid data.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CHECKS = [
 
 
 class Instant(ScriptedEngine):
-    """Ends every job with its first step, whatever its prompt."""
+    """Ends every job with its first step, and ignores its prompt."""
 
     def submit(self, name: str, request: Any, model: str, **others: Any) -> None:
         brief = request.model_copy(update={"prompt": "", "num_images": 1})
@@ -56,8 +56,8 @@ class Instant(ScriptedEngine):
 
 
 @dataclass
-class Found:
-    """What came of it: cases by their answers' statuses, and each kind of failure once."""
+class Report:
+    """Number of cases by status, and one example of each kind of failure."""
 
     cases: int = 0
     operations: int = 0
@@ -72,13 +72,13 @@ class Found:
         return sum(count for status, count in self.statuses.items() if status.startswith("5"))
 
     @property
-    def kept(self) -> bool:
+    def passed(self) -> bool:
         return not (self.server_errors or self.negatives_accepted or self.failures)
 
 
-def run(folder: Path, cases: int) -> Found:
-    """Ask at least so many things, evenly of every operation."""
-    found, statuses, began = Found(), Counter[str](), time.monotonic()
+def run(folder: Path, cases: int) -> Report:
+    """Send at least `cases` requests, evenly to every operation."""
+    report, statuses, began = Report(), Counter[str](), time.monotonic()
     nowhere = mock.AsyncMock(side_effect=RequestError("webhook", "nobody is asked here."))
     with (
         running(folder, engine_factory=Instant) as url,
@@ -88,16 +88,16 @@ def run(folder: Path, cases: int) -> Found:
         until(lambda: session.get(f"{url}/readyz").ok)
         schema: Any = schemathesis.openapi.from_url(f"{url}/openapi.json")
         operations = [each.ok() for each in schema.get_all_operations()]
-        found.operations = len(operations)
+        report.operations = len(operations)
         varied = [each for each in operations if each.body or list(each.iter_parameters())]
         for operation in operations:
             count = -(-cases // (2 * len(varied))) if operation in varied else 1
             modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
             for mode in modes if operation in varied else modes[:1]:
-                ask(session, operation, mode, count, found, statuses)
-    found.statuses = dict(sorted(statuses.items()))
-    found.seconds = round(time.monotonic() - began, 1)
-    return found
+                ask(session, operation, mode, count, report, statuses)
+    report.statuses = dict(sorted(statuses.items()))
+    report.seconds = round(time.monotonic() - began, 1)
+    return report
 
 
 def ask(
@@ -105,7 +105,7 @@ def ask(
     operation: Any,
     mode: GenerationMode,
     count: int,
-    found: Found,
+    report: Report,
     statuses: Counter[str],
 ) -> None:
     """Ask an operation so many things."""
@@ -121,8 +121,8 @@ def ask(
     @given(case=operation.as_strategy(generation_mode=mode))
     def once(case: Case[Any]) -> None:
         answer = case.call(session=session)
-        found.cases += 1
-        found.negative += mode.is_negative
+        report.cases += 1
+        report.negative += mode.is_negative
         statuses[str(answer.status_code)] += 1
         try:
             case.validate_response(answer, checks=CHECKS)
@@ -131,30 +131,31 @@ def ask(
                 if isinstance(failure, AcceptedNegativeData) and is_loose(case):
                     continue
                 name = f"{operation.label}: {type(failure).__name__}"
-                found.negatives_accepted += isinstance(failure, AcceptedNegativeData)
-                found.failures.setdefault(name, f"{failure}\n{case.as_curl_command()}"[:2000])
+                report.negatives_accepted += isinstance(failure, AcceptedNegativeData)
+                report.failures.setdefault(name, f"{failure}\n{case.as_curl_command()}"[:2000])
 
-    with contextlib.suppress(Unsatisfiable):  # nothing is negative where any text will do
+    # An operation that accepts any text has no invalid cases.
+    with contextlib.suppress(Unsatisfiable):
         once()
 
 
 def is_loose(case: Case[Any]) -> bool:
-    """Whether what does not fit may be taken all the same.
+    """Return whether the server may accept a case that is invalid by the document.
 
-    What is no JSON is text on the wire: `[7]` in a query is 7, and a form's `{}` a word.
-    AUTOMATIC1111's clients send numbers for booleans and the like, and are understood as there.
+    Queries and forms are text: `[7]` in a query is 7, and `{}` in a form is a word. Clients of
+    AUTOMATIC1111 send numbers for booleans, and the dialect accepts those.
     """
     return case.media_type != "application/json" or case.path.startswith("/sdapi/")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder), int(sys.argv[1]))
-    for name, failure in found.failures.items():
+        report = run(Path(folder), int(sys.argv[1]))
+    for name, failure in report.failures.items():
         print(name, failure, sep="\n", end="\n\n")
-    shown = asdict(found) | {"failures": len(found.failures), "5xx": found.server_errors}
-    print(json.dumps(shown | {"kept": found.kept}))
-    raise SystemExit(not found.kept)
+    shown = asdict(report) | {"failures": len(report.failures), "5xx": report.server_errors}
+    print(json.dumps(shown | {"passed": report.passed}))
+    raise SystemExit(not report.passed)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Clients that are slow on purpose, beside others: those are answered as swiftly as alone.
+"""Attack a server with slow clients; other clients must get responses as fast as without them.
 
-`python -m tests.stress.hostile SECONDS [CLIENTS]` prints what came of it, as JSON. Turns with
-and without a `crowd` of hostile clients alternate; CLIENTS of it listen, and as many stall.
-Beside all answers together it tells the median of spells of ten seconds: where the two are far
-apart, the machine was taken away for a while, or the server stood still.
+`python -m tests.stress.hostile SECONDS [CLIENTS]` prints the report as JSON. Turns with and without
+a `crowd` of slow clients alternate: CLIENTS of them follow a job, and as many stall. Beside the
+latency over all responses, the report has the median over spells of ten seconds. If the two differ
+much, the machine or the server paused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LARGE = 2**24
 
 
 @dataclass
-class Found:
+class Report:
     """What came of it.
 
     Attributes:
@@ -60,7 +60,7 @@ class Found:
         spells: the same two, as the median of spells.
         listened: what those were answered who listen.
         ended: how often the server hung up on the others, by kind.
-        longest: seconds for which it kept one of them.
+        longest: seconds for which the server kept one of them.
         patience: seconds that it has.
     """
 
@@ -85,7 +85,7 @@ class Found:
         return set(self.normal) == {"200"}
 
     @property
-    def kept(self) -> bool:
+    def passed(self) -> bool:
         """Whether they were answered as swiftly too, and no hostile one waited for.
 
         The server looks once in its patience whether more of an answer was read.
@@ -99,9 +99,9 @@ def run(
     clients: int = 1000,
     turns: int = TURNS,
     patience: float = PATIENCE,
-) -> Found:
+) -> Report:
     """Alternate turns of so many seconds in all, with so many who listen three times as long."""
-    found = Found(seconds, clients, patience=patience)
+    report = Report(seconds, clients, patience=patience)
     alone, beside = list[list[float]](), list[list[float]]()
     options = ["--room", "1", "--patience", str(patience), "--seconds", str(STEP)]
     with Server(folder, *options) as server:
@@ -112,16 +112,16 @@ def run(
         waiting = server.submit()
         hostile = server.url, waiting, made["results"][0]["url"], clients, patience
         for _ in range(turns):
-            alone += asyncio.run(_ask(server.url, seconds / turns / 4, found.normal))
+            alone += asyncio.run(_ask(server.url, seconds / turns / 4, report.normal))
             with crowd(*hostile) as became:
-                beside += asyncio.run(_ask(server.url, seconds / turns * 3 / 4, found.normal))
-            found.listened += became["listened"]
-            found.ended += became["ended"]
-            found.longest = max(found.longest, became["longest"])
-            found.alone, found.beside = (_p99([*chain(*spells)]) for spells in (alone, beside))
-            found.spells = _median(alone), _median(beside)
-            print(f"alone {found.alone} s, beside {found.beside} s", file=sys.stderr)
-    return found
+                beside += asyncio.run(_ask(server.url, seconds / turns * 3 / 4, report.normal))
+            report.listened += became["listened"]
+            report.ended += became["ended"]
+            report.longest = max(report.longest, became["longest"])
+            report.alone, report.beside = (_p99([*chain(*spells)]) for spells in (alone, beside))
+            report.spells = _median(alone), _median(beside)
+            print(f"alone {report.alone} s, beside {report.beside} s", file=sys.stderr)
+    return report
 
 
 async def _ask(url: str, seconds: float, statuses: Counter[str]) -> list[list[float]]:
@@ -166,9 +166,9 @@ def main() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a server inherits it
     with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder), float(seconds), *map(int, clients))
-    print(json.dumps(vars(found) | {"ratio": found.ratio, "kept": found.kept}))
-    raise SystemExit(not found.kept)
+        report = run(Path(folder), float(seconds), *map(int, clients))
+    print(json.dumps(vars(report) | {"ratio": report.ratio, "passed": report.passed}))
+    raise SystemExit(not report.passed)
 
 
 if __name__ == "__main__":

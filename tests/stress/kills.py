@@ -1,6 +1,7 @@
-"""Jobs for a server whose processes are killed at random: what was acknowledged must end once.
+"""Kill servers and workers at random while clients submit jobs; every acknowledged job must end
+once.
 
-`python -m tests.stress.kills KILLS JOBS [--engine miniature]` prints what came of it, as JSON.
+`python -m tests.stress.kills KILLS JOBS [--engine miniature]` prints the report as JSON.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from tests.server.processes import Server, until
 
 PROMPTS = ("a cup", "note", "a car", "refuse", "a fish")
 CLIENTS = 4
-AGAIN = 0.1
-"""Seconds until a client that was turned away tries again."""
+RETRY_S = 0.1
+"""Seconds until a client repeats a rejected request."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +55,38 @@ ENGINES = {
 
 
 @dataclass
-class Found:
-    """What came of the jobs that were acknowledged."""
+class Report:
+    """Counts of acknowledged jobs.
+
+    Attributes:
+        kills: processes that were killed.
+        of_servers: kills of servers; the others are of workers.
+        lost: jobs that do not exist or never ended.
+        given_up: jobs that failed because a process died too often while they ran.
+    """
 
     engine: str
     kills: int = 0
     of_servers: int = 0
     acknowledged: int = 0
     states: dict[str, int] = field(default_factory=dict[str, int])
-    lost: int = 0  # not there, or never ended
+    lost: int = 0
     ended_twice: int = 0
     results_missing: int = 0
-    given_up: int = 0  # failed since something died under them too often
+    given_up: int = 0
     most_attempts: int = 0
     seconds: float = 0.0
 
+    @property
+    def passed(self) -> bool:
+        """Whether every acknowledged job ended once, with its results."""
+        ended = sum(self.states.values())
+        wrong = self.lost or self.ended_twice or self.results_missing
+        return not wrong and ended == self.acknowledged
 
-def run(folder: Path, kills: int, count: int, engine: str = "fake", seed: int = 0) -> Found:
-    """Submit so many jobs while processes are killed so many times."""
+
+def run(folder: Path, kills: int, count: int, engine: str = "fake", seed: int = 0) -> Report:
+    """Submit `count` jobs while `kills` processes are killed."""
     began = time.monotonic()
     rng = random.Random(seed)
     asked = ENGINES[engine]
@@ -105,55 +120,55 @@ def run(folder: Path, kills: int, count: int, engine: str = "fake", seed: int = 
                         break
                     if answer.status_code not in (429, 503):
                         broken.append(f"{answer.status_code} {answer.text}")
-                    time.sleep(AGAIN)
+                    time.sleep(RETRY_S)
 
     clients = [threading.Thread(target=submit, daemon=True) for _ in range(CLIENTS)]
     for client in clients:
         client.start()
-    found = Found(engine)
-    while found.kills < kills:
+    report = Report(engine)
+    while report.kills < kills:
         if rng.random() < 0.8:  # mostly while jobs are under way, sometimes while it starts
             server.until_ready()
         time.sleep(rng.uniform(0, asked.pause))
         if rng.random() < 0.5:
             server.kill()
-            found.of_servers += 1
-            found.kills += 1
+            report.of_servers += 1
+            report.kills += 1
         else:
-            found.kills += server.kill_worker()
+            report.kills += server.kill_worker()
     killed.set()
     for client in clients:
         client.join()
     jobs, files = Jobs(Database(f"sqlite:///{folder / 'jobs.db'}")), Files(folder)
     try:
         until(lambda: not jobs.page(None, 1, states=("queued", "running")), "jobs do not end")
-        check(found, jobs, files, acknowledged, asked.side)
+        check(report, jobs, files, acknowledged, asked.side)
     finally:
         server.close()
         jobs.database.close()
     if broken:
         raise AssertionError(f"answered {broken[:3]}")
-    found.seconds = round(time.monotonic() - began, 1)
-    return found
+    report.seconds = round(time.monotonic() - began, 1)
+    return report
 
 
-def check(found: Found, jobs: Jobs, files: Files, acknowledged: list[str], side: int) -> None:
+def check(report: Report, jobs: Jobs, files: Files, acknowledged: list[str], side: int) -> None:
     """Every job that was acknowledged, by what is stored and on the disk."""
-    found.acknowledged = len(set(acknowledged))
+    report.acknowledged = len(set(acknowledged))
     states = Counter[str]()
     for name in set(acknowledged):
         job = jobs.get(name)
         if job is None or job.state not in ENDED:
-            found.lost += 1
+            report.lost += 1
             continue
         states[job.state] += 1
-        found.most_attempts = max(found.most_attempts, job.attempt)
-        found.ended_twice += sum(said.kind in ENDED for said in jobs.history(name)) != 1
-        found.given_up += "given up" in (job.error or "")
+        report.most_attempts = max(report.most_attempts, job.attempt)
+        report.ended_twice += sum(said.kind in ENDED for said in jobs.history(name)) != 1
+        report.given_up += "given up" in (job.error or "")
         if job.state == "succeeded":
             made = [files.results(name) / file for file in (job.result or {})["files"]]
-            found.results_missing += not all(whole(path, side) for path in made)
-    found.states = dict(states)
+            report.results_missing += not all(whole(path, side) for path in made)
+    report.states = dict(states)
 
 
 def whole(path: Path, side: int) -> bool:
@@ -173,7 +188,9 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, default="fake")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(asdict(run(Path(folder), given.kills, given.jobs, given.engine))))
+        report = run(Path(folder), given.kills, given.jobs, given.engine)
+    print(json.dumps(asdict(report) | {"passed": report.passed}))
+    raise SystemExit(not report.passed)
 
 
 if __name__ == "__main__":

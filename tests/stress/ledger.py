@@ -1,7 +1,7 @@
-"""Jobs of many kinds while processes are killed: the ledger says what the jobs' own records say.
+"""Kill processes while clients submit jobs; the usage ledger must agree with the jobs' records.
 
-`python -m tests.stress.ledger KILLS JOBS` prints what came of it, as JSON. Clients of several
-keys speak several dialects; some cancel, some ask for what fails or kills the worker.
+`python -m tests.stress.ledger KILLS JOBS` prints the report as JSON. Clients with several API keys
+use several dialects. Some cancel, and some send requests that fail or kill the worker.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ DIALECTS = {
 
 
 @dataclass
-class Found:
+class Report:
     """What came of it.
 
     Attributes:
@@ -140,7 +140,7 @@ class Found:
     refused: list[str] = field(default_factory=list[str])
 
     @property
-    def kept(self) -> bool:
+    def passed(self) -> bool:
         """Whether it is equal to the picture."""
         equal = self.recorded == self.on_disk == self.in_ledger
         return equal and self.entries == self.jobs and not self.wrong and not self.refused
@@ -201,41 +201,41 @@ class Clients:
             return None
         if answer.is_success:
             return answer.json()
-        # What is refused for what it is, is a mistake of the proof.
+        # A request that is rejected as invalid is a mistake of this program.
         if answer.status_code in (400, 401, 404, 405, 422) and "refuse" not in str(body):
             self.refused.append(f"{path}: {answer.status_code} {answer.text[:300]}")
         return None
 
 
-def run(folder: Path, kills: int, count: int, seed: int = 0) -> Found:
+def run(folder: Path, kills: int, count: int, seed: int = 0) -> Report:
     """Ask for so many jobs while processes are killed so many times."""
-    found, rng = Found(), random.Random(seed)
+    report, rng = Report(), random.Random(seed)
     database = Database(f"sqlite:///{folder / 'jobs.db'}")
     keys = {name: Keys(database).create(name) for name in KEYS}
     jobs = Jobs(database)
     try:
         with Server(folder) as server:
             clients = Clients(server.url, keys, count)
-            while found.kills < kills:
+            while report.kills < kills:
                 server.until_ready()
                 time.sleep(rng.uniform(0, PAUSE))
                 match rng.choice(("server", "worker", "restart")):
                     case "server":
                         server.kill()
-                        found.kills += 1
+                        report.kills += 1
                     case "worker":
-                        found.kills += server.kill_worker()
+                        report.kills += server.kill_worker()
                     case _:
                         server.end()
                         server.start()
-                        found.restarts += 1
+                        report.restarts += 1
             clients.enough()
             until(lambda: not left(jobs), lambda: f"jobs do not end: {left(jobs)}")
-        found.refused = clients.refused
-        compare(found, jobs, Files(folder), Ledger(database))
+        report.refused = clients.refused
+        compare(report, jobs, Files(folder), Ledger(database))
     finally:
         database.close()
-    return found
+    return report
 
 
 def left(jobs: Jobs) -> dict[str, int]:
@@ -244,7 +244,7 @@ def left(jobs: Jobs) -> dict[str, int]:
     return dict(Counter(f"{job.state}, {job.crashes} crashes" for job in waiting))
 
 
-def compare(found: Found, jobs: Jobs, files: Files, ledger: Ledger) -> None:
+def compare(report: Report, jobs: Jobs, files: Files, ledger: Ledger) -> None:
     """The ledger, the jobs' own records, and the files on the disk."""
     with jobs.database.read() as connection:
         entries = {row.job: row for row in connection.execute(select(usage))}
@@ -259,14 +259,14 @@ def compare(found: Found, jobs: Jobs, files: Files, ledger: Ledger) -> None:
         used = (entry.megapixel_steps, entry.device_seconds)
         same = (entry.key, entry.model, entry.state, entry.ended, entry.pictures)
         if same != (job.key, job.model, job.state, job.ended, len(made)) or not fits(job, *used):
-            found.wrong.append(f"{job.id} {job.state}, attempt {job.attempt}, {made}: {entry}")
-    found.jobs, found.entries = len(stored), len(entries)
-    found.dialects = dict(Counter(job.origin.dialect for job in stored))
-    found.states = dict(Counter(job.state for job in stored))
-    found.again = sum(job.attempt > 1 for job in stored)
-    found.given_up = sum("given up" in (job.error or "") for job in stored)
-    found.recorded, found.on_disk = dict(recorded), dict(on_disk)
-    found.in_ledger = {total.name: total.pictures for total in ledger.totals("key")}
+            report.wrong.append(f"{job.id} {job.state}, attempt {job.attempt}, {made}: {entry}")
+    report.jobs, report.entries = len(stored), len(entries)
+    report.dialects = dict(Counter(job.origin.dialect for job in stored))
+    report.states = dict(Counter(job.state for job in stored))
+    report.again = sum(job.attempt > 1 for job in stored)
+    report.given_up = sum("given up" in (job.error or "") for job in stored)
+    report.recorded, report.on_disk = dict(recorded), dict(on_disk)
+    report.in_ledger = {total.name: total.pictures for total in ledger.totals("key")}
 
 
 def fits(job: Job, megapixel_steps: float, seconds: float) -> bool:
@@ -285,9 +285,9 @@ def fits(job: Job, megapixel_steps: float, seconds: float) -> bool:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder), *map(int, sys.argv[1:]))
-    print(json.dumps(asdict(found) | {"kept": found.kept}))
-    raise SystemExit(not found.kept)
+        report = run(Path(folder), *map(int, sys.argv[1:]))
+    print(json.dumps(asdict(report) | {"passed": report.passed}))
+    raise SystemExit(not report.passed)
 
 
 if __name__ == "__main__":

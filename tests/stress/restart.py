@@ -1,6 +1,6 @@
-"""A server that is killed with many jobs queued: how soon it is ready again.
+"""Kill a server with many queued jobs, and measure the time until it is ready again.
 
-`python -m tests.stress.restart JOBS [ROUNDS]` prints what came of it, as JSON.
+`python -m tests.stress.restart JOBS [ROUNDS]` prints the report as JSON.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import Jobs, NewJob
 from tests.server.processes import ROOT, Server
 
-SOON = 3.0
-"""Seconds until it is ready."""
+MAX_RESTART_S = 3.0
+"""Seconds that a restart may take."""
 
 ROUNDS = 3
-"""Fewer than a job may be under way when its server dies."""
+"""Fewer than `MAX_CRASHES`, so that no job is given up."""
 
 IMPORTS = {
     "server": "import uvicorn, overpaint.server.app, tests.server.fake_server",
@@ -33,7 +33,7 @@ IMPORTS = {
 
 
 @dataclass
-class Found:
+class Report:
     """What came of it, in seconds from the start of the process: medians.
 
     Attributes:
@@ -50,11 +50,11 @@ class Found:
     queued: int
 
     @property
-    def kept(self) -> bool:
-        return self.ready < SOON and self.queued == self.jobs
+    def passed(self) -> bool:
+        return self.ready < MAX_RESTART_S and self.queued == self.jobs
 
 
-def run(folder: Path, jobs: int, rounds: int = ROUNDS) -> Found:
+def run(folder: Path, jobs: int, rounds: int = ROUNDS) -> Report:
     """Kill and start a server so many times."""
     (folder / "empty").mkdir()
     (folder / "full").mkdir()
@@ -62,7 +62,7 @@ def run(folder: Path, jobs: int, rounds: int = ROUNDS) -> Found:
     empty, _ = restarted(folder / "empty", rounds)
     ready, queued = restarted(folder / "full", rounds)
     imports = {name: imported(code, rounds) for name, code in IMPORTS.items()}
-    return Found(jobs, ready, empty, imports, queued)
+    return Report(jobs, ready, empty, imports, queued)
 
 
 def fill(folder: Path, count: int) -> None:
@@ -105,9 +105,9 @@ def imported(code: str, rounds: int) -> float:
 def main() -> None:
     jobs, *rounds = map(int, sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder), jobs, *rounds)
-    print(json.dumps(asdict(found) | {"kept": found.kept}))
-    raise SystemExit(not found.kept)
+        report = run(Path(folder), jobs, *rounds)
+    print(json.dumps(asdict(report) | {"passed": report.passed}))
+    raise SystemExit(not report.passed)
 
 
 if __name__ == "__main__":

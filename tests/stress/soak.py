@@ -1,8 +1,8 @@
-"""Every dialect for a long time against one server: memory, handles and threads stay what they are.
+"""Use every dialect for a long time; memory, file handles and threads must stay constant.
 
-`python -m tests.stress.soak SECONDS [--engine miniature]` prints what came of it, as JSON.
-In a round each dialect makes pictures, asks for what came of them, and asks for something that is
-refused; then nothing is under way, and the processes are looked at.
+`python -m tests.stress.soak SECONDS [--engine miniature]` prints the report as JSON. In a round,
+each dialect makes pictures, reads the results, and sends a request that the server rejects. After
+the round no job runs, and the program measures the processes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Sample:
 
 
 @dataclass
-class Found:
+class Report:
     """What came of it; of server and worker each.
 
     Attributes:
@@ -84,19 +84,19 @@ class Found:
         return not self.errors and all(late <= early + POOLS for early, late in kinds)
 
     @property
-    def kept(self) -> bool:
-        """Whether memory was flat as well."""
+    def passed(self) -> bool:
+        """Whether memory was also constant."""
         return self.flat and max(self.slope.values()) < FLAT
 
 
-def run(folder: Path, seconds: float, engine: str = "fake") -> Found:
+def run(folder: Path, seconds: float, engine: str = "fake") -> Report:
     """Speak every dialect for so long."""
     with Server(folder, "--engine", engine, "--seconds", "0.005", "--fetch", "all") as server:
         return asyncio.run(_run(server.until_ready(), seconds))
 
 
-async def _run(server: Server, seconds: float) -> Found:
-    found = Found(seconds)
+async def _run(server: Server, seconds: float) -> Report:
+    report = Report(seconds)
     jobs, errors = Counter[str](), Counter[str]()
     worker = server.worker
     assert worker is not None
@@ -114,22 +114,22 @@ async def _run(server: Server, seconds: float) -> Found:
 
         began = time.monotonic()
         while (now := time.monotonic()) < began + seconds:
-            number, found.rounds = found.rounds, found.rounds + 1
+            number, report.rounds = report.rounds, report.rounds + 1
             spoken = (speak(name, dialect, number) for name, dialect in DIALECTS.items())
             await asyncio.gather(*spoken)
             for name, process in processes.items():
                 samples[name].append(_look(process))
             await asyncio.sleep(now + ROUND - time.monotonic())
-    found.jobs, found.errors = dict(jobs), dict(errors)
+    report.jobs, report.errors = dict(jobs), dict(errors)
     for name, taken in samples.items():
         early = [one for one in taken if one.at < began + WARM_UP * seconds]
         late = taken[len(early) :]
         fitted = linear_regression([one.at for one in late], [one.bytes for one in late])
-        found.slope[name] = round(fitted.slope * 3600 / 2**20, 2)
-        found.megabytes[name] = [round(one.bytes / 2**20, 1) for one in (late[0], late[-1])]
-        found.handles[name] = [max(one.handles for one in part) for part in (early, late)]
-        found.threads[name] = [max(one.threads for one in part) for part in (early, late)]
-    return found
+        report.slope[name] = round(fitted.slope * 3600 / 2**20, 2)
+        report.megabytes[name] = [round(one.bytes / 2**20, 1) for one in (late[0], late[-1])]
+        report.handles[name] = [max(one.handles for one in part) for part in (early, late)]
+        report.threads[name] = [max(one.threads for one in part) for part in (early, late)]
+    return report
 
 
 def _look(process: psutil.Process) -> Sample:
@@ -259,9 +259,9 @@ def main() -> None:
     parser.add_argument("--engine", choices=("fake", "miniature"), default="fake")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder), given.seconds, given.engine)
-    print(json.dumps(asdict(found) | {"kept": found.kept}))
-    raise SystemExit(not found.kept)
+        report = run(Path(folder), given.seconds, given.engine)
+    print(json.dumps(asdict(report) | {"passed": report.passed}))
+    raise SystemExit(not report.passed)
 
 
 if __name__ == "__main__":

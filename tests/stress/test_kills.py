@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stress.kills import Found, run
+from tests.stress.kills import Report, run
 
 # The connections of clients whose server is killed are not always closed by their library.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -21,30 +21,30 @@ def collected() -> Iterator[None]:
     gc.collect()
 
 
-def nothing_lost(found: Found) -> None:
-    assert found.lost == 0
-    assert found.ended_twice == 0
-    assert found.results_missing == 0
-    assert sum(found.states.values()) == found.acknowledged
+def nothing_lost(report: Report) -> None:
+    assert report.lost == 0
+    assert report.ended_twice == 0
+    assert report.results_missing == 0
+    assert sum(report.states.values()) == report.acknowledged
 
 
 def test_a_few_kills(tmp_path: Path) -> None:
-    found = run(tmp_path, kills=6, count=60)
-    nothing_lost(found)
-    assert found.acknowledged >= 60
+    report = run(tmp_path, kills=6, count=60)
+    nothing_lost(report)
+    assert report.acknowledged >= 60
 
 
 @pytest.mark.slow
 def test_a_thousand_kills(tmp_path: Path) -> None:
-    found = run(tmp_path, kills=1000, count=20_000)
-    print(found)
-    nothing_lost(found)
-    assert found.acknowledged >= 20_000
+    report = run(tmp_path, kills=1000, count=20_000)
+    print(report)
+    nothing_lost(report)
+    assert report.acknowledged >= 20_000
 
 
 @pytest.mark.slow
 def test_kills_while_the_miniature_paints(tmp_path: Path) -> None:
-    found = run(tmp_path, kills=50, count=300, engine="miniature")
-    print(found)
-    nothing_lost(found)
-    assert found.acknowledged >= 300
+    report = run(tmp_path, kills=50, count=300, engine="miniature")
+    print(report)
+    nothing_lost(report)
+    assert report.acknowledged >= 300
