@@ -108,7 +108,7 @@ class ScriptedEngine:
 
     @property
     def busy(self) -> bool:
-        """Whether there is a job or an event."""
+        """Return whether there is a job or an event."""
         return bool(self.jobs or self._events)
 
     def submit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from overpaint.engine.profile import Profile
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few calls as may be."""
-    monkeypatch.setattr(calibrate, "SPELL", 0.0)
-    monkeypatch.setattr(calibrate, "FEWEST", 1)
+    quick = partial(calibrate.calls, min_calls=1, min_seconds=0.0)
+    monkeypatch.setattr(calibrate, "calls", quick)
 
 
 def code(*arguments: str) -> int:

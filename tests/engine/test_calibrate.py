@@ -1,4 +1,4 @@
-"""What steps take, measured on networks whose times are known."""
+"""Calibration with networks whose times are known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from overpaint.diffusion.conditioning import Row
 from overpaint.diffusion.unet import get_network
-from overpaint.engine.calibrate import FEWEST, Call, calls
+from overpaint.engine.calibrate import MIN_CALLS, Call, calls
 from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, ModelError, RequestError
 from overpaint.models.model import Model
@@ -20,11 +20,11 @@ from tests.tiny import tiny_model, tiny_refiner
 
 @dataclass
 class Timed:
-    """A network whose calls take as long as they are to, on a clock of its own.
+    """A network with given times of its calls, on a separate clock.
 
     Attributes:
-        seconds: of a call of so many rows, the n-th one of them.
-        most: rows that there is memory for.
+        seconds: returns the seconds of a call from its rows and its number.
+        most: largest number of rows that fit into memory.
     """
 
     seconds: Callable[[int, int], float]
@@ -57,7 +57,9 @@ def profiled(found: list[Call]) -> Profile:
     return Profile("cpu", {(8, 16): {call.rows: call.seconds for call in found if call.seconds}})
 
 
-def test_rows_that_share_much(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+def test_calibrate_shared_costs_measures_all_row_counts(
+    monkeypatch: pytest.MonkeyPatch, model: Model
+) -> None:
     found = measured(monkeypatch, model, Timed(lambda rows, _: 1.0 + rows / 16))
     assert [call.rows for call in found] == [1, 2, 4, 8, 16, 32]
     assert [call.seconds for call in found] == [1 + call.rows / 16 for call in found]
@@ -65,15 +67,15 @@ def test_rows_that_share_much(monkeypatch: pytest.MonkeyPatch, model: Model) -> 
     assert profiled(found).cap(8, 16) == 32
 
 
-def test_it_ends_where_more_rows_bring_too_little(
-    monkeypatch: pytest.MonkeyPatch, model: Model
-) -> None:
+def test_calibrate_small_gain_stops_early(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     found = measured(monkeypatch, model, Timed(lambda rows, _: max(1.0, rows / 4)))
     assert [call.rows for call in found] == [1, 2, 4, 8]
     assert profiled(found).cap(8, 16) == 4
 
 
-def test_a_picture_has_two_rows_anyway(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+def test_calibrate_no_gain_still_measures_two_rows(
+    monkeypatch: pytest.MonkeyPatch, model: Model
+) -> None:
     found = measured(monkeypatch, model, Timed(lambda rows, _: 0.4 if rows == 1 else 1.0))
     assert [call.rows for call in found] == [1, 2, 4, 8, 16, 32]
     assert profiled(found).cap(8, 16) == 32
@@ -82,41 +84,43 @@ def test_a_picture_has_two_rows_anyway(monkeypatch: pytest.MonkeyPatch, model: M
     assert profiled(found).cap(8, 16) == 2
 
 
-def test_it_ends_where_memory_does(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+def test_calibrate_out_of_memory_stops(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     found = measured(monkeypatch, model, Timed(lambda rows, _: 1.0, most=4))
     assert [(call.rows, call.seconds) for call in found] == [(1, 1), (2, 1), (4, 1), (8, None)]
     assert profiled(found).cap(8, 16) == 4
 
 
-def test_too_little_for_one_row(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+def test_calibrate_no_memory_for_one_row_raises(
+    monkeypatch: pytest.MonkeyPatch, model: Model
+) -> None:
     with pytest.raises(DeviceError, match=r"128x64.* smaller"):
         measured(monkeypatch, model, Timed(lambda rows, _: 1.0, most=0))
 
 
-def test_the_first_call_and_outliers_do_not_count(
+def test_calibrate_outliers_do_not_change_the_median(
     monkeypatch: pytest.MonkeyPatch, model: Model
 ) -> None:
     timed = Timed(lambda rows, number: {0: 60.0, 2: 9.0}.get(number, 1.0))
     found = measured(monkeypatch, model, timed)
     assert {call.seconds for call in found} == {1.0}
-    assert timed.calls.count(1) == 1 + FEWEST
+    assert timed.calls.count(1) == 1 + MIN_CALLS
 
 
-def test_short_calls_are_made_more_often(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+def test_calibrate_short_calls_are_repeated(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     timed = Timed(lambda rows, _: rows / 128)
     measured(monkeypatch, model, timed)
     assert timed.calls.count(1) == 1 + 128
     assert timed.calls.count(2) == 1 + 64
 
 
-def test_what_cannot_be_measured(model: Model) -> None:
+def test_calibrate_invalid_size_raises(model: Model) -> None:
     with pytest.raises(RequestError, match="width"):
         list(calls(model, 100, 64))
     with pytest.raises(ModelError, match="cannot paint by itself"):
         list(calls(tiny_refiner(), 64, 64))
 
 
-def test_the_real_network_is_called(model: Model) -> None:
+def test_calibrate_calls_the_real_network(model: Model) -> None:
     first = next(iter(calls(model, 64, 64)))
     assert (first.shape, first.rows) == ((8, 8), 1)
     assert first.seconds

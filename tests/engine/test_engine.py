@@ -1,4 +1,4 @@
-"""Many requests at once on the miniature: unlike ones share steps, and none feels another."""
+"""The engine with the miniature: different requests share steps, and do not affect each other."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def engine(painter: overpaint.Painter) -> Engine:
 
 @dataclass
 class Watched:
-    """What was told of all jobs, and the rows of every network call."""
+    """Events of all jobs, and the rows of every network call."""
 
     told: list[tuple[str, EngineEvent]] = field(default_factory=list[tuple[str, EngineEvent]])
     calls: list[int] = field(default_factory=list[int])
@@ -139,7 +139,7 @@ def unlike() -> dict[str, Request]:
     return {name: Request(seed=i, **own) for i, (name, own) in enumerate(fields.items())}
 
 
-def test_unlike_requests_share_steps_and_come_out_as_alone(
+def test_engine_different_requests_share_steps_with_equal_results(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched()
@@ -165,7 +165,7 @@ def test_unlike_requests_share_steps_and_come_out_as_alone(
     assert len(watched.calls) > 40
 
 
-def test_requests_are_begun_beside_the_loop(painter: overpaint.Painter) -> None:
+def test_engine_plans_requests_beside_the_loop(painter: overpaint.Painter) -> None:
     engine = Engine(Miniature(painter), WIDE)
     for i in range(4):
         engine.submit(str(i), Request(prompt="a cup", seed=i, num_inference_steps=3))
@@ -174,7 +174,7 @@ def test_requests_are_begun_beside_the_loop(painter: overpaint.Painter) -> None:
     engine.close()
 
 
-def test_no_beginning_waits_for_the_one_before_and_a_step(painter: overpaint.Painter) -> None:
+def test_engine_planning_does_not_wait_for_a_step(painter: overpaint.Painter) -> None:
     handed = list[Callable[[], Any]]()
 
     class Later(Executor):
@@ -211,7 +211,7 @@ def test_a_newcomer_joins_at_the_next_step(
     assert ends == ["second", "first"]
 
 
-def test_progress_and_previews(engine: Engine) -> None:
+def test_engine_reports_progress_and_previews(engine: Engine) -> None:
     request = Request(prompt="a cup", seed=1, num_images=2, num_inference_steps=6)
     engine.submit("a", request, preview_every=2)
     events = run(engine).of("a")
@@ -223,7 +223,7 @@ def test_progress_and_previews(engine: Engine) -> None:
     assert isinstance(events[-1], Finished)
 
 
-def test_cancel_takes_effect_before_the_next_step(engine: Engine) -> None:
+def test_engine_cancel_takes_effect_before_the_next_step(engine: Engine) -> None:
     for name, steps in (("a", 30), ("b", 30), ("waits", 30)):
         engine.submit(name, Request(prompt="a cup", seed=1, num_inference_steps=steps))
     watched = run(engine, ticks=8)
@@ -237,7 +237,7 @@ def test_cancel_takes_effect_before_the_next_step(engine: Engine) -> None:
     assert isinstance(watched.of("b")[-1], Finished)
 
 
-def test_a_request_that_cannot_be_planned_fails_alone(engine: Engine) -> None:
+def test_engine_failed_plan_fails_only_its_request(engine: Engine) -> None:
     engine.submit("bad", Request(prompt="a cup", width=64, height=8192))
     engine.submit("lora", Request(prompt="a cup", loras=({"name": "nowhere"},)))  # pyright: ignore[reportArgumentType]
     engine.submit("good", Request(prompt="a cup", seed=1, num_inference_steps=2))
@@ -249,7 +249,7 @@ def test_a_request_that_cannot_be_planned_fails_alone(engine: Engine) -> None:
     assert isinstance(watched.of("good")[-1], Finished)
 
 
-def test_too_little_memory_halves_the_step(
+def test_engine_out_of_memory_halves_the_step(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = list[int]()
@@ -272,7 +272,7 @@ def test_too_little_memory_halves_the_step(
 
 
 @pytest.mark.parametrize("where", ["stepping", "decoding"])
-def test_a_broken_device_ends_the_process_and_not_the_jobs(
+def test_engine_broken_device_raises_without_failing_jobs(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def broken(*_: object) -> Any:
@@ -288,7 +288,7 @@ def test_a_broken_device_ends_the_process_and_not_the_jobs(
     assert [job.name for job in engine.jobs] == ["a"]
 
 
-def test_a_preview_that_there_is_no_room_for_is_left_out(
+def test_engine_preview_without_memory_is_skipped(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> Any:
@@ -301,7 +301,7 @@ def test_a_preview_that_there_is_no_room_for_is_left_out(
     assert all(isinstance(watched.of(name)[-1], Finished) for name in ("shown", "good"))
 
 
-def test_a_preview_that_fails_fails_its_job_alone(
+def test_engine_failed_preview_fails_only_its_job(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> Any:
@@ -315,7 +315,7 @@ def test_a_preview_that_fails_fails_its_job_alone(
     assert isinstance(watched.of("good")[-1], Finished)
 
 
-def test_what_is_too_large_alone_fails_alone(
+def test_engine_too_large_request_fails_alone(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tight(predict: Predict, rows: Sequence[Row]) -> Tensor:
@@ -333,7 +333,7 @@ def test_what_is_too_large_alone_fails_alone(
     assert isinstance(watched.of("good")[-1], Finished)
 
 
-def test_a_row_that_is_not_finite_fails_alone(
+def test_engine_row_that_is_not_finite_fails_alone(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def poisoned(predict: Predict, rows: Sequence[Row]) -> Tensor:
@@ -362,7 +362,7 @@ def test_a_row_that_is_not_finite_fails_alone(
     assert np.abs(np.asarray(last.images[0], int) - np.asarray(alone, int)).max() <= 1
 
 
-def test_a_step_that_breaks_for_one_row_fails_that_one(
+def test_engine_row_that_breaks_the_step_fails_alone(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(predict: Predict, rows: Sequence[Row]) -> Tensor:
@@ -379,7 +379,7 @@ def test_a_step_that_breaks_for_one_row_fails_that_one(
     assert all(isinstance(watched.of(str(i))[-1], Finished) for i in range(3))
 
 
-def test_room(painter: overpaint.Painter) -> None:
+def test_engine_room_counts_planned_requests(painter: overpaint.Painter) -> None:
     engine = Engine(Miniature(painter), WIDE, live=2, beside=AtOnce())
     before = engine.room
     for i in range(before):
@@ -390,7 +390,7 @@ def test_room(painter: overpaint.Painter) -> None:
     engine.close()
 
 
-def test_what_was_done_is_counted(painter: overpaint.Painter) -> None:
+def test_engine_counters_match_the_work(painter: overpaint.Painter) -> None:
     seconds = itertools.count()
     engine = Engine(Miniature(painter), WIDE, beside=AtOnce(), clock=lambda: float(next(seconds)))
     assert engine.counters.steps == engine.counters.rows == 0
@@ -408,7 +408,7 @@ def test_what_was_done_is_counted(painter: overpaint.Painter) -> None:
     assert counters.resident == {"miniature": 128}
 
 
-def test_what_requests_cost_adds_up_to_what_the_engine_took(
+def test_engine_costs_add_up_to_its_time(
     painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step or a decoding takes a second; one request is canceled, one cannot go on."""

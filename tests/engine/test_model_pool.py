@@ -36,7 +36,7 @@ def one() -> int:
     return size(overpaint.load("miniature", device="cpu", dtype="fp32").model)
 
 
-def test_the_one_not_used_for_longest_is_let_go(one: int) -> None:
+def test_model_pool_full_removes_least_recently_used(one: int) -> None:
     loads = Loads()
     models = ModelPool("abc", loads, 2.5 * one)
     for name in "abaca":
@@ -49,7 +49,7 @@ def test_the_one_not_used_for_longest_is_let_go(one: int) -> None:
     assert tuple(models.resident) == ("a", "b")
 
 
-def test_a_single_model_may_be_larger_than_the_budget(one: int) -> None:
+def test_model_pool_accepts_one_model_over_budget(one: int) -> None:
     loads = Loads()
     models = ModelPool("ab", loads, 0.5 * one)
     for name in "aabba":
@@ -60,12 +60,12 @@ def test_a_single_model_may_be_larger_than_the_budget(one: int) -> None:
     assert not models.fits("b", ["a"])
 
 
-def test_unknown_names() -> None:
+def test_model_pool_unknown_name_raises() -> None:
     with pytest.raises(ModelNotFoundError, match="Did you mean miniature"):
         ModelPool(["miniature"], Loads(), 1e9).get("minature")
 
 
-def test_requests_for_two_models_that_do_not_fit_together(one: int) -> None:
+def test_model_pool_runs_models_that_do_not_fit_in_turn(one: int) -> None:
     """They are grouped by model: as few loads as may be, and none while the other is in use."""
     loads, in_use = Loads(), list[set[str]]()
 
@@ -88,7 +88,7 @@ def test_requests_for_two_models_that_do_not_fit_together(one: int) -> None:
     assert all(len(models) == 1 for models in in_use)
 
 
-def test_an_unknown_model_fails_the_request_alone(one: int) -> None:
+def test_model_pool_unknown_model_fails_only_its_request(one: int) -> None:
     engine = Engine(ModelPool("a", Loads(), one), Profile("cpu"), beside=AtOnce())
     engine.submit("bad", Request(prompt="a cup", num_inference_steps=2), "z")
     engine.submit("good", Request(prompt="a cup", num_inference_steps=2), "a")
@@ -97,7 +97,7 @@ def test_an_unknown_model_fails_the_request_alone(one: int) -> None:
     assert isinstance(watched.of("good")[-1], Finished)
 
 
-def test_models_share_one_cache(one: int) -> None:
+def test_model_pool_models_share_one_cache(one: int) -> None:
     cache = Cache()
     engine = Engine(ModelPool("ab", Loads(), 3 * one, cache), Profile("cpu"), beside=AtOnce())
     for name in "ab":

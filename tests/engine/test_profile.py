@@ -1,4 +1,4 @@
-"""What is known of the time that steps take."""
+"""Profiles of step times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MINIATURE = {1: 0.011, 2: 0.0164, 4: 0.026, 8: 0.0416, 16: 0.063, 32: 0.1056, 64
 HOUSE = read_picture(Path(__file__).parents[2] / "examples" / "house.png")
 
 
-def test_as_many_rows_as_bring_something() -> None:
+def test_profile_cap_stops_where_gain_is_small() -> None:
     """Measured on the miniature; at SDXL's own size rows only wait for each other."""
     assert Profile("cpu", {(16, 16): MINIATURE}).cap(16, 16) == 16
     assert Profile("cpu", {(16, 16): MINIATURE | {32: 0.1}}).cap(16, 16) == 32
@@ -25,14 +25,14 @@ def test_as_many_rows_as_bring_something() -> None:
     assert Profile("accelerator", {(128, 128): flat}).cap(128, 128) == 2
 
 
-def test_what_is_assumed() -> None:
+def test_profile_without_measurements_assumes_caps() -> None:
     assert Profile("cpu").cap(64, 64) == 2
     assert Profile("cpu").cap(16, 16) == MOST
     assert Profile("accelerator").cap(128, 128) == 4
     assert Profile("accelerator").cap(256, 256) == 2
 
 
-def test_time_between_what_was_measured() -> None:
+def test_profile_seconds_interpolates_between_measurements() -> None:
     profile = Profile("cpu", {(16, 16): {2: 1.0, 4: 1.5, 8: 2.5}, (8, 8): {2: 1.0}})
     times = [profile.seconds(16, 16, rows) for rows in (2, 3, 4, 6, 8, 10, 1)]
     assert times == [1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 0.75]
@@ -53,7 +53,7 @@ def test_time_between_what_was_measured() -> None:
         (Request(prompt="a", num_inference_steps=10, upscale=2, refine_steps=5), 60),
     ],
 )
-def test_what_a_request_takes(request_: Request, seconds: float) -> None:
+def test_profile_alone_estimates_a_request(request_: Request, seconds: float) -> None:
     assert Profile().alone(request_) == pytest.approx(seconds)
 
 
@@ -61,19 +61,19 @@ def test_what_a_request_takes(request_: Request, seconds: float) -> None:
     st.dictionaries(st.integers(1, 64), st.floats(1e-3, 10), min_size=1, max_size=6),
     st.integers(1, 128),
 )
-def test_any_measurement_makes_sense(times: dict[int, float], rows: int) -> None:
+def test_profile_any_measurement_gives_valid_times(times: dict[int, float], rows: int) -> None:
     profile = Profile("cpu", {(16, 16): times})
     assert 2 <= profile.cap(16, 16) <= max(2, *times)
     assert profile.seconds(16, 16, rows) >= 0
 
 
-def test_written_and_read(tmp_path: Path) -> None:
+def test_profile_write_then_read_is_equal(tmp_path: Path) -> None:
     profile = Profile("cpu", {(16, 16): MINIATURE}, "miniature", "float32")
     profile.write(tmp_path / "profile.json")
     assert Profile.read(tmp_path / "profile.json") == profile
 
 
-def test_where_it_cannot_be_written(tmp_path: Path) -> None:
+def test_profile_write_to_bad_path_raises(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
         Profile().write(tmp_path / "file" / "profile.json")
@@ -84,7 +84,7 @@ OF_NO_SHAPE = '{"device": "cpu", "model": "m", "dtype": "float32", "seconds": {"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", OF_NO_MODEL, OF_NO_SHAPE])
-def test_what_is_no_profile(tmp_path: Path, text: str) -> None:
+def test_profile_read_of_other_file_raises(tmp_path: Path, text: str) -> None:
     (tmp_path / "profile.json").write_text(text)
     with pytest.raises(OutputError, match="overpaint bench"):
         Profile.read(tmp_path / "profile.json")

@@ -81,42 +81,42 @@ def simulate(
     return calls
 
 
-def test_nothing_to_do() -> None:
+def test_scheduler_without_tasks_picks_nothing() -> None:
     assert Scheduler().pick([], 0, Costs(lambda group: 8)) == []
 
 
-def test_what_fits_runs_together_and_no_more() -> None:
+def test_scheduler_fills_a_call_up_to_its_cap() -> None:
     jobs = [Job(str(i), 0, 1) for i in range(6)]
     assert list(map(len, simulate(jobs, cap=8))) == [4, 2]
     assert list(map(len, simulate([replace(j, rows=1) for j in jobs], cap=8))) == [6]
 
 
-def test_a_job_beyond_the_cap_runs_alone() -> None:
+def test_scheduler_task_beyond_the_cap_runs_alone() -> None:
     calls = simulate([Job("wide", 0, 1, rows=20), Job("other", 0, 1)], cap=8)
     assert sorted(calls) == [["other"], ["wide"]]
 
 
-def test_groups_do_not_mix() -> None:
+def test_scheduler_groups_do_not_mix() -> None:
     jobs = [Job(f"{group}{i}", 0, 3, group=group) for group in "ab" for i in range(3)]
     for together in simulate(jobs):
         assert len({name[0] for name in together}) == 1
 
 
-def test_a_newcomer_joins_at_the_next_call() -> None:
+def test_scheduler_new_job_joins_at_the_next_call() -> None:
     calls = simulate([Job("long", 0, 20), Job("new", 0.05, 5)])
     first = next(i for i, together in enumerate(calls) if "new" in together)
     assert first == 3  # calls end at 0.018, 0.036, 0.054
     assert all(set(c) == {"long", "new"} for c in calls[first : first + 5])
 
 
-def test_short_work_overtakes_long() -> None:
+def test_scheduler_short_work_overtakes_long_work() -> None:
     long, short = Job("long", 0, 50), Job("short", 0.1, 5)
     simulate([long, short], cap=2)
     assert short.ended < long.ended
     assert short.ended <= 0.1 + 6 * call(2)
 
 
-def test_long_work_that_is_served_does_not_overtake_what_comes() -> None:
+def test_scheduler_running_long_work_does_not_age() -> None:
     longs = [Job(f"long {i}", 0, 200) for i in range(4)]
     calls = simulate([*longs, Job("short", 5.5, 5)], cap=8)
     assert all(len(together) == 4 for together in calls[:131])
@@ -125,7 +125,7 @@ def test_long_work_that_is_served_does_not_overtake_what_comes() -> None:
     assert all("short" in together for together in calls[first : first + 5])
 
 
-def test_what_a_picture_needs_last_goes_first() -> None:
+def test_scheduler_last_task_of_a_picture_runs_first() -> None:
     waiting = Task("late", "b", "a", 2, 0.1, arrived=0, priority=1)
     scheduler = Scheduler()
     scheduler.enter(["a", "b"])
@@ -134,7 +134,7 @@ def test_what_a_picture_needs_last_goes_first() -> None:
     assert scheduler.pick([waiting, last], 100, Costs(lambda group: 8)) == [last]
 
 
-def test_mean_waits_are_shorter_than_in_order_of_arrival() -> None:
+def test_scheduler_mean_wait_is_shorter_than_first_come() -> None:
     rng = np.random.default_rng(5)
     jobs = [Job(str(i), float(rng.uniform(0, 5)), int(rng.choice([4, 60]))) for i in range(60)]
     simulate(jobs, cap=2)
@@ -145,7 +145,7 @@ def test_mean_waits_are_shorter_than_in_order_of_arrival() -> None:
     assert np.mean([job.ended - job.arrives for job in jobs]) < 0.7 * np.mean(in_order)
 
 
-def test_long_work_does_not_starve() -> None:
+def test_scheduler_long_work_does_not_starve() -> None:
     """Against short jobs that alone would fill the device, for ever."""
     pace = 4 * call(2)
     long = Job("long", 0, 50)
@@ -153,8 +153,8 @@ def test_long_work_does_not_starve() -> None:
     assert 0 < long.ended <= 50 * call(2) / AGEING + 60 * call(2)
 
 
-def test_keys_share_the_device() -> None:
-    """Whoever sends a hundred jobs does not keep one who sends two from their half."""
+def test_scheduler_keys_share_the_device() -> None:
+    """A key with a hundred jobs does not take the half of a key with two jobs."""
     many = [Job(f"many{i}", 0, 20, key="many") for i in range(100)]
     few = [Job(f"few{i}", 0.5, 20, key="few") for i in range(2)]
     simulate([*many, *few], cap=2)
@@ -162,7 +162,7 @@ def test_keys_share_the_device() -> None:
     assert max(job.ended for job in few) - 0.5 <= 2.2 * alone
 
 
-def test_a_pause_earns_no_credit() -> None:
+def test_scheduler_pause_gives_a_key_no_credit() -> None:
     """A key that comes back gets its share, and not all that it has missed."""
     steady = [Job(f"steady{i}", 0, 40, key="steady") for i in range(40)]
     back = [Job("early", 0, 1, key="back"), Job("late0", 10, 40, key="back")]
@@ -173,13 +173,13 @@ def test_a_pause_earns_no_credit() -> None:
     assert 0.4 < share < 0.6
 
 
-def test_priority_goes_first() -> None:
+def test_scheduler_priority_runs_first() -> None:
     urgent, plain = Job("urgent", 0.1, 50, priority=1), Job("plain", 0, 20)
     simulate([urgent, plain], cap=2)
     assert urgent.ended < plain.ended
 
 
-def test_a_model_stays_while_there_is_work_for_it_within_reason() -> None:
+def test_scheduler_loaded_model_runs_first_for_a_while() -> None:
     """Bringing the other one takes ten seconds; it is not done back and forth, nor never."""
     long = 1.5 * 10 / AGEING
     here = [Job(f"a{i}", i * 0.35, 20, group="a") for i in range(int(long / 0.35))]
@@ -205,7 +205,7 @@ def test_a_model_stays_while_there_is_work_for_it_within_reason() -> None:
     ),
     st.integers(1, 8),
 )
-def test_every_job_ends(asked: list[tuple[int, str, str, int, float]], cap: int) -> None:
+def test_scheduler_every_job_ends(asked: list[tuple[int, str, str, int, float]], cap: int) -> None:
     jobs = [
         Job(str(i), at, n, key, group, rows) for i, (n, key, group, rows, at) in enumerate(asked)
     ]
@@ -215,7 +215,7 @@ def test_every_job_ends(asked: list[tuple[int, str, str, int, float]], cap: int)
         assert job.ended >= job.arrives + call(job.rows)
 
 
-def test_the_order_of_what_is_given_does_not_matter() -> None:
+def test_scheduler_order_of_tasks_does_not_matter() -> None:
     scheduler, costs = Scheduler(), Costs(lambda group: 6)
     scheduler.enter([""])
     tasks = [Task(str(i), "", "a", 2, float(i % 3), 0.0) for i in range(9)]
@@ -223,13 +223,13 @@ def test_the_order_of_what_is_given_does_not_matter() -> None:
         assert [task.job for task in scheduler.pick(listed, 1.0, costs)] == ["0", "3", "6"]
 
 
-def test_no_torch() -> None:
+def test_scheduler_does_not_import_torch() -> None:
     code = "import overpaint.engine.scheduler, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_what_was_spent_is_shared_by_rows(rows: int) -> None:
+def test_scheduler_charge_splits_time_by_rows(rows: int) -> None:
     scheduler, costs = Scheduler(), Costs(lambda group: 8)
     both = [Task("a", "a", "g", rows, 1, 0), Task("b", "b", "g", 1, 1, 0)]
     scheduler.enter("ab")

@@ -40,5 +40,5 @@ def leaving(images: Sequence[Image]) -> list[bool]:
 
 
 def unusual(images: Sequence[Image]) -> list[Any]:
-    """Names what it saw by what no process can tell another."""
+    """Names concepts by a value that cannot be pickled."""
     return [Verdict(True, {"oddness": 1}.keys()) for _ in images]  # type: ignore[arg-type]

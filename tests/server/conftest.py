@@ -15,13 +15,13 @@ from tests.server.postgres import postgres as running_postgres
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """A Postgres server of our own, as what names of databases are added to; "" if missing."""
+    """A new Postgres server: its URL without a database name; "" if Postgres is missing."""
     with running_postgres() as url:
         yield url
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0

@@ -1,6 +1,6 @@
 """A server for tests: `overpaint serve` with options that no user needs.
 
-`python -m tests.server.fake_server FOLDER PORT` paints nothing unless --engine says so.
+`python -m tests.server.fake_server FOLDER PORT` runs the scripted engine unless there is --engine.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def engine_factory_of(name: str, seconds: float, settings: ServerSettings) -> En
 
 
 def faulty(folder: Path, engine_factory: EngineFactory) -> JobRunner:
-    """An engine in a worker whose calls fail as they are told to."""
+    """Make an engine in a worker whose calls fail as `FOLDER/faults.json` describes."""
     from tests.server.faults import install
 
     install(folder, "worker")

@@ -1,4 +1,4 @@
-"""Calls that fail on purpose in a running server, while a file in its folder says so."""
+"""Make calls of a running server fail while a file in its folder describes a fault."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def heal(folder: Path) -> None:
 
 
 def install(folder: Path, who: str) -> None:
-    """Have this process fail as it is told to, in what it does in a folder and in its database."""
+    """Make this process's calls for a folder and for its database fail as `faults.json`
+    describes."""
     faults = Faults(folder, who)
     mkdir, opened, replace, fsync = Path.mkdir, Path.open, os.replace, os.fsync
 
@@ -72,7 +73,7 @@ def install(folder: Path, who: str) -> None:
 
 @dataclass(frozen=True)
 class Faults:
-    """What is to fail in a process."""
+    """The faults of a process."""
 
     folder: Path
     who: str

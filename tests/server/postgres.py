@@ -1,4 +1,4 @@
-"""A Postgres server of our own, where Debian's `postgresql` is installed."""
+"""A new Postgres server, where Debian's `postgresql` is installed."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def until(
 
 
 class Server:
-    """`tests.server.fake_server` in a process, which can be started again whatever became of it.
+    """A `tests.server.fake_server` in a process, which can be started again after any end.
 
     Attributes:
         url: its address, which stays.
@@ -71,7 +71,7 @@ class Server:
         until(lambda: self.answers("healthz"), "the server does not start")
 
     def answers(self, path: str) -> bool:
-        """Whether there is a good answer."""
+        """Return whether there is a good answer."""
         try:
             return self.client.get(f"/{path}", timeout=5).status_code == 200
         except httpx.HTTPError:
@@ -91,13 +91,13 @@ class Server:
         return None
 
     def kill(self) -> None:
-        """As the machine would: its worker notices."""
+        """Kill the server and start it again; its worker ends by itself."""
         self.process.kill()
         self.process.wait()
         self.start()
 
     def kill_worker(self) -> bool:
-        """Whether there was one that was not dying already."""
+        """Return whether there was one that was not dying already."""
         with contextlib.suppress(psutil.NoSuchProcess):
             if worker := self.worker:
                 worker.kill()
@@ -134,7 +134,7 @@ class Server:
         return self.client.get(f"/api/jobs/{name}").raise_for_status().json()
 
     def kinds(self, name: str) -> list[str]:
-        """What has happened to a job that has ended, in order."""
+        """Return the kinds of events of a job that has ended, in order."""
         story = self.client.get(f"/api/jobs/{name}/events").raise_for_status().text
         return [line[7:] for line in story.splitlines() if line.startswith("event: ")]
 

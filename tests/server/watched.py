@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tick:
-    """What was done at once, by the clock that all processes of a machine share."""
+    """Jobs that one tick stepped, by the clock that all processes of a machine share."""
 
     began: float
     ended: float

@@ -28,12 +28,12 @@ MAX_STEPS_BEFORE_CANCEL = 50
 
 @dataclass
 class Report:
-    """What came of it.
+    """Steps of canceled jobs after the cancellation.
 
     Attributes:
-        ended: jobs by how many steps of them ended after the answer.
-        begun: jobs by how many steps of them began after it.
-        step: seconds of a step, on average.
+        ended: number of jobs by steps that ended after the response.
+        begun: number of jobs by steps that began after the response.
+        step: mean seconds of a step.
     """
 
     jobs: int = 0
@@ -48,7 +48,7 @@ class Report:
 
 
 def run(server: Server, folder: Path, count: int, seed: int = 0) -> Report:
-    """Cancel so many jobs of a server with the watched engine."""
+    """Cancel `count` jobs of a server with the watched engine."""
     report, rng = Report(count), random.Random(seed)
     live: list[str] = []
     answered: dict[str, float] = {}
@@ -73,7 +73,7 @@ def run(server: Server, folder: Path, count: int, seed: int = 0) -> Report:
 
 
 def _count(noted: list[Tick], name: str, at: float, when: str) -> int:
-    """Steps of a job that began, or ended, after a moment."""
+    """Return the steps of a job that began, or ended, after a moment."""
     return sum(name in tick.stepped and getattr(tick, when) > at for tick in noted)
 
 

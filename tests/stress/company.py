@@ -28,12 +28,12 @@ LORAS = ("miniature-comic", "miniature-sticker", "miniature-bird")
 
 @dataclass
 class Report:
-    """What came of it.
+    """Differences between pictures made alone and together.
 
     Attributes:
-        together: requests that were under way at once, at most.
-        gap: levels of 255 that a value differs by, at most.
-        differing: the share of values that differ at all.
+        together: largest number of requests that ran at once.
+        gap: largest difference of a value, in levels of 255.
+        differing: share of values that differ.
     """
 
     requests: int
@@ -47,7 +47,7 @@ class Report:
 
 
 def unlike(count: int) -> list[dict[str, Any]]:
-    """Requests that share a size, and differ in all that may differ within one step."""
+    """Return requests of one size that differ in everything else that one step allows."""
     image = {"data": base64.b64encode(HOUSE).decode()}
     samplers = itertools.cycle(SAMPLERS)
     schedules = itertools.cycle(SCHEDULES)
@@ -74,7 +74,7 @@ def unlike(count: int) -> list[dict[str, Any]]:
 
 
 def run(server: Server, count: int) -> Report:
-    """Ask for all at once, then for one after the other."""
+    """Send all requests at once, then one after another."""
     requests = unlike(count)
     names = [server.submit(**fields) for fields in requests]
     together, waited = 0, list(names)
@@ -90,7 +90,7 @@ def run(server: Server, count: int) -> Report:
 
 
 def painted(server: Server, name: str) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """The picture of a job, once that has ended."""
+    """Return the picture of a job after it has ended."""
     (made,) = server.ended(name)["results"]
     data = server.client.get(made["url"]).raise_for_status().content
     return np.asarray(Image.open(io.BytesIO(data))).astype(np.int16)

@@ -1,10 +1,10 @@
-"""Clients that are slow on purpose, in a process of their own; `hostile` starts them.
+"""Clients that are slow on purpose, in a separate process; `hostile` starts them.
 
-`python -m tests.stress.crowd URL WAITING PICTURE CLIENTS PATIENCE`: CLIENTS listen to a job that
-waits; a quarter as many send a byte a second of a body, as many of a head, as many half an upload,
-and as many ask for a picture and do not read it. These come one by one while PATIENCE seconds pass,
-and whom the server hangs up on comes again at once. A line says that all are there. When the input
-ends, so do they, and say as JSON what became of them.
+`python -m tests.stress.crowd URL WAITING PICTURE CLIENTS PATIENCE`: CLIENTS follow a job that
+waits. A quarter as many send a body with a byte a second, as many send headers like that, as many
+send half an upload, and as many request a picture and do not read it. These connect one by one
+within PATIENCE seconds, and again when the server closes the connection. A line reports that all
+are connected. When the input ends, the clients stop, and the program prints their results as JSON.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from urllib.parse import urlsplit
 from tests.server.processes import ROOT
 
 ROOM = 4096
-"""Bytes of answers that hostile clients take in before they read them."""
+"""Bytes of responses that the kernel buffers for a hostile client."""
 
 LONG = 100_000
-"""Bytes of a body that is said to come."""
+"""Announced bytes of a body."""
 
 HOST = "HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 UPLOAD = f"POST /api/files {HOST}Content-Length: {LONG}\r\n\r\n".encode()
@@ -38,19 +38,19 @@ UNFINISHED: dict[str, tuple[bytes, bytes]] = {
     "head by the byte": (UPLOAD[:30], b"x"),
     "reads nothing": (b"", b"\r\n"),
 }
-"""What is sent at once, and what every second after that. Who reads nothing asks for a picture."""
+"""Bytes sent at once, then bytes sent every second. Clients that do not read request a picture."""
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass
 class Became:
-    """What became of them.
+    """Results of the hostile clients.
 
     Attributes:
-        listened: what they were answered, who listen to a job.
-        ended: how often the server hung up on the others, by kind.
-        longest: seconds for which the server kept one of them.
+        listened: number of clients that follow a job, by the response's status line.
+        ended: number of connections that the server closed, by kind of client.
+        longest: longest time in seconds that the server kept such a connection.
     """
 
     listened: Counter[str] = field(default_factory=Counter[str])
@@ -62,7 +62,7 @@ class Became:
 def crowd(
     url: str, waiting: str, picture: str, clients: int, patience: float
 ) -> Generator[dict[str, Any]]:
-    """Have them there, each kind as long as the server keeps it.
+    """Start all clients; each kind stays as long as the server keeps its connection.
 
     Gives what becomes of them, as `Became` has it, once it is over.
     """
@@ -100,7 +100,7 @@ async def _come(url: str, waiting: str, picture: str, clients: int, patience: fl
 
 
 async def _stall(url: str, kind: str, ask: bytes, became: Became) -> None:
-    """Never finish; when the server hangs up, come again."""
+    """Never finish; connect again when the server closes the connection."""
     loop = asyncio.get_running_loop()
     while True:
         came = loop.time()
@@ -114,7 +114,7 @@ async def _stall(url: str, kind: str, ask: bytes, became: Became) -> None:
 
 
 async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, more: bytes) -> None:
-    """Send more every second, if there is any, until the server hangs up."""
+    """Send the next bytes every second until the server closes the connection."""
     with contextlib.suppress(ConnectionError):
         if not more:
             await reader.read()
@@ -126,7 +126,7 @@ async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mo
 
 @contextlib.asynccontextmanager
 async def _connected(url: str) -> AsyncGenerator[Streams]:
-    """A connection with little room for answers."""
+    """Open a connection with a small receive buffer."""
     where = urlsplit(url)
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
@@ -143,7 +143,7 @@ async def _connected(url: str) -> AsyncGenerator[Streams]:
 
 def main() -> None:
     url, waiting, picture, clients, patience = sys.argv[1:]
-    os.nice(19)  # as if on machines of their own: they take no time from who is asked
+    os.nice(19)  # clients on other machines would not use this machine's time
     became = asyncio.run(_come(url, waiting, picture, int(clients), float(patience)))
     print(json.dumps(vars(became)))
 

@@ -32,13 +32,13 @@ from tests.server import faults
 from tests.server.processes import Server, until
 
 CODES = {errno.ENOSPC: 507, errno.EIO: 503}
-"""How a broken disk is to be answered."""
+"""Status of the response by the error of the disk."""
 
 OLD = 5
-"""Jobs that are under way, and as many that wait, while something fails."""
+"""Jobs that run, and as many that wait, while something fails."""
 
 SIZE = 160 * 2**20
-"""Bytes of the real disk: more than a server wants free before it accepts anything."""
+"""Bytes of the real disk: more than the server needs free to accept a job."""
 
 TMPFS = 'mount -t tmpfs -o size="$0" tmpfs "$1" && shift && exec "$@"'
 
@@ -64,15 +64,15 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether the server behaved as it must."""
+        """Return whether the server behaved as it must."""
         return not (self.wrong or self.ended_twice or self.corrupt or self.restarts)
 
 
 class DiskTest:
-    """A server, and what is asked of it while it fails."""
+    """A server, and requests to it while its disk or database fails."""
 
     def __init__(self, folder: Path, server: Server):
-        """Begin.
+        """Start without jobs.
 
         Args:
             folder: the server's data, as seen from here.
@@ -88,7 +88,7 @@ class DiskTest:
         return [self.server.process.pid, worker.pid if worker else None]
 
     def picture(self) -> bytes:
-        """Another one each time."""
+        """Return a different picture each time."""
         buffer, number = io.BytesIO(), next(self._numbers)
         Image.new("RGB", (8, 8), (number % 256, number // 256, 3)).save(buffer, "PNG")
         return buffer.getvalue()
@@ -98,20 +98,20 @@ class DiskTest:
         return {"request": {"image": image, "prompt": "", "num_inference_steps": steps, "seed": 1}}
 
     def accept(self, picture: bytes, steps: int = 2) -> None:
-        """A job that must be taken now."""
+        """Submit a job that the server must accept."""
         answer = self.server.client.post("/api/jobs", json=self.body(picture, steps))
         self.expect("healed", answer.status_code, {201})
         if answer.status_code == 201:
             self.names.append(answer.json()["id"])
 
     def expect(self, what: str, status: int, good: Iterable[int]) -> None:
-        """Take down an answer."""
+        """Record a response."""
         self.report.answers[str(status)] = self.report.answers.get(str(status), 0) + 1
         if status not in good:
             self.report.wrong.append(f"{what}: {status}")
 
     def refused(self, what: str, picture: bytes, good: set[int]) -> None:
-        """An upload and a job that cannot be taken now."""
+        """Send an upload and a job that the server cannot accept."""
         client = self.server.client
         self.expect(what, client.post("/api/files", content=picture).status_code, good)
         answer = client.post("/api/jobs", json=self.body(picture))
@@ -119,7 +119,7 @@ class DiskTest:
         self.report.faults += 1
 
     def ended(self) -> None:
-        """Every job that was accepted ends, and there are no others."""
+        """Check that every accepted job ends, and that there are no others."""
         for name in self.names:
             job = self.server.ended(name)
             self.report.ended_twice += sum(k in ENDED for k in self.server.kinds(name)) != 1
@@ -134,7 +134,7 @@ class DiskTest:
         self.report.restarts = self._processes() != self._pids
 
     def inspect(self) -> None:
-        """What lies on the disk."""
+        """Check the files on the disk."""
         report = self.report
         report.corrupt += [str(path) for path in self.folder.rglob(f"*{PARTIAL_SUFFIX}")]
         with tempfile.TemporaryDirectory() as copied:
@@ -152,7 +152,7 @@ class DiskTest:
 
 @contextmanager
 def failing(test: DiskTest, who: str, point: str, code: int = errno.ENOSPC) -> Generator[None]:
-    """A point fails, and then no more."""
+    """Make a point fail during the block."""
     faults.fail(test.folder, who, point, code)
     try:
         yield
@@ -161,7 +161,7 @@ def failing(test: DiskTest, who: str, point: str, code: int = errno.ENOSPC) -> G
 
 
 def inject(folder: Path, codes: Iterable[int] = tuple(CODES)) -> Report:
-    """Fail at every point of server and worker, with each of these errors."""
+    """Fail at every point of the server and the worker, with each error."""
     with Server(folder, "--faults", "--seconds", "0.01") as server:
         test = DiskTest(folder, server)
         for code, point in itertools.product(codes, faults.FILES):
@@ -190,7 +190,7 @@ def inject(folder: Path, codes: Iterable[int] = tuple(CODES)) -> Report:
 
 
 def refused_by_store(test: DiskTest, point: str, picture: bytes) -> None:
-    """Nothing can be asked of a store that fails, and nobody waits for that to be said."""
+    """Check that requests fail at once while the store fails."""
     client, known = test.server.client, test.names[-1]
     answer = client.post("/api/jobs", json=test.body(picture))
     test.expect(f"job, {point}", answer.status_code, {503})
@@ -202,7 +202,7 @@ def refused_by_store(test: DiskTest, point: str, picture: bytes) -> None:
 
 
 def waits(server: Server, name: str) -> bool:
-    """Whether a job that is painted waits for the disk."""
+    """Return whether a finished job waits for space on the disk."""
     with server.client.stream("GET", f"/api/jobs/{name}/events") as story:
         for line in story.iter_lines():
             if "disk is full" in line:
@@ -211,7 +211,7 @@ def waits(server: Server, name: str) -> bool:
 
 
 def fill(folder: Path) -> Report:
-    """Fill a real disk while jobs are under way, and make room again.
+    """Fill a real disk while jobs run, then free the space.
 
     Raises:
         RuntimeError: the system does not let us mount one.
@@ -242,7 +242,7 @@ def fill(folder: Path) -> Report:
 
 
 def painted(server: Server, names: Iterable[str]) -> bool:
-    """Whether all jobs are painted, written or not."""
+    """Return whether all pictures are painted, even if they are not written."""
     jobs = [server.job(name) for name in names]
     return all(job["state"] in ENDED or (job["done"] or 0) == job["total"] for job in jobs)
 

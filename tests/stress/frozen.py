@@ -20,17 +20,18 @@ from tests.server.postgres import database, postgres
 from tests.server.processes import Server, until
 
 JOBS = 4
-"""Of a round: few, so that what the worker says of them fits into its pipe, which nobody reads."""
+"""Jobs of a round: few, because the worker's messages must fit into its pipe while the server is
+frozen."""
 
 
 @dataclass
 class Report:
-    """What came of the jobs of all rounds.
+    """Counts of the jobs of all rounds.
 
     Attributes:
-        taken_over: jobs that the other server did meanwhile.
-        late: of these, those whose results the frozen server had on the disk already.
-        left: files of refused results that stayed.
+        taken_over: jobs that the other server ran.
+        late: of these, jobs whose results the frozen server had written before.
+        left: files of rejected results that were not removed.
     """
 
     rounds: int = 0
@@ -44,19 +45,19 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether it is as it should be, and there was something to refuse."""
+        """Return whether each job ended once, and at least one result was rejected."""
         good = self.states == {"succeeded": self.jobs} and self.late > 0
         return good and not (self.left or self.ended_twice or self.results_missing)
 
 
 def run(folder: Path, url: str, rounds: int, seed: int = 0) -> Report:
-    """Freeze a server and its worker so many times.
+    """Freeze a server and its worker in each round.
 
     Args:
-        folder: that both servers see.
-        url: of an empty database.
-        rounds: how often.
-        seed: of when.
+        folder: folder of both servers.
+        url: URL of an empty database.
+        rounds: number of rounds.
+        seed: seed of the random pauses.
     """
     report, names, rng = Report(), list[str](), random.Random(seed)
     options = ("--store", url, "--lease", "1.5", "--seconds", "0.04")
@@ -67,7 +68,7 @@ def run(folder: Path, url: str, rounds: int, seed: int = 0) -> Report:
             own = [one.submit(steps=rng.randint(10, 40)) for _ in range(JOBS)]
             until(lambda own=own: all(begun(one, name) for name in own), "none begins")
             one.freeze()
-            # Its worker goes on for a while: what it says is not heard any more.
+            # Its worker continues for a while, but nobody receives its messages.
             enough = rng.randint(1, JOBS)
             until(lambda own=own, n=enough: written(folder, own) >= n, "the worker stands still")
             if worker := one.worker:
@@ -97,13 +98,13 @@ def run(folder: Path, url: str, rounds: int, seed: int = 0) -> Report:
 
 
 def foreign(folder: Path, job: Any) -> list[Path]:
-    """Files of other attempts than the one that ended a job."""
+    """Return the files of attempts that did not end their job."""
     results = (folder / "results" / job["id"]).iterdir()
     return [path for path in results if not path.name.startswith(f"{job['attempt']}-")]
 
 
 def begun(server: Server, name: str) -> bool:
-    """Whether the worker has a job, or had it."""
+    """Return whether the worker has or had a job."""
     job = server.job(name)
     return bool(job["done"]) or job["state"] in ENDED
 
@@ -121,7 +122,7 @@ def thaw(server: Server) -> None:
 
 
 def written(folder: Path, names: Iterable[str]) -> int:
-    """How many of the jobs have results on the disk."""
+    """Return the number of jobs with results on the disk."""
     return sum(any((folder / "results" / name).glob("*.png")) for name in names)
 
 

@@ -108,7 +108,7 @@ def ask(
     report: Report,
     statuses: Counter[str],
 ) -> None:
-    """Ask an operation so many things."""
+    """Send `count` cases to an operation."""
 
     @settings(
         max_examples=count,

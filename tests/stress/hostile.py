@@ -27,41 +27,41 @@ from tests.server.processes import Server
 from tests.stress.crowd import crowd
 
 RATE = 20.0
-"""Normal requests a second."""
+"""Normal requests per second."""
 
 TURNS = 3
 """Turns of each kind."""
 
 PATIENCE = 30.0
-"""Seconds that the server has with clients that stand still."""
+"""Timeout in seconds of the server for stalled clients."""
 
 MOST = 1.5
-"""How much longer all but one of a hundred normal answers may take beside hostile clients."""
+"""Largest allowed ratio of the 99th percentiles with and without hostile clients."""
 
 STEP = 1.0
-"""Seconds of a step: a thousand take longer than all."""
+"""Seconds of a step, so that a thousand steps take longer than the test."""
 
 SPELL = 10.0
-"""Seconds whose answers are looked at together."""
+"""Seconds of a spell."""
 
 LARGE = 2**24
-"""Bytes of a picture that is asked for and not read."""
+"""Bytes of the picture that hostile clients do not read."""
 
 
 @dataclass
 class Report:
-    """What came of it.
+    """Latencies of normal clients, and results of hostile ones.
 
     Attributes:
-        clients: that listened to jobs.
-        normal: answers to normal clients, by status.
-        alone: seconds within which all but one of a hundred came, without hostile clients.
-        beside: the same with them.
-        spells: the same two, as the median of spells.
-        listened: what those were answered who listen.
-        ended: how often the server hung up on the others, by kind.
-        longest: seconds for which the server kept one of them.
-        patience: seconds that it has.
+        clients: number of clients that follow a job.
+        normal: number of responses to normal clients, by status.
+        alone: 99th percentile of the latency in seconds without hostile clients.
+        beside: 99th percentile with hostile clients.
+        spells: both values as the median over spells.
+        listened: number of clients that follow a job, by status line.
+        ended: number of connections that the server closed, by kind.
+        longest: longest time in seconds that the server kept one.
+        patience: timeout of the server in seconds.
     """
 
     seconds: float
@@ -81,12 +81,12 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether all normal requests were answered well."""
+        """Return whether all normal requests succeeded."""
         return set(self.normal) == {"200"}
 
     @property
     def passed(self) -> bool:
-        """Whether they were answered as swiftly too, and no hostile one waited for.
+        """Return whether they were also fast, and hostile clients were disconnected.
 
         The server looks once in its patience whether more of an answer was read.
         """
@@ -100,7 +100,7 @@ def run(
     turns: int = TURNS,
     patience: float = PATIENCE,
 ) -> Report:
-    """Alternate turns of so many seconds in all, with so many who listen three times as long."""
+    """Alternate turns; those with hostile clients take three times as long."""
     report = Report(seconds, clients, patience=patience)
     alone, beside = list[list[float]](), list[list[float]]()
     options = ["--room", "1", "--patience", str(patience), "--seconds", str(STEP)]
@@ -125,14 +125,14 @@ def run(
 
 
 async def _ask(url: str, seconds: float, statuses: Counter[str]) -> list[list[float]]:
-    """Ask for some spells, as many as fit and one at least; how long the answers of each took."""
+    """Send requests for as many spells as fit; return the latencies of each."""
     limits, spells = httpx.Limits(max_connections=32), max(1, round(seconds / SPELL))
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         return [await _asked(client, seconds / spells, statuses) for _ in range(spells)]
 
 
 async def _asked(client: httpx.AsyncClient, seconds: float, statuses: Counter[str]) -> list[float]:
-    """Ask at an even rate, whether or not others were answered; how long each answer took."""
+    """Send requests at a constant rate; return their latencies."""
     took = list[float]()
 
     async def ask(number: int, due: float) -> None:

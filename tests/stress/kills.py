@@ -33,13 +33,13 @@ RETRY_S = 0.1
 
 @dataclass(frozen=True)
 class Engine:
-    """What is asked of an engine, and how it is killed.
+    """Size of the jobs for an engine, and pace of the kills.
 
     Attributes:
-        steps: of a job, at most.
+        steps: largest number of steps of a job.
         queue: jobs that may wait.
-        pause: seconds until the next kill, at most.
-        side: of a picture, in pixels.
+        pause: longest pause in seconds between kills.
+        side: side of a picture in pixels.
     """
 
     steps: int
@@ -79,7 +79,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether every acknowledged job ended once, with its results."""
+        """Return whether every acknowledged job ended once, with its results."""
         ended = sum(self.states.values())
         wrong = self.lost or self.ended_twice or self.results_missing
         return not wrong and ended == self.acknowledged
@@ -108,7 +108,7 @@ def run(folder: Path, kills: int, count: int, engine: str = "fake", seed: int = 
                     "seed": number,
                 }
                 token = {"Idempotency-Key": f"job {number}"}
-                while True:  # until it is acknowledged, however often the server dies meanwhile
+                while True:  # until it is acknowledged, even if the server dies several times
                     try:
                         answer = client.post("/api/jobs", json={"request": fields}, headers=token)
                     except httpx.HTTPError:
@@ -153,7 +153,7 @@ def run(folder: Path, kills: int, count: int, engine: str = "fake", seed: int = 
 
 
 def check(report: Report, jobs: Jobs, files: Files, acknowledged: list[str], side: int) -> None:
-    """Every job that was acknowledged, by what is stored and on the disk."""
+    """Check every acknowledged job in the store and on the disk."""
     report.acknowledged = len(set(acknowledged))
     states = Counter[str]()
     for name in set(acknowledged):
@@ -172,7 +172,7 @@ def check(report: Report, jobs: Jobs, files: Files, acknowledged: list[str], sid
 
 
 def whole(path: Path, side: int) -> bool:
-    """Whether a square picture can be read to its end."""
+    """Return whether a square picture can be read to its end."""
     try:
         with Image.open(path) as image:
             image.load()

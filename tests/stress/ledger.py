@@ -34,33 +34,33 @@ from tests.stress.kills import whole
 KEYS = ("ann", "bob", "eve")
 PROMPTS = ("a cup", "a car", "note", "refuse", "break")
 DEADLY = 500
-"""One job in so many kills every worker that has it."""
+"""One job in this number kills every worker that runs it."""
 
 STEPS, PICTURES = 15, 3
-"""Of a job, at most."""
+"""Largest number of steps of a job."""
 
 CANCELED = 0.2
-"""The share of jobs that are canceled."""
+"""Share of jobs that are canceled."""
 
 PAUSE = 0.6
-"""Seconds until the next kill, at most."""
+"""Longest pause in seconds between kills."""
 
 AGAIN = 0.05
-"""Seconds until a client that was not answered goes on."""
+"""Seconds until a client continues after a failed request."""
 
 SIDE = 8
-"""Of a picture of the fake engine, in pixels."""
+"""Side in pixels of a picture of the scripted engine."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a job is asked for, and canceled if its answer says what it is.
+    """Requests of a dialect that submit and cancel a job.
 
     Attributes:
-        path: to post to.
-        body: by prompt, seed, steps and pictures.
-        cancel: method and path, by the id.
-        id: of the job, by the answer.
+        path: path of the submission.
+        body: makes the body from prompt, seed, steps and number of pictures.
+        cancel: makes method and path of the cancellation from the job's id.
+        id: reads the job's id from the response.
     """
 
     path: str
@@ -110,19 +110,19 @@ DIALECTS = {
 
 @dataclass
 class Report:
-    """What came of it.
+    """Totals of the jobs and of the ledger.
 
     Attributes:
-        jobs: in the store, and of these those of each dialect.
-        states: they ended in.
-        entries: of the ledger.
-        recorded: pictures of each key, by the jobs' own records.
-        on_disk: of these, those that are whole.
-        in_ledger: pictures of each key, by the ledger.
-        again: jobs that were begun more than once.
-        given_up: jobs that were under way too often when something died.
-        wrong: entries that say what their job cannot have used.
-        refused: answers that no client should have had.
+        jobs: number of jobs in the store, by dialect.
+        states: number of jobs by final state.
+        entries: number of ledger entries.
+        recorded: pictures of each key by the jobs' records.
+        on_disk: of these, readable files.
+        in_ledger: pictures of each key by the ledger.
+        again: jobs that started more than once.
+        given_up: jobs that failed because processes died too often.
+        wrong: entries with impossible values.
+        refused: unexpected responses.
     """
 
     kills: int = 0
@@ -141,20 +141,20 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether it is equal to the picture."""
+        """Return whether ledger, records and files agree."""
         equal = self.recorded == self.on_disk == self.in_ledger
         return equal and self.entries == self.jobs and not self.wrong and not self.refused
 
 
 class Clients:
-    """One for each key, until so many jobs were asked for and `enough` was said."""
+    """Clients, one for each key, until `count` jobs are submitted and `enough` is set."""
 
     def __init__(self, url: str, keys: Mapping[str, str], count: int):
         """Begin.
 
         Args:
             url: of the server.
-            keys: what they give, by name.
+            keys: API keys by name.
             count: of jobs, at least.
         """
         self.refused = list[str]()
@@ -166,7 +166,7 @@ class Clients:
             thread.start()
 
     def enough(self) -> None:
-        """Let them end."""
+        """Wait for the clients."""
         self._enough.set()
         for thread in self._threads:
             thread.join()
@@ -194,7 +194,7 @@ class Clients:
     def _post(
         self, client: httpx.Client, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> Any:
-        """The answer to a request, None if there was none: the server died, or the job failed."""
+        """Return the response; None if the server died or the job failed."""
         try:
             answer = client.request(method, path, json=body)
         except httpx.HTTPError:
@@ -208,7 +208,7 @@ class Clients:
 
 
 def run(folder: Path, kills: int, count: int, seed: int = 0) -> Report:
-    """Ask for so many jobs while processes are killed so many times."""
+    """Submit `count` jobs while `kills` processes are killed."""
     report, rng = Report(), random.Random(seed)
     database = Database(f"sqlite:///{folder / 'jobs.db'}")
     keys = {name: Keys(database).create(name) for name in KEYS}
@@ -239,13 +239,13 @@ def run(folder: Path, kills: int, count: int, seed: int = 0) -> Report:
 
 
 def left(jobs: Jobs) -> dict[str, int]:
-    """How many jobs have not ended, by their state and how often something died under them."""
+    """Return the number of unfinished jobs by state and number of crashes."""
     waiting = jobs.page(None, sys.maxsize, states=("queued", "running"))
     return dict(Counter(f"{job.state}, {job.crashes} crashes" for job in waiting))
 
 
 def compare(report: Report, jobs: Jobs, files: Files, ledger: Ledger) -> None:
-    """The ledger, the jobs' own records, and the files on the disk."""
+    """Compare the ledger, the jobs' records, and the files on the disk."""
     with jobs.database.read() as connection:
         entries = {row.job: row for row in connection.execute(select(usage))}
     stored = jobs.page(None, sys.maxsize)
@@ -270,7 +270,7 @@ def compare(report: Report, jobs: Jobs, files: Files, ledger: Ledger) -> None:
 
 
 def fits(job: Job, megapixel_steps: float, seconds: float) -> bool:
-    """Whether the one attempt that ended can have cost that, as the fake engine counts."""
+    """Return whether the attempt that ended can have these costs with the scripted engine."""
     steps, wanted = round(1000 * seconds), job.request["num_inference_steps"]
     exact = round(1e6 * megapixel_steps) == steps * job.request["num_images"] * SIDE**2
     begun = job.attempt > 0 and "given up" not in (job.error or "")

@@ -32,22 +32,22 @@ TICK, STEPS, ROOM = 0.1, 16, 8
 second."""
 
 RATE = 10 * ROOM / (TICK * STEPS)
-"""Jobs that come in a second."""
+"""Jobs per second."""
 
 QUEUE = 100
 SAMPLE = 1.0
-"""Seconds between looks at the memory."""
+"""Seconds between two measurements of memory."""
 
 FLAT = 2**20
-"""Bytes a minute by which memory may grow."""
+"""Allowed growth of memory in bytes per minute."""
 
 SWIFT = 0.1
-"""Seconds that all rejections but one of a hundred take at most."""
+"""Allowed 99th percentile of rejections in seconds."""
 
 
 @dataclass
 class Report:
-    """What came of it: seconds of answers, bytes of memory."""
+    """Latencies in seconds, and memory in bytes."""
 
     seconds: float
     asked: int = 0
@@ -61,19 +61,20 @@ class Report:
 
     @property
     def all_ended(self) -> bool:
-        """Whether what was accepted was done, and all else turned away for want of room."""
+        """Return whether accepted jobs succeeded, and others were rejected because the queue was
+        full."""
         done = self.states == {"succeeded": self.answers.get("201", 0)}
         return done and set(self.answers) == {"201", "429"}
 
     @property
     def passed(self) -> bool:
-        """Whether rejections were also fast, and memory constant."""
+        """Return whether rejections were also fast, and memory constant."""
         swift = self.rejection_p99 < SWIFT
         return self.all_ended and swift and max(self.growth.values()) < FLAT
 
 
 def run(folder: Path, seconds: float, queue: int = QUEUE, seed: int = 0) -> Report:
-    """Ask for jobs for so long, of which so many may wait."""
+    """Submit jobs for `seconds` to a server whose queue holds `queue` jobs."""
     options = ("--seconds", str(TICK), "--room", str(ROOM), "--queue", str(queue))
     with Server(folder, *options) as server:
         return asyncio.run(_run(server.until_ready(), seconds, random.Random(seed)))
@@ -107,7 +108,7 @@ async def _run(server: Server, seconds: float, rng: random.Random) -> Report:
     report.rejection_p99 = _percentile(took.get(429, []), 99)
     report.acceptance_p99 = _percentile(took.get(201, []), 99)
     for name, points in sizes.items():
-        late = points[len(points) // 2 :]  # after what is loaded on the way
+        late = points[len(points) // 2 :]  # after the warm-up
         report.growth[name] = round(linear_regression(*zip(*late, strict=True)).slope * 60)
         report.most[name] = max(size for _, size in points)
     jobs = [await asyncio.to_thread(server.ended, name) for name in accepted]
@@ -116,7 +117,7 @@ async def _run(server: Server, seconds: float, rng: random.Random) -> Report:
 
 
 def _body(number: int) -> dict[str, Any]:
-    """A job; every other one has a picture, another one each time."""
+    """Return a job; every other one has a picture, which is different each time."""
     request: dict[str, Any] = {"prompt": "a cup", "seed": number, "num_inference_steps": STEPS}
     if number % 2:
         buffer = io.BytesIO()
@@ -126,7 +127,7 @@ def _body(number: int) -> dict[str, Any]:
 
 
 async def _look(server: Server, sizes: dict[str, list[tuple[float, int]]]) -> None:
-    """Note the memory of server and worker from time to time."""
+    """Measure the memory of server and worker periodically."""
     processes = {"server": psutil.Process(server.process.pid), "worker": server.worker}
     while True:
         for name, process in processes.items():

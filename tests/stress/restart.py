@@ -34,13 +34,13 @@ IMPORTS = {
 
 @dataclass
 class Report:
-    """What came of it, in seconds from the start of the process: medians.
+    """Medians of seconds from the start of the process.
 
     Attributes:
-        ready: with the jobs queued.
-        empty: with none.
-        imports: of the server's modules and of its worker's, one after the other, as its start is.
-        queued: jobs that were there after the last start.
+        ready: until the server with queued jobs is ready.
+        empty: until a server without jobs is ready.
+        imports: to import the modules of the server, then those of its worker.
+        queued: jobs in the store after the last start.
     """
 
     jobs: int
@@ -55,7 +55,7 @@ class Report:
 
 
 def run(folder: Path, jobs: int, rounds: int = ROUNDS) -> Report:
-    """Kill and start a server so many times."""
+    """Kill and start a server in each round."""
     (folder / "empty").mkdir()
     (folder / "full").mkdir()
     fill(folder / "full", jobs)
@@ -66,18 +66,18 @@ def run(folder: Path, jobs: int, rounds: int = ROUNDS) -> Report:
 
 
 def fill(folder: Path, count: int) -> None:
-    """Have jobs wait in a store."""
+    """Add queued jobs to a store."""
     files, database = Files(folder), Database(f"sqlite:///{folder / 'jobs.db'}")
     jobs = Jobs(database)
     for number in range(count):
-        # As many steps as it takes for none to end meanwhile.
+        # Enough steps that no job ends during the test.
         stored, _ = files.pack(Request(prompt="a cup", seed=number, num_inference_steps=1000))
         jobs.submit(NewJob(f"{number:032x}", f"key{number % 100}", "miniature", stored, 1.0))
     database.close()
 
 
 def restarted(folder: Path, rounds: int) -> tuple[float, int]:
-    """Seconds until a server is ready that was killed, and the jobs that have not ended by then."""
+    """Return the seconds until a killed server is ready, and its unfinished jobs."""
     times: list[float] = []
     with Server(folder, "--seconds", "0.1") as server:
         for _ in range(rounds):
@@ -93,7 +93,7 @@ def restarted(folder: Path, rounds: int) -> tuple[float, int]:
 
 
 def imported(code: str, rounds: int) -> float:
-    """Seconds that a Python takes that only imports."""
+    """Return the seconds of a Python process that only imports."""
     times: list[float] = []
     for _ in range(rounds):
         began = time.monotonic()

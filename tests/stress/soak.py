@@ -28,26 +28,26 @@ from PIL import Image
 from tests.server.processes import Server
 
 WARM_UP = 0.25
-"""The share of the time after which memory is expected to stay."""
+"""Share of the time after which memory must be constant."""
 
 FLAT = 1.0
-"""Megabytes an hour by which memory may grow after that."""
+"""Allowed growth of memory after that, in MB per hour."""
 
 ROUND = 0.5
-"""Seconds from the beginning of one round to that of the next, at least."""
+"""Shortest interval in seconds between the starts of two rounds."""
 
 POOLS = 4
-"""Threads, and their connections to the store, that pools may still begin when more comes at once
-than ever before; what leaks is more by the round."""
+"""Threads and store connections that pools may add after the warm-up. A leak adds some each
+round."""
 
 STEPS = 4
 SIDE = 128
-"""Pixels of pictures that come and go; the miniature draws as large ones."""
+"""Side in pixels of pictures, which is the miniature's native size."""
 
 
 @dataclass
 class Sample:
-    """A process between two rounds."""
+    """Measurements of a process between two rounds."""
 
     at: float
     bytes: int
@@ -57,15 +57,15 @@ class Sample:
 
 @dataclass
 class Report:
-    """What came of it; of server and worker each.
+    """Measurements of the server and of the worker.
 
     Attributes:
-        jobs: that were done, by dialect.
-        errors: answers that were not as they should be, and how often.
-        slope: of memory after the warm-up, in MB an hour.
-        megabytes: of memory when the warm-up was over, and at the end.
-        handles: most that were open while warming up, and after that.
-        threads: likewise.
+        jobs: finished jobs by dialect.
+        errors: number of unexpected responses by text.
+        slope: growth of memory after the warm-up, in MB per hour.
+        megabytes: memory after the warm-up and at the end.
+        handles: largest number of open file handles during the warm-up, and after it.
+        threads: largest number of threads during the warm-up, and after it.
     """
 
     seconds: float
@@ -79,18 +79,18 @@ class Report:
 
     @property
     def flat(self) -> bool:
-        """Whether everything was answered as it should be, and handles and threads do not grow."""
+        """Return whether responses were right, and handles and threads constant."""
         kinds = (*self.handles.values(), *self.threads.values())
         return not self.errors and all(late <= early + POOLS for early, late in kinds)
 
     @property
     def passed(self) -> bool:
-        """Whether memory was also constant."""
+        """Return whether memory was also constant."""
         return self.flat and max(self.slope.values()) < FLAT
 
 
 def run(folder: Path, seconds: float, engine: str = "fake") -> Report:
-    """Speak every dialect for so long."""
+    """Use every dialect for `seconds`."""
     with Server(folder, "--engine", engine, "--seconds", "0.005", "--fetch", "all") as server:
         return asyncio.run(_run(server.until_ready(), seconds))
 
@@ -138,11 +138,11 @@ def _look(process: psutil.Process) -> Sample:
     return Sample(time.monotonic(), size, process.num_fds(), threads)
 
 
-# What is said in each dialect
+# Requests in each dialect
 
 
 class UnexpectedError(Exception):
-    """An answer that is not as it should be."""
+    """An unexpected response."""
 
 
 def good(answer: httpx.Response, status: int = 200) -> Any:
@@ -152,13 +152,13 @@ def good(answer: httpx.Response, status: int = 200) -> Any:
 
 
 def shown(data: bytes) -> None:
-    """A picture that was made can be read."""
+    """Check that a picture can be read."""
     with Image.open(io.BytesIO(data)) as image:
         image.verify()
 
 
 def png(number: int) -> bytes:
-    """Another picture each time."""
+    """Return a different picture each time."""
     buffer = io.BytesIO()
     color = (number % 256, number // 256 % 256, 7)
     Image.new("RGB", (SIDE, SIDE), color).save(buffer, "PNG")
@@ -174,7 +174,7 @@ def of_uri(text: str) -> bytes:
 
 
 async def native(client: httpx.AsyncClient, number: int) -> None:
-    """An upload, a job, its story, its picture; and a job that is canceled."""
+    """Upload a picture, run a job, follow its events, read its result, and cancel another job."""
     file = good(await client.post("/api/files", content=png(number)), 201)["file"]
     request = {"prompt": "a cup", "seed": number, "num_inference_steps": STEPS}
     body = {"request": request | {"image": {"file": file}}, "output": {"preview_every": 2}}
@@ -213,7 +213,7 @@ async def cog(client: httpx.AsyncClient, number: int) -> None:
 
 
 async def openai(client: httpx.AsyncClient, number: int) -> None:
-    """An edit by a form, and a stream."""
+    """Edit by a form, and create by a stream."""
     fields = {"prompt": "a cup", "seed": number, "steps": STEPS}
     files = {"image": ("house.png", png(number))}
     made = good(await client.post("/v1/images/edits", data=fields, files=files))
@@ -234,7 +234,7 @@ async def a1111(client: httpx.AsyncClient, number: int) -> None:
 
 
 async def fal(client: httpx.AsyncClient, number: int) -> None:
-    """A request that is queued and followed, and one that repaints its picture, by URL."""
+    """Queue and follow a request, then repaint its picture by URL."""
     body = {"prompt": "a cup", "seed": number, "num_inference_steps": STEPS}
     name = good(await client.post("/fal/queue/owner/miniature", json=body))["request_id"]
     path = f"/fal/queue/owner/miniature/requests/{name}"

@@ -1,4 +1,4 @@
-"""Data as schemathesis makes it, and what was answered 500 once."""
+"""A short fuzzing run, and requests that caused a 500 before."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.filterwarnings(  # schemathesis' own
 )
 
 
-def test_the_api_is_as_it_is_described(tmp_path: Path) -> None:
+def test_fuzz_short_run_passes(tmp_path: Path) -> None:
     report = fuzz.run(tmp_path, 200)
     assert report.passed, report
     assert report.negative > 50
 
 
 @pytest.mark.slow
-def test_the_api_is_as_it_is_described_at_length(tmp_path: Path) -> None:
+def test_fuzz_long_run_passes(tmp_path: Path) -> None:
     report = fuzz.run(tmp_path, 12_000)
     print(report)
     assert report.passed
@@ -71,7 +71,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         ("/sdapi/v1/png-info", '{"image": "é"}', "image"),
     ],
 )
-def test_what_is_wrong_is_named(client: TestClient, path: str, body: str, field: str) -> None:
+def test_fuzz_invalid_fields_are_named(
+    client: TestClient, path: str, body: str, field: str
+) -> None:
     answer = client.post(path, content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422
     assert field in answer.text
@@ -87,7 +89,7 @@ def test_what_is_wrong_is_named(client: TestClient, path: str, body: str, field:
         ("/sdapi/v1/img2img", {"init_images": [LARGE], "mask": SMALL}, "mask"),
     ],
 )
-def test_a_mask_of_another_size_is_refused(
+def test_fuzz_mask_of_other_size_is_rejected(
     client: TestClient, path: str, body: object, field: str
 ) -> None:
     sent = json.dumps(body)
@@ -98,8 +100,8 @@ def test_a_mask_of_another_size_is_refused(
     assert f"{field}: the mask is 32x32" in answer.text or f'"{field}"' in answer.text
 
 
-def test_what_means_nothing_is_not_kept(client: TestClient) -> None:
-    # NaN and halves of pairs are no JSON that could be sent back.
+def test_fuzz_values_that_are_not_json_are_dropped(client: TestClient) -> None:
+    # NaN and half surrogate pairs cannot be sent back as JSON.
     body = r'{"steps": 1, "subseed": NaN, "s_tmax": "\ud800", "save_images": [[[]]]}'
     answer = client.post(
         "/sdapi/v1/txt2img", content=body, headers={"content-type": "application/json"}

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """What was cut off is collected here, and not in the midst of another test."""
+    """Collect interrupted connections here, and not during another test."""
     yield
     gc.collect()
 
@@ -28,14 +28,14 @@ def nothing_lost(report: Report) -> None:
     assert sum(report.states.values()) == report.acknowledged
 
 
-def test_a_few_kills(tmp_path: Path) -> None:
+def test_kills_short_run_loses_no_job(tmp_path: Path) -> None:
     report = run(tmp_path, kills=6, count=60)
     nothing_lost(report)
     assert report.acknowledged >= 60
 
 
 @pytest.mark.slow
-def test_a_thousand_kills(tmp_path: Path) -> None:
+def test_kills_thousand_kills_lose_no_job(tmp_path: Path) -> None:
     report = run(tmp_path, kills=1000, count=20_000)
     print(report)
     nothing_lost(report)
@@ -43,7 +43,7 @@ def test_a_thousand_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_kills_while_the_miniature_paints(tmp_path: Path) -> None:
+def test_kills_of_the_miniature_lose_no_job(tmp_path: Path) -> None:
     report = run(tmp_path, kills=50, count=300, engine="miniature")
     print(report)
     nothing_lost(report)

@@ -1,7 +1,7 @@
-"""What the service promises, proved end to end: shortly here, at length where it is marked slow.
+"""Short runs of the stress programs, and long ones that are marked slow.
 
-What depends on how fast the machine is (rejections, restarts, memory) is measured by the programs
-themselves, and not asked for here.
+Figures that depend on the machine's speed (rejections, restarts, memory) are only checked by the
+programs themselves.
 """
 
 from __future__ import annotations
@@ -43,54 +43,54 @@ def empty(postgres: str) -> str:
     return database(postgres)
 
 
-def test_writes_and_transactions_that_fail(tmp_path: Path) -> None:
+def test_disk_full_errors_lose_nothing(tmp_path: Path) -> None:
     report = disk.inject(tmp_path, (errno.ENOSPC,))
     assert report.passed, report
     assert set(report.states) == {"succeeded"}
 
 
 @pytest.mark.slow
-def test_every_error_of_a_disk(tmp_path: Path) -> None:
+def test_disk_every_error_loses_nothing(tmp_path: Path) -> None:
     report = disk.inject(tmp_path)
     print(report)
     assert report.passed
 
 
 @pytest.mark.slow
-def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
+def test_disk_really_full_loses_nothing(tmp_path: Path) -> None:
     report = disk.fill(tmp_path)
     print(report)
     assert report.passed
     assert set(report.states) == {"succeeded"}
 
 
-def test_a_frozen_server_is_refused(tmp_path: Path, empty: str) -> None:
+def test_frozen_server_is_rejected(tmp_path: Path, empty: str) -> None:
     report = frozen.run(tmp_path, empty, rounds=1)
     assert report.passed, report
 
 
 @pytest.mark.slow
-def test_a_server_that_is_frozen_again_and_again(tmp_path: Path, empty: str) -> None:
+def test_frozen_server_many_times_is_rejected(tmp_path: Path, empty: str) -> None:
     report = frozen.run(tmp_path, empty, rounds=25)
     print(report)
     assert report.passed
 
 
-def test_overload(tmp_path: Path) -> None:
+def test_overload_short_run_ends_all_accepted_jobs(tmp_path: Path) -> None:
     report = overload.run(tmp_path, seconds=3, queue=10)
     assert report.all_ended, report
     assert report.answers["429"] > report.answers["201"]
 
 
 @pytest.mark.slow
-def test_overload_for_long(tmp_path: Path) -> None:
+def test_overload_long_run_keeps_memory_constant(tmp_path: Path) -> None:
     report = overload.run(tmp_path, seconds=600)
     print(report)
     assert report.all_ended
     assert max(report.growth.values()) < overload.FLAT
 
 
-def test_hostile_clients_are_not_waited_for(tmp_path: Path) -> None:
+def test_hostile_clients_are_disconnected(tmp_path: Path) -> None:
     report = hostile.run(tmp_path, seconds=6, clients=40, turns=1, patience=1)
     assert report.good, report
     assert report.listened == {"HTTP/1.1 200 OK": 40}
@@ -99,71 +99,71 @@ def test_hostile_clients_are_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_normal_clients_are_as_swift_beside_hostile_ones(tmp_path: Path) -> None:
+def test_hostile_clients_do_not_slow_others(tmp_path: Path) -> None:
     report = hostile.run(tmp_path, seconds=480)
     print(report)
     assert report.passed
 
 
-def test_every_dialect_leaves_nothing_open(tmp_path: Path) -> None:
+def test_soak_short_run_leaves_nothing_open(tmp_path: Path) -> None:
     report = soak.run(tmp_path, seconds=20)
     assert report.flat, report
     assert set(report.jobs.values()) == {report.rounds}
 
 
 @pytest.mark.slow
-def test_every_dialect_for_an_hour(tmp_path: Path) -> None:
+def test_soak_hour_keeps_resources_constant(tmp_path: Path) -> None:
     report = soak.run(tmp_path, seconds=3600)
     print(report)
     assert report.passed
 
 
-def test_a_restart_keeps_the_queue(tmp_path: Path) -> None:
+def test_restart_keeps_the_queue(tmp_path: Path) -> None:
     report = restart.run(tmp_path, 100, rounds=1)
     assert report.queued == 100
 
 
 @pytest.mark.slow
-def test_a_restart_with_a_long_queue(tmp_path: Path) -> None:
+def test_restart_with_long_queue_keeps_it(tmp_path: Path) -> None:
     report = restart.run(tmp_path, 10_000)
     print(report)
     assert report.queued == 10_000
 
 
-def test_the_ledger_says_what_the_jobs_say(tmp_path: Path) -> None:
+def test_ledger_short_run_agrees_with_jobs(tmp_path: Path) -> None:
     report = ledger.run(tmp_path, kills=3, count=40)
     assert report.passed, report
     assert report.entries > 0
 
 
 @pytest.mark.slow
-def test_the_ledger_says_what_many_jobs_say(tmp_path: Path) -> None:
+def test_ledger_long_run_agrees_with_jobs(tmp_path: Path) -> None:
     report = ledger.run(tmp_path, kills=100, count=2000)
     print(report)
     assert report.passed
     assert report.again > 0
 
 
-def test_a_cancel_takes_effect_within_a_step(painting: tuple[Server, Path]) -> None:
+def test_cancel_takes_effect_within_a_step(painting: tuple[Server, Path]) -> None:
     report = cancel.run(*painting, 3)
     assert report.passed, report
 
 
 @pytest.mark.slow
-def test_many_cancels(painting: tuple[Server, Path]) -> None:
+def test_cancel_many_take_effect_within_a_step(painting: tuple[Server, Path]) -> None:
     report = cancel.run(*painting, 200)
     print(report)
     assert report.passed
 
 
-def test_pictures_do_not_depend_on_company(painting: tuple[Server, Path]) -> None:
+def test_company_does_not_change_pictures(painting: tuple[Server, Path]) -> None:
     report = company.run(painting[0], 5)
     assert report.gap <= 1
     assert report.together > 1
 
 
 @pytest.mark.slow
-def test_pictures_do_not_depend_on_much_company(painting: tuple[Server, Path]) -> None:
+def test_company_of_many_does_not_change_pictures(painting: tuple[Server, Path]) -> None:
     report = company.run(painting[0], 60)
     print(report)
     assert report.passed

@@ -1,4 +1,4 @@
-"""How long network calls take by their rows: what `overpaint bench` measures."""
+"""Measure network calls by their number of rows, for `overpaint bench`."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,21 +18,21 @@ from overpaint.request import Request
 if TYPE_CHECKING:
     from overpaint.models.model import Model
 
-FEWEST = 3
-"""Calls of which the median is taken, at least."""
+MIN_CALLS = 3
+"""Smallest number of calls whose median is taken."""
 
-SPELL = 1.0
-"""Seconds that these take, at least: short calls are made more often."""
+MIN_SECONDS = 1.0
+"""Smallest sum of their seconds, so that short calls are repeated more often."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A network call that was measured.
+    """A measured network call.
 
     Attributes:
-        shape: (height, width) of its latents.
-        rows: of its batch.
-        seconds: that it takes; None where memory runs out.
+        shape: (height, width) of the latents.
+        rows: rows of the batch.
+        seconds: of the call; None if memory ran out.
     """
 
     shape: tuple[int, int]
@@ -41,27 +41,34 @@ class Call:
 
 
 def calls(
-    model: "Model", width: int, height: int, clock: Callable[[], float] = time.perf_counter
+    model: "Model",
+    width: int,
+    height: int,
+    clock: Callable[[], float] = time.perf_counter,
+    min_calls: int = MIN_CALLS,
+    min_seconds: float = MIN_SECONDS,
 ) -> Iterator[Call]:
     """Measure guided network calls of 1, 2, 4 … rows, up to `MOST`.
 
-    It ends early where memory runs out, or where calls are long and twice the rows bring less than
-    `GAIN` in throughput; not before four, since a picture with its guidance has two. They take
-    turns, so that a machine that is slower for a while is so for all of them.
+    It stops early if memory runs out, or if calls are long and twice the rows raise the throughput
+    by less than `GAIN`. It does not stop before four rows, because a picture with guidance has two.
+    The sizes take turns, so that a slow period of the machine affects all of them.
 
     Args:
-        model: whose network.
-        width: of the picture, in pixels.
-        height: likewise.
-        clock: seconds.
+        model: whose network is measured.
+        width: of the picture in pixels.
+        height: of the picture in pixels.
+        clock: returns seconds.
+        min_calls: smallest number of calls whose median is taken.
+        min_seconds: smallest sum of their seconds.
 
     Yields:
-        One for each number of rows.
+        One call for each number of rows.
 
     Raises:
-        RequestError: pictures of this size cannot be asked for.
+        RequestError: the size is not valid.
         ModelError: the model cannot paint by itself.
-        DeviceError: there is too little memory for a single row.
+        DeviceError: there is too little memory for one row.
     """
     request = Request(prompt="a picture", width=width, height=height, num_inference_steps=1)
     (planned,) = plan(request, model).plans
@@ -85,10 +92,10 @@ def calls(
             too_many = rows
             break
         taken[rows] = []
-        if rows > 2 and warming >= SPELL and rows / warming < GAIN * before:
+        if rows > 2 and warming >= min_seconds and rows / warming < GAIN * before:
             break
         before, rows = rows / warming, 2 * rows
-    while few := [r for r, own in taken.items() if len(own) < FEWEST or sum(own) < SPELL]:
+    while few := [r for r, own in taken.items() if len(own) < min_calls or sum(own) < min_seconds]:
         for rows in few:
             taken[rows].append(call(rows))
     for rows, own in taken.items():
@@ -99,7 +106,7 @@ def calls(
 
 @torch.inference_mode()
 def _seconds(network: Network, rows: Sequence[Row], clock: Callable[[], float]) -> float:
-    """One call, to its end: accelerators compute behind our back."""
+    """Return the seconds of one call, after the accelerator has finished it."""
     began = clock()
     network.predict(rows)
     if network.device.type != "cpu":

@@ -8,7 +8,7 @@ from overpaint.engine.profile import Profile
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What `open_engine` needs. A worker receives it from the server's process.
+    """Settings of `open_engine`. A worker receives them from the server's process.
 
     Attributes:
         models: names of the models that jobs can request. The engine loads the first one at once.

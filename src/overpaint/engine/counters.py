@@ -1,4 +1,4 @@
-"""What an engine counts, for whoever watches it."""
+"""Totals of an engine, for metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Counters:
-    """What an engine has done since it was made, and what it holds now.
+    """Totals since the engine was made, and its memory now.
 
     Attributes:
-        batches: network calls by their rows.
-        step_seconds: that all steps took.
+        batches: network calls by their number of rows.
+        step_seconds: seconds of all steps.
         halvings: steps that were halved because memory ran out.
-        hits: results that were kept from an earlier request, by kind.
-        misses: results that had to be made, by kind.
-        cache_bytes: of the results that are kept now.
-        resident: models that are in memory now, and the sides in pixels that they draw.
+        hits: cached results that requests used, by kind.
+        misses: results that were not in the cache, by kind.
+        cache_bytes: size of the cache.
+        resident: models in memory, with the side in pixels that each draws.
     """
 
     batches: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -28,10 +28,10 @@ class Counters:
 
     @property
     def steps(self) -> int:
-        """Network calls."""
+        """Number of network calls."""
         return sum(self.batches.values())
 
     @property
     def rows(self) -> int:
-        """Rows of all network calls together."""
+        """Number of rows over all network calls."""
         return sum(rows * calls for rows, calls in self.batches.items())

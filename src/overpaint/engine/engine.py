@@ -168,7 +168,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether there is work to do or an event to publish."""
+        """Return whether there is work to do or an event to publish."""
         return bool(self._jobs or self._unpublished)
 
     @property
@@ -183,7 +183,7 @@ class Engine:
 
     @property
     def counters(self) -> Counters:
-        """Totals of the engine's work, and what it holds in memory."""
+        """Totals of the engine's work, and its memory."""
         hits, misses = self._models.cache.counts()
         return Counters(
             dict(self._batches),

@@ -124,7 +124,7 @@ JobMessage = Step | Notice | PreviewImage | Spent | JobSucceeded | JobFailed | J
 """Something that happened to a job."""
 
 WorkerMessage = WorkerReady | Heartbeat | list[tuple[str, JobMessage]]
-"""What the worker sends; job messages come with the tag of their attempt."""
+"""A message of the worker. Job messages come with the tag of their attempt."""
 
 
 def job_failed(error: BaseException) -> JobFailed:

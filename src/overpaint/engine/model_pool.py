@@ -1,4 +1,4 @@
-"""Which models are in memory: loaded when first asked for, let go when others need the room."""
+"""Models in memory: loaded at their first request, and removed if others need the space."""
 
 import threading
 import time
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class ModelPool:
-    """Models by name, at most so many bytes of them in memory.
+    """Models by name, within a memory budget.
 
-    A model that requests are under way with is never let go; whoever begins requests asks `fits`
-    before.
+    The engine calls `fits` before it plans a request. So the pool never removes a model that a
+    running request uses.
 
     Attributes:
-        cache: what the models keep between requests, all in one budget.
+        cache: results that all models keep between requests.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class ModelPool:
         budget: float,
         cache: Cache | None = None,
     ):
-        """Nothing is loaded yet.
+        """Make an empty pool.
 
         Args:
-            names: of the models that may be asked for.
-            load: loads one.
+            names: models that requests can name.
+            load: loads a model.
             budget: bytes of weights that may be in memory at once. A single model may be larger.
-            cache: what the models are to keep between requests.
+            cache: cache for all models.
         """
         self.cache = Cache() if cache is None else cache
         self._names = tuple(names)
@@ -54,21 +54,21 @@ class ModelPool:
 
     @property
     def resident(self) -> dict[str, int]:
-        """What is in memory, the one not used for longest first, and the sides that they draw."""
-        there = list(self._there.items())  # at once: another thread may load one
+        """Models in memory with the side that each draws, the least recently used first."""
+        there = list(self._there.items())  # a copy, since another thread may load a model
         return {name: painter.model.native_size for name, painter in there}
 
     def begin(self, model: str, request: "Request") -> Run:
         """Plan a request.
 
         Raises:
-            ModelNotFoundError: there is no model by this name here.
+            ModelNotFoundError: the pool has no model of this name.
         """
         painter = self.get(model)
         return Run(request, painter.model, painter.addon_loader)
 
     def get(self, model: str) -> Painter:
-        """A model by name, loaded if need be, after others were let go for it."""
+        """Return a model; if it is not in memory, make room and load it."""
         if model not in self._names:
             raise ModelNotFoundError(f"no model {model!r} here.{did_you_mean(model, self._names)}")
         with self._changing:
@@ -84,17 +84,17 @@ class ModelPool:
             return self._there[model]
 
     def load_seconds(self, model: str) -> float:
-        """Seconds until a model can begin anything: 0 if it is there."""
+        """Return the seconds that loading took; 0 if the model is in memory or still unknown."""
         return 0.0 if model in self._there else self._seconds.get(model, 0.0)
 
     def fits(self, model: str, beside: Iterable[str]) -> bool:
-        """Whether there is room for a model beside those that are in use."""
+        """Return whether the budget allows a model beside the models in use."""
         others = set(beside) - {model}
         known = self._bytes.get(model, 0)
         return not others or known + sum(self._bytes.get(o, 0) for o in others) <= self._budget
 
     def _make_room(self, coming: int) -> None:
-        """Let go of what was not used for longest until as much fits; the last used one stays."""
+        """Remove the least recently used models until `coming` bytes fit; keep the last used."""
         while len(self._there) > (0 if coming else 1):
             if sum(self._bytes[name] for name in self._there) + coming <= self._budget:
                 return
@@ -102,7 +102,7 @@ class ModelPool:
 
 
 def size(model: "Model") -> int:
-    """Bytes of a model's weights."""
+    """Return the bytes of a model's weights."""
     modules: tuple[Any, ...] = (
         model.unet,
         model.vae,

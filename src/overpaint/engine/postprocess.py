@@ -100,7 +100,7 @@ class Postprocessor:
 
     @property
     def checks(self) -> bool:
-        """Whether there is a safety checker."""
+        """Return whether there is a safety checker."""
         return self._checker is not None
 
     def find_flagged(self, images: "Sequence[Image]", seeds: Sequence[int]) -> tuple[Flag, ...]:

@@ -1,6 +1,6 @@
-"""How long steps take: measured by `overpaint bench`, or assumed.
+"""Step times: measured by `overpaint bench`, or assumed.
 
-A step's time over its rows is nearly a line; what batching brings is where it starts.
+A step's time is nearly a linear function of its rows. The constant part is the gain of batching.
 """
 
 import json
@@ -17,23 +17,28 @@ if TYPE_CHECKING:
     from overpaint.request import Request
 
 GAIN = 1.2
-"""What more rows must bring in throughput to be worth everybody's longer step. Where twice the rows
-bring a tenth, as 32 in place of 16 for the miniature on two cores, half of all short requests took
-2.0 s in place of 1.3."""
+"""Factor in throughput that makes a longer step for all requests worth more rows.
+
+With a factor of 1.1 (32 rows instead of 16 for the miniature on two cores), the median of short
+requests was 2.0 s instead of 1.3 s.
+"""
 
 NATIVE_CELLS = 128 * 128
-"""Of SDXL's own size."""
+"""Latent cells of a picture of 1024 x 1024 pixels."""
 
 ASSUMED_CELLS = {"cpu": 2 * 64 * 64, "accelerator": 4 * NATIVE_CELLS}
-"""Latent cells of a step, over all rows, where nothing was measured: two pictures of 1024² with
-guidance on an accelerator, where SDXL's time per row is flat; one of 512² on a CPU."""
+"""Latent cells of a step, over all rows, without measurements.
+
+On an accelerator, where SDXL's time per row is constant: two pictures of 1024² with guidance. On a
+CPU: one of 512².
+"""
 
 MOST = 32
-"""Rows of a step, at most."""
+"""Largest number of rows of a step."""
 
 
 def kind_of(device: str) -> str:
-    """The kind of a device, "cpu" or "accelerator", by torch's name of its type."""
+    """Return the kind of a device, "cpu" or "accelerator", for torch's name of its type."""
     return "cpu" if device == "cpu" else "accelerator"
 
 
@@ -42,10 +47,10 @@ class Profile:
     """Seconds of a network call, by latent shape and rows.
 
     Attributes:
-        device: "cpu" or "accelerator", for what is assumed.
-        measured: by (height, width) of the latent, seconds by rows.
-        model: by name, with which it was measured; "" where nothing was.
-        dtype: of that.
+        device: "cpu" or "accelerator"; decides the assumed times.
+        measured: seconds by rows, for each (height, width) of a latent.
+        model: name of the measured model; "" without measurements.
+        dtype: number format of the measured model.
     """
 
     device: str = "cpu"
@@ -56,10 +61,11 @@ class Profile:
     dtype: str = ""
 
     def cap(self, height: int, width: int) -> int:
-        """How many rows of a latent shape a step should have at most.
+        """Return the largest number of rows that a step of a latent shape should have.
 
-        As few as come within `GAIN` of the best throughput that was measured; where nothing was, as
-        many as have `ASSUMED_CELLS` together. Two at least: a picture with its guidance.
+        It is the smallest number whose throughput is within a factor of `GAIN` of the best measured
+        one. Without measurements it is the number of rows with `ASSUMED_CELLS` together. It is at
+        least two: a picture with its guidance.
         """
         times = self.measured.get((height, width))
         if not times:
@@ -69,10 +75,10 @@ class Profile:
         return min((rows for rows in throughput if GAIN * throughput[rows] >= best), default=2)
 
     def seconds(self, height: int, width: int, rows: int) -> float:
-        """What a step takes: measured, in a line between two that were, or assumed.
+        """Return the seconds of a step: measured, interpolated or assumed.
 
-        Where nothing was measured, a row of SDXL's own size takes a second; only what is longer
-        than what matters then.
+        Without measurements a row of SDXL's native size takes one second. That is enough to compare
+        requests with each other.
         """
         times = self.measured.get((height, width))
         if not times:
@@ -86,11 +92,11 @@ class Profile:
         return max(times[low] + slope * (rows - low), 0.0)
 
     def alone(self, request: "Request", native: int = 1024, factor: int = 8) -> float:
-        """About what a request takes by itself, in seconds of `seconds`.
+        """Estimate the seconds of a request that runs alone.
 
         Args:
-            request: not planned yet: sizes that follow from its picture are taken as native.
-            native: the side that the model draws, in pixels.
+            request: not planned yet, so that a size that follows from its picture counts as native.
+            native: side in pixels that the model draws.
             factor: pixels per latent cell.
         """
         height = (request.height or native) // factor
@@ -101,10 +107,10 @@ class Profile:
 
     @classmethod
     def read(cls, path: Path) -> "Profile":
-        """As `write` wrote it.
+        """Read a profile that `write` has written.
 
         Raises:
-            OutputError: it is not such a file.
+            OutputError: the file is not a profile.
         """
         try:
             found: Any = json.loads(path.read_text("utf-8"))
@@ -116,14 +122,14 @@ class Profile:
             return cls(str(found["device"]), measured, *about)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
-                f"{path} is not a profile: {error!r}. Make it anew with `overpaint bench`."
+                f"{path} is not a profile: {error!r}. Make another one with `overpaint bench`."
             ) from error
 
     def write(self, path: Path) -> None:
-        """Write it as JSON.
+        """Write the profile as JSON.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         seconds = {f"{h}x{w}": dict(times) for (h, w), times in self.measured.items()}
         about = {"model": self.model, "dtype": self.dtype, "device": self.device}

@@ -1,38 +1,40 @@
-"""Which rows run next: shortest remaining work first, aged, and fair between keys.
+"""Choose the rows that run next: least remaining work first, with aging, and fair between API keys.
 
-It knows neither a model nor a clock. Whoever runs the work says who has any (`enter`), `pick`s,
-runs that, and says what it `spent`.
+The scheduler knows neither models nor a clock. The engine names the keys that have work (`enter`),
+asks for tasks (`pick`), runs them, and reports the time (`charge`).
 """
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
 AGEING = 0.07
-"""Seconds of work that a second of waiting makes up for. What needs r seconds more than the
-shortest newcomers waits for them at most r / AGEING seconds. Who is served does not wait: among
-many that share their steps, what takes long would else overtake what has just come. With 0.25,
-sixteen unlike requests at once on two cores had short ones take 2.4 s at the median, with 0.1
-1.5 s, with 0.05 1.2 s; long ones 7.7, 9.4 and 10.5 s."""
+"""Seconds of work that one second of waiting counts for, which prevents starvation.
+
+A task that needs r seconds more than the shortest new ones waits for them at most r / AGEING
+seconds. A request that runs does not age: among requests that share steps, long ones would overtake
+new short ones. With 16 different requests on two cores, values of 0.25, 0.1 and 0.05 gave medians
+of 2.4, 1.5 and 1.2 s for short requests, and 7.7, 9.4 and 10.5 s for long ones.
+"""
 
 PRIORITY = 3600.0
-"""Seconds of work that one step of priority makes up for."""
+"""Seconds of work that one step of priority counts for."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Work that can be taken up at once: the next step of a picture, or its decoding.
+    """Work that can run now: the next step of a picture, or its decoding.
 
     Attributes:
-        job: that it belongs to.
-        key: on whose account it runs; "" where there are no accounts.
-        group: tasks of one group may run together: of one network and one latent shape.
-        rows: of the network's batch that it takes.
+        job: name of the picture's job, and the picture's index.
+        key: API key that is charged; "" without keys.
+        group: tasks of one group can run together: one network and one latent shape.
+        rows: rows of the network's batch.
         remaining: seconds of work until the whole job is done, alone on the device.
-        arrived: when the job came, in seconds of any clock.
-        priority: higher goes first.
-        served: seconds since it arrived in which the job took part in what ran.
-        last: it is the last thing that a picture needs. Such tasks go first, whoever's they are:
-            they are short, and all the work that went before them waits for them.
+        arrived: when the job arrived, in seconds of any clock.
+        priority: higher runs first.
+        served: seconds since then in which the job took part in a step or decoding.
+        last: whether it is the last task of its picture. Such tasks run first, for any key, because
+            they are short and finish a picture.
     """
 
     job: str
@@ -48,13 +50,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the device says about groups.
+    """Properties of groups on the device.
 
     Attributes:
-        cap: rows of a group that one call takes.
-        entry: seconds until a group can run at all: 0 if its model is on the device, else what it
-            takes to bring it there. Tasks of a model that is there therefore go first, until the
-            others have waited long enough.
+        cap: returns the rows of a group that one call takes.
+        entry: returns the seconds until a group can run: 0 if its model is in memory, else the time
+            to load it. So tasks of loaded models run first, until the others have waited long
+            enough.
     """
 
     cap: Callable[[Hashable], int]
@@ -62,31 +64,31 @@ class Costs:
 
 
 class Scheduler:
-    """Picks what runs next.
+    """Picks the tasks that run next.
 
-    Fairness is start-time fair queueing (Goyal, Vin & Cheng 1996) over seconds of the device: a key
-    is behind by what it was given beyond the least served of those that wait, and one that comes
-    back after a pause has no credit from it.
+    Fairness is start-time fair queueing (Goyal, Vin & Cheng 1996) over seconds of the device. A
+    key's delay is its device time beyond that of the least served waiting key. A key that returns
+    after a pause has no credit from the pause.
     """
 
     def __init__(self) -> None:
         self._served: dict[str, float] = {}
 
     def enter(self, keys: Iterable[str]) -> None:
-        """Say which keys have work now: those that are new begin level with the least served."""
+        """Name the keys that have work; new keys start level with the least served key."""
         active = set(keys)
         known = [served for key, served in self._served.items() if key in active]
         least = min(known, default=0.0)
         self._served = {key: self._served.get(key, least) - least for key in active}
 
     def pick(self, tasks: Iterable[Task], now: float, costs: Costs) -> list[Task]:
-        """The tasks to run together next, the first one's group, no more rows than its cap.
+        """Return the tasks to run together next: the most urgent one, and others of its group.
 
-        A task that takes more rows than the cap runs alone.
+        They have no more rows than the group's cap, unless the first one alone has more.
 
         Args:
-            tasks: all that could run, of keys that were entered.
-            now: by the clock of their arrival.
+            tasks: all tasks that can run, of keys that were entered.
+            now: by the clock of `Task.arrived`.
             costs: of the groups.
         """
         waiting = list(tasks)
@@ -108,10 +110,10 @@ class Scheduler:
         return chosen
 
     def charge(self, tasks: Iterable[Task], seconds: float) -> list[float]:
-        """Put what a call took to the accounts of those that it was for, by their rows.
+        """Charge the time of a call to the keys of its tasks, in proportion to rows.
 
         Returns:
-            Each task's share, in seconds.
+            Each task's share in seconds.
         """
         ran = list(tasks)
         rows = sum(task.rows for task in ran)

@@ -91,9 +91,9 @@ class HttpSettings(_Settings):
     response_timeout_s: float = 30.0
     """Seconds after which the server closes a connection whose client reads nothing."""
     keep_alive_s: int = 75
-    """Seconds that an idle connection stays open. Clients and load balancers close theirs earlier
-    (httpx after 5 s, load balancers after 60 s), so the server does not close one that is about to
-    be used."""
+    """Seconds that an idle connection stays open. Clients and load balancers close their
+    connections earlier (httpx after 5 s, load balancers after 60 s), so the server does not close
+    one that is about to be used."""
     shutdown_timeout_s: int = 5
     """Seconds that open connections have after all running jobs have ended."""
     disconnect_poll_interval_s: float = 5.0

@@ -1,4 +1,4 @@
-"""What requests name is here, or they are refused; and the refiner that a server was given."""
+"""The server rejects requests with unknown names; the refiner that the operator configures."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def control(**fields: Any) -> dict[str, Any]:
         ({"refiner": "sdxl-refiner"}, "refiner", "unknown checkpoint 'sdxl-refiner'"),
     ],
 )
-def test_what_is_not_here_is_refused(
+def test_references_unknown_name_is_rejected(
     client: TestClient, request_: Any, field: str, says: str
 ) -> None:
     answer = client.post("/api/jobs", json={"request": request_})
@@ -88,18 +88,20 @@ def test_what_is_not_here_is_refused(
         {"refiner": FOLDER},
     ],
 )
-def test_what_is_here_is_accepted(client: TestClient, request_: Any) -> None:
+def test_references_known_names_are_accepted(client: TestClient, request_: Any) -> None:
     assert client.post("/api/jobs", json={"request": request_}).status_code == 201
 
 
-def test_a_damaged_entry_is_not_taken_for_a_missing_one(client: TestClient, tmp_path: Path) -> None:
+def test_references_damaged_entry_is_not_reported_missing(
+    client: TestClient, tmp_path: Path
+) -> None:
     (tmp_path / "home" / "models" / "ink.json").write_text("{}")
     answer = client.post("/api/jobs", json={"request": {"loras": [{"name": "ink"}]}})
     assert answer.status_code == 422
     assert "cannot be read" in answer.json()["detail"]
 
 
-def test_replicate_s_clients_read_their_own_names(client: TestClient) -> None:
+def test_references_replicate_errors_use_replicate_fields(client: TestClient) -> None:
     path = "/v1/models/any/miniature/predictions"
     for inputs, field in (
         ({"replicate_weights": "pen"}, "replicate_weights"),
@@ -116,7 +118,7 @@ def jobs(client: TestClient) -> list[Any]:
     return client.get("/api/jobs").json()["jobs"]
 
 
-def test_the_refiner_that_the_server_was_given(client: TestClient) -> None:
+def test_references_configured_refiner_is_accepted(client: TestClient) -> None:
     ensemble = {"refine": "expert_ensemble_refiner", "high_noise_frac": 0.7}
     after = {"refine": "base_image_refiner", "refine_steps": 9}
     client.post("/v1/models/any/miniature/predictions", json={"input": ensemble})
@@ -127,7 +129,7 @@ def test_the_refiner_that_the_server_was_given(client: TestClient) -> None:
     assert (second["refine"], second["refine_steps"]) == ("sequential", 9)
 
 
-def test_a_server_without_a_refiner(tmp_path: Path) -> None:
+def test_references_server_without_refiner_rejects_refining(tmp_path: Path) -> None:
     with client_of(tmp_path) as client:
         inputs = {"refine": "expert_ensemble_refiner"}
         answer = client.post("/v1/models/any/miniature/predictions", json={"input": inputs})
@@ -136,7 +138,7 @@ def test_a_server_without_a_refiner(tmp_path: Path) -> None:
         assert jobs(client) == []
 
 
-def test_the_refiner_paints(tmp_path: Path) -> None:
+def test_refiner_of_the_server_paints(tmp_path: Path) -> None:
     """With the miniature itself: its record says who painted."""
     config = EngineConfig(("miniature",), "cpu", "fp32", tmp_path / "home")
     engine_factory = partial(make_engine, config)

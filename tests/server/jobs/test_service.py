@@ -1,4 +1,4 @@
-"""A server over the days: what it forgets and what it keeps, and that it is alone in its folder."""
+"""The service: removal of expired jobs and files, the folder's lock, and listeners."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def made(service: Service, request: Request) -> str:
     return asyncio.run(run())
 
 
-def test_what_is_older_than_it_is_kept_is_forgotten(tmp_path: Path) -> None:
+def test_service_tidy_removes_expired_jobs_and_files(tmp_path: Path) -> None:
     with served(tmp_path) as service:
         name = made(service, Request(image=read_picture(HOUSE)))
         upload = service.files.put(b"of no job")
@@ -60,7 +60,7 @@ def test_what_is_older_than_it_is_kept_is_forgotten(tmp_path: Path) -> None:
         assert not any(service.files.has(file) for file in files)
 
 
-def test_what_is_needed_is_kept(tmp_path: Path) -> None:
+def test_service_tidy_keeps_needed_files(tmp_path: Path) -> None:
     with served(tmp_path, keep=3600.0, seconds=0.5) as service:
         waiting = asyncio.run(service.submit(Request(image=read_picture(HOUSE))))
         fresh = service.files.put(b"of no job yet")
@@ -73,15 +73,15 @@ def test_what_is_needed_is_kept(tmp_path: Path) -> None:
         assert service.jobs.get(waiting.id) is not None
 
 
-def test_a_folder_has_one_server(tmp_path: Path) -> None:
+def test_service_second_server_in_a_folder_is_refused(tmp_path: Path) -> None:
     with served(tmp_path), pytest.raises(StoreError, match="another server has the folder"):
         Service(settings_for(tmp_path), ScriptedEngine)
     with served(tmp_path):
         pass
 
 
-def test_who_listens_learns_what_others_stored(tmp_path: Path) -> None:
-    """As when another server of the same store has the job."""
+def test_service_listener_sees_events_of_other_servers(tmp_path: Path) -> None:
+    """Another server of the same store has the job."""
 
     async def run(service: Service) -> None:
         story, feed = service.follow("x"), service.feed
@@ -109,7 +109,7 @@ def test_who_listens_learns_what_others_stored(tmp_path: Path) -> None:
         asyncio.run(run(service))
 
 
-def test_who_listens_learns_that_a_job_is_forgotten(tmp_path: Path) -> None:
+def test_service_listener_of_removed_job_ends(tmp_path: Path) -> None:
     async def run(service: Service) -> None:
         ended = asyncio.create_task(service.ended("no job", PATIENCE))
         with service.feed.listen("no job") as listener:

@@ -1,4 +1,4 @@
-"""A server that is asked to end: what is under way ends, what waits stays, listeners are let go."""
+"""Shutdown: running jobs finish, queued jobs stay queued, and listeners are disconnected."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def begun(server: Server) -> tuple[str, str, list[threading.Thread], list[list[s
 
 
 @pytest.mark.parametrize("told", ["the server", "all its processes"])
-def test_one_signal_lets_jobs_under_way_end(tmp_path: Path, told: str) -> None:
+def test_shutdown_one_signal_lets_running_jobs_finish(tmp_path: Path, told: str) -> None:
     """A terminal's Ctrl-C and service managers tell all."""
     with Server(tmp_path, "--room", "1", "--grace", "60").until_ready() as server:
         running, waiting, threads, heard = begun(server)
@@ -67,7 +67,7 @@ def test_one_signal_lets_jobs_under_way_end(tmp_path: Path, told: str) -> None:
         assert states(tmp_path) == {running: "succeeded", waiting: "queued"}
 
 
-def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+def test_shutdown_second_signal_stops_at_once(tmp_path: Path) -> None:
     with Server(tmp_path, "--room", "1", "--grace", "3600", "--seconds", "60").until_ready() as one:
         waiting = one.submit(steps=STEPS)
         until(lambda: one.job(waiting)["state"] == "running", "it does not run")

@@ -1,4 +1,4 @@
-"""A worker under watch: what it makes is published once, whatever happens to it."""
+"""The supervisor publishes each job once, even if the worker, the server or the store fails."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     made.jobs.database.close()
 
 
-def test_a_job_s_pictures_are_published(house: House) -> None:
+def test_supervisor_publishes_a_job_s_pictures(house: House) -> None:
     house.open()
     output = OutputOptions(kind="webp", options={"quality": 50}, preview_every=2)
     name = house.submit("note", output=output)
@@ -137,14 +137,14 @@ def test_a_job_s_pictures_are_published(house: House) -> None:
     assert said == ["queued", "started", "notice", "succeeded"]
 
 
-def test_a_job_that_fails_says_why(house: House) -> None:
+def test_supervisor_failed_job_has_its_error(house: House) -> None:
     house.open()
     refused, broken = house.submit("refuse"), house.submit("break")
     assert house.ended(refused).error == "prompt: refused"
     assert "defect in Overpaint: ZeroDivisionError" in (house.ended(broken).error or "")
 
 
-def test_workers_that_die_in_vain_come_more_and_more_seldom(
+def test_supervisor_restart_delay_grows_with_deaths(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [restart_delay_s(deaths) for deaths in range(6)] == [0, 0, 0, 1, 2, 4]
@@ -164,7 +164,7 @@ def test_workers_that_die_in_vain_come_more_and_more_seldom(
     assert deaths == [0, *in_vain, *after_steps]
 
 
-def test_what_cannot_be_read_fails_alone(house: House) -> None:
+def test_supervisor_unreadable_picture_fails_only_its_job(house: House) -> None:
     house.jobs.submit(NewJob("bad", "", "m", {"prompt": "", "image": {"file": "0" * 64}}, 1.0))
     house.open()
     good = house.submit()
@@ -172,14 +172,14 @@ def test_what_cannot_be_read_fails_alone(house: House) -> None:
     assert house.ended(good).state == "succeeded"
 
 
-def test_jobs_of_other_models_are_left_alone(house: House) -> None:
+def test_supervisor_ignores_jobs_of_other_models(house: House) -> None:
     house.jobs.submit(NewJob("other", "", "sdxl", {"prompt": ""}, 1.0))
     house.open()
     house.ended(house.submit())
     assert house.jobs.counts()["queued"] == 1
 
 
-def test_cancel(house: House) -> None:
+def test_supervisor_cancel_ends_queued_and_running_jobs(house: House) -> None:
     supervisor = house.open(0.02)
     name = house.submit(steps=1000)
     house.until(lambda: any(of == name for of, _ in house.heard))
@@ -189,7 +189,7 @@ def test_cancel(house: House) -> None:
     assert house.ended(house.submit()).state == "succeeded"
 
 
-def test_a_worker_that_dies_is_replaced_and_its_jobs_run_again(house: House) -> None:
+def test_supervisor_dead_worker_is_replaced_and_its_jobs_rerun(house: House) -> None:
     supervisor = house.open(0.05)
     names = [house.submit(steps=20) for _ in range(4)]
     house.until(lambda: len({of for of, _ in house.heard}) == 4)
@@ -206,7 +206,7 @@ def test_a_worker_that_dies_is_replaced_and_its_jobs_run_again(house: House) -> 
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_job_that_kills_its_worker_is_given_up(house: House, steps: int) -> None:
+def test_supervisor_job_that_kills_workers_fails(house: House, steps: int) -> None:
     """Also at its first step, when the worker has said nothing of it; the others end well."""
     house.open()
     deadly = house.submit("die", steps)
@@ -217,7 +217,7 @@ def test_a_job_that_kills_its_worker_is_given_up(house: House, steps: int) -> No
         assert house.ended(name).state == "succeeded"
 
 
-def test_a_worker_that_stands_still_is_replaced(house: House) -> None:
+def test_supervisor_silent_worker_is_replaced(house: House) -> None:
     supervisor = house.open(step_timeout_s=2.0)
     name = house.submit("hang", steps=4)
     house.until(lambda: (name, "requeued") in house.heard)
@@ -227,7 +227,7 @@ def test_a_worker_that_stands_still_is_replaced(house: House) -> None:
     house.until(lambda: house.jobs.counts()["canceled"] == 1)
 
 
-def test_a_worker_that_reads_no_more_holds_nobody_up(house: House) -> None:
+def test_supervisor_worker_that_reads_nothing_is_replaced(house: House) -> None:
     """An order is larger than what the pipe takes in; the one who sends it also watches."""
     supervisor = house.open(step_timeout_s=1.0, message_timeout_s=1.0)
     frozen = house.submit("freeze", steps=4)
@@ -238,7 +238,7 @@ def test_a_worker_that_reads_no_more_holds_nobody_up(house: House) -> None:
     assert supervisor.restarts == CRASHES
 
 
-def test_who_stands_still_in_the_middle_is_not_waited_for_as_long_as_a_step(house: House) -> None:
+def test_supervisor_message_that_stops_halfway_times_out_early(house: House) -> None:
     supervisor = house.open(step_timeout_s=600.0, message_timeout_s=0.5)
     frozen = house.submit("freeze", steps=4)
     house.until(lambda: (frozen, Step(1, 4, 3.0)) in house.heard)
@@ -246,7 +246,7 @@ def test_who_stands_still_in_the_middle_is_not_waited_for_as_long_as_a_step(hous
     house.until(lambda: supervisor.restarts == 1)
 
 
-def test_leases_of_its_own_that_ran_out_are_nobody_s(tmp_path: Path, clock: Clock) -> None:
+def test_supervisor_own_expired_lease_requeues_the_job(tmp_path: Path, clock: Clock) -> None:
     """The machine slept, or its clock was put right: nothing died."""
     jobs = Jobs(Database(f"sqlite:///{tmp_path}/jobs.db", clock))
     house = House(tmp_path, jobs, Files(tmp_path))
@@ -263,7 +263,7 @@ def test_leases_of_its_own_that_ran_out_are_nobody_s(tmp_path: Path, clock: Cloc
     assert (job.state, job.attempt, job.crashes) == ("succeeded", 1, 0)
 
 
-def test_an_attempt_that_another_took_is_let_go(house: House) -> None:
+def test_supervisor_attempt_taken_by_another_is_dropped(house: House) -> None:
     house.open(0.05, lease_s=1.0)
     name = house.submit(steps=40)
     house.until(lambda: (name, Step(1, 40, 39.0)) in house.heard)
@@ -279,7 +279,7 @@ def defects(caplog: pytest.LogCaptureFixture) -> list[type[BaseException] | None
     return [record.exc_info[0] for record in found if record.exc_info]
 
 
-def test_an_end_that_no_store_takes_is_another_one(
+def test_supervisor_end_that_cannot_be_stored_fails_the_job(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     finish = house.jobs.finish
@@ -319,7 +319,7 @@ def fail_at_first(
     monkeypatch.setattr(house.jobs, method, failing)
 
 
-def test_a_store_that_is_busy_for_a_while_takes_ends_later(
+def test_supervisor_busy_store_gets_ends_later(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_at_first(house, monkeypatch, error=BusyError("QueuePool limit reached"))
@@ -327,7 +327,7 @@ def test_a_store_that_is_busy_for_a_while_takes_ends_later(
     assert house.ended(house.submit()).state == "succeeded"
 
 
-def test_an_end_that_was_stored_unheard_is_published(
+def test_supervisor_end_stored_without_answer_is_published(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection breaks between the commit and its answer."""
@@ -348,7 +348,7 @@ def test_an_end_that_was_stored_unheard_is_published(
     assert supervisor.ended["succeeded"] == 1
 
 
-def test_an_order_that_cannot_be_given_fails_alone(
+def test_supervisor_job_that_cannot_be_sent_fails_alone(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     unpack, calls = house.files.unpack, itertools.count()
@@ -367,7 +367,7 @@ def test_an_order_that_cannot_be_given_fails_alone(
     assert defects(caplog) == [MemoryError]
 
 
-def test_who_is_to_be_alone_is_alone_where_an_order_fails(
+def test_supervisor_isolated_job_stays_alone_if_another_fails(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It made room, while others had been claimed with it."""
@@ -395,7 +395,9 @@ def test_who_is_to_be_alone_is_alone_where_an_order_fails(
     assert all(crashes == [3] for crashes in together if 3 in crashes)
 
 
-def test_a_few_are_claimed_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_supervisor_claims_jobs_in_small_batches(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pictures of many may take longer to read than a lease lasts."""
     names = [house.submit() for _ in range(20)]
     claim, claims = house.jobs.claim, list[int]()
@@ -412,7 +414,7 @@ def test_a_few_are_claimed_at_once(house: House, monkeypatch: pytest.MonkeyPatch
     assert (sum(claims), max(claims)) == (20, CLAIM_BATCH_JOBS)
 
 
-def test_a_store_that_fails_for_a_while_loses_nothing(
+def test_supervisor_failing_store_loses_no_job(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_at_first(house, monkeypatch)
@@ -423,7 +425,7 @@ def test_a_store_that_fails_for_a_while_loses_nothing(
         assert (job.state, job.attempt) == ("succeeded", 1)
 
 
-def test_a_defect_does_not_end_the_thread_that_ends_jobs(
+def test_supervisor_defect_does_not_end_its_thread(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is said aloud, and every job ends all the same."""
@@ -441,7 +443,7 @@ def test_a_defect_does_not_end_the_thread_that_ends_jobs(
     assert defects(caplog) == [ZeroDivisionError] * 2
 
 
-def test_a_worker_that_dies_while_the_store_fails_has_died_once(
+def test_supervisor_worker_death_with_failing_store_counts_once(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_at_first(house, monkeypatch, "give_back")
@@ -450,7 +452,7 @@ def test_a_worker_that_dies_while_the_store_fails_has_died_once(
     assert supervisor.restarts == CRASHES
 
 
-def test_what_was_told_at_once_is_kept_while_the_store_fails(
+def test_supervisor_messages_wait_while_the_store_fails(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jobs that end in one tick; the store fails at the first, and each is charged all the same."""
@@ -463,8 +465,10 @@ def test_what_was_told_at_once_is_kept_while_the_store_fails(
     assert (total.jobs, total.device_seconds) == (8, pytest.approx(8 * 0.002))
 
 
-def test_a_frozen_server_s_result_is_refused(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It sleeps past its lease just before it publishes; another one does the job meanwhile."""
+def test_supervisor_frozen_server_s_result_is_rejected(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server sleeps past its lease just before it publishes, and another one runs the job."""
     frozen, thawed = threading.Event(), threading.Event()
     finish = house.jobs.finish
 
@@ -489,7 +493,7 @@ def test_a_frozen_server_s_result_is_refused(house: House, monkeypatch: pytest.M
     assert [e.kind for e in house.jobs.history(name)].count("succeeded") == 1
 
 
-def test_a_drain_finishes_what_is_under_way_and_keeps_the_rest(house: House) -> None:
+def test_supervisor_stop_finishes_running_jobs_and_keeps_queued_ones(house: House) -> None:
     supervisor = house.open(0.02, max_jobs=2)
     names = [house.submit(steps=10) for _ in range(5)]
     house.until(lambda: len({of for of, _ in house.heard}) == 2)
@@ -502,7 +506,7 @@ def test_a_drain_finishes_what_is_under_way_and_keeps_the_rest(house: House) -> 
     assert other.restarts == 0
 
 
-def test_a_stop_without_grace_gives_back(house: House) -> None:
+def test_supervisor_stop_without_grace_requeues(house: House) -> None:
     supervisor = house.open(0.05)
     name = house.submit(steps=1000)
     house.until(lambda: any(of == name for of, _ in house.heard))
@@ -512,7 +516,7 @@ def test_a_stop_without_grace_gives_back(house: House) -> None:
     assert (job.state, job.crashes) == ("queued", 0)
 
 
-def test_a_job_s_end_is_the_last_that_is_said_of_it(
+def test_worker_end_of_a_job_is_its_last_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However fast its pictures are written: here at once."""
@@ -535,7 +539,7 @@ def test_a_job_s_end_is_the_last_that_is_said_of_it(
 
     class AtOnce:
         def __init__(self, *_: object) -> None:
-            """As an executor."""
+            """Take the arguments of an executor."""
 
         def submit(self, call: Callable[..., None], *arguments: object) -> None:
             call(*arguments)
@@ -563,14 +567,14 @@ def worker() -> Iterator[tuple[Connection, BaseProcess]]:
     process.join(LONG)
 
 
-def test_the_worker_ends_with_its_server(worker: tuple[Connection, BaseProcess]) -> None:
+def test_worker_ends_with_its_server(worker: tuple[Connection, BaseProcess]) -> None:
     ours, process = worker
     ours.close()
     process.join(LONG)
     assert process.exitcode == 1
 
 
-def test_the_worker_ends_where_it_cannot_read_what_it_is_told(
+def test_worker_unreadable_message_ends_it(
     worker: tuple[Connection, BaseProcess],
 ) -> None:
     ours, process = worker

@@ -24,12 +24,12 @@ PATIENCE = 30.0
 
 @dataclass
 class Receiver:
-    """What was posted to somebody, who answers as it is told to.
+    """A receiver of webhooks with configured responses.
 
     Attributes:
-        url: where.
-        posts: headers and body of each.
-        answers: statuses to answer with; 200 once there are no more.
+        url: address of the receiver.
+        posts: headers and body of each delivery.
+        answers: statuses of the next responses; 200 after that.
     """
 
     url: str
@@ -103,7 +103,7 @@ def log(url: str, name: str) -> dict[str, Any]:
     return {posted["event"]: posted for posted in answer.json()}
 
 
-def test_a_prediction_is_told_signed(url: str, receiver: Receiver) -> None:
+def test_webhook_of_prediction_is_signed(url: str, receiver: Receiver) -> None:
     made = predict(url, receiver.url)
     until(lambda: "completed" in receiver.kinds())
     secret = httpx.get(f"{url}/v1/webhooks/default/secret").json()["key"]
@@ -122,7 +122,7 @@ def test_a_prediction_is_told_signed(url: str, receiver: Receiver) -> None:
     assert done["completed_at"]
 
 
-def test_only_what_was_asked_for_is_told(url: str, receiver: Receiver) -> None:
+def test_webhook_filter_limits_events(url: str, receiver: Receiver) -> None:
     for only in (["completed"], []):
         predict(url, receiver.url, webhook_events_filter=only)
     predict(url, receiver.url, "refuse", webhook_events_filter=["output", "completed"])
@@ -131,9 +131,7 @@ def test_only_what_was_asked_for_is_told(url: str, receiver: Receiver) -> None:
     assert {told["status"] for _, told in receiver.told()} == {"succeeded", "failed"}
 
 
-def test_logs_are_told_while_a_job_goes_on_and_not_too_often(
-    tmp_path: Path, receiver: Receiver
-) -> None:
+def test_webhook_logs_are_sent_at_intervals(tmp_path: Path, receiver: Receiver) -> None:
     with running(tmp_path, 0.1) as url:
         predict(url, receiver.url, webhook_events_filter=["logs", "completed"])
         until(lambda: "completed" in receiver.kinds())
@@ -148,7 +146,7 @@ def _read(post: tuple[dict[str, str], bytes]) -> tuple[str, Any]:
     return post[0]["webhook-id"], json.loads(post[1])
 
 
-def test_what_fails_is_tried_again_and_the_log_says_so(retrying: str, receiver: Receiver) -> None:
+def test_webhook_failed_delivery_is_repeated_and_logged(retrying: str, receiver: Receiver) -> None:
     url = retrying
     receiver.answers = [500, 302]
     made = predict(url, receiver.url, webhook_events_filter=["completed"])
@@ -164,7 +162,7 @@ def test_what_fails_is_tried_again_and_the_log_says_so(retrying: str, receiver: 
     assert missing.status_code == 409
 
 
-def test_what_cannot_be_reached_is_given_up_after_some_tries(retrying: str) -> None:
+def test_webhook_unreachable_receiver_fails_after_all_tries(retrying: str) -> None:
     url = retrying
     hook = "http://127.0.0.1:9/nobody"
     made = predict(url, hook, webhook_events_filter=["completed"])
@@ -174,7 +172,7 @@ def test_what_cannot_be_reached_is_given_up_after_some_tries(retrying: str) -> N
     assert all("ConnectError" in one["error"] for one in tries)
 
 
-def test_a_receiver_that_is_gone_is_left_alone(tmp_path: Path, receiver: Receiver) -> None:
+def test_webhook_receiver_with_410_gets_no_more(tmp_path: Path, receiver: Receiver) -> None:
     receiver.answers = [410]
     with running(tmp_path, 0.1) as url:
         made = predict(url, receiver.url, webhook_events_filter=["start", "completed"])
@@ -186,7 +184,7 @@ def test_a_receiver_that_is_gone_is_left_alone(tmp_path: Path, receiver: Receive
     assert receiver.kinds() == ["start"]
 
 
-def test_ours_are_told_in_our_words(url: str, receiver: Receiver) -> None:
+def test_webhook_of_native_job_has_the_native_body(url: str, receiver: Receiver) -> None:
     body = {"request": {"prompt": "a cup"}, "webhook": receiver.url}
     made = httpx.post(f"{url}/api/jobs", json=body).json()
     until(lambda: len(receiver.kinds()) == 2)  # in any order, if both were due at once
@@ -197,7 +195,7 @@ def test_ours_are_told_in_our_words(url: str, receiver: Receiver) -> None:
     assert told["completed"]["results"][0]["url"].startswith("/api/jobs/")
 
 
-def test_what_a_server_owed_when_it_ended_is_told_by_the_next(
+def test_webhook_due_at_shutdown_is_sent_by_the_next_server(
     tmp_path: Path, receiver: Receiver
 ) -> None:
     with running(tmp_path, 0.01) as url:
@@ -210,7 +208,7 @@ def test_what_a_server_owed_when_it_ended_is_told_by_the_next(
 
 
 @pytest.mark.parametrize("bad", ["ftp://example.org", "http://", "example.org", 7])
-def test_no_place_to_post_to(url: str, bad: Any) -> None:
+def test_webhook_invalid_url_is_rejected(url: str, bad: Any) -> None:
     for path, body in (
         ("/api/jobs", {"request": {}, "webhook": bad}),
         ("/v1/predictions", {"version": "overpaint/miniature", "input": {}, "webhook": bad}),
@@ -220,7 +218,7 @@ def test_no_place_to_post_to(url: str, bad: Any) -> None:
         assert "webhook" in answer.text
 
 
-def test_the_signature_of_the_standard() -> None:
+def test_webhook_signature_matches_the_standard() -> None:
     """The example of the Standard Webhooks libraries."""
     headers = sign_webhook(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",

@@ -128,7 +128,7 @@ class Supervisor:
 
     @property
     def ready(self) -> bool:
-        """Whether there is a worker that accepts jobs."""
+        """Return whether there is a worker that accepts jobs."""
         worker = self._worker
         return worker is not None and worker.ready
 
