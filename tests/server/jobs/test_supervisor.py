@@ -497,7 +497,7 @@ def test_supervisor_stop_finishes_running_jobs_and_keeps_queued_ones(house: Hous
     supervisor = house.open(0.02, max_jobs=2)
     names = [house.submit(steps=10) for _ in range(5)]
     house.until(lambda: len({of for of, _ in house.heard}) == 2)
-    supervisor.stop(grace=LONG)
+    supervisor.stop(grace_s=LONG)
     counts = house.jobs.counts()
     assert counts["succeeded"] == 2
     assert counts["queued"] == 3
