@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ class Watched:
     def cancel(self, name: str) -> None:
         self._engine.cancel(name)
 
-    def tick(self) -> list[tuple[str, EngineEvent]]:
+    def tick(self) -> Sequence[tuple[str, EngineEvent]]:
         began = time.monotonic()
         told = self._engine.tick()
         # A job is known to the worker by its attempt, "JOB.1".
