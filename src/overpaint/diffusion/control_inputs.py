@@ -113,13 +113,15 @@ def _make_hint(
         how: Any = Resampling.NEAREST if HINTS[asked.kind].labels else Resampling.LANCZOS
         if hint.size not in (canvas.size, canvas.placement.source):
             notices.append(
-                f"the {asked.kind} hint of {hint.width}x{hint.height} is resampled to fit."
+                f"the {asked.kind} control image of {hint.width}x{hint.height} is resampled to fit."
             )
         return _place(canvas, hint, f"{field}.hint", how)
     hints.check_hint(asked.kind, asked.options, f"{field}.options")
     picture = codec.decode(asked.image) if asked.image else canvas.source_picture
     if picture is None:
-        raise RequestError(field, f"there is no picture to make the {asked.kind} hint from.")
+        raise RequestError(
+            field, f"there is no picture to make the {asked.kind} control image from."
+        )
     placed = _place(canvas, picture, f"{field}.image")
     return hints.make_hint(asked.kind, placed, asked.options, estimate)
 

@@ -49,8 +49,8 @@ def encode_pixels(model: Model, pixels: NDArray[np.float32]) -> tuple[Moments, s
     vae: Any = model.vae
 
     def whole(part: Tensor) -> Tensor:
-        seen = part.to(model.device, vae.dtype)
-        return vae.encode(seen, return_dict=False)[0].parameters.float()
+        window = part.to(model.device, vae.dtype)
+        return vae.encode(window, return_dict=False)[0].parameters.float()
 
     def run() -> Tensor:
         batch = torch.from_numpy(pixels)[None]

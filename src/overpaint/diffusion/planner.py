@@ -30,7 +30,7 @@ TILED_CALL_MAX_CELLS = 4 * 128 * 128
 """The maximum number of latent cells per network call of a tiled stage on an accelerator."""
 
 
-def plan(request: Request, model: Model, extras: Addons = NO_ADDONS) -> Planned:
+def plan(request: Request, model: Model, addons: Addons = NO_ADDONS) -> Planned:
     """Compile a request for a model.
 
     Picture i gets seed + i; the pictures share everything else.
@@ -38,7 +38,7 @@ def plan(request: Request, model: Model, extras: Addons = NO_ADDONS) -> Planned:
     Args:
         request: the request.
         model: the base model.
-        extras: the loaded refiner, ControlNets, LoRAs and embeddings of the request.
+        addons: the loaded refiner, ControlNets, LoRAs and embeddings of the request.
 
     Raises:
         ModelError: the model cannot paint by itself, or the refiner does not fit it.
@@ -48,8 +48,8 @@ def plan(request: Request, model: Model, extras: Addons = NO_ADDONS) -> Planned:
     """
     if not model.family.paints:
         raise ModelError(
-            f"{model.name} is of the family {model.family.name}, which cannot paint by itself; "
-            "give an SDXL base model or a fine-tune of it."
+            f"{model.name} belongs to the family {model.family.name}, which cannot paint by "
+            "itself. Use an SDXL base model or a fine-tune of it."
         )
     canvas = _get_canvas(request, model)
     notices = _list_notices(request, model, canvas)
@@ -57,11 +57,11 @@ def plan(request: Request, model: Model, extras: Addons = NO_ADDONS) -> Planned:
     if strength == 0 or canvas.blank:
         return Planned((), canvas, tuple(notices))
     sigmas = _select_sigmas(request, model, request.num_inference_steps, strength)
-    first = _plan_stage(request, model, canvas, sigmas, notices, extras)
+    first = _plan_stage(request, model, canvas, sigmas, notices, addons)
     if canvas.start and strength < 1 and request.fill != "noise":
         first = replace(first, init=encode_picture(model, canvas.start, notices))
     if request.staged:
-        first = _append_second_stage(first, request, model, canvas, notices, extras)
+        first = _append_second_stage(first, request, model, canvas, notices, addons)
     plans = (replace(first, seed=request.seed + i) for i in range(request.num_images))
     return Planned(tuple(plans), canvas, tuple(notices))
 
@@ -72,7 +72,7 @@ def _append_second_stage(
     model: Model,
     canvas: Canvas,
     notices: list[str],
-    extras: Addons,
+    addons: Addons,
 ) -> Plan:
     """Return the first stage, followed by the second one.
 
@@ -80,22 +80,22 @@ def _append_second_stage(
     second stage repaints the result of the first, with another strength, and can be larger.
     Control images and LoRAs act in a second stage of the same model. A refiner ignores them.
     """
-    second = extras.refiner or model
+    second = addons.refiner or model
     if second is not model:
         check_refiner(model, second)
-        extras = Addons(embeddings=extras.embeddings)
+        addons = Addons(embeddings=addons.embeddings)
     if request.refine == "ensemble":
         noisy, clean = stages.split_sigmas(first.sigmas, request.high_noise_frac)
         if len(clean) == 1:
             return first
-        last = _plan_stage(request, second, canvas, clean, notices, extras, all_sigmas=first.sigmas)
+        last = _plan_stage(request, second, canvas, clean, notices, addons, all_sigmas=first.sigmas)
         if len(noisy) == 1:
             return replace(last, init=first.init)
         return replace(first, sigmas=noisy, then=Stage(last, stages.carry_latent))
     larger = canvas.scale(request.upscale)
     steps = request.refine_steps or request.num_inference_steps
     sigmas = _select_sigmas(request, second, steps, request.refine_strength)
-    last = _plan_stage(request, second, larger, sigmas, notices, extras)
+    last = _plan_stage(request, second, larger, sigmas, notices, addons)
     if larger is canvas:
         begin = stages.renoise_latent
     else:
@@ -121,7 +121,7 @@ def _plan_stage(
     canvas: Canvas,
     sigmas: Sigmas,
     notices: list[str],
-    extras: Addons,
+    addons: Addons,
     all_sigmas: Sigmas | None = None,
 ) -> Plan:
     """Return the plan of one stage: a model on a canvas over some sigmas.
@@ -134,14 +134,14 @@ def _plan_stage(
         canvas: of this stage.
         sigmas: of this stage.
         notices: the function appends messages for the user.
-        extras: of the request, if the stage belongs to the base model.
+        addons: those of the request, or for a refiner only its embeddings.
         all_sigmas: the sigmas of all stages that a gray mask divides; by default `sigmas`.
     """
-    positive, negative = _encode_conditioning(request, model, canvas, notices, extras)
+    positive, negative = _encode_conditioning(request, model, canvas, notices, addons)
     constraint: Constraint = Unconstrained()
-    if part := canvas.region:
-        kept = encode_picture(model, part.original, notices).mean
-        constraint = MaskConstraint(kept, _mask_cells(part.mask, model), all_sigmas or sigmas)
+    if region := canvas.region:
+        kept = encode_picture(model, region.original, notices).mean
+        constraint = MaskConstraint(kept, _mask_cells(region.mask, model), all_sigmas or sigmas)
     channels: int = model.vae.config["latent_channels"]
     width, height = canvas.size
     tiled = max(canvas.size) > 2 * model.native_size
@@ -212,8 +212,8 @@ def _list_notices(request: Request, model: Model, canvas: Canvas) -> list[str]:
         notices.append("the mask is black: there is nothing to paint, and the picture is returned.")
     elif outside := sizing.describe_untrained_size(canvas.size, model.native_size):
         notices.append(outside)
-    if (part := canvas.region) and (said := part.describe_crop(canvas.size)):
-        notices.append(said)
+    if (region := canvas.region) and (crop := region.describe_crop(canvas.size)):
+        notices.append(crop)
     if (request.negative_prompt or request.negative_prompt_2) and not request.guided:
         notices.append(
             f"negative_prompt is not used: guidance_scale {request.guidance_scale} over "
@@ -223,11 +223,11 @@ def _list_notices(request: Request, model: Model, canvas: Canvas) -> list[str]:
 
 
 def _encode_conditioning(
-    request: Request, model: Model, canvas: Canvas, notices: list[str], extras: Addons
+    request: Request, model: Model, canvas: Canvas, notices: list[str], addons: Addons
 ) -> tuple[Conditioning, Conditioning | None]:
     """Return the conditioning of the prompt and, if the request is guided, of the negative one."""
     positive, negative = prompt.encode_prompt_pair(
-        model, request, extras.adapters, extras.embeddings
+        model, request, addons.adapters, addons.embeddings
     )
     width, height = canvas.size
     whole = (height, width)
@@ -237,15 +237,15 @@ def _encode_conditioning(
     target = (request.aesthetic_score,) if scored else request.target_size or whole
     channels = _encode_channels(model, canvas, notices)
     controls = control_inputs.prepare_control_inputs(
-        request, model, canvas, extras.nets, extras.estimators, notices
+        request, model, canvas, addons.nets, addons.estimators, notices
     )
     conditioned = Conditioning(
-        Context(positive.tokens, extras.adapters),
+        Context(positive.tokens, addons.adapters),
         positive.pooled,
         _size_ids(model, original, crop, target),
         channels,
         controls,
-        extras.adapters,
+        addons.adapters,
     )
     if negative is None:
         return conditioned, None
@@ -256,7 +256,7 @@ def _encode_conditioning(
         (request.negative_aesthetic_score,) if scored else request.negative_target_size or target,
     )
     negative_controls = tuple(control for control in controls if control.weighting != "guess")
-    adapters = extras.adapters
+    adapters = addons.adapters
     tokens = Context(negative.tokens, adapters)
     return conditioned, Conditioning(
         tokens, negative.pooled, ids, channels, negative_controls, adapters
@@ -275,8 +275,8 @@ def _encode_channels(model: Model, canvas: Canvas, notices: list[str]) -> Tensor
     """
     if not model.family.sees_mask:
         return None
-    if part := canvas.region:
-        picture, hidden = part.original, (part.mask > 0).astype(np.float32)
+    if region := canvas.region:
+        picture, hidden = region.original, (region.mask > 0).astype(np.float32)
     else:
         width, height = canvas.size
         picture, hidden = Image.new("RGB", canvas.size), np.ones((height, width), np.float32)

@@ -32,19 +32,19 @@ class Run:
         """Plan a request.
 
         Raises:
-            RequestError, PictureError, ModelError, DeviceError: as `plan` and `Shelf.take`.
+            RequestError, PictureError, ModelError, DeviceError: see `plan` and `AddonLoader.load`.
         """
-        extras = addon_loader.load(request)
-        self.notices = list(extras.notices)
+        addons = addon_loader.load(request)
+        self.notices = list(addons.notices)
         self.model = model
-        self.request, said = few_step.apply_few_step_settings(request, extras.adapters)
-        if said:
-            self.notices.append(said)
-        planned = plan(self.request, model, extras)
+        self.request, notice = few_step.apply_few_step_settings(request, addons.adapters)
+        if notice:
+            self.notices.append(notice)
+        planned = plan(self.request, model, addons)
         self.notices += planned.notices
         self.trajectories = tuple(map(Trajectory, planned.plans))
         self._steps = sum(own.steps for own in planned.plans)
-        self._canvas, self._extras = planned.canvas, extras
+        self._canvas, self._addons = planned.canvas, addons
         self._pictures: dict[int, Image] = {}
         if not self.trajectories and planned.canvas.source_picture:
             copies = range(request.num_images)
@@ -60,8 +60,8 @@ class Run:
     @property
     def undecoded(self) -> list[int]:
         """Indices of the pictures whose latents are done but not decoded."""
-        all_of_them = enumerate(self.trajectories)
-        return [i for i, own in all_of_them if own.done and i not in self._pictures]
+        trajectories = enumerate(self.trajectories)
+        return [i for i, own in trajectories if own.done and i not in self._pictures]
 
     @property
     def complete(self) -> bool:
@@ -94,14 +94,14 @@ class Run:
     def finish(self) -> Finished:
         """Return the pictures with their metadata. All pictures must be decoded."""
         pictures = tuple(self._pictures[i] for i in range(self.request.num_images))
-        extras = self._extras
+        addons = self._addons
         used = metadata.UsedFiles(
-            loras=[adapter.lora for adapter in extras.adapters],
-            nets=[net for net in extras.nets if net],
-            embeddings=extras.embeddings,
+            loras=[adapter.lora for adapter in addons.adapters],
+            nets=[net for net in addons.nets if net],
+            embeddings=addons.embeddings,
         )
         records = tuple(
-            metadata.make_record(self.request, i, image.size, self.model, extras.refiner, used)
+            metadata.make_record(self.request, i, image.size, self.model, addons.refiner, used)
             for i, image in enumerate(pictures)
         )
         seeds = tuple(self.request.seed + i for i in range(self.request.num_images))

@@ -30,12 +30,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
+from overpaint.diffusion.schedule import Sigmas
 from overpaint.registry import SAMPLERS
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from overpaint.diffusion.schedule import Sigmas
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def get_sampler(name: str) -> Sampler:
 # One evaluation per step.
 
 
-def euler(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def euler(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """Euler's method (arXiv 2206.00364, algorithm 1 without its correction)."""
     for sigma, sigma_next in pairwise(sigmas):
         denoised = yield Evaluate(x, sigma)
@@ -80,7 +79,7 @@ def euler(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def euler_a(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def euler_a(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """Euler's method with ancestral noise (k-diffusion's `sample_euler_ancestral`, eta 1)."""
     for sigma, sigma_next in pairwise(sigmas):
         denoised = yield Evaluate(x, sigma)
@@ -89,12 +88,12 @@ def euler_a(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def ddim(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def ddim(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """DDIM with eta 0 (arXiv 2010.02502, equation 12); Euler in these coordinates (equation 13)."""
     return euler(x, sigmas, noise)
 
 
-def ddpm(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def ddpm(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """DDPM (arXiv 2006.11239, algorithm 2, with the posterior's variance of equation 7).
 
     The posterior has the mean denoised + (sigma_next / sigma)² (x - denoised) and the standard
@@ -103,7 +102,7 @@ def ddpm(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return euler_a(x, sigmas, noise)
 
 
-def lcm(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def lcm(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """Latent consistency models (arXiv 2310.04378, algorithm 3): denoise fully, add noise again.
 
     The boundary scalings c_skip and c_out are set to 0 and 1. That is right to 1e-5 at every
@@ -118,7 +117,7 @@ def lcm(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
 TCD_GAMMA = 0.3
 
 
-def tcd(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def tcd(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """Strategic stochastic sampling of TCD (arXiv 2402.19159), gamma 0.3.
 
     A step follows the ODE to timestep (1 - gamma) t_next, then adds noise up to t_next. The last
@@ -137,7 +136,7 @@ def tcd(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
 # Two evaluations per step, except on the step to 0.
 
 
-def heun(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def heun(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """Heun's method (arXiv 2206.00364, algorithm 1)."""
     for sigma, sigma_next in pairwise(sigmas):
         slope = _slope(x, (yield Evaluate(x, sigma)), sigma)
@@ -147,14 +146,14 @@ def heun(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def dpm2(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def dpm2(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """DPM-Solver-2 (arXiv 2206.00927, algorithm 1), k-diffusion's `sample_dpm_2`."""
     for sigma, sigma_next in pairwise(sigmas):
         x = yield from _dpm2_step(x, sigma, sigma_next)
     return x
 
 
-def dpm2_a(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def dpm2_a(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """DPM-Solver-2 with ancestral noise (k-diffusion's `sample_dpm_2_ancestral`, eta 1)."""
     for sigma, sigma_next in pairwise(sigmas):
         down, up = _ancestral(sigma, sigma_next)
@@ -162,7 +161,7 @@ def dpm2_a(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def dpmpp_2s_a(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def dpmpp_2s_a(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """DPM-Solver++(2S) (arXiv 2211.01095, algorithm 1, r = 1/2) with ancestral noise.
 
     k-diffusion's `sample_dpmpp_2s_ancestral`, eta 1.
@@ -173,7 +172,7 @@ def dpmpp_2s_a(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def dpmpp_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def dpmpp_sde(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """DPM-Solver++ for the SDE, single step, r = 1/2 (k-diffusion's `sample_dpmpp_sde`, eta 1).
 
     The noise at the middle of a step is part of the noise at its end, as on one path of the SDE.
@@ -198,7 +197,7 @@ def dpmpp_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
 # Multistep samplers. The history starts empty, wherever in a schedule the run begins.
 
 
-def lms(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def lms(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """Linear multistep of order 4 in sigma (k-diffusion's `sample_lms`), integrated exactly."""
     past: Past = []
     for sigma, sigma_next in pairwise(sigmas):
@@ -209,7 +208,7 @@ def lms(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def pndm(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def pndm(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """Pseudo linear multistep, PLMS (arXiv 2202.09778, equations 9 and 12), order 4.
 
     Adams-Bashforth over the step number, which assumes evenly spaced timesteps. The first step is
@@ -226,7 +225,7 @@ def pndm(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def deis(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def deis(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """DEIS of order 2, multistep in log rho (arXiv 2204.13902): eps is linear in log sigma."""
     past: Past = []
     for sigma, sigma_next in pairwise(sigmas):
@@ -235,7 +234,7 @@ def deis(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def dpmpp_2m(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def dpmpp_2m(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2)."""
     past: Past = []
     for sigma, sigma_next in pairwise(sigmas):
@@ -244,7 +243,7 @@ def dpmpp_2m(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def dpmpp_2m_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def dpmpp_2m_sde(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """SDE-DPM-Solver++(2M) (arXiv 2211.01095), `sample_dpmpp_2m_sde` with midpoint and eta 1."""
     past: Past = []
     for sigma, sigma_next in pairwise(sigmas):
@@ -254,7 +253,7 @@ def dpmpp_2m_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def dpmpp_3m_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def dpmpp_3m_sde(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """SDE-DPM-Solver++ of order 3 (arXiv 2211.01095), k-diffusion's `sample_dpmpp_3m_sde`, eta 1.
 
     The quadratic term has the weight of the SDE's integral; k-diffusion's code uses half of it.
@@ -267,7 +266,7 @@ def dpmpp_3m_sde(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
     return x
 
 
-def unipc(x: "Tensor", sigmas: "Sigmas", noise: Noise) -> Steps:
+def unipc(x: "Tensor", sigmas: Sigmas, noise: Noise) -> Steps:
     """UniPC of order 2, B2(h), data prediction (arXiv 2302.04867).
 
     UniP-2 predicts the next x. The network evaluates it, and UniC repeats the step with that

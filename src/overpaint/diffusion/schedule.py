@@ -9,17 +9,15 @@ strength needs only the tail of a long schedule, and that tail costs as little a
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from overpaint.errors import RequestError
+from overpaint.models.noise_config import NoiseConfig
 from overpaint.registry import SCHEDULES
 from overpaint.request import count_steps
-
-if TYPE_CHECKING:
-    from overpaint.models.noise_config import NoiseConfig
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -39,7 +37,7 @@ class NoiseSchedule:
         offset: the first timestep of the schedule "normal".
     """
 
-    def __init__(self, config: "NoiseConfig"):
+    def __init__(self, config: NoiseConfig):
         self.alphas_cumprod = _compute_alphas_cumprod(config)
         self.sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
         self.offset = config.steps_offset
@@ -80,7 +78,7 @@ class NoiseSchedule:
         return np.exp(np.interp(timesteps, self._timesteps, self._log_sigmas))
 
 
-def _compute_alphas_cumprod(config: "NoiseConfig") -> FloatArray:
+def _compute_alphas_cumprod(config: NoiseConfig) -> FloatArray:
     if config.beta_schedule == "linear":
         betas = np.linspace(config.beta_start, config.beta_end, config.steps)
     else:

@@ -83,8 +83,8 @@ class SharedLayers:
         self._window = Window(0, 0, height, width)
         self._share = torch.ones(height, width)
         self._sums: dict[nn.GroupNorm, dict[Window, Tensor]] = {}
-        self._known: dict[Attention, tuple[Tensor, ...]] = {}
-        self._seen: dict[Attention, tuple[Tensor, ...]] = {}
+        self._last_pass: dict[Attention, tuple[Tensor, ...]] = {}
+        self._this_pass: dict[Attention, tuple[Tensor, ...]] = {}
 
     def select_window(self, window: Window, share: Tensor) -> None:
         """Select the current window and its weight at each of its cells, `share` [h, w], fp32."""
@@ -92,7 +92,7 @@ class SharedLayers:
 
     def begin_pass(self) -> None:
         """Begin the next pass: attend to the keys and values that the last pass collected."""
-        self._known, self._seen = self._seen, {}
+        self._last_pass, self._this_pass = self._this_pass, {}
 
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         """Replace a norm's forward, for x [1, C, h, w] or [1, C, h × w]."""
@@ -115,15 +115,15 @@ class SharedLayers:
         parts: Any = layer  # diffusers types each part as optional
         tokens = parts.group_norm(x.flatten(2)).transpose(1, 2)
         queries, keys, values = parts.to_q(tokens), parts.to_k(tokens), parts.to_v(tokens)
-        known = self._known.get(layer, (keys[0], values[0]))
-        seen = self._seen.get(layer) or tuple(
+        tokens_of_all = self._last_pass.get(layer, (keys[0], values[0]))
+        collected = self._this_pass.get(layer) or tuple(
             v.new_zeros(*self._size, v.shape[2]) for v in (keys, values)
         )
-        for whole, own in zip(seen, (keys, values), strict=True):
+        for whole, own in zip(collected, (keys, values), strict=True):
             grid = own[0].unflatten(0, x.shape[2:]) * self._share[..., None].to(own)
             self._window.crop(whole.movedim(2, 0)).add_(grid.movedim(2, 0))
-        self._seen[layer] = seen
-        keys, values = (v.reshape(1, 1, -1, v.shape[-1]) for v in known)
+        self._this_pass[layer] = collected
+        keys, values = (v.reshape(1, 1, -1, v.shape[-1]) for v in tokens_of_all)
         attended = [
             F.scaled_dot_product_attention(part, keys, values)
             for part in queries[:, None].split(MAX_QUERIES_PER_CALL, 2)
