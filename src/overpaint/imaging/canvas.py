@@ -159,7 +159,7 @@ class Canvas:
         width, height = (sizing.round_to_multiple_of_8(factor * side) for side in self.size)
         part = self.region and replace(
             self.region,
-            kept=self.region.original.resize((width, height), Resampling.LANCZOS),
+            original=self.region.original.resize((width, height), Resampling.LANCZOS),
             mask=masks.resize_mask(self.region.mask, (width, height)),
         )
         return Canvas((width, height), self.placement, self.start, part)
