@@ -119,7 +119,7 @@ def test_what_cannot_sign_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"gone\.pem cannot be read: No such file"):
         Credentials(chain, tmp_path / "gone.pem")
     small = write_certificate(tmp_path, ec.SECP224R1())
-    with pytest.raises(RequestError, match="C2PA knows EC"):
+    with pytest.raises(RequestError, match="C2PA signs with EC"):
         Credentials(*small)
 
 
