@@ -21,6 +21,7 @@ from overpaint.models.library.library import list_shipped
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.provenance import metadata
+from overpaint.request_options import RequestOptions
 from overpaint.request_parts import Lora
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +87,7 @@ def test_what_ships_is_described() -> None:
 
 
 def test_a_tag_in_the_prompt_is_as_the_field(painter: overpaint.Painter) -> None:
-    asked = {"seed": 5, "num_inference_steps": 4}
+    asked: RequestOptions = {"seed": 5, "num_inference_steps": 4}
     lora = Lora(name="miniature-sticker", scale=0.7, text_scale=0.7)
     tagged = painter.create("a sticker of a red cup <lora:miniature-sticker:0.7>", **asked)
     named = painter.create("a sticker of a red cup ", loras=(lora,), **asked)
