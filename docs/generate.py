@@ -177,7 +177,7 @@ def _values_of_parameter(parameter: Any) -> str:
     if choices := getattr(annotation, "__args__", None):
         if all(isinstance(choice, str) for choice in choices):
             return ", ".join(map(code, choices))
-        return f"{choices[0].__name__}, repeatable"
+        return "text, repeatable"
     name: str = {"Path": "path", "str": "text", "int": "integer", "float": "number"}.get(
         getattr(annotation, "__name__", ""), ""
     )
@@ -317,11 +317,16 @@ def openapi_document() -> dict[str, Any]:
 
 
 def _schema_name(schema: Mapping[str, Any]) -> str:
-    text = values_of(schema)
-    if text.startswith("`") and text.endswith("`"):
-        name = text.strip("`")
-        return f"[{text}](#{name.lower()})"
-    return text
+    """Return the values of a schema, with links to the schemas that it names."""
+    known = openapi_document()["components"]["schemas"]
+
+    def linked(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"[{match[0]}](#{name.lower()})" if name in known else match[0]
+
+    text = re.sub(r"`(\w+)`", linked, values_of(schema))
+    nullable = any(part.get("type") == "null" for part in schema.get("anyOf", ()))
+    return f"{text} or null" if nullable and text else text
 
 
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:

@@ -147,7 +147,7 @@ class JobView(NativeBody):
     created: float
     """Time of acceptance in seconds since 1970."""
     started: float | None
-    """Time of the latest start in seconds since 1970."""
+    """Time of the first start in seconds since 1970."""
     ended: float | None
     """Time of the end in seconds since 1970."""
     attempt: int
