@@ -134,6 +134,16 @@ def test_readme_names_the_two_commands_of_a_checkout() -> None:
     assert "make test" in text
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_paths_and_make_targets_of_a_page_exist(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    for path in re.findall(r"(?<![\w/])((?:tests|docs|src|benchmarks)/[\w./-]+\w)", text):
+        assert (ROOT / path).exists(), path
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for first, second in re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)$", text, re.MULTILINE):
+        assert (first or second) in targets
+
+
 @pytest.mark.parametrize("code", ["import overpaint", "import overpaint.cli.main"])
 def test_import_without_painting_does_not_import_torch(code: str) -> None:
     script = f"import sys; {code}; print('torch' in sys.modules or 'diffusers' in sys.modules)"
