@@ -82,17 +82,17 @@ def paint(
     model: Model,
     requests: Sequence[Request],
     name: str,
-    extras: Addons = NO_ADDONS,
+    addons: Addons = NO_ADDONS,
 ) -> NDArray[np.uint8]:
     """Paint many requests of one size together, at the same stage; (n, height, width, 3).
 
-    `extras` are those of every request.
+    `addons` are those of every request.
     """
     painted: list[NDArray[np.uint8]] = []
     starts = range(0, len(requests), GROUP)
     for n, _ in progress(name, 0, len(starts), every=2):
         group = requests[starts[n] : starts[n] + GROUP]
-        planned = [plan(r, model, extras) for r in group]
+        planned = [plan(r, model, addons) for r in group]
         trajectories = [Trajectory(p.plans[0]) for p in planned]
         while live := [t for t in trajectories if not t.done]:
             for together in group_by_batch_key(live):

@@ -70,10 +70,10 @@ class Card:
         requests: Sequence[Request],
         right: Right,
         wanted: float | None,
-        extras: Addons = NO_ADDONS,
+        addons: Addons = NO_ADDONS,
     ) -> Pixels:
         """Paint, and count the pictures that are right."""
-        painted = paint(self.model, requests, name, extras)
+        painted = paint(self.model, requests, name, addons)
         share = float(right(self.reader.read(painted)).mean())
         self.figures.append(Figure(name, share, wanted, len(requests)))
         self.rows.append(painted[:SHOWN])

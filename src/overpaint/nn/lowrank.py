@@ -30,13 +30,13 @@ class LowRank:
     Attributes:
         down: A, [r, in] or [r, in, k, k].
         up: B, [out, r] or [out, r, 1, 1].
-        scale: α/r.
+        alpha_over_rank: α/r.
         mid: [r, r, k, k], the kernel between `down` and `up`, which then have kernels of size 1.
     """
 
     down: Tensor
     up: Tensor
-    scale: float
+    alpha_over_rank: float
     mid: Tensor | None = None
 
     def to_dense(self, weight: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class LowRank:
             change = torch.einsum("or,rshw,si->oihw", up.flatten(1), mid, down.flatten(1))
         else:
             change = up.flatten(1) @ down.flatten(1)
-        return _shaped(change * self.scale, weight)
+        return _shaped(change * self.alpha_over_rank, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +57,17 @@ class Loha:
     Attributes:
         first: B₁ [out, r], A₁ [r, in · k²], and the core [r, r, k, k] or None.
         second: B₂ [out, r], A₂ [r, in · k²], and the core [r, r, k, k] or None.
-        scale: α/r.
+        alpha_over_rank: α/r.
     """
 
     first: tuple[Tensor, Tensor, Tensor | None]
     second: tuple[Tensor, Tensor, Tensor | None]
-    scale: float
+    alpha_over_rank: float
 
     def to_dense(self, weight: Tensor) -> Tensor:
         """Return the delta at scale 1; see `WeightDelta.to_dense`."""
         a, b = (_product(*part, weight) for part in (self.first, self.second))
-        return _shaped(a * b * self.scale, weight)
+        return _shaped(a * b * self.alpha_over_rank, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,19 +77,19 @@ class Lokr:
     Attributes:
         first: C [a, b], or B [a, r] and A [r, b].
         second: D [c, d] or [c, d, k, k], or B and A with the core [r, r, k, k] or None.
-        scale: α/r, or 1 if neither C nor D is a product.
+        alpha_over_rank: α/r, or 1 if neither C nor D is a product.
     """
 
     first: tuple[Tensor, ...]
     second: tuple[Tensor | None, ...]
-    scale: float
+    alpha_over_rank: float
 
     def to_dense(self, weight: Tensor) -> Tensor:
         """Return the delta at scale 1; see `WeightDelta.to_dense`."""
         c, d = (_factor(part, weight) for part in (self.first, self.second))
         for _ in range(d.ndim - c.ndim):
             c = c[..., None]
-        return _shaped(torch.kron(c, d) * self.scale, weight)
+        return _shaped(torch.kron(c, d) * self.alpha_over_rank, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def combine_factors(changes: Sequence[tuple[WeightDelta, float]]) -> tuple[Tenso
     if not changes or len(low) < len(changes):
         return None
     return (
-        torch.cat([c.up.flatten(1).float() * (c.scale * scale) for c, scale in low], 1),
+        torch.cat([c.up.flatten(1).float() * (c.alpha_over_rank * scale) for c, scale in low], 1),
         torch.cat([c.down.flatten(1).float() for c, _ in low]),
     )
 

@@ -143,7 +143,7 @@ class RowAdapters:
             or (found[1].dtype, found[1].device) != _dtype_and_device(x)
         ):
             down = torch.cat([c.down.flatten(1) for c in low]).to(x)
-            up = torch.cat([c.up.flatten(1).T.float() * c.scale for c in low]).to(x)
+            up = torch.cat([c.up.flatten(1).T.float() * c.alpha_over_rank for c in low]).to(x)
             self._products[name] = found = (low, down, up)
         return found[1], found[2]
 
