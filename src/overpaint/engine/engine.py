@@ -11,25 +11,34 @@ planning does not stop the requests that already run.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from overpaint.diffusion.denoise import Trajectory, advance, evaluate
+from overpaint.diffusion.denoise import advance, evaluate
 from overpaint.diffusion.run import Run
 from overpaint.engine.counters import Counters
+from overpaint.engine.job import (
+    DECODE,
+    Batch,
+    End,
+    EngineEvent,
+    Job,
+    Models,
+    PictureOfJob,
+    pixel_count,
+    trajectory_of,
+)
 from overpaint.engine.scheduler import Costs, Scheduler, Task
 from overpaint.errors import DeviceError
-from overpaint.events import Canceled, Event, Failed, Finished, Notice, Spent
+from overpaint.events import Canceled, Event, Failed, Notice, Spent
 
 if TYPE_CHECKING:
     from overpaint.engine.profile import Profile
-    from overpaint.models.cache import Cache
     from overpaint.request import Request
 
 MAX_PLANNED_AHEAD = 4
@@ -44,92 +53,6 @@ PLANNING_CORE_DIVISOR = 4
 
 IDLE_WAIT_S = 0.05
 """Seconds that a tick without work waits for planning."""
-
-
-class Models(Protocol):
-    """The source of models; see `overpaint.engine.model_pool.ModelPool`."""
-
-    @property
-    def resident(self) -> Mapping[str, int]:
-        """Models in memory, with the side in pixels that each draws."""
-        ...
-
-    @property
-    def cache(self) -> "Cache":
-        """Results that the models keep between requests."""
-        ...
-
-    def begin(self, model: str, request: "Request") -> Run:
-        """Plan a request for a model; load the model if it is not in memory."""
-        ...
-
-    def load_seconds(self, model: str) -> float:
-        """Return the seconds until a model can plan a request: 0 if it is in memory."""
-        ...
-
-    def fits(self, model: str, beside: Iterable[str]) -> bool:
-        """Return whether the memory holds a model beside the models that run requests use."""
-        ...
-
-
-End = Finished | Failed | Canceled
-EngineEvent = Event | Failed | Canceled | Spent
-DECODE = "decode"
-"""The scheduler's group of pictures that wait to be decoded."""
-
-
-@dataclass(eq=False)
-class Job:
-    """A request in the engine.
-
-    Attributes:
-        remaining_s: seconds until the request is done if it runs alone.
-        step_s: seconds of one step of one picture if the request runs alone; known once planned.
-        planning: the planning, once it has begun.
-        run: the planned request.
-        previews_made: number of previews so far.
-        served_s: seconds of steps and decodings that the request took part in.
-        device_s: the request's share of these, by rows.
-        pixel_steps: pixels that the network has evaluated for the request.
-    """
-
-    name: str
-    request: "Request"
-    model: str
-    key: str
-    priority: int
-    arrived: float
-    preview_every: int
-    remaining_s: float
-    step_s: float = 0.0
-    planning: Future[Run] | None = None
-    run: Run | None = None
-    previews_made: int = 0
-    served_s: float = 0.0
-    device_s: float = 0.0
-    pixel_steps: int = 0
-
-
-PictureOfJob = tuple[Job, int]
-"""A job, and the index of one of its pictures."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pictures that the next network call steps together, or one picture to decode.
-
-    Attributes:
-        tasks: for the scheduler.
-        pictures: one for each task.
-    """
-
-    tasks: list[Task]
-    pictures: list[PictureOfJob]
-
-    @property
-    def group(self) -> Hashable:
-        """`DECODE`, or the network and latent shape of all tasks."""
-        return self.tasks[0].group
 
 
 class Engine:
@@ -361,7 +284,7 @@ class Engine:
 
         If the call fails, each half is tried by itself. So only the requests fail that cause it.
         """
-        trajectories = [(job, _trajectory(job, index)) for job, index in pictures]
+        trajectories = [(job, trajectory_of(job, index)) for job, index in pictures]
         rows = sum(len(trajectory.rows()) for _, trajectory in trajectories)
         try:
             predictions = evaluate([trajectory for _, trajectory in trajectories])
@@ -383,7 +306,7 @@ class Engine:
         self._batches[rows] += 1
         for (job, trajectory), own in zip(trajectories, predictions, strict=True):
             with self._failing(job):
-                job.pixel_steps += _pixel_count(job, trajectory)
+                job.pixel_steps += pixel_count(job, trajectory)
                 advance(trajectory, own)
         for job in dict.fromkeys(job for job, _ in trajectories):
             if job.name in self._jobs and job.run:
@@ -445,15 +368,3 @@ class Engine:
 def _limit_planning_cores() -> None:
     """Leave most CPU cores to the steps: two thread teams on the same cores wait for each other."""
     torch.set_num_threads(max(1, torch.get_num_threads() // PLANNING_CORE_DIVISOR))
-
-
-def _pixel_count(job: Job, trajectory: Trajectory) -> int:
-    """Return the pixels of the picture that one step of a trajectory evaluates."""
-    assert job.run is not None
-    _, height, width = trajectory.plan.shape
-    return height * width * job.run.model.vae_factor**2
-
-
-def _trajectory(job: Job, index: int) -> Trajectory:
-    assert job.run is not None
-    return job.run.trajectories[index]
