@@ -90,7 +90,8 @@ def test_a_tag_in_the_prompt_is_as_the_field(painter: overpaint.Painter) -> None
     asked: RequestOptions = {"seed": 5, "num_inference_steps": 4}
     lora = Lora(name="miniature-sticker", scale=0.7, text_scale=0.7)
     tagged = painter.create("a sticker of a red cup <lora:miniature-sticker:0.7>", **asked)
-    named = painter.create("a sticker of a red cup ", loras=(lora,), **asked)
+    with_lora: RequestOptions = {**asked, "loras": (lora,)}
+    named = painter.create("a sticker of a red cup ", **with_lora)
     plain = painter.create("a sticker of a red cup ", **asked)
     assert np.array_equal(np.asarray(tagged.images[0]), np.asarray(named.images[0]))
     assert not np.array_equal(np.asarray(tagged.images[0]), np.asarray(plain.images[0]))
