@@ -313,7 +313,7 @@ def test_text_format_lists_stack_frames_after_the_line() -> None:
     first, *places = TextFormatter().format(record(error=caught.value)).splitlines()
     assert first.endswith("error=ValueError")
     assert len(places) == 1
-    assert re.search(r"test_logs\.py:\d+ test_an_error", places[0])
+    assert re.search(r"test_logs\.py:\d+ test_text_format_lists", places[0])
 
 
 def test_log_of_libraries_has_only_the_first_line() -> None:
