@@ -441,7 +441,7 @@ def dialects() -> tuple[Dialect, ...]:
 
     return (
         Dialect("Replicate, Synexa and cog", Input, Request),
-        Dialect("OpenAI", openai.Asked, Request),
+        Dialect("OpenAI", openai.ImageFields, Request),
         Dialect("OpenAI: generations", openai.Generation, Request),
         Dialect("OpenAI: edits", openai.Edit, Request),
         Dialect("OpenAI: variations", openai.Variation, Request),
@@ -518,9 +518,9 @@ def dialects_page() -> str:
     parts.append(
         "## Native fields that dialects accept\n\n"
         "OpenAI clients (in `extra_body`) and fal clients can send these native fields by their "
-        f"own names:\n\n{_native_names(openai.OWN & fal.OWN)}.\n\n"
-        f"Only OpenAI clients: {_native_names(openai.OWN - fal.OWN)}.\n\n"
-        f"Only fal clients: {_native_names(fal.OWN - openai.OWN)}.\n"
+        f"own names:\n\n{_native_names(openai.NATIVE_FIELDS & fal.NATIVE_FIELDS)}.\n\n"
+        f"Only OpenAI clients: {_native_names(openai.NATIVE_FIELDS - fal.NATIVE_FIELDS)}.\n\n"
+        f"Only fal clients: {_native_names(fal.NATIVE_FIELDS - openai.NATIVE_FIELDS)}.\n"
     )
     return "\n".join(parts)
 
@@ -684,7 +684,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               ("limits.event_streams_per_key",), "`429`"),
         Limit("`?wait=`", "0 to 60 s", (), "`422`"),
         Limit("Waiting for a Replicate prediction (`Prefer: wait`)", "{0:g} s",
-              ("overpaint.server.api.replicate.routes:LONGEST_WAIT",),
+              ("overpaint.server.api.replicate.routes:MAX_WAIT_S",),
               "The server answers with the unfinished prediction."),
     ),
     "Worker": (

@@ -58,11 +58,11 @@ def test_replicate_logs_mention_the_watermark(tmp_path: Path, marks: bool) -> No
         inputs: dict[str, Any] = {"prompt": "a cup"}
         made = client.post("/predictions", json={"input": inputs}).json()
         assert made["status"] == "succeeded"
-        assert ("No watermark was made" in made["logs"]) == (not marks)
+        assert ("The server added no watermark" in made["logs"]) == (not marks)
         answer = client.post("/predictions", json={"input": inputs | {"apply_watermark": False}})
         assert answer.status_code == (422 if marks else 200)
         if marks:
-            assert "this server marks every picture" in json.dumps(answer.json())
+            assert "this server watermarks every image" in json.dumps(answer.json())
 
 
 def test_serve_c2pa_certificate_without_key_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from replicate.client import Client
 from replicate.exceptions import ModelError
 
 from overpaint.engine.worker import ALL_FLAGGED
-from overpaint.server.api.replicate.protocol import NSFW
+from overpaint.server.api.replicate.protocol import NSFW_MESSAGE
 from tests.server.live import client_of, running
 
 VERSION = "stability-ai/sdxl:39ed52f2a78e934b3ba6e2a89f5b1c712de7dfea535525255b1aa35c5565e08b"
@@ -135,14 +135,14 @@ def test_replicate_flagged_pictures_are_left_out(second: str) -> None:
 def test_replicate_all_flagged_fails_with_its_message(everything: str) -> None:
     with replicate_of(everything) as client, pytest.raises(ModelError) as told:
         client.run(VERSION, input={"prompt": "a cup", "seed": 7})
-    assert told.value.prediction.error == NSFW
+    assert told.value.prediction.error == NSFW_MESSAGE
 
 
 def test_cog_all_flagged_fails_with_its_message(second: str, everything: str) -> None:
     inputs = {"input": {"prompt": "a cup", "num_outputs": 3}}
     assert len(post(f"{second}/predictions", inputs)["output"]) == 2
     made = post(f"{everything}/predictions", inputs)
-    assert (made["status"], made["error"], made["output"]) == ("failed", NSFW, None)
+    assert (made["status"], made["error"], made["output"]) == ("failed", NSFW_MESSAGE, None)
 
 
 def test_openai_flagged_pictures_are_left_out(second: str) -> None:

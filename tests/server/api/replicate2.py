@@ -1,6 +1,6 @@
-"""Replicate's client 2.x at work: `python -m tests.server.api.replicate2 WHAT URL PICTURE`.
+"""Scenarios of Replicate's client 2.x: `python -m tests.server.api.replicate2 NAME URL IMAGE`.
 
-It cannot be installed beside 1.x: PYTHONPATH leads to its own folder. What came of it is printed as
+It cannot be installed beside 1.x: PYTHONPATH points to a separate folder. The result is printed as
 JSON.
 """
 
@@ -48,7 +48,7 @@ def run_async(client: Any, picture: Path) -> Any:
 
 
 def use(client: Any, picture: Path) -> Any:
-    """What took the place of streams: the pictures one after the other, and a plain call."""
+    """`use` replaces streams: one image after the other, and a plain call."""
     told = list(replicate.use(MODEL, streaming=True)(prompt="note", num_outputs=2))
     running = replicate.use(MODEL).create(prompt="note")
     output = running.output()
@@ -72,7 +72,7 @@ def life(client: Any, picture: Path) -> Any:
 
 
 def pages(client: Any, picture: Path) -> Any:
-    """More than a page of a hundred."""
+    """Create more predictions than the 100 of a page."""
     one = {"num_inference_steps": 1}
     made = [client.predictions.create(version=PINNED, input=one).id for _ in range(101)]
     return [made.index(other.id) for other in client.predictions.list() if other.id in made]
@@ -85,7 +85,7 @@ def cancel(client: Any, picture: Path) -> Any:
 
 
 def files(client: Any, picture: Path) -> Any:
-    """Files in every way that it sends them, and what comes back of one."""
+    """Send files in every way that the client offers, and read one back."""
     inputs: dict[str, Any] = {"prompt": "a cup", "prompt_strength": 0.5}
     made: list[Any] = []
     for strategy in ("url", "base64"):

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's API: the bodies that its clients send, one of them itself, and the miniature."""
+"""AUTOMATIC1111's API: bodies that its clients send, one real client, and the miniature."""
 
 from __future__ import annotations
 
@@ -27,9 +27,14 @@ from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS
 from overpaint.request import Request
 from overpaint.request_parts import Control
-from overpaint.server.api.a1111.controlnet import MODULES, Unit, controls_of
+from overpaint.server.api.a1111.controlnet import KIND_BY_PREPROCESSOR, Unit, read_controls
 from overpaint.server.api.a1111.protocol import ImageInputs, Options, TextInputs
-from overpaint.server.api.a1111.translation import mask_of, sampler_of, to_request, with_embeddings
+from overpaint.server.api.a1111.translation import (
+    mark_embeddings,
+    read_mask,
+    resolve_sampler_and_schedule,
+    to_request,
+)
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import HttpSettings
 from tests.docs.blocks import first_block
@@ -51,7 +56,7 @@ OPEN_WEBUI = {
     "sampler_name": "DPM++ 2M",
     "scheduler": "Karras",
 }
-"""Open WebUI's, with parameters that its administrator added."""
+"""Body of Open WebUI, with parameters that its administrator added."""
 
 SILLY_TAVERN = {
     "url": "http://localhost:7860",
@@ -114,7 +119,7 @@ KRITA = {
     },
     "override_settings_restore_afterwards": False,
 }
-"""Of a Krita plug-in, painting in a selection."""
+"""Body of a Krita plug-in that paints in a selection."""
 
 
 @pytest.fixture
@@ -125,7 +130,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """For tests that leave nothing behind."""
+    """Share one server among tests that leave nothing behind."""
     with client_of(tmp_path_factory.mktemp("data")) as made:
         yield made
 
@@ -148,7 +153,7 @@ def get(client: TestClient, path: str) -> Any:
 
 
 def requested(client: TestClient) -> tuple[str, dict[str, Any]]:
-    """The model and the request of the newest job."""
+    """Return the model and the request of the newest job."""
     (job,) = service_of(client).jobs.page(None, 1)
     return job.model, job.request
 
@@ -157,7 +162,7 @@ def opened(image: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(image)))
 
 
-def test_open_webui(client: TestClient) -> None:
+def test_open_webui_body_makes_images(client: TestClient) -> None:
     made = post(client, "txt2img", OPEN_WEBUI)
     assert [opened(image).size for image in made["images"]] == [(8, 8)] * 2
     info = json.loads(made["info"])
@@ -173,7 +178,7 @@ def test_open_webui(client: TestClient) -> None:
     assert request["guidance_scale"] == 6.5
 
 
-def test_silly_tavern(client: TestClient) -> None:
+def test_silly_tavern_body_makes_image_without_storing_credentials(client: TestClient) -> None:
     made = post(client, "txt2img", SILLY_TAVERN)
     assert len(made["images"]) == 1
     assert "secret" not in json.dumps(made)
@@ -186,7 +191,7 @@ def test_silly_tavern(client: TestClient) -> None:
     assert "secret" not in job.origin.model_dump_json()
 
 
-def test_krita(client: TestClient) -> None:
+def test_krita_body_repaints_selection(client: TestClient) -> None:
     made = post(client, "img2img", KRITA)
     assert len(made["images"]) == 1
     assert "init_images" not in made["parameters"]
@@ -197,14 +202,14 @@ def test_krita(client: TestClient) -> None:
     assert (request["size"], request["width"]) == ("keep", None)
     assert (request["fit"], request["match_colors"]) == ("cover", True)
     assert (request["sampler"], request["schedule"]) == ("dpmpp_2m", "karras")
-    # What is not restored holds for the next request, too.
+    # Options that are not restored also apply to the next request.
     assert get(client, "options")["sd_model_checkpoint"] == "n"
     post(client, "txt2img", {"prompt": "a cup", "steps": 1})
     assert requested(client)[0] == "n"
 
 
-def test_webuiapi(tmp_path: Path) -> None:
-    """The client itself."""
+def test_webuiapi_client_makes_and_describes_images(tmp_path: Path) -> None:
+    """The real client talks to the server."""
     with running(tmp_path) as url:
         api: Any = webuiapi.WebUIApi(baseurl=f"{url}/sdapi/v1")
         try:
@@ -253,8 +258,8 @@ def test_docs_example_runs_with_the_real_client(
         assert cup.size == (8, 8)
 
 
-def test_a_real_picture(tmp_path: Path) -> None:
-    """The miniature repaints what is white, and that alone."""
+def test_img2img_with_miniature_repaints_white_area(tmp_path: Path) -> None:
+    """The miniature repaints white areas only."""
     config = EngineConfig(("miniature",), "cpu", "fp32", tmp_path / "home")
     engine_factory = partial(make_engine, config)
     side = 128
@@ -297,7 +302,7 @@ def test_a_real_picture(tmp_path: Path) -> None:
 
 
 def along_edges(made: Any, picture: Image.Image) -> float:
-    """How like the edges of what was made are to a picture's, -1 to 1."""
+    """Return the correlation of the edges of a result and of an image, -1 to 1."""
     own, others = (
         np.asarray(
             hints.make_hint("softedge", image.convert("RGB")).convert("L"), np.float64
@@ -313,7 +318,7 @@ def based(image: Image.Image) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def test_progress_and_interrupt(tmp_path: Path) -> None:
+def test_progress_of_running_job_rises_until_interrupt(tmp_path: Path) -> None:
     with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(1) as waiting:
         idle = get(client, "progress")
         assert (idle["progress"], idle["state"]["job_count"]) == (0, 0)
@@ -333,8 +338,8 @@ def test_progress_and_interrupt(tmp_path: Path) -> None:
         until(lambda: get(client, "progress")["progress"] == 0)
 
 
-def test_keys_have_desks_of_their_own(tmp_path: Path) -> None:
-    """Their clients give a name and a password, which is the key."""
+def test_api_keys_have_separate_options_and_jobs(tmp_path: Path) -> None:
+    """Clients send a name and a password; the password is the key."""
     with (
         client_of(tmp_path, 0.02, api_keys=("one", "two")) as client,
         ThreadPoolExecutor(1) as pool,
@@ -363,14 +368,14 @@ def basic(key: str) -> str:
     return base64.b64encode(f"any:{key}".encode()).decode()
 
 
-def test_a_failure(client: TestClient) -> None:
+def test_failed_job_returns_matching_status(client: TestClient) -> None:
     for prompt, status, why in (("refuse", 422, "refused"), ("break", 500, "defect")):
         wrong = post(client, "txt2img", {"prompt": prompt, "steps": 2}, status)
         assert set(wrong) == {"error", "detail", "body", "errors"}
         assert why in wrong["errors"]
 
 
-def test_a_mask_of_another_size_is_refused(client: TestClient) -> None:
+def test_read_mask_other_size_returns_422(client: TestClient) -> None:
     small = io.BytesIO()
     Image.new("L", (8, 8), 255).save(small, "PNG")
     mask = base64.b64encode(small.getvalue()).decode()
@@ -378,13 +383,13 @@ def test_a_mask_of_another_size_is_refused(client: TestClient) -> None:
     assert wrong["errors"].startswith("mask: the mask is 8x8")
 
 
-def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
+def test_server_shutdown_returns_503_to_waiting_client(tmp_path: Path) -> None:
     http = HttpSettings(disconnect_poll_interval_s=0.05)
     with client_of(tmp_path, 0.02, http=http) as client, ThreadPoolExecutor(1) as waiting:
         answer = waiting.submit(post, client, "txt2img", {"steps": 1000}, 503)
         until(lambda: get(client, "progress")["progress"] > 0)
         service_of(client).drained = True
-        assert "runs when it is back" in answer.result()["detail"]
+        assert "continues when it starts again" in answer.result()["detail"]
 
 
 IMAGE: dict[str, Any] = {"init_images": [URI]}
@@ -393,16 +398,14 @@ HIRES = {"enable_hr": True}
 
 @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("prompt", ["一" * 400, "Ā cup, 杯 🏆"])
-def test_settings_are_told_whatever_the_file_has_of_them(
-    client: TestClient, kind: str, prompt: str
-) -> None:
+def test_infotext_with_unicode_prompt_keeps_it(client: TestClient, kind: str, prompt: str) -> None:
     body = {"prompt": prompt, "steps": 2, "override_settings": {"samples_format": kind}}
     (told,) = json.loads(post(client, "txt2img", body)["info"])["infotexts"]
     assert told.split("\n")[0] == prompt
 
 
 def control(**fields: Any) -> dict[str, Any]:
-    """A request with a unit of ControlNet's."""
+    """Make a body with a ControlNet unit."""
     return {"alwayson_scripts": {"ControlNet": {"args": [{"image": RAW} | fields]}}}
 
 
@@ -415,7 +418,7 @@ def control(**fields: Any) -> dict[str, Any]:
         ("txt2img", {"cfg_scale": 0.5}, "cfg_scale: 0.5"),
         ("txt2img", {"batch_size": 9, "n_iter": 8}, "batch_size: 72"),
         ("txt2img", {"seed": -2}, "seed"),
-        ("txt2img", {"tiling": True}, "cannot be honoured"),
+        ("txt2img", {"tiling": True}, "is not supported"),
         ("txt2img", {"restore_faces": True}, "restore_faces"),
         ("txt2img", {"styles": ["x"]}, "styles"),
         ("txt2img", {"subseed_strength": 0.1}, "subseed_strength"),
@@ -429,16 +432,16 @@ def control(**fields: Any) -> dict[str, Any]:
         ("txt2img", {"sampler_name": "Euler a", "eta": 0.5}, "eta: 0.5"),
         ("txt2img", {"script_name": "X/Y/Z plot"}, "script_name"),
         ("txt2img", {"alwayson_scripts": {"ADetailer": {"args": [True]}}}, "scripts.ADetailer"),
-        ("txt2img", control(module="canny", image=None), "ControlNet.image: there is none"),
+        ("txt2img", control(module="canny", image=None), "ControlNet.image: the unit has no image"),
         ("txt2img", control(module="canny", image=[1]), "ControlNet.image: "),
         ("txt2img", control(module="canny", image={"mask": RAW}), "ControlNet.image.mask: "),
         ("txt2img", {"styles": eval("[" * 90 + "]" * 90)}, "styles"),
         (
             "txt2img",
             control(module="cany"),
-            "ControlNet.module: unknown 'cany'. Did you mean canny",
+            "ControlNet.module: unknown preprocessor 'cany'. Did you mean canny",
         ),
-        ("txt2img", control(model="pen"), "ControlNet.module: the name of the net, 'pen'"),
+        ("txt2img", control(model="pen"), "ControlNet.module: the name of the ControlNet, 'pen'"),
         ("txt2img", control(module="canny", model="pen"), "ControlNet: unknown control 'pen'"),
         ("txt2img", control(module="canny", weight=3), "ControlNet.weight: "),
         ("txt2img", control(module="canny", guidance_start=1, guidance_end=0), "guidance_start: 1"),
@@ -463,24 +466,28 @@ def control(**fields: Any) -> dict[str, Any]:
         ("img2img", {}, "init_images"),
         ("img2img", {"init_images": [URI, URI]}, "init_images"),
         ("img2img", {"init_images": ["%"]}, "init_images: The text is not base64"),
-        ("img2img", {"init_images": ["http://a,b"]}, "init_images: is neither"),
+        ("img2img", {"init_images": ["http://a,b"]}, "init_images: the value is neither"),
         ("img2img", {"init_images": ["aGVsbG8="]}, "not a picture"),
         ("img2img", IMAGE | {"mask": "aGVsbG8="}, "not a picture"),
         ("img2img", IMAGE | {"resize_mode": 3}, "resize_mode"),
         ("img2img", IMAGE | {"inpainting_fill": 4}, "inpainting_fill"),
-        ("img2img", IMAGE | {"mask": URI, "mask_blur_x": 1}, "mask_blur_x: cannot differ"),
+        (
+            "img2img",
+            IMAGE | {"mask": URI, "mask_blur_x": 1},
+            "mask_blur_x: 1 differs from mask_blur",
+        ),
         ("img2img", IMAGE | {"initial_noise_multiplier": 1.1}, "initial_noise_multiplier"),
         (
             "img2img",
             IMAGE | {"override_settings": {"img2img_color_correction": True}},
-            "img2img_color_correction: needs a mask",
+            "img2img_color_correction: color correction needs a mask",
         ),
         ("options", {"sd_model_checkpoint": "z"}, "there is no model 'z'"),
         ("options", {"directories_filename_pattern": "x"}, "directories_filename_pattern"),
         ("png-info", {"image": "%"}, "image: The text is not base64"),
     ],
 )
-def test_what_is_wrong_is_told_as_they_tell_it(
+def test_invalid_body_returns_422_naming_the_field(
     shared: TestClient, path: str, body: Any, says: str
 ) -> None:
     before = shared.get("/api/jobs").json()
@@ -502,11 +509,11 @@ def test_what_is_wrong_is_told_as_they_tell_it(
         {"override_settings": {"sd_model_checkpoint": "m.safetensors [31e35c80fc]"}},
     ],
 )
-def test_what_changes_nothing_is_accepted(shared: TestClient, body: Any) -> None:
+def test_neutral_values_of_unsupported_fields_are_accepted(shared: TestClient, body: Any) -> None:
     assert len(post(shared, "txt2img", {"prompt": "a cup", "steps": 1} | body)["images"]) == 1
 
 
-def test_nothing_is_sent_if_that_is_not_wanted(client: TestClient) -> None:
+def test_send_images_false_returns_no_images(client: TestClient) -> None:
     made = post(client, "txt2img", {"steps": 1, "send_images": False})
     assert made["images"] == []
     assert len(json.loads(made["info"])["infotexts"]) == 1
@@ -514,8 +521,8 @@ def test_nothing_is_sent_if_that_is_not_wanted(client: TestClient) -> None:
     assert shown["parameters"]["init_images"] == [URI]
 
 
-def test_options_are_echoed(client: TestClient) -> None:
-    """As Open WebUI does: it reads all, changes one, and sends all back."""
+def test_options_sent_back_change_only_edited_values(client: TestClient) -> None:
+    """Open WebUI reads all options, changes one, and sends all back."""
     options = get(client, "options")
     assert options["sd_model_checkpoint"] == "m"
     post(client, "options", options | {"sd_model_checkpoint": "n", "samples_format": "jpg"})
@@ -527,12 +534,14 @@ def test_options_are_echoed(client: TestClient) -> None:
     assert get(client, "options")["samples_format"] == "jpg"
 
 
-def test_what_there_is(client: TestClient) -> None:
+def test_listings_name_values_that_requests_accept(client: TestClient) -> None:
     assert [model["title"] for model in get(client, "sd-models")] == ["m", "n"]
     for sampler in get(client, "samplers"):
-        assert sampler_of(sampler["name"], "Automatic")[0] in SAMPLERS
+        assert resolve_sampler_and_schedule(sampler["name"], "Automatic")[0] in SAMPLERS
     for schedule in get(client, "schedulers"):
-        by_name, by_label = (sampler_of("Euler", schedule[k]) for k in ("name", "label"))
+        by_name, by_label = (
+            resolve_sampler_and_schedule("Euler", schedule[k]) for k in ("name", "label")
+        )
         assert by_name == by_label
     assert "miniature-comic" in [lora["name"] for lora in get(client, "loras")]
     assert "miniature-toy" in get(client, "embeddings")["loaded"]
@@ -543,7 +552,7 @@ def test_what_there_is(client: TestClient) -> None:
     assert post(client, "refresh-checkpoints", {}) == {}
 
 
-def test_png_info(client: TestClient) -> None:
+def test_png_info_returns_settings_of_image(client: TestClient) -> None:
     made = post(client, "txt2img", {"prompt": "a cup", "steps": 3, "seed": 7})
     found = post(client, "png-info", {"image": made["images"][0]})
     assert found["info"] == json.loads(made["info"])["infotexts"][0]
@@ -553,7 +562,7 @@ def test_png_info(client: TestClient) -> None:
     assert (plain["info"], plain["parameters"]) == ("", {})
 
 
-def test_every_field_is_described() -> None:
+def test_every_field_has_description() -> None:
     for inputs in (TextInputs, ImageInputs, Options, Unit):
         for name, field in inputs.model_json_schema()["properties"].items():
             assert field.get("description"), name
@@ -578,19 +587,21 @@ def text(**fields: Any) -> Request:
         ("PLMS", "DDIM", ("pndm", "normal")),
     ],
 )
-def test_samplers(sampler: str, scheduler: str, ours: tuple[str, str]) -> None:
+def test_sampler_and_scheduler_names_resolve(
+    sampler: str, scheduler: str, ours: tuple[str, str]
+) -> None:
     request = text(sampler_name=sampler, scheduler=scheduler)
     assert (request.sampler, request.schedule) == ours
 
 
-def test_the_refiner() -> None:
+def test_refiner_checkpoint_sets_ensemble() -> None:
     request = text(refiner_checkpoint="r.safetensors [0123abcd]", refiner_switch_at=0.7)
     assert (request.refiner, request.refine) == ("r", "ensemble")
     assert request.high_noise_frac == 0.7
     assert text(refiner_checkpoint="None", refiner_switch_at=0.7).refine is None
 
 
-def test_a_second_pass_over_pixels() -> None:
+def test_second_pass_with_pixel_upscaler_sets_refine() -> None:
     request = text(
         enable_hr=True,
         hr_upscaler="Lanczos",
@@ -603,18 +614,18 @@ def test_a_second_pass_over_pixels() -> None:
     assert text(enable_hr=True, hr_scale=1).refine == "sequential"
 
 
-def test_prompts_name_what_is_added() -> None:
+def test_prompt_with_loras_and_embeddings_marks_them() -> None:
     request = text(prompt="a cup <lora:ink:0.5>, (toy:1.2)", negative_prompt="TOY, toys, toy-like")
     assert request.prompt == "a cup , (<embedding:toy>:1.2)"
     assert [(lora.name, lora.scale) for lora in request.loras] == [("ink", 0.5)]
     assert request.negative_prompt == "<embedding:toy>, toys, toy-like"
-    assert with_embeddings("a mıni MINI", ("mini",)) == "a mıni <embedding:mini>"
-    assert with_embeddings("a <embedding:toy> toy-car", ("toy", "toy-car")) == (
+    assert mark_embeddings("a mıni MINI", ("mini",)) == "a mıni <embedding:mini>"
+    assert mark_embeddings("a <embedding:toy> toy-car", ("toy", "toy-car")) == (
         "a <embedding:toy> <embedding:toy-car>"
     )
 
 
-def test_without_a_size_it_is_the_model_s_own() -> None:
+def test_txt2img_without_size_uses_native_size() -> None:
     request = text(steps=20)
     assert (request.width, request.height, request.size) == (None, None, "native")
     assert (request.guidance_scale, request.num_inference_steps) == (7.0, 20)
@@ -623,10 +634,10 @@ def test_without_a_size_it_is_the_model_s_own() -> None:
 def units(*units: dict[str, Any], **fields: Any) -> tuple[Control, ...]:
     kind = ImageInputs if "init_images" in fields else TextInputs
     scripts = {"controlnet": {"args": list(units)}}
-    return controls_of(kind(alwayson_scripts=scripts, **fields))
+    return read_controls(kind(alwayson_scripts=scripts, **fields))
 
 
-def test_control() -> None:
+def test_controlnet_units_translate_to_controls() -> None:
     made, finished, region = units(
         {
             "module": "canny",
@@ -660,14 +671,14 @@ def test_control() -> None:
     assert region.mask
 
 
-def test_the_picture_steers_itself() -> None:
+def test_controlnet_unit_without_image_uses_init_image() -> None:
     made, finished = units({"module": "depth_midas"}, {"model": "net-tile"}, **IMAGE)
     assert (made.kind, made.image, made.hint) == ("depth", None, None)
     assert finished.hint == Picture(data=HOUSE)
 
 
-def test_preprocessors() -> None:
-    for module, kind in MODULES.items():
+def test_every_preprocessor_has_known_kind() -> None:
+    for module, kind in KIND_BY_PREPROCESSOR.items():
         assert units({"module": module, "image": RAW})[0].kind == kind
         hints.check_hint(kind, {})
 
@@ -676,7 +687,7 @@ def masked(**fields: Any) -> Request:
     return to_request(ImageInputs(**IMAGE, mask=URI, **fields), Options())
 
 
-def test_a_mask_over_the_whole_picture() -> None:
+def test_mask_without_full_res_turns_crop_off() -> None:
     request = masked(inpaint_full_res=0, width=64, height=32, inpainting_mask_invert=1, mask_blur=0)
     assert (request.crop, request.width, request.height) == ("off", 64, 32)
     assert (request.mask_invert, request.mask_blur, request.fit) == (True, 0, "stretch")
@@ -686,15 +697,15 @@ def test_a_mask_over_the_whole_picture() -> None:
 @pytest.mark.parametrize(
     ("theirs", "ours"), tuple(enumerate(("surroundings", "original", "noise", "flat")))
 )
-def test_what_is_in_a_mask_at_first(theirs: int, ours: str) -> None:
+def test_inpainting_fill_sets_fill(theirs: int, ours: str) -> None:
     assert masked(inpainting_fill=theirs).fill == ours
 
 
-def test_what_a_mask_means() -> None:
-    """White is repainted; with transparency, what is opaque is."""
+def test_mask_with_transparency_ignores_brightness() -> None:
+    """White is repainted; with transparency, opaque pixels are."""
 
     def levels(image: Image.Image, *, rounded: bool) -> list[int]:
-        with Image.open(io.BytesIO(mask_of(decoded(image), rounded=rounded).data)) as mask:
+        with Image.open(io.BytesIO(read_mask(decoded(image), rounded=rounded).data)) as mask:
             return np.asarray(mask.convert("L")).ravel().tolist()
 
     grays = Image.fromarray(np.array([[0, 100, 200, 255]], np.uint8))
@@ -708,7 +719,7 @@ def decoded(image: Image.Image) -> bytes:
     return base64.b64decode(based(image))
 
 
-def test_a_field_that_is_wrong_is_named_in_their_words() -> None:
+def test_request_error_names_client_field() -> None:
     with pytest.raises(RequestError) as caught:
         text(width=510)
     assert caught.value.field == "width"
@@ -717,11 +728,11 @@ def test_a_field_that_is_wrong_is_named_in_their_words() -> None:
     assert caught.value.field == "prompt"
 
 
-def test_more_units_than_there_may_be_are_refused_before_any_picture_is_read(
+def test_too_many_controlnet_units_are_rejected_before_reading_images(
     client: TestClient,
 ) -> None:
     units = [{"module": "canny", "effective_region_mask": "no picture"}] * 17
     body = {"prompt": "a cup", "alwayson_scripts": {"controlnet": {"args": units}}}
     answer = client.post("/sdapi/v1/txt2img", json=body)
     assert answer.status_code == 422
-    assert "16 units at most" in answer.text
+    assert "up to 16 units" in answer.text

@@ -1,4 +1,4 @@
-"""The routes of cog's server, with an engine that paints nothing."""
+"""The routes of cog's server, with a scripted engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENCE = 60.0
 
 
 def broken() -> Any:
-    """An engine whose model cannot be loaded."""
+    """Stand for an engine whose model cannot be loaded."""
     raise SystemExit(3)
 
 
@@ -49,7 +49,7 @@ def health(client: TestClient) -> str:
     return answer.json()["status"]
 
 
-def test_a_prediction_is_waited_for(client: TestClient) -> None:
+def test_prediction_without_preference_waits_for_end(client: TestClient) -> None:
     inputs = {"prompt": "note", "seed": 7, "num_outputs": 2, "num_inference_steps": 3}
     answer = client.post("/predictions", json={"input": inputs})
     made = answer.json()
@@ -65,8 +65,8 @@ def test_a_prediction_is_waited_for(client: TestClient) -> None:
         assert Image.open(io.BytesIO(data)).getpixel((0, 0)) == (7, 0, 7)
 
 
-def test_pictures_of_inputs_are_remembered_as_uploads(client: TestClient) -> None:
-    """Whole they would be read again with every look at the job."""
+def test_data_uri_inputs_are_stored_as_uploads(client: TestClient) -> None:
+    """Stored whole, they would be read again with every look at the job."""
     inputs = {"image": URI, "mask": URI, "prompt_strength": 0.5}
     made = client.post("/predictions", json={"input": inputs}).json()
     name = f"http://testserver/v1/files/{hashlib.sha256(HOUSE).hexdigest()}"
@@ -77,25 +77,25 @@ def test_pictures_of_inputs_are_remembered_as_uploads(client: TestClient) -> Non
     assert (again["status"], again["input"]) == ("succeeded", made["input"])
 
 
-def test_a_prediction_that_fails(client: TestClient) -> None:
+def test_failing_prediction_returns_200_with_error(client: TestClient) -> None:
     answer = client.post("/predictions", json={"input": {"prompt": "refuse"}})
     made = answer.json()
     assert (answer.status_code, made["status"], made["output"]) == (200, "failed", None)
     assert "refused" in made["error"]
 
 
-def test_no_body_is_no_inputs(client: TestClient) -> None:
+def test_prediction_without_body_uses_default_inputs(client: TestClient) -> None:
     for answer in (client.post("/predictions"), client.post("/predictions", json={"input": None})):
         assert (answer.status_code, answer.json()["input"]) == (200, {})
         assert answer.json()["status"] == "succeeded"
 
 
-def test_pictures_are_data(client: TestClient) -> None:
+def test_prediction_with_data_uris_succeeds(client: TestClient) -> None:
     inputs = {"image": URI, "mask": URI, "prompt_strength": 0.5, "num_inference_steps": 4}
     assert client.post("/predictions", json={"input": inputs}).json()["status"] == "succeeded"
 
 
-def test_at_once(tmp_path: Path) -> None:
+def test_respond_async_returns_202_at_once(tmp_path: Path) -> None:
     with client_of(tmp_path, 0.02) as client:
         body = {
             "id": "mine",
@@ -114,7 +114,7 @@ def test_at_once(tmp_path: Path) -> None:
         assert client.post("/predictions/other/cancel").status_code == 404
 
 
-def test_cancel_by_our_id(tmp_path: Path) -> None:
+def test_cancel_by_server_id_ends_prediction(tmp_path: Path) -> None:
     with client_of(tmp_path, 0.02) as client:
         body = {"input": {"num_inference_steps": 500}}
         name = client.post("/predictions", json=body, headers=ASYNC).json()["id"]
@@ -122,7 +122,7 @@ def test_cancel_by_our_id(tmp_path: Path) -> None:
         until(lambda: client.get(f"/api/jobs/{name}").json()["state"] == "canceled")
 
 
-def test_an_id_is_one_prediction(client: TestClient) -> None:
+def test_repeated_client_id_makes_one_prediction(client: TestClient) -> None:
     name = "x" * 256
     body = {"input": {"prompt": "a cup"}, "id": name}
     path = f"/predictions/{name}"
@@ -137,7 +137,7 @@ def test_an_id_is_one_prediction(client: TestClient) -> None:
     assert taken.status_code == 201
 
 
-def test_an_id_belongs_to_a_key(tmp_path: Path) -> None:
+def test_client_id_of_other_key_returns_404(tmp_path: Path) -> None:
     with client_of(tmp_path, 0.02, api_keys=("one", "two")) as client:
         one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
         body = {"input": {"num_inference_steps": 500}}
@@ -157,7 +157,7 @@ def test_an_id_belongs_to_a_key(tmp_path: Path) -> None:
     [
         ({"input": {"steps": 3}}, ["input", "steps"], "not permitted"),
         ({"input": {"num_outputs": 5}}, ["input", "num_outputs"], "less than or equal to 4"),
-        ({"input": {"mask": URI}}, ["input", "mask"], "no image"),
+        ({"input": {"mask": URI}}, ["input", "mask"], "needs an image"),
         ({"input": {"image": "file:///etc/passwd"}}, ["input", "image"], "neither a data: URI"),
         ({"input": {"image": "data:;base64,%%"}}, ["input", "image"], "not base64"),
         ({"input": {"image": "data:,hello"}}, ["input"], "not a picture"),
@@ -173,7 +173,7 @@ def test_an_id_belongs_to_a_key(tmp_path: Path) -> None:
         ({"id": "x" * 257}, ["id"], "match"),
     ],
 )
-def test_what_is_wrong_is_told_as_cog_tells_it(
+def test_invalid_body_returns_422_in_cog_format(
     client: TestClient, body: Any, place: list[str], says: str
 ) -> None:
     answer = client.post("/predictions", json=body)
@@ -186,19 +186,19 @@ def test_what_is_wrong_is_told_as_cog_tells_it(
     assert client.get("/api/jobs").json()["jobs"] == []
 
 
-def test_ids_that_contradict(client: TestClient) -> None:
+def test_body_id_different_from_url_returns_422(client: TestClient) -> None:
     answer = client.put("/predictions/a", json={"id": "b"})
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["body", "id"]
     assert client.put("/predictions/a", json={"id": "a"}).status_code == 200
 
 
-def test_no_stream(client: TestClient) -> None:
+def test_accept_event_stream_returns_406(client: TestClient) -> None:
     answer = client.post("/predictions", headers={"Accept": "text/event-stream"})
     assert answer.status_code == 406
 
 
-def test_a_client_that_goes_away_ends_nothing(tmp_path: Path) -> None:
+def test_client_disconnect_keeps_prediction(tmp_path: Path) -> None:
     http = HttpSettings(disconnect_poll_interval_s=0.05)
     with running(tmp_path, 0.02, http=http) as url:
         body = {"input": {"num_inference_steps": 100}}
@@ -210,7 +210,7 @@ def test_a_client_that_goes_away_ends_nothing(tmp_path: Path) -> None:
         assert (made["id"], made["status"]) == ("x", "succeeded")
 
 
-def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
+def test_server_shutdown_returns_202_to_waiting_client(tmp_path: Path) -> None:
     with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(1) as waiting:
         body = {"input": {"num_inference_steps": 500}}
         answer = waiting.submit(client.put, "/predictions/x", json=body)
@@ -220,18 +220,18 @@ def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
         assert answer.result().json()["status"] in ("starting", "processing")
 
 
-def test_what_is_posted(client: TestClient) -> None:
+def test_webhook_payload_has_client_id(client: TestClient) -> None:
     client.put("/predictions/x", json={"input": {"prompt": "a"}})
     service = service_of(client)
-    job = service.jobs.by_token("", cog_routes.token_of("x"))
+    job = service.jobs.by_token("", cog_routes.idempotency_token("x"))
     assert job is not None
-    assert service.jobs.by_token("other", cog_routes.token_of("x")) is None
+    assert service.jobs.by_token("other", cog_routes.idempotency_token("x")) is None
     assert client.portal is not None
     told = client.portal.call(cog_routes.webhook_payload, service, job)
     assert (told["id"], told["status"]) == ("x", "succeeded")
 
 
-def test_health(tmp_path: Path) -> None:
+def test_health_check_follows_load_and_shutdown(tmp_path: Path) -> None:
     with client_of(
         tmp_path, 0.02, worker=WorkerSettings(poll_interval_s=0.05, max_jobs=1)
     ) as client:
@@ -247,7 +247,7 @@ def test_health(tmp_path: Path) -> None:
         assert "about to end" in client.get("/health-check").json()["setup"]["logs"]
 
 
-def test_a_worker_that_dies_at_work_has_not_failed_to_start(tmp_path: Path) -> None:
+def test_worker_death_during_work_is_not_setup_failure(tmp_path: Path) -> None:
     with client_of(tmp_path) as client:
         client.post("/predictions", json={"input": {"prompt": "die"}})
         supervisor = service_of(client).supervisor
@@ -256,7 +256,7 @@ def test_a_worker_that_dies_at_work_has_not_failed_to_start(tmp_path: Path) -> N
         until(lambda: health(client) == "READY")
 
 
-def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+def test_health_check_with_unloadable_model_reports_setup_failed(tmp_path: Path) -> None:
     with client_of(tmp_path, engine_factory=broken) as client:
         until(lambda: health(client) == "SETUP_FAILED")
         assert client.get("/health-check").json()["setup"]["status"] == "failed"
@@ -265,7 +265,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
         assert "in a row that died as they started" in unready.text
 
 
-def test_where_all_is(client: TestClient) -> None:
+def test_index_lists_working_urls(client: TestClient) -> None:
     index = client.get("/").json()
     schemas = client.get(index["openapi_url"]).json()["components"]["schemas"]
     assert schemas["Input"]["properties"]["num_outputs"]["maximum"] == 4

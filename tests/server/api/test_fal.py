@@ -1,4 +1,4 @@
-"""fal's own client against this server, as it is used: queue, run, streams, webhooks, errors."""
+"""fal's client against this server: queue, run, streams, webhooks and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from overpaint.imaging.codec import read_picture
 from overpaint.request_parts import Lora
-from overpaint.server.api.fal.protocol import OWN, SIZES, Arguments, to_request
+from overpaint.server.api.fal.protocol import NATIVE_FIELDS, SIZES_BY_NAME, Arguments, to_request
 from overpaint.server.settings import HttpSettings, WorkerSettings
 from tests.docs.blocks import first_block
 from tests.server.jobs.test_webhooks import receiving
@@ -50,13 +50,13 @@ def client(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SyncClient]:
 
 
 def point(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Point their clients at an address."""
+    """Point fal's clients at an address."""
     monkeypatch.setattr("fal_client.client.QUEUE_URL_FORMAT", f"{url}/fal/queue/")
     monkeypatch.setattr("fal_client.client.RUN_URL_FORMAT", f"{url}/fal/run/")
 
 
 def asked(url: str) -> dict[str, Any]:
-    """The job that came last."""
+    """Return the newest job."""
     return httpx.get(f"{url}/api/jobs").json()["jobs"][0]
 
 
@@ -64,10 +64,10 @@ def opened(image: dict[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO(httpx.get(image["url"]).content))
 
 
-# What their users write
+# What users write
 
 
-def test_subscribe(client: SyncClient, url: str) -> None:
+def test_subscribe_with_logs_returns_result(client: SyncClient, url: str) -> None:
     told: list[fal_client.Status] = []
     enqueued: list[str] = []
     made = client.subscribe(
@@ -87,7 +87,7 @@ def test_subscribe(client: SyncClient, url: str) -> None:
     job = asked(url)
     assert (enqueued, job["model"]) == ([job["id"]], "miniature")
     request = job["request"]
-    assert (request["width"], request["height"]) == SIZES["portrait_4_3"]
+    assert (request["width"], request["height"]) == SIZES_BY_NAME["portrait_4_3"]
     assert (request["num_inference_steps"], request["guidance_scale"]) == (25, 7.5)
     assert isinstance(last := told[-1], fal_client.Completed)
     assert last.error is None
@@ -96,7 +96,7 @@ def test_subscribe(client: SyncClient, url: str) -> None:
     assert "noted" in [line["message"] for line in last.logs]
 
 
-def test_a_request_s_life(client: SyncClient, url: str) -> None:
+def test_request_lifecycle_reports_status_and_cancellation(client: SyncClient, url: str) -> None:
     handle = client.submit("any/sdxl", {"prompt": "a", "num_inference_steps": 1000})
     until(lambda: isinstance(handle.status(), fal_client.InProgress))
     behind = httpx.get(handle.response_url)
@@ -110,7 +110,7 @@ def test_a_request_s_life(client: SyncClient, url: str) -> None:
     until(lambda: isinstance(handle.status(), fal_client.Completed))
     ended = client.status("any/sdxl", handle.request_id)
     assert isinstance(ended, fal_client.Completed)
-    assert (ended.error_type, ended.error) == ("client_cancelled", "it was canceled.")
+    assert (ended.error_type, ended.error) == ("client_cancelled", "The request was canceled.")
     with pytest.raises(FalClientHTTPError, match="was canceled") as caught:
         handle.get()
     assert caught.value.status_code == 499
@@ -119,8 +119,10 @@ def test_a_request_s_life(client: SyncClient, url: str) -> None:
     assert again.value.response.json() == {"status": "ALREADY_COMPLETED"}
 
 
-def test_places_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With room for one, the others wait; the low priority goes last."""
+def test_queue_position_with_low_priority_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server runs one job at a time; the low priority goes last."""
     with running(tmp_path, 0.01, worker=WorkerSettings(poll_interval_s=0.05, max_jobs=1)) as url:
         point(monkeypatch, url)
         client = SyncClient(key="any")
@@ -135,14 +137,14 @@ def test_places_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         client._client.close()  # pyright: ignore[reportPrivateUsage]
 
 
-def test_run(client: SyncClient) -> None:
+def test_run_with_sync_mode_returns_data_uri(client: SyncClient) -> None:
     made = client.run(APP, {"prompt": "a", "sync_mode": True, "format": "jpeg", "seed": 3})
     (image,) = made["images"]
     assert image["url"].startswith("data:image/jpeg;base64,")
     assert image["content_type"] == "image/jpeg"
 
 
-def test_edits(client: SyncClient, url: str) -> None:
+def test_run_with_image_and_mask_uses_fal_defaults(client: SyncClient, url: str) -> None:
     arguments = {"prompt": "a", "image_url": URI, "mask_url": URI, "mask_grow": 4}
     client.run(f"{APP}/inpainting", arguments)
     request = asked(url)["request"]
@@ -166,7 +168,9 @@ def test_edits(client: SyncClient, url: str) -> None:
     assert asked(url)["request"]["image"] == request["image"]
 
 
-def test_async(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_async_client_subscribes_runs_and_streams(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     point(monkeypatch, url)
 
     async def run() -> Any:
@@ -183,7 +187,7 @@ def test_async(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made["images"]) == len(ran["images"]) == len(shown[-1]["images"]) == 1
 
 
-def test_the_stream(client: SyncClient) -> None:
+def test_stream_sends_previews_then_result_or_error(client: SyncClient) -> None:
     told = list(client.stream(APP, {"prompt": "a", "seed": 5}))
     assert "seed" not in told[0]
     assert told[0]["images"][0]["url"].startswith("data:image/jpeg;base64,")
@@ -194,7 +198,7 @@ def test_the_stream(client: SyncClient) -> None:
     ]
 
 
-def test_the_stream_of_the_status(client: SyncClient) -> None:
+def test_status_stream_ends_with_completed(client: SyncClient) -> None:
     handle = client.submit(APP, {"prompt": "note"})
     with httpx.stream("GET", f"{handle.status_url}/stream", params={"logs": True}) as answer:
         told = [json.loads(line[6:]) for line in answer.iter_lines() if line]
@@ -204,7 +208,7 @@ def test_the_stream_of_the_status(client: SyncClient) -> None:
     assert kinds == sorted(kinds, key=["IN_QUEUE", "IN_PROGRESS", "COMPLETED"].index)
 
 
-def test_webhooks(client: SyncClient) -> None:
+def test_webhook_receives_result_or_error(client: SyncClient) -> None:
     with receiving() as receiver:
         done = client.submit(APP, {"prompt": "a"}, webhook_url=receiver.url)
         failed = client.submit(APP, {"prompt": "refuse"}, webhook_url=receiver.url)
@@ -216,7 +220,7 @@ def test_webhooks(client: SyncClient) -> None:
     assert told[failed.request_id]["payload"]["detail"][0]["loc"] == ["body", "prompt"]
 
 
-def test_sent_twice_it_is_one(client: SyncClient) -> None:
+def test_repeated_idempotency_key_returns_same_request(client: SyncClient) -> None:
     headers = {"Idempotency-Key": "one"}
     handles = [client.submit(APP, {"prompt": "a", "seed": 1}, headers=headers) for _ in range(2)]
     assert handles[0].request_id == handles[1].request_id
@@ -225,8 +229,8 @@ def test_sent_twice_it_is_one(client: SyncClient) -> None:
     assert caught.value.status_code == 422
 
 
-def test_a_client_that_goes_away(url: str) -> None:
-    """Nobody could ask for what it wanted, unless it gave a key to ask by."""
+def test_client_disconnect_cancels_job_without_idempotency_key(url: str) -> None:
+    """A job continues only if the client sent a key to ask for its result later."""
     long = {"prompt": "a", "num_inference_steps": 1000}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{url}/fal/run/{APP}", json=long, timeout=0.5)
@@ -261,7 +265,7 @@ def test_docs_example_runs_with_the_real_client(
 
 
 def test_docs_host_variables_point_the_client_at_the_server() -> None:
-    """Over https: their clients are pointed here by two variables."""
+    """Two variables point fal's clients at a server that they reach by https:."""
     text = first_block("guides/clients/fal.md", "text")
     hosts = ("FAL_RUN_HOST=HOST/fal/run", "FAL_QUEUE_RUN_HOST=HOST/fal/queue")
     assert " ".join(hosts) in text
@@ -275,7 +279,7 @@ def test_docs_host_variables_point_the_client_at_the_server() -> None:
     assert told.stdout.split() == ["https://HOST/fal/run/", "https://HOST/fal/queue/"]
 
 
-# What is wrong
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -287,7 +291,7 @@ def test_docs_host_variables_point_the_client_at_the_server() -> None:
         ({"image_size": {"width": 1023, "height": 512}}, ["image_size"], "multiple of 8"),
         ({"image_size": "square", "width": 64}, ["image_size"], "contradicts width"),
         ({"strength": 0.5}, ["strength"], "without an image"),
-        ({"mask_url": URI}, ["mask_url"], "no image"),
+        ({"mask_url": URI}, ["mask_url"], "needs an image"),
         ({"image_url": "http://169.254.169.254/"}, ["image_url"], "cannot be fetched"),
         ({"image_url": "file:///etc/passwd"}, ["image_url"], "neither a data: URI"),
         ({"image": URI}, ["image"], "no such field"),
@@ -302,7 +306,7 @@ def test_docs_host_variables_point_the_client_at_the_server() -> None:
         ({"controls": [{"kind": "no"}]}, ["controls", 0, "kind"], "There is no hint"),
     ],
 )
-def test_bad_fields(
+def test_request_with_bad_argument_returns_422_naming_it(
     client: SyncClient, url: str, fields: Any, place: list[str | int], says: str
 ) -> None:
     before = asked(url)["id"] if httpx.get(f"{url}/api/jobs").json()["jobs"] else None
@@ -316,8 +320,8 @@ def test_bad_fields(
     assert (asked(url)["id"] if before else None) == before
 
 
-def test_what_nothing_here_would_keep_to(client: SyncClient) -> None:
-    with pytest.raises(FalClientHTTPError, match="no deadlines"):
+def test_request_with_unsupported_promise_is_rejected(client: SyncClient) -> None:
+    with pytest.raises(FalClientHTTPError, match="does not enforce deadlines"):
         client.submit(APP, {"prompt": "a"}, start_timeout=60)
     with pytest.raises(FalClientHTTPError, match="fal_webhook"):
         client.submit(APP, {"prompt": "a"}, webhook_url="http://10.0.0.1/")
@@ -329,8 +333,11 @@ def test_what_nothing_here_would_keep_to(client: SyncClient) -> None:
         client.run(APP, {"prompt": "a", "image_url": "data:,no picture"})
 
 
-def test_unknown_apps_and_requests(client: SyncClient, url: str) -> None:
-    for app, says in (("any/sdxl2", "Did you mean sdxl"), (f"{APP}/upscale", "has no 'upscale'")):
+def test_unknown_app_or_request_returns_404(client: SyncClient, url: str) -> None:
+    for app, says in (
+        ("any/sdxl2", "Did you mean sdxl"),
+        (f"{APP}/upscale", "has no task 'upscale'"),
+    ):
         with pytest.raises(FalClientHTTPError, match=says) as caught:
             client.submit(app, {"prompt": "a"})
         assert caught.value.status_code == 404
@@ -341,7 +348,7 @@ def test_unknown_apps_and_requests(client: SyncClient, url: str) -> None:
         assert caught.value.status_code == 404
 
 
-def test_requests_that_fail(client: SyncClient) -> None:
+def test_failed_request_raises_matching_error(client: SyncClient) -> None:
     handle = client.submit(APP, {"prompt": "refuse"})
     with pytest.raises(FalClientHTTPError, match="refused") as caught:
         handle.get(interval=0.01)
@@ -354,7 +361,9 @@ def test_requests_that_fail(client: SyncClient) -> None:
     assert broken.value.status_code == 500
 
 
-def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_api_key_reads_only_its_own_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with running(tmp_path, api_keys=("one", "two")) as url:
         point(monkeypatch, url)
         clients = [SyncClient(key=key) for key in ("one", "two", "three")]
@@ -369,14 +378,14 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             client._client.close()  # pyright: ignore[reportPrivateUsage]
 
 
-# What it means
+# Translation
 
 
 def inputs_as(**fields: Any) -> Any:
     return to_request(Arguments(**fields), NOWHERE)[0]
 
 
-def test_inputs_mean_what_they_mean_there() -> None:
+def test_arguments_translate_with_fal_defaults() -> None:
     plain = inputs_as(prompt="a", seed=1)
     assert (plain.num_inference_steps, plain.guidance_scale, plain.strength) == (25, 7.5, None)
     assert (plain.width, plain.size, plain.steps) == (None, "native", "exact")
@@ -390,18 +399,18 @@ def test_inputs_mean_what_they_mean_there() -> None:
     assert styled.sampler == "euler_a"
 
 
-def test_a_field_in_its_old_spelling_is_accepted(client: SyncClient, url: str) -> None:
+def test_native_field_in_old_spelling_is_accepted(client: SyncClient, url: str) -> None:
     arguments = {"prompt": "a", "image_url": URI, "mask_url": URI, "match_colours": False}
     client.run(f"{APP}/inpainting", arguments)
     assert asked(url)["request"]["match_colors"] is False
 
 
-def test_every_field_of_ours_has_one_name() -> None:
-    assert {"clip_skip", "controls", "refiner", "task", "size"} <= OWN
-    assert OWN.isdisjoint(Arguments.model_fields)
+def test_native_fields_do_not_overlap_arguments() -> None:
+    assert {"clip_skip", "controls", "refiner", "task", "size"} <= NATIVE_FIELDS
+    assert NATIVE_FIELDS.isdisjoint(Arguments.model_fields)
 
 
-def test_names_that_are_long_numbers(url: str) -> None:
+def test_field_name_of_many_digits_returns_422(url: str) -> None:
     controls = [{"kind": "canny", "9" * 5000: 1}]
     body = {"prompt": "a cup", "controls": controls}
     assert httpx.post(f"{url}/fal/run/{APP}", json=body).status_code == 422

@@ -1,4 +1,4 @@
-"""OpenAI's own client against this server, as it is used: sync, async, streams, files, errors."""
+"""OpenAI's client against this server: sync, async, streams, files and errors."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from overpaint.engine.worker import make_engine
 from overpaint.provenance.metadata import read_settings
 from overpaint.request import Request
 from overpaint.server.api.openai.protocol import (
-    OWN,
-    QUALITIES,
-    TEXTS,
+    NATIVE_FIELDS,
+    STEPS_BY_QUALITY,
+    TEXT_FIELDS,
     Edit,
     Generation,
     Variation,
@@ -61,7 +61,7 @@ def client(url: str) -> Iterator[OpenAI]:
 
 
 def cut_out(box: tuple[int, int, int, int] | None) -> bytes:
-    """A mask for the house that is transparent in a box."""
+    """Make a mask for the house that is transparent in a box."""
     with Image.open(HOUSE) as house:
         mask = Image.new("RGBA", house.size, (0, 0, 0, 255))
     if box:
@@ -87,14 +87,14 @@ def jobs_of(url: str) -> list[Any]:
 
 
 def asked(url: str) -> dict[str, Any]:
-    """The request that came last."""
+    """Return the newest request."""
     return jobs_of(url)[0]["request"]
 
 
-# What their users write
+# What users write
 
 
-def test_pictures_of_a_prompt(client: OpenAI, url: str) -> None:
+def test_generate_with_size_and_seed_returns_images_with_seeds(client: OpenAI, url: str) -> None:
     answer = client.images.generate(
         model=MODEL, prompt="a cup", n=2, size="512x256", extra_body={"seed": 7}
     )
@@ -111,7 +111,7 @@ def test_pictures_of_a_prompt(client: OpenAI, url: str) -> None:
     assert jobs_of(url)[0]["model"] == "miniature"
 
 
-def test_every_field_of_ours(client: OpenAI, url: str) -> None:
+def test_generate_with_native_fields_submits_them(client: OpenAI, url: str) -> None:
     ours = {
         "negative_prompt": "blurry",
         "guidance_scale": 3,
@@ -131,7 +131,7 @@ def test_every_field_of_ours(client: OpenAI, url: str) -> None:
     assert jobs_of(url)[0]["model"] == "sdxl"
 
 
-def test_formats(client: OpenAI) -> None:
+def test_generate_with_output_format_returns_that_format(client: OpenAI) -> None:
     formats: list[Any] = [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")]
     for word, kind in formats:
         more: Any = {} if word == "png" else {"output_compression": 40}
@@ -141,7 +141,7 @@ def test_formats(client: OpenAI) -> None:
         assert (answer.output_format, answer.quality) == (word, "low")
 
 
-def test_pictures_by_their_urls(client: OpenAI) -> None:
+def test_generate_with_url_format_returns_links(client: OpenAI) -> None:
     answer = client.images.generate(prompt="a", response_format="url", extra_body={"seed": 3})
     assert answer.data
     assert answer.data[0].b64_json is None
@@ -150,7 +150,7 @@ def test_pictures_by_their_urls(client: OpenAI) -> None:
     assert Image.open(io.BytesIO(found.content)).getpixel((0, 0)) == (3, 0, 7)
 
 
-def test_async(url: str) -> None:
+def test_async_client_generates_edits_and_streams(url: str) -> None:
     async def run() -> Any:
         async with AsyncOpenAI(api_key="any", base_url=f"{url}/v1") as client:
             made = await client.images.generate(prompt="a")
@@ -164,7 +164,7 @@ def test_async(url: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
-def test_pictures_come_as_files_bytes_and_lists(client: OpenAI, url: str) -> None:
+def test_edit_with_files_bytes_and_lists_accepts_each(client: OpenAI, url: str) -> None:
     data = HOUSE.read_bytes()
     with HOUSE.open("rb") as file:
         images: list[Any] = [file, data, ("house.png", data), HOUSE, [data]]
@@ -178,8 +178,8 @@ def test_pictures_come_as_files_bytes_and_lists(client: OpenAI, url: str) -> Non
     assert (request["prompt"], request["num_images"], request["width"]) == ("", 2, 256)
 
 
-def test_fields_of_forms(client: OpenAI, url: str) -> None:
-    """A form knows texts alone; what they are follows from the field."""
+def test_edit_with_form_values_parses_them_by_field(client: OpenAI, url: str) -> None:
+    """A form has only text values; the field determines their types."""
     mask = cut_out((10, 10, 60, 60))
     ours: Any = {
         "seed": 5,
@@ -201,7 +201,7 @@ def test_fields_of_forms(client: OpenAI, url: str) -> None:
     assert (request["task"], request["prompt"]) == ("replace", "")
 
 
-def test_the_stream(client: OpenAI) -> None:
+def test_stream_of_generation_sends_previews_then_image(client: OpenAI) -> None:
     told: list[Any] = list(
         client.images.generate(
             prompt="a", stream=True, partial_images=3, quality="medium", output_format="webp"
@@ -220,20 +220,20 @@ def test_the_stream(client: OpenAI) -> None:
     assert told[-1].usage.total_tokens == 0
 
 
-def test_the_stream_of_an_edit(client: OpenAI) -> None:
+def test_stream_of_edit_sends_completed_events(client: OpenAI) -> None:
     with HOUSE.open("rb") as image:
         told = list(client.images.edit(image=image, prompt="a", stream=True, n=2))
     assert [event.type for event in told] == ["image_edit.completed"] * 2
 
 
-def test_a_stream_that_fails(client: OpenAI) -> None:
+def test_stream_of_failing_job_raises_api_error(client: OpenAI) -> None:
     stream = client.images.generate(prompt="break", stream=True, partial_images=1)
     with pytest.raises(openai.APIError, match="a defect"):
         list(stream)
 
 
-def test_models(client: OpenAI, url: str) -> None:
-    """One answer is read by both clients."""
+def test_models_list_serves_openai_and_replicate_clients(client: OpenAI, url: str) -> None:
+    """OpenAI's client and Replicate's client read the same response."""
     assert [model.id for model in client.models.list()] == ["miniature", "sdxl"]
     assert client.models.retrieve("sdxl").object == "model"
     with pytest.raises(openai.NotFoundError, match="Did you mean sdxl"):
@@ -256,14 +256,14 @@ def test_docs_example_runs_with_the_real_client(
         assert snow.size == (8, 8)
 
 
-# What is wrong
+# Errors
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
         ({"n": 11}, "n", "less than or equal to 10"),
-        ({"size": "big"}, "size", "neither like"),
+        ({"size": "big"}, "size", "is not a size"),
         ({"size": "1023x512"}, "size", "multiple of 8"),
         ({"size": "64x64", "width": 64}, "size", "contradicts width"),
         ({"steps": 0}, "steps", "It must be 1 to 1000"),
@@ -278,11 +278,11 @@ def test_docs_example_runs_with_the_real_client(
         ({"style": "vivid"}, "style", "no such field"),
         ({"background": "transparent"}, "background", "opaque"),
         ({"output_format": "gif"}, "output_format", "png"),
-        ({"output_compression": 5}, "output_compression", "nothing for png"),
-        ({"partial_images": 1}, "partial_images", "in a stream alone"),
+        ({"output_compression": 5}, "output_compression", "no effect on PNG"),
+        ({"partial_images": 1}, "partial_images", "only in a stream"),
         ({"partial_images": 4, "stream": True}, "partial_images", "less than or equal to 3"),
-        ({"partial_images": 1, "stream": True, "n": 2}, "partial_images", "of one picture"),
-        ({"stream": True, "response_format": "url"}, "response_format", "not for streams"),
+        ({"partial_images": 1, "stream": True, "n": 2}, "partial_images", "a single image"),
+        ({"stream": True, "response_format": "url"}, "response_format", "cannot contain links"),
         ({"loras": [{"name": "x"}]}, "loras.0.name", "unknown lora"),
         ({"prompt": "<lora:x:1>"}, "loras.0.name", "unknown lora"),
         ({"controls": [{"kind": "no"}]}, "controls.0.kind", "There is no hint"),
@@ -290,7 +290,9 @@ def test_docs_example_runs_with_the_real_client(
         ({"prompt": None}, "prompt", "string"),
     ],
 )
-def test_bad_fields(client: OpenAI, url: str, fields: Any, param: str, says: str) -> None:
+def test_generate_with_bad_field_returns_400_naming_it(
+    client: OpenAI, url: str, fields: Any, param: str, says: str
+) -> None:
     before = [job["id"] for job in jobs_of(url)]
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(prompt="a", extra_body=fields)
@@ -302,7 +304,7 @@ def test_bad_fields(client: OpenAI, url: str, fields: Any, param: str, says: str
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
-        ({"image": [HOUSE, HOUSE]}, "image", "one picture"),
+        ({"image": [HOUSE, HOUSE]}, "image", "exactly one image"),
         ({"image": b"no picture"}, None, "not a picture"),
         ({"mask": cut_out(None)}, "mask", "opaque everywhere"),
         ({"mask": png(Image.new("L", (100, 90), 255))}, "mask", "100x90"),
@@ -312,20 +314,22 @@ def test_bad_fields(client: OpenAI, url: str, fields: Any, param: str, says: str
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"extra_body": {"seed": "x"}}, "seed", "integer"),
         ({"extra_body": {"strength": float("nan")}}, "strength", "valid number"),
-        ({"extra_body": {"loras": [{"name": "x"}]}}, "loras", "a text of JSON"),
+        ({"extra_body": {"loras": [{"name": "x"}]}}, "loras", "as JSON text"),
         ({"extra_body": {"loras": '[{"name": "x"}]'}}, "loras.0.name", "unknown lora"),
         ({"extra_body": {"guidance_interval": [[0.1], [0.9]]}}, "guidance_interval", "JSON"),
         ({"extra_body": {"guidance_interval": "[" * 9999}}, "guidance_interval", "tuple"),
     ],
 )
-def test_bad_forms(client: OpenAI, fields: Any, param: str | None, says: str) -> None:
+def test_edit_with_bad_field_returns_400_naming_it(
+    client: OpenAI, fields: Any, param: str | None, says: str
+) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(**{"image": HOUSE, "prompt": "a"} | fields)
     assert says in caught.value.message
     assert caught.value.param == param
 
 
-def test_a_mask_without_a_picture_and_what_is_no_form(url: str) -> None:
+def test_edit_without_image_or_form_is_rejected(url: str) -> None:
     form = {"prompt": (None, "a"), "mask": ("mask.png", cut_out((0, 0, 9, 9)))}
     answer = httpx.post(f"{url}/v1/images/edits", files=form)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
@@ -339,15 +343,15 @@ def test_a_mask_without_a_picture_and_what_is_no_form(url: str) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, None)
 
 
-def test_unknown_models(client: OpenAI) -> None:
+def test_generate_with_unknown_model_returns_404(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.images.generate(model="mini", prompt="a")
     assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
     assert "Did you mean miniature" in caught.value.message
 
 
-def test_jobs_that_fail(client: OpenAI) -> None:
-    """What the request is at fault for is a bad request, also when it shows late."""
+def test_generate_with_failing_job_raises_matching_error(client: OpenAI) -> None:
+    """A failure that the request caused is a bad request, even if it shows late."""
     with pytest.raises(openai.BadRequestError, match="prompt: refused") as caught:
         client.images.generate(prompt="refuse")
     assert caught.value.param == "prompt"
@@ -356,14 +360,14 @@ def test_jobs_that_fail(client: OpenAI) -> None:
     assert broken.value.type == "server_error"
 
 
-def test_a_failed_job_is_not_sent_again(tmp_path: Path) -> None:
+def test_failed_job_is_not_retried_by_client(tmp_path: Path) -> None:
     with running(tmp_path) as url, client_of(url) as client:
         with pytest.raises(openai.InternalServerError):
             client.with_options(max_retries=2).images.generate(prompt="break")
         assert len(jobs_of(url)) == 1
 
 
-def test_keys(tmp_path: Path) -> None:
+def test_right_key_gets_signed_links_and_wrong_key_gets_401(tmp_path: Path) -> None:
     with running(tmp_path, api_keys=("right",)) as url:
         with (
             client_of(url, "wrong") as client,
@@ -381,7 +385,7 @@ def test_keys(tmp_path: Path) -> None:
         assert Image.open(io.BytesIO(found.content)).size == (8, 8)
 
 
-def test_a_full_queue(tmp_path: Path) -> None:
+def test_full_queue_returns_rate_limit_error(tmp_path: Path) -> None:
     with running(tmp_path, limits=Limits(queued_jobs=0)) as url, client_of(url) as client:
         with pytest.raises(openai.RateLimitError) as caught:
             client.images.generate(prompt="a")
@@ -389,10 +393,10 @@ def test_a_full_queue(tmp_path: Path) -> None:
         assert int(caught.value.response.headers["retry-after"]) >= 5
 
 
-# Who waits
+# Waiting clients
 
 
-def test_a_client_that_goes_away_ends_its_job(tmp_path: Path) -> None:
+def test_client_disconnect_cancels_job(tmp_path: Path) -> None:
     http = HttpSettings(disconnect_poll_interval_s=0.05)
     with running(tmp_path, 0.02, http=http) as url, client_of(url) as client:
         slow: dict[str, Any] = {"steps": 1000}
@@ -406,7 +410,7 @@ def test_a_client_that_goes_away_ends_its_job(tmp_path: Path) -> None:
         until(lambda: [job["state"] for job in jobs_of(url)] == ["canceled"] * 2)
 
 
-def test_a_job_with_an_idempotency_key_goes_on(tmp_path: Path) -> None:
+def test_client_disconnect_with_idempotency_key_keeps_job(tmp_path: Path) -> None:
     http = HttpSettings(disconnect_poll_interval_s=0.05)
     with running(tmp_path, 0.02, http=http) as url, client_of(url) as client:
         ask: dict[str, Any] = {
@@ -428,7 +432,7 @@ def test_a_job_with_an_idempotency_key_goes_on(tmp_path: Path) -> None:
             client.images.generate(prompt="b", **ask)
 
 
-def test_a_canceled_job(tmp_path: Path) -> None:
+def test_stream_of_canceled_job_raises_api_error(tmp_path: Path) -> None:
     with running(tmp_path, 0.02) as url, client_of(url) as client:
         stream = client.images.generate(
             prompt="a", stream=True, partial_images=1, extra_body={"steps": 200}
@@ -440,7 +444,7 @@ def test_a_canceled_job(tmp_path: Path) -> None:
             list(stream)
 
 
-def test_the_answer_is_posted_as_well(url: str) -> None:
+def test_webhook_receives_response_or_error(url: str) -> None:
     with receiving() as receiver, client_of(url) as client:
         hook = {"webhook": receiver.url, "seed": 9}
         answer = client.images.generate(prompt="a", extra_body=hook)
@@ -454,7 +458,7 @@ def test_the_answer_is_posted_as_well(url: str) -> None:
     assert made["id"] != failed["id"]
 
 
-def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
+def test_server_shutdown_releases_waiting_clients(tmp_path: Path) -> None:
     with live.client_of(tmp_path, 0.02) as server, ThreadPoolExecutor(2) as waiting:
         body: dict[str, Any] = {"prompt": "a", "steps": 500}
         path = "/v1/images/generations"
@@ -464,8 +468,8 @@ def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
         application: Any = server.app
         application.state.service.drain()
         assert plain.result().status_code == 503
-        assert "this server ends" in plain.result().json()["error"]["message"]
-        assert "this server ends" in stream.result().text
+        assert "is shutting down" in plain.result().json()["error"]["message"]
+        assert "is shutting down" in stream.result().text
         until(
             lambda: (
                 [job["state"] for job in server.get("/api/jobs").json()["jobs"]] == ["canceled"] * 2
@@ -476,22 +480,22 @@ def test_a_server_that_ends_lets_those_go_who_wait(tmp_path: Path) -> None:
 # The table of fields
 
 
-def test_every_field_of_ours_is_understood_once() -> None:
+def test_native_fields_do_not_overlap_client_fields() -> None:
     for kind in (Generation, Edit, Variation):
         for name, field in kind.model_fields.items():
             assert field.description, name
-            assert name not in OWN
-    assert set(Request.model_fields) - OWN == {
+            assert name not in NATIVE_FIELDS
+    assert set(Request.model_fields) - NATIVE_FIELDS == {
         *("prompt", "image", "mask", "size", "num_images", "steps")
     }
     assert {
         *("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "mask_from"),
         *("sampler", "schedule", "refiner"),
-    } == TEXTS
+    } == TEXT_FIELDS
 
 
-def test_qualities_are_steps() -> None:
-    for word, steps in QUALITIES.items():
+def test_quality_sets_number_of_steps() -> None:
+    for word, steps in STEPS_BY_QUALITY.items():
         given = Generation.model_validate({"prompt": "a", "quality": word})
         assert to_request(given, NOWHERE)[0].num_inference_steps == steps
     plain = Generation.model_validate({"prompt": "a", "quality": "auto"})
@@ -501,7 +505,7 @@ def test_qualities_are_steps() -> None:
 # With the engine that paints
 
 
-def test_the_miniature_repaints_what_is_transparent(tmp_path: Path) -> None:
+def test_edit_with_miniature_repaints_transparent_area(tmp_path: Path) -> None:
     config = EngineConfig(("miniature",), "cpu", "fp32", tmp_path / "home")
     changes: dict[str, Any] = {
         "engine_factory": partial(make_engine, config),
@@ -538,7 +542,7 @@ def test_the_miniature_repaints_what_is_transparent(tmp_path: Path) -> None:
     assert read_settings(path).fields["seed"] == 3
 
 
-def test_all_fields_of_a_form_together_say_so_many_things_at_most(url: str) -> None:
+def test_form_with_too_much_json_returns_400(url: str) -> None:
     some = "[" + ",".join("0" * 1000) + "]"
     form = {
         f"f{number}": (None, some) for number in range(DEFAULT_LIMITS.json_separators // 1000 + 1)

@@ -1,4 +1,4 @@
-"""Replicate's own client against this server, and what their model gets wrong."""
+"""Replicate's client 1.x against this server, and the translation of inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import io
 import json
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from replicate.exceptions import ModelError, ReplicateError
 from overpaint.imaging.codec import read_picture
 from overpaint.request_parts import Lora
 from overpaint.server.api.replicate.inputs import Input, to_request
-from overpaint.server.api.results import moment, progress_line
+from overpaint.server.api.results import format_progress, format_timestamp
+from tests.docs.blocks import blocks_of
 from tests.server.live import NOWHERE, running
 
 ROOT = Path(__file__).parents[3]
@@ -44,35 +44,34 @@ def client(url: str) -> Iterator[Client]:
     made._client.close()  # pyright: ignore[reportPrivateUsage]
 
 
-def test_run(client: Client) -> None:
-    """The line that their users write."""
+def test_run_with_pinned_version_returns_images(client: Client) -> None:
+    """This is the line that users write."""
     output: Any = client.run(PINNED, input={"prompt": "a cup", "num_outputs": 2, "seed": 7})
     assert len(output) == 2
     for file in output:
         assert Image.open(io.BytesIO(file.read())).size == (8, 8)
 
 
-def test_the_lines_of_the_readme(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    start = text.index("    import replicate\n")
-    lines = textwrap.dedent(text[start : text.index("\n\n", start)])
-    assert len(lines.splitlines()) == 5
+def test_readme_example_saves_image(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (block,) = (b for b in blocks_of(ROOT / "README.md") if "import replicate" in b.text)
     monkeypatch.chdir(tmp_path)
-    script = lines.replace("http://127.0.0.1:8000", url)
+    script = block.text.replace("http://127.0.0.1:8000", url)
     subprocess.run([sys.executable, "-c", script], check=True)
     with Image.open(tmp_path / "cup.png") as cup:
         assert cup.size == (8, 8)
 
 
-def test_run_with_files(client: Client) -> None:
-    """Files are uploaded first, and named by their links."""
+def test_run_with_file_uploads_it(client: Client) -> None:
+    """The client uploads files first, and sends their links."""
     with HOUSE.open("rb") as image:
         inputs = {"prompt": "a cup", "image": image, "prompt_strength": 0.5}
         output: Any = client.run("overpaint/miniature", input=inputs)
     assert len(output) == 1
 
 
-def test_run_async(url: str) -> None:
+def test_async_run_returns_images(url: str) -> None:
     async def run() -> Any:
         client = Client(api_token="any", base_url=url)
         try:
@@ -83,7 +82,7 @@ def test_run_async(url: str) -> None:
     assert len(asyncio.run(run())) == 1
 
 
-def test_a_prediction_s_life(client: Client) -> None:
+def test_prediction_lifecycle_reports_progress_and_metrics(client: Client) -> None:
     made = client.predictions.create(
         version=PINNED, input={"prompt": "note", "num_inference_steps": 40}
     )
@@ -106,7 +105,7 @@ def test_a_prediction_s_life(client: Client) -> None:
     assert made.id in [other.id for other in client.predictions.list().results]
 
 
-def test_a_token_is_of_a_model_too(url: str) -> None:
+def test_idempotency_key_with_other_model_returns_422(url: str) -> None:
     def made(model: str) -> httpx.Response:
         path, body = f"{url}/v1/models/any/{model}/predictions", {"input": {"prompt": "a"}}
         return httpx.post(path, json=body, headers={"Idempotency-Key": "of one model"})
@@ -115,7 +114,7 @@ def test_a_token_is_of_a_model_too(url: str) -> None:
     assert made("sdxl").status_code == 422
 
 
-def test_cancel(client: Client) -> None:
+def test_cancel_of_running_prediction_ends_it(client: Client) -> None:
     made = client.predictions.create(version=PINNED, input={"num_inference_steps": 500})
     made.cancel()
     made.wait()
@@ -124,12 +123,12 @@ def test_cancel(client: Client) -> None:
     assert client.predictions.get(made.id).status == "canceled"
 
 
-def test_a_failure(client: Client) -> None:
+def test_run_of_failing_prediction_raises_model_error(client: Client) -> None:
     with pytest.raises(ModelError, match="refused"):
         client.run(PINNED, input={"prompt": "refuse"})
 
 
-def test_the_stream(client: Client) -> None:
+def test_stream_sends_logs_output_and_done(client: Client) -> None:
     made = client.predictions.create(
         version=PINNED, input={"prompt": "note", "num_inference_steps": 5}, stream=True
     )
@@ -140,7 +139,7 @@ def test_the_stream(client: Client) -> None:
     assert link.startswith("http://127.0.0.1")
 
 
-def test_models_and_versions(client: Client) -> None:
+def test_models_and_versions_are_described(client: Client) -> None:
     assert [model.name for model in client.models.list().results] == ["miniature", "sdxl"]
     model = client.models.get("stability-ai/sdxl")
     version = model.latest_version
@@ -164,28 +163,28 @@ def test_models_and_versions(client: Client) -> None:
         ({"guidance_scale": 0.5}, "guidance_scale"),
         ({"prompt_strength": 1.0001}, "prompt_strength"),
         ({"scheduler": "__class__"}, "scheduler"),
-        ({"mask": URI}, "mask"),
+        ({"mask": URI}, "needs an image"),
         ({"image": "http://169.254.169.254/"}, "cannot be fetched"),
         ({"image": "file:///etc/passwd"}, "neither a data: URI"),
         ({"refine": "expert_ensemble_refiner"}, "needs a refiner"),
         ({"width": 1023}, "multiple of 8"),
     ],
 )
-def test_bad_inputs(url: str, inputs: Any, says: str) -> None:
+def test_bad_input_returns_422_naming_it(url: str, inputs: Any, says: str) -> None:
     answer = httpx.post(f"{url}/v1/predictions", json={"version": PINNED, "input": inputs})
     assert answer.status_code == 422, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert says in json.dumps(answer.json())
 
 
-def test_unknown_versions(url: str) -> None:
+def test_unknown_version_returns_422_with_known_models(url: str) -> None:
     for version in ("x/y", "sdxl", "stability-ai/sd:1"):
         answer = httpx.post(f"{url}/v1/predictions", json={"version": version, "input": {}})
         assert answer.status_code == 422
         assert "overpaint/sdxl" in answer.json()["detail"]
 
 
-def test_a_wait_that_ends_before_the_prediction_does(url: str) -> None:
+def test_wait_shorter_than_prediction_returns_starting(url: str) -> None:
     answer = httpx.post(
         f"{url}/v1/models/stability-ai/sdxl/predictions",
         json={"input": {"num_inference_steps": 500}},
@@ -201,7 +200,7 @@ def inputs_as(**fields: Any) -> Any:
     return to_request(Input(**fields), NOWHERE, fields.pop("refiner", None))
 
 
-def test_inputs_mean_what_they_mean_there() -> None:
+def test_inputs_translate_with_replicate_defaults() -> None:
     plain = inputs_as(prompt="a", seed=1)
     assert (plain.sampler, plain.schedule, plain.num_inference_steps) == ("euler", "normal", 50)
     assert (plain.guidance_scale, plain.strength, plain.loras) == (7.5, None, ())
@@ -218,7 +217,7 @@ def test_inputs_mean_what_they_mean_there() -> None:
     assert read_picture(HOUSE).data == edit.image.data
 
 
-def test_a_refiner() -> None:
+def test_refine_inputs_set_second_stage() -> None:
     ensemble = Input(refine="expert_ensemble_refiner", high_noise_frac=1.0)
     asked = to_request(ensemble, NOWHERE, "sdxl-refiner")
     assert (asked.refiner, asked.refine, asked.high_noise_frac) == ("sdxl-refiner", "ensemble", 1.0)
@@ -226,6 +225,6 @@ def test_a_refiner() -> None:
     assert to_request(after, NOWHERE, "sdxl-refiner").refine_steps == 9
 
 
-def test_words() -> None:
-    assert moment(0.5) == "1970-01-01T00:00:00.500000Z"
-    assert progress_line(25, 50) == " 50%|#####     | 25/50"
+def test_timestamps_and_progress_have_replicate_format() -> None:
+    assert format_timestamp(0.5) == "1970-01-01T00:00:00.500000Z"
+    assert format_progress(25, 50) == " 50%|#####     | 25/50"

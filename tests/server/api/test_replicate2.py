@@ -1,4 +1,4 @@
-"""The real client 2.x of Replicate against this server."""
+"""Replicate's client 2.x against this server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.server.live import running
 
 ROOT = Path(__file__).parents[3]
 HOUSE = ROOT / "examples" / "house.png"
-ITS_OWN = ROOT / ".venv" / "replicate2"
+CLIENT_FOLDER = ROOT / ".venv" / "replicate2"
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def client(url: str, what: str) -> Any:
-    """What came of it in a process of the client's own."""
-    assert ITS_OWN.is_dir(), "run `make setup`"
+    """Run one scenario in a separate process, and return its result."""
+    assert CLIENT_FOLDER.is_dir(), "run `make setup`"
     done = subprocess.run(
         [sys.executable, "-m", "tests.server.api.replicate2", what, f"{url}/v1", str(HOUSE)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ITS_OWN)},
+        env={**os.environ, "PYTHONPATH": str(CLIENT_FOLDER)},
         capture_output=True,
         text=True,
         check=False,
@@ -40,17 +40,17 @@ def client(url: str, what: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_run(url: str) -> None:
+def test_run_with_client_2_returns_images(url: str) -> None:
     ran = client(url, "run")
     assert ran["version"].startswith("2.")
     assert ran["sizes"] == [[8, 8]] * 3
 
 
-def test_run_async(url: str) -> None:
+def test_async_run_with_client_2_returns_images(url: str) -> None:
     assert client(url, "run_async") == [[8, 8]]
 
 
-def test_use(url: str) -> None:
+def test_use_with_client_2_streams_images(url: str) -> None:
     used = client(url, "use")
     assert len(used["streamed"]) == 2
     assert len(used["output"]) == 1
@@ -59,7 +59,7 @@ def test_use(url: str) -> None:
     assert "noted" in used["logs"]
 
 
-def test_a_prediction_s_life(url: str) -> None:
+def test_prediction_lifecycle_with_client_2_is_reported(url: str) -> None:
     lived = client(url, "life")
     assert lived["at_first"] in ("starting", "processing")
     assert lived["status"] == "succeeded"
@@ -69,23 +69,23 @@ def test_a_prediction_s_life(url: str) -> None:
     assert lived["listed"]
 
 
-def test_pages(url: str) -> None:
+def test_list_with_client_2_pages_newest_first(url: str) -> None:
     newest_first = list(range(100, -1, -1))
     assert client(url, "pages") == newest_first
 
 
-def test_cancel(url: str) -> None:
+def test_cancel_with_client_2_ends_prediction(url: str) -> None:
     assert client(url, "cancel") == "canceled"
 
 
-def test_files(url: str) -> None:
+def test_files_with_client_2_are_uploaded_and_used(url: str) -> None:
     made = client(url, "files")
     assert made["sizes"] == [[8, 8]] * 4
     assert made["whole"]
     assert made["sent"] == "image/png"
 
 
-def test_errors(url: str) -> None:
+def test_errors_with_client_2_raise_matching_exceptions(url: str) -> None:
     met = client(url, "errors")
     assert met["failed"].startswith("ModelError: ")
     assert "refused" in met["failed"]
@@ -98,7 +98,7 @@ def test_errors(url: str) -> None:
     assert "metadata" in met["metadata"]
 
 
-def test_models(url: str) -> None:
+def test_models_with_client_2_are_described(url: str) -> None:
     known = client(url, "models")
     assert known == {
         "names": ["miniature", "sdxl"],

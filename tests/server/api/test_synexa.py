@@ -1,4 +1,4 @@
-"""Synexa's own client against this server."""
+"""Synexa's client against this server."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def client_of(url: str, key: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return client
 
 
-def test_run(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It fetches pictures without its key, by links that are signed."""
+def test_run_downloads_images_without_key(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client downloads images without its key, from signed links."""
     client = client_of(url, "right", monkeypatch)
     inputs = {"prompt": "a cup", "seed": 7, "num_outputs": 2}
     files = client.run("stability-ai/sdxl", inputs)
@@ -42,7 +42,7 @@ def test_run(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         file._client.close()
 
 
-def test_the_stream(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_ends_with_image_link(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = list(client_of(url, "right", monkeypatch).stream("any/miniature", {"prompt": "a"}))
     assert httpx.get(told[-1]).content.startswith(b"\x89PNG")
 
@@ -57,19 +57,19 @@ def test_docs_example_runs_with_the_real_client(
         assert httpx.get(capsys.readouterr().out.strip()).content.startswith(b"\x89PNG")
 
 
-def test_async(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_async_run_returns_image(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client = client_of(url, "right", monkeypatch)
     run = client.async_run("any/sdxl", {"prompt": "a"}, use_file_output=False)
     assert len(asyncio.run(run)) == 1
 
 
-def test_a_failure(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_of_failing_prediction_raises_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client = client_of(url, "right", monkeypatch)
     with pytest.raises(Exception, match="Prediction failed: prompt: refused"):
         client.run("any/sdxl", {"prompt": "refuse"})
 
 
-def test_what_is_wrong(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_key_model_or_body_is_rejected(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, model, status in (("wrong", "any/sdxl", 401), ("right", "any/flux-schnell", 422)):
         with pytest.raises(httpx.HTTPStatusError) as caught:
             client_of(url, key, monkeypatch).run(model, {"prompt": "a"})

@@ -159,9 +159,14 @@ def check_mask_size(image: Picture, mask: Picture) -> None:
         raise RequestError("mask", str(error)) from None
 
 
+def encode_base64(data: bytes) -> str:
+    """Return bytes as base64 text."""
+    return base64.b64encode(data).decode()
+
+
 def encode_data_uri(data: bytes, media_type: str) -> str:
     """Encode a file as a data: URI."""
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    return f"data:{media_type};base64,{encode_base64(data)}"
 
 
 async def read_upload(incoming: Incoming) -> bytes:

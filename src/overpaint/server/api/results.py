@@ -98,19 +98,22 @@ IMAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
 """OpenAPI responses of a route that sends a result file."""
 
 
-BAR = 10
-"""Width of a progress bar in characters."""
+PROGRESS_BAR_CHARS = 10
 
 
-def moment(seconds: float | None) -> str | None:
-    """Format a time in seconds since 1970 by RFC 3339, in UTC."""
+def format_timestamp(seconds: float | None) -> str | None:
+    """Return a time as RFC 3339 text in UTC; None for None.
+
+    Args:
+        seconds: seconds since 1970.
+    """
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def progress_line(done: int, total: int) -> str:
-    """Format progress like tqdm does, because clients parse that format."""
-    share = done / total if total else 1.0
-    bar = ("#" * int(share * BAR)).ljust(BAR)
-    return f"{share:4.0%}|{bar}| {done}/{total}"
+def format_progress(done: int, total: int) -> str:
+    """Return a progress bar in tqdm's format, from which Replicate's clients read progress."""
+    fraction = done / total if total else 1.0
+    bar = ("#" * int(fraction * PROGRESS_BAR_CHARS)).ljust(PROGRESS_BAR_CHARS)
+    return f"{fraction:4.0%}|{bar}| {done}/{total}"

@@ -1,6 +1,6 @@
-"""What AUTOMATIC1111 calls scripts that are always on. There is one here: ControlNet.
+"""The always-on script that the server supports: ControlNet, as `controls` of a `Request`.
 
-Hints are made by our own functions of the same kind, at the picture's size.
+Overpaint's preprocessor of the same kind makes each control image, at the size of the image.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from overpaint.registry import HINTS, Weighting
 from overpaint.request_fields import MAX_CONTROLS
 from overpaint.request_parts import Control
 from overpaint.server.api.a1111.protocol import (
-    CONTROL_NET,
-    Idle,
+    CONTROLNET_FIELD,
+    Ignored,
     ImageInputs,
-    Only,
+    NullableModel,
     TextInputs,
-    Words,
+    UnsupportedExcept,
 )
-from overpaint.server.api.a1111.translation import mask_of, picture_data
+from overpaint.server.api.a1111.translation import decode_image, read_mask
 
-MODULES = {
+KIND_BY_PREPROCESSOR = {
     "canny": "canny",
     "lineart": "lineart",
     "lineart_realistic": "lineart",
@@ -46,15 +46,21 @@ MODULES = {
     "seg_ufade20k": "segmentation",
     "shuffle": "shuffle",
 }
-"""The kind of hint that a preprocessor makes; those with settings that we lack are left out."""
+"""Kind of control image that each preprocessor makes. Preprocessors with settings that Overpaint
+lacks are absent."""
 
-FINISHED = ("none", "None", "")
-"""A preprocessor's name where the picture is a finished hint."""
+NO_PREPROCESSOR = ("none", "None", "")
+"""Names for no preprocessor: the image is a finished control image."""
 
-WORDS = {"openpose": "pose", "hed": "softedge", "pidi": "softedge", "seg": "segmentation"}
-"""What names of nets say, beside the names of hints."""
+KIND_BY_MODEL_WORD = {kind: kind for kind in HINTS} | {
+    "openpose": "pose",
+    "hed": "softedge",
+    "pidi": "softedge",
+    "seg": "segmentation",
+}
+"""Kind of control image that a word in the name of a ControlNet stands for."""
 
-MODES: dict[str | int, Weighting] = {
+WEIGHTING_BY_CONTROL_MODE: dict[str | int, Weighting] = {
     "Balanced": "balanced",
     "My prompt is more important": "soft",
     "ControlNet is more important": "guess",
@@ -62,147 +68,149 @@ MODES: dict[str | int, Weighting] = {
     1: "soft",
     2: "guess",
 }
-"""Their `control_mode`."""
+
+CLIENT_FIELDS = {"start": "guidance_start", "end": "guidance_end", "options": "threshold_a"}
+"""AUTOMATIC1111's name for each native field of a control, for error messages."""
 
 
-THEIRS = {"start": "guidance_start", "end": "guidance_end", "options": "threshold_a"}
-"""What a field of ours is called there, where something is wrong with it."""
+class Unit(NullableModel):
+    """A ControlNet unit."""
 
-
-class Unit(Words):
-    """A unit of ControlNet's."""
-
-    enabled: bool = Field(default=True, description="Whether it acts.")
-    image: str | dict[str, Any] | None = Field(
-        default=None, description="What steers; by default the picture to repaint."
-    )
-    module: str = Field(
-        default="none", description="`kind`: a preprocessor; none for a `hint` that is finished."
-    )
-    model: str = Field(default="None", description="`net`; by default the one for the hint's kind.")
-    weight: float = Field(default=1.0, ge=0, le=2, description="`scale`.")
-    guidance_start: float = Field(
-        default=0.0, ge=0, le=1, description="`start`: where it begins to act."
-    )
-    guidance_end: float = Field(default=1.0, ge=0, le=1, description="`end`: where it ends.")
+    enabled: bool = True
+    """Turns the unit on."""
+    image: str | dict[str, Any] | None = None
+    """The image that steers the result; by default the image to repaint."""
+    module: str = "none"
+    """Preprocessor that makes the control image (`kind`); "none" if the image is a finished one
+    (`hint`)."""
+    model: str = "None"
+    """Name of the ControlNet (`net`); by default the one for the kind of control image."""
+    weight: float = Field(default=1.0, ge=0, le=2)
+    """Strength of the ControlNet (`scale`)."""
+    guidance_start: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of the denoising range at which the ControlNet begins to act (`start`)."""
+    guidance_end: float = Field(default=1.0, ge=0, le=1)
+    """Fraction of the denoising range at which the ControlNet stops (`end`)."""
     control_mode: Literal[
         "Balanced", "My prompt is more important", "ControlNet is more important", 0, 1, 2
-    ] = Field(default="Balanced", description="`weighting`: balanced, soft, guess.")
-    threshold_a: float = Field(default=-1, description="`options`: canny's low.")
-    threshold_b: float = Field(default=-1, description="`options`: canny's high.")
-    effective_region_mask: str | None = Field(
-        default=None, description="`mask`: where it acts, white, or what is not transparent."
-    )
+    ] = "Balanced"
+    """Weight of the ControlNet against the prompt (`weighting`): balanced, soft or guess."""
+    threshold_a: float = -1
+    """Low threshold of canny (`options`)."""
+    threshold_b: float = -1
+    """High threshold of canny (`options`)."""
+    effective_region_mask: str | None = None
+    """Area in which the ControlNet acts (`mask`): white pixels, or opaque pixels if the mask has
+    transparency."""
 
-    mask: Annotated[Any, Only(None)] = None
-    hr_option: Annotated[Any, Only("Both")] = "Both"
-    resize_mode: Idle = None  # hints must have the result's aspect, or the picture's size
-    processor_res: Idle = None
-    pixel_perfect: Idle = None
-    low_vram: Idle = None
-    lowvram: Idle = None
-    save_detected_map: Idle = None
+    mask: Annotated[Any, UnsupportedExcept(None)] = None
+    hr_option: Annotated[Any, UnsupportedExcept("Both")] = "Both"
+    # Control images must have the aspect of the result, or the size of the image.
+    resize_mode: Ignored = None
+    processor_res: Ignored = None
+    pixel_perfect: Ignored = None
+    low_vram: Ignored = None
+    lowvram: Ignored = None
+    save_detected_map: Ignored = None
 
 
-def controls_of(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
-    """What the always-on scripts ask for.
+def read_controls(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
+    """Return the controls that the always-on scripts ask for.
 
     Raises:
-        RequestError: one that is not off is not ControlNet, or wrong.
-        PictureError: a picture cannot be read.
+        RequestError: a unit is invalid, or a script that is not ControlNet is on.
+        PictureError: an image cannot be read.
     """
-    found: list[Control] = []
+    controls: list[Control] = []
     for name, script in given.alwayson_scripts.items():
         args = script.get("args", []) if isinstance(script, Mapping) else script
-        args = [arg for arg in (args if isinstance(args, list) else [args]) if not _off(arg)]
+        args = [arg for arg in (args if isinstance(args, list) else [args]) if not _is_off(arg)]
         if args and name.lower() != "controlnet":
             raise RequestError(
-                f"alwayson_scripts.{name}", "there is no such script here; leave it out."
+                f"alwayson_scripts.{name}",
+                "this script is not supported; turn it off, or leave it out.",
             )
-        if len(found) + len(args) > MAX_CONTROLS:  # before any picture is looked at
+        if len(controls) + len(args) > MAX_CONTROLS:  # before any image is read
             raise RequestError(
-                CONTROL_NET, f"there are {MAX_CONTROLS} units at most; this has more."
+                CONTROLNET_FIELD,
+                f"a request can have up to {MAX_CONTROLS} units; this one has more.",
             )
-        found += [_control(arg, given) for arg in args]
-    return tuple(found)
+        controls += [_read_control(arg, given) for arg in args]
+    return tuple(controls)
 
 
-def _off(arg: Any) -> bool:
-    """Whether an argument asks for nothing."""
+def _is_off(arg: Any) -> bool:
     return not arg or (isinstance(arg, Mapping) and arg.get("enabled", True) is False)
 
 
-def _control(arg: Any, given: TextInputs | ImageInputs) -> Control:
+def _read_control(arg: Any, given: TextInputs | ImageInputs) -> Control:
     try:
         unit = Unit.model_validate(arg)
     except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        field = ".".join([CONTROL_NET, *map(str, wrong["loc"][:1])])
-        raise RequestError(field, f"{wrong['msg']}.") from None
-    kind = _kind(unit)
+        first = error.errors(include_url=False)[0]
+        field = ".".join([CONTROLNET_FIELD, *map(str, first["loc"][:1])])
+        raise RequestError(field, f"{first['msg']}.") from None
     fields: dict[str, Any] = {
-        "kind": kind,
+        "kind": _resolve_kind(unit),
         "scale": unit.weight,
         "start": unit.guidance_start,
         "end": unit.guidance_end,
-        "weighting": MODES[unit.control_mode],
+        "weighting": WEIGHTING_BY_CONTROL_MODE[unit.control_mode],
     }
     if unit.model not in ("None", ""):
         fields["net"] = unit.model.partition(" [")[0].removesuffix(".safetensors")
-    if (picture := _picture(unit, given)) is not None:
-        fields["hint" if unit.module in FINISHED else "image"] = picture
+    if (image := _read_image(unit, given)) is not None:
+        fields["hint" if unit.module in NO_PREPROCESSOR else "image"] = image
     if unit.module == "canny":
         thresholds = {"low": unit.threshold_a, "high": unit.threshold_b}
         fields["options"] = {name: value for name, value in thresholds.items() if value >= 0}
     if unit.effective_region_mask:
-        field = f"{CONTROL_NET}.effective_region_mask"
-        data = picture_data(field, unit.effective_region_mask)
-        fields["mask"] = mask_of(codec.receive_picture(data, field).data, rounded=False)
+        field = f"{CONTROLNET_FIELD}.effective_region_mask"
+        data = decode_image(field, unit.effective_region_mask)
+        fields["mask"] = read_mask(codec.receive_picture(data, field).data, rounded=False)
     try:
         return Control(**fields)
     except RequestError as error:
-        field = f"{CONTROL_NET}.{THEIRS.get(error.field, error.field)}"
+        field = f"{CONTROLNET_FIELD}.{CLIENT_FIELDS.get(error.field, error.field)}"
         raise RequestError(field, error.message) from None
 
 
-def _kind(unit: Unit) -> str:
-    """The kind of a unit's hint: its preprocessor's, or for a finished one its net's."""
-    field = f"{CONTROL_NET}.module"
-    if unit.module not in FINISHED:
-        if unit.module not in MODULES:
-            raise RequestError(
-                field, f"unknown {quote_value(unit.module)}.{did_you_mean(unit.module, MODULES)}"
-            )
-        return MODULES[unit.module]
-    words = {**dict(zip(HINTS, HINTS, strict=True)), **WORDS}
+def _resolve_kind(unit: Unit) -> str:
+    """Return the kind of a unit's control image, by its preprocessor or its ControlNet's name."""
+    field = f"{CONTROLNET_FIELD}.module"
+    if unit.module not in NO_PREPROCESSOR:
+        if unit.module not in KIND_BY_PREPROCESSOR:
+            hint = did_you_mean(unit.module, KIND_BY_PREPROCESSOR)
+            raise RequestError(field, f"unknown preprocessor {quote_value(unit.module)}.{hint}")
+        return KIND_BY_PREPROCESSOR[unit.module]
     name = unit.model.lower()
-    kinds = {kind for word, kind in words.items() if word in name}
+    kinds = {kind for word, kind in KIND_BY_MODEL_WORD.items() if word in name}
     if len(kinds) != 1:
         raise RequestError(
             field,
-            f"the name of the net, {quote_value(unit.model)}, does not say which kind of "
-            "hint it takes.",
+            f"the name of the ControlNet, {quote_value(unit.model)}, does not tell the kind of "
+            "control image; choose a preprocessor, or a model with the kind in its name.",
         )
     return kinds.pop()
 
 
-def _picture(unit: Unit, given: TextInputs | ImageInputs) -> Picture | None:
-    """What steers; None for the request's own picture, of which a hint is to be made."""
+def _read_image(unit: Unit, given: TextInputs | ImageInputs) -> Picture | None:
+    """Return the image of a unit; None if its preprocessor uses the image to repaint."""
+    field = f"{CONTROLNET_FIELD}.image"
     image = unit.image
     if isinstance(image, dict):
         for name in image.keys() - {"image"}:
             if image[name]:
                 raise RequestError(
-                    f"{CONTROL_NET}.image.{name[:MAX_NAME_CHARS]}", "is not known; leave it out."
+                    f"{field}.{name[:MAX_NAME_CHARS]}", "the field is unknown; leave it out."
                 )
         image = image.get("image")
     if not image:
         if not isinstance(given, ImageInputs):
-            raise RequestError(f"{CONTROL_NET}.image", "there is none; give it.")
-        if unit.module not in FINISHED:
+            raise RequestError(field, "the unit has no image; send one.")
+        if unit.module not in NO_PREPROCESSOR:
             return None
         image = given.init_images[0]
     if not isinstance(image, str):
-        raise RequestError(f"{CONTROL_NET}.image", "is neither base64 nor a data: URI.")
-    field = f"{CONTROL_NET}.image"
-    return codec.receive_picture(picture_data(field, image), field)
+        raise RequestError(field, "the value is neither base64 nor a data: URI.")
+    return codec.receive_picture(decode_image(field, image), field)

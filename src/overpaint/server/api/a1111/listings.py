@@ -1,4 +1,4 @@
-"""Listings."""
+"""Lists of models, samplers, LoRAs and other names that AUTOMATIC1111's clients ask for."""
 
 import asyncio
 from typing import Any
@@ -7,8 +7,12 @@ from fastapi import APIRouter
 
 from overpaint.models.library.index import FileKind, list_packaged
 from overpaint.registry import SAMPLERS, SCHEDULES
-from overpaint.server.api.a1111.controlnet import FINISHED, MODULES
-from overpaint.server.api.a1111.protocol import LATENT_UPSCALER, UPSCALERS, error_response
+from overpaint.server.api.a1111.controlnet import KIND_BY_PREPROCESSOR, NO_PREPROCESSOR
+from overpaint.server.api.a1111.protocol import (
+    LATENT_UPSCALER,
+    PIXEL_UPSCALERS,
+    error_response,
+)
 from overpaint.server.api.deps import ServiceDep
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
@@ -17,16 +21,19 @@ from overpaint.server.jobs.service import Service
 router = APIRouter(prefix="/sdapi/v1", route_class=make_route_class(error_response))
 controlnet_router = APIRouter(prefix="/controlnet", route_class=make_route_class(error_response))
 
+EMBEDDING_FIELDS = ("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors")
+UPSCALER_FIELDS = ("model_name", "model_path", "model_url")
 
-def names_of(service: Service, kind: FileKind) -> list[str]:
-    """What requests may name of a kind."""
+
+def list_names(service: Service, kind: FileKind) -> list[str]:
+    """Return the names that requests can use for files of a kind."""
     added = [entry.name for entry in service.entries.list_entries() if entry.kind == kind]
     return [*added, *list_packaged(kind)]
 
 
 @router.get("/sd-models")
-async def models(service: ServiceDep, key: KeyDep) -> list[dict[str, Any]]:
-    """Models."""
+async def list_models(service: ServiceDep, key: KeyDep) -> list[dict[str, Any]]:
+    """List the models of this server."""
     return [
         {
             "title": name,
@@ -41,19 +48,19 @@ async def models(service: ServiceDep, key: KeyDep) -> list[dict[str, Any]]:
 
 
 @router.get("/samplers")
-async def samplers(key: KeyDep) -> list[dict[str, Any]]:
-    """Samplers."""
+async def list_samplers(key: KeyDep) -> list[dict[str, Any]]:
+    """List the samplers."""
     return [
-        {"name": one.label, "aliases": [one.name, *one.aliases], "options": {}}
-        for one in SAMPLERS.values()
+        {"name": each.label, "aliases": [each.name, *each.aliases], "options": {}}
+        for each in SAMPLERS.values()
     ]
 
 
 @router.get("/schedulers")
-async def schedulers(key: KeyDep) -> list[dict[str, Any]]:
-    """Schedules; "automatic" is what goes with the sampler."""
-    own = [(one.name, one.label) for one in SCHEDULES.values() if one.name != "normal"]
-    listed = [("automatic", "Automatic"), *own, ("ddim", SCHEDULES["normal"].label)]
+async def list_schedulers(key: KeyDep) -> list[dict[str, Any]]:
+    """List the schedules of noise levels; "automatic" is the default of the sampler."""
+    native = [(each.name, each.label) for each in SCHEDULES.values() if each.name != "normal"]
+    listed = [("automatic", "Automatic"), *native, ("ddim", SCHEDULES["normal"].label)]
     return [
         {
             "name": name,
@@ -67,36 +74,35 @@ async def schedulers(key: KeyDep) -> list[dict[str, Any]]:
 
 
 @router.get("/loras")
-async def loras(service: ServiceDep, key: KeyDep) -> list[dict[str, Any]]:
-    """What `<lora:…>` may name."""
-    names = await asyncio.to_thread(names_of, service, "lora")
+async def list_loras(service: ServiceDep, key: KeyDep) -> list[dict[str, Any]]:
+    """List the LoRAs, for `<lora:NAME:SCALE>` in prompts."""
+    names = await asyncio.to_thread(list_names, service, "lora")
     return [{"name": name, "alias": name, "path": name, "metadata": {}} for name in names]
 
 
 @router.get("/embeddings")
-async def embeddings(service: ServiceDep, key: KeyDep) -> dict[str, Any]:
-    """Learnt words, which prompts use by their names."""
-    names = await asyncio.to_thread(names_of, service, "embedding")
-    unknown = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors"))
-    return {"loaded": dict.fromkeys(names, unknown), "skipped": {}}
+async def list_embeddings(service: ServiceDep, key: KeyDep) -> dict[str, Any]:
+    """List the embeddings (textual inversions), which prompts use by name."""
+    names = await asyncio.to_thread(list_names, service, "embedding")
+    return {"loaded": dict.fromkeys(names, dict.fromkeys(EMBEDDING_FIELDS)), "skipped": {}}
 
 
 @router.get("/upscalers")
-async def upscalers(key: KeyDep) -> list[dict[str, Any]]:
-    """What `hr_upscaler` may name, of pixels."""
-    none = dict.fromkeys(("model_name", "model_path", "model_url"))
-    return [{"name": name, **none, "scale": 4} for name in UPSCALERS]
+async def list_upscalers(key: KeyDep) -> list[dict[str, Any]]:
+    """List the upscalers of pixels, for `hr_upscaler`."""
+    unknown = dict.fromkeys(UPSCALER_FIELDS)
+    return [{"name": name, **unknown, "scale": 4} for name in PIXEL_UPSCALERS]
 
 
 @router.get("/latent-upscale-modes")
-async def latent_upscale_modes(key: KeyDep) -> list[dict[str, str]]:
-    """Likewise, of latents."""
+async def list_latent_upscale_modes(key: KeyDep) -> list[dict[str, str]]:
+    """List the upscalers of latents, for `hr_upscaler`."""
     return [{"name": LATENT_UPSCALER}]
 
 
 @router.get("/scripts")
-async def scripts(key: KeyDep) -> dict[str, list[str]]:
-    """What `alwayson_scripts` may name."""
+async def list_scripts(key: KeyDep) -> dict[str, list[str]]:
+    """List the scripts, for `alwayson_scripts`."""
     return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
 
 
@@ -105,32 +111,32 @@ async def scripts(key: KeyDep) -> dict[str, list[str]]:
 @router.get("/face-restorers")
 @router.get("/realesrgan-models")
 @router.get("/prompt-styles")
-async def none_of_these(key: KeyDep) -> list[str]:
-    """None."""
+async def list_unsupported(key: KeyDep) -> list[str]:
+    """Return an empty list: the server does not support this kind of file."""
     return []
 
 
 @router.get("/cmd-flags")
-async def cmd_flags(key: KeyDep) -> dict[str, Any]:
-    """None."""
+async def list_command_flags(key: KeyDep) -> dict[str, Any]:
+    """Return an empty object: the server has none of the web UI's command line flags."""
     return {}
 
 
 @router.post("/refresh-checkpoints")
 @router.post("/refresh-loras")
 @router.post("/refresh-embeddings")
-async def refresh(key: KeyDep) -> dict[str, Any]:
-    """Nothing to be done: names are looked up whenever they are used."""
+async def refresh_names(key: KeyDep) -> dict[str, Any]:
+    """Do nothing: the server looks up names for every request."""
     return {}
 
 
 @controlnet_router.get("/model_list")
-async def control_nets(service: ServiceDep, key: KeyDep) -> dict[str, list[str]]:
-    """Nets for hints."""
-    return {"model_list": await asyncio.to_thread(names_of, service, "control")}
+async def list_controlnets(service: ServiceDep, key: KeyDep) -> dict[str, list[str]]:
+    """List the ControlNets."""
+    return {"model_list": await asyncio.to_thread(list_names, service, "control")}
 
 
 @controlnet_router.get("/module_list")
-async def preprocessors(key: KeyDep) -> dict[str, list[str]]:
-    """What makes hints."""
-    return {"module_list": [FINISHED[0], *MODULES]}
+async def list_preprocessors(key: KeyDep) -> dict[str, list[str]]:
+    """List the ControlNet preprocessors."""
+    return {"module_list": [NO_PREPROCESSOR[0], *KIND_BY_PREPROCESSOR]}

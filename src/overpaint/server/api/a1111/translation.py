@@ -1,4 +1,4 @@
-"""Translation."""
+"""Translation of AUTOMATIC1111's inputs to a `Request`."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -16,9 +16,9 @@ from overpaint.request import Request
 from overpaint.request_fields import Fit
 from overpaint.request_parts import Control
 from overpaint.server.api.a1111.protocol import (
-    CONTROL_NET,
+    CONTROLNET_FIELD,
     LATENT_UPSCALER,
-    UPSCALERS,
+    PIXEL_UPSCALERS,
     ImageInputs,
     Options,
     TextInputs,
@@ -30,19 +30,18 @@ from overpaint.server.api.fields import (
     with_checked_mask,
 )
 
-RESIZE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
-"""Their `resize_mode`."""
+FIT_BY_RESIZE_MODE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
 
+FILL_BY_NUMBER: dict[int, Fill] = {0: "surroundings", 1: "original", 2: "noise", 3: "flat"}
+"""`fill` for each `inpainting_fill`. The nearest to "latent nothing" (3) is a flat color."""
 
-FILLS: dict[int, Fill] = {0: "surroundings", 1: "original", 2: "noise", 3: "flat"}
-"""Their `inpainting_fill`; "latent nothing" is our nearest, one colour."""
+SAME_AS_FIRST_PASS = ("", "None", "Use same checkpoint", "Use same sampler", "Use same scheduler")
+"""Values of the second pass's fields that stand for the value of the first pass."""
 
+MASK_ROUNDING_LEVEL = 128
+"""Gray level, 0 to 255, up to which a rounded mask becomes black."""
 
-SAME = ("", "None", "Use same checkpoint", "Use same sampler", "Use same scheduler")
-"""What a second pass calls its being like the first."""
-
-
-FIELDS = {
+UNCHANGED_FIELDS = {
     "prompt": "prompt",
     "negative_prompt": "negative_prompt",
     "steps": "num_inference_steps",
@@ -50,17 +49,16 @@ FIELDS = {
     "width": "width",
     "height": "height",
 }
-"""Fields that are taken as they are, by their name: ours."""
+"""Native name of each field whose value is used unchanged."""
 
-
-THEIRS = {ours: theirs for theirs, ours in FIELDS.items()} | {
+CLIENT_FIELDS = {native: client for client, native in UNCHANGED_FIELDS.items()} | {
     "image": "init_images",
     "strength": "denoising_strength",
     "sampler": "sampler_name",
     "schedule": "scheduler",
     "num_images": "batch_size",
     "loras": "prompt",
-    "controls": CONTROL_NET,
+    "controls": CONTROLNET_FIELD,
     "crop": "inpaint_full_res_padding",
     "clip_skip": "override_settings.CLIP_stop_at_last_layers",
     "refiner": "refiner_checkpoint",
@@ -69,7 +67,7 @@ THEIRS = {ours: theirs for theirs, ours in FIELDS.items()} | {
     "refine_strength": "denoising_strength",
     "refine_steps": "hr_second_pass_steps",
 }
-"""What a field of ours is called there, where something is wrong with it."""
+"""AUTOMATIC1111's name for each native field, for error messages."""
 
 
 def to_request(
@@ -80,135 +78,134 @@ def to_request(
     refiners: Collection[str] = (),
     embeddings: Collection[str] = (),
 ) -> Request:
-    """What the inputs ask for.
+    """Translate inputs to a request.
 
     Args:
         given: the inputs.
-        options: that hold for them.
-        controls: what `alwayson_scripts` ask for.
-        refiners: what `refiner_checkpoint` may name.
-        embeddings: whose names in a prompt stand for themselves.
+        options: options that apply to the request.
+        controls: controls that `alwayson_scripts` asks for.
+        refiners: names that `refiner_checkpoint` accepts.
+        embeddings: names of embeddings, which a prompt uses as plain words.
 
     Raises:
-        RequestError: they contradict each other, or ask for what is not here; in their words.
-        PictureError: a picture cannot be read.
+        RequestError: inputs contradict each other, or name something that the server does not
+            have. The error names AUTOMATIC1111's field.
+        PictureError: an image cannot be read.
     """
     try:
-        fields = _fields(given, options, refiners, embeddings)
+        fields = _map_fields(given, options, refiners, embeddings)
         return with_checked_mask(Request(**fields, controls=tuple(controls)))
     except RequestError as error:
-        raise in_their_words(error) from None
+        raise translate_error(error) from None
 
 
-def in_their_words(error: RequestError) -> RequestError:
-    """An error that names their field in place of ours."""
+def translate_error(error: RequestError) -> RequestError:
+    """Replace the native field of an error by AUTOMATIC1111's field."""
     field = error.field.split(".")[0]
-    return RequestError(THEIRS.get(field, error.field), error.message)
+    return RequestError(CLIENT_FIELDS.get(field, error.field), error.message)
 
 
-def _fields(
+def _map_fields(
     given: TextInputs | ImageInputs,
     options: Options,
     refiners: Collection[str],
     embeddings: Collection[str],
 ) -> dict[str, Any]:
-    sampler, schedule = sampler_of(given.sampler_name or given.sampler_index, given.scheduler)
+    sampler, schedule = resolve_sampler_and_schedule(
+        given.sampler_name or given.sampler_index, given.scheduler
+    )
     _check_eta(given.eta, sampler)
-    fields = {ours: getattr(given, theirs) for theirs, ours in FIELDS.items()}
+    fields = {native: getattr(given, client) for client, native in UNCHANGED_FIELDS.items()}
     for field in ("prompt", "negative_prompt"):
-        fields[field] = with_embeddings(fields[field], embeddings)
-    skipped = given.clip_skip or options.CLIP_stop_at_last_layers
+        fields[field] = mark_embeddings(fields[field], embeddings)
+    last_layer = given.clip_skip or options.CLIP_stop_at_last_layers
     fields |= {
         "sampler": sampler,
         "schedule": schedule,
         "num_images": given.batch_size * given.n_iter,
-        "clip_skip": max(skipped - 2, 0),
+        "clip_skip": max(last_layer - 2, 0),
     }
     if given.seed >= 0:
         fields["seed"] = given.seed
     if given.refiner_checkpoint not in (None, "", "None"):
-        refiner = named("refiner_checkpoint", given.refiner_checkpoint, refiners)
+        refiner = resolve_model_title("refiner_checkpoint", given.refiner_checkpoint, refiners)
         fields |= {"refiner": refiner, "high_noise_frac": given.refiner_switch_at}
         fields["refine"] = "ensemble"
     if isinstance(given, ImageInputs):
-        return fields | _of_image(given, options)
-    return fields | _second_pass(given)
+        return fields | _image_fields(given, options)
+    return fields | _second_pass_fields(given)
 
 
-def sampler_of(name: str, scheduler: str) -> tuple[str, str]:
-    """Our names of a sampler and a schedule.
+def resolve_sampler_and_schedule(name: str, scheduler: str) -> tuple[str, str]:
+    """Return the native names of a sampler and of its schedule.
 
     Raises:
-        RequestError: there are none by these names, or they contradict each other.
+        RequestError: a name is unknown, or the sampler's name includes another scheduler.
     """
     sampler, implied = resolve_sampler(name)
     if implied is None:
         return sampler, resolve_a1111_schedule(sampler, scheduler)
     if scheduler.lower() != "automatic" and resolve_a1111_schedule(sampler, scheduler) != implied:
-        raise RequestError("scheduler", f"{scheduler!r} contradicts the sampler {name!r}.")
+        raise RequestError(
+            "scheduler",
+            f"{scheduler!r} contradicts the sampler {name!r}; use 'Automatic', or a sampler "
+            "without a scheduler in its name.",
+        )
     return sampler, implied
 
 
 def _check_eta(eta: float | None, sampler: str) -> None:
-    wanted = 1.0 if SAMPLERS[sampler].stochastic else 0.0 if sampler == "ddim" else None
-    if None not in (eta, wanted) and eta != wanted:
-        raise RequestError("eta", f"{eta} cannot be honoured with {sampler}, which has {wanted}.")
+    supported = 1.0 if SAMPLERS[sampler].stochastic else 0.0 if sampler == "ddim" else None
+    if None not in (eta, supported) and eta != supported:
+        raise RequestError(
+            "eta", f"{eta} is not supported with the sampler {sampler}; use {supported}."
+        )
 
 
-def with_embeddings(prompt: str, names: Collection[str]) -> str:
-    """A prompt whose embeddings' bare names are marked, as ours are."""
+def mark_embeddings(prompt: str, names: Collection[str]) -> str:
+    """Replace the bare names of embeddings in a prompt by `<embedding:NAME>`.
+
+    Args:
+        prompt: the prompt.
+        names: names of embeddings; upper and lower case are the same.
+    """
     if not names:
         return prompt
-    longest = sorted(names, key=len, reverse=True)
-    found = "|".join(map(re.escape, longest))
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest_first))
     known = {name.lower(): name for name in names}
 
-    def marked(match: re.Match[str]) -> str:
-        name = known.get(match[0].lower())  # not where it has what only resembles a letter: mıni
+    def mark(match: re.Match[str]) -> str:
+        # Case folding also matches letters that only look alike, such as the ı in "mıni".
+        name = known.get(match[0].lower())
         return f"<embedding:{name}>" if name else match[0]
 
-    return re.sub(rf"(?<![\w<:-])({found})(?![\w>-])", marked, prompt, flags=re.IGNORECASE)
+    return re.sub(rf"(?<![\w<:-])({pattern})(?![\w>-])", mark, prompt, flags=re.IGNORECASE)
 
 
-def named(field: str, title: str | None, known: Collection[str]) -> str:
-    """The name of a model that a title is of: "name", "name [hash]" or "name.safetensors".
+def resolve_model_title(field: str, title: str | None, known: Collection[str]) -> str:
+    """Return the name of the model with a title: "name", "name [hash]" or "name.safetensors".
+
+    Args:
+        field: the field that contains the title, for the error.
+        title: the title.
+        known: names of models.
 
     Raises:
-        RequestError: there is none.
+        RequestError: no model has that title.
     """
     bare = re.sub(r" \[[0-9a-f]+\]$", "", title or "").removesuffix(".safetensors")
     for name in (title, bare):
         if name in known:
             return name or ""
     hint = did_you_mean(bare, known) if known else ""
-    raise RequestError(field, f"there is no model {quote_value(title)} here.{hint}")
+    raise RequestError(field, f"there is no model {quote_value(title)}.{hint}")
 
 
-def _second_pass(given: TextInputs) -> dict[str, Any]:
+def _second_pass_fields(given: TextInputs) -> dict[str, Any]:
     if not given.enable_hr:
         return {}
-    for field in ("hr_resize_x", "hr_resize_y"):
-        if value := getattr(given, field):
-            raise RequestError(field, f"{value} cannot be honoured; give hr_scale.")
-    for field, first in {
-        "hr_checkpoint_name": "",
-        "hr_sampler_name": given.sampler_name or given.sampler_index,
-        "hr_scheduler": given.scheduler,
-        "hr_prompt": given.prompt,
-        "hr_negative_prompt": given.negative_prompt,
-    }.items():
-        value = getattr(given, field)
-        if value not in (*SAME, first):
-            raise RequestError(
-                field, f"{quote_value(value)} is not the first pass's; leave it out."
-            )
-    if given.hr_upscaler not in (LATENT_UPSCALER, *UPSCALERS):
-        known = ", ".join((LATENT_UPSCALER, *UPSCALERS))
-        raise RequestError(
-            "hr_upscaler", f"unknown {quote_value(given.hr_upscaler)}. Known: {known}."
-        )
-    if given.refiner_checkpoint not in (None, "", "None"):
-        raise RequestError("refiner_checkpoint", "contradicts enable_hr; give one of the two.")
+    _check_second_pass(given)
     strength = given.denoising_strength
     fields: dict[str, Any] = {
         "refine": "sequential",
@@ -221,30 +218,58 @@ def _second_pass(given: TextInputs) -> dict[str, Any]:
     return fields
 
 
-def _of_image(given: ImageInputs, options: Options) -> dict[str, Any]:
-    image = codec.receive_picture(picture_data("init_images", given.init_images[0]), "init_images")
+def _check_second_pass(given: TextInputs) -> None:
+    """Reject fields of the second pass that Overpaint cannot honor."""
+    for field in ("hr_resize_x", "hr_resize_y"):
+        if value := getattr(given, field):
+            raise RequestError(field, f"{value} is not supported; use hr_scale.")
+    for field, first in {
+        "hr_checkpoint_name": "",
+        "hr_sampler_name": given.sampler_name or given.sampler_index,
+        "hr_scheduler": given.scheduler,
+        "hr_prompt": given.prompt,
+        "hr_negative_prompt": given.negative_prompt,
+    }.items():
+        value = getattr(given, field)
+        if value not in (*SAME_AS_FIRST_PASS, first):
+            raise RequestError(
+                field, f"{quote_value(value)} differs from the first pass; leave the field out."
+            )
+    if given.hr_upscaler not in (LATENT_UPSCALER, *PIXEL_UPSCALERS):
+        known = ", ".join((LATENT_UPSCALER, *PIXEL_UPSCALERS))
+        message = f"unknown upscaler {quote_value(given.hr_upscaler)}. Known: {known}."
+        raise RequestError("hr_upscaler", message)
+    if given.refiner_checkpoint not in (None, "", "None"):
+        raise RequestError("refiner_checkpoint", "contradicts enable_hr; send one of the two.")
+
+
+def _image_fields(given: ImageInputs, options: Options) -> dict[str, Any]:
+    image = codec.receive_picture(decode_image("init_images", given.init_images[0]), "init_images")
     fields: dict[str, Any] = {
         "image": image,
         "strength": given.denoising_strength,
         "steps": "truncate",
-        "fit": RESIZE[given.resize_mode],
+        "fit": FIT_BY_RESIZE_MODE[given.resize_mode],
     }
     if not given.mask:
         if options.img2img_color_correction:
             raise RequestError(
-                "override_settings.img2img_color_correction", "needs a mask; leave it out."
+                "override_settings.img2img_color_correction",
+                "color correction needs a mask; send a mask, or leave the option out.",
             )
         return fields
     for field in ("mask_blur_x", "mask_blur_y"):
-        if getattr(given, field) not in (None, given.mask_blur):
-            raise RequestError(field, "cannot differ from mask_blur; leave it out.")
-    mask = picture_data("mask", given.mask)
+        if (value := getattr(given, field)) not in (None, given.mask_blur):
+            raise RequestError(
+                field, f"{value} differs from mask_blur, {given.mask_blur}; leave the field out."
+            )
+    mask = decode_image("mask", given.mask)
     check_mask_size(image, codec.receive_picture(mask, "mask"))
     fields |= {
-        "mask": mask_of(mask, rounded=given.mask_round),
+        "mask": read_mask(mask, rounded=given.mask_round),
         "mask_invert": given.inpainting_mask_invert,
-        "mask_blur": 2 * given.mask_blur,  # ours reaches over two sigmas
-        "fill": FILLS[given.inpainting_fill],
+        "mask_blur": 2 * given.mask_blur,  # the native blur is two standard deviations
+        "fill": FILL_BY_NUMBER[given.inpainting_fill],
         "match_colors": options.img2img_color_correction,
         "crop": given.inpaint_full_res_padding if given.inpaint_full_res else "off",
     }
@@ -253,32 +278,36 @@ def _of_image(given: ImageInputs, options: Options) -> dict[str, Any]:
     return fields
 
 
-def picture_data(field: str, text: str) -> bytes:
-    """The bytes of a picture that is given as base64 or as a data: URI.
+def decode_image(field: str, text: str) -> bytes:
+    """Return the bytes of an image that is base64 or a data: URI.
 
     Raises:
-        RequestError: it is neither.
+        RequestError: the text is neither.
     """
     text = text.strip()
     if "," not in text:
         return decode_base64(field, text)
     if not text.startswith("data:"):
-        raise RequestError(field, "is neither base64 nor a data: URI.")
+        raise RequestError(field, "the value is neither base64 nor a data: URI.")
     return decode_data_uri(field, text)
 
 
-def mask_of(data: bytes, *, rounded: bool) -> Picture:
-    """A mask as they mean it: where it has transparency, what is opaque is repainted.
+def read_mask(data: bytes, *, rounded: bool) -> Picture:
+    """Return a grayscale mask in which white is repainted.
+
+    Args:
+        data: the file of the mask. If it has transparency, opaque pixels become white.
+        rounded: whether gray pixels become black or white.
 
     Raises:
-        PictureError: it is no picture.
+        PictureError: the file is not an image.
     """
     with codec.open_image(data, "the mask") as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         gray = codec.extract_alpha(image) or image.convert("L")
     if rounded:
-        gray = gray.point([255 * (level > 128) for level in range(256)])
+        gray = gray.point([255 * (level > MASK_ROUNDING_LEVEL) for level in range(256)])
     file = BytesIO()
     gray.save(file, "PNG")
     return Picture(data=file.getvalue())

@@ -1,4 +1,8 @@
-"""Protocol."""
+"""The wire format of fal's SDXL apps: arguments, results, states and errors.
+
+fal's own arguments are translated to fields of `Request`. Every other field of `Request` is
+accepted under its native name.
+"""
 
 import asyncio
 import json
@@ -17,23 +21,26 @@ from overpaint.request_fields import MAX_SEED
 from overpaint.server.api.extended_fields import FieldMapping, build_request, get_field_error
 from overpaint.server.api.fields import encode_data_uri
 from overpaint.server.api.image_inputs import load_image
-from overpaint.server.api.results import MEDIA_TYPES, moment, progress_line, result_url
+from overpaint.server.api.results import (
+    MEDIA_TYPES,
+    format_progress,
+    format_timestamp,
+    result_url,
+)
 from overpaint.server.http.problems import describe_error
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import ENDED, Job
 from overpaint.server.store.origins import FalOrigin
 
-OWNER = "fal-ai"
-"""Whose apps, where none of ours is called like them, are the first of ours."""
-
+FAL_OWNER = "fal-ai"
+"""Owner of fal's public apps. Its apps stand for the server's first model, unless the server has
+a model of that name."""
 
 SizeName = Literal[
     "square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"
 ]
-
-
-SIZES: dict[SizeName, tuple[int, int]] = {
+SIZES_BY_NAME: dict[SizeName, tuple[int, int]] = {
     "square_hd": (1024, 1024),
     "square": (512, 512),
     "portrait_4_3": (768, 1024),
@@ -41,32 +48,31 @@ SIZES: dict[SizeName, tuple[int, int]] = {
     "landscape_4_3": (1024, 768),
     "landscape_16_9": (1024, 576),
 }
-"""Their names of sizes: width and height in pixels."""
+"""Width and height in pixels of each named size."""
 
-
-TASKS: dict[str, tuple[str, ...]] = {
+REQUIRED_ARGUMENTS_BY_TASK: dict[str, tuple[str, ...]] = {
     "": (),
     "text-to-image": (),
     "image-to-image": ("image_url",),
     "inpainting": ("image_url", "mask_url"),
 }
-"""What may stand behind an app, and the fields that must then be given."""
+"""Tasks that can follow the name of an app in a path, and the arguments that each requires."""
+
+DEFAULT_STRENGTH = 0.95
+"""Default of `strength` in fal's image-to-image apps."""
+
+CANCELED_STATUS = 499
+"""HTTP status of the result of a canceled request."""
+
+BLOCKED_ERROR_TYPE = "content_policy_violation"
+"""Error type for a request whose images were all flagged by the safety checker."""
+
+ERROR_SCHEMA = {"type": "object", "required": ["detail"], "properties": {"detail": {}}}
+"""JSON schema of an error response."""
 
 
-STRENGTH = 0.95
-"""What theirs is by default."""
-
-
-CANCELED = 499
-"""How the result of a request is answered that was canceled."""
-
-
-BLOCKED = "content_policy_violation"
-"""What it is called when every picture was flagged."""
-
-
-class Side(BaseModel):
-    """A size in pixels."""
+class ImageSize(BaseModel):
+    """Width and height of an image, in pixels."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,254 +81,284 @@ class Side(BaseModel):
 
 
 class LoraWeight(BaseModel):
-    """A LoRA."""
+    """A LoRA to apply."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    path: str = Field(
-        min_length=1, max_length=100, description="`loras[].name`, in this server's catalogue."
-    )
-    scale: float = Field(default=1.0, ge=-10, le=10, description="`loras[].scale`.")
+    path: str = Field(min_length=1, max_length=100)
+    """Name of the LoRA in this server's catalog (`loras[].name`)."""
+    scale: float = Field(default=1.0, ge=-10, le=10)
+    """Strength of the LoRA (`loras[].scale`)."""
 
 
 class Arguments(BaseModel):
-    """The arguments of fal's SDXL apps, and which of ours they are.
+    """Arguments of fal's SDXL apps.
 
-    What is not named here is a field of `Request`.
+    Arguments that this model does not define are native fields of `Request`.
     """
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    prompt: str = Field(max_length=100_000, description="`prompt`.")
-    negative_prompt: str = Field(default="", max_length=100_000, description="`negative_prompt`.")
-    image_url: str | None = Field(
-        default=None, description="`image`: a URL, a data: URI, or an upload to /v1/files."
-    )
-    mask_url: str | None = Field(default=None, description="`mask`: likewise; white is repainted.")
-    strength: float | None = Field(
-        default=None, ge=0, le=1, description="`strength`; by default 0.95 with an image."
-    )
-    image_size: SizeName | Side | None = Field(
-        default=None,
-        description="`width` and `height`, in pixels or by a name; by default the model's own.",
-    )
-    num_inference_steps: int = Field(default=25, ge=1, le=1000, description="The same.")
-    guidance_scale: float = Field(default=7.5, ge=0, le=50, description="The same.")
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="`seed`.")
-    num_images: int = Field(default=1, ge=1, le=64, description="The same.")
-    scheduler: str | None = Field(default=None, max_length=200, description="`sampler`.")
-    loras: list[LoraWeight] = Field(
-        default_factory=list[LoraWeight], max_length=32, description="`loras`."
-    )
-    format: Literal["png", "jpeg"] = Field(default="png", description="Of the files.")
-    sync_mode: bool = Field(
-        default=False, description="Pictures come inside, as data: URIs, and not as links."
-    )
-    enable_safety_checker: bool = Field(
-        default=True, description="False is refused where the server checks every picture."
-    )
-    safety_checker_version: Literal["v1", "v2"] = Field(
-        default="v1", description="Accepted: the server has one, or none."
-    )
-    expand_prompt: Literal[False] = Field(
-        default=False, description="Nothing expands prompts; true is refused."
-    )
-
-
-OWN = frozenset(Request.model_fields) - set(Arguments.model_fields) - {"image", "mask"}
-"""Fields of `Request` that come under their own names."""
+    prompt: str = Field(max_length=100_000)
+    """Text that describes the image."""
+    negative_prompt: str = Field(default="", max_length=100_000)
+    """Text that describes what the image must not show."""
+    image_url: str | None = None
+    """The image to repaint (`image`): a URL, a data: URI or an upload to /v1/files."""
+    mask_url: str | None = None
+    """The mask (`mask`): a URL, a data: URI or an upload. White areas are repainted."""
+    strength: float | None = Field(default=None, ge=0, le=1)
+    """How much of the image is repainted, 0 to 1; 0.95 by default."""
+    image_size: SizeName | ImageSize | None = None
+    """Size of the result (`width`, `height`): pixels or a name; by default the model's native
+    size."""
+    num_inference_steps: int = Field(default=25, ge=1, le=1000)
+    """Number of denoising steps."""
+    guidance_scale: float = Field(default=7.5, ge=0, le=50)
+    """How closely the image follows the prompt."""
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    """Seed of the first image; random by default."""
+    num_images: int = Field(default=1, ge=1, le=64)
+    """Number of images."""
+    scheduler: str | None = Field(default=None, max_length=200)
+    """Name of the sampler (`sampler`)."""
+    loras: list[LoraWeight] = Field(default_factory=list[LoraWeight], max_length=32)
+    """LoRAs to apply."""
+    format: Literal["png", "jpeg"] = "png"
+    """File format of the images."""
+    sync_mode: bool = False
+    """Return images as data: URIs instead of links."""
+    enable_safety_checker: bool = True
+    """Check images for unsafe content. A server that checks every image rejects `false`."""
+    safety_checker_version: Literal["v1", "v2"] = "v1"
+    """Accepted without effect: the operator of the server configures the safety checker."""
+    expand_prompt: Literal[False] = False
+    """Prompts are never expanded; `true` is rejected."""
 
 
-def wrong(field: str, message: str, kind: str = "value_error") -> list[dict[str, Any]]:
-    """What is wrong with a field, in their words."""
-    return [{"loc": ["body", *_places(field)], "msg": message, "type": kind}]
+NATIVE_FIELDS = frozenset(Request.model_fields) - set(Arguments.model_fields) - {"image", "mask"}
+"""Fields of `Request` that clients send under their native names."""
 
 
-def _places(field: str) -> list[str | int]:
+@dataclass(frozen=True)
+class App:
+    """An app and a task, as a URL names them."""
+
+    name: str
+    """`OWNER/APP`."""
+
+    model: str
+    """Name of the model of this server that the app stands for."""
+
+    required: tuple[str, ...]
+    """Arguments that the task requires."""
+
+
+# Errors
+
+
+def error_details(field: str, message: str, kind: str = "value_error") -> list[dict[str, Any]]:
+    """Return the `detail` of an error that concerns an argument ("" for the whole body)."""
+    return [{"loc": ["body", *_split_path(field)], "msg": message, "type": kind}]
+
+
+def _split_path(field: str) -> list[str | int]:
     parts = (part for part in field.split(".") if part)
+    # A longer number is a name: Python refuses to parse very long ones.
     return [int(part) if part.isdecimal() and len(part) < 10 else part for part in parts]
 
 
 def error_response(error: Exception) -> JSONResponse:
-    """The answer to one of `problems.HANDLED_ERRORS`."""
+    """Make the response to one of `problems.HANDLED_ERRORS`."""
     status, title, detail, headers = describe_error(error)
     if isinstance(error, RequestError):
-        detail = wrong(error.field, error.message)
+        detail = error_details(error.field, error.message)
     elif isinstance(error, PictureError) or (status == 422 and isinstance(detail, str)):
-        status, detail = 422, wrong("", detail)
+        status, detail = 422, error_details("", detail)
     elif status >= 500 and not isinstance(error, HTTPException):
         detail = f"{title}: {detail}"
     return JSONResponse({"detail": detail}, status, headers)
 
 
-ERROR = {"type": "object", "required": ["detail"], "properties": {"detail": {}}}
-"""The schema of an error in their words."""
-
-
-@dataclass(frozen=True)
-class App:
-    """What a URL names.
-
-    Attributes:
-        name: `OWNER/APP`.
-        model: of this server.
-        needs: fields that must be given.
-    """
-
-    name: str
-    model: str
-    needs: tuple[str, ...]
+# Arguments to a request
 
 
 def to_request(
-    given: Arguments, sources: ImageSources, needs: Sequence[str] = ()
+    given: Arguments, sources: ImageSources, required: Sequence[str] = ()
 ) -> tuple[Request, dict[str, str]]:
-    """What the inputs ask for, and by which of their words what of ours was given.
+    """Translate arguments to a request.
+
+    Args:
+        given: the arguments that the client sent.
+        sources: uploads and fetched images.
+        required: arguments that the task requires.
+
+    Returns:
+        The request, and the argument that each translated field of `Request` came from.
 
     Raises:
-        RequestError: they contradict each other, are unknown, missing or out of range; in their
-            words.
-        PictureError: a picture cannot be read.
+        RequestError: an argument is unknown, missing, out of range or contradicts another one. The
+            error names the argument.
+        PictureError: an image cannot be read.
     """
-    for name in needs:
+    for name in required:
         if getattr(given, name) is None:
-            raise RequestError(name, "is needed here; give it.")
+            raise RequestError(name, "this task requires the argument; send it.")
     if given.mask_url is not None and given.image_url is None:
-        raise RequestError("mask_url", "there is no image to repaint a part of; give it too.")
+        raise RequestError("mask_url", "a mask needs an image to repaint; send image_url too.")
     try:
-        return build_request(given, _words(given, sources), OWN, sources)
+        return build_request(given, _map_fields(given, sources), NATIVE_FIELDS, sources)
     except RequestError as error:
-        raise in_their_words(error, given) from None
+        raise translate_nested_error(error, given) from None
 
 
-def in_their_words(error: RequestError, given: Arguments) -> RequestError:
-    """What is wrong with a LoRA or a webhook, by the field that named it."""
+def translate_nested_error(error: RequestError, given: Arguments) -> RequestError:
+    """Name the argument in an error about a LoRA or a webhook; other errors stay unchanged."""
     head, _, rest = error.field.partition(".")
     if head == "webhook":
         field = "fal_webhook"
     elif head == "loras":
         index, _, part = rest.partition(".")
         listed = index.isdecimal() and int(index) < len(given.loras)
+        # The request also lists the LoRAs of the prompt's <lora:…> tags, after the others.
         field = f"loras.{index}.{'path' if part == 'name' else part}" if listed else "prompt"
     else:
         return error
     return RequestError(field, error.message)
 
 
-def _words(given: Arguments, sources: ImageSources) -> list[FieldMapping]:
-    """Fields of the dialect, and the fields and values of ours that they are."""
+def _map_fields(given: Arguments, sources: ImageSources) -> list[FieldMapping]:
     same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images")
-    words: list[FieldMapping] = [(name, name, getattr(given, name)) for name in same]
-    words += [(n, n, v) for n in ("seed", "strength") if (v := getattr(given, n)) is not None]
+    mapped: list[FieldMapping] = [(name, name, getattr(given, name)) for name in same]
+    mapped += [(n, n, v) for n in ("seed", "strength") if (v := getattr(given, n)) is not None]
     if given.scheduler is not None:
-        words.append(("scheduler", "sampler", given.scheduler))
-    if given.image_size is not None:
-        size = given.image_size
-        sides = (size.width, size.height) if isinstance(size, Side) else SIZES[size]
-        words += [("image_size", n, v) for n, v in zip(("width", "height"), sides, strict=True)]
-    loras = [{"name": lora.path, "scale": lora.scale} for lora in given.loras]
-    if loras:
-        words.append(("loras", "loras", loras))
+        mapped.append(("scheduler", "sampler", given.scheduler))
+    if (size := given.image_size) is not None:
+        sides = (size.width, size.height) if isinstance(size, ImageSize) else SIZES_BY_NAME[size]
+        mapped += [("image_size", n, v) for n, v in zip(("width", "height"), sides, strict=True)]
+    if loras := [{"name": lora.path, "scale": lora.scale} for lora in given.loras]:
+        mapped.append(("loras", "loras", loras))
     if given.image_url is not None:
-        words.append(("image_url", "image", load_image("image_url", given.image_url, sources)))
+        mapped.append(("image_url", "image", load_image("image_url", given.image_url, sources)))
         defaults: dict[str, Any] = {"steps": "truncate"}
         if given.strength is None:
-            defaults["strength"] = STRENGTH
+            defaults["strength"] = DEFAULT_STRENGTH
         if given.mask_url is not None:
-            words.append(("mask_url", "mask", load_image("mask_url", given.mask_url, sources)))
+            mapped.append(("mask_url", "mask", load_image("mask_url", given.mask_url, sources)))
             defaults["fill"] = "original"
-        chosen = given.model_extra or {}
-        words += [(name, name, value) for name, value in defaults.items() if name not in chosen]
-    return words
+        native = given.model_extra or {}
+        mapped += [(name, name, value) for name, value in defaults.items() if name not in native]
+    return mapped
 
 
-def result_of(service: Service, job: Job) -> dict[str, Any]:
-    """A job's pictures in their words, and of each its seed.
+# A job to a response
+
+
+def job_result(service: Service, job: Job) -> dict[str, Any]:
+    """Return the result of a job: its images, each with its seed.
 
     Raises:
-        HTTPException, RequestError: it has none; why.
+        HTTPException: 400, the job has not ended; 422, every image was flagged; 499, the job was
+            canceled; 500, the job failed.
+        RequestError: the job failed because of an argument.
     """
     if job.state == "canceled":
-        raise HTTPException(CANCELED, f"request {job.id} was canceled.")
+        raise HTTPException(CANCELED_STATUS, f"Request {job.id} was canceled.")
     if job.state == "failed" and job.flagged:
-        raise HTTPException(422, wrong("prompt", job.error or "", BLOCKED))
+        raise HTTPException(422, error_details("prompt", job.error or "", BLOCKED_ERROR_TYPE))
     if job.state == "failed":
         raise get_field_error(job) or HTTPException(
-            500, wrong("", job.error or "it failed.", "error")
+            500, error_details("", job.error or "The job failed.", "error")
         )
     if job.state not in ENDED or job.result is None:
-        raise HTTPException(400, "Request is still in progress")
-    shown: list[dict[str, Any]] = []
+        raise HTTPException(400, "Request is still in progress")  # fal's own message
     origin = job.origin_as(FalOrigin)
-    made = zip(job.result["files"], job.result["seeds"], job.result["sizes"], strict=True)
-    for name, seed, (width, height) in made:
+    images: list[dict[str, Any]] = []
+    files = zip(job.result["files"], job.result["seeds"], job.result["sizes"], strict=True)
+    for name, seed, (width, height) in files:
         kind = MEDIA_TYPES[name.rpartition(".")[2]]
         if origin.sync_mode:
             url = encode_data_uri((service.files.results(job.id) / name).read_bytes(), kind)
         else:
-            url = result_url(service, job, f"{origin.base_url}/api/jobs/{job.id}/results", name)
-        own = {"url": url, "content_type": kind, "width": width, "height": height}
-        shown.append(own | {"seed": seed})
+            path = f"{origin.base_url}/api/jobs/{job.id}/results"
+            url = result_url(service, job, path, name)
+        image = {"url": url, "content_type": kind, "width": width, "height": height}
+        images.append(image | {"seed": seed})
     return {
-        "images": shown,
-        "timings": {"inference": _seconds(job)},
+        "images": images,
+        "timings": {"inference": _inference_seconds(job)},
         "seed": job.request["seed"],
-        "has_nsfw_concepts": [False] * len(shown) + [True] * len(job.flagged),
+        "has_nsfw_concepts": [False] * len(images) + [True] * len(job.flagged),
         "prompt": origin.prompt,
     }
 
 
-def _seconds(job: Job) -> float:
+def _inference_seconds(job: Job) -> float:
     return (job.ended or 0.0) - (job.started or job.ended or 0.0)
 
 
-def links_of(job: Job) -> dict[str, str]:
-    """A job, and where what concerns it is."""
+def request_links(job: Job) -> dict[str, str]:
+    """Return the id of a request and the URLs of its result, status and cancellation."""
     origin = job.origin_as(FalOrigin)
-    own = f"{origin.base_url}/fal/queue/{origin.app}/requests/{job.id}"
+    url = f"{origin.base_url}/fal/queue/{origin.app}/requests/{job.id}"
     return {
         "request_id": job.id,
-        "response_url": own,
-        "status_url": f"{own}/status",
-        "cancel_url": f"{own}/cancel",
+        "response_url": url,
+        "status_url": f"{url}/status",
+        "cancel_url": f"{url}/cancel",
     }
 
 
-def status_of(service: Service, job: Job, logs: bool) -> dict[str, Any]:
-    """Where a job is, in their words."""
-    told = links_of(job) | {"logs": lines_of(service, job) if logs else None}
+def request_status(service: Service, job: Job, logs: bool) -> dict[str, Any]:
+    """Return the status of a request: IN_QUEUE, IN_PROGRESS or COMPLETED.
+
+    Args:
+        service: the running server.
+        job: the job of the request.
+        logs: whether to include log lines.
+    """
+    status = request_links(job) | {"logs": log_lines(service, job) if logs else None}
     if job.state == "queued":
         ahead = service.jobs.ahead(job.id)
-        return told | {"status": "IN_QUEUE", "queue_position": ahead[0] if ahead else 0}
+        return status | {"status": "IN_QUEUE", "queue_position": ahead[0] if ahead else 0}
     if job.state not in ENDED:
-        return told | {"status": "IN_PROGRESS"}
-    told |= {"status": "COMPLETED", "metrics": {"inference_time": _seconds(job)}}
+        return status | {"status": "IN_PROGRESS"}
+    status |= {"status": "COMPLETED", "metrics": {"inference_time": _inference_seconds(job)}}
     if job.state == "failed":
-        kind = BLOCKED if job.flagged else "bad_request" if get_field_error(job) else "error"
-        told |= {"error": job.error, "error_type": kind}
+        kind = "bad_request" if get_field_error(job) else "error"
+        status |= {"error": job.error, "error_type": BLOCKED_ERROR_TYPE if job.flagged else kind}
     elif job.state == "canceled":
-        told |= {"error": "it was canceled.", "error_type": "client_cancelled"}
-    return told
+        status |= {"error": "The request was canceled.", "error_type": "client_cancelled"}
+    return status
 
 
-def lines_of(service: Service, job: Job) -> list[dict[str, Any]]:
-    """What their logs say of a job: notices, and how far it is."""
+def log_lines(service: Service, job: Job) -> list[dict[str, Any]]:
+    """Return the log lines of a job: its notices and its current progress."""
     history = service.jobs.history(job.id)
-    said = [(each.at, str(each.body["message"])) for each in history if each.kind == "notice"]
+    lines = [(each.at, str(each.body["message"])) for each in history if each.kind == "notice"]
     if step := service.feed.progress(job.id).step:
-        said.append((time.time(), progress_line(step.done, step.total)))
+        lines.append((time.time(), format_progress(step.done, step.total)))
     return [
-        {"timestamp": moment(at), "level": "INFO", "source": "USER", "message": message}
-        for at, message in said
+        {"timestamp": format_timestamp(at), "level": "INFO", "source": "USER", "message": message}
+        for at, message in lines
     ]
 
 
 async def webhook_payload(service: Service, job: Job) -> dict[str, Any]:
-    """What is posted to a webhook."""
+    """Return the result or the error of an ended job, with the id of the request."""
     body: dict[str, Any] = {"request_id": job.id, "gateway_request_id": job.id}
     try:
-        payload = await asyncio.to_thread(result_of, service, job)
+        payload = await asyncio.to_thread(job_result, service, job)
     except (HTTPException, RequestError) as error:
         payload = json.loads(bytes(error_response(error).body))
         return {**body, "status": "ERROR", "error": job.error or "canceled", "payload": payload}
     return {**body, "status": "OK", "payload": payload}
+
+
+async def final_result(service: Service, job: Job) -> dict[str, Any]:
+    """Return the result of a job as it is now, or the body of the error that replaces it."""
+    current = await asyncio.to_thread(service.jobs.get, job.id) or job
+    try:
+        return await asyncio.to_thread(job_result, service, current)
+    except (HTTPException, RequestError) as error:
+        return json.loads(bytes(error_response(error).body))

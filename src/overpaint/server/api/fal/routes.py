@@ -1,22 +1,20 @@
-"""fal's API, as its clients speak it.
+"""The routes of fal's API.
 
-| | |
+| Route | Effect |
 |---|---|
-| `POST /fal/queue/OWNER/APP` | accepts a request, and says where the rest is |
-| `GET /fal/queue/OWNER/APP/requests/ID/status` | IN_QUEUE, IN_PROGRESS or COMPLETED |
-| `GET /fal/queue/OWNER/APP/requests/ID/status/stream` | the same as events, to the end |
-| `GET /fal/queue/OWNER/APP/requests/ID` | its result |
-| `PUT /fal/queue/OWNER/APP/requests/ID/cancel` | ask for its end |
-| `POST /fal/run/OWNER/APP` | answers with the result |
-| `POST /fal/run/OWNER/APP/stream` | previews and the result as events |
+| `POST /fal/queue/OWNER/APP` | accept a request; return its id and URLs |
+| `GET /fal/queue/OWNER/APP/requests/ID/status` | return IN_QUEUE, IN_PROGRESS or COMPLETED |
+| `GET /fal/queue/OWNER/APP/requests/ID/status/stream` | stream the status until the end |
+| `GET /fal/queue/OWNER/APP/requests/ID` | return the result |
+| `PUT /fal/queue/OWNER/APP/requests/ID/cancel` | cancel the request |
+| `POST /fal/run/OWNER/APP` | wait for the result and return it |
+| `POST /fal/run/OWNER/APP/stream` | stream previews and the result |
 
-Behind `APP` may stand what is asked for: see `TASKS`. An app is one of this server's models, with
-any owner; other apps of `fal-ai` stand for the first. Every field of `Request` is understood
-beside the dialect's.
+A task may follow `APP` in a path: see `REQUIRED_ARGUMENTS_BY_TASK`. `APP` is the name of a model
+of this server, with any owner. Other apps of `fal-ai` stand for the first model.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
@@ -31,22 +29,27 @@ from overpaint.server.api.deps import LISTENER_LIMIT, IdempotencyKey, ServiceDep
 from overpaint.server.api.event_stream import encode_event, event_stream_response
 from overpaint.server.api.extended_fields import find_extra_urls, translate_error
 from overpaint.server.api.fal.protocol import (
-    CANCELED,
-    ERROR,
-    OWN,
-    OWNER,
-    TASKS,
+    CANCELED_STATUS,
+    ERROR_SCHEMA,
+    FAL_OWNER,
+    NATIVE_FIELDS,
+    REQUIRED_ARGUMENTS_BY_TASK,
     App,
     Arguments,
     error_response,
-    in_their_words,
-    result_of,
-    status_of,
+    final_result,
+    job_result,
+    request_status,
     to_request,
+    translate_nested_error,
 )
 from overpaint.server.api.fields import WebhookUrl, encode_data_uri, hash_body, run_in_reader_pool
 from overpaint.server.api.image_inputs import find_remote_urls
-from overpaint.server.api.results import EVENT_STREAM_RESPONSES, get_job_or_404, wait_until_ended
+from overpaint.server.api.results import (
+    EVENT_STREAM_RESPONSES,
+    get_job_or_404,
+    wait_until_ended,
+)
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S, error_responses
@@ -54,65 +57,74 @@ from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 from overpaint.server.store.origins import FalOrigin, OutputOptions
 
-PRIORITIES = {"normal": 0, "low": -1}
-PREVIEW_EVERY = 5
+PRIORITY_BY_NAME = {"normal": 0, "low": -1}
+
+PREVIEW_INTERVAL_STEPS = 5
 """Steps between the previews of a stream."""
-
-
-# Errors
-
 
 router = APIRouter(
     prefix="/fal",
     tags=["fal"],
     route_class=make_route_class(error_response),
-    responses=error_responses(ERROR),
+    responses=error_responses(ERROR_SCHEMA),
 )
 
 
-# From their words to ours
+# Dependencies
 
 
-def app_of(owner: str, app: str, incoming: Incoming, service: ServiceDep) -> App:
-    """The app that a URL names.
+def get_app_or_404(owner: str, app: str, incoming: Incoming, service: ServiceDep) -> App:
+    """Return the app and the task that a URL names.
 
     Raises:
-        HTTPException: 404, there is none.
+        HTTPException: 404, there is no such app or task.
     """
     models, task = service.settings.models, incoming.path_params.get("task", "")
-    if app not in models and owner != OWNER:
-        raise HTTPException(404, f"there is no app {owner}/{app} here.{did_you_mean(app, models)}")
-    if task not in TASKS:
-        raise HTTPException(404, f"{owner}/{app} has no {task!r} here.{did_you_mean(task, TASKS)}")
-    return App(f"{owner}/{app}", app if app in models else models[0], TASKS[task])
+    if app not in models and owner != FAL_OWNER:
+        raise HTTPException(404, f"There is no app {owner}/{app}.{did_you_mean(app, models)}")
+    if task not in REQUIRED_ARGUMENTS_BY_TASK:
+        hint = did_you_mean(task, REQUIRED_ARGUMENTS_BY_TASK)
+        raise HTTPException(404, f"The app {owner}/{app} has no task {task!r}.{hint}")
+    model = app if app in models else models[0]
+    return App(f"{owner}/{app}", model, REQUIRED_ARGUMENTS_BY_TASK[task])
 
 
-# From our words to theirs
-
-
-# Routes
-
-
-def no_deadline(x_fal_request_timeout: Annotated[str | None, Header()] = None) -> None:
-    """Refuse a deadline, which nothing here would keep.
+def reject_deadline(x_fal_request_timeout: Annotated[str | None, Header()] = None) -> None:
+    """Reject a request with a deadline, because the server does not enforce deadlines.
 
     Raises:
-        RequestError: one was given.
+        RequestError: the request has a deadline.
     """
     if x_fal_request_timeout is not None:
         raise RequestError(
             "X-Fal-Request-Timeout",
-            "there are no deadlines here; leave out start_timeout and client_timeout.",
+            "the server does not enforce deadlines; leave out start_timeout and client_timeout.",
         )
 
 
-Asked = Annotated[App, Depends(app_of)]
-Priority = Annotated[Literal["normal", "low"], Header(alias="X-Fal-Queue-Priority")]
-PLAIN = [Depends(no_deadline)]
-ANY = "/queue/{owner}/{app}/requests/{name}"
+async def get_request_or_404(name: str, service: ServiceDep, key: KeyDep) -> Job:
+    """Return the job of a request of this API key that was made by fal's API.
+
+    Raises:
+        HTTPException: 404, there is no such request.
+    """
+    job = await get_job_or_404(service, key, name)
+    if not isinstance(job.origin, FalOrigin):
+        raise HTTPException(404, f"There is no request {name}.")
+    return job
 
 
-async def accept(
+AppDep = Annotated[App, Depends(get_app_or_404)]
+JobDep = Annotated[Job, Depends(get_request_or_404)]
+PriorityName = Annotated[Literal["normal", "low"], Header(alias="X-Fal-Queue-Priority")]
+NO_DEADLINE = [Depends(reject_deadline)]
+REQUEST_PATH = "/queue/{owner}/{app}/requests/{name}"
+
+
+# Queue
+
+
+async def accept_job(
     service: Service,
     key: str,
     incoming: Incoming,
@@ -124,20 +136,20 @@ async def accept(
     webhook: str | None = None,
     preview_every: int = 0,
 ) -> Job:
-    """Accept what is asked for."""
-    body = await hash_body(token, given, app.name, *app.needs)
+    """Accept a job, or return the job that the same idempotency key made before."""
+    body = await hash_body(token, given, app.name, *app.required)
     if job := await service.repeated(key, token, body):
         return job
     urls = find_remote_urls({"image_url": given.image_url, "mask_url": given.mask_url})
-    urls |= await run_in_reader_pool(find_extra_urls, given, OWN)
+    urls |= await run_in_reader_pool(find_extra_urls, given, NATIVE_FIELDS)
     async with service.sources(key, urls) as sources:
-        request, theirs = await run_in_reader_pool(to_request, given, sources, app.needs)
+        request, names = await run_in_reader_pool(to_request, given, sources, app.required)
     kind = "jpg" if given.format == "jpeg" else given.format
     origin = FalOrigin(
         output=OutputOptions(kind=kind, preview_every=preview_every),
         base_url=get_base_url(incoming),
         app=app.name,
-        field_names=theirs,
+        field_names=names,
         prompt=given.prompt,
         sync_mode=given.sync_mode,
         check_safety=service.checked("enable_safety_checker", given.enable_safety_checker),
@@ -155,91 +167,89 @@ async def accept(
             body=body,
         )
     except RequestError as error:
-        raise in_their_words(translate_error(error, theirs), given) from None
+        raise translate_nested_error(translate_error(error, names), given) from None
 
 
-@router.post("/queue/{owner}/{app}", dependencies=PLAIN)
-@router.post("/queue/{owner}/{app}/{task}", dependencies=PLAIN)
-async def submit(
+@router.post("/queue/{owner}/{app}", dependencies=NO_DEADLINE)
+@router.post("/queue/{owner}/{app}/{task}", dependencies=NO_DEADLINE)
+async def submit_request(
     given: Arguments,
     incoming: Incoming,
     service: ServiceDep,
     key: KeyDep,
-    app: Asked,
+    app: AppDep,
     fal_webhook: Annotated[WebhookUrl, Query()] = None,
-    priority: Priority = "normal",
+    priority: PriorityName = "normal",
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Accept a request."""
-    job = await accept(
+    """Accept a request, and return its id and the URLs of its status and result."""
+    job = await accept_job(
         service,
         key,
         incoming,
         app,
         given,
         idempotency_key,
-        priority=PRIORITIES[priority],
+        priority=PRIORITY_BY_NAME[priority],
         webhook=fal_webhook,
     )
-    return await asyncio.to_thread(status_of, service, job, False) | {"gateway_request_id": job.id}
-
-
-async def found_here(name: str, service: ServiceDep, key: KeyDep) -> Job:
-    """A request of a key that came by this dialect.
-
-    Raises:
-        HTTPException: 404, there is none.
-    """
-    job = await get_job_or_404(service, key, name)
-    if not isinstance(job.origin, FalOrigin):
-        raise HTTPException(404, f"there is no request {name}.")
-    return job
-
-
-Found = Annotated[Job, Depends(found_here)]
-
-
-@router.get(f"{ANY}/status", responses={202: {"description": "it has not ended yet"}})
-async def status(job: Found, service: ServiceDep, response: Response, logs: bool = False) -> Any:
-    """Where a request is; 202 until it has ended."""
-    response.status_code = 200 if job.state in ENDED else 202
-    return await asyncio.to_thread(status_of, service, job, logs)
+    status = await asyncio.to_thread(request_status, service, job, False)
+    return status | {"gateway_request_id": job.id}
 
 
 @router.get(
-    f"{ANY}/status/stream",
+    f"{REQUEST_PATH}/status", responses={202: {"description": "The request has not ended yet."}}
+)
+async def get_status(
+    job: JobDep, service: ServiceDep, response: Response, logs: bool = False
+) -> Any:
+    """Return the status of a request; the HTTP status is 202 until the request ends."""
+    response.status_code = 200 if job.state in ENDED else 202
+    return await asyncio.to_thread(request_status, service, job, logs)
+
+
+@router.get(
+    f"{REQUEST_PATH}/status/stream",
     response_class=StreamingResponse,
     dependencies=LISTENER_LIMIT,
     responses=EVENT_STREAM_RESPONSES,
 )
-async def follow(job: Found, service: ServiceDep, logs: bool = False) -> StreamingResponse:
-    """Where a request is, whenever that changes, until it has ended."""
+async def stream_status(job: JobDep, service: ServiceDep, logs: bool = False) -> StreamingResponse:
+    """Stream the status of a request: one event for every change, until the request ends."""
 
-    def look() -> dict[str, Any]:
-        return status_of(service, service.jobs.get(job.id) or job, logs)
+    def read_status() -> dict[str, Any]:
+        return request_status(service, service.jobs.get(job.id) or job, logs)
 
-    async def told() -> AsyncGenerator[bytes]:
+    async def events() -> AsyncGenerator[bytes]:
         last: dict[str, Any] | None = None
         async for _ in service.follow(job.id):
-            now = await asyncio.to_thread(look)
-            if now != last:
-                yield encode_event(now)
-            last = now
+            status = await asyncio.to_thread(read_status)
+            if status != last:
+                yield encode_event(status)
+            last = status
 
-    return event_stream_response(told())
+    return event_stream_response(events())
 
 
 @router.get(
-    ANY, responses={CANCELED: error_responses(ERROR)[409] | {"description": "it was canceled"}}
+    REQUEST_PATH,
+    responses={
+        CANCELED_STATUS: error_responses(ERROR_SCHEMA)[409]
+        | {"description": "The request was canceled."}
+    },
 )
-async def result(job: Found, service: ServiceDep) -> dict[str, Any]:
-    """What came of a request; 400 while it goes on."""
-    return await asyncio.to_thread(result_of, service, job)
+async def get_result(job: JobDep, service: ServiceDep) -> dict[str, Any]:
+    """Return the result of a request; the HTTP status is 400 until the request ends."""
+    return await asyncio.to_thread(job_result, service, job)
 
 
-@router.put(f"{ANY}/cancel", status_code=202, responses={400: {"description": "it has ended"}})
-async def cancel(job: Found, service: ServiceDep, response: Response) -> dict[str, str]:
-    """Ask for a request's end."""
+@router.put(
+    f"{REQUEST_PATH}/cancel",
+    status_code=202,
+    responses={400: {"description": "The request has already ended."}},
+)
+async def cancel_request(job: JobDep, service: ServiceDep, response: Response) -> dict[str, str]:
+    """Cancel a request."""
     if job.state in ENDED:
         response.status_code = 400
         return {"status": "ALREADY_COMPLETED"}
@@ -247,78 +257,73 @@ async def cancel(job: Found, service: ServiceDep, response: Response) -> dict[st
     return {"status": "CANCELLATION_REQUESTED"}
 
 
+# Synchronous calls
+
+
 @router.post(
     "/run/{owner}/{app}/stream",
-    dependencies=PLAIN,
+    dependencies=NO_DEADLINE,
     response_class=StreamingResponse,
     responses=EVENT_STREAM_RESPONSES,
 )
 @router.post(
     "/run/{owner}/{app}/{task}/stream",
-    dependencies=PLAIN,
+    dependencies=NO_DEADLINE,
     response_class=StreamingResponse,
     responses=EVENT_STREAM_RESPONSES,
 )
-async def stream(
+async def stream_result(
     given: Arguments,
     incoming: Incoming,
     service: ServiceDep,
     key: KeyDep,
-    app: Asked,
+    app: AppDep,
     idempotency_key: IdempotencyKey = None,
 ) -> StreamingResponse:
-    """Make pictures: previews as events, and then the result."""
-    job = await accept(
-        service, key, incoming, app, given, idempotency_key, preview_every=PREVIEW_EVERY
+    """Make images, and stream previews and the result.
+
+    The job is canceled when the client disconnects, unless the request has an `Idempotency-Key`.
+    """
+    job = await accept_job(
+        service, key, incoming, app, given, idempotency_key, preview_every=PREVIEW_INTERVAL_STEPS
     )
 
-    async def told() -> AsyncGenerator[bytes]:
-        async for story in service.follow(job.id):
-            match story:
+    async def events() -> AsyncGenerator[bytes]:
+        async for event in service.follow(job.id):
+            match event:
                 case PreviewImage(_, data):
-                    shown = {
-                        "url": encode_data_uri(data, "image/jpeg"),
-                        "content_type": "image/jpeg",
-                    }
-                    yield encode_event({"images": [shown]})
+                    url = encode_data_uri(data, "image/jpeg")
+                    yield encode_event({"images": [{"url": url, "content_type": "image/jpeg"}]})
                 case _:
                     pass
-        yield encode_event(await ending(service, job))
+        yield encode_event(await final_result(service, job))
 
     cancel_task = None if idempotency_key else BackgroundTask(service.cancel, job.id)
-    return event_stream_response(told(), background=cancel_task)
+    return event_stream_response(events(), background=cancel_task)
 
 
-async def ending(service: Service, job: Job) -> dict[str, Any]:
-    """What came of a job, or what is wrong: also that the server ended before it did."""
-    now = await asyncio.to_thread(service.jobs.get, job.id) or job
-    try:
-        return await asyncio.to_thread(result_of, service, now)
-    except (HTTPException, RequestError) as error:
-        return json.loads(bytes(error_response(error).body))
-
-
-@router.post("/run/{owner}/{app}", dependencies=PLAIN)
-@router.post("/run/{owner}/{app}/{task}", dependencies=PLAIN)
-async def run(
+@router.post("/run/{owner}/{app}", dependencies=NO_DEADLINE)
+@router.post("/run/{owner}/{app}/{task}", dependencies=NO_DEADLINE)
+async def run_app(
     given: Arguments,
     incoming: Incoming,
     service: ServiceDep,
     key: KeyDep,
-    app: Asked,
+    app: AppDep,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
-    """Make pictures, and wait for them.
+    """Make images, and return the result when it is ready.
 
-    They end with the client's connection: nobody could ask for them later. With an idempotency
-    key somebody can.
+    The job is canceled when the client disconnects, unless the request has an `Idempotency-Key`.
     """
-    job = await accept(service, key, incoming, app, given, idempotency_key)
+    job = await accept_job(service, key, incoming, app, given, idempotency_key)
     job = await wait_until_ended(service, job, incoming)
     if job.state not in ENDED:
         if idempotency_key is None:
             await service.cancel(job.id)
-        message = f"this server ends before request {job.id} does; try again in a minute."
+        message = (
+            f"The server is shutting down before request {job.id} ends; try again in a minute."
+        )
         raise HTTPException(503, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
-    made = await asyncio.to_thread(result_of, service, job)
-    return JSONResponse(made, headers={"X-Fal-Request-Id": job.id})
+    body = await asyncio.to_thread(job_result, service, job)
+    return JSONResponse(body, headers={"X-Fal-Request-Id": job.id})

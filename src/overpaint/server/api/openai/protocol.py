@@ -1,7 +1,10 @@
-"""Protocol."""
+"""The wire format of OpenAI's images API: its fields, responses and errors.
+
+OpenAI's own fields are translated to fields of `Request`. Every other field of `Request` is
+accepted under its native name; OpenAI's clients send those in `extra_body`.
+"""
 
 import asyncio
-import base64
 import json
 import re
 from collections.abc import Mapping
@@ -12,12 +15,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from overpaint.errors import FormatError, ModelNotFoundError, RequestError
+from overpaint.errors import FormatError, ModelNotFoundError, RequestError, did_you_mean
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.request import Request
 from overpaint.server.api.extended_fields import FieldMapping, build_request, get_field_error
-from overpaint.server.api.fields import WebhookUrl, check_mask_size
+from overpaint.server.api.fields import WebhookUrl, check_mask_size, encode_base64
 from overpaint.server.api.results import result_url
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S, describe_error
 from overpaint.server.jobs.service import Service
@@ -25,7 +28,7 @@ from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
 from overpaint.server.store.origins import OpenAIOrigin, OutputOptions
 
-QUALITIES = {
+STEPS_BY_QUALITY = {
     "low": 15,
     "medium": 30,
     "standard": 30,
@@ -34,145 +37,145 @@ QUALITIES = {
     "xhigh": 75,
     "max": 100,
 }
-"""How many sampler steps the dialect's words for quality are."""
+"""Sampler steps for each value of `quality`; "auto" keeps the default of `Request`."""
 
-
-KINDS = {
+ERROR_TYPE_AND_CODE_BY_STATUS = {
     401: ("invalid_request_error", "invalid_api_key"),
     429: ("rate_limit_error", "rate_limit_exceeded"),
 }
-"""Types and codes of errors, by their status; of others 4xx are `invalid_request_error`, 5xx
-`server_error`."""
+"""OpenAI's error type and code for a status. Other errors are `invalid_request_error` below 500
+and `server_error` from 500."""
 
-
-USAGE = {
+ZERO_USAGE = {
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
     "output_tokens": 0,
     "total_tokens": 0,
 }
-"""Nothing is counted by tokens, but their clients look."""
+"""Token usage for OpenAI's clients, which read it. Overpaint does not count tokens."""
+
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "object", "required": ["message", "type", "param", "code"]}},
+}
+"""JSON schema of an error response."""
+
+SIZE_PATTERN = re.compile(r"(\d+)x(\d+)")
+
+NO_RETRY_HEADERS = {"x-should-retry": "false"}
+"""Headers that stop OpenAI's clients from repeating a request after 409 or 5xx."""
+
+MODEL_CREATED_AT_S = 1_767_225_600
+"""Creation time that every model reports: 2026-01-01, in seconds since 1970."""
 
 
-SIZE = re.compile(r"(\d+)x(\d+)")
+class ModerationBlockedError(HTTPException):
+    """The safety checker flagged every image of a job."""
 
 
-THEIRS = re.compile(r"(gpt-image|chatgpt-image|dall-e)-.+")
+class ImageFields(BaseModel):
+    """Fields that all three image routes accept.
 
-
-NOT_AGAIN = {"x-should-retry": "false"}
-"""Their clients send once more what was answered 409 or 5xx, unless told otherwise."""
-
-
-MODELS_SINCE = 1_767_225_600  # 2026-01-01
-
-
-class Blocked(HTTPException):
-    """The safety checker flagged every picture."""
-
-
-class Asked(BaseModel):
-    """What all three of their calls take, and which of ours it is.
-
-    What is not named here is a field of `Request`.
+    Fields that this model does not define are native fields of `Request`.
     """
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, ser_json_bytes="base64")
+    model_config = ConfigDict(
+        extra="allow",
+        allow_inf_nan=False,
+        ser_json_bytes="base64",
+        use_attribute_docstrings=True,
+    )
 
-    model: str | None = Field(
-        default=None,
-        max_length=200,
-        description="A model of this server; a name of OpenAI's own is its first.",
-    )
-    n: int | None = Field(default=None, ge=1, le=10, description="`num_images`; by default 1.")
-    size: str | None = Field(
-        default=None,
-        max_length=20,
-        description='"WIDTHxHEIGHT": `width` and `height`; "native", "keep": `size`; or "auto".',
-    )
-    response_format: Literal["url", "b64_json"] | None = Field(
-        default=None, description="How pictures come; by default b64_json."
-    )
-    steps: int | Literal["exact", "truncate"] | None = Field(
-        default=None, description="A number: `num_inference_steps`; a word: `steps`."
-    )
-    scheduler: str | None = Field(default=None, max_length=200, description="`sampler`.")
-    webhook: WebhookUrl = Field(
-        default=None, description="Where the answer is posted as well; then the job outlives you."
-    )
-    user: str | None = Field(default=None, description="Accepted; means nothing here.")
-    safety_identifier: str | None = Field(default=None, description="Accepted; means nothing here.")
+    model: str | None = Field(default=None, max_length=200)
+    """Name of a model of this server. OpenAI's model names stand for the server's first model."""
+    n: int | None = Field(default=None, ge=1, le=10)
+    """Number of images (`num_images`); 1 by default."""
+    size: str | None = Field(default=None, max_length=20)
+    """Pixels as "WIDTHxHEIGHT" (`width`, `height`), "native" or "keep" (`size`), or "auto"."""
+    response_format: Literal["url", "b64_json"] | None = None
+    """Return images as links or as base64; base64 by default."""
+    steps: int | Literal["exact", "truncate"] | None = None
+    """A number of sampler steps (`num_inference_steps`), or a mode of counting (`steps`)."""
+    scheduler: str | None = Field(default=None, max_length=200)
+    """Name of the sampler (`sampler`)."""
+    webhook: WebhookUrl = None
+    """URL to post the response to as well. The job then continues if the client disconnects."""
+    user: str | None = None
+    """Accepted without effect."""
+    safety_identifier: str | None = None
+    """Accepted without effect."""
 
 
-class Generation(Asked):
-    """What makes pictures of a prompt."""
+class Generation(ImageFields):
+    """Fields of `POST /v1/images/generations`, which makes images from a prompt."""
 
-    prompt: str = Field(max_length=100_000, description="`prompt`.")
+    prompt: str = Field(max_length=100_000)
+    """Text that describes the image."""
     quality: Literal["auto", "low", "medium", "standard", "high", "hd", "xhigh", "max"] | None = (
-        Field(default=None, description="`num_inference_steps`: 15, 30, 30, 50, 50, 75, 100.")
+        None
     )
-    background: Literal["auto", "opaque"] | None = Field(
-        default=None, description="Accepted: pictures are opaque."
-    )
-    moderation: Literal["auto", "low"] | None = Field(
-        default=None, description="Accepted: what is flagged is the server's to say."
-    )
-    output_format: Literal["png", "jpeg", "webp"] | None = Field(
-        default=None, description="Of the files; by default png."
-    )
-    output_compression: int | None = Field(
-        default=None, ge=0, le=100, description="Quality of JPEG and WebP; by default 95."
-    )
-    stream: bool | None = Field(default=None, description="Answer with server-sent events.")
-    partial_images: int | None = Field(
-        default=None, ge=0, le=3, description="Previews in the stream, at most."
-    )
+    """Sampler steps (`num_inference_steps`): low 15, medium and standard 30, high and hd 50,
+    xhigh 75, max 100."""
+    background: Literal["auto", "opaque"] | None = None
+    """Accepted without effect: images are opaque."""
+    moderation: Literal["auto", "low"] | None = None
+    """Accepted without effect: the operator of the server configures the safety checker."""
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    """File format of the images; png by default."""
+    output_compression: int | None = Field(default=None, ge=0, le=100)
+    """Quality of JPEG and WebP files; 95 by default."""
+    stream: bool | None = None
+    """Respond with server-sent events."""
+    partial_images: int | None = Field(default=None, ge=0, le=3)
+    """Maximum number of previews in the event stream."""
 
 
 class Edit(Generation):
-    """What repaints a picture."""
+    """Form fields of `POST /v1/images/edits`, which repaints an image."""
 
-    image: bytes = Field(description="`image`: one picture.")
-    mask: bytes | None = Field(
-        default=None, description="`mask`: where it is transparent is repainted."
-    )
-
-
-class Variation(Asked):
-    """What repaints a picture without a prompt."""
-
-    image: bytes = Field(description="`image`: one picture.")
+    image: bytes
+    """The image to repaint; exactly one."""
+    mask: bytes | None = None
+    """An image whose transparent pixels mark the area to repaint; same size as the image."""
 
 
-NAMED = {"prompt", "image", "mask", "size", "num_images", "steps"}
+class Variation(ImageFields):
+    """Form fields of `POST /v1/images/variations`, which repaints an image without a prompt."""
+
+    image: bytes
+    """The image to repaint; exactly one."""
 
 
-OWN = frozenset(Request.model_fields) - NAMED
-"""Fields of `Request` that come under their own names."""
+TRANSLATED_FIELDS = {"prompt", "image", "mask", "size", "num_images", "steps"}
+NATIVE_FIELDS = frozenset(Request.model_fields) - TRANSLATED_FIELDS
+"""Fields of `Request` that clients send under their native names."""
 
 
-def _is_text(schema: Mapping[str, Any]) -> bool:
-    kinds = (schema, *schema.get("anyOf", ()))
-    return any(kind.get("type") == "string" and "enum" not in kind for kind in kinds)
+def _accepts_text(schema: Mapping[str, Any]) -> bool:
+    variants = (schema, *schema.get("anyOf", ()))
+    return any(each.get("type") == "string" and "enum" not in each for each in variants)
 
 
-TEXTS = {n for n, schema in Request.model_json_schema()["properties"].items() if _is_text(schema)}
-"""Fields of `Request` that are free text, whatever it looks like."""
+TEXT_FIELDS = {
+    name
+    for name, schema in Request.model_json_schema()["properties"].items()
+    if _accepts_text(schema)
+}
+"""Fields of `Request` whose form values are text; other form values are parsed as JSON."""
 
 
-def wrong(message: str, kind: str, param: str | None = None, code: str | None = None) -> Any:
-    """An error in their words."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+# Errors
 
 
 def error_response(error: Exception) -> JSONResponse:
-    """The answer to one of `problems.HANDLED_ERRORS`."""
+    """Make the response to one of `problems.HANDLED_ERRORS`."""
     status, title, detail, headers = describe_error(error)
     param = code = None
-    general = "invalid_request_error"
+    kind = "invalid_request_error"
     match error:
-        case Blocked():
-            general, code = "image_generation_user_error", "moderation_blocked"
+        case ModerationBlockedError():
+            kind, code = "image_generation_user_error", "moderation_blocked"
         case RequestError():
             param = error.field
         case FormatError():
@@ -180,78 +183,104 @@ def error_response(error: Exception) -> JSONResponse:
         case ModelNotFoundError():
             status, param, code = 404, "model", "model_not_found"
         case RequestValidationError():
-            places = [".".join(str(p) for p in e["loc"] if p != "body") for e in error.errors()]
-            param = places[0] or None
-            said = [e["msg"] for e in error.errors()]
-            detail = "; ".join(map(": ".join, zip(places, said, strict=True)))
+            fields = [".".join(str(p) for p in e["loc"] if p != "body") for e in error.errors()]
+            param = fields[0] or None
+            messages = [e["msg"] for e in error.errors()]
+            detail = "; ".join(map(": ".join, zip(fields, messages, strict=True)))
         case _:
             pass
     if status >= 500 and not isinstance(error, HTTPException):
         detail = f"{title}: {detail}"
     status = 400 if status == 422 else status
-    general = "server_error" if status >= 500 else general
-    kind, code = KINDS.get(status, (general, code))
-    return JSONResponse(wrong(detail, kind, param, code), status, headers)
+    kind = "server_error" if status >= 500 else kind
+    kind, code = ERROR_TYPE_AND_CODE_BY_STATUS.get(status, (kind, code))
+    body = {"message": detail, "type": kind, "param": param, "code": code}
+    return JSONResponse({"error": body}, status, headers)
 
 
-ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {"error": {"type": "object", "required": ["message", "type", "param", "code"]}},
-}
-"""The schema of an error in their words."""
+def shutdown_error(job: Job) -> HTTPException:
+    """Make the error for a server that shuts down before a job ends."""
+    message = f"The server is shutting down before job {job.id} ends; try again in a minute."
+    return HTTPException(503, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
 
 
-def to_request(given: Asked, sources: ImageSources) -> tuple[Request, dict[str, str]]:
-    """What the fields ask for, and by which of their words what of ours was given.
+def job_error(job: Job) -> HTTPException | RequestError | None:
+    """Return why an ended job has no images; None if it has images or has not ended."""
+    if job.state == "canceled":
+        return HTTPException(409, f"Job {job.id} was canceled.", NO_RETRY_HEADERS)
+    if job.state != "failed":
+        return None
+    if job.flagged:
+        return ModerationBlockedError(400, job.error)
+    return get_field_error(job) or HTTPException(
+        500, job.error or "The job failed.", NO_RETRY_HEADERS
+    )
+
+
+# Client fields to a request
+
+
+def to_request(given: ImageFields, sources: ImageSources) -> tuple[Request, dict[str, str]]:
+    """Translate a client's fields to a request.
+
+    Args:
+        given: the fields that the client sent.
+        sources: uploads and fetched images.
+
+    Returns:
+        The request, and the client's name for each translated field of `Request`.
 
     Raises:
-        RequestError: they contradict each other, are unknown or out of range; in their words.
-        PictureError: a picture cannot be read.
+        RequestError: a field is unknown, out of range or contradicts another one. The error names
+            the client's field.
+        PictureError: an image cannot be read.
     """
-    return build_request(given, _words(given), OWN, sources)
+    return build_request(given, _map_fields(given), NATIVE_FIELDS, sources)
 
 
-def _words(given: Asked) -> list[FieldMapping]:
-    """Fields of the dialect that were given, and the fields and values of ours that they are."""
-    found: list[FieldMapping] = [("n", "num_images", given.n or 1)]
+def _map_fields(given: ImageFields) -> list[FieldMapping]:
+    mapped: list[FieldMapping] = [("n", "num_images", given.n or 1)]
     if given.size in ("native", "keep"):
-        found.append(("size", "size", given.size))
+        mapped.append(("size", "size", given.size))
     elif given.size not in (None, "auto"):
-        sides = SIZE.fullmatch(given.size)
+        sides = SIZE_PATTERN.fullmatch(given.size)
         if sides is None:
-            raise RequestError("size", f'{given.size!r} is neither like "1024x1024" nor "auto".')
-        found += [("size", "width", int(sides[1])), ("size", "height", int(sides[2]))]
+            raise RequestError(
+                "size", f'{given.size!r} is not a size; write "1024x1024", or leave size out.'
+            )
+        mapped += [("size", "width", int(sides[1])), ("size", "height", int(sides[2]))]
     if given.steps is not None:
-        name = "num_inference_steps" if isinstance(given.steps, int) else "steps"
-        found.append(("steps", name, given.steps))
+        native = "num_inference_steps" if isinstance(given.steps, int) else "steps"
+        mapped.append(("steps", native, given.steps))
     if given.scheduler is not None:
-        found.append(("scheduler", "sampler", given.scheduler))
+        mapped.append(("scheduler", "sampler", given.scheduler))
     if isinstance(given, Generation):
-        found.append(("prompt", "prompt", given.prompt))
-        if given.quality in QUALITIES:
-            found.append(("quality", "num_inference_steps", QUALITIES[given.quality]))
+        mapped.append(("prompt", "prompt", given.prompt))
+        if given.quality in STEPS_BY_QUALITY:
+            mapped.append(("quality", "num_inference_steps", STEPS_BY_QUALITY[given.quality]))
     if isinstance(given, Edit | Variation):
         image = codec.receive_picture(given.image, "image")
-        found.append(("image", "image", image))
+        mapped.append(("image", "image", image))
         if isinstance(given, Edit) and given.mask is not None:
-            found.append(("mask", "mask", _mask(given.mask, image)))
-    return found
+            mapped.append(("mask", "mask", _read_mask(given.mask, image)))
+    return mapped
 
 
-def _mask(data: bytes, image: Picture) -> Picture:
-    """A mask by its transparency alone: theirs say nothing by brightness, as others' do."""
+def _read_mask(data: bytes, image: Picture) -> Picture:
+    """Read a mask. It needs transparency: in this dialect, brightness marks nothing."""
     mask = codec.receive_picture(data, "mask")
     check_mask_size(image, mask)
     with codec.open_image(data, "the mask") as opened:
-        opaque = codec.extract_alpha(opened)
-    if opaque is None:
-        raise RequestError("mask", "is opaque everywhere; what is transparent is repainted.")
+        opacity = codec.extract_alpha(opened)
+    if opacity is None:
+        raise RequestError(
+            "mask", "the mask is opaque everywhere; make the area to repaint transparent."
+        )
     return mask
 
 
-def output_of(given: Asked, request: Request) -> OutputOptions:
-    """What files and previews to make.
+def output_options(given: ImageFields, request: Request) -> OutputOptions:
+    """Return the file format, the encoder options and the preview interval of a job.
 
     Raises:
         RequestError: fields contradict each other.
@@ -262,32 +291,37 @@ def output_of(given: Asked, request: Request) -> OutputOptions:
     options: dict[str, int] = {}
     if given.output_compression is not None:
         if kind == "png":
-            raise RequestError("output_compression", "means nothing for png; leave it out.")
+            raise RequestError(
+                "output_compression",
+                "this field has no effect on PNG files; leave it out, or choose jpeg or webp.",
+            )
         options["quality"] = given.output_compression
     previews = given.partial_images or 0
     if previews and not given.stream:
-        raise RequestError("partial_images", "come in a stream alone; set stream too.")
+        raise RequestError(
+            "partial_images", "previews are sent only in a stream; set stream to true."
+        )
     if previews and request.num_images > 1:
-        raise RequestError("partial_images", "are of one picture; leave them out, or set n to 1.")
+        raise RequestError(
+            "partial_images",
+            f"previews need a single image, but n is {request.num_images}; set n to 1, or leave "
+            "partial_images out.",
+        )
     if given.stream and given.response_format == "url":
-        raise RequestError("response_format", "'url' is not for streams, which hold b64_json.")
+        raise RequestError(
+            "response_format",
+            "a stream cannot contain links ('url'); use b64_json, or leave stream out.",
+        )
     every = max(1, request.steps_to_run // (previews + 1)) if previews else 0
     kind = "jpg" if kind == "jpeg" else kind
     return OutputOptions(kind=kind, options=options, preview_every=every)
 
 
-def model_of(service: Service, name: str | None) -> str | None:
-    """The model that a name stands for; None is the first.
-
-    A name of OpenAI's own is the first too, unless this server has one by that name.
-    """
-    if name and name not in service.settings.models and THEIRS.fullmatch(name):
-        return None
-    return name or None
+# A job to a response
 
 
-def told_of(job: Job) -> dict[str, Any]:
-    """What every answer and event says of a job's pictures."""
+def image_attributes(job: Job) -> dict[str, Any]:
+    """Return the attributes of a job's images that every response and event contains."""
     origin = job.origin_as(OpenAIOrigin)
     return {
         "background": "opaque",
@@ -296,70 +330,64 @@ def told_of(job: Job) -> dict[str, Any]:
     } | ({"flagged": job.flagged} if job.flagged else {})
 
 
-def made(service: Service, job: Job) -> list[dict[str, Any]]:
-    """A job's pictures in their words, and of each its seed; none while there are none."""
+def image_data(service: Service, job: Job) -> list[dict[str, Any]]:
+    """Return the images of a job, each with its seed; an empty list unless it succeeded."""
     result = job.result if job.state == "succeeded" and job.result else {"files": [], "seeds": []}
-    data: list[dict[str, Any]] = []
     origin = job.origin_as(OpenAIOrigin)
+    data: list[dict[str, Any]] = []
     for name, seed in zip(result["files"], result["seeds"], strict=True):
         if origin.response_format == "url":
             path = f"{origin.base_url}/api/jobs/{job.id}/results"
-            picture = {"url": result_url(service, job, path, name)}
+            image = {"url": result_url(service, job, path, name)}
         else:
-            picture = {"b64_json": encoded((service.files.results(job.id) / name).read_bytes())}
-        data.append({**picture, "seed": seed})
+            content = (service.files.results(job.id) / name).read_bytes()
+            image = {"b64_json": encode_base64(content)}
+        data.append({**image, "seed": seed})
     return data
 
 
-def encoded(data: bytes) -> str:
-    """Bytes as base64."""
-    return base64.b64encode(data).decode()
-
-
-def size_of(job: Job) -> str | None:
-    """The size of a job's pictures."""
+def image_size(job: Job) -> str | None:
+    """Return the size of a job's images as "WIDTHxHEIGHT"; None while there are no images."""
     sizes = (job.result or {}).get("sizes", ())
     return "x".join(str(side) for side in sizes[0]) if sizes else None
 
 
-def failure(job: Job) -> HTTPException | RequestError | None:
-    """Why a job made no pictures, if it has ended; in their words."""
-    if job.state == "canceled":
-        return HTTPException(409, f"job {job.id} was canceled.", NOT_AGAIN)
-    if job.state != "failed":
-        return None
-    if job.flagged:
-        return Blocked(400, job.error)
-    return get_field_error(job) or HTTPException(500, job.error or "the job failed.", NOT_AGAIN)
-
-
-async def shown(service: Service, job: Job) -> dict[str, Any]:
-    """A job in their words."""
-    data = await asyncio.to_thread(made, service, job)
-    known = {"created": int(job.created), "data": data, "usage": USAGE}
-    return {**known, **told_of(job), "size": size_of(job)}
+async def image_response(service: Service, job: Job) -> dict[str, Any]:
+    """Return the JSON body of the response for a job that succeeded."""
+    data = await asyncio.to_thread(image_data, service, job)
+    body = {"created": int(job.created), "data": data, "usage": ZERO_USAGE}
+    return {**body, **image_attributes(job), "size": image_size(job)}
 
 
 async def webhook_payload(service: Service, job: Job) -> dict[str, Any]:
-    """What is posted to a webhook: the answer, or what is wrong, with the job's id."""
-    if error := failure(job):
+    """Return the response or the error of an ended job, with the job's id."""
+    if error := job_error(job):
         body: dict[str, Any] = json.loads(bytes(error_response(error).body))
     else:
-        body = await shown(service, job)
+        body = await image_response(service, job)
     return {"id": job.id, **body}
 
 
-def unfinished(job: Job) -> HTTPException:
-    """What is answered where the server ends before a job does."""
-    message = f"this server ends before job {job.id} does; try again in a minute."
-    return HTTPException(503, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
+# Models
 
 
-def described(model: str) -> dict[str, Any]:
-    """A model in their words."""
-    return {"id": model, "object": "model", "created": MODELS_SINCE, "owned_by": "overpaint"}
+def get_model_or_404(service: Service, name: str) -> dict[str, Any]:
+    """Return the JSON object of a model.
+
+    Raises:
+        ModelNotFoundError: the server has no model of that name.
+    """
+    models = service.settings.models
+    if name not in models:
+        raise ModelNotFoundError(f"There is no model {name!r}.{did_you_mean(name, models)}")
+    return model_object(name)
 
 
-def listing(service: Service) -> dict[str, Any]:
-    """All models in their words; `GET /v1/models` says this beside Replicate's."""
-    return {"object": "list", "data": [described(model) for model in service.settings.models]}
+def model_object(model: str) -> dict[str, Any]:
+    """Return the JSON object of a model."""
+    return {"id": model, "object": "model", "created": MODEL_CREATED_AT_S, "owned_by": "overpaint"}
+
+
+def model_list(service: Service) -> dict[str, Any]:
+    """Return OpenAI's part of the response to `GET /v1/models`."""
+    return {"object": "list", "data": [model_object(model) for model in service.settings.models]}

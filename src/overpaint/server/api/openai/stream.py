@@ -1,4 +1,4 @@
-"""Stream."""
+"""The server-sent events of OpenAI's images API."""
 
 import asyncio
 import json
@@ -9,58 +9,69 @@ from typing import Any
 from overpaint.engine.messages import PreviewImage
 from overpaint.imaging import codec
 from overpaint.server.api.event_stream import encode_event
+from overpaint.server.api.fields import encode_base64
 from overpaint.server.api.openai.protocol import (
-    USAGE,
-    encoded,
+    ZERO_USAGE,
     error_response,
-    failure,
-    made,
-    size_of,
-    told_of,
-    unfinished,
+    image_attributes,
+    image_data,
+    image_size,
+    job_error,
+    shutdown_error,
 )
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job, Said
 
 
-async def streamed(service: Service, job: Job, kind: str, previews: int) -> AsyncGenerator[bytes]:
-    """A job as their events: previews, at most so many, and then each picture; or an error."""
-    shown: list[bytes] = []
-    async for story in service.follow(job.id):
-        match story:
-            case PreviewImage(_, data) if len(shown) < previews and data not in shown[-1:]:
-                with codec.open_image(data, "the preview") as preview:
-                    size = f"{preview.width}x{preview.height}"
-                own = {
-                    "b64_json": encoded(data),
-                    "partial_image_index": len(shown),
-                    **told_of(job),
-                    "output_format": "jpeg",
-                    "size": size,
-                }
-                shown.append(data)
-                yield event(f"{kind}.partial_image", own)
-            case Said(_, _, said) if said in ENDED:
+async def job_events(
+    service: Service, job: Job, prefix: str, max_previews: int
+) -> AsyncGenerator[bytes]:
+    """Yield the events of a job until it ends: previews, then every image or an error.
+
+    Args:
+        service: the running server.
+        job: the job to follow.
+        prefix: start of the event types: "image_generation" or "image_edit".
+        max_previews: number of previews to send at most; a repeated preview is skipped.
+    """
+    sent: list[bytes] = []
+    async for event in service.follow(job.id):
+        match event:
+            case PreviewImage(_, data) if len(sent) < max_previews and data not in sent[-1:]:
+                yield encode_typed_event(f"{prefix}.partial_image", _preview(job, data, len(sent)))
+                sent.append(data)
+            case Said(_, _, kind) if kind in ENDED:
                 job = await asyncio.to_thread(service.jobs.get, job.id) or job
                 break
             case _:
                 pass
     if job.state not in ENDED:
-        yield mistake(unfinished(job))
-    elif error := failure(job):
-        yield mistake(error)
-    for picture in await asyncio.to_thread(made, service, job):
-        own = {**picture, **told_of(job), "size": size_of(job), "usage": USAGE}
-        yield event(f"{kind}.completed", own)
+        yield encode_error(shutdown_error(job))
+    elif error := job_error(job):
+        yield encode_error(error)
+    for image in await asyncio.to_thread(image_data, service, job):
+        body = {**image, **image_attributes(job), "size": image_size(job), "usage": ZERO_USAGE}
+        yield encode_typed_event(f"{prefix}.completed", body)
 
 
-def event(kind: str, body: Mapping[str, Any]) -> bytes:
-    """A server-sent event."""
-    data = {"type": kind, "created_at": int(time.time()), **body}
-    return encode_event(data, kind)
+def _preview(job: Job, data: bytes, index: int) -> dict[str, Any]:
+    with codec.open_image(data, "the preview") as preview:
+        size = f"{preview.width}x{preview.height}"
+    return {
+        "b64_json": encode_base64(data),
+        "partial_image_index": index,
+        **image_attributes(job),
+        "output_format": "jpeg",
+        "size": size,
+    }
 
 
-def mistake(error: Exception) -> bytes:
-    """An error as a server-sent event."""
+def encode_typed_event(kind: str, body: Mapping[str, Any]) -> bytes:
+    """Encode an event whose data contains its type and the current time."""
+    return encode_event({"type": kind, "created_at": int(time.time()), **body}, kind)
+
+
+def encode_error(error: Exception) -> bytes:
+    """Encode an error as an event."""
     body: dict[str, Any] = json.loads(bytes(error_response(error).body))
-    return event("error", body)
+    return encode_typed_event("error", body)

@@ -1,14 +1,12 @@
-"""The routes of cog's own server (github.com/replicate/cog), as its clients speak to a container.
+"""The routes of a cog container (github.com/replicate/cog) that serves the server's first model.
 
-| | |
+| Route | Effect |
 |---|---|
-| `GET /` | where all is |
-| `GET /health-check` | always 200: STARTING, READY, BUSY, SETUP_FAILED, DEFUNCT |
-| `POST /predictions` | waits for the end; with `Prefer: respond-async` 202, at once |
-| `PUT /predictions/{id}` | the same by the client's id: sent twice it is one prediction |
-| `POST /predictions/{id}/cancel` | ask for its end |
-
-A container has one model: here it is the server's first. What is wrong is told as cog tells it.
+| `GET /` | list the other routes |
+| `GET /health-check` | STARTING, READY, BUSY, SETUP_FAILED or DEFUNCT; the HTTP status is 200 |
+| `POST /predictions` | make a prediction, and wait for it unless `Prefer: respond-async` |
+| `PUT /predictions/{id}` | the same, under the client's id: repeated requests make one prediction |
+| `POST /predictions/{id}/cancel` | cancel a prediction |
 """
 
 import asyncio
@@ -18,7 +16,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, HTTPException, Response
-from fastapi import Path as InPath
+from fastapi import Path as PathParam
 from fastapi import Request as Incoming
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -27,8 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from overpaint.errors import IdempotencyError, ModelError, PictureError, RequestError
 from overpaint.server.api.deps import ServiceDep, get_base_url
 from overpaint.server.api.fields import WebhookEvent, WebhookUrl, hash_body
-from overpaint.server.api.replicate.inputs import Input, accept
-from overpaint.server.api.replicate.protocol import COG, Output, pictures, state_of
+from overpaint.server.api.replicate.inputs import Input, accept_job
+from overpaint.server.api.replicate.protocol import (
+    COG_VERSION,
+    Output,
+    image_data_uris,
+    prediction_state,
+)
 from overpaint.server.api.results import wait_until_ended
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
@@ -43,52 +46,71 @@ from overpaint.server.store.jobs import ENDED, Job
 from overpaint.server.store.origins import CogOrigin
 from overpaint.server.store.outbox import EVENTS
 
-Id = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,256}$")]
-IdInPath = Annotated[str, InPath(pattern="^[A-Za-z0-9_-]{1,256}$")]
+ID_PATTERN = "^[A-Za-z0-9_-]{1,256}$"
+ClientId = Annotated[str, Field(pattern=ID_PATTERN)]
+ClientIdInPath = Annotated[str, PathParam(pattern=ID_PATTERN)]
+
+
+# Errors
 
 
 def error_response(error: Exception) -> Response:
-    """Make the response to one of `HANDLED_ERRORS`, in cog's format."""
+    """Make the response to one of `problems.HANDLED_ERRORS`, in cog's format where it has one."""
     match error:
         case RequestValidationError():
-            _, _, wrong, _ = describe_error(error)
+            _, _, details, _ = describe_error(error)
         case RequestError():
-            wrong = [_wrong(error.message, "input", error.field)]
+            details = [error_detail(error.message, "input", error.field)]
         case PictureError() | ModelError():
-            wrong = [_wrong(str(error), "input")]
+            details = [error_detail(str(error), "input")]
         case IdempotencyError():
-            wrong = [_wrong("came before, with another body; take a new one.", "id")]
+            message = "this id was used with another body; send a new id."
+            details = [error_detail(message, "id")]
         case _:
             return problem_response(*describe_error(error))
-    return JSONResponse({"detail": wrong}, 422)
+    return JSONResponse({"detail": details}, 422)
 
 
-def _wrong(message: str, *place: str) -> dict[str, Any]:
-    return {"loc": ["body", *place], "msg": message, "type": "value_error"}
+def error_detail(message: str, *path: str) -> dict[str, Any]:
+    """Return an entry of an error's `detail`."""
+    return {"loc": ["body", *path], "msg": message, "type": "value_error"}
+
+
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["detail"],
+    "properties": {
+        "detail": {
+            "type": "array",
+            "items": {"type": "object", "required": ["loc", "msg", "type"]},
+        }
+    },
+}
+"""JSON schema of the response to an invalid request; other errors are problem documents."""
+
+
+# Predictions
 
 
 class PredictionRequest(BaseModel):
-    """A prediction to be made.
+    """A prediction to make."""
 
-    Attributes:
-        input: of the model.
-        id: the client's, by which it can be canceled; by default ours.
-        created_at: when the client made it; shown again.
-        webhook: where to post what happens to it.
-        webhook_events_filter: what of it.
-    """
-
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     input: Input | None = None
-    id: Id | None = None
+    """Inputs of the model."""
+    id: ClientId | None = None
+    """The client's id for the prediction, to cancel or repeat it by; by default a random id."""
     created_at: datetime | None = None
+    """Time at which the client made the request. Responses repeat it."""
     webhook: WebhookUrl = None
+    """URL to post events of the prediction to."""
     webhook_events_filter: tuple[WebhookEvent, ...] | None = EVENTS
+    """Events to post; all by default."""
 
 
 class PredictionResponse(BaseModel):
-    """A prediction as it is now; its pictures are data: URIs."""
+    """A prediction as it is now. Its images are data: URIs."""
 
     id: str
     version: str
@@ -103,93 +125,82 @@ class PredictionResponse(BaseModel):
     metrics: dict[str, float]
 
 
-WRONG = {
-    "type": "object",
-    "required": ["detail"],
-    "properties": {
-        "detail": {
-            "type": "array",
-            "items": {"type": "object", "required": ["loc", "msg", "type"]},
-        }
-    },
-}
-"""The schema of what is wrong with a request; anything else is told as a problem."""
-
 router = APIRouter(
     tags=["cog"],
     route_class=make_route_class(error_response),
     responses=PROBLEM_RESPONSES
     | {
-        202: {"model": PredictionResponse, "description": "it has not ended yet"},
-        406: {**PROBLEM_RESPONSES[415], "description": "the answer would be of another kind"},
-        422: error_responses(WRONG)[422],
+        202: {"model": PredictionResponse, "description": "The prediction has not ended yet."},
+        406: {
+            **PROBLEM_RESPONSES[415],
+            "description": "The model cannot respond in the requested media type.",
+        },
+        422: error_responses(ERROR_SCHEMA)[422],
     },
 )
 
 Prefer = Annotated[str, Header()]
 
 
-async def prediction(service: Service, job: Job) -> dict[str, Any]:
-    """A job in cog's words."""
+async def prediction_view(service: Service, job: Job) -> dict[str, Any]:
+    """Return a prediction of cog's API."""
 
-    def look() -> dict[str, Any]:
-        state = state_of(service, job, service.jobs.history(job.id))
-        return {**state, "output": pictures(service, job)}
+    def read() -> dict[str, Any]:
+        state = prediction_state(service, job, service.jobs.history(job.id))
+        return {**state, "output": image_data_uris(service, job)}
 
-    shown = await asyncio.to_thread(look)
-    own = {"id": job.id, "created_at": shown["created_at"]}
-    return {**shown, **own, **job.origin_as(CogOrigin).client_fields}
-
-
-webhook_payload = prediction
-"""What is posted to a webhook."""
+    view = await asyncio.to_thread(read)
+    return {**view, "id": job.id, **job.origin_as(CogOrigin).client_fields}
 
 
-def token_of(name: str) -> str:
-    """What the store knows a client's id by: other wire formats' idempotency keys are others."""
-    return f"cog:{hashlib.sha256(name.encode()).hexdigest()}"
+webhook_payload = prediction_view
+"""Body of a webhook for a job: the prediction."""
 
 
-async def predict(
+def idempotency_token(client_id: str) -> str:
+    """Return the idempotency key for a client's id; other dialects' keys never equal it."""
+    return f"cog:{hashlib.sha256(client_id.encode()).hexdigest()}"
+
+
+async def make_prediction(
     service: Service,
     key: str,
     incoming: Incoming,
     response: Response,
     body: PredictionRequest,
     prefer: str,
-) -> dict[str, Any]:
-    """Accept a prediction, and wait for its end unless that was not wanted.
+) -> PredictionResponse:
+    """Accept a prediction, and wait for it unless the client prefers not to.
 
-    A client that goes away ends the waiting, and not the prediction; so does a server that ends.
+    The prediction continues if the client disconnects or the server shuts down.
     """
     if "text/event-stream" in incoming.headers.get("accept", ""):
-        raise HTTPException(406, "this model does not stream; ask for application/json.")
-    token = token_of(body.id) if body.id else None
-    shown = body.model_dump(mode="json", include={"id", "created_at"}, exclude_none=True)
-    job = await accept(
+        raise HTTPException(406, "This model cannot stream; send Accept: application/json.")
+    token = idempotency_token(body.id) if body.id else None
+    client_fields = body.model_dump(mode="json", include={"id", "created_at"}, exclude_none=True)
+    job = await accept_job(
         service,
         body.input or Input(),
-        origin=CogOrigin(base_url=get_base_url(incoming), client_fields=shown),
+        origin=CogOrigin(base_url=get_base_url(incoming), client_fields=client_fields),
         key=key,
         webhook=body.webhook,
         webhook_events=body.webhook_events_filter or (),
         token=token,
         body=await hash_body(token, body),
     )
-    if "respond-async" in [part.strip() for part in prefer.split(",")]:
+    waits = "respond-async" not in [part.strip() for part in prefer.split(",")]
+    if waits:
+        job = await wait_until_ended(service, job, incoming)
+    if not waits or job.state not in ENDED:
         response.status_code = 202
-        return await prediction(service, job)
-    job = await wait_until_ended(service, job, incoming)
-    if job.state not in ENDED:
-        response.status_code = 202
-    return await prediction(service, job)
+    return PredictionResponse(**await prediction_view(service, job))
 
 
 @router.get("/")
 async def index() -> dict[str, str]:
-    """Where all is."""
+    """List the other routes."""
     return {
-        "cog_version": COG,
+        "cog_version": COG_VERSION,
         "overpaint_version": version("overpaint"),
         "docs_url": "/docs",
         "openapi_url": "/openapi.json",
@@ -201,27 +212,29 @@ async def index() -> dict[str, str]:
 
 
 @router.get("/health-check")
-async def health_check(service: ServiceDep) -> dict[str, Any]:
-    """How the model is; always 200.
+async def check_health(service: ServiceDep) -> dict[str, Any]:
+    """Report the health of the model; the HTTP status is always 200.
 
-    READY and BUSY accept predictions, which then wait: BUSY has as many under way as it runs at
-    once. STARTING loads the model, for the first time or again; SETUP_FAILED cannot load it, and
-    tries again; DEFUNCT is about to end, or has no room on its disk, or no store.
+    - `STARTING`: the server loads the model.
+    - `READY`: the server accepts and runs predictions.
+    - `BUSY`: the server accepts predictions, which wait until a running one ends.
+    - `SETUP_FAILED`: the model failed to load; the server tries again.
+    - `DEFUNCT`: the server is shutting down, or its disk is full, or its job store fails.
     """
-    why = await asyncio.to_thread(service.unready)
+    reasons = await asyncio.to_thread(service.unready)
     worker = service.supervisor
-    if not why:
+    if not reasons:
         status = "BUSY" if worker.held >= service.settings.worker.max_jobs else "READY"
     elif worker.ready or service.draining:
         status = "DEFUNCT"
     else:
         status = "SETUP_FAILED" if worker.failures else "STARTING"
     setup = "succeeded" if worker.ready else "failed" if worker.failures else "starting"
-    return {"status": status, "setup": {"status": setup, "logs": "\n".join(why)}}
+    return {"status": status, "setup": {"status": setup, "logs": "\n".join(reasons)}}
 
 
 @router.post("/predictions")
-async def create(
+async def create_prediction(
     incoming: Incoming,
     response: Response,
     service: ServiceDep,
@@ -229,14 +242,17 @@ async def create(
     body: PredictionRequest | None = None,
     prefer: Prefer = "",
 ) -> PredictionResponse:
-    """Make a prediction. With an id that came before, the prediction that it made."""
-    asked = body or PredictionRequest()
-    return PredictionResponse(**await predict(service, key, incoming, response, asked, prefer))
+    """Make a prediction, and wait for it unless the request has `Prefer: respond-async`.
+
+    A request with the `id` of an earlier one returns the earlier prediction.
+    """
+    given = body or PredictionRequest()
+    return await make_prediction(service, key, incoming, response, given, prefer)
 
 
 @router.put("/predictions/{prediction_id}")
-async def create_by_id(
-    prediction_id: IdInPath,
+async def put_prediction(
+    prediction_id: ClientIdInPath,
     body: PredictionRequest,
     incoming: Incoming,
     response: Response,
@@ -244,23 +260,26 @@ async def create_by_id(
     key: KeyDep,
     prefer: Prefer = "",
 ) -> PredictionResponse:
-    """Make a prediction, once."""
+    """Make a prediction under the client's id. Repeated requests make one prediction."""
     if body.id not in (None, prediction_id):
-        raise RequestValidationError([_wrong("is not the id that the URL names.", "id")])
-    asked = body.model_copy(update={"id": prediction_id})
-    return PredictionResponse(**await predict(service, key, incoming, response, asked, prefer))
+        message = f"the id differs from the URL's, {prediction_id!r}; leave it out."
+        raise RequestValidationError([error_detail(message, "id")])
+    given = body.model_copy(update={"id": prediction_id})
+    return await make_prediction(service, key, incoming, response, given, prefer)
 
 
 @router.post("/predictions/{prediction_id}/cancel")
-async def cancel(prediction_id: IdInPath, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
-    """Ask for a prediction's end, by the client's id or by ours."""
+async def cancel_prediction(
+    prediction_id: ClientIdInPath, service: ServiceDep, key: KeyDep
+) -> dict[str, Any]:
+    """Cancel a prediction, by the client's id or the server's."""
 
-    def found() -> Job | None:
-        named = service.jobs.by_token(key, token_of(prediction_id))
-        return named or service.jobs.get(prediction_id)
+    def find() -> Job | None:
+        by_client_id = service.jobs.by_token(key, idempotency_token(prediction_id))
+        return by_client_id or service.jobs.get(prediction_id)
 
-    job = await asyncio.to_thread(found)
+    job = await asyncio.to_thread(find)
     if job is None or job.key != key:
-        raise HTTPException(404, f"there is no prediction {prediction_id}.")
+        raise HTTPException(404, f"There is no prediction {prediction_id}.")
     await service.cancel(job.id)
     return {}

@@ -1,4 +1,13 @@
-"""Inputs."""
+"""The inputs of Replicate's SDXL model (stability-ai/sdxl), which cog's routes accept too.
+
+Inputs mean the same as in that model, with these differences, which avoid its defects:
+
+- A mask without an image is rejected.
+- `width` and `height` apply to image to image too.
+- A refiner takes over at any fraction, and leaves the area that the mask keeps unchanged.
+- Image k of several equals the image that its seed makes alone.
+- Unknown inputs are rejected.
+"""
 
 from typing import Any, Literal
 
@@ -15,7 +24,7 @@ from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
 from overpaint.server.store.origins import CogOrigin, ReplicateOrigin
 
-Scheduler = Literal[
+SchedulerName = Literal[
     "DDIM",
     "DPMSolverMultistep",
     "HeunDiscrete",
@@ -25,80 +34,67 @@ Scheduler = Literal[
     "PNDM",
 ]
 
+REFINE_BY_NAME = {"expert_ensemble_refiner": "ensemble", "base_image_refiner": "sequential"}
 
-REFINES = {"expert_ensemble_refiner": "ensemble", "base_image_refiner": "sequential"}
 
-
-def _ordered(schema: dict[str, Any]) -> None:
-    """Number a schema's properties, as cog does: forms show them in that order."""
+def _number_properties(schema: dict[str, Any]) -> None:
+    """Number the properties of a schema as cog does, so that forms show them in order."""
     for order, field in enumerate(schema["properties"].values()):
         field["x-order"] = order
 
 
 class Input(BaseModel):
-    """The inputs of Replicate's SDXL model (stability-ai/sdxl), and which of ours they are."""
+    """Inputs of Replicate's SDXL model (stability-ai/sdxl)."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_ordered
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        json_schema_extra=_number_properties,
+        use_attribute_docstrings=True,
     )
 
-    prompt: str = Field(default="", max_length=100_000, description="What to draw.")
-    negative_prompt: str = Field(
-        default="", max_length=100_000, description="What to steer away from."
-    )
-    image: str | None = Field(
-        default=None,
-        description="Picture to repaint: a URL, a data: URI or an upload.",
-        json_schema_extra={"format": "uri"},
-    )
-    mask: str | None = Field(
-        default=None,
-        description="What of the image is repainted: white is, black is kept.",
-        json_schema_extra={"format": "uri"},
-    )
-    width: int | None = Field(
-        default=None, ge=8, le=8192, description="Of the result; by default the model's own."
-    )
-    height: int | None = Field(default=None, ge=8, le=8192, description="Likewise.")
-    num_outputs: int = Field(default=1, ge=1, le=4, description="Pictures to make: `num_images`.")
-    scheduler: Scheduler = Field(
-        default="K_EULER", description="`sampler`, with a `schedule` of its own."
-    )
-    num_inference_steps: int = Field(default=50, ge=1, le=500, description="Denoising steps.")
-    guidance_scale: float = Field(default=7.5, ge=1, le=50, description="How strongly to guide.")
-    prompt_strength: float = Field(
-        default=0.8,
-        ge=0,
-        le=1,
-        description="`strength`: how much of the image is repainted; 1 is all of it.",
-    )
-    seed: int | None = Field(
-        default=None, ge=0, le=MAX_SEED, description="By default drawn at random."
-    )
-    refine: Literal["no_refiner", "expert_ensemble_refiner", "base_image_refiner"] = Field(
-        default="no_refiner", description="Which second stage follows."
-    )
-    high_noise_frac: float = Field(
-        default=0.8, ge=0, le=1, description="Where an ensemble's refiner takes over."
-    )
-    refine_steps: int | None = Field(
-        default=None, ge=1, le=500, description="Of a base image refiner; by default as many."
-    )
-    apply_watermark: bool = Field(
-        default=True, description="Whether there is one is the server's to say, and it says so."
-    )
-    lora_scale: float = Field(
-        default=0.6, ge=0, le=1, description="`loras[].scale`, of what replicate_weights names."
-    )
-    replicate_weights: str | None = Field(
-        default=None, description="`loras[].name`: a LoRA of this server's catalogue."
-    )
-    disable_safety_checker: bool = Field(
-        default=False, description="Refused where the server checks every picture."
-    )
+    prompt: str = Field(default="", max_length=100_000)
+    """Text that describes the image."""
+    negative_prompt: str = Field(default="", max_length=100_000)
+    """Text that describes what the image must not show."""
+    image: str | None = Field(default=None, json_schema_extra={"format": "uri"})
+    """The image to repaint: a URL, a data: URI or an upload."""
+    mask: str | None = Field(default=None, json_schema_extra={"format": "uri"})
+    """The area of the image to repaint: white is repainted, black is kept."""
+    width: int | None = Field(default=None, ge=8, le=8192)
+    """Width of the result in pixels; by default the model's native width."""
+    height: int | None = Field(default=None, ge=8, le=8192)
+    """Height of the result in pixels; by default the model's native height."""
+    num_outputs: int = Field(default=1, ge=1, le=4)
+    """Number of images (`num_images`)."""
+    scheduler: SchedulerName = "K_EULER"
+    """Sampler and its schedule of noise levels (`sampler`, `schedule`)."""
+    num_inference_steps: int = Field(default=50, ge=1, le=500)
+    """Number of denoising steps."""
+    guidance_scale: float = Field(default=7.5, ge=1, le=50)
+    """How closely the image follows the prompt."""
+    prompt_strength: float = Field(default=0.8, ge=0, le=1)
+    """How much of the image is repainted (`strength`), 0 to 1; 1 repaints everything."""
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    """Seed of the first image; random by default."""
+    refine: Literal["no_refiner", "expert_ensemble_refiner", "base_image_refiner"] = "no_refiner"
+    """Second stage to run."""
+    high_noise_frac: float = Field(default=0.8, ge=0, le=1)
+    """Fraction of the denoising range after which an ensemble's refiner takes over."""
+    refine_steps: int | None = Field(default=None, ge=1, le=500)
+    """Steps of a base image refiner; by default the same number as the first stage."""
+    apply_watermark: bool = True
+    """Mark images with an invisible watermark, if the operator of the server enables it."""
+    lora_scale: float = Field(default=0.6, ge=0, le=1)
+    """Strength of the LoRA that replicate_weights names (`loras[].scale`)."""
+    replicate_weights: str | None = None
+    """Name of a LoRA in this server's catalog (`loras[].name`)."""
+    disable_safety_checker: bool = False
+    """Skip the safety check. A server that checks every image rejects `true`."""
 
 
-async def accept(
+async def accept_job(
     service: Service,
     given: Input,
     *,
@@ -106,69 +102,80 @@ async def accept(
     key: str,
     token: str | None,
     body: str,
-    **others: Any,
+    **options: Any,
 ) -> Job:
-    """Accept what the inputs ask for.
+    """Accept a job, or return the job that the same idempotency key made before.
 
     Args:
-        service: to accept it.
-        given: the inputs, which are remembered, data: URIs among them as links to uploads.
-        origin: what else is, with the base URL of links.
-        key: as of `Service.submit`.
-        token: likewise.
-        body: likewise.
-        others: likewise.
+        service: the running server.
+        given: the inputs. The job stores them, with links to uploads in place of data: URIs.
+        origin: origin of the job, with the base URL of links.
+        key: digest of the API key.
+        token: the idempotency key.
+        body: hash of the request body, which a repeated idempotency key must match.
+        options: other arguments of `Service.submit`.
 
     Raises:
-        RequestError: as `to_request`, or they name what is not here; in their words.
-        PictureError, IdempotencyError, QueueFullError, OSError: as `Service.submit`.
+        RequestError: an input is invalid, or names a model or LoRA that the server does not have.
+        PictureError: an image cannot be read.
+        IdempotencyError: the idempotency key was used with another body.
+        QueueFullError: the queue is full.
+        OSError: the disk is full.
     """
     if service.settings.watermark and not given.apply_watermark:
-        raise RequestError("apply_watermark", "this server marks every picture; leave it out.")
+        raise RequestError(
+            "apply_watermark", "this server watermarks every image; leave the input out."
+        )
     if job := await service.repeated(key, token, body):
         return job
     urls = find_remote_urls({"image": given.image, "mask": given.mask})
     async with service.sources(key, urls) as sources:
-        request, asked = await run_in_reader_pool(_read, given, service, sources, origin.base_url)
+        request, inputs = await run_in_reader_pool(
+            _read_inputs, given, service, sources, origin.base_url
+        )
     checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
-    kept = origin.model_copy(update={"input": asked, "check_safety": checked})
+    stored = origin.model_copy(update={"input": inputs, "check_safety": checked})
     try:
-        return await service.submit(request, origin=kept, key=key, token=token, body=body, **others)
+        return await service.submit(
+            request, origin=stored, key=key, token=token, body=body, **options
+        )
     except RequestError as error:
         if not error.field.startswith("loras."):
             raise
-        first = error.field.startswith("loras.0.") and given.replicate_weights
-        field = "replicate_weights" if first else "prompt"
+        # The request lists replicate_weights first, then the LoRAs of the prompt's tags.
+        is_weights = error.field.startswith("loras.0.") and given.replicate_weights
+        field = "replicate_weights" if is_weights else "prompt"
         raise RequestError(field, error.message) from None
 
 
-def _read(
-    given: Input, service: Service, sources: ImageSources, base: str
+def _read_inputs(
+    given: Input, service: Service, sources: ImageSources, base_url: str
 ) -> tuple[Request, dict[str, Any]]:
-    """What the inputs ask for, and what is remembered of them."""
+    """Return the request and the inputs to store."""
     request = to_request(given, sources, service.settings.refiner)
-    asked = given.model_dump(mode="json", exclude_unset=True)
-    for field, sent in (("image", request.image), ("mask", request.mask)):
-        if sent and asked[field].startswith("data:"):
-            asked[field] = f"{base}/v1/files/{sent.sha256}"  # where `Service.submit` keeps it
-    return request, asked
+    inputs = given.model_dump(mode="json", exclude_unset=True)
+    for field, image in (("image", request.image), ("mask", request.mask)):
+        if image and inputs[field].startswith("data:"):
+            # `Service.submit` stores the image under this name.
+            inputs[field] = f"{base_url}/v1/files/{image.sha256}"
+    return request, inputs
 
 
 def to_request(given: Input, sources: ImageSources, refiner: str | None) -> Request:
-    """What the inputs ask for.
+    """Translate inputs to a request.
 
     Args:
         given: the inputs.
-        sources: where uploads are, and what was fetched.
-        refiner: the model of a second stage, where there is one.
+        sources: uploads and fetched images.
+        refiner: name of the model for second stages; None if the server has none.
 
     Raises:
-        RequestError: they contradict each other, or ask for what this server does not have.
-        PictureError: a picture cannot be read.
+        RequestError: inputs contradict each other, or need a model that the server does not have.
+        PictureError: an image cannot be read.
     """
     if given.mask and not given.image:
-        raise RequestError("mask", "there is no image to repaint a part of; give it too.")
-    sizes = {name: side for name in ("width", "height") if (side := getattr(given, name))}
+        raise RequestError("mask", "a mask needs an image to repaint; send image too.")
+    sides = {name: side for name in ("width", "height") if (side := getattr(given, name))}
     fields: dict[str, Any] = {
         "prompt": given.prompt,
         "negative_prompt": given.negative_prompt,
@@ -176,7 +183,7 @@ def to_request(given: Input, sources: ImageSources, refiner: str | None) -> Requ
         "sampler": given.scheduler,
         "num_inference_steps": given.num_inference_steps,
         "guidance_scale": given.guidance_scale,
-        **sizes,
+        **sides,
     }
     if given.scheduler != "KarrasDPM":
         fields["schedule"] = "normal"
@@ -186,19 +193,20 @@ def to_request(given: Input, sources: ImageSources, refiner: str | None) -> Requ
         fields["image"] = load_image("image", given.image, sources)
         fields["strength"] = given.prompt_strength
         fields["steps"] = "truncate"
-        if not sizes:
+        if not sides:
             fields["size"] = "keep"
     if given.mask:
         fields["mask"] = load_image("mask", given.mask, sources)
         fields["fill"] = "original"
     if given.replicate_weights:
         fields["loras"] = (Lora(name=given.replicate_weights, scale=given.lora_scale),)
-    if given.refine in REFINES:
+    if given.refine in REFINE_BY_NAME:
         if refiner is None:
             raise RequestError(
-                "refine", f"{given.refine!r} needs a refiner, and this server was given none."
+                "refine",
+                f"{given.refine!r} needs a refiner, but this server has none; leave refine out.",
             )
-        fields |= {"refiner": refiner, "refine": REFINES[given.refine]}
+        fields |= {"refiner": refiner, "refine": REFINE_BY_NAME[given.refine]}
         if given.refine == "expert_ensemble_refiner":
             fields["high_noise_frac"] = given.high_noise_frac
         else:

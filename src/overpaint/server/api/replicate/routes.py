@@ -1,9 +1,8 @@
-"""Replicate's HTTP API, as its clients speak it.
+"""The routes of Replicate's HTTP API, which Synexa's client uses too.
 
-A model here is `OWNER/NAME` with any owner and the name of a model of this server, so that
-`stability-ai/sdxl` is what `--model sdxl` loaded. A version of Replicate's stands for the server's
-first model. Synexa's client speaks a part of the same: it names a `model`, and gives its key as
-`x-api-key`.
+A model is `OWNER/NAME` with any owner and the name of a model of this server: `stability-ai/sdxl`
+is the model that `--model sdxl` loads. A version id of Replicate's own models stands for the
+server's first model. Synexa's client names a `model`, and sends its API key as `x-api-key`.
 """
 
 import asyncio
@@ -31,25 +30,25 @@ from overpaint.server.api.event_stream import (
     event_stream_response,
 )
 from overpaint.server.api.fields import get_upload_or_404, hash_body
-from overpaint.server.api.openai import protocol as openai
-from overpaint.server.api.replicate.inputs import accept
+from overpaint.server.api.openai.protocol import model_list
+from overpaint.server.api.replicate.inputs import accept_job
 from overpaint.server.api.replicate.protocol import (
-    OWNER,
+    MODEL_OWNER,
     Body,
     VersionBody,
-    described,
-    described_version,
     file_view,
-    known,
-    links,
-    model_of,
-    prediction,
+    get_model_or_404,
+    image_urls,
+    model_view,
+    prediction_view,
+    resolve_model,
+    version_view,
 )
 from overpaint.server.api.results import (
     EVENT_STREAM_RESPONSES,
     IMAGE_RESPONSES,
+    format_progress,
     get_job_or_404,
-    progress_line,
     result_file_response,
 )
 from overpaint.server.api.route import make_route_class
@@ -67,32 +66,54 @@ router = APIRouter(
 )
 
 Prefer = Annotated[str | None, Header()]
-WAIT = re.compile(r"wait(?:=(\d+))?")
-LONGEST_WAIT = 55
-"""Seconds; the clients give up after a minute, and some then ask for the same once more."""
+
+WAIT_PREFERENCE = re.compile(r"wait(?:=(\d+))?")
+
+MAX_WAIT_S = 55
+"""Longest wait for `Prefer: wait`. Clients time out after a minute, and some then repeat the
+request."""
+
+PAGE_SIZE = 100
+"""Predictions in one page of a list."""
 
 
-def seconds_of(prefer: str | None) -> float:
-    """How long `Prefer: wait` asks to wait, at most `LONGEST_WAIT`."""
+# Creating predictions
+
+
+def wait_seconds(prefer: str | None) -> float:
+    """Return how long `Prefer: wait=SECONDS` asks to wait, at most `MAX_WAIT_S`."""
     for part in (prefer or "").split(","):
-        if asked := WAIT.fullmatch(part.strip()):
-            return min(LONGEST_WAIT, float(asked[1] or LONGEST_WAIT))
+        if match := WAIT_PREFERENCE.fullmatch(part.strip()):
+            return min(MAX_WAIT_S, float(match[1] or MAX_WAIT_S))
     return 0.0
 
 
-def takes_data(incoming: Incoming) -> bool:
-    """Whether the client reads data: URIs; Synexa's, told by its header, fetches links alone."""
+def accepts_data_uris(incoming: Incoming) -> bool:
+    """Return whether the client reads data: URIs. Synexa's client downloads only from links."""
     return "x-api-key" not in incoming.headers
 
 
-async def make(
-    service: Service, key: str, model: str, base: str, body: Body, token: str | None
+def reject_deadline(cancel_after: Annotated[str | None, Header()] = None) -> None:
+    """Reject a request with a deadline, because the server does not enforce deadlines.
+
+    Raises:
+        RequestError: the request has a deadline.
+    """
+    if cancel_after is not None:
+        raise RequestError(
+            "Cancel-After",
+            "the server does not enforce deadlines; leave the header out.",
+        )
+
+
+async def accept_prediction(
+    service: Service, key: str, model: str, base_url: str, body: Body, token: str | None
 ) -> Job:
-    """Accept a prediction."""
-    return await accept(
+    """Accept a prediction, or return the one that the same idempotency key made before."""
+    return await accept_job(
         service,
         body.input,
-        origin=ReplicateOrigin(base_url=base),
+        origin=ReplicateOrigin(base_url=base_url),
         model=model,
         key=key,
         webhook=body.webhook,
@@ -102,34 +123,27 @@ async def make(
     )
 
 
-def no_deadline(cancel_after: Annotated[str | None, Header()] = None) -> None:
-    """Refuse a deadline, which nothing here would keep.
-
-    Raises:
-        RequestError: one was given.
-    """
-    if cancel_after is not None:
-        raise RequestError("Cancel-After", "there are no deadlines here; cancel the prediction.")
-
-
-async def answered(
+async def describe_new_prediction(
     service: Service, job: Job, incoming: Incoming, response: Response, prefer: str | None
 ) -> dict[str, Any]:
-    """A new prediction, after as long as the client wants to wait.
+    """Return a new prediction, after the wait that the client prefers.
 
-    One that is not done by then is "starting": the client takes any other status for an end.
+    The status of a prediction that has not ended is "starting", because the client takes every
+    other status for the end.
     """
-    if seconds := seconds_of(prefer):
+    if seconds := wait_seconds(prefer):
         job = await service.ended(job.id, seconds) or job
-    shown = await prediction(service, job, get_base_url(incoming), inside=takes_data(incoming))
+    view = await prediction_view(
+        service, job, get_base_url(incoming), inline=accepts_data_uris(incoming)
+    )
     if job.state not in ENDED:
-        shown["status"] = "starting"
-    response.headers["Location"] = shown["urls"]["get"]
-    return shown
+        view["status"] = "starting"
+    response.headers["Location"] = view["urls"]["get"]
+    return view
 
 
-@router.post("/predictions", status_code=201, dependencies=[Depends(no_deadline)])
-async def create(
+@router.post("/predictions", status_code=201, dependencies=[Depends(reject_deadline)])
+async def create_prediction(
     body: VersionBody,
     incoming: Incoming,
     response: Response,
@@ -138,22 +152,22 @@ async def create(
     prefer: Prefer = None,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Make a prediction of a version."""
-    job = await make(
-        service,
-        key,
-        model_of(service, body.version),
-        get_base_url(incoming),
-        body,
-        idempotency_key,
-    )
-    return await answered(service, job, incoming, response, prefer)
+    """Create a prediction of a version.
+
+    `Prefer: wait=SECONDS` waits for the prediction to end, for up to 55 seconds.
+    """
+    model = resolve_model(service, body.version)
+    base_url = get_base_url(incoming)
+    job = await accept_prediction(service, key, model, base_url, body, idempotency_key)
+    return await describe_new_prediction(service, job, incoming, response, prefer)
 
 
 @router.post(
-    "/models/{owner}/{name}/predictions", status_code=201, dependencies=[Depends(no_deadline)]
+    "/models/{owner}/{name}/predictions",
+    status_code=201,
+    dependencies=[Depends(reject_deadline)],
 )
-async def create_of_model(
+async def create_model_prediction(
     owner: str,
     name: str,
     body: Body,
@@ -164,14 +178,21 @@ async def create_of_model(
     prefer: Prefer = None,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Make a prediction of a model."""
-    model = known(service, owner, name)
-    job = await make(service, key, model, get_base_url(incoming), body, idempotency_key)
-    return await answered(service, job, incoming, response, prefer)
+    """Create a prediction of a model.
+
+    `Prefer: wait=SECONDS` waits for the prediction to end, for up to 55 seconds.
+    """
+    model = get_model_or_404(service, owner, name)
+    base_url = get_base_url(incoming)
+    job = await accept_prediction(service, key, model, base_url, body, idempotency_key)
+    return await describe_new_prediction(service, job, incoming, response, prefer)
+
+
+# Reading predictions
 
 
 @router.get("/predictions")
-async def listing(
+async def list_predictions(
     incoming: Incoming,
     service: ServiceDep,
     key: KeyDep,
@@ -179,39 +200,46 @@ async def listing(
     created_after: Annotated[str | None, Query()] = None,
     created_before: Annotated[str | None, Query()] = None,
 ) -> dict[str, Any]:
-    """Predictions, newest first, a hundred at a time."""
-    for field, given in (("created_after", created_after), ("created_before", created_before)):
-        if given is not None:
-            raise RequestError(field, "predictions are listed newest first; stop at that time.")
+    """List predictions, newest first, 100 per page."""
+    for field, value in (("created_after", created_after), ("created_before", created_before)):
+        if value is not None:
+            raise RequestError(
+                field, "the list cannot be filtered by time; it is sorted newest first."
+            )
     last = await get_job_or_404(service, key, cursor) if cursor else None
-    jobs = await asyncio.to_thread(lambda: service.jobs.page(key, 100, before=last))
-    base = get_base_url(incoming)
-    more = f"{base}/v1/predictions?cursor={jobs[-1].id}" if len(jobs) == 100 else None
-    results = [await prediction(service, job, base) for job in jobs]
-    return {"previous": None, "next": more, "results": results}
+    jobs = await asyncio.to_thread(lambda: service.jobs.page(key, PAGE_SIZE, before=last))
+    base_url = get_base_url(incoming)
+    is_full = len(jobs) == PAGE_SIZE
+    next_page = f"{base_url}/v1/predictions?cursor={jobs[-1].id}" if is_full else None
+    results = [await prediction_view(service, job, base_url) for job in jobs]
+    return {"previous": None, "next": next_page, "results": results}
 
 
 @router.get("/predictions/{name}")
-async def read(name: str, incoming: Incoming, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
-    """A prediction."""
+async def get_prediction(
+    name: str, incoming: Incoming, service: ServiceDep, key: KeyDep
+) -> dict[str, Any]:
+    """Return a prediction."""
     job = await get_job_or_404(service, key, name)
-    return await prediction(service, job, get_base_url(incoming), inside=takes_data(incoming))
+    inline = accepts_data_uris(incoming)
+    return await prediction_view(service, job, get_base_url(incoming), inline=inline)
 
 
 @router.post("/predictions/{name}/cancel")
-async def cancel(name: str, incoming: Incoming, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
-    """Ask for a prediction's end."""
-    await get_job_or_404(service, key, name)
-    job = await service.cancel(name)
-    assert job is not None
-    return await prediction(service, job, get_base_url(incoming))
+async def cancel_prediction(
+    name: str, incoming: Incoming, service: ServiceDep, key: KeyDep
+) -> dict[str, Any]:
+    """Cancel a prediction."""
+    job = await get_job_or_404(service, key, name)
+    job = await service.cancel(name) or job
+    return await prediction_view(service, job, get_base_url(incoming))
 
 
 @router.get(
     "/predictions/{name}/output/{file}", response_class=FileResponse, responses=IMAGE_RESPONSES
 )
-async def output(name: str, file: str, incoming: Incoming, viewer: ViewerDep) -> FileResponse:
-    """A picture of a prediction."""
+async def get_output(name: str, file: str, incoming: Incoming, viewer: ViewerDep) -> FileResponse:
+    """Download an image of a prediction."""
     return await result_file_response(incoming, viewer, name, file)
 
 
@@ -221,81 +249,98 @@ async def output(name: str, file: str, incoming: Incoming, viewer: ViewerDep) ->
     dependencies=LISTENER_LIMIT,
     responses=EVENT_STREAM_RESPONSES,
 )
-async def stream(
+async def stream_prediction(
     name: str,
     incoming: Incoming,
     service: ServiceDep,
     key: KeyDep,
     last_event_id: LastEventId = 0,
 ) -> StreamingResponse:
-    """A prediction as server-sent events: `logs`, `output` for each picture, `error`, `done`."""
+    """Stream a prediction: `logs`, `output` for each image, `error` and `done` events."""
     await get_job_or_404(service, key, name)
-    base = get_base_url(incoming)
+    events = prediction_events(service, name, get_base_url(incoming), last_event_id)
+    return event_stream_response(events)
 
-    async def told() -> AsyncGenerator[bytes]:
-        number = last_event_id
-        async for story in service.follow(name, last_event_id):
-            match story:
-                case Said(number, _, "notice", body):
-                    yield encode_text_event(f"{body['message']}\n", "logs", number)
-                case Said(number, _, "failed", body):
-                    yield encode_event({"detail": body.get("error")}, "error", number)
-                    yield encode_event({"reason": "error"}, "done", number)
-                case Said(number, _, "canceled", _):
-                    yield encode_event({"reason": "canceled"}, "done", number)
-                case Said(number, _, "succeeded", _):
-                    job = await asyncio.to_thread(service.jobs.get, name)
-                    assert job is not None
-                    for shown in links(service, job, base) or ():
-                        yield encode_text_event(shown, "output", number)
-                    yield encode_event({}, "done", number)
-                case Step(done, total):
-                    yield encode_text_event(f"{progress_line(done, total)}\n", "logs", number)
-                case _:
-                    pass
 
-    return event_stream_response(told())
+async def prediction_events(
+    service: Service, name: str, base_url: str, after: int
+) -> AsyncGenerator[bytes]:
+    """Yield the events of a prediction until it ends.
+
+    Every event has an id, because Replicate's client requires one.
+
+    Args:
+        service: the running server.
+        name: id of the prediction.
+        base_url: base URL of links to images.
+        after: number of the stored event to continue after; 0 for all.
+    """
+    number = after
+    async for event in service.follow(name, after):
+        match event:
+            case Said(number, _, "notice", body):
+                yield encode_text_event(f"{body['message']}\n", "logs", number)
+            case Said(number, _, "failed", body):
+                yield encode_event({"detail": body.get("error")}, "error", number)
+                yield encode_event({"reason": "error"}, "done", number)
+            case Said(number, _, "canceled", _):
+                yield encode_event({"reason": "canceled"}, "done", number)
+            case Said(number, _, "succeeded", _):
+                job = await asyncio.to_thread(service.jobs.get, name)
+                for url in (image_urls(service, job, base_url) if job else None) or ():
+                    yield encode_text_event(url, "output", number)
+                yield encode_event({}, "done", number)
+            case Step(done, total):
+                yield encode_text_event(f"{format_progress(done, total)}\n", "logs", number)
+            case _:
+                pass
+
+
+# Models
 
 
 @router.get("/models")
-async def models(incoming: Incoming, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
-    """All models, for OpenAI's clients too, which ask here."""
-    base = get_base_url(incoming)
-    results = [described(model, OWNER, base) for model in service.settings.models]
-    return {"previous": None, "next": None, "results": results, **openai.listing(service)}
+async def list_models(incoming: Incoming, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
+    """List the models of this server, in the formats of both Replicate and OpenAI."""
+    base_url = get_base_url(incoming)
+    results = [model_view(model, MODEL_OWNER, base_url) for model in service.settings.models]
+    return {"previous": None, "next": None, "results": results, **model_list(service)}
 
 
 @router.get("/models/{owner}/{name}")
-async def model(
+async def get_model(
     owner: str, name: str, incoming: Incoming, service: ServiceDep, key: KeyDep
 ) -> dict[str, Any]:
-    """A model."""
-    return described(known(service, owner, name), owner, get_base_url(incoming))
+    """Describe a model."""
+    return model_view(get_model_or_404(service, owner, name), owner, get_base_url(incoming))
 
 
 @router.get("/models/{owner}/{name}/versions")
-async def versions(owner: str, name: str, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
-    """A model's versions, of which there is one."""
-    one = described_version(known(service, owner, name))
-    return {"previous": None, "next": None, "results": [one]}
+async def list_versions(owner: str, name: str, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
+    """List the versions of a model; every model has one."""
+    view = version_view(get_model_or_404(service, owner, name))
+    return {"previous": None, "next": None, "results": [view]}
 
 
 @router.get("/models/{owner}/{name}/versions/{version_id}")
-async def one_version(
+async def get_version(
     owner: str, name: str, version_id: str, service: ServiceDep, key: KeyDep
 ) -> dict[str, Any]:
-    """A version: whatever its id, it is the one that there is."""
-    return described_version(known(service, owner, name), version_id)
+    """Describe the version of a model. Every version id returns the same version."""
+    return version_view(get_model_or_404(service, owner, name), version_id)
+
+
+# Webhooks and files
 
 
 @router.get("/webhooks/default/secret")
-async def secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
-    """What your webhooks are signed with, by Standard Webhooks."""
+async def get_webhook_secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
+    """Return the secret that signs this API key's webhooks (Standard Webhooks)."""
     return {"key": await asyncio.to_thread(service.outbox.secret, key)}
 
 
 @router.post("/files", status_code=201)
-async def put_file(
+async def create_file(
     content: UploadFile,
     incoming: Incoming,
     service: ServiceDep,
@@ -303,25 +348,25 @@ async def put_file(
     filename: Annotated[str, Form(max_length=1000)] = "",
     media_type: Annotated[str, Form(alias="type", max_length=200)] = "",
 ) -> dict[str, Any]:
-    """Upload a picture."""
+    """Upload an image."""
     if any(field.startswith("metadata") for field in await incoming.form()):
-        raise RequestError("metadata", "is not kept beside a file; leave it out.")
+        raise RequestError("metadata", "the server does not store metadata; leave it out.")
     limit = service.settings.limits.upload_bytes
     data = await content.read(limit + 1)
     if len(data) > limit:
-        raise HTTPException(413, f"the file is larger than {limit:,} bytes.")
+        raise HTTPException(413, f"The file is larger than {limit:,} bytes.")
     name = await asyncio.to_thread(service.files.put, data)
-    shown = file_view(service, name, data, get_base_url(incoming))
-    return shown | {
+    view = file_view(service, name, data, get_base_url(incoming))
+    return view | {
         "name": filename or content.filename or name,
-        "content_type": media_type or content.content_type or shown["content_type"],
+        "content_type": media_type or content.content_type or view["content_type"],
     }
 
 
 @router.get("/files/{name}")
-async def read_file(
+async def get_file(
     name: str, incoming: Incoming, service: ServiceDep, key: KeyDep
 ) -> dict[str, Any]:
-    """An upload."""
+    """Describe an upload."""
     data = await get_upload_or_404(service, name)
     return file_view(service, name, data, get_base_url(incoming))
