@@ -121,6 +121,8 @@ class Reader:
         if block.language == "python":
             code = compile("\n" * (block.line - 1) + text, block.page, "exec")
             exec(code, self._space)
+            for name in [name for name in self._space if name.startswith("test_")]:
+                self._space.pop(name)(Path.cwd() / name)
             self.answer = self._capsys.readouterr().out
             return
         lines = re.sub(r"\\\n\s*", " ", text).splitlines()
