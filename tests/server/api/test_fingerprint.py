@@ -72,7 +72,7 @@ def test_hash_body_without_idempotency_key_is_empty() -> None:
 
 
 def test_hash_body_nested_too_deeply_is_refused() -> None:
-    with pytest.raises(RequestError, match="nested deeper"):
+    with pytest.raises(RequestError, match="nested too deeply"):
         of(drawn(controls=nested(5000)))
 
 
