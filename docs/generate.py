@@ -384,7 +384,11 @@ def http_page() -> str:
             [(code(status), text) for status, text in sorted(errors.items())],
         ),
     ]
-    parts += [f"## Routes: {tag}\n\n" + "\n".join(operations) for tag, operations in groups.items()]
+    about = {tag["name"]: tag.get("description", "") for tag in document.get("tags", ())}
+    parts += [
+        f"## Routes: {tag}\n\n{about.get(tag, '')}\n\n" + "\n".join(operations)
+        for tag, operations in groups.items()
+    ]
     parts.append("## Schemas\n\nBodies that the routes above name.\n")
     for name, schema in sorted(document["components"]["schemas"].items()):
         parts.append(f"### {name}\n\n{prose(schema.get('description'))}\n")

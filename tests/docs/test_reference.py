@@ -134,6 +134,15 @@ def test_readme_names_the_two_commands_of_a_checkout() -> None:
     assert "make test" in text
 
 
+def test_names_of_tables_in_contributing_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    source = "\n".join(path.read_text("utf-8") for path in SOURCE.rglob("*.py"))
+    names = set(re.findall(r"`([A-Z]{2,}[A-Z_]*)`", text)) - {"REQUEST_HEAD_TIMEOUT_S"}
+    assert "SAMPLERS" in names
+    for name in names:
+        assert re.search(rf"^{name}\b", source, re.MULTILINE), name
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_paths_and_make_targets_of_a_page_exist(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")

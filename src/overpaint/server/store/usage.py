@@ -23,14 +23,14 @@ NAMELESS = 12
 
 @dataclass(frozen=True)
 class Total:
-    """What some jobs have used.
+    """The total usage of some jobs.
 
     Attributes:
-        name: of what they have in common: a key ("" where none was asked for), a day or a model.
-        jobs: that have ended, in whatever way.
-        pictures: that they published.
-        megapixel_steps: evaluations of the network, each by the million pixels that it painted.
-        device_seconds: their share of what the device computed.
+        name: name of the key ("" for jobs without a key), day or model that the jobs share.
+        jobs: number of ended jobs: succeeded, failed or canceled.
+        pictures: number of published pictures.
+        megapixel_steps: evaluations of the network, each multiplied by its million pixels.
+        device_seconds: the jobs' share of the seconds that the device computed.
     """
 
     name: str
