@@ -54,7 +54,9 @@ def main() -> None:
     http = HttpSettings()
     if given.patience:
         http = HttpSettings(
-            request_head_timeout_s=given.patience, response_timeout_s=given.patience
+            request_head_timeout_s=given.patience,
+            request_body_timeout_s=given.patience,
+            response_timeout_s=given.patience,
         )
     settings = ServerSettings(
         data=given.folder,
