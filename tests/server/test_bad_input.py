@@ -158,7 +158,7 @@ def test_native_invalid_field_is_named(
 @pytest.mark.parametrize("dialect", WRAPPED)
 def test_lora_path_is_refused(server: Server, dialect: str) -> None:
     answer = sent(server, dialect, '{"prompt": "<lora:../../x:1>"}')
-    refused(answer, wrong(dialect), "'../../x'. Names lead to the catalogue alone")
+    refused(answer, wrong(dialect), "'../../x'. Names lead to the catalog alone")
 
 
 @pytest.mark.parametrize("dialect", WRAPPED)

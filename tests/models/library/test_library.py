@@ -97,7 +97,7 @@ def test_invalid_name_is_rejected(name: str, store: Library, tmp_path: Path) -> 
 def test_path_is_rejected_as_lora_name(store: Library, tmp_path: Path) -> None:
     path = lora(tmp_path / "ink.safetensors")
     store.add(path)
-    with pytest.raises(ModelNotFoundError, match="Names lead to the catalogue alone"):
+    with pytest.raises(ModelNotFoundError, match="Names lead to the catalog alone"):
         store.find(str(path), "lora")
     with pytest.raises(ModelNotFoundError, match="Did you mean ink"):
         store.find("inc", "lora")

@@ -107,7 +107,7 @@ class LibraryIndex:
         known += [
             own for other in PACKAGED_KINDS if kind in (None, other) for own in list_packaged(other)
         ]
-        aside = " Names lead to the catalogue alone; add the file first." if "/" in name else ""
+        aside = " Names lead to the catalog alone; add the file first." if "/" in name else ""
         suggestion = (
             did_you_mean(name, known)
             if known
