@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.models.model import Model
-    from overpaint.provenance.metadata import Found
+    from overpaint.provenance.importers.collector import ImportedSettings
 
 Source = Annotated[Path, typer.Argument(help="The picture to repaint.", show_default=False)]
 Prompt = Annotated[
@@ -156,7 +156,7 @@ def sweep(
 def _paint(
     terminal: Terminal,
     request: Request,
-    found: "Found | None",
+    found: "ImportedSettings | None",
     paths: Sequence[Path],
     common: Common,
 ) -> None:
@@ -186,7 +186,7 @@ def _add_watermark(terminal: Terminal, path: Path, image: "Image") -> "Image":
 def _run(
     terminal: Terminal,
     requests: Sequence[Request],
-    found: "Found | None",
+    found: "ImportedSettings | None",
     common: Common,
 ) -> tuple[list[Finished], float]:
     """Load the model and run the requests; return their results and the seconds of painting."""
@@ -241,7 +241,9 @@ def _run(
     return results, seconds
 
 
-def _read_like(terminal: Terminal, like: Path | None, source: Picture | None) -> "Found | None":
+def _read_like(
+    terminal: Terminal, like: Path | None, source: Picture | None
+) -> "ImportedSettings | None":
     """Read the settings of the `--like` picture; note the differences from this run."""
     if like is None:
         return None
@@ -259,7 +261,7 @@ def _read_like(terminal: Terminal, like: Path | None, source: Picture | None) ->
 
 
 def _build_request(
-    found: "Found | None",
+    found: "ImportedSettings | None",
     source: Picture | None,
     prompt: str | None,
     settings: dict[str, Any],
