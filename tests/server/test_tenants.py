@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.api_keys import digest_of
+from overpaint.server.store.api_keys import hash_key
 from tests.server.live import client_of, until
 
 SECRET = "a bull in a china shop"
@@ -179,7 +179,7 @@ class Owned:
 
     def told(self) -> list[str]:
         """What only the owner may read."""
-        return [SECRET, WEBHOOK, digest_of("owner"), self.ended, *self.jobs.values()]
+        return [SECRET, WEBHOOK, hash_key("owner"), self.ended, *self.jobs.values()]
 
     def states(self) -> dict[str, tuple[str, bool]]:
         """Where the owner's jobs are, and whether somebody asked for their end."""

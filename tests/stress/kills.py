@@ -141,7 +141,7 @@ def run(folder: Path, kills: int, count: int, engine: str = "fake", seed: int = 
         client.join()
     jobs, files = Jobs(Database(f"sqlite:///{folder / 'jobs.db'}")), Files(folder)
     try:
-        until(lambda: not jobs.page(None, 1, states=("queued", "running")), "jobs do not end")
+        until(lambda: not jobs.list_page(None, 1, states=("queued", "running")), "jobs do not end")
         check(report, jobs, files, acknowledged, asked.side)
     finally:
         server.close()
@@ -163,10 +163,10 @@ def check(report: Report, jobs: Jobs, files: Files, acknowledged: list[str], sid
             continue
         states[job.state] += 1
         report.most_attempts = max(report.most_attempts, job.attempt)
-        report.ended_twice += sum(said.kind in ENDED for said in jobs.history(name)) != 1
+        report.ended_twice += sum(said.kind in ENDED for said in jobs.list_history(name)) != 1
         report.given_up += "given up" in (job.error or "")
         if job.state == "succeeded":
-            made = [files.results(name) / file for file in (job.result or {})["files"]]
+            made = [files.get_results_folder(name) / file for file in (job.result or {})["files"]]
             report.results_missing += not all(whole(path, side) for path in made)
     report.states = dict(states)
 

@@ -22,12 +22,12 @@ from typing import Any
 import httpx
 from sqlalchemy import select
 
-from overpaint.server.store.api_keys import Keys
+from overpaint.server.store.api_keys import ApiKeys
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import Job, Jobs
 from overpaint.server.store.tables import usage
-from overpaint.server.store.usage import Ledger
+from overpaint.server.store.usage import UsageReader
 from tests.server.processes import Server, until
 from tests.stress.kills import whole
 
@@ -211,7 +211,7 @@ def run(folder: Path, kills: int, count: int, seed: int = 0) -> Report:
     """Submit `count` jobs while `kills` processes are killed."""
     report, rng = Report(), random.Random(seed)
     database = Database(f"sqlite:///{folder / 'jobs.db'}")
-    keys = {name: Keys(database).create(name) for name in KEYS}
+    keys = {name: ApiKeys(database).create(name) for name in KEYS}
     jobs = Jobs(database)
     try:
         with Server(folder) as server:
@@ -232,7 +232,7 @@ def run(folder: Path, kills: int, count: int, seed: int = 0) -> Report:
             clients.enough()
             until(lambda: not left(jobs), lambda: f"jobs do not end: {left(jobs)}")
         report.refused = clients.refused
-        compare(report, jobs, Files(folder), Ledger(database))
+        compare(report, jobs, Files(folder), UsageReader(database))
     finally:
         database.close()
     return report
@@ -240,21 +240,23 @@ def run(folder: Path, kills: int, count: int, seed: int = 0) -> Report:
 
 def left(jobs: Jobs) -> dict[str, int]:
     """Return the number of unfinished jobs by state and number of crashes."""
-    waiting = jobs.page(None, sys.maxsize, states=("queued", "running"))
+    waiting = jobs.list_page(None, sys.maxsize, states=("queued", "running"))
     return dict(Counter(f"{job.state}, {job.crashes} crashes" for job in waiting))
 
 
-def compare(report: Report, jobs: Jobs, files: Files, ledger: Ledger) -> None:
+def compare(report: Report, jobs: Jobs, files: Files, ledger: UsageReader) -> None:
     """Compare the ledger, the jobs' records, and the files on the disk."""
     with jobs.database.read() as connection:
         entries = {row.job: row for row in connection.execute(select(usage))}
-    stored = jobs.page(None, sys.maxsize)
-    names = {ledger.digest(name): name for name in KEYS}
+    stored = jobs.list_page(None, sys.maxsize)
+    names = {ledger.find_digest(name): name for name in KEYS}
     recorded, on_disk = Counter[str](), Counter[str]()
     for job in stored:
         made = (job.result or {}).get("files", [])
         recorded[names[job.key]] += len(made)
-        on_disk[names[job.key]] += sum(whole(files.results(job.id) / name, SIDE) for name in made)
+        on_disk[names[job.key]] += sum(
+            whole(files.get_results_folder(job.id) / name, SIDE) for name in made
+        )
         entry = entries[job.id]
         used = (entry.megapixel_steps, entry.device_seconds)
         same = (entry.key, entry.model, entry.state, entry.ended, entry.pictures)
@@ -266,7 +268,7 @@ def compare(report: Report, jobs: Jobs, files: Files, ledger: Ledger) -> None:
     report.again = sum(job.attempt > 1 for job in stored)
     report.given_up = sum("given up" in (job.error or "") for job in stored)
     report.recorded, report.on_disk = dict(recorded), dict(on_disk)
-    report.in_ledger = {total.name: total.pictures for total in ledger.totals("key")}
+    report.in_ledger = {total.name: total.pictures for total in ledger.sum_usage("key")}
 
 
 def fits(job: Job, megapixel_steps: float, seconds: float) -> bool:

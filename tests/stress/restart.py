@@ -71,7 +71,9 @@ def fill(folder: Path, count: int) -> None:
     jobs = Jobs(database)
     for number in range(count):
         # Enough steps that no job ends during the test.
-        stored, _ = files.pack(Request(prompt="a cup", seed=number, num_inference_steps=1000))
+        stored, _ = files.pack_request(
+            Request(prompt="a cup", seed=number, num_inference_steps=1000)
+        )
         jobs.submit(NewJob(f"{number:032x}", f"key{number % 100}", "miniature", stored, 1.0))
     database.close()
 
@@ -87,7 +89,7 @@ def restarted(folder: Path, rounds: int) -> tuple[float, int]:
             server.until_ready()
             times.append(time.monotonic() - began)
     database = Database(f"sqlite:///{folder / 'jobs.db'}")
-    counts = Jobs(database).counts()
+    counts = Jobs(database).count_by_state()
     database.close()
     return round(median(times), 3), counts["queued"] + counts["running"]
 

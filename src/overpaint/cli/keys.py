@@ -12,7 +12,7 @@ import typer
 from overpaint.server.settings import DATA_FOLDER
 
 if TYPE_CHECKING:
-    from overpaint.server.store.api_keys import Keys
+    from overpaint.server.store.api_keys import ApiKeys
 
 app = typer.Typer(
     help="Create, list and revoke API keys. A running server applies changes within seconds.",
@@ -49,7 +49,7 @@ def list_keys(
 ) -> None:
     """List the keys, oldest first."""
     with _open_keys(data, store) as keys:
-        found = keys.all()
+        found = keys.list_keys()
     if as_json:
         typer.echo(json.dumps([asdict(key) for key in found]))
         return
@@ -71,13 +71,13 @@ def revoke(
     typer.echo(f"revoked {name}")
 
 
-def _open_keys(data: Path, store: str | None) -> "AbstractContextManager[Keys]":
-    from overpaint.server.store.api_keys import opened
-    from overpaint.server.store.database import url_of
+def _open_keys(data: Path, store: str | None) -> "AbstractContextManager[ApiKeys]":
+    from overpaint.server.store.api_keys import open_api_keys
+    from overpaint.server.store.database import get_store_url
 
     if store is None:
         data.mkdir(parents=True, exist_ok=True)
-    return opened(url_of(data, store))
+    return open_api_keys(get_store_url(data, store))
 
 
 def _format_date(seconds: float) -> str:

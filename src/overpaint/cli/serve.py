@@ -160,13 +160,13 @@ def start(settings: ServerSettings) -> None:
 def _check_access(settings: ServerSettings) -> None:
     """Refuse to listen beyond this machine without an API key."""
     from overpaint.server.outbound.addresses import is_loopback
-    from overpaint.server.store.api_keys import opened
-    from overpaint.server.store.database import url_of
+    from overpaint.server.store.api_keys import open_api_keys
+    from overpaint.server.store.database import get_store_url
 
     if settings.api_keys or is_loopback(settings.host):
         return
-    with opened(url_of(settings.data, settings.store)) as stored:
-        if not stored.good():
+    with open_api_keys(get_store_url(settings.data, settings.store)) as stored:
+        if not stored.has_active():
             raise RequestError(
                 "host",
                 f"Other machines can reach {settings.host}. Require an API key: give --key, or "

@@ -14,7 +14,7 @@ from overpaint.errors import RequestError, StoreError
 from overpaint.server.settings import DATA_FOLDER
 
 if TYPE_CHECKING:
-    from overpaint.server.store.usage import Total
+    from overpaint.server.store.usage import UsageTotal
 
 COUNTS = ("jobs", "pictures", "megapixel_steps", "device_seconds")
 NO_KEY = "(no key)"
@@ -90,34 +90,34 @@ def _read_totals(
     since: date | None,
     until: date | None,
     key: str | None,
-) -> "list[Total]":
-    from overpaint.server.store.database import Database, url_of
-    from overpaint.server.store.usage import Ledger
+) -> "list[UsageTotal]":
+    from overpaint.server.store.database import Database, get_store_url
+    from overpaint.server.store.usage import UsageReader
 
     if store is None and not (data / "jobs.db").exists():
         raise StoreError(
             f"There is no job store in {data}. Give the data folder of a server with --data."
         )
-    database = Database(url_of(data, store))
+    database = Database(get_store_url(data, store))
     try:
-        ledger = Ledger(database)
-        digest = None if key is None else ledger.digest(key)
-        return ledger.totals(by, since=since, until=until, key=digest)
+        ledger = UsageReader(database)
+        digest = None if key is None else ledger.find_digest(key)
+        return ledger.sum_usage(by, since=since, until=until, key=digest)
     finally:
         database.close()
 
 
-def _format_cells(one: "Total", price: Decimal | None, digits: int) -> list[str]:
+def _format_cells(one: "UsageTotal", price: Decimal | None, digits: int) -> list[str]:
     """Return the cells of a total; `digits` are those of the megapixel-steps."""
     counts = [str(one.jobs), str(one.pictures)]
     counts += [f"{one.megapixel_steps:.{digits}f}", f"{one.device_seconds:.3f}"]
     return counts if price is None else [*counts, f"{one.pictures * price:f}"]
 
 
-def _sum(found: "Sequence[Total]") -> "Total":
-    from overpaint.server.store.usage import Total
+def _sum(found: "Sequence[UsageTotal]") -> "UsageTotal":
+    from overpaint.server.store.usage import UsageTotal
 
-    return Total(
+    return UsageTotal(
         "total",
         sum(one.jobs for one in found),
         sum(one.pictures for one in found),

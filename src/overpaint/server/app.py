@@ -32,7 +32,7 @@ from overpaint.server.jobs.service import Service
 from overpaint.server.jobs.webhooks import WebhookSender
 from overpaint.server.outbound.addresses import is_loopback
 from overpaint.server.settings import ServerSettings
-from overpaint.server.store.api_keys import Keys
+from overpaint.server.store.api_keys import ApiKeys
 from overpaint.server.telemetry.logs import log_and_continue
 from overpaint.system.malloc import MAX_PAUSE_S, limit_heaps, release_memory
 
@@ -74,7 +74,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         service = await asyncio.to_thread(Service, settings, engine_factory, traces)
         app.state.service = service
-        app.state.keys = Keys(service.jobs.database, settings.api_keys)
+        app.state.keys = ApiKeys(service.jobs.database, settings.api_keys)
         try:
             async with WebhookSender(service, payloads).running():
                 beside = [

@@ -187,7 +187,7 @@ def test_silly_tavern_body_makes_image_without_storing_credentials(client: TestC
     assert (request["upscale_in"], request["refine_strength"]) == ("latents", 0.7)
     assert request["refine_steps"] is None
     assert request["clip_skip"] == 1
-    (job,) = service_of(client).jobs.page(None, 1)
+    (job,) = service_of(client).jobs.list_page(None, 1)
     assert "secret" not in job.origin.model_dump_json()
 
 

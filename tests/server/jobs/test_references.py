@@ -155,9 +155,9 @@ def test_refiner_of_the_server_paints(tmp_path: Path) -> None:
         assert answer.json()["status"] == "succeeded", answer.text
         application: Any = client.app
         service: Service = application.state.service
-        (job,) = service.jobs.page(None, 2)
+        (job,) = service.jobs.list_page(None, 2)
         assert job.result is not None
-        file = service.files.results(job.id) / job.result["files"][0]
+        file = service.files.get_results_folder(job.id) / job.result["files"][0]
         with Image.open(file) as image:
             record = json.loads(image.info["overpaint"])
         assert record["refiner"]["name"] == REFINER, json.dumps(record)

@@ -16,7 +16,7 @@ from overpaint.imaging.codec import read_picture
 from overpaint.request import Request
 from overpaint.server.jobs.service import Service, Story
 from overpaint.server.settings import DAY_S
-from overpaint.server.store.jobs import NewJob, Said
+from overpaint.server.store.jobs import HistoryEntry, NewJob
 from overpaint.testing import ScriptedEngine
 from tests.server.live import settings_for
 
@@ -53,11 +53,11 @@ def test_service_tidy_removes_expired_jobs_and_files(tmp_path: Path) -> None:
         files = {upload, read_picture(HOUSE).sha256}
         for file in files:
             os.utime(tmp_path / "files" / file[:2] / file, (1, 1))
-        assert list(service.files.results(name).iterdir())
+        assert list(service.files.get_results_folder(name).iterdir())
         service.tidy()
         assert service.jobs.get(name) is None
-        assert not service.files.results(name).exists()
-        assert not any(service.files.has(file) for file in files)
+        assert not service.files.get_results_folder(name).exists()
+        assert not any(service.files.exists(file) for file in files)
 
 
 def test_service_tidy_keeps_needed_files(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_service_tidy_keeps_needed_files(tmp_path: Path) -> None:
             tmp_path / "files" / read_picture(HOUSE).sha256[:2] / read_picture(HOUSE).sha256, (1, 1)
         )
         service.tidy()
-        assert service.files.has(fresh)
-        assert service.files.has(read_picture(HOUSE).sha256)
+        assert service.files.exists(fresh)
+        assert service.files.exists(read_picture(HOUSE).sha256)
         assert service.jobs.get(waiting.id) is not None
 
 
@@ -86,7 +86,7 @@ def test_service_listener_sees_events_of_other_servers(tmp_path: Path) -> None:
     async def run(service: Service) -> None:
         story, feed = service.follow("x"), service.feed
         said = await anext(story)
-        assert isinstance(said, Said)
+        assert isinstance(said, HistoryEntry)
         assert said.kind == "queued"
         rest = asyncio.create_task(_kinds(story))
         ended = asyncio.create_task(service.ended("x", PATIENCE))
@@ -123,4 +123,4 @@ def test_service_listener_of_removed_job_ends(tmp_path: Path) -> None:
 
 
 async def _kinds(story: AsyncGenerator[Story]) -> list[str]:
-    return [said.kind async for said in story if isinstance(said, Said)]
+    return [said.kind async for said in story if isinstance(said, HistoryEntry)]

@@ -30,7 +30,7 @@ def listen(server: Server, name: str, heard: list[str]) -> threading.Thread:
 def states(folder: Path) -> dict[str, str]:
     database = Database(f"sqlite:///{folder / 'jobs.db'}")
     try:
-        return {job.id: job.state for job in Jobs(database).page(None, 9)}
+        return {job.id: job.state for job in Jobs(database).list_page(None, 9)}
     finally:
         database.close()
 

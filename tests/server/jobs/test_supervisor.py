@@ -35,9 +35,9 @@ from overpaint.server.jobs.worker_process import MAX_RESTART_DELAY_S, restart_de
 from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import CRASHES, Job, Jobs, NewJob
+from overpaint.server.store.jobs import MAX_CRASHES, Job, Jobs, NewJob
 from overpaint.server.store.origins import NativeOrigin, OutputOptions
-from overpaint.server.store.usage import Ledger
+from overpaint.server.store.usage import UsageReader
 from overpaint.testing import ScriptedEngine
 from tests.server.conftest import Clock
 
@@ -87,7 +87,7 @@ class House:
         name = f"job{next(self.numbers)}"
         asked = Request(prompt=prompt, num_inference_steps=steps, seed=5, num_images=2)
         request = asked.model_copy(update={"image": Picture(data=image)}) if image else asked
-        stored, files = self.files.pack(request)
+        stored, files = self.files.pack_request(request)
         self.jobs.submit(
             NewJob(
                 name, "", "m", stored, 1.0, NativeOrigin(**origin), files=files, priority=priority
@@ -127,13 +127,13 @@ def test_supervisor_publishes_a_job_s_pictures(house: House) -> None:
     assert job.result["files"] == ["1-0.webp", "1-1.webp"]
     assert job.result["seeds"] == [5, 6]
     for made in job.result["files"]:
-        with Image.open(house.files.results(name) / made) as image:
+        with Image.open(house.files.get_results_folder(name) / made) as image:
             assert (image.format, image.size) == ("WEBP", (8, 8))
     heard = [event for of, event in house.heard if of == name]
     assert [e.done for e in heard if isinstance(e, Step)] == [1, 2, 3]
     assert heard[0] == Notice("noted")
     assert [type(e).__name__ for e in heard].count("PreviewImage") == 1
-    said = [entry.kind for entry in house.jobs.history(name)]
+    said = [entry.kind for entry in house.jobs.list_history(name)]
     assert said == ["queued", "started", "notice", "succeeded"]
 
 
@@ -176,7 +176,7 @@ def test_supervisor_ignores_jobs_of_other_models(house: House) -> None:
     house.jobs.submit(NewJob("other", "", "sdxl", {"prompt": ""}, 1.0))
     house.open()
     house.ended(house.submit())
-    assert house.jobs.counts()["queued"] == 1
+    assert house.jobs.count_by_state()["queued"] == 1
 
 
 def test_supervisor_cancel_ends_queued_and_running_jobs(house: House) -> None:
@@ -212,7 +212,7 @@ def test_supervisor_job_that_kills_workers_fails(house: House, steps: int) -> No
     deadly = house.submit("die", steps)
     others = [house.submit(steps=steps) for _ in range(5)]
     found = house.ended(deadly)
-    assert (found.state, found.attempt) == ("failed", CRASHES)
+    assert (found.state, found.attempt) == ("failed", MAX_CRASHES)
     for name in [*others, house.submit()]:
         assert house.ended(name).state == "succeeded"
 
@@ -224,7 +224,7 @@ def test_supervisor_silent_worker_is_replaced(house: House) -> None:
     assert supervisor.restarts == 1
     house.jobs.cancel(name)
     supervisor.wake()
-    house.until(lambda: house.jobs.counts()["canceled"] == 1)
+    house.until(lambda: house.jobs.count_by_state()["canceled"] == 1)
 
 
 def test_supervisor_worker_that_reads_nothing_is_replaced(house: House) -> None:
@@ -235,7 +235,7 @@ def test_supervisor_worker_that_reads_nothing_is_replaced(house: House) -> None:
     large = house.submit(image=os.urandom(2**21))
     assert house.ended(large).state == "succeeded"
     assert house.ended(frozen).state == "failed"
-    assert supervisor.restarts == CRASHES
+    assert supervisor.restarts == MAX_CRASHES
 
 
 def test_supervisor_message_that_stops_halfway_times_out_early(house: House) -> None:
@@ -267,7 +267,7 @@ def test_supervisor_attempt_taken_by_another_is_dropped(house: House) -> None:
     house.open(0.05, lease_s=1.0)
     name = house.submit(steps=40)
     house.until(lambda: (name, Step(1, 40, 39.0)) in house.heard)
-    assert house.jobs.expire(owners_are_gone=True) == [name]
+    assert house.jobs.requeue_expired(owners_are_gone=True) == [name]
     house.until(lambda: (name, "requeued") in house.heard)
     assert house.ended(name).attempt == 2
 
@@ -344,14 +344,16 @@ def test_supervisor_end_stored_without_answer_is_published(
     job = house.ended(house.submit())
     assert job.state == "succeeded"
     assert job.result is not None
-    assert all((house.files.results(job.id) / made).exists() for made in job.result["files"])
+    assert all(
+        (house.files.get_results_folder(job.id) / made).exists() for made in job.result["files"]
+    )
     assert supervisor.ended["succeeded"] == 1
 
 
 def test_supervisor_job_that_cannot_be_sent_fails_alone(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    unpack, calls = house.files.unpack, itertools.count()
+    unpack, calls = house.files.unpack_request, itertools.count()
 
     def failing(stored: Any) -> Request:
         if next(calls) == 1:
@@ -374,7 +376,7 @@ def test_supervisor_isolated_job_stays_alone_if_another_fails(
     suspect = house.submit(steps=9)
     for _ in range(3):
         (held,) = house.jobs.claim("before", 1, LONG)
-        assert house.jobs.give_back(held, crashed=True)
+        assert house.jobs.release(held, crashed=True)
     claim, together = house.jobs.claim, list[list[int]]()
 
     def noted(owner: str, count: int, lease: float, models: Any, beside: Any) -> list[Job]:
@@ -384,8 +386,8 @@ def test_supervisor_isolated_job_stays_alone_if_another_fails(
 
     monkeypatch.setattr(house.jobs, "claim", noted)
     missing = house.submit(image=b"a picture", priority=1)
-    for upload in house.files.old(-1):
-        house.files.forget(upload, -1)
+    for upload in house.files.list_older_than(-1):
+        house.files.delete(upload, -1)
     others = [house.submit(priority=1) for _ in range(3)]
     house.open(max_jobs=5)
     assert "upload it again" in str(house.ended(missing).error)
@@ -448,8 +450,8 @@ def test_supervisor_worker_death_with_failing_store_counts_once(
 ) -> None:
     fail_at_first(house, monkeypatch, "give_back")
     supervisor = house.open()
-    assert house.ended(house.submit("die")).crashes == CRASHES - 1
-    assert supervisor.restarts == CRASHES
+    assert house.ended(house.submit("die")).crashes == MAX_CRASHES - 1
+    assert supervisor.restarts == MAX_CRASHES
 
 
 def test_supervisor_messages_wait_while_the_store_fails(
@@ -461,7 +463,7 @@ def test_supervisor_messages_wait_while_the_store_fails(
     house.open(0.2)  # while the first is stepped, the others come
     for name in names:
         assert house.ended(name).error == "prompt: refused"
-    (total,) = Ledger(house.jobs.database).totals("model")
+    (total,) = UsageReader(house.jobs.database).sum_usage("model")
     assert (total.jobs, total.device_seconds) == (8, pytest.approx(8 * 0.002))
 
 
@@ -483,14 +485,17 @@ def test_supervisor_frozen_server_s_result_is_rejected(
     name = house.submit()
     assert frozen.wait(LONG)
     house.open(lease_s=30.0)
-    house.until(lambda: house.jobs.counts()["succeeded"] == 1)
+    house.until(lambda: house.jobs.count_by_state()["succeeded"] == 1)
     thawed.set()
     house.until(lambda: house.heard.count((name, "ended")) == 2)
     job = house.jobs.get(name)
     assert job is not None
     assert (job.state, job.attempt) == ("succeeded", 2)
-    assert sorted(p.name for p in house.files.results(name).iterdir()) == ["2-0.png", "2-1.png"]
-    assert [e.kind for e in house.jobs.history(name)].count("succeeded") == 1
+    assert sorted(p.name for p in house.files.get_results_folder(name).iterdir()) == [
+        "2-0.png",
+        "2-1.png",
+    ]
+    assert [e.kind for e in house.jobs.list_history(name)].count("succeeded") == 1
 
 
 def test_supervisor_stop_finishes_running_jobs_and_keeps_queued_ones(house: House) -> None:
@@ -498,7 +503,7 @@ def test_supervisor_stop_finishes_running_jobs_and_keeps_queued_ones(house: Hous
     names = [house.submit(steps=10) for _ in range(5)]
     house.until(lambda: len({of for of, _ in house.heard}) == 2)
     supervisor.stop(grace_s=LONG)
-    counts = house.jobs.counts()
+    counts = house.jobs.count_by_state()
     assert counts["succeeded"] == 2
     assert counts["queued"] == 3
     other = house.open()

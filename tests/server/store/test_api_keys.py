@@ -19,7 +19,7 @@ from overpaint.errors import RequestError, StoreError
 from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.settings import ServerSettings
 from overpaint.server.store import api_keys as keys_module
-from overpaint.server.store.api_keys import Keys, digest_of
+from overpaint.server.store.api_keys import ApiKeys, hash_key
 from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.tables import keys as table
 from tests.server.live import running
@@ -35,29 +35,29 @@ def overpaint(*arguments: str) -> str:
 
 
 def test_only_the_digest_of_a_key_is_kept(store: Jobs) -> None:
-    keys = Keys(store.database)
-    assert not keys.demanded()
-    made = Keys(store.database).create("ann")
+    keys = ApiKeys(store.database)
+    assert not keys.are_required()
+    made = ApiKeys(store.database).create("ann")
     assert re.fullmatch(r"op_[A-Za-z0-9_-]{43}", made)
     with store.database.read() as connection:
         rows = connection.execute(select(table)).all()
-    assert [tuple(row)[:2] for row in rows] == [(digest_of(made), "ann")]
-    keys = Keys(store.database)
-    assert keys.demanded()
-    assert keys.good()
-    assert keys.knows(digest_of(made))
-    assert not keys.knows(digest_of(made + "x"))
+    assert [tuple(row)[:2] for row in rows] == [(hash_key(made), "ann")]
+    keys = ApiKeys(store.database)
+    assert keys.are_required()
+    assert keys.has_active()
+    assert keys.accepts(hash_key(made))
+    assert not keys.accepts(hash_key(made + "x"))
 
 
 def test_a_revoked_key_opens_nothing_and_one_is_demanded_still(store: Jobs) -> None:
-    keys = Keys(store.database)
+    keys = ApiKeys(store.database)
     made = keys.create("ann")
     keys.revoke("ann")
-    keys = Keys(store.database)
-    assert not keys.knows(digest_of(made))
-    assert keys.demanded()
-    assert not keys.good()
-    assert [key.revoked is not None for key in keys.all()] == [True]
+    keys = ApiKeys(store.database)
+    assert not keys.accepts(hash_key(made))
+    assert keys.are_required()
+    assert not keys.has_active()
+    assert [key.revoked is not None for key in keys.list_keys()] == [True]
     for name in ("ann", "bob"):
         with pytest.raises(StoreError, match=name):
             keys.revoke(name)
@@ -65,19 +65,19 @@ def test_a_revoked_key_opens_nothing_and_one_is_demanded_still(store: Jobs) -> N
 
 @pytest.mark.parametrize("name", ["ann", "", "n" * 101])
 def test_a_name_is_one_keys(store: Jobs, name: str) -> None:
-    keys = Keys(store.database)
+    keys = ApiKeys(store.database)
     keys.create("ann")
     keys.revoke("ann")
     with pytest.raises(StoreError, match="key"):
         keys.create(name)
-    assert len(keys.all()) == 1
+    assert len(keys.list_keys()) == 1
 
 
 def test_keys_that_are_given_need_no_store(store: Jobs) -> None:
-    keys = Keys(store.database, ("one", "two"))
-    assert keys.demanded()
-    assert keys.knows(digest_of("two"))
-    assert not keys.knows(digest_of("three"))
+    keys = ApiKeys(store.database, ("one", "two"))
+    assert keys.are_required()
+    assert keys.accepts(hash_key("two"))
+    assert not keys.accepts(hash_key("three"))
 
 
 def test_the_command_line_makes_lists_and_revokes(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_command_line_makes_lists_and_revokes(tmp_path: Path) -> None:
     unnamed = overpaint("create", *data)
     overpaint("revoke", "ann", *data)
     listed = json.loads(overpaint("list", "--json", *data))
-    assert [key["name"] for key in listed] == ["ann", digest_of(unnamed)[:12]]
+    assert [key["name"] for key in listed] == ["ann", hash_key(unnamed)[:12]]
     assert listed[0]["revoked"] >= listed[0]["created"]
     assert listed[1]["revoked"] is None
     shown = overpaint("list", *data)
@@ -109,7 +109,7 @@ def until_answered(status: int, url: str, key: str | None) -> None:
 def test_a_server_heeds_changes_while_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys_module, "MEMORY", 0.05)
+    monkeypatch.setattr(keys_module, "KEY_CACHE_S", 0.05)
     data = ("--data", str(tmp_path))
     with running(tmp_path) as url:
         assert get(url, None) == 200

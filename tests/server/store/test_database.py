@@ -7,7 +7,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.errors import StoreError
 from overpaint.server.store import database as databases
-from overpaint.server.store.database import Database, connect
+from overpaint.server.store.database import Database, create_store_engine
 from overpaint.server.store.jobs import Jobs, NewJob
 from overpaint.server.store.tables import alembic_version, jobs
 from tests.server.postgres import database
@@ -27,7 +27,7 @@ def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
 def test_database_of_a_newer_store_is_refused(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/jobs.db"
     Database(url).close()
-    with connect(url).begin() as connection:
+    with create_store_engine(url).begin() as connection:
         connection.execute(alembic_version.update().values(version_num="0099"))
     with pytest.raises(StoreError, match="has schema version 99"):
         Database(url)
@@ -46,7 +46,7 @@ def test_a_server_that_stands_still_holds_nobody_up(
         pytest.skip("no Postgres here: apt-get install postgresql")
     url = database(postgres)
     Database(url).close()  # its tables are made without the short timeout
-    monkeypatch.setattr(databases, "HELD", 0.2)
+    monkeypatch.setattr(databases, "IDLE_IN_TRANSACTION_TIMEOUT_S", 0.2)
     still, other = Database(url), Database(url)
     Jobs(other).submit(NewJob("a", "", "m", {}, 1.0))
     row = jobs.select().where(jobs.c.id == "a").with_for_update()

@@ -35,11 +35,11 @@ def test_what_was_put_is_there(files: Files) -> None:
     name = files.put(b"abc")
     assert name == hashlib.sha256(b"abc").hexdigest() == files.put(b"abc")
     assert files.get(name) == b"abc"
-    assert files.has(name)
+    assert files.exists(name)
     assert len(everything(files.folder)) == 1
-    files.forget(name)
-    files.forget(name)
-    assert not files.has(name)
+    files.delete(name)
+    files.delete(name)
+    assert not files.exists(name)
     with pytest.raises(PictureError, match="upload it again"):
         files.get(name)
 
@@ -110,29 +110,29 @@ def test_what_was_there_stays_when_its_replacement_fails(
 
 def test_leftovers_are_swept(files: Files) -> None:
     name = files.put(b"abc")
-    files.results("job").mkdir(parents=True)
-    for folder in (files.folder / "files" / name[:2], files.results("job")):
+    files.get_results_folder("job").mkdir(parents=True)
+    for folder in (files.folder / "files" / name[:2], files.get_results_folder("job")):
         (folder / "x.1234.partial").write_bytes(b"half")
-    files.sweep(60)
+    files.delete_partial_files(60)
     assert len(everything(files.folder)) == 3  # another server may be writing them
-    files.sweep()
+    files.delete_partial_files()
     assert [path.name for path in everything(files.folder)] == [name]
-    files.forget_results("job")
-    files.forget_results("job")
-    assert not files.results("job").exists()
+    files.delete_results("job")
+    files.delete_results("job")
+    assert not files.get_results_folder("job").exists()
 
 
 def test_age(files: Files) -> None:
     name = files.put(b"abc")
-    assert list(files.old(60)) == []
+    assert list(files.list_older_than(60)) == []
     (path,) = everything(files.folder)
     os.utime(path, (1, 1))
-    assert list(files.old(60)) == [name]
-    files.forget(name, 60)
+    assert list(files.list_older_than(60)) == [name]
+    files.delete(name, 60)
     assert everything(files.folder) == []
     files.put(b"abc")
-    assert list(files.old(60)) == []
-    files.forget(name, 60)  # it was put again since it was found to be old
+    assert list(files.list_older_than(60)) == []
+    files.delete(name, 60)  # it was put again since it was found to be old
     assert files.get(name) == b"abc"
     assert everything(files.folder) == [path]
 
@@ -149,14 +149,14 @@ def test_a_request_comes_back_as_it_was(files: Files) -> None:
         guidance_interval=(0.1, 0.9),
         extend=(8, 0, 0, 8),
     )
-    stored, names = files.pack(request)
+    stored, names = files.pack_request(request)
     assert set(names) == {house.sha256}
     assert len(everything(files.folder)) == 1
     assert house.data not in repr(stored).encode()
-    assert files.unpack(stored) == request
-    files.forget(house.sha256)
+    assert files.unpack_request(stored) == request
+    files.delete(house.sha256)
     with pytest.raises(PictureError):
-        files.unpack(stored)
+        files.unpack_request(stored)
 
 
 def test_a_picture_that_comes_many_times_is_kept_and_read_once(
@@ -166,10 +166,10 @@ def test_a_picture_that_comes_many_times_is_kept_and_read_once(
     controls = tuple(Control(kind="canny", hint=shown) for _ in range(16))
     put, names = MagicMock(wraps=files.put), set[str]()
     monkeypatch.setattr(files, "put", put)
-    stored, named = files.pack(Request(image=shown, controls=controls))
+    stored, named = files.pack_request(Request(image=shown, controls=controls))
     names |= set(named)
     assert (put.call_count, len(names)) == (1, 1)
-    back = files.unpack(stored)
+    back = files.unpack_request(stored)
     assert back.image
     assert all(control.hint and control.hint.data is back.image.data for control in back.controls)
 
@@ -179,4 +179,4 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     name = files.put(b"a picture")
     strange = tmp_path / "files" / name[:2] / ".DS_Store"
     strange.write_bytes(b"")
-    assert files.old(-1) == [name]
+    assert files.list_older_than(-1) == [name]

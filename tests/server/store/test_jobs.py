@@ -12,7 +12,7 @@ import pytest
 
 from overpaint.errors import IdempotencyError, QueueFullError
 from overpaint.server.settings import Limits
-from overpaint.server.store.jobs import AGEING, CRASHES, Attempt, Job, Jobs, NewJob
+from overpaint.server.store.jobs import MAX_CRASHES, WAIT_S_PER_WORK_S, Attempt, Job, Jobs, NewJob
 from overpaint.server.store.origins import FalOrigin, OutputOptions
 from overpaint.server.store.outbox import Outbox
 from tests.server.conftest import Clock, Open
@@ -36,7 +36,7 @@ def new(name: str = "", **fields: Any) -> NewJob:
 
 
 def kinds(store: Jobs, name: str) -> list[str]:
-    said = store.history(name)
+    said = store.list_history(name)
     assert [entry.number for entry in said] == list(range(1, len(said) + 1))
     return [entry.kind for entry in said]
 
@@ -57,9 +57,9 @@ def test_a_job_s_life(store: Jobs, clock: Clock) -> None:
     assert ended is not None
     assert (ended.state, ended.result, ended.ended) == ("succeeded", {"files": ["f"]}, clock.now)
     assert kinds(store, "a") == ["queued", "started", "succeeded"]
-    assert store.history("a", after=2)[0].kind == "succeeded"
+    assert store.list_history("a", after=2)[0].kind == "succeeded"
     assert store.get("b") is None
-    assert store.latest(["a", "b"]) == {"a": 3}
+    assert store.get_latest_numbers(["a", "b"]) == {"a": 3}
 
 
 def test_what_was_accepted_is_there_for_whoever_opens_the_store_next(opened: Open) -> None:
@@ -74,8 +74,8 @@ def test_an_end_is_final(store: Jobs, end: Any) -> None:
     assert store.finish(claimed, end)
     for other in ("succeeded", "failed", "canceled"):
         assert not store.finish(claimed, other, error="again")
-    assert not store.give_back(claimed)
-    assert store.expire(owners_are_gone=True) == []
+    assert not store.release(claimed)
+    assert store.requeue_expired(owners_are_gone=True) == []
     found = store.cancel("a")
     assert found is not None
     assert (found.state, found.error) == (end, None)
@@ -87,13 +87,13 @@ def test_a_stale_attempt_changes_nothing(store: Jobs, clock: Clock) -> None:
     store.submit(new("a"))
     (stale,) = store.claim("frozen", 1, LEASE)
     clock.now += LEASE + 1
-    assert store.expire() == ["a"]
+    assert store.requeue_expired() == ["a"]
     assert not store.finish(stale, "succeeded", result={"by": "frozen"})
     (claimed,) = store.claim("other", 1, LEASE)
     assert claimed.attempt == 2
     assert not store.finish(stale, "succeeded", result={"by": "frozen"})
-    assert not store.give_back(stale)
-    assert store.beat("frozen", LEASE) == []
+    assert not store.release(stale)
+    assert store.renew_leases("frozen", LEASE) == []
     assert store.finish(claimed, "succeeded", result={"by": "other"})
     assert not store.finish(stale, "failed", error="late")
     found = store.get("a")
@@ -105,7 +105,7 @@ def test_a_stale_attempt_changes_nothing(store: Jobs, clock: Clock) -> None:
 def test_a_claim_by_the_same_owner_is_another_attempt(store: Jobs) -> None:
     store.submit(new("a"))
     (first,) = store.claim("me", 1, LEASE)
-    assert store.give_back(first)
+    assert store.release(first)
     (second,) = store.claim("me", 1, LEASE)
     assert not store.finish(first, "succeeded")
     assert store.finish(second, "succeeded")
@@ -116,8 +116,8 @@ def test_beats_keep_a_lease(store: Jobs, clock: Clock) -> None:
     store.claim("me", 1, LEASE)
     for _ in range(5):
         clock.now += LEASE - 1
-        assert [held.id for held in store.beat("me", LEASE)] == ["a"]
-        assert store.expire() == []
+        assert [held.id for held in store.renew_leases("me", LEASE)] == ["a"]
+        assert store.requeue_expired() == []
 
 
 def test_cancel(store: Jobs) -> None:
@@ -131,7 +131,7 @@ def test_cancel(store: Jobs) -> None:
     running = store.cancel("a")
     assert running is not None
     assert (running.state, running.canceling) == ("running", True)
-    assert store.beat("me", LEASE) == [Attempt("a", 1, "me", True)]
+    assert store.renew_leases("me", LEASE) == [Attempt("a", 1, "me", True)]
     assert store.finish(claimed, "canceled")
     again = store.cancel("a")
     assert again is not None
@@ -145,36 +145,36 @@ def test_what_was_to_be_canceled_does_not_run_again(store: Jobs, clock: Clock) -
     claimed = {job.id: job for job in store.claim("me", 2, LEASE)}
     for name in "ab":
         store.cancel(name)
-    assert store.give_back(claimed["a"])
+    assert store.release(claimed["a"])
     clock.now += LEASE + 1
-    assert store.expire() == ["b"]
-    assert +Counter(store.counts()) == Counter(canceled=2)
+    assert store.requeue_expired() == ["b"]
+    assert +Counter(store.count_by_state()) == Counter(canceled=2)
     assert store.claim("me", 2, LEASE) == []
 
 
 def test_a_job_that_brings_everything_down_is_given_up(store: Jobs) -> None:
     store.submit(new("a"))
-    for _ in range(CRASHES):
+    for _ in range(MAX_CRASHES):
         (claimed,) = store.claim("me", 1, LEASE)
-        assert store.give_back(claimed, crashed=True)
+        assert store.release(claimed, crashed=True)
     found = store.get("a")
     assert found is not None
     assert found.state == "failed"
-    assert f"{CRASHES} times" in (found.error or "")
+    assert f"{MAX_CRASHES} times" in (found.error or "")
 
 
 def test_giving_back_is_no_crash(store: Jobs) -> None:
     store.submit(new("a"))
-    for _ in range(3 * CRASHES):
+    for _ in range(3 * MAX_CRASHES):
         (claimed,) = store.claim("me", 1, LEASE)
-        assert store.give_back(claimed)
-    assert store.counts()["queued"] == 1
+        assert store.release(claimed)
+    assert store.count_by_state()["queued"] == 1
 
 
 def test_short_jobs_first_but_not_for_ever(store: Jobs, clock: Clock) -> None:
     store.submit(new("long", work=10))
     store.submit(new("short", work=1))
-    clock.now += 9 * AGEING + 1
+    clock.now += 9 * WAIT_S_PER_WORK_S + 1
     store.submit(new("late", work=1))
     assert [job.id for job in store.claim("me", 3, LEASE)] == ["short", "long", "late"]
 
@@ -204,10 +204,10 @@ def test_models(store: Jobs) -> None:
 def test_how_much_is_ahead(store: Jobs) -> None:
     for name, work in (("a", 1.0), ("b", 2.0), ("c", 4.0), ("d", 8.0)):
         store.submit(new(name, work=work))
-    assert [store.ahead(name) for name in "abcd"] == [(0, 0), (1, 1), (2, 3), (3, 7)]
+    assert [store.get_queue_position(name) for name in "abcd"] == [(0, 0), (1, 1), (2, 3), (3, 7)]
     store.claim("me", 1, LEASE)
-    assert store.ahead("a") is None
-    assert store.ahead("c") == (1, 3)
+    assert store.get_queue_position("a") is None
+    assert store.get_queue_position("c") == (1, 3)
 
 
 def test_a_full_queue_turns_away(store: Jobs) -> None:
@@ -234,7 +234,7 @@ def test_the_same_token_is_the_same_job(store: Jobs) -> None:
         store.submit(new("c", token="t", body="y"))
     other = store.submit(new("d", token="t", body="y", key="other"))
     assert other.id == "d"
-    assert {job.id for job in store.page(None, 10)} == {"a", "d"}
+    assert {job.id for job in store.list_page(None, 10)} == {"a", "d"}
     full = Limits(queued_jobs=0)
     assert store.submit(new("e", token="t", body="x"), full) == first
 
@@ -252,7 +252,7 @@ def test_many_at_once_with_one_token(store: Jobs) -> None:
         thread.join()
     assert len(found) == 8
     assert len(set(found)) == 1
-    assert len(store.page(None, 10)) == 1
+    assert len(store.list_page(None, 10)) == 1
 
 
 def test_claims_at_once_share_nothing(opened: Open) -> None:
@@ -275,17 +275,17 @@ def test_claims_at_once_share_nothing(opened: Open) -> None:
     for thread in threads:
         thread.join()
     assert len(claimed) == len(set(claimed)) == 60
-    assert one.counts()["succeeded"] == 60
+    assert one.count_by_state()["succeeded"] == 60
 
 
 def test_what_is_queued(store: Jobs, clock: Clock) -> None:
-    assert store.backlog() == (0, 0)
+    assert store.get_backlog() == (0, 0)
     for name, work in (("a", 2.5), ("b", 3.0), ("c", 4.0)):
         store.submit(new(name, work=work))
         clock.now += 10
-    assert store.backlog() == (9.5, 30)
+    assert store.get_backlog() == (9.5, 30)
     store.claim("me", 1, LEASE)  # a, the shortest
-    assert store.backlog() == (7.0, 20)
+    assert store.get_backlog() == (7.0, 20)
 
 
 def test_pages(store: Jobs, clock: Clock) -> None:
@@ -293,15 +293,15 @@ def test_pages(store: Jobs, clock: Clock) -> None:
         store.submit(new(name, key="k"))
         clock.now += name in "bd"
     store.submit(new("x", key="other"))
-    first = store.page("k", 2)
+    first = store.list_page("k", 2)
     assert [job.id for job in first] == ["e", "d"]
-    second = store.page("k", 2, before=first[-1])
+    second = store.list_page("k", 2, before=first[-1])
     assert [job.id for job in second] == ["c", "b"]
-    assert [job.id for job in store.page("k", 2, before=second[-1])] == ["a"]
-    assert store.page("k", 2, after=second[0]) == first
+    assert [job.id for job in store.list_page("k", 2, before=second[-1])] == ["a"]
+    assert store.list_page("k", 2, after=second[0]) == first
     store.cancel("c")
-    assert [job.id for job in store.page("k", 5, states=["canceled"])] == ["c"]
-    assert len(store.page(None, 10)) == 6
+    assert [job.id for job in store.list_page("k", 5, states=["canceled"])] == ["c"]
+    assert len(store.list_page(None, 10)) == 6
 
 
 def test_who_was_in_a_crash_has_less_and_less_company(store: Jobs) -> None:
@@ -311,26 +311,26 @@ def test_who_was_in_a_crash_has_less_and_less_company(store: Jobs) -> None:
         store.submit(new(name))
     deadly, innocent, seen = names[0], set(names[1:]), list[int]()
     held = list[Job]()
-    while store.counts()["failed"] == 0:
+    while store.count_by_state()["failed"] == 0:
         held += store.claim("me", 64 - len(held), LEASE, beside=held)
         assert store.claim("me", 64 - len(held), LEASE, beside=held) == []
         if deadly in [job.id for job in held]:
             seen.append(len(held))
             for job in held:
-                store.give_back(job, crashed=True)
+                store.release(job, crashed=True)
         else:
             for job in held:
                 store.finish(job, "succeeded")
         held = []
     assert seen[0] == 64
     assert seen[-2:] == [1, 1]
-    assert len(seen) == CRASHES
+    assert len(seen) == MAX_CRASHES
     while left := store.claim("me", 64, LEASE):
         for job in left:
             assert store.finish(job, "succeeded")
     found = {name: store.get(name) for name in innocent}
     assert {job.state for job in found.values() if job} == {"succeeded"}
-    assert store.counts() == {
+    assert store.count_by_state() == {
         "queued": 0, "running": 0, "succeeded": 79, "failed": 1, "canceled": 0
     }  # fmt: skip
 
@@ -341,23 +341,25 @@ def test_old_jobs_are_forgotten_with_all_that_belongs_to_them(store: Jobs, clock
     store.submit(new("b", files=["g"]))
     (claimed, *_) = [job for job in store.claim("me", 2, LEASE) if job.id == "a"]
     store.finish(claimed, "succeeded", result={"files": ["r"]})
-    assert store.old(60) == []
+    assert store.list_ended_before(60) == []
     clock.now += 61
-    assert store.in_use(["f", "g", "h"]) == {"f", "g"}
-    assert store.old(60) == ["a"]
-    store.forget(["a", "b"])  # b is under way, and stays
-    assert store.old(0) == []
+    assert store.find_used_files(["f", "g", "h"]) == {"f", "g"}
+    assert store.list_ended_before(60) == ["a"]
+    store.delete(["a", "b"])  # b is under way, and stays
+    assert store.list_ended_before(0) == []
     assert store.get("b") is not None
     assert store.get("a") is None
-    assert store.history("a") == []
-    assert Outbox(store.database).log("a") == []
-    assert store.in_use(["f", "g"]) == {"g"}
+    assert store.list_history("a") == []
+    assert Outbox(store.database).list_webhooks("a") == []
+    assert store.find_used_files(["f", "g"]) == {"g"}
     assert store.submit(replace(ended, id="c", body="y")).id == "c"
 
 
 def test_notices_are_in_the_history(store: Jobs) -> None:
     store.submit(new("a"))
-    threads = [threading.Thread(target=store.say, args=("a", "notice", {"n": i})) for i in range(6)]
+    threads = [
+        threading.Thread(target=store.add_history, args=("a", "notice", {"n": i})) for i in range(6)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -371,8 +373,8 @@ def test_who_asks_what_ran_out_keeps_its_own(store: Jobs, clock: Clock) -> None:
     (mine,) = store.claim("me", 1, LEASE)
     (theirs,) = store.claim("they", 1, LEASE)
     clock.now += LEASE + 1
-    assert store.expire(but="me") == [theirs.id]
-    assert store.beat("me", LEASE) == [Attempt(mine.id, 1, "me", False)]
+    assert store.requeue_expired(except_owner="me") == [theirs.id]
+    assert store.renew_leases("me", LEASE) == [Attempt(mine.id, 1, "me", False)]
 
 
 def test_a_name_with_a_nul_is_nobody_s(store: Jobs) -> None:

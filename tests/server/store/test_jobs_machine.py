@@ -29,13 +29,20 @@ from overpaint.errors import QueueFullError
 from overpaint.events import Spent
 from overpaint.server.settings import Limits
 from overpaint.server.store.database import Database
-from overpaint.server.store.jobs import COMPANY, CRASHES, ENDED, Job, Jobs, NewJob
+from overpaint.server.store.jobs import (
+    ENDED,
+    MAX_CONCURRENCY_BY_CRASHES,
+    MAX_CRASHES,
+    Job,
+    Jobs,
+    NewJob,
+)
 from overpaint.server.store.tables import usage
 from tests.server.conftest import Clock
 
 OWNERS = ("x", "y")
 LEASE = 10.0
-ALONE = len(COMPANY) - 1
+ALONE = len(MAX_CONCURRENCY_BY_CRASHES) - 1
 """Crashes after which a job is under way beside no other."""
 
 ROOM = 12
@@ -96,7 +103,7 @@ class Machine(RuleBasedStateMachine):
         count = known.crashes + crashed
         if known.canceling:
             self.end(name, "canceled")
-        elif count >= CRASHES:
+        elif count >= MAX_CRASHES:
             self.end(name, "failed")
         else:
             known.state, known.owner, known.crashes = "queued", None, count
@@ -158,7 +165,7 @@ class Machine(RuleBasedStateMachine):
     @rule(job=held, crashed=st.booleans(), by=st.sampled_from(OWNERS))
     def give_back(self, job: Job, crashed: bool, by: str) -> None:
         good = self.has(job)
-        assert self.stores[by].give_back(job, crashed=crashed) == good
+        assert self.stores[by].release(job, crashed=crashed) == good
         if good:
             self.requeue(job.id, crashed)
 
@@ -176,7 +183,7 @@ class Machine(RuleBasedStateMachine):
     @rule(owner=st.sampled_from(OWNERS))
     def beat(self, owner: str) -> None:
         mine = {n: k for n, k in self.known.items() if (k.state, k.owner) == ("running", owner)}
-        found = self.stores[owner].beat(owner, LEASE)
+        found = self.stores[owner].renew_leases(owner, LEASE)
         assert {held.id: held.canceling for held in found} == {
             name: known.canceling for name, known in mine.items()
         }
@@ -194,7 +201,7 @@ class Machine(RuleBasedStateMachine):
             for name, known in self.known.items()
             if known.state == "running" and (all_gone or known.until < self.clock.now)
         ]
-        assert sorted(self.stores[by].expire(owners_are_gone=all_gone)) == sorted(over)
+        assert sorted(self.stores[by].requeue_expired(owners_are_gone=all_gone)) == sorted(over)
         for name in over:
             self.requeue(name, True)
 
@@ -210,7 +217,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def states_are_as_known(self) -> None:
         counted = Counter(known.state for known in self.known.values())
-        assert +Counter(self.stores["x"].counts()) == Counter(counted)
+        assert +Counter(self.stores["x"].count_by_state()) == Counter(counted)
 
     def check(self) -> None:
         store = self.stores["x"]
@@ -219,7 +226,7 @@ class Machine(RuleBasedStateMachine):
             assert job is not None
             found = (job.state, job.attempt, job.crashes, job.result)
             assert found == (known.state, known.attempt, known.crashes, known.result)
-            said = [entry.kind for entry in store.history(name)]
+            said = [entry.kind for entry in store.list_history(name)]
             assert said == known.said
             assert sum(kind in ENDED for kind in said) == (known.state in ENDED)
         self.check_ledger()
@@ -228,7 +235,7 @@ class Machine(RuleBasedStateMachine):
         """It has one entry for each job that has ended, also when these are forgotten."""
         store = self.stores["x"]
         ended = {name: known for name, known in self.known.items() if known.state in ENDED}
-        store.forget(ended)
+        store.delete(ended)
         columns = (usage.c.job, usage.c.state, usage.c.pictures, usage.c.device_seconds)
         with store.database.read() as connection:
             entries = [tuple(row) for row in connection.execute(select(*columns))]

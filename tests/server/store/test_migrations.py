@@ -26,14 +26,14 @@ from sqlalchemy import create_engine, func, inspect, make_url, select, text
 from overpaint.cli.main import main
 from overpaint.errors import StoreError
 from overpaint.server.store import migrations, upgrade
-from overpaint.server.store.api_keys import Keys
+from overpaint.server.store.api_keys import ApiKeys
 from overpaint.server.store.database import Database
 from overpaint.server.store.jobs import Jobs, NewJob
 from overpaint.server.store.origins import ReplicateOrigin
 from overpaint.server.store.outbox import Outbox
 from overpaint.server.store.tables import SCHEMA_VERSION, about, alembic_version, schema
 from overpaint.server.store.upgrade import UpgradeProgress
-from overpaint.server.store.usage import Ledger
+from overpaint.server.store.usage import UsageReader
 from overpaint.system.atomic_files import lock_file
 from tests.server.live import client_of
 from tests.server.postgres import database as new_database
@@ -150,34 +150,38 @@ def test_upgraded_store_goes_on_with_its_jobs(version: int, url: str) -> None:
     build(version, url)
     database = Database(url, upgrade=True)
     jobs, outbox = Jobs(database), Outbox(database)
-    (running,) = jobs.page(None, 10, states=["running"])
-    assert [said.kind for said in jobs.history(running.id)][-1] == "notice"
-    assert jobs.expire(owners_are_gone=True) == [running.id]  # its end was asked for
+    (running,) = jobs.list_page(None, 10, states=["running"])
+    assert [said.kind for said in jobs.list_history(running.id)][-1] == "notice"
+    assert jobs.requeue_expired(owners_are_gone=True) == [running.id]  # its end was asked for
     assert (jobs.get(running.id) or running).state == "canceled"
-    done = next(job for job in jobs.page(None, 100) if isinstance(job.origin, ReplicateOrigin))
+    done = next(job for job in jobs.list_page(None, 100) if isinstance(job.origin, ReplicateOrigin))
     assert done.key
-    succeeded = next(job for job in jobs.page(done.key, 100, states=["succeeded"]) if job.webhook)
-    posted = {post.kind: post for post in outbox.log(succeeded.id)}
+    succeeded = next(
+        job for job in jobs.list_page(done.key, 100, states=["succeeded"]) if job.webhook
+    )
+    posted = {post.kind: post for post in outbox.list_webhooks(succeeded.id)}
     assert [attempt.status for attempt in posted["completed"].tries] == [500, None]
-    assert jobs.by_token(succeeded.key, "a token; of the client's") == succeeded
+    assert jobs.get_by_token(succeeded.key, "a token; of the client's") == succeeded
 
     claimed = jobs.claim("me", 10, 60.0)
     assert len(claimed) >= 2
     for job in claimed:
         assert jobs.finish(job, "succeeded", result={"files": ["1-0.png"]})
     made = jobs.submit(NewJob("new", succeeded.key, "m", {}, 1.0, webhook="https://example.com/"))
-    assert len(outbox.log(made.id)) == 4  # ids of webhooks go on behind those that were there
-    due = outbox.take(100, 60.0)
+    assert (
+        len(outbox.list_webhooks(made.id)) == 4
+    )  # ids of webhooks go on behind those that were there
+    due = outbox.claim_due(100, 60.0)
     assert succeeded.id in {post.job for post in due}
-    assert outbox.secret(succeeded.key).startswith("whsec_")
-    totals = {total.name: total for total in Ledger(database).totals("model")}
+    assert outbox.get_secret(succeeded.key).startswith("whsec_")
+    totals = {total.name: total for total in UsageReader(database).sum_usage("model")}
     assert totals["miniature"].jobs >= len(claimed) + 1
     if version >= 3:
-        assert [(key.name, key.revoked is None) for key in Keys(database).all()] == [
+        assert [(key.name, key.revoked is None) for key in ApiKeys(database).list_keys()] == [
             ("old", False),
             ("Zoë's laptop", True),
         ]
-    jobs.forget([succeeded.id])  # foreign keys are there and in force
+    jobs.delete([succeeded.id])  # foreign keys are there and in force
     after = rows_of(url)
     assert succeeded.id not in {row["job"] for row in after["outbox"] + after["events"]}
     assert after["deliveries"] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from overpaint.server.store.jobs import Jobs, NewJob
-from overpaint.server.store.outbox import EVENTS, SHARE, Delivery, Outbox
+from overpaint.server.store.outbox import MAX_CONCURRENT_PER_KEY, WEBHOOK_EVENTS, Delivery, Outbox
 from tests.server.conftest import Clock, Open
 
 LEASE = 10.0
@@ -23,39 +23,39 @@ def outbox(store: Jobs) -> Outbox:
 
 def test_webhooks_are_due_with_what_they_tell(store: Jobs, outbox: Outbox, clock: Clock) -> None:
     submit(store, "a", "start", "completed")
-    assert outbox.take(5, LEASE) == []
+    assert outbox.claim_due(5, LEASE) == []
     (claimed,) = store.claim("me", 1, LEASE)
-    (start,) = outbox.take(5, LEASE)
+    (start,) = outbox.claim_due(5, LEASE)
     assert (start.kind, start.tries, start.job) == ("start", 0, "a")
-    assert outbox.take(5, LEASE) == []
-    outbox.tried(start, Delivery(clock.now, 500, None, 0.1), again=30)
-    assert outbox.take(5, LEASE) == []
+    assert outbox.claim_due(5, LEASE) == []
+    outbox.record_delivery(start, Delivery(clock.now, 500, None, 0.1), again=30)
+    assert outbox.claim_due(5, LEASE) == []
     store.finish(claimed, "succeeded")
-    (end,) = outbox.take(5, LEASE)
+    (end,) = outbox.claim_due(5, LEASE)
     assert end.kind == "completed"
-    outbox.tried(end, Delivery(clock.now, 204, None, 0.2), again=30)
+    outbox.record_delivery(end, Delivery(clock.now, 204, None, 0.2), again=30)
     clock.now += 30
-    (again,) = outbox.take(5, LEASE)
+    (again,) = outbox.claim_due(5, LEASE)
     assert (again.id, again.tries) == (start.id, 1)
-    outbox.tried(again, Delivery(clock.now, None, "refused", 0.3), again=None)
+    outbox.record_delivery(again, Delivery(clock.now, None, "refused", 0.3), again=None)
     clock.now += 1e6
-    assert outbox.take(5, LEASE) == []
-    first, second = outbox.log("a")
+    assert outbox.claim_due(5, LEASE) == []
+    first, second = outbox.list_webhooks("a")
     assert (first.kind, first.state) == ("start", "failed")
     assert [(d.status, d.error) for d in first.tries] == [(500, None), (None, "refused")]
     assert (second.kind, second.state) == ("completed", "delivered")
     counts = {"later": 0, "due": 0, "delivered": 1, "failed": 1, "gone": 0}
-    assert outbox.counts() == counts
+    assert outbox.count_by_state() == counts
 
 
 def test_pictures_are_told_before_the_end_and_only_of_a_job_that_has_some(
     store: Jobs, outbox: Outbox
 ) -> None:
-    submit(store, "good", *EVENTS)
-    submit(store, "bad", *EVENTS)
+    submit(store, "good", *WEBHOOK_EVENTS)
+    submit(store, "bad", *WEBHOOK_EVENTS)
     for job in store.claim("me", 2, LEASE):
         store.finish(job, "succeeded" if job.id == "good" else "failed")
-    told = [(post.job, post.kind) for post in outbox.take(9, LEASE)]
+    told = [(post.job, post.kind) for post in outbox.claim_due(9, LEASE)]
     assert [kind for job, kind in told if job == "good"] == ["start", "output", "completed"]
     assert [kind for job, kind in told if job == "bad"] == ["start", "completed"]
 
@@ -66,10 +66,10 @@ def test_a_webhook_is_posted_once_more_when_that_is_asked_for(
     submit(store, "a", "start", "completed")
     assert not outbox.replay("a", "completed")
     store.cancel("a")
-    (end,) = outbox.take(5, LEASE)
-    outbox.tried(end, Delivery(clock.now, 200, None, 0.1), again=30)
+    (end,) = outbox.claim_due(5, LEASE)
+    outbox.record_delivery(end, Delivery(clock.now, 200, None, 0.1), again=30)
     assert outbox.replay("a", "completed")
-    (replayed,) = outbox.take(5, LEASE)
+    (replayed,) = outbox.claim_due(5, LEASE)
     assert (replayed.id, replayed.tries, replayed.turn) == (end.id, 0, end.turn)
     assert not outbox.replay("a", "nothing")
 
@@ -77,9 +77,9 @@ def test_a_webhook_is_posted_once_more_when_that_is_asked_for(
 def test_a_post_whose_sender_died_is_due_again(store: Jobs, outbox: Outbox, clock: Clock) -> None:
     submit(store, "a", "completed")
     store.cancel("a")
-    assert len(outbox.take(5, LEASE)) == 1
+    assert len(outbox.claim_due(5, LEASE)) == 1
     clock.now += LEASE
-    (again,) = outbox.take(5, LEASE)
+    (again,) = outbox.claim_due(5, LEASE)
     assert (again.kind, again.tries) == ("completed", 1)
 
 
@@ -88,19 +88,24 @@ def test_two_servers_do_not_post_the_same(opened: Open) -> None:
     for name in "abcd":
         submit(mine, name, "completed")
         mine.cancel(name)
-    taken = [Outbox(s.database).take(2, LEASE) for s in (mine, yours)]
+    taken = [Outbox(s.database).claim_due(2, LEASE) for s in (mine, yours)]
     assert sorted(post.job for posts in taken for post in posts) == list("abcd")
 
 
 def test_one_key_s_receivers_hold_up_nobody_else_s(store: Jobs, outbox: Outbox) -> None:
-    for number in range(2 * SHARE):
+    for number in range(2 * MAX_CONCURRENT_PER_KEY):
         submit(store, f"slow{number}", "completed")
         store.cancel(f"slow{number}")
     submit(store, "other", "completed", key="them")
     store.cancel("other")
-    assert [post.key for post in outbox.take(9, LEASE, {"k": SHARE - 1})] == ["k", "them"]
-    assert outbox.take(9, LEASE, {"k": SHARE, "them": 1}) == []
-    assert [post.key for post in outbox.take(4 * SHARE, LEASE)] == ["k"] * SHARE
+    assert [post.key for post in outbox.claim_due(9, LEASE, {"k": MAX_CONCURRENT_PER_KEY - 1})] == [
+        "k",
+        "them",
+    ]
+    assert outbox.claim_due(9, LEASE, {"k": MAX_CONCURRENT_PER_KEY, "them": 1}) == []
+    assert [post.key for post in outbox.claim_due(4 * MAX_CONCURRENT_PER_KEY, LEASE)] == [
+        "k"
+    ] * MAX_CONCURRENT_PER_KEY
 
 
 def test_logs_are_due_anew_whenever_a_job_went_on(
@@ -108,15 +113,17 @@ def test_logs_are_due_anew_whenever_a_job_went_on(
 ) -> None:
     submit(store, "a", "logs")
     submit(store, "b", "completed")
-    outbox.go_on(["a", "b"])
-    (first,) = outbox.take(5, LEASE)
+    outbox.requeue_logs(["a", "b"])
+    (first,) = outbox.claim_due(5, LEASE)
     assert (first.job, first.kind, first.turn) == ("a", "logs", 1)
-    outbox.go_on(["a", "b"])
-    (second,) = outbox.take(5, LEASE)
+    outbox.requeue_logs(["a", "b"])
+    (second,) = outbox.claim_due(5, LEASE)
     assert (second.id, second.turn) == (first.id, 2)
-    outbox.tried(first, Delivery(clock.now, 500, None, 0.1), again=None)  # of what is over
-    outbox.tried(second, Delivery(clock.now, 200, None, 0.1), again=30)
-    (logs,) = outbox.log("a")
+    outbox.record_delivery(
+        first, Delivery(clock.now, 500, None, 0.1), again=None
+    )  # of what is over
+    outbox.record_delivery(second, Delivery(clock.now, 200, None, 0.1), again=30)
+    (logs,) = outbox.list_webhooks("a")
     assert (logs.state, len(logs.tries)) == ("delivered", 2)
 
 
@@ -124,20 +131,20 @@ def test_nothing_more_goes_to_a_receiver_that_is_gone(store: Jobs, outbox: Outbo
     submit(store, "a", "start", "completed")
     submit(store, "elsewhere", "completed", url=f"{URL}/other")
     submit(store, "theirs", "completed", key="them")
-    outbox.give_up("k", URL)
+    outbox.cancel_for_url("k", URL)
     for name in ("a", "elsewhere", "theirs"):
         store.cancel(name)
-    assert {post.job for post in outbox.take(9, LEASE)} == {"elsewhere", "theirs"}
-    assert [posted.state for posted in outbox.log("a")] == ["gone", "gone"]
+    assert {post.job for post in outbox.claim_due(9, LEASE)} == {"elsewhere", "theirs"}
+    assert [posted.state for posted in outbox.list_webhooks("a")] == ["gone", "gone"]
     submit(store, "later", "completed")
     store.cancel("later")
-    assert [post.job for post in outbox.take(9, LEASE)] == ["later"]
+    assert [post.job for post in outbox.claim_due(9, LEASE)] == ["later"]
 
 
 def test_every_key_has_a_secret_of_its_own_that_stays(opened: Open) -> None:
     mine, yours = Outbox(opened().database), Outbox(opened().database)
-    secret = mine.secret("k")
+    secret = mine.get_secret("k")
     assert secret.startswith("whsec_")
     assert len(secret) == len("whsec_") + 44
-    assert yours.secret("k") == secret
-    assert mine.secret("other") != secret
+    assert yours.get_secret("k") == secret
+    assert mine.get_secret("other") != secret

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from overpaint.cli.main import app
 from overpaint.errors import RequestError, StoreError
 from overpaint.events import Spent
-from overpaint.server.store.api_keys import Keys, digest_of
+from overpaint.server.store.api_keys import ApiKeys, hash_key
 from overpaint.server.store.database import Database
-from overpaint.server.store.jobs import CRASHES, Jobs
-from overpaint.server.store.usage import Ledger, Total
+from overpaint.server.store.jobs import MAX_CRASHES, Jobs
+from overpaint.server.store.usage import UsageReader, UsageTotal
 from tests.server.conftest import Clock
 from tests.server.live import client_of, until
 from tests.server.store.test_jobs import LEASE, new
@@ -26,30 +26,30 @@ TWO_FILES = {"files": ["1-0.png", "1-1.png"]}
 TENTHS = Spent(0.1, 0.1)
 
 
-def total(store: Jobs) -> Total:
+def total(store: Jobs) -> UsageTotal:
     """Of all jobs, which are for one model."""
-    (found,) = Ledger(store.database).totals("model")
+    (found,) = UsageReader(store.database).sum_usage("model")
     return found
 
 
 def test_an_end_is_entered_once(store: Jobs) -> None:
     store.submit(new("a"))
     (claimed,) = store.claim("me", 1, LEASE)
-    assert Ledger(store.database).totals("model") == []
+    assert UsageReader(store.database).sum_usage("model") == []
     assert store.finish(claimed, "succeeded", result=TWO_FILES, spent=Spent(1.5, 0.25))
     assert not store.finish(claimed, "succeeded", result=TWO_FILES, spent=Spent(1.5, 0.25))
     store.cancel("a")
-    assert total(store) == Total("miniature", 1, 2, 0.25, 1.5)
+    assert total(store) == UsageTotal("miniature", 1, 2, 0.25, 1.5)
 
 
 def test_an_attempt_that_was_lost_costs_nothing(store: Jobs) -> None:
     store.submit(new("a"))
     (lost,) = store.claim("me", 1, LEASE)
-    assert store.give_back(lost, crashed=True)
+    assert store.release(lost, crashed=True)
     (claimed,) = store.claim("me", 1, LEASE)
     assert not store.finish(lost, "succeeded", result=TWO_FILES, spent=Spent(8.0, 8.0))
     assert store.finish(claimed, "succeeded", result=TWO_FILES, spent=Spent(1.5, 0.25))
-    assert total(store) == Total("miniature", 1, 2, 0.25, 1.5)
+    assert total(store) == UsageTotal("miniature", 1, 2, 0.25, 1.5)
 
 
 def test_whatever_ends_without_pictures_is_entered_too(store: Jobs) -> None:
@@ -59,13 +59,13 @@ def test_whatever_ends_without_pictures_is_entered_too(store: Jobs) -> None:
     claimed = {job.id: job for job in store.claim("me", 2, LEASE)}
     store.cancel("running")
     assert store.finish(claimed["running"], "canceled", spent=Spent(0.5, 0.125))
-    for _ in range(CRASHES):
-        store.expire(owners_are_gone=True)
+    for _ in range(MAX_CRASHES):
+        store.requeue_expired(owners_are_gone=True)
         store.claim("me", 1, LEASE)
     found = store.get("deadly")
     assert found is not None
     assert found.state == "failed"
-    assert total(store) == Total("miniature", 3, 0, 0.125, 0.5)
+    assert total(store) == UsageTotal("miniature", 3, 0, 0.125, 0.5)
 
 
 def test_it_outlives_the_jobs(store: Jobs, clock: Clock) -> None:
@@ -74,7 +74,7 @@ def test_it_outlives_the_jobs(store: Jobs, clock: Clock) -> None:
     store.finish(claimed, "succeeded", result=TWO_FILES)
     before = total(store)
     clock.now += 1
-    store.forget(store.old(0.5))
+    store.delete(store.list_ended_before(0.5))
     assert store.get("a") is None
     assert total(store) == before
 
@@ -89,7 +89,7 @@ def use(store: Jobs, key: str, model: str = "miniature", spent: Spent = TENTHS) 
 
 def test_totals(store: Jobs, clock: Clock) -> None:
     """Three days of a named key, one without a name, and nobody's."""
-    ann, other = digest_of(Keys(store.database).create("ann")), digest_of("given")
+    ann, other = hash_key(ApiKeys(store.database).create("ann")), hash_key("given")
     clock.now = NOON
     use(store, ann)
     clock.now += DAY
@@ -99,25 +99,25 @@ def test_totals(store: Jobs, clock: Clock) -> None:
     use(store, "")
     clock.now += 0.002
     use(store, ann)
-    ledger = Ledger(store.database)
-    assert [(one.name, one.jobs, one.pictures) for one in ledger.totals("day")] == [
+    ledger = UsageReader(store.database)
+    assert [(one.name, one.jobs, one.pictures) for one in ledger.sum_usage("day")] == [
         ("2026-02-28", 1, 2),
         ("2026-03-01", 3, 6),
         ("2026-03-02", 1, 2),
     ]
-    by_key = {one.name: one.jobs for one in ledger.totals("key")}
+    by_key = {one.name: one.jobs for one in ledger.sum_usage("key")}
     assert by_key == {"": 1, other[:12]: 1, "ann": 3}
-    assert [(one.name, one.device_seconds) for one in ledger.totals("model")] == [
+    assert [(one.name, one.device_seconds) for one in ledger.sum_usage("model")] == [
         ("miniature", pytest.approx(0.4)),
         ("sdxl", 2.0),
     ]
     first = date(2026, 3, 1)
-    assert [one.jobs for one in ledger.totals("key", since=first, key=ann)] == [2]
-    assert [one.jobs for one in ledger.totals("key", since=first, until=first, key=ann)] == [1]
-    assert ledger.totals("model", until=date(2026, 2, 27)) == []
-    assert [ledger.digest(name) for name in ("ann", other[:12], "")] == [ann, other, ""]
+    assert [one.jobs for one in ledger.sum_usage("key", since=first, key=ann)] == [2]
+    assert [one.jobs for one in ledger.sum_usage("key", since=first, until=first, key=ann)] == [1]
+    assert ledger.sum_usage("model", until=date(2026, 2, 27)) == []
+    assert [ledger.find_digest(name) for name in ("ann", other[:12], "")] == [ann, other, ""]
     with pytest.raises(StoreError, match="no key 'bob'"):
-        ledger.digest("bob")
+        ledger.find_digest("bob")
 
 
 def overpaint(*arguments: str) -> str:
@@ -135,8 +135,8 @@ def used(tmp_path: Path) -> tuple[str, str]:
     clock.now = NOON
     store = Jobs(database)
     for _ in range(3):
-        use(store, digest_of("one"), "sdxl", Spent(0.1, 0.1))
-    use(store, digest_of(Keys(database).create("ann")))
+        use(store, hash_key("one"), "sdxl", Spent(0.1, 0.1))
+    use(store, hash_key(ApiKeys(database).create("ann")))
     clock.now += DAY
     use(store, "")
     database.close()
@@ -148,7 +148,7 @@ def test_a_table(used: tuple[str, str]) -> None:
     cells = {line[:14].strip(): line[14:].split() for line in lines}
     assert lines[0].split() == ["key", *HEADINGS, "EUR"]
     assert cells["ann"] == ["1", "2", "0.100", "0.100", "0.10"]
-    assert cells[digest_of("one")[:12]] == ["3", "6", "0.300", "0.300", "0.30"]
+    assert cells[hash_key("one")[:12]] == ["3", "6", "0.300", "0.300", "0.30"]
     assert cells["(no key)"] == ["1", "2", "0.100", "0.100", "0.10"]
     assert cells["total"] == ["5", "10", "0.500", "0.500", "0.50"]
     assert len({len(line) for line in lines}) == 1
@@ -211,5 +211,5 @@ def test_a_key_is_told_of_its_own(tmp_path: Path) -> None:
         assert answer.status_code == 422
         # By the command line too, while the server runs.
         data = ("--data", str(tmp_path))
-        until(lambda: digest_of("one")[:12] in overpaint(*data))
+        until(lambda: hash_key("one")[:12] in overpaint(*data))
         assert overpaint(*data, "--csv").splitlines()[1].endswith(",1,2,0.000512,0.004")

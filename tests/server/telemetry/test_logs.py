@@ -23,7 +23,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import WebhookSettings, WorkerSettings
-from overpaint.server.store.api_keys import digest_of
+from overpaint.server.store.api_keys import hash_key
 from overpaint.server.store.jobs import Jobs
 from overpaint.server.telemetry.logs import LOGGER, JsonFormatter, TextFormatter, log_and_continue
 from tests.server.jobs.test_webhooks import receiving
@@ -72,7 +72,7 @@ def test_log_has_one_line_per_request(client: TestClient, written: Written) -> N
         "level": "info",
         "event": "answered",
         "request_id": "mine",
-        "key": digest_of(KEY)[:12],
+        "key": hash_key(KEY)[:12],
         "method": "GET",
         "route": "/api/jobs/{name}",
         "status": 200,
@@ -85,7 +85,7 @@ def test_log_of_job_has_the_id_of_its_request(client: TestClient, written: Writt
     lines = [line for line in written() if line.get("job_id") == name]
     assert [line["event"] for line in lines] == ["job accepted", "job started", "job succeeded"]
     assert {line["request_id"] for line in lines} == {"mine"}
-    assert {line["key"] for line in lines} == {digest_of(KEY)[:12]}
+    assert {line["key"] for line in lines} == {hash_key(KEY)[:12]}
     assert {line["model"] for line in lines} == {"m"}
     assert [line.get("attempt") for line in lines] == [None, 1, 1]
     assert 0 <= lines[1]["seconds"] <= lines[2]["seconds"]
@@ -289,7 +289,7 @@ def test_log_contains_nothing_of_requests(
     until(lambda: len(written("job failed")) == 3)
     signature = link.rpartition("signature=")[2]
     for text in (caplog.text, *(str(record.__dict__) for record in caplog.records)):
-        for secret in ("secret", picture, KEY, digest_of(KEY), signature):
+        for secret in ("secret", picture, KEY, hash_key(KEY), signature):
             assert secret not in text
 
 

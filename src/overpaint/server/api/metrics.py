@@ -62,9 +62,9 @@ class ServiceCollector(Collector):
 
     def _jobs(self) -> Iterator[Metric]:
         jobs, supervisor = self._service.jobs, self._service.supervisor
-        counted = dict[str, float](jobs.counts().items())
+        counted = dict[str, float](jobs.count_by_state().items())
         yield _gauges("overpaint_jobs", "Jobs in the job store.", "state", counted)
-        work, waited = jobs.backlog()
+        work, waited = jobs.get_backlog()
         yield GaugeMetricFamily(
             "overpaint_queue_work_seconds", "Estimated work of queued jobs.", work
         )
@@ -75,7 +75,7 @@ class ServiceCollector(Collector):
         yield _counters("overpaint_jobs_ended", "Jobs that ended on this server.", "state", ended)
         made, what = dict(supervisor.pictures), "Pictures of jobs that ended on this server."
         yield _counters("overpaint_pictures", what, "fate", made)
-        posts = self._service.outbox.counts()
+        posts = self._service.outbox.count_by_state()
         yield _gauges("overpaint_webhooks", "Webhooks in the job store.", "state", posts)
         yield CounterMetricFamily(
             "overpaint_worker_restarts", "Replaced workers.", supervisor.restarts

@@ -70,7 +70,7 @@ async def result_file_response(
     job = await get_job_or_404(service, key, name)
     if file not in (job.result or {}).get("files", ()):
         raise HTTPException(404, f"Job {name} has no result {file}.")
-    path = service.files.results(name) / file
+    path = service.files.get_results_folder(name) / file
     if not await asyncio.to_thread(path.exists):
         raise HTTPException(410, f"Result {file} of job {name} is deleted.")
     if incoming.headers.get("range", "").count(",") >= FileResponse.max_ranges:

@@ -8,7 +8,7 @@ from fastapi import Request as Incoming
 from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBase, HTTPBearer, SecurityBase
 from fastapi.security.base import SecurityBase as SecurityDependency
 
-from overpaint.server.store.api_keys import Keys, digest_of
+from overpaint.server.store.api_keys import ApiKeys, hash_key
 from overpaint.server.telemetry.logs import KEY_LABEL_CHARS
 
 AUTHORIZATION_SCHEMES = ("bearer", "token", "key", "basic")
@@ -96,16 +96,16 @@ def authenticate(incoming: Incoming, schemes: SchemesDep = None) -> str:
         HTTPException: 401, the key is missing or unknown.
         SQLAlchemyError: the job store, which holds the keys, is out of order.
     """
-    keys: Keys = incoming.app.state.keys
-    if not keys.demanded():
+    keys: ApiKeys = incoming.app.state.keys
+    if not keys.are_required():
         return ""
     x_api_key = incoming.headers.get("x-api-key")
     default = f"key {x_api_key}" if x_api_key else ""
     scheme, _, given = incoming.headers.get("authorization", default).partition(" ")
     if scheme.lower() == "basic":
         given = _basic_password(given)
-    digest = digest_of(given.strip())
-    if scheme.lower() in AUTHORIZATION_SCHEMES and keys.knows(digest):
+    digest = hash_key(given.strip())
+    if scheme.lower() in AUTHORIZATION_SCHEMES and keys.accepts(digest):
         incoming.state.key = digest[:KEY_LABEL_CHARS]
         return digest
     raise HTTPException(

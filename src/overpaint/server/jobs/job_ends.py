@@ -77,7 +77,7 @@ class JobEnds:
                 self.pictures["published"] += len(result.get("files", ()))
                 self.pictures["flagged"] += len(result.get("flagged", ()))
             else:
-                folder = self._files.results(job_id)
+                folder = self._files.get_results_folder(job_id)
                 remove_files(folder / file for file in result.get("files", ()))
             del self.waiting[tag]
             self._on_end(job_id)

@@ -40,9 +40,9 @@ from overpaint.server.outbound.client import OutboundClient
 from overpaint.server.outbound.image_fetch import ImageFetcher, ImageSources
 from overpaint.server.settings import DAY_S, ServerSettings
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import ENDED, Job, Jobs, NewJob, Said
+from overpaint.server.store.jobs import ENDED, HistoryEntry, Job, Jobs, NewJob
 from overpaint.server.store.origins import NativeOrigin, Origin
-from overpaint.server.store.outbox import EVENTS, Outbox
+from overpaint.server.store.outbox import WEBHOOK_EVENTS, Outbox
 from overpaint.server.telemetry.logs import (
     JobChange,
     job_log_fields,
@@ -55,7 +55,7 @@ from overpaint.server.telemetry.logs import (
 if TYPE_CHECKING:
     from overpaint.server.telemetry.traces import TraceExporter  # whose libraries may be missing
 
-Story = Said | Step | PreviewImage
+Story = HistoryEntry | Step | PreviewImage
 """An event of a job: an entry of its stored history, or a step or preview, which are not stored."""
 
 SHARED_STORE_POLL_S = 1.0
@@ -113,11 +113,11 @@ class Service:
         self.entries = LibraryIndex(settings.home)
         self._alone = lock_folder(settings.data) if settings.store is None else None
         self.poll = OWN_STORE_POLL_S if self._alone else SHARED_STORE_POLL_S
-        self.files.sweep(0.0 if self._alone else UNFINISHED_FILE_LIFETIME_S)
+        self.files.delete_partial_files(0.0 if self._alone else UNFINISHED_FILE_LIFETIME_S)
         self.jobs = Jobs(open_database(settings.data, settings.store))
         self.outbox = Outbox(self.jobs.database)
         self.links = LinkSigner(
-            self.outbox.secret("links"),  # no API key has this digest
+            self.outbox.get_secret("links"),  # no API key has this digest
             settings.http.signed_link_lifetime_s,
         )
         self.feed = JobFeed()
@@ -126,7 +126,9 @@ class Service:
             settings.fetch, self.outside, settings.fetching, settings.limits.upload_bytes
         )
         if self._alone:
-            record_lost_attempts(self.jobs, self.jobs.expire(owners_are_gone=True), self.note)
+            record_lost_attempts(
+                self.jobs, self.jobs.requeue_expired(owners_are_gone=True), self.note
+            )
         self.supervisor = Supervisor(
             self.jobs,
             self.files,
@@ -161,16 +163,16 @@ class Service:
         Raises:
             SQLAlchemyError, OSError: the store or the disk fails.
         """
-        while old := self.jobs.old(self.settings.keep_days * DAY_S):
+        while old := self.jobs.list_ended_before(self.settings.keep_days * DAY_S):
             for name in old:
-                self.files.forget_results(name)
-            self.jobs.forget(old)
+                self.files.delete_results(name)
+            self.jobs.delete(old)
         age = self.settings.keep_uploads_days * DAY_S
-        unused = self.files.old(age)
+        unused = self.files.list_older_than(age)
         for at in range(0, len(unused), MAX_NAMES_PER_QUERY):
             names = unused[at : at + MAX_NAMES_PER_QUERY]
-            for name in set(names) - self.jobs.in_use(names):
-                self.files.forget(name, age)
+            for name in set(names) - self.jobs.find_used_files(names):
+                self.files.delete(name, age)
 
     def look(self) -> None:
         """Wake listeners whose jobs have events that other servers have stored.
@@ -181,14 +183,14 @@ class Service:
         listened = self.feed.followed_jobs()
         for at in range(0, len(listened), MAX_NAMES_PER_QUERY):
             names = listened[at : at + MAX_NAMES_PER_QUERY]
-            self.feed.wake_outdated(dict.fromkeys(names) | self.jobs.latest(names))
+            self.feed.wake_outdated(dict.fromkeys(names) | self.jobs.get_latest_numbers(names))
 
     def note(self, event: JobChange, job: Job) -> None:
         """Log a state change of a job, and export its spans if it has ended."""
         log_job_change(event, job)
         if self._traces and event in ENDED:
             try:
-                self._traces.record_job(job, self.jobs.history(job.id))
+                self._traces.record_job(job, self.jobs.list_history(job.id))
             except SQLAlchemyError as error:
                 log_event(logging.WARNING, "job not traced", error, **job_log_fields(job))
 
@@ -214,7 +216,7 @@ class Service:
         """
         if token is None:
             return None
-        return await asyncio.to_thread(self.jobs.repeated, key, token, body)
+        return await asyncio.to_thread(self.jobs.find_repeated, key, token, body)
 
     async def submit(
         self,
@@ -225,7 +227,7 @@ class Service:
         priority: int = 0,
         origin: Origin | None = None,
         webhook: str | None = None,
-        webhook_events: Sequence[str] = EVENTS,
+        webhook_events: Sequence[str] = WEBHOOK_EVENTS,
         token: str | None = None,
         body: str = "",
     ) -> Job:
@@ -261,7 +263,7 @@ class Service:
             native = self.supervisor.natives.get(name)
             if native:
                 sizing.check_size(request, native)
-            stored, files = self.files.pack(request)
+            stored, files = self.files.pack_request(request)
             new = NewJob(
                 made,
                 key,
@@ -332,7 +334,7 @@ class Service:
             while not ended:
                 job = await asyncio.to_thread(self.jobs.get, name)
                 ended = job is None or job.state in ENDED  # then the history has it too
-                for said in await asyncio.to_thread(self.jobs.history, name, after):
+                for said in await asyncio.to_thread(self.jobs.list_history, name, after):
                     after, ended = said.number, ended or said.kind in ENDED
                     yield said
                 listener.known = after
@@ -379,7 +381,7 @@ class Service:
             died = f", after {failures} in a row that died as they started; its errors say why"
             found.append(f"the worker is starting{died if failures else ''}")
         try:
-            self.jobs.counts()
+            self.jobs.count_by_state()
         except Exception as error:
             # Only the type: anybody may read this, and the text names hosts and tables.
             found.append(f"the job store fails: {type(error).__name__}")

@@ -5,7 +5,7 @@ import sqlite3
 from pathlib import Path
 
 from overpaint.errors import StoreError
-from overpaint.server.store.database import Database, url_of
+from overpaint.server.store.database import Database, get_store_url
 from overpaint.server.telemetry.logs import log_upgrade
 from overpaint.system.atomic_files import lock_file
 
@@ -20,7 +20,7 @@ def open_database(data: Path, store: str | None) -> Database:
     Raises:
         StoreError: the store cannot be opened or upgraded, or is newer than this program.
     """
-    return Database(url_of(data, store), upgrade=True, report=log_upgrade)
+    return Database(get_store_url(data, store), upgrade=True, report=log_upgrade)
 
 
 def prepare_store(data: Path, store: str | None) -> None:

@@ -225,7 +225,7 @@ class Supervisor:
         if self._is_due("renew leases", settings.lease_s / 3):
             self._renew_leases(worker)
         if self._is_due("poll", settings.poll_interval_s):
-            expired = self._jobs.expire(but=self.owner)
+            expired = self._jobs.requeue_expired(except_owner=self.owner)
             record_lost_attempts(self._jobs, expired, self._record_change)
             self._claim(worker)
 
@@ -263,7 +263,7 @@ class Supervisor:
             self.restarts += crashed
         self._receive(worker)  # messages that it sent before
         for tag, job in list(worker.jobs.items()):
-            given_back = self._jobs.give_back(job, crashed=crashed)
+            given_back = self._jobs.release(job, crashed=crashed)
             del worker.jobs[tag]
             now = self._jobs.get(job.id)
             if now and now.state in ENDED:
@@ -323,7 +323,7 @@ class Supervisor:
             case JobCanceled():
                 self._add_end(worker, tag, JobEnd(job, "canceled"))
             case Notice(text):
-                self._jobs.say(job.id, "notice", {"message": text})
+                self._jobs.add_history(job.id, "notice", {"message": text})
                 self._on_update(job.id, message)
             case Spent():
                 worker.costs[tag] = message
@@ -380,7 +380,7 @@ class Supervisor:
 
     def _renew_leases(self, worker: WorkerProcess) -> None:
         """Renew the leases; cancel jobs that were lost to another server or canceled."""
-        leased = self._jobs.beat(self.owner, self._settings.lease_s)
+        leased = self._jobs.renew_leases(self.owner, self._settings.lease_s)
         own = {attempt_tag(attempt): attempt for attempt in leased}
         for tag, job in list(worker.jobs.items()):
             if tag not in own:
@@ -389,7 +389,7 @@ class Supervisor:
             if tag not in own or own[tag].canceling:
                 worker.send(CancelJob(tag))
         for tag in own.keys() - worker.jobs.keys() - self._ends.waiting.keys():
-            if self._jobs.give_back(own[tag]):  # claimed while the store failed
+            if self._jobs.release(own[tag]):  # claimed while the store failed
                 record_lost_attempts(self._jobs, [own[tag].id], self._record_change)
 
     def _add_end(self, worker: WorkerProcess, tag: str, end: JobEnd) -> None:

@@ -28,7 +28,7 @@ from overpaint.server.outbound.addresses import Reach
 from overpaint.server.outbound.client import open_response
 from overpaint.server.settings import WebhookSettings
 from overpaint.server.store.jobs import Job
-from overpaint.server.store.outbox import Delivery, Post
+from overpaint.server.store.outbox import Delivery, DueWebhook
 from overpaint.server.telemetry.logs import job_log_fields, log_and_continue, log_event
 
 MakePayload = Callable[[Service, Job], Awaitable[dict[str, Any]]]
@@ -50,7 +50,7 @@ class WebhookSender:
         self._service = service
         self._bodies = bodies
         self._settings: WebhookSettings = service.settings.webhooks
-        self._deliveries = dict[asyncio.Task[None], Post]()
+        self._deliveries = dict[asyncio.Task[None], DueWebhook]()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -76,22 +76,24 @@ class WebhookSender:
     async def _start_due(self) -> None:
         """Start the deliveries that are due."""
         outbox = self._service.outbox
-        await asyncio.to_thread(outbox.go_on, self._service.feed.take_stepped_jobs())
+        await asyncio.to_thread(outbox.requeue_logs, self._service.feed.take_stepped_jobs())
         if free := self._settings.concurrent_deliveries - len(self._deliveries):
             posts = Counter(post.key for post in self._deliveries.values())
-            for post in await asyncio.to_thread(outbox.take, free, self._settings.lease_s, posts):
+            for post in await asyncio.to_thread(
+                outbox.claim_due, free, self._settings.lease_s, posts
+            ):
                 task = asyncio.create_task(self._deliver(post))
                 self._deliveries[task] = post
                 task.add_done_callback(self._deliveries.pop)
 
-    async def _deliver(self, post: Post) -> None:
+    async def _deliver(self, post: DueWebhook) -> None:
         with log_and_continue():  # after an error it is due again when its lease expires
             job = await asyncio.to_thread(self._service.jobs.get, post.job)
             if job is None or job.webhook is None:
                 return
             body = self._bodies[job.origin.dialect]
             payload = await body(self._service, job_at_event(job, post.kind))
-            secret = await asyncio.to_thread(self._service.outbox.secret, job.key)
+            secret = await asyncio.to_thread(self._service.outbox.get_secret, job.key)
             content = await asyncio.to_thread(lambda: json.dumps(payload).encode())  # large
             name = f"{job.id}.{post.kind}" + (f".{post.turn}" if post.turn else "")
             headers = sign_webhook(secret, name, int(time.time()), content)
@@ -104,9 +106,9 @@ class WebhookSender:
             delays, jitter = self._settings.retry_delays_s, self._settings.retry_jitter
             if post.kind != "logs" and post.tries < len(delays):  # newer logs follow
                 again = delays[post.tries] * random.uniform(1 - jitter, 1 + jitter)
-            await asyncio.to_thread(self._service.outbox.tried, post, delivery, again)
+            await asyncio.to_thread(self._service.outbox.record_delivery, post, delivery, again)
             log_event(
-                logging.INFO if delivery.good else logging.WARNING,
+                logging.INFO if delivery.succeeded else logging.WARNING,
                 "webhook tried",
                 **job_log_fields(job),
                 kind=post.kind,
@@ -116,7 +118,7 @@ class WebhookSender:
                 seconds=round(delivery.seconds, 3),
             )
             if delivery.status == STATUS_GONE:
-                await asyncio.to_thread(self._service.outbox.give_up, job.key, job.webhook)
+                await asyncio.to_thread(self._service.outbox.cancel_for_url, job.key, job.webhook)
 
 
 def job_at_event(job: Job, kind: str) -> Job:

@@ -142,9 +142,9 @@ def run_job(job: Job, files: Files) -> RunJob:
     output = job.origin.output
     return RunJob(
         tag=attempt_tag(job),
-        request=files.unpack(job.request),
+        request=files.unpack_request(job.request),
         model=job.model,
-        folder=files.results(job.id),
+        folder=files.get_results_folder(job.id),
         stem=str(job.attempt),
         key=job.key,
         priority=job.priority,

@@ -20,18 +20,18 @@ from overpaint.errors import StoreError
 from overpaint.server.store.database import Database
 from overpaint.server.store.tables import keys
 
-PREFIX = "op_"
+KEY_PREFIX = "op_"
 """What keys begin with, so that scanners for leaked ones find them."""
 
 KEY_BYTES = 32
-LONGEST_NAME = 100
+MAX_NAME_CHARS = 100
 
-MEMORY = 2.0
+KEY_CACHE_S = 2.0
 """Seconds after which the store is asked again: so long a revoked key still opens."""
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """A key of the store: its name and when it was made and revoked, in seconds since 1970."""
 
     name: str
@@ -39,12 +39,12 @@ class Key:
     revoked: float | None
 
 
-def digest_of(key: str) -> str:
+def hash_key(key: str) -> str:
     """On whose account a key's jobs are."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-class Keys:
+class ApiKeys:
     """The keys of a store, and those that a server was started with. Any thread may ask."""
 
     def __init__(self, database: Database, given: Iterable[str] = ()):
@@ -55,12 +55,12 @@ class Keys:
             given: keys that are not in it.
         """
         self._database = database
-        self._given = tuple(digest_of(key) for key in given)
+        self._given = tuple(hash_key(key) for key in given)
         self._until = 0.0
         self._stored: tuple[str, ...] = ()
         self._any = False
 
-    def demanded(self) -> bool:
+    def are_required(self) -> bool:
         """Whether clients must give one: from the first key on, also when it is revoked.
 
         Raises:
@@ -68,31 +68,31 @@ class Keys:
         """
         if self._given:
             return True
-        self._look()
+        self._refresh()
         return self._any
 
-    def good(self) -> bool:
+    def has_active(self) -> bool:
         """Whether there is a key that opens; errors as `demanded`."""
         if self._given:
             return True
-        self._look()
+        self._refresh()
         return bool(self._stored)
 
-    def knows(self, digest: str) -> bool:
+    def accepts(self, digest: str) -> bool:
         """Whether a key by this digest opens; errors as `demanded`."""
         if any(hmac.compare_digest(digest, other) for other in self._given):
             return True
-        self._look()
+        self._refresh()
         return any(hmac.compare_digest(digest, other) for other in self._stored)
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         if time.monotonic() < self._until:
             return
         with self._database.read() as connection:
             rows = connection.execute(select(keys.c.digest, keys.c.revoked)).all()
         self._stored = tuple(str(row.digest) for row in rows if row.revoked is None)
         self._any = bool(rows)
-        self._until = time.monotonic() + MEMORY
+        self._until = time.monotonic() + KEY_CACHE_S
 
     def create(self, name: str | None = None) -> str:
         """A new key, which is not to be had again.
@@ -103,11 +103,13 @@ class Keys:
         Raises:
             StoreError: the name is empty, too long or another's.
         """
-        made = PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode()[:43]
-        digest = digest_of(made)
+        made = KEY_PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode()[:43]
+        digest = hash_key(made)
         name = digest[:12] if name is None else name
-        if not 0 < len(name) <= LONGEST_NAME:
-            raise StoreError(f"a key's name has 1 to {LONGEST_NAME} characters; {name!r} has not.")
+        if not 0 < len(name) <= MAX_NAME_CHARS:
+            raise StoreError(
+                f"a key's name has 1 to {MAX_NAME_CHARS} characters; {name!r} has not."
+            )
         try:
             with self._database.write() as connection:
                 row = {"digest": digest, "name": name, "created": self._database.now(connection)}
@@ -116,11 +118,11 @@ class Keys:
             raise StoreError(f"there is, or was, a key {name!r}; take another name.") from None
         return made
 
-    def all(self) -> list[Key]:
+    def list_keys(self) -> list[ApiKey]:
         """Those of the store, revoked ones too; the oldest first."""
         with self._database.read() as connection:
             rows = connection.execute(select(keys).order_by(keys.c.created, keys.c.name)).all()
-        return [Key(row.name, row.created, row.revoked) for row in rows]
+        return [ApiKey(row.name, row.created, row.revoked) for row in rows]
 
     def revoke(self, name: str) -> None:
         """Have a key open nothing more; its jobs stay.
@@ -138,7 +140,7 @@ class Keys:
 
 
 @contextlib.contextmanager
-def opened(url: str) -> Generator[Keys]:
+def open_api_keys(url: str) -> Generator[ApiKeys]:
     """The keys of a store, which is made where there is none.
 
     Raises:
@@ -146,6 +148,6 @@ def opened(url: str) -> Generator[Keys]:
     """
     database = Database(url)
     try:
-        yield Keys(database)
+        yield ApiKeys(database)
     finally:
         database.close()

@@ -12,11 +12,11 @@ from sqlalchemy.exc import DBAPIError
 from overpaint.errors import StoreError
 from overpaint.server.store.upgrade import Report, prepare_schema
 
-HELD = 30.0
+IDLE_IN_TRANSACTION_TIMEOUT_S = 30.0
 """Seconds after which Postgres ends a transaction that nothing is done in: of a server that stands
 still in the middle of one, whose locks would else hold up all others."""
 
-GONE = {
+POSTGRES_TIMEOUTS = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -25,7 +25,7 @@ GONE = {
 }
 """Seconds (the last: milliseconds) until libpq takes Postgres for gone; the system's are hours."""
 
-CACHE = 256
+SQLITE_CACHE_KIB = 256
 """KiB of SQLite's pages that a connection keeps: those of one transaction, since any other that
 writes makes them stale. The machine keeps the file's pages anyway."""
 
@@ -54,10 +54,10 @@ class Database:
         Raises:
             StoreError: the store cannot be reached or migrated, or is newer than this program.
         """
-        self._engine = connect(url)
+        self._engine = create_store_engine(url)
         self._shared = self._engine.dialect.name == "postgresql"
         self._clock = clock
-        name = _bare(url)
+        name = _hide_password(url)
         try:
             prepare_schema(self._engine, name, upgrade=upgrade, report=report)
         except DBAPIError as error:
@@ -89,12 +89,12 @@ class Database:
         return time.time()
 
 
-def url_of(data: Path, store: str | None) -> str:
+def get_store_url(data: Path, store: str | None) -> str:
     """Where a server's jobs are: in its folder, unless it was given a store."""
     return store or f"sqlite:///{data / 'jobs.db'}"
 
 
-def connect(url: str) -> Engine:
+def create_store_engine(url: str) -> Engine:
     """An engine whose every transaction may write, and is durable when it is committed.
 
     SQLite: WAL; a commit returns once it is on the disk; whoever begins has the right to write, so
@@ -103,7 +103,7 @@ def connect(url: str) -> Engine:
     Postgres: a transaction that is left alone for `HELD` seconds is ended, and a connection to a
     machine that says nothing any more is given up.
     """
-    others = {} if url.startswith("sqlite") else GONE
+    others = {} if url.startswith("sqlite") else POSTGRES_TIMEOUTS
     waits = {name: wait for name, wait in others.items() if name not in make_url(url).query}
     engine = create_engine(url, pool_pre_ping=bool(others), connect_args=waits)
     if engine.dialect.name == "sqlite":
@@ -116,7 +116,7 @@ def connect(url: str) -> Engine:
                 "synchronous = FULL",
                 "foreign_keys = ON",
                 "busy_timeout = 60000",
-                f"cache_size = -{CACHE}",
+                f"cache_size = -{SQLITE_CACHE_KIB}",
             ):
                 connection.execute(f"PRAGMA {setting}")
 
@@ -129,14 +129,14 @@ def connect(url: str) -> Engine:
 
         @event.listens_for(engine, "connect")
         def joined(connection: Any, _: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-            patience = f"{1000 * HELD:.0f}ms"
+            patience = f"{1000 * IDLE_IN_TRANSACTION_TIMEOUT_S:.0f}ms"
             connection.execute(f"SET idle_in_transaction_session_timeout = '{patience}'")
             connection.commit()
 
     return engine
 
 
-def _bare(url: str) -> str:
+def _hide_password(url: str) -> str:
     """A store's address without its password."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"

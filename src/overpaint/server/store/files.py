@@ -19,7 +19,7 @@ from overpaint.errors import PictureError, StoreError
 from overpaint.request import Request
 from overpaint.system.atomic_files import PARTIAL_SUFFIX, write_file
 
-HASH = re.compile("[0-9a-f]{64}")
+HASH_PATTERN = re.compile("[0-9a-f]{64}")
 """A file's name."""
 
 
@@ -29,8 +29,8 @@ class Files:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def _place(self, name: str) -> Path:
-        if not HASH.fullmatch(name):
+    def _get_path(self, name: str) -> Path:
+        if not HASH_PATTERN.fullmatch(name):
             raise StoreError(f"{name!r} is not the hash of a file: 64 of 0-9 and a-f.")
         return self.folder / "files" / name[:2] / name
 
@@ -41,7 +41,7 @@ class Files:
             OSError: the disk is full or broken.
         """
         name = hashlib.sha256(data).hexdigest()
-        path = self._place(name)
+        path = self._get_path(name)
         try:
             os.utime(path)  # its age begins anew
         except FileNotFoundError:
@@ -55,50 +55,50 @@ class Files:
             PictureError: there is none, or it is damaged.
         """
         try:
-            data = self._place(name).read_bytes()
+            data = self._get_path(name).read_bytes()
         except OSError as error:
             raise PictureError(f"there is no file {name}; upload it again.") from error
         if hashlib.sha256(data).hexdigest() != name:
             raise PictureError(f"file {name} is damaged on the server's disk; upload it again.")
         return data
 
-    def has(self, name: str) -> bool:
+    def exists(self, name: str) -> bool:
         """Whether there is a file of a hash."""
-        return self._place(name).exists()
+        return self._get_path(name).exists()
 
-    def old(self, age: float) -> list[str]:
+    def list_older_than(self, age: float) -> list[str]:
         """Names of what was put longer ago than `age` seconds."""
         before = time.time() - age
         # Others may leave files of their own here: .DS_Store, .nfs…
-        paths = (p for p in (self.folder / "files").glob("*/*") if HASH.fullmatch(p.name))
-        return [path.name for path in paths if _changed(path) < before]
+        paths = (p for p in (self.folder / "files").glob("*/*") if HASH_PATTERN.fullmatch(p.name))
+        return [path.name for path in paths if _get_mtime(path) < before]
 
-    def forget(self, name: str, age: float = 0.0) -> None:
+    def delete(self, name: str, age: float = 0.0) -> None:
         """Remove a file, unless it was put anew meanwhile: no longer ago than `age` seconds."""
-        path = self._place(name)
+        path = self._get_path(name)
         aside = path.with_suffix(PARTIAL_SUFFIX)  # from here on, whoever puts it writes it anew
         with contextlib.suppress(FileNotFoundError):
             path.replace(aside)
-            if _changed(aside) > time.time() - age:
+            if _get_mtime(aside) > time.time() - age:
                 aside.replace(path)
             else:
                 aside.unlink()
 
-    def results(self, job: str) -> Path:
+    def get_results_folder(self, job: str) -> Path:
         """The folder of what a job made."""
         return self.folder / "results" / job
 
-    def forget_results(self, job: str) -> None:
+    def delete_results(self, job: str) -> None:
         """Remove what a job made."""
-        shutil.rmtree(self.results(job), ignore_errors=True)
+        shutil.rmtree(self.get_results_folder(job), ignore_errors=True)
 
-    def sweep(self, age: float = 0.0) -> None:
+    def delete_partial_files(self, age: float = 0.0) -> None:
         """Remove what was being written when a server died, more than `age` seconds ago."""
         for path in self.folder.glob(f"*/*/*{PARTIAL_SUFFIX}"):
-            if _changed(path) <= time.time() - age:
+            if _get_mtime(path) <= time.time() - age:
                 path.unlink(missing_ok=True)
 
-    def pack(self, request: Request) -> tuple[dict[str, Any], list[str]]:
+    def pack_request(self, request: Request) -> tuple[dict[str, Any], list[str]]:
         """A request as JSON, its pictures as names of files that are kept now; and the names."""
         names: list[str] = []
         put = cache(self.put)  # a picture may come more than once
@@ -117,7 +117,7 @@ class Files:
 
         return packed(request.model_dump()), names
 
-    def unpack(self, stored: Mapping[str, Any]) -> Request:
+    def unpack_request(self, stored: Mapping[str, Any]) -> Request:
         """The request that was packed.
 
         Raises:
@@ -139,7 +139,7 @@ class Files:
         return Request.model_validate(unpacked(stored))
 
 
-def _changed(path: Path) -> float:
+def _get_mtime(path: Path) -> float:
     """When a file was put; later than anything if it is not there any more."""
     try:
         return path.stat().st_mtime

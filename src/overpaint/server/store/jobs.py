@@ -23,7 +23,7 @@ from overpaint.server.settings import DEFAULT_LIMITS, Limits
 from overpaint.server.store import outbox, usage
 from overpaint.server.store.database import Database
 from overpaint.server.store.origins import NativeOrigin, Origin, read_origin, write_origin
-from overpaint.server.store.outbox import EVENTS
+from overpaint.server.store.outbox import WEBHOOK_EVENTS
 from overpaint.server.store.tables import events, jobs, tokens, uses
 
 OriginT = TypeVar("OriginT", bound=Origin)
@@ -31,14 +31,14 @@ OriginT = TypeVar("OriginT", bound=Origin)
 State = Literal["queued", "running", "succeeded", "failed", "canceled"]
 ENDED: tuple[State, ...] = ("succeeded", "failed", "canceled")
 
-CRASHES = 5
+MAX_CRASHES = 5
 """Times that a job may be under way when its server or worker dies, before it is given up."""
 
-COMPANY = (64, 16, 4, 1)
+MAX_CONCURRENCY_BY_CRASHES = (64, 16, 4, 1)
 """Jobs that may be under way beside each other, with one that so often was when something died: at
 last it is alone, so that whoever kills its worker is found out, and does not drag others along."""
 
-AGEING = 4.0
+WAIT_S_PER_WORK_S = 4.0
 """Seconds of waiting that make up for one second of work, in the order of the queue."""
 
 
@@ -68,7 +68,7 @@ class NewJob:
     work: float
     origin: Origin = field(default_factory=NativeOrigin)
     webhook: str | None = None
-    webhook_events: Sequence[str] = EVENTS
+    webhook_events: Sequence[str] = WEBHOOK_EVENTS
     files: Iterable[str] = ()
     priority: int = 0
     token: str | None = None
@@ -138,7 +138,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Said:
+class HistoryEntry:
     """One entry of a job's history: "queued", "started", "requeued", a notice, or its end."""
 
     number: int
@@ -147,8 +147,8 @@ class Said:
     body: dict[str, Any]
 
 
-JOB = [jobs.c[name] for name in Job.__dataclass_fields__]
-ATTEMPT = [jobs.c[name] for name in Attempt.__dataclass_fields__]
+JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__]
+ATTEMPT_COLUMNS = [jobs.c[name] for name in Attempt.__dataclass_fields__]
 
 
 class Jobs:
@@ -175,18 +175,18 @@ class Jobs:
             IdempotencyError: the token was used for something else.
         """
         with self._read() as connection:
-            if found := self._repeated(connection, new.key, new.token, new.body):
+            if found := self._find_repeated(connection, new.key, new.token, new.body):
                 return found
             self._check_room(connection, new, limits)  # the many that a full queue turns away
         try:
             with self._write() as connection:
-                if found := self._repeated(connection, new.key, new.token, new.body):
+                if found := self._find_repeated(connection, new.key, new.token, new.body):
                     return found
                 self._check_room(connection, new, limits)
                 return self._insert(connection, new)
         except IntegrityError:
             with self._read() as connection:  # another server has just used the token
-                if found := self._repeated(connection, new.key, new.token, new.body):
+                if found := self._find_repeated(connection, new.key, new.token, new.body):
                     return found
             raise
 
@@ -201,7 +201,7 @@ class Jobs:
             "webhook": new.webhook,
             "priority": new.priority,
             "work": new.work,
-            "rank": now + AGEING * (new.work + self._ahead_of_key(connection, new)),
+            "rank": now + WAIT_S_PER_WORK_S * (new.work + self._get_key_backlog(connection, new)),
             "state": "queued",
             "attempt": 0,
             "crashes": 0,
@@ -215,20 +215,20 @@ class Jobs:
             entry = {"key": new.key, "token": new.token, "body": new.body, "job": new.id}
             connection.execute(insert(tokens).values(entry))
         if new.webhook:
-            outbox.announce(connection, new.id, new.webhook_events)
-        self._say(connection, new.id, now, "queued", {})
-        return self._one(connection, new.id)
+            outbox.add_webhooks(connection, new.id, new.webhook_events)
+        self._add_history(connection, new.id, now, "queued", {})
+        return self._get(connection, new.id)
 
-    def repeated(self, key: str, token: str | None, body: str) -> Job | None:
+    def find_repeated(self, key: str, token: str | None, body: str) -> Job | None:
         """The job that a key's token made before with the same body.
 
         Raises:
             IdempotencyError: the token was used for something else.
         """
         with self._read() as connection:
-            return self._repeated(connection, key, token, body)
+            return self._find_repeated(connection, key, token, body)
 
-    def _repeated(
+    def _find_repeated(
         self, connection: Connection, key: str, token: str | None, body: str
     ) -> Job | None:
         if token is None:
@@ -242,7 +242,7 @@ class Jobs:
                 f"the idempotency key {token!r} was used for another request, job {found.job}; "
                 "take a new one."
             )
-        return self._one(connection, found.job)
+        return self._get(connection, found.job)
 
     def _check_room(self, connection: Connection, new: NewJob, limits: Limits) -> None:
         queued = jobs.c.state == "queued"
@@ -256,7 +256,7 @@ class Jobs:
         if limits.queued_jobs_per_key is not None and own >= limits.queued_jobs_per_key:
             raise QueueFullError(f"{own} of your jobs are waiting; try again later.", work)
 
-    def _ahead_of_key(self, connection: Connection, new: NewJob) -> float:
+    def _get_key_backlog(self, connection: Connection, new: NewJob) -> float:
         """Work of the key's own jobs that wait and are no longer than this one.
 
         With it a job's rank is when it would end if its key had the device for itself, shortest
@@ -292,7 +292,7 @@ class Jobs:
             first = select(jobs.c.id, jobs.c.crashes).where(ready).order_by(*order).limit(count)
             found = connection.execute(first.with_for_update(skip_locked=True)).all()
             crashes = [job.crashes for job in beside] + [row.crashes for row in found]
-            fitting = (n for n in range(len(crashes), 0, -1) if n <= _company(crashes[:n]))
+            fitting = (n for n in range(len(crashes), 0, -1) if n <= _max_concurrency(crashes[:n]))
             chosen = [row.id for row in found[: max(0, next(fitting, 0) - len(beside))]]
             if not chosen:
                 return []
@@ -308,13 +308,15 @@ class Jobs:
                     started=func.coalesce(jobs.c.started, now),
                 )
             )
-            taken = {job.id: job for job in self._many(connection, jobs.c.id.in_(chosen))}
+            taken = {job.id: job for job in self._list(connection, jobs.c.id.in_(chosen))}
             for name in chosen:
-                self._say(connection, name, now, "started", {"attempt": taken[name].attempt})
-                outbox.ready(connection, name, "start", now)
+                self._add_history(
+                    connection, name, now, "started", {"attempt": taken[name].attempt}
+                )
+                outbox.mark_due(connection, name, "start", now)
             return [taken[name] for name in chosen]
 
-    def beat(self, owner: str, lease: float) -> list[Attempt]:
+    def renew_leases(self, owner: str, lease: float) -> list[Attempt]:
         """Prolong the leases of an owner's jobs; returns its attempts at them.
 
         What is not among them is no longer its own; what is `canceling` should be ended.
@@ -323,7 +325,7 @@ class Jobs:
         with self._write() as connection:
             now = self._now(connection)
             connection.execute(update(jobs).where(own).values(lease=now + lease))
-            held = select(*ATTEMPT).where(own)  # and not all that came with a request
+            held = select(*ATTEMPT_COLUMNS).where(own)  # and not all that came with a request
             return [Attempt(*row) for row in connection.execute(held)]
 
     def finish(
@@ -342,10 +344,10 @@ class Jobs:
         """
         with self._write() as connection:
             now = self._now(connection)
-            held = self._held(job)
+            held = self._is_held(job)
             return self._end(connection, held, job.id, state, now, result, error, spent)
 
-    def give_back(self, job: Job | Attempt, *, crashed: bool = False) -> bool:
+    def release(self, job: Job | Attempt, *, crashed: bool = False) -> bool:
         """Return a job to the queue, or end it if that was asked for or it crashed too often.
 
         Args:
@@ -356,17 +358,19 @@ class Jobs:
             False if the attempt is not under way any more.
         """
         with self._write() as connection:
-            return self._requeue(connection, self._held(job), int(crashed)) == [job.id]
+            return self._requeue(connection, self._is_held(job), int(crashed)) == [job.id]
 
-    def expire(self, *, but: str = "", owners_are_gone: bool = False) -> list[str]:
+    def requeue_expired(
+        self, *, except_owner: str = "", owners_are_gone: bool = False
+    ) -> list[str]:
         """Return to the queue what nobody has prolonged the lease of; returns which.
 
         Args:
-            but: an owner whose jobs stay: who asks, and prolongs its own as late as it may be.
+            except_owner: an owner whose jobs stay running: it renews its own leases.
             owners_are_gone: of everybody, at the start of a store's only server.
         """
         with self._write() as connection:
-            over = (jobs.c.state == "running") & (jobs.c.owner != but)
+            over = (jobs.c.state == "running") & (jobs.c.owner != except_owner)
             if not owners_are_gone:
                 over &= jobs.c.lease < self._now(connection)
             return self._requeue(connection, over, 1)
@@ -384,7 +388,7 @@ class Jobs:
             if not self._end(connection, queued, name, "canceled", now):
                 running = and_(jobs.c.id == name, jobs.c.state == "running")
                 connection.execute(update(jobs).where(running).values(canceling=True))
-            return self._first(connection, jobs.c.id == name)
+            return self._find(connection, jobs.c.id == name)
 
     # Looking
 
@@ -393,15 +397,15 @@ class Jobs:
         if "\0" in name:  # which Postgres takes for an error
             return None
         with self._read() as connection:
-            return self._first(connection, jobs.c.id == name)
+            return self._find(connection, jobs.c.id == name)
 
-    def by_token(self, key: str, token: str) -> Job | None:
+    def get_by_token(self, key: str, token: str) -> Job | None:
         """The job that a key's token made."""
         made = select(tokens.c.job).where(tokens.c.key == key, tokens.c.token == token)
         with self._read() as connection:
-            return self._first(connection, jobs.c.id.in_(made))
+            return self._find(connection, jobs.c.id.in_(made))
 
-    def page(
+    def list_page(
         self,
         key: str | None,
         count: int,
@@ -425,11 +429,11 @@ class Jobs:
             wanted.append(or_(jobs.c.created > after.created, newer))
             order = [jobs.c.created, jobs.c.id]
         with self._read() as connection:
-            found = select(*JOB).where(*wanted).order_by(*order).limit(count)
-            listed = [_job(row) for row in connection.execute(found)]
+            found = select(*JOB_COLUMNS).where(*wanted).order_by(*order).limit(count)
+            listed = [_read_job(row) for row in connection.execute(found)]
         return listed[::-1] if after else listed
 
-    def ahead(self, name: str) -> tuple[int, float] | None:
+    def get_queue_position(self, name: str) -> tuple[int, float] | None:
         """Jobs before a queued one, and the seconds of work of these and of all that run.
 
         None if it is not queued.
@@ -453,7 +457,7 @@ class Jobs:
             under_way = connection.execute(select(work).where(jobs.c.state == "running")).scalar()
             return int(count), float(waiting) + float(under_way or 0)
 
-    def backlog(self) -> tuple[float, float]:
+    def get_backlog(self) -> tuple[float, float]:
         """Seconds of work that are queued, and for how long the oldest of these jobs has been."""
         work = func.coalesce(func.sum(jobs.c.work), 0.0)
         with self._read() as connection:
@@ -462,7 +466,7 @@ class Jobs:
             waited = 0.0 if oldest is None else self._now(connection) - oldest
             return float(seconds), float(waited)
 
-    def counts(self) -> dict[State, int]:
+    def count_by_state(self) -> dict[State, int]:
         """Jobs of each state."""
         with self._read() as connection:
             counted = select(jobs.c.state, func.count()).group_by(jobs.c.state)
@@ -470,43 +474,45 @@ class Jobs:
         states: tuple[State, ...] = ("queued", "running", *ENDED)
         return {state: found.get(state, 0) for state in states}
 
-    def history(self, name: str, after: int = 0) -> list[Said]:
+    def list_history(self, name: str, after: int = 0) -> list[HistoryEntry]:
         """What was said of a job, from the number after `after` on."""
         with self._read() as connection:
             said = select(events.c.number, events.c.at, events.c.kind, events.c.body).where(
                 events.c.job == name, events.c.number > after
             )
-            return [Said(*row) for row in connection.execute(said.order_by(events.c.number))]
+            return [
+                HistoryEntry(*row) for row in connection.execute(said.order_by(events.c.number))
+            ]
 
-    def latest(self, names: Iterable[str]) -> dict[str, int]:
+    def get_latest_numbers(self, names: Iterable[str]) -> dict[str, int]:
         """The number of what was last said of each job; nothing of those that are forgotten."""
         with self._read() as connection:
             last = select(events.c.job, func.max(events.c.number)).group_by(events.c.job)
             rows = connection.execute(last.where(events.c.job.in_(list(names))))
             return {row[0]: row[1] for row in rows}
 
-    def say(self, name: str, kind: str, body: Mapping[str, Any]) -> None:
+    def add_history(self, name: str, kind: str, body: Mapping[str, Any]) -> None:
         """Add to a job's history."""
         with self._write() as connection:
             # What two say at once of one job is numbered one after the other.
             connection.execute(select(jobs.c.id).where(jobs.c.id == name).with_for_update())
-            self._say(connection, name, self._now(connection), kind, dict(body))
+            self._add_history(connection, name, self._now(connection), kind, dict(body))
 
     # Keeping and forgetting
 
-    def old(self, age: float, count: int = 1000) -> list[str]:
+    def list_ended_before(self, age: float, count: int = 1000) -> list[str]:
         """Jobs that ended longer ago than `age` seconds."""
         with self._read() as connection:
             ended = and_(jobs.c.state.in_(ENDED), jobs.c.ended < self._now(connection) - age)
             return list(connection.execute(select(jobs.c.id).where(ended).limit(count)).scalars())
 
-    def forget(self, names: Iterable[str]) -> None:
+    def delete(self, names: Iterable[str]) -> None:
         """Forget jobs that have ended, with all that was said of them."""
         ended = and_(jobs.c.id.in_(list(names)), jobs.c.state.in_(ENDED))
         with self._write() as connection:
             connection.execute(delete(jobs).where(ended))
 
-    def in_use(self, files: Iterable[str]) -> set[str]:
+    def find_used_files(self, files: Iterable[str]) -> set[str]:
         """Which of these files a job needs."""
         with self._read() as connection:
             used = select(uses.c.file).where(uses.c.file.in_(list(files))).distinct()
@@ -515,7 +521,7 @@ class Jobs:
     # Within a transaction
 
     @staticmethod
-    def _held(job: Job | Attempt) -> ColumnElement[bool]:
+    def _is_held(job: Job | Attempt) -> ColumnElement[bool]:
         """The fence: that an attempt is still the one under way."""
         return and_(
             jobs.c.id == job.id,
@@ -542,35 +548,35 @@ class Jobs:
             values["result"] = dict(result)
         if connection.execute(ended.values(values)).rowcount != 1:
             return False
-        usage.enter(connection, name, now, len((result or {}).get("files", ())), spent)
-        self._say(connection, name, now, state, {"error": error} if error else {})
+        usage.record_usage(connection, name, now, len((result or {}).get("files", ())), spent)
+        self._add_history(connection, name, now, state, {"error": error} if error else {})
         if state == "succeeded":
-            outbox.ready(connection, name, "output", now)
-        outbox.ready(connection, name, "completed", now)
+            outbox.mark_due(connection, name, "output", now)
+        outbox.mark_due(connection, name, "completed", now)
         return True
 
     def _requeue(
         self, connection: Connection, where: ColumnElement[bool], crashes: int
     ) -> list[str]:
         now = self._now(connection)
-        chosen = select(*JOB).where(where).with_for_update(skip_locked=True)
-        found = [_job(row) for row in connection.execute(chosen)]
+        chosen = select(*JOB_COLUMNS).where(where).with_for_update(skip_locked=True)
+        found = [_read_job(row) for row in connection.execute(chosen)]
         for job in found:
             this = jobs.c.id == job.id
             count = job.crashes + crashes
             if job.canceling:
                 self._end(connection, this, job.id, "canceled", now)
-            elif count >= CRASHES:
+            elif count >= MAX_CRASHES:
                 error = f"given up: {count} times the worker or the server died while it ran."
                 self._end(connection, this, job.id, "failed", now, error=error)
             else:
                 values = {"state": "queued", "owner": None, "lease": None, "crashes": count}
                 connection.execute(update(jobs).where(this).values(values))
-                self._say(connection, job.id, now, "requeued", {"crashes": count})
+                self._add_history(connection, job.id, now, "requeued", {"crashes": count})
         return [job.id for job in found]
 
     @staticmethod
-    def _say(
+    def _add_history(
         connection: Connection, name: str, now: float, kind: str, body: dict[str, Any]
     ) -> None:
         last = select(func.max(events.c.number)).where(events.c.job == name)
@@ -579,22 +585,22 @@ class Jobs:
         connection.execute(insert(events).values(entry))
 
     @staticmethod
-    def _many(connection: Connection, where: ColumnElement[bool]) -> list[Job]:
-        return [_job(row) for row in connection.execute(select(*JOB).where(where))]
+    def _list(connection: Connection, where: ColumnElement[bool]) -> list[Job]:
+        return [_read_job(row) for row in connection.execute(select(*JOB_COLUMNS).where(where))]
 
-    def _first(self, connection: Connection, where: ColumnElement[bool]) -> Job | None:
-        return next(iter(self._many(connection, where)), None)
+    def _find(self, connection: Connection, where: ColumnElement[bool]) -> Job | None:
+        return next(iter(self._list(connection, where)), None)
 
-    def _one(self, connection: Connection, name: str) -> Job:
-        (job,) = self._many(connection, jobs.c.id == name)
+    def _get(self, connection: Connection, name: str) -> Job:
+        (job,) = self._list(connection, jobs.c.id == name)
         return job
 
 
-def _company(crashes: Iterable[int]) -> int:
+def _max_concurrency(crashes: Iterable[int]) -> int:
     """How many jobs may be under way beside each other, by how often each was in a crash."""
-    return COMPANY[min(max(crashes), len(COMPANY) - 1)]
+    return MAX_CONCURRENCY_BY_CRASHES[min(max(crashes), len(MAX_CONCURRENCY_BY_CRASHES) - 1)]
 
 
-def _job(row: Any) -> Job:
+def _read_job(row: Any) -> Job:
     fields = row._asdict()
     return Job(**fields | {"origin": read_origin(fields["origin"])})

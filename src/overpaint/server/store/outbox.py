@@ -20,18 +20,18 @@ from sqlalchemy.exc import IntegrityError
 from overpaint.server.store.database import Database
 from overpaint.server.store.tables import deliveries, jobs, outbox, secrets
 
-EVENTS = ("start", "output", "logs", "completed")
+WEBHOOK_EVENTS = ("start", "output", "logs", "completed")
 """What may be told of a job, in Replicate's words: it begins, has pictures, goes on, has ended."""
 
-STATES = ("later", "due", "delivered", "failed", "gone")
+WEBHOOK_STATES = ("later", "due", "delivered", "failed", "gone")
 SECRET_BYTES = 32
 
-SHARE = 16
+MAX_CONCURRENT_PER_KEY = 16
 """Webhooks of one key that are posted at once: if nobody answers them, the others' go on."""
 
 
 @dataclass(frozen=True)
-class Post:
+class DueWebhook:
     """A webhook that is due.
 
     Attributes:
@@ -61,13 +61,13 @@ class Delivery:
     seconds: float
 
     @property
-    def good(self) -> bool:
+    def succeeded(self) -> bool:
         """Whether the receiver has it. A redirect is followed by nobody, so it has not."""
         return self.status is not None and 200 <= self.status < 300
 
 
 @dataclass(frozen=True)
-class Posted:
+class WebhookLog:
     """A job's webhook of a kind, its state as above, and every try at it."""
 
     kind: str
@@ -75,15 +75,15 @@ class Posted:
     tries: tuple[Delivery, ...]
 
 
-def announce(connection: Connection, name: str, kinds: Collection[str]) -> None:
+def add_webhooks(connection: Connection, name: str, kinds: Collection[str]) -> None:
     """There will be webhooks of these kinds to post of a job."""
     row = {"job": name, "state": "later", "due": 0.0, "tries": 0, "turn": 0}
-    rows = [row | {"kind": kind} for kind in EVENTS if kind in kinds]
+    rows = [row | {"kind": kind} for kind in WEBHOOK_EVENTS if kind in kinds]
     if rows:
         connection.execute(insert(outbox), rows)
 
 
-def ready(connection: Connection, name: str, kind: str, now: float) -> None:
+def mark_due(connection: Connection, name: str, kind: str, now: float) -> None:
     """What a webhook tells has happened."""
     waiting = and_(outbox.c.job == name, outbox.c.kind == kind, outbox.c.state == "later")
     connection.execute(update(outbox).where(waiting).values(state="due", due=now))
@@ -95,9 +95,9 @@ class Outbox:
     def __init__(self, database: Database):
         self._write, self._read, self._now = database.write, database.read, database.now
 
-    def take(
+    def claim_due(
         self, count: int, lease: float, under_way: Mapping[str, int] | None = None
-    ) -> list[Post]:
+    ) -> list[DueWebhook]:
         """Webhooks to post now; nobody else is given them for `lease` seconds.
 
         Args:
@@ -108,7 +108,7 @@ class Outbox:
         posts = Counter(under_way or {})
 
         def due(now: float) -> Select[Any]:
-            full = [key for key, count in posts.items() if count >= SHARE]
+            full = [key for key, count in posts.items() if count >= MAX_CONCURRENT_PER_KEY]
             found = select(outbox, jobs.c.key).join(jobs, jobs.c.id == outbox.c.job)
             ready = and_(outbox.c.state == "due", outbox.c.due <= now, jobs.c.key.not_in(full))
             return found.where(ready).order_by(outbox.c.due, outbox.c.id)
@@ -116,7 +116,7 @@ class Outbox:
         with self._read() as connection:
             if connection.execute(due(self._now(connection)).limit(1)).first() is None:
                 return []  # as nearly always: no right to write is needed for that
-        taken = list[Post]()
+        taken = list[DueWebhook]()
         with self._write() as connection:
             now = self._now(connection)
             while len(taken) < count:  # until all whose webhooks these were have their share
@@ -124,16 +124,16 @@ class Outbox:
                 rows = list[Any]()
                 for row in connection.execute(first.with_for_update(skip_locked=True, of=outbox)):
                     posts[row.key] += 1
-                    if posts[row.key] <= SHARE:
+                    if posts[row.key] <= MAX_CONCURRENT_PER_KEY:
                         rows.append(row)
                 if not rows:
                     break
                 these = update(outbox).where(outbox.c.id.in_([row.id for row in rows]))
                 connection.execute(these.values(due=now + lease, tries=outbox.c.tries + 1))
-                taken += [Post(r.id, r.job, r.key, r.kind, r.tries, r.turn) for r in rows]
+                taken += [DueWebhook(r.id, r.job, r.key, r.kind, r.tries, r.turn) for r in rows]
         return taken
 
-    def tried(self, post: Post, delivery: Delivery, again: float | None) -> None:
+    def record_delivery(self, post: DueWebhook, delivery: Delivery, again: float | None) -> None:
         """Log a try at a webhook.
 
         Args:
@@ -141,7 +141,7 @@ class Outbox:
             delivery: what came of it.
             again: seconds until the next try; None if there is none.
         """
-        state = "delivered" if delivery.good else "failed" if again is None else "due"
+        state = "delivered" if delivery.succeeded else "failed" if again is None else "due"
         with self._write() as connection:
             entry = {"post": post.id, "at": delivery.at, "status": delivery.status}
             entry |= {"error": delivery.error, "seconds": delivery.seconds}
@@ -151,14 +151,14 @@ class Outbox:
             due = self._now(connection) + (again or 0.0)
             connection.execute(update(outbox).where(this).values(state=state, due=due))
 
-    def give_up(self, key: str, url: str) -> None:
+    def cancel_for_url(self, key: str, url: str) -> None:
         """Post nothing more that waits for an address of a key's: its receiver is gone."""
         there = select(jobs.c.id).where(jobs.c.key == key, jobs.c.webhook == url)
         waiting = and_(outbox.c.state.in_(["later", "due"]), outbox.c.job.in_(there))
         with self._write() as connection:
             connection.execute(update(outbox).where(waiting).values(state="gone"))
 
-    def go_on(self, names: Iterable[str]) -> None:
+    def requeue_logs(self, names: Iterable[str]) -> None:
         """Jobs that went on: those that asked for "logs" have them posted, anew."""
         moved = list(names)
         if not moved:
@@ -180,7 +180,7 @@ class Outbox:
             values = {"state": "due", "due": self._now(connection), "tries": 0}
             return connection.execute(update(outbox).where(done).values(values)).rowcount == 1
 
-    def log(self, name: str) -> list[Posted]:
+    def list_webhooks(self, name: str) -> list[WebhookLog]:
         """A job's webhooks."""
         with self._read() as connection:
             posts = connection.execute(
@@ -190,16 +190,16 @@ class Outbox:
             made = select(deliveries).where(deliveries.c.post.in_(list(tries)))
             for row in connection.execute(made.order_by(deliveries.c.id)):
                 tries[row.post].append(Delivery(row.at, row.status, row.error, row.seconds))
-            return [Posted(post.kind, post.state, tuple(tries[post.id])) for post in posts]
+            return [WebhookLog(post.kind, post.state, tuple(tries[post.id])) for post in posts]
 
-    def counts(self) -> dict[str, int]:
+    def count_by_state(self) -> dict[str, int]:
         """Webhooks of each state."""
         with self._read() as connection:
             counted = select(outbox.c.state, func.count()).group_by(outbox.c.state)
             found = {row[0]: int(row[1]) for row in connection.execute(counted)}
-        return {state: found.get(state, 0) for state in STATES}
+        return {state: found.get(state, 0) for state in WEBHOOK_STATES}
 
-    def secret(self, key: str) -> str:
+    def get_secret(self, key: str) -> str:
         """What a key's webhooks are signed with, `whsec_` and base64; made when first asked for."""
         wanted = select(secrets.c.secret).where(secrets.c.key == key)
         with self._read() as connection:
@@ -211,5 +211,5 @@ class Outbox:
             with self._write() as connection:
                 connection.execute(insert(secrets).values(key=key, secret=made))
         except IntegrityError:  # another server was faster
-            return self.secret(key)
+            return self.get_secret(key)
         return made

@@ -15,14 +15,14 @@ from overpaint.events import Spent
 from overpaint.server.store.database import Database
 from overpaint.server.store.tables import jobs, keys, usage
 
-By = Literal["key", "day", "model"]
+GroupBy = Literal["key", "day", "model"]
 
-NAMELESS = 12
+DIGEST_LABEL_CHARS = 12
 """Characters of its digest by which a key is shown that has no name in the store."""
 
 
 @dataclass(frozen=True)
-class Total:
+class UsageTotal:
     """The total usage of some jobs.
 
     Attributes:
@@ -40,7 +40,7 @@ class Total:
     device_seconds: float
 
 
-def enter(connection: Connection, job: str, now: float, pictures: int, spent: Spent) -> None:
+def record_usage(connection: Connection, job: str, now: float, pictures: int, spent: Spent) -> None:
     """Enter what a job has used that has just ended, at `now` in seconds since 1970."""
     ended = select(
         *(jobs.c.id, jobs.c.key, jobs.c.model, jobs.c.state, jobs.c.ended),
@@ -52,21 +52,21 @@ def enter(connection: Connection, job: str, now: float, pictures: int, spent: Sp
     connection.execute(insert(usage).from_select([*columns, *counts], ended))
 
 
-class Ledger:
+class UsageReader:
     """Reads a store's entries; any thread may."""
 
     def __init__(self, database: Database):
         """Ask the store when it is needed."""
         self._database = database
 
-    def totals(
+    def sum_usage(
         self,
-        by: By,
+        by: GroupBy,
         *,
         since: date | None = None,
         until: date | None = None,
         key: str | None = None,
-    ) -> list[Total]:
+    ) -> list[UsageTotal]:
         """What was used in sum by each key, on each day or with each model, by name.
 
         Args:
@@ -75,7 +75,7 @@ class Ledger:
             until: the last day.
             key: the digest of the only key that counts.
         """
-        shown = func.coalesce(keys.c.name, func.substr(usage.c.key, 1, NAMELESS))
+        shown = func.coalesce(keys.c.name, func.substr(usage.c.key, 1, DIGEST_LABEL_CHARS))
         name = {"key": shown, "day": usage.c.day, "model": usage.c.model}[by]
         group = [usage.c.key, keys.c.name] if by == "key" else [name]
         counted = (usage.c.pictures, usage.c.megapixel_steps, usage.c.device_seconds)
@@ -92,16 +92,18 @@ class Ledger:
         if key is not None:
             asked = asked.where(usage.c.key == key)
         with self._database.read() as connection:
-            return [Total(*row) for row in connection.execute(asked)]
+            return [UsageTotal(*row) for row in connection.execute(asked)]
 
-    def digest(self, name: str) -> str:
+    def find_digest(self, name: str) -> str:
         """Of a key that has a name, or by the name that `totals` gives it.
 
         Raises:
             StoreError: there is none, and none has used anything.
         """
         named = select(keys.c.digest).where(keys.c.name == name)
-        nameless = select(usage.c.key).where(func.substr(usage.c.key, 1, NAMELESS) == name)
+        nameless = select(usage.c.key).where(
+            func.substr(usage.c.key, 1, DIGEST_LABEL_CHARS) == name
+        )
         with self._database.read() as connection:
             for asked in (named, nameless.limit(1)):
                 if (found := connection.execute(asked).scalar()) is not None:

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from overpaint.server.store.jobs import ENDED, Job, Said
+from overpaint.server.store.jobs import ENDED, HistoryEntry, Job
 from overpaint.server.telemetry.logs import KEY_LABEL_CHARS
 
 TRACE_CONTEXT = TraceContextTextMapPropagator()
@@ -48,7 +48,7 @@ class TraceExporter:
         TRACE_CONTEXT.inject(carrier)
         return carrier
 
-    def record_job(self, job: Job, history: Sequence[Said]) -> None:
+    def record_job(self, job: Job, history: Sequence[HistoryEntry]) -> None:
         """Record the spans of a job that has ended, below the span of the request that made it.
 
         Args:

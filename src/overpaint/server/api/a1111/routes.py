@@ -142,7 +142,7 @@ async def generation_response(service: Service, job: Job) -> GenerationResponse:
     parameters = dict(job.origin_as(A1111Origin).parameters)
 
     def read() -> GenerationResponse:
-        folder = service.files.results(job.id)
+        folder = service.files.get_results_folder(job.id)
         files = [(folder / name).read_bytes() for name in (job.result or {}).get("files", ())]
         info = {**job_info(job), "infotexts": [settings_text(file) for file in files]}
         sent = [encode_base64(file) for file in files] if parameters["send_images"] else []

@@ -278,7 +278,9 @@ def job_result(service: Service, job: Job) -> dict[str, Any]:
     for name, seed, (width, height) in files:
         kind = MEDIA_TYPES[name.rpartition(".")[2]]
         if origin.sync_mode:
-            url = encode_data_uri((service.files.results(job.id) / name).read_bytes(), kind)
+            url = encode_data_uri(
+                (service.files.get_results_folder(job.id) / name).read_bytes(), kind
+            )
         else:
             path = f"{origin.base_url}/api/jobs/{job.id}/results"
             url = result_url(service, job, path, name)

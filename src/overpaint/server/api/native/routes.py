@@ -73,9 +73,9 @@ from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
 from overpaint.server.jobs.service import Service, Story
 from overpaint.server.outbound.image_fetch import ImageSources
-from overpaint.server.store.jobs import Job, Said
+from overpaint.server.store.jobs import HistoryEntry, Job
 from overpaint.server.store.origins import NativeOrigin, OutputOptions
-from overpaint.server.store.usage import Ledger, Total
+from overpaint.server.store.usage import UsageReader, UsageTotal
 
 router = APIRouter(
     prefix="/api",
@@ -183,7 +183,7 @@ async def list_jobs(
     last = await get_job_or_404(service, key, before) if before else None
     states = None if state is None else (state,)
     listed = await asyncio.to_thread(
-        lambda: service.jobs.page(key, limit, before=last, states=states)
+        lambda: service.jobs.list_page(key, limit, before=last, states=states)
     )
     views = [await make_job_view(service, job) for job in listed]
     return JobPage(jobs=views, before=listed[-1].id if len(listed) == limit else None)
@@ -236,7 +236,7 @@ async def stream_job_events(
 def encode_story(story: Story) -> bytes:
     """Encode what happened to a job. Only stored events have an id."""
     match story:
-        case Said(number, at, kind, body):
+        case HistoryEntry(number, at, kind, body):
             return encode_event({"at": at} | body, kind, number)
         case Step(done, total, sigma):
             return encode_event({"done": done, "total": total, "sigma": sigma}, "step")
@@ -265,7 +265,7 @@ async def get_result(
 async def list_webhooks(name: JobId, service: ServiceDep, key: KeyDep) -> list[WebhookView]:
     """List the webhooks of a job, with all attempts to deliver them."""
     await get_job_or_404(service, key, name)
-    log = await asyncio.to_thread(service.outbox.log, name)
+    log = await asyncio.to_thread(service.outbox.list_webhooks, name)
     return [
         WebhookView(
             event=cast(WebhookEvent, posted.kind),
@@ -298,7 +298,7 @@ async def replay_webhook(
 @router.get("/webhooks/secret", summary="Get the webhook secret")
 async def get_webhook_secret(service: ServiceDep, key: KeyDep) -> WebhookSecret:
     """Get the secret with which the server signs the API key's webhooks (Standard Webhooks)."""
-    return WebhookSecret(key=await asyncio.to_thread(service.outbox.secret, key))
+    return WebhookSecret(key=await asyncio.to_thread(service.outbox.get_secret, key))
 
 
 @router.post(
@@ -347,7 +347,7 @@ async def get_usage(
     ] = "day",
     since: Annotated[date | None, Query(description="First day, in UTC.")] = None,
     until: Annotated[date | None, Query(description="Last day, in UTC.")] = None,
-) -> list[Total]:
+) -> list[UsageTotal]:
     """Get the usage of the API key by day or by model. Both days are included."""
-    ledger = Ledger(service.jobs.database)
-    return await asyncio.to_thread(ledger.totals, by, since=since, until=until, key=key)
+    ledger = UsageReader(service.jobs.database)
+    return await asyncio.to_thread(ledger.sum_usage, by, since=since, until=until, key=key)

@@ -204,7 +204,7 @@ async def make_job_view(service: Service, job: Job) -> JobView:
         flagged=[FlaggedImage.model_validate(flag) for flag in job.flagged],
     )
     if job.state == "queued":
-        ahead = await asyncio.to_thread(service.jobs.ahead, job.id)
+        ahead = await asyncio.to_thread(service.jobs.get_queue_position, job.id)
         if ahead:
             view.position = ahead[0]
             view.eta = ahead[1] + job.work

@@ -340,7 +340,7 @@ def image_data(service: Service, job: Job) -> list[dict[str, Any]]:
             path = f"{origin.base_url}/api/jobs/{job.id}/results"
             image = {"url": result_url(service, job, path, name)}
         else:
-            content = (service.files.results(job.id) / name).read_bytes()
+            content = (service.files.get_results_folder(job.id) / name).read_bytes()
             image = {"b64_json": encode_base64(content)}
         data.append({**image, "seed": seed})
     return data

@@ -20,7 +20,7 @@ from overpaint.server.api.openai.protocol import (
     shutdown_error,
 )
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import ENDED, Job, Said
+from overpaint.server.store.jobs import ENDED, HistoryEntry, Job
 
 
 async def job_events(

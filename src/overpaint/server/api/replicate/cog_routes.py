@@ -44,7 +44,7 @@ from overpaint.server.http.problems import (
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 from overpaint.server.store.origins import CogOrigin
-from overpaint.server.store.outbox import EVENTS
+from overpaint.server.store.outbox import WEBHOOK_EVENTS
 
 ID_PATTERN = "^[A-Za-z0-9_-]{1,256}$"
 ClientId = Annotated[str, Field(pattern=ID_PATTERN)]

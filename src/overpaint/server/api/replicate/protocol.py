@@ -21,9 +21,9 @@ from overpaint.server.api.results import (
 )
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import DAY_S
-from overpaint.server.store.jobs import Job, Said
+from overpaint.server.store.jobs import HistoryEntry, Job
 from overpaint.server.store.origins import CogOrigin, ReplicateOrigin
-from overpaint.server.store.outbox import EVENTS
+from overpaint.server.store.outbox import WEBHOOK_EVENTS
 
 STATUS_BY_STATE = {
     "queued": "starting",
@@ -155,7 +155,7 @@ def image_data_uris(service: Service, job: Job) -> list[str] | None:
     """Return the images of a job as data: URIs; None unless it succeeded."""
     if job.state != "succeeded" or job.result is None:
         return None
-    paths = [service.files.results(job.id) / name for name in job.result["files"]]
+    paths = [service.files.get_results_folder(job.id) / name for name in job.result["files"]]
     return [encode_data_uri(path.read_bytes(), MEDIA_TYPES[path.suffix[1:]]) for path in paths]
 
 

@@ -55,7 +55,7 @@ from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import ENDED, Job, Said
+from overpaint.server.store.jobs import ENDED, HistoryEntry, Job
 from overpaint.server.store.origins import ReplicateOrigin
 
 router = APIRouter(
