@@ -106,7 +106,7 @@ def test_metrics_with_store_failure_are_answered_503(
     def failing(_: Jobs) -> tuple[float, float]:
         raise OperationalError("SELECT", {}, Exception("disk I/O error"))
 
-    monkeypatch.setattr(Jobs, "backlog", failing)
+    monkeypatch.setattr(Jobs, "get_backlog", failing)
     with service(tmp_path) as client:
         assert client.get("/metrics").status_code == 503
 

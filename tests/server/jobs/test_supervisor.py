@@ -360,7 +360,7 @@ def test_supervisor_job_that_cannot_be_sent_fails_alone(
             raise MemoryError
         return unpack(stored)
 
-    monkeypatch.setattr(house.files, "unpack", failing)
+    monkeypatch.setattr(house.files, "unpack_request", failing)
     names = [house.submit() for _ in range(3)]
     house.open()
     ended = [house.ended(name) for name in names]
