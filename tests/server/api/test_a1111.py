@@ -154,7 +154,7 @@ def get(client: TestClient, path: str) -> Any:
 
 def requested(client: TestClient) -> tuple[str, dict[str, Any]]:
     """Return the model and the request of the newest job."""
-    (job,) = service_of(client).jobs.page(None, 1)
+    (job,) = service_of(client).jobs.list_page(None, 1)
     return job.model, job.request
 
 

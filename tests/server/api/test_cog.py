@@ -223,9 +223,9 @@ def test_server_shutdown_returns_202_to_waiting_client(tmp_path: Path) -> None:
 def test_webhook_payload_has_client_id(client: TestClient) -> None:
     client.put("/predictions/x", json={"input": {"prompt": "a"}})
     service = service_of(client)
-    job = service.jobs.by_token("", cog_routes.idempotency_token("x"))
+    job = service.jobs.get_by_token("", cog_routes.idempotency_token("x"))
     assert job is not None
-    assert service.jobs.by_token("other", cog_routes.idempotency_token("x")) is None
+    assert service.jobs.get_by_token("other", cog_routes.idempotency_token("x")) is None
     assert client.portal is not None
     told = client.portal.call(cog_routes.webhook_payload, service, job)
     assert (told["id"], told["status"]) == ("x", "succeeded")

@@ -203,7 +203,7 @@ def format_job_time(job: Job) -> str:
 async def find_newest_job(service: Service, key: str) -> Job | None:
     """Return the newest job of an API key that has not ended."""
     states = ("queued", "running")
-    jobs = await asyncio.to_thread(lambda: service.jobs.page(key, 1, states=states))
+    jobs = await asyncio.to_thread(lambda: service.jobs.list_page(key, 1, states=states))
     return jobs[0] if jobs else None
 
 
@@ -217,7 +217,7 @@ async def get_progress(
         return ProgressResponse()
     now = service.feed.progress(job.id)
     done, total = (now.step.done, now.step.total) if now.step else (0, 0)
-    ahead = await asyncio.to_thread(service.jobs.ahead, job.id)
+    ahead = await asyncio.to_thread(service.jobs.get_queue_position, job.id)
     fraction = done / total if total else 0.0
     preview = None if skip_current_image else next(iter(now.previews.values()), None)
     return ProgressResponse(
@@ -275,7 +275,7 @@ async def read_png_info(given: PngInfoRequest, key: KeyDep) -> PngInfoResponse:
 @router.get("/queue/status")
 async def get_queue_status(service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """Return the number of waiting jobs. A Krita plug-in detects the server by this route."""
-    counts = await asyncio.to_thread(service.jobs.counts)
+    counts = await asyncio.to_thread(service.jobs.count_by_state)
     return {"msg": "estimation", "queue_size": counts["queued"]}
 
 

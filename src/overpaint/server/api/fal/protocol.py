@@ -321,7 +321,7 @@ def request_status(service: Service, job: Job, logs: bool) -> dict[str, Any]:
     """
     status = request_links(job) | {"logs": log_lines(service, job) if logs else None}
     if job.state == "queued":
-        ahead = service.jobs.ahead(job.id)
+        ahead = service.jobs.get_queue_position(job.id)
         return status | {"status": "IN_QUEUE", "queue_position": ahead[0] if ahead else 0}
     if job.state not in ENDED:
         return status | {"status": "IN_PROGRESS"}
@@ -336,7 +336,7 @@ def request_status(service: Service, job: Job, logs: bool) -> dict[str, Any]:
 
 def log_lines(service: Service, job: Job) -> list[dict[str, Any]]:
     """Return the log lines of a job: its notices and its current progress."""
-    history = service.jobs.history(job.id)
+    history = service.jobs.list_history(job.id)
     lines = [(each.at, str(each.body["message"])) for each in history if each.kind == "notice"]
     if step := service.feed.progress(job.id).step:
         lines.append((time.time(), format_progress(step.done, step.total)))

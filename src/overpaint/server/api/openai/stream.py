@@ -40,7 +40,7 @@ async def job_events(
             case PreviewImage(_, data) if len(sent) < max_previews and data not in sent[-1:]:
                 yield encode_typed_event(f"{prefix}.partial_image", _preview(job, data, len(sent)))
                 sent.append(data)
-            case Said(_, _, kind) if kind in ENDED:
+            case HistoryEntry(_, _, kind) if kind in ENDED:
                 job = await asyncio.to_thread(service.jobs.get, job.id) or job
                 break
             case _:

@@ -105,7 +105,7 @@ class PredictionRequest(BaseModel):
     """Time at which the client made the request. Responses repeat it."""
     webhook: WebhookUrl = None
     """URL to post events of the prediction to."""
-    webhook_events_filter: tuple[WebhookEvent, ...] | None = EVENTS
+    webhook_events_filter: tuple[WebhookEvent, ...] | None = WEBHOOK_EVENTS
     """Events to post; all by default."""
 
 
@@ -146,7 +146,7 @@ async def prediction_view(service: Service, job: Job) -> dict[str, Any]:
     """Return a prediction of cog's API."""
 
     def read() -> dict[str, Any]:
-        state = prediction_state(service, job, service.jobs.history(job.id))
+        state = prediction_state(service, job, service.jobs.list_history(job.id))
         return {**state, "output": image_data_uris(service, job)}
 
     view = await asyncio.to_thread(read)
@@ -275,7 +275,7 @@ async def cancel_prediction(
     """Cancel a prediction, by the client's id or the server's."""
 
     def find() -> Job | None:
-        by_client_id = service.jobs.by_token(key, idempotency_token(prediction_id))
+        by_client_id = service.jobs.get_by_token(key, idempotency_token(prediction_id))
         return by_client_id or service.jobs.get(prediction_id)
 
     job = await asyncio.to_thread(find)

@@ -58,7 +58,7 @@ class Body(BaseModel):
     """Inputs of the model."""
     webhook: WebhookUrl = None
     """URL to post events of the prediction to."""
-    webhook_events_filter: tuple[WebhookEvent, ...] | None = EVENTS
+    webhook_events_filter: tuple[WebhookEvent, ...] | None = WEBHOOK_EVENTS
     """Events to post; all by default."""
     stream: bool | None = None
     """Accepted without effect: every prediction can be streamed."""
@@ -98,7 +98,7 @@ def resolve_model(service: Service, name: str) -> str:
 # Predictions
 
 
-def prediction_state(service: Service, job: Job, history: Sequence[Said]) -> dict[str, Any]:
+def prediction_state(service: Service, job: Job, history: Sequence[HistoryEntry]) -> dict[str, Any]:
     """Return the attributes of a prediction that Replicate and cog share.
 
     Args:
@@ -133,7 +133,7 @@ def prediction_inputs(job: Job) -> Mapping[str, Any]:
             return {}
 
 
-def prediction_logs(service: Service, job: Job, history: Sequence[Said]) -> str:
+def prediction_logs(service: Service, job: Job, history: Sequence[HistoryEntry]) -> str:
     """Return the logs of a prediction: its seed, notices, progress and error."""
     lines = [f"Using seed: {job.request['seed']}"] if job.started else []
     lines += [str(event.body["message"]) for event in history if event.kind == "notice"]
@@ -182,8 +182,8 @@ async def prediction_view(
             https: links.
     """
 
-    def read() -> tuple[list[str] | None, list[Said]]:
-        history = service.jobs.history(job.id)
+    def read() -> tuple[list[str] | None, list[HistoryEntry]]:
+        history = service.jobs.list_history(job.id)
         if inline and not base_url.startswith("https:"):
             return image_data_uris(service, job), history
         return image_urls(service, job, base_url), history

@@ -207,7 +207,7 @@ async def list_predictions(
                 field, "the list cannot be filtered by time; it is sorted newest first."
             )
     last = await get_job_or_404(service, key, cursor) if cursor else None
-    jobs = await asyncio.to_thread(lambda: service.jobs.page(key, PAGE_SIZE, before=last))
+    jobs = await asyncio.to_thread(lambda: service.jobs.list_page(key, PAGE_SIZE, before=last))
     base_url = get_base_url(incoming)
     is_full = len(jobs) == PAGE_SIZE
     next_page = f"{base_url}/v1/predictions?cursor={jobs[-1].id}" if is_full else None
@@ -278,14 +278,14 @@ async def prediction_events(
     number = after
     async for event in service.follow(name, after):
         match event:
-            case Said(number, _, "notice", body):
+            case HistoryEntry(number, _, "notice", body):
                 yield encode_text_event(f"{body['message']}\n", "logs", number)
-            case Said(number, _, "failed", body):
+            case HistoryEntry(number, _, "failed", body):
                 yield encode_event({"detail": body.get("error")}, "error", number)
                 yield encode_event({"reason": "error"}, "done", number)
-            case Said(number, _, "canceled", _):
+            case HistoryEntry(number, _, "canceled", _):
                 yield encode_event({"reason": "canceled"}, "done", number)
-            case Said(number, _, "succeeded", _):
+            case HistoryEntry(number, _, "succeeded", _):
                 job = await asyncio.to_thread(service.jobs.get, name)
                 for url in (image_urls(service, job, base_url) if job else None) or ():
                     yield encode_text_event(url, "output", number)
@@ -336,7 +336,7 @@ async def get_version(
 @router.get("/webhooks/default/secret")
 async def get_webhook_secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
     """Return the secret that signs this API key's webhooks (Standard Webhooks)."""
-    return {"key": await asyncio.to_thread(service.outbox.secret, key)}
+    return {"key": await asyncio.to_thread(service.outbox.get_secret, key)}
 
 
 @router.post("/files", status_code=201)
