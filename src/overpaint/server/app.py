@@ -74,7 +74,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         service = await asyncio.to_thread(Service, settings, engine_factory, traces)
         app.state.service = service
-        app.state.keys = ApiKeys(service.jobs.database, settings.api_keys)
+        app.state.keys = ApiKeys(
+            service.jobs.database, settings.api_keys, settings.database.key_cache_s
+        )
         try:
             async with WebhookSender(service, payloads).running():
                 beside = [

@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 from overpaint.cli.main import app
 from overpaint.errors import RequestError, StoreError
 from overpaint.server.http.signed_links import LinkSigner
-from overpaint.server.settings import ServerSettings
-from overpaint.server.store import api_keys as keys_module
+from overpaint.server.settings import ServerSettings, StoreSettings
 from overpaint.server.store.api_keys import ApiKeys, hash_key
 from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.tables import keys as table
@@ -106,12 +105,9 @@ def until_answered(status: int, url: str, key: str | None) -> None:
         time.sleep(0.02)
 
 
-def test_a_server_heeds_changes_while_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keys_module, "KEY_CACHE_S", 0.05)
+def test_api_keys_changed_while_a_server_runs_take_effect(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path))
-    with running(tmp_path) as url:
+    with running(tmp_path, database=StoreSettings(key_cache_s=0.05)) as url:
         assert get(url, None) == 200
         one = overpaint("create", "--name", "one", *data)
         until_answered(401, url, None)

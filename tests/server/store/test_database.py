@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.errors import StoreError
-from overpaint.server.store import database as databases
+from overpaint.server.settings import StoreSettings
 from overpaint.server.store.database import Database, create_store_engine
 from overpaint.server.store.jobs import Jobs, NewJob
 from overpaint.server.store.tables import alembic_version, jobs
@@ -39,15 +39,15 @@ def test_the_machine_s_clock(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_server_that_stands_still_holds_nobody_up(
-    postgres: str, monkeypatch: pytest.MonkeyPatch
+def test_database_frozen_transaction_on_postgres_does_not_block_other_servers(
+    postgres: str,
 ) -> None:
     if not postgres:
         pytest.skip("no Postgres here: apt-get install postgresql")
     url = database(postgres)
     Database(url).close()  # its tables are made without the short timeout
-    monkeypatch.setattr(databases, "IDLE_IN_TRANSACTION_TIMEOUT_S", 0.2)
-    still, other = Database(url), Database(url)
+    hurried = StoreSettings(idle_transaction_timeout_s=0.2)
+    still, other = Database(url, settings=hurried), Database(url, settings=hurried)
     Jobs(other).submit(NewJob("a", "", "m", {}, 1.0))
     row = jobs.select().where(jobs.c.id == "a").with_for_update()
     with pytest.raises(SQLAlchemyError), still.write() as held:  # noqa: PT012

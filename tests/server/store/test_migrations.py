@@ -520,7 +520,7 @@ def test_jobs_of_older_stores_are_shown_by_every_dialect(version: int, tmp_path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(image)
     own = [row for row in rows if row["key"]]
-    with client_of(tmp_path, keys=("op_test",), keep_results=1e12) as client:
+    with client_of(tmp_path, api_keys=("op_test",), keep_days=1e7) as client:
         client.headers["Authorization"] = "Bearer op_test"
         for row in own:
             shown = client.get(f"/api/jobs/{row['id']}").raise_for_status().json()

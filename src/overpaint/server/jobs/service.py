@@ -114,8 +114,8 @@ class Service:
         self._alone = lock_folder(settings.data) if settings.store is None else None
         self.poll = OWN_STORE_POLL_S if self._alone else SHARED_STORE_POLL_S
         self.files.delete_partial_files(0.0 if self._alone else UNFINISHED_FILE_LIFETIME_S)
-        self.jobs = Jobs(open_database(settings.data, settings.store))
-        self.outbox = Outbox(self.jobs.database)
+        self.jobs = Jobs(open_database(settings.data, settings.store, settings.database))
+        self.outbox = Outbox(self.jobs.database, settings.webhooks.concurrent_deliveries_per_key)
         self.links = LinkSigner(
             self.outbox.get_secret("links"),  # no API key has this digest
             settings.http.signed_link_lifetime_s,

@@ -5,22 +5,27 @@ import sqlite3
 from pathlib import Path
 
 from overpaint.errors import StoreError
-from overpaint.server.store.database import Database, get_store_url
+from overpaint.server.settings import StoreSettings
+from overpaint.server.store.database import DEFAULT_STORE_SETTINGS, Database, get_store_url
 from overpaint.server.telemetry.logs import log_upgrade
 from overpaint.system.atomic_files import lock_file
 
 
-def open_database(data: Path, store: str | None) -> Database:
+def open_database(
+    data: Path, store: str | None, settings: StoreSettings = DEFAULT_STORE_SETTINGS
+) -> Database:
     """Open a server's job store: create a new one, upgrade an older one.
 
     Args:
         data: the server's folder.
         store: URL of the job store, unless it is in `data`.
+        settings: how the server uses the store.
 
     Raises:
         StoreError: the store cannot be opened or upgraded, or is newer than this program.
     """
-    return Database(get_store_url(data, store), upgrade=True, report=log_upgrade)
+    url = get_store_url(data, store)
+    return Database(url, upgrade=True, report=log_upgrade, settings=settings)
 
 
 def prepare_store(data: Path, store: str | None) -> None:

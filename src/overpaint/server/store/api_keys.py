@@ -17,7 +17,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from overpaint.errors import StoreError
-from overpaint.server.store.database import Database
+from overpaint.server.store.database import DEFAULT_STORE_SETTINGS, Database
 from overpaint.server.store.tables import keys
 
 KEY_PREFIX = "op_"
@@ -25,9 +25,6 @@ KEY_PREFIX = "op_"
 
 KEY_BYTES = 32
 MAX_NAME_CHARS = 100
-
-KEY_CACHE_S = 2.0
-"""Seconds after which the store is asked again: so long a revoked key still opens."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +37,27 @@ class ApiKey:
 
 
 def hash_key(key: str) -> str:
-    """On whose account a key's jobs are."""
+    """Return the digest of an API key, which identifies its jobs and usage."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 class ApiKeys:
-    """The keys of a store, and those that a server was started with. Any thread may ask."""
+    """The API keys of a store and those that a server was started with. Any thread may call it."""
 
-    def __init__(self, database: Database, given: Iterable[str] = ()):
-        """Ask the store when it is needed.
+    def __init__(
+        self,
+        database: Database,
+        given: Iterable[str] = (),
+        cache_s: float = DEFAULT_STORE_SETTINGS.key_cache_s,
+    ):
+        """Read the store's keys when they are first needed.
 
         Args:
-            database: of the store.
-            given: keys that are not in it.
+            database: the job store.
+            given: API keys that are not in the store.
+            cache_s: seconds until the store is read again; a revoked key works for that long.
         """
+        self._cache_s = cache_s
         self._database = database
         self._given = tuple(hash_key(key) for key in given)
         self._until = 0.0
@@ -92,7 +96,7 @@ class ApiKeys:
             rows = connection.execute(select(keys.c.digest, keys.c.revoked)).all()
         self._stored = tuple(str(row.digest) for row in rows if row.revoked is None)
         self._any = bool(rows)
-        self._until = time.monotonic() + KEY_CACHE_S
+        self._until = time.monotonic() + self._cache_s
 
     def create(self, name: str | None = None) -> str:
         """A new key, which is not to be had again.

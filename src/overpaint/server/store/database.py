@@ -10,11 +10,10 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, make_url,
 from sqlalchemy.exc import DBAPIError
 
 from overpaint.errors import StoreError
+from overpaint.server.settings import StoreSettings
 from overpaint.server.store.upgrade import Report, prepare_schema
 
-IDLE_IN_TRANSACTION_TIMEOUT_S = 30.0
-"""Seconds after which Postgres ends a transaction that nothing is done in: of a server that stands
-still in the middle of one, whose locks would else hold up all others."""
+DEFAULT_STORE_SETTINGS = StoreSettings()
 
 POSTGRES_TIMEOUTS = {
     "connect_timeout": 10,
@@ -23,11 +22,11 @@ POSTGRES_TIMEOUTS = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-"""Seconds (the last: milliseconds) until libpq takes Postgres for gone; the system's are hours."""
+"""Seconds (the last: milliseconds) after which libpq gives a silent Postgres up."""
 
 SQLITE_CACHE_KIB = 256
-"""KiB of SQLite's pages that a connection keeps: those of one transaction, since any other that
-writes makes them stale. The machine keeps the file's pages anyway."""
+"""KiB of pages that a connection to SQLite caches: those of one transaction. Other writers make
+them stale, and the system caches the file anyway."""
 
 
 class Database:
@@ -40,6 +39,7 @@ class Database:
         *,
         upgrade: bool = False,
         report: Report = lambda _: None,
+        settings: StoreSettings = DEFAULT_STORE_SETTINGS,
     ):
         """Connect, and create the tables of a new store.
 
@@ -50,11 +50,12 @@ class Database:
             upgrade: whether to migrate an older store, as servers do when they start. Otherwise
                 an older store is refused.
             report: receives the progress of a migration, also from another thread.
+            settings: `idle_transaction_timeout_s` is read.
 
         Raises:
             StoreError: the store cannot be reached or migrated, or is newer than this program.
         """
-        self._engine = create_store_engine(url)
+        self._engine = create_store_engine(url, settings)
         self._shared = self._engine.dialect.name == "postgresql"
         self._clock = clock
         name = _hide_password(url)
@@ -68,15 +69,15 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._engine.dispose()
 
     def write(self) -> AbstractContextManager[Connection]:
-        """A transaction that may write, and is on the disk when it is over."""
+        """Begin a transaction that can write; it is durable when the context ends."""
         return self._engine.begin()
 
     def read(self) -> AbstractContextManager[Connection]:
-        """A transaction that only reads."""
+        """Begin a transaction that only reads."""
         return self._engine.execution_options(reads=True).begin()
 
     def now(self, connection: Connection) -> float:
@@ -90,18 +91,18 @@ class Database:
 
 
 def get_store_url(data: Path, store: str | None) -> str:
-    """Where a server's jobs are: in its folder, unless it was given a store."""
+    """Return the URL of the job store: the given one, or SQLite in the server's folder."""
     return store or f"sqlite:///{data / 'jobs.db'}"
 
 
-def create_store_engine(url: str) -> Engine:
-    """An engine whose every transaction may write, and is durable when it is committed.
+def create_store_engine(url: str, settings: StoreSettings = DEFAULT_STORE_SETTINGS) -> Engine:
+    """Create an engine whose transactions can write and are durable once they are committed.
 
-    SQLite: WAL; a commit returns once it is on the disk; whoever begins has the right to write, so
-    that no transaction fails half-way because of another.
+    SQLite uses WAL, and a commit returns once it is on the disk. A transaction takes the write lock
+    when it begins, so that it does not fail halfway because of another.
 
-    Postgres: a transaction that is left alone for `HELD` seconds is ended, and a connection to a
-    machine that says nothing any more is given up.
+    Postgres ends a transaction that is idle for `idle_transaction_timeout_s`, so that the locks of
+    a frozen server do not block other servers. A connection to a silent machine times out.
     """
     others = {} if url.startswith("sqlite") else POSTGRES_TIMEOUTS
     waits = {name: wait for name, wait in others.items() if name not in make_url(url).query}
@@ -110,7 +111,7 @@ def create_store_engine(url: str) -> Engine:
 
         @event.listens_for(engine, "connect")
         def opened(connection: Any, _: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-            connection.isolation_level = None  # BEGIN is ours
+            connection.isolation_level = None  # `begun` below sends BEGIN
             for setting in (
                 "journal_mode = WAL",
                 "synchronous = FULL",
@@ -129,7 +130,7 @@ def create_store_engine(url: str) -> Engine:
 
         @event.listens_for(engine, "connect")
         def joined(connection: Any, _: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-            patience = f"{1000 * IDLE_IN_TRANSACTION_TIMEOUT_S:.0f}ms"
+            patience = f"{1000 * settings.idle_transaction_timeout_s:.0f}ms"
             connection.execute(f"SET idle_in_transaction_session_timeout = '{patience}'")
             connection.commit()
 
@@ -137,6 +138,6 @@ def create_store_engine(url: str) -> Engine:
 
 
 def _hide_password(url: str) -> str:
-    """A store's address without its password."""
+    """Return a store's URL without its password."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"

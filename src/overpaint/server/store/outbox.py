@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from overpaint.server.settings import WebhookSettings
 from overpaint.server.store.database import Database
 from overpaint.server.store.tables import deliveries, jobs, outbox, secrets
 
@@ -26,8 +27,8 @@ WEBHOOK_EVENTS = ("start", "output", "logs", "completed")
 WEBHOOK_STATES = ("later", "due", "delivered", "failed", "gone")
 SECRET_BYTES = 32
 
-MAX_CONCURRENT_PER_KEY = 16
-"""Webhooks of one key that are posted at once: if nobody answers them, the others' go on."""
+MAX_CONCURRENT_PER_KEY = WebhookSettings().concurrent_deliveries_per_key
+"""Webhooks of one API key that are delivered at once, by default."""
 
 
 @dataclass(frozen=True)
@@ -92,39 +93,46 @@ def mark_due(connection: Connection, name: str, kind: str, now: float) -> None:
 class Outbox:
     """The webhooks of a store. Its methods may be called from any thread."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database, max_concurrent_per_key: int = MAX_CONCURRENT_PER_KEY):
+        """Read and write the webhooks of a database.
+
+        Args:
+            database: the job store.
+            max_concurrent_per_key: webhooks of one API key that are delivered at once.
+        """
         self._write, self._read, self._now = database.write, database.read, database.now
+        self._max_per_key = max_concurrent_per_key
 
     def claim_due(
         self, count: int, lease: float, under_way: Mapping[str, int] | None = None
     ) -> list[DueWebhook]:
-        """Webhooks to post now; nobody else is given them for `lease` seconds.
+        """Claim webhooks to post now; other servers cannot claim them for `lease` seconds.
 
         Args:
-            count: how many at most.
-            lease: as above.
-            under_way: how many of a key's are already, of which there may be `SHARE`.
+            count: webhooks to claim, at most.
+            lease: seconds of the claim.
+            under_way: webhooks that are being delivered, by API key.
         """
         posts = Counter(under_way or {})
 
         def due(now: float) -> Select[Any]:
-            full = [key for key, count in posts.items() if count >= MAX_CONCURRENT_PER_KEY]
+            full = [key for key, count in posts.items() if count >= self._max_per_key]
             found = select(outbox, jobs.c.key).join(jobs, jobs.c.id == outbox.c.job)
             ready = and_(outbox.c.state == "due", outbox.c.due <= now, jobs.c.key.not_in(full))
             return found.where(ready).order_by(outbox.c.due, outbox.c.id)
 
         with self._read() as connection:
             if connection.execute(due(self._now(connection)).limit(1)).first() is None:
-                return []  # as nearly always: no right to write is needed for that
+                return []  # the usual case, which needs no write lock
         taken = list[DueWebhook]()
         with self._write() as connection:
             now = self._now(connection)
-            while len(taken) < count:  # until all whose webhooks these were have their share
+            while len(taken) < count:  # until each of their API keys has as many as it may
                 first = due(now).limit(count - len(taken))
                 rows = list[Any]()
                 for row in connection.execute(first.with_for_update(skip_locked=True, of=outbox)):
                     posts[row.key] += 1
-                    if posts[row.key] <= MAX_CONCURRENT_PER_KEY:
+                    if posts[row.key] <= self._max_per_key:
                         rows.append(row)
                 if not rows:
                     break
