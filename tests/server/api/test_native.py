@@ -289,7 +289,7 @@ def test_disk_full_is_answered_507(client: TestClient, monkeypatch: pytest.Monke
 
     fields = {"image": {"data": base64.b64encode(HOUSE).decode()}}
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write", full)
+        patch.setattr(files, "write_file", full)
         answer = client.post("/api/jobs", json={"request": fields})
         assert answer.status_code == 507
     assert client.get("/api/jobs").json()["jobs"] == []
