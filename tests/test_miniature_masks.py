@@ -21,6 +21,7 @@ from overpaint.imaging import codec
 from overpaint.models.checkpoint import load_model
 from overpaint.models.library import catalog
 from overpaint.models.model import Model
+from overpaint.request_options import RequestOptions
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "examples" / "house.png"
@@ -110,8 +111,9 @@ def test_a_black_mask_returns_the_picture_and_says_so(painter: overpaint.Painter
 def test_a_white_mask_paints_everything(painter: overpaint.Painter):
     source = Image.open(HOUSE).convert("RGB").resize((128, 128))
     white = codec.read_picture(Image.new("L", source.size, 255))
-    asked = {"strength": 0.7, "num_inference_steps": 4, "seed": 3}
-    masked = painter.edit(source, "a neon sign of a moon", mask=white, fill="original", **asked)
+    asked: RequestOptions = {"strength": 0.7, "num_inference_steps": 4, "seed": 3}
+    over_white: RequestOptions = {**asked, "mask": white, "fill": "original"}
+    masked = painter.edit(source, "a neon sign of a moon", **over_white)
     plain = painter.edit(source, "a neon sign of a moon", **asked)
     assert np.array_equal(np.asarray(masked.images[0]), np.asarray(plain.images[0]))
 
