@@ -545,8 +545,8 @@ def metrics_page() -> str:
     )
     service: Any = SimpleNamespace(
         supervisor=supervisor,
-        jobs=SimpleNamespace(counts=lambda: {"queued": 0}, backlog=lambda: (0.0, 0.0)),
-        outbox=SimpleNamespace(counts=lambda: {"due": 0}),
+        jobs=SimpleNamespace(count_by_state=lambda: {"queued": 0}, get_backlog=lambda: (0.0, 0.0)),
+        outbox=SimpleNamespace(count_by_state=lambda: {"due": 0}),
     )
     rows: list[tuple[str, str, str, str]] = []
     for metric in ServiceCollector(service, ResponseCounts()).collect():
