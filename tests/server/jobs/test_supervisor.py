@@ -448,7 +448,7 @@ def test_supervisor_defect_does_not_end_its_thread(
 def test_supervisor_worker_death_with_failing_store_counts_once(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail_at_first(house, monkeypatch, "give_back")
+    fail_at_first(house, monkeypatch, "release")
     supervisor = house.open()
     assert house.ended(house.submit("die")).crashes == MAX_CRASHES - 1
     assert supervisor.restarts == MAX_CRASHES
