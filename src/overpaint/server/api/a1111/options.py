@@ -1,9 +1,11 @@
 """The options of AUTOMATIC1111's API: each API key has its own, until the server stops."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
+from fastapi import Request as Incoming
 
 from overpaint.server.api.a1111.protocol import Options, error_response
 from overpaint.server.api.a1111.translation import resolve_model_title
@@ -12,19 +14,28 @@ from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.jobs.service import Service
 
-router = APIRouter(prefix="/sdapi/v1", route_class=make_route_class(error_response))
 
-_OPTIONS_BY_KEY: WeakKeyDictionary[Service, dict[str, Options]] = WeakKeyDictionary()
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    """Keep the options on the application while it runs."""
+    app.state.a1111_options = dict[str, Options]()
+    yield
 
 
-def get_options(service: Service, key: str) -> Options:
+router = APIRouter(
+    prefix="/sdapi/v1", route_class=make_route_class(error_response), lifespan=lifespan
+)
+
+
+def get_options(incoming: Incoming, key: str) -> Options:
     """Return the options of an API key."""
-    return _OPTIONS_BY_KEY.get(service, {}).get(key, Options())
+    by_key: dict[str, Options] = incoming.app.state.a1111_options
+    return by_key.get(key, Options())
 
 
-def store_options(service: Service, key: str, options: Options) -> None:
+def store_options(incoming: Incoming, key: str, options: Options) -> None:
     """Keep the options of an API key until the server stops."""
-    _OPTIONS_BY_KEY.setdefault(service, {})[key] = options
+    incoming.app.state.a1111_options[key] = options
 
 
 def override_options(options: Options, given: Options) -> Options:
@@ -48,16 +59,18 @@ def resolve_model(service: Service, options: Options) -> str:
 
 
 @router.get("/options")
-async def read_options(service: ServiceDep, key: KeyDep) -> Options:
+async def read_options(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Options:
     """Return the options of this API key."""
-    options = get_options(service, key)
+    options = get_options(incoming, key)
     return options.model_copy(update={"sd_model_checkpoint": resolve_model(service, options)})
 
 
 @router.post("/options")
-async def set_options(given: Options, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
+async def set_options(
+    given: Options, incoming: Incoming, service: ServiceDep, key: KeyDep
+) -> dict[str, Any]:
     """Set options for later requests of this API key, until the server stops."""
-    options = override_options(get_options(service, key), given)
+    options = override_options(get_options(incoming, key), given)
     resolve_model(service, options)
-    store_options(service, key, options)
+    store_options(incoming, key, options)
     return {}

@@ -95,7 +95,7 @@ async def generate(
     given: TextInputs | ImageInputs, incoming: Incoming, service: Service, key: str
 ) -> GenerationResponse:
     """Run a job and return its images. The job continues if the client disconnects."""
-    chosen = options.override_options(options.get_options(service, key), given.override_settings)
+    chosen = options.override_options(options.get_options(incoming, key), given.override_settings)
     model = options.resolve_model(service, chosen)
     request = await run_in_reader_pool(read_request, given, chosen, service)
     kind = "jpg" if chosen.samples_format == "jpeg" else chosen.samples_format
@@ -110,7 +110,7 @@ async def generate(
     except RequestError as error:
         raise translate_error(error) from None
     if not given.override_settings_restore_afterwards:
-        options.store_options(service, key, chosen)
+        options.store_options(incoming, key, chosen)
     job = await wait_until_ended(service, job, incoming)
     if job.state == "failed":
         if error := get_field_error(job):
