@@ -11,6 +11,7 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from overpaint.imaging import codec, hints, masks, sizing
+from overpaint.imaging.color_match import match_colors
 from overpaint.imaging.masks import Mask, Size
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ FEATHER_SHARE = 1 / 128
 """Width of the fade inside a mask's edge, as a share of the native side."""
 ASPECT_TOLERANCE = 0.05
 """Relative difference of aspects that a control image may have: sides are rounded to 8."""
-COLOR_MATCH_SHARE = 1 / 8
-"""Standard deviation of the blur that matches colors, as a share of the shorter side."""
+COLOR_TRUST_PX = 16
+"""Distance from the mask in canvas pixels at which a kept pixel fully counts for the match of
+colors: the VAE's decoder mixes nearer pixels with the repainted content."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +78,9 @@ class Region:
         pixels = _to_pixels(painted)
         if self.match_colors:
             kept = self.original.resize(painted.size, Resampling.LANCZOS)
-            same = masks.resize_mask(self.mask, painted.size) == 0
-            pixels = match_colors(pixels, _to_pixels(kept), same)
+            same = (masks.resize_mask(self.mask, painted.size) == 0).astype(np.float32)
+            trust = masks.feather_mask(same, COLOR_TRUST_PX) ** 3
+            pixels = match_colors(pixels, _to_pixels(kept), trust)
         if painted.size != (right - left, bottom - top):
             resized = _to_image(pixels).resize((right - left, bottom - top), Resampling.LANCZOS)
             pixels = _to_pixels(resized)
@@ -356,23 +359,6 @@ def blur_inward(pixels: Pixels, known: Mask) -> Pixels:
     larger = cv2.resize(smaller, (width, height), interpolation=cv2.INTER_LINEAR)
     filled = np.asarray(larger, np.float32).reshape(height, width, 3)
     return filled + (pixels - filled) * known[..., None]
-
-
-def match_colors(painted: Pixels, wanted: Pixels, same: NDArray[np.bool_]) -> Pixels:
-    """Shift painted pixels smoothly so that they agree with `wanted` where both show the same.
-
-    Args:
-        painted: [height, width, 3] in 0..255.
-        wanted: [height, width, 3] in 0..255.
-        same: [height, width]; True where both show the same thing.
-    """
-    if not same.any():
-        return painted
-    spread = COLOR_MATCH_SHARE * min(same.shape)
-    weight = same.astype(np.float32)
-    shift = cv2.GaussianBlur((wanted - painted) * weight[..., None], (0, 0), spread)
-    total = cv2.GaussianBlur(weight, (0, 0), spread)
-    return painted + np.asarray(shift, np.float32) / np.asarray(total).clip(1e-4)[..., None]
 
 
 def _to_pixels(image: Image.Image) -> Pixels:
