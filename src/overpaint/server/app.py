@@ -19,6 +19,7 @@ from overpaint.engine.worker import EngineFactory
 from overpaint.server.api import metrics
 from overpaint.server.api.a1111 import A1111
 from overpaint.server.api.fal import FAL
+from overpaint.server.api.ignored_fields import IGNORED_HEADER
 from overpaint.server.api.native import NATIVE
 from overpaint.server.api.openai import OPENAI
 from overpaint.server.api.replicate import COG, REPLICATE
@@ -52,7 +53,7 @@ With a thousand event streams, a full collection blocks the server for 300 ms, a
 starts every few seconds. Now only `give_back` starts full collections, less often if they take
 long. Collecting the youngest thousand objects takes 1 ms, ten thousand 10 to 20 ms."""
 
-EXPOSED_HEADERS = ("Location", "Retry-After", "X-Request-ID")
+EXPOSED_HEADERS = ("Location", "Retry-After", "X-Request-ID", IGNORED_HEADER)
 """Response headers that pages of other origins may read."""
 
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from overpaint.errors import (
     MAX_NAME_CHARS,
 )
+from overpaint.server.api.ignored_fields import add_ignored_header, collect_ignored
 from overpaint.server.http.auth import authenticate
 from overpaint.server.http.json_body import StrictRequest
 from overpaint.server.http.problems import HANDLED_ERRORS, record_rejection
@@ -36,13 +37,16 @@ def make_route_class(make_response: Callable[[Exception], Response]) -> type[API
             checks_key_first = self.body_field is not None and _requires_key(self.dependant)
 
             async def handle_strictly(incoming: Incoming) -> Response:
-                try:
-                    if checks_key_first:
-                        await _check_key(incoming)
-                    await _check_charset(incoming)
-                    return await handle(StrictRequest(incoming.scope, incoming.receive))
-                except HANDLED_ERRORS as error:
-                    return handle_error(incoming, error)
+                with collect_ignored():
+                    try:
+                        if checks_key_first:
+                            await _check_key(incoming)
+                        await _check_charset(incoming)
+                        response = await handle(StrictRequest(incoming.scope, incoming.receive))
+                    except HANDLED_ERRORS as error:
+                        response = handle_error(incoming, error)
+                    add_ignored_header(incoming, response)
+                    return response
 
             return handle_strictly
 

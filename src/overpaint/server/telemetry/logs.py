@@ -1,8 +1,9 @@
 """The server's log: readable lines or JSON objects, through the standard `logging` package.
 
-The log contains nothing that a client sent: no prompt, picture, key or link. It identifies keys by
-the beginning of their digests, and paths by the templates of their routes. Error messages may quote
-a request, so the log contains only the type and the place of an error.
+The log contains nothing that a client sent, except the names of ignored fields: no prompt, picture,
+key or link. It identifies keys by the beginning of their digests, and paths by the templates of
+their routes. Error messages may quote a request, so the log contains only the type and the place of
+an error.
 """
 
 import json
