@@ -42,7 +42,7 @@ test-slow: $(READY)
 
 # Kills, overload, hostile clients, full disks, fuzzing, an hour of load: about four hours.
 stress: $(READY)
-	$(BIN)/python -m tests.stress
+	$(BIN)/pytest -m stress --capture=no -v
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -32,19 +32,3 @@ def test_kills_short_run_loses_no_job(tmp_path: Path) -> None:
     report = run(tmp_path, kills=6, count=60)
     nothing_lost(report)
     assert report.acknowledged >= 60
-
-
-@pytest.mark.slow
-def test_kills_thousand_kills_lose_no_job(tmp_path: Path) -> None:
-    report = run(tmp_path, kills=1000, count=20_000)
-    print(report)
-    nothing_lost(report)
-    assert report.acknowledged >= 20_000
-
-
-@pytest.mark.slow
-def test_kills_of_the_miniature_lose_no_job(tmp_path: Path) -> None:
-    report = run(tmp_path, kills=50, count=300, engine="miniature")
-    print(report)
-    nothing_lost(report)
-    assert report.acknowledged >= 300
