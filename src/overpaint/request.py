@@ -1,6 +1,5 @@
 """A request: one frozen, validated value that can be stored."""
 
-import re
 from typing import Any
 
 from overpaint.errors import RequestError, quote_value
@@ -15,6 +14,7 @@ from overpaint.request_fields import (
     resolve_field_aliases,
 )
 from overpaint.request_parts import Control, Lora, StrictModel
+from overpaint.request_tags import take_lora_tags
 
 MASKED_FIELDS = (
     "mask_invert", "mask_grow", "mask_blur", "crop", "task", "fill", "match_colors"
@@ -146,43 +146,14 @@ def _resolve_names(data: dict[str, Any]) -> None:
             )
 
 
-_LORA_TAG = re.compile(r"<lora:([^:<>]*)((?::[^:<>]*)*)>")
-
-
 def _move_lora_tags(data: dict[str, Any]) -> None:
-    """Move the LoRA tags of the prompt to `loras`.
-
-    The syntax is A1111's: `<lora:name:scale>` or `<lora:name:text scale:UNet scale>`.
-    """
+    """Move the LoRA tags of the prompt to `loras`, after those that `loras` has."""
     prompt = data.get("prompt")
     if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT_CHARS:
         return
-    tags = list(_LORA_TAG.finditer(prompt))
-    if not tags:
-        return
-    data["prompt"] = re.sub(r"\s{2,}", " ", _LORA_TAG.sub("", prompt)).strip()
-    loras = tuple(_read_lora_tag(tag) for tag in tags)
-    if isinstance(data.get("loras", ()), tuple):
+    data["prompt"], loras = take_lora_tags(prompt)
+    if loras and isinstance(data.get("loras", ()), tuple):
         data["loras"] = (*data.get("loras", ()), *loras)
-
-
-def _read_lora_tag(tag: re.Match[str]) -> dict[str, Any]:
-    try:
-        scales = [float(number) for number in tag[2].split(":")[1:]]
-    except ValueError:
-        raise RequestError(
-            "prompt", f"{quote_value(tag[0])} is not a LoRA tag. Write it like <lora:name:0.8>."
-        ) from None
-    if len(scales) > 2:
-        raise RequestError(
-            "prompt", f"{quote_value(tag[0])} has more than two scales. Give one or two."
-        )
-    lora: dict[str, Any] = {"name": tag[1].strip()}
-    if scales:
-        lora["scale"] = scales[-1]
-    if len(scales) == 2:
-        lora["text_scale"] = scales[0]
-    return lora
 
 
 def _read_part(kind: type[StrictModel], place: str, value: Any) -> Any:
@@ -213,11 +184,6 @@ def _check_consistency(request: Request) -> None:
             )
     if request.lora_lenient and not request.loras:
         raise RequestError("lora_lenient", "It has no effect without a LoRA. Leave it out.")
-    names = [lora.name for lora in request.loras]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise RequestError(
-            "loras", f"{twice[0]!r} is given {names.count(twice[0])} times. Give each LoRA once."
-        )
     if request.size == "keep" and (request.width or request.height):
         raise RequestError("size", "'keep' contradicts width and height. Give one or the other.")
     if 0 < request.guidance_scale < 1:

@@ -63,7 +63,8 @@ class RequestFields(StrictModel):
     prompt: Prompt = ""
     """The picture to paint, in words, up to 100,000 characters. A1111's weights apply:
     `(word:1.2)`, `((word))`, `[word]`, escaped parentheses and `BREAK`. `<lora:name:0.8>` moves to
-    `loras`; `<embedding:name>` uses a textual inversion embedding."""
+    `loras`, also with A1111's `te=`, `unet=` and `lbw=`; `<embedding:name>` uses a textual
+    inversion embedding."""
 
     prompt_2: Prompt | None = None
     """The prompt for the second text encoder. Default: `prompt`."""
@@ -203,7 +204,7 @@ class RequestFields(StrictModel):
     """The aesthetic score of the refiner's unconditional row, 1 to 10. It needs `refiner`."""
 
     loras: tuple[Lora, ...] = Field(default=(), max_length=MAX_LORAS)
-    """Up to 32 LoRAs, each name once."""
+    """Up to 32 LoRAs. The scales of a LoRA that is given twice add up."""
 
     lora_lenient: bool = False
     """Skip and report the keys of a LoRA that fit no layer of the model, instead of rejecting the

@@ -595,7 +595,6 @@ def test_hint_with_an_estimator_writes_its_output(loader: Loader, run: Any, tmp_
         ("create x --control canny", 2, "The canny control image needs a picture"),
         ("edit fox.png x --lora ink:nan", 2, "--lora: nan is not finite"),
         ("edit fox.png x --lora ink:a", 2, "--lora: 'a' is not a list of numbers"),
-        ("edit fox.png x --lora ink --lora ink:0.5", 2, "--lora: 'ink' is given 2 times"),
         ("edit fox.png <lora:ink:x>", 2, "'<lora:ink:x>' is not a LoRA tag"),
         ("edit fox.png x --lora-lenient", 2, "has no effect without a LoRA"),
         ("models add none.safetensors", 4, "no such file: none.safetensors"),

@@ -379,6 +379,46 @@ def test_what_a1111_has_and_we_have_not_becomes_a_note():
         assert word in notes
 
 
+TAGGED = (
+    "a red house, (green tree:1.2) {}\nNegative prompt: blurry, (bad:1.3)\n"
+    "Steps: 22, Sampler: Euler a, Schedule type: Karras, CFG scale: 6.5, Seed: 77, Size: 128x128, "
+    "Model hash: 0011223344, Model: somexl, Version: v1.10.1"
+)
+"""Settings as A1111 with sd-webui-lora-block-weight writes them."""
+
+
+@pytest.mark.parametrize(
+    ("tags", "loras"),
+    [
+        (
+            "<lora:ink:0.8:lbw=OUTALL> <lora:ink2:1:te=0.5:unet=0.8>",
+            [("ink", 0.8, None), ("ink2", 0.8, 0.5)],
+        ),
+        ("<lora:ink:0.8> <lora:ink:0.2>", [("ink", 0.8, None), ("ink", 0.2, None)]),
+        ("<lyco:ink:0.8> <hypernet:h:1>", [("ink", 0.8, None)]),
+    ],
+)
+def test_a1111_lora_tags_are_read(
+    tags: str, loras: list[tuple[str, float, float | None]], tmp_path: Path
+):
+    path = png_with(tmp_path / "a.png", parameters=TAGGED.format(tags))
+    found = metadata.read_settings(path)
+    request = metadata.to_request(found)
+    assert request.prompt == "a red house, (green tree:1.2)"
+    assert request.negative_prompt == "blurry, (bad:1.3)"
+    assert [(lora.name, lora.scale, lora.text_scale) for lora in request.loras] == loras
+    assert found.notes == (("hypernetworks not carried over: h.",) if "hypernet" in tags else ())
+
+
+def test_a1111_lora_tag_that_cannot_be_read_is_an_error(tmp_path: Path):
+    path = png_with(tmp_path / "a.png", parameters=TAGGED.format("<lora:ink:1:stop=9>"))
+    found = metadata.read_settings(path)
+    assert found.fields["prompt"].startswith("a red house")
+    with pytest.raises(RequestError, match="prompt: '<lora:ink:1:stop=9>': stop= is not supported"):
+        metadata.to_request(found)
+    assert metadata.to_request(found, prompt="a cup").prompt == "a cup"
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 @pytest.mark.parametrize(
     "comment",

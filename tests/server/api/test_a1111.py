@@ -724,7 +724,7 @@ def test_request_error_names_client_field() -> None:
         text(width=510)
     assert caught.value.field == "width"
     with pytest.raises(RequestError) as caught:
-        text(prompt="<lora:ink:1> <lora:ink:1>")
+        text(prompt="<lora:ink:1> <lora:ink:1:dyn=4>")
     assert caught.value.field == "prompt"
 
 

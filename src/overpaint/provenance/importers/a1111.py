@@ -14,6 +14,7 @@ from overpaint.registry import resolve_schedule
 
 _PAIR = re.compile(r'(?:^|(?<=,))\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])++"|[^,]*)(?:,|$)')
 _NEGATIVE = "Negative prompt:"
+_HYPERNETWORK = re.compile(r"<hypernet:([^<>:]*)[^<>]*>", re.IGNORECASE)
 _A1111_OWN = {"Sampler", "Schedule type", "Size", "Clip skip", "Model", "Model hash", "Version"}
 
 
@@ -40,7 +41,8 @@ def read_a1111(text: str) -> ImportedSettings | None:
         return None
     prompt, negative = _split_prompts("\n".join(lines))
     reading = SettingsCollector()
-    reading.put("prompt", prompt)
+    reading.note_lost("hypernetworks", [tag[1] for tag in _HYPERNETWORK.finditer(prompt)])
+    reading.put("prompt", _HYPERNETWORK.sub("", prompt))
     reading.put("negative_prompt", negative)
     reading.put_number("num_inference_steps", pairs.pop("Steps"), int)
     if "CFG scale" in pairs:

@@ -10,6 +10,8 @@ from overpaint.picture import Picture
 from overpaint.registry import resolve_sampler, resolve_schedule
 from overpaint.request import Request
 
+PROMPT_FIELDS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+
 
 @dataclass(frozen=True)
 class ImportedSettings:
@@ -17,7 +19,8 @@ class ImportedSettings:
 
     Attributes:
         program: the program that made it: "overpaint", "A1111", "ComfyUI" or "InvokeAI".
-        fields: names and values for `Request`, each valid alone.
+        fields: names and values for `Request`, each valid alone. Only a prompt can hold a tag
+            that `Request` refuses.
         model: the name that the program gives the checkpoint.
         notes: settings that have no counterpart, in sentences.
         record: the whole Overpaint record, if Overpaint made the picture.
@@ -38,7 +41,14 @@ class SettingsCollector:
     notes: list[str] = field(default_factory=list[str])
 
     def put(self, name: str, value: Any) -> None:
-        """Set a field, or add a note that says why its value is refused."""
+        """Set a field, or add a note that says why its value is refused.
+
+        A prompt is set unchecked: without it, the picture would show something else. If `Request`
+        refuses a tag in it, the error names the tag.
+        """
+        if name in PROMPT_FIELDS and isinstance(value, str):
+            self.fields[name] = value
+            return
         try:
             # `Request` refuses strength and fit without an image, so every trial has one.
             Request.model_validate({"image": Picture(data=b"any"), name: value})
