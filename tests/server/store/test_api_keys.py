@@ -23,7 +23,7 @@ from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.tables import keys as table
 from tests.server.live import running
 
-PATIENCE = 30.0
+TIMEOUT_S = 30.0
 
 
 def overpaint(*arguments: str) -> str:
@@ -33,7 +33,7 @@ def overpaint(*arguments: str) -> str:
     return result.output.strip()
 
 
-def test_only_the_digest_of_a_key_is_kept(store: Jobs) -> None:
+def test_created_key_is_stored_as_digest_only(store: Jobs) -> None:
     keys = ApiKeys(store.database)
     assert not keys.are_required()
     made = ApiKeys(store.database).create("ann")
@@ -48,7 +48,7 @@ def test_only_the_digest_of_a_key_is_kept(store: Jobs) -> None:
     assert not keys.accepts(hash_key(made + "x"))
 
 
-def test_a_revoked_key_opens_nothing_and_one_is_demanded_still(store: Jobs) -> None:
+def test_revoked_key_is_refused_and_keys_stay_required(store: Jobs) -> None:
     keys = ApiKeys(store.database)
     made = keys.create("ann")
     keys.revoke("ann")
@@ -63,7 +63,7 @@ def test_a_revoked_key_opens_nothing_and_one_is_demanded_still(store: Jobs) -> N
 
 
 @pytest.mark.parametrize("name", ["ann", "", "n" * 101])
-def test_a_name_is_one_keys(store: Jobs, name: str) -> None:
+def test_create_key_with_used_or_invalid_name_is_refused(store: Jobs, name: str) -> None:
     keys = ApiKeys(store.database)
     keys.create("ann")
     keys.revoke("ann")
@@ -72,14 +72,14 @@ def test_a_name_is_one_keys(store: Jobs, name: str) -> None:
     assert len(keys.list_keys()) == 1
 
 
-def test_keys_that_are_given_need_no_store(store: Jobs) -> None:
+def test_configured_keys_are_accepted_without_stored_ones(store: Jobs) -> None:
     keys = ApiKeys(store.database, ("one", "two"))
     assert keys.are_required()
     assert keys.accepts(hash_key("two"))
     assert not keys.accepts(hash_key("three"))
 
 
-def test_the_command_line_makes_lists_and_revokes(tmp_path: Path) -> None:
+def test_keys_command_creates_lists_and_revokes(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path / "new"))
     made = overpaint("create", "--name", "ann", *data)
     unnamed = overpaint("create", *data)
@@ -98,8 +98,8 @@ def get(url: str, key: str | None, path: str = "/api/jobs") -> int:
     return httpx.get(url + path, headers=headers).status_code
 
 
-def until_answered(status: int, url: str, key: str | None) -> None:
-    end = time.monotonic() + PATIENCE
+def wait_for_status(status: int, url: str, key: str | None) -> None:
+    end = time.monotonic() + TIMEOUT_S
     while get(url, key) != status:
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -110,16 +110,16 @@ def test_api_keys_changed_while_a_server_runs_take_effect(tmp_path: Path) -> Non
     with running(tmp_path, database=StoreSettings(key_cache_s=0.05)) as url:
         assert get(url, None) == 200
         one = overpaint("create", "--name", "one", *data)
-        until_answered(401, url, None)
+        wait_for_status(401, url, None)
         assert get(url, one) == 200
         two = overpaint("create", *data)
-        until_answered(200, url, two)
+        wait_for_status(200, url, two)
         overpaint("revoke", "one", *data)
-        until_answered(401, url, one)
+        wait_for_status(401, url, one)
         assert get(url, two) == 200
 
 
-def test_an_address_that_others_reach_needs_a_key(
+def test_serve_on_public_address_without_active_key_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[ServerSettings] = []
@@ -151,7 +151,9 @@ def test_an_address_that_others_reach_needs_a_key(
     assert len(served) == 2
 
 
-def test_links_are_of_one_picture_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signed_link_is_valid_for_one_picture_until_it_expires(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     links = LinkSigner("secret", 3600)
     given = parse_qs(links.sign_query("job", "1-0.png"))
     expires, signature = int(given["expires"][0]), given["signature"][0]
@@ -166,7 +168,7 @@ def test_links_are_of_one_picture_and_end(monkeypatch: pytest.MonkeyPatch) -> No
     assert not links.verify("job", "1-0.png", int(late["expires"][0]), late["signature"][0])
 
 
-def test_links_of_answers_work_without_a_key(tmp_path: Path) -> None:
+def test_signed_links_in_responses_work_without_key(tmp_path: Path) -> None:
     with running(tmp_path, api_keys=("one", "two")) as url:
         one = {"authorization": "Bearer one"}
         asked = {"prompt": "a cup", "response_format": "url"}
@@ -189,7 +191,7 @@ def test_links_of_answers_work_without_a_key(tmp_path: Path) -> None:
         assert httpx.get(f"{url}/api/jobs/{name}?{query}").status_code == 401
 
 
-def test_links_are_bare_where_no_key_is_demanded(tmp_path: Path) -> None:
+def test_links_without_required_keys_are_unsigned(tmp_path: Path) -> None:
     with running(tmp_path) as url:
         asked = {"prompt": "a cup", "response_format": "url"}
         made = httpx.post(f"{url}/v1/images/generations", json=asked, timeout=60).json()

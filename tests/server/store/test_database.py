@@ -13,7 +13,7 @@ from overpaint.server.store.tables import alembic_version, jobs
 from tests.server.postgres import database
 
 
-def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
+def test_database_that_cannot_be_opened_raises_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be opened"):
         Database(f"sqlite:///{tmp_path}/nowhere/jobs.db")
     with pytest.raises(StoreError) as error:
@@ -33,7 +33,7 @@ def test_database_of_a_newer_store_is_refused(tmp_path: Path) -> None:
         Database(url)
 
 
-def test_the_machine_s_clock(tmp_path: Path) -> None:
+def test_database_without_a_clock_uses_system_time(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/jobs.db")
     assert Jobs(database).submit(NewJob("a", "", "m", {}, 1.0)).created > 1.7e9
     database.close()

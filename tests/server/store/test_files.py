@@ -27,16 +27,16 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-def everything(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_what_was_put_is_there(files: Files) -> None:
+def test_put_file_is_found_by_its_hash_until_deleted(files: Files) -> None:
     name = files.put(b"abc")
     assert name == hashlib.sha256(b"abc").hexdigest() == files.put(b"abc")
     assert files.get(name) == b"abc"
     assert files.exists(name)
-    assert len(everything(files.folder)) == 1
+    assert len(list_files(files.folder)) == 1
     files.delete(name)
     files.delete(name)
     assert not files.exists(name)
@@ -45,14 +45,14 @@ def test_what_was_put_is_there(files: Files) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a/" * 32, "é" * 64])
-def test_names_are_hashes(files: Files, name: str) -> None:
+def test_file_name_that_is_no_hash_is_refused(files: Files, name: str) -> None:
     with pytest.raises(StoreError, match="hash"):
         files.get(name)
 
 
-def test_damage_is_seen(files: Files) -> None:
+def test_changed_file_is_reported_as_damaged(files: Files) -> None:
     name = files.put(b"abc")
-    (path,) = everything(files.folder)
+    (path,) = list_files(files.folder)
     path.write_bytes(b"abd")
     with pytest.raises(PictureError, match="damaged"):
         files.get(name)
@@ -73,7 +73,7 @@ def full_when_written(opens: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("breaks", ["open", "write", "fsync", "replace"])
-def test_a_failed_write_leaves_nothing(
+def test_failed_put_leaves_no_file(
     files: Files, monkeypatch: pytest.MonkeyPatch, breaks: str
 ) -> None:
     def full(*_: Any, **__: Any) -> Any:
@@ -88,11 +88,11 @@ def test_a_failed_write_leaves_nothing(
             patch.setattr(Path, "open", full_when_written(Path.open))
         with pytest.raises(OSError, match="No space"):
             files.put(b"abc")
-    assert everything(files.folder) == []
+    assert list_files(files.folder) == []
     assert files.get(files.put(b"abc")) == b"abc"
 
 
-def test_what_was_there_stays_when_its_replacement_fails(
+def test_failed_replacement_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_file(tmp_path / "a", b"old")
@@ -104,40 +104,40 @@ def test_what_was_there_stays_when_its_replacement_fails(
         patch.setattr(os, "fsync", broken)
         with pytest.raises(OSError, match="Input/output"):
             write_file(tmp_path / "a", b"new")
-    assert everything(tmp_path) == [tmp_path / "a"]
+    assert list_files(tmp_path) == [tmp_path / "a"]
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
-def test_leftovers_are_swept(files: Files) -> None:
+def test_partial_files_of_stopped_writes_are_deleted(files: Files) -> None:
     name = files.put(b"abc")
     files.get_results_folder("job").mkdir(parents=True)
     for folder in (files.folder / "files" / name[:2], files.get_results_folder("job")):
         (folder / "x.1234.partial").write_bytes(b"half")
     files.delete_partial_files(60)
-    assert len(everything(files.folder)) == 3  # another server may be writing them
+    assert len(list_files(files.folder)) == 3  # another server may be writing them
     files.delete_partial_files()
-    assert [path.name for path in everything(files.folder)] == [name]
+    assert [path.name for path in list_files(files.folder)] == [name]
     files.delete_results("job")
     files.delete_results("job")
     assert not files.get_results_folder("job").exists()
 
 
-def test_age(files: Files) -> None:
+def test_old_files_are_listed_and_deleted_unless_put_again(files: Files) -> None:
     name = files.put(b"abc")
     assert list(files.list_older_than(60)) == []
-    (path,) = everything(files.folder)
+    (path,) = list_files(files.folder)
     os.utime(path, (1, 1))
     assert list(files.list_older_than(60)) == [name]
     files.delete(name, 60)
-    assert everything(files.folder) == []
+    assert list_files(files.folder) == []
     files.put(b"abc")
     assert list(files.list_older_than(60)) == []
     files.delete(name, 60)  # it was put again since it was found to be old
     assert files.get(name) == b"abc"
-    assert everything(files.folder) == [path]
+    assert list_files(files.folder) == [path]
 
 
-def test_a_request_comes_back_as_it_was(files: Files) -> None:
+def test_packed_request_unpacks_to_an_equal_one(files: Files) -> None:
     house = read_picture(HOUSE)
     request = Request(
         prompt="a cup",
@@ -151,7 +151,7 @@ def test_a_request_comes_back_as_it_was(files: Files) -> None:
     )
     stored, names = files.pack_request(request)
     assert set(names) == {house.sha256}
-    assert len(everything(files.folder)) == 1
+    assert len(list_files(files.folder)) == 1
     assert house.data not in repr(stored).encode()
     assert files.unpack_request(stored) == request
     files.delete(house.sha256)
@@ -159,14 +159,14 @@ def test_a_request_comes_back_as_it_was(files: Files) -> None:
         files.unpack_request(stored)
 
 
-def test_a_picture_that_comes_many_times_is_kept_and_read_once(
+def test_picture_used_many_times_is_stored_and_read_once(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = read_picture(HOUSE)
-    controls = tuple(Control(kind="canny", hint=shown) for _ in range(16))
+    picture = read_picture(HOUSE)
+    controls = tuple(Control(kind="canny", hint=picture) for _ in range(16))
     put, names = MagicMock(wraps=files.put), set[str]()
     monkeypatch.setattr(files, "put", put)
-    stored, named = files.pack_request(Request(image=shown, controls=controls))
+    stored, named = files.pack_request(Request(image=picture, controls=controls))
     names |= set(named)
     assert (put.call_count, len(names)) == (1, 1)
     back = files.unpack_request(stored)
@@ -174,7 +174,7 @@ def test_a_picture_that_comes_many_times_is_kept_and_read_once(
     assert all(control.hint and control.hint.data is back.image.data for control in back.controls)
 
 
-def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+def test_foreign_files_are_not_listed(tmp_path: Path) -> None:
     files = Files(tmp_path)
     name = files.put(b"a picture")
     strange = tmp_path / "files" / name[:2] / ".DS_Store"

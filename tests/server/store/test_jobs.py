@@ -25,7 +25,7 @@ ORIGIN = FalOrigin(app="fal-ai/fast-sdxl", prompt="é", output=OutputOptions(kin
 
 
 def new(name: str = "", **fields: Any) -> NewJob:
-    """A job of one second."""
+    """Return a job of one second."""
     made: dict[str, Any] = {
         "key": "",
         "model": "miniature",
@@ -41,7 +41,7 @@ def kinds(store: Jobs, name: str) -> list[str]:
     return [entry.kind for entry in said]
 
 
-def test_a_job_s_life(store: Jobs, clock: Clock) -> None:
+def test_job_from_submission_to_end_records_states_and_times(store: Jobs, clock: Clock) -> None:
     job = store.submit(new("a", request={"prompt": "é", "seed": 3}, origin=ORIGIN))
     assert job == store.get("a")
     assert (job.state, job.attempt, job.created, job.started) == ("queued", 0, clock.now, None)
@@ -62,13 +62,13 @@ def test_a_job_s_life(store: Jobs, clock: Clock) -> None:
     assert store.get_latest_numbers(["a", "b"]) == {"a": 3}
 
 
-def test_what_was_accepted_is_there_for_whoever_opens_the_store_next(opened: Open) -> None:
+def test_submitted_job_is_in_the_reopened_store(opened: Open) -> None:
     opened().submit(new("a"))
     assert opened().get("a") is not None
 
 
 @pytest.mark.parametrize("end", ["succeeded", "failed", "canceled"])
-def test_an_end_is_final(store: Jobs, end: Any) -> None:
+def test_ended_job_does_not_change(store: Jobs, end: Any) -> None:
     store.submit(new("a"))
     (claimed,) = store.claim("me", 1, LEASE)
     assert store.finish(claimed, end)
@@ -76,14 +76,14 @@ def test_an_end_is_final(store: Jobs, end: Any) -> None:
         assert not store.finish(claimed, other, error="again")
     assert not store.release(claimed)
     assert store.requeue_expired(owners_are_gone=True) == []
-    found = store.cancel("a")
-    assert found is not None
-    assert (found.state, found.error) == (end, None)
+    job = store.cancel("a")
+    assert job is not None
+    assert (job.state, job.error) == (end, None)
     assert kinds(store, "a") == ["queued", "started", end]
 
 
-def test_a_stale_attempt_changes_nothing(store: Jobs, clock: Clock) -> None:
-    """Its owner was frozen past its lease, and another one has the job now."""
+def test_attempt_with_expired_lease_cannot_change_the_job(store: Jobs, clock: Clock) -> None:
+    """The owner was frozen past its lease, and another owner has the job now."""
     store.submit(new("a"))
     (stale,) = store.claim("frozen", 1, LEASE)
     clock.now += LEASE + 1
@@ -96,13 +96,13 @@ def test_a_stale_attempt_changes_nothing(store: Jobs, clock: Clock) -> None:
     assert store.renew_leases("frozen", LEASE) == []
     assert store.finish(claimed, "succeeded", result={"by": "other"})
     assert not store.finish(stale, "failed", error="late")
-    found = store.get("a")
-    assert found is not None
-    assert found.result == {"by": "other"}
+    job = store.get("a")
+    assert job is not None
+    assert job.result == {"by": "other"}
     assert kinds(store, "a") == ["queued", "started", "requeued", "started", "succeeded"]
 
 
-def test_a_claim_by_the_same_owner_is_another_attempt(store: Jobs) -> None:
+def test_second_claim_by_the_same_owner_is_a_new_attempt(store: Jobs) -> None:
     store.submit(new("a"))
     (first,) = store.claim("me", 1, LEASE)
     assert store.release(first)
@@ -111,7 +111,7 @@ def test_a_claim_by_the_same_owner_is_another_attempt(store: Jobs) -> None:
     assert store.finish(second, "succeeded")
 
 
-def test_beats_keep_a_lease(store: Jobs, clock: Clock) -> None:
+def test_renewed_lease_does_not_expire(store: Jobs, clock: Clock) -> None:
     store.submit(new("a"))
     store.claim("me", 1, LEASE)
     for _ in range(5):
@@ -120,7 +120,7 @@ def test_beats_keep_a_lease(store: Jobs, clock: Clock) -> None:
         assert store.requeue_expired() == []
 
 
-def test_cancel(store: Jobs) -> None:
+def test_cancel_ends_queued_job_and_marks_running_job(store: Jobs) -> None:
     for name in "ab":
         store.submit(new(name))
     assert store.cancel("nobody") is None
@@ -139,7 +139,7 @@ def test_cancel(store: Jobs) -> None:
     assert kinds(store, "a") == ["queued", "started", "canceled"]
 
 
-def test_what_was_to_be_canceled_does_not_run_again(store: Jobs, clock: Clock) -> None:
+def test_released_job_being_canceled_ends_canceled(store: Jobs, clock: Clock) -> None:
     for name in "ab":
         store.submit(new(name))
     claimed = {job.id: job for job in store.claim("me", 2, LEASE)}
@@ -152,18 +152,18 @@ def test_what_was_to_be_canceled_does_not_run_again(store: Jobs, clock: Clock) -
     assert store.claim("me", 2, LEASE) == []
 
 
-def test_a_job_that_brings_everything_down_is_given_up(store: Jobs) -> None:
+def test_job_that_crashes_too_often_fails(store: Jobs) -> None:
     store.submit(new("a"))
     for _ in range(MAX_CRASHES):
         (claimed,) = store.claim("me", 1, LEASE)
         assert store.release(claimed, crashed=True)
-    found = store.get("a")
-    assert found is not None
-    assert found.state == "failed"
-    assert f"{MAX_CRASHES} times" in (found.error or "")
+    job = store.get("a")
+    assert job is not None
+    assert job.state == "failed"
+    assert f"{MAX_CRASHES} times" in (job.error or "")
 
 
-def test_giving_back_is_no_crash(store: Jobs) -> None:
+def test_release_without_crash_is_not_counted(store: Jobs) -> None:
     store.submit(new("a"))
     for _ in range(3 * MAX_CRASHES):
         (claimed,) = store.claim("me", 1, LEASE)
@@ -171,7 +171,7 @@ def test_giving_back_is_no_crash(store: Jobs) -> None:
     assert store.count_by_state()["queued"] == 1
 
 
-def test_short_jobs_first_but_not_for_ever(store: Jobs, clock: Clock) -> None:
+def test_claim_prefers_short_jobs_until_long_ones_have_waited(store: Jobs, clock: Clock) -> None:
     store.submit(new("long", work=10))
     store.submit(new("short", work=1))
     clock.now += 9 * WAIT_S_PER_WORK_S + 1
@@ -179,7 +179,7 @@ def test_short_jobs_first_but_not_for_ever(store: Jobs, clock: Clock) -> None:
     assert [job.id for job in store.claim("me", 3, LEASE)] == ["short", "long", "late"]
 
 
-def test_a_key_waits_behind_itself(store: Jobs) -> None:
+def test_claim_alternates_between_keys(store: Jobs) -> None:
     for i in range(20):
         store.submit(new(f"many{i:02}", key="many"))
     for i in range(2):
@@ -189,19 +189,19 @@ def test_a_key_waits_behind_itself(store: Jobs) -> None:
     assert order.index("few1") <= 3
 
 
-def test_priority(store: Jobs) -> None:
+def test_claim_prefers_higher_priority(store: Jobs) -> None:
     store.submit(new("plain", work=0.1))
     store.submit(new("urgent", work=100, priority=1))
     assert [job.id for job in store.claim("me", 1, LEASE)] == ["urgent"]
 
 
-def test_models(store: Jobs) -> None:
+def test_claim_for_models_takes_only_their_jobs(store: Jobs) -> None:
     store.submit(new("a", model="sdxl"))
     store.submit(new("b", model="miniature"))
     assert [job.id for job in store.claim("me", 5, LEASE, ["miniature"])] == ["b"]
 
 
-def test_how_much_is_ahead(store: Jobs) -> None:
+def test_queue_position_counts_jobs_and_work_ahead(store: Jobs) -> None:
     for name, work in (("a", 1.0), ("b", 2.0), ("c", 4.0), ("d", 8.0)):
         store.submit(new(name, work=work))
     assert [store.get_queue_position(name) for name in "abcd"] == [(0, 0), (1, 1), (2, 3), (3, 7)]
@@ -210,7 +210,7 @@ def test_how_much_is_ahead(store: Jobs) -> None:
     assert store.get_queue_position("c") == (1, 3)
 
 
-def test_a_full_queue_turns_away(store: Jobs) -> None:
+def test_submit_to_a_full_queue_is_refused(store: Jobs) -> None:
     limits = Limits(queued_jobs=3, queued_jobs_per_key=2)
     for name in "ab":
         store.submit(new(name, key="k"), limits)
@@ -227,7 +227,7 @@ def test_a_full_queue_turns_away(store: Jobs) -> None:
         store.submit(new("g", key="h"), Limits(queued_work_s=2.5))
 
 
-def test_the_same_token_is_the_same_job(store: Jobs) -> None:
+def test_repeated_idempotency_key_returns_the_first_job(store: Jobs) -> None:
     first = store.submit(new("a", token="t", body="x"))
     assert store.submit(new("b", token="t", body="x")) == first
     with pytest.raises(IdempotencyError, match="'t' was used"):
@@ -239,23 +239,23 @@ def test_the_same_token_is_the_same_job(store: Jobs) -> None:
     assert store.submit(new("e", token="t", body="x"), full) == first
 
 
-def test_many_at_once_with_one_token(store: Jobs) -> None:
-    found = list[str]()
+def test_concurrent_submissions_with_one_idempotency_key_make_one_job(store: Jobs) -> None:
+    names = list[str]()
 
     def submit(name: str) -> None:
-        found.append(store.submit(new(name, token="t", body="x")).id)
+        names.append(store.submit(new(name, token="t", body="x")).id)
 
     threads = [threading.Thread(target=submit, args=(f"n{i}",)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 8
-    assert len(set(found)) == 1
+    assert len(names) == 8
+    assert len(set(names)) == 1
     assert len(store.list_page(None, 10)) == 1
 
 
-def test_claims_at_once_share_nothing(opened: Open) -> None:
+def test_concurrent_claims_never_share_a_job(opened: Open) -> None:
     one = opened()
     for _ in range(60):
         one.submit(new())
@@ -278,7 +278,7 @@ def test_claims_at_once_share_nothing(opened: Open) -> None:
     assert one.count_by_state()["succeeded"] == 60
 
 
-def test_what_is_queued(store: Jobs, clock: Clock) -> None:
+def test_backlog_counts_queued_work_and_longest_wait(store: Jobs, clock: Clock) -> None:
     assert store.get_backlog() == (0, 0)
     for name, work in (("a", 2.5), ("b", 3.0), ("c", 4.0)):
         store.submit(new(name, work=work))
@@ -288,7 +288,7 @@ def test_what_is_queued(store: Jobs, clock: Clock) -> None:
     assert store.get_backlog() == (7.0, 20)
 
 
-def test_pages(store: Jobs, clock: Clock) -> None:
+def test_list_page_follows_cursor_key_and_state(store: Jobs, clock: Clock) -> None:
     for name in "abcde":
         store.submit(new(name, key="k"))
         clock.now += name in "bd"
@@ -304,27 +304,27 @@ def test_pages(store: Jobs, clock: Clock) -> None:
     assert len(store.list_page(None, 10)) == 6
 
 
-def test_who_was_in_a_crash_has_less_and_less_company(store: Jobs) -> None:
-    """One that kills its worker drags nobody along to the end."""
+def test_job_that_crashes_is_claimed_with_fewer_and_fewer_others(store: Jobs) -> None:
+    """A job that kills its worker must not make the others fail."""
     names = [f"{n:02}" for n in range(80)]
     for name in names:
         store.submit(new(name))
-    deadly, innocent, seen = names[0], set(names[1:]), list[int]()
+    deadly, innocent, sizes = names[0], set(names[1:]), list[int]()
     held = list[Job]()
     while store.count_by_state()["failed"] == 0:
         held += store.claim("me", 64 - len(held), LEASE, beside=held)
         assert store.claim("me", 64 - len(held), LEASE, beside=held) == []
         if deadly in [job.id for job in held]:
-            seen.append(len(held))
+            sizes.append(len(held))
             for job in held:
                 store.release(job, crashed=True)
         else:
             for job in held:
                 store.finish(job, "succeeded")
         held = []
-    assert seen[0] == 64
-    assert seen[-2:] == [1, 1]
-    assert len(seen) == MAX_CRASHES
+    assert sizes[0] == 64
+    assert sizes[-2:] == [1, 1]
+    assert len(sizes) == MAX_CRASHES
     while left := store.claim("me", 64, LEASE):
         for job in left:
             assert store.finish(job, "succeeded")
@@ -335,7 +335,9 @@ def test_who_was_in_a_crash_has_less_and_less_company(store: Jobs) -> None:
     }  # fmt: skip
 
 
-def test_old_jobs_are_forgotten_with_all_that_belongs_to_them(store: Jobs, clock: Clock) -> None:
+def test_deleted_job_takes_its_history_webhooks_files_and_token_along(
+    store: Jobs, clock: Clock
+) -> None:
     ended = new("a", webhook="https://example.org", token="t", body="x", files=["f", "g"])
     store.submit(ended)
     store.submit(new("b", files=["g"]))
@@ -355,7 +357,7 @@ def test_old_jobs_are_forgotten_with_all_that_belongs_to_them(store: Jobs, clock
     assert store.submit(replace(ended, id="c", body="y")).id == "c"
 
 
-def test_notices_are_in_the_history(store: Jobs) -> None:
+def test_concurrent_notices_are_all_in_the_history(store: Jobs) -> None:
     store.submit(new("a"))
     threads = [
         threading.Thread(target=store.add_history, args=("a", "notice", {"n": i})) for i in range(6)
@@ -367,7 +369,7 @@ def test_notices_are_in_the_history(store: Jobs) -> None:
     assert kinds(store, "a") == ["queued", *["notice"] * 6]
 
 
-def test_who_asks_what_ran_out_keeps_its_own(store: Jobs, clock: Clock) -> None:
+def test_requeue_expired_spares_the_leases_of_its_owner(store: Jobs, clock: Clock) -> None:
     for name in "ab":
         store.submit(new(name))
     (mine,) = store.claim("me", 1, LEASE)
@@ -377,5 +379,5 @@ def test_who_asks_what_ran_out_keeps_its_own(store: Jobs, clock: Clock) -> None:
     assert store.renew_leases("me", LEASE) == [Attempt(mine.id, 1, "me", False)]
 
 
-def test_a_name_with_a_nul_is_nobody_s(store: Jobs) -> None:
+def test_job_id_with_nul_is_not_found(store: Jobs) -> None:
     assert store.get("a\0") is None

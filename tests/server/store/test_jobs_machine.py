@@ -1,4 +1,4 @@
-"""The store against a model of it: whatever is done in whatever order, a job ends once."""
+"""The store in random runs, against a model of it: a job ends once, whatever the order."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Known:
     canceling: bool = False
     result: dict[str, Any] | None = None
     used: tuple[int, float] = (0, 0.0)  # pictures, seconds
-    said: list[str] = field(default_factory=lambda: ["queued"])
+    kinds: list[str] = field(default_factory=lambda: ["queued"])
 
 
 class Machine(RuleBasedStateMachine):
@@ -88,7 +88,7 @@ class Machine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
     def has(self, job: Job) -> bool:
-        """Whether a claim still holds."""
+        """Return whether a claim is still valid."""
         known = self.known[job.id]
         mine = (known.attempt, known.owner) == (job.attempt, job.owner)
         return known.state == "running" and mine
@@ -96,7 +96,7 @@ class Machine(RuleBasedStateMachine):
     def end(self, name: str, state: str) -> None:
         known = self.known[name]
         known.state, known.canceling = state, False
-        known.said.append(state)
+        known.kinds.append(state)
 
     def requeue(self, name: str, crashed: bool) -> None:
         known = self.known[name]
@@ -107,7 +107,7 @@ class Machine(RuleBasedStateMachine):
             self.end(name, "failed")
         else:
             known.state, known.owner, known.crashes = "queued", None, count
-            known.said.append("requeued")
+            known.kinds.append("requeued")
 
     @rule(
         target=names,
@@ -147,13 +147,13 @@ class Machine(RuleBasedStateMachine):
             assert known.state == "queued"
             known.state, known.owner, known.until = "running", owner, self.clock.now + LEASE
             known.attempt += 1
-            known.said.append("started")
+            known.kinds.append("started")
             assert job.attempt == known.attempt
         return multiple(*claimed)
 
     @rule(job=held, state=st.sampled_from(ENDED), by=st.sampled_from(OWNERS))
     def finish(self, job: Job, state: Any, by: str) -> None:
-        """Also of attempts that were lost long ago, and of those that have ended."""
+        """Also finish lost and ended attempts."""
         good, result = self.has(job), {"attempt": job.attempt, "files": ["f"] * job.attempt}
         spent = Spent(seconds=job.attempt / 8)
         assert self.stores[by].finish(job, state, result=result, spent=spent) == good
@@ -226,13 +226,13 @@ class Machine(RuleBasedStateMachine):
             assert job is not None
             found = (job.state, job.attempt, job.crashes, job.result)
             assert found == (known.state, known.attempt, known.crashes, known.result)
-            said = [entry.kind for entry in store.list_history(name)]
-            assert said == known.said
-            assert sum(kind in ENDED for kind in said) == (known.state in ENDED)
+            kinds = [entry.kind for entry in store.list_history(name)]
+            assert kinds == known.kinds
+            assert sum(kind in ENDED for kind in kinds) == (known.state in ENDED)
         self.check_ledger()
 
     def check_ledger(self) -> None:
-        """It has one entry for each job that has ended, also when these are forgotten."""
+        """Check for one entry of each ended job, even after the job is deleted."""
         store = self.stores["x"]
         ended = {name: known for name, known in self.known.items() if known.state in ENDED}
         store.delete(ended)
@@ -252,10 +252,10 @@ def run(count: int) -> None:
     run_state_machine_as_test(Machine, settings=quick)
 
 
-def test_a_job_ends_once() -> None:
+def test_store_in_random_runs_matches_its_model() -> None:
     run(20)
 
 
 @pytest.mark.slow
-def test_a_job_ends_once_in_two_thousand_runs() -> None:
+def test_store_in_two_thousand_random_runs_matches_its_model() -> None:
     run(2000)

@@ -1,4 +1,4 @@
-"""Webhooks in the store: due with what they tell, tried, logged, given up, posted once more."""
+"""Webhooks in the store: due, tried, logged, given up, replayed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def outbox(store: Jobs) -> Outbox:
     return Outbox(store.database)
 
 
-def test_webhooks_are_due_with_what_they_tell(store: Jobs, outbox: Outbox, clock: Clock) -> None:
+def test_webhooks_are_due_after_their_event_and_retried(
+    store: Jobs, outbox: Outbox, clock: Clock
+) -> None:
     submit(store, "a", "start", "completed")
     assert outbox.claim_due(5, LEASE) == []
     (claimed,) = store.claim("me", 1, LEASE)
@@ -48,7 +50,7 @@ def test_webhooks_are_due_with_what_they_tell(store: Jobs, outbox: Outbox, clock
     assert outbox.count_by_state() == counts
 
 
-def test_pictures_are_told_before_the_end_and_only_of_a_job_that_has_some(
+def test_output_webhook_precedes_completed_only_for_succeeded_jobs(
     store: Jobs, outbox: Outbox
 ) -> None:
     submit(store, "good", *WEBHOOK_EVENTS)
@@ -60,9 +62,7 @@ def test_pictures_are_told_before_the_end_and_only_of_a_job_that_has_some(
     assert [kind for job, kind in told if job == "bad"] == ["start", "completed"]
 
 
-def test_a_webhook_is_posted_once_more_when_that_is_asked_for(
-    store: Jobs, outbox: Outbox, clock: Clock
-) -> None:
+def test_replayed_webhook_is_due_again(store: Jobs, outbox: Outbox, clock: Clock) -> None:
     submit(store, "a", "start", "completed")
     assert not outbox.replay("a", "completed")
     store.cancel("a")
@@ -74,7 +74,7 @@ def test_a_webhook_is_posted_once_more_when_that_is_asked_for(
     assert not outbox.replay("a", "nothing")
 
 
-def test_a_post_whose_sender_died_is_due_again(store: Jobs, outbox: Outbox, clock: Clock) -> None:
+def test_webhook_of_a_dead_sender_is_due_again(store: Jobs, outbox: Outbox, clock: Clock) -> None:
     submit(store, "a", "completed")
     store.cancel("a")
     assert len(outbox.claim_due(5, LEASE)) == 1
@@ -83,7 +83,7 @@ def test_a_post_whose_sender_died_is_due_again(store: Jobs, outbox: Outbox, cloc
     assert (again.kind, again.tries) == ("completed", 1)
 
 
-def test_two_servers_do_not_post_the_same(opened: Open) -> None:
+def test_two_servers_claim_different_webhooks(opened: Open) -> None:
     mine, yours = opened(), opened()
     for name in "abcd":
         submit(mine, name, "completed")
@@ -92,7 +92,7 @@ def test_two_servers_do_not_post_the_same(opened: Open) -> None:
     assert sorted(post.job for posts in taken for post in posts) == list("abcd")
 
 
-def test_one_key_s_receivers_hold_up_nobody_else_s(store: Jobs, outbox: Outbox) -> None:
+def test_slow_receivers_of_one_key_delay_no_other_key(store: Jobs, outbox: Outbox) -> None:
     for number in range(2 * MAX_CONCURRENT_PER_KEY):
         submit(store, f"slow{number}", "completed")
         store.cancel(f"slow{number}")
@@ -108,9 +108,7 @@ def test_one_key_s_receivers_hold_up_nobody_else_s(store: Jobs, outbox: Outbox) 
     ] * MAX_CONCURRENT_PER_KEY
 
 
-def test_logs_are_due_anew_whenever_a_job_went_on(
-    store: Jobs, outbox: Outbox, clock: Clock
-) -> None:
+def test_logs_webhook_is_due_after_each_progress(store: Jobs, outbox: Outbox, clock: Clock) -> None:
     submit(store, "a", "logs")
     submit(store, "b", "completed")
     outbox.requeue_logs(["a", "b"])
@@ -127,7 +125,7 @@ def test_logs_are_due_anew_whenever_a_job_went_on(
     assert (logs.state, len(logs.tries)) == ("delivered", 2)
 
 
-def test_nothing_more_goes_to_a_receiver_that_is_gone(store: Jobs, outbox: Outbox) -> None:
+def test_gone_receiver_gets_no_more_webhooks_of_earlier_jobs(store: Jobs, outbox: Outbox) -> None:
     submit(store, "a", "start", "completed")
     submit(store, "elsewhere", "completed", url=f"{URL}/other")
     submit(store, "theirs", "completed", key="them")
@@ -141,7 +139,7 @@ def test_nothing_more_goes_to_a_receiver_that_is_gone(store: Jobs, outbox: Outbo
     assert [post.job for post in outbox.claim_due(9, LEASE)] == ["later"]
 
 
-def test_every_key_has_a_secret_of_its_own_that_stays(opened: Open) -> None:
+def test_webhook_secret_differs_per_key_and_stays(opened: Open) -> None:
     mine, yours = Outbox(opened().database), Outbox(opened().database)
     secret = mine.get_secret("k")
     assert secret.startswith("whsec_")

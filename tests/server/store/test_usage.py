@@ -1,4 +1,4 @@
-"""The ledger: one entry for each job that has ended, and what it says in sum."""
+"""Usage: one entry for each ended job, and its sums."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TENTHS = Spent(0.1, 0.1)
 
 
 def total(store: Jobs) -> UsageTotal:
-    """Of all jobs, which are for one model."""
+    """Return the sum over all jobs, which are for one model."""
     (found,) = UsageReader(store.database).sum_usage("model")
     return found
 
 
-def test_an_end_is_entered_once(store: Jobs) -> None:
+def test_ended_job_has_one_usage_entry(store: Jobs) -> None:
     store.submit(new("a"))
     (claimed,) = store.claim("me", 1, LEASE)
     assert UsageReader(store.database).sum_usage("model") == []
@@ -42,7 +42,7 @@ def test_an_end_is_entered_once(store: Jobs) -> None:
     assert total(store) == UsageTotal("miniature", 1, 2, 0.25, 1.5)
 
 
-def test_an_attempt_that_was_lost_costs_nothing(store: Jobs) -> None:
+def test_lost_attempt_is_not_charged(store: Jobs) -> None:
     store.submit(new("a"))
     (lost,) = store.claim("me", 1, LEASE)
     assert store.release(lost, crashed=True)
@@ -52,7 +52,7 @@ def test_an_attempt_that_was_lost_costs_nothing(store: Jobs) -> None:
     assert total(store) == UsageTotal("miniature", 1, 2, 0.25, 1.5)
 
 
-def test_whatever_ends_without_pictures_is_entered_too(store: Jobs) -> None:
+def test_jobs_that_end_without_pictures_have_usage_entries(store: Jobs) -> None:
     for name in ("queued", "running", "deadly"):
         store.submit(new(name))
     store.cancel("queued")
@@ -68,7 +68,7 @@ def test_whatever_ends_without_pictures_is_entered_too(store: Jobs) -> None:
     assert total(store) == UsageTotal("miniature", 3, 0, 0.125, 0.5)
 
 
-def test_it_outlives_the_jobs(store: Jobs, clock: Clock) -> None:
+def test_usage_of_deleted_jobs_is_kept(store: Jobs, clock: Clock) -> None:
     store.submit(new("a"))
     (claimed,) = store.claim("me", 1, LEASE)
     store.finish(claimed, "succeeded", result=TWO_FILES)
@@ -79,26 +79,26 @@ def test_it_outlives_the_jobs(store: Jobs, clock: Clock) -> None:
     assert total(store) == before
 
 
-def use(store: Jobs, key: str, model: str = "miniature", spent: Spent = TENTHS) -> None:
-    """A job that has made two pictures."""
+def finish_job(store: Jobs, key: str, model: str = "miniature", spent: Spent = TENTHS) -> None:
+    """Submit a job and finish it with two pictures."""
     job = store.submit(new(key=key, model=model))
     (claimed,) = store.claim("me", 1, LEASE)
     assert claimed.id == job.id
     assert store.finish(claimed, "succeeded", result=TWO_FILES, spent=spent)
 
 
-def test_totals(store: Jobs, clock: Clock) -> None:
-    """Three days of a named key, one without a name, and nobody's."""
+def test_usage_sums_by_day_key_and_model(store: Jobs, clock: Clock) -> None:
+    """Three days of usage by a named key, a key without a name, and no key."""
     ann, other = hash_key(ApiKeys(store.database).create("ann")), hash_key("given")
     clock.now = NOON
-    use(store, ann)
+    finish_job(store, ann)
     clock.now += DAY
-    use(store, ann, "sdxl", Spent(2.0, 30.0))
-    use(store, other)
+    finish_job(store, ann, "sdxl", Spent(2.0, 30.0))
+    finish_job(store, other)
     clock.now += DAY / 2 - 0.001
-    use(store, "")
+    finish_job(store, "")
     clock.now += 0.002
-    use(store, ann)
+    finish_job(store, ann)
     ledger = UsageReader(store.database)
     assert [(one.name, one.jobs, one.pictures) for one in ledger.sum_usage("day")] == [
         ("2026-02-28", 1, 2),
@@ -128,23 +128,23 @@ def overpaint(*arguments: str) -> str:
 
 
 @pytest.fixture
-def used(tmp_path: Path) -> tuple[str, str]:
-    """Where there is a store in which ann has used the miniature, and somebody SDXL."""
+def data_option(tmp_path: Path) -> tuple[str, str]:
+    """The option for a data folder in whose store ann used the miniature and others SDXL."""
     clock = Clock()
     database = Database(f"sqlite:///{tmp_path}/jobs.db", clock)
     clock.now = NOON
     store = Jobs(database)
     for _ in range(3):
-        use(store, hash_key("one"), "sdxl", Spent(0.1, 0.1))
-    use(store, hash_key(ApiKeys(database).create("ann")))
+        finish_job(store, hash_key("one"), "sdxl", Spent(0.1, 0.1))
+    finish_job(store, hash_key(ApiKeys(database).create("ann")))
     clock.now += DAY
-    use(store, "")
+    finish_job(store, "")
     database.close()
     return ("--data", str(tmp_path))
 
 
-def test_a_table(used: tuple[str, str]) -> None:
-    lines = overpaint(*used, "--price", "0.05", "--currency", "EUR").splitlines()
+def test_usage_command_prints_an_aligned_table(data_option: tuple[str, str]) -> None:
+    lines = overpaint(*data_option, "--price", "0.05", "--currency", "EUR").splitlines()
     cells = {line[:14].strip(): line[14:].split() for line in lines}
     assert lines[0].split() == ["key", *HEADINGS, "EUR"]
     assert cells["ann"] == ["1", "2", "0.100", "0.100", "0.10"]
@@ -157,39 +157,43 @@ def test_a_table(used: tuple[str, str]) -> None:
 HEADINGS = ("jobs", "pictures", "megapixel-steps", "device-seconds")
 
 
-def test_csv(used: tuple[str, str]) -> None:
-    shown = overpaint(*used, "--csv", "--by", "day", "--price", "0.0175", "--currency", "EUR")
-    assert shown.splitlines() == [
+def test_usage_command_prints_csv(data_option: tuple[str, str]) -> None:
+    printed = overpaint(
+        *data_option, "--csv", "--by", "day", "--price", "0.0175", "--currency", "EUR"
+    )
+    assert printed.splitlines() == [
         "day,jobs,pictures,megapixel_steps,device_seconds,amount,currency",
         "2026-02-28,4,8,0.400000,0.400,0.1400,EUR",
         "2026-03-01,1,2,0.100000,0.100,0.0350,EUR",
     ]
-    shown = overpaint(*used, "--csv", "--by", "model", "--since", "2026-03-01")
-    assert shown.splitlines() == [
+    printed = overpaint(*data_option, "--csv", "--by", "model", "--since", "2026-03-01")
+    assert printed.splitlines() == [
         "model,jobs,pictures,megapixel_steps,device_seconds",
         "miniature,1,2,0.100000,0.100",
     ]
-    shown = overpaint(*used, "--csv", "--key", "ann", "--until", "2026-02-28")
-    assert shown.splitlines()[1:] == ["ann,1,2,0.100000,0.100"]
-    assert overpaint(*used, "--csv", "--until", "2026-02-27").count("\n") == 1
+    printed = overpaint(*data_option, "--csv", "--key", "ann", "--until", "2026-02-28")
+    assert printed.splitlines()[1:] == ["ann,1,2,0.100000,0.100"]
+    assert overpaint(*data_option, "--csv", "--until", "2026-02-27").count("\n") == 1
 
 
-def test_what_cannot_be_told_is_refused(used: tuple[str, str], tmp_path: Path) -> None:
+def test_usage_command_with_invalid_options_is_refused(
+    data_option: tuple[str, str], tmp_path: Path
+) -> None:
     with pytest.raises(StoreError, match="no job store"):
         overpaint("--data", str(tmp_path / "elsewhere"))
     assert not (tmp_path / "elsewhere").exists()
     with pytest.raises(StoreError, match="no key 'bob'"):
-        overpaint(*used, "--key", "bob")
+        overpaint(*data_option, "--key", "bob")
     with pytest.raises(RequestError, match="until"):
-        overpaint(*used, "--since", "2026-03-02", "--until", "2026-03-01")
+        overpaint(*data_option, "--since", "2026-03-02", "--until", "2026-03-01")
     with pytest.raises(RequestError, match="price"):
-        overpaint(*used, "--currency", "EUR")
+        overpaint(*data_option, "--currency", "EUR")
     for price in ("-1", "nan", "inf", "much"):
         with pytest.raises(SystemExit):
-            overpaint(*used, "--price", price)
+            overpaint(*data_option, "--price", price)
 
 
-def test_a_key_is_told_of_its_own(tmp_path: Path) -> None:
+def test_usage_route_shows_only_the_usage_of_its_key(tmp_path: Path) -> None:
     def usage(client: TestClient, key: str, **asked: str) -> list[dict[str, object]]:
         answer = client.get("/api/usage", params=asked, headers={"authorization": f"Bearer {key}"})
         assert answer.status_code == 200, answer.text
