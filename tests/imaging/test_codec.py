@@ -56,7 +56,7 @@ def peak_memory() -> int:
 # Reading
 
 
-def test_a_path_bytes_an_image_and_a_picture_are_the_same_picture(tmp_path: Path):
+def test_read_picture_from_path_bytes_or_image_is_equal(tmp_path: Path):
     image = noise()
     path = tmp_path / "in.png"
     image.save(path)
@@ -81,7 +81,9 @@ def test_a_path_bytes_an_image_and_a_picture_are_the_same_picture(tmp_path: Path
         (b"P6 1 1 255 aaa", "not a picture"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_name(content: bytes, words: str, tmp_path: Path):
+def test_unreadable_picture_is_refused_with_its_file_name(
+    content: bytes, words: str, tmp_path: Path
+):
     path = tmp_path / "holiday.png"
     path.write_bytes(content)
     with pytest.raises(PictureError, match=words) as refused:
@@ -92,7 +94,7 @@ def test_what_cannot_be_read_is_refused_by_name(content: bytes, words: str, tmp_
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_what_strangers_send_is_looked_at(kind: str):
+def test_received_picture_that_is_truncated_is_refused(kind: str):
     whole = encoded(noise(), kind)
     assert codec.receive_picture(whole.data, "it") == whole
     for share in (0.1, 0.5, 0.99):
@@ -101,7 +103,7 @@ def test_what_strangers_send_is_looked_at(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "BMP", "GIF"])
-def test_of_strangers_fewer_formats_are_read(kind: str):
+def test_received_picture_in_unsupported_format_is_refused(kind: str):
     data = encoded(noise(), kind).data
     assert codec.read_picture(data)
     with pytest.raises(
@@ -111,18 +113,18 @@ def test_of_strangers_fewer_formats_are_read(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_strangers_send_one_picture_at_a_time(kind: str):
+def test_received_picture_with_two_frames_is_refused(kind: str):
     data = encoded(noise(), kind, save_all=True, append_images=[noise(40, 24).rotate(180)]).data
     with pytest.raises(PictureError, match="has 2 frames"):
         codec.receive_picture(data, "it")
 
 
-def test_a_telephones_jpeg_has_a_second_picture_of_its_own():
+def test_received_mpo_of_a_phone_is_accepted():
     both = encoded(noise(), "MPO", save_all=True, append_images=[noise()])
     assert codec.receive_picture(both.data, "it") == both
 
 
-def test_pictures_without_room_are_refused():
+def test_received_picture_below_8_pixels_is_refused():
     for size in ((1, 1), (1, 20_000), (7, 8)):
         with pytest.raises(PictureError, match="at least 8 pixels"):
             codec.receive_picture(encoded(Image.new("L", size)).data, "it")
@@ -140,7 +142,7 @@ def looked_at(data: bytes) -> int:
 
 @pytest.mark.skipif(not COUNTED.exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_half_of_a_large_picture_costs_little_memory(kind: str):
+def test_truncated_large_picture_is_refused_in_32_mib(kind: str):
     data = encoded(Image.new("RGB", (8192, 8192)), kind).data  # 200 MB
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         assert process.submit(looked_at, data[: len(data) // 2]).result() < 32 * 2**20
@@ -152,7 +154,7 @@ def pairs_read(text: str) -> int:
 
 
 @pytest.mark.skipif(not COUNTED.exists(), reason="needs Linux's /proc")
-def test_a_long_line_of_settings_costs_little_memory():
+def test_long_line_of_settings_is_parsed_in_64_mib():
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         text = 'note:"' + '"a' * 2_000_000
         assert process.submit(pairs_read, text).result() < 64 * 2**20
@@ -161,7 +163,7 @@ def test_a_long_line_of_settings_costs_little_memory():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_upright_size_is_that_of_the_decoded_picture(orientation: int):
+def test_upright_size_matches_the_decoded_picture(orientation: int):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     for kind in ("PNG", "JPEG", "WEBP"):
@@ -170,12 +172,12 @@ def test_the_upright_size_is_that_of_the_decoded_picture(orientation: int):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_the_upright_size_needs_no_pixels(kind: str):
+def test_upright_size_reads_only_the_header(kind: str):
     half = encoded(noise(200, 100), kind).data[:1000]
     assert codec.upright_size(Picture(data=half)) == (200, 100)
 
 
-def test_the_orientation_may_stand_behind_the_pixels_of_a_png():
+def test_upright_size_of_png_reads_exif_behind_the_pixels():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     data = encoded(noise(200, 100), "PNG", exif=exif, pnginfo=saying_exif()).data
@@ -198,7 +200,7 @@ def saying_exif() -> PngInfo:
     return text
 
 
-def test_what_stands_behind_the_end_of_a_png_turns_nothing():
+def test_upright_size_of_png_ignores_exif_behind_its_end():
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     data = encoded(noise(200, 100), "PNG", exif=exif).data
@@ -209,14 +211,14 @@ def test_what_stands_behind_the_end_of_a_png_turns_nothing():
     assert codec.upright_size(picture) == codec.decode(picture).size == (200, 100)
 
 
-def test_a_jpeg_that_nothing_decodes_is_refused_at_once():
+def test_received_lossless_jpeg_is_refused():
     data = encoded(noise(), "JPEG").data
     lossless = data.replace(b"\xff\xc0", b"\xff\xc3", 1)
     with pytest.raises(PictureError, match="damaged or truncated"):
         codec.receive_picture(lossless, "it")
 
 
-def test_a_jpeg_of_many_scans_is_refused():
+def test_received_jpeg_of_many_scans_is_refused():
     data = encoded(noise(), "JPEG", progressive=True).data
     assert codec.receive_picture(data, "it").data == data
     last = data.rfind(b"\xff\xda")
@@ -225,7 +227,7 @@ def test_a_jpeg_of_many_scans_is_refused():
         codec.receive_picture(many, "it")
 
 
-def test_what_stands_behind_a_jpeg_or_in_its_notes_is_none_of_it():
+def test_received_jpeg_ignores_markers_in_exif_and_behind_its_end():
     """Films of phones, and small pictures in EXIF."""
     small = encoded(noise(8, 8), "JPEG").data
     exif = Image.Exif()
@@ -240,14 +242,14 @@ def test_what_stands_behind_a_jpeg_or_in_its_notes_is_none_of_it():
 
 
 @pytest.mark.parametrize("data", [b"\xff\xe0\0\2" * 20_000, b"\xff\xe0\0\0" * 20_000])
-def test_a_jpeg_of_many_markers_is_refused(data: bytes):
+def test_received_jpeg_of_many_markers_is_refused(data: bytes):
     whole = encoded(noise(), "JPEG").data
     with pytest.raises(PictureError, match="it has more than 10,000 JPEG markers"):
         codec.receive_picture(whole[:-2] + data + whole[-2:], "it")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA", "RGBA"])
-def test_how_opaque_a_picture_is(mode: str):
+def test_extract_alpha_returns_alpha_or_none(mode: str):
     image = Image.new(mode, (2, 1), 0)
     if mode not in ("LA", "RGBA"):
         assert codec.extract_alpha(image) is None
@@ -258,7 +260,7 @@ def test_how_opaque_a_picture_is(mode: str):
     assert found.getextrema() == (7, 7)
 
 
-def test_missing_files_and_folders_are_refused(tmp_path: Path):
+def test_read_picture_of_missing_file_or_folder_is_refused(tmp_path: Path):
     with pytest.raises(PictureError, match=r"none\.png: no such file"):
         codec.read_picture(tmp_path / "none.png")
     with pytest.raises(PictureError, match="folder"):
@@ -267,14 +269,14 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path):
         codec.read_picture("a\0b")
 
 
-def test_a_huge_file_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_read_picture_of_too_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(codec, "MAX_FILE_BYTES", 1000)
     (tmp_path / "huge.png").write_bytes(bytes(1001))
     with pytest.raises(PictureError, match=r"huge\.png is larger than 1,000 bytes"):
         codec.read_picture(tmp_path / "huge.png")
 
 
-def test_a_bomb_costs_no_memory():
+def test_decompression_bomb_is_refused_in_20_mb():
     before = peak_memory()
     assert len(bomb()) < 1100
     with pytest.raises(PictureError, match="178,956,970 pixels"):
@@ -282,7 +284,7 @@ def test_a_bomb_costs_no_memory():
     assert peak_memory() - before < 20_000  # KB; decoded it would be 7.5 GB
 
 
-def test_strangers_pictures_are_smaller():
+def test_received_picture_above_64_megapixels_is_refused():
     """Several may be looked at at once."""
     image = Image.new("L", (8192, 8200))
     with pytest.raises(PictureError, match="mask declares more than 67,108,864 pixels"):
@@ -291,21 +293,21 @@ def test_strangers_pictures_are_smaller():
     assert codec.receive_picture(fitting.data, "mask") == fitting
 
 
-def test_large_but_allowed_pictures_are_opened_without_a_warning():
+def test_open_image_of_100_megapixels_gives_no_warning():
     with codec.open_image(bomb(10_000, 10_000), "large") as image:
         assert image.size == (10_000, 10_000)
 
 
-def test_reading_leaves_pillow_strict_about_truncation():
+def test_pillow_setting_for_truncated_images_is_unchanged():
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-def test_a_broken_picture_does_not_hide_our_own_errors():
+def test_open_image_passes_errors_of_its_block_on():
     with pytest.raises(PictureError, match="ours"), codec.open_image(bomb(8, 8), "x"):
         raise PictureError("ours")
 
 
-def test_exif_orientation_is_applied():
+def test_decoded_picture_is_turned_by_its_exif_orientation():
     image = Image.new("RGB", (40, 20), "red")
     image.paste("blue", (0, 0, 20, 20))
     exif = Image.Exif()
@@ -318,7 +320,7 @@ def test_exif_orientation_is_applied():
         assert not upright.getexif()
 
 
-def test_the_orientation_and_profile_of_a_pillow_image_survive():
+def test_read_picture_of_pillow_image_keeps_orientation_and_profile():
     exif = Image.Exif()
     exif[0x0112] = 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -333,13 +335,13 @@ def gray_ramp() -> np.ndarray[Any, np.dtype[np.uint16]]:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_gray_is_scaled_and_not_clipped(kind: str):
+def test_decoded_16_bit_gray_is_scaled_and_not_clipped(kind: str):
     decoded = np.asarray(codec.decode(encoded(Image.fromarray(gray_ramp()), kind)))
     assert decoded.shape == (1, 256, 3)
     assert np.abs(decoded[0, :, 1].astype(int) - np.arange(256)).max() <= 1
 
 
-def test_16_bit_values_in_32_bit_samples_are_scaled_and_others_refused():
+def test_decoded_32_bit_gray_is_scaled_up_to_16_bit_values_else_refused():
     ramp = gray_ramp().astype(np.int32)
     decoded = np.asarray(codec.decode(encoded(Image.fromarray(ramp), "TIFF")))
     assert decoded[0, -1].tolist() == [255, 255, 255]
@@ -378,13 +380,13 @@ def half_transparent(mode: str, color: tuple[int, ...]) -> Picture:
         (encoded(Image.new("P", (2, 1), 0), "GIF"), (0, 0, 0)),
     ],
 )
-def test_modes_become_rgb_over_white(picture: Picture, left: tuple[int, ...]):
+def test_decoded_picture_of_each_mode_is_rgb_over_white(picture: Picture, left: tuple[int, ...]):
     image = codec.decode(picture)
     assert image.mode == "RGB"
     assert image.getpixel((0, 0)) == left
 
 
-def test_cmyk_jpeg_is_not_inverted():
+def test_decoded_cmyk_jpeg_is_not_inverted():
     image = codec.decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
     red, green, blue = np.asarray(image)[8, 8].tolist()
     assert red > 240
@@ -392,7 +394,7 @@ def test_cmyk_jpeg_is_not_inverted():
     assert blue < 15
 
 
-def test_a_gif_gives_its_first_frame():
+def test_decoded_gif_is_its_first_frame():
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     picture = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert codec.decode(picture).getpixel((4, 4)) == (255, 0, 0)
@@ -407,7 +409,7 @@ def swapped_profile() -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_an_embedded_profile_is_converted_to_srgb(mode: str):
+def test_decoded_picture_with_profile_is_converted_to_srgb(mode: str):
     image = Image.new("RGB", (4, 4), (255, 0, 0)).convert(mode)
     converted = codec.decode(encoded(image, icc_profile=swapped_profile()))
     red, green, blue = np.asarray(converted)[2, 2].tolist()
@@ -416,13 +418,13 @@ def test_an_embedded_profile_is_converted_to_srgb(mode: str):
     assert blue < 10
 
 
-def test_a_profile_that_cannot_be_read_counts_as_srgb():
+def test_decoded_picture_with_unreadable_profile_is_left_as_srgb():
     picture = encoded(Image.new("RGB", (4, 4), (9, 8, 7)), icc_profile=b"not a profile")
     assert codec.decode(picture).getpixel((0, 0)) == (9, 8, 7)
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB", "HSV", "RGBX", "I"])
-def test_pillow_images_of_any_mode_become_pictures(mode: str):
+def test_read_picture_accepts_pillow_images_of_each_mode(mode: str):
     image = Image.new("RGB", (4, 4), (200, 30, 60))
     image = Image.new("I", (4, 4), 65535) if mode == "I" else image.convert(mode, None)
     decoded = codec.decode(codec.read_picture(image))
@@ -459,7 +461,7 @@ def sized(
         ((1024, 1024), {"size": "keep"}, (1024, 1024)),
     ],
 )
-def test_result_sizes(
+def test_result_size_follows_request_picture_and_native_size(
     picture_size: tuple[int, int] | None, fields: dict[str, Any], expected: tuple[int, int]
 ):
     assert sized(picture_size, **fields) == expected
@@ -478,7 +480,7 @@ def test_result_sizes(
         ((4000, 1000), {"width": 512}, "height"),
     ],
 )
-def test_sizes_beyond_the_model_are_refused(
+def test_result_size_beyond_the_model_is_refused(
     picture_size: tuple[int, int] | None, fields: dict[str, Any], field: str | None
 ):
     if field is None:
@@ -489,13 +491,13 @@ def test_sizes_beyond_the_model_are_refused(
     assert refused.value.field == field
 
 
-def test_the_native_size_is_the_models():
+def test_result_size_limits_depend_on_the_native_size():
     assert sized(None, native=128) == (128, 128)
     with pytest.raises(RequestError, match="32 to 256"):
         sized(None, native=128, width=1024, height=1024)
 
 
-def test_sizes_outside_the_trained_range_are_said_aloud():
+def test_describe_untrained_size_names_the_trained_range():
     assert sizing.describe_untrained_size((768, 1024), 1024) is None
     assert "768 to 2048" in str(sizing.describe_untrained_size((760, 1024), 1024))
     assert "512x512" in str(sizing.describe_untrained_size((512, 512), 1024))
@@ -512,7 +514,7 @@ def bands(width: int, height: int) -> Image.Image:
     return image
 
 
-def test_fit_returns_a_picture_of_the_right_size_itself():
+def test_fit_of_picture_with_target_size_returns_it():
     image = noise()
     assert sizing.fit_image(image, image.size, "cover") is image
 
@@ -520,23 +522,25 @@ def test_fit_returns_a_picture_of_the_right_size_itself():
 @pytest.mark.parametrize("how", ["cover", "contain", "stretch"])
 @pytest.mark.parametrize("source", [(1, 1), (7, 301), (640, 333), (64, 64)])
 @pytest.mark.parametrize("target", [(64, 64), (128, 40), (24, 200)])
-def test_fit_gives_the_size(how: Any, source: tuple[int, int], target: tuple[int, int]):
+def test_fit_in_each_mode_has_the_target_size(
+    how: Any, source: tuple[int, int], target: tuple[int, int]
+):
     fitted = sizing.fit_image(Image.new("RGB", source, (10, 200, 30)), target, how)
     assert fitted.size == target
     assert fitted.getextrema() == ((10, 10), (200, 200), (30, 30))
 
 
-def test_cover_crops_the_center():
+def test_fit_cover_crops_to_the_center():
     assert sizing.fit_image(bands(300, 100), (100, 100), "cover").getpixel((10, 50)) == (0, 128, 0)
 
 
-def test_stretch_keeps_everything():
+def test_fit_stretch_keeps_both_ends():
     stretched = sizing.fit_image(bands(300, 100), (90, 90), "stretch")
     assert stretched.getpixel((10, 50)) == (255, 0, 0)
     assert stretched.getpixel((80, 50)) == (0, 0, 255)
 
 
-def test_contain_pads_with_the_border_color():
+def test_fit_contain_pads_with_the_border_color():
     image = Image.new("RGB", (300, 100), (60, 70, 80))
     image.paste("white", (20, 20, 280, 80))
     padded = sizing.fit_image(image, (90, 90), "contain")
@@ -548,7 +552,7 @@ def test_contain_pads_with_the_border_color():
 # Arrays
 
 
-def test_arrays_round_trip_exactly():
+def test_array_of_an_image_converts_back_exactly():
     image = noise()
     array = codec.to_array(image)
     assert array.shape == (3, 24, 40)
@@ -557,7 +561,7 @@ def test_arrays_round_trip_exactly():
     assert codec.from_array(array) == image
 
 
-def test_overshoot_is_cut_off():
+def test_from_array_clips_values_beyond_the_range():
     array = np.array([[[-1.5, 0.0, 1.5]]] * 3, dtype=np.float32)
     assert np.asarray(codec.from_array(array))[0, :, 0].tolist() == [0, 128, 255]
 
@@ -587,7 +591,7 @@ def test_save_writes_each_format(name: str, tmp_path: Path):
         ("file/out.png", "no folder"),
     ],
 )
-def test_unwritable_outputs_are_found_beforehand(name: str, words: str, tmp_path: Path):
+def test_check_writable_refuses_unwritable_outputs(name: str, words: str, tmp_path: Path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=words):
@@ -595,7 +599,7 @@ def test_unwritable_outputs_are_found_beforehand(name: str, words: str, tmp_path
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_checking_changes_nothing(tmp_path: Path):
+def test_check_writable_changes_no_file(tmp_path: Path):
     target = tmp_path / "out.png"
     target.write_bytes(b"old")
     output.check_writable(target)
@@ -603,7 +607,7 @@ def test_checking_changes_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+def test_failed_save_keeps_the_old_file(tmp_path: Path):
     target = tmp_path / "out.png"
     target.write_bytes(b"old")
     with pytest.raises(OutputError, match=r"out\.png cannot be written"):
@@ -612,7 +616,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_saving_through_a_link_keeps_the_link(tmp_path: Path):
+def test_save_through_a_link_keeps_the_link(tmp_path: Path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link.png").symlink_to(tmp_path / "real" / "out.png")
     output.save_image(noise(), tmp_path / "link.png", {})
@@ -623,7 +627,7 @@ def test_saving_through_a_link_keeps_the_link(tmp_path: Path):
 # A grid
 
 
-def test_a_grid_holds_every_picture_in_its_place():
+def test_grid_places_each_picture_in_its_row_and_column():
     colors = [["red", "lime"], ["blue", "yellow"], ["cyan", "magenta"]]
     rows = [[Image.new("RGB", (64, 48), color) for color in row] for row in colors]
     sheet = grid.draw_grid(

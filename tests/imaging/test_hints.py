@@ -1,4 +1,4 @@
-"""What hints show."""
+"""Control images, from pictures and from estimates."""
 
 import json
 from collections.abc import Callable
@@ -27,25 +27,25 @@ def gray(image: Image.Image) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("kind", sorted(hints.HINT_FROM_PICTURE))
-def test_every_hint_is_a_picture_of_the_same_size(kind: str) -> None:
+def test_hint_of_each_kind_is_deterministic_and_has_the_picture_size(kind: str) -> None:
     assert kind in HINTS
-    shown = hints.make_hint(kind, square())
-    assert (shown.size, shown.mode) == (SIZE, "RGB")
-    assert shown.tobytes() == hints.make_hint(kind, square()).tobytes()
+    hint = hints.make_hint(kind, square())
+    assert (hint.size, hint.mode) == (SIZE, "RGB")
+    assert hint.tobytes() == hints.make_hint(kind, square()).tobytes()
 
 
 @pytest.mark.parametrize("kind", ["canny", "lineart", "scribble", "softedge"])
-def test_lines_are_where_the_edges_are(kind: str) -> None:
-    shown = gray(hints.make_hint(kind, square()))
-    edge = np.zeros(shown.shape, bool)
+def test_line_hints_draw_the_edges(kind: str) -> None:
+    hint = gray(hints.make_hint(kind, square()))
+    edge = np.zeros(hint.shape, bool)
     edge[10:54, 26:70] = True
     edge[24:40, 40:56] = False
-    assert shown[edge].max() > 150
-    assert shown[~edge].max() < 60
-    assert shown[28:36, 30:37].max() > 150  # the left side
+    assert hint[edge].max() > 150
+    assert hint[~edge].max() < 60
+    assert hint[28:36, 30:37].max() > 150  # the left side
 
 
-def test_canny_takes_thresholds() -> None:
+def test_canny_thresholds_decide_which_edges_are_drawn() -> None:
     faint = Image.new("RGB", SIZE, (120, 120, 120))
     ImageDraw.Draw(faint).rectangle((32, 16, 63, 47), fill=(135, 135, 135))
     assert gray(hints.make_hint("canny", faint)).max() == 0
@@ -54,20 +54,20 @@ def test_canny_takes_thresholds() -> None:
 
 @pytest.mark.parametrize("kind", ["tile", "blur", "palette"])
 def test_coarse_hints_keep_the_colors(kind: str) -> None:
-    source, shown = (np.asarray(p, np.float64) for p in (square(), hints.make_hint(kind, square())))
-    assert np.abs(source.mean((0, 1)) - shown.mean((0, 1))).max() < 4
-    assert np.abs(source - shown).max() > 20
+    source, hint = (np.asarray(p, np.float64) for p in (square(), hints.make_hint(kind, square())))
+    assert np.abs(source.mean((0, 1)) - hint.mean((0, 1))).max() < 4
+    assert np.abs(source - hint).max() > 20
 
 
-def test_shuffle_moves_things_and_makes_no_colors() -> None:
-    shown = hints.make_hint("shuffle", square(), {"seed": 3})
-    assert shown.tobytes() != hints.make_hint("shuffle", square(), {"seed": 4}).tobytes()
+def test_shuffle_depends_on_its_seed_and_adds_no_colors() -> None:
+    hint = hints.make_hint("shuffle", square(), {"seed": 3})
+    assert hint.tobytes() != hints.make_hint("shuffle", square(), {"seed": 4}).tobytes()
     low, high = np.asarray(square()).min((0, 1)), np.asarray(square()).max((0, 1))
-    assert (np.asarray(shown) >= low).all()
-    assert (np.asarray(shown) <= high).all()
+    assert (np.asarray(hint) >= low).all()
+    assert (np.asarray(hint) <= high).all()
 
 
-def test_normals_lean_away_from_what_is_near() -> None:
+def test_normal_hint_of_a_ramp_faces_the_far_side() -> None:
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 96).astype(np.uint8), (64, 1)))
     red, green, blue = np.asarray(hints.make_hint("normal", ramp))[32, 48]
     assert red < 100  # it gets nearer to the right, so that it faces left
@@ -78,31 +78,31 @@ def test_normals_lean_away_from_what_is_near() -> None:
     ]  # fmt: skip
 
 
-def test_a_segmentation_has_a_color_for_each_class() -> None:
+def test_miniature_palette_has_a_color_for_each_class() -> None:
     palette = drawing.make_miniature_palette()
     assert len({tuple(c) for c in palette.tolist()}) == 150
     assert (palette.sum(1) > 0).all()
-    shown = np.asarray(drawing.draw_label_map(np.array([[-1, 0], [1, 149]])))
-    assert shown[0, 0].tolist() == [0, 0, 0]
-    assert shown[1, 1].tolist() == palette[149].tolist()
+    hint = np.asarray(drawing.draw_label_map(np.array([[-1, 0], [1, 149]])))
+    assert hint[0, 0].tolist() == [0, 0, 0]
+    assert hint[1, 1].tolist() == palette[149].tolist()
 
 
 def nearer(picture: Image.Image) -> NDArray[np.float32]:
-    """To the right, all things are nearer."""
+    """Return a depth that is nearer to the right."""
     return np.tile(np.linspace(3, 7, picture.width, dtype=np.float32), (picture.height, 1))
 
 
-def test_what_an_estimator_sees_is_drawn() -> None:
-    shown = hints.make_hint("depth", square(), estimate=nearer)
-    assert (shown.size, shown.mode) == (SIZE, "RGB")
-    assert np.array_equal(gray(shown)[0], np.rint(np.linspace(0, 255, 96)))
+def test_hints_from_an_estimated_depth_draw_it() -> None:
+    hint = hints.make_hint("depth", square(), estimate=nearer)
+    assert (hint.size, hint.mode) == (SIZE, "RGB")
+    assert np.array_equal(gray(hint)[0], np.rint(np.linspace(0, 255, 96)))
     of_photo = np.asarray(hints.make_hint("normal", square(), {"strength": 3}, nearer), np.int16)
-    of_depth = np.asarray(hints.make_hint("normal", shown, {"strength": 3}), np.int16)
+    of_depth = np.asarray(hints.make_hint("normal", hint, {"strength": 3}), np.int16)
     assert np.abs(of_photo - of_depth).max() <= 3
     assert len(np.unique(of_photo[32, 8:-8, 0])) < len(np.unique(of_depth[32, 8:-8, 0]))
 
 
-def test_classes_are_in_the_colors_that_nets_know() -> None:
+def test_segmentation_hint_uses_the_ade20k_colors() -> None:
     assert drawing.ADE20K_PALETTE.shape == (150, 3)
     table = {0: (120, 120, 120), 2: (6, 230, 230), 12: (150, 5, 61), 149: (92, 0, 255)}
     seen = np.array([list(table)])
@@ -111,8 +111,8 @@ def test_classes_are_in_the_colors_that_nets_know() -> None:
         del picture
         return seen
 
-    shown = hints.make_hint("segmentation", square(), estimate=estimate)
-    assert np.asarray(shown)[0].tolist() == [list(color) for color in table.values()]
+    hint = hints.make_hint("segmentation", square(), estimate=estimate)
+    assert np.asarray(hint)[0].tolist() == [list(color) for color in table.values()]
 
 
 def keypoints(**change: object) -> bytes:
@@ -124,10 +124,10 @@ def keypoints(**change: object) -> bytes:
     ).encode()
 
 
-def test_a_pose_is_drawn_from_its_keypoints() -> None:
-    shown = hints.decode_control_image("pose", codec.Picture(data=keypoints()))
-    assert shown.size == SIZE
-    assert np.asarray(shown)[8, 10].max() == 255  # the nose
+def test_pose_hint_is_drawn_from_keypoints_at_any_size() -> None:
+    hint = hints.decode_control_image("pose", codec.Picture(data=keypoints()))
+    assert hint.size == SIZE
+    assert np.asarray(hint)[8, 10].max() == 255  # the nose
     twice = np.asarray(drawing.draw_pose(keypoints(), (192, 128)))
     assert twice.shape == (128, 192, 3)
     assert twice[16, 20].max() == 255
@@ -137,7 +137,7 @@ def test_a_pose_is_drawn_from_its_keypoints() -> None:
     "data",
     [b"[]", b"{", keypoints(people=[{}]), keypoints(canvas_width=0), keypoints(people=[{"a": 1}])],
 )
-def test_keypoints_that_are_none(data: bytes) -> None:
+def test_invalid_keypoints_are_refused(data: bytes) -> None:
     with pytest.raises(PictureError, match="keypoints"):
         drawing.draw_pose(data)
 
@@ -152,6 +152,8 @@ def test_keypoints_that_are_none(data: bytes) -> None:
         (lambda: hints.check_hint("pose", {}), "cannot be made from a picture"),
     ],
 )
-def test_what_cannot_be_made(act: Callable[[], object], message: str) -> None:
+def test_hint_with_wrong_options_or_estimator_is_refused(
+    act: Callable[[], object], message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
         act()

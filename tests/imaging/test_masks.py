@@ -19,43 +19,43 @@ def square(mode: str = "L", size: tuple[int, int] = (64, 48)) -> Image.Image:
     return mask.convert(mode)
 
 
-def asked(**fields: Any) -> Request:
+def make_request(**fields: Any) -> Request:
     return Request(image=codec.read_picture(PICTURE), **fields)
 
 
-def of(**fields: Any) -> masks.Mask:
-    mask = masks.build_mask(asked(**fields), PICTURE)
+def build(**fields: Any) -> masks.Mask:
+    mask = masks.build_mask(make_request(**fields), PICTURE)
     assert mask is not None
     return mask
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
-def test_white_is_repainted(mode: str) -> None:
+def test_mask_white_pixels_are_repainted(mode: str) -> None:
     mask = masks.decode_mask(codec.read_picture(square(mode)), (64, 48))
     assert mask.dtype == np.float32
     assert mask[8:24, 16:32].min() == 1
     assert mask.sum() == 16 * 16
 
 
-def test_transparent_is_repainted() -> None:
+def test_mask_transparent_pixels_are_repainted() -> None:
     clear = square().point(lambda value: 255 - value)
     mask = masks.decode_mask(codec.read_picture(Image.merge("LA", (square(), clear))), (64, 48))
     assert mask[8:24, 16:32].min() == 1
     assert mask.sum() == 16 * 16
 
 
-def test_transparency_that_hides_nothing_does_not_count() -> None:
+def test_mask_with_opaque_alpha_uses_brightness() -> None:
     opaque = square("RGB")
     opaque.putalpha(255)
     assert masks.decode_mask(codec.read_picture(opaque), (64, 48)).sum() == 16 * 16
 
 
-def test_a_mask_of_another_size_is_refused() -> None:
+def test_mask_of_another_size_is_refused() -> None:
     with pytest.raises(PictureError, match="the mask is 48x64 and the picture 64x48"):
         masks.decode_mask(codec.read_picture(square(size=(48, 64))), (64, 48))
 
 
-def test_a_mask_follows_its_orientation() -> None:
+def test_mask_with_exif_orientation_is_turned() -> None:
     turned = square().transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
@@ -64,12 +64,12 @@ def test_a_mask_follows_its_orientation() -> None:
     assert (masks.decode_mask(codec.read_picture(turned), (64, 48)) > 0).sum() == 16 * 16
 
 
-def test_no_mask() -> None:
-    assert masks.build_mask(asked(), PICTURE) is None
+def test_request_without_mask_builds_none() -> None:
+    assert masks.build_mask(make_request(), PICTURE) is None
 
 
 @pytest.mark.parametrize(
-    ("words", "pixels"),
+    ("text", "pixels"),
     [
         ("box:16,8,32,24", 256),
         ("box:-10,-10,8,8", 64),
@@ -80,12 +80,12 @@ def test_no_mask() -> None:
         ("color:#2f4f6f", 64 * 48),
     ],
 )
-def test_masks_in_words(words: str, pixels: int) -> None:
-    assert masks.draw_mask(words, PICTURE).sum() == pytest.approx(pixels, rel=0.02)
+def test_mask_from_text_selects_its_shape(text: str, pixels: int) -> None:
+    assert masks.draw_mask(text, PICTURE).sum() == pytest.approx(pixels, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("text", "message"),
     [
         ("circle:1,2,3", "begin with one of box:, ellipse:, polygon:, color:\\."),
         ("box:1,2,3", "give 4 numbers"),
@@ -96,49 +96,49 @@ def test_masks_in_words(words: str, pixels: int) -> None:
         ("box:100,100,120,120", "selects no pixel"),
     ],
 )
-def test_words_that_mean_nothing(words: str, message: str) -> None:
+def test_mask_from_invalid_text_names_the_field(text: str, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
-        masks.draw_mask(words, PICTURE)
+        masks.draw_mask(text, PICTURE)
     assert caught.value.field == "mask_from"
 
 
-def test_inverted() -> None:
-    assert of(mask_from="box:0,0,32,48", mask_invert=True)[:, 32:].min() == 1
+def test_mask_invert_selects_the_rest() -> None:
+    assert build(mask_from="box:0,0,32,48", mask_invert=True)[:, 32:].min() == 1
 
 
 @pytest.mark.parametrize("pixels", [-5, 5])
-def test_grown_and_shrunk(pixels: int) -> None:
-    box = masks.find_bounds(of(mask_from="box:16,8,48,40", mask_grow=pixels))
+def test_mask_grow_moves_each_edge(pixels: int) -> None:
+    box = masks.find_bounds(build(mask_from="box:16,8,48,40", mask_grow=pixels))
     assert box == (16 - pixels, 8 - pixels, 48 + pixels, 40 + pixels)
 
 
-def test_blurred_to_either_side() -> None:
-    row = of(mask_from="box:32,0,64,48", mask_blur=8)[24]
+def test_mask_blur_fades_to_both_sides_of_the_edge() -> None:
+    row = build(mask_from="box:32,0,64,48", mask_blur=8)[24]
     assert row[31] < 0.5 < row[32]
     assert list(row) == sorted(row)
     assert row[:16].max() == 0
     assert 0 < row[26] < row[30]
 
 
-def test_what_a_lossy_format_leaves_of_black_is_black() -> None:
+def test_mask_with_nearly_black_pixels_treats_them_as_black() -> None:
     noisy = np.full((48, 64), 7, np.uint8)
     noisy[10:20, 10:20] = 255
-    mask = masks.build_mask(asked(mask=codec.read_picture(Image.fromarray(noisy))), PICTURE)
+    mask = masks.build_mask(make_request(mask=codec.read_picture(Image.fromarray(noisy))), PICTURE)
     assert mask is not None
     assert (mask > 0).sum() == 100
 
 
-def test_a_feather_stays_inside() -> None:
+def test_feather_fades_only_inside_the_mask() -> None:
     mask = np.zeros((64, 64), np.float32)
     mask[16:48, 16:48] = 0.5
-    shown = masks.feather_mask(mask, 4)
-    assert (shown[mask == 0] == 0).all()
-    assert shown[32, 16] == pytest.approx(0.2)
-    assert shown[24:40, 24:40].min() == 1
+    feathered = masks.feather_mask(mask, 4)
+    assert (feathered[mask == 0] == 0).all()
+    assert feathered[32, 16] == pytest.approx(0.2)
+    assert feathered[24:40, 24:40].min() == 1
     assert (masks.feather_mask(np.ones((8, 8), np.float32), 4) == 1).all()
 
 
-def test_a_cell_is_as_strong_as_its_strongest_pixel() -> None:
+def test_latent_cell_has_the_largest_value_of_its_pixels() -> None:
     mask = np.zeros((16, 24), np.float32)
     mask[7, 8] = 0.25
     assert masks.to_latent_cells(mask, 8).tolist() == [[0, 0.25, 0], [0, 0, 0]]
