@@ -1,4 +1,4 @@
-"""Signed pictures say how they were made, to C2PA's own reader; their settings stay readable."""
+"""C2PA's own reader reads how signed pictures were made; their settings stay readable."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ def credentials(tmp_path: Path) -> Credentials:
     return Credentials(*write_certificate(tmp_path))
 
 
-def manifest(data: bytes, kind: str) -> dict[str, Any]:
-    """What a file says, whose signature must be whole."""
+def read_manifest(data: bytes, kind: str) -> dict[str, Any]:
+    """Return the active manifest of a file, whose signature must be valid."""
     with c2pa.Reader(MEDIA_TYPES[kind], io.BytesIO(data)) as reader:
         assert reader.get_validation_state() == "Valid"
-        found = json.loads(reader.json())
-    return found["manifests"][found["active_manifest"]]
+        store = json.loads(reader.json())
+    return store["manifests"][store["active_manifest"]]
 
 
-def actions(told: dict[str, Any]) -> list[tuple[str, str | None]]:
-    [assertion] = [one for one in told["assertions"] if one["label"].startswith("c2pa.actions")]
+def actions(manifest: dict[str, Any]) -> list[tuple[str, str | None]]:
+    [assertion] = [one for one in manifest["assertions"] if one["label"].startswith("c2pa.actions")]
     return [(a["action"], a.get("digitalSourceType")) for a in assertion["data"]["actions"]]
 
 
 @pytest.mark.parametrize("kind", MEDIA_TYPES)
-def test_a_signed_picture_says_that_a_model_made_it(
+def test_signed_picture_declares_a_trained_model_as_source(
     credentials: Credentials, kind: str, tmp_path: Path
 ) -> None:
     plain = metadata.encode_picture(PIXELS, kind, recorded(Request(prompt="a cup", seed=7)))
     signed = credentials.sign(plain, kind, None)
-    told = manifest(signed, kind)
-    assert told["claim_generator_info"][0]["name"] == "Overpaint"
-    assert actions(told) == [("c2pa.created", f"{SOURCE_TYPE_URL}trainedAlgorithmicMedia")]
-    assert "thumbnail" not in told
+    manifest = read_manifest(signed, kind)
+    assert manifest["claim_generator_info"][0]["name"] == "Overpaint"
+    assert actions(manifest) == [("c2pa.created", f"{SOURCE_TYPE_URL}trainedAlgorithmicMedia")]
+    assert "thumbnail" not in manifest
     path = tmp_path / f"picture.{kind}"
     path.write_bytes(signed)
     assert metadata.read_settings(path).fields["prompt"] == "a cup"
@@ -62,23 +62,23 @@ def test_a_signed_picture_says_that_a_model_made_it(
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_a_repainted_picture_says_so_and_does_not_hold_the_other(
+def test_signed_edit_declares_its_source_without_thumbnail(
     credentials: Credentials, form: str
 ) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (80, 80), "teal").save(buffer, form)
     plain = metadata.encode_picture(PIXELS, "png", recorded(Request()))
-    told = manifest(credentials.sign(plain, "png", Picture(data=buffer.getvalue())), "png")
-    assert actions(told) == [
+    manifest = read_manifest(credentials.sign(plain, "png", Picture(data=buffer.getvalue())), "png")
+    assert actions(manifest) == [
         ("c2pa.opened", None),
         ("c2pa.edited", f"{SOURCE_TYPE_URL}compositeWithTrainedAlgorithmicMedia"),
     ]
-    [parent] = told["ingredients"]
+    [parent] = manifest["ingredients"]
     assert (parent["relationship"], parent["format"]) == ("parentOf", f"image/{form.lower()}")
     assert "thumbnail" not in parent
 
 
-def test_what_was_signed_before_stays_in_the_history(credentials: Credentials) -> None:
+def test_signed_edit_of_signed_picture_keeps_both_manifests(credentials: Credentials) -> None:
     plain = metadata.encode_picture(PIXELS, "png", recorded(Request()))
     first = credentials.sign(plain, "png", None)
     second = credentials.sign(plain, "png", Picture(data=first))
@@ -86,7 +86,7 @@ def test_what_was_signed_before_stays_in_the_history(credentials: Credentials) -
         assert len(json.loads(reader.json())["manifests"]) == 2
 
 
-def test_a_changed_picture_is_not_valid(credentials: Credentials) -> None:
+def test_signed_picture_that_is_changed_is_invalid(credentials: Credentials) -> None:
     plain = metadata.encode_picture(PIXELS, "png", recorded(Request(prompt="a cup")))
     signed = credentials.sign(plain, "png", None).replace(b"a cup", b"a dog")
     with c2pa.Reader("image/png", io.BytesIO(signed)) as reader:
@@ -94,19 +94,19 @@ def test_a_changed_picture_is_not_valid(credentials: Credentials) -> None:
 
 
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()])
-def test_other_curves_sign_too(tmp_path: Path, curve: Any) -> None:
+def test_credentials_with_other_curves_sign(tmp_path: Path, curve: Any) -> None:
     signed = Credentials(*write_certificate(tmp_path, curve)).sign(
         metadata.encode_picture(PIXELS, "png", recorded(Request())), "png", None
     )
-    assert actions(manifest(signed, "png"))
+    assert actions(read_manifest(signed, "png"))
 
 
-def test_what_is_no_picture_cannot_be_signed(credentials: Credentials) -> None:
+def test_sign_of_data_that_is_no_picture_raises(credentials: Credentials) -> None:
     with pytest.raises(OutputError, match="cannot be signed by C2PA"):
         credentials.sign(b"no picture", "png", None)
 
 
-def test_what_cannot_sign_is_refused(tmp_path: Path) -> None:
+def test_credentials_that_cannot_sign_are_refused(tmp_path: Path) -> None:
     chain, key = write_certificate(tmp_path)
     (tmp_path / "other").mkdir()
     _, other = write_certificate(tmp_path / "other")
@@ -123,7 +123,7 @@ def test_what_cannot_sign_is_refused(tmp_path: Path) -> None:
         Credentials(*small)
 
 
-def test_without_the_package_it_is_said_what_to_install(
+def test_credentials_without_c2pa_package_name_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imported = builtins.__import__

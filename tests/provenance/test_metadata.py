@@ -54,7 +54,7 @@ def png_with(path: Path, **texts: str) -> Path:
 # Ours
 
 
-def test_a_refiner_is_recorded_with_its_weights():
+def test_record_of_refined_picture_has_the_refiner_hash():
     request, second = Request(refiner="finer"), Checkpoint("finer", "fe" * 32)
     record = metadata.make_record(request, 0, PIXELS.size, Checkpoint(), second)
     assert (record["model"]["name"], record["refiner"]["name"]) == ("miniature", "finer")
@@ -63,7 +63,7 @@ def test_a_refiner_is_recorded_with_its_weights():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_written_picture_gives_its_request_back(name: str, tmp_path: Path):
+def test_written_picture_gives_an_equal_request(name: str, tmp_path: Path):
     request = Request(
         image=SKETCH,
         prompt='a "fox", ☃ 日本\nNegative prompt: no\nSteps: 3, Seed: 4, Size: 8x8',
@@ -99,7 +99,7 @@ USED = metadata.UsedFiles(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_was_used_is_named_by_its_hash(name: str, tmp_path: Path):
+def test_record_has_hashes_of_used_addons(name: str, tmp_path: Path):
     request = Request(
         prompt="a <embedding:turner> fox <lora:ink:0.5>",
         loras=(Lora(name="clay", scale=-1.0, text_scale=0.25),),
@@ -118,7 +118,7 @@ def test_what_was_used_is_named_by_its_hash(name: str, tmp_path: Path):
     assert metadata.to_request(found) == request
 
 
-def test_a1111_finds_loras_and_embeddings_where_it_looks_for_them():
+def test_a1111_text_has_hashes_and_tags_of_loras_and_embeddings():
     asked = Lora(name="clay", scale=-1.0, text_scale=0.25)
     request = Request(prompt="a fox <lora:ink:0.5>", loras=(asked,), seed=1)
     text = a1111_text.format_parameters(
@@ -132,7 +132,7 @@ def test_a1111_finds_loras_and_embeddings_where_it_looks_for_them():
     assert metadata.to_request(found).loras == request.loras
 
 
-def test_the_record_says_what_made_the_picture():
+def test_record_describes_model_input_seed_and_versions():
     record = recorded(Request(image=SKETCH, seed=7), 1)
     assert record["model"] == {
         "name": "miniature",
@@ -157,21 +157,23 @@ text = st.text(
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=text, negative=text, name=st.sampled_from(FORMATS))
-def test_any_prompt_survives_in_our_record(prompt: str, negative: str, name: str, tmp_path: Path):
+def test_record_of_any_prompt_gives_an_equal_request(
+    prompt: str, negative: str, name: str, tmp_path: Path
+):
     request = Request(prompt=prompt, prompt_2=negative, negative_prompt=negative, seed=1)
     metadata.write_picture(PIXELS, tmp_path / name, recorded(request))
     assert metadata.to_request(metadata.read_settings(tmp_path / name)) == request
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_pixels_are_kept(name: str, tmp_path: Path):
+def test_written_picture_keeps_its_pixels(name: str, tmp_path: Path):
     metadata.write_picture(PIXELS, tmp_path / name, recorded(Request()))
     written = codec.decode(codec.read_picture(tmp_path / name))
     worst = np.abs(codec.to_array(written) - codec.to_array(PIXELS)).max()
     assert worst == 0 if name.endswith("png") else worst < 0.05
 
 
-def test_a_record_with_a_field_in_its_old_spelling_is_read(tmp_path: Path):
+def test_record_with_old_field_name_is_read(tmp_path: Path):
     record = recorded(Request())
     record["request"]["match_colours"] = record["request"].pop("match_colors")
     found = metadata.read_settings(png_with(tmp_path / "a.png", overpaint=json.dumps(record)))
@@ -179,13 +181,13 @@ def test_a_record_with_a_field_in_its_old_spelling_is_read(tmp_path: Path):
     assert found.fields["match_colors"] is True
 
 
-def test_a_damaged_record_is_refused(tmp_path: Path):
+def test_damaged_record_is_refused(tmp_path: Path):
     for text in ("{", "[]", "{}", '{"request": 3}', "[" * 100_000):
         with pytest.raises(PictureError, match="record is damaged"):
             metadata.read_settings(png_with(tmp_path / "a.png", overpaint=text))
 
 
-def test_a_picture_without_settings_is_refused(tmp_path: Path):
+def test_picture_without_settings_is_refused(tmp_path: Path):
     path = png_with(tmp_path / "plain.png", Comment="hello", parameters="no settings", prompt="{}")
     with pytest.raises(PictureError, match=r"plain\.png carries no settings"):
         metadata.read_settings(path)
@@ -196,7 +198,7 @@ def test_a_picture_without_settings_is_refused(tmp_path: Path):
 # Writing
 
 
-def test_settings_too_long_for_a_jpeg_are_found_beforehand(tmp_path: Path):
+def test_check_output_refuses_settings_too_long_for_jpeg(tmp_path: Path):
     request = Request(prompt="very " * 8000)
     metadata.check_output(tmp_path / "out.png", request)
     metadata.check_output(tmp_path / "out.webp", request)
@@ -206,7 +208,7 @@ def test_settings_too_long_for_a_jpeg_are_found_beforehand(tmp_path: Path):
     assert metadata.read_settings(tmp_path / "out.webp").fields["prompt"] == request.prompt
 
 
-def test_what_passes_the_check_can_be_written(tmp_path: Path):
+def test_output_that_passes_the_check_is_written(tmp_path: Path):
     path = tmp_path / "out.jpg"
     longest = 0
     for length in range(15_000, 22_000, 500):
@@ -220,7 +222,7 @@ def test_what_passes_the_check_can_be_written(tmp_path: Path):
     assert 15_000 < longest < 21_500
 
 
-def test_an_unwritable_output_is_found_beforehand(tmp_path: Path):
+def test_check_output_refuses_unwritable_path(tmp_path: Path):
     with pytest.raises(OutputError, match="no folder"):
         metadata.check_output(tmp_path / "none" / "out.png", Request())
 
@@ -228,7 +230,7 @@ def test_an_unwritable_output_is_found_beforehand(tmp_path: Path):
 # A1111
 
 
-def test_parameters_are_exactly_a1111s():
+def test_a1111_text_matches_the_format_of_a1111():
     request = Request(
         image=SKETCH, prompt="a fox", negative_prompt="blurry", seed=7, strength=0.6, clip_skip=1
     )
@@ -248,14 +250,14 @@ def test_parameters_are_exactly_a1111s():
         ("stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/stable-diffusion-xl-base-1.0"),
     ],
 )
-def test_where_a_model_lies_is_not_in_the_text(name: str, written: str):
+def test_a1111_text_has_no_folder_of_the_model(name: str, written: str):
     text = a1111_text.format_parameters(
         metadata.make_record(Request(), 0, (8, 8), Checkpoint(name=name))
     )
     assert f"Model: {written}," in text
 
 
-def test_names_that_would_break_the_line_are_quoted():
+def test_a1111_text_quotes_names_with_separators():
     record = metadata.make_record(Request(seed=1), 0, (8, 8), Checkpoint(name='C:\\a, "b"'))
     text = a1111_text.format_parameters(record)
     assert r'Model: "C:\\a, \"b\"", ' in text
@@ -266,7 +268,7 @@ def test_names_that_would_break_the_line_are_quoted():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_text_is_where_a1111_looks(name: str, tmp_path: Path):
+def test_a1111_text_is_stored_in_the_place_of_each_format(name: str, tmp_path: Path):
     metadata.write_picture(
         PIXELS, tmp_path / name, recorded(Request(prompt="ein Fuchs 狐", seed=1))
     )
@@ -295,7 +297,7 @@ lines = st.text(
     seed=st.integers(0, 2**63 - 1),
     clip_skip=st.integers(0, 11),
 )
-def test_what_a1111s_text_can_hold_is_read_back(
+def test_a1111_text_of_any_request_gives_an_equal_request(
     prompt: str, negative: str, sampler: str, schedule: str, scale: float, **numbers: int
 ):
     request = Request(
@@ -324,7 +326,7 @@ Size: 512x768, Model hash: 31e35c80fc, Model: sd_xl_base_1.0, Denoising strength
 Clip skip: 2, Lora hashes: "a: 1, b: 2", Version: v1.9.4"""
 
 
-def test_a_long_line_that_is_no_settings_takes_linear_time():
+def test_a1111_long_line_without_settings_returns_none():
     assert a1111.read_a1111("a fox\n" + "a" * 100_000) is None
 
 
@@ -367,7 +369,7 @@ def test_a1111_samplers_are_read(named: str, sampler: str, schedule: str):
     assert found.notes == ()
 
 
-def test_what_a1111_has_and_we_have_not_becomes_a_note():
+def test_a1111_settings_without_counterpart_become_notes():
     found = a1111.read_a1111(
         "x\nSteps: 2000, Sampler: Restart, Schedule type: KL Optimal, CFG scale: high, "
         "Denoising strength: 0.5, Hires upscale: 2, Size: 512x512"
@@ -428,14 +430,14 @@ def test_a1111_lora_tag_that_cannot_be_read_is_an_error(tmp_path: Path):
         b"ASCII\0\0\0" + A1111.encode(),
     ],
 )
-def test_a1111_settings_in_jpeg_and_webp(kind: str, comment: bytes, tmp_path: Path):
+def test_a1111_settings_in_jpeg_and_webp_are_read(kind: str, comment: bytes, tmp_path: Path):
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     PIXELS.save(tmp_path / "a", kind, exif=exif)
     assert metadata.read_settings(tmp_path / "a").fields["seed"] == 965400086
 
 
-def test_a_text_chunk_after_the_pixels_is_found(tmp_path: Path):
+def test_a1111_settings_after_the_pixels_of_png_are_read(tmp_path: Path):
     plain, path = BytesIO(), png_with(tmp_path / "a.png", parameters=A1111)
     PIXELS.save(plain, "PNG")
     data, bare = path.read_bytes(), plain.getvalue()
@@ -492,7 +494,7 @@ def test_invokeai_settings_are_read(tmp_path: Path):
     assert metadata.to_request(found, SKETCH).seed == 42
 
 
-def test_invokeai_oddities_become_notes():
+def test_invokeai_invalid_values_become_notes():
     odd = INVOKEAI | {"seed": "x", "scheduler": "dpmpp_2s_k", "model": None, "loras": []}
     found = invokeai.read_invokeai(json.dumps(odd))
     assert found is not None
@@ -550,14 +552,14 @@ def test_comfyui_settings_are_read(tmp_path: Path):
     assert found.notes == ()
 
 
-def test_comfyui_settings_in_webp(tmp_path: Path):
+def test_comfyui_settings_in_webp_are_read(tmp_path: Path):
     exif = Image.Exif()
     exif[ExifTags.Base.Model] = "prompt:" + json.dumps(comfyui_graph())
     PIXELS.save(tmp_path / "a.webp", exif=exif)
     assert metadata.read_settings(tmp_path / "a.webp").program == "ComfyUI"
 
 
-def test_a_comfyui_image_to_image_graph():
+def test_comfyui_graph_of_image_to_image_is_read():
     graph = comfyui_graph()
     graph["3"]["inputs"] |= {"denoise": 0.45, "latent_image": ["10", 0], "seed": ["12", 0]}
     graph["3"]["inputs"]["model"] = ["11", 0]
@@ -573,7 +575,7 @@ def test_a_comfyui_image_to_image_graph():
     assert found.notes == ("nodes not carried over: LoraLoader.",)
 
 
-def test_a_comfyui_graph_for_sdxl_with_two_stages():
+def test_comfyui_graph_of_sdxl_with_two_samplers_is_read():
     graph = comfyui_graph()
     graph["6"] = {
         "class_type": "CLIPTextEncodeSDXL",
@@ -614,7 +616,7 @@ def test_a_comfyui_graph_for_sdxl_with_two_stages():
     )
 
 
-def test_a_comfyui_graph_with_a_cycle_ends():
+def test_comfyui_graph_with_cycle_is_read_with_a_note():
     graph = comfyui_graph()
     graph["6"] = {"class_type": "ConditioningCombine", "inputs": {"a": ["7", 0], "b": ["6", 0]}}
     graph["7"] = {"class_type": "ConditioningCombine", "inputs": {"a": ["6", 0]}}
@@ -635,7 +637,7 @@ json_values = st.recursive(
 
 
 @given(node=st.sampled_from(list(comfyui_graph())), key=st.text(max_size=3), value=json_values)
-def test_no_comfyui_graph_breaks_the_reader(node: str, key: str, value: Any):
+def test_comfyui_graph_with_any_values_is_read_without_error(node: str, key: str, value: Any):
     graph = comfyui_graph()
     for name in [*graph[node]["inputs"], key]:
         graph[node]["inputs"][name] = value
@@ -645,7 +647,7 @@ def test_no_comfyui_graph_breaks_the_reader(node: str, key: str, value: Any):
 
 
 @given(text=st.text())
-def test_no_text_breaks_a_reader(text: str):
+def test_importers_given_any_text_raise_nothing(text: str):
     for reader in (a1111.read_a1111, invokeai.read_invokeai, comfyui.read_comfyui):
         reader(text)
 
@@ -661,25 +663,25 @@ def found_ours(**fields: Any) -> collector.ImportedSettings:
     )
 
 
-def test_overrides_win():
+def test_to_request_prefers_given_fields_to_settings():
     found = found_ours(image=SKETCH, strength=0.3, sampler="euler", schedule="karras")
     request = metadata.to_request(found, SKETCH, prompt="an owl", strength=0.9)
     assert (request.prompt, request.strength, request.sampler) == ("an owl", 0.9, "euler")
 
 
-def test_a_sampler_that_names_its_schedule_replaces_both():
+def test_to_request_with_sampler_that_names_its_schedule_replaces_both():
     found = found_ours(sampler="euler", schedule="karras")
     request = metadata.to_request(found, sampler="DPM++ 2M Exponential")
     assert (request.sampler, request.schedule) == ("dpmpp_2m", "exponential")
     assert metadata.to_request(found, sampler="heun").schedule == "karras"
 
 
-def test_settings_of_an_edit_need_a_picture():
+def test_to_request_of_edit_without_picture_is_refused():
     with pytest.raises(RequestError, match="overpaint edit"):
         metadata.to_request(found_ours(image=SKETCH))
 
 
-def test_settings_that_are_steered_by_a_picture_need_it():
+def test_to_request_without_the_control_image_is_refused():
     edges = codec.read_picture(Image.new("RGB", (8, 8)))
     asked = Request(prompt="x", controls=(Control(kind="canny", hint=edges, scale=0.5),))
     record = recorded(asked)
@@ -692,7 +694,7 @@ def test_settings_that_are_steered_by_a_picture_need_it():
     assert again == asked
 
 
-def test_settings_that_are_steered_by_the_picture_itself_need_no_more():
+def test_to_request_with_control_from_the_picture_needs_no_other():
     fox = codec.read_picture(Image.new("RGB", (8, 8)))
     asked = Request(prompt="x", image=fox, controls=(Control(kind="canny", scale=0.5),))
     record = json.loads(json.dumps(recorded(asked)))
@@ -700,7 +702,7 @@ def test_settings_that_are_steered_by_the_picture_itself_need_no_more():
     assert metadata.to_request(found, fox) == asked
 
 
-def test_settings_without_a_picture_can_be_used_on_one():
+def test_to_request_with_a_picture_turns_creation_into_edit():
     request = metadata.to_request(found_ours(), SKETCH)
     assert request.image == SKETCH
     assert request.strength == Request(image=Picture(data=b"x")).strength
