@@ -30,20 +30,20 @@ def exact_matmul() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def test_fp32_is_the_picture_of_the_cpu() -> None:
+def test_fp32_on_cuda_matches_the_cpu() -> None:
     difference = np.abs(pixels("fp32") - pixels("fp32", "cpu"))
     assert difference.mean() < 1
     assert np.quantile(difference, 0.99) <= 8
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_precision_is_close_and_not_black(dtype: str) -> None:
+def test_half_precision_on_cuda_is_close_to_fp32_and_not_black(dtype: str) -> None:
     half, full = pixels(dtype), pixels("fp32")
     assert half.std() > 10
     assert np.abs(half - full).mean() < 12
 
 
-def test_pictures_of_a_batch_are_those_of_their_seeds() -> None:
+def test_batch_on_cuda_matches_single_pictures() -> None:
     painter = overpaint.load("miniature", device="cuda", dtype="fp32")
     many = painter.run(Request.model_validate({**FIELDS, "num_images": 3})).images
     alone = painter.run(Request.model_validate({**FIELDS, "seed": 5})).images

@@ -1,4 +1,4 @@
-"""The miniature that ships: it draws what it is asked for, as the judge reads it.
+"""The packaged miniature: the judge finds the prompt in its pictures.
 
 Bounds here are loose, for a few pictures each; `python -m miniature measure` takes hundreds.
 """
@@ -33,12 +33,12 @@ def judge() -> Judge:
     return load_judge(ROOT / "miniature" / "judge.safetensors")
 
 
-def test_its_base_family_is_at_most_24_mb() -> None:
+def test_base_model_is_at_most_24_mb() -> None:
     files = [path for path in catalog.resolve_model("miniature").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 24e6
 
 
-def test_it_draws_what_the_prompt_says(model: Model, judge: Judge) -> None:
+def test_prompted_pictures_show_the_prompt(model: Model, judge: Judge) -> None:
     figures, _ = measure.prompted(model, judge, 16, GUIDANCE)
     shares = {figure.name: figure.value for figure in figures}
     assert shares["object shape and color"] >= 0.85
@@ -47,14 +47,14 @@ def test_it_draws_what_the_prompt_says(model: Model, judge: Judge) -> None:
     assert shares["two objects, both right and in relation"] >= 0.7
 
 
-def test_it_restyles_a_sketch_and_keeps_its_objects(model: Model, judge: Judge) -> None:
+def test_restyled_sketch_keeps_its_objects(model: Model, judge: Judge) -> None:
     figures, _ = measure.from_sketches(model, judge, 10, GUIDANCE)
     style, objects = (figure.value for figure in figures)
     assert style >= 0.8
     assert objects >= 0.7
 
 
-def test_the_autoencoder_keeps_the_picture(model: Model) -> None:
+def test_autoencoder_round_trip_keeps_the_picture(model: Model) -> None:
     assert measure.round_trip(model, 20).value >= 29.5
 
 
@@ -72,7 +72,7 @@ def test_more_strength_keeps_less_of_the_picture() -> None:
     assert distances[-1] > 3 * distances[1]
 
 
-def test_the_command_line_edits_and_repeats_to_the_same_pixels(
+def test_edit_command_with_like_repeats_the_same_pixels(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sketch, first, again = ROOT / "examples" / "boat.png", tmp_path / "a.png", tmp_path / "b.webp"

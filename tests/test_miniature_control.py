@@ -1,4 +1,4 @@
-"""The nets, LoRAs and the word that ship with the miniature: what they bring to pictures.
+"""The effect on pictures of the ControlNets, LoRAs and the embedding of the miniature.
 
 Bounds here are loose, for a few pictures each; `python -m miniature measure-control` and
 `measure-concepts` take hundreds.
@@ -43,14 +43,14 @@ def read() -> Reader:
     return reader.load(ROOT / "miniature" / "reader.safetensors")
 
 
-def short(kind: str) -> dict[str, Path]:
-    """What ships of a kind, by the name that the report cards use."""
+def find_packaged(kind: str) -> dict[str, Path]:
+    """Return the packaged files of a kind, by the name in the report cards."""
     packaged = index.list_packaged(kind)
     return {name.removeprefix("miniature-"): path for name, path in packaged.items()}
 
 
-def test_every_kind_of_hint_is_followed(model: Model, read: Reader, tmp_path: Path) -> None:
-    nets = {name: load_controlnet(path, model) for name, path in short("control").items()}
+def test_pictures_follow_hints_of_each_kind(model: Model, read: Reader, tmp_path: Path) -> None:
+    nets = {name: load_controlnet(path, model) for name, path in find_packaged("control").items()}
     figures, _ = measure_control.followed(model, read, nets, 8, tmp_path)
     values = {figure.name: figure.value for figure in figures}
     without = values.pop("IoU without a hint")
@@ -60,9 +60,9 @@ def test_every_kind_of_hint_is_followed(model: Model, read: Reader, tmp_path: Pa
     assert (tmp_path / "followed.png").exists()
 
 
-def test_loras_and_a_word_bring_what_they_were_taught(model: Model, read: Reader) -> None:
-    loras = {name: Adapter(load_lora(path, model)) for name, path in short("lora").items()}
-    toy = load_embedding(short("embedding")["toy"], "toy", model)
+def test_loras_and_embedding_bring_their_concept(model: Model, read: Reader) -> None:
+    loras = {name: Adapter(load_lora(path, model)) for name, path in find_packaged("lora").items()}
+    toy = load_embedding(find_packaged("embedding")["toy"], "toy", model)
     card = measure_concepts.measured(model, read, loras, toy, 8)
     values = {figure.name: figure.value for figure in card.figures}
     for name, value in values.items():
@@ -75,7 +75,7 @@ def test_loras_and_a_word_bring_what_they_were_taught(model: Model, read: Reader
     assert values["toy"] > values["toy, without the word"] + 0.4
 
 
-def test_what_ships_is_described() -> None:
+def test_packaged_addons_are_described() -> None:
     entries = {entry.name: entry for entry in list_shipped()}
     assert entries.keys() == {
         *(f"miniature-{name}" for name in ("canny", "depth", "segmentation", "softedge", "union")),
@@ -86,18 +86,18 @@ def test_what_ships_is_described() -> None:
     assert entries["miniature-comic"].trigger_words == ("comic",)
 
 
-def test_a_tag_in_the_prompt_is_as_the_field(painter: overpaint.Painter) -> None:
-    asked: RequestOptions = {"seed": 5, "num_inference_steps": 4}
+def test_lora_tag_in_the_prompt_equals_the_field(painter: overpaint.Painter) -> None:
+    options: RequestOptions = {"seed": 5, "num_inference_steps": 4}
     lora = Lora(name="miniature-sticker", scale=0.7, text_scale=0.7)
-    tagged = painter.create("a sticker of a red cup <lora:miniature-sticker:0.7>", **asked)
-    with_lora: RequestOptions = {**asked, "loras": (lora,)}
+    tagged = painter.create("a sticker of a red cup <lora:miniature-sticker:0.7>", **options)
+    with_lora: RequestOptions = {**options, "loras": (lora,)}
     named = painter.create("a sticker of a red cup ", **with_lora)
-    plain = painter.create("a sticker of a red cup ", **asked)
+    plain = painter.create("a sticker of a red cup ", **options)
     assert np.array_equal(np.asarray(tagged.images[0]), np.asarray(named.images[0]))
     assert not np.array_equal(np.asarray(tagged.images[0]), np.asarray(plain.images[0]))
 
 
-def test_hints_and_loras_from_the_command_line(tmp_path: Path) -> None:
+def test_create_command_with_control_and_lora_records_both(tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     arguments = ["--control", f"canny={HOUSE}:0.8:0-0.7", "--lora", "miniature-comic:0.9"]
     with pytest.raises(SystemExit) as end:

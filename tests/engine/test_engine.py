@@ -196,7 +196,7 @@ def test_engine_planning_does_not_wait_for_a_step(painter: overpaint.Painter) ->
     assert len(handed) == MAX_CONCURRENT_PLANS + 2
 
 
-def test_a_newcomer_joins_at_the_next_step(
+def test_engine_new_job_joins_at_the_next_step(
     engine: Engine, painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = Watched()

@@ -1,4 +1,4 @@
-"""The nets that steer the miniature are what they are called, and load as the product loads any."""
+"""The ControlNets of the miniature: their training data, and loading what was exported."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from overpaint.nn.attention import Context
 from overpaint.registry import HINTS
 
 
-def test_labels_and_depth_show_the_objects() -> None:
+def test_labels_and_depth_match_the_objects_of_a_scene() -> None:
     for seed in range(20):
         scene = control.scene_of(seed)
         assert scene.relation is None
@@ -42,7 +42,7 @@ def test_labels_and_depth_show_the_objects() -> None:
         ((55, 9), control.CONTRARY),
     ],
 )
-def test_pairs_are_drawn_more_often_and_those_with_the_first_behind_most(
+def test_scene_share_depends_on_the_order_of_its_pair(
     second: tuple[float, float], expected: float
 ) -> None:
     items = (Item("cup", "red", 50, 50, 9), Item("key", "blue", *second, 9))
@@ -51,7 +51,7 @@ def test_pairs_are_drawn_more_often_and_those_with_the_first_behind_most(
     assert control.share(replace(scene, objects=items[:1])) == 1
 
 
-def test_some_see_the_edges_of_the_same_objects_painted_in_another_way() -> None:
+def test_edges_of_chosen_scenes_come_from_another_style() -> None:
     own = torch.arange(len(control.PLANES), dtype=torch.uint8)
     others = torch.tensor([100, 101], dtype=torch.uint8)
     planes = torch.cat([own, others])[None, :, None, None].expand(2, -1, 4, 4)
@@ -64,7 +64,7 @@ def test_some_see_the_edges_of_the_same_objects_painted_in_another_way() -> None
     assert (labels(scene) == labels(other)).all()
 
 
-def test_hints_are_of_their_planes() -> None:
+def test_hint_is_made_from_its_plane() -> None:
     planes = torch.zeros(2, 4, 8, 8, dtype=torch.uint8)
     planes[:, control.PLANES.index("canny"), 3] = 255
     planes[:, control.PLANES.index("segmentation"), :4] = 1
@@ -76,7 +76,7 @@ def test_hints_are_of_their_planes() -> None:
 
 
 @pytest.mark.parametrize("kind", control.ALL)
-def test_what_is_exported_is_what_was_trained(kind: str, tmp_path: Path) -> None:
+def test_exported_net_gives_the_residuals_of_the_trained_one(kind: str, tmp_path: Path) -> None:
     model = load_model("miniature", device="cpu", dtype="fp32")
     painter = Painter()
     painter.unet.load_state_dict(model.unet.state_dict())

@@ -24,29 +24,29 @@ from miniature.family import (
 from miniature.scenes import vocabulary
 
 
-def test_every_known_word_is_one_token():
-    made = tokenizer()
-    assert [w for w in vocabulary() if len(made.tokenize(w)) != 1] == []
+def test_tokenizer_gives_one_token_for_each_known_word():
+    clip_tokenizer = tokenizer()
+    assert [w for w in vocabulary() if len(clip_tokenizer.tokenize(w)) != 1] == []
 
 
 @pytest.mark.parametrize("text", ["zebra", "(red:1.2), 42!", "ünïcode 漢字", "🐟", "cats' house's"])
-def test_any_text_has_tokens_of_its_own(text: str):
-    made = tokenizer()
-    ids = made(text).input_ids
-    end = made.eos_token_id
+def test_tokenizer_decodes_any_text_to_itself(text: str):
+    clip_tokenizer = tokenizer()
+    ids = clip_tokenizer(text).input_ids
+    end = clip_tokenizer.eos_token_id
     assert ids[-1] == end
     assert end not in ids[1:-1]
-    assert str(made.decode(ids[1:-1])).replace(" ", "") == text.replace(" ", "")
+    assert str(clip_tokenizer.decode(ids[1:-1])).replace(" ", "") == text.replace(" ", "")
 
 
-def test_a_word_that_comes_later_does_not_split_an_earlier_one():
+def test_bpe_of_words_with_shared_parts_has_one_token_for_each():
     vocab, merges = bpe(("cat", "car", "carpet", "art"))
-    made = CLIPTokenizer(vocab=vocab, merges=cast(Any, merges))
+    clip_tokenizer = CLIPTokenizer(vocab=vocab, merges=cast(Any, merges))
     assert len(merges) == len(set(merges))
-    assert all(len(made.tokenize(w)) == 1 for w in ("cat", "car", "carpet", "art"))
+    assert all(len(clip_tokenizer.tokenize(w)) == 1 for w in ("cat", "car", "carpet", "art"))
 
 
-def test_the_pooled_text_is_read_at_the_end_token():
+def test_pooled_text_does_not_depend_on_the_padding():
     painter = Painter().eval()
     ids = Tokenizers()(["a red house"])
     short = Tokenizers()(["a red house"], length=10)
@@ -58,7 +58,7 @@ def test_the_pooled_text_is_read_at_the_end_token():
     torch.testing.assert_close(pooled, pooled_short)
 
 
-def test_the_exported_folder_is_read_back(tmp_path: Path):
+def test_exported_folder_is_read_by_diffusers_and_transformers(tmp_path: Path):
     painter, autoencoder = Painter(3), vae.build(3)
     export(tmp_path, painter, autoencoder, PreviewFactors([[0.1, 0.2, 0.3]] * 4, [0.0] * 3))
     read, report = cast(Any, UNet2DConditionModel).from_pretrained(
@@ -68,12 +68,14 @@ def test_the_exported_folder_is_read_back(tmp_path: Path):
     weight = painter.unet.conv_in.weight
     torch.testing.assert_close(read.conv_in.weight.float(), weight.half().float())
     encoder = CLIPTextModelWithProjection.from_pretrained(tmp_path / "text_encoder_2")
-    made = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer_2")
-    assert encoder.config.eos_token_id == made.eos_token_id != 2
-    assert made.pad_token_id == 0
-    assert made.model_max_length == LENGTH
+    clip_tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer_2")
+    assert encoder.config.eos_token_id == clip_tokenizer.eos_token_id != 2
+    assert clip_tokenizer.pad_token_id == 0
+    assert clip_tokenizer.model_max_length == LENGTH
     text = "a watercolor of a red house, 3!"
-    assert made(text, padding="max_length").input_ids == Tokenizers()([text])[1][0].tolist()
+    assert (
+        clip_tokenizer(text, padding="max_length").input_ids == Tokenizers()([text])[1][0].tolist()
+    )
     assert AutoencoderKL.from_pretrained(tmp_path / "vae").config["latent_channels"] == 4
     weights = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     assert {t.dtype for t in weights.values()} == {torch.float16}
@@ -83,7 +85,7 @@ def test_the_exported_folder_is_read_back(tmp_path: Path):
     assert index["force_zeros_for_empty_prompt"] is False
 
 
-def test_a_weight_that_does_not_fit_fp16_is_refused(tmp_path: Path):
+def test_export_of_weight_beyond_fp16_raises(tmp_path: Path):
     painter = Painter()
     with torch.no_grad():
         painter.unet.conv_in.weight[0, 0, 0, 0] = 1e6
@@ -91,7 +93,7 @@ def test_a_weight_that_does_not_fit_fp16_is_refused(tmp_path: Path):
         export(tmp_path, painter, vae.build(), PreviewFactors([], []))
 
 
-def test_training_can_begin_from_an_exported_folder(tmp_path: Path):
+def test_training_from_an_exported_folder_starts_with_its_weights(tmp_path: Path):
     painter, autoencoder = Painter(3), vae.build(3)
     export(tmp_path / "out", painter, autoencoder, PreviewFactors([[0.0] * 3] * 4, [0.0] * 3))
     Workshop(tmp_path / "work", seed=1).adopt(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The reader's truth, and the figures that are made of readings."""
+"""The reader's ground truth, and the scores of its readings."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from miniature.rendering import labels
 from miniature.scenes import COLORS, OUTLINES, allowed_backgrounds, allowed_colors, recolored
 
 
-def test_a_perfect_reading_overlaps_and_is_colored_as_prompted() -> None:
+def test_perfect_reading_has_overlap_and_color_score_1() -> None:
     scenes = [control.held_out_scene(seed) for seed in range(6)]
     assert all(scene.held_out for scene in scenes)
     truths = [reader.truth(scene) for scene in scenes]
@@ -26,7 +26,7 @@ def test_a_perfect_reading_overlaps_and_is_colored_as_prompted() -> None:
     assert 0 < overlap(moved, scenes).mean() < 0.7
 
 
-def test_a_perfect_reading_knows_styles_and_shapes_that_the_base_does_not() -> None:
+def test_perfect_reading_has_novel_styles_and_shapes() -> None:
     scenes = [reader.scene_of(seed) for seed in range(60)]
     assert {s.style for s in scenes} == set(reader.ALL_STYLES)
     birds = [any(o.shape == "bird" for o in s.objects) for s in scenes]
@@ -38,7 +38,7 @@ def test_a_perfect_reading_knows_styles_and_shapes_that_the_base_does_not() -> N
         assert reader.shown(truth, "bird")[0] == bird
 
 
-def test_a_recolored_scene_has_the_same_structure_and_nothing_else() -> None:
+def test_recolored_scene_keeps_only_its_structure() -> None:
     rng = np.random.default_rng(0)
     for seed in range(12):
         scene = control.scene_of(seed)
@@ -54,7 +54,7 @@ def test_a_recolored_scene_has_the_same_structure_and_nothing_else() -> None:
             assert dataclasses.replace(after, color=before.color) == before
 
 
-def test_a_reader_reads_every_pixel() -> None:
+def test_reader_gives_shape_and_color_of_every_pixel() -> None:
     reading = Reader().eval().read(np.zeros((3, 64, 96, 3), np.uint8))
     assert reading.shapes.shape == reading.colors.shape == (3, 64, 96)
     assert -1 <= reading.shapes.min() <= reading.shapes.max() < len(OUTLINES)

@@ -20,11 +20,11 @@ from miniature.scenes import (
 )
 
 
-def scenes(count: int, **asked: Any) -> list[Scene]:
-    return [draw_scene(np.random.default_rng(i), **asked) for i in range(count)]
+def scenes(count: int, **options: Any) -> list[Scene]:
+    return [draw_scene(np.random.default_rng(i), **options) for i in range(count)]
 
 
-def test_a_seed_is_one_picture_and_one_caption():
+def test_scene_of_a_seed_has_one_picture_and_caption():
     first, second = (draw_scene(np.random.default_rng(7)) for _ in range(2))
     assert first == second
     assert (render(first) == render(second)).all()
@@ -32,14 +32,14 @@ def test_a_seed_is_one_picture_and_one_caption():
     assert len(captions) == 1
 
 
-def test_held_out_combinations_never_reach_training():
+def test_scenes_without_held_out_have_no_held_out_combination():
     assert not any(s.held_out for s in scenes(300))
     held = scenes(100, held_out=True)
     assert all(s.held_out for s in held)
     assert not {s.key for s in held} & {s.key for s in scenes(300)}
 
 
-def test_every_attribute_turns_up():
+def test_scenes_of_many_seeds_have_every_attribute():
     drawn = scenes(600)
     assert {s.style for s in drawn} == set(STYLES)
     assert {s.background for s in drawn} == set(BACKGROUNDS)
@@ -47,7 +47,7 @@ def test_every_attribute_turns_up():
     assert {o.color for s in drawn for o in s.objects} == set(COLORS)
 
 
-def test_objects_can_be_told_from_the_background():
+def test_objects_have_colors_allowed_on_their_background():
     for scene in scenes(300):
         assert scene.background in allowed_backgrounds(scene.style)
         colors = allowed_colors(scene.style, scene.background)
@@ -55,7 +55,7 @@ def test_objects_can_be_told_from_the_background():
 
 
 @pytest.mark.parametrize(("width", "height"), [(128, 128), (192, 128), (96, 128), (152, 104)])
-def test_objects_lie_inside_and_stand_in_their_relation(width: int, height: int):
+def test_objects_lie_inside_the_picture_in_their_relation(width: int, height: int):
     for seed in range(200):
         scene = draw_scene(np.random.default_rng(seed), width, height)
         for item in scene.objects:
@@ -77,53 +77,55 @@ def test_objects_lie_inside_and_stand_in_their_relation(width: int, height: int)
 
 
 @pytest.mark.parametrize("style", STYLES + NOVEL_STYLES)
-def test_styles_paint_the_size_they_are_asked_for(style: str):
+def test_styles_render_the_requested_size(style: str):
     scene = draw_scene(np.random.default_rng(3), 150, 98, styles=(style,))
     picture = render(scene)
     assert picture.shape == (98, 150, 3)
     assert picture.std() > 5
 
 
-def test_a_full_caption_says_everything():
+def test_full_caption_names_objects_background_and_style():
     for scene in scenes(200):
-        said = caption(scene, np.random.default_rng(scene.texture), full=True)
+        text = caption(scene, np.random.default_rng(scene.texture), full=True)
         for item in scene.objects:
-            assert item.color in said
-            assert item.shape in said
+            assert item.color in text
+            assert item.shape in text
         names = {"grass": "meadow", "night": "night"}
-        assert scene.background in said or names.get(scene.background, "?") in said
-        assert scene.style.split()[0].removesuffix(" sign") in said
+        assert scene.background in text or names.get(scene.background, "?") in text
+        assert scene.style.split()[0].removesuffix(" sign") in text
 
 
-def test_a_caption_keeps_the_relation_when_told_from_the_other_object():
+def test_caption_from_the_second_object_inverts_the_relation():
     words = {"above": {"above", "over"}, "below": {"below", "under"}}
     for scene in scenes(300, two=True):
         if scene.relation not in ("above", "below"):
             continue
-        said = caption(scene, np.random.default_rng(scene.texture), full=True).split()
-        first = next(w for w in said if w in {o.shape for o in scene.objects})
-        told = scene.relation if first == scene.objects[0].shape else None
+        text = caption(scene, np.random.default_rng(scene.texture), full=True).split()
+        first = next(w for w in text if w in {o.shape for o in scene.objects})
+        relation = scene.relation if first == scene.objects[0].shape else None
         expected = (
-            words[told] if told else words[{"above": "below", "below": "above"}[scene.relation]]
+            words[relation]
+            if relation
+            else words[{"above": "below", "below": "above"}[scene.relation]]
         )
-        assert expected & set(said)
+        assert expected & set(text)
 
 
-def test_every_word_of_a_caption_is_in_the_vocabulary():
+def test_caption_words_are_in_the_vocabulary():
     known = set(vocabulary())
     for scene in scenes(300):
-        said = caption(scene, np.random.default_rng(scene.texture))
-        assert set(said.replace(",", "").split()) <= known
+        text = caption(scene, np.random.default_rng(scene.texture))
+        assert set(text.replace(",", "").split()) <= known
 
 
-def test_what_the_base_never_saw_is_told_in_its_vocabulary():
+def test_caption_words_of_novel_styles_and_shapes_are_in_the_vocabulary():
     known = set(vocabulary())
     for seed in range(100):
         rng = np.random.default_rng(seed)
         scene = with_shape(draw_scene(rng, styles=NOVEL_STYLES), "bird", rng)
-        said = caption(scene, rng, full=True)
-        assert set(said.replace(",", "").split()) <= known
-        assert scene.style in said
-        assert "bird" in said
+        text = caption(scene, rng, full=True)
+        assert set(text.replace(",", "").split()) <= known
+        assert scene.style in text
+        assert "bird" in text
         assert scene.background in allowed_backgrounds(scene.style)
     assert not set(NOVEL_STYLES) & {s.style for s in scenes(300)}

@@ -31,7 +31,7 @@ from overpaint.models.embedding import load_embedding
 from overpaint.models.lora import load_lora
 
 
-def test_the_rate_warms_up_and_falls_to_its_floor():
+def test_cosine_rate_warms_up_and_falls_to_its_floor():
     shares = [cosine(step, 1000, warmup=100) for step in range(1000)]
     assert shares[99] == max(shares) == 1
     assert shares == sorted(shares[:100]) + sorted(shares[100:], reverse=True)
@@ -43,7 +43,7 @@ def _step(trainee: Trainee, seed: int) -> None:
     trainee.update(trainee.module(x).square().mean(), 1.0)
 
 
-def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path):
+def test_resumed_training_equals_uninterrupted_training(tmp_path: Path):
     def fresh() -> Trainee:
         torch.manual_seed(0)
         return Trainee(torch.nn.Linear(3, 2), rate=0.1)
@@ -63,7 +63,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(tmp_path: Path):
         assert torch.equal(a, b)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing(capsys: pytest.CaptureFixture[str]):
+def test_update_with_gradient_that_is_not_finite_is_skipped(capsys: pytest.CaptureFixture[str]):
     trainee = Trainee(torch.nn.Linear(3, 2), rate=0.1)
     before = trainee.module.state_dict()["weight"].clone()
     trainee.update(trainee.module(torch.full((1, 3), torch.inf)).sum() * 0, 1.0)
@@ -71,12 +71,12 @@ def test_a_gradient_that_is_not_finite_changes_nothing(capsys: pytest.CaptureFix
     assert "not finite" in capsys.readouterr().out
 
 
-def test_weights_fall_with_the_signal_and_stay_below_their_limit():
+def test_loss_weights_fall_with_the_signal_up_to_their_limit():
     alphas = torch.tensor([0.9999, 5 / 6, 0.5, 0.2, 0.001])  # SNR 9999, 5, 1, 1/4, about 1/1000
     torch.testing.assert_close(unet.weight(alphas), torch.tensor([5 / 9999, 1, 1, 2, 10]))
 
 
-def test_size_ids_say_where_a_crop_was_cut():
+def test_size_ids_of_cropped_views_contain_the_position():
     drawn = [draw_view(seed) for seed in range(200)]
     cropped = [v for v in drawn if (v.scene.height, v.scene.width) != (v.height, v.width)]
     assert 5 < len(cropped) < 40
@@ -89,13 +89,13 @@ def test_size_ids_say_where_a_crop_was_cut():
     assert {(v.height, v.width) for v in map(draw_view, range(400))} == set(SHAPES)
 
 
-def test_a_quarter_of_the_views_is_without_objects():
+def test_quarter_of_the_views_has_no_objects():
     empty = [v for v in map(draw_view, range(400)) if not v.scene.objects]
     assert 70 < len(empty) < 130
     assert {v.scene.relation for v in empty} == {None}
 
 
-def test_a_finished_run_that_goes_on_begins_its_schedule_anew(tmp_path: Path):
+def test_extended_training_restarts_its_schedule(tmp_path: Path):
     state = tmp_path / "state.safetensors"
 
     def shares(steps: int, stop: int | None = None) -> list[float]:
@@ -123,7 +123,7 @@ def test_a_finished_run_that_goes_on_begins_its_schedule_anew(tmp_path: Path):
     assert shares(16) == []
 
 
-def test_a_batch_is_a_function_of_its_step(tmp_path: Path):
+def test_batch_of_a_step_is_deterministic(tmp_path: Path):
     seeds = [s for s in range(60) if (draw_view(s).height, draw_view(s).width) == (128, 128)]
     moments = torch.randn(len(seeds), 4, 16, 16).half()
     write_tensors(
@@ -142,7 +142,7 @@ def test_a_batch_is_a_function_of_its_step(tmp_path: Path):
     assert first.time_ids.shape == (unet.BATCH, 6)
 
 
-def test_the_text_encoders_go_on_from_what_they_learned_alone(
+def test_text_encoder_weights_load_into_the_painter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(text, "BATCH", 4)
@@ -160,13 +160,15 @@ def test_the_text_encoders_go_on_from_what_they_learned_alone(
 
 
 @pytest.mark.slow
-def test_the_text_encoders_learn_which_object_comes_first(tmp_path: Path):
+def test_text_encoders_after_training_know_the_first_object(tmp_path: Path):
     text.train(tmp_path / "text.safetensors", steps=1500, seed=1)
     shares = text.accuracy(tmp_path / "text.safetensors")
     assert min(shares.values()) >= 0.95
 
 
-def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_make_command_trains_and_exports_all_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     small = {"SCENES": 24, "FOLDED": 8, "PACKAGED_JUDGE": tmp_path / "judge.safetensors"}
     small |= {"READER_SCENES": range(24), "READER_TESTS": range(4)}
     small |= {"PACKAGED_READER": tmp_path / "reader.safetensors"}
@@ -201,7 +203,7 @@ def test_one_command_makes_a_model_from_nothing(tmp_path: Path, monkeypatch: pyt
     assert set(judge.load(tmp_path / "judge.safetensors").state_dict()) == set(Judge().state_dict())
 
 
-def test_folding_brings_latents_to_unit_variance_and_changes_no_picture(tmp_path: Path):
+def test_folded_vae_has_unit_variance_and_decodes_the_same_pictures(tmp_path: Path):
     trainee = Trainee(vae.build(2), rate=0.1)
     trainee.save(tmp_path / "vae.safetensors")
     rng = np.random.default_rng(0)
@@ -218,26 +220,26 @@ def test_folding_brings_latents_to_unit_variance_and_changes_no_picture(tmp_path
     torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-3)
 
 
-def test_pictures_survive_the_way_to_tensors_and_back():
+def test_pictures_to_tensors_and_back_are_equal():
     pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     assert (vae.to_pictures(vae.to_tensor(pictures)) == pictures).all()
 
 
-def test_a_judge_reads_one_verdict_a_picture():
+def test_judge_returns_one_verdict_for_each_picture():
     verdicts = Judge().eval().read(np.zeros((3, 128, 128, 3), np.uint8))
     assert len(verdicts) == 3
     assert all(v.style in HEADS["style"] for v in verdicts)
     assert all(len(v.objects) == (1 if v.layout == "one" else 2) for v in verdicts)
 
 
-def test_fit_counts_what_is_there():
+def test_fit_is_1_only_for_the_true_scene():
     scene = draw_scene(np.random.default_rng(1), two=True)
     other = draw_scene(np.random.default_rng(2), two=True)
     assert fit(truth(scene), truth(scene)) == 1
     assert fit(truth(other), truth(scene)) < 1
 
 
-def test_a_fall_counts_where_it_is_more_than_chance():
+def test_never_falls_ignores_falls_within_the_noise():
     rng = np.random.default_rng(0)
     level = np.full((1, 50), 0.9) + np.array([[0.0], [0.001], [-0.002]])
     assert never_falls(level + rng.normal(0, 0.05, (3, 50)))

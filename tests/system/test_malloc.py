@@ -1,4 +1,4 @@
-"""Memory that is used no more."""
+"""Memory that Python frees, and the heaps of glibc."""
 
 import gc
 import re
@@ -31,15 +31,15 @@ allocated.wait()
 GLIBC.malloc_info(0, ctypes.c_void_p.in_dll(GLIBC, "stdout"))
 enough.set()
 """
-"""Has four threads at once, and prints what glibc knows of its heaps."""
+"""Runs four threads at once, and prints the heaps of glibc."""
 
 
-@pytest.mark.skipif(GLIBC is None, reason="others have other heaps")
-def test_threads_share_one_heap() -> None:
-    def heaps(how: str) -> int:
-        command = [sys.executable, "-c", HEAPS, how]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-        return ran.stdout.count("<heap nr=")
+@pytest.mark.skipif(GLIBC is None, reason="needs glibc")
+def test_limit_heaps_makes_threads_share_one_heap() -> None:
+    def heaps(mode: str) -> int:
+        command = [sys.executable, "-c", HEAPS, mode]
+        completed = subprocess.run(command, capture_output=True, text=True, check=True)
+        return completed.stdout.count("<heap nr=")
 
     assert heaps("shared") == 1
     assert heaps("each") > 1
@@ -54,23 +54,23 @@ del large
 held = [bytes(MMAP_THRESHOLD_BYTES) for _ in range(100)]
 GLIBC.malloc_info(0, ctypes.c_void_p.in_dll(GLIBC, "stdout"))
 """
-"""Frees a large block, which raises glibc's threshold, and prints where a hundred others are."""
+"""Frees a large block, which raises glibc's threshold, and prints where 100 others are."""
 
 
-@pytest.mark.skipif(GLIBC is None, reason="others have other heaps")
-def test_large_blocks_of_who_serves_are_not_in_the_heap() -> None:
-    def mapped(how: str) -> int:
-        command = [sys.executable, "-c", FREED, how]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-        return int(re.findall(r'type="mmap" count="(\d+)"', ran.stdout)[-1])
+@pytest.mark.skipif(GLIBC is None, reason="needs glibc")
+def test_limit_heaps_of_a_server_keeps_large_blocks_out_of_the_heap() -> None:
+    def mapped(mode: str) -> int:
+        command = [sys.executable, "-c", FREED, mode]
+        completed = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(re.findall(r'type="mmap" count="(\d+)"', completed.stdout)[-1])
 
     # A few blocks may fit into room that imports have left free in the heap.
     assert mapped("computes") < 20
     assert mapped("serves") > 90
 
 
-@pytest.mark.skipif(GLIBC is None, reason="others give it back unasked")
-def test_what_is_free_between_what_stays_goes_back_to_the_machine() -> None:
+@pytest.mark.skipif(GLIBC is None, reason="needs glibc")
+def test_release_memory_returns_free_blocks_between_used_ones() -> None:
     release_memory()
     small = [bytes(3000) for _ in range(100_000)]
     stays = small[::100]
@@ -81,7 +81,7 @@ def test_what_is_free_between_what_stays_goes_back_to_the_machine() -> None:
     assert len(stays) == 1000
 
 
-def test_what_holds_itself_is_collected() -> None:
+def test_release_memory_collects_reference_cycles() -> None:
     class Loop:
         def __init__(self) -> None:
             self.itself = self
@@ -96,7 +96,7 @@ def test_what_holds_itself_is_collected() -> None:
         gc.enable()
 
 
-def test_the_longer_it_takes_the_more_seldom_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_release_memory_pause_grows_with_its_duration(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
 
