@@ -83,11 +83,17 @@ class Request(RequestFields):
         return count_steps(steps, self.refine_strength, self.steps)
 
     @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts that are given, by field."""
+        fields = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+        return {field: text for field in fields if (text := getattr(self, field))}
+
+    @property
     def embeddings(self) -> dict[str, str]:
         """The embeddings of the prompts, in order, and the first field that names each."""
         found: dict[str, str] = {}
-        for field in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
-            for name in EMBEDDING_PATTERN.findall(getattr(self, field) or ""):
+        for field, text in self.prompts.items():
+            for name in EMBEDDING_PATTERN.findall(text):
                 found.setdefault(name, field)
         return found
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from overpaint.diffusion.planner import plan
 from overpaint.errors import ModelError, RequestError
+from overpaint.foreign_syntax import describe_foreign_syntax
 from overpaint.imaging import codec
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import Model
@@ -120,6 +121,13 @@ def test_family_that_cannot_paint_by_itself_is_rejected(family: str) -> None:
     model.family = FAMILIES[family]
     with pytest.raises(ModelError, match="cannot paint by itself"):
         plan(Request(), model)
+
+
+def test_prompt_syntax_of_other_programs_has_one_notice(model: Model) -> None:
+    request = Request(prompt="a [cat:dog:0.5]", negative_prompt="a __thing__, [cat:dog:0.5]")
+    (notice,) = plan(request, model).notices
+    assert notice == describe_foreign_syntax(request.prompts.values())
+    assert notice.count("[cat:dog:0.5]") == 1
 
 
 def test_notices_of_loading_are_repeated_in_the_plan() -> None:

@@ -18,6 +18,7 @@ from overpaint.diffusion.schedule import Sigmas, make_sigmas_for_strength
 from overpaint.diffusion.tiling.network import TiledNetwork
 from overpaint.diffusion.unet import get_network
 from overpaint.errors import ModelError
+from overpaint.foreign_syntax import describe_foreign_syntax
 from overpaint.imaging import codec, masks, sizing
 from overpaint.imaging.canvas import Canvas, lay_out
 from overpaint.models.addons import NO_ADDONS, Addons, check_refiner
@@ -219,6 +220,8 @@ def _list_notices(request: Request, model: Model, canvas: Canvas) -> list[str]:
             f"negative_prompt is not used: guidance_scale {request.guidance_scale} over "
             f"guidance_interval {request.guidance_interval} leaves no guidance."
         )
+    if foreign := describe_foreign_syntax(request.prompts.values()):
+        notices.append(foreign)
     return notices
 
 
