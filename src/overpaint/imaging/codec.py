@@ -2,22 +2,24 @@
 
 import os
 import re
-import struct
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from overpaint.errors import FormatError, PictureError
+from overpaint.imaging import png_chunks
+from overpaint.imaging.color_modes import convert_to_rgb, convert_to_srgb, flatten
+from overpaint.imaging.color_modes import extract_alpha as extract_alpha
 from overpaint.picture import Picture
 
-READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")
 """Pillow's names of the formats that uploads may have: those that browsers send."""
 MAX_PIXELS = 178_956_970
@@ -27,7 +29,6 @@ MAX_UPLOAD_PIXELS = 2**26
 MAX_JPEG_SCANS = 100
 """Scans of a JPEG, at most. A progressive JPEG has about ten."""
 MAX_JPEG_MARKERS = 10_000
-"""Markers of a JPEG, at most, so that reading them takes bounded time."""
 """Markers of a JPEG, at most, so that reading them takes bounded time."""
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """Matches a JPEG marker that a length follows, and the marker of the end (EOI)."""
@@ -50,9 +51,11 @@ FILE_SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("a JPEG XL", 0, b"\0\0\0\x0cJXL "),
     ("a JPEG XL", 0, b"\xff\x0a"),
     ("an OpenEXR", 0, b"v/1\x01"),
-    ("an AVIF", 4, b"ftypavif"),
+    ("an AVIF", 4, b"ftypavi"),
     ("a HEIC", 4, b"ftyphei"),
+    ("a HEIC", 4, b"ftyphev"),
     ("a HEIC", 4, b"ftypmif1"),
+    ("a HEIC", 4, b"ftypmsf1"),
 )
 """Formats that error messages can name: the name, the offset of its signature, the signature."""
 
@@ -146,14 +149,6 @@ def _check_jpeg_scans(data: bytes, name: str) -> None:
         )
 
 
-def extract_alpha(image: Image.Image) -> Image.Image | None:
-    """Return the alpha channel (mode L) of an open picture; None if it is fully opaque."""
-    if not image.has_transparency_data:
-        return None
-    found = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
-    return None if found.getextrema() == (255, 255) else found
-
-
 def upright_size(picture: Picture, name: str = "the picture") -> tuple[int, int]:
     """Return the (width, height) in pixels that `decode` gives, from the header alone.
 
@@ -175,22 +170,11 @@ def upright_size(picture: Picture, name: str = "the picture") -> tuple[int, int]
 def _read_upright_size(data: bytes, name: str) -> tuple[int, int]:
     with open_image(data, name) as image:
         after_pixels = image.format == "PNG" and "exif" not in image.info and b"eXIf" in data
-        if after_pixels and (found := _read_png_chunk(data, b"eXIf")):
+        if after_pixels and (found := png_chunks.find_chunk(data, b"eXIf")):
             image.info["exif"] = b"Exif\0\0" + found
         exif = Image.Image.getexif(image)  # the method of PNGs would decode all pixels first
         turned = exif.get(ExifTags.Base.Orientation, 1) in range(5, 9)
         return (image.height, image.width) if turned else image.size
-
-
-def _read_png_chunk(data: bytes, wanted: bytes) -> bytes:
-    """Return the data of a PNG's first chunk of a type (PNG, 5.3), or b""."""
-    at, kind = 8, b""
-    while at + 8 <= len(data) and kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if kind == wanted:
-            return data[at + 8 : at + 8 + length]
-        at += length + 12
-    return b""
 
 
 def check_mask_size(mask: Picture, size: tuple[int, int]) -> None:
@@ -215,34 +199,65 @@ def read_keypoints(path: "str | os.PathLike[str]") -> Picture:
     return Picture(data=_read_file(Path(path)))
 
 
-def decode(picture: Picture) -> Image.Image:
+def describe_frames(image: Image.Image, name: str) -> str | None:
+    """Return a notice if an open picture has several frames, of which the first is used.
+
+    The second picture of a phone's JPEG (MPO) is not a frame.
+    """
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return None
+    return f"{name} has several frames; the first one is used."
+
+
+def decode(picture: Picture, notices: list[str] | None = None) -> Image.Image:
     """Decode a picture to 8-bit sRGB.
 
     Applies the EXIF orientation. Converts an embedded color profile to sRGB; a profile that cannot
     be read counts as sRGB. Scales 16-bit samples to 8 bits. Composites transparency over white.
-    Of several frames it takes the first.
+    Of several frames it takes the first, and appends a message to `notices`.
 
     Raises:
         PictureError: not a picture, truncated, too large, or with samples of more than 16 bits.
     """
+    return flatten(decode_with_alpha(picture, notices))
+
+
+def decode_with_alpha(picture: Picture, notices: list[str] | None = None) -> Image.Image:
+    """Decode a picture as `decode` does, but keep its transparency.
+
+    Returns:
+        RGBA if a pixel is transparent, else RGB.
+
+    Raises:
+        PictureError: see `decode`.
+    """
     with open_image(picture.data, "the picture") as image:
+        if notices is not None and (frames := describe_frames(image, "the picture")):
+            notices.append(frames)
         image.load()
-        return convert_to_rgb(ImageOps.exif_transpose(image))
+        return convert_to_srgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
 def open_image(
-    data: bytes, name: str, formats: tuple[str, ...] = READABLE_FORMATS, largest: int = MAX_PIXELS
+    data: bytes,
+    name: str,
+    formats: tuple[str, ...] = READABLE_FORMATS,
+    largest: int = MAX_PIXELS,
+    *,
+    texts: bool = False,
 ) -> Generator[Image.Image]:
     """Open an encoded picture, and check the size that its header declares before the pixels.
 
-    Any error inside the context is raised as a `PictureError`: decoders raise many types.
+    `Image.info` has the color profile, and the texts of a PNG on request. Any error inside the
+    context is raised as a `PictureError`: decoders raise many types.
 
     Args:
         data: the encoded file.
         name: what error messages call the picture.
         formats: the formats that are accepted, by Pillow's names.
         largest: pixels, at most.
+        texts: read the texts of a PNG.
 
     Raises:
         FormatError: the file has another format.
@@ -253,9 +268,13 @@ def open_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large sizes and broken EXIF
+            info: dict[str, Any] = {}
+            if data.startswith(png_chunks.SIGNATURE):
+                data, info = _split_png(data, name, texts)
             with Image.open(BytesIO(data), formats=formats) as image:
                 if image.width * image.height > largest:
                     raise Image.DecompressionBombError
+                image.info.update(info)
                 yield image
     except PictureError:
         raise
@@ -271,6 +290,13 @@ def open_image(
         raise PictureError(f"{name} is not a picture that can be read; {instead}") from None
     except Exception as error:  # decoders raise many types for broken files
         raise PictureError(f"{name} is damaged or truncated: {error}.") from error
+
+
+def _split_png(data: bytes, name: str, texts: bool) -> tuple[bytes, dict[str, Any]]:
+    """Return a PNG for the decoder, and the metadata that it does not read."""
+    found = png_chunks.read_texts(data, name) if texts else {}
+    small, info = png_chunks.split_metadata(data)
+    return small, {**found, **info}
 
 
 def _identify_format(data: bytes) -> str | None:
@@ -306,50 +332,6 @@ def _encode_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit sRGB, with transparency over white."""
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith(("I", "F")):
-        image = _scale_to_8_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-    elif image.mode in {"1", "P"}:
-        image = image.convert("RGB")
-    if profile:
-        with suppress(ImageCms.PyCMSError, OSError):
-            image = _convert_to_srgb(image, profile)
-    if image.mode == "RGBA":
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray (modes I;16 and I) to 8 bits; a transparent gray value becomes white."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise PictureError(
-            f"the picture has 32-bit samples (mode {image.mode}), whose white level is not known; "
-            "save it with 8 or 16 bits."
-        )
-    if (transparent := image.info.get("transparency")) is not None:
-        values = np.where(values == transparent, 65535, values)
-    return Image.fromarray(np.rint(values / 257.0).astype(np.uint8))
-
-
-def _convert_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    converted = ImageCms.profileToProfile(
-        image,
-        ImageCms.ImageCmsProfile(BytesIO(profile)),
-        ImageCms.createProfile("sRGB"),
-        outputMode="RGBA" if image.mode == "RGBA" else "RGB",
-    )
-    return converted or image
-
-
-# Sizes
-
-
 # Arrays
 
 
@@ -363,9 +345,3 @@ def from_array(array: NDArray[np.floating[Any]]) -> Image.Image:
     """Convert an array [3, height, width] in -1..1 to an RGB image; values outside are clipped."""
     pixels = (array.astype(np.float32).transpose(1, 2, 0) + 1) * np.float32(127.5)
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
-
-
-# Writing
-
-
-# A grid

@@ -232,7 +232,7 @@ def read_settings(path: "str | os.PathLike[str]") -> ImportedSettings:
         PictureError: the file is not a picture, or holds no settings in a known format.
     """
     name = str(path)
-    with codec.open_image(codec.read_picture(path).data, name) as image:
+    with codec.open_image(codec.read_picture(path).data, name, texts=True) as image:
         image.load()  # text chunks may come after the pixels
         texts = extract_texts(image)
     for key, reader in {

@@ -153,7 +153,7 @@ async def generation_response(service: Service, job: Job) -> GenerationResponse:
 
 def settings_text(data: bytes) -> str:
     """Return AUTOMATIC1111's settings text for an image that Overpaint made."""
-    with codec.open_image(data, "the result") as image:
+    with codec.open_image(data, "the result", texts=True) as image:
         return a1111_text.format_parameters(json.loads(metadata.extract_texts(image)["overpaint"]))
 
 
@@ -261,7 +261,7 @@ async def read_png_info(given: PngInfoRequest, key: KeyDep) -> PngInfoResponse:
     def read() -> PngInfoResponse:
         data = decode_image("image", given.image)
         with codec.open_image(
-            data, "the image", codec.UPLOAD_FORMATS, codec.MAX_UPLOAD_PIXELS
+            data, "the image", codec.UPLOAD_FORMATS, codec.MAX_UPLOAD_PIXELS, texts=True
         ) as image:
             image.load()
             items = metadata.extract_texts(image)

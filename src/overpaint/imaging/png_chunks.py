@@ -1,0 +1,140 @@
+"""Read texts and color profiles from the chunks of a PNG, of any size up to a limit.
+
+Pillow refuses a whole PNG if one text or its profile has more than 1 MiB. So the decoder gets a PNG
+without them, and this module reads them.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from overpaint.errors import PictureError
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+ORIENTATION_TEXTS = ("XML:com.adobe.xmp", "Raw profile type exif")
+"""Texts in which Pillow looks for the orientation of a picture."""
+MAX_TEXT_BYTES = 8 * 2**20
+"""Bytes of all texts of a PNG together, at most, uncompressed."""
+MAX_PROFILE_BYTES = 16 * 2**20
+"""Bytes of a color profile, at most; a larger one counts as unreadable."""
+
+
+def iterate_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the type of each chunk, and the start and end of its data (PNG, 5.3), up to IEND.
+
+    A chunk that the end of the file cuts off is not yielded.
+    """
+    at, kind = len(SIGNATURE), b""
+    while at + 12 <= len(data) and kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        if at + 12 + length > len(data):
+            return
+        yield kind, at + 8, at + 8 + length
+        at += 12 + length
+
+
+def find_chunk(data: bytes, wanted: bytes) -> bytes:
+    """Return the data of a PNG's first chunk of a type, or b""."""
+    found = (data[start:end] for kind, start, end in iterate_chunks(data) if kind == wanted)
+    return next(found, b"")
+
+
+def split_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
+    """Return a PNG without its texts and profile, and the values for Pillow's `Image.info`.
+
+    The values are the profile, the texts that hold an orientation, and a transparent level in the
+    unit of the decoded samples.
+    """
+    info: dict[str, Any] = {}
+    kept: list[bytes] = []
+    since = 0
+    for kind, start, end in iterate_chunks(data):
+        if kind == b"iCCP":
+            if profile := _read_profile(data[start:end]):
+                info["icc_profile"] = profile
+        elif kind in TEXT_CHUNKS:
+            key = data[start : start + 80].partition(b"\0")[0].decode("latin-1")
+            if key in ORIENTATION_TEXTS and (text := _read_text(kind, data[start:end], 2**20)):
+                info[key] = text[1]
+        else:
+            if kind == b"tRNS":
+                info |= _scale_transparency(data, data[start:end])
+            continue
+        kept.append(data[since : start - 8])
+        since = end + 4
+    return (b"".join([*kept, data[since:]]) if kept else data), info
+
+
+def read_texts(data: bytes, name: str) -> dict[str, str]:
+    """Return the texts of a PNG by keyword; of equal keywords the last one counts.
+
+    Args:
+        data: the file.
+        name: what error messages call the picture.
+
+    Raises:
+        PictureError: the texts are too long together.
+    """
+    texts: dict[str, str] = {}
+    left = MAX_TEXT_BYTES
+    for kind, start, end in iterate_chunks(data):
+        if kind not in TEXT_CHUNKS:
+            continue
+        found = _read_text(kind, data[start:end], left)
+        if found is None:
+            continue
+        left -= len(found[1]) + len(found[0])
+        if left < 0:
+            raise PictureError(
+                f"{name} carries more than {MAX_TEXT_BYTES // 2**20} MiB of text, "
+                "which are not read; remove it from the file."
+            )
+        texts[found[0]] = found[1]
+    return texts
+
+
+def _read_text(kind: bytes, body: bytes, limit: int) -> tuple[str, str] | None:
+    """Return the keyword and the text of a chunk (PNG, 11.3.4); None if it is malformed.
+
+    A compressed text is read up to `limit` + 1 bytes.
+    """
+    key, _, rest = body.partition(b"\0")
+    compressed, encoding = kind == b"zTXt", "latin-1"
+    if kind == b"iTXt":
+        flags, encoding = rest[:2], "utf-8"
+        _, _, rest = rest[2:].partition(b"\0")  # the language
+        _, _, rest = rest.partition(b"\0")  # the keyword in that language
+        compressed = flags[:1] == b"\1"
+    elif compressed:
+        rest = rest[1:]
+    if compressed:
+        inflated = _inflate(rest, limit)
+        if inflated is None:
+            return None
+        rest = inflated
+    return key.decode("latin-1"), rest.decode(encoding, "replace")
+
+
+def _read_profile(body: bytes) -> bytes | None:
+    found = _inflate(body.partition(b"\0")[2][1:], MAX_PROFILE_BYTES)
+    return found if found and len(found) <= MAX_PROFILE_BYTES else None
+
+
+def _inflate(data: bytes, limit: int) -> bytes | None:
+    """Return uncompressed data, up to `limit` + 1 bytes; None if it is damaged."""
+    try:
+        return zlib.decompressobj().decompress(data, max(limit, 0) + 1)
+    except zlib.error:
+        return None
+
+
+def _scale_transparency(data: bytes, body: bytes) -> dict[str, Any]:
+    """Return the transparent level where Pillow scales samples but not that level."""
+    depth, color = data[24], data[25]
+    if color == 0 and depth in (2, 4) and len(body) >= 2:
+        return {"transparency": struct.unpack_from(">H", body)[0] * 255 // (2**depth - 1)}
+    if color == 2 and depth == 16 and len(body) >= 6:
+        return {"transparency": tuple(level >> 8 for level in struct.unpack_from(">3H", body))}
+    return {}
