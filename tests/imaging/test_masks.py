@@ -1,5 +1,7 @@
 """Masks: read, drawn, grown, blurred."""
 
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,3 +144,111 @@ def test_latent_cell_has_the_largest_value_of_its_pixels() -> None:
     mask = np.zeros((16, 24), np.float32)
     mask[7, 8] = 0.25
     assert masks.to_latent_cells(mask, 8).tolist() == [[0, 0.25, 0], [0, 0, 0]]
+
+
+# Masks of other programs
+
+FILES = Path(__file__).parent / "files"
+
+
+def read(image: Image.Image | str, kind: str = "PNG") -> tuple[masks.Mask, list[str]]:
+    """The mask of a picture or file, and the notices about it."""
+    notices: list[str] = []
+    if isinstance(image, str):
+        picture = codec.read_picture(FILES / image)
+    else:
+        buffer = BytesIO()
+        image.save(buffer, kind)
+        picture = codec.Picture(data=buffer.getvalue())
+    return masks.decode_mask(picture, codec.upright_size(picture), notices), notices
+
+
+def test_white_strokes_on_a_clear_layer_are_repainted_and_said() -> None:
+    mask, notices = read("white_on_clear.png")
+    assert 0 < mask.mean() < 0.5
+    assert "white strokes on a transparent layer" in notices[0]
+    strokes = Image.new("LA", (64, 48), (255, 0))
+    strokes.paste((255, 255), (16, 8, 32, 24))
+    assert read(strokes)[0].sum() == 16 * 16
+    black = Image.new("RGBA", (64, 48))  # clear pixels are often black
+    black.paste((255, 255, 255, 128), (16, 8, 32, 24))
+    assert read(black)[0].max() == pytest.approx(128 / 255)
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0, 255), (200, 30, 30, 255)])
+def test_other_strokes_on_a_clear_layer_are_kept_and_that_is_said(color: Any) -> None:
+    strokes = Image.new("RGBA", (64, 48))
+    strokes.paste(color, (16, 8, 32, 24))
+    mask, notices = read(strokes)
+    assert mask[8:24, 16:32].max() == 0
+    assert "its transparent part, 92% of the picture, is repainted" in notices[0]
+
+
+def test_a_hole_in_a_white_mask_is_repainted_and_said() -> None:
+    white = Image.new("RGBA", (64, 48), "white")
+    white.paste((255, 255, 255, 0), (16, 8, 32, 24))
+    mask, notices = read(white)
+    assert mask.sum() == 16 * 16
+    assert "its transparent part, 8% of the picture" in notices[0]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "I;16", "I", "F", "LA"])
+def test_a_mask_of_zeros_and_ones_is_stretched_and_said(mode: str) -> None:
+    ones = np.zeros((48, 64), np.uint8)
+    ones[8:24, 16:32] = 1
+    if mode == "P":
+        image = Image.fromarray(ones).convert("P")
+    elif mode == "LA":  # opaque is 1
+        image = Image.merge("LA", (Image.new("L", (64, 48)), Image.fromarray(1 - ones)))
+    else:
+        dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}.get(mode, np.uint8)
+        image = Image.fromarray(ones.astype(dtype))
+        image = image.convert(mode) if mode == "RGB" else image
+    mask, notices = read(image, "TIFF" if mode in ("I", "F") else "PNG")
+    assert mask[8:24, 16:32].min() == 1
+    assert mask.sum() == 16 * 16
+    assert "1" in notices[0]
+
+
+def test_a_floating_point_mask_keeps_its_shares() -> None:
+    values = np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(48, 64)
+    assert np.allclose(read(Image.fromarray(values), "TIFF")[0], values)
+
+
+def test_the_shipped_mask_of_zeros_and_ones() -> None:
+    mask, _ = read("zero_one.png")
+    assert set(np.unique(mask).tolist()) == {0.0, 1.0}
+
+
+def test_a_nearly_black_mask_is_said() -> None:
+    mask, notices = read(Image.new("L", (64, 48), 7))
+    assert mask.max() == pytest.approx(7 / 255)
+    assert notices == ["the brightest level of the mask is 7 of 255; below 8 counts as black."]
+    assert read(Image.new("L", (64, 48)))[1] == []
+    assert read(square())[1] == []
+
+
+def test_a_black_jpeg_with_noise_stays_black() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 2, (48, 64), np.uint8))
+    mask, _ = read(noise, "JPEG")
+    assert mask.max() < masks.MIN_MASK_VALUE
+
+
+def test_an_animated_mask_is_said() -> None:
+    buffer = BytesIO()
+    square().save(buffer, "GIF", save_all=True, append_images=[Image.new("L", (64, 48), 255)])
+    notices: list[str] = []
+    mask = masks.decode_mask(codec.Picture(data=buffer.getvalue()), (64, 48), notices)
+    assert mask.sum() == 16 * 16
+    assert notices == ["the mask has several frames; the first one is used."]
+
+
+def test_transparency_becomes_a_gray_mask() -> None:
+    white = Image.new("RGBA", (64, 48), "white")
+    white.paste((255, 255, 255, 0), (0, 0, 64, 40))
+    found = masks.encode_transparency(codec.read_picture(white))
+    assert found
+    mask = masks.decode_mask(found, (64, 48))
+    assert mask[:40].min() == 1
+    assert mask[40:].max() == 0
+    assert masks.encode_transparency(codec.read_picture(square())) is None

@@ -10,37 +10,35 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageDraw, ImageOps
+from PIL import Image, ImageColor, ImageDraw
 
 from overpaint.errors import RequestError
-from overpaint.imaging import codec
+from overpaint.imaging.mask_files import MIN_MASK_VALUE, Mask, decode_mask
+from overpaint.imaging.mask_files import encode_transparency as encode_transparency
 
 if TYPE_CHECKING:
-    from overpaint.picture import Picture
     from overpaint.request import Request
 
-Mask = NDArray[np.float32]
 Size = tuple[int, int]
-
-MIN_MASK_VALUE = 8 / 255
-"""Smaller values count as 0, because lossy formats do not keep black exact."""
 
 COLOR_TOLERANCE_LEVELS = 16
 """Levels (of 255) by which a channel may differ from the color that a mask selects."""
 
 
-def build_mask(request: "Request", picture: Image.Image) -> Mask | None:
+def build_mask(
+    request: "Request", picture: Image.Image, notices: list[str] | None = None
+) -> Mask | None:
     """Build the mask of a request for its upright picture; None if the request has no mask.
 
-    The mask is inverted, grown and blurred as the request says, in this order.
+    The mask is inverted, grown and blurred as the request says, in this order. Messages about the
+    reading of a mask file are appended to `notices`.
 
     Raises:
         PictureError: the mask cannot be decoded, or has another size than the picture.
         RequestError: `mask_from` is malformed, or selects no pixel of the picture.
     """
     if request.mask:
-        mask = decode_mask(request.mask, picture.size)
+        mask = decode_mask(request.mask, picture.size, notices)
     elif request.mask_from:
         mask = draw_mask(request.mask_from, picture)
     else:
@@ -50,28 +48,6 @@ def build_mask(request: "Request", picture: Image.Image) -> Mask | None:
     mask = blur_mask(grow_mask(mask, request.mask_grow), request.mask_blur)
     mask[mask < MIN_MASK_VALUE] = 0
     return mask
-
-
-def decode_mask(mask: "Picture", size: Size) -> Mask:
-    """Decode a mask from the transparency of a picture, or from its brightness without any.
-
-    Transparent pixels and white pixels are repainted.
-
-    Args:
-        mask: the encoded picture.
-        size: the (width, height) that the mask must have.
-
-    Raises:
-        PictureError: the mask cannot be decoded, or has another size.
-    """
-    codec.check_mask_size(mask, size)
-    with codec.open_image(mask.data, "the mask") as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if alpha := codec.extract_alpha(upright):
-            return 1 - np.asarray(alpha, np.float32) / np.float32(255)
-        gray = codec.convert_to_rgb(upright).convert("L")
-    return np.asarray(gray, np.float32) / np.float32(255)
 
 
 # Masks in words: the name of a shape, a colon, and pixels counted from the top left corner.
