@@ -47,7 +47,7 @@ class Finished:
     """The pictures of a finished request; always the last event."""
 
     images: "tuple[Image, ...]"
-    """The pictures, RGB."""
+    """The pictures, RGB; RGBA if a part that is kept is transparent."""
 
     seeds: tuple[int, ...]
     """The seed of each picture."""

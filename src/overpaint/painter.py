@@ -42,7 +42,7 @@ class Result:
     """The pictures that a request made."""
 
     images: "tuple[Image, ...]"
-    """The pictures, RGB."""
+    """The pictures, RGB; RGBA if a part that is kept is transparent."""
 
     seeds: tuple[int, ...]
     """The seed of each picture; the request with this seed makes the picture alone."""

@@ -90,8 +90,8 @@ class RequestFields(StrictModel):
 
     size: Size = "native"
     """The size of the result if `width` and `height` are missing. "native" keeps the aspect ratio
-    of `image` at the area that the model was trained on. "keep" takes the size of `image`, rounded
-    to multiples of 8. With a mask, "keep" is the default and exact."""
+    of `image` at the area that the model was trained on. "keep" takes the exact size of `image`; it
+    is the default with a mask."""
 
     fit: Fit | None = None
     """How `image` is fitted if the aspect ratio of the result differs: "cover" crops it, "contain"
@@ -100,7 +100,8 @@ class RequestFields(StrictModel):
     mask: Picture | None = None
     """The part of `image` to repaint: white is repainted, black is kept bit by bit, gray scales the
     strength (Differential Diffusion, arXiv 2306.00950). In a mask with transparency, the
-    transparent part is repainted. It needs the size of `image`."""
+    transparent part is repainted, or white strokes on a clear layer. It needs the size of
+    `image`."""
 
     mask_from: Annotated[str, Field(max_length=10_000)] | None = None
     """A mask in words, in place of `mask`: "box:LEFT,TOP,RIGHT,BOTTOM", "ellipse:" with the same
@@ -118,7 +119,8 @@ class RequestFields(StrictModel):
     `mask_grow`."""
 
     extend: Margins = (0, 0, 0, 0)
-    """Pixels to add at the left, top, right and bottom of `image` and to paint, 0 to 4096 each."""
+    """Pixels to add at the left, top, right and bottom of `image` and to paint, 0 to 4096 each. A
+    large extension is painted in steps at the native size, unless `crop` forbids it."""
 
     task: Task | None = None
     """The purpose of the mask, which sets the defaults of `strength` and `fill`: "retouch",

@@ -36,6 +36,7 @@ class Plan:
         constraint: the mask, or no constraint.
         carried: the noisy latent of the stage before, from which this stage starts. None for a
             stage that starts from noise.
+        canvas: turns the decoded latent into the result.
         then: the next stage.
     """
 
@@ -50,6 +51,7 @@ class Plan:
     guidance: Guidance
     constraint: Constraint = field(default_factory=Unconstrained)
     carried: Tensor | None = None
+    canvas: Canvas | None = None
     then: "Stage | None" = None
 
     @property

@@ -57,14 +57,34 @@ def plan(request: Request, model: Model, addons: Addons = NO_ADDONS) -> Planned:
     strength = request.effective_strength
     if strength == 0 or canvas.blank:
         return Planned((), canvas, tuple(notices))
+    first = _plan_canvas(request, model, canvas, notices, addons)
+    plans = (replace(first, seed=request.seed + i) for i in range(request.num_images))
+    return Planned(tuple(plans), canvas, tuple(notices))
+
+
+def _plan_canvas(
+    request: Request, model: Model, canvas: Canvas, notices: list[str], addons: Addons
+) -> Plan:
+    """Return the stages that paint a canvas, and those of the windows that follow it."""
+    strength = request.effective_strength
     sigmas = _select_sigmas(request, model, request.num_inference_steps, strength)
     first = _plan_stage(request, model, canvas, sigmas, notices, addons)
     if canvas.start and strength < 1 and request.fill != "noise":
         first = replace(first, init=encode_picture(model, canvas.start, notices))
     if request.staged:
         first = _append_second_stage(first, request, model, canvas, notices, addons)
-    plans = (replace(first, seed=request.seed + i) for i in range(request.num_images))
-    return Planned(tuple(plans), canvas, tuple(notices))
+    if canvas.extension is None:
+        return first
+
+    def begin(plan: Plan, latent: Tensor) -> Plan:
+        del plan  # it only counts the steps
+        window, _ = latents.decode_latent(model, latent)
+        return _plan_canvas(request, model, canvas.lay_out_next(window), [], addons)
+
+    own, chain = first, first
+    for _ in canvas.extension.windows:
+        chain = stages.append_stage(own, Stage(chain, begin))
+    return chain
 
 
 def _append_second_stage(
@@ -157,6 +177,7 @@ def _plan_stage(
         negative,
         Guidance(request.guidance_scale, request.guidance_rescale, request.guidance_interval),
         constraint,
+        canvas=canvas,
     )
 
 
@@ -208,13 +229,14 @@ def _get_tiled_network(model: Model) -> Network:
 
 
 def _list_notices(request: Request, model: Model, canvas: Canvas) -> list[str]:
-    notices = list(model.notices)
+    notices = [*model.notices, *canvas.notices]
     if canvas.blank:
         notices.append("the mask is black: there is nothing to paint, and the picture is returned.")
     elif outside := sizing.describe_untrained_size(canvas.size, model.native_size):
         notices.append(outside)
-    if (region := canvas.region) and (crop := region.describe_crop(canvas.size)):
-        notices.append(crop)
+    region = canvas.region if canvas.extension is None else None
+    if region and (scale := region.describe_scale(canvas.size)):
+        notices.append(scale)
     if (request.negative_prompt or request.negative_prompt_2) and not request.guided:
         notices.append(
             f"negative_prompt is not used: guidance_scale {request.guidance_scale} over "

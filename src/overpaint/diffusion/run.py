@@ -44,11 +44,11 @@ class Run:
         self.notices += planned.notices
         self.trajectories = tuple(map(Trajectory, planned.plans))
         self._steps = sum(own.steps for own in planned.plans)
-        self._canvas, self._addons = planned.canvas, addons
+        self._addons = addons
         self._pictures: dict[int, Image] = {}
-        if not self.trajectories and planned.canvas.source_picture:
+        if not self.trajectories and planned.canvas.unpainted:
             copies = range(request.num_images)
-            self._pictures = {i: planned.canvas.source_picture.copy() for i in copies}
+            self._pictures = {i: planned.canvas.unpainted.copy() for i in copies}
 
     @property
     def progress(self) -> Step:
@@ -83,11 +83,12 @@ class Run:
             DeviceError: the latent or the picture is not finite.
             ValueError: the picture's trajectory is not done.
         """
-        latent = self.trajectories[index].latent
+        trajectory = self.trajectories[index]
+        latent, canvas = trajectory.latent, trajectory.plan.canvas
         if latent is None:
             raise ValueError(f"Picture {index} is not done; step its trajectory until it is.")
         image, notice = latents.decode_latent(self.model, latent)
-        self._pictures[index] = self._canvas.compose(image)
+        self._pictures[index] = canvas.compose(image) if canvas else image
         if notice:
             yield Notice(notice)
 

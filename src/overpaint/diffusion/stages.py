@@ -10,7 +10,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 from overpaint.diffusion import latents
-from overpaint.diffusion.plan import Plan
+from overpaint.diffusion.plan import Plan, Stage
 from overpaint.diffusion.schedule import Sigmas
 from overpaint.imaging import codec
 from overpaint.models.model import Model
@@ -38,6 +38,14 @@ def split_sigmas(sigmas: Sigmas, fraction: float) -> tuple[Sigmas, Sigmas]:
     else:
         at = sum(schedule.progress(sigma) < fraction for sigma in sigmas[:-1])
     return Sigmas(sigmas[: int(at) + 1], schedule), Sigmas(sigmas[int(at) :], schedule)
+
+
+def append_stage(plan: Plan, stage: Stage) -> Plan:
+    """Return a plan with a further stage after its last one."""
+    then = plan.then
+    if then:
+        stage = replace(then, plan=append_stage(then.plan, stage))
+    return replace(plan, then=stage)
 
 
 def carry_latent(plan: Plan, latent: Tensor) -> Plan:

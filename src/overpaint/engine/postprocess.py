@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, RequestError
+from overpaint.imaging.color_modes import flatten
 from overpaint.provenance.safety import Checker, Flag, check_images
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ class Postprocessor:
         Raises:
             SafetyError: the checker failed.
         """
-        return check_images(self._checker, images, seeds) if self._checker else ()
+        if self._checker is None:
+            return ()
+        return check_images(self._checker, [flatten(image) for image in images], seeds)
 
     def add_watermark(self, image: "Image") -> "tuple[Image, str | None]":
         """Return a picture with its watermark, and why it has none if that is not possible."""

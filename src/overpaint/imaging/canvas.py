@@ -1,26 +1,23 @@
 """The canvas in pixels: the whole picture or a region of it, and how it is put back."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.Image import Resampling
 
-from overpaint.imaging import codec, hints, masks, sizing
-from overpaint.imaging.color_match import match_colors
+from overpaint.imaging import codec, extension, hints, masks, sizing
+from overpaint.imaging.color_match import match_colors as match_colors
+from overpaint.imaging.color_modes import flatten
+from overpaint.imaging.extension import Box, Extension
+from overpaint.imaging.fills import FILLS, blur_inward, to_image, to_pixels
 from overpaint.imaging.masks import Mask, Size
+from overpaint.imaging.placement import Placement, Trim
+from overpaint.imaging.region import Region
 
 if TYPE_CHECKING:
-    from overpaint.registry import Fill
     from overpaint.request import Request
-    from overpaint.request_fields import Fit
-
-Box = tuple[int, int, int, int]
-Pixels = NDArray[np.floating[Any]]
 
 MAX_CROP_SHARE = 0.5
 """Largest share of the picture that crop="auto" still paints as a region alone."""
@@ -30,103 +27,6 @@ MIN_REGION_ASPECT = 0.5
 """Smallest ratio of a region's shorter to its longer side, if the picture is large enough."""
 FEATHER_SHARE = 1 / 128
 """Width of the fade inside a mask's edge, as a share of the native side."""
-ASPECT_TOLERANCE = 0.05
-"""Relative difference of aspects that a control image may have: sides are rounded to 8."""
-COLOR_TRUST_PX = 16
-"""Distance from the mask in canvas pixels at which a kept pixel fully counts for the match of
-colors: the VAE's decoder mixes nearer pixels with the repainted content."""
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """The region of a picture that is repainted.
-
-    Attributes:
-        base: the whole picture, at the result's size.
-        box: (left, top, right, bottom) of the region in `base`.
-        original: the region before painting, at the canvas's size.
-        mask: float32 [height, width] at the canvas's size.
-        opacity: float32 [height, width] at the region's own size: the share of the painted pixels.
-        match_colors: shift the painted pixels to the colors of the kept pixels around them.
-    """
-
-    base: Image.Image
-    box: Box
-    original: Image.Image
-    mask: Mask
-    opacity: Mask
-    match_colors: bool
-
-    def describe_crop(self, size: Size) -> str | None:
-        """Return a notice if less than the whole picture is painted, else None.
-
-        Args:
-            size: (width, height) at which the region is painted.
-        """
-        width, height = self.box[2] - self.box[0], self.box[3] - self.box[1]
-        if (width, height) == self.base.size:
-            return None
-        share = size[0] * size[1] / (self.base.width * self.base.height)
-        return (
-            f"{width}x{height} pixels around the mask are painted, at {size[0]}x{size[1]}: "
-            f"{share:.0%} of the whole picture's work (crop 'off' paints all of it)."
-        )
-
-    def compose(self, painted: Image.Image) -> Image.Image:
-        """Blend the painted region into the picture; pixels of opacity 0 do not change by a bit."""
-        left, top, right, bottom = self.box
-        pixels = _to_pixels(painted)
-        if self.match_colors:
-            kept = self.original.resize(painted.size, Resampling.LANCZOS)
-            same = (masks.resize_mask(self.mask, painted.size) == 0).astype(np.float32)
-            trust = masks.feather_mask(same, COLOR_TRUST_PX) ** 3
-            pixels = match_colors(pixels, _to_pixels(kept), trust)
-        if painted.size != (right - left, bottom - top):
-            resized = _to_image(pixels).resize((right - left, bottom - top), Resampling.LANCZOS)
-            pixels = _to_pixels(resized)
-        whole = np.array(self.base)
-        region = whole[top:bottom, left:right]
-        blended = region + (pixels - region) * self.opacity[..., None]
-        whole[top:bottom, left:right] = np.rint(blended.clip(0, 255))
-        return Image.fromarray(whole)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where the request's image lies in the result, so that control images can follow it.
-
-    Attributes:
-        source: (width, height) of the image; None for text to image.
-        fitted: (width, height) that the image was resized to.
-        fit: how the image was resized.
-        sides: pixels added at the (left, top, right, bottom).
-    """
-
-    source: Size | None
-    fitted: Size
-    fit: "Fit" = "cover"
-    sides: Box = (0, 0, 0, 0)
-
-    def place(self, picture: Image.Image, resampling: Resampling) -> Image.Image:
-        """Resize a picture that has the image's size or the result's aspect to the result's size.
-
-        Raises:
-            ValueError: the picture has neither; the message gives both sizes.
-        """
-        left, top, right, bottom = self.sides
-        whole = left + self.fitted[0] + right, top + self.fitted[1] + bottom
-        if picture.size == self.source:
-            placed = Image.new(picture.mode, whole)
-            placed.paste(sizing.fit_image(picture, self.fitted, self.fit, resampling), (left, top))
-            return placed
-        across, down = (a / b for a, b in zip(whole, picture.size, strict=True))
-        if abs(across / down - 1) > ASPECT_TOLERANCE:
-            sizes = [f"{w}x{h}" for w, h in (picture.size, self.source or whole)]
-            raise ValueError(
-                f"{sizes[0]} has another aspect than the {'image' if self.source else 'result'}, "
-                f"{sizes[1]}"
-            )
-        return picture.resize(whole, resampling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +39,11 @@ class Canvas:
         start: the picture to start from, at the first stage's size; None for text to image.
         region: the region that is repainted; None if the whole picture is.
         blank: the mask is black, so that there is nothing to paint.
+        unpainted: the picture at the result's size before painting, RGB, or RGBA if it is
+            transparent anywhere; None for text to image.
+        trim: the part of the canvas that is the result; None for all of it.
+        extension: windows that follow this one; None without any.
+        notices: messages for the user.
     """
 
     size: Size
@@ -146,11 +51,17 @@ class Canvas:
     start: Image.Image | None = None
     region: Region | None = None
     blank: bool = False
+    unpainted: Image.Image | None = None
+    trim: Trim | None = None
+    extension: Extension | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def source_picture(self) -> Image.Image | None:
-        """The picture at the result's size before painting; None for text to image."""
-        return self.region.base if self.region else self.start
+        """The picture, RGB, at the result's size before painting; None for text to image."""
+        if self.region:
+            return self.region.base
+        return self.start if self.trim is None else self.unpainted and flatten(self.unpainted)
 
     def scale(self, factor: float) -> "Canvas":
         """Return the canvas of a further stage, with sides longer by `factor`.
@@ -165,7 +76,8 @@ class Canvas:
             original=self.region.original.resize((width, height), Resampling.LANCZOS),
             mask=masks.resize_mask(self.region.mask, (width, height)),
         )
-        return Canvas((width, height), self.placement, self.start, part)
+        trim = self.trim and self.trim.scale(factor)
+        return replace(self, size=(width, height), region=part, trim=trim)
 
     def place(
         self, picture: Image.Image, resampling: Resampling = Resampling.LANCZOS
@@ -178,11 +90,25 @@ class Canvas:
         placed = self.placement.place(picture, resampling)
         if self.region and self.region.box != (0, 0, *placed.size):
             placed = placed.crop(self.region.box)
+        if self.trim:
+            placed = sizing.pad_to_multiple_of_8(placed)
         return placed.resize(self.size, resampling)
 
     def compose(self, painted: Image.Image) -> Image.Image:
-        """Turn the painted canvas into the result."""
-        return self.region.compose(painted) if self.region else painted
+        """Turn the painted canvas into the result, RGB or RGBA."""
+        if self.region:
+            return self.region.compose(painted)
+        return self.trim.cut(painted) if self.trim else painted
+
+    def lay_out_next(self, painted: Image.Image) -> "Canvas":
+        """Lay out the next window of an extension, given this one's painted canvas.
+
+        Raises:
+            ValueError: no window follows.
+        """
+        if self.extension is None:
+            raise ValueError("No window follows this canvas.")
+        return _lay_out_window(self.compose(painted), self.placement, self.extension)
 
 
 def check_pictures(request: "Request") -> None:
@@ -215,17 +141,27 @@ def lay_out(request: "Request", native: int) -> Canvas:
         )
         size = sizing.compute_result_size(first and first.size, native, request)
         return Canvas(size, Placement(None, size))
-    picture = codec.decode(request.image)
+    notices: list[str] = []
+    picture = codec.decode_with_alpha(request.image, notices)
     if request.masked:
-        return _lay_out_masked(request, picture, native)
+        canvas = _lay_out_masked(request, picture, native, notices)
+        return replace(canvas, notices=tuple(notices))
     size = sizing.compute_result_size(picture.size, native, request)
     fit = request.fit or "cover"
-    return Canvas(size, Placement(picture.size, size, fit), sizing.fit_image(picture, size, fit))
+    fitted = sizing.fit_image(picture, size, fit)
+    start = sizing.pad_to_multiple_of_8(flatten(fitted))
+    trim = None
+    if start.size != size:
+        trim = Trim((size[0] / start.width, size[1] / start.height), size)
+    frame = Placement(picture.size, size, fit)
+    return Canvas(start.size, frame, start, unpainted=fitted, trim=trim, notices=tuple(notices))
 
 
-def _lay_out_masked(request: "Request", picture: Image.Image, native: int) -> Canvas:
+def _lay_out_masked(
+    request: "Request", picture: Image.Image, native: int, notices: list[str]
+) -> Canvas:
     source = picture.size
-    mask = masks.build_mask(request, picture)
+    mask = masks.build_mask(request, flatten(picture), notices)
     if mask is None:
         mask = np.zeros((picture.height, picture.width), np.float32)
     if request.sized:
@@ -235,21 +171,82 @@ def _lay_out_masked(request: "Request", picture: Image.Image, native: int) -> Ca
         fitted = sizing.fit_image(Image.fromarray(np.rint(mask * 255).astype(np.uint8)), size, fit)
         mask = np.asarray(fitted.convert("L"), np.float32) / np.float32(255)
     frame = Placement(source, picture.size, request.fit or "cover", request.extend)
-    picture, mask = extend_picture(picture, mask, request.extend)
-    if not mask.any():
-        return Canvas(picture.size, frame, picture, blank=True)
+    fill, repainted = request.fill or "original", bool(mask.any())
+    picture, wider = extend_picture(picture, mask, request.extend)
+    if not wider.any():
+        return Canvas(picture.size, frame, flatten(picture), blank=True, unpainted=picture)
     whole = (0, 0, *picture.size)
-    box = whole if request.crop == "off" else find_region(mask, request.crop, native)
+    box = whole if request.crop == "off" else find_region(wider, request.crop, native)
     size = picture.size if request.sized and box == whole else _compute_canvas_size(box, native)
-    kept = picture.crop(box).resize(size, Resampling.LANCZOS)
+    later = Extension((), native, fill, request.match_colors)
+    if any(request.extend) and request.crop == "auto":
+        left, top, _, _ = request.extend
+        inner = (left, top, left + frame.fitted[0], top + frame.fitted[1])
+        span = box[2] - box[0], box[3] - box[1]
+        if extension.needs_windows(inner, span, size, native):
+            side = extension.get_window_side(inner, native)
+            windows = extension.plan_windows(inner, picture.size, side)
+            later = replace(later, windows=windows)
+            notices.append(
+                f"the picture is extended in {len(windows)} steps of up to {side}x{side} pixels."
+            )
+    if later.windows and not repainted:
+        return _lay_out_window(picture, frame, later)
+    if later.windows:
+        wider = np.pad(mask, _get_borders(request.extend))
+        box = find_region(wider, request.crop, native)
+        size = _compute_canvas_size(box, native)
+    return _lay_out_region(picture, wider, box, size, frame, later)
+
+
+def _lay_out_window(picture: Image.Image, frame: Placement, later: Extension) -> Canvas:
+    """Lay out the next window of an extension.
+
+    Args:
+        picture: the whole picture with the windows before, RGB or RGBA.
+        frame: where the request's image lies in it.
+        later: has one window at least.
+    """
+    window, *windows = later.windows
+    left, top, right, bottom = window.target
+    mask = np.zeros((picture.height, picture.width), np.float32)
+    mask[top:bottom, left:right] = 1
+    seen = picture.crop(window.box)
+    left, top, right, bottom = window.box
+    known = 1 - mask[top:bottom, left:right]
+    filled = to_image(blur_inward(to_pixels(flatten(seen)), known))
+    picture = picture.copy()
+    picture.paste(
+        filled.convert(picture.mode),
+        window.box[:2],
+        Image.fromarray(np.rint(255 * (1 - known)).astype(np.uint8)),
+    )
+    size = _compute_canvas_size(window.box, later.native)
+    return _lay_out_region(
+        picture, mask, window.box, size, frame, replace(later, windows=tuple(windows))
+    )
+
+
+def _lay_out_region(
+    picture: Image.Image, mask: Mask, box: Box, size: Size, frame: Placement, later: Extension
+) -> Canvas:
+    """Lay out a region of a picture, RGB or RGBA, that has the mask's size."""
+    base = flatten(picture)
+    layer = picture if picture.mode == "RGBA" else None
+    kept = base.crop(box).resize(size, Resampling.LANCZOS)
     left, top, right, bottom = box
     inside = mask[top:bottom, left:right]
     scaled = masks.resize_mask(inside, size)
-    feather = FEATHER_SHARE * native * (right - left) / size[0]
-    part = Region(
-        picture, box, kept, scaled, masks.feather_mask(inside, feather), request.match_colors
+    opacity = masks.feather_mask(inside, FEATHER_SHARE * later.native * (right - left) / size[0])
+    part = Region(base, layer, box, kept, scaled, opacity, later.match_colors)
+    return Canvas(
+        size,
+        frame,
+        FILLS[later.fill](kept, scaled),
+        part,
+        unpainted=picture,
+        extension=later if later.windows else None,
     )
-    return Canvas(size, frame, FILLS[request.fill or "original"](kept, scaled), part)
 
 
 def _compute_canvas_size(box: Box, native: int) -> Size:
@@ -297,73 +294,22 @@ def extend_picture(picture: Image.Image, mask: Mask, sides: Box) -> tuple[Image.
     """Add room at the sides of a picture, filled from its border, and mask it.
 
     Args:
-        picture: an RGB picture.
+        picture: an RGB or RGBA picture; the room is opaque.
         mask: the mask of the picture.
         sides: pixels to add at the (left, top, right, bottom).
     """
     if not any(sides):
         return picture, mask
-    left, top, right, bottom = sides
-    borders = ((top, bottom), (left, right))
+    borders = _get_borders(sides)
     wider = np.pad(mask, borders, constant_values=1)
     known = np.pad(np.ones_like(mask), borders)
-    pixels = np.pad(np.asarray(picture, np.float32), (*borders, (0, 0)))
-    return _to_image(blur_inward(pixels, known)), wider
+    pixels = np.pad(to_pixels(flatten(picture)), (*borders, (0, 0)))
+    extended = to_image(blur_inward(pixels, known)).convert(picture.mode)
+    extended.paste(picture, sides[:2])
+    return extended, wider
 
 
-# Fills: the pixels inside the mask that painting starts from.
-
-
-def _keep_original(kept: Image.Image, mask: Mask) -> Image.Image:
-    del mask
-    return kept
-
-
-def _fill_from_surroundings(kept: Image.Image, mask: Mask) -> Image.Image:
-    return _to_image(blur_inward(_to_pixels(kept), 1 - mask))
-
-
-def _fill_with_mean(kept: Image.Image, mask: Mask) -> Image.Image:
-    pixels = _to_pixels(kept)
-    around = mask == 0
-    color = pixels[around].mean(axis=0) if around.any() else np.full(3, 127.5, np.float32)
-    return _to_image(pixels + (color - pixels) * mask[..., None])
-
-
-FILLS: "dict[Fill, Callable[[Image.Image, Mask], Image.Image]]" = {
-    "original": _keep_original,
-    "surroundings": _fill_from_surroundings,
-    "flat": _fill_with_mean,
-    "noise": _keep_original,
-}
-
-
-def blur_inward(pixels: Pixels, known: Mask) -> Pixels:
-    """Fill unknown pixels smoothly from the known pixels around them.
-
-    Pull-push (Gortler et al. 1996, "The Lumigraph", section 3.4): halve the picture until all of it
-    is known, then fill unknown pixels from the half size.
-
-    Args:
-        pixels: [height, width, 3].
-        known: [height, width], 0 (unknown) to 1.
-    """
-    height, width = known.shape
-    if known.min() == 1 or max(height, width) == 1:
-        return pixels
-    half = (width + 1) // 2, (height + 1) // 2
-    weight = np.asarray(cv2.resize(known, half, interpolation=cv2.INTER_AREA), np.float32)
-    total = cv2.resize(pixels * known[..., None], half, interpolation=cv2.INTER_AREA)
-    mean = np.asarray(total, np.float32).reshape(*weight.shape, 3) / weight.clip(1e-6)[..., None]
-    smaller = blur_inward(mean, np.minimum(weight * 4, 1))
-    larger = cv2.resize(smaller, (width, height), interpolation=cv2.INTER_LINEAR)
-    filled = np.asarray(larger, np.float32).reshape(height, width, 3)
-    return filled + (pixels - filled) * known[..., None]
-
-
-def _to_pixels(image: Image.Image) -> Pixels:
-    return np.asarray(image, np.float32)
-
-
-def _to_image(pixels: Pixels) -> Image.Image:
-    return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
+def _get_borders(sides: Box) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (left, top, right, bottom) as numpy's widths of a padding."""
+    left, top, right, bottom = sides
+    return (top, bottom), (left, right)

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from overpaint.errors import FormatError, PictureError
 from overpaint.imaging import png_chunks
-from overpaint.imaging.color_modes import convert_to_rgb, convert_to_srgb, flatten
+from overpaint.imaging.color_modes import convert_to_srgb, flatten
 from overpaint.imaging.color_modes import extract_alpha as extract_alpha
 from overpaint.picture import Picture
 
@@ -326,7 +326,7 @@ def _encode_png(image: Image.Image) -> bytes:
     orientation = image.getexif()
     profile = image.info.get("icc_profile")
     if image.mode not in PNG_MODES:
-        image, profile = convert_to_rgb(image), None
+        image, profile = convert_to_srgb(image), None
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=1, exif=orientation, icc_profile=profile)
     return buffer.getvalue()

@@ -35,7 +35,7 @@ def flatten(image: Image.Image) -> Image.Image:
     """Return an RGB or RGBA picture as RGB, with transparency over white."""
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def extract_alpha(image: Image.Image) -> Image.Image | None:

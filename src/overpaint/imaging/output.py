@@ -4,12 +4,13 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 from PIL import Image
 
 from overpaint.errors import OutputError
+from overpaint.imaging.color_modes import flatten
 
 FORMAT_BY_SUFFIX = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -49,11 +50,27 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
 
 
+def encode_image(
+    image: Image.Image, file: IO[bytes], kind: str, options: Mapping[str, Any]
+) -> None:
+    """Write a picture, RGB or RGBA, to an open file; a JPEG shows transparency over white.
+
+    Args:
+        image: the picture.
+        file: open for writing.
+        kind: Pillow's name of the format.
+        options: Pillow's options for that format.
+    """
+    if kind == "JPEG" and image.mode == "RGBA":
+        image = flatten(image)
+    image.save(file, kind, **options)
+
+
 def save_image(image: Image.Image, path: Path, options: Mapping[str, Any]) -> None:
     """Write a picture in the format of its suffix, atomically.
 
     Args:
-        image: an RGB picture.
+        image: an RGB or RGBA picture.
         path: an existing file is replaced; for a symbolic link, the file that it points to.
         options: Pillow's options for that format.
 
@@ -64,7 +81,7 @@ def save_image(image: Image.Image, path: Path, options: Mapping[str, Any]) -> No
     part = _temporary_path(path)
     try:
         with part.open("xb") as file:
-            image.save(file, kind, **options)
+            encode_image(image, file, kind, options)
         part.replace(path)
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be written: {error}.") from error

@@ -1,11 +1,14 @@
 """Compute sizes that a model can draw, and bring pictures to them."""
 
+import math
+
 import numpy as np
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from overpaint.errors import RequestError
 from overpaint.imaging.codec import upright_size
+from overpaint.imaging.color_modes import flatten
 from overpaint.request import Request
 from overpaint.request_fields import Fit
 
@@ -13,7 +16,7 @@ from overpaint.request_fields import Fit
 def compute_result_size(
     picture_size: tuple[int, int] | None, native: int, request: Request
 ) -> tuple[int, int]:
-    """Compute the (width, height) of the result in pixels, multiples of 8.
+    """Compute the (width, height) of the result in pixels, multiples of 8 unless `size` is "keep".
 
     Width and height are taken from the request. If one is missing, it follows from the picture's
     aspect, or without a picture from the native area. If both are missing, `size` decides: "keep"
@@ -38,7 +41,7 @@ def compute_result_size(
             width = round_to_multiple_of_8(height * aspect if picture_size else native**2 / height)
         case _:
             if picture_size and request.size == "keep":
-                width, height = map(round_to_multiple_of_8, picture_size)
+                width, height = picture_size
             else:
                 width, height = (
                     round_to_multiple_of_8(native * aspect**0.5),
@@ -48,7 +51,7 @@ def compute_result_size(
                 origin = f" (from a picture of {picture_size[0]}x{picture_size[1]})"
 
     for field, side in (("width", width), ("height", height)):
-        if not native / 4 <= side <= native * 2:
+        if not native / 4 <= math.ceil(side / 8) * 8 <= native * 2:
             raise RequestError(
                 field,
                 f"{side}{origin} is out of range; this model draws {native // 4} to {native * 2} "
@@ -103,12 +106,22 @@ def fit_image(
         return ImageOps.fit(image, size, resampling)
     scale = min(size[0] / image.width, size[1] / image.height)
     inner = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-    padded = Image.new("RGB", size, _mean_border_color(image))
+    padded = Image.new("RGB", size, _mean_border_color(image)).convert(image.mode)
     padded.paste(
         image.resize(inner, resampling),
         ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2),
     )
     return padded
+
+
+def pad_to_multiple_of_8(image: Image.Image) -> Image.Image:
+    """Repeat the last column and row of a picture until its sides are multiples of 8 pixels."""
+    across, down = -image.width % 8, -image.height % 8
+    if not (across or down):
+        return image
+    pixels = np.asarray(image)
+    depth = ((0, 0),) * (pixels.ndim - 2)
+    return Image.fromarray(np.pad(pixels, ((0, down), (0, across), *depth), mode="edge"))
 
 
 def round_to_multiple_of_8(side: float) -> int:
@@ -117,7 +130,7 @@ def round_to_multiple_of_8(side: float) -> int:
 
 
 def _mean_border_color(image: Image.Image) -> tuple[int, int, int]:
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(flatten(image))
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     red, green, blue = border.mean(axis=0).round().astype(int).tolist()
     return red, green, blue

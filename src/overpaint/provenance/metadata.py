@@ -211,7 +211,7 @@ def encode_picture(
     """Encode a picture with its record.
 
     Args:
-        image: an RGB picture.
+        image: an RGB or RGBA picture.
         kind: "png", "jpg", "jpeg" or "webp".
         record: the record, from `make_record`.
         options: Pillow's options for that format, such as `quality`; they replace the defaults.
@@ -221,7 +221,8 @@ def encode_picture(
     """
     path = Path(f"picture.{kind}")
     buffer = BytesIO()
-    image.save(buffer, output.get_output_format(path), **(_save_options(path, record) | options))
+    kind = output.get_output_format(path)
+    output.encode_image(image, buffer, kind, _save_options(path, record) | options)
     return buffer.getvalue()
 
 
@@ -346,7 +347,7 @@ def _save_options(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         )
     if kind == "JPEG":
         return {"exif": data, "quality": 95, "subsampling": 0}
-    return {"exif": data, "quality": 95}
+    return {"exif": data, "quality": 95, "exact": True}  # exact: also under transparency
 
 
 def extract_texts(image: Image.Image) -> dict[str, str]:

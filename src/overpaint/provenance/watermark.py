@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from overpaint.imaging.color_modes import flatten
+
 BITS = np.array([int(bit) for bit in f"{0b101100111110110010010000011110111011000110011110:048b}"])
 """The 48 bits of SDXL's watermark: generative-models, `scripts/demo/streamlit_helpers.py`."""
 
@@ -38,7 +40,7 @@ def can_hold_watermark(size: tuple[int, int]) -> bool:
 
 
 def add_watermark(image: Image.Image) -> tuple[Image.Image, str | None]:
-    """Add the watermark to an RGB picture.
+    """Add the watermark to an RGB or RGBA picture.
 
     Returns:
         The marked picture and None; or the unchanged picture and a notice that gives the reason. A
@@ -51,6 +53,8 @@ def add_watermark(image: Image.Image) -> tuple[Image.Image, str | None]:
             f"{size} pixels are too few for a watermark, which takes 256x256: it has none.",
         )
     made = _embed_bits(image)
+    if image.mode == "RGBA":
+        made.putalpha(image.getchannel("A"))
     return (
         (made, None)
         if has_watermark(made)
@@ -59,10 +63,10 @@ def add_watermark(image: Image.Image) -> tuple[Image.Image, str | None]:
 
 
 def has_watermark(image: Image.Image) -> bool:
-    """Return whether an RGB picture has the watermark."""
+    """Return whether an RGB or RGBA picture has the watermark where it is seen over white."""
     if not can_hold_watermark(image.size):
         return False
-    largest = _low_coefficients(_convert_to_yuv(image))[..., 1:].max(axis=-1).ravel()
+    largest = _low_coefficients(_convert_to_yuv(flatten(image)))[..., 1:].max(axis=-1).ravel()
     ones = largest % QUANTIZATION_STEP > QUANTIZATION_STEP / 2
     which = np.arange(ones.size) % BITS.size
     share = np.bincount(which, ones, BITS.size) / np.bincount(which, minlength=BITS.size)

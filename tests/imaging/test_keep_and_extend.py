@@ -1,0 +1,184 @@
+"""Exact sizes, and large extensions in windows at the native size."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from overpaint.errors import RequestError
+from overpaint.imaging import canvas, codec, extension, sizing
+from overpaint.imaging.canvas import lay_out
+from overpaint.request import Request
+
+NATIVE = 128
+FILES = Path(__file__).parent / "files"
+
+
+def make_noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def make_canvas(picture: Image.Image, **fields: Any) -> canvas.Canvas:
+    return lay_out(Request(image=codec.read_picture(picture), **fields), NATIVE)
+
+
+@pytest.mark.parametrize("size", [(130, 101), (128, 128), (137, 255), (256, 33), (129, 250)])
+def test_keep_keeps_the_exact_size(size: tuple[int, int]) -> None:
+    picture = make_noise(*size)
+    found = make_canvas(picture, size="keep")
+    assert found.size == tuple(-(-side // 8) * 8 for side in size)
+    assert found.start
+    assert found.start.size == found.size
+    result = found.compose(found.start)  # painted as it is, no pixel has moved
+    assert result.tobytes() == picture.tobytes()
+    assert found.unpainted
+    assert found.unpainted.size == size
+    assert found.place(picture).tobytes() == found.start.tobytes()
+    for factor in (1.5, 2.0):
+        larger = found.scale(factor)
+        painted = found.start.resize(larger.size, Image.Resampling.LANCZOS)
+        shown = larger.compose(painted)
+        assert shown.size == tuple(round(factor * side) for side in size)
+        expected = picture.resize(shown.size, Image.Resampling.LANCZOS)
+        inner = (8, 8, shown.width - 16, shown.height - 16)
+        pair = (np.asarray(image.crop(inner), int) for image in (shown, expected))
+        assert np.abs(np.subtract(*pair)).mean() < 12
+
+
+def test_the_odd_picture_keeps_its_size() -> None:
+    found = lay_out(Request(image=codec.read_picture(FILES / "odd.png"), size="keep"), NATIVE)
+    assert found.start
+    assert found.compose(found.start).size == (130, 101)
+
+
+@pytest.mark.parametrize("size", [(257, 128), (128, 20)])
+def test_a_size_beyond_the_model_is_refused_with_keep(size: tuple[int, int]) -> None:
+    with pytest.raises(RequestError, match="this model draws 32 to 256"):
+        make_canvas(make_noise(*size), size="keep")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_padding_repeats_the_border(mode: str) -> None:
+    image = make_noise(13, 10).convert(mode)
+    padded = sizing.pad_to_multiple_of_8(image)
+    assert padded.size == (16, 16)
+    assert padded.getpixel((15, 15)) == image.getpixel((12, 9))
+
+
+# Extensions
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(8, 400),
+    st.integers(8, 400),
+    st.tuples(*[st.integers(0, 900)] * 4),
+    st.integers(32, 400),
+)
+def test_windows_cover_the_room_once_and_see_only_painted_pixels(
+    width: int, height: int, sides: tuple[int, int, int, int], side: int
+) -> None:
+    left, top, right, bottom = sides
+    whole = left + width + right, top + height + bottom
+    known = np.zeros((whole[1], whole[0]), bool)
+    known[top : top + height, left : left + width] = True
+    inner = (left, top, left + width, top + height)
+    for window in extension.plan_windows(inner, whole, side):
+        x, y, x2, y2 = window.target
+        assert x2 > x
+        assert y2 > y
+        assert not known[y:y2, x:x2].any()
+        known[y:y2, x:x2] = True
+        x, y, x2, y2 = window.box
+        assert known[y:y2, x:x2].all()
+        assert max(x2 - x, y2 - y) <= extension.MAX_SPAN * side + 1
+    assert known.all()
+
+
+def test_a_large_extension_is_painted_in_windows_and_said() -> None:
+    picture = make_noise(512, 512)
+    found = make_canvas(picture, extend=(2048, 0, 0, 0), match_colors=False)
+    assert found.notices == ("the picture is extended in 8 steps of up to 512x512 pixels.",)
+    step, colors = 0, ("#101010", "#f0f0f0")
+    while True:
+        assert found.size == (128, 128)  # the native size
+        assert found.region
+        left, top, right, bottom = found.region.box
+        assert (right - left, bottom - top) == (512, 512)
+        painted = Image.new("RGB", found.size, colors[step % 2])
+        step += 1
+        if found.extension is None:
+            break
+        found = found.lay_out_next(painted)
+    assert step == 8
+    result = found.compose(painted)
+    assert result.size == (2560, 512)
+    pixels = np.asarray(result)
+    assert np.array_equal(pixels[:, 2048:], np.asarray(picture))
+    for strip in range(8):  # the strips lie from the picture outward
+        shown = pixels[256, 2048 - 256 * strip - 128]
+        assert shown.tolist() == [(0x10, 0xF0)[strip % 2]] * 3
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [(100, 0, 0, 0), (128, 64, 0, 0), (0, 200, 0, 0), (90, 90, 90, 90)],
+)
+def test_a_small_extension_is_painted_at_once(sides: tuple[int, int, int, int]) -> None:
+    found = make_canvas(make_noise(512, 512), extend=sides)
+    assert found.extension is None
+    assert not found.notices
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [(2048, 0, 0, 0), (0, 0, 0, 2048), (1000, 0, 1000, 0), (600, 600, 600, 600)],
+)
+def test_no_window_is_coarser_than_the_picture_alone(sides: tuple[int, int, int, int]) -> None:
+    found = make_canvas(make_noise(512, 512), extend=sides)
+    while found.extension:
+        assert found.region
+        left, top, right, bottom = found.region.box
+        assert found.size[0] / (right - left) >= 0.2
+        assert found.size[1] / (bottom - top) >= 0.2
+        found = found.lay_out_next(Image.new("RGB", found.size, "red"))
+
+
+def test_a_mask_is_painted_before_the_windows() -> None:
+    picture = Image.new("RGB", (256, 256), "#306090")
+    found = make_canvas(
+        picture, mask_from="box:100,100,140,140", extend=(1024, 0, 0, 0), match_colors=False
+    )
+    assert found.region
+    assert found.region.box[0] > 1024  # the mask alone
+    while found.extension:
+        found = found.lay_out_next(Image.new("RGB", found.size, "#c08040"))
+    pixels = np.asarray(found.compose(Image.new("RGB", found.size, "#c08040")))
+    assert pixels.shape == (256, 1280, 3)
+    assert pixels[120, 1024 + 120].tolist() == [0xC0, 0x80, 0x40]
+    assert pixels[20, 1024 + 20].tolist() == [0x30, 0x60, 0x90]
+    assert (pixels[:, :1000] == (0xC0, 0x80, 0x40)).all(axis=2).mean() > 0.95
+
+
+def test_a_transparent_picture_is_extended_in_windows() -> None:
+    picture = make_noise(128, 128).convert("RGBA")
+    picture.putalpha(Image.linear_gradient("L").resize((128, 128)))
+    found = make_canvas(picture, extend=(0, 0, 0, 700), match_colors=False)
+    while found.extension:
+        found = found.lay_out_next(Image.new("RGB", found.size, "#c08040"))
+    pixels = np.asarray(found.compose(Image.new("RGB", found.size, "#c08040")))
+    assert np.array_equal(pixels[:128], np.asarray(picture))
+    assert (pixels[128:, :, 3] == 255).all()
+
+
+def test_without_crop_one_pass_paints_all_and_says_that_it_is_enlarged() -> None:
+    found = make_canvas(make_noise(512, 512), extend=(2048, 0, 0, 0), crop="off")
+    assert found.extension is None
+    assert found.region
+    says = found.region.describe_scale(found.size)
+    assert says == "2560x512 pixels are painted at 256x64 and enlarged 10.0 times."
