@@ -7,9 +7,9 @@ The Sphinx configuration calls it before each build, so the pages are not commit
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -851,4 +851,6 @@ def write_pages(folder: Path = REFERENCE) -> None:
 
 
 if __name__ == "__main__":
-    write_pages(Path(sys.argv[1]) if len(sys.argv) > 1 else REFERENCE)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=REFERENCE)
+    write_pages(parser.parse_args().folder)
