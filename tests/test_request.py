@@ -12,7 +12,7 @@ from overpaint.errors import RequestError, quote_value
 from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
-from overpaint.request_fields import DEFAULT_STRENGTH, MAX_SEED
+from overpaint.request_fields import DEFAULT_STRENGTH, MAX_PROMPT_CHUNKS, MAX_SEED
 from overpaint.request_options import RequestOptions
 
 PARAMETERS = {"prompt", "image"}
@@ -375,3 +375,10 @@ def test_embeddings_of_several_prompts_map_to_the_first_field() -> None:
     found = request.embeddings
     assert found == {"b": "prompt", "a": "prompt", "c": "negative_prompt_2"}
     assert list(found) == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize("field", ["prompt", "prompt_2", "negative_prompt", "negative_prompt_2"])
+def test_prompt_with_more_breaks_than_chunks_is_rejected(field: str):
+    Request.model_validate({field: "BREAK " * MAX_PROMPT_CHUNKS})
+    with pytest.raises(RequestError, match=f"{field}: It has 16,000 BREAKs and may have 64"):
+        Request.model_validate({field: "BREAK " * 16_000})

@@ -5,9 +5,11 @@ from typing import Any
 from overpaint.errors import RequestError, quote_value
 from overpaint.registry import TASKS, resolve_sampler, resolve_schedule
 from overpaint.request_fields import (
+    BREAK_PATTERN,
     DEFAULT_STRENGTH,
     EMBEDDING_PATTERN,
     MAX_PROMPT_CHARS,
+    MAX_PROMPT_CHUNKS,
     MAX_SEED,
     RequestFields,
     StepsMode,
@@ -179,6 +181,7 @@ def _check_consistency(request: Request) -> None:
                 )
         if request.size == "keep":
             raise RequestError("size", "'keep' needs an image. Give one, or a width and a height.")
+    _check_prompts(request)
     _check_mask(request)
     _check_stages(request)
     for index, control in enumerate(request.controls):
@@ -209,6 +212,16 @@ def _check_consistency(request: Request) -> None:
             f"{request.seed} + num_images - 1 exceeds the largest seed, {MAX_SEED}. Give a smaller "
             "seed.",
         )
+
+
+def _check_prompts(request: Request) -> None:
+    for field, text in request.prompts.items():
+        breaks = len(BREAK_PATTERN.findall(text))
+        if breaks > MAX_PROMPT_CHUNKS:
+            raise RequestError(
+                field,
+                f"It has {breaks:,} BREAKs and may have {MAX_PROMPT_CHUNKS}. Remove some.",
+            )
 
 
 def _check_mask(request: Request) -> None:

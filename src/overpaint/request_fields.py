@@ -19,6 +19,8 @@ DEFAULT_STRENGTH = 0.6
 MAX_CONTROLS = 16
 MAX_LORAS = 32
 MAX_PROMPT_CHARS = 100_000
+MAX_PROMPT_CHUNKS = 64
+"""Chunks of 75 tokens of a prompt. Each one costs SDXL 26 MB of keys and values in 16 bits."""
 MAX_SEED = 2**63 - 1
 
 FIELD_ALIASES = {"match_colours": "match_colors"}
@@ -37,6 +39,9 @@ Side = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Size = Literal["native", "keep"]
 StepsMode = Literal["exact", "truncate"]
 Crop = Literal["auto", "off"] | Annotated[int, Field(ge=0, le=4096)]
+
+BREAK_PATTERN = re.compile(r"\bBREAK\b")
+"""The word that ends a chunk of a prompt."""
 
 EMBEDDING_PATTERN = re.compile(r"<embedding:([^<>:]+)>")
 """A textual inversion embedding in a prompt; group 1 is its name."""
@@ -61,10 +66,10 @@ class RequestFields(StrictModel):
     """The fields of `Request`, in the order of its JSON."""
 
     prompt: Prompt = ""
-    """The picture to paint, in words, up to 100,000 characters. A1111's weights apply:
-    `(word:1.2)`, `((word))`, `[word]`, escaped parentheses and `BREAK`. `<lora:name:0.8>` moves to
-    `loras`, also with A1111's `te=`, `unet=` and `lbw=`; `<embedding:name>` uses a textual
-    inversion embedding."""
+    """The picture to paint, in words, up to 100,000 characters and 64 chunks of 75 tokens. A1111's
+    weights apply: `(word:1.2)`, `((word))`, `[word]`, escaped parentheses and `BREAK`, which begins
+    a new chunk. `<lora:name:0.8>` moves to `loras`, also with A1111's `te=`, `unet=` and `lbw=`;
+    `<embedding:name>` uses a textual inversion embedding."""
 
     prompt_2: Prompt | None = None
     """The prompt for the second text encoder. Default: `prompt`."""

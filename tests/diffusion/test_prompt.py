@@ -315,6 +315,11 @@ def test_chunks_contain_every_token(text: str) -> None:
 # Encoding.
 
 
+def test_prompt_of_more_chunks_than_allowed_is_rejected_before_it_is_encoded(model: Model) -> None:
+    with pytest.raises(RequestError, match="prompt_2: It has 67 chunks of 75 tokens"):
+        encode_prompt(model, "a cat", "red " * 75 * 66 + "cat")
+
+
 def close(ours: Tensor, theirs: Tensor | None) -> None:
     assert theirs is not None
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

@@ -25,7 +25,7 @@ from overpaint.models.adapters import Adapters, get_adapter_merger
 from overpaint.models.embedding import Embeddings
 from overpaint.models.model import Model, TextEncoder
 from overpaint.request import Request
-from overpaint.request_fields import EMBEDDING_PATTERN
+from overpaint.request_fields import EMBEDDING_PATTERN, MAX_PROMPT_CHUNKS
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
@@ -239,6 +239,13 @@ def _encode(
         )
         for (text, field), encoder in zip(sources, model.text_encoders, strict=True)
     ]
+    for own, (_, field) in zip(rows, sources, strict=True):
+        if len(own) > MAX_PROMPT_CHUNKS:
+            raise RequestError(
+                field,
+                f"It has {len(own)} chunks of {CHUNK_TOKENS} tokens and may have "
+                f"{MAX_PROMPT_CHUNKS}. Shorten the prompt, or remove BREAKs.",
+            )
     count = max(map(len, rows))
     for own, encoder in zip(rows, model.text_encoders, strict=True):
         own += [_make_chunk([], [], encoder.tokenizer)] * (count - len(own))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from overpaint.errors import RequestError
-from overpaint.request_fields import EMBEDDING_PATTERN
+from overpaint.request_fields import BREAK_PATTERN, EMBEDDING_PATTERN
 
 MAX_WEIGHT = 10.0
 """The largest magnitude of a weight. Larger ones destroy the picture."""
@@ -38,7 +38,6 @@ _MARK = re.compile(
     """,
     re.VERBOSE,
 )
-_BREAK = re.compile(r"\bBREAK\b")
 
 
 def parse_prompt(text: str, field: str = "prompt") -> list[list[Segment]]:
@@ -114,7 +113,7 @@ def _compute_weight(*brackets: tuple[int, float]) -> float:
 
 def _split_at_break(literal: str) -> list[str]:
     """Return the texts around each word BREAK, without the adjacent whitespace."""
-    parts = _BREAK.split(literal)
+    parts = BREAK_PATTERN.split(literal)
     parts[1:] = [part.lstrip() for part in parts[1:]]
     parts[:-1] = [part.rstrip() for part in parts[:-1]]
     return parts
