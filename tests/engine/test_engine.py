@@ -19,6 +19,7 @@ from overpaint.diffusion.conditioning import Row
 from overpaint.diffusion.run import Run
 from overpaint.diffusion.unet import get_network
 from overpaint.engine.engine import MAX_CONCURRENT_PLANS, Engine, EngineEvent
+from overpaint.engine.memory import estimate_bytes
 from overpaint.engine.profile import Profile
 from overpaint.errors import DeviceError, RequestError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
@@ -388,6 +389,30 @@ def test_engine_room_counts_planned_requests(painter: overpaint.Painter) -> None
     run(engine)
     assert engine.room == before
     engine.close()
+
+
+def test_engine_begins_requests_within_the_memory_budget(painter: overpaint.Painter) -> None:
+    request = Request(prompt="a cup", num_inference_steps=2)
+    one = estimate_bytes(request, painter.model.native_size)
+    engine = Engine(Miniature(painter), WIDE, job_memory_bytes=2.5 * one, beside=AtOnce())
+    for i in range(5):
+        engine.submit(str(i), request)
+    most = 0
+    while engine.busy:
+        engine.tick()
+        most = max(most, sum(job.run is not None for job in engine.jobs))
+    assert most == 2
+    engine.close()
+
+
+def test_engine_begins_a_request_beyond_the_memory_budget_alone(
+    painter: overpaint.Painter,
+) -> None:
+    engine = Engine(Miniature(painter), WIDE, job_memory_bytes=1.0, beside=AtOnce())
+    for i in range(2):
+        engine.submit(str(i), Request(prompt="a cup", num_inference_steps=2))
+    watched = run(engine)
+    assert [type(watched.of(str(i))[-1]) for i in range(2)] == [Finished, Finished]
 
 
 def test_engine_counters_match_the_work(painter: overpaint.Painter) -> None:

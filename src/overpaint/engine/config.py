@@ -19,6 +19,8 @@ class EngineConfig:
         cache_bytes: bytes of encoded prompts, pictures and hints to keep between jobs.
         profile: measured step times; None for assumed ones.
         max_running_jobs: jobs that run at once.
+        job_memory_bytes: bytes that running jobs may need together beside the weights, by
+            `overpaint.engine.memory`.
     """
 
     models: tuple[str, ...]
@@ -29,3 +31,4 @@ class EngineConfig:
     cache_bytes: float = 512 * 2**20
     profile: Profile | None = None
     max_running_jobs: int = 64
+    job_memory_bytes: float = float("inf")

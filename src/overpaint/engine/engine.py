@@ -33,6 +33,7 @@ from overpaint.engine.job import (
     pixel_count,
     trajectory_of,
 )
+from overpaint.engine.memory import estimate_bytes
 from overpaint.engine.scheduler import Costs, Scheduler, Task
 from overpaint.errors import DeviceError
 from overpaint.events import Canceled, Event, Failed, Notice, Spent
@@ -51,6 +52,9 @@ MAX_CONCURRENT_PLANS = 4
 PLANNING_CORE_DIVISOR = 4
 """The planning thread uses one in this many CPU cores."""
 
+DEFAULT_NATIVE_SIDE_PX = 1024
+"""Side in pixels that a model draws, as long as it is not in memory."""
+
 IDLE_WAIT_S = 0.05
 """Seconds that a tick without work waits for planning."""
 
@@ -64,6 +68,7 @@ class Engine:
         profile: "Profile",
         *,
         live: int = 64,
+        job_memory_bytes: float = float("inf"),
         beside: Executor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -73,12 +78,15 @@ class Engine:
             models: source of models.
             profile: step times, and rows of a step.
             live: requests that run at once, at most.
+            job_memory_bytes: bytes that begun requests may need together beside the weights. A
+                request that needs more begins alone.
             beside: plans requests; by default in one thread.
             clock: returns seconds.
         """
         self._models = models
         self._profile = profile
         self._live = live
+        self._job_memory_bytes = job_memory_bytes
         self._clock = clock
         self._scheduler = Scheduler()
         self._jobs: dict[str, Job] = {}
@@ -132,6 +140,8 @@ class Engine:
         now = self._clock()
         remaining_s = self._profile.alone(request)
         job = Job(name, request, model, key, priority, now, preview_every, remaining_s)
+        native = self._models.resident.get(model, DEFAULT_NATIVE_SIDE_PX)
+        job.memory_bytes = estimate_bytes(request, native)
         self._jobs[name] = job
 
     def cancel(self, name: str) -> None:
@@ -182,8 +192,8 @@ class Engine:
     def _plan_next(self) -> bool:
         """Hand the most urgent request to the planning thread; return whether there was one.
 
-        If its model does not fit into memory yet, the requests that run end first, and no other
-        request begins.
+        If its model or its pictures do not fit into memory yet, the requests that run end first,
+        and no other request begins.
         """
         waiting = {self._task(j, j.model): j for j in self._jobs.values() if not j.planning}
         costs = Costs(lambda group: 1, lambda group: self._models.load_seconds(str(group)))
@@ -191,8 +201,11 @@ class Engine:
         if not chosen:
             return False
         job = waiting[chosen[0]]
-        in_use = {other.model for other in self._jobs.values() if other.planning}
-        if not self._models.fits(job.model, in_use):
+        begun = [other for other in self._jobs.values() if other.planning]
+        in_use = {other.model for other in begun}
+        used_bytes = sum(other.memory_bytes for other in begun)
+        fits = not begun or used_bytes + job.memory_bytes <= self._job_memory_bytes
+        if not fits or not self._models.fits(job.model, in_use):
             return False
         job.planning = self._beside.submit(self._models.begin, job.model, job.request)
         return True

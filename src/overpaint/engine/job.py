@@ -60,6 +60,7 @@ class Job:
         served_s: seconds of steps and decodings that the request took part in.
         device_s: the request's share of these, by rows.
         pixel_steps: pixels that the network has evaluated for the request.
+        memory_bytes: estimate of the memory that the request needs beside the weights.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Job:
     served_s: float = 0.0
     device_s: float = 0.0
     pixel_steps: int = 0
+    memory_bytes: float = 0.0
 
 
 PictureOfJob = tuple[Job, int]

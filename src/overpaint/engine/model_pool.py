@@ -127,4 +127,9 @@ def open_engine(
     models = ModelPool(config.models, loaded, config.memory_bytes, Cache(config.cache_bytes))
     first = models.get(config.models[0])
     assumed = Profile(kind_of(first.model.device.type))
-    return Engine(models, config.profile or assumed, live=config.max_running_jobs)
+    return Engine(
+        models,
+        config.profile or assumed,
+        live=config.max_running_jobs,
+        job_memory_bytes=config.job_memory_bytes,
+    )

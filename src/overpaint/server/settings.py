@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from overpaint.engine.config import EngineConfig
+from overpaint.engine.memory import read_memory_budget
 from overpaint.engine.postprocess import PostprocessConfig
 from overpaint.engine.profile import Profile
 from overpaint.errors import RequestError
@@ -62,6 +63,12 @@ class Limits(_Settings):
     """Jobs of one API key that may wait."""
     queued_work_s: float = float("inf")
     """Seconds of estimated work that may wait, over all jobs."""
+    result_pixels: int = 2**28
+    """Pixels of all results of one request together, estimated from its sizes."""
+    job_memory_gb: float | None = None
+    """GiB that jobs may need at once beside the weights, by an estimate from the sizes of their
+    pictures and prompts. The server refuses a larger job; other jobs wait for each other.
+    Default: half of the machine's memory."""
     free_disk_bytes: int = 64 * MIB
     """Bytes that must be free on the disk before the server accepts a job."""
     request_head_bytes: int = 2**17
@@ -270,6 +277,12 @@ class ServerSettings(_Settings):
         """The side in pixels that the default model draws, until the worker reports it."""
         return MINIATURE_SIDE_PX if self.models[0].startswith("miniature") else SDXL_SIDE_PX
 
+    @property
+    def job_memory_bytes(self) -> float:
+        """Bytes that jobs may need at once beside the weights."""
+        limit_gb = self.limits.job_memory_gb
+        return read_memory_budget() if limit_gb is None else limit_gb * 2**30
+
     def read_profile(self) -> Profile | None:
         """Read the profile.
 
@@ -302,6 +315,7 @@ class ServerSettings(_Settings):
             memory_bytes=self.memory_gb * 2**30,
             cache_bytes=self.cache_mb * MIB,
             profile=self.read_profile(),
+            job_memory_bytes=self.job_memory_bytes,
         )
 
     def postprocess_config(self) -> PostprocessConfig:

@@ -31,6 +31,7 @@ from overpaint.imaging import sizing
 from overpaint.models.library.index import LibraryIndex
 from overpaint.request import Request
 from overpaint.server.http.signed_links import LinkSigner
+from overpaint.server.jobs.admission import check_room
 from overpaint.server.jobs.feed import JobFeed
 from overpaint.server.jobs.references import check_names
 from overpaint.server.jobs.store_access import lock_folder, open_database
@@ -106,6 +107,7 @@ class Service:
         """
         config = settings.engine_config()
         self._profile = config.profile or Profile()
+        self._job_memory_bytes = config.job_memory_bytes
         settings.data.mkdir(parents=True, exist_ok=True)
         self.settings = settings
         self._traces = traces
@@ -263,13 +265,15 @@ class Service:
             native = self.supervisor.natives.get(name)
             if native:
                 sizing.check_size(request, native)
+            side = native or self.settings.native_side_px
+            check_room(request, side, self.settings.limits, self._job_memory_bytes)
             stored, files = self.files.pack_request(request)
             new = NewJob(
                 made,
                 key,
                 name,
                 stored,
-                self._profile.alone(request, native or self.settings.native_side_px),
+                self._profile.alone(request, side),
                 (origin or NativeOrigin()).model_copy(
                     update={"request_id": request_id.get(), "trace": trace}
                 ),

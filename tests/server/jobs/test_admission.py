@@ -1,0 +1,62 @@
+"""Requests that are too large for the server are refused before it accepts a job."""
+
+from io import BytesIO
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from overpaint.engine.memory import count_result_pixels, estimate_bytes
+from overpaint.errors import RequestError
+from overpaint.picture import Picture
+from overpaint.request import Request
+from overpaint.server.jobs.admission import check_room
+from overpaint.server.settings import Limits
+
+GIB = 2**30
+
+
+def picture(width: int, height: int) -> Picture:
+    buffer = BytesIO()
+    Image.new("L", (width, height)).save(buffer, "PNG")
+    return Picture(data=buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("fields", "pixels"),
+    [
+        ({}, 1024**2),
+        ({"width": 512}, 512 * 1024),
+        ({"upscale": 2.0}, 4 * 1024**2),
+        ({"image": picture(640, 320)}, 1024**2),
+        ({"image": picture(640, 320), "size": "keep"}, 640 * 320),
+        ({"image": picture(640, 320), "mask_from": "box:0,0,9,9"}, 640 * 320),
+        ({"image": picture(640, 320), "extend": (10, 0, 0, 20)}, 650 * 340),
+    ],
+)
+def test_result_pixels_follow_from_sizes_and_pictures(fields: dict[str, Any], pixels: int) -> None:
+    assert count_result_pixels(Request.model_validate(fields), 1024) == pixels
+
+
+def test_request_with_too_many_result_pixels_is_refused() -> None:
+    limits = Limits(result_pixels=4 * 1024**2)
+    check_room(Request(num_images=4), 1024, limits, 64 * GIB)
+    with pytest.raises(RequestError, match="num_images: The results have 5,242,880 pixels"):
+        check_room(Request(num_images=5), 1024, limits, 64 * GIB)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "BREAK " * 60, "guidance_scale": 5.0},
+        {"negative_prompt": "a red house, " * 2000},
+        {"image": picture(8192, 4096), "mask_from": "box:0,0,9,9"},
+        {"image": picture(64, 64), "controls": ({"kind": "canny", "image": picture(8192, 4096)},)},
+    ],
+)
+def test_request_beyond_the_memory_budget_is_refused(fields: dict[str, Any]) -> None:
+    request = Request.model_validate(fields)
+    assert estimate_bytes(Request(), 1024) < GIB / 8
+    check_room(request, 1024, Limits(), 16 * GIB)
+    with pytest.raises(RequestError, match=r"request: It needs about .* GiB of memory"):
+        check_room(request, 1024, Limits(), GIB)
