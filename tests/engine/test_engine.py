@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent,
 from overpaint.imaging.codec import read_picture
 from overpaint.models.cache import Cache
 from overpaint.request import Request
+from overpaint.system.abandon import check_abandoned
 
 HOUSE = read_picture(Path(__file__).parents[2] / "examples" / "house.png")
 WIDE = Profile("cpu", {(16, 16): {2: 0.02, 4: 0.02, 8: 0.02, 16: 0.02, 32: 0.02}})
@@ -60,16 +62,19 @@ class Miniature:
         return True
 
 
-class AtOnce(Executor):
+class AtOnce:
     """Begins requests in the thread that asks, so that a test knows when they are begun."""
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, key: str, call: Callable[..., Any], /, *args: Any, **kw: Any) -> Future[Any]:
         future: Future[Any] = Future()
         try:
-            future.set_result(fn(*args, **kwargs))
+            future.set_result(call(*args, **kw))
         except Exception as error:
             future.set_exception(error)
         return future
+
+    def shutdown(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -178,12 +183,14 @@ def test_engine_plans_requests_beside_the_loop(painter: overpaint.Painter) -> No
 def test_engine_planning_does_not_wait_for_a_step(painter: overpaint.Painter) -> None:
     handed = list[Callable[[], Any]]()
 
-    class Later(Executor):
+    class Later(AtOnce):
         """Does nothing before the test does."""
 
-        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        def submit(
+            self, key: str, call: Callable[..., Any], /, *args: Any, **kw: Any
+        ) -> Future[Any]:
             future: Future[Any] = Future()
-            handed.append(lambda: future.set_result(fn(*args, **kwargs)))
+            handed.append(lambda: future.set_result(call(*args, **kw)))
             return future
 
     engine = Engine(Miniature(painter), WIDE, beside=Later())
@@ -195,6 +202,51 @@ def test_engine_planning_does_not_wait_for_a_step(painter: overpaint.Painter) ->
         begin()
     engine.tick()
     assert len(handed) == MAX_CONCURRENT_PLANS + 2
+
+
+@dataclass
+class Slow(Miniature):
+    """Planning of a request of 1000 steps goes on until it is abandoned."""
+
+    began: list[int] = field(default_factory=list[int])
+
+    def begin(self, model: str, request: Request) -> Run:
+        self.began.append(request.seed)
+        while request.num_inference_steps == 1000:
+            check_abandoned()
+            time.sleep(0.001)
+        return super().begin(model, request)
+
+
+SLOW: dict[str, Any] = {"prompt": "a cup", "num_inference_steps": 1000}
+
+
+def test_engine_plans_requests_of_other_keys_beside_slow_ones(painter: overpaint.Painter) -> None:
+    engine = Engine(Slow(painter), WIDE)
+    for i in range(8):
+        engine.submit(f"slow {i}", Request(**SLOW, seed=i), key="greedy")
+    engine.submit("quick", Request(prompt="a cup", num_inference_steps=2), key="other")
+    ends = list[str]()
+    while not ends:
+        ends += [name for name, event in engine.tick() if isinstance(event, Finished)]
+    assert ends == ["quick"]
+    engine.close()
+
+
+def test_engine_cancel_frees_the_planning_threads(painter: overpaint.Painter) -> None:
+    models = Slow(painter)
+    engine = Engine(models, WIDE)
+    for i in range(6):
+        engine.submit(f"slow {i}", Request(**SLOW, seed=i))
+    while len(models.began) < 2:
+        engine.tick()
+    for i in range(6):
+        engine.cancel(f"slow {i}")
+    engine.submit("quick", Request(prompt="a cup", num_inference_steps=2))
+    watched = run(engine)
+    assert isinstance(watched.of("quick")[-1], Finished)
+    assert all(isinstance(watched.of(f"slow {i}")[-1], Canceled) for i in range(6))
+    engine.close()
 
 
 def test_engine_new_job_joins_at_the_next_step(

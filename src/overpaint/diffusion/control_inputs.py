@@ -21,6 +21,7 @@ from overpaint.models.model import Model
 from overpaint.registry import HINTS
 from overpaint.request import Request
 from overpaint.request_parts import Control
+from overpaint.system.abandon import check_abandoned
 
 
 def prepare_control_inputs(
@@ -64,6 +65,7 @@ def _prepare(
     canvas: Canvas,
     notices: list[str],
 ) -> ControlInput:
+    check_abandoned()
     kind = HINTS[asked.kind].union
     if net.kind == "union" and (kind is None or kind >= net.types):
         raise RequestError(

@@ -26,6 +26,7 @@ from overpaint.models.model import Model
 from overpaint.nn.attention import Context
 from overpaint.registry import SAMPLERS
 from overpaint.request import Request
+from overpaint.system.abandon import check_abandoned
 
 TILED_CALL_MAX_CELLS = 4 * 128 * 128
 """The maximum number of latent cells per network call of a tiled stage on an accelerator."""
@@ -158,6 +159,7 @@ def _plan_stage(
         addons: those of the request, or for a refiner only its embeddings.
         all_sigmas: the sigmas of all stages that a gray mask divides; by default `sigmas`.
     """
+    check_abandoned()
     positive, negative = _encode_conditioning(request, model, canvas, notices, addons)
     constraint: Constraint = Unconstrained()
     if region := canvas.region:

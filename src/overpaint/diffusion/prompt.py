@@ -26,6 +26,7 @@ from overpaint.models.embedding import Embeddings
 from overpaint.models.model import Model, TextEncoder
 from overpaint.request import Request
 from overpaint.request_fields import EMBEDDING_PATTERN, MAX_PROMPT_CHUNKS
+from overpaint.system.abandon import check_abandoned
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
@@ -226,35 +227,36 @@ def _encode(
     adapters: Adapters,
     embeddings: Embeddings,
 ) -> EncodedPrompt:
-    for part in model.encoders_by_part:
-        get_adapter_merger(model).use(part, adapters)
-    most = min(encoder.model.config.num_hidden_layers for encoder in model.text_encoders) - 1
-    if not 0 <= clip_skip <= most:
-        raise RequestError(
-            "clip_skip", f"{clip_skip} is out of range; allowed for this model is 0 to {most}."
-        )
-    rows = [
-        split_into_chunks(
-            parse_prompt(text, field), encoder.tokenizer, _embedding_ids(encoder, embeddings)
-        )
-        for (text, field), encoder in zip(sources, model.text_encoders, strict=True)
-    ]
-    for own, (_, field) in zip(rows, sources, strict=True):
-        if len(own) > MAX_PROMPT_CHUNKS:
+    with model.text_lock:
+        for part in model.encoders_by_part:
+            get_adapter_merger(model).use(part, adapters)
+        most = min(encoder.model.config.num_hidden_layers for encoder in model.text_encoders) - 1
+        if not 0 <= clip_skip <= most:
             raise RequestError(
-                field,
-                f"It has {len(own)} chunks of {CHUNK_TOKENS} tokens and may have "
-                f"{MAX_PROMPT_CHUNKS}. Shorten the prompt, or remove BREAKs.",
+                "clip_skip", f"{clip_skip} is out of range; allowed for this model is 0 to {most}."
             )
-    count = max(map(len, rows))
-    for own, encoder in zip(rows, model.text_encoders, strict=True):
-        own += [_make_chunk([], [], encoder.tokenizer)] * (count - len(own))
-    states: list[tuple[Tensor, Tensor]] = []
-    for (part, encoder), own in zip(model.encoders_by_part.items(), rows, strict=True):
-        with _install_embeddings(encoder, [e.vectors[part] for e in embeddings]):
-            states.append(_compute_states(encoder, own, clip_skip))
-    tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]
-    pooled = _pool(model.text_encoders[-1], states[-1][1], rows[-1][0])
+        rows = [
+            split_into_chunks(
+                parse_prompt(text, field), encoder.tokenizer, _embedding_ids(encoder, embeddings)
+            )
+            for (text, field), encoder in zip(sources, model.text_encoders, strict=True)
+        ]
+        for own, (_, field) in zip(rows, sources, strict=True):
+            if len(own) > MAX_PROMPT_CHUNKS:
+                raise RequestError(
+                    field,
+                    f"It has {len(own)} chunks of {CHUNK_TOKENS} tokens and may have "
+                    f"{MAX_PROMPT_CHUNKS}. Shorten the prompt, or remove BREAKs.",
+                )
+        count = max(map(len, rows))
+        for own, encoder in zip(rows, model.text_encoders, strict=True):
+            own += [_make_chunk([], [], encoder.tokenizer)] * (count - len(own))
+        states: list[tuple[Tensor, Tensor]] = []
+        for (part, encoder), own in zip(model.encoders_by_part.items(), rows, strict=True):
+            with _install_embeddings(encoder, [e.vectors[part] for e in embeddings]):
+                states.append(_compute_states(encoder, own, clip_skip))
+        tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]
+        pooled = _pool(model.text_encoders[-1], states[-1][1], rows[-1][0])
     return EncodedPrompt(tokens.to(model.device, model.dtype), pooled.to(model.device, model.dtype))
 
 
@@ -304,12 +306,15 @@ def _compute_states(
 def _run_encoder(encoder: TextEncoder, own: list[Chunk], clip_skip: int) -> tuple[Tensor, Tensor]:
     """Return one layer's hidden states [chunks, 77, H] and the first chunk's last ones."""
     ids = torch.tensor([chunk.tokens for chunk in own], device=encoder.model.device)
-    outputs: list[Any] = [
-        encoder.model(input_ids=part, output_hidden_states=True)
-        for part in ids.split(MAX_CHUNKS_PER_CALL)
-    ]
-    hidden = torch.cat([output.hidden_states[-2 - clip_skip] for output in outputs])
-    return hidden, outputs[0].last_hidden_state[:1]
+    hidden: list[Tensor] = []
+    final: Tensor | None = None
+    for part in ids.split(MAX_CHUNKS_PER_CALL):
+        check_abandoned()
+        output: Any = encoder.model(input_ids=part, output_hidden_states=True)
+        hidden.append(output.hidden_states[-2 - clip_skip])
+        final = output.last_hidden_state[:1] if final is None else final
+    assert final is not None
+    return torch.cat(hidden), final
 
 
 def _apply_weights(hidden: Tensor, empty: Tensor, own: list[Chunk]) -> Tensor:

@@ -5,14 +5,14 @@
         for name, event in engine.tick():
             ...
 
-One thread calls `tick`. A second thread plans requests (loading, prompts, pictures), so that
-planning does not stop the requests that already run.
+One thread calls `tick`. Other threads plan requests (loading, prompts, pictures), so that planning
+does not stop the requests that already run. Keys share these threads.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -30,6 +30,7 @@ from overpaint.engine.job import (
     Job,
     Models,
     PictureOfJob,
+    Planners,
     pixel_count,
     trajectory_of,
 )
@@ -37,6 +38,8 @@ from overpaint.engine.memory import estimate_bytes
 from overpaint.engine.scheduler import Costs, Scheduler, Task
 from overpaint.errors import DeviceError
 from overpaint.events import Canceled, Event, Failed, Notice, Spent
+from overpaint.system.abandon import abandonable
+from overpaint.system.fair_threads import FairThreads
 
 if TYPE_CHECKING:
     from overpaint.engine.profile import Profile
@@ -47,10 +50,14 @@ MAX_PLANNED_AHEAD = 4
 planning."""
 
 MAX_CONCURRENT_PLANS = 4
-"""Requests that the planning thread has at once, so that it need not wait for a step to end."""
+"""Requests of a key that the planning threads have at once, so that they need not wait for a step
+to end."""
+
+PLANNING_THREADS = 3
+PLANNING_THREADS_PER_KEY = 2
 
 PLANNING_CORE_DIVISOR = 4
-"""The planning thread uses one in this many CPU cores."""
+"""A planning thread uses one in this many CPU cores."""
 
 DEFAULT_NATIVE_SIDE_PX = 1024
 """Side in pixels that a model draws, as long as it is not in memory."""
@@ -69,7 +76,7 @@ class Engine:
         *,
         live: int = 64,
         job_memory_bytes: float = float("inf"),
-        beside: Executor | None = None,
+        beside: Planners | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         """Make an engine without requests.
@@ -80,7 +87,7 @@ class Engine:
             live: requests that run at once, at most.
             job_memory_bytes: bytes that begun requests may need together beside the weights. A
                 request that needs more begins alone.
-            beside: plans requests; by default in one thread.
+            beside: plans requests; by default in threads that keys share.
             clock: returns seconds.
         """
         self._models = models
@@ -90,7 +97,9 @@ class Engine:
         self._clock = clock
         self._scheduler = Scheduler()
         self._jobs: dict[str, Job] = {}
-        self._beside = beside or ThreadPoolExecutor(1, "overpaint-begin", _limit_planning_cores)
+        self._beside = beside or FairThreads(
+            PLANNING_THREADS, PLANNING_THREADS_PER_KEY, "overpaint-begin", _limit_planning_cores
+        )
         self._unpublished: list[tuple[Job, Event | Failed | Canceled]] = []
         self._row_limits: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
         self._batches = Counter[int]()
@@ -147,14 +156,15 @@ class Engine:
     def cancel(self, name: str) -> None:
         """End a request before its next step; do nothing if it has ended."""
         if job := self._jobs.pop(name, None):
-            if job.planning:
-                job.planning.cancel()
+            job.give_up()
             self._unpublished.append((job, Canceled()))
 
     def close(self) -> None:
-        """Drop all requests, and stop the planning thread."""
+        """Drop all requests, and stop the planning threads."""
+        for job in self._jobs.values():
+            job.give_up()
         self._jobs.clear()
-        self._beside.shutdown(cancel_futures=True)
+        self._beside.shutdown()
 
     def tick(self) -> list[tuple[str, EngineEvent]]:
         """Step the next batch of pictures, or decode one picture.
@@ -180,35 +190,38 @@ class Engine:
             for job in self.jobs:
                 if job.run is None and job.planning and job.planning.done():
                     self._take_plan(job, job.planning)
-            planned = [job.planning for job in self._jobs.values() if job.planning]
-            unfinished = sum(not planning.done() for planning in planned)
-            if (
-                len(planned) >= self._live + MAX_PLANNED_AHEAD
-                or unfinished >= MAX_CONCURRENT_PLANS
-                or not self._plan_next()
-            ):
+            planned = [job for job in self._jobs.values() if job.planning]
+            if len(planned) >= self._live + MAX_PLANNED_AHEAD or not self._plan_next(planned):
                 return
 
-    def _plan_next(self) -> bool:
-        """Hand the most urgent request to the planning thread; return whether there was one.
+    def _plan_next(self, begun: list[Job]) -> bool:
+        """Hand the most urgent request to the planning threads; return whether there was one.
 
         If its model or its pictures do not fit into memory yet, the requests that run end first,
         and no other request begins.
         """
-        waiting = {self._task(j, j.model): j for j in self._jobs.values() if not j.planning}
+        unfinished = Counter(j.key for j in begun if j.planning and not j.planning.done())
+        waiting = {
+            self._task(j, j.model): j
+            for j in self._jobs.values()
+            if not j.planning and unfinished[j.key] < MAX_CONCURRENT_PLANS
+        }
         costs = Costs(lambda group: 1, lambda group: self._models.load_seconds(str(group)))
         chosen = self._scheduler.pick(waiting, self._clock(), costs)
         if not chosen:
             return False
         job = waiting[chosen[0]]
-        begun = [other for other in self._jobs.values() if other.planning]
         in_use = {other.model for other in begun}
         used_bytes = sum(other.memory_bytes for other in begun)
         fits = not begun or used_bytes + job.memory_bytes <= self._job_memory_bytes
         if not fits or not self._models.fits(job.model, in_use):
             return False
-        job.planning = self._beside.submit(self._models.begin, job.model, job.request)
+        job.planning = self._beside.submit(job.key, self._plan, job)
         return True
+
+    def _plan(self, job: Job) -> Run:
+        with abandonable(job.abandoned):
+            return self._models.begin(job.model, job.request)
 
     def _take_plan(self, job: Job, planning: Future[Run]) -> None:
         with self._failing(job):

@@ -1,9 +1,10 @@
 """Jobs of an engine, and the batches that it makes of their pictures."""
 
-from collections.abc import Hashable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from overpaint.diffusion.denoise import Trajectory
 from overpaint.diffusion.run import Run
@@ -13,6 +14,10 @@ from overpaint.events import Canceled, Event, Failed, Finished, Spent
 if TYPE_CHECKING:
     from overpaint.models.cache import Cache
     from overpaint.request import Request
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Models(Protocol):
@@ -41,6 +46,18 @@ class Models(Protocol):
         ...
 
 
+class Planners(Protocol):
+    """Threads that plan requests; see `overpaint.system.fair_threads.FairThreads`."""
+
+    def submit(self, key: str, call: Callable[P, T], /, *args: P.args, **kw: P.kwargs) -> Future[T]:
+        """Run a call when its key has its turn."""
+        ...
+
+    def shutdown(self) -> None:
+        """Cancel the calls that wait, and let the others end."""
+        ...
+
+
 End = Finished | Failed | Canceled
 EngineEvent = Event | Failed | Canceled | Spent
 DECODE = "decode"
@@ -60,6 +77,7 @@ class Job:
         served_s: seconds of steps and decodings that the request took part in.
         device_s: the request's share of these, by rows.
         pixel_steps: pixels that the network has evaluated for the request.
+        abandoned: set if the request was canceled, so that its planning ends early.
         memory_bytes: estimate of the memory that the request needs beside the weights.
     """
 
@@ -79,6 +97,13 @@ class Job:
     device_s: float = 0.0
     pixel_steps: int = 0
     memory_bytes: float = 0.0
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+    def give_up(self) -> None:
+        """End the planning: at once if it waits, or else between two of its parts."""
+        self.abandoned.set()
+        if self.planning:
+            self.planning.cancel()
 
 
 PictureOfJob = tuple[Job, int]

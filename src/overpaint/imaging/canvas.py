@@ -15,6 +15,7 @@ from overpaint.imaging.fills import FILLS, blur_inward, to_image, to_pixels
 from overpaint.imaging.masks import Mask, Size
 from overpaint.imaging.placement import Placement, Trim
 from overpaint.imaging.region import Region
+from overpaint.system.abandon import check_abandoned
 
 if TYPE_CHECKING:
     from overpaint.request import Request
@@ -161,7 +162,9 @@ def _lay_out_masked(
     request: "Request", picture: Image.Image, native: int, notices: list[str]
 ) -> Canvas:
     source = picture.size
+    check_abandoned()
     mask = masks.build_mask(request, flatten(picture), notices)
+    check_abandoned()
     if mask is None:
         mask = np.zeros((picture.height, picture.width), np.float32)
     if request.sized:

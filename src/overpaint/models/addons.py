@@ -3,6 +3,7 @@
 An add-on is loaded for the first request that names it, and stays in memory.
 """
 
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -77,6 +78,7 @@ class AddonLoader:
         self.model = model
         self.library = library
         self._held: dict[Hashable, object] = {}
+        self._loading = threading.RLock()
         # A refiner is as large as a model: keep those in use, and the one that was used last.
         self._refiners = WeakValueDictionary[str, "Model"]()
         self._last_refiner: Model | None = None
@@ -99,20 +101,23 @@ class AddonLoader:
 
     def _keep(self, key: Hashable, load: Callable[[], T]) -> T:
         if key not in self._held:
-            self._held[key] = load()
+            with self._loading:  # another thread may load it now
+                if key not in self._held:
+                    self._held[key] = load()
         return self._held[key]  # pyright: ignore[reportReturnType] the key starts with the kind
 
     def _refiner(self, name: str) -> "Model":
         device, dtype = str(self.model.device), str(self.model.dtype).removeprefix("torch.")
 
-        refiner = self._refiners.get(name)
-        if refiner is None:
-            refiner = load_library_model(name, self.library, device=device, dtype=dtype)
-            check_refiner(self.model, refiner)
-            refiner.cache = self.model.cache
-            self._refiners[name] = refiner
-        self._last_refiner = refiner
-        return refiner
+        with self._loading:
+            refiner = self._refiners.get(name)
+            if refiner is None:
+                refiner = load_library_model(name, self.library, device=device, dtype=dtype)
+                check_refiner(self.model, refiner)
+                refiner.cache = self.model.cache
+                self._refiners[name] = refiner
+            self._last_refiner = refiner
+            return refiner
 
     def _net(self, control: "Control") -> ControlNet | None:
         if not control.acts:

@@ -51,6 +51,8 @@ class Model:
         preview_decoder: A small decoder for previews, if one was loaded.
         notices: Messages from loading.
         vae_lock: A thread must hold it to run the VAE; others can run the UNet at that time.
+        text_lock: A thread must hold it to run the text encoders, since LoRAs and embeddings change
+            them for a prompt.
         cache: The cache for `remember`. Several models can share one cache.
     """
 
@@ -69,6 +71,7 @@ class Model:
     preview_decoder: "AutoencoderTiny | None" = None
     notices: tuple[str, ...] = ()
     vae_lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    text_lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     # `dataclasses.replace` makes a copy with an empty cache.
     cache: Cache = field(default_factory=Cache, init=False, repr=False)
     _own: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)

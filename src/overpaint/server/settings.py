@@ -56,7 +56,8 @@ class Limits(_Settings):
     """Upper bounds on what clients send and keep waiting; the server rejects what exceeds them."""
 
     queued_jobs: Annotated[int, Flag("--queue", minimum=1)] = Field(default=10_000, ge=0)
-    """Jobs that may wait."""
+    """Jobs that may wait. In a full queue, an API key that has less than its share still has room,
+    up to twice the limit."""
     queued_jobs_per_key: Annotated[
         int | None, Flag("--queue-per-key", shown_default="all", minimum=1)
     ] = Field(default=None, ge=0)
@@ -178,6 +179,8 @@ class WorkerSettings(_Settings):
     """Seconds between two looks for jobs of other servers and for expired leases."""
     max_jobs: int = 64
     """Jobs that the worker has at once."""
+    max_jobs_per_key: int = 48
+    """Jobs of one API key that the worker has at once, so that others need not wait for them."""
 
 
 class ServerSettings(_Settings):

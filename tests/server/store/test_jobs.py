@@ -218,13 +218,38 @@ def test_submit_to_a_full_queue_is_refused(store: Jobs) -> None:
         store.submit(new("c", key="k"), limits)
     store.submit(new("d", key="other"), limits)
     with pytest.raises(QueueFullError, match="3 jobs are waiting") as full:
-        store.submit(new("e", key="third"), limits)
+        store.submit(new("e", key="other"), Limits(queued_jobs=2))
     assert full.value.seconds == 3
     assert store.get("c") is None
     store.cancel("a")
     store.submit(new("f", key="k"), limits)
     with pytest.raises(QueueFullError):
-        store.submit(new("g", key="h"), Limits(queued_work_s=2.5))
+        store.submit(new("g", key="k"), Limits(queued_work_s=2.5))
+
+
+def test_queue_that_one_key_fills_has_room_for_others(store: Jobs) -> None:
+    limits = Limits(queued_jobs=6, queued_work_s=6.0)
+    for _ in range(6):
+        store.submit(new(key="greedy"), limits)
+    with pytest.raises(QueueFullError, match="6 jobs are waiting"):
+        store.submit(new(key="greedy"), limits)
+    for key in ("a", "a", "a", "b", "b"):  # a half each, then a third
+        store.submit(new(key=key), limits)
+    with pytest.raises(QueueFullError, match="11 jobs are waiting"):
+        store.submit(new(key="b"), limits)
+    store.submit(new(key="c"), limits)
+    with pytest.raises(QueueFullError, match="12 jobs are waiting"):
+        store.submit(new(key="d"), limits)
+
+
+def test_claim_leaves_room_for_other_keys(store: Jobs) -> None:
+    for _ in range(4):
+        store.submit(new(key="greedy"))
+    held = store.claim("me", 2, LEASE, max_per_key=2)
+    late = store.submit(new(key="other"))
+    more = store.claim("me", 8, LEASE, beside=held, max_per_key=2)
+    assert [job.id for job in more] == [late.id]
+    assert len(store.claim("me", 8, LEASE, beside=more, max_per_key=2)) == 2
 
 
 def test_repeated_idempotency_key_returns_the_first_job(store: Jobs) -> None:

@@ -52,6 +52,7 @@ ROOM = 12
 class Known:
     """What a job must be, by what was done to it."""
 
+    key: str
     state: str = "queued"
     attempt: int = 0
     crashes: int = 0
@@ -123,14 +124,16 @@ class Machine(RuleBasedStateMachine):
         if before := self.tokens.get((key, token)):
             assert store.submit(new, Limits(queued_jobs=0)).id == before
             return multiple()
-        if sum(known.state == "queued" for known in self.known.values()) >= ROOM:
+        queued = [known.key for known in self.known.values() if known.state == "queued"]
+        share = ROOM / len({*queued, key})
+        if len(queued) >= ROOM and (queued.count(key) >= share or len(queued) >= 2 * ROOM):
             with pytest.raises(QueueFullError):
                 store.submit(new, Limits(queued_jobs=ROOM))
             return multiple()
         assert store.submit(new, Limits(queued_jobs=ROOM)).id == name
         if token:
             self.tokens[key, token] = name
-        self.known[name] = Known()
+        self.known[name] = Known(key)
         return name
 
     @rule(target=held, owner=st.sampled_from(OWNERS), count=st.integers(1, 4))

@@ -27,6 +27,7 @@ from overpaint.diffusion.tiling.windows import (
     compute_window_weights,
     cover_grid,
 )
+from overpaint.system.abandon import check_abandoned
 
 PASS_COUNT = 3
 """Runs of each window. The last pass gives the result; the others collect global statistics."""
@@ -63,6 +64,7 @@ def run_in_windows(
 
     def run_windows() -> Iterator[Tensor]:
         for window, share in zip(windows, shares, strict=True):
+            check_abandoned()
             shared.select_window(window, share.to(x.device))
             yield run(window.crop(x, reads)).cpu()
 

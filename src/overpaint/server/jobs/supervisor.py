@@ -347,7 +347,14 @@ class Supervisor:
             room = min(self._settings.max_jobs - len(held), CLAIM_BATCH_JOBS)
             if not worker.ready or room <= 0 or self._draining.is_set():
                 return
-            claimed = self._jobs.claim(self.owner, room, self._settings.lease_s, self._models, held)
+            claimed = self._jobs.claim(
+                self.owner,
+                room,
+                self._settings.lease_s,
+                self._models,
+                held,
+                self._settings.max_jobs_per_key,
+            )
             worker.jobs |= {attempt_tag(job): job for job in claimed}
             failed = [job for job in claimed if not self._send_job(worker, job)]
             if failed:

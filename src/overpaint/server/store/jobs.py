@@ -10,6 +10,7 @@ A job runs at least once and is published at most once: `claim` gives every atte
 event, webhook and the ledger's entry are one transaction.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -245,11 +246,22 @@ class Jobs:
         return self._get(connection, found.job)
 
     def _check_room(self, connection: Connection, new: NewJob, limits: Limits) -> None:
-        queued = jobs.c.state == "queued"
-        mine = func.count().filter(jobs.c.key == new.key)
-        counted = select(func.count(), mine, func.coalesce(func.sum(jobs.c.work), 0)).where(queued)
-        count, own, work = connection.execute(counted).one()
-        if count >= limits.queued_jobs or work >= limits.queued_work_s:
+        """Refuse a job that does not fit into the queue.
+
+        In a full queue, a key that has less than its share of it still has room, up to twice the
+        limits. So one key cannot fill the queue for the others.
+        """
+        mine = jobs.c.key == new.key
+        others = func.count(jobs.c.key.distinct()).filter(~mine)
+        total, own_total = (
+            func.coalesce(s, 0) for s in (func.sum(jobs.c.work), func.sum(jobs.c.work).filter(mine))
+        )
+        counted = select(func.count(), func.count().filter(mine), total, own_total, others)
+        row = connection.execute(counted.where(jobs.c.state == "queued")).one()
+        count, own, work, own_work, other_keys = row
+        if _is_full(count, own, limits.queued_jobs, other_keys + 1) or _is_full(
+            work, own_work, limits.queued_work_s, other_keys + 1
+        ):
             raise QueueFullError(
                 f"{count} jobs are waiting, {work:.0f} s of work; try again later.", work
             )
@@ -274,6 +286,7 @@ class Jobs:
         lease: float,
         models: Iterable[str] | None = None,
         beside: Sequence[Job] = (),
+        max_per_key: int | None = None,
     ) -> list[Job]:
         """Take up queued jobs, the most urgent first, for `lease` seconds.
 
@@ -283,10 +296,15 @@ class Jobs:
             lease: until they are somebody else's, unless it is prolonged.
             models: that they may be for.
             beside: what the owner has under way.
+            max_per_key: the largest number of jobs of one key that the owner has under way.
         """
         ready: ColumnElement[bool] = jobs.c.state == "queued"
         if models is not None:
             ready &= jobs.c.model.in_(list(models))
+        if max_per_key is not None:
+            held = Counter(job.key for job in beside)
+            full = [key for key, own in held.items() if own >= max_per_key]
+            ready &= jobs.c.key.not_in(full)
         order = (jobs.c.priority.desc(), jobs.c.rank, jobs.c.id)
         with self._write() as connection:
             first = select(jobs.c.id, jobs.c.crashes).where(ready).order_by(*order).limit(count)
@@ -594,6 +612,11 @@ class Jobs:
     def _get(self, connection: Connection, name: str) -> Job:
         (job,) = self._list(connection, jobs.c.id == name)
         return job
+
+
+def _is_full(used: float, own: float, limit: float, keys: int) -> bool:
+    """Return whether a key has no room: all is used, and the key has its share of it."""
+    return used >= limit and (own >= limit / keys or used >= 2 * limit)
 
 
 def _max_concurrency(crashes: Iterable[int]) -> int:
