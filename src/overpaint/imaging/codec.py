@@ -17,6 +17,7 @@ from overpaint.errors import FormatError, PictureError
 from overpaint.imaging import png_chunks
 from overpaint.imaging.color_modes import convert_to_srgb, flatten
 from overpaint.imaging.color_modes import extract_alpha as extract_alpha
+from overpaint.imaging.structure import check_structure
 from overpaint.picture import Picture
 
 READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
@@ -265,6 +266,7 @@ def open_image(
     """
     if not data:
         raise PictureError(f"{name} is empty (0 bytes); give a picture file.")
+    check_structure(data, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large sizes and broken EXIF

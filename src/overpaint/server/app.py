@@ -5,6 +5,7 @@ import gc
 import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
@@ -29,6 +30,7 @@ from overpaint.server.http.body_limit import BodyLimitMiddleware
 from overpaint.server.http.connection import make_protocol_class
 from overpaint.server.http.host_origin import HostOriginMiddleware
 from overpaint.server.http.problems import install_error_handlers
+from overpaint.server.http.threads import SERVER_KEY, current_key, run_in_write_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.jobs.webhooks import WebhookSender
 from overpaint.server.outbound.addresses import is_loopback
@@ -45,6 +47,9 @@ DIALECTS = (NATIVE, REPLICATE, OPENAI, COG, FAL, A1111)
 
 `GET /v1/models` is Replicate's route, whose response contains OpenAI's fields too.
 """
+
+READER_THREADS = 16
+"""asyncio's default threads, which read the store and files."""
 
 GC_THRESHOLDS = (1_000, 30, 300)
 """Thresholds of Python's garbage collector.
@@ -73,6 +78,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        current_key.set(SERVER_KEY)
+        readers = ThreadPoolExecutor(READER_THREADS, "overpaint-read")
+        asyncio.get_running_loop().set_default_executor(readers)
         service = await asyncio.to_thread(Service, settings, engine_factory, traces)
         app.state.service = service
         app.state.keys = ApiKeys(
@@ -229,5 +237,5 @@ async def run_periodically(do: Callable[[], object], pause: float) -> None:
     """Call a function in a thread again and again, with a pause in seconds between the calls."""
     while True:
         with log_and_continue():
-            await asyncio.to_thread(do)
+            await run_in_write_thread(do)
         await asyncio.sleep(pause)

@@ -64,6 +64,11 @@ class Limits(_Settings):
     """Jobs of one API key that may wait."""
     queued_work_s: float = float("inf")
     """Seconds of estimated work that may wait, over all jobs."""
+    stored_chars: int = MIB
+    """Characters of a job's request as JSON, without its pictures, with the fields that its client
+    API keeps."""
+    listed_chars: int = 8 * MIB
+    """Characters of these requests in one page of a list of jobs. The page ends earlier."""
     result_pixels: int = 2**28
     """Pixels of all results of one request together, estimated from its sizes."""
     job_memory_gb: float | None = None

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import webuiapi
 from fastapi.testclient import TestClient
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from overpaint.engine.config import EngineConfig
 from overpaint.engine.worker import make_engine
@@ -560,6 +560,18 @@ def test_png_info_returns_settings_of_image(client: TestClient) -> None:
     assert "overpaint" in found["items"]
     plain = post(client, "png-info", {"image": based(Image.new("RGB", (8, 8)))})
     assert (plain["info"], plain["parameters"]) == ("", {})
+
+
+def test_png_info_of_texts_that_are_long_when_unpacked_is_refused(client: TestClient) -> None:
+    texts = PngImagePlugin.PngInfo()
+    for number in range(3):
+        texts.add_text(f"note {number}", "a" * 500_000, zip=True)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=texts)
+    body = {"image": base64.b64encode(file.getvalue()).decode()}
+    answer = client.post("/sdapi/v1/png-info", json=body)
+    assert answer.status_code == 422
+    assert "more than 1,000,000 characters" in answer.text
 
 
 def test_every_field_has_description() -> None:

@@ -10,8 +10,9 @@ from overpaint.engine.memory import count_result_pixels, estimate_bytes
 from overpaint.errors import RequestError
 from overpaint.picture import Picture
 from overpaint.request import Request
-from overpaint.server.jobs.admission import check_room
+from overpaint.server.jobs.admission import check_room, check_text
 from overpaint.server.settings import Limits
+from overpaint.server.store.origins import A1111Origin, NativeOrigin
 
 GIB = 2**30
 
@@ -60,3 +61,12 @@ def test_request_beyond_the_memory_budget_is_refused(fields: dict[str, Any]) -> 
     check_room(request, 1024, Limits(), 16 * GIB)
     with pytest.raises(RequestError, match=r"request: It needs about .* GiB of memory"):
         check_room(request, 1024, Limits(), GIB)
+
+
+def test_text_of_a_job_beyond_the_limit_is_refused() -> None:
+    limits = Limits(stored_chars=2000)
+    large = A1111Origin(parameters={"hr_prompt": "a" * 2000})
+    check_text({"prompt": "a" * 1000}, NativeOrigin(), limits)
+    for stored, origin in (({"prompt": "a" * 2000}, NativeOrigin()), ({}, large)):
+        with pytest.raises(RequestError, match="request: It has 2,"):
+            check_text(stored, origin, limits)

@@ -329,6 +329,15 @@ def test_list_page_follows_cursor_key_and_state(store: Jobs, clock: Clock) -> No
     assert len(store.list_page(None, 10)) == 6
 
 
+def test_list_ends_at_a_number_of_characters(store: Jobs) -> None:
+    for name in "abcd":
+        store.submit(new(name, key="k", request={"prompt": "a" * 1000}))
+    assert [job.id for job in store.list_page("k", 9, max_chars=2500)] == ["d", "c"]
+    assert [job.id for job in store.list_page("k", 9, max_chars=1)] == ["d"]
+    assert len(store.list_page("k", 9)) == 4
+    assert store.list_page("nobody", 9, max_chars=1) == []
+
+
 def test_job_that_crashes_is_claimed_with_fewer_and_fewer_others(store: Jobs) -> None:
     """A job that kills its worker must not make the others fail."""
     names = [f"{n:02}" for n in range(80)]

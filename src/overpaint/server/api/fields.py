@@ -4,11 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from functools import partial
-from typing import Annotated, Literal, ParamSpec, TypeVar
+from typing import Annotated, Literal
 from urllib.parse import unquote_to_bytes
 
 from fastapi import HTTPException
@@ -24,23 +20,12 @@ from overpaint.errors import (
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.request import Request
+from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import Limits
 
 MAX_PERCENT_ENCODED_CHARS = 2**20
 """Largest length of a percent-encoded data: URI. Decoding takes 70 times its size in memory."""
-
-
-READER_POOL = ThreadPoolExecutor(2, "overpaint-read")
-"""Threads that read the pictures of requests, which may take seconds.
-
-In asyncio's default pool, a client that sends many pictures would block other clients."""
-
-
-P = ParamSpec("P")
-
-
-T = TypeVar("T")
 
 
 WebhookUrl = Annotated[str | None, Field(max_length=2048, pattern="^https?://[^/]")]
@@ -81,12 +66,6 @@ def decode_data_uri(field: str, uri: str) -> bytes:
     return unquote_to_bytes(body)
 
 
-async def run_in_reader_pool(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a function that reads pictures in `READER_POOL`, like `asyncio.to_thread`."""
-    call = partial(copy_context().run, read, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(READER_POOL, call)
-
-
 async def hash_body(token: str | None, given: BaseModel, *beside: str) -> str:
     """Hash a request body, for requests that repeat an idempotency key.
 
@@ -110,7 +89,7 @@ async def hash_body(token: str | None, given: BaseModel, *beside: str) -> str:
             raise RequestError("request", "The request is nested too deeply.") from None
         return hashlib.sha256(text.encode()).hexdigest()
 
-    return "" if token is None else await run_in_reader_pool(compute_hash)
+    return "" if token is None else await run_in_picture_thread(compute_hash)
 
 
 def _to_json(value: object) -> object:

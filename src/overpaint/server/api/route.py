@@ -19,6 +19,7 @@ from overpaint.server.api.ignored_fields import add_ignored_header, collect_igno
 from overpaint.server.http.auth import authenticate
 from overpaint.server.http.json_body import StrictRequest
 from overpaint.server.http.problems import HANDLED_ERRORS, record_rejection
+from overpaint.server.http.threads import current_key
 
 MAX_REPORTED_ERRORS = 100
 """Largest number of validation errors in one response."""
@@ -41,6 +42,7 @@ def make_route_class(make_response: Callable[[Exception], Response]) -> type[API
                     try:
                         if checks_key_first:
                             await _check_key(incoming)
+                            current_key.set(getattr(incoming.state, "key", ""))
                         await _check_charset(incoming)
                         response = await handle(StrictRequest(incoming.scope, incoming.receive))
                     except HANDLED_ERRORS as error:

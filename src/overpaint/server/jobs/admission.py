@@ -1,9 +1,14 @@
-"""Check that a request is small enough, before the server accepts a job."""
+"""Check that a request is small enough before the server accepts a job."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
 
 from overpaint.engine.memory import count_result_pixels, estimate_bytes
 from overpaint.errors import RequestError
 from overpaint.request import Request
 from overpaint.server.settings import Limits
+from overpaint.server.store.origins import Origin, write_origin
 
 
 def check_room(request: Request, native: int, limits: Limits, memory_bytes: float) -> None:
@@ -32,4 +37,24 @@ def check_room(request: Request, native: int, limits: Limits, memory_bytes: floa
             f"It needs about {needed_bytes / 2**30:.1f} GiB of memory, and may need "
             f"{memory_bytes / 2**30:.1f} GiB. Send smaller pictures, ask for fewer ones, or "
             "shorten the prompt.",
+        )
+
+
+def check_text(stored: Mapping[str, Any], origin: Origin, limits: Limits) -> None:
+    """Check that the text of a job that the store keeps is within the limit.
+
+    Args:
+        stored: the request as JSON, with names of files in place of its pictures.
+        origin: the fields that the client API keeps.
+        limits: of the server.
+
+    Raises:
+        RequestError: it is not.
+    """
+    chars = sum(len(json.dumps(part, default=str)) for part in (stored, write_origin(origin)))
+    if chars > limits.stored_chars:
+        raise RequestError(
+            "request",
+            f"It has {chars:,} characters as JSON without its pictures, and may have "
+            f"{limits.stored_chars:,}. Shorten its texts.",
         )

@@ -31,7 +31,8 @@ from overpaint.imaging import sizing
 from overpaint.models.library.index import LibraryIndex
 from overpaint.request import Request
 from overpaint.server.http.signed_links import LinkSigner
-from overpaint.server.jobs.admission import check_room
+from overpaint.server.http.threads import run_in_write_thread
+from overpaint.server.jobs.admission import check_room, check_text
 from overpaint.server.jobs.feed import JobFeed
 from overpaint.server.jobs.references import check_names
 from overpaint.server.jobs.store_access import lock_folder, open_database
@@ -268,15 +269,16 @@ class Service:
             side = native or self.settings.native_side_px
             check_room(request, side, self.settings.limits, self._job_memory_bytes)
             stored, files = self.files.pack_request(request)
+            traced = {"request_id": request_id.get(), "trace": trace}
+            kept = (origin or NativeOrigin()).model_copy(update=traced)
+            check_text(stored, kept, self.settings.limits)
             new = NewJob(
                 made,
                 key,
                 name,
                 stored,
                 self._profile.alone(request, side),
-                (origin or NativeOrigin()).model_copy(
-                    update={"request_id": request_id.get(), "trace": trace}
-                ),
+                kept,
                 webhook,
                 webhook_events,
                 files,
@@ -286,7 +288,7 @@ class Service:
             )
             return self.jobs.submit(new, self.settings.limits)
 
-        job = await asyncio.to_thread(accept)
+        job = await run_in_write_thread(accept)
         if job.id == made:  # else an earlier request made it
             self.note("accepted", job)
         self.supervisor.wake()
@@ -314,7 +316,7 @@ class Service:
     async def cancel(self, name: str) -> Job | None:
         """Cancel a job."""
         before = await asyncio.to_thread(self.jobs.get, name)
-        job = await asyncio.to_thread(self.jobs.cancel, name)
+        job = await run_in_write_thread(self.jobs.cancel, name)
         if before and before.state == "queued" and job and job.state == "canceled":
             # The supervisor records the end of running jobs.
             await asyncio.to_thread(self.note, "canceled", job)

@@ -23,6 +23,7 @@ import httpx2
 from standardwebhooks import Webhook
 
 from overpaint.errors import RequestError
+from overpaint.server.http.threads import run_in_write_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.addresses import Reach
 from overpaint.server.outbound.client import open_response
@@ -76,10 +77,10 @@ class WebhookSender:
     async def _start_due(self) -> None:
         """Start the deliveries that are due."""
         outbox = self._service.outbox
-        await asyncio.to_thread(outbox.requeue_logs, self._service.feed.take_stepped_jobs())
+        await run_in_write_thread(outbox.requeue_logs, self._service.feed.take_stepped_jobs())
         if free := self._settings.concurrent_deliveries - len(self._deliveries):
             posts = Counter(post.key for post in self._deliveries.values())
-            for post in await asyncio.to_thread(
+            for post in await run_in_write_thread(
                 outbox.claim_due, free, self._settings.lease_s, posts
             ):
                 task = asyncio.create_task(self._deliver(post))
@@ -93,7 +94,7 @@ class WebhookSender:
                 return
             body = self._bodies[job.origin.dialect]
             payload = await body(self._service, job_at_event(job, post.kind))
-            secret = await asyncio.to_thread(self._service.outbox.get_secret, job.key)
+            secret = await run_in_write_thread(self._service.outbox.get_secret, job.key)
             content = await asyncio.to_thread(lambda: json.dumps(payload).encode())  # large
             name = f"{job.id}.{post.kind}" + (f".{post.turn}" if post.turn else "")
             headers = sign_webhook(secret, name, int(time.time()), content)
@@ -106,7 +107,7 @@ class WebhookSender:
             delays, jitter = self._settings.retry_delays_s, self._settings.retry_jitter
             if post.kind != "logs" and post.tries < len(delays):  # newer logs follow
                 again = delays[post.tries] * random.uniform(1 - jitter, 1 + jitter)
-            await asyncio.to_thread(self._service.outbox.record_delivery, post, delivery, again)
+            await run_in_write_thread(self._service.outbox.record_delivery, post, delivery, again)
             log_event(
                 logging.INFO if delivery.succeeded else logging.WARNING,
                 "webhook tried",
@@ -118,7 +119,7 @@ class WebhookSender:
                 seconds=round(delivery.seconds, 3),
             )
             if delivery.status == STATUS_GONE:
-                await asyncio.to_thread(self._service.outbox.cancel_for_url, job.key, job.webhook)
+                await run_in_write_thread(self._service.outbox.cancel_for_url, job.key, job.webhook)
 
 
 def job_at_event(job: Job, kind: str) -> Job:

@@ -13,9 +13,22 @@ event, webhook and the ledger's entry are one transaction.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Text,
+    and_,
+    cast,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from overpaint.errors import IdempotencyError, QueueFullError
@@ -431,14 +444,24 @@ class Jobs:
         before: Job | None = None,
         after: Job | None = None,
         states: Iterable[State] | None = None,
+        max_chars: int | None = None,
     ) -> list[Job]:
-        """A key's jobs (or everybody's), newest first: the next older, or the next newer ones."""
+        """A key's jobs (or everybody's), newest first: the next older, or the next newer ones.
+
+        Args:
+            key: of the jobs; None for all keys.
+            count: of jobs, at most.
+            before: the list has older jobs than this one.
+            after: the list has newer jobs than this one.
+            states: of the jobs; None for all states.
+            max_chars: characters of the jobs' requests together; the list ends earlier.
+        """
         wanted: list[ColumnElement[bool]] = []
         if key is not None:
             wanted.append(jobs.c.key == key)
         if states is not None:
             wanted.append(jobs.c.state.in_(list(states)))
-        order = [jobs.c.created.desc(), jobs.c.id.desc()]
+        order: list[ColumnElement[Any]] = [jobs.c.created.desc(), jobs.c.id.desc()]
         if before:
             older = and_(jobs.c.created == before.created, jobs.c.id < before.id)
             wanted.append(or_(jobs.c.created < before.created, older))
@@ -447,9 +470,31 @@ class Jobs:
             wanted.append(or_(jobs.c.created > after.created, newer))
             order = [jobs.c.created, jobs.c.id]
         with self._read() as connection:
+            if max_chars is not None:
+                names = self._list_names(connection, wanted, order, count, max_chars)
+                wanted = [jobs.c.id.in_(names)]
             found = select(*JOB_COLUMNS).where(*wanted).order_by(*order).limit(count)
             listed = [_read_job(row) for row in connection.execute(found)]
         return listed[::-1] if after else listed
+
+    @staticmethod
+    def _list_names(
+        connection: Connection,
+        wanted: Sequence[ColumnElement[bool]],
+        order: Sequence[ColumnElement[Any]],
+        count: int,
+        max_chars: int,
+    ) -> list[str]:
+        """Select the first jobs, as many as have `max_chars` characters together, at least one.
+
+        It reads only the lengths: the texts of a hundred jobs can be a hundred megabytes.
+        """
+        request, origin = (func.length(cast(jobs.c[name], Text)) for name in ("request", "origin"))
+        sized = select(jobs.c.id, request + origin).where(*wanted).order_by(*order).limit(count)
+        rows = connection.execute(sized).all()
+        totals = accumulate(int(row[1]) for row in rows)
+        within = sum(total <= max_chars for total in totals)
+        return [row[0] for row in rows[: max(1, within)]]
 
     def get_queue_position(self, name: str) -> tuple[int, float] | None:
         """Jobs before a queued one, and the seconds of work of these and of all that run.

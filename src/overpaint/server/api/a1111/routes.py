@@ -43,17 +43,22 @@ from overpaint.server.api.a1111.protocol import (
 from overpaint.server.api.a1111.translation import decode_image, to_request, translate_error
 from overpaint.server.api.deps import ServiceDep
 from overpaint.server.api.extended_fields import get_field_error
-from overpaint.server.api.fields import encode_base64, run_in_reader_pool
+from overpaint.server.api.fields import encode_base64
 from overpaint.server.api.results import wait_until_ended
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import error_responses
+from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 from overpaint.server.store.origins import A1111Origin, OutputOptions
 
 PREVIEW_INTERVAL_STEPS = 5
 """Steps between the previews that `progress` returns."""
+
+MAX_TEXT_CHARS = 1_000_000
+"""Characters of all texts of a picture that `/png-info` returns. Texts are compressed: 62 KB of a
+file can be 60 MB of text."""
 
 MIN_PROGRESS = 0.01
 """Progress of a job that has not finished a step; 0 would mean that there is no job."""
@@ -97,7 +102,7 @@ async def generate(
     """Run a job and return its images. The job continues if the client disconnects."""
     chosen = options.override_options(options.get_options(incoming, key), given.override_settings)
     model = options.resolve_model(service, chosen)
-    request = await run_in_reader_pool(read_request, given, chosen, service)
+    request = await run_in_picture_thread(read_request, given, chosen, service)
     kind = "jpg" if chosen.samples_format == "jpeg" else chosen.samples_format
     encoder = {} if kind == "png" else {"quality": chosen.jpeg_quality}
     parameters = given.model_dump(mode="json", exclude={"init_images", "mask", "alwayson_scripts"})
@@ -265,11 +270,15 @@ async def read_png_info(given: PngInfoRequest, key: KeyDep) -> PngInfoResponse:
         ) as image:
             image.load()
             items = metadata.extract_texts(image)
+        if sum(map(len, items.values())) > MAX_TEXT_CHARS:
+            raise RequestError(
+                "image", f"Its texts have more than {MAX_TEXT_CHARS:,} characters together."
+            )
         text = items.get("parameters", "")
         last_line = text.strip().rpartition("\n")[2]
         return PngInfoResponse(info=text, items=items, parameters=split_a1111_pairs(last_line))
 
-    return await run_in_reader_pool(read)
+    return await run_in_picture_thread(read)
 
 
 @router.get("/queue/status")

@@ -43,7 +43,7 @@ from overpaint.server.api.fal.protocol import (
     to_request,
     translate_nested_error,
 )
-from overpaint.server.api.fields import WebhookUrl, encode_data_uri, hash_body, run_in_reader_pool
+from overpaint.server.api.fields import WebhookUrl, encode_data_uri, hash_body
 from overpaint.server.api.image_inputs import find_remote_urls
 from overpaint.server.api.results import (
     EVENT_STREAM_RESPONSES,
@@ -53,6 +53,7 @@ from overpaint.server.api.results import (
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S, error_responses
+from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, Job
 from overpaint.server.store.origins import FalOrigin, OutputOptions
@@ -141,9 +142,9 @@ async def accept_job(
     if job := await service.repeated(key, token, body):
         return job
     urls = find_remote_urls({"image_url": given.image_url, "mask_url": given.mask_url})
-    urls |= await run_in_reader_pool(find_extra_urls, given, NATIVE_FIELDS)
+    urls |= await run_in_picture_thread(find_extra_urls, given, NATIVE_FIELDS)
     async with service.sources(key, urls) as sources:
-        request, names = await run_in_reader_pool(to_request, given, sources, app.required)
+        request, names = await run_in_picture_thread(to_request, given, sources, app.required)
     kind = "jpg" if given.format == "jpeg" else given.format
     origin = FalOrigin(
         output=OutputOptions(kind=kind, preview_every=preview_every),

@@ -47,7 +47,6 @@ from overpaint.server.api.fields import (
     get_upload_or_404,
     hash_body,
     read_upload,
-    run_in_reader_pool,
     with_checked_mask,
 )
 from overpaint.server.api.image_inputs import find_nested_urls, load_nested_images
@@ -71,6 +70,7 @@ from overpaint.server.api.results import (
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
+from overpaint.server.http.threads import run_in_picture_thread, run_in_write_thread
 from overpaint.server.jobs.service import Service, Story
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import HistoryEntry, Job
@@ -120,9 +120,9 @@ async def accept_job(
         fields = load_nested_images(submission.request, sources)
         return with_checked_mask(Request.model_validate(fields))
 
-    urls = await run_in_reader_pool(find_nested_urls, submission.request)
+    urls = await run_in_picture_thread(find_nested_urls, submission.request)
     async with service.sources(key, urls) as sources:
-        request = await run_in_reader_pool(read, sources)
+        request = await run_in_picture_thread(read, sources)
     output = submission.output
     options = {} if output.quality is None else {"quality": output.quality}
     kept = OutputOptions(kind=output.format, options=options, preview_every=output.preview_every)
@@ -183,10 +183,15 @@ async def list_jobs(
     last = await get_job_or_404(service, key, before) if before else None
     states = None if state is None else (state,)
     listed = await asyncio.to_thread(
-        lambda: service.jobs.list_page(key, limit, before=last, states=states)
+        lambda: service.jobs.list_page(
+            key, limit, before=last, states=states, max_chars=service.settings.limits.listed_chars
+        )
     )
     views = [await make_job_view(service, job) for job in listed]
-    return JobPage(jobs=views, before=listed[-1].id if len(listed) == limit else None)
+    more = listed and await asyncio.to_thread(
+        lambda: service.jobs.list_page(key, 1, before=listed[-1], states=states)
+    )
+    return JobPage(jobs=views, before=listed[-1].id if more else None)
 
 
 @router.get("/jobs/{name}", summary="Get a job")
@@ -287,7 +292,7 @@ async def replay_webhook(
 ) -> list[WebhookView]:
     """Deliver a webhook again with the same webhook id, even if it was delivered before."""
     await get_job_or_404(service, key, name)
-    if not await asyncio.to_thread(service.outbox.replay, name, event):
+    if not await run_in_write_thread(service.outbox.replay, name, event):
         raise HTTPException(
             409,
             f"Job {name} has no webhook for the event {event}, or the event has not occurred yet.",
@@ -298,7 +303,7 @@ async def replay_webhook(
 @router.get("/webhooks/secret", summary="Get the webhook secret")
 async def get_webhook_secret(service: ServiceDep, key: KeyDep) -> WebhookSecret:
     """Get the secret with which the server signs the API key's webhooks (Standard Webhooks)."""
-    return WebhookSecret(key=await asyncio.to_thread(service.outbox.get_secret, key))
+    return WebhookSecret(key=await run_in_write_thread(service.outbox.get_secret, key))
 
 
 @router.post(
@@ -317,8 +322,8 @@ async def get_webhook_secret(service: ServiceDep, key: KeyDep) -> WebhookSecret:
 async def upload_file(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Upload:
     """Upload a picture (PNG, JPEG or WebP). The request body is the content of the file."""
     data = await read_upload(incoming)
-    await run_in_reader_pool(codec.receive_picture, data, "the picture")
-    return Upload(file=await asyncio.to_thread(service.files.put, data), size=len(data))
+    await run_in_picture_thread(codec.receive_picture, data, "the picture")
+    return Upload(file=await run_in_write_thread(service.files.put, data), size=len(data))
 
 
 @router.get("/files/{name}", summary="Look up an upload")

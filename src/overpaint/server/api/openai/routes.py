@@ -26,7 +26,7 @@ from overpaint.request import Request
 from overpaint.server.api.deps import IdempotencyKey, ServiceDep, get_base_url
 from overpaint.server.api.event_stream import event_stream_response
 from overpaint.server.api.extended_fields import find_extra_urls, translate_error
-from overpaint.server.api.fields import hash_body, run_in_reader_pool
+from overpaint.server.api.fields import hash_body
 from overpaint.server.api.openai.protocol import (
     ERROR_SCHEMA,
     NATIVE_FIELDS,
@@ -49,6 +49,7 @@ from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.json_body import check_json_size, parse_json
 from overpaint.server.http.problems import error_responses
+from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.settings import Limits
@@ -184,9 +185,9 @@ async def accept_job(
     body = await hash_body(token, given)
     if job := await service.repeated(key, token, body):
         return job
-    urls = await run_in_reader_pool(find_extra_urls, given, NATIVE_FIELDS)
+    urls = await run_in_picture_thread(find_extra_urls, given, NATIVE_FIELDS)
     async with service.sources(key, urls) as sources:
-        request, origin = await run_in_reader_pool(read, sources)
+        request, origin = await run_in_picture_thread(read, sources)
     try:
         return await service.submit(
             request,

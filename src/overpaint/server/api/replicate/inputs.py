@@ -17,8 +17,9 @@ from overpaint.errors import RequestError
 from overpaint.request import Request
 from overpaint.request_fields import MAX_SEED
 from overpaint.request_parts import Lora
-from overpaint.server.api.fields import run_in_reader_pool, with_checked_mask
+from overpaint.server.api.fields import with_checked_mask
 from overpaint.server.api.image_inputs import find_remote_urls, load_image
+from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
@@ -130,7 +131,7 @@ async def accept_job(
         return job
     urls = find_remote_urls({"image": given.image, "mask": given.mask})
     async with service.sources(key, urls) as sources:
-        request, inputs = await run_in_reader_pool(
+        request, inputs = await run_in_picture_thread(
             _read_inputs, given, service, sources, origin.base_url
         )
     checked = service.checked("disable_safety_checker", not given.disable_safety_checker)

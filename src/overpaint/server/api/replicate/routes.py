@@ -54,6 +54,7 @@ from overpaint.server.api.results import (
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
+from overpaint.server.http.threads import run_in_write_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, HistoryEntry, Job
 from overpaint.server.store.origins import ReplicateOrigin
@@ -207,10 +208,13 @@ async def list_predictions(
                 field, "the list cannot be filtered by time; it is sorted newest first."
             )
     last = await get_job_or_404(service, key, cursor) if cursor else None
-    jobs = await asyncio.to_thread(lambda: service.jobs.list_page(key, PAGE_SIZE, before=last))
+    most = service.settings.limits.listed_chars
+    jobs = await asyncio.to_thread(
+        lambda: service.jobs.list_page(key, PAGE_SIZE, before=last, max_chars=most)
+    )
     base_url = get_base_url(incoming)
-    is_full = len(jobs) == PAGE_SIZE
-    next_page = f"{base_url}/v1/predictions?cursor={jobs[-1].id}" if is_full else None
+    more = jobs and await asyncio.to_thread(lambda: service.jobs.list_page(key, 1, before=jobs[-1]))
+    next_page = f"{base_url}/v1/predictions?cursor={jobs[-1].id}" if more else None
     results = [await prediction_view(service, job, base_url) for job in jobs]
     return {"previous": None, "next": next_page, "results": results}
 
@@ -336,7 +340,7 @@ async def get_version(
 @router.get("/webhooks/default/secret")
 async def get_webhook_secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
     """Return the secret that signs this API key's webhooks (Standard Webhooks)."""
-    return {"key": await asyncio.to_thread(service.outbox.get_secret, key)}
+    return {"key": await run_in_write_thread(service.outbox.get_secret, key)}
 
 
 @router.post("/files", status_code=201)
@@ -355,7 +359,7 @@ async def create_file(
     data = await content.read(limit + 1)
     if len(data) > limit:
         raise HTTPException(413, f"The file is larger than {limit:,} bytes.")
-    name = await asyncio.to_thread(service.files.put, data)
+    name = await run_in_write_thread(service.files.put, data)
     view = file_view(service, name, data, get_base_url(incoming))
     return view | {
         "name": filename or content.filename or name,
