@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,86 @@ def test_incomplete_folder_is_rejected(folder: Path, name: str):
 def test_unreadable_config_is_rejected(folder: Path):
     (folder / "vae" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"vae.config\.json cannot be read"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("unet", {"layers_per_block": 0}, "layers_per_block is 0"),
+        ("unet", {"layers_per_block": 200_000}, "layers_per_block is 200000"),
+        ("unet", {"layers_per_block": "2"}, "layers_per_block is 2; it must be a whole number"),
+        ("unet", {"layers_per_block": True}, "layers_per_block is True"),
+        ("unet", {"layers_per_block": 100, "transformer_layers_per_block": 100}, "asks for"),
+        ("unet", {"transformer_layers_per_block": [1, [200_000]]}, "per_block is 200000"),
+        ("unet", {"block_out_channels": [10**9, 64]}, "block_out_channels is 1000000000"),
+        ("unet", {"block_out_channels": [32] * 200_000}, "block_out_channels has 200,000 items"),
+        ("unet", {"cross_attention_dim": -64}, "cross_attention_dim is -64"),
+        ("unet", {"attention_head_dim": 0}, "attention_head_dim is 0"),
+        ("unet", {"sample_size": -16}, "sample_size is -16"),
+        ("vae", {"latent_channels": 10**9}, "latent_channels is 1000000000"),
+        ("vae", {"norm_num_groups": 0}, "norm_num_groups is 0"),
+        ("text_encoder", {"num_hidden_layers": 200_000}, "num_hidden_layers is 200000"),
+        ("text_encoder", {"num_hidden_layers": -1}, "num_hidden_layers is -1"),
+        ("text_encoder", {"hidden_size": 10**9}, "hidden_size is 1000000000"),
+        ("text_encoder_2", {"vocab_size": 10**12}, "vocab_size is 1000000000000"),
+        ("scheduler", {"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000"),
+    ],
+)
+def test_config_of_impossible_sizes_is_rejected_before_anything_is_built(
+    folder: Path,
+    part: str,
+    changes: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(torch.nn.Module, "__init__", None)
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    change(folder / part / name, **changes)
+    with pytest.raises(CheckpointError, match=f"{part}.*: .*{message}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("unet", {"norm_num_groups": 7}),
+        ("unet", {"dropout": "much"}),
+        ("unet", {"down_block_types": "CrossAttnDownBlock2D"}),
+        ("vae", {"act_fn": 5}),
+        ("text_encoder", {"hidden_act": "nothing"}),
+        ("text_encoder", {"num_attention_heads": 7}),
+        ("scheduler", {"beta_start": -1}),
+        ("scheduler", {"beta_end": "NaN"}),
+    ],
+)
+def test_config_of_which_nothing_can_be_built_is_rejected(
+    folder: Path, part: str, changes: dict[str, Any]
+):
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    change(folder / part / name, **changes)
+    with pytest.raises(CheckpointError, match=part):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("entry", [5, None, {}, [], "CLIPTextModel"])
+def test_model_index_of_another_shape_is_rejected(folder: Path, entry: object):
+    change(folder / "model_index.json", text_encoder=entry, text_encoder_2=entry)
+    with pytest.raises(CheckpointError):
+        load_model(folder)
+
+
+def test_model_index_cannot_name_a_folder_elsewhere(folder: Path):
+    change(folder / "model_index.json", _shares_with="../../secret")
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(CheckpointError, match="_shares_with must be the name of a folder"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, " " * (2**20 + 1)])
+def test_config_that_is_too_deep_or_large_is_rejected(folder: Path, text: str):
+    (folder / "vae" / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"vae.config\.json"):
         load_model(folder)
 
 

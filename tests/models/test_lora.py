@@ -328,6 +328,32 @@ def test_damaged_lora_is_rejected(
         load_lora(spoilt(change, tmp_path), tiny_model())
 
 
+@pytest.mark.parametrize("leaf", ["lora_A.weight", "lora_B.weight"])
+def test_lora_with_a_tensor_without_axes_is_rejected(leaf: str, tmp_path: Path) -> None:
+    path = spoilt(put(leaf, lambda t: t.flatten()[0].clone()), tmp_path)
+    with pytest.raises(CheckpointError, match=r"lora\.safetensors: .* is damaged"):
+        load_lora(path, tiny_model())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "lora_adapter_metadata is no map"),
+        ("5", "lora_adapter_metadata is no map"),
+        ('{"unet.lora_alpha": {"a": 1}}', "lora_alpha is"),
+        ('{"lora_alpha": "much"}', "lora_alpha is much, not a number"),
+        ('{"lora_alpha": NaN}', "lora_alpha is nan"),
+    ],
+)
+def test_lora_with_metadata_of_another_shape_is_rejected(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    path = spoilt(dict[str, Tensor].copy, tmp_path)
+    save_file(load_file(path), path, {"lora_adapter_metadata": text})
+    with pytest.raises(CheckpointError, match=message):
+        load_lora(path, tiny_model())
+
+
 def test_unmatched_keys_are_listed_when_lenient(tmp_path: Path) -> None:
     path = spoilt(add("something"), tmp_path)
     assert load_lora(path, tiny_model(), lenient=True).unused == ("something",)

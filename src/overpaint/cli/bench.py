@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from overpaint.cli.settings import read_home
-from overpaint.cli.terminal import Terminal
+from overpaint.cli.terminal import Terminal, echo
 from overpaint.errors import RequestError
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def bench(
             terminal.say(f"{said}{call.seconds:.4f} s")
             measured.setdefault(call.shape, {})[call.rows] = call.seconds
     profile = Profile(kind_of(loaded.device.type), measured, model, what)
-    typer.echo(f"{model} in {what} on {where}")
+    echo(f"{model} in {what} on {where}")
     for shape in measured:
-        typer.echo(_table(profile, shape, loaded.vae_factor))
+        echo(_table(profile, shape, loaded.vae_factor))
     if output:
         profile.write(output)
 

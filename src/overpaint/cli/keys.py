@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from overpaint.cli.terminal import echo
 from overpaint.server.settings import DATA_FOLDER
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def create(
     Once a key exists, clients must send one.
     """
     with _open_keys(data, store) as keys:
-        typer.echo(keys.create(name))
+        echo(keys.create(name))
 
 
 @app.command("list")
@@ -56,7 +57,7 @@ def list_keys(
     width = max((len(key.name) for key in found), default=0)
     for key in found:
         revoked = f"  revoked {_format_date(key.revoked)}" if key.revoked is not None else ""
-        typer.echo(f"{key.name:<{width}}  created {_format_date(key.created)}{revoked}")
+        echo(f"{key.name:<{width}}  created {_format_date(key.created)}{revoked}")
 
 
 @app.command()
@@ -68,7 +69,7 @@ def revoke(
     """Revoke a key. Its running jobs finish, but their results become inaccessible."""
     with _open_keys(data, store) as keys:
         keys.revoke(name)
-    typer.echo(f"revoked {name}")
+    echo(f"revoked {name}")
 
 
 def _open_keys(data: Path, store: str | None) -> "AbstractContextManager[ApiKeys]":

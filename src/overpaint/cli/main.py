@@ -15,7 +15,7 @@ from overpaint.cli.paint import create, edit, sweep
 from overpaint.cli.serve import serve
 from overpaint.cli.settings import FLAG_OF_FIELD
 from overpaint.cli.syntax import parse_options, read_hint_source, read_picture
-from overpaint.cli.terminal import Terminal, print_facts
+from overpaint.cli.terminal import Terminal, echo, escape_control_characters, print_facts
 from overpaint.cli.usage import usage
 from overpaint.errors import OverpaintError, PictureError, RequestError
 from overpaint.registry import HINTS
@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments, prog_name="overpaint")
     except OverpaintError as error:
-        print(f"overpaint: {_format_message(error)}", file=sys.stderr)
+        message = escape_control_characters(_format_message(error))
+        print(f"overpaint: {message}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -91,7 +92,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from overpaint import __version__
 
-        typer.echo(f"overpaint {__version__}")
+        echo(f"overpaint {__version__}")
         raise typer.Exit
 
 
@@ -141,7 +142,7 @@ def info(
     facts["watermark"] = WATERMARKED if mark["watermark"] else "none"
     print_facts(facts)
     for note in found.notes:
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
 
 
 def _describe_record(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def hint(
             estimate = _estimate(asked, device)
         shown = hints.make_hint(kind, shown, asked.options, estimate)
     save_image(shown, output, {})
-    typer.echo(output)
+    echo(output)
 
 
 def _estimate(asked: Control, device: str) -> "Estimate":
@@ -239,4 +240,4 @@ def doctor(
         typer.echo(json.dumps(asdict(report), default=str))
         return
     for line in report.lines():
-        typer.echo(line)
+        echo(line)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from overpaint.cli.settings import read_home
-from overpaint.cli.terminal import print_facts
+from overpaint.cli.terminal import echo, print_facts
 
 app = typer.Typer(
     help="Add, download, list and remove models, LoRAs, ControlNets and embeddings.",
@@ -55,7 +55,7 @@ def remove(name: Name) -> None:
     """Remove an added file from the library of models."""
     from overpaint.models.library.library import Library
 
-    typer.echo(f"removed {Library(read_home()).remove(name).name}")
+    echo(f"removed {Library(read_home()).remove(name).name}")
 
 
 @app.command()
@@ -67,7 +67,7 @@ def pull(
     """Download a model from the Hugging Face Hub."""
     from overpaint.models.library import catalog
 
-    typer.echo(catalog.resolve_model(name))
+    echo(catalog.resolve_model(name))
 
 
 @app.command("list")
@@ -97,7 +97,7 @@ def list_models(
         return
     width = max(len(entry.name) for entry in (*entries, *added))
     for entry in added:
-        typer.echo(f"{entry.name:<{width}}  {entry.kind}, {entry.license or 'no license given'}")
+        echo(f"{entry.name:<{width}}  {entry.kind}, {entry.license or 'no license given'}")
     for entry in entries:
         state = entry.path or ("not downloaded" if entry.repository else "not in this copy")
-        typer.echo(f"{entry.name:<{width}}  {entry.family}, {entry.license}: {state}")
+        echo(f"{entry.name:<{width}}  {entry.family}, {entry.license}: {state}")

@@ -12,7 +12,7 @@ import typer
 
 from overpaint.cli.settings import IMAGE_FIELDS, add_settings, read_fields, read_home
 from overpaint.cli.syntax import parse_numbers, read_picture
-from overpaint.cli.terminal import Terminal
+from overpaint.cli.terminal import Terminal, echo
 from overpaint.errors import OutputError, RequestError
 from overpaint.events import Finished, Notice, Step
 from overpaint.picture import Picture
@@ -318,5 +318,5 @@ def _report(
         typer.echo(json.dumps(result))
         return
     for path in paths:
-        typer.echo(path)
+        echo(path)
     terminal.say(f"{size[0]}x{size[1]}, seed {', '.join(map(str, seeds))}, {seconds:.1f} s")

@@ -1,5 +1,6 @@
 """Output for the user: notes and progress bars on stderr, results on stdout."""
 
+import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,25 @@ from rich.spinner import Spinner
 
 from overpaint.events import Step
 
+CONTROL_CHARACTERS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+"""Characters that a terminal obeys or that turn the direction of text; not tabs and line ends."""
+
+
+def escape_control_characters(text: object) -> str:
+    """Return text in which control characters are visible as escape sequences of Python.
+
+    Names, metadata and messages come from files of other people. A terminal would obey them: change
+    its title, its colors or the clipboard.
+    """
+    return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], str(text))
+
+
+def echo(text: object) -> None:
+    """Print a line on stdout without the control characters in it."""
+    typer.echo(escape_control_characters(text))
+
 
 def print_facts(facts: Mapping[str, Any]) -> None:
     """Print names and values in two columns on stdout, without empty values."""
@@ -26,7 +46,7 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     for key, value in facts.items():
         if value not in (None, (), {}, ""):
             text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-            typer.echo(f"{key:<{width}}  {text}")
+            echo(f"{key:<{width}}  {text}")
 
 
 class Terminal:
@@ -43,7 +63,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, markup=False)
+        self._console.print(escape_control_characters(text), markup=False)
 
     def note(self, text: str) -> None:
         """Print a note for the user; the same note appears once."""
@@ -58,7 +78,7 @@ class Terminal:
             yield
             return
         # Redirecting stderr would turn every refresh of a download's bar into a line.
-        spinner = Spinner("dots", text)
+        spinner = Spinner("dots", escape_control_characters(text))
         with Live(spinner, console=self._console, transient=True, redirect_stderr=False):
             yield
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from overpaint.cli.terminal import echo
 from overpaint.errors import RequestError, StoreError
 from overpaint.server.settings import DATA_FOLDER
 
@@ -80,7 +81,7 @@ def usage(
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *rest in lines:
         cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
-        typer.echo("  ".join([f"{first:<{widths[0]}}", *cells]))
+        echo("  ".join([f"{first:<{widths[0]}}", *cells]))
 
 
 def _read_totals(

@@ -4,13 +4,14 @@ An add-on is loaded for the first request that names it, and stays in memory.
 """
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
-from overpaint.errors import ModelError
+from overpaint.errors import CheckpointError, ModelError
 from overpaint.models.adapters import Adapter, Adapters
 from overpaint.models.checkpoint import load_model
 from overpaint.models.controlnet import ControlNet, load_controlnet
@@ -18,8 +19,9 @@ from overpaint.models.embedding import Embedding, Embeddings, load_embedding
 from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.files.safetensors_io import sample_keys
 from overpaint.models.library import catalog
+from overpaint.models.library.index import LibraryEntry
 from overpaint.models.library.library import Library
-from overpaint.models.lora import load_lora
+from overpaint.models.lora import LoraWeights, load_lora
 from overpaint.registry import HINTS
 
 if TYPE_CHECKING:
@@ -126,7 +128,9 @@ class AddonLoader:
         entry = self.library.find_if(name, "control")
 
         def load() -> ControlNet:
-            return replace(load_controlnet(entry.path if entry else name, self.model), name=name)
+            with _naming(entry):
+                net = load_controlnet(entry.path if entry else name, self.model)
+            return replace(net, name=name)
 
         return self._keep(("net", name, entry and entry.sha256), load)
 
@@ -142,19 +146,34 @@ class AddonLoader:
 
     def _adapter(self, asked: "Lora", lenient: bool) -> Adapter:
         entry = self.library.find(asked.name, "lora")
-        lora = self._keep(
-            ("lora", entry.sha256, asked.name, lenient),
-            lambda: replace(load_lora(entry.path, self.model, lenient=lenient), name=asked.name),
-        )
+
+        def read() -> LoraWeights:
+            with _naming(entry):
+                return replace(load_lora(entry.path, self.model, lenient=lenient), name=asked.name)
+
+        lora = self._keep(("lora", entry.sha256, asked.name, lenient), read)
         text = asked.scale if asked.text_scale is None else asked.text_scale
         return Adapter(lora, asked.scale, text, tuple(sorted(asked.blocks.items())))
 
     def _embedding(self, name: str) -> Embedding:
         entry = self.library.find(name, "embedding")
-        return self._keep(
-            ("embedding", entry.sha256, name),
-            lambda: load_embedding(entry.path, name, self.model),
-        )
+
+        def read() -> Embedding:
+            with _naming(entry):
+                return load_embedding(entry.path, name, self.model)
+
+        return self._keep(("embedding", entry.sha256, name), read)
+
+
+@contextmanager
+def _naming(entry: LibraryEntry | None) -> Generator[None]:
+    """Replace the path of an added file in errors by its name: clients of a server see them."""
+    try:
+        yield
+    except CheckpointError as error:
+        if entry is None:
+            raise
+        raise CheckpointError(str(error).replace(str(entry.path), entry.name)) from error
 
 
 def load_library_model(

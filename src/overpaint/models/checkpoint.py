@@ -21,11 +21,13 @@ from overpaint.models.devices import DeviceChoice, choose_device
 from overpaint.models.family import Configs, parse_configs
 from overpaint.models.files import single_file, weight_variants
 from overpaint.models.files.clip_vocabulary import load_clip_tokenizer, load_tokenizer
+from overpaint.models.files.config_limits import check_config
 from overpaint.models.files.digests import compute_sha256
 from overpaint.models.files.json_config import read_json_config
 from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, fill_module, open_weights
 from overpaint.models.latent_preview import LatentPreview
 from overpaint.models.library import catalog
+from overpaint.models.library.index import NAME_PATTERN
 from overpaint.models.model import Model, TextEncoder
 from overpaint.models.noise_config import NoiseConfig, Prediction
 from overpaint.nn.blocks import install_blocks
@@ -180,7 +182,7 @@ def read_folder_configs(folder: Path) -> Configs:
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(f"{folder} is not a diffusers folder: it has no model_index.json")
     index = read_json_config(folder / "model_index.json")
-    encoders = [part for part in TOKENIZER_FOLDERS if index.get(part, (None,))[0]]
+    encoders = [part for part in TOKENIZER_FOLDERS if _has_part(index, part)]
     if missing := [part for part in ("unet", "vae") if part not in index]:
         kind = index.get("_class_name", "folder")
         raise CheckpointError(f"{folder} is a {kind} without {missing[0]}; Overpaint runs SDXL")
@@ -188,6 +190,8 @@ def read_folder_configs(folder: Path) -> Configs:
     parts = {part: read_json_config(own / "config.json") for part, own in where.items()}
     scheduler = read_json_config(_locate_part(folder, "scheduler", index) / "scheduler_config.json")
     try:
+        for part, config in (*parts.items(), ("scheduler", scheduler)):
+            check_config(config, part)
         return parse_configs(parts | {"scheduler": scheduler, "model_index": index})
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
@@ -230,7 +234,17 @@ def _locate_part(folder: Path, part: str, index: Mapping[str, Any]) -> Path:
     model and refiner need no copies of the autoencoder and text encoders.
     """
     own, shared = folder / part, index.get("_shares_with")
-    return own if own.exists() or shared is None else folder.parent / str(shared) / part
+    if own.exists() or shared is None:
+        return own
+    if not isinstance(shared, str) or not NAME_PATTERN.fullmatch(shared):
+        raise CheckpointError(f"{folder}: _shares_with must be the name of a folder beside it")
+    return folder.parent / shared / part
+
+
+def _has_part(index: Mapping[str, Any], part: str) -> bool:
+    """Return whether a model index has a part: a library and a class, which can be null."""
+    entry = index.get(part)
+    return isinstance(entry, list) and bool(entry) and entry[0] is not None
 
 
 def open_single_file(weights: WeightsFile, configs: Configs) -> CheckpointSource:
@@ -271,6 +285,9 @@ def parse_noise_config(scheduler: Mapping[str, Any]) -> NoiseConfig:
                 f"Overpaint knows {', '.join(known)}"
             )
     try:
+        check_config(scheduler, "scheduler_config.json")
+        if not 0 < float(scheduler["beta_start"]) <= float(scheduler["beta_end"]) < 1:
+            raise ValueError("beta_start and beta_end must be between 0 and 1, in this order")
         return NoiseConfig(
             steps=int(scheduler["num_train_timesteps"]),
             beta_start=float(scheduler["beta_start"]),
@@ -307,10 +324,13 @@ def _build_text_encoder(
         raise CheckpointError(
             f"{part}: its tokenizer has {len(tokenizer)} tokens, the encoder {config['vocab_size']}"
         )
-    text_config = CLIPTextConfig.from_dict(dict(config) | {"eos_token_id": tokenizer.eos_token_id})
+    changed = dict(config) | {"eos_token_id": tokenizer.eos_token_id}
     kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-    with torch.device("meta"):
-        return kind(text_config)
+    try:
+        with torch.device("meta"):
+            return kind(CLIPTextConfig.from_dict(changed))
+    except Exception as error:  # transformers raises many types for values that it cannot use
+        raise CheckpointError(f"{part}: its config is not valid for CLIP: {error}") from error
 
 
 def _rename_for_module(module: torch.nn.Module, stored: Tensors) -> Tensors:
@@ -345,17 +365,21 @@ def _read_preview(path: Path) -> LatentPreview | None:
     if not path.is_file():
         return None
     fitted = read_json_config(path)
-    rows = [(float(r), float(g), float(b)) for r, g, b in fitted["latent_rgb_factors"]]
-    red, green, blue = fitted["latent_rgb_bias"]
-    return LatentPreview(tuple(rows), (float(red), float(green), float(blue)))
+    try:
+        rows = [(float(r), float(g), float(b)) for r, g, b in fitted["latent_rgb_factors"]]
+        red, green, blue = fitted["latent_rgb_bias"]
+        return LatentPreview(tuple(rows), (float(red), float(green), float(blue)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no map for previews: {error!r}") from error
 
 
 def _build_on_meta(kind: Any, config: Mapping[str, Any], part: str) -> Any:
     """Build a diffusers module from its config on the meta device."""
+    check_config(config, part)
     try:
         with torch.device("meta"):
             return kind.from_config(dict(config))
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # diffusers raises many types for values that it cannot use
         raise CheckpointError(
             f"{part}: its config is not valid for {kind.__name__}: {error}"
         ) from error

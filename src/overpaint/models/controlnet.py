@@ -103,6 +103,9 @@ def load_controlnet(name: str | PathLike[str], model: "Model") -> ControlNet:
         module, kind = _build_module(tensors, model)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
+    except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        # Its shapes give the sizes of the module: there may be too few axes, or zeros.
+        raise CheckpointError(f"{file}: its tensors fit no ControlNet: {error!r}") from error
     embedding: nn.Module | None = None
     types = 0
     if kind != "adapter":

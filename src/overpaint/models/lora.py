@@ -12,6 +12,7 @@ An error names each key that matches no layer.
 """
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -109,7 +110,10 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
     alphas = _read_peft_alpha(file)
     for stem, leaves in known.items():
         part, module, shape = targets[stem]
-        change = _make_change(stem, leaves, alphas)
+        try:
+            change = _make_change(stem, leaves, alphas)
+        except (IndexError, RuntimeError, ValueError) as error:  # a tensor has too few axes
+            raise CheckpointError(f"{file.path}: {stem} is damaged: {error}") from error
         _check_shape(stem, change, shape, file)
         changes[part][module] = change
     whole, inner = compute_sha256((file.path,)), compute_tensors_sha256(file.path, file.metadata)
@@ -183,9 +187,14 @@ def _read_peft_alpha(file: WeightsFile) -> float | None:
     """Read α from PEFT's config in the metadata, which diffusers writes; None without it."""
     try:
         config: Any = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    values = [v for k, v in config.items() if k == "lora_alpha" or k.endswith(".lora_alpha")]
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file.path}: lora_adapter_metadata is no map of settings")
+    named: dict[str, Any] = config
+    values = [v for k, v in named.items() if k == "lora_alpha" or k.endswith(".lora_alpha")]
+    if values and not (isinstance(values[0], int | float) and math.isfinite(values[0])):
+        raise CheckpointError(f"{file.path}: lora_alpha is {str(values[0])[:40]}, not a number")
     return float(values[0]) if values else None
 
 
@@ -253,7 +262,7 @@ def _check_shape(stem: str, change: WeightDelta, shape: torch.Size, file: Weight
     """Raise CheckpointError unless a change fits the shape of its weight."""
     try:
         change.to_dense(torch.empty(shape, device="meta"))
-    except (ValueError, RuntimeError) as error:
+    except (IndexError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{file.path}: {stem} does not fit a weight of {list(shape)}: {error}. "
             f"{_describe_foreign(file)}"
@@ -265,7 +274,7 @@ def _describe_foreign(file: WeightsFile) -> str:
     widths = {
         stored.shape[1]
         for key, stored in file.tensors.items()
-        if re.search(r"attn2.to_k.*(lora_down|lora_A|lora\.down)", key)
+        if stored.ndim > 1 and re.search(r"attn2.to_k.*(lora_down|lora_A|lora\.down)", key)
     }
     for width in widths:
         if width in OTHER_MODELS_BY_WIDTH:

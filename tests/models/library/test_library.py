@@ -129,8 +129,78 @@ def test_entry_with_old_spelling_of_license_is_read(store: Library, tmp_path: Pa
 def test_damaged_entry_is_named_in_error(store: Library, tmp_path: Path) -> None:
     store.add(lora(tmp_path / "ink.safetensors"))
     (store.folder / "ink.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"ink\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"of 'ink' .* cannot be read") as error:
         store.find("ink")
+    assert str(tmp_path) not in str(error.value)
+    assert store.list_entries() == []
+
+
+@pytest.mark.parametrize("name", ["package", "a b", "-x", ".hidden"])
+@pytest.mark.parametrize("content", ["{}", "[", "\xff", '{"name": "other"}'])
+def test_files_of_other_programs_are_not_listed(store: Library, name: str, content: str) -> None:
+    store.folder.mkdir(parents=True)
+    (store.folder / f"{name}.json").write_text(content, "latin-1")
+    (store.folder / "folder.json").mkdir()
+    assert store.list_entries() == []
+    with pytest.raises(ModelNotFoundError, match="unknown lora 'nothing'"):
+        store.require("nothing", "lora")
+
+
+def test_entry_whose_hash_is_a_path_is_refused(store: Library, tmp_path: Path) -> None:
+    entry = store.add(lora(tmp_path / "ink.safetensors"))
+    path = store.folder / "ink.json"
+    path.write_text(path.read_text("utf-8").replace(entry.sha256, "../../secret"), "utf-8")
+    with pytest.raises(CheckpointError, match="'ink'"):
+        store.find("ink")
+
+
+def with_folders(value: object) -> dict[str, str]:
+    return {"ss_tag_frequency": json.dumps(value)}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *map(with_folders, ([], 5, None, "a", {"a": []}, {"a": 5}, {"a": {"b": "c"}})),
+        *map(with_folders, ({"a": {"b": None}}, {"a": {"b": [1]}}, {"a": {"b": {"c": 1}}})),
+        {"ss_tag_frequency": "[" * 100_000},
+        {"ss_tag_frequency": "NaN"},
+    ],
+)
+def test_metadata_of_another_shape_gives_no_trigger_words(
+    store: Library, tmp_path: Path, metadata: dict[str, str]
+) -> None:
+    assert store.add(lora(tmp_path / "ink.safetensors", metadata=metadata)).trigger_words == ()
+
+
+def test_trigger_words_are_few_and_short(store: Library, tmp_path: Path) -> None:
+    metadata = with_folders({"a": {f"{number} {'x' * 5000}": 1 for number in range(100)}})
+    words = store.add(lora(tmp_path / "ink.safetensors", metadata=metadata)).trigger_words
+    assert len(words) == 20
+    assert max(map(len, words)) == 1000
+
+
+@pytest.mark.parametrize("shape", [(), (1,) * 9, (1,) * 100_000])
+def test_lora_whose_tensors_have_other_axes_is_refused_or_described(
+    store: Library, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    path = tmp_path / "ink.safetensors"
+    write_header(path, {f"{KEY}.lora_down.weight": shape, f"{KEY}.lora_up.weight": shape})
+    if shape:
+        with pytest.raises(CheckpointError, match=f"lora_down.weight has {len(shape):,} axes"):
+            store.add(path)
+    else:
+        assert store.add(path).rank is None
+
+
+def write_header(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Write a file of float32 tensors that have one number each."""
+    header = {
+        key: {"dtype": "F32", "shape": list(shape), "data_offsets": [4 * i, 4 * i + 4]}
+        for i, (key, shape) in enumerate(shapes.items())
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4 * len(shapes)))
 
 
 def test_packaged_addon_is_found_and_cannot_be_removed(

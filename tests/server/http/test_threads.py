@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx2 as httpx
+import httpx
 
 from overpaint.server.http import threads
 from overpaint.server.http.threads import current_key, run_in_picture_thread

@@ -34,7 +34,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
     home = tmp_path / "home"
     kinds: dict[str, FileKind] = {"ink": "lora", "lines": "control", "word": "embedding"}
     for name, kind in kinds.items():
-        entry = LibraryEntry(name=name, kind=kind, sha256="0", license=None, file="a", keys=1)
+        entry = LibraryEntry(name=name, kind=kind, sha256="0" * 64, license=None, file="a", keys=1)
         folder = LibraryIndex(home).folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(entry.model_dump_json())

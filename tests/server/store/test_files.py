@@ -180,3 +180,12 @@ def test_foreign_files_are_not_listed(tmp_path: Path) -> None:
     strange = tmp_path / "files" / name[:2] / ".DS_Store"
     strange.write_bytes(b"")
     assert files.list_older_than(-1) == [name]
+
+
+@pytest.mark.parametrize("damaged", [b"", b"of another", b"of a picturf"])
+def test_damaged_file_is_replaced_by_the_next_upload(files: Files, damaged: bytes) -> None:
+    name = files.put(b"of a picture")
+    (path,) = (files.folder / "files").glob("*/*")
+    path.write_bytes(damaged)
+    assert files.put(b"of a picture") == name
+    assert files.get(name) == b"of a picture"

@@ -22,6 +22,14 @@ PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of a torch zip archive, and of the pickle protocols with a distinct first byte."""
 
+MAX_TENSORS = 100_000
+"""Tensors of a file; SDXL has 2,515."""
+
+MAX_AXES = 8
+
+MAX_KEY_CHARS = 200
+"""Characters of a key in messages."""
+
 DTYPES_BY_CODE: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -144,12 +152,21 @@ def open_weights(path: Path) -> WeightsFile:
             "Download it again."
         ) from error
     header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise CheckpointError(
+            f"{path} has {len(header):,} tensors; Overpaint reads up to {MAX_TENSORS:,}"
+        )
     tensors: dict[str, LazyTensor] = {}
     for key, entry in header.items():
         if (dtype := DTYPES_BY_CODE.get(entry["dtype"])) is None:
             raise CheckpointError(
                 f"{path}: {key} has dtype {entry['dtype']}; Overpaint reads "
                 f"{', '.join(DTYPES_BY_CODE)}"
+            )
+        if len(entry["shape"]) > MAX_AXES:
+            raise CheckpointError(
+                f"{path}: {key[:MAX_KEY_CHARS]} has {len(entry['shape']):,} axes; Overpaint reads "
+                f"tensors of up to {MAX_AXES}"
             )
         shape = torch.Size(entry["shape"])
         offset = 8 + length + entry["data_offsets"][0]
@@ -259,4 +276,4 @@ def sample_keys(names: Iterable[str], most: int = 5) -> str:
     """Format the first few names and the number of further names for a message."""
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
+    return ", ".join(name[:MAX_KEY_CHARS] for name in listed[:most]) + more

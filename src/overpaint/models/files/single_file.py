@@ -80,7 +80,8 @@ def recognize_file(weights: WeightsFile) -> Configs:
     """
     _refuse_foreign(weights)
     context = _context(weights)
-    channels = weights.tensors[f"{UNET}input_blocks.0.0.weight"].shape[1]
+    first = weights.tensors[f"{UNET}input_blocks.0.0.weight"]
+    channels = first.shape[1] if first.ndim > 1 else 0
     if (name := SHIPPED_CONFIGS.get((context, channels))) is not None:
         return shipped_configs(name)
     kind = OTHER_MODELS_BY_WIDTH.get(context, "unknown")
@@ -103,8 +104,8 @@ def _refuse_foreign(weights: WeightsFile) -> None:
 
 def _context(weights: WeightsFile) -> int:
     """Return the width of the UNet's cross-attention, or 0 without cross-attention."""
-    widths = (s.shape[1] for k, s in weights.tensors.items() if k.endswith("attn2.to_k.weight"))
-    return next(widths, 0)
+    named = (s for k, s in weights.tensors.items() if k.endswith("attn2.to_k.weight"))
+    return next((stored.shape[1] for stored in named if stored.ndim > 1), 0)
 
 
 def read_noise_config(weights: WeightsFile) -> NoiseConfig:

@@ -1,10 +1,11 @@
 """Hugging Face hub: which files of a repository Overpaint downloads, and what its cache holds."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
+from overpaint.models.files.json_config import read_json_config
 from overpaint.models.files.safetensors_io import sample_keys
 from overpaint.models.files.weight_variants import choose_weight_files
 
@@ -94,9 +95,8 @@ def find_loadable(folder: Path) -> Path | None:
     """
     index = folder / "model_index.json"
     if index.is_file():
-        parts = [
-            part for part in WEIGHTED_PARTS if json.loads(index.read_text()).get(part, (None,))[0]
-        ]
+        entries = _read_index(index)
+        parts = [part for part in WEIGHTED_PARTS if _is_class(entries.get(part))]
         whole = all(
             (folder / part / "config.json").is_file() and any((folder / part).glob("*.safetensors"))
             for part in parts
@@ -161,6 +161,18 @@ def list_cached_checkpoints() -> dict[str, Path]:
 
 
 def _is_sdxl(folder: Path) -> bool:
-    path = folder / "model_index.json"
-    index = json.loads(path.read_text()) if path.is_file() else {}
+    index = _read_index(folder / "model_index.json")
     return str(index.get("_class_name", "")).startswith("StableDiffusionXL")
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    """Read a model index; it is empty if it cannot be read, since any program can write one."""
+    try:
+        return read_json_config(path)
+    except CheckpointError:
+        return {}
+
+
+def _is_class(entry: Any) -> bool:
+    """Return whether an entry of a model index names a library and a class, which can be null."""
+    return isinstance(entry, list) and bool(entry) and entry[0] is not None

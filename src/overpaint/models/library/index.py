@@ -10,6 +10,7 @@ only, so they cannot read other paths. `library.py` adds and removes files.
 import importlib.resources
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,9 @@ from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
 FileKind = Literal["lora", "control", "embedding", "checkpoint"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+MAX_DESCRIPTION_BYTES = 2**27
+"""Bytes of a description, which has the metadata of its file."""
 
 MINIATURE = "miniature"
 
@@ -48,7 +52,7 @@ class LibraryEntry(BaseModel, frozen=True):
 
     name: str
     kind: FileKind
-    sha256: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
     license: str | None = Field(validation_alias=AliasChoices("license", "licence"))
     file: str
     keys: int
@@ -68,7 +72,12 @@ class LibraryIndex:
     def list_entries(self) -> list[LibraryEntry]:
         """List the added files in order of their names."""
         names = (path.stem for path in sorted(self.folder.glob("*.json")))
-        return [entry for name in names if (entry := self.read_entry(name))]
+        entries = list[LibraryEntry]()
+        for name in filter(NAME_PATTERN.fullmatch, names):
+            with suppress(CheckpointError):  # the folder may have files of other programs
+                if entry := self.read_entry(name):
+                    entries.append(entry)
+        return entries
 
     def read_entry(self, name: str) -> LibraryEntry | None:
         """Return the description of an added file, or None without such a file.
@@ -78,11 +87,19 @@ class LibraryIndex:
         """
         path = self.folder / f"{name}.json"
         try:
+            if path.stat().st_size > MAX_DESCRIPTION_BYTES:
+                raise ValueError("it is too large")
             entry = LibraryEntry.model_validate_json(path.read_text("utf-8"))
+            if entry.name != name:
+                raise ValueError("it is of another file")
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+            # Without the path: clients of a server see the message.
+            raise CheckpointError(
+                f"the description of {name!r} among the added models cannot be read; remove "
+                f"{path.name}, and add the file again"
+            ) from error
         return entry.model_copy(update={"path": get_entry_path(self.folder, entry)})
 
     def find_kind(self, name: str) -> FileKind | None:

@@ -10,8 +10,10 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, OutputError
 from overpaint.models.family import FAMILIES
@@ -29,6 +31,9 @@ from overpaint.models.library.index import (
     LibraryIndex,
     get_entry_path,
 )
+
+MAX_TRIGGER_WORDS = 20
+MAX_TRIGGER_CHARS = 1000
 
 KEY_PATTERNS: dict[FileKind, str] = {
     "control": r"lora_controlnet|input_hint_block|controlnet_cond_embedding|^(adapter\.)?body\.",
@@ -168,7 +173,7 @@ def describe_file(weights: WeightsFile, name: str, license: str | None = None) -
     downs = (
         stored.shape[0]
         for key, stored in weights.tensors.items()
-        if re.search(r"(lora_down|lora_A(\.\w+)?|lora\.down)\.weight$", key)
+        if stored.ndim and re.search(r"(lora_down|lora_A(\.\w+)?|lora\.down)\.weight$", key)
     )
     return LibraryEntry(
         name=name,
@@ -186,15 +191,23 @@ def describe_file(weights: WeightsFile, name: str, license: str | None = None) -
 def _trigger_words(metadata: dict[str, str]) -> Iterator[str]:
     """Yield a LoRA's trigger words: those of ModelSpec, else the most frequent tags of kohya."""
     if phrase := metadata.get("modelspec.trigger_phrase"):
-        yield phrase
+        yield phrase[:MAX_TRIGGER_CHARS]
         return
-    try:
-        folders: dict[str, dict[str, int]] = json.loads(metadata.get("ss_tag_frequency", "{}"))
-    except ValueError:
-        return
-    counts: dict[str, int] = {}
-    for tags in folders.values():
-        for tag, count in tags.items():
-            counts[tag.strip()] = counts.get(tag.strip(), 0) + count
+    counts = _count_tags(metadata.get("ss_tag_frequency", "{}"))
     most = max(counts.values(), default=0)
-    yield from (tag for tag, count in counts.items() if count == most)
+    frequent = (tag for tag, count in counts.items() if count == most)
+    yield from (tag[:MAX_TRIGGER_CHARS] for tag in islice(frequent, MAX_TRIGGER_WORDS))
+
+
+def _count_tags(text: str) -> dict[str, int]:
+    """Add up kohya's counts of tags, a map for each folder; ignore all that has another shape."""
+    try:
+        folders: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    counts: dict[str, int] = {}
+    for tags in folders.values() if isinstance(folders, dict) else ():
+        for tag, count in tags.items() if isinstance(tags, dict) else ():
+            if type(count) is int:
+                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
+    return counts

@@ -42,10 +42,11 @@ class Files:
         """
         name = hashlib.sha256(data).hexdigest()
         path = self._get_path(name)
-        try:
-            os.utime(path)  # its age begins anew
-        except FileNotFoundError:
-            write_file(path, data)
+        if _holds(path, data):
+            with contextlib.suppress(FileNotFoundError):  # it may expire at this moment
+                os.utime(path)  # its age begins again
+                return name
+        write_file(path, data)
         return name
 
     def get(self, name: str) -> bytes:
@@ -137,6 +138,14 @@ class Files:
                     return value
 
         return Request.model_validate(unpacked(stored))
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Return whether a file has this content. A crash or a full disk can leave another one."""
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError:
+        return False
 
 
 def _get_mtime(path: Path) -> float:
