@@ -615,8 +615,14 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Time for the request headers", "{0:g} s", ("http.request_head_timeout_s",),
               "The server closes the connection."),
         Limit("Request body", "{0:mib}", ("limits.body_bytes",), "`413`"),
-        Limit("Time for the request body", "{0:g} s plus 1 s per {1:,} bytes received",
-              ("http.request_body_timeout_s", "http.min_body_rate_bytes_per_s"), "`408`"),
+        Limit("Rate of a request body", "at least {0:,} bytes per second in each {1:g} s of "
+              "waiting for it", ("http.min_body_rate_bytes_per_s", "http.request_body_timeout_s"),
+              "`408`"),
+        Limit("Time of waiting for a request body", "{0:g} s",
+              ("http.request_body_total_timeout_s",), "`408`"),
+        Limit("Open connections", "the limit of open files less {0:g}, or half of it; "
+              "`http.max_connections`", ("overpaint.server.http.connection:RESERVED_FILES",),
+              "The server closes the one that has waited longest for a request."),
         Limit("Time in which a client reads nothing of a response",
               "{0:g} s to twice that time", ("http.response_timeout_s",),
               "The server closes the connection."),

@@ -98,9 +98,14 @@ class HttpSettings(_Settings):
     request_head_timeout_s: float = 30.0
     """Seconds until the request headers must be complete."""
     request_body_timeout_s: float = 30.0
-    """Seconds that a request body has beside the time that `min_body_rate_bytes_per_s` gives it."""
-    min_body_rate_bytes_per_s: int = 1024
-    """Bytes of body that extend the time for the body by one second."""
+    """Seconds of waiting for a request body after which its rate is checked, again and again."""
+    min_body_rate_bytes_per_s: int = 4096
+    """Bytes of a request body for each second that the server waited for it."""
+    request_body_total_timeout_s: float = 900.0
+    """Seconds that the server waits for a request body altogether."""
+    max_connections: int | None = None
+    """Open connections. For a new one, the server closes the one that has waited longest for a
+    request. Default: the limit of open files less 128, or half of it."""
     response_timeout_s: float = 30.0
     """Seconds after which the server closes a connection whose client reads nothing."""
     keep_alive_s: int = 75

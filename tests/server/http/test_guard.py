@@ -10,9 +10,10 @@ import http.client
 import io
 import json
 import math
+import resource
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from overpaint.imaging import codec
 from overpaint.server.api import route
 from overpaint.server.app import Server, create_app, run, uvicorn_config
 from overpaint.server.http import connection, json_body
+from overpaint.server.http.body_limit import BodyPace
 from overpaint.server.settings import DEFAULT_LIMITS, HttpSettings, Limits, ServerSettings
 from overpaint.testing import ScriptedEngine
 from tests.server import live
@@ -284,17 +286,75 @@ def test_body_that_stalls_is_answered_408(
         client.sendall(f"{head}Content-Length: 1000\r\n\r\n{start}".encode())
         told = b"".join(iter(lambda: client.recv(1000), b""))  # until the server hangs up
         assert told.startswith(b"HTTP/1.1 408 ")
-        assert b"1,024 bytes per second" in told
+        assert b"4,096 bytes per second" in told
 
 
-def test_body_that_arrives_fast_may_exceed_the_time_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Every byte received extends the time limit by one second.
-    http = HttpSettings(request_body_timeout_s=0.0, min_body_rate_bytes_per_s=1)
-    with client_of(tmp_path, http=http) as client:
-        headers = {"content-type": "application/json"}
-        assert client.post("/api/jobs", content=chunks(9), headers=headers).status_code == 201
+def is_fast_enough(sizes: Sequence[int], total_s: float = 1000.0) -> bool:
+    """Return whether a body is read of which a part comes every second, from 0.5 s on."""
+    settings = HttpSettings(
+        request_body_timeout_s=10.0,
+        min_body_rate_bytes_per_s=100,
+        request_body_total_timeout_s=total_s,
+    )
+    pace, wait_s = BodyPace(settings), 0.5
+    for size in sizes:
+        while pace.timeout_s < wait_s:
+            timeout_s = pace.timeout_s
+            wait_s -= timeout_s
+            if not pace.add(timeout_s):
+                return False
+        if not pace.add(wait_s, size):
+            return False
+        wait_s = 1.0
+    return True
+
+
+@pytest.mark.parametrize(
+    "sizes", [[100] * 60, [2000, *[0] * 8, 2000, *[0] * 8, 1], [1], [1000, *[0] * 9] * 9]
+)
+def test_body_as_fast_as_the_minimum_rate_is_read(sizes: list[int]) -> None:
+    assert is_fast_enough(sizes)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[90] * 60, [10**6, *[1] * 60], [*[0] * 9, 999, *[0] * 9, 1], [*[1000] * 5, *[0] * 30]],
+)
+def test_body_slower_than_the_minimum_rate_in_a_window_is_refused(sizes: list[int]) -> None:
+    assert not is_fast_enough(sizes)
+
+
+def test_body_that_takes_longer_than_the_total_time_is_refused() -> None:
+    assert is_fast_enough([10**6] * 29, total_s=30.0)
+    assert not is_fast_enough([10**6] * 60, total_s=30.0)
+
+
+def test_silent_connections_keep_no_new_client_out(tmp_path: Path) -> None:
+    http = HttpSettings(max_connections=8)
+    with running(tmp_path, http=http) as url, contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(place(url), PATIENCE)) for _ in range(30)
+        ]
+        for number in range(12):
+            partial_head = socket.create_connection(place(url), PATIENCE)
+            stack.enter_context(partial_head).sendall(b"GET /healthz HTTP/1.1\r\n")
+            answer = httpx.get(f"{url}/healthz", timeout=PATIENCE)
+            assert answer.status_code == 200, number
+        assert silent[0].recv(1) == b""  # the one that waited longest is closed
+
+
+def test_connections_leave_files_for_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(256, 256)]
+
+    def limit(which: int, values: tuple[int, int]) -> None:
+        limits[0] = values
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits[0])
+    monkeypatch.setattr(resource, "setrlimit", limit)
+    assert connection.count_possible_connections() == 128
+    limits[0] = (1024, 4096)
+    assert connection.count_possible_connections() == 4096 - 128
+    assert limits[0] == (4096, 4096)
 
 
 def test_response_to_client_that_does_not_read_is_buffered_little(

@@ -1,12 +1,67 @@
 """Limits on the size and the time of request bodies."""
 
 import asyncio
+import contextlib
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overpaint.server.settings import DEFAULT_LIMITS, HttpSettings
+
+
+class BodyPace:
+    """Checks that a request body comes fast enough.
+
+    Only the time counts in which the server waits for the client. Each window of it must bring
+    enough bytes, so that a client cannot pause after a fast start.
+    """
+
+    def __init__(self, settings: HttpSettings):
+        """Begin a body, with the limits in the settings."""
+        self._window_s = settings.request_body_timeout_s
+        self._min_rate = settings.min_body_rate_bytes_per_s
+        self._left_s = settings.request_body_total_timeout_s
+        self._window_left_s = self._window_s
+        self._window_bytes = 0
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds until the rate must be checked again."""
+        return max(0.0, min(self._window_left_s, self._left_s))
+
+    def add(self, waited_s: float, size: int = 0) -> bool:
+        """Count time and bytes; return whether the body is fast enough."""
+        self._window_bytes += size
+        self._left_s -= waited_s
+        self._window_left_s -= waited_s
+        if self._left_s <= 0 or self._window_left_s > 0:
+            return self._left_s > 0
+        enough = self._window_bytes >= self._min_rate * self._window_s
+        self._window_left_s, self._window_bytes = self._window_s, 0
+        return enough
+
+    async def wait_for(self, receive: Receive) -> Message:
+        """Receive the next part of the body.
+
+        Raises:
+            HTTPException: 408, the body is too slow.
+        """
+        clock = asyncio.get_running_loop().time
+        message: Message | None = None
+        while message is None:
+            began = clock()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.timeout_s):
+                    message = await receive()
+            size = len(message.get("body", b"")) if message else 0
+            if not self.add(clock() - began, size):
+                slow = (
+                    f"The body came slower than {self._min_rate:,} bytes per second. "
+                    "Send the request again over a faster connection."
+                )
+                raise HTTPException(408, slow, {"Connection": "close"})
+        return message
 
 
 class BodyLimitMiddleware:
@@ -42,22 +97,12 @@ class BodyLimitMiddleware:
         declared = headers.get("content-length", "")
         size = int(declared) if declared.isdecimal() else 0
         compressed = headers.get("content-encoding", "identity").lower() != "identity"
-        time_limit = self._settings.request_body_timeout_s
-        min_rate = self._settings.min_body_rate_bytes_per_s
-        began, read, complete = asyncio.get_running_loop().time(), 0, False
+        pace = BodyPace(self._settings)
+        read, complete = 0, False
 
         async def receive_limited() -> Message:
             nonlocal read, complete
-            deadline = None if complete else began + time_limit + read / min_rate
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                slow = (
-                    f"The body came slower than {min_rate:,} bytes per second. "
-                    "Send the request again over a faster connection."
-                )
-                raise HTTPException(408, slow, {"Connection": "close"}) from None
+            message = await (receive() if complete else pace.wait_for(receive))
             complete = not message.get("more_body")
             if body := message.get("body"):
                 read += len(body)

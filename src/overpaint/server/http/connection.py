@@ -22,6 +22,12 @@ By default it buffers megabytes for each client: a gigabyte for a few hundred cl
 read."""
 
 
+MAX_CONNECTIONS = 2**16
+
+RESERVED_FILES = 128
+"""Open files that connections of clients never use."""
+
+
 class TimeoutH11Protocol(H11Protocol):
     """HTTP/1.1 protocol that closes connections of stalled clients.
 
@@ -30,6 +36,9 @@ class TimeoutH11Protocol(H11Protocol):
     """
 
     settings: ClassVar[HttpSettings] = HttpSettings()
+    max_connections: ClassVar[int] = 2**16
+    connections_by_wait: ClassVar[dict["TimeoutH11Protocol", None]] = {}
+    """The open connections, in the order in which they began to wait for a request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Limit the buffers of a new connection and start its timer."""
@@ -41,11 +50,33 @@ class TimeoutH11Protocol(H11Protocol):
                 socket.IPPROTO_TCP, option, MAX_UNSENT_BYTES
             )
         self._start_timer(self._stalled_on())
+        self.connections_by_wait[self] = None
+        if len(self.connections_by_wait) > self.max_connections:
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer of a closed connection."""
         self._timer.cancel()
+        self.connections_by_wait.pop(self, None)
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Note that the connection waits for its next request."""
+        if self in self.connections_by_wait:
+            del self.connections_by_wait[self]
+            self.connections_by_wait[self] = None
+        super().on_response_complete()
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest for a request; this one if none waits."""
+        others = (each for each in self.connections_by_wait if each is not self)
+        chosen = next((each for each in others if each._waits_for_request()), self)
+        del self.connections_by_wait[chosen]
+        chosen.transport.abort()
+
+    def _waits_for_request(self) -> bool:
+        cycle = cast(RequestResponseCycle | None, self.cycle)
+        return cycle is None or cycle.response_complete
 
     def _start_timer(self, now: tuple[str, object] | None) -> None:
         """Check again after the timeout of the thing that the server waits for."""
@@ -85,4 +116,23 @@ def make_protocol_class(settings: HttpSettings) -> type[TimeoutH11Protocol]:
         pass
 
     ConfiguredProtocol.settings = settings
+    ConfiguredProtocol.connections_by_wait = {}
+    ConfiguredProtocol.max_connections = settings.max_connections or count_possible_connections()
     return ConfiguredProtocol
+
+
+def count_possible_connections() -> int:
+    """Raise the limit of open files as far as possible; return the connections that it allows.
+
+    The rest is for the store, results, and connections to other servers.
+    """
+    try:
+        import resource
+    except ImportError:  # on Windows, where sockets do not count as files
+        return MAX_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, MAX_CONNECTIONS)
+    if files > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    files = max(files, soft)
+    return files - min(RESERVED_FILES, files // 2)
