@@ -16,6 +16,7 @@ from overpaint.errors import (
     MAX_NAME_CHARS,
 )
 from overpaint.server.api.ignored_fields import add_ignored_header, collect_ignored
+from overpaint.server.api.inline_files import collect_inline_files, stream_inline_files
 from overpaint.server.http.auth import authenticate
 from overpaint.server.http.json_body import StrictRequest
 from overpaint.server.http.problems import HANDLED_ERRORS, record_rejection
@@ -38,7 +39,7 @@ def make_route_class(make_response: Callable[[Exception], Response]) -> type[API
             checks_key_first = self.body_field is not None and _requires_key(self.dependant)
 
             async def handle_strictly(incoming: Incoming) -> Response:
-                with collect_ignored():
+                with collect_ignored(), collect_inline_files() as files:
                     try:
                         if checks_key_first:
                             await _check_key(incoming)
@@ -48,7 +49,7 @@ def make_route_class(make_response: Callable[[Exception], Response]) -> type[API
                     except HANDLED_ERRORS as error:
                         response = handle_error(incoming, error)
                     add_ignored_header(incoming, response)
-                    return response
+                    return stream_inline_files(response, files)
 
             return handle_strictly
 

@@ -1,6 +1,5 @@
 """Strict JSON bodies: no repeated names, and a limit on their structure."""
 
-import asyncio
 import json
 from collections import Counter
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from fastapi import HTTPException
 from fastapi import Request as Incoming
 
+from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.settings import Limits
 
 THREADED_PARSE_BYTES = 2**18
@@ -34,7 +34,7 @@ class StrictRequest(Incoming):
 
         if len(body) < THREADED_PARSE_BYTES:
             return parse()
-        return await asyncio.to_thread(parse)
+        return await run_in_picture_thread(parse)
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -44,6 +44,7 @@ from overpaint.server.api.a1111.translation import decode_image, to_request, tra
 from overpaint.server.api.deps import ServiceDep
 from overpaint.server.api.extended_fields import get_field_error
 from overpaint.server.api.fields import encode_base64
+from overpaint.server.api.inline_files import encode_file
 from overpaint.server.api.results import wait_until_ended
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
@@ -148,9 +149,10 @@ async def generation_response(service: Service, job: Job) -> GenerationResponse:
 
     def read() -> GenerationResponse:
         folder = service.files.get_results_folder(job.id)
-        files = [(folder / name).read_bytes() for name in (job.result or {}).get("files", ())]
-        info = {**job_info(job), "infotexts": [settings_text(file) for file in files]}
-        sent = [encode_base64(file) for file in files] if parameters["send_images"] else []
+        files = [folder / name for name in (job.result or {}).get("files", ())]
+        texts = [settings_text(file.read_bytes()) for file in files]
+        info = {**job_info(job), "infotexts": texts}
+        sent = [encode_file(file) for file in files] if parameters["send_images"] else []
         return GenerationResponse(images=sent, parameters=parameters, info=json.dumps(info))
 
     return await asyncio.to_thread(read)

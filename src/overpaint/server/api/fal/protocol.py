@@ -19,8 +19,8 @@ from overpaint.errors import PictureError, RequestError
 from overpaint.request import Request
 from overpaint.request_fields import MAX_SEED
 from overpaint.server.api.extended_fields import FieldMapping, build_request, get_field_error
-from overpaint.server.api.fields import encode_data_uri
 from overpaint.server.api.image_inputs import load_image
+from overpaint.server.api.inline_files import encode_file
 from overpaint.server.api.results import (
     MEDIA_TYPES,
     format_progress,
@@ -278,9 +278,8 @@ def job_result(service: Service, job: Job) -> dict[str, Any]:
     for name, seed, (width, height) in files:
         kind = MEDIA_TYPES[name.rpartition(".")[2]]
         if origin.sync_mode:
-            url = encode_data_uri(
-                (service.files.get_results_folder(job.id) / name).read_bytes(), kind
-            )
+            file = encode_file(service.files.get_results_folder(job.id) / name)
+            url = f"data:{kind};base64,{file}"
         else:
             path = f"{origin.base_url}/api/jobs/{job.id}/results"
             url = result_url(service, job, path, name)

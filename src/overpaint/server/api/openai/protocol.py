@@ -20,7 +20,8 @@ from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.request import Request
 from overpaint.server.api.extended_fields import FieldMapping, build_request, get_field_error
-from overpaint.server.api.fields import WebhookUrl, check_mask_size, encode_base64
+from overpaint.server.api.fields import WebhookUrl, check_mask_size
+from overpaint.server.api.inline_files import encode_file
 from overpaint.server.api.results import result_url
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S, describe_error
 from overpaint.server.jobs.service import Service
@@ -337,11 +338,11 @@ def image_data(service: Service, job: Job) -> list[dict[str, Any]]:
     data: list[dict[str, Any]] = []
     for name, seed in zip(result["files"], result["seeds"], strict=True):
         if origin.response_format == "url":
-            path = f"{origin.base_url}/api/jobs/{job.id}/results"
-            image = {"url": result_url(service, job, path, name)}
+            base = f"{origin.base_url}/api/jobs/{job.id}/results"
+            image = {"url": result_url(service, job, base, name)}
         else:
-            content = (service.files.get_results_folder(job.id) / name).read_bytes()
-            image = {"b64_json": encode_base64(content)}
+            path = service.files.get_results_folder(job.id) / name
+            image = {"b64_json": encode_file(path)}
         data.append({**image, "seed": seed})
     return data
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from fastapi import HTTPException
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel
 
-from overpaint.server.api.fields import WebhookEvent, WebhookUrl, encode_data_uri
+from overpaint.server.api.fields import WebhookEvent, WebhookUrl
+from overpaint.server.api.inline_files import encode_file
 from overpaint.server.api.replicate.inputs import Input
 from overpaint.server.api.results import (
     MEDIA_TYPES,
@@ -156,7 +157,7 @@ def image_data_uris(service: Service, job: Job) -> list[str] | None:
     if job.state != "succeeded" or job.result is None:
         return None
     paths = [service.files.get_results_folder(job.id) / name for name in job.result["files"]]
-    return [encode_data_uri(path.read_bytes(), MEDIA_TYPES[path.suffix[1:]]) for path in paths]
+    return [f"data:{MEDIA_TYPES[path.suffix[1:]]};base64,{encode_file(path)}" for path in paths]
 
 
 def image_urls(service: Service, job: Job, base_url: str) -> list[str] | None:
