@@ -338,8 +338,8 @@ def test_lora_with_a_tensor_without_axes_is_rejected(leaf: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "lora_adapter_metadata is no map"),
-        ("5", "lora_adapter_metadata is no map"),
+        ("[]", "lora_adapter_metadata is not a map"),
+        ("5", "lora_adapter_metadata is not a map"),
         ('{"unet.lora_alpha": {"a": 1}}', "lora_alpha is"),
         ('{"lora_alpha": "much"}', "lora_alpha is much, not a number"),
         ('{"lora_alpha": NaN}', "lora_alpha is nan"),

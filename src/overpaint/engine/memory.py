@@ -26,7 +26,7 @@ CHUNK_BYTES = 26e6
 """Bytes of keys and values that a chunk of a prompt costs SDXL in 16 bits, for one row."""
 
 SMALL_CHUNK_BYTES = 2e6
-"""The same for a model below `SDXL_MIN_SIDE_PX`, such as the miniature."""
+"""Bytes of a chunk for a model below `SDXL_MIN_SIDE_PX`, such as the miniature."""
 
 SDXL_MIN_SIDE_PX = 512
 

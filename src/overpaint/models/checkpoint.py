@@ -370,7 +370,7 @@ def _read_preview(path: Path) -> LatentPreview | None:
         red, green, blue = fitted["latent_rgb_bias"]
         return LatentPreview(tuple(rows), (float(red), float(green), float(blue)))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no map for previews: {error!r}") from error
+        raise CheckpointError(f"{path} is not a map for previews: {error!r}") from error
 
 
 def _build_on_meta(kind: Any, config: Mapping[str, Any], part: str) -> Any:

@@ -190,7 +190,7 @@ def _read_peft_alpha(file: WeightsFile) -> float | None:
     except (ValueError, RecursionError):
         return None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{file.path}: lora_adapter_metadata is no map of settings")
+        raise CheckpointError(f"{file.path}: lora_adapter_metadata is not a map of settings")
     named: dict[str, Any] = config
     values = [v for k, v in named.items() if k == "lora_alpha" or k.endswith(".lora_alpha")]
     if values and not (isinstance(values[0], int | float) and math.isfinite(values[0])):

@@ -349,7 +349,10 @@ def test_connections_leave_files_for_the_store(monkeypatch: pytest.MonkeyPatch) 
     def limit(which: int, values: tuple[int, int]) -> None:
         limits[0] = values
 
-    monkeypatch.setattr(resource, "getrlimit", lambda which: limits[0])
+    def read(which: int) -> tuple[int, int]:
+        return limits[0]
+
+    monkeypatch.setattr(resource, "getrlimit", read)
     monkeypatch.setattr(resource, "setrlimit", limit)
     assert connection.count_possible_connections() == 128
     limits[0] = (1024, 4096)

@@ -18,7 +18,7 @@ def read_json_config(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise CheckpointError(
-                f"{path} has more than {MAX_CONFIG_BYTES:,} bytes, and is no config"
+                f"{path} has more than {MAX_CONFIG_BYTES:,} bytes, which is too large for a config"
             )
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:

@@ -1,8 +1,7 @@
 """Threads for the work of requests, which API keys share.
 
-asyncio's default threads only read. What may take long has threads of its own, so that it never
-keeps other requests waiting: pictures, which may take seconds to check, and changes of the store,
-which may be locked.
+asyncio's default threads only read. Checks of pictures, which may take seconds, and changes of the
+store, which may be locked, have separate threads. So they never keep other requests waiting.
 """
 
 import asyncio
