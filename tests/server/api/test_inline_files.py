@@ -62,16 +62,11 @@ def test_file_outside_of_a_response_is_encoded_at_once(tmp_path: Path) -> None:
         encode_file(tmp_path / "b")
 
 
-def images_of(answer: Any) -> list[str]:
-    match answer:
-        case {"data": list(data)}:
-            return [image["b64_json"] for image in data]
-        case {"images": [str(), *_] as images}:
-            return images
-        case {"images": list(images)}:
-            return [image["url"] for image in images]
-        case _:
-            return answer["output"]
+def images_of(answer: dict[str, Any]) -> list[str]:
+    if "data" in answer:
+        return [image["b64_json"] for image in answer["data"]]
+    images: list[Any] = answer.get("images") or answer["output"]
+    return [image if isinstance(image, str) else image["url"] for image in images]
 
 
 @pytest.mark.parametrize(
