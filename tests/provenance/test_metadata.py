@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from overpaint.errors import OutputError, PictureError, RequestError
+from overpaint.foreign_syntax import describe_foreign_syntax
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.provenance import a1111_text, metadata
@@ -312,7 +313,8 @@ def test_a1111_text_of_any_request_gives_an_equal_request(
     )
     found = a1111.read_a1111(a1111_text.format_parameters(recorded(request)))
     assert found is not None
-    assert found.notes == ()
+    note = describe_foreign_syntax(request.prompts.values())
+    assert found.notes == ((note,) if note else ())
     again = metadata.to_request(found)
     assert again == request.model_copy(update={"width": 128, "height": 96})
 
@@ -489,8 +491,9 @@ def test_invokeai_settings_are_read(tmp_path: Path):
         "steps": "truncate",
         "sampler": "dpmpp_2m_sde",
         "schedule": "karras",
+        "loras": ({"name": "ink", "scale": 0.8},),
     }
-    assert found.notes == ("settings not carried over: loras.",)
+    assert found.notes == ()
     assert metadata.to_request(found, SKETCH).seed == 42
 
 

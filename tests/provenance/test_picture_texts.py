@@ -33,7 +33,7 @@ def picture_with(comment: bytes | str, kind: str = "JPEG", *, in_exif_ifd: bool 
 
 
 def texts_of(data: bytes) -> dict[str, str]:
-    with codec.open_image(data, "the picture") as image:
+    with codec.open_image(data, "the picture", texts=True) as image:
         image.load()
         return extract_texts(image)
 

@@ -115,7 +115,8 @@ def info(
 ) -> None:
     """Show the settings in a picture's metadata, and whether it has a watermark.
 
-    Reads the metadata of Overpaint, A1111, ComfyUI and InvokeAI.
+    Reads the metadata of Overpaint, A1111, Civitai, ComfyUI, Fooocus, InvokeAI, NovelAI, SD.Next
+    and SwarmUI.
     """
     from overpaint.imaging import codec
     from overpaint.provenance import metadata, watermark  # import OpenCV

@@ -1,7 +1,8 @@
-"""Write the settings of a picture as A1111's `parameters` text."""
+"""Write settings as A1111's `parameters` text, and find embeddings in prompts as A1111 does."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,24 @@ def _quote_a1111_value(value: str) -> str:
 
 def _format_number(value: float) -> str:
     return repr(value).removesuffix(".0")
+
+
+def mark_embeddings(prompt: str, names: Collection[str]) -> str:
+    """Replace the bare names of embeddings in a prompt by `<embedding:NAME>`.
+
+    Args:
+        prompt: the prompt.
+        names: names of embeddings; upper and lower case are the same.
+    """
+    if not names:
+        return prompt
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest_first))
+    known = {name.lower(): name for name in names}
+
+    def mark(match: re.Match[str]) -> str:
+        # Case folding also matches letters that only look alike, such as the ı in "mıni".
+        name = known.get(match[0].lower())
+        return f"<embedding:{name}>" if name else match[0]
+
+    return re.sub(rf"(?<![\w<:-])({pattern})(?![\w>-])", mark, prompt, flags=re.IGNORECASE)

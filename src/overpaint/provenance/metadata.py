@@ -27,10 +27,9 @@ from overpaint.errors import OutputError, PictureError, RequestError
 from overpaint.imaging import codec, output
 from overpaint.picture import Picture
 from overpaint.provenance.a1111_text import format_parameters
-from overpaint.provenance.importers.a1111 import read_a1111
+from overpaint.provenance.importers import READERS
 from overpaint.provenance.importers.collector import ImportedSettings
-from overpaint.provenance.importers.comfyui import read_comfyui
-from overpaint.provenance.importers.invokeai import read_invokeai
+from overpaint.provenance.picture_texts import PictureTexts, extract_texts
 from overpaint.registry import resolve_sampler
 from overpaint.request import Request
 from overpaint.request_fields import resolve_field_aliases
@@ -186,8 +185,7 @@ def check_output(path: Path, request: Request) -> None:
     output.check_writable(path)
     longest = {"name": "?" * 512, "sha256": "?" * 64, "family": "?" * 64, "dtype": "?" * 64}
     second = longest if request.refiner else None
-    texts = (request.prompt, request.prompt_2, request.negative_prompt, request.negative_prompt_2)
-    words = sum((text or "").count("<embedding:") for text in texts)
+    words = sum(text.count("<embedding:") for text in request.prompts.values())
     used = UsedFiles(
         [_LongestFile(lora.name) for lora in request.loras],
         [_LongestFile(control.net or f"{i:?>64}") for i, control in enumerate(request.controls)],
@@ -227,7 +225,7 @@ def encode_picture(
 
 
 def read_settings(path: "str | os.PathLike[str]") -> ImportedSettings:
-    """Read the settings in a picture that Overpaint, A1111, InvokeAI or ComfyUI made.
+    """Read the settings in a picture that Overpaint or another program made.
 
     Raises:
         PictureError: the file is not a picture, or holds no settings in a known format.
@@ -235,18 +233,15 @@ def read_settings(path: "str | os.PathLike[str]") -> ImportedSettings:
     name = str(path)
     with codec.open_image(codec.read_picture(path).data, name, texts=True) as image:
         image.load()  # text chunks may come after the pixels
-        texts = extract_texts(image)
-    for key, reader in {
-        "overpaint": _read_own_record,
-        "invokeai_metadata": read_invokeai,
-        "parameters": read_a1111,
-        "prompt": read_comfyui,
-    }.items():
-        if key in texts and (found := reader(texts[key])):
+        texts = PictureTexts(extract_texts(image), image.size)
+    if own := texts.by_key.get("overpaint"):
+        return _read_own_record(own)
+    for read in READERS:
+        if found := read(texts):
             return found
     raise PictureError(
-        f"{name} carries no settings that can be read "
-        "(looked for those of overpaint, A1111, ComfyUI and InvokeAI)."
+        f"{name} carries no settings that can be read (looked for those of Overpaint, A1111, "
+        "ComfyUI, Fooocus, InvokeAI, NovelAI and SwarmUI)."
     )
 
 
@@ -348,29 +343,3 @@ def _save_options(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "JPEG":
         return {"exif": data, "quality": 95, "subsampling": 0}
     return {"exif": data, "quality": 95, "exact": True}  # exact: also under transparency
-
-
-def extract_texts(image: Image.Image) -> dict[str, str]:
-    """Return a PNG's text chunks by key; texts in EXIF get the keys that a PNG uses."""
-    texts = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
-    exif = image.getexif()
-    description = exif.get(ExifTags.Base.ImageDescription)
-    if isinstance(description, str) and description.startswith('{"overpaint": '):
-        texts.setdefault("overpaint", description.removeprefix('{"overpaint": ')[:-1])
-    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    if isinstance(comment, bytes):
-        texts.setdefault("parameters", _decode_user_comment(comment))
-    graph = exif.get(ExifTags.Base.Model)  # where ComfyUI's WebP nodes put it
-    if isinstance(graph, str) and graph.startswith("prompt:"):
-        texts.setdefault("prompt", graph.removeprefix("prompt:"))
-    return texts
-
-
-def _decode_user_comment(data: bytes) -> str:
-    """Decode an EXIF UserComment (EXIF 2.32, 4.6.5); UTF-16 may have either byte order."""
-    code, body = data[:8], data[8:]
-    if code != _USER_COMMENT:
-        return body.decode("utf-8", "replace")
-    # The writers disagree about the order. Latin letters have their zero byte first in big-endian.
-    big = body[0::2].count(0) >= body[1::2].count(0)
-    return body.decode("utf-16-be" if big else "utf-16-le", "replace")

@@ -1,22 +1,54 @@
-"""Read A1111's `parameters` text (also Forge's, SD.Next's and Civitai's).
+"""Read A1111's `parameters` text, which many programs write.
 
-The format is that of A1111's modules/infotext_utils.py.
+The format is that of A1111's modules/infotext_utils.py: the prompt, a line "Negative prompt:", and
+a line of pairs. Programs that add to it are rows of `_PROGRAMS`.
 """
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+from overpaint.provenance.a1111_text import mark_embeddings
+from overpaint.provenance.importers.civitai import list_civitai_resources, read_civitai_model
 from overpaint.provenance.importers.collector import (
     ImportedSettings,
     SettingsCollector,
+    parse_json_object,
 )
+from overpaint.provenance.importers.comfyui_prompt import translate_comfyui_prompt
+from overpaint.provenance.importers.compel import translate_compel
 from overpaint.registry import resolve_schedule
+from overpaint.request_fields import EMBEDDING_PATTERN
 
-_PAIR = re.compile(r'(?:^|(?<=,))\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])++"|[^,]*)(?:,|$)')
-_NEGATIVE = "Negative prompt:"
+_KEY = re.compile(r"\s*(\w[\w \-/]++):\s*")
+_QUOTED = re.compile(r'"(?:\\.|[^\\"])++"(?=\s*(?:,|$))')
+_PLAIN = re.compile(r"[^,]*+")
+_SETTINGS_INSIDE_LINE = re.compile(r"(?<!\S)Steps:\s*\d+\s*(?:,|$)")
 _HYPERNETWORK = re.compile(r"<hypernet:([^<>:]*)[^<>]*>", re.IGNORECASE)
-_A1111_OWN = {"Sampler", "Schedule type", "Size", "Clip skip", "Model", "Model hash", "Version"}
+_NEGATIVE = "Negative prompt:"
 
+MAX_EMBEDDINGS = 100
+"""Embeddings of a picture that are looked for in its prompts."""
+
+_NUMBERS = {
+    "Steps": ("num_inference_steps", int),
+    "CFG scale": ("guidance_scale", float),
+    "CFG rescale": ("guidance_rescale", float),
+    "Seed": ("seed", int),
+    "width": ("width", int),
+    "height": ("height", int),
+}
+_IDLE = {
+    *("Sampler", "Schedule type", "Scheduler", "Sampler sigma", "Size", "Clip skip"),
+    *("Model", "Model hash", "Version", "App", "Backend", "Parser", "Pipeline", "Operations"),
+    *("Index", "Batch", "User", "Raw prompt", "Raw negative prompt", "Performance"),
+    *("TI hashes", "Embeddings", "Lora weights"),
+    *("Civitai resources", "Civitai metadata", "Created Date", "workflow", "baseModel"),
+    *("quantity", "draft", "nsfw", "process", "engine", "disablePoi", "aspectRatio"),
+}
+"""Settings that are read separately, or do not change the picture."""
 
 # The schedule behind "Automatic" (modules/sd_samplers_kdiffusion.py); Uniform for all others.
 _AUTOMATIC = {
@@ -30,43 +62,170 @@ _AUTOMATIC = {
 }
 
 
+def _keep_prompt(text: str) -> tuple[str, list[str]]:
+    return text, []
+
+
+def _from_comfyui(text: str) -> tuple[str, list[str]]:
+    return translate_comfyui_prompt(text), []
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A program that writes A1111's text."""
+
+    name: str
+    key: str
+    """A setting that identifies the program."""
+
+    pattern: str = ""
+    """The start of its value, as a regular expression."""
+
+    runs_all_steps: bool = False
+    """True if all steps run at every strength; in A1111 about steps × strength of them."""
+
+    translate: Callable[[str], tuple[str, list[str]]] = _keep_prompt
+    """Returns a prompt in Overpaint's syntax, and what remains in it untranslated."""
+
+
+_PROGRAMS = (
+    _Program("SD.Next", "Parser", "(?i)compel", runs_all_steps=True, translate=translate_compel),
+    _Program("SD.Next", "App", r"SD\.?Next", runs_all_steps=True),
+    _Program("Fooocus", "Version", "Fooocus", runs_all_steps=True, translate=_from_comfyui),
+    _Program("ComfyUI", "Version", "ComfyUI", runs_all_steps=True, translate=_from_comfyui),
+    _Program("Civitai", "Civitai resources"),
+)
+_A1111 = _Program("A1111", "Steps")
+
+
+@dataclass(frozen=True)
+class ParametersText:
+    """The parts of a `parameters` text.
+
+    Attributes:
+        prompt: the prompt.
+        negative: the negative prompt.
+        pairs: the settings by their names.
+        lines_after: the lines after the settings.
+    """
+
+    prompt: str
+    negative: str
+    pairs: dict[str, str]
+    lines_after: list[str]
+
+
 def read_a1111(text: str) -> ImportedSettings | None:
-    """Read an A1111 `parameters` text: prompt, negative prompt, and a last line of pairs.
+    """Read an A1111 `parameters` text.
 
     The format cannot escape a line "Negative prompt:" inside a prompt, so such a prompt is split.
     """
-    *lines, last = text.strip().split("\n")
-    pairs = split_a1111_pairs(last)
-    if "Steps" not in pairs or len(pairs) < 3:
+    if (parts := split_parameters(text)) is None:
         return None
-    prompt, negative = _split_prompts("\n".join(lines))
+    pairs: dict[str, Any] = dict(parts.pairs)
+    program = next(
+        (p for p in _PROGRAMS if p.key in pairs and re.match(p.pattern, pairs[p.key])), _A1111
+    )
     reading = SettingsCollector()
-    reading.note_lost("hypernetworks", [tag[1] for tag in _HYPERNETWORK.finditer(prompt)])
-    reading.put("prompt", _HYPERNETWORK.sub("", prompt))
-    reading.put("negative_prompt", negative)
-    reading.put_number("num_inference_steps", pairs.pop("Steps"), int)
-    if "CFG scale" in pairs:
-        reading.put_number("guidance_scale", pairs.pop("CFG scale"))
-    if "Seed" in pairs:
-        reading.put_number("seed", pairs.pop("Seed"), int)
+    embeddings = _list_embeddings(pairs)
+    reading.note_lost("hypernetworks", _HYPERNETWORK.findall(parts.prompt))
+    positive = _HYPERNETWORK.sub("", parts.prompt)
+    for name, own in (("prompt", positive), ("negative_prompt", parts.negative)):
+        prompt, lost = program.translate(own)
+        reading.put_prompt(name, mark_embeddings(prompt, embeddings))
+        reading.note_lost(f"functions of {name}", lost)
+    reading.put_numbers(pairs, _NUMBERS)
     if "Denoising strength" in pairs and not any(key.startswith("Hires") for key in pairs):
         reading.put_number("strength", pairs.pop("Denoising strength"))
-        reading.fields["steps"] = "truncate"  # A1111 runs about steps × strength of them
+        if not program.runs_all_steps:
+            reading.fields["steps"] = "truncate"
     if "Sampler" in pairs:
-        _a1111_sampler(reading, pairs["Sampler"], pairs.get("Schedule type"))
+        schedule = pairs.get("Schedule type") or pairs.get("Sampler sigma")
+        _put_sampler(reading, pairs["Sampler"], schedule)
     if size := re.fullmatch(r"(\d+)x(\d+)", pairs.get("Size", "")):
-        reading.put("width", int(size[1]))
-        reading.put("height", int(size[2]))
+        reading.put_number("width", size[1], int)
+        reading.put_number("height", size[2], int)
     if "Clip skip" in pairs:  # 1 and 2 are the same for SDXL: the penultimate layer
         reading.put_number("clip_skip", pairs["Clip skip"], lambda skip: max(int(skip) - 2, 0))
-    lost = [f"{key} {value}" for key, value in pairs.items() if key not in _A1111_OWN]
-    reading.note_lost("settings", lost)
-    return reading.finish("A1111", pairs.get("Model"))
+    _read_loras(reading, pairs, parts.prompt)
+    if pairs.get("VAE") in ("Automatic", "Default (model)"):
+        del pairs["VAE"]
+    reading.note_lost_settings(pairs, _IDLE)
+    resources = pairs.get("Civitai resources", "")
+    reading.note_lost("resources", list_civitai_resources(resources))
+    reading.note_lost("lines", parts.lines_after)
+    return reading.finish(program.name, pairs.get("Model") or read_civitai_model(resources))
 
 
 def split_a1111_pairs(line: str) -> dict[str, str]:
-    """Split the last line of an A1111 `parameters` text into its settings."""
-    return {key: _unquote(value) for key, value in _PAIR.findall(line)}
+    """Split the settings line of an A1111 text; a value can be quoted, or a JSON list or object."""
+    pairs: dict[str, str] = {}
+    position = 0
+    while position < len(line):
+        if key := _KEY.match(line, position):
+            value, position = _read_value(line, key.end())
+            pairs[key[1]] = value
+        else:
+            position = _skip_plain(line, position)
+        position += 1  # the comma
+    return pairs
+
+
+def _read_value(line: str, start: int) -> tuple[str, int]:
+    """Return the value that starts there, and the position of the comma after it."""
+    if quoted := _QUOTED.match(line, start):
+        return _unquote(quoted[0]), _skip_plain(line, quoted.end())
+    if line[start : start + 1] in ("[", "{"):
+        try:
+            _, end = json.JSONDecoder().raw_decode(line, start)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            return line[start:end], _skip_plain(line, end)
+    end = _skip_plain(line, start)
+    return line[start:end], end
+
+
+def _skip_plain(line: str, start: int) -> int:
+    """Return the position of the next comma, or of the end."""
+    plain = _PLAIN.match(line, start)
+    return plain.end() if plain else len(line)
+
+
+def _unquote(value: str) -> str:
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
+
+
+def split_parameters(text: str) -> ParametersText | None:
+    """Split a text at its last line of settings, or return None if it is in another format.
+
+    Dynamic Prompts adds lines after the settings.
+    """
+    lines = text.strip().split("\n")
+    for number in range(len(lines) - 1, -1, -1):
+        line = lines[number]
+        pairs = split_a1111_pairs(line) if _KEY.match(line) else {}
+        if "Steps" in pairs and (len(pairs) >= 3 or _SETTINGS_INSIDE_LINE.match(line)):
+            prompt, negative = _split_prompts("\n".join(lines[:number]))
+            return ParametersText(prompt, negative, pairs, lines[number + 1 :])
+        if settings := _SETTINGS_INSIDE_LINE.search(line):  # the line ends got lost
+            before = "\n".join([*lines[:number], line[: settings.start()].rstrip()])
+            prompt, _, negative = before.partition(_NEGATIVE)
+            pairs = split_a1111_pairs(line[settings.start() :])
+            return ParametersText(prompt.rstrip(), negative.strip(), pairs, lines[number + 1 :])
+    if f"\n{_NEGATIVE}" in f"\n{text}":
+        return ParametersText(*_split_prompts(text), {}, [])
+    return None
+
+
+def _split_prompts(text: str) -> tuple[str, str]:
+    if text.startswith(_NEGATIVE):
+        text = "\n" + text
+    prompt, _, negative = text.partition("\n" + _NEGATIVE)
+    return prompt, negative.removeprefix(" ")
 
 
 def resolve_a1111_schedule(sampler: str, label: str) -> str:
@@ -84,14 +243,7 @@ def resolve_a1111_schedule(sampler: str, label: str) -> str:
             return resolve_schedule(label)
 
 
-def _split_prompts(text: str) -> tuple[str, str]:
-    if text.startswith(_NEGATIVE):
-        text = "\n" + text
-    prompt, _, negative = text.partition("\n" + _NEGATIVE)
-    return prompt, negative.removeprefix(" ")
-
-
-def _a1111_sampler(reading: SettingsCollector, sampler: str, schedule: str | None) -> None:
+def _put_sampler(reading: SettingsCollector, sampler: str, schedule: str | None) -> None:
     if schedule in ("Automatic", "Normal"):
         reading.put_sampler(sampler, None)
         reading.fields["schedule"] = resolve_a1111_schedule(
@@ -103,10 +255,38 @@ def _a1111_sampler(reading: SettingsCollector, sampler: str, schedule: str | Non
             reading.fields.setdefault("schedule", "linspace")
 
 
-def _unquote(value: str) -> str:
-    if value.startswith('"'):
-        try:
-            return str(json.loads(value))
-        except ValueError:
-            return value
-    return value
+def _list_embeddings(pairs: dict[str, Any]) -> list[str]:
+    """Return the embeddings whose bare names are in the prompts."""
+    names = [
+        *_read_hashes(pairs.get("TI hashes", "")),
+        *(name.strip() for name in pairs.get("Embeddings", "").split(",")),
+        *_read_files(pairs, "embed:"),
+    ]
+    return [name for name in names if EMBEDDING_PATTERN.fullmatch(f"<embedding:{name}>")][
+        :MAX_EMBEDDINGS
+    ]
+
+
+def _read_loras(reading: SettingsCollector, pairs: dict[str, Any], prompt: str) -> None:
+    """Add the LoRAs that are not in the prompt; those without a scale are left to the notes."""
+    weights = _read_hashes(pairs.get("Lora weights", ""))
+    for name, scale in weights.items():
+        reading.add_lora(name, scale)
+    for key, names in (
+        ("Lora hashes", list(_read_hashes(pairs.get("Lora hashes", "")))),
+        ("Hashes", _read_files(pairs, "lora:")),
+    ):
+        if all(name in weights or f":{name}" in prompt for name in names):
+            pairs.pop(key, None)
+
+
+def _read_files(pairs: dict[str, Any], kind: str) -> list[str]:
+    """Return the names of the files of a kind, such as "lora:", in the JSON of their hashes."""
+    files = parse_json_object(pairs.get("Hashes", "")) or {}
+    return [key.removeprefix(kind) for key in files if key.startswith(kind)]
+
+
+def _read_hashes(text: str) -> dict[str, str]:
+    """Read "name: value, name: value"."""
+    pairs = (item.rpartition(":") for item in text.split(","))
+    return {name.strip(): value.strip() for name, _, value in pairs if name.strip()}

@@ -1,142 +1,175 @@
 """Read ComfyUI's `prompt`: the graph that was run.
 
-A graph is {id: {class_type, inputs}}; an input that is a link is [id, slot].
+The nodes for samplers, schedules and LoRAs are rows of tables, so a node of an extension is one
+more row.
 """
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
-from overpaint.provenance.importers.collector import (
-    ImportedSettings,
-    SettingsCollector,
-    parse_json_object,
+from overpaint.provenance.importers.collector import ImportedSettings, SettingsCollector
+from overpaint.provenance.importers.comfyui_graph import MAX_DEPTH, Graph, Node, is_link
+from overpaint.provenance.importers.comfyui_loras import add_loras
+from overpaint.provenance.importers.comfyui_names import (
+    put_comfyui_sampler,
+    read_layers_to_skip,
 )
+from overpaint.provenance.importers.comfyui_prompt import translate_comfyui_prompt
 
-_Node = dict[str, Any]
-_COMFY_SAMPLERS = {"dpm_2": "dpm2", "dpm_2_ancestral": "dpm2_a", "uni_pc_bh2": "unipc"}
-_COMFY_SCHEDULES = {"normal": "linspace", "ddim_uniform": "normal"}
-_COMFY_UNDERSTOOD = re.compile(
+_NUMBERS = {
+    "seed": ("seed", int),
+    "noise_seed": ("seed", int),
+    "steps": ("num_inference_steps", int),
+    "cfg": ("guidance_scale", float),
+}
+_SAMPLER = r"KSampler(?!Select)|SamplerCustom"
+_UNDERSTOOD = re.compile(
     r"KSampler(Advanced)?|CheckpointLoader.*|CLIPTextEncode(SDXL)?|CLIPSetLastLayer"
     r"|Empty\w*LatentImage|VAE(Loader|Decode|Encode)|LoadImage|SaveImage|PreviewImage|Primitive.*"
+    r"|Reroute.*"
 )
+"""Classes of nodes that are read, or do not change the picture."""
+
+_SAMPLER_PARTS = ("noise", "guider", "sampler", "sigmas")
+"""Inputs of `SamplerCustom` and `SamplerCustomAdvanced` whose nodes have its settings."""
+
+_IMPLIED: dict[str, dict[str, Any]] = {
+    "AlignYourStepsScheduler": {"scheduler": "align_your_steps"},
+    "BasicGuider": {"cfg": 1.0},
+    "BetaSamplingScheduler": {"scheduler": "beta"},
+    "ExponentialScheduler": {"scheduler": "exponential"},
+    "KarrasScheduler": {"scheduler": "karras"},
+    "PolyexponentialScheduler": {"scheduler": "polyexponential"},
+    "SDTurboScheduler": {"scheduler": "sgm_uniform"},
+    "SamplerDPMPP_2M_SDE": {"sampler_name": "dpmpp_2m_sde"},
+    "SamplerDPMPP_2S_Ancestral": {"sampler_name": "dpmpp_2s_ancestral"},
+    "SamplerDPMPP_3M_SDE": {"sampler_name": "dpmpp_3m_sde"},
+    "SamplerDPMPP_SDE": {"sampler_name": "dpmpp_sde"},
+    "SamplerEulerAncestral": {"sampler_name": "euler_ancestral"},
+    "SamplerLMS": {"sampler_name": "lms"},
+}
+"""Settings that the class of a sampler's part stands for."""
+
+_Side = Literal["positive", "negative"]
+
+_ALIASES = {"conditioning": "positive", "cond1": "positive"}
+"""Inputs of guiders by the name of the same input of `KSampler`."""
 
 
 def read_comfyui(text: str) -> ImportedSettings | None:
-    """Read a ComfyUI graph: the KSampler nearest to the saved picture, and its inputs."""
-    graph = _comfy_graph(text)
-    ends = [key for key, node in graph.items() if re.match("Save|Preview", node["class_type"])]
-    reached = {key: node for end in ends or graph for key, node in _upstream(graph, end)}
-    samplers = [node for node in reached.values() if node["class_type"].startswith("KSampler")]
+    """Read a ComfyUI graph: the sampler nearest to the saved picture, and its inputs."""
+    text = re.sub(r"^\s*prompt:", "", text, flags=re.IGNORECASE)  # in EXIF
+    graph = Graph.parse(text)
+    ends = [key for key, node in graph.nodes.items() if re.match("Save|Preview", node.class_type)]
+    reached = {n.id: n for end in ends or graph.nodes for n in graph.walk_upstream(end)}
+    samplers = [node for node in reached.values() if re.match(_SAMPLER, node.class_type)]
     if not samplers:
         return None
-    sampler, reading = samplers[0]["inputs"], SettingsCollector()
-    for key, name in {
-        "seed": "seed",
-        "noise_seed": "seed",
-        "steps": "num_inference_steps",
-        "cfg": "guidance_scale",
-    }.items():
-        if key in sampler:
-            reading.put(name, _literal(graph, sampler[key]))
-    name = str(_literal(graph, sampler.get("sampler_name"))).removesuffix("_gpu")
-    schedule = str(_literal(graph, sampler.get("scheduler")))
-    reading.put_sampler(_COMFY_SAMPLERS.get(name, name), _COMFY_SCHEDULES.get(schedule, schedule))
-    _comfy_prompt(reading, graph, sampler.get("positive"), "")
-    _comfy_prompt(reading, graph, sampler.get("negative"), "negative_")
-    _comfy_latent(reading, graph, sampler)
+    sampler, reading = _merge_sampler(graph, samplers[0]), SettingsCollector()
+    numbers = {key: graph.read_value(sampler[key]) for key in _NUMBERS if key in sampler}
+    reading.put_numbers(numbers, _NUMBERS)
+    name, schedule = (graph.read_value(sampler.get(key)) for key in ("sampler_name", "scheduler"))
+    if name is not None:
+        put_comfyui_sampler(reading, name, schedule)
+    encoders = _put_prompt(reading, graph, sampler.get("positive"), "positive", "")
+    encoders += _put_prompt(reading, graph, sampler.get("negative"), "negative", "negative_")
+    _put_latent(reading, graph, sampler)
+    clips = [encoder.inputs.get("clip") for encoder in encoders]
+    add_loras(reading, graph, sampler.get("model"), clips)
+    if rescale := graph.find_nearest(sampler.get("model"), "RescaleCFG"):
+        reading.put_number("guidance_rescale", graph.read_value(rescale.inputs.get("multiplier")))
+        graph.translated.add(rescale.id)
 
     window = [f"{key} {sampler[key]}" for key in ("start_at_step", "end_at_step") if key in sampler]
     reading.note_lost("settings", window)
-    reading.note_lost("further samplers", [node["class_type"] for node in samplers[1:]])
-    classes = sorted({node["class_type"] for node in reached.values()})
-    reading.note_lost("nodes", [name for name in classes if not _COMFY_UNDERSTOOD.fullmatch(name)])
-    loader = _nearest(graph, sampler.get("model"), "CheckpointLoader")
-    model = loader and loader.get("ckpt_name")
-    return reading.finish("ComfyUI", model if isinstance(model, str) else None)
+    reading.note_lost("further samplers", [node.class_type for node in samplers[1:]])
+    graph.translated |= {node.id for node in samplers}
+    lost = {n.class_type for n in reached.values() if n.id not in graph.translated}
+    reading.note_lost("nodes", sorted(c for c in lost if not _UNDERSTOOD.fullmatch(c)))
+    return reading.finish("ComfyUI", _read_model(graph, sampler.get("model")))
 
 
-def _comfy_prompt(
-    reading: SettingsCollector, graph: dict[str, _Node], link: Any, prefix: str
-) -> None:
-    # A zeroed conditioning hides the text that it was made of, which is another prompt's.
-    if _nearest(graph, link, "ConditioningZeroOut"):
-        return
-    inputs = _nearest(graph, link, "CLIPTextEncode")
-    if inputs is None:
-        return
-    if "text" in inputs:
-        reading.put(f"{prefix}prompt", _literal(graph, inputs["text"]))
-    elif "text_l" in inputs:  # CLIPTextEncodeSDXL
-        reading.put(f"{prefix}prompt", _literal(graph, inputs["text_l"]))
-        reading.put(f"{prefix}prompt_2", _literal(graph, inputs.get("text_g")))
-        for name, keys in {
-            "original_size": ("height", "width"),
-            "crops_coords_top_left": ("crop_h", "crop_w"),
-            "target_size": ("target_height", "target_width"),
-        }.items():
-            if all(key in inputs for key in keys):
-                reading.put(prefix + name, tuple(_literal(graph, inputs[key]) for key in keys))
-    if not prefix and (layer := _nearest(graph, inputs.get("clip"), "CLIPSetLastLayer")):
-        stop = _literal(graph, layer.get("stop_at_clip_layer"))
-        if isinstance(stop, int):  # -2 is the penultimate layer, Overpaint's 0
-            reading.put("clip_skip", max(-stop - 2, 0))
+def _merge_sampler(graph: Graph, sampler: Node) -> dict[str, Any]:
+    """Return the inputs of a sampler together with those of the nodes that are its parts."""
+    merged = dict(sampler.inputs)
+    for part in _SAMPLER_PARTS:
+        node = graph.get_source(sampler.inputs.get(part))
+        if part == "sigmas" and node and "steps" not in node.inputs:  # such as SplitSigmas
+            node = next((n for n in graph.walk_upstream(node.id) if "steps" in n.inputs), node)
+        if node:
+            graph.translated.add(node.id)
+            inputs = {_ALIASES.get(key, key): value for key, value in node.inputs.items()}
+            merged = _IMPLIED.get(node.class_type, {}) | inputs | merged
+    return merged
 
 
-def _comfy_latent(
-    reading: SettingsCollector, graph: dict[str, _Node], sampler: dict[str, Any]
-) -> None:
-    link = sampler.get("latent_image")
-    if empty := _nearest(graph, link, "Empty"):
+def _read_model(graph: Graph, link: Any) -> str | None:
+    for key in ("ckpt_name", "unet_name"):
+        for node in graph.walk_upstream(link[0]) if is_link(link) else ():
+            if isinstance(name := node.inputs.get(key), str):
+                return name
+    return None
+
+
+def _put_prompt(
+    reading: SettingsCollector, graph: Graph, link: Any, side: _Side, prefix: str
+) -> list[Node]:
+    """Set the prompt of a conditioning, and return the nodes that encode its texts."""
+    encoders = _list_encoders(graph, link, side)
+    graph.translated |= {encoder.id for encoder in encoders}
+    for name, keys in {"prompt": ("text", "text_l", side), "prompt_2": ("text_g",)}.items():
+        given = (encoder.inputs[k] for encoder in encoders for k in keys if k in encoder.inputs)
+        texts = [translate_comfyui_prompt(text) for t in given if (text := graph.read_text(t))]
+        if texts:  # ConditioningConcat appends a text in separate chunks, as BREAK does.
+            reading.put_prompt(prefix + name, " BREAK ".join(texts))
+    if not encoders:
+        return []
+    inputs = encoders[0].inputs
+    for name, keys in {
+        "original_size": ("height", "width"),
+        "crops_coords_top_left": ("crop_h", "crop_w"),
+        "target_size": ("target_height", "target_width"),
+    }.items():
+        if all(key in inputs for key in keys):
+            reading.put(prefix + name, tuple(graph.read_value(inputs[key]) for key in keys))
+    if not prefix and (layer := graph.find_nearest(inputs.get("clip"), "CLIPSetLastLayer")):
+        stop = graph.read_value(layer.inputs.get("stop_at_clip_layer"))
+        if isinstance(stop, int):
+            reading.put("clip_skip", read_layers_to_skip(stop))
+    return encoders
+
+
+def _list_encoders(graph: Graph, link: Any, side: _Side) -> list[Node]:
+    """Return the nodes that encode the texts of a conditioning; several if it is concatenated.
+
+    A zeroed conditioning hides the text that it was made of, which is another prompt's.
+    """
+    seen: set[str] = set()
+
+    def follow(link: Any, depth: int) -> list[Node]:
+        node = graph.get_source(link)
+        if node is None or node.id in seen or depth == MAX_DEPTH:
+            return []
+        seen.add(node.id)
+        inputs = node.inputs
+        if node.class_type == "ConditioningZeroOut":
+            return []
+        if "TextEncode" in node.class_type or isinstance(inputs.get(side), str):
+            return [node]  # an encoder, or a loader with the prompts, such as "Efficient Loader"
+        if node.class_type == "ConditioningConcat":
+            graph.translated.add(node.id)
+            keys = ("conditioning_to", "conditioning_from")
+            return [found for key in keys for found in follow(inputs.get(key), depth + 1)]
+        # A node with both prompts, such as ControlNetApplyAdvanced, gives out each on its side.
+        links = [inputs[side]] if side in inputs else list(inputs.values())
+        return next((found for each in links if (found := follow(each, depth + 1))), [])
+
+    return follow(link, 0)
+
+
+def _put_latent(reading: SettingsCollector, graph: Graph, sampler: dict[str, Any]) -> None:
+    if empty := graph.find_nearest(sampler.get("latent_image"), "Empty"):
         for name in ("width", "height"):
-            reading.put(name, _literal(graph, empty.get(name)))
+            reading.put_number(name, graph.read_value(empty.inputs.get(name)), int)
     elif "denoise" in sampler:
-        reading.put("strength", _literal(graph, sampler["denoise"]))
-
-
-def _comfy_graph(text: str) -> dict[str, _Node]:
-    return {
-        key: node
-        for key, node in (parse_json_object(text) or {}).items()
-        if isinstance(node, dict)
-        and isinstance(node.get("class_type"), str)
-        and isinstance(node.get("inputs"), dict)
-    }
-
-
-def _upstream(graph: dict[str, _Node], start: str) -> Iterator[tuple[str, _Node]]:
-    """The node `start` and all that feed it, nearest first, each once."""
-    queue, seen = [start], {start}
-    for key in queue:
-        if key not in graph:
-            continue
-        yield key, graph[key]
-        for value in graph[key]["inputs"].values():
-            if (source := _source(value)) and source not in seen:
-                seen.add(source)
-                queue.append(source)
-
-
-def _nearest(graph: dict[str, _Node], link: Any, class_prefix: str) -> dict[str, Any] | None:
-    """The inputs of the nearest node upstream of a link whose class begins so."""
-    for _, node in _upstream(graph, _source(link) or ""):
-        if node["class_type"].startswith(class_prefix):
-            return node["inputs"]
-    return None
-
-
-def _literal(graph: dict[str, _Node], value: Any) -> Any:
-    """A value, or through a link the one that the nearest primitive node holds."""
-    if not (source := _source(value)):
-        return value
-    for _, node in _upstream(graph, source):
-        for key in ("value", "text", "string", "seed", "int", "float"):
-            if key in node["inputs"] and not _source(node["inputs"][key]):
-                return node["inputs"][key]
-    return None
-
-
-def _source(value: Any) -> str | None:
-    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
-        return value[0]
-    return None
+        reading.put_number("strength", graph.read_value(sampler["denoise"]))

@@ -22,8 +22,9 @@ from fastapi import Request as Incoming
 
 from overpaint.errors import RequestError
 from overpaint.imaging import codec
-from overpaint.provenance import a1111_text, metadata
-from overpaint.provenance.importers.a1111 import split_a1111_pairs
+from overpaint.provenance import a1111_text
+from overpaint.provenance.importers.a1111 import split_parameters
+from overpaint.provenance.picture_texts import extract_texts
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
 from overpaint.server.api.a1111 import listings, options
@@ -161,7 +162,7 @@ async def generation_response(service: Service, job: Job) -> GenerationResponse:
 def settings_text(data: bytes) -> str:
     """Return AUTOMATIC1111's settings text for an image that Overpaint made."""
     with codec.open_image(data, "the result", texts=True) as image:
-        return a1111_text.format_parameters(json.loads(metadata.extract_texts(image)["overpaint"]))
+        return a1111_text.format_parameters(json.loads(extract_texts(image)["overpaint"]))
 
 
 def job_info(job: Job) -> dict[str, Any]:
@@ -271,14 +272,14 @@ async def read_png_info(given: PngInfoRequest, key: KeyDep) -> PngInfoResponse:
             data, "the image", codec.UPLOAD_FORMATS, codec.MAX_UPLOAD_PIXELS, texts=True
         ) as image:
             image.load()
-            items = metadata.extract_texts(image)
+            items = extract_texts(image)
         if sum(map(len, items.values())) > MAX_TEXT_CHARS:
             raise RequestError(
                 "image", f"Its texts have more than {MAX_TEXT_CHARS:,} characters together."
             )
         text = items.get("parameters", "")
-        last_line = text.strip().rpartition("\n")[2]
-        return PngInfoResponse(info=text, items=items, parameters=split_a1111_pairs(last_line))
+        parts = split_parameters(text)
+        return PngInfoResponse(info=text, items=items, parameters=parts.pairs if parts else {})
 
     return await run_in_picture_thread(read)
 

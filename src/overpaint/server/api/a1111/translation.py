@@ -10,6 +10,7 @@ from PIL import ImageOps
 from overpaint.errors import RequestError, did_you_mean, quote_value
 from overpaint.imaging import codec
 from overpaint.picture import Picture
+from overpaint.provenance.a1111_text import mark_embeddings
 from overpaint.provenance.importers.a1111 import resolve_a1111_schedule
 from overpaint.registry import SAMPLERS, Fill, resolve_sampler
 from overpaint.request import Request
@@ -160,27 +161,6 @@ def _check_eta(eta: float | None, sampler: str) -> None:
         raise RequestError(
             "eta", f"{eta} is not supported with the sampler {sampler}; use {supported}."
         )
-
-
-def mark_embeddings(prompt: str, names: Collection[str]) -> str:
-    """Replace the bare names of embeddings in a prompt by `<embedding:NAME>`.
-
-    Args:
-        prompt: the prompt.
-        names: names of embeddings; upper and lower case are the same.
-    """
-    if not names:
-        return prompt
-    longest_first = sorted(names, key=len, reverse=True)
-    pattern = "|".join(map(re.escape, longest_first))
-    known = {name.lower(): name for name in names}
-
-    def mark(match: re.Match[str]) -> str:
-        # Case folding also matches letters that only look alike, such as the ı in "mıni".
-        name = known.get(match[0].lower())
-        return f"<embedding:{name}>" if name else match[0]
-
-    return re.sub(rf"(?<![\w<:-])({pattern})(?![\w>-])", mark, prompt, flags=re.IGNORECASE)
 
 
 def resolve_model_title(field: str, title: str | None, known: Collection[str]) -> str:
