@@ -101,9 +101,9 @@ def _read_text(kind: bytes, body: bytes, limit: int) -> tuple[str, str] | None:
     A compressed text is read up to `limit` + 1 bytes.
     """
     key, _, rest = body.partition(b"\0")
-    compressed, encoding = kind == b"zTXt", "latin-1"
+    compressed = kind == b"zTXt"
     if kind == b"iTXt":
-        flags, encoding = rest[:2], "utf-8"
+        flags = rest[:2]
         _, _, rest = rest[2:].partition(b"\0")  # the language
         _, _, rest = rest.partition(b"\0")  # the keyword in that language
         compressed = flags[:1] == b"\1"
@@ -114,7 +114,17 @@ def _read_text(kind: bytes, body: bytes, limit: int) -> tuple[str, str] | None:
         if inflated is None:
             return None
         rest = inflated
-    return key.decode("latin-1"), rest.decode(encoding, "replace")
+    if kind == b"iTXt":
+        return key.decode("latin-1"), rest.decode("utf-8", "replace")
+    return key.decode("latin-1"), _decode_latin_1(rest)
+
+
+def _decode_latin_1(data: bytes) -> str:
+    """Decode the text of a chunk for Latin-1, which many programs fill with UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def _read_profile(body: bytes) -> bytes | None:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import ExifTags, Image
-from PIL.PngImagePlugin import iTXt
 
 _TEXT_TAGS = {
     ExifTags.Base.UserComment: "UserComment",
@@ -109,23 +108,9 @@ def _clean(text: str) -> str:
 
 def _decode_chunk(value: Any, *, comment: bool) -> str | None:
     """Return the text of a chunk, or of a JPEG's or GIF's comment; None for other values."""
-    match value:
-        case iTXt():
-            return _clean(value)
-        case str():
-            return _clean(_repair(value))
-        case bytes() if comment:
-            return decode_text(value)
-        case _:
-            return None
-
-
-def _repair(text: str) -> str:
-    """Return a text that Pillow read as Latin-1, the rule, as UTF-8 if its bytes are that."""
-    try:
-        return text.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return text
+    if isinstance(value, str):
+        return _clean(value)
+    return decode_text(value) if comment and isinstance(value, bytes) else None
 
 
 def _read_exif(image: Image.Image) -> dict[str, str]:
