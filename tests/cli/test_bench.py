@@ -75,5 +75,5 @@ def test_serve_with_a_profile_of_another_model_is_rejected(
     path = tmp_path / "profile.json"
     Profile("cpu", {}, "sdxl", "float32").write(path)
     assert code("serve", "--model", "miniature", "--profile", str(path)) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"overpaint: --profile: {path} was measured with 'sdxl'")
+    message = capsys.readouterr().err
+    assert message.startswith(f"overpaint: --profile: {path} was measured with 'sdxl'")

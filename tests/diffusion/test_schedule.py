@@ -55,9 +55,9 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_keeps_the_start():
     assert ZERO_SNR.sigma_max == pytest.approx(math.sqrt(2**24 - 1), rel=1e-12)
     assert ZERO_SNR.sigma_min == pytest.approx(SDXL.sigma_min, rel=1e-12)
     # Near the end, diffusers' float32 has only three significant digits.
-    ours = make_sigmas("trailing", 20, ZERO_SNR)
-    theirs = reference(20, "trailing", rescale_betas_zero_snr=True)
-    assert list(ours) == pytest.approx(theirs, rel=1e-3)
+    sigmas = make_sigmas("trailing", 20, ZERO_SNR)
+    expected = reference(20, "trailing", rescale_betas_zero_snr=True)
+    assert list(sigmas) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", [SDXL, ZERO_SNR])

@@ -53,41 +53,41 @@ def measured(monkeypatch: pytest.MonkeyPatch, model: Model, timed: Timed) -> lis
     return list(calls(model, 128, 64, timed.clock))
 
 
-def profiled(found: list[Call]) -> Profile:
-    return Profile("cpu", {(8, 16): {call.rows: call.seconds for call in found if call.seconds}})
+def profiled(calls: list[Call]) -> Profile:
+    return Profile("cpu", {(8, 16): {call.rows: call.seconds for call in calls if call.seconds}})
 
 
 def test_calibrate_shared_costs_measures_all_row_counts(
     monkeypatch: pytest.MonkeyPatch, model: Model
 ) -> None:
-    found = measured(monkeypatch, model, Timed(lambda rows, _: 1.0 + rows / 16))
-    assert [call.rows for call in found] == [1, 2, 4, 8, 16, 32]
-    assert [call.seconds for call in found] == [1 + call.rows / 16 for call in found]
-    assert {call.shape for call in found} == {(8, 16)}
-    assert profiled(found).cap(8, 16) == 32
+    calls = measured(monkeypatch, model, Timed(lambda rows, _: 1.0 + rows / 16))
+    assert [call.rows for call in calls] == [1, 2, 4, 8, 16, 32]
+    assert [call.seconds for call in calls] == [1 + call.rows / 16 for call in calls]
+    assert {call.shape for call in calls} == {(8, 16)}
+    assert profiled(calls).cap(8, 16) == 32
 
 
 def test_calibrate_small_gain_stops_early(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    found = measured(monkeypatch, model, Timed(lambda rows, _: max(1.0, rows / 4)))
-    assert [call.rows for call in found] == [1, 2, 4, 8]
-    assert profiled(found).cap(8, 16) == 4
+    calls = measured(monkeypatch, model, Timed(lambda rows, _: max(1.0, rows / 4)))
+    assert [call.rows for call in calls] == [1, 2, 4, 8]
+    assert profiled(calls).cap(8, 16) == 4
 
 
 def test_calibrate_no_gain_still_measures_two_rows(
     monkeypatch: pytest.MonkeyPatch, model: Model
 ) -> None:
-    found = measured(monkeypatch, model, Timed(lambda rows, _: 0.4 if rows == 1 else 1.0))
-    assert [call.rows for call in found] == [1, 2, 4, 8, 16, 32]
-    assert profiled(found).cap(8, 16) == 32
-    found = measured(monkeypatch, model, Timed(lambda rows, _: float(rows)))
-    assert [call.rows for call in found] == [1, 2, 4]
-    assert profiled(found).cap(8, 16) == 2
+    calls = measured(monkeypatch, model, Timed(lambda rows, _: 0.4 if rows == 1 else 1.0))
+    assert [call.rows for call in calls] == [1, 2, 4, 8, 16, 32]
+    assert profiled(calls).cap(8, 16) == 32
+    calls = measured(monkeypatch, model, Timed(lambda rows, _: float(rows)))
+    assert [call.rows for call in calls] == [1, 2, 4]
+    assert profiled(calls).cap(8, 16) == 2
 
 
 def test_calibrate_out_of_memory_stops(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    found = measured(monkeypatch, model, Timed(lambda rows, _: 1.0, most=4))
-    assert [(call.rows, call.seconds) for call in found] == [(1, 1), (2, 1), (4, 1), (8, None)]
-    assert profiled(found).cap(8, 16) == 4
+    calls = measured(monkeypatch, model, Timed(lambda rows, _: 1.0, most=4))
+    assert [(call.rows, call.seconds) for call in calls] == [(1, 1), (2, 1), (4, 1), (8, None)]
+    assert profiled(calls).cap(8, 16) == 4
 
 
 def test_calibrate_no_memory_for_one_row_raises(
@@ -101,8 +101,8 @@ def test_calibrate_outliers_do_not_change_the_median(
     monkeypatch: pytest.MonkeyPatch, model: Model
 ) -> None:
     timed = Timed(lambda rows, number: {0: 60.0, 2: 9.0}.get(number, 1.0))
-    found = measured(monkeypatch, model, timed)
-    assert {call.seconds for call in found} == {1.0}
+    calls = measured(monkeypatch, model, timed)
+    assert {call.seconds for call in calls} == {1.0}
     assert timed.calls.count(1) == 1 + MIN_CALLS
 
 

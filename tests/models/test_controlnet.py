@@ -36,8 +36,8 @@ def test_adapter_in_original_layout_loads(tmp_path: Path) -> None:
     net = load_controlnet(tmp_path / "adapter.safetensors", tiny_model())
     shown = torch.rand(1, 3, 128, 128)
     assert net.kind == "adapter"
-    for ours, theirs in zip(net.extract_features(shown), adapter(shown), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for result, reference in zip(net.extract_features(shown), adapter(shown), strict=True):
+        torch.testing.assert_close(result, reference)
 
 
 def test_original_layout_names_match_reference() -> None:

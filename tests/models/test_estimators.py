@@ -58,9 +58,9 @@ def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Estimator:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / "preprocessor_config.json").read_text())
+    config = json.loads((folder / "preprocessor_config.json").read_text())
     own = ("image_processor_type", "feature_extractor_type", "class_info_file", "repo_path")
-    return {key: value for key, value in found.items() if key not in own}
+    return {key: value for key, value in config.items() if key not in own}
 
 
 def test_every_family_is_tested(folders: dict[str, Path]) -> None:
@@ -85,15 +85,15 @@ def test_estimate_has_picture_size_and_is_deterministic(
 @pytest.mark.parametrize("family", DEPTHS)
 def test_depth_equals_transformers_pipeline(family: str, folders: dict[str, Path]) -> None:
     processor: Any = DPTImageProcessorPil(**settings(folders[family]))
-    theirs: Any = DepthEstimationPipeline(
+    reference: Any = DepthEstimationPipeline(
         model=tiny_estimator(family), image_processor=processor, device="cpu"
     )(picture())
-    ours = loaded(folders[family]).estimate(picture())
-    np.testing.assert_allclose(ours, theirs["predicted_depth"].numpy(), atol=1e-5)
-    shown, wanted = (
-        np.asarray(i, np.int16) for i in (draw_depth(ours).convert("L"), theirs["depth"])
+    depth = loaded(folders[family]).estimate(picture())
+    np.testing.assert_allclose(depth, reference["predicted_depth"].numpy(), atol=1e-5)
+    drawn, wanted = (
+        np.asarray(i, np.int16) for i in (draw_depth(depth).convert("L"), reference["depth"])
     )
-    assert np.abs(shown - wanted).max() <= 1  # the pipeline truncates, Overpaint rounds
+    assert np.abs(drawn - wanted).max() <= 1  # the pipeline truncates, Overpaint rounds
 
 
 TWO_HEADS: dict[str, Any] = {
@@ -127,20 +127,20 @@ def test_zoedepth_removes_padding_and_inverts_distance(
     inputs = processor(images=[picture()], return_tensors="pt")
     output = tiny_estimator("zoedepth", **fields)(pixel_values=inputs["pixel_values"].float())
     [wanted] = processor.post_process_depth_estimation(output, source_sizes=[(70, 110)])
-    ours = loaded(folder).estimate(picture())
-    np.testing.assert_allclose(1 / ours, wanted["predicted_depth"].numpy(), rtol=1e-5)
+    depth = loaded(folder).estimate(picture())
+    np.testing.assert_allclose(1 / depth, wanted["predicted_depth"].numpy(), rtol=1e-5)
 
 
 def test_metric_depth_anything_inverts_distance(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"depth_estimation_type": "metric", "max_depth": 20}
     folder = write_estimator(tiny_estimator("depth_anything", **fields), tmp_path)
-    near = loaded(folder).estimate(picture())
+    depth = loaded(folder).estimate(picture())
     processor: Any = DPTImageProcessorPil(**settings(folder))
-    theirs: Any = DepthEstimationPipeline(
+    reference: Any = DepthEstimationPipeline(
         model=tiny_estimator("depth_anything", **fields), image_processor=processor, device="cpu"
     )(picture())
-    metres = theirs["predicted_depth"].numpy()
-    np.testing.assert_allclose(near, 1 / metres.clip(0.1), rtol=1e-4)
+    metres = reference["predicted_depth"].numpy()
+    np.testing.assert_allclose(depth, 1 / metres.clip(0.1), rtol=1e-4)
 
 
 def test_upernet_classes_equal_transformers(folders: dict[str, Path]) -> None:
@@ -216,9 +216,9 @@ def test_processor_config_of_older_releases_loads(
     name: str | None, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = write_estimator(tiny_estimator("dpt"), tmp_path)
-    found = settings(folder) | {"size": 64}  # which was a square
-    found |= {} if name is None else {"image_processor_type": name}
-    (folder / "preprocessor_config.json").write_text(json.dumps(found))
+    config = settings(folder) | {"size": 64}  # which was a square
+    config |= {} if name is None else {"image_processor_type": name}
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
     wanted = loaded(folders["dpt"]).estimate(picture())
     np.testing.assert_array_equal(loaded(folder).estimate(picture()), wanted)
 
@@ -230,8 +230,8 @@ Change = Callable[[Path], object]
 
 def in_config(**fields: Any) -> Change:
     def change(folder: Path) -> None:
-        found = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(found | fields))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | fields))
 
     return change
 

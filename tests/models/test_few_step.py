@@ -27,8 +27,8 @@ from overpaint.request import Request
 def test_few_step_title_gives_settings(
     title: str, kind: str, sampler: str, steps: int, guidance: float | None
 ) -> None:
-    found = find_few_step_settings({"modelspec.title": title})
-    assert found is not None
+    settings = find_few_step_settings({"modelspec.title": title})
+    assert settings is not None
     wanted: dict[str, Any] = {
         "sampler": sampler,
         "schedule": "trailing",
@@ -36,8 +36,8 @@ def test_few_step_title_gives_settings(
     }
     if guidance is not None:
         wanted["guidance_scale"] = guidance
-    assert found == (kind, wanted)
-    assert find_few_step_settings({"ss_output_name": title}) == found
+    assert settings == (kind, wanted)
+    assert find_few_step_settings({"ss_output_name": title}) == settings
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ def adapter(title: str, scale: float = 1.0) -> Adapter:
 
 def test_request_settings_override_few_step_settings() -> None:
     fast = (adapter("LCM"),)
-    request, said = apply_few_step_settings(Request(seed=1, num_inference_steps=6), fast)
+    request, notice = apply_few_step_settings(Request(seed=1, num_inference_steps=6), fast)
     assert (request.sampler, request.num_inference_steps, request.guidance_scale) == ("lcm", 6, 1.0)
-    assert said is not None
-    assert "sampler lcm, schedule trailing, guidance_scale 1.0" in said
+    assert notice is not None
+    assert "sampler lcm, schedule trailing, guidance_scale 1.0" in notice
     asked = Request(
         seed=1, num_inference_steps=6, guidance_scale=5.0, sampler="DPM++ 2M Karras"
     )  # whose name also gives the schedule
@@ -81,6 +81,6 @@ def test_inactive_lora_changes_no_settings() -> None:
 
 def test_few_step_samplers_and_schedule_exist() -> None:
     for title in ("LCM", "TCD", "SDXL Lightning", "Hyper-SD", "SDXL Turbo"):
-        found = find_few_step_settings({"modelspec.title": title})
-        assert found is not None
-        assert Request(**found[1]).schedule == "trailing"
+        settings = find_few_step_settings({"modelspec.title": title})
+        assert settings is not None
+        assert Request(**settings[1]).schedule == "trailing"

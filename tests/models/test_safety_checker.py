@@ -44,8 +44,8 @@ PROCESSOR: dict[str, Any] = {  # as it is published, for smaller pictures
 def pictures(count: int = 24) -> list[Image.Image]:
     """Make noise pictures of all brightnesses, larger and smaller than the network's input."""
     drawn = np.random.default_rng(5)
-    made = [drawn.integers(0, 10 * (i + 2), (40 + i, 60, 3)) for i in range(count)]
-    return [Image.fromarray(pixels.astype(np.uint8)) for pixels in made]
+    arrays = [drawn.integers(0, 10 * (i + 2), (40 + i, 60, 3)) for i in range(count)]
+    return [Image.fromarray(pixels.astype(np.uint8)) for pixels in arrays]
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,15 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        made: Any = StableDiffusionSafetyChecker(config)
-        for parameter in made.parameters():
+        checker: Any = StableDiffusionSafetyChecker(config)
+        for parameter in checker.parameters():
             parameter.data = torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.1)
-    made.eval().requires_grad_(False)
-    seen = normalize(made.visual_projection(made.vision_model(pixels)[1]))
+    checker.eval().requires_grad_(False)
+    embeddings = normalize(checker.visual_projection(checker.vision_model(pixels)[1]))
     for name, share in (("concept_embeds", 0.94), ("special_care_embeds", 0.8)):
-        near = seen @ normalize(getattr(made, name)).T
-        getattr(made, f"{name}_weights").data = near.quantile(share, dim=0)
-    return made
+        similarity = embeddings @ normalize(getattr(checker, name)).T
+        getattr(checker, f"{name}_weights").data = similarity.quantile(share, dim=0)
+    return checker
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_checker_flags_same_pictures_as_diffusers(network: Any, folder: Path) ->
     checker = load_safety_checker(folder, "cpu")
     verdicts = checker(images)
     pixels = checker.processor(images=images, return_tensors="pt")["pixel_values"]
-    _, theirs = network(pixels, [np.zeros(1) for _ in images])
-    assert [verdict.flagged for verdict in verdicts] == theirs
-    assert 4 < sum(theirs) < len(images) - 4
+    _, reference = network(pixels, [np.zeros(1) for _ in images])
+    assert [verdict.flagged for verdict in verdicts] == reference
+    assert 4 < sum(reference) < len(images) - 4
     named = {concept for verdict in verdicts for concept in verdict.concepts}
     assert named <= {f"concept {i}" for i in range(CONCEPTS)}
     assert all(bool(verdict.concepts) == verdict.flagged for verdict in verdicts)

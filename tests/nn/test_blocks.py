@@ -54,23 +54,23 @@ def row(all_rows: dict[str, Any], i: int) -> dict[str, Any]:
 @pytest.fixture(scope="module", params=["installed", "packed"])
 def pair(request: pytest.FixtureRequest) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
     """Return diffusers' UNet with explicit attention, and one with installed blocks."""
-    reference, ours = unet(), unet()
+    reference, changed = unet(), unet()
     reference.set_attn_processor(AttnProcessor())
-    install_blocks(ours)
+    install_blocks(changed)
     if request.param == "packed":
-        pack_network(ours)
-    return reference, ours
+        pack_network(changed)
+    return reference, changed
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (12, 20)])
 def test_unet_with_installed_blocks_matches_diffusers(
     pair: tuple[UNet2DConditionModel, UNet2DConditionModel], shape: tuple[int, int]
 ) -> None:
-    reference, ours = pair
+    reference, changed = pair
     rows, tokens = inputs(2, shape), torch.cat([prompt(1), prompt(2)])
     expected = reference(encoder_hidden_states=tokens, **rows)[0]
-    from_tokens = ours(encoder_hidden_states=tokens, **rows)[0]
-    from_context = ours(encoder_hidden_states=Context(tokens), **rows)[0]
+    from_tokens = changed(encoder_hidden_states=tokens, **rows)[0]
+    from_context = changed(encoder_hidden_states=Context(tokens), **rows)[0]
     assert (from_tokens - expected).abs().max() < 1e-5
     assert torch.equal(from_context, from_tokens)
 
@@ -79,13 +79,13 @@ def test_unet_with_installed_blocks_matches_diffusers(
 def test_batched_rows_match_solo_rows(
     pair: tuple[UNet2DConditionModel, UNet2DConditionModel], lengths: tuple[int, ...]
 ) -> None:
-    _, ours = pair
+    _, changed = pair
     rows = inputs(len(lengths))
     contexts = [Context(prompt(i, length)) for i, length in enumerate(lengths)]
     stacked = Context.stack(contexts)
-    together = ours(encoder_hidden_states=stacked, **rows)[0]
+    together = changed(encoder_hidden_states=stacked, **rows)[0]
     alone = torch.cat(
-        [ours(encoder_hidden_states=c, **row(rows, i))[0] for i, c in enumerate(contexts)]
+        [changed(encoder_hidden_states=c, **row(rows, i))[0] for i, c in enumerate(contexts)]
     )
     assert (together - alone).abs().max() < 1e-5
 
@@ -96,49 +96,49 @@ def test_blocks_in_bf16_are_as_close_to_exact_as_diffusers() -> None:
     exact = unet()(encoder_hidden_states=tokens, **rows)[0]
     rows["sample"] = rows["sample"].bfloat16()
     rows["added_cond_kwargs"]["text_embeds"] = rows["added_cond_kwargs"]["text_embeds"].bfloat16()
-    theirs, ours = unet().bfloat16(), unet().bfloat16()
-    install_blocks(ours)
-    pack_network(ours)
+    reference, changed = unet().bfloat16(), unet().bfloat16()
+    install_blocks(changed)
+    pack_network(changed)
     errors = [
         (net(encoder_hidden_states=context, **rows)[0].float() - exact).square().mean().sqrt()
         for net, context in (
-            (ours, Context(tokens.bfloat16())),
-            (theirs, tokens.bfloat16()),
+            (changed, Context(tokens.bfloat16())),
+            (reference, tokens.bfloat16()),
         )
     ]
     assert errors[0] < 1.25 * errors[1]
-    assert (ours.dtype, ours.device.type) == (torch.bfloat16, "cpu")
+    assert (changed.dtype, changed.device.type) == (torch.bfloat16, "cpu")
 
 
 def test_installed_blocks_keep_parameter_names() -> None:
-    ours = unet()
-    names = set(ours.state_dict())
-    install_blocks(ours)
-    assert set(ours.state_dict()) == names
+    network = unet()
+    names = set(network.state_dict())
+    install_blocks(network)
+    assert set(network.state_dict()) == names
 
 
 def test_install_blocks_twice_changes_nothing() -> None:
-    ours = unet()
-    install_blocks(ours)
-    blocks = dict(ours.named_modules())
-    install_blocks(ours)
-    assert dict(ours.named_modules()) == blocks
+    network = unet()
+    install_blocks(network)
+    blocks = dict(network.named_modules())
+    install_blocks(network)
+    assert dict(network.named_modules()) == blocks
 
 
 def test_channels_last_activations_stay_channels_last() -> None:
-    ours = unet()
-    ours.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] stub gap
-    install_blocks(ours)
+    network = unet()
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] stub gap
+    install_blocks(network)
     formats: list[bool] = []
 
     def note(_module: nn.Module, _args: Any, out: Tensor | tuple[Tensor]) -> None:
         out = out[0] if isinstance(out, tuple) else out
         formats.append(out.is_contiguous(memory_format=torch.channels_last))
 
-    for name, module in ours.named_modules():
+    for name, module in network.named_modules():
         if name.endswith(("resnets.0", "attentions.0")):
             module.register_forward_hook(note)
-    ours(encoder_hidden_states=prompt(1), **inputs(1))
+    network(encoder_hidden_states=prompt(1), **inputs(1))
     assert formats
     assert all(formats)
 
@@ -151,21 +151,23 @@ def test_controlnet_accepts_a_context() -> None:
     }
     torch.manual_seed(0)
     net = ControlNetModel(**shared, layers_per_block=1).eval().requires_grad_(False)
-    ours = copy.deepcopy(net)
-    install_blocks(ours)
+    changed = copy.deepcopy(net)
+    install_blocks(changed)
     rows, tokens = inputs(1), prompt(1)
     hint = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(2))
     expected, _ = net(encoder_hidden_states=tokens, controlnet_cond=hint, **rows)
-    got, _ = ours(encoder_hidden_states=Context(tokens), controlnet_cond=hint, **rows)
+    got, _ = changed(encoder_hidden_states=Context(tokens), controlnet_cond=hint, **rows)
     for a, b in zip(got, expected, strict=True):
         assert (a - b).abs().max() < 1e-5
 
 
 def test_attention_mask_is_rejected() -> None:
-    ours = unet()
-    install_blocks(ours)
+    network = unet()
+    install_blocks(network)
     with pytest.raises(ValueError, match="encoder_attention_mask"):
-        ours(encoder_hidden_states=prompt(1), encoder_attention_mask=torch.ones(1, 77), **inputs(1))
+        network(
+            encoder_hidden_states=prompt(1), encoder_attention_mask=torch.ones(1, 77), **inputs(1)
+        )
 
 
 @pytest.mark.parametrize(

@@ -28,15 +28,15 @@ def test_merged_weight_is_the_sum_rounded_once(
     }
     changes = [(known[kind], 0.7 - 1.1 * i) for i, kind in enumerate(kinds.split(", "))]
     exact = weight.double() + sum(scale * c.to_dense(weight).double() for c, scale in changes)
-    found = merge_deltas(weight, changes)
-    assert found.dtype == dtype
-    error = (found.double() - exact).abs()
+    merged = merge_deltas(weight, changes)
+    assert merged.dtype == dtype
+    error = (merged.double() - exact).abs()
     assert (error <= 1.01 * HALF_STEP[dtype] * exact.abs() + 2e-5).all()
 
 
 def test_merged_convolution_keeps_its_memory_layout() -> None:
     weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
     change = LowRank(torch.randn(2, 4, 3, 3), torch.randn(8, 2, 1, 1), 1.0)
-    found = merge_deltas(weight, [(change, 0.5)])
-    torch.testing.assert_close(found, weight + 0.5 * change.to_dense(weight))
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    merged = merge_deltas(weight, [(change, 0.5)])
+    torch.testing.assert_close(merged, weight + 0.5 * change.to_dense(weight))
+    assert merged.is_contiguous(memory_format=torch.channels_last)

@@ -15,12 +15,12 @@ LAYERS = {"tiles": "0", "half a tile": "1", "geglu": "2.proj", "convolution": "3
 
 def network(dtype: torch.dtype) -> nn.Sequential:
     torch.manual_seed(0)
-    made = nn.Sequential(
+    layers = nn.Sequential(
         nn.Linear(64, 128), nn.Linear(96, 80), GEGLU(64, 128), nn.Conv2d(8, 16, 3, padding=1)
     )
-    made.to(dtype).requires_grad_(False)
-    pack_network(made)
-    return made
+    layers.to(dtype).requires_grad_(False)
+    pack_network(layers)
+    return layers
 
 
 def inputs(name: str, dtype: torch.dtype) -> torch.Tensor:
@@ -31,54 +31,54 @@ def inputs(name: str, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", HALF_STEP)
 @pytest.mark.parametrize("name", LAYERS.values(), ids=LAYERS)
 def test_weight_slot_restores_the_pristine_weight(name: str, dtype: torch.dtype) -> None:
-    made = network(dtype)
-    before = read_weight(held(made, name)).clone()
+    layers = network(dtype)
+    before = read_weight(held(layers, name)).clone()
     x = inputs(name, dtype)
-    result = made[int(name[0])](x) if dtype != torch.float16 else None
-    place = make_weight_slot(made, name)
+    result = layers[int(name[0])](x) if dtype != torch.float16 else None
+    slot = make_weight_slot(layers, name)
     for _ in range(3):
         other = torch.randn_like(before)
-        place.write(other)
-        assert torch.equal(read_weight(held(made, name)), other)
-        place.restore()
-        assert torch.equal(read_weight(held(made, name)), before)
-        assert torch.equal(place.pristine, before)
+        slot.write(other)
+        assert torch.equal(read_weight(held(layers, name)), other)
+        slot.restore()
+        assert torch.equal(read_weight(held(layers, name)), before)
+        assert torch.equal(slot.pristine, before)
         if result is not None:
-            assert torch.equal(made[int(name[0])](x), result)
+            assert torch.equal(layers[int(name[0])](x), result)
 
 
 @pytest.mark.parametrize("dtype", HALF_STEP)
 @pytest.mark.parametrize("name", LAYERS.values(), ids=LAYERS)
 def test_weight_slot_adds_a_product_to_the_pristine_weight(name: str, dtype: torch.dtype) -> None:
-    made = network(dtype)
-    place = make_weight_slot(made, name)
-    weight = place.pristine.double()
+    layers = network(dtype)
+    slot = make_weight_slot(layers, name)
+    weight = slot.pristine.double()
     for seed in range(2):  # the second product replaces the first
         torch.manual_seed(seed)
         up, down = torch.randn(weight.shape[0], 5), torch.randn(5, weight[0].numel())
-        place.add(up, down)
+        slot.add(up, down)
         exact = weight + (up.double() @ down.double()).view(weight.shape)
         allowed = 1.01 * HALF_STEP[dtype] * exact.abs() + 2e-5
         if dtype != torch.float32 and is_fast(torch.device("cpu"), dtype):
             size = up.double().abs() @ down.double().abs()
             allowed += 2.02 * HALF_STEP[dtype] * size.view(weight.shape)
-        found = read_weight(held(made, name)).double()
-        assert ((found - exact).abs() <= allowed).all()
-    place.restore()
-    assert torch.equal(place.pristine.double(), weight)
-    assert torch.equal(read_weight(held(made, name)).double(), weight)
+        merged = read_weight(held(layers, name)).double()
+        assert ((merged - exact).abs() <= allowed).all()
+    slot.restore()
+    assert torch.equal(slot.pristine.double(), weight)
+    assert torch.equal(read_weight(held(layers, name)).double(), weight)
 
 
 def test_tiled_slot_matches_the_plain_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight outside of the tiles gives the same result."""
-    made = network(torch.bfloat16)
-    if not isinstance(made[0], PackedLinear) or not isinstance(made[2], PackedGEGLU):
+    layers = network(torch.bfloat16)
+    if not isinstance(layers[0], PackedLinear) or not isinstance(layers[2], PackedGEGLU):
         pytest.skip("this CPU has no bf16")
-    if not isinstance(make_weight_slot(made, "0"), TiledSlot):
+    if not isinstance(make_weight_slot(layers, "0"), TiledSlot):
         pytest.skip("this CPU uses another layout of tiles")
-    assert isinstance(make_weight_slot(made, "1"), PlainSlot)
+    assert isinstance(make_weight_slot(layers, "1"), PlainSlot)
     other = network(torch.bfloat16)
-    tiles = {name: make_weight_slot(made, name) for name in ("0", "2.proj")}
+    tiles = {name: make_weight_slot(layers, name) for name in ("0", "2.proj")}
     assert all(isinstance(place, TiledSlot) for place in tiles.values())
     monkeypatch.setattr(PackedLinear, "tiled", False)
     for name in tiles:
@@ -89,4 +89,4 @@ def test_tiled_slot_matches_the_plain_slot(monkeypatch: pytest.MonkeyPatch) -> N
         tiles[name].add(up, down)
         unlike.add(up, down)
         x = inputs(name, torch.bfloat16)
-        assert torch.equal(made[int(name[0])](x), other[int(name[0])](x))
+        assert torch.equal(layers[int(name[0])](x), other[int(name[0])](x))

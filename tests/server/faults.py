@@ -28,9 +28,9 @@ DATABASE = {"begin": "begin", "execute": "before_cursor_execute", "commit": "com
 
 def fail(folder: Path, who: str, point: str, code: int = errno.ENOSPC) -> None:
     """From now on, a point fails in the "server" or the "worker"."""
-    told = folder / "faults.new"
-    told.write_text(json.dumps([who, point, code]))
-    told.replace(folder / "faults.json")
+    path = folder / "faults.new"
+    path.write_text(json.dumps([who, point, code]))
+    path.replace(folder / "faults.json")
 
 
 def heal(folder: Path) -> None:

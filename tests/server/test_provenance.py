@@ -25,7 +25,7 @@ HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
 
 def test_results_are_signed_with_c2pa(tmp_path: Path) -> None:
     chain, key = write_certificate(tmp_path)
-    said = list[str]()
+    manifests = list[str]()
     with client_of(tmp_path / "data", c2pa_certificate=chain, c2pa_key=key) as client:
         house = client.post("/api/files", content=HOUSE.read_bytes()).json()["file"]
         for request in (FIELDS, FIELDS | {"image": {"file": house}, "strength": 0.5}):
@@ -34,17 +34,17 @@ def test_results_are_signed_with_c2pa(tmp_path: Path) -> None:
             data = client.get(made["url"]).content
             with c2pa.Reader("image/png", io.BytesIO(data)) as reader:
                 assert reader.get_validation_state() == "Valid"
-                said.append(reader.json())
-    assert ["c2pa.created" in text for text in said] == [True, False]
-    assert ["c2pa.edited" in text for text in said] == [False, True]
+                manifests.append(reader.json())
+    assert ["c2pa.created" in text for text in manifests] == [True, False]
+    assert ["c2pa.edited" in text for text in manifests] == [False, True]
 
 
 def test_results_have_watermark_unless_too_small(tmp_path: Path) -> None:
     marking = PostprocessConfig(watermark=True)
     with Image.open(HOUSE) as house:
-        made, why = Postprocessor(marking).add_watermark(house.convert("RGB"))
-    assert why is None
-    assert watermark.has_watermark(made)
+        marked, reason = Postprocessor(marking).add_watermark(house.convert("RGB"))
+    assert reason is None
+    assert watermark.has_watermark(marked)
     with client_of(tmp_path, watermark=True) as client:
         job = client.post("/api/jobs?wait=60", json={"request": FIELDS}).json()
         assert len(job["results"]) == 1
@@ -56,9 +56,9 @@ def test_results_have_watermark_unless_too_small(tmp_path: Path) -> None:
 def test_replicate_logs_mention_the_watermark(tmp_path: Path, marks: bool) -> None:
     with client_of(tmp_path, watermark=marks) as client:
         inputs: dict[str, Any] = {"prompt": "a cup"}
-        made = client.post("/predictions", json={"input": inputs}).json()
-        assert made["status"] == "succeeded"
-        assert ("The server added no watermark" in made["logs"]) == (not marks)
+        prediction = client.post("/predictions", json={"input": inputs}).json()
+        assert prediction["status"] == "succeeded"
+        assert ("The server added no watermark" in prediction["logs"]) == (not marks)
         answer = client.post("/predictions", json={"input": inputs | {"apply_watermark": False}})
         assert answer.status_code == (422 if marks else 200)
         if marks:

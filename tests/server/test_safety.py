@@ -1,4 +1,4 @@
-"""What is flagged is published nowhere, and every client is told so in its own words."""
+"""The server publishes no flagged picture, and each dialect reports it in its own fields."""
 
 from __future__ import annotations
 
@@ -133,48 +133,52 @@ def test_replicate_flagged_pictures_are_left_out(second: str) -> None:
 
 
 def test_replicate_all_flagged_fails_with_its_message(everything: str) -> None:
-    with replicate_of(everything) as client, pytest.raises(ModelError) as told:
+    with replicate_of(everything) as client, pytest.raises(ModelError) as caught:
         client.run(VERSION, input={"prompt": "a cup", "seed": 7})
-    assert told.value.prediction.error == NSFW_MESSAGE
+    assert caught.value.prediction.error == NSFW_MESSAGE
 
 
 def test_cog_all_flagged_fails_with_its_message(second: str, everything: str) -> None:
     inputs = {"input": {"prompt": "a cup", "num_outputs": 3}}
     assert len(post(f"{second}/predictions", inputs)["output"]) == 2
-    made = post(f"{everything}/predictions", inputs)
-    assert (made["status"], made["error"], made["output"]) == ("failed", NSFW_MESSAGE, None)
+    prediction = post(f"{everything}/predictions", inputs)
+    assert (prediction["status"], prediction["error"], prediction["output"]) == (
+        "failed",
+        NSFW_MESSAGE,
+        None,
+    )
 
 
 def test_openai_flagged_pictures_are_left_out(second: str) -> None:
     with OpenAI(api_key="any", base_url=f"{second}/v1", max_retries=0) as client:
-        made = client.images.generate(prompt="a cup", n=3, extra_body={"seed": 7})
+        response = client.images.generate(prompt="a cup", n=3, extra_body={"seed": 7})
         fields: dict[str, Any] = {"seed": 7}
         stream = client.images.generate(prompt="a cup", n=3, stream=True, extra_body=fields)
         ended = [event for event in stream if event.type == "image_generation.completed"]
-    assert made.data
-    assert [each.model_extra for each in made.data] == [{"seed": 7}, {"seed": 9}]
-    assert made.model_extra == {"flagged": [FLAG]}
+    assert response.data
+    assert [each.model_extra for each in response.data] == [{"seed": 7}, {"seed": 9}]
+    assert response.model_extra == {"flagged": [FLAG]}
     assert [(event.model_extra or {})["flagged"] for event in ended] == [[FLAG], [FLAG]]
 
 
 def test_openai_all_flagged_is_moderation_blocked(everything: str) -> None:
     with OpenAI(api_key="any", base_url=f"{everything}/v1", max_retries=0) as client:
-        with pytest.raises(openai.BadRequestError) as told:
+        with pytest.raises(openai.BadRequestError) as caught:
             client.images.generate(prompt="a cup")
-        assert (told.value.code, told.value.type) == (
+        assert (caught.value.code, caught.value.type) == (
             "moderation_blocked",
             "image_generation_user_error",
         )
-        assert told.value.body
+        assert caught.value.body
         with pytest.raises(openai.APIError, match="safety checker"):
             list(client.images.generate(prompt="a cup", model="gpt-image-1", stream=True))
 
 
 def test_fal_result_lists_flagged_pictures(second: str, everything: str) -> None:
     inputs = {"prompt": "a cup", "seed": 7, "num_images": 3}
-    made = post(f"{second}/fal/run/fal-ai/fast-sdxl", inputs)
-    assert [each["seed"] for each in made["images"]] == [7, 9]
-    assert made["has_nsfw_concepts"] == [False, False, True]
+    result = post(f"{second}/fal/run/fal-ai/fast-sdxl", inputs)
+    assert [each["seed"] for each in result["images"]] == [7, 9]
+    assert result["has_nsfw_concepts"] == [False, False, True]
     answer = httpx.post(f"{everything}/fal/run/fal-ai/fast-sdxl", json=inputs, timeout=PATIENCE)
     assert answer.status_code == 422
     assert answer.json()["detail"] == [
@@ -184,10 +188,10 @@ def test_fal_result_lists_flagged_pictures(second: str, everything: str) -> None
 
 def test_a1111_flagged_pictures_are_left_out(second: str, everything: str) -> None:
     inputs = {"prompt": "a cup", "seed": 7, "batch_size": 3, "steps": 3}
-    made = post(f"{second}/sdapi/v1/txt2img", inputs)
-    info = json.loads(made["info"])
-    assert len(made["images"]) == len(info["infotexts"]) == 2
-    assert all(base64.b64decode(image) for image in made["images"])
+    response = post(f"{second}/sdapi/v1/txt2img", inputs)
+    info = json.loads(response["info"])
+    assert len(response["images"]) == len(info["infotexts"]) == 2
+    assert all(base64.b64decode(image) for image in response["images"])
     assert (info["all_seeds"], info["flagged"]) == ([7, 9], [FLAG])
     answer = httpx.post(f"{everything}/sdapi/v1/txt2img", json=inputs, timeout=PATIENCE)
     assert (answer.status_code, answer.json()["detail"]) == (500, ALL_FLAGGED)

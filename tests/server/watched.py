@@ -58,13 +58,13 @@ class Watched:
 
     def tick(self) -> Sequence[tuple[str, EngineEvent]]:
         began = time.monotonic()
-        told = self._engine.tick()
+        events = self._engine.tick()
         # A job is known to the worker by its attempt, "JOB.1".
-        stepped = [name.partition(".")[0] for name, event in told if isinstance(event, Step)]
+        stepped = [name.partition(".")[0] for name, event in events if isinstance(event, Step)]
         if stepped:
             self._file.write(json.dumps(asdict(Tick(began, time.monotonic(), stepped))) + "\n")
             self._file.flush()
-        return told
+        return events
 
 
 def watched(path: Path, config: EngineConfig) -> JobRunner:

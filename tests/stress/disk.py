@@ -141,11 +141,11 @@ class DiskTest:
             for path in self.folder.glob("jobs.db*"):
                 shutil.copy(path, copied)
             store = sqlite3.connect(Path(copied) / "jobs.db")
-            (said,) = store.execute("PRAGMA integrity_check").fetchone()
+            (integrity,) = store.execute("PRAGMA integrity_check").fetchone()
             (count,) = store.execute("SELECT count(*) FROM jobs").fetchone()
             store.close()
-        if said != "ok":
-            report.corrupt.append(f"jobs.db: {said}")
+        if integrity != "ok":
+            report.corrupt.append(f"jobs.db: {integrity}")
         if count != len(self.names):
             report.wrong.append(f"{count} jobs in the store")
 

@@ -49,7 +49,7 @@ def test_restart_with_long_queue_keeps_it(tmp_path: Path) -> None:
     assert report.passed
 
 
-def test_company_of_many_does_not_change_pictures(tmp_path: Path) -> None:
+def test_many_concurrent_requests_do_not_change_pictures(tmp_path: Path) -> None:
     with Server(tmp_path, "--engine", "miniature") as server:
         report = company.run(server.until_ready(), 60)
     print(report)
@@ -76,7 +76,9 @@ def test_disk_really_full_loses_nothing(tmp_path: Path) -> None:
     assert set(report.states) == {"succeeded"}
 
 
-def test_frozen_server_many_times_is_rejected(tmp_path: Path, empty_database: str) -> None:
+def test_frozen_server_s_results_are_rejected_many_times(
+    tmp_path: Path, empty_database: str
+) -> None:
     report = frozen.run(tmp_path, empty_database, rounds=25)
     print(report)
     assert report.passed

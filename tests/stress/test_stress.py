@@ -41,7 +41,7 @@ def test_disk_full_errors_lose_nothing(tmp_path: Path) -> None:
     assert set(report.states) == {"succeeded"}
 
 
-def test_frozen_server_is_rejected(tmp_path: Path, empty_database: str) -> None:
+def test_frozen_server_s_result_is_rejected(tmp_path: Path, empty_database: str) -> None:
     report = frozen.run(tmp_path, empty_database, rounds=1)
     assert report.passed, report
 
@@ -82,7 +82,7 @@ def test_cancel_takes_effect_within_a_step(painting: tuple[Server, Path]) -> Non
     assert report.passed, report
 
 
-def test_company_does_not_change_pictures(painting: tuple[Server, Path]) -> None:
+def test_concurrent_requests_do_not_change_pictures(painting: tuple[Server, Path]) -> None:
     report = company.run(painting[0], 5)
     assert report.gap <= 1
     assert report.together > 1

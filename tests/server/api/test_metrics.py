@@ -39,10 +39,10 @@ def scraped(client: TestClient, **headers: str) -> Found:
 
 def until(client: TestClient, true: Callable[[Found], bool]) -> Found:
     end = time.monotonic() + PATIENCE
-    while not true(found := scraped(client)):
-        assert time.monotonic() < end, found
+    while not true(samples := scraped(client)):
+        assert time.monotonic() < end, samples
         time.sleep(0.05)
-    return found
+    return samples
 
 
 def service(folder: Path, seconds: float = 0.0, **more: Any) -> TestClient:
@@ -59,25 +59,25 @@ def test_metrics_count_jobs_by_state(tmp_path: Path) -> None:
     with service(tmp_path) as client:
         assert [submit(client) for _ in range(3)] == [201] * 3
         assert submit(client, "refuse") == 201
-        found = until(client, lambda f: f["overpaint_jobs", "succeeded"] == 3)
-        found = until(client, lambda f: f["overpaint_jobs", "failed"] == 1)
-        assert found["overpaint_jobs", "queued"] == 0
-        assert found["overpaint_jobs_ended_total", "succeeded"] == 3
-        assert found["overpaint_jobs_ended_total", "failed"] == 1
-        assert found["overpaint_queue_work_seconds", ""] == 0
-        assert found["overpaint_webhooks", "due"] == 0
-        assert found["overpaint_worker_ready", ""] == 1
-        assert found["overpaint_worker_restarts_total", ""] == 0
-        assert found["overpaint_step_rows_count", ""] == 0  # this engine counts nothing
-        assert found["overpaint_http_responses_total", "201"] == 4
+        samples = until(client, lambda f: f["overpaint_jobs", "succeeded"] == 3)
+        samples = until(client, lambda f: f["overpaint_jobs", "failed"] == 1)
+        assert samples["overpaint_jobs", "queued"] == 0
+        assert samples["overpaint_jobs_ended_total", "succeeded"] == 3
+        assert samples["overpaint_jobs_ended_total", "failed"] == 1
+        assert samples["overpaint_queue_work_seconds", ""] == 0
+        assert samples["overpaint_webhooks", "due"] == 0
+        assert samples["overpaint_worker_ready", ""] == 1
+        assert samples["overpaint_worker_restarts_total", ""] == 0
+        assert samples["overpaint_step_rows_count", ""] == 0  # this engine counts nothing
+        assert samples["overpaint_http_responses_total", "201"] == 4
 
 
 def test_metrics_count_worker_restarts(tmp_path: Path) -> None:
     with service(tmp_path) as client:
         submit(client, "die")
-        found = until(client, lambda f: f["overpaint_jobs", "failed"] == 1)
-        found = until(client, lambda f: ("overpaint_jobs_ended_total", "failed") in f)
-        assert found["overpaint_worker_restarts_total", ""] == 5
+        samples = until(client, lambda f: f["overpaint_jobs", "failed"] == 1)
+        samples = until(client, lambda f: ("overpaint_jobs_ended_total", "failed") in f)
+        assert samples["overpaint_worker_restarts_total", ""] == 5
 
 
 def test_metrics_show_queue_and_rejections(tmp_path: Path) -> None:
@@ -87,11 +87,11 @@ def test_metrics_show_queue_and_rejections(tmp_path: Path) -> None:
         submit(client, num_inference_steps=1000)
         until(client, lambda f: f["overpaint_worker_jobs", ""] == 1)
         assert [submit(client) for _ in range(4)] == [201, 201, 429, 429]
-        found = scraped(client)
-        assert found["overpaint_jobs", "queued"] == 2
-        assert found["overpaint_queue_work_seconds", ""] > 0
-        assert found["overpaint_queue_wait_seconds", ""] > 0
-        assert found["overpaint_http_responses_total", "429"] == 2
+        samples = scraped(client)
+        assert samples["overpaint_jobs", "queued"] == 2
+        assert samples["overpaint_queue_work_seconds", ""] > 0
+        assert samples["overpaint_queue_wait_seconds", ""] > 0
+        assert samples["overpaint_http_responses_total", "429"] == 2
 
 
 def test_metrics_require_a_key(tmp_path: Path) -> None:
@@ -118,15 +118,17 @@ def test_metrics_count_steps_of_the_miniature(tmp_path: Path) -> None:
             submit(client, width=128, height=128)
         until(client, lambda f: f["overpaint_jobs", "succeeded"] == 2)
         steps = ("overpaint_step_rows_sum", "")
-        found = until(client, lambda f: f[steps] == 2 * 2 * 4)  # the worker tells now and then
-        assert 4 <= found["overpaint_step_rows_count", ""] <= 8
-        assert found["overpaint_step_rows_bucket", "4.0"] == found["overpaint_step_rows_count", ""]
-        assert found["overpaint_step_rows_bucket", "1.0"] == 0
-        assert found["overpaint_step_seconds_total", ""] > 0
-        assert found["overpaint_step_halvings_total", ""] == 0
-        assert found["overpaint_cache_misses_total", "prompts"] == 2
-        assert found["overpaint_cache_hits_total", "prompts"] == 4
-        assert found["overpaint_cache_bytes", ""] > 0
-        assert found["overpaint_model_resident", "miniature"] == 1
+        samples = until(client, lambda f: f[steps] == 2 * 2 * 4)  # the worker tells now and then
+        assert 4 <= samples["overpaint_step_rows_count", ""] <= 8
+        assert (
+            samples["overpaint_step_rows_bucket", "4.0"] == samples["overpaint_step_rows_count", ""]
+        )
+        assert samples["overpaint_step_rows_bucket", "1.0"] == 0
+        assert samples["overpaint_step_seconds_total", ""] > 0
+        assert samples["overpaint_step_halvings_total", ""] == 0
+        assert samples["overpaint_cache_misses_total", "prompts"] == 2
+        assert samples["overpaint_cache_hits_total", "prompts"] == 4
+        assert samples["overpaint_cache_bytes", ""] > 0
+        assert samples["overpaint_model_resident", "miniature"] == 1
         answer = client.post("/api/jobs", json={"request": {"width": 512}})
         assert (answer.status_code, "draws 32 to 256" in answer.text) == (422, True)

@@ -49,13 +49,13 @@ def submit(client: TestClient, prompt: str = "a cup", steps: int = 3, **body: An
 
 def story(client: TestClient, name: str, **headers: str) -> list[tuple[str | None, str, Any]]:
     """(id, event, data) until the job ends."""
-    told: list[tuple[str | None, str, Any]] = []
+    events: list[tuple[str | None, str, Any]] = []
     with client.stream("GET", f"/api/jobs/{name}/events", headers=headers) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         for block in "".join(answer.iter_text()).strip().split("\n\n"):
             lines = dict(line.split(": ", 1) for line in block.split("\n"))
-            told.append((lines.get("id"), lines["event"], json.loads(lines["data"])))
-    return told
+            events.append((lines.get("id"), lines["event"], json.loads(lines["data"])))
+    return events
 
 
 def ended(client: TestClient, name: str) -> Any:
@@ -86,13 +86,13 @@ def test_job_with_unusual_prompt_is_accepted(client: TestClient, prompt: str) ->
 
 def test_event_stream_resumes_after_last_event_id(slow: TestClient) -> None:
     job = submit(slow, "note", steps=5, output={"preview_every": 2})
-    told = story(slow, job["id"])
-    lasting = [(number, kind) for number, kind, _ in told if number]
+    events = story(slow, job["id"])
+    lasting = [(number, kind) for number, kind, _ in events if number]
     assert [kind for _, kind in lasting] == ["queued", "started", "notice", "succeeded"]
     assert [number for number, _ in lasting] == ["1", "2", "3", "4"]
-    steps = [data["done"] for _, kind, data in told if kind == "step"]
+    steps = [data["done"] for _, kind, data in events if kind == "step"]
     assert steps == sorted(steps)
-    assert {data["total"] for _, kind, data in told if kind == "step"} <= {5}
+    assert {data["total"] for _, kind, data in events if kind == "step"} <= {5}
     again = story(slow, job["id"], **{"Last-Event-ID": "2"})
     assert [(number, kind) for number, kind, _ in again] == [("3", "notice"), ("4", "succeeded")]
 
@@ -263,9 +263,9 @@ def test_key_missing_is_answered_401(tmp_path: Path) -> None:
         one, two = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
         wrong = {"Authorization": "Bearer three"}
         assert client.get("/api/jobs", headers=wrong).status_code == 401
-        made = client.post("/api/jobs", json={"request": {}}, headers=one).json()
-        assert client.get(f"/api/jobs/{made['id']}", headers=one).status_code == 200
-        assert client.get(f"/api/jobs/{made['id']}", headers=two).status_code == 404
+        job = client.post("/api/jobs", json={"request": {}}, headers=one).json()
+        assert client.get(f"/api/jobs/{job['id']}", headers=one).status_code == 200
+        assert client.get(f"/api/jobs/{job['id']}", headers=two).status_code == 404
         assert client.get("/api/jobs", headers=two).json()["jobs"] == []
         assert client.get("/healthz").status_code == 200
 

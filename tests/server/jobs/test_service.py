@@ -85,9 +85,9 @@ def test_service_listener_sees_events_of_other_servers(tmp_path: Path) -> None:
 
     async def run(service: Service) -> None:
         story, feed = service.follow("x"), service.feed
-        said = await anext(story)
-        assert isinstance(said, HistoryEntry)
-        assert said.kind == "queued"
+        entry = await anext(story)
+        assert isinstance(entry, HistoryEntry)
+        assert entry.kind == "queued"
         rest = asyncio.create_task(_kinds(story))
         ended = asyncio.create_task(service.ended("x", PATIENCE))
         with feed.listen("x") as knows, feed.listen("x") as does_not:

@@ -45,13 +45,13 @@ def begun(server: Server) -> tuple[str, str, list[threading.Thread], list[list[s
     return running, waiting, threads, heard
 
 
-@pytest.mark.parametrize("told", ["the server", "all its processes"])
-def test_shutdown_one_signal_lets_running_jobs_finish(tmp_path: Path, told: str) -> None:
+@pytest.mark.parametrize("receiver", ["the server", "all its processes"])
+def test_shutdown_one_signal_lets_running_jobs_finish(tmp_path: Path, receiver: str) -> None:
     """A terminal's Ctrl-C and service managers tell all."""
     with Server(tmp_path, "--room", "1", "--grace", "60").until_ready() as server:
         running, waiting, threads, heard = begun(server)
         processes = [psutil.Process(server.process.pid)]
-        if told != "the server":
+        if receiver != "the server":
             processes += processes[0].children(recursive=True)
         for process in processes:
             process.send_signal(signal.SIGINT)

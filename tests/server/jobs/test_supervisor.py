@@ -133,8 +133,8 @@ def test_supervisor_publishes_a_job_s_pictures(house: House) -> None:
     assert [e.done for e in heard if isinstance(e, Step)] == [1, 2, 3]
     assert heard[0] == Notice("noted")
     assert [type(e).__name__ for e in heard].count("PreviewImage") == 1
-    said = [entry.kind for entry in house.jobs.list_history(name)]
-    assert said == ["queued", "started", "notice", "succeeded"]
+    kinds = [entry.kind for entry in house.jobs.list_history(name)]
+    assert kinds == ["queued", "started", "notice", "succeeded"]
 
 
 def test_supervisor_failed_job_has_its_error(house: House) -> None:

@@ -57,9 +57,9 @@ def test_output_webhook_precedes_completed_only_for_succeeded_jobs(
     submit(store, "bad", *WEBHOOK_EVENTS)
     for job in store.claim("me", 2, LEASE):
         store.finish(job, "succeeded" if job.id == "good" else "failed")
-    told = [(post.job, post.kind) for post in outbox.claim_due(9, LEASE)]
-    assert [kind for job, kind in told if job == "good"] == ["start", "output", "completed"]
-    assert [kind for job, kind in told if job == "bad"] == ["start", "completed"]
+    due = [(post.job, post.kind) for post in outbox.claim_due(9, LEASE)]
+    assert [kind for job, kind in due if job == "good"] == ["start", "output", "completed"]
+    assert [kind for job, kind in due if job == "bad"] == ["start", "completed"]
 
 
 def test_replayed_webhook_is_due_again(store: Jobs, outbox: Outbox, clock: Clock) -> None:
