@@ -210,6 +210,8 @@ def hint(
         if estimator or kind not in hints.HINT_FROM_PICTURE:
             estimate = _estimate(asked, device)
         shown = hints.make_hint(kind, shown, asked.options, estimate)
+    if dark := hints.describe_dark_hint(kind, shown):
+        Terminal().note(dark)
     save_image(shown, output, {})
     echo(output)
 

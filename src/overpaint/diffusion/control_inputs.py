@@ -74,6 +74,8 @@ def _prepare(
         )
     estimate = estimator and _cache_estimates(estimator, model)
     image = _make_hint(asked, estimate, canvas, field, notices)
+    if dark := hints.describe_dark_hint(asked.kind, image):
+        notices.append(dark)
     mask = None
     if asked.mask:
         gray = _place(canvas, codec.decode(asked.mask).convert("F"), f"{field}.mask")
@@ -111,7 +113,8 @@ def _make_hint(
 ) -> Image.Image:
     """Return the control image of a control, placed on the canvas."""
     if finished := asked.hint or (asked.image if asked.kind == "pose" else None):
-        hint = hints.decode_control_image(asked.kind, finished)
+        fallback = canvas.placement.source or canvas.placement.fitted
+        hint = hints.decode_control_image(asked.kind, finished, fallback, notices)
         how: Any = Resampling.NEAREST if HINTS[asked.kind].labels else Resampling.LANCZOS
         if hint.size not in (canvas.size, canvas.placement.source):
             notices.append(
@@ -119,7 +122,7 @@ def _make_hint(
             )
         return _place(canvas, hint, f"{field}.hint", how)
     hints.check_hint(asked.kind, asked.options, f"{field}.options")
-    picture = codec.decode(asked.image) if asked.image else canvas.source_picture
+    picture = codec.decode(asked.image, notices) if asked.image else canvas.source_picture
     if picture is None:
         raise RequestError(
             field, f"there is no picture to make the {asked.kind} control image from."

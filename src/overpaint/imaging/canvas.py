@@ -137,10 +137,8 @@ def lay_out(request: "Request", native: int) -> Canvas:
     """
     if request.image is None:
         given = [(c.kind, c.hint or c.image) for c in request.controls]
-        first = next(
-            (hints.decode_control_image(kind, shown) for kind, shown in given if shown), None
-        )
-        size = sizing.compute_result_size(first and first.size, native, request)
+        sizes = (hints.measure_control_image(kind, shown) for kind, shown in given if shown)
+        size = sizing.compute_result_size(next(filter(None, sizes), None), native, request)
         return Canvas(size, Placement(None, size))
     notices: list[str] = []
     picture = codec.decode_with_alpha(request.image, notices)

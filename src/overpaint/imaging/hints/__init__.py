@@ -8,16 +8,23 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from overpaint.errors import RequestError, did_you_mean
 from overpaint.imaging import codec
 from overpaint.imaging.hints import color, drawing, edges
+from overpaint.imaging.hints.pose import read_pose
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from overpaint.picture import Picture
+
+MIN_LIT_LEVEL = 16
+"""Level (of 255) from which a pixel of a hint counts as not black."""
+MIN_LIT_SHARE = 1e-3
+"""Share of pixels that are not black below which a hint is reported."""
 
 Estimate = Callable[["Image"], NDArray[Any]]
 """Maps an RGB picture to an array [h, w]: nearness (larger is nearer, in any unit), or the ADE20K
@@ -87,12 +94,50 @@ def make_hint(
     return makers[kind](source, **(options or {}))
 
 
-def decode_control_image(kind: str, picture: "Picture") -> "Image":
+def is_keypoints(kind: str, picture: "Picture") -> bool:
+    """Return whether a control image is a file of keypoints, which is drawn."""
+    return kind == "pose" and picture.data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
+
+
+def decode_control_image(
+    kind: str,
+    picture: "Picture",
+    fallback: tuple[int, int] | None = None,
+    notices: list[str] | None = None,
+) -> "Image":
     """Decode the RGB picture that a hint is made from; draw a pose that is given as keypoints.
+
+    Args:
+        kind: of the hint.
+        picture: an encoded picture, or JSON keypoints.
+        fallback: (width, height) of the picture to which keypoints without a canvas belong.
+        notices: the function appends messages about the file.
 
     Raises:
         PictureError: the picture cannot be decoded, or the keypoints are malformed.
     """
-    if kind == "pose" and picture.data.lstrip()[:1] in (b"{", b"["):
-        return drawing.draw_pose(picture.data)
-    return codec.decode(picture)
+    if is_keypoints(kind, picture):
+        return drawing.draw_pose(picture.data, fallback=fallback)
+    return codec.decode(picture, notices)
+
+
+def measure_control_image(kind: str, picture: "Picture") -> tuple[int, int] | None:
+    """Return the (width, height) of a control image; None for keypoints without a canvas.
+
+    Raises:
+        PictureError: the picture's header cannot be read, or the keypoints are malformed.
+    """
+    if is_keypoints(kind, picture):
+        return read_pose(picture.data).canvas
+    return codec.upright_size(picture)
+
+
+def describe_dark_hint(kind: str, hint: "Image") -> str | None:
+    """Return a notice if a hint is nearly black, so that it steers nothing, else None."""
+    lit = float((np.asarray(hint).max(axis=2) >= MIN_LIT_LEVEL).mean())
+    if lit >= MIN_LIT_SHARE:
+        return None
+    return (
+        f"the {kind} control image is nearly black ({lit:.2%} of its pixels are not): it steers "
+        "almost nothing."
+    )

@@ -1,7 +1,6 @@
 """Hints that are drawn from data: poses, segmentation, depth, normals."""
 
 import colorsys
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from overpaint.errors import PictureError
+from overpaint.imaging.hints.pose import JOINT_COUNT, read_pose
 
 POSE_LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11),
@@ -18,7 +17,6 @@ POSE_LIMBS = (
 )  # fmt: skip
 """Pairs of OpenPose's 18 body keypoints (arXiv 1812.08008): nose, neck, right arm, left arm …"""
 
-POSE_KEYPOINT_COUNT = 18
 MIN_KEYPOINT_CONFIDENCE = 0.05
 """Keypoints of a lower confidence are not drawn."""
 
@@ -50,24 +48,26 @@ The classes road and skyscraper have the same color.
 """
 
 
-def draw_pose(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
+def draw_pose(
+    data: bytes,
+    size: tuple[int, int] | None = None,
+    fallback: tuple[int, int] | None = None,
+) -> Image.Image:
     """Draw people's joints and limbs from OpenPose's JSON, in OpenPose's colors.
 
     Args:
-        data: JSON with `people[].pose_keypoints_2d` (x, y, confidence of 18 joints) and
-            `canvas_width`, `canvas_height`; or a list whose first item is such an object.
+        data: see `pose.read_pose`.
         size: (width, height) to draw at; by default the canvas's.
+        fallback: the canvas of a file that states none.
 
     Raises:
         PictureError: the JSON is malformed.
     """
-    canvas, people = _read_openpose_json(data)
-    width, height = size or canvas
-    scale = np.array([width / canvas[0], height / canvas[1]])
+    (width, height), people = read_pose(data).place(size, fallback)
     thick = max(1.0, min(width, height) / 128)
     picture = np.zeros((height, width, 3), np.uint8)
     for person in people:
-        places, seen = person[:, :2] * scale, person[:, 2] > MIN_KEYPOINT_CONFIDENCE
+        places, seen = person[:, :2], person[:, 2] > MIN_KEYPOINT_CONFIDENCE
         limbs = np.zeros_like(picture)
         for number, (a, b) in enumerate(POSE_LIMBS):
             if seen[a] and seen[b]:
@@ -75,9 +75,7 @@ def draw_pose(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
         picture = np.maximum(picture, (limbs * 0.6).astype(np.uint8))
         for number in np.flatnonzero(seen):
             center = (round(float(places[number, 0])), round(float(places[number, 1])))
-            cv2.circle(
-                picture, center, round(thick), _pick_hue(int(number), POSE_KEYPOINT_COUNT), -1
-            )
+            cv2.circle(picture, center, round(thick), _pick_hue(int(number), JOINT_COUNT), -1)
     return Image.fromarray(picture)
 
 
@@ -100,29 +98,6 @@ def _draw_limb(
 def _pick_hue(number: int, count: int) -> tuple[int, int, int]:
     red, green, blue = colorsys.hsv_to_rgb(number / count, 1, 1)
     return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def _read_openpose_json(data: bytes) -> tuple[tuple[int, int], list[NDArray[np.float64]]]:
-    """Return the canvas's (width, height), and the keypoints [18, 3] of each person."""
-    try:
-        read: Any = json.loads(data)
-        read = read[0] if isinstance(read, list) else read
-        canvas = int(read["canvas_width"]), int(read["canvas_height"])
-        people = [
-            np.array(person["pose_keypoints_2d"], np.float64).reshape(POSE_KEYPOINT_COUNT, 3)
-            for person in read["people"]
-        ]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise PictureError(
-            f"keypoints: {error!r}; expected OpenPose's JSON with canvas_width, canvas_height and "
-            "people[].pose_keypoints_2d of 18 joints (x, y, confidence)."
-        ) from error
-    if min(canvas) < 1 or not all(np.isfinite(person).all() for person in people):
-        raise PictureError(
-            f"keypoints: the canvas is {canvas[0]}x{canvas[1]}, or a joint is not finite; "
-            "give a canvas of at least 1x1 and finite joints."
-        )
-    return canvas, people
 
 
 def make_miniature_palette() -> NDArray[np.uint8]:
