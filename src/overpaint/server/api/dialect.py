@@ -1,9 +1,8 @@
 """A dialect: one wire format that clients speak, as a value that the application installs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 
 from overpaint.server.jobs.webhooks import MakePayload
 
@@ -25,10 +24,7 @@ class Dialect:
     """The description of the tag in the OpenAPI document, in Markdown."""
 
     router: APIRouter
-    """The routes. Their route class answers errors with `error_response`."""
-
-    error_response: Callable[[Exception], Response]
-    """Makes the response to one of `problems.HANDLED_ERRORS`, in the dialect's own format."""
+    """The routes. Their class, from `make_route_class`, answers errors in the dialect's format."""
 
     webhook_payload: MakePayload | None = None
     """Makes the body of a webhook for a job; None if the dialect has no webhooks."""

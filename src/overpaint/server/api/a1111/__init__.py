@@ -1,6 +1,6 @@
 """The API of AUTOMATIC1111's web UI."""
 
-from overpaint.server.api.a1111 import protocol, routes
+from overpaint.server.api.a1111 import routes
 from overpaint.server.api.dialect import Dialect
 
 A1111 = Dialect(
@@ -9,6 +9,5 @@ A1111 = Dialect(
     description="Compatible with the API of AUTOMATIC1111's Stable Diffusion web UI. It has no "
     "webhooks.",
     router=routes.router,
-    error_response=protocol.error_response,
 )
 """The API of AUTOMATIC1111's web UI."""

@@ -9,7 +9,6 @@ FAL = Dialect(
     description="Compatible with fal's clients: the queue under `/fal/queue`, synchronous calls "
     "under `/fal/run`.",
     router=routes.router,
-    error_response=protocol.error_response,
     webhook_payload=protocol.webhook_payload,
 )
 """fal's API."""

@@ -2,7 +2,6 @@
 
 from overpaint.server.api.dialect import Dialect
 from overpaint.server.api.native import routes, views
-from overpaint.server.http.problems import error_response
 
 NATIVE = Dialect(
     name="native",
@@ -10,7 +9,6 @@ NATIVE = Dialect(
     description="Overpaint's own API: every request field, live job events, uploads by content "
     "hash, webhooks and usage.",
     router=routes.router,
-    error_response=error_response,
     webhook_payload=views.webhook_payload,
 )
 """The native API."""

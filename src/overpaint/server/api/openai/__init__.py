@@ -8,7 +8,6 @@ OPENAI = Dialect(
     tag="OpenAI",
     description="Compatible with OpenAI's images API.",
     router=routes.router,
-    error_response=protocol.error_response,
     webhook_payload=protocol.webhook_payload,
 )
 """OpenAI's images API."""

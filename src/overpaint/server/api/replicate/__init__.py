@@ -2,14 +2,12 @@
 
 from overpaint.server.api.dialect import Dialect
 from overpaint.server.api.replicate import cog_routes, protocol, routes
-from overpaint.server.http.problems import error_response
 
 REPLICATE = Dialect(
     name="replicate",
     tag="Replicate",
     description="Compatible with Replicate's HTTP API, and with Synexa's client.",
     router=routes.router,
-    error_response=error_response,
     webhook_payload=protocol.webhook_payload,
 )
 """Replicate's HTTP API."""
@@ -20,7 +18,6 @@ COG = Dialect(
     description="Compatible with the HTTP API of a [cog](https://github.com/replicate/cog) "
     "container that serves this server's first model.",
     router=cog_routes.router,
-    error_response=cog_routes.error_response,
     webhook_payload=cog_routes.webhook_payload,
 )
 """The HTTP API of cog containers."""
