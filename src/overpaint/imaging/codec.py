@@ -98,13 +98,13 @@ def receive_picture(data: bytes, name: str) -> Picture:
     The check finds truncated files, pictures that are too small, and pictures of several frames.
 
     Args:
-        data: the encoded file, in one of `RECEIVED`.
-        name: what to call it in messages.
+        data: the encoded file, in one of `UPLOAD_FORMATS`.
+        name: what error messages call the picture.
 
     Raises:
-        FormatError: another format.
-        PictureError: as `decode`, more than one frame, a side below `SMALLEST_SIDE`, or more pixels
-            than `LARGEST_RECEIVED`.
+        FormatError: the file has another format.
+        PictureError: the file is not a picture, is truncated, has more than one frame, a side below
+            `MIN_SIDE_PIXELS`, or more pixels than `MAX_UPLOAD_PIXELS`.
     """
     with open_image(data, name, UPLOAD_FORMATS, MAX_UPLOAD_PIXELS) as image:
         if min(image.size) < MIN_SIDE_PIXELS:

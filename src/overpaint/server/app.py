@@ -55,7 +55,7 @@ GC_THRESHOLDS = (1_000, 30, 300)
 """Thresholds of Python's garbage collector.
 
 With a thousand event streams, a full collection blocks the server for 300 ms, and by default one
-starts every few seconds. Now only `give_back` starts full collections, less often if they take
+starts every few seconds. Now only `release_memory` starts full collections, less often if they take
 long. Collecting the youngest thousand objects takes 1 ms, ten thousand 10 to 20 ms."""
 
 EXPOSED_HEADERS = ("Location", "Retry-After", "X-Request-ID", IGNORED_HEADER)

@@ -166,7 +166,7 @@ class Machine(RuleBasedStateMachine):
             self.known[job.id].used = (job.attempt, spent.seconds)
 
     @rule(job=held, crashed=st.booleans(), by=st.sampled_from(OWNERS))
-    def give_back(self, job: Job, crashed: bool, by: str) -> None:
+    def release(self, job: Job, crashed: bool, by: str) -> None:
         good = self.has(job)
         assert self.stores[by].release(job, crashed=crashed) == good
         if good:

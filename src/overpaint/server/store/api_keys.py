@@ -1,7 +1,7 @@
-"""Keys that clients give, and links that stand for them.
+"""API keys: which keys the server accepts, and how an operator makes and revokes them.
 
-Of a key the store has the SHA-256 alone; that of 256 random bits cannot be undone. Jobs belong to
-the digest.
+The store holds only the SHA-256 digest of a key. Nobody can compute a key of 256 random bits from
+its digest. Jobs and usage belong to the digest.
 """
 
 import base64
@@ -21,7 +21,7 @@ from overpaint.server.store.database import DEFAULT_STORE_SETTINGS, Database
 from overpaint.server.store.tables import keys
 
 KEY_PREFIX = "op_"
-"""What keys begin with, so that scanners for leaked ones find them."""
+"""Prefix of every key, by which scanners find leaked keys."""
 
 KEY_BYTES = 32
 MAX_NAME_CHARS = 100
@@ -42,7 +42,7 @@ def hash_key(key: str) -> str:
 
 
 class ApiKeys:
-    """The API keys of a store and those that a server was started with. Any thread may call it."""
+    """The API keys of a store and of the server's settings. Any thread may call its methods."""
 
     def __init__(
         self,
@@ -65,10 +65,12 @@ class ApiKeys:
         self._any = False
 
     def are_required(self) -> bool:
-        """Whether clients must give one: from the first key on, also when it is revoked.
+        """Return whether clients must send an API key.
+
+        They must as soon as one key exists, even if it is revoked.
 
         Raises:
-            SQLAlchemyError: the store is out of order.
+            SQLAlchemyError: the store cannot be read.
         """
         if self._given:
             return True
@@ -76,14 +78,22 @@ class ApiKeys:
         return self._any
 
     def has_active(self) -> bool:
-        """Whether there is a key that opens; errors as `demanded`."""
+        """Return whether at least one key is valid.
+
+        Raises:
+            SQLAlchemyError: the store cannot be read.
+        """
         if self._given:
             return True
         self._refresh()
         return bool(self._stored)
 
     def accepts(self, digest: str) -> bool:
-        """Whether a key by this digest opens; errors as `demanded`."""
+        """Return whether the key with this digest is valid.
+
+        Raises:
+            SQLAlchemyError: the store cannot be read.
+        """
         if any(hmac.compare_digest(digest, other) for other in self._given):
             return True
         self._refresh()
@@ -99,56 +109,56 @@ class ApiKeys:
         self._until = time.monotonic() + self._cache_s
 
     def create(self, name: str | None = None) -> str:
-        """A new key, which is not to be had again.
+        """Create a key and return it. The store keeps only its digest, so show it now.
 
         Args:
-            name: to know it by, no other's; by default the beginning of its digest.
+            name: a unique name; by default the first 12 characters of the digest.
 
         Raises:
-            StoreError: the name is empty, too long or another's.
+            StoreError: the name is empty, too long, or belongs to another key.
         """
         made = KEY_PREFIX + base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode()[:43]
         digest = hash_key(made)
         name = digest[:12] if name is None else name
         if not 0 < len(name) <= MAX_NAME_CHARS:
             raise StoreError(
-                f"a key's name has 1 to {MAX_NAME_CHARS} characters; {name!r} has not."
+                f"The name {name!r} has {len(name)} characters. Give 1 to {MAX_NAME_CHARS}."
             )
         try:
             with self._database.write() as connection:
                 row = {"digest": digest, "name": name, "created": self._database.now(connection)}
                 connection.execute(insert(keys).values(row))
         except IntegrityError:
-            raise StoreError(f"there is, or was, a key {name!r}; take another name.") from None
+            raise StoreError(f"A key {name!r} exists already. Choose another name.") from None
         return made
 
     def list_keys(self) -> list[ApiKey]:
-        """Those of the store, revoked ones too; the oldest first."""
+        """Return the keys of the store, including revoked ones, oldest first."""
         with self._database.read() as connection:
             rows = connection.execute(select(keys).order_by(keys.c.created, keys.c.name)).all()
         return [ApiKey(row.name, row.created, row.revoked) for row in rows]
 
     def revoke(self, name: str) -> None:
-        """Have a key open nothing more; its jobs stay.
+        """Revoke a key. Its jobs stay in the store.
 
         Raises:
-            StoreError: there is none by that name that opens.
+            StoreError: no valid key has this name.
         """
         with self._database.write() as connection:
             one = update(keys).where(keys.c.name == name, keys.c.revoked.is_(None))
             done = connection.execute(one.values(revoked=self._database.now(connection)))
         if done.rowcount != 1:
             raise StoreError(
-                f"no key {name!r} opens anything; see `overpaint keys list` for those that do."
+                f"No valid key has the name {name!r}. `overpaint keys list` shows all keys."
             )
 
 
 @contextlib.contextmanager
 def open_api_keys(url: str) -> Generator[ApiKeys]:
-    """The keys of a store, which is made where there is none.
+    """Open the keys of a store. If the store does not exist, create it.
 
     Raises:
-        StoreError: as `Database`.
+        StoreError: the store cannot be opened, see `Database`.
     """
     database = Database(url)
     try:

@@ -22,7 +22,7 @@ POSTGRES_TIMEOUTS = {
     "keepalives_count": 4,
     "tcp_user_timeout": 30_000,
 }
-"""Seconds (the last: milliseconds) after which libpq gives a silent Postgres up."""
+"""Seconds (the last: milliseconds) after which libpq closes a connection to a silent Postgres."""
 
 SQLITE_CACHE_KIB = 256
 """KiB of pages that a connection to SQLite caches: those of one transaction. Other writers make
@@ -81,7 +81,7 @@ class Database:
         return self._engine.execution_options(reads=True).begin()
 
     def now(self, connection: Connection) -> float:
-        """Seconds since 1970."""
+        """Return the time in seconds since 1970."""
         if self._clock:
             return self._clock()
         if self._shared:

@@ -1,7 +1,7 @@
-"""Files of jobs: the pictures that they need, by content, and those that they made.
+"""Files of jobs: the pictures of requests, named by their content, and the results.
 
-data/files/ab/abcdef…           a picture that came with a request, named by its hash
-data/results/JOB/ATTEMPT-0.png  what an attempt made
+data/files/ab/abcdef…           a picture of a request, named by its hash
+data/results/JOB/ATTEMPT-0.png  a result of an attempt
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from overpaint.request import Request
 from overpaint.system.atomic_files import PARTIAL_SUFFIX, write_file
 
 HASH_PATTERN = re.compile("[0-9a-f]{64}")
-"""A file's name."""
+"""The name of a file: the SHA-256 of its content."""
 
 
 class Files:
-    """A folder of files."""
+    """The files of all jobs, in one folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -35,7 +35,7 @@ class Files:
         return self.folder / "files" / name[:2] / name
 
     def put(self, data: bytes) -> str:
-        """Keep data; returns its hash, which is its name.
+        """Store data and return its name, which is its hash.
 
         Raises:
             OSError: the disk is full or broken.
@@ -43,17 +43,17 @@ class Files:
         name = hashlib.sha256(data).hexdigest()
         path = self._get_path(name)
         if _holds(path, data):
-            with contextlib.suppress(FileNotFoundError):  # it may expire at this moment
-                os.utime(path)  # its age begins again
+            with contextlib.suppress(FileNotFoundError):  # Another thread may delete it now.
+                os.utime(path)  # The age of the file starts at zero again.
                 return name
         write_file(path, data)
         return name
 
     def get(self, name: str) -> bytes:
-        """The data of a hash.
+        """Return the data of a file.
 
         Raises:
-            PictureError: there is none, or it is damaged.
+            PictureError: the file is missing or damaged.
         """
         try:
             data = self._get_path(name).read_bytes()
@@ -64,20 +64,20 @@ class Files:
         return data
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of a hash."""
+        """Return whether the file exists."""
         return self._get_path(name).exists()
 
     def list_older_than(self, age: float) -> list[str]:
-        """Names of what was put longer ago than `age` seconds."""
+        """Return the names of files that were last put more than `age` seconds ago."""
         before = time.time() - age
-        # Others may leave files of their own here: .DS_Store, .nfs…
+        # The system may leave other files here: .DS_Store, .nfs…
         paths = (p for p in (self.folder / "files").glob("*/*") if HASH_PATTERN.fullmatch(p.name))
         return [path.name for path in paths if _get_mtime(path) < before]
 
     def delete(self, name: str, age: float = 0.0) -> None:
-        """Remove a file, unless it was put anew meanwhile: no longer ago than `age` seconds."""
+        """Delete a file, unless it was put within the last `age` seconds."""
         path = self._get_path(name)
-        aside = path.with_suffix(PARTIAL_SUFFIX)  # from here on, whoever puts it writes it anew
+        aside = path.with_suffix(PARTIAL_SUFFIX)  # After the move, `put` writes the file again.
         with contextlib.suppress(FileNotFoundError):
             path.replace(aside)
             if _get_mtime(aside) > time.time() - age:
@@ -86,23 +86,31 @@ class Files:
                 aside.unlink()
 
     def get_results_folder(self, job: str) -> Path:
-        """The folder of what a job made."""
+        """Return the folder of a job's results."""
         return self.folder / "results" / job
 
     def delete_results(self, job: str) -> None:
-        """Remove what a job made."""
+        """Delete a job's results."""
         shutil.rmtree(self.get_results_folder(job), ignore_errors=True)
 
     def delete_partial_files(self, age: float = 0.0) -> None:
-        """Remove what was being written when a server died, more than `age` seconds ago."""
+        """Delete partly written files, which a server leaves when it dies, of at least this age.
+
+        Args:
+            age: seconds since the last change of the file.
+        """
         for path in self.folder.glob(f"*/*/*{PARTIAL_SUFFIX}"):
             if _get_mtime(path) <= time.time() - age:
                 path.unlink(missing_ok=True)
 
     def pack_request(self, request: Request) -> tuple[dict[str, Any], list[str]]:
-        """A request as JSON, its pictures as names of files that are kept now; and the names."""
+        """Store the pictures of a request.
+
+        Returns:
+            The request as JSON with `{"file": name}` in place of pictures, and the names.
+        """
         names: list[str] = []
-        put = cache(self.put)  # a picture may come more than once
+        put = cache(self.put)  # A request may hold the same picture twice.
 
         def packed(value: Any) -> Any:
             match value:
@@ -119,7 +127,7 @@ class Files:
         return packed(request.model_dump()), names
 
     def unpack_request(self, stored: Mapping[str, Any]) -> Request:
-        """The request that was packed.
+        """Return the request that `pack_request` packed.
 
         Raises:
             PictureError: a file is missing or damaged.
@@ -149,7 +157,7 @@ def _holds(path: Path, data: bytes) -> bool:
 
 
 def _get_mtime(path: Path) -> float:
-    """When a file was put; later than anything if it is not there any more."""
+    """Return the time at which a file was last put; infinity if the file is gone."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:

@@ -1,13 +1,13 @@
-"""The durable store of jobs: what was acknowledged ends exactly once, whatever is killed.
+"""The durable store of jobs: every accepted job ends exactly once, even if a process is killed.
 
     submit ──► queued ──claim──► running ──finish──► succeeded | failed
                  │  ▲               │
-                 │  └──give back────┤   its owner let it go, or its lease ran out
+                 │  └───release─────┤   its owner returns it, or its lease expires
                  └─────cancel───────┴─► canceled
 
-A job runs at least once and is published at most once: `claim` gives every attempt a number, and
-`finish` counts for the attempt that is under way alone. Result files are written before; state,
-event, webhook and the ledger's entry are one transaction.
+A job runs at least once and is published at most once. `claim` gives every attempt a number, and
+`finish` has an effect only for the attempt that is running. The worker writes the result files
+first. The state, the event, the webhook and the usage entry are then one transaction.
 """
 
 from collections import Counter
@@ -46,33 +46,34 @@ State = Literal["queued", "running", "succeeded", "failed", "canceled"]
 ENDED: tuple[State, ...] = ("succeeded", "failed", "canceled")
 
 MAX_CRASHES = 5
-"""Times that a job may be under way when its server or worker dies, before it is given up."""
+"""Crashes of the server or the worker during a job after which the job fails."""
 
 MAX_CONCURRENCY_BY_CRASHES = (64, 16, 4, 1)
-"""Jobs that may be under way beside each other, with one that so often was when something died: at
-last it is alone, so that whoever kills its worker is found out, and does not drag others along."""
+"""Jobs that may run together, by the largest number of crashes that one of them had.
+
+After three crashes a job runs alone. If it kills its worker again, no other job suffers."""
 
 WAIT_S_PER_WORK_S = 4.0
-"""Seconds of waiting that make up for one second of work, in the order of the queue."""
+"""Seconds of waiting that offset one second of work in the order of the queue."""
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job to be accepted.
+    """A job that the store has not accepted yet.
 
     Attributes:
-        id: unguessable, from `secrets`.
-        key: on whose account; "" where there are none.
-        model: that it is for, by name.
-        request: what to do, as JSON; pictures by the names of their files.
-        work: seconds of the device that it is expected to take.
-        origin: what the dialect that it came by remembers of it.
-        webhook: where to post what happens to it.
-        webhook_events: of `outbox.EVENTS`, those to post.
-        files: the pictures that it needs, by the hash of their content.
-        priority: higher goes first.
+        id: an unguessable id, from `secrets`.
+        key: the digest of the client's API key; "" if the server has no keys.
+        model: the name of the model.
+        request: the `Request` as JSON, with file names in place of pictures.
+        work: the expected time on the device, in seconds.
+        origin: the data that the dialect keeps with the job.
+        webhook: the URL that receives the job's events.
+        webhook_events: the events to post, from `outbox.WEBHOOK_EVENTS`.
+        files: the pictures of the request, by the hash of their content.
+        priority: a job with a higher priority runs first.
         token: the client's idempotency key.
-        body: the hash of what came with it.
+        body: the hash of the body that came with the idempotency key.
     """
 
     id: str
@@ -91,19 +92,19 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it is stored.
+    """A job as it is stored. Times are in seconds since 1970.
 
     Attributes:
-        state: where it is.
-        attempt: how often it was claimed; with the owner, what proves a right to it.
-        crashes: how often it was under way when something died.
-        owner: of the attempt that is under way.
-        canceling: it is under way, and its end was asked for.
-        created: seconds since 1970.
-        started: when it was first claimed.
-        ended: when it reached its end.
-        error: why it failed.
-        result: what came of it.
+        state: the state in the life cycle.
+        attempt: the number of claims; with the owner, it identifies the running attempt.
+        crashes: the number of crashes of the server or the worker while the job ran.
+        owner: the supervisor that runs the attempt.
+        canceling: true if the job runs and a client has canceled it.
+        created: the time at which the store accepted the job.
+        started: the time of the first claim.
+        ended: the time at which the job ended.
+        error: the reason why the job failed.
+        result: the names, sizes and seeds of the pictures, and other results.
     """
 
     id: str
@@ -137,13 +138,13 @@ class Job:
 
     @property
     def flagged(self) -> list[dict[str, Any]]:
-        """Its pictures that are not published, as `safety.Flag`."""
+        """The pictures that the server does not publish, as `safety.Flag`."""
         return (self.result or {}).get("flagged", [])
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What proves a right to a job that is under way, and whether its end was asked for."""
+    """A running attempt: its number and its owner, which `finish` and `release` compare."""
 
     id: str
     attempt: int
@@ -166,32 +167,32 @@ ATTEMPT_COLUMNS = [jobs.c[name] for name in Attempt.__dataclass_fields__]
 
 
 class Jobs:
-    """The store. Its methods may be called from any thread; each is one transaction.
+    """The job store. Any thread may call its methods; each method is one transaction.
 
     Attributes:
-        database: that it is in.
+        database: the database of the store.
     """
 
     def __init__(self, database: Database):
         self.database = database
         self._write, self._read, self._now = database.write, database.read, database.now
 
-    # Accepting
+    # Accept
 
     def submit(self, new: NewJob, limits: Limits = DEFAULT_LIMITS) -> Job:
-        """Accept a job; it is on the disk when this returns.
+        """Accept a job and return it once it is durable.
 
-        Where the client's token was seen before with the same body, the job that it made is
-        returned, and nothing happens.
+        If the client repeats an idempotency key with the same body, the store returns the first
+        job and changes nothing.
 
         Raises:
-            QueueFullError: as much waits as may.
-            IdempotencyError: the token was used for something else.
+            QueueFullError: the queue has reached one of the limits.
+            IdempotencyError: the client used the idempotency key with another body.
         """
         with self._read() as connection:
             if found := self._find_repeated(connection, new.key, new.token, new.body):
                 return found
-            self._check_room(connection, new, limits)  # the many that a full queue turns away
+            self._check_room(connection, new, limits)  # A full queue takes no write lock.
         try:
             with self._write() as connection:
                 if found := self._find_repeated(connection, new.key, new.token, new.body):
@@ -199,7 +200,7 @@ class Jobs:
                 self._check_room(connection, new, limits)
                 return self._insert(connection, new)
         except IntegrityError:
-            with self._read() as connection:  # another server has just used the token
+            with self._read() as connection:  # Another server has just used the token.
                 if found := self._find_repeated(connection, new.key, new.token, new.body):
                     return found
             raise
@@ -234,10 +235,10 @@ class Jobs:
         return self._get(connection, new.id)
 
     def find_repeated(self, key: str, token: str | None, body: str) -> Job | None:
-        """The job that a key's token made before with the same body.
+        """Return the job that an API key's idempotency key made before, or None.
 
         Raises:
-            IdempotencyError: the token was used for something else.
+            IdempotencyError: the client used the idempotency key with another body.
         """
         with self._read() as connection:
             return self._find_repeated(connection, key, token, body)
@@ -282,15 +283,16 @@ class Jobs:
             raise QueueFullError(f"{own} of your jobs are waiting; try again later.", work)
 
     def _get_key_backlog(self, connection: Connection, new: NewJob) -> float:
-        """Work of the key's own jobs that wait and are no longer than this one.
+        """Return the seconds of work of this API key's queued jobs that are at most as long.
 
-        With it a job's rank is when it would end if its key had the device for itself, shortest
-        first: whoever sends a hundred jobs waits behind himself, not others behind him.
+        The rank of a job is the time at which it would end if its key had the device alone and ran
+        its shortest job first. A key that sends a hundred jobs delays its own jobs, not those of
+        other keys.
         """
         own = and_(jobs.c.key == new.key, jobs.c.state == "queued", jobs.c.work <= new.work)
         return float(connection.execute(select(func.sum(jobs.c.work)).where(own)).scalar() or 0)
 
-    # Running
+    # Run
 
     def claim(
         self,
@@ -301,15 +303,16 @@ class Jobs:
         beside: Sequence[Job] = (),
         max_per_key: int | None = None,
     ) -> list[Job]:
-        """Take up queued jobs, the most urgent first, for `lease` seconds.
+        """Claim queued jobs, the most urgent first, and return them.
 
         Args:
-            owner: who takes them.
-            count: how many at most; fewer where one of them should have less `COMPANY`.
-            lease: until they are somebody else's, unless it is prolonged.
-            models: that they may be for.
-            beside: what the owner has under way.
-            max_per_key: the largest number of jobs of one key that the owner has under way.
+            owner: the supervisor that runs the jobs.
+            count: the largest number of jobs. The store returns fewer jobs if one of them has
+                crashed: see `MAX_CONCURRENCY_BY_CRASHES`.
+            lease: seconds until the claim expires, unless the owner renews it.
+            models: the models that the owner can run; None for all.
+            beside: the jobs that the owner runs already.
+            max_per_key: the largest number of jobs of one key that the owner runs.
         """
         ready: ColumnElement[bool] = jobs.c.state == "queued"
         if models is not None:
@@ -348,15 +351,15 @@ class Jobs:
             return [taken[name] for name in chosen]
 
     def renew_leases(self, owner: str, lease: float) -> list[Attempt]:
-        """Prolong the leases of an owner's jobs; returns its attempts at them.
+        """Renew the leases of an owner's jobs and return its running attempts.
 
-        What is not among them is no longer its own; what is `canceling` should be ended.
+        The owner has lost a job that is not among them, and should stop one that is `canceling`.
         """
         own = and_(jobs.c.owner == owner, jobs.c.state == "running")
         with self._write() as connection:
             now = self._now(connection)
             connection.execute(update(jobs).where(own).values(lease=now + lease))
-            held = select(*ATTEMPT_COLUMNS).where(own)  # and not all that came with a request
+            held = select(*ATTEMPT_COLUMNS).where(own)  # Requests are large; read few columns.
             return [Attempt(*row) for row in connection.execute(held)]
 
     def finish(
@@ -368,10 +371,17 @@ class Jobs:
         error: str | None = None,
         spent: Spent = NO_COST,
     ) -> bool:
-        """Publish the end of an attempt, and enter what it has `spent` in the ledger.
+        """End a job and record its usage.
+
+        Args:
+            job: the job as it was claimed.
+            state: the state in which the job ends.
+            result: the names, sizes and seeds of the pictures, and other results.
+            error: the reason why the job failed.
+            spent: the device time and the steps of the attempt.
 
         Returns:
-            False if the attempt is not under way any more: nothing has changed.
+            False if this attempt no longer runs. Then nothing has changed.
         """
         with self._write() as connection:
             now = self._now(connection)
@@ -379,14 +389,14 @@ class Jobs:
             return self._end(connection, held, job.id, state, now, result, error, spent)
 
     def release(self, job: Job | Attempt, *, crashed: bool = False) -> bool:
-        """Return a job to the queue, or end it if that was asked for or it crashed too often.
+        """Return a job to the queue. If it is canceled or has crashed too often, end it.
 
         Args:
-            job: as it was claimed.
-            crashed: something died while the job was under way.
+            job: the job as it was claimed.
+            crashed: true if the worker died while the job ran.
 
         Returns:
-            False if the attempt is not under way any more.
+            False if this attempt no longer runs. Then nothing has changed.
         """
         with self._write() as connection:
             return self._requeue(connection, self._is_held(job), int(crashed)) == [job.id]
@@ -394,11 +404,12 @@ class Jobs:
     def requeue_expired(
         self, *, except_owner: str = "", owners_are_gone: bool = False
     ) -> list[str]:
-        """Return to the queue what nobody has prolonged the lease of; returns which.
+        """Return jobs with expired leases to the queue, and return their ids.
 
         Args:
-            except_owner: an owner whose jobs stay running: it renews its own leases.
-            owners_are_gone: of everybody, at the start of a store's only server.
+            except_owner: an owner whose jobs keep running, because it renews its own leases.
+            owners_are_gone: requeue all running jobs. The only server of a store does so when it
+                starts.
         """
         with self._write() as connection:
             over = (jobs.c.state == "running") & (jobs.c.owner != except_owner)
@@ -407,12 +418,13 @@ class Jobs:
             return self._requeue(connection, over, 1)
 
     def cancel(self, name: str) -> Job | None:
-        """Ask for a job's end: at once if it waits, by its owner if it is under way.
+        """Cancel a job and return it; None if there is no such job.
 
-        One that has ended stays as it is. None if there is no such job.
+        A queued job ends at once. The owner of a running job ends it soon. A job that has ended
+        does not change.
         """
         with self._write() as connection:
-            # Nobody may claim it or give it back between the two looks.
+            # The lock keeps other servers from claiming or releasing the job in between.
             connection.execute(select(jobs.c.id).where(jobs.c.id == name).with_for_update())
             now = self._now(connection)
             queued = and_(jobs.c.id == name, jobs.c.state == "queued")
@@ -421,17 +433,17 @@ class Jobs:
                 connection.execute(update(jobs).where(running).values(canceling=True))
             return self._find(connection, jobs.c.id == name)
 
-    # Looking
+    # Read
 
     def get(self, name: str) -> Job | None:
-        """A job by its id."""
-        if "\0" in name:  # which Postgres takes for an error
+        """Return a job by its id; None if there is no such job."""
+        if "\0" in name:  # Postgres raises an error for such text.
             return None
         with self._read() as connection:
             return self._find(connection, jobs.c.id == name)
 
     def get_by_token(self, key: str, token: str) -> Job | None:
-        """The job that a key's token made."""
+        """Return the job that an API key's idempotency key made; None if there is no such job."""
         made = select(tokens.c.job).where(tokens.c.key == key, tokens.c.token == token)
         with self._read() as connection:
             return self._find(connection, jobs.c.id.in_(made))
@@ -446,15 +458,16 @@ class Jobs:
         states: Iterable[State] | None = None,
         max_chars: int | None = None,
     ) -> list[Job]:
-        """A key's jobs (or everybody's), newest first: the next older, or the next newer ones.
+        """Return a page of jobs, newest first.
 
         Args:
-            key: of the jobs; None for all keys.
-            count: of jobs, at most.
-            before: the list has older jobs than this one.
-            after: the list has newer jobs than this one.
-            states: of the jobs; None for all states.
-            max_chars: characters of the jobs' requests together; the list ends earlier.
+            key: the API key whose jobs to return; None for all keys.
+            count: the largest number of jobs.
+            before: return jobs that are older than this one.
+            after: return jobs that are newer than this one.
+            states: the states of the jobs; None for all.
+            max_chars: the largest number of characters in the requests of all jobs together. The
+                page ends before it exceeds this number.
         """
         wanted: list[ColumnElement[bool]] = []
         if key is not None:
@@ -497,9 +510,11 @@ class Jobs:
         return [row[0] for row in rows[: max(1, within)]]
 
     def get_queue_position(self, name: str) -> tuple[int, float] | None:
-        """Jobs before a queued one, and the seconds of work of these and of all that run.
+        """Return the place of a job in the queue; None if the job is not queued.
 
-        None if it is not queued.
+        Returns:
+            The number of queued jobs before it, and the seconds of work of these and of all
+            running jobs.
         """
         with self._read() as connection:
             asked = select(jobs.c.priority, jobs.c.rank, jobs.c.id).where(
@@ -521,7 +536,7 @@ class Jobs:
             return int(count), float(waiting) + float(under_way or 0)
 
     def get_backlog(self) -> tuple[float, float]:
-        """Seconds of work that are queued, and for how long the oldest of these jobs has been."""
+        """Return the seconds of queued work, and the age in seconds of the oldest queued job."""
         work = func.coalesce(func.sum(jobs.c.work), 0.0)
         with self._read() as connection:
             asked = select(work, func.min(jobs.c.created)).where(jobs.c.state == "queued")
@@ -530,7 +545,7 @@ class Jobs:
             return float(seconds), float(waited)
 
     def count_by_state(self) -> dict[State, int]:
-        """Jobs of each state."""
+        """Return the number of jobs in each state."""
         with self._read() as connection:
             counted = select(jobs.c.state, func.count()).group_by(jobs.c.state)
             found = {row[0]: int(row[1]) for row in connection.execute(counted)}
@@ -538,7 +553,7 @@ class Jobs:
         return {state: found.get(state, 0) for state in states}
 
     def list_history(self, name: str, after: int = 0) -> list[HistoryEntry]:
-        """What was said of a job, from the number after `after` on."""
+        """Return the entries of a job's history whose number is greater than `after`."""
         with self._read() as connection:
             said = select(events.c.number, events.c.at, events.c.kind, events.c.body).where(
                 events.c.job == name, events.c.number > after
@@ -548,35 +563,35 @@ class Jobs:
             ]
 
     def get_latest_numbers(self, names: Iterable[str]) -> dict[str, int]:
-        """The number of what was last said of each job; nothing of those that are forgotten."""
+        """Return the number of each job's last history entry. Deleted jobs are left out."""
         with self._read() as connection:
             last = select(events.c.job, func.max(events.c.number)).group_by(events.c.job)
             rows = connection.execute(last.where(events.c.job.in_(list(names))))
             return {row[0]: row[1] for row in rows}
 
     def add_history(self, name: str, kind: str, body: Mapping[str, Any]) -> None:
-        """Add to a job's history."""
+        """Add an entry to a job's history."""
         with self._write() as connection:
-            # What two say at once of one job is numbered one after the other.
+            # The lock makes entries that arrive at the same time get different numbers.
             connection.execute(select(jobs.c.id).where(jobs.c.id == name).with_for_update())
             self._add_history(connection, name, self._now(connection), kind, dict(body))
 
-    # Keeping and forgetting
+    # Delete
 
     def list_ended_before(self, age: float, count: int = 1000) -> list[str]:
-        """Jobs that ended longer ago than `age` seconds."""
+        """Return the ids of jobs that ended more than `age` seconds ago, at most `count`."""
         with self._read() as connection:
             ended = and_(jobs.c.state.in_(ENDED), jobs.c.ended < self._now(connection) - age)
             return list(connection.execute(select(jobs.c.id).where(ended).limit(count)).scalars())
 
     def delete(self, names: Iterable[str]) -> None:
-        """Forget jobs that have ended, with all that was said of them."""
+        """Delete jobs that have ended, with their history and webhooks. Usage entries stay."""
         ended = and_(jobs.c.id.in_(list(names)), jobs.c.state.in_(ENDED))
         with self._write() as connection:
             connection.execute(delete(jobs).where(ended))
 
     def find_used_files(self, files: Iterable[str]) -> set[str]:
-        """Which of these files a job needs."""
+        """Return the given files that at least one job needs."""
         with self._read() as connection:
             used = select(uses.c.file).where(uses.c.file.in_(list(files))).distinct()
             return set(connection.execute(used).scalars())
@@ -585,7 +600,7 @@ class Jobs:
 
     @staticmethod
     def _is_held(job: Job | Attempt) -> ColumnElement[bool]:
-        """The fence: that an attempt is still the one under way."""
+        """Return the condition that an attempt still runs and has the same owner."""
         return and_(
             jobs.c.id == job.id,
             jobs.c.state == "running",
@@ -630,7 +645,7 @@ class Jobs:
             if job.canceling:
                 self._end(connection, this, job.id, "canceled", now)
             elif count >= MAX_CRASHES:
-                error = f"given up: {count} times the worker or the server died while it ran."
+                error = f"The job is given up after {count} crashes of the worker or the server."
                 self._end(connection, this, job.id, "failed", now, error=error)
             else:
                 values = {"state": "queued", "owner": None, "lease": None, "crashes": count}
@@ -665,7 +680,7 @@ def _is_full(used: float, own: float, limit: float, keys: int) -> bool:
 
 
 def _max_concurrency(crashes: Iterable[int]) -> int:
-    """How many jobs may be under way beside each other, by how often each was in a crash."""
+    """Return the number of jobs that may run together, from the crashes of each of them."""
     return MAX_CONCURRENCY_BY_CRASHES[min(max(crashes), len(MAX_CONCURRENCY_BY_CRASHES) - 1)]
 
 

@@ -1,6 +1,6 @@
-"""What each API dialect remembers of a job: one type for each dialect.
+"""Origins: the data that a dialect keeps with a job, in one type for each dialect.
 
-An origin is stored with its job, as JSON whose `dialect` says which type it is.
+The store keeps an origin with its job, as JSON. The field `dialect` names the type.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class _Origin(_Value):
     output: OutputOptions = OutputOptions()
 
     check_safety: bool = True
-    """Whether the safety checker of the server sees the images."""
+    """True if the safety checker of the server checks the images."""
 
     field_names: Mapping[str, str] = {}
     """The client's name for each field of `Request` that came under another name."""
@@ -97,7 +97,7 @@ class FalOrigin(_Origin):
 
     prompt: str = ""
     sync_mode: bool = False
-    """Whether the client wants images inside the answer in place of links."""
+    """True if the client wants images inside the response in place of links."""
 
 
 class A1111Origin(_Origin):

@@ -1,10 +1,11 @@
-"""Webhooks that are to be posted: written in the transaction of what they tell, so none is lost.
+"""The outbox: webhooks that the server has to post.
 
-    later ──ready──► due ──take──► tried ──► delivered
-                      ▲              │
-                      └── in a while ┴─► failed: no tries left; gone: its receiver is
+    later ──mark_due──► due ──claim_due──► tried ──► delivered
+                         ▲                   │
+                         └──next try is due──┴─► failed: no tries left; gone: the receiver is gone
 
-`Jobs` announces them and says when they are ready; `server.webhooks` posts them.
+`Jobs` writes a webhook in the transaction of the event that it reports, so no webhook is lost.
+`server.jobs.webhooks` posts webhooks that are due.
 """
 
 import base64
@@ -22,7 +23,9 @@ from overpaint.server.store.database import Database
 from overpaint.server.store.tables import deliveries, jobs, outbox, secrets
 
 WEBHOOK_EVENTS = ("start", "output", "logs", "completed")
-"""What may be told of a job, in Replicate's words: it begins, has pictures, goes on, has ended."""
+"""Events that webhooks report, in Replicate's words.
+
+A job starts, has pictures, makes progress, or ends."""
 
 WEBHOOK_STATES = ("later", "due", "delivered", "failed", "gone")
 SECRET_BYTES = 32
@@ -36,12 +39,12 @@ class DueWebhook:
     """A webhook that is due.
 
     Attributes:
-        id: of the webhook, the same over all tries.
-        job: that it tells of.
-        key: whose.
-        kind: one of `EVENTS`.
-        tries: that were made before.
-        turn: how often it became due anew: "logs" does again and again.
+        id: the id of the webhook, the same for all tries.
+        job: the id of the job.
+        key: the digest of the job's API key.
+        kind: one of `WEBHOOK_EVENTS`.
+        tries: the number of earlier tries.
+        turn: how often the webhook became due again. "logs" does with each progress of the job.
     """
 
     id: int
@@ -54,7 +57,7 @@ class DueWebhook:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A try at a webhook: the status that came back, or the error if none did."""
+    """A try to post a webhook: the status of the response, or the error if no response came."""
 
     at: float
     status: int | None
@@ -63,13 +66,13 @@ class Delivery:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the receiver has it. A redirect is followed by nobody, so it has not."""
+        """True if the receiver answered with a 2xx status. The server follows no redirects."""
         return self.status is not None and 200 <= self.status < 300
 
 
 @dataclass(frozen=True)
 class WebhookLog:
-    """A job's webhook of a kind, its state as above, and every try at it."""
+    """The webhook of a job for one event: its state in the outbox, and all tries to post it."""
 
     kind: str
     state: str
@@ -77,7 +80,7 @@ class WebhookLog:
 
 
 def add_webhooks(connection: Connection, name: str, kinds: Collection[str]) -> None:
-    """There will be webhooks of these kinds to post of a job."""
+    """Add webhooks for these events of a job. They wait until `mark_due`."""
     row = {"job": name, "state": "later", "due": 0.0, "tries": 0, "turn": 0}
     rows = [row | {"kind": kind} for kind in WEBHOOK_EVENTS if kind in kinds]
     if rows:
@@ -85,13 +88,13 @@ def add_webhooks(connection: Connection, name: str, kinds: Collection[str]) -> N
 
 
 def mark_due(connection: Connection, name: str, kind: str, now: float) -> None:
-    """What a webhook tells has happened."""
+    """Make a waiting webhook due, because the event that it reports has happened."""
     waiting = and_(outbox.c.job == name, outbox.c.kind == kind, outbox.c.state == "later")
     connection.execute(update(outbox).where(waiting).values(state="due", due=now))
 
 
 class Outbox:
-    """The webhooks of a store. Its methods may be called from any thread."""
+    """The webhooks of a store. Any thread may call its methods."""
 
     def __init__(self, database: Database, max_concurrent_per_key: int = MAX_CONCURRENT_PER_KEY):
         """Read and write the webhooks of a database.
@@ -123,11 +126,11 @@ class Outbox:
 
         with self._read() as connection:
             if connection.execute(due(self._now(connection)).limit(1)).first() is None:
-                return []  # the usual case, which needs no write lock
+                return []  # The usual case needs no write lock.
         taken = list[DueWebhook]()
         with self._write() as connection:
             now = self._now(connection)
-            while len(taken) < count:  # until each of their API keys has as many as it may
+            while len(taken) < count:  # Each round leaves out the keys that are at their limit.
                 first = due(now).limit(count - len(taken))
                 rows = list[Any]()
                 for row in connection.execute(first.with_for_update(skip_locked=True, of=outbox)):
@@ -142,32 +145,32 @@ class Outbox:
         return taken
 
     def record_delivery(self, post: DueWebhook, delivery: Delivery, again: float | None) -> None:
-        """Log a try at a webhook.
+        """Record a try to post a webhook.
 
         Args:
-            post: that was tried.
-            delivery: what came of it.
-            again: seconds until the next try; None if there is none.
+            post: the webhook.
+            delivery: the outcome of the try.
+            again: seconds until the next try; None if this was the last one.
         """
         state = "delivered" if delivery.succeeded else "failed" if again is None else "due"
         with self._write() as connection:
             entry = {"post": post.id, "at": delivery.at, "status": delivery.status}
             entry |= {"error": delivery.error, "seconds": delivery.seconds}
             connection.execute(insert(deliveries).values(entry))
-            # Not if it became due anew meanwhile.
+            # If the webhook became due again during the try, the new turn keeps its state.
             this = and_(outbox.c.id == post.id, outbox.c.turn == post.turn)
             due = self._now(connection) + (again or 0.0)
             connection.execute(update(outbox).where(this).values(state=state, due=due))
 
     def cancel_for_url(self, key: str, url: str) -> None:
-        """Post nothing more that waits for an address of a key's: its receiver is gone."""
+        """Cancel all waiting webhooks of an API key to a URL whose receiver is gone."""
         there = select(jobs.c.id).where(jobs.c.key == key, jobs.c.webhook == url)
         waiting = and_(outbox.c.state.in_(["later", "due"]), outbox.c.job.in_(there))
         with self._write() as connection:
             connection.execute(update(outbox).where(waiting).values(state="gone"))
 
     def requeue_logs(self, names: Iterable[str]) -> None:
-        """Jobs that went on: those that asked for "logs" have them posted, anew."""
+        """Make the "logs" webhooks of jobs that made progress due again."""
         moved = list(names)
         if not moved:
             return
@@ -182,14 +185,18 @@ class Outbox:
             connection.execute(these.values(values | {"turn": outbox.c.turn + 1}))
 
     def replay(self, name: str, kind: str) -> bool:
-        """Post a job's webhook once more, now; False if it has none, or is not so far."""
+        """Make a job's webhook due again, now.
+
+        Returns:
+            False if the job has no such webhook, or its event has not happened yet.
+        """
         with self._write() as connection:
             done = and_(outbox.c.job == name, outbox.c.kind == kind, outbox.c.state != "later")
             values = {"state": "due", "due": self._now(connection), "tries": 0}
             return connection.execute(update(outbox).where(done).values(values)).rowcount == 1
 
     def list_webhooks(self, name: str) -> list[WebhookLog]:
-        """A job's webhooks."""
+        """Return the webhooks of a job, with all tries."""
         with self._read() as connection:
             posts = connection.execute(
                 select(outbox).where(outbox.c.job == name).order_by(outbox.c.id)
@@ -201,14 +208,17 @@ class Outbox:
             return [WebhookLog(post.kind, post.state, tuple(tries[post.id])) for post in posts]
 
     def count_by_state(self) -> dict[str, int]:
-        """Webhooks of each state."""
+        """Return the number of webhooks in each state."""
         with self._read() as connection:
             counted = select(outbox.c.state, func.count()).group_by(outbox.c.state)
             found = {row[0]: int(row[1]) for row in connection.execute(counted)}
         return {state: found.get(state, 0) for state in WEBHOOK_STATES}
 
     def get_secret(self, key: str) -> str:
-        """What a key's webhooks are signed with, `whsec_` and base64; made when first asked for."""
+        """Return the secret that signs an API key's webhooks: `whsec_` and base64.
+
+        The first call creates the secret.
+        """
         wanted = select(secrets.c.secret).where(secrets.c.key == key)
         with self._read() as connection:
             found = connection.execute(wanted).scalar()
@@ -218,6 +228,6 @@ class Outbox:
         try:
             with self._write() as connection:
                 connection.execute(insert(secrets).values(key=key, secret=made))
-        except IntegrityError:  # another server was faster
+        except IntegrityError:  # Another server was faster.
             return self.get_secret(key)
         return made

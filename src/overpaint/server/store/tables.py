@@ -29,7 +29,7 @@ schema = MetaData()
 
 about = Table("about", schema, Column("version", Integer, nullable=False))
 
-# Alembic's own table, which it compares with nothing.
+# Alembic's own table. It is not in `schema`, so that Alembic does not compare it.
 alembic_version = Table(
     "alembic_version",
     MetaData(),
@@ -60,7 +60,7 @@ jobs = Table(
     Column("ended", Float),
     Column("error", Text),
     Column("result", JSON),
-    # What is claimed next; whose jobs are queued; what a key has, newest first; what ran out.
+    # For `claim`, the limits of a key, `list_page`, and expired leases.
     Index("jobs_next", "state", "priority", "rank", "id"),
     Index("jobs_queued", "key", "state", "work"),
     Index("jobs_newest", "key", "created", "id"),
@@ -77,7 +77,7 @@ events = Table(
     Column("body", JSON, nullable=False),
 )
 
-# One row for each job that has ended, which stays when the job is forgotten.
+# One row for each job that has ended. The row stays when the job is deleted.
 usage = Table(
     "usage",
     schema,

@@ -1,7 +1,7 @@
-"""What jobs have used: an entry each, made with its end, and kept when the job is forgotten.
+"""Usage: one entry for each job that has ended.
 
-What an attempt cost that was lost (a worker was killed, a server stood still) is not in it: that is
-the operator's, and not the client's.
+The store writes the entry when the job ends and keeps it when the job is deleted. Lost attempts
+are not in it, for example if the worker was killed: the operator pays for them, not the client.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from overpaint.server.store.tables import jobs, keys, usage
 GroupBy = Literal["key", "day", "model"]
 
 DIGEST_LABEL_CHARS = 12
-"""Characters of its digest by which a key is shown that has no name in the store."""
+"""Characters of the digest that stand for a key without a name in the store."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class UsageTotal:
 
 
 def record_usage(connection: Connection, job: str, now: float, pictures: int, spent: Spent) -> None:
-    """Enter what a job has used that has just ended, at `now` in seconds since 1970."""
+    """Record the usage of a job that ended at `now`, in seconds since 1970."""
     ended = select(
         *(jobs.c.id, jobs.c.key, jobs.c.model, jobs.c.state, jobs.c.ended),
         literal(datetime.fromtimestamp(now, UTC).date().isoformat()),
@@ -53,10 +53,10 @@ def record_usage(connection: Connection, job: str, now: float, pictures: int, sp
 
 
 class UsageReader:
-    """Reads a store's entries; any thread may."""
+    """Reads the usage entries of a store. Any thread may call its methods."""
 
     def __init__(self, database: Database):
-        """Ask the store when it is needed."""
+        """Keep the database; the methods read it when they are called."""
         self._database = database
 
     def sum_usage(
@@ -67,13 +67,13 @@ class UsageReader:
         until: date | None = None,
         key: str | None = None,
     ) -> list[UsageTotal]:
-        """What was used in sum by each key, on each day or with each model, by name.
+        """Return the total usage of each API key, day or model, sorted by name.
 
         Args:
-            by: what there is a total for.
+            by: the property that groups the entries.
             since: the first day, in UTC.
-            until: the last day.
-            key: the digest of the only key that counts.
+            until: the last day, in UTC.
+            key: the digest of the only key to count; None for all keys.
         """
         shown = func.coalesce(keys.c.name, func.substr(usage.c.key, 1, DIGEST_LABEL_CHARS))
         name = {"key": shown, "day": usage.c.day, "model": usage.c.model}[by]
@@ -95,10 +95,10 @@ class UsageReader:
             return [UsageTotal(*row) for row in connection.execute(asked)]
 
     def find_digest(self, name: str) -> str:
-        """Of a key that has a name, or by the name that `totals` gives it.
+        """Return the digest of a key by its name, or by the label that `sum_usage` shows for it.
 
         Raises:
-            StoreError: there is none, and none has used anything.
+            StoreError: no key has this name, and no entry this label.
         """
         named = select(keys.c.digest).where(keys.c.name == name)
         nameless = select(usage.c.key).where(
@@ -108,4 +108,4 @@ class UsageReader:
             for asked in (named, nameless.limit(1)):
                 if (found := connection.execute(asked).scalar()) is not None:
                     return str(found)
-        raise StoreError(f"no key {name!r}; see `overpaint keys list` for those that there are.")
+        raise StoreError(f"No key has the name {name!r}. `overpaint keys list` shows all keys.")
