@@ -1,11 +1,18 @@
-"""A server under mixed load: Overpaint, itself one picture at a time, and diffusers with a lock.
+"""A server under mixed load, in three variants.
 
-The miniature in fp32, guided, 128 × 128. Sixteen clients, each of which asks for its next picture
-when it has the one before, whole. The mix is drawn at random, and not like anything that shares
-steps well: three of four requests take 8 to 12 steps, as people do who try prompts, one takes 40 to
-50, as for a final picture; half repaint a picture, at any strength from 0.4 to 0.8; a quarter have
-one of three LoRAs; samplers are of eight kinds, guidance is from 3 to 8, and no two prompts need be
-alike.
+| Variant | Server |
+|---|---|
+| batched | Overpaint |
+| solo | Overpaint with steps of one picture only |
+| peer | diffusers behind a lock |
+
+The model is the miniature in fp32, guided, at 128 × 128 pixels. Sixteen clients ask for pictures.
+Each client asks for its next picture when it has the whole previous one.
+
+The requests are drawn at random, and batch badly on purpose. Three of four take 8 to 12 steps, like
+drafts, and one takes 40 to 50, like a final picture. Half of them repaint a picture at a strength
+of 0.4 to 0.8. A quarter use one of three LoRAs. There are eight samplers, the guidance is 3 to 8,
+and prompts differ.
 """
 
 import base64
@@ -32,23 +39,30 @@ from benchmarks.serving_peer import LORAS, SCHEDULERS, Asked
 from overpaint.engine.profile import Profile
 
 ROOT = Path(__file__).parents[1]
-TOGETHER, SIDE = 16, 128
-SHORT, LONG = (8, 12), (40, 50)
+CLIENTS = 16
+SIDE_PX = 128
+SHORT_STEPS = (8, 12)
+"""Fewest and most steps of a draft."""
+LONG_STEPS = (40, 50)
+"""Fewest and most steps of a final picture."""
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
 THINGS = ("house", "tree", "car", "boat", "cat", "fish", "cup", "star", "flower", "bird")
 STYLES = ("a photo of", "a watercolor painting of", "a pencil sketch of", "a pixel art of")
-PATIENCE = 120.0
+START_TIMEOUT_S = 120.0
+RESPONSE_TIMEOUT_S = 600.0
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    """Throughput, and how long short requests wait."""
+    """Measure the throughput, and the seconds that short requests take."""
     requests = mix(32 if quick else 192)
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
-        ours, solo = profiles(folder)
+        batched, solo = profiles(folder)
         clients = {
-            "ours": Client(stack.enter_context(overpaint(folder / "ours", ours)), ask_ours),
-            "solo": Client(stack.enter_context(overpaint(folder / "solo", solo)), ask_ours),
+            "batched": Client(
+                stack.enter_context(overpaint(folder / "batched", batched)), ask_overpaint
+            ),
+            "solo": Client(stack.enter_context(overpaint(folder / "solo", solo)), ask_overpaint),
             "peer": Client(stack.enter_context(peer()), ask_peer),
         }
         waits: dict[str, list[list[float]]] = {name: [] for name in clients}
@@ -57,15 +71,15 @@ def measure(*, quick: bool) -> dict[str, Any]:
             return lambda: waits[name].append(load(clients[name], requests))
 
         for client in clients.values():
-            load(client, mix(TOGETHER, seed=1))
+            load(client, mix(CLIENTS, seed=1))
         contestants = {name: contestant(name) for name in clients}
         timings = interleave(contestants, 1 if quick else 3, warm_up=False)
-    short = [i for i, request in enumerate(requests) if request.steps <= SHORT[1]]
+    short = [i for i, request in enumerate(requests) if request.steps <= SHORT_STEPS[1]]
     result: dict[str, Any] = {
         "requests": len(requests),
         "short": len(short),
-        "throughput_over_peer": round(timings.ratio("peer", "ours"), 3),
-        "throughput_over_solo": round(timings.ratio("solo", "ours"), 3),
+        "throughput_over_peer": round(timings.ratio("peer", "batched"), 3),
+        "throughput_over_solo": round(timings.ratio("solo", "batched"), 3),
     }
     marks = {name: [percentiles(own, short) for own in rounds] for name, rounds in waits.items()}
     for name, rounds in marks.items():
@@ -73,33 +87,33 @@ def measure(*, quick: bool) -> dict[str, Any]:
         result[f"{name}_short_p50"] = median(own[49] for own in rounds)
         result[f"{name}_short_p99"] = median(own[98] for own in rounds)
     for other in ("solo", "peer"):
-        # Round by round: a machine that is slower for a while is so for everybody.
-        pairs = zip(marks["ours"], marks[other], strict=True)
-        result[f"short_p99_of_{other}"] = median(ours[98] / theirs[98] for ours, theirs in pairs)
+        # Compare within a round: if the machine is slow for a while, all variants are slow.
+        pairs = zip(marks["batched"], marks[other], strict=True)
+        result[f"short_p99_of_{other}"] = median(own[98] / peers[98] for own, peers in pairs)
     result = {k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}
     print_line("  " + ", ".join(f"{key} {value}" for key, value in result.items()))
     return result
 
 
 def percentiles(seconds: Sequence[float], of: Sequence[int]) -> list[float]:
-    """The 1st to 99th of some requests' seconds."""
+    """Return the 1st to 99th percentile of the seconds of the requests with these indices."""
     return quantiles([seconds[i] for i in of], n=100, method="inclusive")
 
 
 def mix(count: int, seed: int = 0) -> list[Asked]:
-    """So many unlike requests, the same ones for everybody."""
+    """Draw different requests, the same ones for every variant."""
     rng = random.Random(seed)
     buffer = io.BytesIO()
     with Image.open(ROOT / "examples" / "house.png") as house:
-        house.convert("RGB").resize((SIDE, SIDE)).save(buffer, "PNG")
+        house.convert("RGB").resize((SIDE_PX, SIDE_PX)).save(buffer, "PNG")
     image = base64.b64encode(buffer.getvalue()).decode()
     return [
         Asked(
             prompt=f"{rng.choice(STYLES)} a {rng.choice(COLORS)} {rng.choice(THINGS)}",
-            steps=rng.randint(*(LONG if rng.random() < 0.25 else SHORT)),
+            steps=rng.randint(*(LONG_STEPS if rng.random() < 0.25 else SHORT_STEPS)),
             sampler=rng.choice(list(SCHEDULERS)),
             guidance=rng.uniform(3, 8),
-            side=SIDE,
+            side=SIDE_PX,
             seed=number,
             image=image if rng.random() < 0.5 else None,
             strength=rng.choice((0.4, 0.5, 0.6, 0.7, 0.8)),
@@ -123,22 +137,25 @@ class Client:
 
 
 def load(client: Client, requests: Sequence[Asked]) -> list[float]:
-    """Send all requests, `TOGETHER` at a time; return the seconds of each."""
+    """Send all requests, `CLIENTS` at a time, and return the seconds of each."""
 
     def one(request: Asked) -> float:
         began = time.perf_counter()
         data = client.ask(http, request)
         took = time.perf_counter() - began
         with Image.open(io.BytesIO(data)) as image:
-            if image.size != (SIDE, SIDE):
+            if image.size != (SIDE_PX, SIDE_PX):
                 raise RuntimeError(f"a picture of {image.size} came back")
         return took
 
-    with httpx.Client(base_url=client.url, timeout=600) as http, ThreadPoolExecutor(TOGETHER) as at:
-        return list(at.map(one, requests))
+    with (
+        httpx.Client(base_url=client.url, timeout=RESPONSE_TIMEOUT_S) as http,
+        ThreadPoolExecutor(CLIENTS) as threads,
+    ):
+        return list(threads.map(one, requests))
 
 
-def ask_ours(http: httpx.Client, asked: Asked) -> bytes:
+def ask_overpaint(http: httpx.Client, asked: Asked) -> bytes:
     request: dict[str, Any] = {
         "prompt": asked.prompt,
         "num_inference_steps": asked.steps,
@@ -164,15 +181,17 @@ def ask_peer(http: httpx.Client, asked: Asked) -> bytes:
 
 def profiles(folder: Path) -> tuple[Path, Path]:
     """Measure the profile of steps; return its file, and a file with steps of one picture only."""
-    ours, solo = folder / "profile.json", folder / "solo.json"
+    batched, solo = folder / "profile.json", folder / "solo.json"
     bench = [*command("bench"), "--quiet", "--device", "cpu", "--dtype", "fp32"]
-    subprocess.run([*bench, "--output", str(ours)], check=True, stdout=subprocess.DEVNULL)
-    found = Profile.read(ours)
+    subprocess.run([*bench, "--output", str(batched)], check=True, stdout=subprocess.DEVNULL)
+    found = Profile.read(batched)
     pairs = {shape: {2: times[2]} for shape, times in found.measured.items()}
     replace(found, measured=pairs).write(solo)
-    for name, path in (("ours", ours), ("solo", solo)):
-        print_line(f"  {name}: steps of up to {Profile.read(path).cap(SIDE // 8, SIDE // 8)} rows")
-    return ours, solo
+    for name, path in (("batched", batched), ("solo", solo)):
+        print_line(
+            f"  {name}: steps of up to {Profile.read(path).cap(SIDE_PX // 8, SIDE_PX // 8)} rows"
+        )
+    return batched, solo
 
 
 def command(name: str) -> list[str]:
@@ -196,12 +215,12 @@ def peer() -> Generator[str]:
 
 @contextmanager
 def running(program: Sequence[str], ready: str) -> Generator[str]:
-    """A program that is given a port, and its address once it is ready."""
+    """Run a program with a free port as its last argument, and yield its address once ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen([*program, str(port)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + START_TIMEOUT_S
     try:
         while not _answers(url + ready):
             if process.poll() is not None or time.monotonic() > end:

@@ -135,7 +135,7 @@ def render_with_diffusers(
     **extra: Any,
 ) -> NDArray[np.float64]:
     """Return diffusers' pictures of a request; its UNet has diffusers' blocks."""
-    model = model or tiny_model(ours=False)
+    model = model or tiny_model(overpaint_blocks=False)
     text_to_image: Any = tiny_pipeline(model)
     settings = {**text_to_image.scheduler.config, **(config or {})}
     settings.pop(
@@ -267,7 +267,9 @@ def test_inpainting_matches_diffusers(
         fill="original",
         **REPAINT,
     )
-    reference = render_with_diffusers(asked, scheduler, config, certain(tiny_model(ours=False)))
+    reference = render_with_diffusers(
+        asked, scheduler, config, certain(tiny_model(overpaint_blocks=False))
+    )
     assert_close(render_with_overpaint(asked, certain(tiny_model())), reference)
 
 
@@ -284,7 +286,7 @@ def test_inpainting_network_with_nine_channels_matches_diffusers(
     asked = request(**fields, guidance_scale=guidance)
     if guidance == 1:
         asked = request(**fields, guidance_scale=guidance, negative_prompt="")
-    model = certain(tiny_inpainter(ours=False))
+    model = certain(tiny_inpainter(overpaint_blocks=False))
     reference = render_with_diffusers(asked, model=model, height=128, width=128)
     mine = render_with_overpaint(
         asked,
@@ -305,7 +307,7 @@ def refined(asked: Request, scheduler: Any, config: dict[str, Any]) -> NDArray[n
     if ensemble:
         extra["denoising_end"] = asked.high_noise_frac
     latent = render_with_diffusers(Request(**first), scheduler, config, **extra)
-    base, refiner = tiny_model(ours=False), tiny_refiner(ours=False)
+    base, refiner = tiny_model(overpaint_blocks=False), tiny_refiner(overpaint_blocks=False)
     parts = tiny_pipeline(base).components
     settings = {**parts["scheduler"].config, **config}
     settings.pop("_use_default_values")
@@ -409,7 +411,7 @@ def test_conditioning_fields_match_diffusers(fields: dict[str, Any], repaint: bo
 
 @pytest.mark.parametrize("zeros", [False, True])
 def test_empty_negative_prompt_matches_diffusers(zeros: bool) -> None:
-    model = tiny_model(zero_empty_negative=zeros, ours=False)
+    model = tiny_model(zero_empty_negative=zeros, overpaint_blocks=False)
     asked = request(negative_prompt="")
     reference = render_with_diffusers(asked, model=model, negative_prompt=None if zeros else "")
     assert_close(render_with_overpaint(asked, tiny_model(zero_empty_negative=zeros)), reference)
@@ -417,7 +419,8 @@ def test_empty_negative_prompt_matches_diffusers(zeros: bool) -> None:
 
 def test_v_prediction_with_zero_terminal_snr_matches_diffusers() -> None:
     mine, reference = (
-        tiny_model(prediction="v_prediction", ours=own_blocks) for own_blocks in (True, False)
+        tiny_model(prediction="v_prediction", overpaint_blocks=own_blocks)
+        for own_blocks in (True, False)
     )
     mine.noise = reference.noise = replace(mine.noise, zero_terminal_snr=True)
     asked = request(schedule="trailing", guidance_rescale=0.7)

@@ -58,7 +58,7 @@ def render_with_diffusers(
     asked: Request, pipeline: Any, part: dict[str, Any], **call: Any
 ) -> NDArray[np.float64]:
     """Return the pictures of a diffusers pipeline with additional parts."""
-    model = tiny_model(ours=False)
+    model = tiny_model(overpaint_blocks=False)
     text_to_image = tiny_pipeline(certain(model) if asked.mask else model)
     parts: dict[str, Any] = {**text_to_image.components, **part}
     if pipeline is not StableDiffusionXLAdapterPipeline:

@@ -155,7 +155,7 @@ def residuals(
 @torch.no_grad()
 def by_hand(asked: Request, steers: Sequence[Steer]) -> Tensor:
     """Return the final latent of a request."""
-    base, refiner = tiny_model(ours=False), tiny_refiner(ours=False)
+    base, refiner = tiny_model(overpaint_blocks=False), tiny_refiner(overpaint_blocks=False)
     pipeline: Any = tiny_pipeline(base)
     tokens, no_tokens, pooled, no_pooled = pipeline.encode_prompt(
         prompt=asked.prompt, negative_prompt=asked.negative_prompt

@@ -77,13 +77,13 @@ def tiny_model(
     prediction: Prediction = "epsilon",
     *,
     zero_empty_negative: bool = False,
-    ours: bool = True,
+    overpaint_blocks: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Model:
     """Make a random checkpoint on the CPU; weights depend on the seed only.
 
-    With `ours`, its UNet has Overpaint's blocks, like a loaded checkpoint. Otherwise it is an
-    unchanged UNet of diffusers.
+    With `overpaint_blocks`, its UNet has Overpaint's blocks, like a loaded checkpoint. Otherwise it
+    is an unchanged UNet of diffusers.
     """
     tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_tokenizer(pad_token="!")
     with torch.random.fork_rng(devices=[]):
@@ -95,7 +95,7 @@ def tiny_model(
     for module in (text_encoder, text_encoder_2, unet, vae):
         nn.Module.to(module, dtype)  # diffusers' own warns
         module.eval().requires_grad_(False)
-    if ours:
+    if overpaint_blocks:
         install_blocks(unet)
     return Model(
         name="tiny",
@@ -118,9 +118,9 @@ def tiny_model(
     )
 
 
-def tiny_refiner(seed: int = 1, *, ours: bool = True) -> Model:
+def tiny_refiner(seed: int = 1, *, overpaint_blocks: bool = True) -> Model:
     """Make a random refiner for `tiny_model()`: one text encoder, five size ids."""
-    base = tiny_model(ours=False)
+    base = tiny_model(overpaint_blocks=False)
     second = base.text_encoders[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -130,21 +130,21 @@ def tiny_refiner(seed: int = 1, *, ours: bool = True) -> Model:
         }
         unet = UNet2DConditionModel(**config)
     unet.eval().requires_grad_(False)
-    if ours:
+    if overpaint_blocks:
         install_blocks(unet)
     family = FAMILIES["miniature-refiner"]
     return replace(base, name="tiny-refiner", family=family, unet=unet, text_encoders=(second,))
 
 
-def tiny_inpainter(seed: int = 2, *, ours: bool = True) -> Model:
+def tiny_inpainter(seed: int = 2, *, overpaint_blocks: bool = True) -> Model:
     """Make a random inpainting model for latents of `tiny_model()`, with nine input channels."""
-    base = tiny_model(ours=False)
+    base = tiny_model(overpaint_blocks=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config: dict[str, Any] = UNET | {"in_channels": 9}
         unet = UNet2DConditionModel(**config)
     unet.eval().requires_grad_(False)
-    if ours:
+    if overpaint_blocks:
         install_blocks(unet)
     family = FAMILIES["miniature-inpaint"]
     return replace(base, name="tiny-inpainter", family=family, unet=unet)
@@ -158,7 +158,9 @@ def tiny_folder(
     zero_empty_negative: bool = False,
 ) -> Path:
     """Write the checkpoint of `tiny_model` as a diffusers folder."""
-    model = tiny_model(seed, prediction, zero_empty_negative=zero_empty_negative, ours=False)
+    model = tiny_model(
+        seed, prediction, zero_empty_negative=zero_empty_negative, overpaint_blocks=False
+    )
     tiny_pipeline(model).save_pretrained(path, safe_serialization=True)
     for folder, encoder in zip(("tokenizer", "tokenizer_2"), model.text_encoders, strict=True):
         encoder.tokenizer.backend_tokenizer.model.save(str(path / folder))

@@ -84,7 +84,7 @@ def write_folder(net: Any, path: Path) -> Path:
 def write_control_lora(path: Path, seed: int = 7, rank: int = 4) -> tuple[Path, ControlNetModel]:
     """Write a random Control-LoRA in Stability's format; return the equivalent ControlNet."""
     net = tiny_net("full", seed)
-    unet = tiny_model(ours=False).unet.state_dict()
+    unet = tiny_model(overpaint_blocks=False).unet.state_dict()
     layers = int(UNET["layers_per_block"])
     draw = torch.Generator().manual_seed(seed)
     stored: dict[str, Tensor] = {"lora_controlnet": torch.zeros(0)}

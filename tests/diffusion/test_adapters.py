@@ -66,7 +66,7 @@ def test_lora_in_a_plan_matches_weights_merged_by_peft(files: list[Path], repain
     model = tiny_model()
     asked = request(**(REPAINT if repaint else {}))
     mine = render_with_overpaint(asked, model, adapters=(adapter(model, files[0]),))
-    reference = tiny_model(ours=False)
+    reference = tiny_model(overpaint_blocks=False)
     reference.unet.load_state_dict(trained("lora", 3)[1])
     assert_close(mine, render_with_diffusers(asked, model=reference))
     assert (

@@ -107,7 +107,7 @@ def test_nets_of_all_kinds_in_one_row_add_their_residuals(
     )
     adapter = control(nets["adapter"], 3, scale=0.4)
     asked = row(4, first, second, adapter)
-    plain: Any = tiny_model(ours=False).unet
+    plain: Any = tiny_model(overpaint_blocks=False).unet
     x = asked.x / (asked.sigma**2 + 1) ** 0.5
     t = torch.tensor([NoiseSchedule(model.noise).timestep(asked.sigma)])
     told = asked.conditioning

@@ -27,7 +27,7 @@ CONVOLUTION = r".*(conv1|conv2|conv_shortcut)"
 
 def trained(kind: str, seed: int = 3, targets: str = LINEAR) -> tuple[State, State]:
     """Make a random PEFT adapter on the tiny UNet; return its state dict and the merged weights."""
-    unet = tiny_model(ours=False).unet
+    unet = tiny_model(overpaint_blocks=False).unet
     torch.manual_seed(seed)
     kinds: dict[str, Any] = {
         "lora": lambda: LoraConfig(r=RANK, lora_alpha=6, target_modules=targets),
