@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,6 @@ from miniature.family import Painter, PreviewFactors, export, export_second
 from miniature.reader import colored, overlap, styled
 from miniature.scenes import Scene
 
-SCENES = 32_000  # what the UNet sees
-VAE_SCENES = range(10_000_000, 10_005_000)
-JUDGE_SCENES = range(20_000_000, 20_020_000)
-JUDGE_TESTS = range(30_000_000, 30_001_000)
-FOLDED = 400  # pictures over which the latents' means and deviations are taken
 STAGES = (
     "render",
     "vae",
@@ -57,27 +53,57 @@ STAGES = (
     "export",
 )
 """In the order of `make`."""
-READER_SCENES = range(62_000_000, 62_006_000)
-READER_TESTS = range(63_000_000, 63_000_500)
-PACKAGED_JUDGE = Path(__file__).parent / "judge.safetensors"
-PACKAGED_READER = Path(__file__).parent / "reader.safetensors"
-
 
 MEASURES = ("measure", "measure-masks", "measure-control", "measure-concepts")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The numbers of scenes and pictures of the stages. Ranges are seeds of scenes."""
+
+    unet_scenes: int = 32_000
+    vae_scenes: range = range(10_000_000, 10_005_000)
+    control_scenes: range = control.SCENES
+    concept_scenes: int = concepts.COUNT
+    judge_scenes: range = range(20_000_000, 20_020_000)
+    judge_tests: range = range(30_000_000, 30_001_000)
+    reader_scenes: range = range(62_000_000, 62_006_000)
+    reader_tests: range = range(63_000_000, 63_000_500)
+    text_tests: int = text.TESTS
+    folded: int = 400
+    """Pictures that give the mean and deviation of the latents."""
+    batch_size: int | None = None
+    """Pictures in a training step; None for the `BATCH` of each network."""
+    packaged: Path = Path(__file__).parent
+    """Folder to which the judge and the reader are written."""
+
+    @property
+    def judge(self) -> Path:
+        """The file of the judge."""
+        return self.packaged / "judge.safetensors"
+
+    @property
+    def reader(self) -> Path:
+        """The file of the reader."""
+        return self.packaged / "reader.safetensors"
+
+
+FULL_WORKLOAD = Workload()
 
 
 class Workshop:
     """The stages, over one folder of intermediate files."""
 
-    def __init__(self, work: Path, seed: int) -> None:
+    def __init__(self, work: Path, seed: int, workload: Workload = FULL_WORKLOAD) -> None:
         self.work = work
         self.seed = seed
+        self.workload = workload
         work.mkdir(parents=True, exist_ok=True)
 
     def _vae_scenes(self) -> NDArray[np.uint8]:
         path = self.work / "vae_scenes.npy"
         if not path.exists():
-            np.save(path, native_scenes(VAE_SCENES, held_out=False)[1])
+            np.save(path, native_scenes(self.workload.vae_scenes, held_out=False)[1])
         return np.load(path)
 
     def _autoencoder(self) -> AutoencoderKL:
@@ -85,7 +111,7 @@ class Workshop:
         state = self.work / "decoder.safetensors"
         if not state.exists():
             state = self.work / "vae.safetensors"
-        return vae.finish(state, self._vae_scenes()[:FOLDED])
+        return vae.finish(state, self._vae_scenes()[: self.workload.folded])
 
     def adopt(self, folder: Path) -> None:
         """Start from an exported folder without training states."""
@@ -100,7 +126,7 @@ class Workshop:
 
     def render(self) -> None:
         """Render the UNet's scenes."""
-        unet.render(self.work / "pixels", SCENES, 0)
+        unet.render(self.work / "pixels", self.workload.unet_scenes, 0)
 
     def vae(self, steps: int) -> None:
         """Train the autoencoder."""
@@ -124,7 +150,13 @@ class Workshop:
 
     def text(self, steps: int) -> None:
         """Train the text encoders alone."""
-        text.train(self.work / "text.safetensors", steps=steps, seed=self.seed + 40)
+        text.train(
+            self.work / "text.safetensors",
+            steps=steps,
+            seed=self.seed + 40,
+            batch_size=self.workload.batch_size or text.BATCH,
+            tests=self.workload.text_tests,
+        )
 
     def unet(self, steps: int, rate: float, keep_text: bool, compiled: bool) -> None:
         """Train the UNet and the text encoders."""
@@ -141,6 +173,7 @@ class Workshop:
             start=start,
             keep_text=keep_text,
             compiled=compiled,
+            batch_size=self.workload.batch_size or unet.BATCH,
         )
 
     def _painter(self) -> Painter:
@@ -163,6 +196,7 @@ class Workshop:
             steps=steps,
             seed=self.seed + 50,
             compiled=compiled,
+            batch_size=self.workload.batch_size or inpaint.BATCH,
         )
 
     def refiner(self, steps: int) -> None:
@@ -174,11 +208,12 @@ class Workshop:
             self.work / "refiner.safetensors",
             steps=steps,
             seed=self.seed + 60,
+            batch_size=self.workload.batch_size or refiner.BATCH,
         )
 
     def hints(self) -> None:
         """Render scenes and control images for the ControlNets."""
-        control.encode(self._autoencoder(), self.work / "hints")
+        control.encode(self._autoencoder(), self.work / "hints", self.workload.control_scenes)
 
     def control(self, kinds: Sequence[str], steps: int) -> None:
         """Train the ControlNets, one after another."""
@@ -193,6 +228,7 @@ class Workshop:
                     self.work / f"{kind}.safetensors",
                     steps=steps,
                     seed=self.seed + 100 + number,
+                    batch_size=self.workload.batch_size or control.BATCH,
                 )
 
     def concepts(self, kinds: Sequence[str], steps: int) -> None:
@@ -203,7 +239,7 @@ class Workshop:
             if kind not in kinds:
                 continue
             latents = self.work / f"{kind}-latents.safetensors"
-            concepts.encode(autoencoder, kind, latents)
+            concepts.encode(autoencoder, kind, latents, self.workload.concept_scenes)
             train = lora.train if kind in concepts.LORAS else word.train
             train(
                 concepts.load(kind, latents),
@@ -212,6 +248,7 @@ class Workshop:
                 self.work / f"{kind}.safetensors",
                 steps=steps,
                 seed=self.seed + 200 + number,
+                batch_size=self.workload.batch_size or concepts.BATCH,
             )
 
     def judge(self, steps: int) -> None:
@@ -220,10 +257,19 @@ class Workshop:
         autoencoder = self._autoencoder().requires_grad_(False)
         autoencoder.set_attn_processor(AttnProcessor())
         state = self.work / "judge.safetensors"
-        judge.train(scenes, pictures, state, steps=steps, seed=self.seed + 30, vae=autoencoder)
-        judge.save(state, PACKAGED_JUDGE)
-        tests, renders = native_scenes(JUDGE_TESTS, held_out=True)
-        for name, share in judge.accuracy(judge.load(PACKAGED_JUDGE), tests, renders).items():
+        judge.train(
+            scenes,
+            pictures,
+            state,
+            steps=steps,
+            seed=self.seed + 30,
+            vae=autoencoder,
+            batch_size=self.workload.batch_size or judge.BATCH,
+        )
+        judge.save(state, self.workload.judge)
+        tests, renders = native_scenes(self.workload.judge_tests, held_out=True)
+        trained = judge.load(self.workload.judge)
+        for name, share in judge.accuracy(trained, tests, renders).items():
             print(f"judge {name:12} {share:.4f}")
 
     def reader(self, steps: int) -> None:
@@ -231,23 +277,31 @@ class Workshop:
         autoencoder = self._autoencoder().requires_grad_(False)
         autoencoder.set_attn_processor(AttnProcessor())
         state = self.work / "reader.safetensors"
-        scenes, pictures = rendered(reader.scene_of, READER_SCENES)
-        reader.train(scenes, pictures, state, steps=steps, seed=self.seed + 70, vae=autoencoder)
-        reader.save(state, PACKAGED_READER)
-        tests, renders = rendered(reader.held_out_scene, READER_TESTS)
-        reading = reader.load(PACKAGED_READER).read(renders)
+        scenes, pictures = rendered(reader.scene_of, self.workload.reader_scenes)
+        reader.train(
+            scenes,
+            pictures,
+            state,
+            steps=steps,
+            seed=self.seed + 70,
+            vae=autoencoder,
+            batch_size=self.workload.batch_size or reader.BATCH,
+        )
+        reader.save(state, self.workload.reader)
+        tests, renders = rendered(reader.held_out_scene, self.workload.reader_tests)
+        reading = reader.load(self.workload.reader).read(renders)
         print(f"reader IoU {overlap(reading, tests).mean():.4f}")
         print(f"reader colors {colored(reading, tests):.4f}")
         right = [styled(reading, test.style)[i] for i, test in enumerate(tests)]
         print(f"reader styles {np.mean(right):.4f}")
 
     def _judge_scenes(self) -> tuple[list[Scene], NDArray[np.uint8]]:
-        return native_scenes(JUDGE_SCENES, held_out=False)
+        return native_scenes(self.workload.judge_scenes, held_out=False)
 
     def export(self, out: Path) -> None:
         """Write the averaged weights as a diffusers folder."""
         autoencoder = self._autoencoder()
-        factors = preview_factors(autoencoder, self._vae_scenes()[:FOLDED])
+        factors = preview_factors(autoencoder, self._vae_scenes()[: self.workload.folded])
         export(out, self._painter(), autoencoder, factors)
         for kind, network in (("inpaint", inpaint.build()), ("refiner", refiner.build())):
             state = self.work / f"{kind}.safetensors"
@@ -295,7 +349,8 @@ def preview_factors(autoencoder: AutoencoderKL, pictures: NDArray[np.uint8]) -> 
     return PreviewFactors(solution[:4].tolist(), solution[4].tolist())
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, workload: Workload = FULL_WORKLOAD) -> None:
+    """Run a stage. By default the arguments are those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m miniature", description=__doc__)
     parser.add_argument("stage", choices=["make", "adopt", *MEASURES, *STAGES])
     parser.add_argument("--out", type=Path, default=Path("build/miniature/export"))
@@ -328,9 +383,9 @@ def main() -> None:
     )
     parser.add_argument("--tiled", type=int, default=512, help="measure-masks: pixels of a side")
     parser.add_argument("--guidance", type=float, default=5.0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    workshop = Workshop(options.work, options.seed)
+    workshop = Workshop(options.work, options.seed, workload)
     if options.stage == "adopt":
         workshop.adopt(Path(options.model))
         return
@@ -339,7 +394,7 @@ def main() -> None:
 
         report(
             options.model,
-            judge.load(PACKAGED_JUDGE),
+            judge.load(workload.judge),
             options.out,
             count=options.count,
             sweep_count=options.sweep,
@@ -352,7 +407,7 @@ def main() -> None:
         names = [f"{options.model}{end}" for end in ("", "-inpaint", "-refiner")]
         report_masks(
             names,
-            judge.load(PACKAGED_JUDGE),
+            judge.load(workload.judge),
             options.out,
             count=options.count,
             tiled=options.tiled,
@@ -364,7 +419,7 @@ def main() -> None:
         report_control(
             options.model,
             options.nets,
-            reader.load(PACKAGED_READER),
+            reader.load(workload.reader),
             options.out,
             count=options.count,
         )
@@ -374,7 +429,7 @@ def main() -> None:
 
         folders = tuple(options.nets.with_name(f"miniature-{k}") for k in ("lora", "embedding"))
         report_concepts(
-            options.model, folders, reader.load(PACKAGED_READER), options.out, options.count
+            options.model, folders, reader.load(workload.reader), options.out, options.count
         )
         return
     stages = {

@@ -71,12 +71,12 @@ def scene_of(seed: int, concept: str) -> Scene:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, concept: str, path: Path) -> None:
-    """Render a concept's scenes, and keep their latents."""
+def encode(vae: AutoencoderKL, concept: str, path: Path, count: int = COUNT) -> None:
+    """Render `count` scenes of a concept, and keep their latents."""
     if path.exists():
         return
-    first = FIRST_SEED + COUNT * list(CONCEPTS).index(concept)
-    seeds = range(first, first + COUNT)
+    first = FIRST_SEED + count * list(CONCEPTS).index(concept)
+    seeds = range(first, first + count)
     _, pixels = rendered(partial(scene_of, concept=concept), seeds)
     mean, std = autoencoder.moments(vae, autoencoder.to_tensor(pixels))
     write_tensors(path, {"seed": torch.tensor(list(seeds)), "mean": mean, "std": std})

@@ -154,20 +154,20 @@ def _same(key: str, own: dict[str, Tensor], source: dict[str, Tensor]) -> bool:
     return key in source and source[key].shape == own[key].shape
 
 
-def encode(vae: AutoencoderKL, folder: Path) -> None:
-    """Render the scenes, and keep their latents and what hints are made of."""
+def encode(vae: AutoencoderKL, folder: Path, scenes: range = SCENES) -> None:
+    """Render the scenes of these seeds, and keep their latents and what hints are made of."""
     folder.mkdir(parents=True, exist_ok=True)
-    firsts = SCENES[::CHUNK]
+    firsts = scenes[::CHUNK]
     for n, _ in progress("hints", 0, len(firsts), every=1):
         path = folder / f"{firsts[n]}.safetensors"
         if path.exists():
             continue
-        seeds = range(firsts[n], min(firsts[n] + CHUNK, SCENES.stop))
-        scenes, pixels = rendered(scene_of, seeds)
+        seeds = range(firsts[n], min(firsts[n] + CHUNK, scenes.stop))
+        shown, pixels = rendered(scene_of, seeds)
         _, others = rendered(elsewhere, seeds)
         with torch.no_grad():
             mean, std = autoencoder.moments(vae, autoencoder.to_tensor(pixels))
-        planes = np.stack([_planes(*seen) for seen in zip(scenes, pixels, others, strict=True)])
+        planes = np.stack([_planes(*seen) for seen in zip(shown, pixels, others, strict=True)])
         write_tensors(
             path,
             {
@@ -265,7 +265,15 @@ def draw_timesteps(count: int, draw: torch.Generator) -> Tensor:
 
 
 def train(
-    kind: str, folder: Path, scale: float, painter: Painter, state: Path, *, steps: int, seed: int
+    kind: str,
+    folder: Path,
+    scale: float,
+    painter: Painter,
+    state: Path,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int = BATCH,
 ) -> None:
     """Train one net; `state` is written as it goes and resumed from."""
     net = build(kind, painter.unet, seed)
@@ -278,12 +286,12 @@ def train(
     def batch(step: int) -> Hinted:
         draw = generator(seed, step)
         rng = np.random.default_rng((seed, step))
-        picks = torch.multinomial(shares, BATCH, replacement=True, generator=draw)
-        noise = torch.randn((BATCH, *mean.shape[1:]), generator=draw)
+        picks = torch.multinomial(shares, batch_size, replacement=True, generator=draw)
+        noise = torch.randn((batch_size, *mean.shape[1:]), generator=draw)
         latents = scale * (mean[picks].float() + std[picks].float() * noise)
         seen = [views[i] for i in picks.tolist()]
         captions = ["" if rng.random() < DROPOUT else caption(v.scene, rng) for v in seen]
-        chosen = torch.rand(BATCH, generator=draw) < ELSEWHERE
+        chosen = torch.rand(batch_size, generator=draw) < ELSEWHERE
         return Hinted(latents, seen, captions, with_edges_from_elsewhere(planes[picks], chosen))
 
     def predict(noisy: Tensor, t: Tensor, drawn: Batch, step: int) -> Tensor:

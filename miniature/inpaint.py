@@ -138,11 +138,11 @@ class Masks:
     views: list[View]
     touched: list[Scene]
 
-    def batch(self, scale: float, seed: int, step: int) -> Masked:
-        """The batch of a step."""
+    def batch(self, scale: float, seed: int, step: int, size: int = BATCH) -> Masked:
+        """Draw the batch of a step."""
         draw = generator(seed, step)
         rng = np.random.default_rng((seed, step))
-        picks = torch.randint(len(self.views), (BATCH,), generator=draw)
+        picks = torch.randint(len(self.views), (size,), generator=draw)
         mean, std = self.mean[picks].float(), self.std[picks].float()
         latents = scale * (mean + std * torch.randn(mean.shape, generator=draw))
         views = [self.views[i] for i in picks.tolist()]
@@ -184,6 +184,7 @@ def train(
     steps: int,
     seed: int,
     compiled: bool = False,
+    batch_size: int = BATCH,
 ) -> None:
     """Train on the masked views; `state` is written as it goes and resumed from."""
     unet = build(seed)
@@ -203,7 +204,7 @@ def train(
     denoise(
         trainee,
         predict,
-        lambda step: found.batch(scale, seed, step),
+        lambda step: found.batch(scale, seed, step, batch_size),
         draw_timesteps,
         state,
         name="inpaint",

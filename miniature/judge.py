@@ -174,6 +174,7 @@ def train(
     steps: int,
     seed: int,
     vae: AutoencoderKL | None = None,
+    batch_size: int = BATCH,
 ) -> None:
     """Train on renders (n, 128, 128, 3); with a `vae`, an eighth of each batch goes through it."""
     torch.manual_seed(seed)
@@ -183,14 +184,14 @@ def train(
 
     def loss(step: int) -> Tensor:
         draw = generator(seed, step)
-        picks = torch.randint(len(pictures), (BATCH,), generator=draw)
-        flip = torch.rand(BATCH, generator=draw) < 0.5
+        picks = torch.randint(len(pictures), (batch_size,), generator=draw)
+        flip = torch.rand(batch_size, generator=draw) < 0.5
         targets = _mirrored(answers[picks], flip)
         images = to_tensor(pictures[picks.numpy()])
         images = torch.where(flip[:, None, None, None], images.flip(3), images)
         images = augment(images, draw)
         if vae is not None:
-            images[-BATCH // 8 :] = round_trip(vae, images[-BATCH // 8 :], draw)
+            images[-batch_size // 8 :] = round_trip(vae, images[-batch_size // 8 :], draw)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(images)
         return loss_of(logits, targets)

@@ -41,7 +41,14 @@ def build(painter: Painter, seed: int = 0) -> Painter:
 
 
 def train(
-    found: list[Bucket], scale: float, painter: Painter, state: Path, *, steps: int, seed: int
+    found: list[Bucket],
+    scale: float,
+    painter: Painter,
+    state: Path,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int = BATCH,
 ) -> None:
     """Train a LoRA; `state` is written as it goes and resumed from."""
     build(painter, seed)
@@ -54,7 +61,7 @@ def train(
     denoise(
         Trainee(painter, rate=RATE, decay=0.99),
         predict,
-        lambda step: draw_batch(found, scale, seed, step, BATCH),
+        lambda step: draw_batch(found, scale, seed, step, batch_size),
         draw_timesteps,
         state,
         name="lora",

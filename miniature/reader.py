@@ -173,6 +173,7 @@ def train(
     steps: int,
     seed: int,
     vae: AutoencoderKL,
+    batch_size: int = BATCH,
 ) -> None:
     """Train on renders (n, 128, 128, 3), one in `TRIPS` of them sent through the autoencoder."""
     torch.manual_seed(seed)
@@ -186,7 +187,7 @@ def train(
 
     def loss(step: int) -> Tensor:
         draw = generator(seed, step)
-        picks = torch.randint(len(pixels), (BATCH,), generator=draw)
+        picks = torch.randint(len(pixels), (batch_size,), generator=draw)
         images = augment(to_tensor(pixels[picks.numpy()]), draw, shift=0)
         with torch.autocast("cpu", torch.bfloat16):
             found = reader(images)

@@ -51,6 +51,7 @@ def train(
     *,
     steps: int,
     seed: int,
+    batch_size: int = BATCH,
 ) -> None:
     """Train on the encoded views of `folder`; `state` is written as it goes and resumed from."""
     unet = build(seed)
@@ -68,7 +69,7 @@ def train(
     denoise(
         trainee,
         predict,
-        lambda step: soften(draw_batch(found, scale, seed, step, BATCH)),
+        lambda step: soften(draw_batch(found, scale, seed, step, batch_size)),
         lambda count, draw: torch.randint(LAST, (count,), generator=draw),
         state,
         name="refiner",

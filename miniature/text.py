@@ -31,7 +31,7 @@ RATE = 2e-3
 SCALE = 16.0  # of the heads' cosines
 SMOOTHING = 0.1  # of the right answers: none need turn a token by more than a quarter
 SHORT = 28  # tokens that the longest caption fits in; the rest is padding
-TESTS = 400
+TESTS = 400  # held-out captions
 PLACES = ("left", "right", "top", "bottom")
 ANSWERS = sum(len(values) for values in HEADS.values())
 QUESTIONS = {
@@ -113,20 +113,22 @@ class Compass(nn.Module):
         return SCALE * functional.linear(x, directions)
 
 
-def train(state: Path, *, steps: int, seed: int) -> None:
+def train(
+    state: Path, *, steps: int, seed: int, batch_size: int = BATCH, tests: int = TESTS
+) -> None:
     """Train on captions of fresh scenes; `state` is written as it goes and resumed from."""
     reader = Reader(seed)
     trainee = Trainee(reader, rate=RATE, decay=0.99)
     tokenizers = Tokenizers()
 
     def loss(step: int) -> Tensor:
-        lesson = draw_lesson(np.random.default_rng((seed, step)), BATCH, tokenizers)
+        lesson = draw_lesson(np.random.default_rng((seed, step)), batch_size, tokenizers)
         with torch.autocast("cpu", torch.bfloat16):
             logits = reader(lesson)
         return loss_of(logits, lesson.answers, SMOOTHING)
 
     trainee.train("text", steps, loss, state)
-    for question, share in accuracy(state).items():
+    for question, share in accuracy(state, tests).items():
         print(f"text {question:22} {share:.4f}", flush=True)
 
 
@@ -137,9 +139,9 @@ def weights(state: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def accuracy(state: Path) -> dict[str, float]:
-    """The share of held-out captions of which each question is answered right."""
+def accuracy(state: Path, tests: int = TESTS) -> dict[str, float]:
+    """Return for each question the share of held-out captions with the right answer."""
     reader = Reader()
     reader.load_state_dict(averaged_weights(state))
-    lesson = draw_lesson(np.random.default_rng(4), TESTS, Tokenizers(), held_out=True)
+    lesson = draw_lesson(np.random.default_rng(4), tests, Tokenizers(), held_out=True)
     return dict(zip(QUESTIONS, shares(reader(lesson), lesson.answers), strict=True))

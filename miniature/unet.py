@@ -194,6 +194,7 @@ def train(
     start: dict[str, Tensor] | None = None,
     keep_text: bool = False,
     compiled: bool = False,
+    batch_size: int = BATCH,
 ) -> None:
     """Train on the encoded views of `folder`; `state` is written as it goes and resumed from.
 
@@ -221,7 +222,7 @@ def train(
     denoise(
         trainee,
         predict,
-        lambda step: draw_batch(found, scale, seed, step, BATCH),
+        lambda step: draw_batch(found, scale, seed, step, batch_size),
         draw_timesteps,
         state,
         name="unet",

@@ -50,14 +50,21 @@ def build(painter: Painter, tokenizers: Tokenizers, seed: int = 0) -> Painter:
 
 
 def train(
-    found: list[Bucket], scale: float, painter: Painter, state: Path, *, steps: int, seed: int
+    found: list[Bucket],
+    scale: float,
+    painter: Painter,
+    state: Path,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int = BATCH,
 ) -> None:
     """Train the word; `state` is written as it goes and resumed from."""
     tokenizers = Tokenizers()
     build(painter, tokenizers, seed)
 
     def batch(step: int) -> Batch:
-        drawn = draw_batch(found, scale, seed, step, BATCH)
+        drawn = draw_batch(found, scale, seed, step, batch_size)
         said = [text.replace(" ".join(TOY), "".join(TOKENS)) for text in drawn.captions]
         return dataclasses.replace(drawn, captions=said)
 

@@ -269,11 +269,10 @@ def test_read_picture_of_missing_file_or_folder_is_refused(tmp_path: Path):
         codec.read_picture("a\0b")
 
 
-def test_read_picture_of_too_large_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(codec, "MAX_FILE_BYTES", 1000)
+def test_read_picture_of_too_large_file_is_refused(tmp_path: Path):
     (tmp_path / "huge.png").write_bytes(bytes(1001))
     with pytest.raises(PictureError, match=r"huge\.png is larger than 1,000 bytes"):
-        codec.read_picture(tmp_path / "huge.png")
+        codec.read_picture(tmp_path / "huge.png", max_file_bytes=1000)
 
 
 def test_decompression_bomb_is_refused_in_20_mb():

@@ -5,20 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from miniature import __main__ as command
 from miniature import (
     concepts,
-    control,
-    inpaint,
     judge,
-    lora,
-    reader,
-    refiner,
     text,
     unet,
     vae,
-    word,
 )
+from miniature.__main__ import Workload, main
 from miniature.common import Trainee, averaged_weights, cosine, write_tensors
 from miniature.data import SHAPES, draw_view, render_view
 from miniature.family import Painter
@@ -142,12 +136,8 @@ def test_batch_of_a_step_is_deterministic(tmp_path: Path):
     assert first.time_ids.shape == (unet.BATCH, 6)
 
 
-def test_text_encoder_weights_load_into_the_painter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(text, "BATCH", 4)
-    monkeypatch.setattr(text, "TESTS", 8)
-    text.train(tmp_path / "text.safetensors", steps=2, seed=1)
+def test_text_encoder_weights_load_into_the_painter(tmp_path: Path):
+    text.train(tmp_path / "text.safetensors", steps=2, seed=1, batch_size=4, tests=8)
     learned = text.weights(tmp_path / "text.safetensors")
     painter = Painter(3)
     missing, unexpected = painter.load_state_dict(learned, strict=False)
@@ -166,26 +156,25 @@ def test_text_encoders_after_training_know_the_first_object(tmp_path: Path):
     assert min(shares.values()) >= 0.95
 
 
-def test_make_command_trains_and_exports_all_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    small = {"SCENES": 24, "FOLDED": 8, "PACKAGED_JUDGE": tmp_path / "judge.safetensors"}
-    small |= {"READER_SCENES": range(24), "READER_TESTS": range(4)}
-    small |= {"PACKAGED_READER": tmp_path / "reader.safetensors"}
-    small |= {"VAE_SCENES": range(16), "JUDGE_SCENES": range(16), "JUDGE_TESTS": range(4)}
-    for name, value in small.items():
-        monkeypatch.setattr(command, name, value)
-    for taught in (control, inpaint, judge, lora, reader, refiner, text, unet, word):
-        monkeypatch.setattr(taught, "BATCH", 8)
-    monkeypatch.setattr(control, "SCENES", range(60_000_000, 60_000_008))
-    monkeypatch.setattr(concepts, "COUNT", 4)
+def test_make_command_trains_and_exports_all_models(tmp_path: Path):
+    small = Workload(
+        unet_scenes=24,
+        vae_scenes=range(16),
+        control_scenes=range(60_000_000, 60_000_008),
+        concept_scenes=4,
+        judge_scenes=range(16),
+        judge_tests=range(4),
+        reader_scenes=range(24),
+        reader_tests=range(4),
+        folded=8,
+        batch_size=8,
+        packaged=tmp_path,
+    )
     out, work = tmp_path / "export", tmp_path / "work"
     trained = ("vae", "text", "unet", "inpaint", "refiner", "control", "concepts")
     trained += ("decoder", "judge", "reader")
     steps = [f"--{stage}-steps=1" for stage in trained]
-    arguments = ["miniature", "make", f"--out={out}", f"--work={work}", *steps]
-    monkeypatch.setattr("sys.argv", arguments)
-    command.main()
+    main(["make", f"--out={out}", f"--work={work}", *steps], small)
     model = load_model(out, device="cpu")
     assert model.family.name == "miniature"
     assert (tmp_path / "export-inpaint" / "unet").is_dir()

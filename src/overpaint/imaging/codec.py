@@ -36,7 +36,7 @@ JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 MIN_SIDE_PIXELS = 8
 """Pixels of an uploaded picture's shorter side, at least: one latent cell."""
 MAX_FILE_BYTES = 2**30
-"""Bytes of a picture file, at most."""
+"""Bytes of a picture file, at most, by default."""
 
 FILE_SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("a TIFF", 0, b"II*\0"),
@@ -66,7 +66,10 @@ PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 # Reading
 
 
-def read_picture(source: "str | os.PathLike[str] | bytes | Image.Image | Picture") -> Picture:
+def read_picture(
+    source: "str | os.PathLike[str] | bytes | Image.Image | Picture",
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> Picture:
     """Read a picture from any source into a `Picture`.
 
     Files and bytes are decoded once here, so that the error for a broken file names the file.
@@ -75,6 +78,7 @@ def read_picture(source: "str | os.PathLike[str] | bytes | Image.Image | Picture
     Args:
         source: a path, the bytes of an encoded file, a Pillow image, or a `Picture`, which is
             returned as it is.
+        max_file_bytes: bytes of a file, at most.
 
     Raises:
         PictureError: the source is missing, a folder, empty, not a picture, truncated or too large.
@@ -86,7 +90,7 @@ def read_picture(source: "str | os.PathLike[str] | bytes | Image.Image | Picture
     if isinstance(source, bytes):
         name, data = "the picture", source
     else:
-        name, data = str(source), _read_file(Path(source))
+        name, data = str(source), _read_file(Path(source), max_file_bytes)
     with open_image(data, name) as image:
         image.load()
     return Picture(data=data)
@@ -309,18 +313,18 @@ def _identify_format(data: bytes) -> str | None:
     return "an SVG" if b"<svg" in data[:1000].lower() else None
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise PictureError(f"{path}: no such file.") from None
     except IsADirectoryError:
         raise PictureError(f"{path} is a folder; give a picture file.") from None
     except (OSError, ValueError) as error:
         raise PictureError(f"{path} cannot be read: {error}.") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise PictureError(f"{path} is larger than {MAX_FILE_BYTES:,} bytes; give a smaller file.")
+    if len(data) > max_bytes:
+        raise PictureError(f"{path} is larger than {max_bytes:,} bytes; give a smaller file.")
     return data
 
 

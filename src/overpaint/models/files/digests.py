@@ -11,10 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 MIN_REMEMBERED_BYTES = 256 * 1024**2
-"""Smallest file, in bytes, whose digest is cached; smaller files are hashed at each call."""
+"""Smallest file, in bytes, whose digest is cached by default; others are hashed at each call."""
 
 
-def compute_sha256(paths: Sequence[Path], memory: Path | None = None) -> str:
+def compute_sha256(
+    paths: Sequence[Path],
+    memory: Path | None = None,
+    min_remembered_bytes: int = MIN_REMEMBERED_BYTES,
+) -> str:
     """Compute the SHA-256 of one file, or a combined digest of several files.
 
     The combined digest is the SHA-256 of the files' hex digests, joined in the given order.
@@ -23,8 +27,9 @@ def compute_sha256(paths: Sequence[Path], memory: Path | None = None) -> str:
         paths: one file or more.
         memory: the JSON cache of digests, keyed by path, size and modification time. The default
             is `~/.cache/overpaint/sha256.json`. The function ignores an unwritable cache.
+        min_remembered_bytes: the smallest file whose digest is cached.
     """
-    digests = [_digest(path.resolve(), memory) for path in paths]
+    digests = [_digest(path.resolve(), memory, min_remembered_bytes) for path in paths]
     return (
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     )
@@ -46,9 +51,9 @@ def compute_tensors_sha256(path: Path, metadata: Mapping[str, str]) -> str:
         return digest.hexdigest()
 
 
-def _digest(path: Path, memory: Path | None) -> str:
+def _digest(path: Path, memory: Path | None, min_remembered_bytes: int) -> str:
     status = path.stat()
-    if status.st_size < MIN_REMEMBERED_BYTES:
+    if status.st_size < min_remembered_bytes:
         return _compute(path)
     try:
         memory = memory or Path.home() / ".cache" / "overpaint" / "sha256.json"
