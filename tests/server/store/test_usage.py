@@ -116,7 +116,7 @@ def test_usage_sums_by_day_key_and_model(store: Jobs, clock: Clock) -> None:
     assert [one.jobs for one in ledger.sum_usage("key", since=first, until=first, key=ann)] == [1]
     assert ledger.sum_usage("model", until=date(2026, 2, 27)) == []
     assert [ledger.find_digest(name) for name in ("ann", other[:12], "")] == [ann, other, ""]
-    with pytest.raises(StoreError, match="no key 'bob'"):
+    with pytest.raises(StoreError, match="No key has the name 'bob'"):
         ledger.find_digest("bob")
 
 
@@ -182,7 +182,7 @@ def test_usage_command_with_invalid_options_is_refused(
     with pytest.raises(StoreError, match="no job store"):
         overpaint("--data", str(tmp_path / "elsewhere"))
     assert not (tmp_path / "elsewhere").exists()
-    with pytest.raises(StoreError, match="no key 'bob'"):
+    with pytest.raises(StoreError, match="No key has the name 'bob'"):
         overpaint(*data_option, "--key", "bob")
     with pytest.raises(RequestError, match="until"):
         overpaint(*data_option, "--since", "2026-03-02", "--until", "2026-03-01")

@@ -122,7 +122,7 @@ class ApiKeys:
         name = digest[:12] if name is None else name
         if not 0 < len(name) <= MAX_NAME_CHARS:
             raise StoreError(
-                f"The name {name!r} has {len(name)} characters. Give 1 to {MAX_NAME_CHARS}."
+                f"The key name {name!r} has {len(name)} characters. Give 1 to {MAX_NAME_CHARS}."
             )
         try:
             with self._database.write() as connection:
