@@ -615,6 +615,8 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Time for the request headers", "{0:g} s", ("http.request_head_timeout_s",),
               "The server closes the connection."),
         Limit("Request body", "{0:mib}", ("limits.body_bytes",), "`413`"),
+        Limit("Request bodies that are not answered yet, together",
+              "a quarter of the machine's memory; `limits.pending_body_bytes`", (), "`503`"),
         Limit("Rate of a request body", "at least {0:,} bytes per second in each {1:g} s of "
               "waiting for it", ("http.min_body_rate_bytes_per_s", "http.request_body_timeout_s"),
               "`408`"),

@@ -85,10 +85,10 @@ def count_result_pixels(request: "Request", native: int) -> int:
 
 def read_memory_budget() -> float:
     """Return the bytes that jobs may need beside the weights: a share of the machine's memory."""
-    return BUDGET_SHARE * _read_total_memory()
+    return BUDGET_SHARE * read_total_memory()
 
 
-def _read_total_memory() -> float:
+def read_total_memory() -> float:
     """Return the bytes of memory that this process may use; infinity if they are unknown."""
     found = [float("inf")]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:

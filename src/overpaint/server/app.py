@@ -26,6 +26,7 @@ from overpaint.server.api.openai import OPENAI
 from overpaint.server.api.replicate import COG, REPLICATE
 from overpaint.server.http import counting
 from overpaint.server.http.access_log import AccessLogMiddleware
+from overpaint.server.http.body_budget import BodyBudget
 from overpaint.server.http.body_limit import BodyLimitMiddleware
 from overpaint.server.http.connection import make_protocol_class
 from overpaint.server.http.host_origin import HostOriginMiddleware
@@ -118,6 +119,7 @@ def create_app(
     app.state.settings = settings
     app.state.answers = counting.ResponseCounts()
     app.state.listeners = Counter[str]()
+    app.state.bodies = BodyBudget(settings.pending_body_bytes)
     app.add_middleware(
         BodyLimitMiddleware, max_bytes=settings.limits.body_bytes, settings=settings.http
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from overpaint.engine.config import EngineConfig
-from overpaint.engine.memory import read_memory_budget
+from overpaint.engine.memory import read_memory_budget, read_total_memory
 from overpaint.engine.postprocess import PostprocessConfig
 from overpaint.engine.profile import Profile
 from overpaint.errors import RequestError
@@ -81,6 +81,9 @@ class Limits(_Settings):
     """Bytes of the request line and headers. Longer ones are answered with 400."""
     body_bytes: int = 128 * MIB
     """Bytes of a request body: a picture and its mask in base64."""
+    pending_body_bytes: int | None = None
+    """Bytes of all request bodies that are not answered yet. API keys share them like the queue.
+    Default: a quarter of the machine's memory."""
     upload_bytes: int = 64 * MIB
     """Bytes of one upload, and of all pictures that are fetched for one request."""
     json_separators: int = 100_000
@@ -289,6 +292,12 @@ class ServerSettings(_Settings):
     def native_side_px(self) -> int:
         """The side in pixels that the default model draws, until the worker reports it."""
         return MINIATURE_SIDE_PX if self.models[0].startswith("miniature") else SDXL_SIDE_PX
+
+    @property
+    def pending_body_bytes(self) -> float:
+        """Bytes of all request bodies that are not answered yet."""
+        limit = self.limits.pending_body_bytes
+        return read_total_memory() / 4 if limit is None else limit
 
     @property
     def job_memory_bytes(self) -> float:
