@@ -622,6 +622,8 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               "`408`"),
         Limit("Time of waiting for a request body", "{0:g} s",
               ("http.request_body_total_timeout_s",), "`408`"),
+        Limit("Requests with a body, or event streams, of one API key at once",
+              "half of the open connections", (), "`429`"),
         Limit("Open connections", "the limit of open files less {0:g}, or half of it; "
               "`http.max_connections`", ("overpaint.server.http.connection:RESERVED_FILES",),
               "The server closes the one that has waited longest for a request."),

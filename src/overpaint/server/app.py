@@ -26,11 +26,11 @@ from overpaint.server.api.openai import OPENAI
 from overpaint.server.api.replicate import COG, REPLICATE
 from overpaint.server.http import counting
 from overpaint.server.http.access_log import AccessLogMiddleware
-from overpaint.server.http.body_budget import BodyBudget
 from overpaint.server.http.body_limit import BodyLimitMiddleware
-from overpaint.server.http.connection import make_protocol_class
+from overpaint.server.http.connection import count_possible_connections, make_protocol_class
 from overpaint.server.http.host_origin import HostOriginMiddleware
 from overpaint.server.http.problems import install_error_handlers
+from overpaint.server.http.request_budget import RequestBudget
 from overpaint.server.http.threads import SERVER_KEY, current_key, run_in_write_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.jobs.webhooks import WebhookSender
@@ -119,7 +119,9 @@ def create_app(
     app.state.settings = settings
     app.state.answers = counting.ResponseCounts()
     app.state.listeners = Counter[str]()
-    app.state.bodies = BodyBudget(settings.pending_body_bytes)
+    connections = settings.http.max_connections or count_possible_connections()
+    app.state.connections_per_key = max(1, connections // 2)
+    app.state.budget = RequestBudget(settings.pending_body_bytes, app.state.connections_per_key)
     app.add_middleware(
         BodyLimitMiddleware, max_bytes=settings.limits.body_bytes, settings=settings.http
     )

@@ -63,9 +63,10 @@ async def limit_listeners(
     """
     listeners: Counter[str] = incoming.app.state.listeners
     limits: Limits = incoming.app.state.settings.limits
-    if listeners[key] >= limits.event_streams_per_key:
+    most = min(limits.event_streams_per_key, incoming.app.state.connections_per_key)
+    if listeners[key] >= most:
         message = (
-            f"{limits.event_streams_per_key:,} clients of this API key follow jobs already. Close "
+            f"{most:,} clients of this API key follow jobs already. Close "
             "some of their event streams."
         )
         raise HTTPException(429, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})

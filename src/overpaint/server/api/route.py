@@ -18,9 +18,9 @@ from overpaint.errors import (
 from overpaint.server.api.ignored_fields import add_ignored_header, collect_ignored
 from overpaint.server.api.inline_files import collect_inline_files, stream_inline_files
 from overpaint.server.http.auth import authenticate
-from overpaint.server.http.body_budget import NO_BUDGET
 from overpaint.server.http.json_body import StrictRequest
 from overpaint.server.http.problems import HANDLED_ERRORS, record_rejection
+from overpaint.server.http.request_budget import NO_BUDGET
 from overpaint.server.http.threads import current_key
 
 MAX_REPORTED_ERRORS = 100
@@ -46,8 +46,8 @@ def make_route_class(make_response: Callable[[Exception], Response]) -> type[API
                             await _check_key(incoming)
                             current_key.set(getattr(incoming.state, "key", ""))
                         await _check_charset(incoming)
-                        bodies = getattr(incoming.app.state, "bodies", NO_BUDGET)
-                        with bodies.count_body(current_key.get(), incoming.receive) as receive:
+                        budget = getattr(incoming.app.state, "budget", NO_BUDGET)
+                        with budget.count_request(current_key.get(), incoming.receive) as receive:
                             response = await handle(StrictRequest(incoming.scope, receive))
                     except HANDLED_ERRORS as error:
                         response = handle_error(incoming, error)

@@ -1,4 +1,4 @@
-"""A budget of memory for the request bodies that the server handles at once."""
+"""Bounds on the requests that the server handles at once, and on the memory of their bodies."""
 
 from collections import Counter
 from collections.abc import Generator
@@ -10,25 +10,28 @@ from starlette.types import Message, Receive
 RETRY_AFTER_S = 5
 
 
-class BodyBudget:
-    """Counts the bytes of bodies until their requests are answered.
+class RequestBudget:
+    """Counts requests with their bodies until they are answered.
 
-    API keys share the budget: when it is used up, a key that has less than its share still has
-    room, up to twice the budget.
+    API keys share the budget of bytes: when it is used up, a key that has less than its share
+    still has room, up to twice the budget.
     """
 
-    def __init__(self, max_bytes: float):
-        """Begin with no bodies.
+    def __init__(self, max_bytes: float, max_requests_per_key: float = float("inf")):
+        """Begin with no requests.
 
         Args:
             max_bytes: bytes of all bodies together.
+            max_requests_per_key: requests of one key, which each hold a connection.
         """
         self._max_bytes = max_bytes
+        self._max_requests_per_key = max_requests_per_key
         self._used = Counter[str]()
+        self._requests = Counter[str]()
 
     @contextmanager
-    def count_body(self, key: str, receive: Receive) -> Generator[Receive]:
-        """Count a body that is received in the `with` block.
+    def count_request(self, key: str, receive: Receive) -> Generator[Receive]:
+        """Count a request that is answered in the `with` block.
 
         Args:
             key: the API key of the client.
@@ -36,8 +39,19 @@ class BodyBudget:
 
         Yields:
             A function to receive them with. It raises HTTPException 503 if there is no room.
+
+        Raises:
+            HTTPException: 429, too many requests of the key are not answered yet.
         """
         size = 0
+        if self._requests[key] >= self._max_requests_per_key:
+            raise HTTPException(
+                429,
+                f"{self._requests[key]:,} requests of this API key are not answered yet. Wait "
+                "until some of them are.",
+                {"Retry-After": str(RETRY_AFTER_S)},
+            )
+        self._requests[key] += 1
 
         async def receive_counted() -> Message:
             nonlocal size
@@ -52,8 +66,10 @@ class BodyBudget:
             yield receive_counted
         finally:
             self._used[key] -= size
-            if not self._used[key]:
-                del self._used[key]
+            self._requests[key] -= 1
+            for counts in (self._used, self._requests):
+                if not counts[key]:
+                    del counts[key]
 
     def _check_room(self, key: str, added: int) -> None:
         total = self._used.total() + added
@@ -69,5 +85,5 @@ class BodyBudget:
         )
 
 
-NO_BUDGET = BodyBudget(float("inf"))
+NO_BUDGET = RequestBudget(float("inf"))
 """For applications without a budget."""
