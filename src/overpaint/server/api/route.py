@@ -41,12 +41,13 @@ def make_route_class(make_response: Callable[[Exception], Response]) -> type[API
 
             async def handle_strictly(incoming: Incoming) -> Response:
                 with collect_ignored(), collect_inline_files() as files:
+                    budget = NO_BUDGET
                     try:
                         if checks_key_first:
                             await _check_key(incoming)
                             current_key.set(getattr(incoming.state, "key", ""))
+                            budget = getattr(incoming.app.state, "budget", NO_BUDGET)
                         await _check_charset(incoming)
-                        budget = getattr(incoming.app.state, "budget", NO_BUDGET)
                         with budget.count_request(current_key.get(), incoming.receive) as receive:
                             response = await handle(StrictRequest(incoming.scope, receive))
                     except HANDLED_ERRORS as error:
