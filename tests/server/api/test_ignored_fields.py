@@ -12,7 +12,6 @@ from fastapi.testclient import TestClient
 from pydantic import ConfigDict, Field, ValidationError
 
 from overpaint.server.api import ignored_fields
-from overpaint.server.api.fields import run_in_reader_pool
 from overpaint.server.api.ignored_fields import (
     IGNORED_HEADER,
     MAX_REPORTED_NAMES,
@@ -27,6 +26,7 @@ from overpaint.server.api.ignored_fields import (
 from overpaint.server.api.route import make_route_class
 from overpaint.server.app import create_app
 from overpaint.server.http.problems import error_response
+from overpaint.server.http.threads import run_in_picture_thread
 from tests.server.live import settings_for
 
 
@@ -115,7 +115,7 @@ def client(tmp_path: Path) -> TestClient:
     @router.post("/tolerant")
     async def tolerant(given: Given) -> int:  # pyright: ignore[reportUnusedFunction]
         report_ignored_fields(given)
-        await run_in_reader_pool(report_ignored, "from.a.thread")
+        await run_in_picture_thread(report_ignored, "from.a.thread")
         return given.steps
 
     app = create_app(settings_for(tmp_path))
