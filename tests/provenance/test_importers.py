@@ -668,7 +668,7 @@ def test_texts_that_a_node_changes_are_listed():
     assert found.notes == ("nodes not carried over: StringReplace.",)
 
 
-def test_joined_conditionings_are_read_and_combined_ones_listed():
+def test_joined_conditionings_behind_a_control_net_are_read():
     sampler = graph()["3"]["inputs"] | {"positive": ["12", 0], "negative": ["12", 1]}
     found = read_graph(
         n3=node("KSampler", **sampler),
@@ -679,6 +679,29 @@ def test_joined_conditionings_are_read_and_combined_ones_listed():
     assert found.fields["prompt"] == f"{PROMPT} BREAK at night"
     assert found.fields["negative_prompt"] == NEGATIVE
     assert found.notes == ("nodes not carried over: ControlNetApplyAdvanced.",)
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        node("ConditioningCombine", conditioning_2=["11", 0], conditioning_1=["6", 0]),
+        node(
+            "ConditioningAverage",
+            conditioning_to_strength=0.5,
+            conditioning_from=["11", 0],
+            conditioning_to=["6", 0],
+        ),
+    ],
+    ids=lambda each: each["class_type"],
+)
+def test_combined_conditionings_lose_no_words_and_are_listed(join: dict[str, Any]):
+    found = read_graph(
+        n3=node("KSampler", **(graph()["3"]["inputs"] | {"positive": ["10", 0]})),
+        n10=join,
+        n11=node("CLIPTextEncode", text="at night", clip=["4", 1]),
+    )
+    assert found.fields["prompt"] == f"{PROMPT} BREAK at night"
+    assert found.notes == (f"nodes not carried over: {join['class_type']}.",)
 
 
 def test_loops_and_many_joins_of_texts_end():

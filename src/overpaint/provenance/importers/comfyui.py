@@ -140,7 +140,7 @@ def _put_prompt(
 
 
 def _list_encoders(graph: Graph, link: Any, side: _Side) -> list[Node]:
-    """Return the nodes that encode the texts of a conditioning; several if it is concatenated.
+    """Return the nodes that encode the texts of a conditioning; several if it is joined.
 
     A zeroed conditioning hides the text that it was made of, which is another prompt's.
     """
@@ -158,8 +158,9 @@ def _list_encoders(graph: Graph, link: Any, side: _Side) -> list[Node]:
             return [node]  # an encoder, or a loader with the prompts, such as "Efficient Loader"
         if node.class_type == "ConditioningConcat":
             graph.translated.add(node.id)
-            keys = ("conditioning_to", "conditioning_from")
-            return [found for key in keys for found in follow(inputs.get(key), depth + 1)]
+        if keys := [key for key in inputs if key.startswith("conditioning")]:
+            keys.sort(key=lambda key: (key == "conditioning_from", key))  # it is after "_to"
+            return [found for key in keys for found in follow(inputs[key], depth + 1)]
         # A node with both prompts, such as ControlNetApplyAdvanced, gives out each on its side.
         links = [inputs[side]] if side in inputs else list(inputs.values())
         return next((found for each in links if (found := follow(each, depth + 1))), [])
