@@ -48,67 +48,67 @@ def model() -> Model:
     return tiny_model()
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, model: Model, timed: Timed) -> list[Call]:
+def measure_calls(monkeypatch: pytest.MonkeyPatch, model: Model, timed: Timed) -> list[Call]:
     monkeypatch.setattr(get_network(model), "predict", timed.predict)
     return list(calls(model, 128, 64, timed.clock))
 
 
-def profiled(calls: list[Call]) -> Profile:
+def make_profile(calls: list[Call]) -> Profile:
     return Profile("cpu", {(8, 16): {call.rows: call.seconds for call in calls if call.seconds}})
 
 
 def test_calibrate_shared_costs_measures_all_row_counts(
     monkeypatch: pytest.MonkeyPatch, model: Model
 ) -> None:
-    calls = measured(monkeypatch, model, Timed(lambda rows, _: 1.0 + rows / 16))
+    calls = measure_calls(monkeypatch, model, Timed(lambda rows, _: 1.0 + rows / 16))
     assert [call.rows for call in calls] == [1, 2, 4, 8, 16, 32]
     assert [call.seconds for call in calls] == [1 + call.rows / 16 for call in calls]
     assert {call.shape for call in calls} == {(8, 16)}
-    assert profiled(calls).cap(8, 16) == 32
+    assert make_profile(calls).cap(8, 16) == 32
 
 
 def test_calibrate_small_gain_stops_early(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    calls = measured(monkeypatch, model, Timed(lambda rows, _: max(1.0, rows / 4)))
+    calls = measure_calls(monkeypatch, model, Timed(lambda rows, _: max(1.0, rows / 4)))
     assert [call.rows for call in calls] == [1, 2, 4, 8]
-    assert profiled(calls).cap(8, 16) == 4
+    assert make_profile(calls).cap(8, 16) == 4
 
 
 def test_calibrate_no_gain_still_measures_two_rows(
     monkeypatch: pytest.MonkeyPatch, model: Model
 ) -> None:
-    calls = measured(monkeypatch, model, Timed(lambda rows, _: 0.4 if rows == 1 else 1.0))
+    calls = measure_calls(monkeypatch, model, Timed(lambda rows, _: 0.4 if rows == 1 else 1.0))
     assert [call.rows for call in calls] == [1, 2, 4, 8, 16, 32]
-    assert profiled(calls).cap(8, 16) == 32
-    calls = measured(monkeypatch, model, Timed(lambda rows, _: float(rows)))
+    assert make_profile(calls).cap(8, 16) == 32
+    calls = measure_calls(monkeypatch, model, Timed(lambda rows, _: float(rows)))
     assert [call.rows for call in calls] == [1, 2, 4]
-    assert profiled(calls).cap(8, 16) == 2
+    assert make_profile(calls).cap(8, 16) == 2
 
 
 def test_calibrate_out_of_memory_stops(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    calls = measured(monkeypatch, model, Timed(lambda rows, _: 1.0, most=4))
+    calls = measure_calls(monkeypatch, model, Timed(lambda rows, _: 1.0, most=4))
     assert [(call.rows, call.seconds) for call in calls] == [(1, 1), (2, 1), (4, 1), (8, None)]
-    assert profiled(calls).cap(8, 16) == 4
+    assert make_profile(calls).cap(8, 16) == 4
 
 
 def test_calibrate_no_memory_for_one_row_raises(
     monkeypatch: pytest.MonkeyPatch, model: Model
 ) -> None:
     with pytest.raises(DeviceError, match=r"128x64.* smaller"):
-        measured(monkeypatch, model, Timed(lambda rows, _: 1.0, most=0))
+        measure_calls(monkeypatch, model, Timed(lambda rows, _: 1.0, most=0))
 
 
 def test_calibrate_outliers_do_not_change_the_median(
     monkeypatch: pytest.MonkeyPatch, model: Model
 ) -> None:
     timed = Timed(lambda rows, number: {0: 60.0, 2: 9.0}.get(number, 1.0))
-    calls = measured(monkeypatch, model, timed)
+    calls = measure_calls(monkeypatch, model, timed)
     assert {call.seconds for call in calls} == {1.0}
     assert timed.calls.count(1) == 1 + MIN_CALLS
 
 
 def test_calibrate_short_calls_are_repeated(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
     timed = Timed(lambda rows, _: rows / 128)
-    measured(monkeypatch, model, timed)
+    measure_calls(monkeypatch, model, timed)
     assert timed.calls.count(1) == 1 + 128
     assert timed.calls.count(2) == 1 + 64
 

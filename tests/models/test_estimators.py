@@ -52,7 +52,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {f: write_estimator(tiny_estimator(f), home / f) for f in MAKERS}
 
 
-def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Estimator:
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Estimator:
     family = json.loads((folder / "config.json").read_text())["model_type"]
     return load_estimator(folder, ESTIMATOR_CLASSES[family][1], CPU, dtype)
 
@@ -71,7 +71,7 @@ def test_every_family_is_tested(folders: dict[str, Path]) -> None:
 def test_estimate_has_picture_size_and_is_deterministic(
     family: str, folders: dict[str, Path]
 ) -> None:
-    estimator = loaded(folders[family], torch.bfloat16)
+    estimator = load(folders[family], torch.bfloat16)
     assert estimator.module.dtype == torch.float32  # as on any CPU
     assert not any(p.requires_grad for p in estimator.module.parameters())
     seen = estimator.estimate(picture())
@@ -79,7 +79,7 @@ def test_estimate_has_picture_size_and_is_deterministic(
     assert seen.dtype == (np.int64 if estimator.sight == "classes" else np.float32)
     assert len(np.unique(seen)) > 3
     estimator.estimate(picture((64, 96)))
-    np.testing.assert_array_equal(seen, loaded(folders[family]).estimate(picture()))
+    np.testing.assert_array_equal(seen, load(folders[family]).estimate(picture()))
 
 
 @pytest.mark.parametrize("family", DEPTHS)
@@ -88,7 +88,7 @@ def test_depth_equals_transformers_pipeline(family: str, folders: dict[str, Path
     reference: Any = DepthEstimationPipeline(
         model=tiny_estimator(family), image_processor=processor, device="cpu"
     )(picture())
-    depth = loaded(folders[family]).estimate(picture())
+    depth = load(folders[family]).estimate(picture())
     np.testing.assert_allclose(depth, reference["predicted_depth"].numpy(), atol=1e-5)
     drawn, wanted = (
         np.asarray(i, np.int16) for i in (draw_depth(depth).convert("L"), reference["depth"])
@@ -127,14 +127,14 @@ def test_zoedepth_removes_padding_and_inverts_distance(
     inputs = processor(images=[picture()], return_tensors="pt")
     output = tiny_estimator("zoedepth", **fields)(pixel_values=inputs["pixel_values"].float())
     [wanted] = processor.post_process_depth_estimation(output, source_sizes=[(70, 110)])
-    depth = loaded(folder).estimate(picture())
+    depth = load(folder).estimate(picture())
     np.testing.assert_allclose(1 / depth, wanted["predicted_depth"].numpy(), rtol=1e-5)
 
 
 def test_metric_depth_anything_inverts_distance(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"depth_estimation_type": "metric", "max_depth": 20}
     folder = write_estimator(tiny_estimator("depth_anything", **fields), tmp_path)
-    depth = loaded(folder).estimate(picture())
+    depth = load(folder).estimate(picture())
     processor: Any = DPTImageProcessorPil(**settings(folder))
     reference: Any = DepthEstimationPipeline(
         model=tiny_estimator("depth_anything", **fields), image_processor=processor, device="cpu"
@@ -148,7 +148,7 @@ def test_upernet_classes_equal_transformers(folders: dict[str, Path]) -> None:
     inputs = processor(images=[picture()], return_tensors="pt")
     output = tiny_estimator("upernet")(pixel_values=inputs["pixel_values"])
     [wanted] = processor.post_process_semantic_segmentation(output, [(70, 110)])
-    assert np.array_equal(loaded(folders["upernet"]).estimate(picture()), wanted.numpy())
+    assert np.array_equal(load(folders["upernet"]).estimate(picture()), wanted.numpy())
 
 
 def test_oneformer_classes_equal_transformers(
@@ -168,7 +168,7 @@ def test_oneformer_classes_equal_transformers(
         images, CLIPTokenizer.from_pretrained(folder)
     )
     inputs = processor(images=[picture()], task_inputs=["semantic"], return_tensors="pt")
-    estimator = loaded(folder)
+    estimator = load(folder)
     assert estimator.task is not None
     assert torch.equal(estimator.task, inputs["task_inputs"])
     assert 3 < int((estimator.task > 0).sum()) < 77
@@ -198,13 +198,13 @@ def test_weights_in_shards_and_16_bits_load(folders: dict[str, Path], tmp_path: 
     (tmp_path / "model.safetensors").unlink()
     module.save_pretrained(tmp_path, max_shard_size="200KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    whole = loaded(folders["dpt"])
-    np.testing.assert_array_equal(loaded(tmp_path).estimate(picture()), whole.estimate(picture()))
+    whole = load(folders["dpt"])
+    np.testing.assert_array_equal(load(tmp_path).estimate(picture()), whole.estimate(picture()))
     for path in tmp_path.glob("model-*"):
         path.unlink()
     state = load_file(folders["dpt"] / "model.safetensors")
     save_file({k: v.half() for k, v in state.items()}, tmp_path / "model.fp16.safetensors")
-    halved = loaded(tmp_path)
+    halved = load(tmp_path)
     assert halved.module.dtype == torch.float32
     np.testing.assert_allclose(halved.estimate(picture()), whole.estimate(picture()), atol=2e-3)
 
@@ -219,8 +219,8 @@ def test_processor_config_of_older_releases_loads(
     config = settings(folder) | {"size": 64}  # which was a square
     config |= {} if name is None else {"image_processor_type": name}
     (folder / "preprocessor_config.json").write_text(json.dumps(config))
-    wanted = loaded(folders["dpt"]).estimate(picture())
-    np.testing.assert_array_equal(loaded(folder).estimate(picture()), wanted)
+    wanted = load(folders["dpt"]).estimate(picture())
+    np.testing.assert_array_equal(load(folder).estimate(picture()), wanted)
 
 
 # Invalid files
@@ -228,7 +228,7 @@ def test_processor_config_of_older_releases_loads(
 Change = Callable[[Path], object]
 
 
-def in_config(**fields: Any) -> Change:
+def change_config(**fields: Any) -> Change:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | fields))
@@ -236,7 +236,7 @@ def in_config(**fields: Any) -> Change:
     return change
 
 
-def in_weights(alter: Callable[[dict[str, Tensor]], object]) -> Change:
+def change_weights(alter: Callable[[dict[str, Tensor]], object]) -> Change:
     def change(folder: Path) -> None:
         state = load_file(folder / "model.safetensors")
         alter(state)
@@ -245,28 +245,28 @@ def in_weights(alter: Callable[[dict[str, Tensor]], object]) -> Change:
     return change
 
 
-def without(name: str) -> Change:
+def remove(name: str) -> Change:
     return lambda folder: (folder / name).unlink()
 
 
-def written(name: str, data: bytes) -> Change:
+def write(name: str, data: bytes) -> Change:
     return lambda folder: (folder / name).write_bytes(data)
 
 
-def as_pickle(folder: Path) -> None:
+def replace_by_pickle(folder: Path) -> None:
     os.rename(folder / "model.safetensors", folder / "pytorch_model.bin")
 
 
-def without_weights(start: str) -> Change:
+def remove_weights(start: str) -> Change:
     def alter(state: dict[str, Tensor]) -> None:
         for key in [key for key in state if key.startswith(start)]:
             del state[key]
 
-    return in_weights(alter)
+    return change_weights(alter)
 
 
-def with_weights(**tensors: Tensor) -> Change:
-    return in_weights(lambda state: state.update(tensors))
+def add_weights(**tensors: Tensor) -> Change:
+    return change_weights(lambda state: state.update(tensors))
 
 
 @pytest.mark.parametrize(
@@ -274,33 +274,37 @@ def with_weights(**tensors: Tensor) -> Change:
     [
         (
             "dpt",
-            in_config(model_type="glpn"),
+            change_config(model_type="glpn"),
             "model_type 'glpn'; Overpaint supports depth_anything, dpt",
         ),
-        ("dpt", without("config.json"), "config.json is missing"),
-        ("dpt", written("config.json", b"{"), "config.json cannot be read"),
-        ("dpt", written("config.json", b"[]"), "config.json does not hold a JSON object"),
-        ("dpt", in_config(hidden_size="wide"), "cannot be loaded as dpt: .*hidden_size"),
-        ("dpt", in_config(neck_hidden_sizes=[8, 8, 8, 8]), "of another shape: neck"),
-        ("dpt", without("preprocessor_config.json"), "preprocessor_config.json is missing"),
+        ("dpt", remove("config.json"), "config.json is missing"),
+        ("dpt", write("config.json", b"{"), "config.json cannot be read"),
+        ("dpt", write("config.json", b"[]"), "config.json does not hold a JSON object"),
+        ("dpt", change_config(hidden_size="wide"), "cannot be loaded as dpt: .*hidden_size"),
+        ("dpt", change_config(neck_hidden_sizes=[8, 8, 8, 8]), "of another shape: neck"),
+        ("dpt", remove("preprocessor_config.json"), "preprocessor_config.json is missing"),
         (
             "dpt",
-            written("preprocessor_config.json", b'{"size": {"height": -3}}'),
+            write("preprocessor_config.json", b'{"size": {"height": -3}}'),
             "cannot be loaded as dpt",
         ),
-        ("dpt", without("model.safetensors"), r"no .safetensors weights$"),
-        ("dpt", as_pickle, r"only pickles \(pytorch_model.bin\), which can run any program"),
-        ("dpt", without_weights("neck.convs.1"), "missing: neck.convs.1.weight"),
-        ("dpt", written("model.safetensors", b"PK\3\4"), "renamed to .safetens"),
-        ("dpt", written("model.safetensors", b"x"), "not a whole safetensors"),
+        ("dpt", remove("model.safetensors"), r"no .safetensors weights$"),
+        (
+            "dpt",
+            replace_by_pickle,
+            r"only pickles \(pytorch_model.bin\), which can run any program",
+        ),
+        ("dpt", remove_weights("neck.convs.1"), "missing: neck.convs.1.weight"),
+        ("dpt", write("model.safetensors", b"PK\3\4"), "renamed to .safetens"),
+        ("dpt", write("model.safetensors", b"x"), "not a whole safetensors"),
         (
             "upernet",
-            in_config(id2label={"0": "a", "1": "b"}),
+            change_config(id2label={"0": "a", "1": "b"}),
             "estimates 2 classes; .* ADE20K's 150",
         ),
         (
             "oneformer",
-            without("tokenizer.json"),
+            remove("tokenizer.json"),
             "neither vocab.json and merges.txt nor tokenizer.json",
         ),
     ],
@@ -319,11 +323,11 @@ def test_invalid_folder_is_rejected(
 def test_code_in_folder_is_never_run(tmp_path: Path) -> None:
     folder = write_estimator(tiny_estimator("dpt"), tmp_path)
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    in_config(auto_map={"AutoModelForDepthEstimation": "own.Model"})(folder)
+    change_config(auto_map={"AutoModelForDepthEstimation": "own.Model"})(folder)
     asked = {"auto_map": {"AutoImageProcessor": "own.Processor"}, "image_processor_type": "Own"}
     (folder / "preprocessor_config.json").write_text(json.dumps(asked))
     with pytest.raises(CheckpointError, match="asks for 'Own', which transformers"):
-        loaded(folder)
+        load(folder)
     assert not (tmp_path / "ran").exists()
 
 
@@ -350,11 +354,11 @@ def test_unknown_estimator_name_is_rejected(tmp_path: Path) -> None:
 
 def test_unused_keys_are_listed_and_ignored_keys_are_not(tmp_path: Path) -> None:
     folder = write_estimator(tiny_estimator("dpt"), tmp_path)
-    before = loaded(folder)
+    before = load(folder)
     assert before.unused == ()
-    without_weights("neck.fusion_stage.layers.0.residual_layer1")(folder)  # as in Intel's files
-    with_weights(more=torch.zeros(2))(folder)
-    estimator = loaded(folder)
+    remove_weights("neck.fusion_stage.layers.0.residual_layer1")(folder)  # as in Intel's files
+    add_weights(more=torch.zeros(2))(folder)
+    estimator = load(folder)
     assert "more" in estimator.unused
     [notice] = Addons(estimators=(None, estimator)).notices
     assert notice.endswith("are not used: more.")
@@ -369,9 +373,9 @@ def test_estimate_that_is_not_finite_raises(family: str, tmp_path: Path) -> None
                 tensor.fill_(torch.nan)
 
     folder = write_estimator(tiny_estimator(family), tmp_path)
-    in_weights(spoil)(folder)
+    change_weights(spoil)(folder)
     with pytest.raises(DeviceError, match="not finite"):
-        loaded(folder).estimate(picture())
+        load(folder).estimate(picture())
 
 
 def test_flat_estimate_makes_black_control_image() -> None:

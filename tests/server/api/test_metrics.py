@@ -19,13 +19,13 @@ from overpaint.server.settings import Limits, WorkerSettings
 from overpaint.server.store.jobs import Jobs
 from tests.server.live import client_of
 
-PATIENCE = 120.0
+TIMEOUT_S = 120.0
 
-Found = dict[tuple[str, str], float]
+Samples = dict[tuple[str, str], float]
 """Values by a sample's name and its label's value."""
 
 
-def scraped(client: TestClient, **headers: str) -> Found:
+def scrape(client: TestClient, **headers: str) -> Samples:
     answer = client.get("/metrics", headers=headers)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/plain; version=")
@@ -37,9 +37,9 @@ def scraped(client: TestClient, **headers: str) -> Found:
     }
 
 
-def until(client: TestClient, true: Callable[[Found], bool]) -> Found:
-    end = time.monotonic() + PATIENCE
-    while not true(samples := scraped(client)):
+def wait_for_samples(client: TestClient, true: Callable[[Samples], bool]) -> Samples:
+    end = time.monotonic() + TIMEOUT_S
+    while not true(samples := scrape(client)):
         assert time.monotonic() < end, samples
         time.sleep(0.05)
     return samples
@@ -59,8 +59,8 @@ def test_metrics_count_jobs_by_state(tmp_path: Path) -> None:
     with service(tmp_path) as client:
         assert [submit(client) for _ in range(3)] == [201] * 3
         assert submit(client, "refuse") == 201
-        samples = until(client, lambda f: f["overpaint_jobs", "succeeded"] == 3)
-        samples = until(client, lambda f: f["overpaint_jobs", "failed"] == 1)
+        samples = wait_for_samples(client, lambda f: f["overpaint_jobs", "succeeded"] == 3)
+        samples = wait_for_samples(client, lambda f: f["overpaint_jobs", "failed"] == 1)
         assert samples["overpaint_jobs", "queued"] == 0
         assert samples["overpaint_jobs_ended_total", "succeeded"] == 3
         assert samples["overpaint_jobs_ended_total", "failed"] == 1
@@ -75,8 +75,8 @@ def test_metrics_count_jobs_by_state(tmp_path: Path) -> None:
 def test_metrics_count_worker_restarts(tmp_path: Path) -> None:
     with service(tmp_path) as client:
         submit(client, "die")
-        samples = until(client, lambda f: f["overpaint_jobs", "failed"] == 1)
-        samples = until(client, lambda f: ("overpaint_jobs_ended_total", "failed") in f)
+        samples = wait_for_samples(client, lambda f: f["overpaint_jobs", "failed"] == 1)
+        samples = wait_for_samples(client, lambda f: ("overpaint_jobs_ended_total", "failed") in f)
         assert samples["overpaint_worker_restarts_total", ""] == 5
 
 
@@ -85,9 +85,9 @@ def test_metrics_show_queue_and_rejections(tmp_path: Path) -> None:
         tmp_path, 0.02, limits=Limits(queued_jobs=2), worker=WorkerSettings(max_jobs=1)
     ) as client:
         submit(client, num_inference_steps=1000)
-        until(client, lambda f: f["overpaint_worker_jobs", ""] == 1)
+        wait_for_samples(client, lambda f: f["overpaint_worker_jobs", ""] == 1)
         assert [submit(client) for _ in range(4)] == [201, 201, 429, 429]
-        samples = scraped(client)
+        samples = scrape(client)
         assert samples["overpaint_jobs", "queued"] == 2
         assert samples["overpaint_queue_work_seconds", ""] > 0
         assert samples["overpaint_queue_wait_seconds", ""] > 0
@@ -97,7 +97,7 @@ def test_metrics_show_queue_and_rejections(tmp_path: Path) -> None:
 def test_metrics_require_a_key(tmp_path: Path) -> None:
     with service(tmp_path, api_keys=("secret",)) as client:
         assert client.get("/metrics").status_code == 401
-        assert scraped(client, Authorization="Bearer secret")
+        assert scrape(client, Authorization="Bearer secret")
 
 
 def test_metrics_with_store_failure_are_answered_503(
@@ -116,9 +116,10 @@ def test_metrics_count_steps_of_the_miniature(tmp_path: Path) -> None:
     with service(tmp_path, engine_factory=engine_factory) as client:
         for _ in range(2):
             submit(client, width=128, height=128)
-        until(client, lambda f: f["overpaint_jobs", "succeeded"] == 2)
+        wait_for_samples(client, lambda f: f["overpaint_jobs", "succeeded"] == 2)
         steps = ("overpaint_step_rows_sum", "")
-        samples = until(client, lambda f: f[steps] == 2 * 2 * 4)  # the worker tells now and then
+        # The worker reports at intervals.
+        samples = wait_for_samples(client, lambda f: f[steps] == 2 * 2 * 4)
         assert 4 <= samples["overpaint_step_rows_count", ""] <= 8
         assert (
             samples["overpaint_step_rows_bucket", "4.0"] == samples["overpaint_step_rows_count", ""]

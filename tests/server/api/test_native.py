@@ -47,7 +47,7 @@ def submit(client: TestClient, prompt: str = "a cup", steps: int = 3, **body: An
     return answer.json()
 
 
-def story(client: TestClient, name: str, **headers: str) -> list[tuple[str | None, str, Any]]:
+def read_events(client: TestClient, name: str, **headers: str) -> list[tuple[str | None, str, Any]]:
     """(id, event, data) until the job ends."""
     events: list[tuple[str | None, str, Any]] = []
     with client.stream("GET", f"/api/jobs/{name}/events", headers=headers) as answer:
@@ -58,15 +58,15 @@ def story(client: TestClient, name: str, **headers: str) -> list[tuple[str | Non
     return events
 
 
-def ended(client: TestClient, name: str) -> Any:
-    story(client, name)
+def wait_until_ended(client: TestClient, name: str) -> Any:
+    read_events(client, name)
     return client.get(f"/api/jobs/{name}").json()
 
 
 def test_job_runs_from_request_to_result(client: TestClient, tmp_path: Path) -> None:
     job = submit(client, output={"format": "webp", "quality": 60}, fields={"num_images": 2})
     assert (job["state"], job["model"]) == ("queued", "m")
-    done = ended(client, job["id"])
+    done = wait_until_ended(client, job["id"])
     assert (done["state"], done["error"], done["attempt"]) == ("succeeded", None, 1)
     assert [(made["seed"], made["width"]) for made in done["results"]] == [(7, 8), (8, 8)]
     picture = client.get(done["results"][1]["url"])
@@ -81,19 +81,19 @@ def test_job_runs_from_request_to_result(client: TestClient, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("prompt", ["", "(" * 10_000, "[" * 10_000])
 def test_job_with_unusual_prompt_is_accepted(client: TestClient, prompt: str) -> None:
-    assert ended(client, submit(client, prompt)["id"])["state"] == "succeeded"
+    assert wait_until_ended(client, submit(client, prompt)["id"])["state"] == "succeeded"
 
 
 def test_event_stream_resumes_after_last_event_id(slow: TestClient) -> None:
     job = submit(slow, "note", steps=5, output={"preview_every": 2})
-    events = story(slow, job["id"])
+    events = read_events(slow, job["id"])
     lasting = [(number, kind) for number, kind, _ in events if number]
     assert [kind for _, kind in lasting] == ["queued", "started", "notice", "succeeded"]
     assert [number for number, _ in lasting] == ["1", "2", "3", "4"]
     steps = [data["done"] for _, kind, data in events if kind == "step"]
     assert steps == sorted(steps)
     assert {data["total"] for _, kind, data in events if kind == "step"} <= {5}
-    again = story(slow, job["id"], **{"Last-Event-ID": "2"})
+    again = read_events(slow, job["id"], **{"Last-Event-ID": "2"})
     assert [(number, kind) for number, kind, _ in again] == [("3", "notice"), ("4", "succeeded")]
 
 
@@ -108,14 +108,14 @@ def test_upload_is_named_by_its_hash(client: TestClient) -> None:
     inline = {"data": base64.b64encode(HOUSE).decode()}
     other = submit(client, fields={"image": inline, "strength": 0.5})
     assert other["request"] == job["request"]
-    assert ended(client, other["id"])["state"] == "succeeded"
+    assert wait_until_ended(client, other["id"])["state"] == "succeeded"
 
 
 def test_cancel_ends_the_job(slow: TestClient) -> None:
     job = submit(slow, steps=1000)
     answer = slow.post(f"/api/jobs/{job['id']}/cancel")
     assert answer.status_code == 200
-    assert ended(slow, job["id"])["state"] == "canceled"
+    assert wait_until_ended(slow, job["id"])["state"] == "canceled"
     again = slow.post(f"/api/jobs/{job['id']}/cancel")
     assert (again.status_code, again.json()["state"]) == (200, "canceled")
 
@@ -138,7 +138,7 @@ def test_wait_returns_the_ended_job(slow: TestClient) -> None:
 def test_job_list_is_paged(client: TestClient) -> None:
     names = [submit(client)["id"] for _ in range(5)]
     for name in names:
-        ended(client, name)
+        wait_until_ended(client, name)
     first = client.get("/api/jobs", params={"limit": 3}).json()
     assert [job["id"] for job in first["jobs"]] == names[:1:-1]
     second = client.get("/api/jobs", params={"limit": 3, "before": first["before"]}).json()
@@ -272,7 +272,7 @@ def test_key_missing_is_answered_401(tmp_path: Path) -> None:
 
 def test_health_checks_report_readiness(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}
-    ended(client, submit(client)["id"])
+    wait_until_ended(client, submit(client)["id"])
     assert client.get("/readyz").json() == {"status": "ready", "why": []}
     application: Any = client.app
     service: Service = application.state.service
@@ -300,7 +300,7 @@ def test_jobs_survive_a_restart(tmp_path: Path) -> None:
     with client_of(tmp_path, 0.05) as client:
         names = [submit(client, steps=8)["id"] for _ in range(4)]
     with client_of(tmp_path) as client:
-        assert {ended(client, name)["state"] for name in names} == {"succeeded"}
+        assert {wait_until_ended(client, name)["state"] for name in names} == {"succeeded"}
 
 
 def test_openapi_document_describes_the_native_api(client: TestClient) -> None:

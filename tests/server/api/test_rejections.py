@@ -17,7 +17,7 @@ from overpaint.server.http.problems import REJECTION_REASONS
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import Limits
 from overpaint.server.store.jobs import Jobs
-from tests.server.api.test_metrics import Found, scraped
+from tests.server.api.test_metrics import Samples, scrape
 from tests.server.live import client_of
 
 KEY = {"Authorization": "Bearer secret"}
@@ -35,7 +35,7 @@ def opened(tmp_path: Path) -> Any:
 
 
 def reasons(client: TestClient) -> dict[str, float]:
-    found: Found = scraped(client, **KEY)
+    found: Samples = scrape(client, **KEY)
     return {label: n for (name, label), n in found.items() if name == "overpaint_rejections_total"}
 
 

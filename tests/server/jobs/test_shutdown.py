@@ -16,18 +16,18 @@ from tests.server.processes import Server, until
 STEPS = 60
 
 
-def listen(server: Server, name: str, heard: list[str]) -> threading.Thread:
+def listen(server: Server, name: str, events: list[str]) -> threading.Thread:
     def run() -> None:
         with server.client.stream("GET", f"/api/jobs/{name}/events") as answer:
-            heard.extend(line for line in answer.iter_lines() if line.startswith("event: "))
-        heard.append("let go")
+            events.extend(line for line in answer.iter_lines() if line.startswith("event: "))
+        events.append("let go")
 
     thread = threading.Thread(target=run)
     thread.start()
     return thread
 
 
-def states(folder: Path) -> dict[str, str]:
+def read_states(folder: Path) -> dict[str, str]:
     database = Database(f"sqlite:///{folder / 'jobs.db'}")
     try:
         return {job.id: job.state for job in Jobs(database).list_page(None, 9)}
@@ -35,21 +35,21 @@ def states(folder: Path) -> dict[str, str]:
         database.close()
 
 
-def begun(server: Server) -> tuple[str, str, list[threading.Thread], list[list[str]]]:
+def start_two_jobs(server: Server) -> tuple[str, str, list[threading.Thread], list[list[str]]]:
     """A job that runs and one that waits, and who listens to them."""
     running, waiting = (server.submit(steps=STEPS) for _ in range(2))
     until(lambda: server.job(running)["done"], "no step is made")
-    heard: list[list[str]] = [[], []]
-    threads = [listen(server, name, h) for name, h in zip((running, waiting), heard, strict=True)]
-    until(lambda: all(heard), "nobody listens")
-    return running, waiting, threads, heard
+    events: list[list[str]] = [[], []]
+    threads = [listen(server, name, h) for name, h in zip((running, waiting), events, strict=True)]
+    until(lambda: all(events), "nobody listens")
+    return running, waiting, threads, events
 
 
 @pytest.mark.parametrize("receiver", ["the server", "all its processes"])
 def test_shutdown_one_signal_lets_running_jobs_finish(tmp_path: Path, receiver: str) -> None:
     """A terminal's Ctrl-C and service managers tell all."""
     with Server(tmp_path, "--room", "1", "--grace", "60").until_ready() as server:
-        running, waiting, threads, heard = begun(server)
+        running, waiting, threads, events = start_two_jobs(server)
         processes = [psutil.Process(server.process.pid)]
         if receiver != "the server":
             processes += processes[0].children(recursive=True)
@@ -62,9 +62,9 @@ def test_shutdown_one_signal_lets_running_jobs_finish(tmp_path: Path, receiver: 
         for thread in threads:
             thread.join()
         server.process.wait()
-        assert heard[0][-2:] == ["event: succeeded", "let go"]
-        assert heard[1] == ["event: queued", "let go"]
-        assert states(tmp_path) == {running: "succeeded", waiting: "queued"}
+        assert events[0][-2:] == ["event: succeeded", "let go"]
+        assert events[1] == ["event: queued", "let go"]
+        assert read_states(tmp_path) == {running: "succeeded", waiting: "queued"}
 
 
 def test_shutdown_second_signal_stops_at_once(tmp_path: Path) -> None:
@@ -75,4 +75,4 @@ def test_shutdown_second_signal_stops_at_once(tmp_path: Path) -> None:
         until(lambda: not one.answers("readyz"), "it takes more")
         one.process.send_signal(signal.SIGTERM)
         one.process.wait()
-        assert states(tmp_path) == {waiting: "queued"}
+        assert read_states(tmp_path) == {waiting: "queued"}
