@@ -1,6 +1,8 @@
 """Tests of LoRA files: every format equals PEFT; invalid files are rejected."""
 
 import itertools
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,31 @@ def as_old_diffusers(state: State) -> State:
     return found
 
 
+def as_cog(state: State) -> State:
+    """Name the keys as cog-sdxl and the first attention processors of diffusers do."""
+    found: State = {}
+    for key, value in state.items():
+        stem, leaf = key.removeprefix("base_model.model.").rsplit(".lora_", 1)
+        block, _, layer = stem.removesuffix(".0").rpartition(".")
+        way = {"A.weight": "down.weight", "B.weight": "up.weight"}[leaf]
+        found[f"{block}.processor.{layer}_lora.{way}"] = value
+    return found
+
+
+def as_dotted(prefix: str, name: Callable[[str], str]) -> Callable[[State], State]:
+    """Name the keys as kohya does, with dots in the names of modules."""
+
+    def convert(state: State) -> State:
+        found: State = {}
+        for key, value in with_alphas(state).items():
+            stem = re.sub(r"\.(lora_\w+\.weight|alpha)$", "", key)
+            leaf = key.removeprefix(f"{stem}.").replace("_A", "_down").replace("_B", "_up")
+            found[f"{prefix}{name(stem.removeprefix('base_model.model.'))}.{leaf}"] = value
+        return found
+
+    return convert
+
+
 FORMATS: dict[str, Callable[[State], State]] = {
     "peft": with_alphas,
     "diffusers": lambda s: {
@@ -86,6 +113,9 @@ FORMATS: dict[str, Callable[[State], State]] = {
     "old diffusers": as_old_diffusers,
     "kohya": lambda s: as_kohya(s, lambda name: name),
     "sgm": lambda s: as_kohya(s, in_sgm),
+    "onetrainer": as_dotted("lora_unet.", lambda name: name),
+    "omi": as_dotted("unet.", in_sgm),
+    "comfyui": as_dotted("diffusion_model.", in_sgm),
 }
 
 
@@ -111,6 +141,24 @@ def test_every_naming_equals_peft(layout: str, targets: str, tmp_path: Path) -> 
     assert_same(merged(model, Adapter(lora)), wanted)
     changed = sum(not torch.equal(wanted[k], v) for k, v in tiny_model().unet.state_dict().items())
     assert changed == len(lora.changes["unet"])
+
+
+def test_keys_of_cog_sdxl_equal_peft(tmp_path: Path) -> None:
+    unet = tiny_model(ours=False).unet
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=r".*attn\d\.to_([qkv]|out\.0)")
+    wrapped: Any = get_peft_model(unet, config)
+    randomize(wrapped)
+    state = {k: v.clone() for k, v in get_peft_model_state_dict(wrapped).items()}
+    save_file(as_cog(state), tmp_path / "lora.safetensors")
+    model = tiny_model()
+    lora = load_lora(tmp_path / "lora.safetensors", model)
+    assert_same(merged(model, Adapter(lora)), wrapped.merge_and_unload().state_dict())
+
+
+def randomize(wrapped: Any) -> None:
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape) * 0.2
 
 
 @pytest.mark.parametrize("targets", [LINEAR, CONVOLUTION], ids=["linear", "convolutions"])
@@ -159,6 +207,112 @@ def test_alpha_is_read_from_diffusers_metadata(tmp_path: Path) -> None:
     assert_same(merged(model, Adapter(lora)), wanted)
 
 
+PATTERNS: dict[str, dict[str, Any]] = {
+    "patterns": {
+        "alpha_pattern": {"attn1.to_q": 2, r"down_blocks\..*\.proj_in": 9},
+        "rank_pattern": {"ff.net.2": 2},
+    },
+    "rslora": {"use_rslora": True},
+    "both": {"use_rslora": True, "alpha_pattern": {"attn2.to_k": 1}},
+    "bias": {"lora_bias": True},
+}
+
+
+def peft_with(**options: Any) -> Any:
+    unet = tiny_model(ours=False).unet
+    # PEFT and Overpaint merge the bias of a LoRA only where the layer has one too.
+    targets = r".*(proj_in|proj_out|ff\.net\.2)" if "lora_bias" in options else LINEAR
+    config = LoraConfig(r=RANK, lora_alpha=6, target_modules=targets, **options)
+    torch.manual_seed(5)
+    wrapped: Any = get_peft_model(unet, config)
+    randomize(wrapped)
+    return wrapped
+
+
+# PEFT takes the bias of its factor B for a part of a sharded tensor.
+@pytest.mark.filterwarnings("ignore:Adapter .default.. 16 LoRA tensor.s. have invalid shape")
+@pytest.mark.parametrize("where", ["metadata", "folder", "unet folder"])
+@pytest.mark.parametrize("options", PATTERNS.values(), ids=list(PATTERNS))
+def test_scales_in_peft_config_equal_peft(
+    options: dict[str, Any], where: str, tmp_path: Path
+) -> None:
+    wrapped = peft_with(**options)
+    path = tmp_path / "lora"
+    if where == "metadata":
+        config = wrapped.peft_config["default"].to_dict()
+        packed = {f"unet.{k}": list(v) if isinstance(v, set) else v for k, v in config.items()}
+        state = get_peft_model_state_dict(wrapped)
+        named = {f"unet.{k.removeprefix('base_model.model.')}": v for k, v in state.items()}
+        path = tmp_path / "lora.safetensors"
+        save_file(named, path, {"lora_adapter_metadata": json.dumps(packed, default=str)})
+    else:
+        wrapped.save_pretrained(path / "unet" if where == "unet folder" else path)
+    model = tiny_model()
+    mine = merged(model, Adapter(load_lora(path, model)))
+    wanted = wrapped.merge_and_unload().state_dict()
+    assert_same(mine, wanted)
+    if "lora_bias" in options:
+        key = "mid_block.attentions.0.proj_in.bias"
+        torch.testing.assert_close(mine[key], wanted[key])
+        assert not torch.equal(mine[key], tiny_model().unet.state_dict()[key])
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_alpha_in_peft_folder_of_loha_and_lokr_equals_peft(kind: str, tmp_path: Path) -> None:
+    unet = tiny_model(ours=False).unet
+    make = {"loha": LoHaConfig, "lokr": LoKrConfig}[kind]
+    wrapped: Any = get_peft_model(unet, make(r=RANK, alpha=6, target_modules=LINEAR))
+    randomize(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    model = tiny_model()
+    lora = load_lora(tmp_path, model)
+    assert_same(merged(model, Adapter(lora)), wrapped.merge_and_unload().state_dict())
+
+
+def test_alpha_in_metadata_counts_for_its_own_encoder(tmp_path: Path) -> None:
+    path = text_lora(tmp_path / "lora.safetensors", "diffusers")
+    config = {
+        "unet.lora_alpha": 1,
+        "text_encoder.lora_alpha": 16,
+        "text_encoder_2.lora_alpha": 2,
+        "text_encoder_2.alpha_pattern": {"text_model.encoder.layers.0.self_attn.q_proj": 4},
+    }
+    save_file(load_file(path), path, {"lora_adapter_metadata": json.dumps(config)})
+    lora = load_lora(path, tiny_model())
+    scales = {
+        part: [getattr(change, "alpha_over_rank", None) for change in changes.values()]
+        for part, changes in lora.changes.items()
+    }
+    assert scales == {"text_encoder": [8.0], "text_encoder_2": [2.0]}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_peft_file_of_one_text_encoder_finds_the_encoder(number: int, tmp_path: Path) -> None:
+    width = (32, 48)[number]
+    stem = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj"
+    state = {f"{stem}.lora_A.weight": torch.randn(2, width)}
+    state[f"{stem}.lora_B.weight"] = torch.randn(width, 2)
+    save_file(state, tmp_path / "lora.safetensors")
+    lora = load_lora(tmp_path / "lora.safetensors", tiny_model())
+    assert list(lora.changes) == [("text_encoder", "text_encoder_2")[number]]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"unet.alpha_pattern": [1]}', "alpha_pattern is not a map of numbers"),
+        ('{"unet.alpha_pattern": {"a": "b"}}', "a is b, not a number"),
+        ('{"unet.alpha_pattern": {"(a+)+$": 1}}', "is too complicated"),
+        ('{"unet.alpha_pattern": {"(a": 1}}', "unterminated"),
+    ],
+)
+def test_invalid_peft_config_is_rejected(config: str, message: str, tmp_path: Path) -> None:
+    path = text_lora(tmp_path / "lora.safetensors", "diffusers")
+    save_file(load_file(path), path, {"lora_adapter_metadata": config})
+    with pytest.raises(CheckpointError, match=message):
+        load_lora(path, tiny_model())
+
+
 def text_lora(path: Path, spelling: str) -> Path:
     """Make a LoRA for one layer of each text encoder."""
     layer = "text_model.encoder.layers.0.self_attn.q_proj"
@@ -166,6 +320,8 @@ def text_lora(path: Path, spelling: str) -> Path:
         "kohya": (f"lora_te1_{layer.replace('.', '_')}", "lora_down", "lora_up"),
         "diffusers": (f"text_encoder.{layer}", "lora_A", "lora_B"),
         "old": (f"text_encoder.{layer}", "lora_linear_layer.down", "lora_linear_layer.up"),
+        "older": (f"text_encoder.{layer[:-6]}to_q_lora", "down", "up"),
+        "onetrainer": (f"lora_te1.{layer}", "lora_down", "lora_up"),
     }
     stem, down, up = names[spelling]
     second = stem.replace("te1", "te2").replace("text_encoder.", "text_encoder_2.")
@@ -177,7 +333,7 @@ def text_lora(path: Path, spelling: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("spelling", ["kohya", "diffusers", "old"])
+@pytest.mark.parametrize("spelling", ["kohya", "diffusers", "old", "older", "onetrainer"])
 def test_lora_changes_both_text_encoders(spelling: str, tmp_path: Path) -> None:
     path = text_lora(tmp_path / "lora.safetensors", spelling)
     model = tiny_model()
@@ -220,6 +376,15 @@ def test_two_loras_add_up(tmp_path: Path) -> None:
             if change := adapter.lora.changes["unet"].get(name):
                 total += adapter.scale * change.to_dense(weight)
         torch.testing.assert_close(mine[key], total)
+
+
+def test_lora_given_twice_adds_up(tmp_path: Path) -> None:
+    a, _ = two(tiny_model(), tmp_path)
+    lora = a.lora
+    assert_same(
+        merged(tiny_model(), Adapter(lora, 0.8), Adapter(lora, 0.2)),
+        merged(tiny_model(), Adapter(lora, 1.0)),
+    )
 
 
 def test_blocks_have_separate_scales(tmp_path: Path) -> None:
@@ -316,7 +481,10 @@ def drop(suffix: str) -> Callable[[State], object]:
         ),
         (put("lora_A.weight", lambda t: t[:, :-1]), "does not fit a weight of"),
         (drop("lora_B.weight"), "has no up"),
-        (add("unet.nothing.lora_A.weight"), "1 keys match no layer of tiny: unet.nothing.down"),
+        (
+            add("unet.nothing.lora_A.weight"),
+            r"1 keys match no layer of tiny: unet\.nothing\.lora_A\.weight",
+        ),
         (add("something"), "1 keys match no layer of tiny: something"),
         (dict[str, Tensor].clear, "not a LoRA that Overpaint knows; its keys are none"),
     ],

@@ -8,7 +8,15 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from overpaint.nn import packed
-from overpaint.nn.lowrank import Dora, FullDelta, Loha, Lokr, LowRank, WeightDelta
+from overpaint.nn.lowrank import (
+    Dora,
+    FullDelta,
+    Loha,
+    Lokr,
+    LowRank,
+    WeightDelta,
+    merge_deltas,
+)
 from overpaint.nn.packed import (
     find_layer,
     list_weight_shapes,
@@ -18,6 +26,7 @@ from overpaint.nn.packed import (
     write_weight,
 )
 from overpaint.nn.row_adapters import RowAdapters
+from overpaint.nn.weight_slots import make_weight_slot
 
 
 class Network(nn.Module):
@@ -129,3 +138,54 @@ def test_layer_after_write_stays_packed() -> None:
     assert {name: type(module) for name, module in made.named_modules()} == kinds
     if packed.PackedLinear in kinds.values():  # where packing is faster
         assert isinstance(made.ff[0], packed.PackedGEGLU)
+
+
+class Normed(nn.Module):
+    """Layers with biases and norms, which adapters can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(2, 4)
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+        self.norm2 = nn.LayerNorm(8)
+        self.ff = GEGLU(8, 8)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(self.norm1(x)).flatten(2).mT
+        return self.out(self.ff(self.norm2(tokens)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_row_adapters_of_biases_and_norms_match_changed_vectors(dtype: torch.dtype) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(1)
+        made = Normed().to(dtype).requires_grad_(False)
+        packed.pack_network(made)
+        return made
+
+    generator = torch.Generator().manual_seed(2)
+    made = build()
+    shapes = packed.list_vector_shapes(made)
+    assert {"norm1.weight", "norm2.bias", "conv.bias", "ff.proj.bias", "out.bias"} <= set(shapes)
+    deltas = {
+        (seed, name): FullDelta(0.3 * torch.randn(shape, generator=generator))
+        for seed in (1, 2)
+        for name, shape in shapes.items()
+    }
+
+    def has_vector(own: Any, name: str) -> list[tuple[WeightDelta, float]]:
+        return [(deltas[seed, name], scale) for seed, scale in own if (seed, name) in deltas]
+
+    x = torch.randn(len(SETS), 4, 8, 8, generator=generator).to(dtype)
+    rows = RowAdapters(made, lambda own: shapes if own else (), has_vector)
+    with rows.applied(SETS):
+        together = made(x)
+    atol, rtol = (1e-4, 1e-4) if dtype == torch.float32 else (0.2, 0.1)
+    for own, row, alone in zip(SETS, x.split(1), together.split(1), strict=True):
+        changed = build()
+        for name in shapes:
+            slot = make_weight_slot(changed, name)
+            slot.write(merge_deltas(slot.pristine, has_vector(own, name)))
+        torch.testing.assert_close(alone, changed(row), atol=atol, rtol=rtol)
+    assert torch.equal(made(x), build()(x))

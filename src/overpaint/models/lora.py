@@ -4,19 +4,21 @@
 |---|---|
 | kohya, SGM | `lora_unet_input_blocks_4_1_proj_in.lora_down.weight`, `lora_te1_…`, `.alpha` |
 | kohya, diffusers | `lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight` |
+| OneTrainer | `lora_unet.down_blocks.1.…`, `unet.input_blocks.4.1.…`, `clip_l.…` |
 | diffusers | `unet.down_blocks.1.attentions.0.proj_in.lora_A.weight`, `text_encoder.…` |
 | diffusers, old | `unet.….attn1.processor.to_q_lora.down.weight` |
+| cog-sdxl | `down_blocks.1.….attn1.processor.to_q_lora.down.weight` |
+| ComfyUI | `diffusion_model.input_blocks.4.1.….lora_up.weight`, `text_encoders.clip_l.…` |
 | PEFT | `base_model.model.down_blocks.….lora_A.default.weight` |
 
 An error names each key that matches no layer.
 """
 
-import json
-import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,30 +28,17 @@ from torch import Tensor, nn
 
 from overpaint.errors import CheckpointError
 from overpaint.models.family import OTHER_MODELS_BY_WIDTH
+from overpaint.models.files import lora_keys, lora_tensors
 from overpaint.models.files.digests import compute_sha256, compute_tensors_sha256
+from overpaint.models.files.lora_file import open_lora
 from overpaint.models.files.original_layout import to_original_name
-from overpaint.models.files.safetensors_io import WeightsFile, open_weights, sample_keys
-from overpaint.nn.lowrank import Dora, FullDelta, Loha, Lokr, LowRank, WeightDelta
-from overpaint.nn.packed import list_weight_shapes
+from overpaint.models.files.peft_config import PeftConfig, read_peft_configs
+from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, sample_keys
+from overpaint.nn.lowrank import WeightDelta
+from overpaint.nn.packed import list_vector_shapes, list_weight_shapes
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
-
-
-LEAF_NAMES: dict[str, str] = {
-    r"lora_down\.weight|lora_A(\.\w+)?\.weight|lora\.down\.weight|lora_linear_layer\.down\.weight"
-    r"|lora_A": "down",
-    r"lora_up\.weight|lora_B(\.\w+)?\.weight|lora\.up\.weight|lora_linear_layer\.up\.weight"
-    r"|lora_B": "up",
-    r"lora_mid\.weight": "mid",
-    r"alpha": "alpha",
-    r"dora_scale|lora_magnitude_vector(\.\w+)?(\.weight)?": "magnitude",
-    r"(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](_[ab])?|lokr_t2)": "",
-    r"diff": "diff",
-}
-"""Patterns of key suffixes, and the names for them in this module; "" keeps the suffix."""
-
-_LEAF = re.compile(r"(?P<stem>.+?)\.(?P<leaf>" + "|".join(f"(?:{p})" for p in LEAF_NAMES) + r")$")
 
 FOREIGN_LORAS: tuple[tuple[str, str], ...] = (
     (r"double_blocks|single_transformer_blocks", "Flux"),
@@ -57,6 +46,30 @@ FOREIGN_LORAS: tuple[tuple[str, str], ...] = (
     (r"^lora_te_|^lora_unet_.*_attn2_to_k", "Stable Diffusion 1.5 or 2"),
 )
 """Patterns of keys that identify LoRAs for other models; the first match counts."""
+
+Shapes = Mapping[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module that a LoRA can change.
+
+    Attributes:
+        part: "unet", "text_encoder" or "text_encoder_2".
+        module: Its name.
+        weight: The name of its weight among the changes.
+        shapes: The shapes of its weight and bias by their names among the changes.
+    """
+
+    part: str
+    module: str
+    weight: str
+    shapes: Shapes
+
+    @property
+    def bias(self) -> str:
+        """The name of its bias among the changes; the module can lack it."""
+        return f"{self.module}.bias"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +81,8 @@ class LoraWeights:
         sha256: The digest of the file.
         tensors_sha256: The digest of the file without its header, which other programs use.
         changes: The change of each weight, by part ("unet", "text_encoder", "text_encoder_2") and
-            module name.
+            module name. Biases and the weights of norms have the names of
+            `packed.list_vector_shapes`.
         metadata: The metadata in the file's header.
         unused: Keys that match no layer, if they were allowed.
     """
@@ -93,184 +107,180 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
         CheckpointError: The file is not a LoRA or is for another model. Or it is damaged: a number
             is not finite, half of a pair is missing, or a key matches no layer.
     """
-    file = open_weights(Path(name))
-    grouped, odd = _group_tensors(file)
+    file = open_lora(Path(name))
+    keys = {key: lora_keys.split_lora_key(key) for key in file.tensors}
+    bundled = [key for key in keys if lora_keys.split_bundled_key(key)]
     targets = _list_targets(model)
-    known = {stem: leaves for stem, leaves in grouped.items() if stem in targets}
-    lost = [f"{stem}.{leaf}" for stem in grouped if stem not in known for leaf in grouped[stem]]
-    if not known:
+    grouped: dict[str, dict[str, str]] = defaultdict(dict)
+    for key, split in keys.items():
+        if (
+            split is not None
+            and lora_keys.flatten_name(split[0]) in targets
+            and _is_role(key, split[1], keys)
+        ):
+            grouped[split[0]].setdefault(split[1], key)
+    if not grouped:
         raise CheckpointError(f"{file.path}: {_describe_foreign(file)}")
-    unused = (*odd, *lost)
+    used = {key for roles in grouped.values() for key in roles.values()}
+    unused = tuple(key for key in keys if key not in used and key not in bundled)
     if unused and not lenient:
-        raise CheckpointError(
-            f"{file.path}: {len(unused)} keys match no layer of {model.name}: "
-            f"{sample_keys(unused)}. Load the LoRA leniently to ignore them."
-        )
+        raise CheckpointError(f"{file.path}: {_describe_unused(unused, model.name)}")
+    configs = read_peft_configs(file.metadata, file.path)
     changes: dict[str, dict[str, WeightDelta]] = defaultdict(dict)
-    alphas = _read_peft_alpha(file)
-    for stem, leaves in known.items():
-        part, module, shape = targets[stem]
+    for stem, roles in grouped.items():
+        tensors = {role: _read_finite(file, key) for role, key in roles.items()}
+        candidates = targets[lora_keys.flatten_name(stem)]
         try:
-            change = _make_change(stem, leaves, alphas)
+            made = _make_changes(stem, tensors, candidates, configs, file)
         except (IndexError, RuntimeError, ValueError) as error:  # a tensor has too few axes
             raise CheckpointError(f"{file.path}: {stem} is damaged: {error}") from error
-        _check_shape(stem, change, shape, file)
-        changes[part][module] = change
-    whole, inner = compute_sha256((file.path,)), compute_tensors_sha256(file.path, file.metadata)
+        for part, module, change in made:
+            if module in changes[part]:
+                raise CheckpointError(
+                    f"{file.path} changes {module} of the {part} twice, under two names; the file "
+                    "is damaged"
+                )
+            changes[part][module] = change
+    whole, inner = _compute_digests(file)
     return LoraWeights(str(name), whole, inner, dict(changes), dict(file.metadata), unused)
 
 
-def _group_tensors(file: WeightsFile) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """Return the tensors by module and suffix, and the keys with unknown suffixes."""
-    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    odd: list[str] = []
-    for key, stored in file.tensors.items():
-        plain = re.sub(r"\.processor\.to_(\w+)_lora\.", r".to_\1.lora.", key)
-        plain = plain.replace(".to_out.lora.", ".to_out.0.lora.")
-        if not (match := _LEAF.fullmatch(plain)):
-            odd.append(key)
-            continue
-        if 0 in stored.shape:
-            raise CheckpointError(f"{file.path}: {key} is empty; the file is damaged")
-        tensor = stored.read()
-        if tensor.dtype.itemsize == 1:
-            tensor = tensor.half()  # torch does not compute in 8 bits
-        if not tensor.isfinite().all():
-            raise CheckpointError(
-                f"{file.path}: {key} holds numbers that are not finite; the file is damaged"
-            )
-        leaf = match["leaf"]
-        if leaf.startswith("lora_magnitude_vector"):
-            tensor = tensor.flatten()  # PEFT's, of a convolution: [1, out, 1, 1]
-        named = next(name for pattern, name in LEAF_NAMES.items() if re.fullmatch(pattern, leaf))
-        grouped[match["stem"].removeprefix("base_model.model.")][named or leaf] = tensor
-    return grouped, odd
+def _is_role(key: str, role: str, keys: Mapping[str, object]) -> bool:
+    """Return whether a key has its role; `.weight` alone is IA3's only beside `.on_input`."""
+    return role != "factors" or f"{key.removesuffix('.weight')}.on_input" in keys
 
 
-def _list_targets(model: "Model") -> dict[str, tuple[str, str, torch.Size]]:
-    """Map each possible name of a module in a file to its part, name and weight shape."""
-    found: dict[str, tuple[str, str, torch.Size]] = {}
+def _compute_digests(file: WeightsFile) -> tuple[str, str]:
+    """Return the digest of a LoRA's files, and that of the file without its header."""
+    files = list(dict.fromkeys(tensor.path for tensor in file.tensors.values()))
+    whole = compute_sha256(files)
+    if len(files) > 1:
+        return whole, whole
+    return whole, compute_tensors_sha256(files[0], file.metadata)
+
+
+def _read_finite(file: WeightsFile, key: str) -> Tensor:
+    stored: LazyTensor = file.tensors[key]
+    if 0 in stored.shape:
+        raise CheckpointError(f"{file.path}: {key} is empty; the file is damaged")
+    tensor = stored.read()
+    if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
+        tensor = tensor.half()  # torch does not compute in 8 bits
+    if not tensor.isfinite().all():
+        raise CheckpointError(
+            f"{file.path}: {key} holds numbers that are not finite; the file is damaged"
+        )
+    if "lora_magnitude_vector" in key:
+        tensor = tensor.flatten()  # PEFT's, of a convolution: [1, out, 1, 1]
+    return tensor
+
+
+def _list_targets(model: "Model") -> dict[str, list[Target]]:
+    """Map each flat name of a module in a file to the modules that it can mean."""
+    found: dict[str, list[Target]] = defaultdict(list)
     unet: Any = model.unet
     layers = int(unet.config["layers_per_block"])
     attends = tuple(hasattr(block, "attentions") for block in unet.up_blocks)
-    for name, shape in list_weight_shapes(unet).items():
-        target = ("unet", name, shape)
-        original = to_original_name(name, layers=layers, attends=attends)
-        aliases = (
-            name,
-            f"unet.{name}",
-            f"lora_unet_{_flatten_name(name)}",
-            f"lora_unet_{_flatten_name(original)}",
-        )
-        found |= dict.fromkeys(aliases, target)
+    for target in _list_modules("unet", unet):
+        original = to_original_name(target.module, layers=layers, attends=attends)
+        for alias in lora_keys.list_unet_aliases(target.module, original):
+            found[alias].append(target)
     for part, encoder in model.encoders_by_part.items():
         number = 2 if part.endswith("2") else 1
-        for name, shape in list_weight_shapes(encoder.model).items():
-            target = (part, name, shape)
-            inner = name.removeprefix("text_model.")
-            named = inner if inner.startswith("text_projection") else f"text_model.{inner}"
-            # without "text_model." since transformers 5
-            aliases = (
-                f"{part}.{named}",
-                f"{part}.{inner}",
-                f"lora_te{number}_{_flatten_name(named)}",
-            )
-            found |= dict.fromkeys(aliases, target)
+        for target in _list_modules(part, encoder.model):
+            for alias in lora_keys.list_encoder_aliases(target.module, number):
+                found[alias].append(target)
     return found
 
 
-def _flatten_name(name: str) -> str:
-    return name.replace(".", "_")
+def _list_modules(part: str, network: nn.Module) -> Iterator[Target]:
+    """Yield the modules of a network that have a weight."""
+    weights, vectors = list_weight_shapes(network), list_vector_shapes(network)
+    norms = [name.removesuffix(".weight") for name in vectors if name.endswith(".weight")]
+    for name in (*weights, *norms):
+        weight = name if name in weights else f"{name}.weight"
+        shapes = {weight: weights.get(weight) or vectors[weight]}
+        if f"{name}.bias" in vectors:
+            shapes[f"{name}.bias"] = vectors[f"{name}.bias"]
+        yield Target(part, name, weight, shapes)
 
 
-def _read_peft_alpha(file: WeightsFile) -> float | None:
-    """Read α from PEFT's config in the metadata, which diffusers writes; None without it."""
-    try:
-        config: Any = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file.path}: lora_adapter_metadata is not a map of settings")
-    named: dict[str, Any] = config
-    values = [v for k, v in named.items() if k == "lora_alpha" or k.endswith(".lora_alpha")]
-    if values and not (isinstance(values[0], int | float) and math.isfinite(values[0])):
-        raise CheckpointError(f"{file.path}: lora_alpha is {str(values[0])[:40]}, not a number")
-    return float(values[0]) if values else None
+def _make_changes(
+    stem: str,
+    tensors: Mapping[str, Tensor],
+    candidates: Iterable[Target],
+    configs: Mapping[str, PeftConfig],
+    file: WeightsFile,
+) -> list[tuple[str, str, WeightDelta]]:
+    """Return the changes of a module as part, name and change.
+
+    A file of PEFT does not say which text encoder it is for: the first candidate counts into which
+    the changes fit.
+    """
+    constrained = file.metadata.get("ss_network_module", "").startswith("networks.oft")
+    faults: list[CheckpointError] = []
+    for target in candidates:
+        config = configs.get(target.part) or configs.get("") or PeftConfig()
+        default = partial(config.get_scale, _name_in_peft(target))
+        scale = lora_tensors.make_scale(tensors, default, constrained=constrained)
+        try:
+            made = {
+                target.weight: lora_tensors.make_weight_change(stem, tensors, scale),
+                target.bias: lora_tensors.make_bias_change(stem, tensors, scale),
+            }
+        except CheckpointError as error:
+            raise CheckpointError(f"{file.path}: {error}") from error
+        try:
+            return [
+                (target.part, name, _check_shape(stem, change, target.shapes.get(name), file))
+                for name, change in made.items()
+                if change is not None
+            ]
+        except CheckpointError as error:
+            faults.append(error)
+    raise faults[0]
 
 
-def _make_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> WeightDelta:
-    """Make the change of a module's weight from its tensors.
+def _name_in_peft(target: Target) -> str:
+    """Return the module's name that the patterns of PEFT's config are for."""
+    if target.part == "unet" or target.module.startswith(("text_model.", "text_projection")):
+        return target.module
+    return f"text_model.{target.module}"  # transformers 5 leaves it out
+
+
+def _check_shape(
+    stem: str, change: WeightDelta, shape: torch.Size | None, file: WeightsFile
+) -> WeightDelta:
+    """Return a change.
 
     Raises:
-        CheckpointError: A tensor is missing.
+        CheckpointError: It does not fit the shape of its weight, or the module has no such weight.
     """
-    alpha = leaves["alpha"].float().item() if "alpha" in leaves else alpha
-    change = _make_plain_change(stem, leaves, alpha)
-    if "magnitude" in leaves:
-        return Dora(change, leaves["magnitude"])
-    return change
-
-
-def _make_plain_change(stem: str, leaves: Mapping[str, Tensor], alpha: float | None) -> WeightDelta:
-    def take(*names: str) -> list[Tensor]:
-        if missing := [name for name in names if name not in leaves]:
-            raise CheckpointError(f"{stem} has no {missing[0]}; the file is damaged")
-        return [leaves[name] for name in names]
-
-    if "diff" in leaves:
-        return FullDelta(leaves["diff"])
-    if "down" in leaves or "up" in leaves:
-        down, up = take("down", "up")
-        rank = down.shape[0]
-        if up.shape[1] != rank or rank > max(up.shape[0], down[0].numel()):
-            raise CheckpointError(
-                f"{stem} has rank {up.shape[1]} up and {rank} down, for "
-                f"{down[0].numel()} inputs and {up.shape[0]} outputs; the file is damaged"
-            )
-        return LowRank(down, up, _alpha_over_rank(alpha, rank), leaves.get("mid"))
-    if any(name.startswith("hada_") for name in leaves):
-        names = [f"hada_w{i}_{x}" for i in (1, 2) for x in "ab"]
-        first_b, first_a, second_b, second_a = take(*names)
-        scale = _alpha_over_rank(alpha, first_a.shape[0])
-        cores = (leaves.get(f"hada_t{i}") for i in (1, 2))
-        one, two = zip(((first_b, first_a), (second_b, second_a)), cores, strict=True)
-        return Loha((*one[0], one[1]), (*two[0], two[1]), scale)
-    if any(name.startswith("lokr_") for name in leaves):
-        return _make_kronecker(leaves, take, alpha)
-    raise CheckpointError(f"{stem} has only {', '.join(leaves)}; the file is damaged")
-
-
-def _make_kronecker(leaves: Mapping[str, Tensor], take: Any, alpha: float | None) -> Lokr:
-    parts: list[tuple[Tensor, ...]] = []
-    ranks: list[int] = []
-    for i in (1, 2):
-        if f"lokr_w{i}" in leaves:
-            parts.append((leaves[f"lokr_w{i}"],))
-            continue
-        b, a = take(f"lokr_w{i}_a", f"lokr_w{i}_b")
-        core = leaves.get("lokr_t2") if i == 2 else None
-        parts.append((b, a) if core is None else (b, a, core))
-        ranks.append(a.shape[0])
-    return Lokr(parts[0], parts[1], _alpha_over_rank(alpha, ranks[-1]) if ranks else 1.0)
-
-
-def _alpha_over_rank(alpha: float | None, rank: int) -> float:
-    return 1.0 if alpha is None else alpha / rank
-
-
-def _check_shape(stem: str, change: WeightDelta, shape: torch.Size, file: WeightsFile) -> None:
-    """Raise CheckpointError unless a change fits the shape of its weight."""
+    if shape is None:
+        raise CheckpointError(f"{file.path}: {stem} has no bias, but the LoRA changes it")
     try:
         change.to_dense(torch.empty(shape, device="meta"))
-    except (IndexError, ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, IndexError) as error:
         raise CheckpointError(
             f"{file.path}: {stem} does not fit a weight of {list(shape)}: {error}. "
             f"{_describe_foreign(file)}"
         ) from error
+    return change
+
+
+def _describe_unused(unused: tuple[str, ...], model: str) -> str:
+    if what := lora_keys.describe_foreign_adapter(unused):
+        return f"this is, at least in part, {what}, which Overpaint cannot read"
+    return (
+        f"{len(unused)} keys match no layer of {model}: {sample_keys(unused)}. "
+        "Load the LoRA leniently to ignore them."
+    )
 
 
 def _describe_foreign(file: WeightsFile) -> str:
     """Describe a file that is not a LoRA for this model."""
+    if what := lora_keys.describe_foreign_adapter(file.tensors):
+        return f"this is {what}, which Overpaint cannot read"
     widths = {
         stored.shape[1]
         for key, stored in file.tensors.items()

@@ -99,6 +99,39 @@ def list_weight_shapes(network: nn.Module) -> dict[str, torch.Size]:
     return found
 
 
+def list_vector_shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of the biases of all layers, and of the weights of all norms, by name."""
+    found: dict[str, torch.Size] = {}
+    for name, module in network.named_modules():
+        vectors: dict[str, Any] = {}
+        match module:
+            case PackedGEGLU():
+                found[f"{name}.proj.bias"] = torch.Size((2 * module.value.shape[0],))
+            case nn.GroupNorm() | nn.LayerNorm():
+                vectors = {"weight": module.weight, "bias": module.bias}
+            case nn.Linear() | nn.Conv2d() | PackedConv2d() | PackedLinear() if not name.endswith(
+                (".value", ".gate")
+            ):
+                vectors = {"bias": module.bias}
+            case _:
+                pass
+        found |= {f"{name}.{leaf}": own.shape for leaf, own in vectors.items() if own is not None}
+    return found
+
+
+def is_vector(name: str) -> bool:
+    """Return whether a name is one of `list_vector_shapes`, not of `list_weight_shapes`."""
+    return name.endswith((".weight", ".bias"))
+
+
+def find_vectors(network: nn.Module, name: str) -> list[Tensor]:
+    """Return the parameters that hold a vector of `list_vector_shapes`, one after the other."""
+    owner, _, leaf = name.rpartition(".")
+    module = find_layer(network, owner)
+    parts = [module.value, module.gate] if isinstance(module, PackedGEGLU) else [module]
+    return [getattr(part, leaf) for part in parts]
+
+
 def find_layer(network: nn.Module, name: str) -> Any:
     """Return the module that holds a weight of `list_weight_shapes`, or the PackedGEGLU."""
     stem = name.removesuffix(".proj")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from overpaint.nn import row_context
 from overpaint.nn.lowrank import LowRank, WeightDelta
-from overpaint.nn.packed import PackedConv2d, PackedGEGLU, find_layer, read_weight
+from overpaint.nn.packed import PackedConv2d, PackedGEGLU, find_layer, is_vector, read_weight
 
 AdapterSets = tuple[Any, ...]
 """The adapter set of each row of a batch; any hashable values."""
@@ -44,9 +44,9 @@ class RowAdapters:
 
         Args:
             network: the network to change.
-            layers: returns the names of the layers that a set changes, which are those of
-                `packed.list_weight_shapes`.
-            has: returns the deltas of a set for a layer, with their scales.
+            layers: returns the names of the weights and vectors that a set changes, which are
+                those of `packed.list_weight_shapes` and `list_vector_shapes`.
+            has: returns the deltas of a set for such a name, with their scales.
         """
         self._network = network
         self._layers = layers
@@ -62,7 +62,11 @@ class RowAdapters:
     def applied(self, sets: AdapterSets) -> Generator[None]:
         """Make the layers add each row's adapters, within the `with` block."""
         if sets != self._sets:
-            names = dict.fromkeys(name for own in dict.fromkeys(sets) for name in self._layers(own))
+            names = dict.fromkeys(
+                name.rpartition(".")[0] if is_vector(name) else name
+                for own in dict.fromkeys(sets)
+                for name in self._layers(own)
+            )
             self._applied = [self._forwards.get(name) or self._make_forward(name) for name in names]
             self._sets, self._paths, self._scales = sets, {}, {}
         for module, forward in self._applied:
@@ -100,12 +104,7 @@ class RowAdapters:
         return self._paths[name]
 
     def _make_paths(self, module: Any, name: str, sets: AdapterSets, x: Tensor) -> list[SidePath]:
-        of_set = {own: self._has(own, name) for own in dict.fromkeys(sets)}
-        owners: dict[WeightDelta, dict[int, float]] = {}
-        for number, own in enumerate(sets):
-            for change, scale in of_set[own]:
-                of = owners.setdefault(change, {})
-                of[number] = of.get(number, 0.0) + scale
+        owners = self._find_owners(name, sets)
         paths: list[SidePath] = []
         low = tuple(c for c in owners if isinstance(c, LowRank) and c.mid is None)
         together = 0 < sum(len(c.down) for c in low) <= MAX_FUSED_RANK
@@ -119,7 +118,22 @@ class RowAdapters:
         for change, of in owners.items():
             scales = torch.tensor([[scale] for scale in of.values()])
             paths.append(_make_dense_path(module, _index_rows(list(of), x), change, scales, x))
+        for leaf in ("bias", "weight"):
+            for change, of in self._find_owners(f"{name}.{leaf}", sets).items():
+                scales = torch.tensor([[scale] for scale in of.values()])
+                at = _index_rows(list(of), x)
+                paths.append(_make_vector_path(module, leaf, at, change, scales, x))
         return paths
+
+    def _find_owners(self, name: str, sets: AdapterSets) -> dict[WeightDelta, dict[int, float]]:
+        """Return the scale of each delta for each row that it changes, by the row's number."""
+        of_set = {own: self._has(own, name) for own in dict.fromkeys(sets)}
+        owners: dict[WeightDelta, dict[int, float]] = {}
+        for number, own in enumerate(sets):
+            for change, scale in of_set[own]:
+                of = owners.setdefault(change, {})
+                of[number] = of.get(number, 0.0) + scale
+        return owners
 
     def _expand_scales(
         self, table: tuple[tuple[float, ...], ...], ranks: tuple[int, ...]
@@ -183,6 +197,29 @@ def _make_dense_path(
             _convolve(module, x[at], delta) if _is_convolution(module) else F.linear(x[at], delta)
         )
         y[at] += scales * given
+
+    return path
+
+
+def _make_vector_path(
+    module: Any, leaf: str, at: slice | Tensor, change: WeightDelta, scales: Tensor, x: Tensor
+) -> SidePath:
+    """Return a path for a delta of a bias or of a norm's weight, at each row's scale [B, 1]."""
+    halves = 2 if isinstance(module, PackedGEGLU) else 1
+    own: Any = module.value if isinstance(module, PackedGEGLU) else module
+    size = halves * len(getattr(own, leaf))
+    channels_first = _is_convolution(module) or isinstance(module, nn.GroupNorm)
+    shape = [1, size, *[1] * (x.ndim - 2)] if channels_first else [size]
+    delta = change.to_dense(torch.zeros(size, device=x.device)).reshape(shape).to(x)
+    delta = delta * scales.to(x).reshape(len(scales), *[1] * (x.ndim - 1))
+
+    def normalize(x: Tensor) -> Tensor:
+        if isinstance(module, nn.GroupNorm):
+            return F.group_norm(x, module.num_groups, eps=module.eps)
+        return F.layer_norm(x, own.normalized_shape, eps=own.eps)
+
+    def path(x: Tensor, y: Tensor) -> None:
+        y[at] += delta if leaf == "bias" else normalize(x[at]) * delta
 
     return path
 

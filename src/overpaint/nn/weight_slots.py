@@ -10,7 +10,9 @@ from overpaint.nn.packed import (
     PackedGEGLU,
     PackedLinear,
     find_layer,
+    find_vectors,
     is_fast,
+    is_vector,
     read_weight,
     write_weight,
 )
@@ -46,7 +48,9 @@ class WeightSlot(Protocol):
 
 
 def make_weight_slot(network: nn.Module, name: str) -> WeightSlot:
-    """Return the slot of a weight that `packed.list_weight_shapes` names."""
+    """Return the slot that `packed.list_weight_shapes` or `list_vector_shapes` names."""
+    if is_vector(name):
+        return VectorSlot(find_vectors(network, name))
     module = find_layer(network, name)
     split = [module.value, module.gate] if isinstance(module, PackedGEGLU) else [module]
     if all(isinstance(part, PackedLinear) and _in_tiles(part) for part in split):
@@ -79,6 +83,30 @@ class PlainSlot:
             torch.addmm(weight, up, down, out=self._module.weight)
         else:
             self.write(torch.addmm(weight, up, down).view(self.pristine.shape))
+
+
+class VectorSlot:
+    """A bias, or the weight of a norm, in one or more parameters."""
+
+    def __init__(self, parameters: Sequence[Tensor]):
+        self._parameters = parameters
+        self.pristine: Tensor = torch.cat([own.detach() for own in parameters])
+
+    def restore(self) -> None:
+        """Write the pristine vector."""
+        self.write(self.pristine)
+
+    def write(self, weight: Tensor) -> None:
+        """Write another vector, in the slot's dtype."""
+        with torch.no_grad():
+            for own, part in zip(
+                self._parameters, weight.chunk(len(self._parameters)), strict=True
+            ):
+                own.copy_(part)
+
+    def add(self, up: Tensor, down: Tensor) -> None:
+        """Write v + up · down; see `WeightSlot.add`."""
+        self.write(self.pristine.float() + (up @ down).flatten())
 
 
 class TiledSlot:

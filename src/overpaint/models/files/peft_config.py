@@ -1,0 +1,144 @@
+"""Read PEFT's configs: α by module, from `adapter_config.json` or a LoRA's metadata."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from overpaint.errors import CheckpointError
+
+METADATA_KEY = "lora_adapter_metadata"
+"""diffusers' key of the configs in a file's metadata, as one JSON object of all parts."""
+
+PEFT_CONFIG = "adapter_config.json"
+"""The file that makes a folder a PEFT adapter."""
+
+PARTS = ("unet", "text_encoder", "text_encoder_2")
+"""Subfolders that can each be a PEFT adapter."""
+
+MAX_PATTERN_CHARS = 300
+MAX_PATTERN_REPEATS = 3
+"""Repeats in a pattern of a module's name; more of them can take exponential time."""
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The scale of each module in an adapter.
+
+    Attributes:
+        alpha: α of modules without a pattern, or None if the config has none.
+        alpha_pattern: α by a pattern of the module's name.
+        rank: The rank of modules without a pattern, for deltas that are not products.
+        rank_pattern: The rank by a pattern of the module's name.
+        use_rslora: Whether α is divided by the square root of the rank (arXiv 2312.03732).
+    """
+
+    alpha: float | None = None
+    alpha_pattern: Mapping[str, float] | None = None
+    rank: float | None = None
+    rank_pattern: Mapping[str, float] | None = None
+    use_rslora: bool = False
+
+    def get_scale(self, module: str, rank: int | None) -> float | None:
+        """Return the scale of a module's delta, or None if the config has no α.
+
+        Args:
+            module: Its name in diffusers or transformers.
+            rank: The rank of its factors; None for a delta that is not a product.
+        """
+        alpha = _look_up(self.alpha_pattern, module, self.alpha)
+        given = rank or _look_up(self.rank_pattern, module, self.rank)
+        if alpha is None or not given:
+            return None
+        return alpha / (given**0.5 if self.use_rslora else given)
+
+
+def is_peft_folder(path: Path) -> bool:
+    """Return whether a path is a PEFT folder, or a folder with PEFT folders of a model's parts."""
+    return any((folder / PEFT_CONFIG).is_file() for folder in (path, *(path / p for p in PARTS)))
+
+
+def _look_up(
+    pattern: Mapping[str, float] | None, module: str, default: float | None
+) -> float | None:
+    """Return the value of the first pattern that matches a module's name or its end, as in PEFT."""
+    for text, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({text})$", module):
+            return value
+    return default
+
+
+def read_peft_configs(metadata: Mapping[str, str], path: object) -> dict[str, PeftConfig]:
+    """Read the configs in a LoRA's metadata, by part ("unet", …); "" is for all parts.
+
+    Raises:
+        CheckpointError: A value has the wrong type.
+    """
+    if not (text := metadata.get(METADATA_KEY)):
+        return {}
+    try:
+        whole: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        whole = None
+    if not isinstance(whole, dict):
+        raise CheckpointError(f"{path}: {METADATA_KEY} is not a map of settings")
+    by_part: dict[str, dict[str, Any]] = {}
+    for key, value in cast("dict[str, Any]", whole).items():
+        part, _, name = key.rpartition(".")
+        by_part.setdefault(part, {})[name] = value
+    return {part: parse_peft_config(values, path) for part, values in by_part.items()}
+
+
+def parse_peft_config(config: Mapping[str, Any], path: object) -> PeftConfig:
+    """Check a config and return the values that determine scales.
+
+    Raises:
+        CheckpointError: A value has the wrong type, or a pattern is too complicated.
+    """
+    alpha = "lora_alpha" if config.get("lora_alpha") is not None else "alpha"
+    return PeftConfig(
+        _read_number(config, alpha, path),
+        _read_pattern(config, "alpha_pattern", path),
+        _read_number(config, "r", path),
+        _read_pattern(config, "rank_pattern", path),
+        config.get("use_rslora") is True,
+    )
+
+
+def _read_number(config: Mapping[str, Any], key: str, path: object) -> float | None:
+    value = config.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+        raise CheckpointError(f"{path}: {key} is {str(value)[:40]}, not a number")
+    return float(value)
+
+
+def _read_pattern(config: Mapping[str, Any], key: str, path: object) -> dict[str, float]:
+    value: Any = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: {key} is not a map of numbers")
+    found: dict[str, float] = {}
+    for pattern in cast("dict[str, Any]", value):
+        repeats = len(re.findall(r"[*+{]", pattern))
+        if (
+            len(pattern) > MAX_PATTERN_CHARS
+            or repeats > MAX_PATTERN_REPEATS
+            or re.search(r"\)[*+?{]|\(\?", pattern)
+        ):
+            raise CheckpointError(
+                f"{path}: the pattern {pattern[:60]!r} of {key} in its PEFT config is too "
+                f"complicated; it can have {MAX_PATTERN_CHARS} characters and "
+                f"{MAX_PATTERN_REPEATS} repeats, without repeated groups"
+            )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise CheckpointError(
+                f"{path}: the pattern {pattern[:60]!r} of {key} in its PEFT config: {error}"
+            ) from error
+        if (number := _read_number(value, pattern, path)) is not None:
+            found[pattern] = number
+    return found
