@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from overpaint.diffusion.prompt import encode_prompt, encode_prompt_pair
 from overpaint.errors import CheckpointError, ModelNotFoundError, RequestError
+from overpaint.models.addons import Addons
 from overpaint.models.embedding import Embedding, load_embedding
 from overpaint.models.library.library import Library
+from overpaint.models.library.sources import list_sources
+from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.painter import Painter
 from overpaint.request import Request
@@ -63,6 +66,64 @@ def test_embedding_of_words_encodes_as_those_words(prompt: str) -> None:
     assert torch.equal(again.tokens, plain.tokens)  # the encoder is itself again
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_embedding_of_one_encoder_is_ignored_by_the_other(number: int, tmp_path: Path) -> None:
+    model = tiny_model()
+    part = ("text_encoder", "text_encoder_2")[number]
+    save_file({"<toy>": words(model, "red", "house")[number]}, tmp_path / "e.safetensors")
+    toy = load_embedding(tmp_path / "e.safetensors", "toy", model)
+    assert set(toy.vectors) == {part}
+    assert toy.ignored_by == (("text_encoder_2", "text_encoder")[number],)
+    tagged = encode_prompt(model, "a <embedding:toy> on green", embeddings=(toy,))
+    prompts = ["a on green", "a on green"]
+    prompts[number] = "a red house on green"
+    torch.testing.assert_close(tagged.tokens, encode_prompt(tiny_model(), *prompts).tokens)
+    assert any("no vectors for" in notice for notice in Addons(embeddings=(toy,)).notices)
+
+
+def test_pair_of_diffusers_is_added_as_one_embedding(tmp_path: Path) -> None:
+    store = Library(tmp_path / "home")
+    paths: list[Path] = []
+    for stem, width in zip(("learned_embeds", "learned_embeds_2"), WIDTHS, strict=True):
+        paths.append(tmp_path / f"{stem}-steps-500.safetensors")
+        save_file({"<toyword>": torch.randn(1, width)}, paths[-1])
+    assert list_sources(paths) == list_sources([tmp_path]) == paths[:1]
+    entry = store.add(paths[1])
+    assert (entry.name, entry.kind, entry.keys) == ("toyword", "embedding", 2)
+    found = load_embedding(entry.path, "toyword", tiny_model())
+    assert torch.equal(found.vectors["text_encoder"], load_file(paths[0])["<toyword>"])
+    assert torch.equal(found.vectors["text_encoder_2"], load_file(paths[1])["<toyword>"])
+
+
+def test_pti_file_of_cog_is_added(tmp_path: Path) -> None:
+    path = write(tmp_path / "embeddings.pti", 2, NAMES["pti"])
+    entry = Library(tmp_path / "home").add(path)
+    assert (entry.name, entry.kind) == ("embeddings", "embedding")
+    assert load_embedding(entry.path, "embeddings", tiny_model()).length == 2
+
+
+def test_embedding_in_a_lora_is_found_by_its_name(tmp_path: Path) -> None:
+    store = Library(tmp_path / "home")
+    for number, name in enumerate(("ink", "pen")):
+        state = {
+            f"bundle_emb.<toy>.clip_{x}": torch.full((2, width), float(number))
+            for x, width in zip("lg", WIDTHS, strict=True)
+        }
+        stem = "lora_unet_mid_block_attentions_0_proj_in"
+        shape = tiny_model().unet.state_dict()["mid_block.attentions.0.proj_in.weight"].shape
+        state[f"{stem}.diff"] = torch.zeros(shape)
+        save_file(state, tmp_path / f"{name}.safetensors")
+        assert store.add(tmp_path / f"{name}.safetensors").embeddings == ("<toy>",)
+        model = tiny_model()
+        load_lora(tmp_path / f"{name}.safetensors", model)  # the bundle is no unused key
+        loader = Painter(model, store).addon_loader
+        asked = Request(prompt=f"a <embedding:toy> <lora:{name}:0.5>")
+        [toy] = loader.load(asked).embeddings
+        assert (toy.vectors["text_encoder"] == number).all()
+    with pytest.raises(ModelNotFoundError, match="'toy' fits several files: ink, pen"):
+        store.find("toy", "embedding")
+
+
 def test_embedding_works_in_negative_prompt_and_refiner(tmp_path: Path) -> None:
     path = write(tmp_path / "e.safetensors")
     for model in (tiny_model(), tiny_refiner()):
@@ -97,7 +158,12 @@ def test_unknown_embedding_is_rejected() -> None:
     ("state", "message"),
     [
         ({"emb_params": torch.zeros(2, 768)}, r"for Stable Diffusion 1\.5 or 2"),
-        ({"clip_l": torch.zeros(2, WIDTHS[0])}, "no vectors for text_encoder_2"),
+        ({"<toy>": torch.zeros(2, 9)}, "an embedding for another"),
+        ({"bundle_emb.x.clip_l": torch.zeros(2, WIDTHS[0]), "a": torch.zeros(1)}, "not an embedd"),
+        (
+            {"clip_l": torch.zeros(2, WIDTHS[0]), "clip_l_out": torch.zeros(2, WIDTHS[0])},
+            "changes the output of a text encoder",
+        ),
         ({"clip_l": torch.zeros(2, 8), "clip_g": torch.zeros(2, 8)}, "an embedding for another"),
         (
             {"clip_l": torch.zeros(2, WIDTHS[0]), "clip_g": torch.zeros(3, WIDTHS[1])},

@@ -237,9 +237,13 @@ def _encode(
             )
         rows = [
             split_into_chunks(
-                parse_prompt(text, field), encoder.tokenizer, _embedding_ids(encoder, embeddings)
+                parse_prompt(text, field),
+                encoder.tokenizer,
+                _embedding_ids(encoder, part, embeddings),
             )
-            for (text, field), encoder in zip(sources, model.text_encoders, strict=True)
+            for (text, field), (part, encoder) in zip(
+                sources, model.encoders_by_part.items(), strict=True
+            )
         ]
         for own, (_, field) in zip(rows, sources, strict=True):
             if len(own) > MAX_PROMPT_CHUNKS:
@@ -253,20 +257,25 @@ def _encode(
             own += [_make_chunk([], [], encoder.tokenizer)] * (count - len(own))
         states: list[tuple[Tensor, Tensor]] = []
         for (part, encoder), own in zip(model.encoders_by_part.items(), rows, strict=True):
-            with _install_embeddings(encoder, [e.vectors[part] for e in embeddings]):
+            vectors = [e.vectors[part] for e in embeddings if part in e.vectors]
+            with _install_embeddings(encoder, vectors):
                 states.append(_compute_states(encoder, own, clip_skip))
         tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]
         pooled = _pool(model.text_encoders[-1], states[-1][1], rows[-1][0])
     return EncodedPrompt(tokens.to(model.device, model.dtype), pooled.to(model.device, model.dtype))
 
 
-def _embedding_ids(encoder: TextEncoder, embeddings: Embeddings) -> dict[str, range]:
-    """Return the ids of embeddings' vectors, which follow those of the encoder's vocabulary."""
+def _embedding_ids(encoder: TextEncoder, part: str, embeddings: Embeddings) -> dict[str, range]:
+    """Return the ids of embeddings' vectors, which follow those of the encoder's vocabulary.
+
+    An embedding without vectors for the encoder has no ids.
+    """
     found: dict[str, range] = {}
     first = encoder.model.config.vocab_size
     for embedding in embeddings:
-        found[embedding.name] = range(first, first + embedding.length)
-        first += embedding.length
+        length = len(embedding.vectors.get(part, ()))
+        found[embedding.name] = range(first, first + length)
+        first += length
     return found
 
 
