@@ -187,6 +187,7 @@ def load(
     dtype: str = "auto",
     preview_decoder: str | PathLike[str] | None = None,
     home: str | PathLike[str] | None = None,
+    models_dirs: Sequence[str | PathLike[str]] = (),
 ) -> Painter:
     """Load a model and return a painter for it.
 
@@ -199,16 +200,25 @@ def load(
             previews. By default a linear map makes them.
         home: the folder into which `overpaint models add` copies checkpoints, LoRAs, ControlNets
             and embeddings; by default `~/.overpaint`.
+        models_dirs: folders whose files are used in place, such as the root of AUTOMATIC1111's web
+            UI or of ComfyUI, or a file like ComfyUI's `extra_model_paths.yaml`.
+
+    LoRAs can also be given by path, such as `Lora(name="./ink.safetensors")`.
 
     Raises:
         ModelNotFoundError: there is no such model; the message lists the places searched.
         CheckpointError: the file is damaged or is not an SDXL checkpoint.
         DeviceError: the device does not exist.
     """
-    store = Library(home)
-    loaded = load_library_model(model, store, device=device, dtype=dtype)
+    store = Library(home, models_dirs, paths=True)
+    painter = load_painter(model, store, device=device, dtype=dtype)
     if preview_decoder is not None:
-        loaded.preview_decoder = load_preview_decoder(
-            preview_decoder, device=loaded.device, dtype=loaded.dtype
+        painter.model.preview_decoder = load_preview_decoder(
+            preview_decoder, device=painter.model.device, dtype=painter.model.dtype
         )
-    return Painter(loaded, store)
+    return painter
+
+
+def load_painter(model: str | PathLike[str], store: Library, *, device: str, dtype: str) -> Painter:
+    """Load a model and return a painter that finds names in a library; see `load`."""
+    return Painter(load_library_model(model, store, device=device, dtype=dtype), store)

@@ -128,8 +128,9 @@ class Control(StrictModel):
 class Lora(StrictModel):
     """A low-rank change to the weights of the model."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100)]
-    """The name under which `overpaint models add` stored the LoRA."""
+    name: ModelName
+    """The name under which `overpaint models add` stored the LoRA, or the name, title or hash of
+    its file. The command line and the library also accept the path of a file."""
 
     scale: float = Field(default=1.0, ge=-10, le=10)
     """The factor of the changes to the UNet, -10 to 10; 0 turns them off."""

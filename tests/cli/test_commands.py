@@ -99,9 +99,19 @@ class Loader:
     requests: list[Request] = field(default_factory=list[Request])
     sha256: str = "ab" * 32
     error: BaseException | None = None
+    models_dirs: tuple[Path, ...] = ()
 
-    def __call__(self, model: str, *, device: str, dtype: str, home: str | None) -> FakePainter:
+    def __call__(
+        self,
+        model: str,
+        *,
+        device: str,
+        dtype: str,
+        home: str | None,
+        models_dirs: tuple[Path, ...],
+    ) -> FakePainter:
         del home
+        self.models_dirs = models_dirs
         self.calls.append((model, device, dtype))
         return FakePainter(Checkpoint(model, self.sha256), self.requests, self.error)
 
@@ -287,7 +297,7 @@ def test_models_add_records_the_license_in_either_spelling(
     save_file({"emb_params": np.zeros((1, 8), np.float32)}, tmp_path / "word.safetensors")
     ran = run("models", "add", tmp_path / "word.safetensors", flag, "MIT")
     assert ran.code == 0, ran.err
-    assert "license        MIT" in ran.out
+    assert "license         MIT" in ran.out
 
 
 def test_model_device_and_dtype_options_reach_the_loader(loader: Loader, run: Any):
@@ -719,6 +729,49 @@ def test_info_prints_notes_on_settings_without_a_counterpart(loader: Loader, run
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
     Image.new("RGB", (8, 8)).save("a.jpg", exif=exif)
     assert "note: left out: Overpaint has no sampler 'Restart'." in run("info", "a.jpg").out
+
+
+def test_models_add_takes_folders_and_many_files(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OVERPAINT_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for name in ("my ink", "墨"):
+        save_file({"a.lora_down.weight": np.ones((2, 2), "f")}, folder / f"{name}.safetensors")
+    save_file({"x": np.ones(2, "f")}, folder / "vae.safetensors")
+    ran = run("models", "add", folder)
+    assert ran.code == 4
+    assert ran.out == "added my ink: lora\nadded 墨: lora\n"
+    assert "not added: " in ran.err
+    assert "vae.safetensors is neither a LoRA" in ran.err
+    assert run("models", "show", "墨").code == 0
+    files = (folder / "my ink.safetensors", folder / "墨.safetensors")
+    assert "2 files cannot have one name" in run("models", "add", *files, "--name", "x").err
+    assert run("models", "add", *files).code == 0
+
+
+def test_models_of_a_folder_in_place_are_listed(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OVERPAINT_HOME", str(tmp_path / "home"))
+    (tmp_path / "loras").mkdir()
+    save_file({"a.lora_down.weight": np.ones((2, 2), "f")}, tmp_path / "loras" / "ink.safetensors")
+    assert "ink" not in run("models", "list").out.split()
+    assert "ink" in run("models", "list", "--models-dir", tmp_path / "loras").out.split()
+    monkeypatch.setenv("OVERPAINT_MODELS_DIRS", str(tmp_path / "loras"))
+    shown = json.loads(run("models", "show", "ink.safetensors", "--json").out)
+    assert shown["path"] == str(tmp_path / "loras" / "ink.safetensors")
+    assert run("models", "list", "--models-dir", tmp_path / "none").code == 4
+
+
+def test_edit_passes_folders_of_models_and_paths_of_loras(loader: Loader, run: Any, tmp_path: Path):
+    lora = "./a:b/ink.safetensors:0.8:text=0.5"
+    ran = run("edit", "fox.png", "x", "--lora", lora, "--models-dir", tmp_path, "-o", "a.png")
+    assert ran.code == 0
+    assert loader.models_dirs == (tmp_path,)
+    [own] = loader.requests[0].loras
+    assert (own.name, own.scale, own.text_scale) == ("./a:b/ink.safetensors", 0.8, 0.5)
 
 
 def test_models_list_prints_known_models(run: Any):

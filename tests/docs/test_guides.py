@@ -43,6 +43,7 @@ REASONS = {
     "downloads a model",
     "runs until it is stopped",
     "needs a LoRA for SDXL",
+    "needs another program's models",
     "needs an embedding for SDXL",
     "needs a trace collector",
     "needs a data folder with jobs",

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from overpaint.cli.settings import read_home
-from overpaint.cli.terminal import echo, print_facts
+from overpaint.cli.settings import MODELS_DIR_HELP, read_home, read_models_dirs
+from overpaint.cli.terminal import echo, escape_control_characters, print_facts
+from overpaint.errors import ModelError, OutputError, OverpaintError, RequestError
 
 app = typer.Typer(
     help="Add, download, list and remove models, LoRAs, ControlNets and embeddings.",
@@ -15,13 +16,24 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(help="Name of an added file.", show_default=False)]
+ModelsDirs = Annotated[
+    list[Path] | None,
+    typer.Option("--models-dir", help=MODELS_DIR_HELP, show_default="OVERPAINT_MODELS_DIRS"),
+]
 
 
 @app.command()
 def add(
-    file: Annotated[Path, typer.Argument(help="A .safetensors file.", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Safetensors files, PEFT folders, or folders with such files.",
+            show_default=False,
+        ),
+    ],
     name: Annotated[
-        str | None, typer.Option(help="Name for requests.", show_default="the name of the file")
+        str | None,
+        typer.Option(help="Name for requests, of one file.", show_default="the name of the file"),
     ] = None,
     license: Annotated[
         str | None,
@@ -29,21 +41,40 @@ def add(
     ] = None,
     old_license: Annotated[str | None, typer.Option("--licence", hidden=True)] = None,
 ) -> None:
-    """Copy a checkpoint, LoRA, ControlNet or embedding into the library of models."""
+    """Copy checkpoints, LoRAs, ControlNets and embeddings into the library of models."""
     from overpaint.models.library.library import Library
+    from overpaint.models.library.sources import list_sources
 
-    print_facts(Library(read_home()).add(file, name, license or old_license).model_dump())
+    library, sources = Library(read_home()), list_sources(files)
+    license = license or old_license
+    if len(sources) == 1:
+        print_facts(library.add(sources[0], name, license).model_dump())
+        return
+    if name is not None:
+        raise RequestError("name", f"{len(sources)} files cannot have one name. Leave it out.")
+    failures: list[OverpaintError] = []
+    for source in sources:
+        try:
+            entry = library.add(source, None, license)
+        except (ModelError, OutputError) as error:
+            failures.append(error)
+            typer.echo(f"not added: {escape_control_characters(error)}", err=True)
+        else:
+            echo(f"added {entry.name}: {entry.kind}")
+    if failures:
+        raise typer.Exit(failures[0].exit_code)
 
 
 @app.command()
 def show(
     name: Name,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    models_dirs: ModelsDirs = None,
 ) -> None:
     """Show an added file: kind, keys, rank, trigger words, hash and metadata."""
     from overpaint.models.library.library import Library
 
-    entry = Library(read_home()).find(name)
+    entry = Library(read_home(), read_models_dirs(models_dirs)).find(name)
     if as_json:
         typer.echo(json.dumps(entry.model_dump() | {"path": str(entry.path)}))
         return
@@ -73,6 +104,7 @@ def pull(
 @app.command("list")
 def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+    models_dirs: ModelsDirs = None,
 ) -> None:
     """List known and added models, and the LoRAs, ControlNets and embeddings beside them.
 
@@ -82,7 +114,8 @@ def list_models(
     from overpaint.models.library.library import Library, list_shipped
 
     entries = catalog.list_models()
-    added = (*Library(read_home()).list_entries(), *list_shipped())
+    library = Library(read_home(), read_models_dirs(models_dirs))
+    added = (*library.list_entries(), *list_shipped())
     if as_json:
         keys = ("name", "family", "license", "repository")
         rows = [

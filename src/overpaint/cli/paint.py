@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overpaint.cli.settings import IMAGE_FIELDS, add_settings, read_fields, read_home
+from overpaint.cli.settings import (
+    IMAGE_FIELDS,
+    MODELS_DIR_HELP,
+    add_settings,
+    read_fields,
+    read_home,
+    read_models_dirs,
+)
 from overpaint.cli.syntax import parse_numbers, read_picture
 from overpaint.cli.terminal import Terminal, echo
 from overpaint.errors import OutputError, RequestError
@@ -61,6 +68,10 @@ class Common:
             help="Model: a name, a folder, a .safetensors file or a hub id.",
             show_default="miniature",
         ),
+    ] = None
+    models_dirs: Annotated[
+        list[Path] | None,
+        typer.Option("--models-dir", help=MODELS_DIR_HELP, show_default="OVERPAINT_MODELS_DIRS"),
     ] = None
     watermark: Annotated[
         bool,
@@ -204,7 +215,13 @@ def _run(
     canvas.check_pictures(requests[0])  # all requests share one picture
     loaded: dict[str, Model] = {}
     with terminal.waiting(f"loading {name}"):
-        painter = overpaint.load(name, device=common.device, dtype=dtype, home=read_home())
+        painter = overpaint.load(
+            name,
+            device=common.device,
+            dtype=dtype,
+            home=read_home(),
+            models_dirs=read_models_dirs(common.models_dirs),
+        )
         loaded["model"] = painter.model
     with terminal.waiting("loading refiner, ControlNets and LoRAs"):
         if refiner := painter.addon_loader.load(requests[0]).refiner:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from overpaint.errors import RequestError
+from overpaint.models.library.folders import ModelFolders
 from overpaint.server.settings import Flag, ServerSettings, load_settings
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def start(settings: ServerSettings) -> None:
 
     settings.postprocess_config().check()
     settings.read_profile()
+    ModelFolders(settings.models_dirs)  # a missing folder ends the program here
     configure_logging(settings.log)
     prepare_store(settings.data, settings.store)
     _check_access(settings)

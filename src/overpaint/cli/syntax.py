@@ -119,7 +119,12 @@ def parse_loras(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _parse_lora(text: str, field: str) -> dict[str, Any]:
-    name, *rest = text.split(":")
+    # A path can hold colons, so the scale and the options are read from the end.
+    end = re.search(r"(?::[^:/\\]*)*$", text)
+    start = end.start() if end else len(text)
+    if re.fullmatch(r"[A-Za-z]", text[:start]):  # a drive of Windows
+        start = text.find(":", start + 1) if ":" in text[start + 1 :] else len(text)
+    name, rest = text[:start], text[start:].split(":")[1:]
     lora: dict[str, Any] = {"name": name}
     if rest and "=" not in rest[0]:
         (number,) = parse_numbers(field, rest.pop(0))[:1]

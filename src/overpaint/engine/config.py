@@ -15,6 +15,7 @@ class EngineConfig:
         device: see `overpaint.models.devices.place`.
         dtype: number format of the weights.
         home: folder of added models; None for the default.
+        models_dirs: folders of models that are used in place.
         memory_bytes: bytes of weights that may be in memory at once.
         cache_bytes: bytes of encoded prompts, pictures and hints to keep between jobs.
         profile: measured step times; None for assumed ones.
@@ -32,3 +33,4 @@ class EngineConfig:
     profile: Profile | None = None
     max_running_jobs: int = 64
     job_memory_bytes: float = float("inf")
+    models_dirs: tuple[Path, ...] = ()

@@ -11,7 +11,8 @@ from overpaint.engine.engine import Engine
 from overpaint.engine.profile import Profile, kind_of
 from overpaint.errors import ModelNotFoundError, did_you_mean
 from overpaint.models.cache import Cache
-from overpaint.painter import Painter, load
+from overpaint.models.library.library import Library
+from overpaint.painter import Painter, load_painter
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
@@ -120,9 +121,11 @@ def open_engine(
     Raises:
         ModelNotFoundError, CheckpointError, DeviceError: see `overpaint.painter.load`.
     """
+    # Clients choose the names, so a name is never a path here.
+    library = Library(config.home, config.models_dirs)
 
     def loaded(name: str) -> Painter:
-        return load(name, device=config.device, dtype=config.dtype, home=config.home)
+        return load_painter(name, library, device=config.device, dtype=config.dtype)
 
     models = ModelPool(config.models, loaded, config.memory_bytes, Cache(config.cache_bytes))
     first = models.get(config.models[0])

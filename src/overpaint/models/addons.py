@@ -63,6 +63,12 @@ class Addons:
             if used and used.unused:
                 keys = sample_keys(used.unused)
                 yield f"{len(used.unused)} keys of {used.name} are not used: {keys}."
+        for embedding in self.embeddings:
+            for part in embedding.ignored_by:
+                yield (
+                    f"The embedding {embedding.name} has no vectors for {part}, which reads the "
+                    "prompt without it."
+                )
 
 
 NO_ADDONS = Addons()
@@ -97,7 +103,7 @@ class AddonLoader:
             self._refiner(request.refiner) if request.refiner else None,
             tuple(map(self._net, request.controls)),
             tuple(self._adapter(asked, request.lora_lenient) for asked in request.loras),
-            tuple(map(self._embedding, request.embeddings)),
+            tuple(self._embedding(name, request) for name in request.embeddings),
             tuple(map(self._estimator, request.controls)),
         )
 
@@ -155,12 +161,14 @@ class AddonLoader:
         text = asked.scale if asked.text_scale is None else asked.text_scale
         return Adapter(lora, asked.scale, text, tuple(sorted(asked.blocks.items())))
 
-    def _embedding(self, name: str) -> Embedding:
-        entry = self.library.find(name, "embedding")
+    def _embedding(self, name: str, request: "Request") -> Embedding:
+        loras = [lora.name for lora in request.loras]
+        entry = self.library.find(name, "embedding", loras)
+        bundled = entry.kind == "lora"
 
         def read() -> Embedding:
             with _naming(entry):
-                return load_embedding(entry.path, name, self.model)
+                return load_embedding(entry.path, name, self.model, bundled=bundled)
 
         return self._keep(("embedding", entry.sha256, name), read)
 

@@ -43,7 +43,8 @@ def format_parameters(record: Mapping[str, Any]) -> str:
 def _format_lora_tag(lora: Mapping[str, Any]) -> str:
     """Format a LoRA as a tag in an A1111 prompt."""
     scales = [lora["scale"]] if lora["text_scale"] is None else [lora["text_scale"], lora["scale"]]
-    return f"<lora:{':'.join([lora['name'], *map(_format_number, scales)])}>"
+    name = re.sub(r"[<>:]", "", _format_model_name(Path(lora["name"])))
+    return f"<lora:{':'.join([name, *map(_format_number, scales)])}>"
 
 
 def _format_model_name(path: Path) -> str:

@@ -5,6 +5,7 @@ command-line flags, environment variables and a TOML file. Each package of the s
 group of settings that it needs; none reads the environment.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,6 +239,10 @@ class ServerSettings(_Settings):
     """Number format of the weights: bf16, fp16 or fp32."""
     home: Annotated[Path | None, Flag("--home", shown_default="~/.overpaint")] = None
     """Folder of added models."""
+    models_dirs: Annotated[tuple[Path, ...], Flag("--models-dir", shown_default="none")] = ()
+    """Folder of models to use in place: any folder, the root of AUTOMATIC1111's web UI or ComfyUI,
+    or a file like ComfyUI's extra_model_paths.yaml. Can be repeated; in an environment variable,
+    the paths are separated as in PATH."""
     refiner: Annotated[str | None, Flag("--refiner")] = None
     """Model of second stages, for clients that request one without a name."""
     memory_gb: Annotated[float, Flag("--memory")] = Field(default=float("inf"), ge=0.1)
@@ -288,6 +293,12 @@ class ServerSettings(_Settings):
         """Return the words of a text, which is how an environment variable holds a list."""
         return tuple(value.split()) if isinstance(value, str) else value
 
+    @field_validator("models_dirs", mode="before")
+    @classmethod
+    def _split_paths(cls, value: Any) -> Any:
+        """Return the paths of a text, which is how an environment variable holds them."""
+        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+
     @property
     def native_side_px(self) -> int:
         """The side in pixels that the default model draws, until the worker reports it."""
@@ -334,6 +345,7 @@ class ServerSettings(_Settings):
             device=self.device,
             dtype=self.dtype,
             home=self.home,
+            models_dirs=self.models_dirs,
             memory_bytes=self.memory_gb * 2**30,
             cache_bytes=self.cache_mb * MIB,
             profile=self.read_profile(),

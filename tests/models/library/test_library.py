@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.family import FAMILIES, Configs
 from overpaint.models.files import single_file
+from overpaint.models.files.digests import compute_sha256
 from overpaint.models.files.safetensors_io import open_weights
 from overpaint.models.library.library import Library, describe_file, list_shipped
+from overpaint.models.library.sources import list_sources
 from overpaint.painter import load
 from overpaint.request import Request
 from tests.models.original import (
@@ -85,7 +87,9 @@ def test_add_twice_keeps_one_entry_and_other_file_is_rejected(
     assert len(store.list_entries()) == 1
 
 
-@pytest.mark.parametrize("name", ["", "../ink", "a/b", ".ink", "a b", "x" * 101, "ink\n"])
+@pytest.mark.parametrize(
+    "name", ["", "../ink", "a/b", ".ink", " a", "x" * 101, "ink\n", "a:b", "<a>", "a\\b"]
+)
 def test_invalid_name_is_rejected(name: str, store: Library, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a valid name"):
         store.add(lora(tmp_path / "ink.safetensors"), name)
@@ -272,3 +276,115 @@ def test_checkpoint_names_exclude_aliases_and_other_kinds(
     assert store.find_if("my", "checkpoint") == store.find("my")
     for name in ("ink", "none", "../models/my", str(store.find("my").path)):
         assert store.find_if(name, "checkpoint") is None
+
+
+# Names, and files of other programs
+
+
+@pytest.mark.parametrize(
+    "name", ["my ink v2", "ink [v2] (final)", "墨の線", "ink, pen & co.", "ink.v1"]
+)
+def test_lora_with_an_odd_name_is_found(name: str, store: Library, tmp_path: Path) -> None:
+    entry = store.add(lora(tmp_path / f"{name}.safetensors"))
+    assert entry.name == name
+    assert store.find(name, "lora") == entry
+    assert [own.name for own in store.list_entries()] == [name]
+    store.remove(name)
+    assert list(store.folder.iterdir()) == []
+
+
+def test_lora_is_found_by_file_title_and_hash(store: Library, tmp_path: Path) -> None:
+    path = lora(tmp_path / "Ink_v1.safetensors", 0, {"ss_output_name": "Old Ink"})
+    entry = store.add(path, "ink")
+    tensors = entry.tensors_sha256
+    assert tensors
+    for name in ("Ink_v1", "ink_v1.safetensors", "INK", "old ink", entry.sha256[:10], tensors[:12]):
+        assert store.find(name, "lora") == entry, name
+        store.require(name, "lora")
+    store.add(lora(tmp_path / "b.safetensors", 1, {"ss_output_name": "Old Ink"}))
+    with pytest.raises(ModelNotFoundError, match="'old ink' fits several files: b, ink"):
+        store.find("old ink", "lora")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight",
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.up.weight",
+        "unet.mid_block.attentions.0.proj_in.lora.down.weight",
+        "lora_unet.mid_block.attentions.0.proj_in.lora_down.weight",
+        "lora_unet_mid_block_attentions_0_norm.w_norm",
+        "lora_unet_mid_block_attentions_0_proj_in.diff",
+        "lora_unet_mid_block_attentions_0_proj_in.oft_blocks",
+        "lora_unet_mid_block_attentions_0_proj_in.a1.weight",
+        "lora_unet_mid_block_attentions_0_proj_in.on_input",
+        "base_model.model.mid_block.attentions.0.proj_in.lora_A.weight",
+    ],
+)
+def test_lora_with_keys_of_any_trainer_is_added(key: str, store: Library, tmp_path: Path) -> None:
+    save_file({key: torch.ones(4, 8)}, tmp_path / "ink.safetensors")
+    assert store.add(tmp_path / "ink.safetensors").kind == "lora"
+
+
+def test_unsupported_adapter_is_rejected_by_name(store: Library, tmp_path: Path) -> None:
+    save_file({"base_model.model.a.vera_lambda_d": torch.ones(4)}, tmp_path / "ink.safetensors")
+    with pytest.raises(CheckpointError, match="is a VeRA adapter, which Overpaint cannot read"):
+        store.add(tmp_path / "ink.safetensors")
+
+
+def peft_folder(folder: Path, seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    stem = "base_model.model.mid_block.attentions.0.proj_in"
+    state = {f"{stem}.lora_A.weight": torch.randn(4, 8), f"{stem}.lora_B.weight": torch.randn(8, 4)}
+    save_file(state, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "lora_alpha": 8,
+        "r": 4,
+        "auto_mapping": {"base_model_class": "UNet2DConditionModel"},
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_peft_folder_is_added_as_one_file(store: Library, tmp_path: Path) -> None:
+    entry = store.add(peft_folder(tmp_path / "my ink"))
+    assert (entry.name, entry.kind, entry.rank) == ("my ink", "lora", 4)
+    assert json.loads(entry.metadata["lora_adapter_metadata"])["unet.lora_alpha"] == 8
+    assert entry.path.is_file()
+    assert entry.sha256 == entry.path.stem
+    assert store.add(tmp_path / "my ink") == entry
+    assert {path.suffix for path in store.folder.iterdir()} == {".safetensors", ".json"}
+
+
+def test_folder_stands_for_its_files(tmp_path: Path) -> None:
+    one = lora(tmp_path / "a.safetensors")
+    (tmp_path / "sub").mkdir()
+    two = lora(tmp_path / "sub" / "b.safetensors")
+    peft = peft_folder(tmp_path / "sub" / "peft")
+    (tmp_path / "notes.txt").write_text("x")
+    assert list_sources([tmp_path]) == [one, two, peft]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty has no \.safetensors"):
+        list_sources([tmp_path / "empty"])
+
+
+def test_strange_files_in_the_library_are_left_out(store: Library, tmp_path: Path) -> None:
+    store.add(lora(tmp_path / "ink.safetensors"))
+    described = json.loads((store.folder / "ink.json").read_text("utf-8"))
+    (store.folder / "x.json").write_text("{}")
+    (store.folder / "y.json").write_text(json.dumps(described | {"name": "z"}))
+    (store.folder / "z.json").write_text(json.dumps(described | {"name": "z", "sha256": "../a"}))
+    assert [entry.name for entry in store.list_entries()] == ["ink"]
+
+
+def test_path_is_a_name_only_where_paths_are_allowed(store: Library, tmp_path: Path) -> None:
+    path = lora(tmp_path / "ink.safetensors")
+    library = Library(store.folder.parent, paths=True)
+    entry = library.find(str(path), "lora")
+    assert (entry.path, entry.kind, entry.sha256) == (path, "lora", compute_sha256((path,)))
+    with pytest.raises(ModelNotFoundError, match="is a lora, not a control"):
+        library.find(str(path), "control")
+    with pytest.raises(ModelNotFoundError, match="Names lead to the catalog alone"):
+        store.find(str(path), "lora")

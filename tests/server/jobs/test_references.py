@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,12 @@ from PIL import Image
 
 from overpaint.engine.config import EngineConfig
 from overpaint.engine.worker import make_engine
+from overpaint.errors import ModelNotFoundError
 from overpaint.models.library.index import FileKind, LibraryEntry, LibraryIndex
+from overpaint.request import Request
+from overpaint.request_parts import Lora
 from overpaint.server.jobs.service import Service
+from tests.models.library.test_library import lora
 from tests.server import live
 
 HOUSE = Path(__file__).parents[3] / "examples" / "house.png"
@@ -162,3 +167,45 @@ def test_refiner_of_the_server_paints(tmp_path: Path) -> None:
             record = json.loads(image.info["overpaint"])
         assert record["refiner"]["name"] == REFINER, json.dumps(record)
         assert record["request"]["refine"] == "ensemble"
+
+
+def test_references_models_in_place_are_noticed_by_a_running_server(tmp_path: Path) -> None:
+    root = tmp_path / "loras"
+    root.mkdir()
+    with client_of(tmp_path, models_dirs=(root,)) as client:
+        body = {"request": {"prompt": "a cup <lora:my ink (v2):0.5>"}}
+        assert client.post("/api/jobs", json=body).status_code == 422
+        path = lora(root / "my ink (v2).safetensors")
+        assert client.post("/api/jobs", json=body).status_code == 201
+        assert "my ink (v2)" in [own["name"] for own in client.get("/sdapi/v1/loras").json()]
+        for name in (str(path), "./loras/my ink (v2).safetensors", "../my ink (v2)"):
+            answer = client.post("/api/jobs", json={"request": {"loras": [{"name": name}]}})
+            assert answer.status_code == 422
+            assert "unknown lora" in answer.json()["detail"]
+
+
+def test_references_strange_file_beside_models_breaks_no_list(tmp_path: Path) -> None:
+    root = tmp_path / "loras"
+    root.mkdir()
+    (root / "cut.safetensors").write_bytes(b"12")
+    (root / os.fsdecode(b"bad\xff.safetensors")).write_bytes(b"12")
+    folder = LibraryIndex(tmp_path / "home").folder
+    folder.mkdir(parents=True)
+    (folder / "x.json").write_text("{")
+    with client_of(tmp_path, models_dirs=(root,)) as client:
+        answer = client.get("/sdapi/v1/loras")
+        assert answer.status_code == 200
+        assert str(tmp_path) not in answer.text
+
+
+def test_references_worker_reads_no_paths(tmp_path: Path) -> None:
+    """The engine finds names as the server does, so that a name is never a path there."""
+    from overpaint.engine.model_pool import ModelPool, open_engine
+
+    path = lora(tmp_path / "ink.safetensors")
+    config = EngineConfig(("miniature",), "cpu", "fp32", tmp_path / "home")
+    models = open_engine(config)._models  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(models, ModelPool)
+    painter = models.get("miniature")
+    with pytest.raises(ModelNotFoundError, match="unknown lora"):
+        painter.addon_loader.load(Request(loras=(Lora(name=str(path)),)))

@@ -19,6 +19,9 @@ from safetensors import SafetensorError, safe_open
 from overpaint.errors import CheckpointError
 
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+SAFETENSORS_SUFFIXES = {".safetensors", ".sft", ".pti"}
+"""Suffixes of safetensors files; cog-sdxl writes embeddings as .pti."""
+
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of a torch zip archive, and of the pickle protocols with a distinct first byte."""
 
@@ -186,12 +189,12 @@ def refuse_pickle(path: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix.lower() in PICKLE_SUFFIXES or start.startswith(PICKLE_STARTS):
-        renamed = " renamed to .safetensors" if path.suffix == ".safetensors" else ""
+        renamed = f" renamed to {path.suffix}" if path.suffix in SAFETENSORS_SUFFIXES else ""
         raise CheckpointError(
             f"{path} is a pickle{renamed}, which can run any program when it is opened; "
             "Overpaint reads safetensors only. Get the .safetensors file of this model."
         )
-    if path.suffix.lower() != ".safetensors":
+    if path.suffix.lower() not in SAFETENSORS_SUFFIXES:
         raise CheckpointError(f"{path} is neither a .safetensors file nor a folder")
 
 

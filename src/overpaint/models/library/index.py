@@ -1,83 +1,86 @@
 """Look up names of add-ons and checkpoints without torch.
 
-A name refers to a file that the user added, or to a file in this package. Requests contain names
-only, so they cannot read other paths. `library.py` adds and removes files.
+A name refers to a file that the user added, to a file in this package, or to a file in a folder of
+models. Requests contain names only, so they cannot read other paths. `library.py` adds and removes
+files.
 
     HOME/models/<sha256>.safetensors    the file, stored once
     HOME/models/<name>.json             its description, written after the file is complete
+
+If a name is not safe as a file name, its description has the digest of the name in its place.
 """
 
+import contextlib
+import hashlib
 import importlib.resources
 import os
-import re
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable
+from functools import cache
 from pathlib import Path
-from typing import Literal
-
-from pydantic import AliasChoices, BaseModel, Field
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
-
-FileKind = Literal["lora", "control", "embedding", "checkpoint"]
-
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-
-MAX_DESCRIPTION_BYTES = 2**27
-"""Bytes of a description, which has the metadata of its file."""
+from overpaint.models.family import FAMILIES
+from overpaint.models.files.digests import compute_sha256
+from overpaint.models.library.describe import describe, read_header
+from overpaint.models.library.entry import (
+    HASH_PATTERN,
+    NAME_PATTERN,
+    FileKind,
+    LibraryEntry,
+    strip_suffix,
+)
+from overpaint.models.library.folders import ModelFolders
 
 MINIATURE = "miniature"
 
 PACKAGED_MODELS = (MINIATURE, "miniature-inpaint", "miniature-refiner")
 """Models in this package."""
 
+MAX_DESCRIPTION_BYTES = 2**27
+"""Bytes of a description, which has the metadata of its file."""
+
 PACKAGED_KINDS: tuple[FileKind, ...] = ("control", "lora", "embedding")
 """Kinds of add-ons in this package."""
 
 
-class LibraryEntry(BaseModel, frozen=True):
-    """The description of a file in the library.
-
-    Attributes:
-        name: The name for requests.
-        kind: The kind of file.
-        sha256: The digest of the file.
-        license: The license of its weights, if known. Older descriptions spell the key `licence`.
-        file: The name of the original file.
-        keys: The number of tensors in the file.
-        rank: The largest rank of a LoRA; None for other kinds.
-        trigger_words: The trigger words in a LoRA's metadata.
-        metadata: The metadata in the file's header.
-        path: The file's current path.
-    """
-
-    name: str
-    kind: FileKind
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    license: str | None = Field(validation_alias=AliasChoices("license", "licence"))
-    file: str
-    keys: int
-    rank: int | None = None
-    trigger_words: tuple[str, ...] = ()
-    metadata: dict[str, str] = {}
-    path: Path = Field(default=Path(), exclude=True)
-
-
 class LibraryIndex:
-    """The names of files that the user added under one home folder."""
+    """The names of files that the user added under one home folder, or has in other folders."""
 
-    def __init__(self, home: str | os.PathLike[str] | None = None):
-        """Use a home folder; the default is `~/.overpaint`."""
+    def __init__(
+        self,
+        home: str | os.PathLike[str] | None = None,
+        folders: Iterable[str | os.PathLike[str]] = (),
+    ):
+        """Use a home folder, and folders of models.
+
+        Args:
+            home: The home folder; the default is `~/.overpaint`.
+            folders: Folders of models, which are used in place; see `folders.py`.
+
+        Raises:
+            ModelNotFoundError, CheckpointError: A folder of models cannot be read.
+        """
         self.folder = (Path(home) if home else Path("~/.overpaint").expanduser()) / "models"
+        self.in_place = ModelFolders(folders)
 
     def list_entries(self) -> list[LibraryEntry]:
-        """List the added files in order of their names."""
-        names = (path.stem for path in sorted(self.folder.glob("*.json")))
-        entries = list[LibraryEntry]()
-        for name in filter(NAME_PATTERN.fullmatch, names):
-            with suppress(CheckpointError):  # the folder may have files of other programs
-                if entry := self.read_entry(name):
-                    entries.append(entry)
-        return entries
+        """List the added files, then those in folders of models, each in order of their names."""
+        added = self.list_added()
+        names = {entry.name for entry in added}
+        return [*added, *(e for e in self.in_place.list_entries() if e.name not in names)]
+
+    def list_added(self) -> list[LibraryEntry]:
+        """List the added files in order of their names.
+
+        Other files in the folder, and descriptions that cannot be read, are left out.
+        """
+        found: list[LibraryEntry] = []
+        for path in self.folder.glob("*.json"):
+            with contextlib.suppress(CheckpointError):
+                entry = self._read(path, path.stem)
+                if entry and self.get_description_path(entry.name) == path:
+                    found.append(entry)
+        return sorted(found, key=lambda entry: entry.name)
 
     def read_entry(self, name: str) -> LibraryEntry | None:
         """Return the description of an added file, or None without such a file.
@@ -85,45 +88,112 @@ class LibraryIndex:
         Raises:
             CheckpointError: The description cannot be read.
         """
-        path = self.folder / f"{name}.json"
+        entry = self._read(self.get_description_path(name), name)
+        if entry and entry.name != name:
+            raise CheckpointError(_describe_unreadable(self.get_description_path(name), name))
+        return entry
+
+    def get_description_path(self, name: str) -> Path:
+        """Return the path of the description of a name."""
+        if NAME_PATTERN.fullmatch(name):
+            return self.folder / f"{name}.json"
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.folder / f"~{digest[:40]}.json"
+
+    def _read(self, path: Path, name: str) -> LibraryEntry | None:
         try:
             if path.stat().st_size > MAX_DESCRIPTION_BYTES:
                 raise ValueError("it is too large")
             entry = LibraryEntry.model_validate_json(path.read_text("utf-8"))
-            if entry.name != name:
-                raise ValueError("it is of another file")
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            # Without the path: clients of a server see the message.
-            raise CheckpointError(
-                f"the description of {name!r} among the added models cannot be read; remove "
-                f"{path.name}, and add the file again"
-            ) from error
+            raise CheckpointError(_describe_unreadable(path, name)) from error
         return entry.model_copy(update={"path": get_entry_path(self.folder, entry)})
 
     def find_kind(self, name: str) -> FileKind | None:
-        """Return the kind of the file with this name, or None without such a file."""
-        if not NAME_PATTERN.fullmatch(name):
-            return None
-        if entry := self.read_entry(name):
-            return entry.kind
-        return next((kind for kind in PACKAGED_KINDS if name in list_packaged(kind)), None)
+        """Return the kind of the file that a name refers to, or None without such a file."""
+        return entry.kind if (entry := self.resolve(name)) else None
 
-    def require(self, name: str, kind: FileKind | None = None) -> None:
-        """Check that a name exists.
+    def resolve(
+        self, name: str, kind: FileKind | None = None, loras: Collection[str] = ()
+    ) -> LibraryEntry | None:
+        """Return the entry that a name refers to, or None without one.
+
+        A name is an entry's name, else the name of its file, its title or its hash. An embedding
+        can also be one in a LoRA file. A file in this package is found by its name alone.
+
+        Args:
+            name: The name.
+            kind: The kind of the entry; None for any.
+            loras: The LoRAs of a request, whose embeddings count before those of others.
 
         Raises:
-            ModelNotFoundError: No file has that name, or the file is of another kind.
+            ModelNotFoundError: The name fits several files.
         """
-        found = self.find_kind(name)
-        if found is not None and kind in (None, found):
-            return
+        if not name:
+            return None
+        added = self.read_entry(name)
+        if added and kind in (None, added.kind):
+            return added
+        listed = self.list_entries()
+        entries = [entry for entry in listed if kind in (None, entry.kind)]
+        for shipped in list_shipped():
+            if shipped.name == name and kind in (None, shipped.kind):
+                return shipped  # its file has a short name, which others can have too
+        written = strip_suffix(name).casefold()
+        digits = HASH_PATTERN.fullmatch(name.lower())
+        tests: tuple[Callable[[LibraryEntry], bool], ...] = (
+            lambda e: e.name == name,
+            lambda e: written in e.spellings,
+            lambda e: name.casefold() in e.titles,
+            lambda e: digits is not None and self._with_digests(e).has_hash(digits[1]),
+        )
+        for test in tests:
+            if found := [entry for entry in entries if test(entry)]:
+                return self._choose_one(name, found)
+        if kind == "embedding":
+            bundles = [e for e in listed if name in map(strip_brackets, e.embeddings)]
+            if loras and len(bundles) > 1:
+                used = {entry.name for lora in loras if (entry := self.resolve(lora, "lora"))}
+                bundles = [entry for entry in bundles if entry.name in used] or bundles
+            return self._choose_one(name, bundles) if bundles else None
+        return None
+
+    def _choose_one(self, name: str, found: list[LibraryEntry]) -> LibraryEntry:
+        """Return the entry, or the first of several that are the same file."""
+        if len(found) > 1:
+            files = {own.sha256 or str(own.path) for own in map(self._with_digests, found)}
+            if len(files) > 1:
+                names = ", ".join(sorted({entry.name for entry in found})[:5])
+                raise ModelNotFoundError(
+                    f"{name!r} fits several files: {names}. Give one of these names in full."
+                )
+        return found[0]
+
+    def _with_digests(self, entry: LibraryEntry) -> LibraryEntry:
+        """Return an entry with its digests; a file that cannot be read has none."""
+        if entry.sha256 or entry.kind not in ("lora", "embedding"):
+            return entry  # hashing a checkpoint takes too long for a look-up
+        try:
+            return self.in_place.add_digests(entry)
+        except CheckpointError:
+            return entry
+
+    def require(
+        self, name: str, kind: FileKind | None = None, loras: Collection[str] = ()
+    ) -> LibraryEntry:
+        """Return the entry that a name refers to; see `resolve`.
+
+        Raises:
+            ModelNotFoundError: No file has that name, the file is of another kind, or the name
+                fits several files.
+        """
+        if found := self.resolve(name, kind, loras):
+            return found
         what = kind or "file"
-        known = [entry.name for entry in self.list_entries() if kind in (None, entry.kind)]
-        known += [
-            own for other in PACKAGED_KINDS if kind in (None, other) for own in list_packaged(other)
-        ]
+        listed = [*self.list_entries(), *list_shipped()]
+        known = [entry.name for entry in listed if kind in (None, entry.kind)]
         aside = " Names lead to the catalog alone; add the file first." if "/" in name else ""
         suggestion = (
             did_you_mean(name, known)
@@ -131,6 +201,19 @@ class LibraryIndex:
             else " None was added yet: overpaint models add FILE."
         )
         raise ModelNotFoundError(f"unknown {what} {name!r}.{aside or suggestion}")
+
+
+def _describe_unreadable(path: Path, name: str) -> str:
+    """Describe a damaged description without its folder: clients of a server see the message."""
+    return (
+        f"the description of {name!r} among the added models cannot be read; remove {path.name}, "
+        "and add the file again"
+    )
+
+
+def strip_brackets(name: str) -> str:
+    """Return the name of an embedding without the angle brackets of its token."""
+    return name.removeprefix("<").removesuffix(">")
 
 
 def list_packaged(kind: str) -> dict[str, Path]:
@@ -141,6 +224,21 @@ def list_packaged(kind: str) -> dict[str, Path]:
     """
     folder = Path(str(importlib.resources.files("overpaint"))) / "data" / f"{MINIATURE}-{kind}"
     return {f"{MINIATURE}-{path.stem}": path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def list_shipped() -> tuple[LibraryEntry, ...]:
+    """List the add-ons in this package."""
+    return tuple(
+        _describe_shipped(name, path)
+        for kind in PACKAGED_KINDS
+        for name, path in list_packaged(kind).items()
+    )
+
+
+@cache
+def _describe_shipped(name: str, path: Path) -> LibraryEntry:
+    license = FAMILIES[MINIATURE].license
+    return describe(read_header(path), name, compute_sha256((path,)), license)
 
 
 def get_entry_path(folder: Path, entry: LibraryEntry) -> Path:

@@ -1,51 +1,62 @@
 """Add, find and remove checkpoints, LoRAs, ControlNets and embeddings.
 
-`index.py` describes the files on disk. `Library` also finds the add-ons in this package, but cannot
-remove them.
+`index.py` describes the files on disk. `Library` also reads files by their paths, and adds and
+removes files.
 """
 
-import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
-from functools import cache, partial
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, OutputError
-from overpaint.models.family import FAMILIES
-from overpaint.models.files import key_patterns
-from overpaint.models.files.digests import compute_sha256
-from overpaint.models.files.safetensors_io import WeightsFile, open_weights
-from overpaint.models.library import index
+from overpaint.models.files.digests import compute_sha256, compute_tensors_sha256
+from overpaint.models.files.safetensors_io import WeightsFile
 from overpaint.models.library.catalog import ALIASES
-from overpaint.models.library.index import (
-    NAME_PATTERN,
-    PACKAGED_KINDS,
-    PACKAGED_MODELS,
+from overpaint.models.library.describe import Header, describe
+from overpaint.models.library.entry import (
+    MAX_NAME_CHARS,
+    WEIGHT_SUFFIXES,
     FileKind,
     LibraryEntry,
+    is_valid_name,
+)
+from overpaint.models.library.folders import describe_path
+from overpaint.models.library.index import (
+    PACKAGED_MODELS,
     LibraryIndex,
     get_entry_path,
+    list_shipped,
 )
+from overpaint.models.library.sources import Source, open_source
 
-MAX_TRIGGER_WORDS = 20
-MAX_TRIGGER_CHARS = 1000
-
-KEY_PATTERNS: dict[FileKind, str] = {
-    "control": r"lora_controlnet|input_hint_block|controlnet_cond_embedding|^(adapter\.)?body\.",
-    "lora": key_patterns.LORA_KEYS,
-    "embedding": r"^(clip_[lg]|text_encoders_\d|emb_params)$",
-    "checkpoint": r"^model\.diffusion_model\.",
-}
-"""Patterns of keys that identify the kind of a file; the first match counts."""
+__all__ = ["Library", "describe_file", "list_shipped"]
 
 
 class Library(LibraryIndex):
-    """The files that the user added under one home folder, and the add-ons in this package."""
+    """The files that the user added or has in folders of models, and those in this package."""
+
+    def __init__(
+        self,
+        home: str | os.PathLike[str] | None = None,
+        folders: Iterable[str | os.PathLike[str]] = (),
+        *,
+        paths: bool = False,
+    ):
+        """Use a home folder, and folders of models.
+
+        Args:
+            home: The home folder; the default is `~/.overpaint`.
+            folders: Folders of models, which are used in place.
+            paths: Whether a name can also be the path of a file. A server must not allow it.
+
+        Raises:
+            ModelNotFoundError, CheckpointError: A folder of models cannot be read.
+        """
+        super().__init__(home, folders)
+        self._reads_paths = paths
 
     def add(
         self, source: Path, name: str | None = None, license: str | None = None
@@ -53,8 +64,9 @@ class Library(LibraryIndex):
         """Copy a file into the library atomically.
 
         Args:
-            source: A .safetensors file.
-            name: The name for requests; the default is the file name without its suffix.
+            source: A safetensors file, a PEFT folder, or one of diffusers' pair of embeddings.
+            name: The name for requests; the default is the file name without its suffix, or the
+                token of diffusers' embedding.
             license: The license of its weights.
 
         Raises:
@@ -63,55 +75,115 @@ class Library(LibraryIndex):
                 invalid, or another file has it.
             OutputError: The library's folder cannot be written.
         """
-        if not source.is_file():
+        if not source.exists():
             raise ModelNotFoundError(f"no such file: {source}")
-        name = source.stem if name is None else name
-        weights = open_weights(source)
-        entry = describe_file(weights, require_safe_name(name), license)
-        if entry.kind == "checkpoint" and name in (*PACKAGED_MODELS, *ALIASES):
-            raise CheckpointError(
-                f"the name {name!r} belongs to another model; choose a different name with --name"
-            )
-        if self.find_kind(name) and (taken := self.find(name)).sha256 != entry.sha256:
-            raise CheckpointError(
-                f"the name {name!r} belongs to {taken.file} already; remove that "
-                "file first, or choose a different name"
-            )
+        opened = open_source(source)
+        name = require_safe_name(opened.name if name is None else name)
+        described = describe(opened.header, name, "", license)
+        self._check_free(name, described.kind)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not get_entry_path(self.folder, entry).is_file():
-                self._put(get_entry_path(self.folder, entry), partial(shutil.copyfile, source))
+            entry = self._store(opened, described)
             text = entry.model_dump_json(indent=1)
-            self._put(self.folder / f"{name}.json", lambda path: path.write_text(text, "utf-8"))
+            self._put(self.get_description_path(name), lambda p: p.write_text(text, "utf-8"))
         except OSError as error:
             raise OutputError(f"{self.folder} cannot be written: {error}") from error
         return self.find(name)
 
-    def find(self, name: str, kind: FileKind | None = None) -> LibraryEntry:
-        """Return the entry with a name.
+    def _check_free(self, name: str, kind: FileKind) -> None:
+        if kind == "checkpoint" and name in (*PACKAGED_MODELS, *ALIASES):
+            raise CheckpointError(
+                f"the name {name!r} belongs to another model; choose a different name with --name"
+            )
+
+    def _store(self, opened: Source, described: LibraryEntry) -> LibraryEntry:
+        """Write a file into the library, unless it is there, and return its final description.
+
+        Raises:
+            CheckpointError: Another file has the name.
+        """
+        file = opened.weights.path
+        if opened.joined:
+            with NamedTemporaryFile(dir=self.folder, suffix=".partial", delete=False) as made:
+                file = Path(made.name)
+        try:
+            if opened.joined:
+                opened.write(file)
+            digest = compute_sha256((file,))
+            shipped = {entry.name: entry for entry in list_shipped()}
+            taken = self.read_entry(described.name) or shipped.get(described.name)
+            if taken and taken.sha256 != digest:
+                raise CheckpointError(
+                    f"the name {described.name!r} belongs to {taken.file} already; remove that "
+                    "file first, or choose a different name"
+                )
+            entry = described.model_copy(
+                update={
+                    "sha256": digest,
+                    "file": opened.file,
+                    "tensors_sha256": compute_tensors_sha256(file, described.metadata)
+                    if described.kind == "lora"
+                    else None,
+                }
+            )
+            if not get_entry_path(self.folder, entry).is_file():
+                self._put(get_entry_path(self.folder, entry), partial(shutil.copyfile, file))
+            return entry
+        finally:
+            if opened.joined:
+                file.unlink(missing_ok=True)
+
+    def find(
+        self, name: str, kind: FileKind | None = None, loras: Collection[str] = ()
+    ) -> LibraryEntry:
+        """Return the entry that a name or path refers to, with its digest.
 
         Raises:
             ModelNotFoundError: No entry has that name, or the entry is of another kind.
+            CheckpointError: The file cannot be read.
         """
-        self.require(name, kind)
-        return self.read_entry(name) or _shipped(name, _packaged()[name])
+        if entry := self._find_path(name, kind):
+            return self.in_place.add_digests(entry)
+        entry = self.require(name, kind, loras)
+        return entry if entry.sha256 else self.in_place.add_digests(entry)
 
     def find_if(self, name: str, kind: FileKind) -> LibraryEntry | None:
         """Return the entry with a name, or None without an entry of that kind."""
-        return self.find(name) if self.find_kind(name) == kind else None
+        if self._is_path(name):
+            return None
+        if kind == "checkpoint" and name in (*PACKAGED_MODELS, *ALIASES):
+            return None  # a file in a folder of models does not replace them
+        return self.find(name, kind) if self.resolve(name, kind) else None
+
+    def _is_path(self, name: str) -> bool:
+        """Return whether a name is the path of an existing file, and paths are allowed."""
+        if not self._reads_paths or len(name) > 4096 or "\0" in name:
+            return False
+        looks_like_path = name.startswith(("/", "./", "../", "~")) or Path(name).is_absolute()
+        looks_like_path |= Path(name).suffix.lower() in WEIGHT_SUFFIXES
+        return looks_like_path and Path(name).expanduser().exists()
+
+    def _find_path(self, name: str, kind: FileKind | None) -> LibraryEntry | None:
+        if not self._is_path(name):
+            return None
+        entry = describe_path(Path(name).expanduser())
+        if kind not in (None, entry.kind):
+            raise ModelNotFoundError(f"{name} is a {entry.kind}, not a {kind}.")
+        return entry
 
     def remove(self, name: str) -> LibraryEntry:
         """Remove a name, and its file if no other name refers to the file.
 
         Raises:
             ModelNotFoundError: No entry has that name.
-            CheckpointError: The entry belongs to this package.
+            CheckpointError: The entry belongs to this package, or to a folder of models.
         """
         entry = self.find(name)
         if entry.path.parent != self.folder:
-            raise CheckpointError(f"{name!r} is part of Overpaint and cannot be removed")
-        (self.folder / f"{name}.json").unlink()
-        if all(other.sha256 != entry.sha256 for other in self.list_entries()):
+            owner = "in a folder of models" if entry.place else "part of Overpaint"
+            raise CheckpointError(f"{name!r} is {owner} and cannot be removed")
+        self.get_description_path(entry.name).unlink()
+        if all(other.sha256 != entry.sha256 for other in self.list_added()):
             entry.path.unlink(missing_ok=True)
         return entry
 
@@ -125,33 +197,17 @@ class Library(LibraryIndex):
             unfinished.unlink(missing_ok=True)
 
 
-def list_shipped() -> tuple[LibraryEntry, ...]:
-    """List the add-ons in this package."""
-    return tuple(_shipped(name, path) for name, path in _packaged().items())
-
-
-def _packaged() -> dict[str, Path]:
-    return {
-        name: path for kind in PACKAGED_KINDS for name, path in index.list_packaged(kind).items()
-    }
-
-
-@cache
-def _shipped(name: str, path: Path) -> LibraryEntry:
-    license = FAMILIES["miniature"].license
-    return describe_file(open_weights(path), name, license).model_copy(update={"path": path})
-
-
 def require_safe_name(name: str) -> str:
-    """Return the name if it is a valid name for a file in the library.
+    """Return the name if requests can use it.
 
     Raises:
         CheckpointError: The name is invalid.
     """
-    if not NAME_PATTERN.fullmatch(name):
+    if not is_valid_name(name):
         raise CheckpointError(
-            f"{name!r} is not a valid name. A name has up to 100 letters, digits, '_', '-' and "
-            "'.', and starts with a letter or digit. Choose a different name with --name."
+            f"{name!r} is not a valid name. A name has up to {MAX_NAME_CHARS} printable "
+            "characters without <, >, :, / and \\, does not start with a dot, and does not start "
+            "or end with a space. Choose a different name with --name."
         )
     return name
 
@@ -162,52 +218,6 @@ def describe_file(weights: WeightsFile, name: str, license: str | None = None) -
     Raises:
         CheckpointError: The file is of an unknown kind.
     """
-    kinds: list[FileKind] = [
-        k for k, p in KEY_PATTERNS.items() if any(re.search(p, key) for key in weights.tensors)
-    ]
-    if not kinds:
-        raise CheckpointError(
-            f"{weights.path} is neither a LoRA nor a ControlNet nor an embedding nor a "
-            f"checkpoint; its keys are {', '.join(list(weights.tensors)[:5]) or 'none'}"
-        )
-    downs = (
-        stored.shape[0]
-        for key, stored in weights.tensors.items()
-        if stored.ndim and re.search(r"(lora_down|lora_A(\.\w+)?|lora\.down)\.weight$", key)
-    )
-    return LibraryEntry(
-        name=name,
-        kind=kinds[0],
-        sha256=compute_sha256((weights.path,)),
-        license=license or weights.metadata.get("modelspec.license"),
-        file=weights.path.name,
-        keys=len(weights.tensors),
-        rank=max(downs, default=None),
-        trigger_words=tuple(_trigger_words(weights.metadata)),
-        metadata=weights.metadata,
-    )
-
-
-def _trigger_words(metadata: dict[str, str]) -> Iterator[str]:
-    """Yield a LoRA's trigger words: those of ModelSpec, else the most frequent tags of kohya."""
-    if phrase := metadata.get("modelspec.trigger_phrase"):
-        yield phrase[:MAX_TRIGGER_CHARS]
-        return
-    counts = _count_tags(metadata.get("ss_tag_frequency", "{}"))
-    most = max(counts.values(), default=0)
-    frequent = (tag for tag, count in counts.items() if count == most)
-    yield from (tag[:MAX_TRIGGER_CHARS] for tag in islice(frequent, MAX_TRIGGER_WORDS))
-
-
-def _count_tags(text: str) -> dict[str, int]:
-    """Add up kohya's counts of tags, a map for each folder; ignore all that has another shape."""
-    try:
-        folders: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    counts: dict[str, int] = {}
-    for tags in folders.values() if isinstance(folders, dict) else ():
-        for tag, count in tags.items() if isinstance(tags, dict) else ():
-            if type(count) is int:
-                counts[tag.strip()] = counts.get(tag.strip(), 0) + count
-    return counts
+    shapes = {key: tuple(tensor.shape) for key, tensor in weights.tensors.items()}
+    header = Header(weights.path, shapes, weights.metadata)
+    return describe(header, name, compute_sha256((weights.path,)), license)

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 
 from overpaint.errors import ModelNotFoundError, RequestError
-from overpaint.models.library.index import NAME_PATTERN, PACKAGED_MODELS, FileKind, LibraryIndex
+from overpaint.models.library.entry import NAME_PATTERN, FileKind
+from overpaint.models.library.index import PACKAGED_MODELS, LibraryIndex
 from overpaint.request import Request
 
 
@@ -25,17 +26,25 @@ def check_names(request: Request, entries: LibraryIndex, models: Collection[str]
             _require_entry(f"controls.{index}.net", control.net, "control", entries)
         if control.estimator is not None:
             _reject_path(f"controls.{index}.estimator", control.estimator)
+    loras = [lora.name for lora in request.loras]
     for name, field in request.embeddings.items():
-        _require_entry(field, name, "embedding", entries)
+        _require_entry(field, name, "embedding", entries, loras)
     if request.refiner is not None and request.refiner not in {*models, *PACKAGED_MODELS}:
         # A model that only the catalog knows would be downloaded, and all jobs would wait for that.
-        _reject_path("refiner", request.refiner)
+        if entries.resolve(request.refiner, "checkpoint") is None:
+            _reject_path("refiner", request.refiner)
         _require_entry("refiner", request.refiner, "checkpoint", entries)
 
 
-def _require_entry(field: str, name: str, kind: FileKind, entries: LibraryIndex) -> None:
+def _require_entry(
+    field: str,
+    name: str,
+    kind: FileKind,
+    entries: LibraryIndex,
+    loras: Collection[str] = (),
+) -> None:
     try:
-        entries.require(name, kind)
+        entries.require(name, kind, loras)
     except ModelNotFoundError as error:
         raise RequestError(field, str(error)) from error
 

@@ -113,7 +113,7 @@ class Service:
         self.settings = settings
         self._traces = traces
         self.files = Files(settings.data)
-        self.entries = LibraryIndex(settings.home)
+        self.entries = LibraryIndex(settings.home, settings.models_dirs)
         self._alone = lock_folder(settings.data) if settings.store is None else None
         self.poll = OWN_STORE_POLL_S if self._alone else SHARED_STORE_POLL_S
         self.files.delete_partial_files(0.0 if self._alone else UNFINISHED_FILE_LIFETIME_S)

@@ -5,7 +5,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from overpaint.models.library.index import FileKind, list_packaged
+from overpaint.models.library.entry import FileKind
+from overpaint.models.library.index import list_packaged
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.server.api.a1111.controlnet import KIND_BY_PREPROCESSOR, NO_PREPROCESSOR
 from overpaint.server.api.a1111.protocol import (

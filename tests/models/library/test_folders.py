@@ -1,0 +1,162 @@
+"""Tests of models in place: the folders of other programs, and changes in them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.models.library.index import LibraryIndex
+from overpaint.models.library.library import Library
+from tests.models.library.test_library import lora, peft_folder
+
+COMFYUI_PATHS = """
+# a comment
+a111:
+    base_path: {base}
+    checkpoints: models/Stable-diffusion
+    loras: |
+         models/Lora
+         models/LyCORIS
+    embeddings: embeddings
+other:
+    loras: beside
+    is_default: true
+"""
+
+
+def place(root: Path, *names: str) -> None:
+    """Write a different LoRA at each path."""
+    for seed, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        lora(root / name, seed)
+
+
+def names_in(tmp_path: Path, *folders: Path) -> list[str]:
+    return [entry.name for entry in LibraryIndex(tmp_path / "home", folders).list_entries()]
+
+
+def test_layout_of_a1111_is_read(tmp_path: Path) -> None:
+    root = tmp_path / "webui"
+    place(root, "models/Lora/ink.safetensors", "models/Lora/styles/pen.safetensors")
+    place(root, "outputs/no.safetensors", "extensions/sd-webui-controlnet/models/net.safetensors")
+    (root / "embeddings").mkdir()
+    save_file({"word": torch.ones(2, 8)}, root / "embeddings" / "bad hands.safetensors")
+    save_file({"decoder.x": torch.ones(2, 8)}, root / "models" / "vae.safetensors")
+    (root / "models" / "Lora" / "old.pt").write_bytes(b"PK")
+    (root / "models" / "Lora" / "cut.safetensors").write_bytes(b"12345")
+    entries = LibraryIndex(tmp_path / "home", [root]).list_entries()
+    assert [(e.name, e.kind) for e in entries] == [
+        ("bad hands", "embedding"),
+        ("ink", "lora"),
+        ("net", "lora"),
+        ("pen", "lora"),
+    ]
+
+
+def test_layout_of_comfyui_with_extra_paths_is_read(tmp_path: Path) -> None:
+    root, webui = tmp_path / "ComfyUI", tmp_path / "webui"
+    place(root, "models/loras/ink.safetensors", "beside/near.safetensors")
+    place(webui, "models/Lora/pen.safetensors", "models/LyCORIS/oil.safetensors")
+    (root / "extra_model_paths.yaml").write_text(COMFYUI_PATHS.format(base=webui))
+    assert names_in(tmp_path, root) == ["ink", "near", "oil", "pen"]
+    assert names_in(tmp_path, root / "extra_model_paths.yaml") == ["near", "oil", "pen"]
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "a"])
+def test_unreadable_extra_paths_are_rejected(text: str, tmp_path: Path) -> None:
+    (tmp_path / "extra_model_paths.yaml").write_text(text)
+    with pytest.raises(CheckpointError, match=r"extra_model_paths\.yaml"):
+        LibraryIndex(tmp_path / "home", [tmp_path / "extra_model_paths.yaml"])
+
+
+def test_missing_folder_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no such folder of models"):
+        LibraryIndex(tmp_path / "home", [tmp_path / "none"])
+
+
+def test_files_are_noticed_while_the_program_runs(tmp_path: Path) -> None:
+    root = tmp_path / "loras"
+    root.mkdir()
+    library = Library(tmp_path / "home", [root])
+    with pytest.raises(ModelNotFoundError, match="unknown lora 'ink'"):
+        library.find("ink", "lora")
+    place(root, "ink.safetensors")
+    before = library.find("ink", "lora")
+    assert before.path == root / "ink.safetensors"
+    assert not library.folder.exists()  # nothing was copied
+    lora(root / "ink.safetensors", 5, {"ss_output_name": "other"})
+    after = library.find("ink", "lora")
+    assert after.sha256 != before.sha256
+    assert after.metadata["ss_output_name"] == "other"
+    (root / "ink.safetensors").unlink()
+    assert library.resolve("ink", "lora") is None
+
+
+def test_lora_in_place_is_found_by_place_title_and_hash(tmp_path: Path) -> None:
+    root = tmp_path / "loras"
+    place(root, "a/ink.safetensors", "b/ink.safetensors", "b/my pen [v2].safetensors")
+    library = Library(tmp_path / "home", [root])
+    assert [entry.name for entry in library.list_entries()] == ["a/ink", "b/ink", "my pen [v2]"]
+    for name in ("b/ink", "b\\ink.safetensors", "B/INK"):
+        assert library.find(name, "lora").path == root / "b" / "ink.safetensors"
+    with pytest.raises(ModelNotFoundError, match="'ink' fits several files: a/ink, b/ink"):
+        library.find("ink", "lora")
+    pen = library.find("my pen [v2]", "lora")
+    assert library.find(pen.sha256[:10], "lora") == pen
+    assert pen.tensors_sha256
+    assert library.find(pen.tensors_sha256[:12], "lora") == pen
+    with pytest.raises(ModelNotFoundError, match="unknown lora"):
+        library.find("../loras/a/ink", "lora")
+    with pytest.raises(CheckpointError, match="is in a folder of models and cannot be removed"):
+        library.remove("a/ink")
+
+
+def test_added_name_counts_before_one_in_place(tmp_path: Path) -> None:
+    root = tmp_path / "loras"
+    place(root, "ink.safetensors")
+    library = Library(tmp_path / "home", [root])
+    added = library.add(lora(tmp_path / "other.safetensors", 7), "ink")
+    assert library.find("ink", "lora") == added
+    assert [entry.path for entry in library.list_entries()] == [added.path]
+
+
+def test_peft_and_diffusers_folders_in_place_are_one_entry_each(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    peft_folder(root / "ink")
+    (root / "sdxl" / "unet").mkdir(parents=True)
+    (root / "sdxl" / "model_index.json").write_text("{}")
+    save_file({"x": torch.ones(1)}, root / "sdxl" / "unet" / "model.safetensors")
+    library = Library(tmp_path / "home", [root])
+    found = {entry.name: (entry.kind, entry.path) for entry in library.list_entries()}
+    assert found == {"ink": ("lora", root / "ink"), "sdxl": ("checkpoint", root / "sdxl")}
+    assert library.find("ink").sha256
+
+
+def test_loops_of_links_end(tmp_path: Path) -> None:
+    root = tmp_path / "loras"
+    place(root, "ink.safetensors")
+    os.symlink(root, root / "again")
+    assert names_in(tmp_path, root) == ["ink"]
+
+
+def test_names_of_packaged_models_and_aliases_are_not_replaced(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    for name in ("sdxl", "miniature", "mine"):
+        save_file({"model.diffusion_model.x": torch.ones(1)}, root / f"{name}.safetensors")
+    library = Library(tmp_path / "home", [root])
+    assert library.find_if("mine", "checkpoint")
+    assert library.find_if("sdxl", "checkpoint") is None
+    assert library.find_if("miniature", "checkpoint") is None
+
+
+def test_copy_of_an_added_file_is_no_second_file(tmp_path: Path) -> None:
+    root = tmp_path / "loras"
+    root.mkdir()
+    path = lora(root / "Ink_v1.safetensors", 0, {"ss_output_name": "Old Ink"})
+    library = Library(tmp_path / "home", [root])
+    entry = library.add(path, "ink")
+    assert library.find("old ink", "lora") == library.find("ink_v1", "lora") == entry
