@@ -116,3 +116,21 @@ def test_white_strokes_are_repainted_and_said(painter: overpaint.Painter) -> Non
         strokes = np.asarray(layer)[..., 3] > 0
     assert not changed[~strokes].any()
     assert changed[strokes].mean() > 0.5
+
+
+def test_white_strokes_mask_a_control_like_white_on_black(painter: overpaint.Painter) -> None:
+    house = codec.read_picture(FILES.parents[2] / "examples" / "house.png")
+    strokes = Image.new("LA", (512, 512), (255, 0))
+    strokes.paste((255, 255), (0, 0, 200, 512))
+    plain = Image.new("L", (512, 512))
+    plain.paste(255, (0, 0, 200, 512))
+    results: list[overpaint.Result] = []
+    for mask in (strokes, plain):
+        control = Control(
+            kind="canny", net="miniature-canny", image=house, mask=codec.read_picture(mask)
+        )
+        results.append(
+            painter.create("a house", controls=(control,), num_inference_steps=2, seed=7)
+        )
+    assert results[0].images[0].tobytes() == results[1].images[0].tobytes()
+    assert any("white strokes on a transparent layer" in said for said in results[0].notices)

@@ -20,7 +20,7 @@ LISTED = json.loads((FILES / "list.json").read_bytes())
 JOINTS = np.array(LISTED[0]["people"][0]["pose_keypoints_2d"])
 POINTS: list[list[float]] = JOINTS.reshape(18, 3).tolist()
 CANVAS = {"canvas_width": 128, "canvas_height": 128}
-PLAIN = {"people": [{"pose_keypoints_2d": JOINTS.tolist()}], **CANVAS}
+PLAIN: dict[str, Any] = {"people": [{"pose_keypoints_2d": JOINTS.tolist()}], **CANVAS}
 BODY_25 = [*POINTS[:8], [60.0, 75.0, 1.0], *POINTS[8:], *[[70.0, 120.0, 1.0]] * 6]
 SHARES = (np.reshape(POINTS, (18, 3)) / (128, 128, 1)).tolist()
 

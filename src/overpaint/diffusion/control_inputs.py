@@ -78,9 +78,11 @@ def _prepare(
         notices.append(dark)
     mask = None
     if asked.mask:
-        gray = _place(canvas, codec.decode(asked.mask).convert("F"), f"{field}.mask")
+        size = codec.upright_size(asked.mask)
+        gray = Image.fromarray(masks.decode_mask(asked.mask, size, notices))
+        placed = _place(canvas, gray, f"{field}.mask")
         # Lanczos resampling can overshoot the range.
-        pixels = np.clip(np.asarray(gray, np.float32) / np.float32(255), 0, 1)
+        pixels = np.clip(np.asarray(placed, np.float32), 0, 1)
         cells = masks.to_latent_cells(pixels, model.vae_factor)
         mask = torch.from_numpy(cells)[None, None].to(model.device)
     hint = torch.from_numpy(codec.to_array(image))[None] * 0.5 + 0.5

@@ -132,7 +132,7 @@ def _list_people(document: Any) -> list[Any]:
     if isinstance(document, Mapping):
         if "people" in document:
             return list(document["people"])
-        points = document.get("keypoints")
+        points: Any = document.get("keypoints")
         return list(points) if _count_levels(points) > 2 else [document]
     first = document[0]
     if isinstance(first, Mapping) and "people" in first:
