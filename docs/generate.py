@@ -695,6 +695,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Sides of the result", "8 to 8192 pixels, a multiple of 8", (), "`422`"),
         Limit("`num_images`", "1 to 64", (), "`422`"),
         Limit("`num_inference_steps`", "1 to 1000", (), "`422`"),
+        Limit("Options of preprocessors", "a range for each option", (), "`422`"),
         Limit("Control nets in one request", "{0:g}",
               ("overpaint.request_fields:MAX_CONTROLS",), "`422`"),
         Limit("LoRAs in one request", "32", (), "`422`"),

@@ -108,6 +108,20 @@ HINTS: dict[str, Hint] = {
     "palette": Hint("the colors of the picture, in large squares"),
 }
 
+HINT_OPTION_RANGES: dict[str, tuple[float, float]] = {
+    "low": (0, 10_000),
+    "high": (0, 10_000),
+    "width": (0.1, 64),
+    "factor": (1, 256),
+    "radius": (0.1, 100),
+    "seed": (0, 2**32),
+    "waves": (1, 64),
+    "squares": (1, 1024),
+    "strength": (0, 100),
+}
+"""The smallest and the largest value of each option of preprocessors. Beyond them some take hours,
+or more memory than there is."""
+
 SAMPLERS: dict[str, Sampler] = {
     s.name: s
     for s in (

@@ -13,7 +13,7 @@ from pydantic import (
 
 from overpaint.errors import RequestError, did_you_mean, quote_value
 from overpaint.picture import Picture
-from overpaint.registry import HINTS, Weighting
+from overpaint.registry import HINT_OPTION_RANGES, HINTS, Weighting
 from overpaint.request_errors import translate_validation_error
 
 ModelName = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -121,6 +121,13 @@ class Control(StrictModel):
                 "estimator",
                 f"It has no effect on {self.kind} hints, which need no estimator. Leave it out.",
             )
+        for name, value in self.options.items():
+            least, most = HINT_OPTION_RANGES.get(name, (value, value))
+            if not least <= value <= most:
+                raise RequestError(
+                    f"options.{name}",
+                    f"{value:g} is out of range. It must be {least:g} to {most:g}.",
+                )
         if self.start > self.end:
             raise RequestError("start", f"{self.start} is after the end, {self.end}. Swap them.")
 

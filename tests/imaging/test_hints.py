@@ -1,5 +1,6 @@
 """Control images, from pictures and from estimates."""
 
+import inspect
 import json
 from collections.abc import Callable
 
@@ -11,7 +12,8 @@ from PIL import Image, ImageDraw
 from overpaint.errors import PictureError, RequestError
 from overpaint.imaging import codec, hints
 from overpaint.imaging.hints import drawing
-from overpaint.registry import HINTS
+from overpaint.registry import HINT_OPTION_RANGES, HINTS
+from overpaint.request_parts import Control
 
 SIZE = (96, 64)
 
@@ -157,3 +159,34 @@ def test_hint_with_wrong_options_or_estimator_is_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         act()
+
+
+def test_every_option_of_a_preprocessor_has_a_range() -> None:
+    makers = (*hints.HINT_FROM_PICTURE.values(), *hints.HINT_FROM_ESTIMATE.values())
+    for maker in makers:
+        for name, parameter in inspect.signature(maker).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                least, most = HINT_OPTION_RANGES[name]
+                assert least <= parameter.default <= most, (maker, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        ("blur", "radius", 1e6),
+        ("blur", "radius", 0.0),
+        ("scribble", "width", 1e5),
+        ("lineart", "width", -1.0),
+        ("shuffle", "waves", 1e5),
+        ("shuffle", "seed", -1.0),
+        ("tile", "factor", 0.0),
+        ("palette", "squares", 1e9),
+        ("canny", "low", -5.0),
+        ("normal", "strength", 1e30),
+    ],
+)
+def test_option_of_a_preprocessor_out_of_range_is_rejected(
+    kind: str, option: str, value: float
+) -> None:
+    with pytest.raises(RequestError, match=f"options.{option}: .* is out of range. It must be"):
+        Control(kind=kind, options={option: value})
