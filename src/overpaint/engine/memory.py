@@ -49,9 +49,11 @@ def estimate_bytes(request: "Request", native: int) -> float:
         request: not planned yet.
         native: side in pixels that the model draws.
     """
-    pictures = [request.image, request.mask]
+    pictures = [request.mask]
     pictures += [p for c in request.controls for p in (c.image, c.hint, c.mask)]
     inputs = sum(_count_pixels(picture) for picture in pictures if picture)
+    if request.image:
+        inputs += _count_pixels(request.image, request.extend)
     results = count_result_pixels(request, native) * request.num_images
     texts = (
         request.prompt,

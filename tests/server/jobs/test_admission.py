@@ -52,6 +52,7 @@ def test_request_with_too_many_result_pixels_is_refused() -> None:
         {"prompt": "BREAK " * 60, "guidance_scale": 5.0},
         {"negative_prompt": "a red house, " * 2000},
         {"image": picture(8192, 4096), "mask_from": "box:0,0,9,9"},
+        {"image": picture(64, 64), "extend": (4096, 2048, 4096, 2048)},
         {"image": picture(64, 64), "controls": ({"kind": "canny", "image": picture(8192, 4096)},)},
     ],
 )
