@@ -45,6 +45,7 @@ from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import ENDED, HistoryEntry, Job, Jobs, NewJob
 from overpaint.server.store.origins import NativeOrigin, Origin
 from overpaint.server.store.outbox import WEBHOOK_EVENTS, Outbox
+from overpaint.server.store.uploads import Uploads
 from overpaint.server.telemetry.logs import (
     JobChange,
     job_log_fields,
@@ -81,6 +82,7 @@ class Service:
         outbox: webhooks of the store.
         links: signs links to results.
         files: uploads and results.
+        uploads: names and times of uploads, by API key.
         entries: LoRAs, control nets and embeddings that requests can name.
         feed: updates of running jobs.
         outside: the HTTP client for other servers.
@@ -119,6 +121,7 @@ class Service:
         self.files.delete_partial_files(0.0 if self._alone else UNFINISHED_FILE_LIFETIME_S)
         self.jobs = Jobs(open_database(settings.data, settings.store, settings.database))
         self.outbox = Outbox(self.jobs.database, settings.webhooks.concurrent_deliveries_per_key)
+        self.uploads = Uploads(self.jobs.database)
         self.links = LinkSigner(
             self.outbox.get_secret("links"),  # no API key has this digest
             settings.http.signed_link_lifetime_s,
@@ -171,6 +174,7 @@ class Service:
                 self.files.delete_results(name)
             self.jobs.delete(old)
         age = self.settings.keep_uploads_days * DAY_S
+        self.uploads.delete_older_than(age)
         unused = self.files.list_older_than(age)
         for at in range(0, len(unused), MAX_NAMES_PER_QUERY):
             names = unused[at : at + MAX_NAMES_PER_QUERY]

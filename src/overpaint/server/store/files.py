@@ -67,6 +67,10 @@ class Files:
         """Return whether the file exists."""
         return self._get_path(name).exists()
 
+    def get_time(self, name: str) -> float:
+        """Return when a file was put last, in seconds since 1970; infinity if there is none."""
+        return _get_mtime(self._get_path(name))
+
     def list_older_than(self, age: float) -> list[str]:
         """Return the names of files that were last put more than `age` seconds ago."""
         before = time.time() - age

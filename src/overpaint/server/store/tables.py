@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Version of the schema below: the number of the last file in `migrations/versions`."""
 
 ABOUT_VERSION = 5
@@ -147,4 +147,21 @@ keys = Table(
     Column("name", String(100), nullable=False, unique=True),
     Column("created", Float, nullable=False),
     Column("revoked", Float),
+)
+
+# The content lies in the folder of files, by its hash, and may belong to several uploads.
+uploads = Table(
+    "uploads",
+    schema,
+    Column("id", String(64), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("file", String(64)),
+    Column("size", BigInteger, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("details", JSON, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Index("uploads_newest", "key", "created", "id"),
+    Index("uploads_oldest", "created"),
 )
