@@ -68,6 +68,9 @@ def life(client: Any, picture: Path) -> Any:
         "ended": (done.completed_at - done.created_at).total_seconds(),
         "web": done.urls.web,
         "listed": done.id in [other.id for other in client.predictions.list()],
+        "later": [
+            other.id for other in client.predictions.list(created_after="2999-01-01T00:00:00Z")
+        ],
     }
 
 
@@ -97,7 +100,12 @@ def files(client: Any, picture: Path) -> Any:
     sent = client.files.create(content=picture.read_bytes(), filename="house.png", type="image/png")
     got = client.files.get(file_id=sent.id)
     made += client.run(MODEL, input=inputs | {"image": got.urls.get})
+    other = client.files.create(content=b"other", metadata={"a": 1})
+    listed = [file.id for file in client.files.list()]
+    client.files.delete(file_id=other.id)
     return {
+        "metadata": other.metadata,
+        "listed": [other.id in listed, other.id in [file.id for file in client.files.list()]],
         "sizes": sizes([file.read() for file in made]),
         "whole": sent.checksums.sha256 == hashlib.sha256(picture.read_bytes()).hexdigest(),
         "sent": sent.content_type,
@@ -116,12 +124,10 @@ def errors(client: Any, picture: Path) -> Any:
     plain = {"version": PINNED, "input": {}}
     return {
         "failed": of(client.run, PINNED, input={"prompt": "refuse"}),
-        "invalid": of(client.run, PINNED, input={"steps": 3}),
+        "invalid": of(client.run, PINNED, input={"num_inference_steps": 0}),
         "no model": of(client.models.get, model_owner="x", model_name="y"),
         "no prediction": of(client.predictions.get, prediction_id="0" * 32),
         "deadline": of(create, **plain, cancel_after="30s"),
-        "metadata": of(client.files.create, content=b"a", metadata={"a": 1}),
-        "since": of(client.predictions.list, created_after="2026-01-01T00:00:00Z"),
     }
 
 
@@ -133,6 +139,12 @@ def models(client: Any, picture: Path) -> Any:
         "most": schemas["Input"]["properties"]["num_outputs"]["maximum"],
         "output": schemas["Output"]["items"]["format"],
         "secret": client.webhooks.default.secret.get().key[:6],
+        "account": client.account.get().type,
+        "hardware": [each.sku for each in client.hardware.list()],
+        "deployments": [each.name for each in client.deployments.list()],
+        "deployed": client.deployments.predictions.create(
+            deployment_owner="acme", deployment_name="sdxl", input={"prompt": "a"}
+        ).model,
     }
 
 

@@ -157,7 +157,7 @@ def test_models_and_versions_are_described(client: Client) -> None:
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ({"steps": 3}, "steps"),
+        ({"size": "big"}, "size"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_outputs": 5}, "num_outputs"),
         ({"guidance_scale": 0.5}, "guidance_scale"),

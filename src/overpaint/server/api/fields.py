@@ -4,7 +4,8 @@ import asyncio
 import base64
 import hashlib
 import json
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
 
 from fastapi import HTTPException
@@ -34,6 +35,21 @@ WebhookUrl = Annotated[str | None, Field(max_length=2048, pattern="^https?://[^/
 
 WebhookEvent = Literal["start", "output", "logs", "completed"]
 """Events of a job that webhooks report."""
+
+
+def none_if_empty(value: Any) -> Any:
+    """Return None for an empty query parameter."""
+    return value or None
+
+
+def parse_preferences(header: str | None) -> dict[str, str]:
+    """Parse a `Prefer` header (RFC 7240).
+
+    Returns:
+        Values by the names of the preferences, both in lower case; "" without a value.
+    """
+    parts = (part.partition("=") for part in re.split("[,;]", header or ""))
+    return {name.strip().lower(): value.strip().strip('"').lower() for name, _, value in parts}
 
 
 def decode_base64(field: str, text: str) -> bytes:

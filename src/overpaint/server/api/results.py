@@ -112,6 +112,16 @@ def format_timestamp(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
+def timestamp_seconds(time: datetime | None) -> float | None:
+    """Return a time in seconds since 1970, for comparisons. A time without a zone is in UTC.
+
+    `format_timestamp` rounds to microseconds; half of one less makes comparisons agree with it.
+    """
+    if time is None:
+        return None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() - 0.5e-6
+
+
 def format_progress(done: int, total: int) -> str:
     """Return a progress bar in tqdm's format, from which Replicate's clients read progress."""
     fraction = done / total if total else 1.0

@@ -25,6 +25,11 @@ class LinkSigner:
         expires = int(time.time()) + self._lifetime_s
         return urlencode({"expires": expires, "signature": self._signature(job, file, expires)})
 
+    def sign_path(self, job: str, file: str) -> str:
+        """Make the part of a path that stands for the query of `sign_query`: EXPIRES/SIGNATURE."""
+        expires = int(time.time()) + self._lifetime_s
+        return f"{expires}/{self._signature(job, file, expires)}"
+
     def verify(self, job: str, file: str, expires: int, signature: str) -> bool:
         """Return whether the signature is valid and the link has not expired."""
         right = self._signature(job, file, expires)

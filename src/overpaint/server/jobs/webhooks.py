@@ -28,7 +28,7 @@ from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.addresses import Reach
 from overpaint.server.outbound.client import open_response
 from overpaint.server.settings import WebhookSettings
-from overpaint.server.store.jobs import Job
+from overpaint.server.store.jobs import ENDED, Job
 from overpaint.server.store.outbox import Delivery, DueWebhook
 from overpaint.server.telemetry.logs import job_log_fields, log_and_continue, log_event
 
@@ -123,10 +123,14 @@ class WebhookSender:
 
 
 def job_at_event(job: Job, kind: str) -> Job:
-    """Return a job as it was at an event: running for "start", even if it has ended since."""
-    if kind != "start":
+    """Return a job as it was at an event, even if it has ended since.
+
+    Only the webhook "completed" reports the end: receivers act on the first post of an ended job.
+    """
+    if kind == "completed" or (kind != "start" and job.state not in ENDED):
         return job
-    return replace(job, state="running", ended=None, result=None, error=None)
+    result = job.result if kind == "output" else None
+    return replace(job, state="running", ended=None, result=result, error=None)
 
 
 def sign_webhook(secret: str, name: str, at: int, content: bytes) -> dict[str, str]:

@@ -456,6 +456,8 @@ class Jobs:
         before: Job | None = None,
         after: Job | None = None,
         states: Iterable[State] | None = None,
+        since: float | None = None,
+        until: float | None = None,
         max_chars: int | None = None,
     ) -> list[Job]:
         """Return a page of jobs, newest first.
@@ -466,10 +468,16 @@ class Jobs:
             before: return jobs that are older than this one.
             after: return jobs that are newer than this one.
             states: the states of the jobs; None for all.
+            since: return jobs that were created then or later, in seconds since 1970.
+            until: return jobs that were created before then.
             max_chars: the largest number of characters in the requests of all jobs together. The
                 page ends before it exceeds this number.
         """
         wanted: list[ColumnElement[bool]] = []
+        if since is not None:
+            wanted.append(jobs.c.created >= since)
+        if until is not None:
+            wanted.append(jobs.c.created < until)
         if key is not None:
             wanted.append(jobs.c.key == key)
         if states is not None:

@@ -1,13 +1,25 @@
 """Replicate's HTTP API and the HTTP API of cog containers."""
 
+from fastapi import APIRouter
+
 from overpaint.server.api.dialect import Dialect
-from overpaint.server.api.replicate import cog_routes, protocol, routes
+from overpaint.server.api.replicate import (
+    account_routes,
+    cog_routes,
+    file_routes,
+    protocol,
+    routes,
+)
+
+router = APIRouter()
+for part in (routes, file_routes, account_routes):
+    router.include_router(part.router)
 
 REPLICATE = Dialect(
     name="replicate",
     tag="Replicate",
     description="Compatible with Replicate's HTTP API, and with Synexa's client.",
-    router=routes.router,
+    router=router,
     webhook_payload=protocol.webhook_payload,
 )
 """Replicate's HTTP API."""

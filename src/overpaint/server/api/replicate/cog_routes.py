@@ -24,7 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from overpaint.errors import IdempotencyError, ModelError, PictureError, RequestError
 from overpaint.server.api.deps import ServiceDep, get_base_url
-from overpaint.server.api.fields import WebhookEvent, WebhookUrl, hash_body
+from overpaint.server.api.fields import (
+    WebhookEvent,
+    WebhookUrl,
+    hash_body,
+    parse_preferences,
+)
+from overpaint.server.api.ignored_fields import TolerantModel, report_ignored_fields
 from overpaint.server.api.replicate.inputs import Input, accept_job
 from overpaint.server.api.replicate.protocol import (
     COG_VERSION,
@@ -92,10 +98,10 @@ ERROR_SCHEMA = {
 # Predictions
 
 
-class PredictionRequest(BaseModel):
+class PredictionRequest(TolerantModel):
     """A prediction to make."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     input: Input | None = None
     """Inputs of the model."""
@@ -105,7 +111,7 @@ class PredictionRequest(BaseModel):
     """Time at which the client made the request. Responses repeat it."""
     webhook: WebhookUrl = None
     """URL to post events of the prediction to."""
-    webhook_events_filter: tuple[WebhookEvent, ...] | None = WEBHOOK_EVENTS
+    webhook_events_filter: tuple[WebhookEvent, ...] | None = None
     """Events to post; all by default."""
 
 
@@ -176,6 +182,7 @@ async def make_prediction(
     """
     if "text/event-stream" in incoming.headers.get("accept", ""):
         raise HTTPException(406, "This model cannot stream; send Accept: application/json.")
+    report_ignored_fields(body)
     token = idempotency_token(body.id) if body.id else None
     client_fields = body.model_dump(mode="json", include={"id", "created_at"}, exclude_none=True)
     job = await accept_job(
@@ -184,11 +191,11 @@ async def make_prediction(
         origin=CogOrigin(base_url=get_base_url(incoming), client_fields=client_fields),
         key=key,
         webhook=body.webhook,
-        webhook_events=body.webhook_events_filter or (),
+        webhook_events=body.webhook_events_filter or WEBHOOK_EVENTS,
         token=token,
         body=await hash_body(token, body),
     )
-    waits = "respond-async" not in [part.strip() for part in prefer.split(",")]
+    waits = "respond-async" not in parse_preferences(prefer)
     if waits:
         job = await wait_until_ended(service, job, incoming)
     if not waits or job.state not in ENDED:

@@ -6,24 +6,32 @@ Inputs mean the same as in that model, with these differences, which avoid its d
 - `width` and `height` apply to image to image too.
 - A refiner takes over at any fraction, and leaves the area that the mask keeps unchanged.
 - Image k of several equals the image that its seed makes alone.
-- Unknown inputs are rejected.
+- Unknown inputs are reported.
+
+Inputs of Replicate's newer models have their names there: `size`, `aspect_ratio`, `strength`,
+`output_format` and `output_quality`.
 """
 
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from overpaint.errors import RequestError
+from overpaint.imaging.sizing import round_to_multiple_of_8
 from overpaint.request import Request
 from overpaint.request_fields import MAX_SEED
 from overpaint.request_parts import Lora
+from overpaint.server.api.extended_fields import translate_error
 from overpaint.server.api.fields import with_checked_mask
+from overpaint.server.api.ignored_fields import TolerantModel, report_ignored
 from overpaint.server.api.image_inputs import find_remote_urls, load_image
 from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
+from overpaint.server.settings import SDXL_SIDE_PX
 from overpaint.server.store.jobs import Job
-from overpaint.server.store.origins import CogOrigin, ReplicateOrigin
+from overpaint.server.store.origins import CogOrigin, OutputOptions, ReplicateOrigin
 
 SchedulerName = Literal[
     "DDIM",
@@ -35,6 +43,15 @@ SchedulerName = Literal[
     "PNDM",
 ]
 
+SIZE_PATTERN = re.compile(r"(\d{1,5})[xX*](\d{1,5})")
+"""`size`: width and height in pixels."""
+
+ASPECT_RATIO_PATTERN = re.compile(r"(\d{1,5}):(\d{1,5})")
+"""`aspect_ratio`: width and height, without a unit."""
+
+UNSIZED_ASPECT_RATIOS = ("match_input_image", "custom")
+"""Values of `aspect_ratio` that leave the size to the other inputs."""
+
 REFINE_BY_NAME = {"expert_ensemble_refiner": "ensemble", "base_image_refiner": "sequential"}
 
 
@@ -44,16 +61,21 @@ def _number_properties(schema: dict[str, Any]) -> None:
         field["x-order"] = order
 
 
-class Input(BaseModel):
-    """Inputs of Replicate's SDXL model (stability-ai/sdxl)."""
+class Input(TolerantModel):
+    """Inputs of Replicate's SDXL model (stability-ai/sdxl), and some of newer models."""
 
     model_config = ConfigDict(
-        extra="forbid",
         strict=True,
         allow_inf_nan=False,
         json_schema_extra=_number_properties,
         use_attribute_docstrings=True,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_whole_numbers(cls, value: Any) -> Any:
+        """Return 50 for 50.0: JSON has one type of numbers."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     prompt: str = Field(default="", max_length=100_000)
     """Text that describes the image."""
@@ -67,6 +89,11 @@ class Input(BaseModel):
     """Width of the result in pixels; by default the model's native width."""
     height: int | None = Field(default=None, ge=8, le=8192)
     """Height of the result in pixels; by default the model's native height."""
+    size: str | None = Field(default=None, max_length=20, min_length=1)
+    """Pixels as "WIDTHxHEIGHT" (`width`, `height`), if those inputs are absent."""
+    aspect_ratio: str | None = Field(default=None, max_length=20, min_length=1)
+    """Aspect ratio as "WIDTH:HEIGHT" at the area of the model's native size (`width`, `height`), if
+    there is no image and no other size."""
     num_outputs: int = Field(default=1, ge=1, le=4)
     """Number of images (`num_images`)."""
     scheduler: SchedulerName = "K_EULER"
@@ -77,6 +104,8 @@ class Input(BaseModel):
     """How closely the image follows the prompt."""
     prompt_strength: float = Field(default=0.8, ge=0, le=1)
     """How much of the image is repainted (`strength`), 0 to 1; 1 repaints everything."""
+    strength: float | None = Field(default=None, ge=0, le=1)
+    """Another name of prompt_strength (`strength`), if that is absent."""
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     """Seed of the first image; random by default."""
     refine: Literal["no_refiner", "expert_ensemble_refiner", "base_image_refiner"] = "no_refiner"
@@ -93,6 +122,10 @@ class Input(BaseModel):
     """Name of a LoRA in this server's catalog (`loras[].name`)."""
     disable_safety_checker: bool = False
     """Skip the safety check. A server that checks every image rejects `true`."""
+    output_format: Literal["png", "jpg", "jpeg", "webp"] = "png"
+    """File format of the images."""
+    output_quality: int | None = Field(default=None, ge=0, le=100)
+    """Quality of JPEG and WebP files; 95 by default."""
 
 
 async def accept_job(
@@ -123,6 +156,7 @@ async def accept_job(
         QueueFullError: the queue is full.
         OSError: the disk is full.
     """
+    report_unused_inputs(given)
     if service.settings.watermark and not given.apply_watermark:
         raise RequestError(
             "apply_watermark", "this server watermarks every image; leave the input out."
@@ -132,28 +166,49 @@ async def accept_job(
     urls = find_remote_urls({"image": given.image, "mask": given.mask})
     async with service.sources(key, urls) as sources:
         request, inputs = await run_in_picture_thread(
-            _read_inputs, given, service, sources, origin.base_url
+            _read_inputs, given, service, sources, origin.base_url, options.get("model")
         )
     checked = service.checked("disable_safety_checker", not given.disable_safety_checker)
-    stored = origin.model_copy(update={"input": inputs, "check_safety": checked})
+    changes = {"input": inputs, "check_safety": checked, "output": output_options(given)}
+    stored = origin.model_copy(update=changes)
     try:
         return await service.submit(
             request, origin=stored, key=key, token=token, body=body, **options
         )
     except RequestError as error:
         if not error.field.startswith("loras."):
-            raise
+            raise translate_size_error(error, given) from None
         # The request lists replicate_weights first, then the LoRAs of the prompt's tags.
         is_weights = error.field.startswith("loras.0.") and given.replicate_weights
         field = "replicate_weights" if is_weights else "prompt"
         raise RequestError(field, error.message) from None
 
 
+def report_unused(*names: str) -> None:
+    """Report inputs without effect. A body has them in `input`."""
+    report_ignored(*(f"input.{name}" for name in names))
+
+
+def report_unused_inputs(given: Input) -> None:
+    """Report inputs that have no effect without another one."""
+    used = {
+        "prompt_strength": bool(given.image),
+        "strength": bool(given.image),
+        "lora_scale": bool(given.replicate_weights),
+        "high_noise_frac": given.refine == "expert_ensemble_refiner",
+        "refine_steps": given.refine == "base_image_refiner",
+    }
+    report_unused(*(name for name in used if name in given.model_fields_set and not used[name]))
+
+
 def _read_inputs(
-    given: Input, service: Service, sources: ImageSources, base_url: str
+    given: Input, service: Service, sources: ImageSources, base_url: str, model: str | None
 ) -> tuple[Request, dict[str, Any]]:
     """Return the request and the inputs to store."""
-    request = to_request(given, sources, service.settings.refiner)
+    native = service.supervisor.natives.get(model or service.settings.models[0])
+    request = to_request(
+        given, sources, service.settings.refiner, native or service.settings.native_side_px
+    )
     inputs = given.model_dump(mode="json", exclude_unset=True)
     for field, image in (("image", request.image), ("mask", request.mask)):
         if image and inputs[field].startswith("data:"):
@@ -162,13 +217,84 @@ def _read_inputs(
     return request, inputs
 
 
-def to_request(given: Input, sources: ImageSources, refiner: str | None) -> Request:
+def find_size_input(given: Input) -> str | None:
+    """Return the input that sets width and height, if it has another name.
+
+    Pixels come before a ratio. An image keeps its own aspect ratio, as in Replicate's models.
+    """
+    if given.width or given.height:
+        return None
+    if given.size is not None:
+        return "size"
+    if given.aspect_ratio in (None, *UNSIZED_ASPECT_RATIOS) or given.image:
+        return None
+    return "aspect_ratio"
+
+
+def resolve_size(given: Input, native: int) -> dict[str, int]:
+    """Return the sides that the inputs ask for, in pixels, and report inputs without effect.
+
+    Args:
+        given: the inputs.
+        native: side in pixels of the square that the model was trained on.
+
+    Raises:
+        RequestError: an input is not a size.
+    """
+    source = find_size_input(given)
+    for name in ("size", "aspect_ratio"):
+        if getattr(given, name) is not None and name != source:
+            report_unused(name)
+    if given.size is not None and source == "size":
+        width, height = _parse_pair("size", given.size, SIZE_PATTERN, '"1024x1024"')
+    elif given.aspect_ratio is not None and source == "aspect_ratio":
+        sides = _parse_pair("aspect_ratio", given.aspect_ratio, ASPECT_RATIO_PATTERN, '"16:9"')
+        root = (sides[0] / sides[1]) ** 0.5
+        width, height = round_to_multiple_of_8(native * root), round_to_multiple_of_8(native / root)
+    else:
+        return {name: side for name in ("width", "height") if (side := getattr(given, name))}
+    return {"width": width, "height": height}
+
+
+def translate_size_error(error: RequestError, given: Input) -> RequestError:
+    """Name the input in an error about a side; other errors stay unchanged."""
+    source = find_size_input(given)
+    return translate_error(error, {"width": source, "height": source}) if source else error
+
+
+def _parse_pair(field: str, text: str, pattern: re.Pattern[str], example: str) -> tuple[int, int]:
+    """Return the two numbers of an input.
+
+    Raises:
+        RequestError: the input has another form, or a number is 0.
+    """
+    found = pattern.fullmatch(text.strip())
+    if found is None or not int(found[1]) * int(found[2]):
+        raise RequestError(field, f"{text!r} is not valid; write {example}, or leave it out.")
+    return int(found[1]), int(found[2])
+
+
+def output_options(given: Input) -> OutputOptions:
+    """Return the file format and the encoder options that the inputs ask for."""
+    kind = "jpg" if given.output_format == "jpeg" else given.output_format
+    if given.output_quality is None:
+        return OutputOptions(kind=kind)
+    if kind == "png":
+        report_unused("output_quality")
+        return OutputOptions(kind=kind)
+    return OutputOptions(kind=kind, options={"quality": given.output_quality})
+
+
+def to_request(
+    given: Input, sources: ImageSources, refiner: str | None, native: int = SDXL_SIDE_PX
+) -> Request:
     """Translate inputs to a request.
 
     Args:
         given: the inputs.
         sources: uploads and fetched images.
         refiner: name of the model for second stages; None if the server has none.
+        native: side in pixels of the square that the model was trained on.
 
     Raises:
         RequestError: inputs contradict each other, or need a model that the server does not have.
@@ -176,7 +302,7 @@ def to_request(given: Input, sources: ImageSources, refiner: str | None) -> Requ
     """
     if given.mask and not given.image:
         raise RequestError("mask", "a mask needs an image to repaint; send image too.")
-    sides = {name: side for name in ("width", "height") if (side := getattr(given, name))}
+    sides = resolve_size(given, native)
     fields: dict[str, Any] = {
         "prompt": given.prompt,
         "negative_prompt": given.negative_prompt,
@@ -192,7 +318,7 @@ def to_request(given: Input, sources: ImageSources, refiner: str | None) -> Requ
         fields["seed"] = given.seed
     if given.image:
         fields["image"] = load_image("image", given.image, sources)
-        fields["strength"] = given.prompt_strength
+        fields["strength"] = _resolve_strength(given)
         fields["steps"] = "truncate"
         if not sides:
             fields["size"] = "keep"
@@ -212,4 +338,17 @@ def to_request(given: Input, sources: ImageSources, refiner: str | None) -> Requ
             fields["high_noise_frac"] = given.high_noise_frac
         else:
             fields["refine_steps"] = given.refine_steps
-    return with_checked_mask(Request(**fields))
+    try:
+        return with_checked_mask(Request(**fields))
+    except RequestError as error:
+        raise translate_size_error(error, given) from None
+
+
+def _resolve_strength(given: Input) -> float:
+    """Return the strength, and report its other name if it is not used."""
+    if given.strength is None:
+        return given.prompt_strength
+    if "prompt_strength" in given.model_fields_set:
+        report_unused("strength")
+        return given.prompt_strength
+    return given.strength

@@ -3,28 +3,28 @@
 import asyncio
 import hashlib
 import re
-import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import HTTPException
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel
+from pydantic import ConfigDict, Field, RootModel
 
+from overpaint.errors import RequestError
 from overpaint.server.api.fields import WebhookEvent, WebhookUrl
+from overpaint.server.api.ignored_fields import Ignored, TolerantModel
 from overpaint.server.api.inline_files import encode_file
 from overpaint.server.api.replicate.inputs import Input
 from overpaint.server.api.results import (
     MEDIA_TYPES,
     format_progress,
     format_timestamp,
-    result_url,
 )
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import DAY_S
 from overpaint.server.store.jobs import HistoryEntry, Job
 from overpaint.server.store.origins import CogOrigin, ReplicateOrigin
-from overpaint.server.store.outbox import WEBHOOK_EVENTS
+from overpaint.server.store.uploads import Upload
 
 STATUS_BY_STATE = {
     "queued": "starting",
@@ -44,32 +44,48 @@ NSFW_MESSAGE = "NSFW content detected. Try running it again, or try a different 
 MODEL_OWNER = "overpaint"
 """Owner of every model in responses; requests may name any owner."""
 
+MODEL_CREATED_AT = "2026-01-01T00:00:00Z"
+"""Creation time that every version and deployment reports."""
+
 VERSION_ID_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 
 # Requests
 
 
-class Body(BaseModel):
-    """Body of `POST /v1/models/{owner}/{name}/predictions`."""
+class Body(TolerantModel):
+    """Body of `POST /v1/models/{owner}/{name}/predictions`, and of a deployment's predictions."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
-    input: Input
+    input: Input = Field(default_factory=Input)
     """Inputs of the model."""
     webhook: WebhookUrl = None
     """URL to post events of the prediction to."""
-    webhook_events_filter: tuple[WebhookEvent, ...] | None = WEBHOOK_EVENTS
+    webhook_events_filter: tuple[WebhookEvent, ...] | None = None
     """Events to post; all by default."""
-    stream: bool | None = None
+    stream: Ignored = None
     """Accepted without effect: every prediction can be streamed."""
 
 
 class VersionBody(Body):
     """Body of `POST /v1/predictions`."""
 
-    version: str = Field(max_length=300, validation_alias=AliasChoices("version", "model"))
-    """A version id, `OWNER/NAME:VERSION` or `OWNER/NAME`. Synexa's client calls it `model`."""
+    version: str | None = Field(default=None, max_length=300, min_length=1)
+    """A version id, `OWNER/NAME:VERSION` or `OWNER/NAME`."""
+    model: str | None = Field(default=None, max_length=300, min_length=1)
+    """Synexa's name of version, if that is absent."""
+
+    @property
+    def model_name(self) -> str:
+        """The version or the model that the client names.
+
+        Raises:
+            RequestError: the client names none.
+        """
+        if name := self.version or self.model:
+            return name
+        raise RequestError("version", "the field is missing; send a version id or OWNER/NAME.")
 
 
 class Output(RootModel[list[Annotated[str, Field(json_schema_extra={"format": "uri"})]]]):
@@ -152,21 +168,33 @@ def prediction_logs(service: Service, job: Job, history: Sequence[HistoryEntry])
     return "".join(f"{line}\n" for line in lines)
 
 
-def image_data_uris(service: Service, job: Job) -> list[str] | None:
-    """Return the images of a job as data: URIs; None unless it succeeded."""
-    if job.state != "succeeded" or job.result is None:
+def image_names(job: Job) -> list[str] | None:
+    """Return the file names of a job's images; None if it has none.
+
+    A running job has images in the webhook that reports its output.
+    """
+    if job.state not in ("running", "succeeded") or job.result is None:
         return None
-    paths = [service.files.get_results_folder(job.id) / name for name in job.result["files"]]
+    return job.result["files"]
+
+
+def image_data_uris(service: Service, job: Job) -> list[str] | None:
+    """Return the images of a job as data: URIs; None if it has none."""
+    if (names := image_names(job)) is None:
+        return None
+    paths = [service.files.get_results_folder(job.id) / name for name in names]
     return [f"data:{MEDIA_TYPES[path.suffix[1:]]};base64,{encode_file(path)}" for path in paths]
 
 
 def image_urls(service: Service, job: Job, base_url: str) -> list[str] | None:
-    """Return links to the images of a job; None unless it succeeded."""
-    if job.state != "succeeded" or job.result is None:
+    """Return links to the images of a job; None if it has none."""
+    if (names := image_names(job)) is None:
         return None
-    names: list[str] = job.result["files"]
     path = f"{base_url}/v1/predictions/{job.id}/output"
-    return [result_url(service, job, path, name) for name in names]
+    if not job.key:
+        return [f"{path}/{name}" for name in names]
+    # The signature comes before the name: programs read the format from the end of the link.
+    return [f"{path}/{service.links.sign_path(job.id, name)}/{name}" for name in names]
 
 
 async def prediction_view(
@@ -178,14 +206,12 @@ async def prediction_view(
         service: the running server.
         job: the job of the prediction.
         base_url: base URL of the links.
-        inline: whether the client reads data: URIs. A server that the client reaches by http:
-            then returns images as data: URIs, because Replicate's client downloads only from
-            https: links.
+        inline: whether to return images as data: URIs instead of links.
     """
 
     def read() -> tuple[list[str] | None, list[HistoryEntry]]:
         history = service.jobs.list_history(job.id)
-        if inline and not base_url.startswith("https:"):
+        if inline:
             return image_data_uris(service, job), history
         return image_urls(service, job, base_url), history
 
@@ -253,7 +279,7 @@ def version_view(model: str, requested_id: str | None = None) -> dict[str, Any]:
     """Return a model's version, under the id that the client asked for."""
     return {
         "id": requested_id or version_id(model),
-        "created_at": "2026-01-01T00:00:00Z",
+        "created_at": MODEL_CREATED_AT,
         "cog_version": COG_VERSION,
         "openapi_schema": {
             "openapi": "3.0.2",
@@ -267,18 +293,53 @@ def version_view(model: str, requested_id: str | None = None) -> dict[str, Any]:
 # Files
 
 
-def file_view(service: Service, name: str, data: bytes, base_url: str) -> dict[str, Any]:
+def file_view(service: Service, upload: Upload, base_url: str) -> dict[str, Any]:
     """Return an upload of Replicate's API. Its id is the SHA-256 of its content."""
-    now = time.time()
+    expires = upload.created + service.settings.keep_uploads_days * DAY_S
     return {
-        "id": name,
-        "name": name,
-        "content_type": "application/octet-stream",
-        "size": len(data),
-        "etag": name,
-        "checksums": {"sha256": name},
-        "metadata": {},
-        "created_at": format_timestamp(now),
-        "expires_at": format_timestamp(now + service.settings.keep_uploads_days * DAY_S),
-        "urls": {"get": f"{base_url}/v1/files/{name}"},
+        "id": upload.id,
+        "name": upload.name or upload.id,
+        "content_type": upload.content_type,
+        "size": upload.size,
+        "etag": upload.id,
+        "checksums": {"sha256": upload.id},
+        "metadata": upload.details,
+        "created_at": format_timestamp(upload.created),
+        "expires_at": format_timestamp(expires),
+        "urls": {"get": f"{base_url}/v1/files/{upload.id}"},
+    }
+
+
+# Accounts and deployments
+
+ACCOUNT = {
+    "type": "organization",
+    "username": MODEL_OWNER,
+    "name": "Overpaint",
+    "avatar_url": None,
+    "github_url": None,
+}
+"""The account that owns every model; API keys have no separate accounts."""
+
+HARDWARE = {"name": "The device of this server", "sku": "overpaint"}
+"""The hardware that runs every model."""
+
+
+def deployment_view(model: str, owner: str) -> dict[str, Any]:
+    """Return a deployment of Replicate's API: every model is its own deployment."""
+    return {
+        "owner": owner,
+        "name": model,
+        "current_release": {
+            "number": 1,
+            "model": f"{MODEL_OWNER}/{model}",
+            "version": version_id(model),
+            "created_at": MODEL_CREATED_AT,
+            "created_by": ACCOUNT,
+            "configuration": {
+                "hardware": HARDWARE["sku"],
+                "min_instances": 1,
+                "max_instances": 1,
+            },
+        },
     }

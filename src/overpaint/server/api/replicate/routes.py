@@ -8,13 +8,15 @@ server's first model. Synexa's client names a `model`, and sends its API key as 
 import asyncio
 import re
 from collections.abc import AsyncGenerator
+from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Form, Header, HTTPException, Query, Response, UploadFile
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi import Request as Incoming
 from fastapi.responses import FileResponse, StreamingResponse
+from pydantic import BeforeValidator
 
-from overpaint.errors import RequestError
 from overpaint.events import Step
 from overpaint.server.api.deps import (
     LISTENER_LIMIT,
@@ -22,6 +24,7 @@ from overpaint.server.api.deps import (
     LastEventId,
     ServiceDep,
     ViewerDep,
+    authorize_viewer,
     get_base_url,
 )
 from overpaint.server.api.event_stream import (
@@ -29,14 +32,19 @@ from overpaint.server.api.event_stream import (
     encode_text_event,
     event_stream_response,
 )
-from overpaint.server.api.fields import get_upload_or_404, hash_body
+from overpaint.server.api.fields import (
+    hash_body,
+    none_if_empty,
+    parse_preferences,
+    read_upload,
+)
+from overpaint.server.api.ignored_fields import report_ignored, report_ignored_fields
 from overpaint.server.api.openai.protocol import model_list
 from overpaint.server.api.replicate.inputs import accept_job
 from overpaint.server.api.replicate.protocol import (
     MODEL_OWNER,
     Body,
     VersionBody,
-    file_view,
     get_model_or_404,
     image_urls,
     model_view,
@@ -50,6 +58,7 @@ from overpaint.server.api.results import (
     format_progress,
     get_job_or_404,
     result_file_response,
+    timestamp_seconds,
 )
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
@@ -58,6 +67,7 @@ from overpaint.server.http.threads import run_in_write_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.jobs import ENDED, HistoryEntry, Job
 from overpaint.server.store.origins import ReplicateOrigin
+from overpaint.server.store.outbox import WEBHOOK_EVENTS
 
 router = APIRouter(
     prefix="/v1",
@@ -68,7 +78,11 @@ router = APIRouter(
 
 Prefer = Annotated[str | None, Header()]
 
-WAIT_PREFERENCE = re.compile(r"wait(?:=(\d+))?")
+WAIT_SECONDS = re.compile(r"\d{1,9}(?:\.\d*)?")
+"""The value of `Prefer: wait=SECONDS`."""
+
+FILE_CLIENT = re.compile(r"replicate-(python|javascript)/|\w*(Replicate|ModuleClient)/Python")
+"""`User-Agent` of Replicate's own clients. Over http: they make files of data: URIs only."""
 
 MAX_WAIT_S = 55
 """Longest wait for `Prefer: wait`. Clients time out after a minute, and some then repeat the
@@ -83,34 +97,37 @@ PAGE_SIZE = 100
 
 def wait_seconds(prefer: str | None) -> float:
     """Return how long `Prefer: wait=SECONDS` asks to wait, at most `MAX_WAIT_S`."""
-    for part in (prefer or "").split(","):
-        if match := WAIT_PREFERENCE.fullmatch(part.strip()):
-            return min(MAX_WAIT_S, float(match[1] or MAX_WAIT_S))
-    return 0.0
+    value = parse_preferences(prefer).get("wait")
+    if value is None:
+        return 0.0
+    return min(MAX_WAIT_S, float(value) if WAIT_SECONDS.fullmatch(value) else MAX_WAIT_S)
 
 
-def accepts_data_uris(incoming: Incoming) -> bool:
-    """Return whether the client reads data: URIs. Synexa's client downloads only from links."""
-    return "x-api-key" not in incoming.headers
+def wants_data_uris(incoming: Incoming) -> bool:
+    """Return whether an answer contains images as data: URIs instead of links.
 
-
-def reject_deadline(cancel_after: Annotated[str | None, Header()] = None) -> None:
-    """Reject a request with a deadline, because the server does not enforce deadlines.
-
-    Raises:
-        RequestError: the request has a deadline.
+    `Prefer: output=url` and `Prefer: output=data-uri` choose. Without them, only Replicate's own
+    clients get data: URIs, and only from a server that they reach by http:, because they make files
+    of `https:` and `data:` alone. Other programs download from links.
     """
+    wish = parse_preferences(incoming.headers.get("prefer")).get("output", "")
+    if wish:
+        return wish.startswith("data")
+    is_file_client = FILE_CLIENT.match(incoming.headers.get("user-agent", "")) is not None
+    return is_file_client and incoming.url.scheme != "https"
+
+
+def report_deadline(cancel_after: Annotated[str | None, Header()] = None) -> None:
+    """Report a deadline, because the server does not enforce deadlines."""
     if cancel_after is not None:
-        raise RequestError(
-            "Cancel-After",
-            "the server does not enforce deadlines; leave the header out.",
-        )
+        report_ignored("Cancel-After")
 
 
 async def accept_prediction(
     service: Service, key: str, model: str, base_url: str, body: Body, token: str | None
 ) -> Job:
     """Accept a prediction, or return the one that the same idempotency key made before."""
+    report_ignored_fields(body)
     return await accept_job(
         service,
         body.input,
@@ -118,7 +135,7 @@ async def accept_prediction(
         model=model,
         key=key,
         webhook=body.webhook,
-        webhook_events=body.webhook_events_filter or (),
+        webhook_events=body.webhook_events_filter or WEBHOOK_EVENTS,
         token=token,
         body=await hash_body(token, body, model),
     )
@@ -135,7 +152,7 @@ async def describe_new_prediction(
     if seconds := wait_seconds(prefer):
         job = await service.ended(job.id, seconds) or job
     view = await prediction_view(
-        service, job, get_base_url(incoming), inline=accepts_data_uris(incoming)
+        service, job, get_base_url(incoming), inline=wants_data_uris(incoming)
     )
     if job.state not in ENDED:
         view["status"] = "starting"
@@ -143,7 +160,7 @@ async def describe_new_prediction(
     return view
 
 
-@router.post("/predictions", status_code=201, dependencies=[Depends(reject_deadline)])
+@router.post("/predictions", status_code=201, dependencies=[Depends(report_deadline)])
 async def create_prediction(
     body: VersionBody,
     incoming: Incoming,
@@ -157,7 +174,9 @@ async def create_prediction(
 
     `Prefer: wait=SECONDS` waits for the prediction to end, for up to 55 seconds.
     """
-    model = resolve_model(service, body.version)
+    model = resolve_model(service, body.model_name)
+    if body.version and body.model:
+        report_ignored("model")
     base_url = get_base_url(incoming)
     job = await accept_prediction(service, key, model, base_url, body, idempotency_key)
     return await describe_new_prediction(service, job, incoming, response, prefer)
@@ -166,7 +185,12 @@ async def create_prediction(
 @router.post(
     "/models/{owner}/{name}/predictions",
     status_code=201,
-    dependencies=[Depends(reject_deadline)],
+    dependencies=[Depends(report_deadline)],
+)
+@router.post(
+    "/deployments/{owner}/{name}/predictions",
+    status_code=201,
+    dependencies=[Depends(report_deadline)],
 )
 async def create_model_prediction(
     owner: str,
@@ -179,7 +203,7 @@ async def create_model_prediction(
     prefer: Prefer = None,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Create a prediction of a model.
+    """Create a prediction of a model or of a deployment, which has the name of its model.
 
     `Prefer: wait=SECONDS` waits for the prediction to end, for up to 55 seconds.
     """
@@ -198,23 +222,25 @@ async def list_predictions(
     service: ServiceDep,
     key: KeyDep,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
-    created_after: Annotated[str | None, Query()] = None,
-    created_before: Annotated[str | None, Query()] = None,
+    created_after: Annotated[datetime | None, BeforeValidator(none_if_empty), Query()] = None,
+    created_before: Annotated[datetime | None, BeforeValidator(none_if_empty), Query()] = None,
 ) -> dict[str, Any]:
     """List predictions, newest first, 100 per page."""
-    for field, value in (("created_after", created_after), ("created_before", created_before)):
-        if value is not None:
-            raise RequestError(
-                field, "the list cannot be filtered by time; it is sorted newest first."
-            )
+    since, until = timestamp_seconds(created_after), timestamp_seconds(created_before)
     last = await get_job_or_404(service, key, cursor) if cursor else None
     most = service.settings.limits.listed_chars
-    jobs = await asyncio.to_thread(
-        lambda: service.jobs.list_page(key, PAGE_SIZE, before=last, max_chars=most)
-    )
+
+    def read() -> tuple[list[Job], bool]:
+        page = partial(service.jobs.list_page, key, since=since, until=until)
+        jobs = page(PAGE_SIZE, before=last, max_chars=most)
+        return jobs, bool(jobs) and bool(page(1, before=jobs[-1]))
+
+    jobs, has_more = await asyncio.to_thread(read)
     base_url = get_base_url(incoming)
-    more = jobs and await asyncio.to_thread(lambda: service.jobs.list_page(key, 1, before=jobs[-1]))
-    next_page = f"{base_url}/v1/predictions?cursor={jobs[-1].id}" if more else None
+    next_page = None
+    if has_more:
+        query = incoming.url.include_query_params(cursor=jobs[-1].id).query
+        next_page = f"{base_url}/v1/predictions?{query}"
     results = [await prediction_view(service, job, base_url) for job in jobs]
     return {"previous": None, "next": next_page, "results": results}
 
@@ -225,7 +251,7 @@ async def get_prediction(
 ) -> dict[str, Any]:
     """Return a prediction."""
     job = await get_job_or_404(service, key, name)
-    inline = accepts_data_uris(incoming)
+    inline = wants_data_uris(incoming)
     return await prediction_view(service, job, get_base_url(incoming), inline=inline)
 
 
@@ -236,7 +262,8 @@ async def cancel_prediction(
     """Cancel a prediction."""
     job = await get_job_or_404(service, key, name)
     job = await service.cancel(name) or job
-    return await prediction_view(service, job, get_base_url(incoming))
+    inline = wants_data_uris(incoming)
+    return await prediction_view(service, job, get_base_url(incoming), inline=inline)
 
 
 @router.get(
@@ -244,6 +271,19 @@ async def cancel_prediction(
 )
 async def get_output(name: str, file: str, incoming: Incoming, viewer: ViewerDep) -> FileResponse:
     """Download an image of a prediction."""
+    return await result_file_response(incoming, viewer, name, file)
+
+
+@router.get(
+    "/predictions/{name}/output/{expires}/{signature}/{file}",
+    response_class=FileResponse,
+    responses=IMAGE_RESPONSES,
+)
+async def get_signed_output(
+    name: str, expires: int, signature: str, file: str, incoming: Incoming
+) -> FileResponse:
+    """Download an image of a prediction by a signed link, without a key."""
+    viewer = authorize_viewer(incoming, name, file, expires, signature)
     return await result_file_response(incoming, viewer, name, file)
 
 
@@ -311,6 +351,16 @@ async def list_models(incoming: Incoming, service: ServiceDep, key: KeyDep) -> d
     return {"previous": None, "next": None, "results": results, **model_list(service)}
 
 
+@router.api_route("/models", methods=["QUERY"], include_in_schema=False)
+async def search_models(incoming: Incoming, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
+    """List the models whose name contains the body's text."""
+    text = (await read_upload(incoming)).decode(errors="replace").strip().lower()
+    found = [name for name in service.settings.models if text in name.lower()]
+    base_url = get_base_url(incoming)
+    results = [model_view(model, MODEL_OWNER, base_url) for model in found]
+    return {"previous": None, "next": None, "results": results}
+
+
 @router.get("/models/{owner}/{name}")
 async def get_model(
     owner: str, name: str, incoming: Incoming, service: ServiceDep, key: KeyDep
@@ -334,43 +384,10 @@ async def get_version(
     return version_view(get_model_or_404(service, owner, name), version_id)
 
 
-# Webhooks and files
+# Webhooks
 
 
 @router.get("/webhooks/default/secret")
 async def get_webhook_secret(service: ServiceDep, key: KeyDep) -> dict[str, str]:
     """Return the secret that signs this API key's webhooks (Standard Webhooks)."""
     return {"key": await run_in_write_thread(service.outbox.get_secret, key)}
-
-
-@router.post("/files", status_code=201)
-async def create_file(
-    content: UploadFile,
-    incoming: Incoming,
-    service: ServiceDep,
-    key: KeyDep,
-    filename: Annotated[str, Form(max_length=1000)] = "",
-    media_type: Annotated[str, Form(alias="type", max_length=200)] = "",
-) -> dict[str, Any]:
-    """Upload an image."""
-    if any(field.startswith("metadata") for field in await incoming.form()):
-        raise RequestError("metadata", "the server does not store metadata; leave it out.")
-    limit = service.settings.limits.upload_bytes
-    data = await content.read(limit + 1)
-    if len(data) > limit:
-        raise HTTPException(413, f"The file is larger than {limit:,} bytes.")
-    name = await run_in_write_thread(service.files.put, data)
-    view = file_view(service, name, data, get_base_url(incoming))
-    return view | {
-        "name": filename or content.filename or name,
-        "content_type": media_type or content.content_type or view["content_type"],
-    }
-
-
-@router.get("/files/{name}")
-async def get_file(
-    name: str, incoming: Incoming, service: ServiceDep, key: KeyDep
-) -> dict[str, Any]:
-    """Describe an upload."""
-    data = await get_upload_or_404(service, name)
-    return file_view(service, name, data, get_base_url(incoming))
