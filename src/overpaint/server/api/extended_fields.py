@@ -6,16 +6,23 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from overpaint.errors import MAX_NAME_CHARS, RequestError, did_you_mean
+from overpaint.errors import RequestError
 from overpaint.request import Request
 from overpaint.request_fields import resolve_field_aliases
 from overpaint.server.api.fields import with_checked_mask
+from overpaint.server.api.ignored_fields import is_empty, report_ignored
 from overpaint.server.api.image_inputs import find_nested_urls, load_nested_images
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
 
 FieldMapping = tuple[str, str, Any]
 """A field that the client sent, the field of `Request` that it sets, and the value for that."""
+
+IMAGE_FIELDS = ("strength", "fit")
+"""Fields of `Request` without effect unless there is an image."""
+
+PROMPT_FIELDS = ("prompt_2", "negative_prompt", "negative_prompt_2")
+"""Native fields of which an empty text differs from an absent one."""
 
 FIELD_ERROR = re.compile(r"(\w+)(?:\.[\w.]+)?: ")
 """The beginning of a job's error that names a field of its request."""
@@ -29,26 +36,24 @@ def build_request(
     Args:
         given: the fields that the client sent. Its extra fields have the names of `Request`.
         words: the dialect's own fields, as fields of `Request`.
-        own: fields of `Request` that the dialect accepts under their own names.
+        own: fields of `Request` that the dialect accepts under their own names. Other extra fields
+            are reported as ignored.
         sources: uploads and fetched pictures.
 
     Returns:
         The request, and the dialect's names of the fields that set it, by the names of `Request`.
 
     Raises:
-        RequestError: fields contradict each other, are unknown or are out of range. The error names
-            the dialect's field.
+        RequestError: fields contradict each other or are out of range. The error names the
+            dialect's field.
         PictureError: a picture is not valid.
     """
     fields: dict[str, Any] = {}
     for name, value in resolve_field_aliases(given.model_extra or {}).items():
-        if name not in own:
-            known = {*own, *type(given).model_fields}
-            raise RequestError(
-                name[:MAX_NAME_CHARS], f"There is no such field.{did_you_mean(name, known)}"
-            )
-        if value is not None:
+        if name in own and (not is_empty(value) or (value == "" and name in PROMPT_FIELDS)):
             fields[name] = load_nested_images(value, sources, name)
+        else:
+            report_ignored(name)
     dialect_names: dict[str, str] = {}
     for name, ours, value in words:
         if ours in fields:
@@ -57,6 +62,10 @@ def build_request(
                 f"This field contradicts {dialect_names.get(ours, ours)}. Send one of the two.",
             )
         fields[ours], dialect_names[ours] = value, name
+    if "image" not in fields:
+        for ours in IMAGE_FIELDS:
+            if fields.pop(ours, None) is not None:
+                report_ignored(dialect_names.pop(ours, ours))
     try:
         return with_checked_mask(Request(**fields)), dialect_names
     except RequestError as error:
@@ -69,7 +78,7 @@ def find_extra_urls(given: BaseModel, own: Collection[str]) -> dict[str, str]:
     Args:
         given: the fields that the client sent.
         own: fields of `Request` that the dialect accepts under their own names. `build_request`
-            refuses other fields later.
+            ignores other fields.
     """
     extra = (given.model_extra or {}).items()
     return find_nested_urls({name: value for name, value in extra if name in own})

@@ -72,12 +72,28 @@ X_API_KEY = DeclaredScheme(
 )
 
 
+API_KEY = DeclaredScheme(
+    "api-key",
+    APIKey.model_validate(
+        {
+            "in": APIKeyIn.header,
+            "name": "api-key",
+            "description": "`api-key: KEY`, as OpenAI's client for Azure sends it.",
+        }
+    ),
+)
+
+KEY_HEADERS = ("x-api-key", "api-key")
+"""Headers that have a key as their value, for requests without `Authorization`."""
+
+
 async def declare_schemes(
     bearer: Annotated[None, Depends(BEARER)],
     token: Annotated[None, Depends(TOKEN)],
     key: Annotated[None, Depends(KEY)],
     basic: Annotated[None, Depends(BASIC)],
     x_api_key: Annotated[None, Depends(X_API_KEY)],
+    api_key: Annotated[None, Depends(API_KEY)],
 ) -> None:
     """Declare that a route accepts a key in any one of these ways."""
 
@@ -99,8 +115,8 @@ def authenticate(incoming: Incoming, schemes: SchemesDep = None) -> str:
     keys: ApiKeys = incoming.app.state.keys
     if not keys.are_required():
         return ""
-    x_api_key = incoming.headers.get("x-api-key")
-    default = f"key {x_api_key}" if x_api_key else ""
+    given_keys = (key for name in KEY_HEADERS if (key := incoming.headers.get(name)))
+    default = f"key {next(given_keys, '')}"
     scheme, _, given = incoming.headers.get("authorization", default).partition(" ")
     if scheme.lower() == "basic":
         given = _basic_password(given)

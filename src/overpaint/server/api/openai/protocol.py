@@ -8,26 +8,28 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from overpaint.errors import FormatError, ModelNotFoundError, RequestError, did_you_mean
-from overpaint.imaging import codec
-from overpaint.picture import Picture
 from overpaint.request import Request
-from overpaint.server.api.extended_fields import FieldMapping, build_request, get_field_error
-from overpaint.server.api.fields import WebhookUrl, check_mask_size
+from overpaint.server.api.extended_fields import get_field_error
+from overpaint.server.api.fields import WebhookUrl
+from overpaint.server.api.ignored_fields import (
+    Ignored,
+    TolerantModel,
+    UnsupportedExcept,
+)
 from overpaint.server.api.inline_files import encode_file
 from overpaint.server.api.results import result_url
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S, describe_error
 from overpaint.server.jobs.service import Service
-from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import Job
-from overpaint.server.store.origins import OpenAIOrigin, OutputOptions
+from overpaint.server.store.origins import OpenAIOrigin
 
 STEPS_BY_QUALITY = {
     "low": 15,
@@ -62,8 +64,6 @@ ERROR_SCHEMA = {
 }
 """JSON schema of an error response."""
 
-SIZE_PATTERN = re.compile(r"(\d+)x(\d+)")
-
 NO_RETRY_HEADERS = {"x-should-retry": "false"}
 """Headers that stop OpenAI's clients from repeating a request after 409 or 5xx."""
 
@@ -75,7 +75,14 @@ class ModerationBlockedError(HTTPException):
     """The safety checker flagged every image of a job."""
 
 
-class ImageFields(BaseModel):
+OPENAI_MODEL_PATTERN = re.compile(r"(gpt-image|chatgpt-image|dall-e)-.+")
+"""OpenAI's names of models, which stand for the server's first model."""
+
+LINK_MODELS = ("dall-e-2", "dall-e-3")
+"""OpenAI's models whose images are links unless the client asks for base64."""
+
+
+class ImageFields(TolerantModel):
     """Fields that all three image routes accept.
 
     Fields that this model does not define are native fields of `Request`.
@@ -88,24 +95,23 @@ class ImageFields(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    model: str | None = Field(default=None, max_length=200)
+    model: str | None = Field(default=None, max_length=200, min_length=1)
     """Name of a model of this server. OpenAI's model names stand for the server's first model."""
     n: int | None = Field(default=None, ge=1, le=10)
     """Number of images (`num_images`); 1 by default."""
-    size: str | None = Field(default=None, max_length=20)
+    size: str | None = Field(default=None, max_length=20, min_length=1)
     """Pixels as "WIDTHxHEIGHT" (`width`, `height`), "native" or "keep" (`size`), or "auto"."""
     response_format: Literal["url", "b64_json"] | None = None
-    """Return images as links or as base64; base64 by default."""
+    """Return images as links or as base64. The default is links for the models dall-e-2 and
+    dall-e-3, and base64 for others. A stream has base64."""
     steps: int | Literal["exact", "truncate"] | None = None
     """A number of sampler steps (`num_inference_steps`), or a mode of counting (`steps`)."""
-    scheduler: str | None = Field(default=None, max_length=200)
+    scheduler: str | None = Field(default=None, max_length=200, min_length=1)
     """Name of the sampler (`sampler`)."""
     webhook: WebhookUrl = None
     """URL to post the response to as well. The job then continues if the client disconnects."""
-    user: str | None = None
-    """Accepted without effect."""
-    safety_identifier: str | None = None
-    """Accepted without effect."""
+    user: Ignored = None
+    safety_identifier: Ignored = None
 
 
 class Generation(ImageFields):
@@ -118,37 +124,44 @@ class Generation(ImageFields):
     )
     """Sampler steps (`num_inference_steps`): low 15, medium and standard 30, high and hd 50,
     xhigh 75, max 100."""
-    background: Literal["auto", "opaque"] | None = None
-    """Accepted without effect: images are opaque."""
-    moderation: Literal["auto", "low"] | None = None
-    """Accepted without effect: the operator of the server configures the safety checker."""
+    background: Annotated[Any, UnsupportedExcept("auto", "opaque")] = None
+    """Images are opaque; `transparent` is rejected."""
+    style: Ignored = None
+    moderation: Ignored = None
+    frame_count: Annotated[Any, UnsupportedExcept(0, 1)] = None
+    """Images have one frame; more are rejected."""
     output_format: Literal["png", "jpeg", "webp"] | None = None
     """File format of the images; png by default."""
     output_compression: int | None = Field(default=None, ge=0, le=100)
-    """Quality of JPEG and WebP files; 95 by default."""
+    """Quality of JPEG and WebP files; 95 by default. For PNG files only 100 is accepted."""
     stream: bool | None = None
     """Respond with server-sent events."""
     partial_images: int | None = Field(default=None, ge=0, le=3)
-    """Maximum number of previews in the event stream."""
+    """Maximum number of previews in the event stream of a single image."""
 
 
 class Edit(Generation):
     """Form fields of `POST /v1/images/edits`, which repaints an image."""
 
     image: bytes
-    """The image to repaint; exactly one."""
-    mask: bytes | None = None
-    """An image whose transparent pixels mark the area to repaint; same size as the image."""
+    """The image to repaint: the first one, if there are several."""
+    mask: bytes | None = Field(default=None, min_length=1)
+    """An image whose transparent pixels mark the area to repaint; same size as the image. Without
+    one, transparent pixels of the image itself are repainted."""
+    input_fidelity: Annotated[Any, UnsupportedExcept("low")] = None
+    """`high` is rejected; a low `strength` keeps more of the image."""
+    markup: Annotated[Any, UnsupportedExcept()] = None
+    """Rejected: drawings on the image are not understood; send a mask."""
 
 
 class Variation(ImageFields):
     """Form fields of `POST /v1/images/variations`, which repaints an image without a prompt."""
 
     image: bytes
-    """The image to repaint; exactly one."""
+    """The image to repaint: the first one, if there are several."""
 
 
-TRANSLATED_FIELDS = {"prompt", "image", "mask", "size", "num_images", "steps"}
+TRANSLATED_FIELDS = {"prompt", "image", "mask", "size", "steps"}
 NATIVE_FIELDS = frozenset(Request.model_fields) - TRANSLATED_FIELDS
 """Fields of `Request` that clients send under their native names."""
 
@@ -218,106 +231,6 @@ def job_error(job: Job) -> HTTPException | RequestError | None:
     )
 
 
-# Client fields to a request
-
-
-def to_request(given: ImageFields, sources: ImageSources) -> tuple[Request, dict[str, str]]:
-    """Translate a client's fields to a request.
-
-    Args:
-        given: the fields that the client sent.
-        sources: uploads and fetched images.
-
-    Returns:
-        The request, and the client's name for each translated field of `Request`.
-
-    Raises:
-        RequestError: a field is unknown, out of range or contradicts another one. The error names
-            the client's field.
-        PictureError: an image cannot be read.
-    """
-    return build_request(given, _map_fields(given), NATIVE_FIELDS, sources)
-
-
-def _map_fields(given: ImageFields) -> list[FieldMapping]:
-    mapped: list[FieldMapping] = [("n", "num_images", given.n or 1)]
-    if given.size in ("native", "keep"):
-        mapped.append(("size", "size", given.size))
-    elif given.size not in (None, "auto"):
-        sides = SIZE_PATTERN.fullmatch(given.size)
-        if sides is None:
-            raise RequestError(
-                "size", f'{given.size!r} is not a size; write "1024x1024", or leave size out.'
-            )
-        mapped += [("size", "width", int(sides[1])), ("size", "height", int(sides[2]))]
-    if given.steps is not None:
-        native = "num_inference_steps" if isinstance(given.steps, int) else "steps"
-        mapped.append(("steps", native, given.steps))
-    if given.scheduler is not None:
-        mapped.append(("scheduler", "sampler", given.scheduler))
-    if isinstance(given, Generation):
-        mapped.append(("prompt", "prompt", given.prompt))
-        if given.quality in STEPS_BY_QUALITY:
-            mapped.append(("quality", "num_inference_steps", STEPS_BY_QUALITY[given.quality]))
-    if isinstance(given, Edit | Variation):
-        image = codec.receive_picture(given.image, "image")
-        mapped.append(("image", "image", image))
-        if isinstance(given, Edit) and given.mask is not None:
-            mapped.append(("mask", "mask", _read_mask(given.mask, image)))
-    return mapped
-
-
-def _read_mask(data: bytes, image: Picture) -> Picture:
-    """Read a mask. It needs transparency: in this dialect, brightness marks nothing."""
-    mask = codec.receive_picture(data, "mask")
-    check_mask_size(image, mask)
-    with codec.open_image(data, "the mask") as opened:
-        opacity = codec.extract_alpha(opened)
-    if opacity is None:
-        raise RequestError(
-            "mask", "the mask is opaque everywhere; make the area to repaint transparent."
-        )
-    return mask
-
-
-def output_options(given: ImageFields, request: Request) -> OutputOptions:
-    """Return the file format, the encoder options and the preview interval of a job.
-
-    Raises:
-        RequestError: fields contradict each other.
-    """
-    if not isinstance(given, Generation):
-        return OutputOptions()
-    kind = given.output_format or "png"
-    options: dict[str, int] = {}
-    if given.output_compression is not None:
-        if kind == "png":
-            raise RequestError(
-                "output_compression",
-                "this field has no effect on PNG files; leave it out, or choose jpeg or webp.",
-            )
-        options["quality"] = given.output_compression
-    previews = given.partial_images or 0
-    if previews and not given.stream:
-        raise RequestError(
-            "partial_images", "previews are sent only in a stream; set stream to true."
-        )
-    if previews and request.num_images > 1:
-        raise RequestError(
-            "partial_images",
-            f"previews need a single image, but n is {request.num_images}; set n to 1, or leave "
-            "partial_images out.",
-        )
-    if given.stream and given.response_format == "url":
-        raise RequestError(
-            "response_format",
-            "a stream cannot contain links ('url'); use b64_json, or leave stream out.",
-        )
-    every = max(1, request.steps_to_run // (previews + 1)) if previews else 0
-    kind = "jpg" if kind == "jpeg" else kind
-    return OutputOptions(kind=kind, options=options, preview_every=every)
-
-
 # A job to a response
 
 
@@ -372,14 +285,24 @@ async def webhook_payload(service: Service, job: Job) -> dict[str, Any]:
 # Models
 
 
+def resolve_model(service: Service, name: str | None) -> str | None:
+    """Return the name of a model of this server; None stands for the first one.
+
+    OpenAI's model names stand for the first one too, unless the server has a model of that name.
+    """
+    if name and name not in service.settings.models and OPENAI_MODEL_PATTERN.fullmatch(name):
+        return None
+    return name or None
+
+
 def get_model_or_404(service: Service, name: str) -> dict[str, Any]:
-    """Return the JSON object of a model.
+    """Return the JSON object of a model that requests can name.
 
     Raises:
         ModelNotFoundError: the server has no model of that name.
     """
     models = service.settings.models
-    if name not in models:
+    if resolve_model(service, name) not in (None, *models):
         raise ModelNotFoundError(f"There is no model {name!r}.{did_you_mean(name, models)}")
     return model_object(name)
 

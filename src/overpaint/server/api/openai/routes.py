@@ -27,6 +27,7 @@ from overpaint.server.api.deps import IdempotencyKey, ServiceDep, get_base_url
 from overpaint.server.api.event_stream import event_stream_response
 from overpaint.server.api.extended_fields import find_extra_urls, translate_error
 from overpaint.server.api.fields import hash_body
+from overpaint.server.api.ignored_fields import report_ignored, report_ignored_fields
 from overpaint.server.api.openai.protocol import (
     ERROR_SCHEMA,
     NATIVE_FIELDS,
@@ -39,11 +40,15 @@ from overpaint.server.api.openai.protocol import (
     get_model_or_404,
     image_response,
     job_error,
-    output_options,
+    resolve_model,
     shutdown_error,
-    to_request,
 )
 from overpaint.server.api.openai.stream import job_events
+from overpaint.server.api.openai.translation import (
+    output_options,
+    resolve_response_format,
+    to_request,
+)
 from overpaint.server.api.results import EVENT_STREAM_RESPONSES, wait_until_ended
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
@@ -58,7 +63,8 @@ from overpaint.server.store.origins import OpenAIOrigin
 
 MAX_FORM_FILES = 64
 
-OPENAI_MODEL_PATTERN = re.compile(r"(gpt-image|chatgpt-image|dall-e)-.+")
+LIST_NAME = re.compile(r"(\w+)\[\d*\]")
+"""A form field that is an item of a list: `image[]` or `image[0]`."""
 
 router = APIRouter(
     prefix="/v1",
@@ -77,7 +83,7 @@ async def parse_form(incoming: Incoming, model: type[FieldsT]) -> FieldsT:
     """Read and validate the fields of a form.
 
     An empty value counts as absent, except for the prompt. Values of native fields are JSON,
-    unless the field is text.
+    unless the field is text. Of several images, only the first one is read.
 
     Raises:
         HTTPException: 400, 413 or 415: the body is not a form, or is too large.
@@ -87,43 +93,55 @@ async def parse_form(incoming: Incoming, model: type[FieldsT]) -> FieldsT:
     if not incoming.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "This route needs a form; send Content-Type: multipart/form-data.")
     async with incoming.form(max_files=MAX_FORM_FILES) as form:
-        values = await _read_values(form, model, incoming.app.state.settings.limits)
-    fields: dict[str, Any] = {}
-    for name, sent in values.items():
-        plain = name.removesuffix("[]")
-        is_list = name.endswith("[]") and plain != "image"
-        if plain in fields or (len(sent) > 1 and not is_list):
-            remedy = "send exactly one image." if plain == "image" else "send it once."
-            raise RequestError(plain, f"the field occurs more than once; {remedy}")
-        fields[plain] = sent if is_list else sent[0]
+        fields = await _read_fields(form, model, incoming.app.state.settings.limits)
     try:
         return model.model_validate(fields)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
 
 
-async def _read_values(
-    form: FormData, model: type[ImageFields], limits: Limits
-) -> dict[str, list[Any]]:
+async def _read_fields(form: FormData, model: type[ImageFields], limits: Limits) -> dict[str, Any]:
     """Return the values of a form by field name, files as bytes."""
     check_json_size(limits, *(value for _, value in form.multi_items() if isinstance(value, str)))
-    values: dict[str, list[Any]] = {}
+    fields: dict[str, Any] = {}
+    lists: set[str] = set()
+    images = 0
     for name, value in form.multi_items():
-        plain = name.removesuffix("[]")
+        item = LIST_NAME.fullmatch(name)
+        plain = item[1] if item else name
         if "[" in plain:
             plain = plain.partition("[")[0]
             raise RequestError(plain, "a form cannot nest fields; send the value as JSON text.")
-        if isinstance(value, UploadFile):
-            read = await value.read(limits.upload_bytes + 1)
-            if len(read) > limits.upload_bytes:
-                message = f"The file {plain} is larger than {limits.upload_bytes:,} bytes."
-                raise HTTPException(413, message)
-        elif not value and plain != "prompt":
-            continue
+        if plain == "image":
+            images += 1
+            if images > 1:
+                report_ignored(f"image[{images - 1}]")
+                continue
+        read = await _read_value(plain, value, model, limits)
+        if not read and isinstance(read, str | bytes) and plain not in ("prompt", "image"):
+            report_ignored(plain)
+        elif item and plain not in model.model_fields and plain in lists:
+            fields[plain].append(read)
+        elif plain in fields:
+            raise RequestError(plain, "the field occurs more than once; send it once.")
+        elif item and plain not in model.model_fields:
+            lists.add(plain)
+            fields[plain] = [read]
         else:
-            read = value if plain in model.model_fields else _parse_value(plain, value)
-        values.setdefault(name, []).append(read)
-    return values
+            fields[plain] = read
+    return fields
+
+
+async def _read_value(
+    name: str, value: str | UploadFile, model: type[ImageFields], limits: Limits
+) -> Any:
+    if isinstance(value, UploadFile):
+        read = await value.read(limits.upload_bytes + 1)
+        if len(read) > limits.upload_bytes:
+            message = f"The file {name} is larger than {limits.upload_bytes:,} bytes."
+            raise HTTPException(413, message)
+        return read
+    return _parse_value(name, value) if value and name not in model.model_fields else value
 
 
 def _parse_value(name: str, text: str) -> Any:
@@ -154,16 +172,6 @@ async def parse_variation(incoming: Incoming) -> Variation:
 # Images
 
 
-def resolve_model(service: Service, name: str | None) -> str | None:
-    """Return the name of a model of this server; None stands for the first one.
-
-    OpenAI's model names stand for the first one too, unless the server has a model of that name.
-    """
-    if name and name not in service.settings.models and OPENAI_MODEL_PATTERN.fullmatch(name):
-        return None
-    return name or None
-
-
 async def accept_job(
     service: Service, key: str, base_url: str, given: ImageFields, token: str | None
 ) -> Job:
@@ -176,12 +184,13 @@ async def accept_job(
             output=output_options(given, request),
             base_url=base_url,
             field_names=names,
-            response_format=given.response_format or "b64_json",
+            response_format=resolve_response_format(service, given),
             output_format=(generation and generation.output_format) or "png",
             quality=(generation and generation.quality) or "auto",
         )
         return request, origin
 
+    report_ignored_fields(given)
     body = await hash_body(token, given)
     if job := await service.repeated(key, token, body):
         return job

@@ -1,0 +1,223 @@
+"""Fields that OpenAI's images API accepts, as the original does."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image, ImageDraw
+
+from overpaint.request import Request
+from overpaint.server.api.ignored_fields import (
+    IGNORED_HEADER,
+    collect_ignored,
+    list_ignored,
+    report_ignored_fields,
+)
+from overpaint.server.api.openai.protocol import Edit, Generation, Variation
+from overpaint.server.api.openai.translation import to_request
+from tests.server.live import NOWHERE, client_of
+
+HOUSE = (Path(__file__).parents[3] / "examples" / "house.png").read_bytes()
+GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with client_of(tmp_path_factory.mktemp("data")) as made:
+        yield made
+
+
+def generate(client: TestClient, **fields: Any) -> Any:
+    answer = client.post(GENERATIONS, json={"prompt": "a"} | fields)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def edit(client: TestClient, *parts: tuple[str, Any], path: str = EDITS) -> Any:
+    form = [("prompt", (None, "a")), *parts]
+    answer = client.post(path, files=form)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def ignored(answer: Any) -> list[str]:
+    return [name for name in answer.headers.get(IGNORED_HEADER, "").split(", ") if name]
+
+
+def request_of(client: TestClient) -> Any:
+    return client.get("/api/jobs").json()["jobs"][0]["request"]
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def house_with_hole() -> bytes:
+    with Image.open(io.BytesIO(HOUSE)) as house:
+        image = house.convert("RGBA")
+    ImageDraw.Draw(image).rectangle((10, 10, 60, 60), (0, 0, 0, 0))
+    return png(image)
+
+
+# Fields
+
+
+@pytest.mark.parametrize("empty", [None, "", [], {}])
+@pytest.mark.parametrize("kind", [Generation, Edit, Variation])
+def test_empty_fields_count_as_absent(kind: type[Generation], empty: Any) -> None:
+    needed: dict[str, Any] = {"prompt": "a"}
+    if kind is not Generation:
+        needed["image"] = HOUSE
+    plain = to_request(kind.model_validate(needed), NOWHERE)[0].model_dump(exclude={"seed"})
+    for name in {*kind.model_fields, *Request.model_fields} - {"prompt", "image", "prompt_2"}:
+        with collect_ignored():
+            given = kind.model_validate(needed | {name: empty})
+            report_ignored_fields(given)
+            request = to_request(given, NOWHERE)[0].model_dump(exclude={"seed"})
+            reported = list_ignored()
+        if name == "negative_prompt_2" and empty == "":
+            assert request["negative_prompt_2"] == ""
+        else:
+            assert request == plain, name
+            assert name in reported or name == "negative_prompt"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reported"),
+    [
+        ({"style": "vivid", "user": "me", "safety_identifier": "x"}, None),
+        ({"style": "", "quality": "", "size": "", "model": "", "response_format": ""}, None),
+        ({"moderation": "low", "background": "auto", "frame_count": 1}, None),
+        ({"output_compression": 100}, None),
+        ({"output_compression": 100, "output_format": "png"}, ["output_compression"]),
+        ({"output_compression": 100, "output_format": "webp"}, []),
+        ({"partial_images": 2}, None),
+        ({"image": "x", "mask": None, "input_fidelity": "high"}, None),
+        ({"strength": 0.5, "fit": "cover"}, None),
+        ({"complexity": "low", "seeds": 1, "num_outputs": 2}, None),
+        ({"n": None, "seed": None, "stream": None}, None),
+        ({"num_images": 2}, []),
+    ],
+)
+def test_fields_without_effect_are_accepted_and_reported(
+    client: TestClient, fields: dict[str, Any], reported: list[str] | None
+) -> None:
+    answer = generate(client, **fields)
+    assert sorted(ignored(answer)) == sorted(fields if reported is None else reported)
+    assert len(answer.json()["data"]) == fields.get("num_images", 1)
+
+
+def test_stream_reports_a_format_that_it_cannot_have(client: TestClient) -> None:
+    fields = {"stream": True, "response_format": "url", "partial_images": 1, "n": 2}
+    answer = generate(client, **fields)
+    assert sorted(ignored(answer)) == ["partial_images", "response_format"]
+    assert answer.text.count("event: image_generation.completed") == 2
+    assert "b64_json" in answer.text
+
+
+@pytest.mark.parametrize("name", ["image[]", "image", "image[{}]"])
+def test_edit_of_several_images_repaints_the_first(client: TestClient, name: str) -> None:
+    others = [png(Image.new("RGB", (64, 64), color)) for color in ("red", "blue")]
+    images = [
+        (name.format(number), (f"{number}.png", data, "image/png"))
+        for number, data in enumerate([HOUSE, *others])
+    ]
+    answer = edit(client, *images)
+    assert ignored(answer) == ["image[1]", "image[2]"]
+    plain = edit(client, ("image", ("house.png", HOUSE, "image/png")))
+    assert ignored(plain) == []
+    first, second = (job["request"] for job in client.get("/api/jobs").json()["jobs"][:2])
+    assert first["image"] == second["image"]
+
+
+def test_edit_with_empty_parts_ignores_them(client: TestClient) -> None:
+    answer = edit(
+        client,
+        ("image", ("house.png", HOUSE, "image/png")),
+        ("mask", ("mask.png", b"", "image/png")),
+        ("style", (None, "")),
+        ("quality", (None, "")),
+        ("input_fidelity", (None, "low")),
+        ("size", (None, "")),
+        ("unknown", (None, "x")),
+        ("markup", ("", b"", "application/octet-stream")),
+    )
+    assert sorted(ignored(answer)) == sorted(
+        ["mask", "style", "quality", "input_fidelity", "size", "unknown", "markup"]
+    )
+    assert request_of(client)["mask"] is None
+
+
+def test_edit_without_mask_uses_the_transparency_of_the_image(client: TestClient) -> None:
+    holed = house_with_hole()
+    edit(client, ("image", ("house.png", holed, "image/png")))
+    request = request_of(client)
+    assert request["mask"] == request["image"]
+    assert (request["task"], request["size"]) == ("replace", "keep")
+    edit(
+        client,
+        ("image", ("house.png", holed, "image/png")),
+        ("mask_from", (None, "box:0,0,64,64")),
+    )
+    assert request_of(client)["mask"] is None
+    edit(client, ("image", ("house.png", HOUSE, "image/png")))
+    assert request_of(client)["mask"] is None
+
+
+def test_variation_ignores_fields_of_the_sister_calls(client: TestClient) -> None:
+    answer = edit(
+        client,
+        ("image", ("house.png", HOUSE, "image/png")),
+        ("quality", (None, "hd")),
+        ("background", (None, "transparent")),
+        path="/v1/images/variations",
+    )
+    assert sorted(ignored(answer)) == ["background", "prompt", "quality"]
+    assert request_of(client)["prompt"] == ""
+
+
+# Models and keys
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"model": "dall-e-2"}, "url"),
+        ({"model": "dall-e-3"}, "url"),
+        ({"model": "dall-e-3", "response_format": None}, "url"),
+        ({"model": "dall-e-3", "response_format": "b64_json"}, "b64_json"),
+        ({"model": "gpt-image-1"}, "b64_json"),
+        ({"model": "m"}, "b64_json"),
+        ({}, "b64_json"),
+        ({"response_format": "url"}, "url"),
+    ],
+)
+def test_images_of_dall_e_are_links_by_default(client: TestClient, fields: Any, key: str) -> None:
+    (image,) = generate(client, **fields).json()["data"]
+    assert set(image) == {key, "seed"}
+    content = (
+        client.get(image["url"]).content if key == "url" else base64.b64decode(image["b64_json"])
+    )
+    assert content.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["m", "n", "dall-e-3", "gpt-image-1", "gpt-image-1.5"])
+def test_every_model_that_works_is_described(client: TestClient, name: str) -> None:
+    assert client.get(f"/v1/models/{name}").json()["id"] == name
+    generate(client, model=name)
+    assert client.get("/v1/models/whisper-1").status_code == 404
+
+
+def test_key_in_azures_header_is_accepted(tmp_path: Path) -> None:
+    with client_of(tmp_path, api_keys=("right",)) as client:
+        for key, status in (("right", 200), ("wrong", 401), ("", 401)):
+            answer = client.get("/v1/models", headers={"api-key": key})
+            assert answer.status_code == status
