@@ -60,6 +60,8 @@ SAME = Strangers()
 """The stranger's own, or what is the same for everybody."""
 
 HIDDEN = Strangers(404)
+UNSIGNED = Strangers(403)
+"""A signature in the link replaces the key, and the stranger has none."""
 MADE = Strangers(201, {"request": BRIEF}, TOKEN)
 CAPABILITY = SAME
 """Who can name the hash of a picture has, or had, the picture: that it is there is no secret."""
@@ -89,11 +91,22 @@ ROUTES: dict[str, Strangers] = {
     "POST /v1/predictions/{name}/cancel": HIDDEN,
     "GET /v1/predictions/{name}/output/{file}": HIDDEN,
     "GET /v1/predictions/{name}/stream": HIDDEN,
+    "GET /v1/predictions/{name}/output/{expires}/{signature}/{file}": UNSIGNED,
     "GET /v1/models": SAME,
+    "QUERY /v1/models": SAME,
     "GET /v1/models/{owner}/{model}": SAME,
     "GET /v1/models/{owner}/{model}/versions": SAME,
     "GET /v1/models/{owner}/{model}/versions/{version}": SAME,
     "GET /v1/webhooks/default/secret": SAME,
+    "GET /v1/account": SAME,
+    "GET /v1/hardware": SAME,
+    "GET /v1/collections": SAME,
+    "GET /v1/trainings": SAME,
+    "GET /v1/deployments": SAME,
+    "GET /v1/deployments/{owner}/{model}": SAME,
+    "POST /v1/deployments/{owner}/{model}/predictions": Strangers(201, {"input": BRIEF}),
+    "GET /v1/files": SAME,
+    "DELETE /v1/files/{hash}": HIDDEN,
     "POST /v1/files": Strangers(201, upload="content"),
     "GET /v1/files/{hash}": CAPABILITY,
     # OpenAI
@@ -118,6 +131,14 @@ ROUTES: dict[str, Strangers] = {
     "POST /fal/run/{owner}/{model}/{task}": Strangers(200, BRIEF),
     "POST /fal/run/{owner}/{model}/stream": Strangers(200, BRIEF),
     "POST /fal/run/{owner}/{model}/{task}/stream": Strangers(200, BRIEF),
+    "POST /fal/rest/storage/upload/initiate": Strangers(200, {}),
+    "POST /fal/rest/storage/upload/initiate-multipart": Strangers(413),
+    "PUT /fal/rest/storage/upload/{name}": UNSIGNED,
+    "POST /fal/rest/storage/auth/token": SAME,
+    "POST /fal/rest/files/upload": Strangers(200, upload="body"),
+    "GET /fal/files/{name}": HIDDEN,
+    "GET /fal/files/{name}/{file}": HIDDEN,
+    **{f"{method} /fal/proxy": HIDDEN for method in ("GET", "POST", "PUT")},
     # AUTOMATIC1111
     "POST /sdapi/v1/txt2img": Strangers(200, {"prompt": "a cup", "steps": 1}),
     "POST /sdapi/v1/img2img": Strangers(200, {"steps": 1, "init_images": [TEXT]}),
@@ -151,7 +172,12 @@ ROUTES: dict[str, Strangers] = {
     "GET /redoc": SAME,
 }
 
-NAMES = {"prediction_id": "name", "app": "model", "version_id": "version"}
+NAMES = {
+    "prediction_id": "name",
+    "app": "model",
+    "version_id": "version",
+    "file_name": "file",
+}
 """What parameters of paths are called in `ROUTES`, where they are not called alike."""
 
 
@@ -229,7 +255,7 @@ def walked(routes: Any) -> Iterator[str]:
         path = route.path
         for theirs, ours in NAMES.items():
             path = path.replace(f"{{{theirs}}}", f"{{{ours}}}")
-        if path.startswith("/v1/models/"):
+        if path.startswith(("/v1/models/", "/v1/deployments/")):
             path = path.replace("{name}", "{model}")
         if path in ("/api/files/{name}", "/v1/files/{name}"):
             path = path.replace("{name}", "{hash}")
@@ -252,6 +278,7 @@ def test_other_key_is_answered_by_the_isolation_rule(owned: Owned, route: str) -
     for name in names:
         places = {"name": name, "file": owned.file, "event": "completed", "hash": owned.upload}
         places |= {"owner": "fal-ai", "model": "m", "version": "0" * 64, "own": "another"}
+        places |= {"expires": 1, "signature": "x"}
         asked = path.format(**places, task="text-to-image")
         answer = owned.client.request(method, asked, headers=STRANGER | rule.headers, **sent(rule))
         assert answer.status_code == rule.status, answer.text
@@ -324,9 +351,11 @@ def test_missing_key_opens_only_health_and_descriptions(owned: Owned) -> None:
         method, path = route.split()
         places = {"name": owned.ended, "file": owned.file, "event": "start", "hash": owned.upload}
         places |= {"owner": "fal-ai", "model": "m", "version": "0" * 64, "own": "another"}
+        places |= {"expires": 1, "signature": "x"}
         asked = path.format(**places, task="text-to-image")
         answer = owned.client.request(method, asked, **sent(rule))
-        assert answer.status_code == (200 if path in open_ones else 401), route
+        status = 403 if rule is UNSIGNED else 200 if path in open_ones else 401
+        assert answer.status_code == status, route
 
 
 def test_upload_is_found_by_its_hash_without_its_content(owned: Owned) -> None:
@@ -336,3 +365,14 @@ def test_upload_is_found_by_its_hash_without_its_content(owned: Owned) -> None:
         answer = owned.client.get(path + owned.upload, headers=STRANGER)
         assert answer.json()["size"] == len(PICTURE)
         assert PICTURE not in answer.content
+
+
+def test_uploads_are_separate_per_key(owned: Owned) -> None:
+    files = {"content": ("a.png", b"the owner's", "image/png")}
+    made = owned.client.post("/v1/files", files=files, headers=OWNER).json()["id"]
+    path = f"/v1/files/{made}"
+    listed = owned.client.get("/v1/files", headers=STRANGER).json()["results"]
+    assert made not in {file["id"] for file in listed}
+    assert owned.client.get(f"/v1/files?cursor={made}", headers=STRANGER).status_code == 404
+    assert owned.client.delete(path, headers=STRANGER).status_code == 404
+    assert owned.client.delete(path, headers=OWNER).status_code == 204

@@ -7,19 +7,22 @@ accepted under its native name.
 import asyncio
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from overpaint.errors import PictureError, RequestError
 from overpaint.request import Request
 from overpaint.request_fields import MAX_SEED
-from overpaint.server.api.extended_fields import FieldMapping, build_request, get_field_error
-from overpaint.server.api.image_inputs import load_image
+from overpaint.server.api.extended_fields import get_field_error
+from overpaint.server.api.ignored_fields import (
+    Ignored,
+    TolerantModel,
+    UnsupportedExcept,
+)
 from overpaint.server.api.inline_files import encode_file
 from overpaint.server.api.results import (
     MEDIA_TYPES,
@@ -29,13 +32,14 @@ from overpaint.server.api.results import (
 )
 from overpaint.server.http.problems import describe_error
 from overpaint.server.jobs.service import Service
-from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.jobs import ENDED, Job
 from overpaint.server.store.origins import FalOrigin
 
 FAL_OWNER = "fal-ai"
 """Owner of fal's public apps. Its apps stand for the server's first model, unless the server has
 a model of that name."""
+
+FileFormat = Literal["png", "jpeg", "jpg", "webp"]
 
 SizeName = Literal[
     "square_hd", "square", "portrait_4_3", "portrait_16_9", "landscape_4_3", "landscape_16_9"
@@ -58,9 +62,6 @@ REQUIRED_ARGUMENTS_BY_TASK: dict[str, tuple[str, ...]] = {
 }
 """Tasks that can follow the name of an app in a path, and the arguments that each requires."""
 
-DEFAULT_STRENGTH = 0.95
-"""Default of `strength` in fal's image-to-image apps."""
-
 CANCELED_STATUS = 499
 """HTTP status of the result of a canceled request."""
 
@@ -71,19 +72,17 @@ ERROR_SCHEMA = {"type": "object", "required": ["detail"], "properties": {"detail
 """JSON schema of an error response."""
 
 
-class ImageSize(BaseModel):
+class ImageSize(TolerantModel):
     """Width and height of an image, in pixels."""
-
-    model_config = ConfigDict(extra="forbid")
 
     width: int
     height: int
 
 
-class LoraWeight(BaseModel):
+class LoraWeight(TolerantModel):
     """A LoRA to apply."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
     path: str = Field(min_length=1, max_length=100)
     """Name of the LoRA in this server's catalog (`loras[].name`)."""
@@ -91,7 +90,7 @@ class LoraWeight(BaseModel):
     """Strength of the LoRA (`loras[].scale`)."""
 
 
-class Arguments(BaseModel):
+class Arguments(TolerantModel):
     """Arguments of fal's SDXL apps.
 
     Arguments that this model does not define are native fields of `Request`.
@@ -103,9 +102,11 @@ class Arguments(BaseModel):
     """Text that describes the image."""
     negative_prompt: str = Field(default="", max_length=100_000)
     """Text that describes what the image must not show."""
-    image_url: str | None = None
+    image_url: str | None = Field(default=None, min_length=1)
     """The image to repaint (`image`): a URL, a data: URI or an upload to /v1/files."""
-    mask_url: str | None = None
+    image_urls: list[str] = Field(default_factory=list[str], max_length=64)
+    """Images (`image`), of which the first one is repainted if image_url is absent."""
+    mask_url: str | None = Field(default=None, min_length=1)
     """The mask (`mask`): a URL, a data: URI or an upload. White areas are repainted."""
     strength: float | None = Field(default=None, ge=0, le=1)
     """How much of the image is repainted, 0 to 1; 0.95 by default."""
@@ -120,20 +121,38 @@ class Arguments(BaseModel):
     """Seed of the first image; random by default."""
     num_images: int = Field(default=1, ge=1, le=64)
     """Number of images."""
-    scheduler: str | None = Field(default=None, max_length=200)
+    scheduler: str | None = Field(default=None, max_length=200, min_length=1)
     """Name of the sampler (`sampler`)."""
     loras: list[LoraWeight] = Field(default_factory=list[LoraWeight], max_length=32)
     """LoRAs to apply."""
-    format: Literal["png", "jpeg"] = "png"
-    """File format of the images."""
+    format: FileFormat | None = None
+    """File format of the images; png by default."""
+    output_format: FileFormat | None = None
+    """Another name of format, if that is absent."""
     sync_mode: bool = False
     """Return images as data: URIs instead of links."""
     enable_safety_checker: bool = True
     """Check images for unsafe content. A server that checks every image rejects `false`."""
-    safety_checker_version: Literal["v1", "v2"] = "v1"
-    """Accepted without effect: the operator of the server configures the safety checker."""
-    expand_prompt: Literal[False] = False
+    safety_checker_version: Ignored = None
+    expand_prompt: Annotated[Any, UnsupportedExcept(False)] = False
     """Prompts are never expanded; `true` is rejected."""
+    embeddings: Annotated[Any, UnsupportedExcept()] = None
+    """Embeddings by URL are rejected; name one of the server in the prompt."""
+    controlnets: Annotated[Any, UnsupportedExcept()] = None
+    """ControlNets by URL are rejected; use `controls`."""
+    ip_adapter: Annotated[Any, UnsupportedExcept()] = None
+    """Image prompts are rejected."""
+
+    @property
+    def repainted_url(self) -> str | None:
+        """The image to repaint; None for text to image."""
+        return self.image_url or next(iter(self.image_urls), None)
+
+    @property
+    def file_kind(self) -> str:
+        """The file name ending of the images."""
+        name = self.format or self.output_format or "png"
+        return "jpg" if name == "jpeg" else name
 
 
 NATIVE_FIELDS = frozenset(Request.model_fields) - set(Arguments.model_fields) - {"image", "mask"}
@@ -178,77 +197,6 @@ def error_response(error: Exception) -> JSONResponse:
     elif status >= 500 and not isinstance(error, HTTPException):
         detail = f"{title}: {detail}"
     return JSONResponse({"detail": detail}, status, headers)
-
-
-# Arguments to a request
-
-
-def to_request(
-    given: Arguments, sources: ImageSources, required: Sequence[str] = ()
-) -> tuple[Request, dict[str, str]]:
-    """Translate arguments to a request.
-
-    Args:
-        given: the arguments that the client sent.
-        sources: uploads and fetched images.
-        required: arguments that the task requires.
-
-    Returns:
-        The request, and the argument that each translated field of `Request` came from.
-
-    Raises:
-        RequestError: an argument is unknown, missing, out of range or contradicts another one. The
-            error names the argument.
-        PictureError: an image cannot be read.
-    """
-    for name in required:
-        if getattr(given, name) is None:
-            raise RequestError(name, "this task requires the argument; send it.")
-    if given.mask_url is not None and given.image_url is None:
-        raise RequestError("mask_url", "a mask needs an image to repaint; send image_url too.")
-    try:
-        return build_request(given, _map_fields(given, sources), NATIVE_FIELDS, sources)
-    except RequestError as error:
-        raise translate_nested_error(error, given) from None
-
-
-def translate_nested_error(error: RequestError, given: Arguments) -> RequestError:
-    """Name the argument in an error about a LoRA or a webhook; other errors stay unchanged."""
-    head, _, rest = error.field.partition(".")
-    if head == "webhook":
-        field = "fal_webhook"
-    elif head == "loras":
-        index, _, part = rest.partition(".")
-        listed = index.isdecimal() and int(index) < len(given.loras)
-        # The request also lists the LoRAs of the prompt's <lora:…> tags, after the others.
-        field = f"loras.{index}.{'path' if part == 'name' else part}" if listed else "prompt"
-    else:
-        return error
-    return RequestError(field, error.message)
-
-
-def _map_fields(given: Arguments, sources: ImageSources) -> list[FieldMapping]:
-    same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images")
-    mapped: list[FieldMapping] = [(name, name, getattr(given, name)) for name in same]
-    mapped += [(n, n, v) for n in ("seed", "strength") if (v := getattr(given, n)) is not None]
-    if given.scheduler is not None:
-        mapped.append(("scheduler", "sampler", given.scheduler))
-    if (size := given.image_size) is not None:
-        sides = (size.width, size.height) if isinstance(size, ImageSize) else SIZES_BY_NAME[size]
-        mapped += [("image_size", n, v) for n, v in zip(("width", "height"), sides, strict=True)]
-    if loras := [{"name": lora.path, "scale": lora.scale} for lora in given.loras]:
-        mapped.append(("loras", "loras", loras))
-    if given.image_url is not None:
-        mapped.append(("image_url", "image", load_image("image_url", given.image_url, sources)))
-        defaults: dict[str, Any] = {"steps": "truncate"}
-        if given.strength is None:
-            defaults["strength"] = DEFAULT_STRENGTH
-        if given.mask_url is not None:
-            mapped.append(("mask_url", "mask", load_image("mask_url", given.mask_url, sources)))
-            defaults["fill"] = "original"
-        native = given.model_extra or {}
-        mapped += [(name, name, value) for name, value in defaults.items() if name not in native]
-    return mapped
 
 
 # A job to a response

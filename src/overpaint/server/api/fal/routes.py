@@ -10,17 +10,21 @@
 | `POST /fal/run/OWNER/APP` | wait for the result and return it |
 | `POST /fal/run/OWNER/APP/stream` | stream previews and the result |
 
+`storage.py` has the routes of uploads.
+
 A task may follow `APP` in a path: see `REQUIRED_ARGUMENTS_BY_TASK`. `APP` is the name of a model
 of this server, with any owner. Other apps of `fal-ai` stand for the first model.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
 from fastapi import Request as Incoming
 from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BeforeValidator
 from starlette.background import BackgroundTask
 
 from overpaint.engine.messages import PreviewImage
@@ -40,10 +44,20 @@ from overpaint.server.api.fal.protocol import (
     final_result,
     job_result,
     request_status,
+)
+from overpaint.server.api.fal.storage import load_stored_files
+from overpaint.server.api.fal.translation import (
+    report_unused_arguments,
     to_request,
     translate_nested_error,
 )
-from overpaint.server.api.fields import WebhookUrl, encode_data_uri, hash_body
+from overpaint.server.api.fields import (
+    WebhookUrl,
+    encode_data_uri,
+    hash_body,
+    none_if_empty,
+)
+from overpaint.server.api.ignored_fields import report_ignored
 from overpaint.server.api.image_inputs import find_remote_urls
 from overpaint.server.api.results import (
     EVENT_STREAM_RESPONSES,
@@ -90,17 +104,18 @@ def get_app_or_404(owner: str, app: str, incoming: Incoming, service: ServiceDep
     return App(f"{owner}/{app}", model, REQUIRED_ARGUMENTS_BY_TASK[task])
 
 
-def reject_deadline(x_fal_request_timeout: Annotated[str | None, Header()] = None) -> None:
-    """Reject a request with a deadline, because the server does not enforce deadlines.
-
-    Raises:
-        RequestError: the request has a deadline.
-    """
+def report_deadline(x_fal_request_timeout: Annotated[str | None, Header()] = None) -> None:
+    """Report a deadline, because the server does not enforce deadlines."""
     if x_fal_request_timeout is not None:
-        raise RequestError(
-            "X-Fal-Request-Timeout",
-            "the server does not enforce deadlines; leave out start_timeout and client_timeout.",
-        )
+        report_ignored("X-Fal-Request-Timeout")
+
+
+def read_priority(x_fal_queue_priority: Annotated[str | None, Header()] = None) -> int:
+    """Return the priority of a request; unknown ones are normal, and reported."""
+    name = (x_fal_queue_priority or "normal").strip().lower()
+    if name not in PRIORITY_BY_NAME:
+        report_ignored("X-Fal-Queue-Priority")
+    return PRIORITY_BY_NAME.get(name, 0)
 
 
 async def get_request_or_404(name: str, service: ServiceDep, key: KeyDep) -> Job:
@@ -117,8 +132,8 @@ async def get_request_or_404(name: str, service: ServiceDep, key: KeyDep) -> Job
 
 AppDep = Annotated[App, Depends(get_app_or_404)]
 JobDep = Annotated[Job, Depends(get_request_or_404)]
-PriorityName = Annotated[Literal["normal", "low"], Header(alias="X-Fal-Queue-Priority")]
-NO_DEADLINE = [Depends(reject_deadline)]
+PriorityDep = Annotated[int, Depends(read_priority)]
+NO_DEADLINE = [Depends(report_deadline)]
 REQUEST_PATH = "/queue/{owner}/{app}/requests/{name}"
 
 
@@ -138,16 +153,20 @@ async def accept_job(
     preview_every: int = 0,
 ) -> Job:
     """Accept a job, or return the job that the same idempotency key made before."""
+    report_unused_arguments(given)
     body = await hash_body(token, given, app.name, *app.required)
     if job := await service.repeated(key, token, body):
         return job
-    urls = find_remote_urls({"image_url": given.image_url, "mask_url": given.mask_url})
+    name = "image_url" if given.image_url else "image_urls"
+    urls = find_remote_urls({name: given.repainted_url, "mask_url": given.mask_url})
     urls |= await run_in_picture_thread(find_extra_urls, given, NATIVE_FIELDS)
-    async with service.sources(key, urls) as sources:
+    stored = await asyncio.to_thread(load_stored_files, service, key, urls)
+    remote = {field: url for field, url in urls.items() if url not in stored}
+    async with service.sources(key, remote) as fetched:
+        sources = replace(fetched, fetched={**fetched.fetched, **stored})
         request, names = await run_in_picture_thread(to_request, given, sources, app.required)
-    kind = "jpg" if given.format == "jpeg" else given.format
     origin = FalOrigin(
-        output=OutputOptions(kind=kind, preview_every=preview_every),
+        output=OutputOptions(kind=given.file_kind, preview_every=preview_every),
         base_url=get_base_url(incoming),
         app=app.name,
         field_names=names,
@@ -179,8 +198,8 @@ async def submit_request(
     service: ServiceDep,
     key: KeyDep,
     app: AppDep,
-    fal_webhook: Annotated[WebhookUrl, Query()] = None,
-    priority: PriorityName = "normal",
+    priority: PriorityDep,
+    fal_webhook: Annotated[WebhookUrl, BeforeValidator(none_if_empty), Query()] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Accept a request, and return its id and the URLs of its status and result."""
@@ -191,7 +210,7 @@ async def submit_request(
         app,
         given,
         idempotency_key,
-        priority=PRIORITY_BY_NAME[priority],
+        priority=priority,
         webhook=fal_webhook,
     )
     status = await asyncio.to_thread(request_status, service, job, False)
