@@ -34,6 +34,11 @@ def test_terminal_prints_no_control_characters(capsys: pytest.CaptureFixture[str
     assert not has_control(shown.out + shown.err)
 
 
+def test_terminal_prints_words_in_colons_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().note("'[cat:dog:0.5]' [bold]x[/bold]")
+    assert capsys.readouterr().err == "note: '[cat:dog:0.5]' [bold]x[/bold]\n"
+
+
 def test_commands_print_no_control_characters_of_files(tmp_path: Path) -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("parameters", f"{HOSTILE}\nSteps: 3, Sampler: Euler, Seed: 1, Model: {HOSTILE}")

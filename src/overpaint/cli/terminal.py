@@ -57,7 +57,9 @@ class Terminal:
     """
 
     def __init__(self, *, quiet: bool = False):
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._console = Console(  # emoji: prompts hold words in colons
+            stderr=True, quiet=quiet, highlight=False, soft_wrap=True, emoji=False
+        )
         self._lively = self._console.is_terminal and not quiet
         self.notes: list[str] = []
 
