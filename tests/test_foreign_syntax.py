@@ -60,7 +60,7 @@ def test_prompts_in_overpaints_syntax_have_no_note(prompt: str):
     assert describe_foreign_syntax([prompt]) is None
 
 
-def test_a_request_gets_one_note_with_every_construct_once():
+def test_note_on_foreign_syntax_names_each_construct_once():
     note = describe_foreign_syntax(["[a|b] [c|d] __x__ __y__", "[e|f] AND"])
     assert note is not None
     assert "[a|b]" in note
@@ -79,5 +79,5 @@ def test_any_prompt_is_described(prompt: str):
 @pytest.mark.parametrize(
     "unit", ["[", "[a:", "[1:", "{", "{|", "__", "__a", "[|", ")", "+", "a+", "a-", "1.", "<", "\\"]
 )
-def test_long_prompts_take_linear_time(unit: str):
+def test_long_prompts_are_described_in_linear_time(unit: str):
     describe_foreign_syntax([unit * (100_000 // len(unit))])  # a quadratic pattern takes minutes

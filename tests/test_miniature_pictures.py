@@ -63,7 +63,7 @@ def test_strength_0_returns_a_transparent_picture_unchanged(painter: overpaint.P
 
 
 @pytest.mark.parametrize("refine", [False, True])
-def test_a_large_extension_runs_in_steps(painter: overpaint.Painter, refine: bool) -> None:
+def test_large_extension_runs_in_steps(painter: overpaint.Painter, refine: bool) -> None:
     source = Image.fromarray(np.random.default_rng(1).integers(0, 256, (128, 128, 3), np.uint8))
     request = overpaint.Request(
         image=codec.read_picture(source),
@@ -91,7 +91,7 @@ def test_a_large_extension_runs_in_steps(painter: overpaint.Painter, refine: boo
         assert np.array_equal(np.asarray(alone), second)
 
 
-def test_an_animated_picture_and_a_black_hint_are_said(painter: overpaint.Painter) -> None:
+def test_animated_picture_and_black_hint_give_notices(painter: overpaint.Painter) -> None:
     white = codec.read_picture(Image.new("RGB", (128, 128), "white"))
     control = Control(kind="canny", net="miniature-canny", image=white)
     result = painter.edit(
@@ -101,12 +101,12 @@ def test_an_animated_picture_and_a_black_hint_are_said(painter: overpaint.Painte
     assert any("the canny control image is nearly black" in said for said in result.notices)
 
 
-def test_an_avif_picture_is_repainted(painter: overpaint.Painter) -> None:
+def test_avif_picture_is_repainted(painter: overpaint.Painter) -> None:
     (image,) = painter.edit(FILES / "pic.avif", "a cup", num_inference_steps=1, seed=7).images
     assert image.size == (128, 128)
 
 
-def test_white_strokes_are_repainted_and_said(painter: overpaint.Painter) -> None:
+def test_white_strokes_are_repainted_with_a_notice(painter: overpaint.Painter) -> None:
     source = Image.fromarray(np.random.default_rng(1).integers(0, 256, (192, 256, 3), np.uint8))
     mask = codec.read_picture(FILES / "white_on_clear.png")
     result = painter.edit(source, "a cup", mask=mask, num_inference_steps=1, seed=7)

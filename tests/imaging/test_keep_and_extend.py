@@ -28,7 +28,7 @@ def make_canvas(picture: Image.Image, **fields: Any) -> canvas.Canvas:
 
 
 @pytest.mark.parametrize("size", [(130, 101), (128, 128), (137, 255), (256, 33), (129, 250)])
-def test_keep_keeps_the_exact_size(size: tuple[int, int]) -> None:
+def test_size_keep_gives_the_exact_size(size: tuple[int, int]) -> None:
     picture = make_noise(*size)
     found = make_canvas(picture, size="keep")
     assert found.size == tuple(-(-side // 8) * 8 for side in size)
@@ -50,14 +50,14 @@ def test_keep_keeps_the_exact_size(size: tuple[int, int]) -> None:
         assert np.abs(np.subtract(*pair)).mean() < 12
 
 
-def test_the_odd_picture_keeps_its_size() -> None:
+def test_size_keep_of_a_picture_with_odd_sides_keeps_them() -> None:
     found = lay_out(Request(image=codec.read_picture(FILES / "odd.png"), size="keep"), NATIVE)
     assert found.start
     assert found.compose(found.start).size == (130, 101)
 
 
 @pytest.mark.parametrize("size", [(257, 128), (128, 20)])
-def test_a_size_beyond_the_model_is_refused_with_keep(size: tuple[int, int]) -> None:
+def test_size_keep_beyond_the_model_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(RequestError, match="this model draws 32 to 256"):
         make_canvas(make_noise(*size), size="keep")
 
@@ -80,7 +80,7 @@ def test_padding_repeats_the_border(mode: str) -> None:
     st.tuples(*[st.integers(0, 900)] * 4),
     st.integers(32, 400),
 )
-def test_windows_cover_the_room_once_and_see_only_painted_pixels(
+def test_extension_windows_cover_the_new_area_once(
     width: int, height: int, sides: tuple[int, int, int, int], side: int
 ) -> None:
     left, top, right, bottom = sides
@@ -100,7 +100,7 @@ def test_windows_cover_the_room_once_and_see_only_painted_pixels(
     assert known.all()
 
 
-def test_a_large_extension_is_painted_in_windows_and_said() -> None:
+def test_large_extension_is_painted_in_windows_with_a_notice() -> None:
     picture = make_noise(512, 512)
     found = make_canvas(picture, extend=(2048, 0, 0, 0), match_colors=False)
     assert found.notices == ("the picture is extended in 8 steps of up to 512x512 pixels.",)
@@ -129,7 +129,7 @@ def test_a_large_extension_is_painted_in_windows_and_said() -> None:
     "sides",
     [(100, 0, 0, 0), (128, 64, 0, 0), (0, 200, 0, 0), (90, 90, 90, 90)],
 )
-def test_a_small_extension_is_painted_at_once(sides: tuple[int, int, int, int]) -> None:
+def test_small_extension_is_painted_in_one_pass(sides: tuple[int, int, int, int]) -> None:
     found = make_canvas(make_noise(512, 512), extend=sides)
     assert found.extension is None
     assert not found.notices
@@ -139,7 +139,9 @@ def test_a_small_extension_is_painted_at_once(sides: tuple[int, int, int, int]) 
     "sides",
     [(2048, 0, 0, 0), (0, 0, 0, 2048), (1000, 0, 1000, 0), (600, 600, 600, 600)],
 )
-def test_no_window_is_coarser_than_the_picture_alone(sides: tuple[int, int, int, int]) -> None:
+def test_extension_windows_are_as_fine_as_the_picture_alone(
+    sides: tuple[int, int, int, int],
+) -> None:
     found = make_canvas(make_noise(512, 512), extend=sides)
     while found.extension:
         assert found.region
@@ -149,7 +151,7 @@ def test_no_window_is_coarser_than_the_picture_alone(sides: tuple[int, int, int,
         found = found.lay_out_next(Image.new("RGB", found.size, "red"))
 
 
-def test_a_mask_is_painted_before_the_windows() -> None:
+def test_extension_with_mask_paints_the_mask_first() -> None:
     picture = Image.new("RGB", (256, 256), "#306090")
     found = make_canvas(
         picture, mask_from="box:100,100,140,140", extend=(1024, 0, 0, 0), match_colors=False
@@ -165,7 +167,7 @@ def test_a_mask_is_painted_before_the_windows() -> None:
     assert (pixels[:, :1000] == (0xC0, 0x80, 0x40)).all(axis=2).mean() > 0.95
 
 
-def test_a_transparent_picture_is_extended_in_windows() -> None:
+def test_extension_in_windows_keeps_the_alpha() -> None:
     picture = make_noise(128, 128).convert("RGBA")
     picture.putalpha(Image.linear_gradient("L").resize((128, 128)))
     found = make_canvas(picture, extend=(0, 0, 0, 700), match_colors=False)
@@ -176,7 +178,7 @@ def test_a_transparent_picture_is_extended_in_windows() -> None:
     assert (pixels[128:, :, 3] == 255).all()
 
 
-def test_without_crop_one_pass_paints_all_and_says_that_it_is_enlarged() -> None:
+def test_extension_without_crop_is_one_pass_with_a_notice() -> None:
     found = make_canvas(make_noise(512, 512), extend=(2048, 0, 0, 0), crop="off")
     assert found.extension is None
     assert found.region

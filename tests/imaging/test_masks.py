@@ -176,7 +176,7 @@ def test_white_strokes_on_a_clear_layer_are_repainted_and_said() -> None:
 
 
 @pytest.mark.parametrize("color", [(0, 0, 0, 255), (200, 30, 30, 255)])
-def test_other_strokes_on_a_clear_layer_are_kept_and_that_is_said(color: Any) -> None:
+def test_mask_of_colored_strokes_repaints_the_clear_part_with_a_notice(color: Any) -> None:
     strokes = Image.new("RGBA", (64, 48))
     strokes.paste(color, (16, 8, 32, 24))
     mask, notices = read(strokes)
@@ -184,7 +184,7 @@ def test_other_strokes_on_a_clear_layer_are_kept_and_that_is_said(color: Any) ->
     assert "its transparent part, 92% of the picture, is repainted" in notices[0]
 
 
-def test_a_hole_in_a_white_mask_is_repainted_and_said() -> None:
+def test_mask_with_transparent_hole_repaints_it_with_a_notice() -> None:
     white = Image.new("RGBA", (64, 48), "white")
     white.paste((255, 255, 255, 0), (16, 8, 32, 24))
     mask, notices = read(white)
@@ -193,7 +193,7 @@ def test_a_hole_in_a_white_mask_is_repainted_and_said() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "I;16", "I", "F", "LA"])
-def test_a_mask_of_zeros_and_ones_is_stretched_and_said(mode: str) -> None:
+def test_mask_of_zeros_and_ones_is_scaled_with_a_notice(mode: str) -> None:
     ones = np.zeros((48, 64), np.uint8)
     ones[8:24, 16:32] = 1
     if mode == "P":
@@ -210,17 +210,17 @@ def test_a_mask_of_zeros_and_ones_is_stretched_and_said(mode: str) -> None:
     assert "1" in notices[0]
 
 
-def test_a_floating_point_mask_keeps_its_shares() -> None:
+def test_mask_of_floating_point_values_is_unchanged() -> None:
     values = np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(48, 64)
     assert np.allclose(read(Image.fromarray(values), "TIFF")[0], values)
 
 
-def test_the_shipped_mask_of_zeros_and_ones() -> None:
+def test_mask_file_of_zeros_and_ones_is_scaled() -> None:
     mask, _ = read("zero_one.png")
     assert set(np.unique(mask).tolist()) == {0.0, 1.0}
 
 
-def test_a_nearly_black_mask_is_said() -> None:
+def test_mask_that_is_nearly_black_gives_a_notice() -> None:
     mask, notices = read(Image.new("L", (64, 48), 7))
     assert mask.max() == pytest.approx(7 / 255)
     assert notices == ["the brightest level of the mask is 7 of 255; below 8 counts as black."]
@@ -228,13 +228,13 @@ def test_a_nearly_black_mask_is_said() -> None:
     assert read(square())[1] == []
 
 
-def test_a_black_jpeg_with_noise_stays_black() -> None:
+def test_mask_of_noisy_black_jpeg_stays_below_the_minimum() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 2, (48, 64), np.uint8))
     mask, _ = read(noise, "JPEG")
     assert mask.max() < masks.MIN_MASK_VALUE
 
 
-def test_an_animated_mask_is_said() -> None:
+def test_mask_with_frames_uses_the_first_with_a_notice() -> None:
     buffer = BytesIO()
     square().save(buffer, "GIF", save_all=True, append_images=[Image.new("L", (64, 48), 255)])
     notices: list[str] = []

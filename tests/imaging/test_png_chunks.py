@@ -63,7 +63,7 @@ def make_gray_profile(gamma: float = 1.0) -> bytes:
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"tEXt"])
 @pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
-def test_a_png_with_a_text_of_many_megabytes_is_read(kind: bytes, before: bytes) -> None:
+def test_png_with_megabytes_of_text_is_decoded(kind: bytes, before: bytes) -> None:
     text = b"word " * 2**20
     body = {
         b"tEXt": b"note\0" + text,
@@ -108,7 +108,7 @@ def test_damaged_texts_are_left_out() -> None:
     assert codec.decode(Picture(data=data)).size == (8, 8)
 
 
-def test_an_orientation_in_xmp_counts() -> None:
+def test_orientation_in_xmp_is_applied() -> None:
     packet = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
     chunks = PngInfo()
     chunks.add_itxt("XML:com.adobe.xmp", packet, zip=True)
@@ -116,7 +116,7 @@ def test_an_orientation_in_xmp_counts() -> None:
     assert codec.upright_size(picture) == codec.decode(picture).size == (20, 40)
 
 
-def test_a_profile_of_megabytes_is_converted() -> None:
+def test_profile_of_megabytes_is_converted() -> None:
     with codec.open_image((FILES / "icc3mb.png").read_bytes(), "it") as image:
         assert len(image.info["icc_profile"]) > 2**20
     assert codec.decode(codec.read_picture(FILES / "icc3mb.png")).mode == "RGB"
@@ -133,7 +133,7 @@ def test_a_profile_of_megabytes_is_converted() -> None:
     assert codec.decode(again) == codec.decode(Picture(data=data))
 
 
-def test_a_profile_beyond_the_limit_counts_as_srgb() -> None:
+def test_profile_beyond_the_limit_is_ignored() -> None:
     body = b"icc\0\0" + zlib.compress(bytes(png_chunks.MAX_PROFILE_BYTES + 1))
     data = insert_chunk(encode(Image.new("RGB", (8, 8), (9, 8, 7))), b"iCCP", body)
     assert codec.decode(codec.read_picture(data)).getpixel((0, 0)) == (9, 8, 7)
@@ -145,7 +145,7 @@ def test_gray_with_alpha_keeps_its_profile() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "I;16", "L with tRNS"])
-def test_a_gray_profile_counts_in_every_mode(mode: str) -> None:
+def test_gray_profile_is_converted_in_each_mode(mode: str) -> None:
     value = {"1": 1, "I;16": 55 * 257}.get(mode, 55)
     options: dict[str, object] = {"icc_profile": make_gray_profile()}
     if mode == "L with tRNS":
@@ -162,7 +162,7 @@ def test_a_gray_profile_counts_in_every_mode(mode: str) -> None:
     assert shown.tolist() == list(expected)
 
 
-def test_a_gray_profile_on_colors_counts_as_srgb() -> None:
+def test_gray_profile_of_a_color_picture_is_ignored() -> None:
     image = Image.new("RGB", (8, 8), (200, 10, 30))
     decoded = codec.decode(Picture(data=encode(image, icc_profile=make_gray_profile())))
     assert decoded.getpixel((4, 4)) == (200, 10, 30)
@@ -180,7 +180,7 @@ def test_a_gray_profile_on_colors_counts_as_srgb() -> None:
         (16, 2, b"\1\1\2\2\3\3" + bytes(6), b"\1\1\2\2\3\3"),
     ],
 )
-def test_a_transparent_level_of_any_depth_is_found(
+def test_transparent_level_of_any_depth_becomes_alpha(
     depth: int, color: int, row: bytes, transparent: bytes
 ) -> None:
     picture = Picture(data=make_png(depth, color, row, 2, transparent))

@@ -60,7 +60,7 @@ def flat(points: Any) -> list[float]:
     ],
     ids=range(20),
 )
-def test_every_variant_draws_the_same_person(document: Any) -> None:
+def test_pose_in_each_format_draws_the_same_person(document: Any) -> None:
     shown, wanted = draw(document), draw(PLAIN)
     assert shown.size == (128, 128)
     assert shown.tobytes() == wanted.tobytes()
@@ -68,13 +68,13 @@ def test_every_variant_draws_the_same_person(document: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["body25", "list", "normalised"])
-def test_the_files_of_other_programs_are_drawn(name: str) -> None:
+def test_pose_files_of_other_programs_are_drawn(name: str) -> None:
     shown = draw((FILES / f"{name}.json").read_bytes())
     assert np.asarray(shown)[20, 64].max() == 255  # the nose
     assert np.asarray(shown)[118, 55].max() == 255  # an ankle
 
 
-def test_coco_joints_get_a_neck() -> None:
+def test_pose_of_coco_joints_gets_a_neck() -> None:
     order = [0, 15, 14, 17, 16, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]
     document = {"people": [{"pose_keypoints_2d": flat(POINTS[i] for i in order)}], **CANVAS}
     shown, wanted = (np.asarray(draw(d), int) for d in (document, PLAIN))
@@ -82,7 +82,7 @@ def test_coco_joints_get_a_neck() -> None:
     assert shown[36, 64].max() > 100
 
 
-def test_a_missing_joint_is_not_drawn() -> None:
+def test_pose_without_a_joint_does_not_draw_it() -> None:
     points: list[Any] = [list(p) for p in POINTS]
     points[4] = None
     shown = draw({"people": [{"pose_keypoints_2d": points}], **CANVAS})
@@ -92,7 +92,7 @@ def test_a_missing_joint_is_not_drawn() -> None:
     assert np.asarray(shown)[72, 42].max() == 0
 
 
-def test_without_a_canvas_the_picture_gives_it_or_the_joints_do() -> None:
+def test_pose_without_canvas_takes_the_size_of_picture_or_joints() -> None:
     bare = {"people": PLAIN["people"]}
     assert draw(bare, (256, 192)).size == (256, 192)
     assert draw(bare, (64, 48)).size[0] > 90  # large enough, in the same aspect
@@ -103,7 +103,7 @@ def test_without_a_canvas_the_picture_gives_it_or_the_joints_do() -> None:
     assert draw({"people": [{"pose_keypoints_2d": flat(SHARES)}]}, None).size == (1024, 1024)
 
 
-def test_without_a_canvas_the_model_gives_the_size_of_the_result() -> None:
+def test_pose_without_canvas_gives_the_native_size() -> None:
     def ask(document: Any) -> Request:
         picture = codec.Picture(data=json.dumps(document).encode())
         return Request(controls=(Control(kind="pose", hint=picture),))
@@ -132,18 +132,18 @@ def test_without_a_canvas_the_model_gives_the_size_of_the_result() -> None:
     ],
     ids=range(13),
 )
-def test_other_documents_are_refused_by_name(document: Any) -> None:
+def test_pose_in_an_unknown_format_is_refused(document: Any) -> None:
     with pytest.raises(PictureError, match="keypoints"):
         draw(document)
 
 
-def test_joints_far_outside_are_not_drawn() -> None:
+def test_pose_with_joints_far_outside_is_drawn_without_them() -> None:
     points = [[1e12, -1e12, 1.0] if i in (3, 4) else p for i, p in enumerate(POINTS)]
     shown = draw({"people": [{"pose_keypoints_2d": flat(points)}], **CANVAS})
     assert np.asarray(shown)[20, 64].max() == 255
 
 
-def test_a_hint_that_is_nearly_black_is_said() -> None:
+def test_describe_dark_hint_reports_a_nearly_black_hint() -> None:
     empty = draw({"people": [], **CANVAS})
     said = hints.describe_dark_hint("pose", empty)
     assert said == (

@@ -34,7 +34,7 @@ def paint(found: canvas.Canvas) -> Image.Image:
 
 
 @pytest.mark.parametrize("crop", ["auto", "off", 10])
-def test_pixels_outside_the_mask_keep_color_and_alpha_to_the_bit(crop: Any) -> None:
+def test_compose_keeps_color_and_alpha_outside_the_mask(crop: Any) -> None:
     layer = make_layer()
     result = paint(make_canvas(layer, mask_from="box:20,30,50,60", crop=crop, match_colors=False))
     assert result.mode == "RGBA"
@@ -45,7 +45,7 @@ def test_pixels_outside_the_mask_keep_color_and_alpha_to_the_bit(crop: Any) -> N
     assert pixels[40:50, 30:40].tolist() == [[[0xC0, 0x80, 0x40, 255]] * 10] * 10
 
 
-def test_the_edge_of_the_painted_part_rises_from_the_kept_alpha() -> None:
+def test_compose_blends_alpha_at_the_edge_of_the_mask() -> None:
     clear = np.zeros((80, 96, 4), np.uint8)
     found = make_canvas(clear, mask_from="box:20,20,70,60", crop="off", match_colors=False)
     assert found.region
@@ -55,7 +55,7 @@ def test_the_edge_of_the_painted_part_rises_from_the_kept_alpha() -> None:
     assert np.abs(pixels[painted][:, :3].astype(int) - (0xC0, 0x80, 0x40)).max() <= 1
 
 
-def test_an_opaque_picture_with_an_alpha_channel_stays_rgb() -> None:
+def test_compose_of_opaque_picture_with_alpha_channel_is_rgb() -> None:
     layer = make_layer()
     layer[..., 3] = 255
     assert paint(make_canvas(layer, mask_from="box:20,30,50,60")).mode == "RGB"
@@ -70,7 +70,7 @@ def test_an_opaque_picture_with_an_alpha_channel_stays_rgb() -> None:
     ],
     ids=["LA", "PA", "RGBa"],
 )
-def test_other_modes_with_alpha_keep_it(image: Image.Image) -> None:
+def test_compose_keeps_alpha_of_each_mode(image: Image.Image) -> None:
     if image.mode == "PA":
         image.putpalette([9, 8, 7, 0] * 256, "RGBA")
     result = paint(make_canvas(image, mask_from="box:20,30,50,60", crop="off"))
@@ -80,7 +80,7 @@ def test_other_modes_with_alpha_keep_it(image: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "1", "RGB", "I;16"])
-def test_a_transparent_color_stays(mode: str) -> None:
+def test_compose_keeps_a_transparent_color(mode: str) -> None:
     buffer = BytesIO()
     levels = Image.fromarray((np.arange(96 * 80).reshape(80, 96) % 251 > 90).astype(np.uint8))
     image = levels.point(lambda level: 255 * level).convert(mode if mode != "I;16" else "L")
@@ -96,7 +96,7 @@ def test_a_transparent_color_stays(mode: str) -> None:
     assert np.array_equal(result[:30], expected[:30])
 
 
-def test_a_black_mask_and_strength_0_return_the_picture_with_its_alpha() -> None:
+def test_unpainted_picture_keeps_its_alpha() -> None:
     layer = make_layer()
     black = codec.read_picture(Image.new("L", (96, 80)))
     found = make_canvas(layer, mask=black)
@@ -109,7 +109,7 @@ def test_a_black_mask_and_strength_0_return_the_picture_with_its_alpha() -> None
 
 
 @pytest.mark.parametrize("fit", ["cover", "contain", "stretch"])
-def test_a_resized_picture_keeps_its_alpha(fit: str) -> None:
+def test_resized_picture_keeps_its_alpha(fit: str) -> None:
     layer = make_layer(150, 80)
     layer[:, :75, 3] = 0
     result = paint(make_canvas(layer, mask_from="box:90,0,110,80", width=128, height=128, fit=fit))
@@ -119,7 +119,7 @@ def test_a_resized_picture_keeps_its_alpha(fit: str) -> None:
     assert alpha[20] == 0
 
 
-def test_an_extended_picture_keeps_its_alpha_and_the_room_is_opaque() -> None:
+def test_extended_picture_keeps_its_alpha_and_is_opaque_in_the_new_area() -> None:
     layer = make_layer()
     found = make_canvas(layer, extend=(32, 0, 0, 0), crop="off", match_colors=False)
     pixels = np.asarray(paint(found))
@@ -127,12 +127,12 @@ def test_an_extended_picture_keeps_its_alpha_and_the_room_is_opaque() -> None:
     assert (pixels[:, :32, 3] == 255).all()
 
 
-def test_without_a_mask_the_result_is_opaque() -> None:
+def test_result_without_mask_is_opaque() -> None:
     assert paint(make_canvas(make_layer())).mode == "RGB"
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
-def test_files_keep_the_alpha_or_show_it_over_white(kind: str, tmp_path: Path) -> None:
+def test_written_files_keep_alpha_or_show_it_over_white(kind: str, tmp_path: Path) -> None:
     image = Image.fromarray(make_layer())
     record = recorded(Request())
     path = tmp_path / f"out.{kind}"

@@ -516,7 +516,7 @@ def test_loras_are_read_with_both_strengths():
     assert found.notes == ()
 
 
-def test_a_lora_for_one_prompt_or_without_text_encoders_is_exact_or_noted():
+def test_comfyui_lora_without_text_encoders_is_exact_and_of_one_prompt_noted():
     loader = node("LoraLoader", lora_name="ink", strength_model=0.8, model=["4", 0], clip=["4", 1])
     sampler = node("KSampler", **(graph()["3"]["inputs"] | {"model": ["10", 0]}))
     unused = read_graph(n3=sampler, n10=loader)
@@ -762,7 +762,7 @@ def read_json(kind: str, data: dict[str, Any]) -> ImportedSettings:
 @SLOW
 @given(data=st.data(), value=odd_values)
 @pytest.mark.parametrize("kind", list(PARTS))
-def test_an_odd_value_is_noted_and_loses_no_prompt(kind: str, data: st.DataObject, value: Any):
+def test_settings_with_an_odd_value_keep_the_prompt(kind: str, data: st.DataObject, value: Any):
     part = PARTS[kind]
     key = data.draw(st.sampled_from(sorted(set(part) - HELD)))
     found = read_json(kind, part | {key: value})
@@ -772,7 +772,7 @@ def test_an_odd_value_is_noted_and_loses_no_prompt(kind: str, data: st.DataObjec
 @SLOW
 @given(value=odd_values)
 @pytest.mark.parametrize("kind", list(PARTS))
-def test_an_odd_prompt_is_read_or_noted(kind: str, value: Any):
+def test_settings_with_an_odd_prompt_are_read_or_noted(kind: str, value: Any):
     part = PARTS[kind]
     (key,) = {"prompt", "positive_prompt"} & part.keys()
     found = read_json(kind, part | {key: value, "full_prompt": value})
@@ -781,7 +781,7 @@ def test_an_odd_prompt_is_read_or_noted(kind: str, value: Any):
 
 @SLOW
 @given(data=st.data(), value=odd_values)
-def test_an_odd_value_in_a_graph_loses_no_prompt(data: st.DataObject, value: Any):
+def test_comfyui_graph_with_an_odd_value_keeps_the_prompt(data: st.DataObject, value: Any):
     nodes = graph(**CUSTOM, n22=node("KarrasScheduler", steps=22))
     key = data.draw(st.sampled_from(["4", "5", "20", "21", "22", "7"]))
     name = data.draw(st.sampled_from(sorted(nodes[key]["inputs"])))
@@ -791,7 +791,7 @@ def test_an_odd_value_in_a_graph_loses_no_prompt(data: st.DataObject, value: Any
 
 @SLOW
 @given(key=st.sampled_from(LINE.split(", ")), value=odd_texts | st.text(max_size=20))
-def test_an_odd_value_in_a1111s_line_loses_no_prompt(key: str, value: str):
+def test_a1111_line_with_an_odd_value_keeps_the_prompt(key: str, value: str):
     name = key.split(":")[0]
     one_line = value.replace("\n", " ")
     line = LINE.replace(key, f"{name}: {one_line}")
@@ -802,7 +802,7 @@ def test_an_odd_value_in_a1111s_line_loses_no_prompt(key: str, value: str):
 
 @SLOW
 @given(cut=st.integers(1, len(LINE)))
-def test_a_cut_line_of_settings_loses_no_prompt(cut: int):
+def test_a1111_line_that_is_cut_keeps_the_prompt(cut: int):
     found = a1111.read_a1111(a1111_text(LINE[:-cut]))
     assert found is not None
     assert found.fields["prompt"] == PROMPT
@@ -850,7 +850,7 @@ def test_long_prompts_are_translated_in_linear_time(unit: str):
         translate(text)
 
 
-def test_a_png_of_every_program_is_read_from_its_file(tmp_path: Path):
+def test_png_of_each_program_is_read(tmp_path: Path):
     for kind, part in PARTS.items():
         own = {"sui_image_params": part} if kind.endswith("SwarmUI") else part
         chunks = PngInfo()
