@@ -144,7 +144,7 @@ def test_every_naming_equals_peft(layout: str, targets: str, tmp_path: Path) -> 
 
 
 def test_keys_of_cog_sdxl_equal_peft(tmp_path: Path) -> None:
-    unet = tiny_model(ours=False).unet
+    unet = tiny_model(overpaint_blocks=False).unet
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=r".*attn\d\.to_([qkv]|out\.0)")
     wrapped: Any = get_peft_model(unet, config)
     randomize(wrapped)
@@ -219,7 +219,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 
 
 def peft_with(**options: Any) -> Any:
-    unet = tiny_model(ours=False).unet
+    unet = tiny_model(overpaint_blocks=False).unet
     # PEFT and Overpaint merge the bias of a LoRA only where the layer has one too.
     targets = r".*(proj_in|proj_out|ff\.net\.2)" if "lora_bias" in options else LINEAR
     config = LoraConfig(r=RANK, lora_alpha=6, target_modules=targets, **options)
@@ -259,7 +259,7 @@ def test_scales_in_peft_config_equal_peft(
 
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
 def test_alpha_in_peft_folder_of_loha_and_lokr_equals_peft(kind: str, tmp_path: Path) -> None:
-    unet = tiny_model(ours=False).unet
+    unet = tiny_model(overpaint_blocks=False).unet
     make = {"loha": LoHaConfig, "lokr": LoKrConfig}[kind]
     wrapped: Any = get_peft_model(unet, make(r=RANK, alpha=6, target_modules=LINEAR))
     randomize(wrapped)
