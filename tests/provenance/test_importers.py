@@ -704,6 +704,47 @@ def test_combined_conditionings_lose_no_words_and_are_listed(join: dict[str, Any
     assert found.notes == (f"nodes not carried over: {join['class_type']}.",)
 
 
+@pytest.mark.parametrize("sampler", ["KSampler (Efficient)", "easy preSampling"])
+def test_prompts_and_sizes_of_loaders_are_read(sampler: str):
+    settings = {"seed": 77, "steps": 22, "cfg": 6.5, "sampler_name": "euler", "scheduler": "karras"}
+    links = {
+        "model": ["4", 0],
+        "positive": ["4", 1],
+        "negative": ["4", 2],
+        "latent_image": ["4", 3],
+    }
+    found = read_graph(
+        n3=node(
+            sampler, **settings, denoise=1.0, **(links if "K" in sampler else {"pipe": ["4", 0]})
+        ),
+        n4=node(
+            "Efficient Loader",
+            ckpt_name="somexl.safetensors",
+            positive="a [red] house",
+            negative=NEGATIVE,
+            empty_latent_width=128,
+            empty_latent_height=64,
+            lora_name="sub/ink.safetensors",
+            lora_model_strength=0.8,
+            lora_clip_strength=0.5,
+        ),
+    )
+    assert found.model == "somexl.safetensors"
+    assert found.fields == {
+        "prompt": r"a \[red\] house",
+        "negative_prompt": NEGATIVE,
+        "seed": 77,
+        "num_inference_steps": 22,
+        "guidance_scale": 6.5,
+        "sampler": "euler",
+        "schedule": "karras",
+        "width": 128,
+        "height": 64,
+        "loras": ({"name": "ink", "scale": 0.8, "text_scale": 0.5},),
+    }
+    assert found.notes == ()
+
+
 def test_loops_and_many_joins_of_texts_end():
     joins = {
         f"n{i}": node("StringConcatenate", string_a=[f"{i + 1}", 0], string_b=[f"{i + 1}", 0])

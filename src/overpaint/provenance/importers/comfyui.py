@@ -5,6 +5,7 @@ more row.
 """
 
 import re
+from itertools import islice
 from typing import Any, Literal
 
 from overpaint.provenance.importers.collector import ImportedSettings, SettingsCollector
@@ -63,6 +64,8 @@ def read_comfyui(text: str) -> ImportedSettings | None:
     ends = [key for key, node in graph.nodes.items() if re.match("Save|Preview", node.class_type)]
     reached = {n.id: n for end in ends or graph.nodes for n in graph.walk_upstream(end)}
     samplers = [node for node in reached.values() if re.match(_SAMPLER, node.class_type)]
+    if not samplers:  # one of an extension, which has the same inputs
+        samplers = [node for node in reached.values() if {"steps", "cfg"} <= node.inputs.keys()][:1]
     if not samplers:
         return None
     sampler, reading = _merge_sampler(graph, samplers[0]), SettingsCollector()
@@ -71,11 +74,12 @@ def read_comfyui(text: str) -> ImportedSettings | None:
     name, schedule = (graph.read_value(sampler.get(key)) for key in ("sampler_name", "scheduler"))
     if name is not None:
         put_comfyui_sampler(reading, name, schedule)
-    encoders = _put_prompt(reading, graph, sampler.get("positive"), "positive", "")
-    encoders += _put_prompt(reading, graph, sampler.get("negative"), "negative", "negative_")
-    _put_latent(reading, graph, sampler)
+    encoders = _put_prompt(reading, graph, samplers[0].id, sampler, "positive")
+    encoders += _put_prompt(reading, graph, samplers[0].id, sampler, "negative")
+    _put_latent(reading, graph, samplers[0].id, sampler)
     clips = [encoder.inputs.get("clip") for encoder in encoders]
-    add_loras(reading, graph, sampler.get("model"), clips)
+    model = sampler.get("model", [samplers[0].id, 0])
+    add_loras(reading, graph, model, clips)
     if rescale := graph.find_nearest(sampler.get("model"), "RescaleCFG"):
         reading.put_number("guidance_rescale", graph.read_value(rescale.inputs.get("multiplier")))
         graph.translated.add(rescale.id)
@@ -86,7 +90,7 @@ def read_comfyui(text: str) -> ImportedSettings | None:
     graph.translated |= {node.id for node in samplers}
     lost = {n.class_type for n in reached.values() if n.id not in graph.translated}
     reading.note_lost("nodes", sorted(c for c in lost if not _UNDERSTOOD.fullmatch(c)))
-    return reading.finish("ComfyUI", _read_model(graph, sampler.get("model")))
+    return reading.finish("ComfyUI", _read_model(graph, model))
 
 
 def _merge_sampler(graph: Graph, sampler: Node) -> dict[str, Any]:
@@ -112,10 +116,15 @@ def _read_model(graph: Graph, link: Any) -> str | None:
 
 
 def _put_prompt(
-    reading: SettingsCollector, graph: Graph, link: Any, side: _Side, prefix: str
+    reading: SettingsCollector, graph: Graph, start: str, sampler: dict[str, Any], side: _Side
 ) -> list[Node]:
-    """Set the prompt of a conditioning, and return the nodes that encode its texts."""
-    encoders = _list_encoders(graph, link, side)
+    """Set the prompt of a sampler's conditioning, and return the nodes that encode its texts."""
+    prefix = "" if side == "positive" else "negative_"
+    if side in sampler:
+        encoders = _list_encoders(graph, sampler[side], side)
+    else:  # a pipe from a loader that has the prompts
+        loaders = (n for n in graph.walk_upstream(start) if isinstance(n.inputs.get(side), str))
+        encoders = list(islice(loaders, 1))
     graph.translated |= {encoder.id for encoder in encoders}
     for name, keys in {"prompt": ("text", "text_l", side), "prompt_2": ("text_g",)}.items():
         given = (encoder.inputs[k] for encoder in encoders for k in keys if k in encoder.inputs)
@@ -168,9 +177,15 @@ def _list_encoders(graph: Graph, link: Any, side: _Side) -> list[Node]:
     return follow(link, 0)
 
 
-def _put_latent(reading: SettingsCollector, graph: Graph, sampler: dict[str, Any]) -> None:
+def _put_latent(
+    reading: SettingsCollector, graph: Graph, start: str, sampler: dict[str, Any]
+) -> None:
+    upstream = graph.walk_upstream(start)
     if empty := graph.find_nearest(sampler.get("latent_image"), "Empty"):
         for name in ("width", "height"):
             reading.put_number(name, graph.read_value(empty.inputs.get(name)), int)
+    elif sizes := [n.inputs for n in upstream if "empty_latent_width" in n.inputs][:1]:
+        for name in ("width", "height"):
+            reading.put_number(name, graph.read_value(sizes[0].get(f"empty_latent_{name}")), int)
     elif "denoise" in sampler:
         reading.put_number("strength", graph.read_value(sampler["denoise"]))

@@ -25,6 +25,11 @@ def _read_power_loader(inputs: dict[str, Any]) -> _Loras:
             yield value.get("lora"), value.get("strength", 1), value.get("strengthTwo")
 
 
+def _read_efficient_loader(inputs: dict[str, Any]) -> _Loras:
+    scale = inputs.get("lora_model_strength", 1)
+    yield inputs.get("lora_name"), scale, inputs.get("lora_clip_strength")
+
+
 def _read_stack(inputs: dict[str, Any]) -> _Loras:
     for key, file in inputs.items():
         number = re.fullmatch(r"lora_(?:name_)?(\d+)", key)
@@ -49,6 +54,7 @@ LORA_LOADERS: dict[str, Callable[[dict[str, Any]], _Loras]] = {
     "Lora Loader Stack (rgthree)": _read_stack,
     "CR LoRA Stack": _read_stack,
     "LoRA Stacker": _read_stack,
+    "Efficient Loader": _read_efficient_loader,
 }
 
 
@@ -59,17 +65,17 @@ def add_loras(reading: SettingsCollector, graph: Graph, model: Any, clips: list[
         reading: receives the LoRAs and the notes.
         graph: its loaders are marked as translated if all their LoRAs are added.
         model: the link to the model.
-        clips: the links to the text encoders of the prompts; a LoRA that is upstream of none does
-            not change the text encoders.
+        clips: the links to the text encoders of the prompts; a LoRA that is upstream of no link
+            does not change the text encoders. Other values stand for the encoders of the model.
     """
-    text_chains = [{node.id for node in _walk(graph, clip)} for clip in clips]
+    text_chains = [{node.id for node in _walk(graph, clip)} for clip in clips if is_link(clip)]
     one_sided = False
     for node in _walk(graph, model):
         read = LORA_LOADERS.get(node.class_type, lambda _: iter(()))
         loras = [tuple(map(graph.read_value, lora)) for lora in read(node.inputs)]
         chains = [node.id in chain for chain in text_chains]
         added = [
-            reading.add_lora(file, scale, text_scale if any(chains) else 0)
+            reading.add_lora(file, scale, text_scale if any(chains) or not chains else 0)
             for file, scale, text_scale in loras
             if file not in (None, "None")
         ]
