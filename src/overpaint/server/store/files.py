@@ -68,7 +68,7 @@ class Files:
         return self._get_path(name).exists()
 
     def get_time(self, name: str) -> float:
-        """Return when a file was put last, in seconds since 1970; infinity if there is none."""
+        """Return the time of the last `put` in seconds since 1970; infinity without the file."""
         return _get_mtime(self._get_path(name))
 
     def list_older_than(self, age: float) -> list[str]:
