@@ -10,7 +10,8 @@ import torch
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 
-from overpaint.cli.terminal import Terminal, echo, escape_control_characters, print_facts
+from overpaint.cli.terminal import Terminal, echo, print_facts
+from overpaint.system.plain_text import escape_control_characters
 
 TITLE, COLOR, CLIPBOARD = "\x1b]0;owned\x07", "\x1b[31m", "\x9d52;c;b3duZWQ=\x9c"
 HOSTILE = f"a{TITLE}{COLOR}{CLIPBOARD}\r\u202eb"

@@ -390,6 +390,25 @@ def test_config_that_is_too_deep_or_large_is_rejected(folder: Path, text: str):
         load_model(folder)
 
 
+@pytest.mark.parametrize("text", ["{}", "[", '{"model": 5}', '{"version": "1.0", "model": {}}'])
+def test_damaged_tokenizer_is_rejected_by_name(folder: Path, text: str):
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    (folder / "tokenizer" / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("suffix", ["in_proj_weight", "attn1.to_q.weight", "text_projection"])
+def test_single_file_with_a_tensor_without_axes_is_rejected(
+    tmp_path: Path, made: tuple[Configs, Modules], state: State, suffix: str
+):
+    key = next(key for key in state if key.endswith(suffix))
+    path = write_single(tmp_path, state | {key: torch.tensor(1.0)})
+    with pytest.raises(CheckpointError):
+        load_single(path, made[0])
+
+
 def test_folder_with_mismatched_weights_is_rejected(folder: Path):
     change(folder / "unet" / "config.json", layers_per_block=2)
     with pytest.raises(CheckpointError, match=r"the unet does not fit; keys \d+ missing: .* more"):

@@ -15,11 +15,12 @@ from overpaint.cli.paint import create, edit, sweep
 from overpaint.cli.serve import serve
 from overpaint.cli.settings import FLAG_OF_FIELD
 from overpaint.cli.syntax import parse_options, read_hint_source, read_picture
-from overpaint.cli.terminal import Terminal, echo, escape_control_characters, print_facts
+from overpaint.cli.terminal import Terminal, echo, print_facts
 from overpaint.cli.usage import usage
 from overpaint.errors import OverpaintError, PictureError, RequestError
 from overpaint.registry import HINTS
 from overpaint.request_parts import Control
+from overpaint.system.plain_text import escape_control_characters
 
 if TYPE_CHECKING:
     from overpaint.imaging.hints import Estimate

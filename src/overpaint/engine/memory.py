@@ -54,6 +54,8 @@ def estimate_bytes(request: "Request", native: int) -> float:
     inputs = sum(_count_pixels(picture) for picture in pictures if picture)
     if request.image:
         inputs += _count_pixels(request.image, request.extend)
+    width, height = request.width or native, request.height or native
+    stage = width * height * request.upscale**2
     results = count_result_pixels(request, native) * request.num_images
     texts = (
         request.prompt,
@@ -65,7 +67,7 @@ def estimate_bytes(request: "Request", native: int) -> float:
     chunk_bytes = CHUNK_BYTES if native >= SDXL_MIN_SIDE_PX else SMALL_CHUNK_BYTES
     rows = (2 if request.guided else 1) * (2 if request.staged else 1)
     return (
-        inputs * INPUT_BYTES_PER_PIXEL
+        (inputs + stage) * INPUT_BYTES_PER_PIXEL
         + results * RESULT_BYTES_PER_PIXEL
         + chunks * chunk_bytes * rows
     )

@@ -253,7 +253,11 @@ def open_single_file(weights: WeightsFile, configs: Configs) -> CheckpointSource
     Raises:
         CheckpointError: A key belongs to no part.
     """
-    tensors, notices = single_file.convert_checkpoint(weights, configs)
+    try:
+        tensors, notices = single_file.convert_checkpoint(weights, configs)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # The converters slice and transpose tensors, which may have too few axes.
+        raise CheckpointError(f"{weights.path}: a tensor has an unknown shape: {error}") from error
     return CheckpointSource(
         configs=configs,
         tensors=tensors,

@@ -90,3 +90,27 @@ def test_every_dialect_streams_pictures_in_its_answers(
         files = sorted(file.read_bytes() for file in tmp_path.glob("results/*/*"))
     assert sorted(base64.b64decode(text.rpartition(",")[2]) for text in texts) == files
     assert len(files) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/images/generations",
+            {"prompt": "a cup", "n": 2, "response_format": "b64_json", "stream": True},
+        ),
+        ("/fal/run/fal-ai/fast-sdxl/stream", {"prompt": "a cup", "sync_mode": True}),
+    ],
+)
+def test_event_streams_send_pictures_in_parts(
+    tmp_path: Path, path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inline_files, "CHUNK_BYTES", 30)
+    with client_of(tmp_path, models=("miniature",)) as client:
+        answer = client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        files = [file.read_bytes() for file in tmp_path.glob("results/*/*")]
+    assert files
+    assert b"overpaint-inline-file" not in answer.content
+    for file in files:
+        assert base64.b64encode(file) in answer.content

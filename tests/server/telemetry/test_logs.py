@@ -406,3 +406,12 @@ def test_run_periodically_continues_after_a_defect(
     assert record.exc_info
     assert record.exc_info[0] is ZeroDivisionError
     caplog.clear()
+
+
+def test_text_log_escapes_control_characters_of_values_and_events() -> None:
+    hostile = logging.LogRecord("other", logging.INFO, "", 0, "a\x1b]0;owned\x07 b", (), None)
+    hostile.__dict__["fields"] = {"name": "\x1b[31m", "plain": "a-b"}
+    line = TextFormatter().format(hostile)
+    assert line.isprintable()
+    assert "owned" in line
+    assert "plain=a-b" in line

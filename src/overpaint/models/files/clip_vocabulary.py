@@ -42,5 +42,5 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         raise CheckpointError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json")
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises plain exceptions
         raise CheckpointError(f"{folder}: {error}") from error

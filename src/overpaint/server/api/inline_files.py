@@ -62,16 +62,9 @@ def encode_file(path: Path) -> str:
 def stream_inline_files(response: Response, collected: _Collected) -> Response:
     """Return a response that streams the files in place of their placeholders."""
     body = bytes(getattr(response, "body", b""))
-    prefix = collected.prefix.encode()
-    if not collected.paths or prefix not in body:
+    parts = _split_at_files(body, collected)
+    if len(parts) == 1:
         return response
-    parts: list[bytes | Path] = []
-    end = 0
-    for found in PLACEHOLDER.finditer(body):
-        if found[0].startswith(prefix):
-            parts += [body[end : found.start()], collected.paths[int(found[1])]]
-            end = found.end()
-    parts.append(body[end:])
     streamed = StreamingResponse(_stream(parts), response.status_code)
     streamed.raw_headers = [
         pair for pair in response.raw_headers if pair[0].lower() != b"content-length"
@@ -79,6 +72,22 @@ def stream_inline_files(response: Response, collected: _Collected) -> Response:
     streamed.headers["content-length"] = str(sum(map(_count_bytes, parts)))
     streamed.background = response.background
     return streamed
+
+
+def stream_body(body: bytes, collected: _Collected) -> AsyncGenerator[bytes]:
+    """Stream JSON, or an event with JSON, with the files in place of their placeholders."""
+    return _stream(_split_at_files(body, collected))
+
+
+def _split_at_files(body: bytes, collected: _Collected) -> list[bytes | Path]:
+    prefix = collected.prefix.encode()
+    parts: list[bytes | Path] = []
+    end = 0
+    for found in PLACEHOLDER.finditer(body) if collected.paths else ():
+        if found[0].startswith(prefix):
+            parts += [body[end : found.start()], collected.paths[int(found[1])]]
+            end = found.end()
+    return [*parts, body[end:]]
 
 
 def _count_bytes(part: bytes | Path) -> int:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from overpaint.engine.messages import DEFECT_PREFIX
 from overpaint.server.store.jobs import ENDED, Job, Jobs, State
 from overpaint.server.store.upgrade import UpgradeProgress
+from overpaint.system.plain_text import escape_control_characters
 
 LogFormat = Literal["text", "json"]
 
@@ -149,7 +150,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
-        "event": lines[0] if lines else "",
+        "event": escape_control_characters(lines[0] if lines else ""),
         "request_id": request_id.get(),
     }
     if record.name != LOGGER.name:
@@ -177,7 +178,8 @@ def _describe_error(error: BaseException) -> str:
 
 def _quote_value(value: Any) -> str:
     text = str(value)
-    return text if re.fullmatch(r"[^\s\"=]+", text) else json.dumps(text)
+    plain = re.fullmatch(r"[^\s\"=]+", text) and text.isprintable()
+    return text if plain else json.dumps(text)
 
 
 def _round_seconds(span: float) -> float:

@@ -59,6 +59,7 @@ from overpaint.server.api.fields import (
 )
 from overpaint.server.api.ignored_fields import report_ignored
 from overpaint.server.api.image_inputs import find_remote_urls
+from overpaint.server.api.inline_files import collect_inline_files, stream_body
 from overpaint.server.api.results import (
     EVENT_STREAM_RESPONSES,
     get_job_or_404,
@@ -316,7 +317,10 @@ async def stream_result(
                     yield encode_event({"images": [{"url": url, "content_type": "image/jpeg"}]})
                 case _:
                     pass
-        yield encode_event(await final_result(service, job))
+        with collect_inline_files() as files:
+            result = await final_result(service, job)
+        async for part in stream_body(encode_event(result), files):
+            yield part
 
     cancel_task = None if idempotency_key else BackgroundTask(service.cancel, job.id)
     return event_stream_response(events(), background=cancel_task)

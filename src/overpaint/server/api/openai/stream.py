@@ -10,6 +10,7 @@ from overpaint.engine.messages import PreviewImage
 from overpaint.imaging import codec
 from overpaint.server.api.event_stream import encode_event
 from overpaint.server.api.fields import encode_base64
+from overpaint.server.api.inline_files import collect_inline_files, stream_body
 from overpaint.server.api.openai.protocol import (
     ZERO_USAGE,
     error_response,
@@ -49,9 +50,12 @@ async def job_events(
         yield encode_error(shutdown_error(job))
     elif error := job_error(job):
         yield encode_error(error)
-    for image in await asyncio.to_thread(image_data, service, job):
+    with collect_inline_files() as files:
+        images = await asyncio.to_thread(image_data, service, job)
+    for image in images:
         body = {**image, **image_attributes(job), "size": image_size(job), "usage": ZERO_USAGE}
-        yield encode_typed_event(f"{prefix}.completed", body)
+        async for part in stream_body(encode_typed_event(f"{prefix}.completed", body), files):
+            yield part
 
 
 def _preview(job: Job, data: bytes, index: int) -> dict[str, Any]:
