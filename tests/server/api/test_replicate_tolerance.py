@@ -401,6 +401,6 @@ def test_predictions_are_listed_by_time(client: TestClient) -> None:
 
 def test_models_are_searched_by_name(client: TestClient) -> None:
     """Replicate's JavaScript client searches by the method QUERY."""
-    for text, names in (("m", ["m"]), ("", ["m", "n"]), ("Other", [])):
+    for text, names in (("m", ["m"]), ('"N"', ["n"]), ("", ["m", "n"]), ("Other", [])):
         answer = client.request("QUERY", "/v1/models", content=text)
         assert [model["name"] for model in answer.json()["results"]] == names

@@ -354,7 +354,8 @@ async def list_models(incoming: Incoming, service: ServiceDep, key: KeyDep) -> d
 @router.api_route("/models", methods=["QUERY"], include_in_schema=False)
 async def search_models(incoming: Incoming, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """List the models whose name contains the body's text."""
-    text = (await read_upload(incoming)).decode(errors="replace").strip().lower()
+    body = (await read_upload(incoming)).decode(errors="replace")
+    text = body.strip().strip('"').lower()  # The JavaScript client sends the text as JSON.
     found = [name for name in service.settings.models if text in name.lower()]
     base_url = get_base_url(incoming)
     results = [model_view(model, MODEL_OWNER, base_url) for model in found]
