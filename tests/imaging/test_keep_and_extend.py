@@ -184,3 +184,22 @@ def test_extension_without_crop_is_one_pass_with_a_notice() -> None:
     assert found.region
     says = found.region.describe_scale(found.size)
     assert says == "2560x512 pixels are painted at 256x64 and enlarged 10.0 times."
+
+
+def test_a_window_fades_into_the_windows_before_and_not_into_the_picture() -> None:
+    picture = make_noise(128, 128)
+    found = make_canvas(picture, extend=(512, 0, 0, 0), match_colors=False)
+    assert found.region
+    assert set(np.unique(found.region.mask)) == {0.0, 1.0}  # only the picture lies around it
+    found = found.lay_out_next(Image.new("RGB", found.size, "#404040"))
+    found = found.lay_out_next(Image.new("RGB", found.size, "#404040"))
+    assert found.region
+    row = found.region.mask[64]
+    assert (row[:64] == 1).all()
+    assert (np.diff(row) <= 0).all()
+    assert np.abs(np.diff(row)).max() < 0.1
+    assert row[64 + 32 :].max() == 0
+    while found.extension:
+        found = found.lay_out_next(Image.new("RGB", found.size, "#404040"))
+    result = np.asarray(found.compose(Image.new("RGB", found.size, "#404040")))
+    assert np.array_equal(result[:, 512:], np.asarray(picture))

@@ -222,6 +222,9 @@ def _lay_out_window(picture: Image.Image, frame: Placement, later: Extension) ->
         window.box[:2],
         Image.fromarray(np.rint(255 * (1 - known)).astype(np.uint8)),
     )
+    x, y, _, _ = frame.sides
+    inner = (x, y, x + frame.fitted[0], y + frame.fitted[1])
+    mask[top:bottom, left:right] = extension.blend_into_painted(1 - known, window.box, inner)
     size = _compute_canvas_size(window.box, later.native)
     return _lay_out_region(
         picture, mask, window.box, size, frame, replace(later, windows=tuple(windows))

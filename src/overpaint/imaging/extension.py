@@ -4,6 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from overpaint.registry import Fill
 
@@ -12,6 +16,8 @@ Box = tuple[int, int, int, int]
 
 STRIP_SHARE = 0.5
 """Width of the new strip that a window paints, as a share of its side; the rest is context."""
+BLEND_SHARE = 1 / 4
+"""Width of the fade into the windows before, as a share of a window's shorter side."""
 MAX_SPAN = 1.25
 """A strip up to this many sides long is painted by one window."""
 MIN_SCALE_SHARE = 0.7
@@ -98,6 +104,26 @@ def plan_windows(inner: Box, whole: tuple[int, int], side: int) -> tuple[Window,
                 windows.append(Window(_make_box(axis, seen, span), _make_box(axis, new, part)))
             known[edge] = outer
     return tuple(windows)
+
+
+def blend_into_painted(target: NDArray[np.float32], box: Box, inner: Box) -> NDArray[np.float32]:
+    """Return the mask of a window, which fades from its target into the windows before.
+
+    The fade repaints a share of what the windows before have painted, so that no line remains. The
+    picture itself stays out of it.
+
+    Args:
+        target: [height, width] of the box; 1 is new.
+        box: of the window.
+        inner: the place of the picture in the extended picture.
+    """
+    length = max(1.0, BLEND_SHARE * min(target.shape))
+    distance = np.asarray(cv2.distanceTransform((target == 0).astype(np.uint8), cv2.DIST_L2, 5))
+    fade = np.maximum(target, (1 - distance / np.float32(length)).clip(0, 1)).astype(np.float32)
+    left, top = max(0, inner[0] - box[0]), max(0, inner[1] - box[1])
+    right, bottom = max(0, inner[2] - box[0]), max(0, inner[3] - box[1])
+    fade[top:bottom, left:right] = target[top:bottom, left:right]
+    return fade
 
 
 def _split_span(start: int, end: int, side: int) -> "list[tuple[tuple[int, int], tuple[int, int]]]":
