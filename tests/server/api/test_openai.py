@@ -21,6 +21,7 @@ from replicate.client import Client
 
 from overpaint.engine.config import EngineConfig
 from overpaint.engine.worker import make_engine
+from overpaint.imaging.mask_files import decode_mask
 from overpaint.provenance.metadata import read_settings
 from overpaint.request import Request
 from overpaint.server.api.openai.protocol import (
@@ -493,6 +494,21 @@ def test_quality_sets_number_of_steps() -> None:
         assert to_request(given, NOWHERE)[0].num_inference_steps == steps
     plain = Generation.model_validate({"prompt": "a", "quality": "auto"})
     assert to_request(plain, NOWHERE)[0].num_inference_steps == 30
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_white_mask_repaints_its_transparent_part_even_if_that_is_larger(own: bool) -> None:
+    """Other dialects read a few white pixels on a clear layer as strokes to repaint."""
+    layer = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    layer.paste((255, 255, 255, 255), (0, 0, 64, 16))
+    files = (
+        {"image": png(layer)} if own else {"image": png(layer.convert("RGB")), "mask": png(layer)}
+    )
+    request, _ = to_request(Edit.model_validate({"prompt": "a", **files}), NOWHERE)
+    assert request.mask
+    mask = decode_mask(request.mask, (64, 64))
+    assert mask[:16].max() == 0
+    assert mask[16:].min() == 1
 
 
 # With the engine that paints

@@ -4,6 +4,7 @@ import re
 
 from overpaint.errors import RequestError
 from overpaint.imaging import codec
+from overpaint.imaging.mask_files import encode_transparency
 from overpaint.picture import Picture
 from overpaint.request import Request
 from overpaint.server.api.extended_fields import FieldMapping, build_request
@@ -83,22 +84,22 @@ def _find_mask(given: Edit, image: Picture) -> FieldMapping | None:
     native = given.model_extra or {}
     if any(native.get(name) for name in ("mask_from", "extend")):
         return None
-    with codec.open_image(given.image, "the image") as opened:
-        opacity = codec.extract_alpha(opened)
-    return None if opacity is None else ("image", "mask", image)
+    mask = encode_transparency(image)
+    return None if mask is None else ("image", "mask", mask)
 
 
 def _read_mask(data: bytes, image: Picture) -> Picture:
-    """Read a mask. It needs transparency: in this dialect, brightness marks nothing."""
+    """Read a mask. It needs transparency: in this dialect, brightness marks nothing.
+
+    A request reads white strokes on a clear layer in another way, so that it gets a gray mask.
+    """
     mask = codec.receive_picture(data, "mask")
     check_mask_size(image, mask)
-    with codec.open_image(data, "the mask") as opened:
-        opacity = codec.extract_alpha(opened)
-    if opacity is None:
+    if (gray := encode_transparency(mask)) is None:
         raise RequestError(
             "mask", "the mask is opaque everywhere; make the area to repaint transparent."
         )
-    return mask
+    return gray
 
 
 def output_options(given: ImageFields, request: Request) -> OutputOptions:
