@@ -379,8 +379,10 @@ def test_supervisor_isolated_job_stays_alone_if_another_fails(
         assert house.jobs.release(held, crashed=True)
     claim, together = house.jobs.claim, list[list[int]]()
 
-    def noted(owner: str, count: int, lease: float, models: Any, beside: Any) -> list[Job]:
-        taken = claim(owner, count, lease, models, beside)
+    def noted(
+        owner: str, count: int, lease: float, models: Any, beside: Any, most: int
+    ) -> list[Job]:
+        taken = claim(owner, count, lease, models, beside, most)
         together.append([job.crashes for job in (*beside, *taken)])
         return taken
 
@@ -544,12 +546,12 @@ def test_worker_end_of_a_job_is_its_last_message(
 
     class AtOnce:
         def __init__(self, *_: object) -> None:
-            """Take the arguments of an executor."""
+            """Take the arguments of `FairThreads`."""
 
-        def submit(self, call: Callable[..., None], *arguments: object) -> None:
+        def submit(self, key: str, call: Callable[..., None], *arguments: object) -> None:
             call(*arguments)
 
-    monkeypatch.setattr("overpaint.engine.worker.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr("overpaint.engine.worker.FairThreads", AtOnce)
     for name in ("signal.signal", "limit_heaps"):  # of a process, which here is the tests' own
         monkeypatch.setattr(f"overpaint.engine.worker.{name}", MagicMock())
     with pytest.raises(EndOfTest):
