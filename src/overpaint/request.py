@@ -1,5 +1,6 @@
 """A request: one frozen, validated value that can be stored."""
 
+import secrets
 from typing import Any
 
 from overpaint.errors import RequestError, quote_value
@@ -67,6 +68,17 @@ class Request(RequestFields):
         return self.guidance_scale > 1 and self.guidance_interval[0] < self.guidance_interval[1]
 
     @property
+    def picture_seeds(self) -> tuple[int, ...]:
+        """The seed of each picture; variations of one picture share its seed."""
+        step = 0 if self.subseed_strength > 0 else 1
+        return tuple(self.seed + step * i for i in range(self.num_images))
+
+    @property
+    def picture_subseeds(self) -> tuple[int, ...]:
+        """The subseed of each picture; it has an effect only with `subseed_strength`."""
+        return tuple((self.subseed or 0) + i for i in range(self.num_images))
+
+    @property
     def effective_strength(self) -> float:
         """`strength`, or 1 without an image, because painting starts from pure noise then."""
         return 1.0 if self.strength is None else self.strength
@@ -110,6 +122,7 @@ class Request(RequestFields):
                 values = enumerate(data[field])
                 data[field] = tuple(_read_part(part, f"{field}.{i}", v) for i, v in values)
         _fill_image_defaults(data)
+        _draw_subseed(data)
         if data.get("refine") is None and (data.get("refiner") or data.get("upscale", 1) != 1):
             data["refine"] = "ensemble" if data.get("upscale", 1) == 1 else "sequential"
         _resolve_names(data)
@@ -138,6 +151,13 @@ def _fill_image_defaults(data: dict[str, Any]) -> None:
     for field, default in (("strength", DEFAULT_STRENGTH), ("fit", "cover")):
         if data.get(field) is None:
             data[field] = default
+
+
+def _draw_subseed(data: dict[str, Any]) -> None:
+    """Draw a random subseed if it has an effect."""
+    strength = data.get("subseed_strength")
+    if data.get("subseed") is None and isinstance(strength, int | float) and strength > 0:
+        data["subseed"] = secrets.randbits(32)
 
 
 def _resolve_names(data: dict[str, Any]) -> None:
@@ -206,12 +226,16 @@ def _check_consistency(request: Request) -> None:
         raise RequestError(
             "guidance_interval", f"({start}, {end}) ends before it starts. Swap the numbers."
         )
-    if request.seed + request.num_images - 1 > MAX_SEED:
-        raise RequestError(
-            "seed",
-            f"{request.seed} + num_images - 1 exceeds the largest seed, {MAX_SEED}. Give a smaller "
-            "seed.",
-        )
+    for field, seeds in {
+        "seed": request.picture_seeds,
+        "subseed": request.picture_subseeds if request.subseed_strength else (0,),
+    }.items():
+        if seeds[-1] > MAX_SEED:
+            raise RequestError(
+                field,
+                f"{seeds[0]} + num_images - 1 exceeds the largest seed, {MAX_SEED}. Give a smaller "
+                "seed.",
+            )
 
 
 def _check_prompts(request: Request) -> None:

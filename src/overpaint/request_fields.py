@@ -171,7 +171,16 @@ class RequestFields(StrictModel):
     and Replicate are accepted."""
 
     seed: int = Field(default_factory=lambda: secrets.randbits(32), ge=0, le=MAX_SEED)
-    """The seed of the first picture, 0 to 2^63 - 1; picture i has seed + i. Default: random."""
+    """The seed of the first picture, 0 to 2^63 - 1; picture i has seed + i, unless
+    `subseed_strength` is above 0. Default: random."""
+
+    subseed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    """The seed of a second noise, from which `subseed_strength` mixes: 0 to 2^63 - 1. Default:
+    random. Picture i has subseed + i, and all pictures have `seed`, as in A1111's variations."""
+
+    subseed_strength: float = Field(default=0.0, ge=0, le=1)
+    """How much of the noise comes from `subseed`: 0 (the picture of `seed`) to 1 (the picture of
+    `subseed`)."""
 
     num_images: int = Field(default=1, ge=1, le=64)
     """Pictures to make, 1 to 64."""

@@ -48,6 +48,8 @@ class RequestOptions(TypedDict, total=False):
     sampler: str
     schedule: str
     seed: int
+    subseed: int | None
+    subseed_strength: float
     num_images: int
     refiner: ModelName | None
     refine: Refine | None

@@ -162,7 +162,7 @@ class ScriptedEngine:
             records = tuple(
                 metadata.make_record(request, i, picture.size, ScriptedModel()) for i in indices
             )
-            seeds = tuple(request.seed + i for i in indices)
+            seeds = request.picture_seeds
             self._end(name, Finished((picture,) * len(seeds), seeds, records))
 
     def _end(self, name: str, event: Failed | Canceled | Finished) -> None:

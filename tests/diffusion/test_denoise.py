@@ -13,6 +13,7 @@ from PIL import Image
 
 from overpaint.diffusion.conditioning import Row
 from overpaint.diffusion.denoise import Trajectory, step
+from overpaint.diffusion.noise import NoiseSource
 from overpaint.diffusion.plan import Plan
 from overpaint.diffusion.planner import plan
 from overpaint.diffusion.samplers import Noise
@@ -46,8 +47,8 @@ def precise() -> Model:
 class PrecisePlan(Plan):
     """A plan whose latents are float64."""
 
-    def noise(self, generator: torch.Generator | None = None) -> Noise:
-        noise = super().noise(generator)
+    def noise(self, source: NoiseSource | None = None) -> Noise:
+        noise = super().noise(source)
         return lambda: noise().double()
 
 

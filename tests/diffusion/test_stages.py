@@ -9,6 +9,7 @@ from PIL import Image
 
 from overpaint.diffusion.constraint import MaskConstraint
 from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
+from overpaint.diffusion.noise import NoiseSource
 from overpaint.diffusion.planner import plan
 from overpaint.diffusion.schedule import NoiseSchedule, make_sigmas
 from overpaint.diffusion.stages import split_sigmas
@@ -124,7 +125,7 @@ def test_sequential_stage_repaints_the_result(model: Model, refiner: Model) -> N
     assert own.steps == 6 + 4
     finished = latent(request(), model)
     second = own.then.start_from(finished)
-    noise = second.noise(torch.Generator().manual_seed(3))
+    noise = second.noise(NoiseSource(3))
     noise()  # the first stage's noise
     assert second.init is not None
     start = second.start(noise)

@@ -116,6 +116,19 @@ SETTINGS = {
             "Seed of the first picture; picture i has seed + i.",
             default="random",
         ),
+        Setting(
+            "subseed",
+            ("--subseed",),
+            int,
+            "Seed of a variation, with --subseed-strength; picture i has subseed + i.",
+            default="random",
+        ),
+        Setting(
+            "subseed_strength",
+            ("--subseed-strength",),
+            float,
+            "How much of the noise comes from the subseed: 0 to 1.",
+        ),
         Setting("num_images", ("--num-images", "-n"), int, "Pictures to make, 1 to 64."),
         Setting(
             "size",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from overpaint.diffusion.conditioning import Row
+from overpaint.diffusion.noise import NoiseSource
 from overpaint.diffusion.plan import Plan
 from overpaint.diffusion.samplers import Evaluate
 
@@ -33,7 +34,7 @@ class Trajectory:
         self.pending: Evaluate | None = None
         self.latent: Tensor | None = None
         self.denoised: Tensor | None = None
-        self._generator = torch.Generator().manual_seed(plan.seed)
+        self._noise_source = NoiseSource(plan.seed, plan.variation)
         self._finished_stage_steps = 0
         self._enter_stage(plan)
 
@@ -76,7 +77,7 @@ class Trajectory:
 
     def _enter_stage(self, plan: Plan) -> None:
         self.plan = plan
-        noise = plan.noise(self._generator)
+        noise = plan.noise(self._noise_source)
         self._sampler = plan.sampler(plan.start(noise), plan.sigmas, noise)
         self._resume(lambda: next(self._sampler))
 

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from overpaint.diffusion.conditioning import Conditioning, Network
 from overpaint.diffusion.constraint import Constraint, Unconstrained
 from overpaint.diffusion.guidance import Guidance
 from overpaint.diffusion.latents import Moments
+from overpaint.diffusion.noise import NoiseSource, Variation
 from overpaint.diffusion.samplers import Noise, Sampler
 from overpaint.diffusion.schedule import Sigmas
 from overpaint.imaging.canvas import Canvas
@@ -38,6 +38,7 @@ class Plan:
             stage that starts from noise.
         canvas: turns the decoded latent into the result.
         then: the next stage.
+        variation: a second seed, whose noise is mixed into that of `seed`.
     """
 
     network: Network
@@ -53,21 +54,22 @@ class Plan:
     carried: Tensor | None = None
     canvas: Canvas | None = None
     then: "Stage | None" = None
+    variation: Variation | None = None
 
     @property
     def steps(self) -> int:
         """Sampler steps of this stage and of the stages after it."""
         return len(self.sigmas) - 1 + (self.then.plan.steps if self.then else 0)
 
-    def noise(self, generator: torch.Generator | None = None) -> Noise:
-        """Return a source of unit noise [1, C, h, w]; by default a new one from the plan's seed.
+    def noise(self, source: NoiseSource | None = None) -> Noise:
+        """Return a function that draws unit noise [1, C, h, w]; by default from the plan's seed.
 
         torch's CPU generator draws the noise in fp32 in the latent's shape, as diffusers does with
-        a CPU generator. The noise depends only on the seed and on the shapes.
+        a CPU generator. The noise depends only on the seeds and on the shapes.
         """
-        source = generator or torch.Generator().manual_seed(self.seed)
+        drawing = source or NoiseSource(self.seed, self.variation)
         device = self.network.device
-        return lambda: torch.randn((1, *self.shape), generator=source).to(device)
+        return lambda: drawing.draw((1, *self.shape)).to(device)
 
     def start(self, noise: Noise) -> Tensor:
         """Return the first latent: the encoded picture plus noise, or pure noise.

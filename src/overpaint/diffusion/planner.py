@@ -12,6 +12,7 @@ from overpaint.diffusion import control_inputs, latents, prompt, stages
 from overpaint.diffusion.conditioning import Conditioning, Network
 from overpaint.diffusion.constraint import Constraint, MaskConstraint, Unconstrained
 from overpaint.diffusion.guidance import Guidance
+from overpaint.diffusion.noise import Variation
 from overpaint.diffusion.plan import Plan, Planned, Stage
 from overpaint.diffusion.samplers import get_sampler
 from overpaint.diffusion.schedule import Sigmas, make_sigmas_for_strength
@@ -35,7 +36,7 @@ TILED_CALL_MAX_CELLS = 4 * 128 * 128
 def plan(request: Request, model: Model, addons: Addons = NO_ADDONS) -> Planned:
     """Compile a request for a model.
 
-    Picture i gets seed + i; the pictures share everything else.
+    Each picture gets its own seed and subseed; the pictures share everything else.
 
     Args:
         request: the request.
@@ -59,7 +60,10 @@ def plan(request: Request, model: Model, addons: Addons = NO_ADDONS) -> Planned:
     if strength == 0 or canvas.blank:
         return Planned((), canvas, tuple(notices))
     first = _plan_canvas(request, model, canvas, notices, addons)
-    plans = (replace(first, seed=request.seed + i) for i in range(request.num_images))
+    plans = (
+        replace(first, seed=seed, variation=Variation(subseed, request.subseed_strength))
+        for seed, subseed in zip(request.picture_seeds, request.picture_subseeds, strict=True)
+    )
     return Planned(tuple(plans), canvas, tuple(notices))
 
 

@@ -105,5 +105,4 @@ class Run:
             metadata.make_record(self.request, i, image.size, self.model, addons.refiner, used)
             for i, image in enumerate(pictures)
         )
-        seeds = tuple(self.request.seed + i for i in range(self.request.num_images))
-        return Finished(pictures, seeds, records)
+        return Finished(pictures, self.request.picture_seeds, records)

@@ -22,6 +22,9 @@ def format_parameters(record: Mapping[str, Any]) -> str:
         "Model hash": model["sha256"][:10],
         "Model": _format_model_name(Path(model["name"])),
     }
+    if record.get("subseed") is not None:
+        pairs["Variation seed"] = record["subseed"]
+        pairs["Variation seed strength"] = _format_number(request["subseed_strength"])
     if request["strength"] is not None:
         pairs["Denoising strength"] = _format_number(request["strength"])
     if request["clip_skip"]:

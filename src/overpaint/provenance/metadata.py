@@ -158,7 +158,8 @@ def _record(
         "model": model,
         "refiner": refiner,
         "request": request.model_dump(mode="json", exclude=_PICTURES),
-        "seed": request.seed + index,
+        "seed": request.picture_seeds[index],
+        "subseed": request.picture_subseeds[index] if request.subseed_strength else None,
         "index": index,
         "size": list(size),
         "input_sha256": request.image.sha256 if request.image else None,
@@ -183,6 +184,15 @@ def check_output(path: Path, request: Request) -> None:
         OutputError: the path cannot be written, or the settings are too long for a JPEG.
     """
     output.check_writable(path)
+    check_settings_length(path, request)
+
+
+def check_settings_length(path: Path, request: Request) -> None:
+    """Check that the format of `path` can hold the settings of a request's pictures.
+
+    Raises:
+        OutputError: the settings are too long for a JPEG.
+    """
     longest = {"name": "?" * 512, "sha256": "?" * 64, "family": "?" * 64, "dtype": "?" * 64}
     second = longest if request.refiner else None
     words = sum(text.count("<embedding:") for text in request.prompts.values())
@@ -292,6 +302,7 @@ class _Record(BaseModel):
     refiner: _Model | None = None
     request: dict[str, Any]
     seed: int
+    subseed: int | None = None
     index: int
     size: tuple[int, int]
     input_sha256: str | None
@@ -319,6 +330,8 @@ def _read_own_record(text: str) -> ImportedSettings:
         ) from error
     record = json.loads(text)
     fields = {**resolve_field_aliases(record["request"]), "seed": record["seed"], "num_images": 1}
+    if record.get("subseed") is not None:
+        fields["subseed"] = record["subseed"]
     return ImportedSettings("overpaint", fields, record["model"]["name"], record=record)
 
 

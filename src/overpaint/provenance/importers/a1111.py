@@ -37,6 +37,8 @@ _NUMBERS = {
     "CFG scale": ("guidance_scale", float),
     "CFG rescale": ("guidance_rescale", float),
     "Seed": ("seed", int),
+    "Variation seed": ("subseed", int),
+    "Variation seed strength": ("subseed_strength", float),
     "width": ("width", int),
     "height": ("height", int),
 }
