@@ -438,7 +438,8 @@ def dialects() -> tuple[Dialect, ...]:
     from overpaint.request import Request
     from overpaint.request_parts import Control
     from overpaint.server.api.a1111.controlnet import Unit
-    from overpaint.server.api.a1111.protocol import ImageInputs, Inputs, Options, TextInputs
+    from overpaint.server.api.a1111.option_fields import Options
+    from overpaint.server.api.a1111.protocol import ImageInputs, Inputs, TextInputs
     from overpaint.server.api.fal import protocol as fal
     from overpaint.server.api.openai import protocol as openai
     from overpaint.server.api.replicate.inputs import Input

@@ -29,6 +29,10 @@ MAX_PERCENT_ENCODED_CHARS = 2**20
 """Largest length of a percent-encoded data: URI. Decoding takes 70 times its size in memory."""
 
 
+WHITESPACE = re.compile("[ \t\r\n]+")
+"""Spaces and line ends, which encoders of mail (RFC 2045) put into base64."""
+
+
 WebhookUrl = Annotated[str | None, Field(max_length=2048, pattern="^https?://[^/]")]
 """The http or https URL that receives webhooks."""
 
@@ -53,13 +57,13 @@ def parse_preferences(header: str | None) -> dict[str, str]:
 
 
 def decode_base64(field: str, text: str) -> bytes:
-    """Decode a field that contains base64.
+    """Decode a field that contains base64, with or without line ends.
 
     Raises:
         RequestError: the text is not base64.
     """
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(WHITESPACE.sub("", text), validate=True)
     except ValueError as error:  # The alphabet or the padding is wrong.
         raise RequestError(field, f"The text is not base64: {error}.") from None
 

@@ -23,6 +23,7 @@ from urllib.parse import quote
 from fastapi import Request as Incoming
 from fastapi import Response
 from pydantic import (
+    AliasChoices,
     BaseModel,
     Field,
     GetCoreSchemaHandler,
@@ -174,13 +175,17 @@ class TolerantModel(BaseModel):
 
 
 def _names_of_fields(model: type[BaseModel]) -> set[str]:
-    """Return the names that a model accepts. It has no other aliases than texts."""
-    aliases = {
-        str(field.validation_alias)
-        for field in model.model_fields.values()
-        if field.validation_alias is not None
-    }
-    return {*model.model_fields, *aliases}
+    """Return the names that a model accepts."""
+    names = set(model.model_fields)
+    for field in model.model_fields.values():
+        match field.validation_alias:
+            case str(alias):
+                names.add(alias)
+            case AliasChoices(choices=choices):
+                names |= {choice for choice in choices if isinstance(choice, str)}
+            case _:
+                pass
+    return names
 
 
 def is_empty(value: Any) -> bool:

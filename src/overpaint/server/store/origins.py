@@ -108,6 +108,13 @@ class A1111Origin(_Origin):
     parameters: Mapping[str, Any] = {}
     """The fields of the request, without its images."""
 
+    task: str = ""
+    """The client's name for the request (`force_task_id`), or one for a request of several jobs;
+    "" for the id of the job."""
+
+    task_jobs: int = 1
+    """Number of the request's jobs."""
+
 
 Origin = NativeOrigin | ReplicateOrigin | CogOrigin | OpenAIOrigin | FalOrigin | A1111Origin
 

@@ -3,9 +3,10 @@
 Overpaint's preprocessor of the same kind makes each control image, at the size of the image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+from PIL import Image, ImageChops
 from pydantic import Field, ValidationError
 
 from overpaint.errors import MAX_NAME_CHARS, RequestError, did_you_mean, quote_value
@@ -14,15 +15,16 @@ from overpaint.picture import Picture
 from overpaint.registry import HINTS, Weighting
 from overpaint.request_fields import MAX_CONTROLS
 from overpaint.request_parts import Control
-from overpaint.server.api.a1111.protocol import (
-    CONTROLNET_FIELD,
+from overpaint.server.api.a1111.image_fields import decode_image, encode_mask, read_mask
+from overpaint.server.api.a1111.option_fields import A1111Model
+from overpaint.server.api.a1111.protocol import CONTROLNET_FIELD, ImageInputs, TextInputs
+from overpaint.server.api.ignored_fields import (
     Ignored,
-    ImageInputs,
-    NullableModel,
-    TextInputs,
     UnsupportedExcept,
+    is_empty,
+    report_ignored,
+    report_ignored_fields,
 )
-from overpaint.server.api.a1111.translation import decode_image, read_mask
 
 KIND_BY_PREPROCESSOR = {
     "canny": "canny",
@@ -73,13 +75,27 @@ CLIENT_FIELDS = {"start": "guidance_start", "end": "guidance_end", "options": "t
 """AUTOMATIC1111's name for each native field of a control, for error messages."""
 
 
-class Unit(NullableModel):
+ControlMode = Literal[
+    "Balanced", "My prompt is more important", "ControlNet is more important", 0, 1, 2
+]
+
+
+class Unit(A1111Model):
     """A ControlNet unit."""
 
     enabled: bool = True
     """Turns the unit on."""
-    image: str | dict[str, Any] | None = None
+    image: Any = None
     """The image that steers the result; by default the image to repaint."""
+    input_image: Any = None
+    """Older name of image."""
+    mask: str | None = None
+    """Area in which the ControlNet acts (`mask`): white pixels, or opaque pixels if the mask has
+    transparency. A black mask stands for no mask."""
+    mask_image: str | None = None
+    """Another name of mask."""
+    effective_region_mask: str | None = None
+    """Area in which the ControlNet acts (`mask`), limited by mask too."""
     module: str = "none"
     """Preprocessor that makes the control image (`kind`); "none" if the image is a finished one
     (`hint`)."""
@@ -91,20 +107,19 @@ class Unit(NullableModel):
     """Fraction of the denoising range at which the ControlNet begins to act (`start`)."""
     guidance_end: float = Field(default=1.0, ge=0, le=1)
     """Fraction of the denoising range at which the ControlNet stops (`end`)."""
-    control_mode: Literal[
-        "Balanced", "My prompt is more important", "ControlNet is more important", 0, 1, 2
-    ] = "Balanced"
+    control_mode: ControlMode = "Balanced"
     """Weight of the ControlNet against the prompt (`weighting`): balanced, soft or guess."""
     threshold_a: float = -1
     """Low threshold of canny (`options`)."""
     threshold_b: float = -1
     """High threshold of canny (`options`)."""
-    effective_region_mask: str | None = None
-    """Area in which the ControlNet acts (`mask`): white pixels, or opaque pixels if the mask has
-    transparency."""
 
-    mask: Annotated[Any, UnsupportedExcept(None)] = None
-    hr_option: Annotated[Any, UnsupportedExcept("Both")] = "Both"
+    hr_option: str = "Both"
+    """With a second pass only "Both" is supported."""
+    guess_mode: Annotated[bool, UnsupportedExcept(False)] = False
+    guessmode: Annotated[bool, UnsupportedExcept(False)] = False
+    loopback: Annotated[bool, UnsupportedExcept(False)] = False
+    advanced_weighting: Annotated[Any, UnsupportedExcept()] = None
     # Control images must have the aspect of the result, or the size of the image.
     resize_mode: Ignored = None
     processor_res: Ignored = None
@@ -112,6 +127,10 @@ class Unit(NullableModel):
     low_vram: Ignored = None
     lowvram: Ignored = None
     save_detected_map: Ignored = None
+
+
+BOTH_PASSES = ("both", "hiresfixoption.both", "0", "")
+"""Values of `hr_option`, in lower case, for a ControlNet that acts in both passes."""
 
 
 def read_controls(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
@@ -124,12 +143,16 @@ def read_controls(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
     controls: list[Control] = []
     for name, script in given.alwayson_scripts.items():
         args = script.get("args", []) if isinstance(script, Mapping) else script
-        args = [arg for arg in (args if isinstance(args, list) else [args]) if not _is_off(arg)]
-        if args and name.lower() != "controlnet":
-            raise RequestError(
-                f"alwayson_scripts.{name}",
-                "this script is not supported; turn it off, or leave it out.",
-            )
+        args = args if isinstance(args, list) else [args]
+        if name.lower() != "controlnet":
+            if args and not _is_off(args[0]):
+                raise RequestError(
+                    f"alwayson_scripts.{name}",
+                    "this script is not supported; turn it off, or leave it out.",
+                )
+            report_ignored(f"alwayson_scripts.{name}")
+            continue
+        args = [arg for arg in args if not _is_off(arg)]
         if len(controls) + len(args) > MAX_CONTROLS:  # before any image is read
             raise RequestError(
                 CONTROLNET_FIELD,
@@ -140,7 +163,8 @@ def read_controls(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
 
 
 def _is_off(arg: Any) -> bool:
-    return not arg or (isinstance(arg, Mapping) and arg.get("enabled", True) is False)
+    """Return whether an argument turns a script off: it is false, empty, or not enabled."""
+    return not arg or (isinstance(arg, Mapping) and arg.get("enabled", True) in (False, "False"))
 
 
 def _read_control(arg: Any, given: TextInputs | ImageInputs) -> Control:
@@ -150,6 +174,10 @@ def _read_control(arg: Any, given: TextInputs | ImageInputs) -> Control:
         first = error.errors(include_url=False)[0]
         field = ".".join([CONTROLNET_FIELD, *map(str, first["loc"][:1])])
         raise RequestError(field, f"{first['msg']}.") from None
+    report_ignored_fields(unit, f"{CONTROLNET_FIELD}.")
+    if isinstance(given, TextInputs) and given.enable_hr:
+        _check_passes(unit)
+    image, drawn = _split_image(unit.image or unit.input_image)
     fields: dict[str, Any] = {
         "kind": _resolve_kind(unit),
         "scale": unit.weight,
@@ -159,15 +187,14 @@ def _read_control(arg: Any, given: TextInputs | ImageInputs) -> Control:
     }
     if unit.model not in ("None", ""):
         fields["net"] = unit.model.partition(" [")[0].removesuffix(".safetensors")
-    if (image := _read_image(unit, given)) is not None:
-        fields["hint" if unit.module in NO_PREPROCESSOR else "image"] = image
+    if (picture := _read_image(unit, image, given)) is not None:
+        fields["hint" if unit.module in NO_PREPROCESSOR else "image"] = picture
     if unit.module == "canny":
         thresholds = {"low": unit.threshold_a, "high": unit.threshold_b}
         fields["options"] = {name: value for name, value in thresholds.items() if value >= 0}
-    if unit.effective_region_mask:
-        field = f"{CONTROLNET_FIELD}.effective_region_mask"
-        data = decode_image(field, unit.effective_region_mask)
-        fields["mask"] = read_mask(codec.receive_picture(data, field).data, rounded=False)
+    masks = (unit.mask, unit.mask_image, drawn, unit.effective_region_mask)
+    if (area := _read_area(masks)) is not None:
+        fields["mask"] = area
     try:
         return Control(**fields)
     except RequestError as error:
@@ -194,18 +221,55 @@ def _resolve_kind(unit: Unit) -> str:
     return kinds.pop()
 
 
-def _read_image(unit: Unit, given: TextInputs | ImageInputs) -> Picture | None:
+def _check_passes(unit: Unit) -> None:
+    """Check that a ControlNet acts in both passes.
+
+    Raises:
+        RequestError: it acts in one of them.
+    """
+    if unit.hr_option.lower() not in BOTH_PASSES:
+        raise RequestError(
+            f"{CONTROLNET_FIELD}.hr_option",
+            f"{quote_value(unit.hr_option)} is not supported with enable_hr; use 'Both'.",
+        )
+
+
+def _split_image(image: Any) -> tuple[Any, str | None]:
+    """Return the image of a unit, and the mask that was drawn over it.
+
+    Clients send a text, an object with `image` and `mask`, or a list of one of them.
+    """
+    if isinstance(image, list) and len(image) == 1:
+        return _split_image(image[0])
+    if not isinstance(image, Mapping):
+        return image, None
+    for name in image.keys() - {"image", "mask"}:
+        report_ignored(f"{CONTROLNET_FIELD}.image.{str(name)[:MAX_NAME_CHARS]}")
+    mask = image.get("mask")
+    return image.get("image"), mask if isinstance(mask, str) else None
+
+
+def _read_area(masks: Sequence[str | None]) -> Picture | None:
+    """Return the area in which a ControlNet acts: where all masks are white.
+
+    Returns:
+        None if there is no mask. A black mask limits nothing: clients send it for no mask.
+    """
+    field = f"{CONTROLNET_FIELD}.mask"
+    area: Image.Image | None = None
+    for text in filter(None, masks):
+        picture = codec.receive_picture(decode_image(field, text), field)
+        with codec.open_image(read_mask(picture.data, rounded=False).data, "the mask") as image:
+            mask = image.convert("L")
+        if mask.getextrema() != (0, 0):
+            area = mask if area is None else ImageChops.multiply(area, mask.resize(area.size))
+    return None if area is None else encode_mask(area)
+
+
+def _read_image(unit: Unit, image: Any, given: TextInputs | ImageInputs) -> Picture | None:
     """Return the image of a unit; None if its preprocessor uses the image to repaint."""
     field = f"{CONTROLNET_FIELD}.image"
-    image = unit.image
-    if isinstance(image, dict):
-        for name in image.keys() - {"image"}:
-            if image[name]:
-                raise RequestError(
-                    f"{field}.{name[:MAX_NAME_CHARS]}", "the field is unknown; leave it out."
-                )
-        image = image.get("image")
-    if not image:
+    if is_empty(image):
         if not isinstance(given, ImageInputs):
             raise RequestError(field, "the unit has no image; send one.")
         if unit.module not in NO_PREPROCESSOR:

@@ -1,6 +1,9 @@
 """Lists of models, samplers, LoRAs and other names that AUTOMATIC1111's clients ask for."""
 
 import asyncio
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -8,7 +11,6 @@ from fastapi import APIRouter
 from overpaint.models.library.entry import FileKind
 from overpaint.models.library.index import list_packaged
 from overpaint.registry import SAMPLERS, SCHEDULES
-from overpaint.server.api.a1111.controlnet import KIND_BY_PREPROCESSOR, NO_PREPROCESSOR
 from overpaint.server.api.a1111.protocol import (
     LATENT_UPSCALER,
     PIXEL_UPSCALERS,
@@ -20,9 +22,11 @@ from overpaint.server.http.auth import KeyDep
 from overpaint.server.jobs.service import Service
 
 router = APIRouter(prefix="/sdapi/v1", route_class=make_route_class(error_response))
-controlnet_router = APIRouter(prefix="/controlnet", route_class=make_route_class(error_response))
 
-EMBEDDING_FIELDS = ("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors")
+SCRIPT_NAME = "controlnet"
+MAX_HEADER_BYTES = 2**20
+"""Largest header of an embedding's file that the server reads."""
+
 UPSCALER_FIELDS = ("model_name", "model_path", "model_url")
 
 
@@ -84,8 +88,40 @@ async def list_loras(service: ServiceDep, key: KeyDep) -> list[dict[str, Any]]:
 @router.get("/embeddings")
 async def list_embeddings(service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """List the embeddings (textual inversions), which prompts use by name."""
-    names = await asyncio.to_thread(list_names, service, "embedding")
-    return {"loaded": dict.fromkeys(names, dict.fromkeys(EMBEDDING_FIELDS)), "skipped": {}}
+
+    def describe() -> dict[str, Any]:
+        files = list_packaged("embedding") | {
+            entry.name: entry.path
+            for entry in service.entries.list_entries()
+            if entry.kind == "embedding"
+        }
+        return {name: _describe_embedding(path) for name, path in files.items()}
+
+    return {"loaded": await asyncio.to_thread(describe), "skipped": {}}
+
+
+def _describe_embedding(path: Path) -> dict[str, Any]:
+    """Return the number of an embedding's vectors and their length over all text encoders."""
+    shapes = read_tensor_shapes(path)
+    return {
+        "step": None,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+        "shape": sum(shape[-1] for shape in shapes if shape),
+        "vectors": max((shape[0] if len(shape) > 1 else 1 for shape in shapes), default=0),
+    }
+
+
+def read_tensor_shapes(path: Path) -> list[list[int]]:
+    """Return the shapes of a small safetensors file, from its header; none if it is unreadable."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, MAX_HEADER_BYTES)))
+        shapes = [own["shape"] for name, own in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return []  # the file may be removed at this moment
+    return [shape for shape in shapes if all(isinstance(side, int) for side in shape)]
 
 
 @router.get("/upscalers")
@@ -104,13 +140,23 @@ async def list_latent_upscale_modes(key: KeyDep) -> list[dict[str, str]]:
 @router.get("/scripts")
 async def list_scripts(key: KeyDep) -> dict[str, list[str]]:
     """List the scripts, for `alwayson_scripts`."""
-    return {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
+    return {"txt2img": [SCRIPT_NAME], "img2img": [SCRIPT_NAME]}
+
+
+@router.get("/script-info")
+async def describe_scripts(key: KeyDep) -> list[dict[str, Any]]:
+    """Describe the scripts: ControlNet, for text to image and for image to image."""
+    return [
+        {"name": SCRIPT_NAME, "is_alwayson": True, "is_img2img": is_img2img, "args": []}
+        for is_img2img in (False, True)
+    ]
 
 
 @router.get("/sd-vae")
 @router.get("/hypernetworks")
 @router.get("/face-restorers")
 @router.get("/realesrgan-models")
+@router.get("/extensions")
 @router.get("/prompt-styles")
 async def list_unsupported(key: KeyDep) -> list[str]:
     """Return an empty list: the server does not support this kind of file."""
@@ -126,18 +172,33 @@ async def list_command_flags(key: KeyDep) -> dict[str, Any]:
 @router.post("/refresh-checkpoints")
 @router.post("/refresh-loras")
 @router.post("/refresh-embeddings")
+@router.post("/refresh-vae")
 async def refresh_names(key: KeyDep) -> dict[str, Any]:
     """Do nothing: the server looks up names for every request."""
     return {}
 
 
-@controlnet_router.get("/model_list")
-async def list_controlnets(service: ServiceDep, key: KeyDep) -> dict[str, list[str]]:
-    """List the ControlNets."""
-    return {"model_list": await asyncio.to_thread(list_names, service, "control")}
+@router.post("/unload-checkpoint")
+@router.post("/reload-checkpoint")
+async def move_checkpoint(key: KeyDep) -> dict[str, Any]:
+    """Do nothing: the server loads and unloads models as its jobs need them."""
+    return {}
 
 
-@controlnet_router.get("/module_list")
-async def list_preprocessors(key: KeyDep) -> dict[str, list[str]]:
-    """List the ControlNet preprocessors."""
-    return {"module_list": [NO_PREPROCESSOR[0], *KIND_BY_PREPROCESSOR]}
+@router.get("/memory")
+async def read_memory(key: KeyDep) -> dict[str, Any]:
+    """Return the memory of the machine in bytes. The server does not tell that of accelerators."""
+    total, free = await asyncio.to_thread(_read_ram)
+    return {
+        "ram": {"free": free, "used": total - free, "total": total},
+        "cuda": {"error": "unavailable"},
+    }
+
+
+def _read_ram() -> tuple[int, int]:
+    """Return the machine's memory and its free part, in bytes; (0, 0) if the system has neither."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        return page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0, 0

@@ -7,9 +7,12 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi import Request as Incoming
 
-from overpaint.server.api.a1111.protocol import Options, error_response
-from overpaint.server.api.a1111.translation import resolve_model_title
+from overpaint.errors import RequestError
+from overpaint.server.api.a1111.model_titles import resolve_model_title
+from overpaint.server.api.a1111.option_fields import Options, override_options
+from overpaint.server.api.a1111.protocol import error_response
 from overpaint.server.api.deps import ServiceDep
+from overpaint.server.api.ignored_fields import report_ignored_fields
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.jobs.service import Service
@@ -38,31 +41,33 @@ def store_options(incoming: Incoming, key: str, options: Options) -> None:
     incoming.app.state.a1111_options[key] = options
 
 
-def override_options(options: Options, given: Options) -> Options:
-    """Return options in which the given ones replace the others."""
-    return options.model_copy(
-        update={name: getattr(given, name) for name in given.model_fields_set}
-    )
+def resolve_model(service: Service, given: Options, kept: Options) -> str:
+    """Return the name of the model of a request.
 
-
-def resolve_model(service: Service, options: Options) -> str:
-    """Return the name of the model that options name, by default the server's first model.
+    Args:
+        service: the running service.
+        given: options of the request.
+        kept: options of the API key. A kept model that the server has no more counts as absent.
 
     Raises:
-        RequestError: the server has no such model.
+        RequestError: the server has no model of the name that the request gives.
     """
     models = service.settings.models
-    if not options.sd_model_checkpoint:
-        return models[0]
     field = "override_settings.sd_model_checkpoint"
-    return resolve_model_title(field, options.sd_model_checkpoint, models)
+    if given.sd_model_checkpoint:
+        return resolve_model_title(field, given.sd_model_checkpoint, models)
+    try:
+        return resolve_model_title(field, kept.sd_model_checkpoint or models[0], models)
+    except RequestError:
+        return models[0]
 
 
 @router.get("/options")
 async def read_options(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Options:
     """Return the options of this API key."""
     options = get_options(incoming, key)
-    return options.model_copy(update={"sd_model_checkpoint": resolve_model(service, options)})
+    model = resolve_model(service, Options(), options)
+    return options.model_copy(update={"sd_model_checkpoint": model})
 
 
 @router.post("/options")
@@ -70,7 +75,8 @@ async def set_options(
     given: Options, incoming: Incoming, service: ServiceDep, key: KeyDep
 ) -> dict[str, Any]:
     """Set options for later requests of this API key, until the server stops."""
-    options = override_options(get_options(incoming, key), given)
-    resolve_model(service, options)
-    store_options(incoming, key, options)
+    report_ignored_fields(given)
+    options = get_options(incoming, key)
+    resolve_model(service, given, options)
+    store_options(incoming, key, override_options(options, given))
     return {}

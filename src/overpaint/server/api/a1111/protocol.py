@@ -1,31 +1,23 @@
-"""The wire format of AUTOMATIC1111's API: inputs, options, responses and errors.
+"""The wire format of AUTOMATIC1111's API: inputs and errors.
 
 Fields mean the same as in AUTOMATIC1111's web UI, with these differences:
 
 - Without a size, images have the model's native size instead of 512x512.
 - The masked region is painted at the model's native size.
 - A refiner takes over at a noise level instead of a number of steps.
-- A sampler name and a scheduler that contradict each other are rejected.
 
-A field that Overpaint cannot honor is rejected, unless it has the value that changes nothing.
+Unknown fields have no effect, as in the web UI. A field that asks for another picture, which
+Overpaint cannot make, is rejected.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    model_validator,
-)
-from pydantic_core import core_schema
+from pydantic import AfterValidator, Field
 
-from overpaint.errors import quote_value
 from overpaint.request_fields import MAX_SEED
+from overpaint.server.api.a1111.option_fields import A1111Model, Options
+from overpaint.server.api.ignored_fields import Ignored, UnsupportedExcept
 from overpaint.server.http.problems import describe_error
 
 LATENT_UPSCALER = "Latent"
@@ -50,115 +42,41 @@ def error_response(error: Exception) -> JSONResponse:
     return JSONResponse(body, status, headers)
 
 
-# Types of fields
+def _round_side(side: int) -> int:
+    """Round a side down to a multiple of 8, as AUTOMATIC1111's latents do."""
+    return side // 8 * 8
 
 
-class UnsupportedExcept:
-    """Annotation of a field without effect: it accepts only values that change nothing."""
+Side = Annotated[int, Field(ge=8, le=8192), AfterValidator(_round_side)]
+"""Width or height of the result in pixels."""
 
-    def __init__(self, *values: Any):
-        """Accept these values.
-
-        Args:
-            values: the values that change nothing.
-        """
-        self.values = values
-
-    def check(self, value: Any) -> Any:
-        """Return the value.
-
-        Raises:
-            ValueError: the value would change something.
-        """
-        if value not in self.values:
-            raise ValueError(f"{quote_value(value)} is not supported; leave the field out.")
-        return value
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self.check, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        own = {
-            "enum": list(self.values),
-            "description": "Not supported: any other value is rejected.",
-        }
-        return {**handler(schema), **own}
+Text = Annotated[str, Field(max_length=100_000)]
 
 
-Ignored = Annotated[Any, Field(exclude=True, description="Accepted without effect; not stored.")]
-
-
-def _make_nullable(schema: dict[str, Any]) -> None:
-    """Allow null for every field of a schema, and nothing but null for unknown fields."""
-    fields = schema["properties"]
-    for name, field in fields.items():
-        kept = {word: field.pop(word) for word in ("description", "default") if word in field}
-        fields[name] = {"anyOf": [field, {"type": "null"}], **kept}
-    schema["additionalProperties"] = {"type": "null"}
-
-
-class NullableModel(BaseModel):
-    """A model that treats null as an absent field, as AUTOMATIC1111 does."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        allow_inf_nan=False,
-        json_schema_extra=_make_nullable,
-        use_attribute_docstrings=True,
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            return {name: value for name, value in data.items() if value is not None}
-        return data
-
-
-# Requests
-
-
-class Options(NullableModel):
-    """Options of an API key; in `override_settings`, options of one request."""
-
-    sd_model_checkpoint: str | None = Field(default=None, max_length=500)
-    """Title of the model; by default the server's first model."""
-    CLIP_stop_at_last_layers: int = Field(default=1, ge=1, le=13)
-    """Text encoder layer to use, counted from the end (`clip_skip` plus 2). Both 1 and 2 use the
-    penultimate layer."""
-    samples_format: Literal["png", "jpg", "jpeg", "webp"] = "png"
-    """File format of the images."""
-    jpeg_quality: int = Field(default=80, ge=1, le=100)
-    """Quality of JPEG and WebP files."""
-    img2img_color_correction: bool = False
-    """Match the colors of the repainted area to its surroundings (`match_colors`); needs a
-    mask."""
-    sd_vae: Annotated[Any, UnsupportedExcept("Automatic", "None", "")] = "Automatic"
-    forge_additional_modules: Annotated[Any, UnsupportedExcept([])] = []
-
-
-class Inputs(NullableModel):
+class Inputs(A1111Model):
     """Fields of both txt2img and img2img."""
 
-    prompt: str = Field(default="", max_length=100_000)
+    prompt: Text = ""
     """Text that describes the image, with attention weights, `<lora:…>` tags and names of
     embeddings."""
-    negative_prompt: str = Field(default="", max_length=100_000)
+    negative_prompt: Text = ""
     """Text that describes what the image must not show."""
     steps: int = Field(default=50, ge=1, le=1000)
     """Number of sampler steps (`num_inference_steps`)."""
     cfg_scale: float = Field(default=7.0, ge=0, le=50)
     """How closely the image follows the prompt (`guidance_scale`)."""
-    width: int | None = Field(default=None, ge=8, le=8192)
-    """Width of the result in pixels; by default the model's native width."""
-    height: int | None = Field(default=None, ge=8, le=8192)
-    """Height of the result in pixels; by default the model's native height."""
-    seed: int = Field(default=-1, ge=-1, le=MAX_SEED)
-    """Seed of the first image; -1 draws a random seed."""
+    width: Side | None = None
+    """Width of the result in pixels, rounded down to a multiple of 8; by default the model's native
+    width."""
+    height: Side | None = None
+    """Height of the result in pixels, rounded down to a multiple of 8; by default the model's
+    native height."""
+    seed: int = Field(default=-1, le=MAX_SEED)
+    """Seed of the first image; a negative number draws a random seed."""
+    subseed: int = Field(default=-1, le=MAX_SEED)
+    """Seed of a variation (`subseed`); a negative number draws a random one."""
+    subseed_strength: float = Field(default=0, ge=0, le=1)
+    """How much of the noise comes from the variation's seed (`subseed_strength`)."""
     batch_size: int = Field(default=1, ge=1, le=64)
     """Images per iteration; n_iter times this is the number of images (`num_images`)."""
     n_iter: int = Field(default=1, ge=1, le=64)
@@ -168,10 +86,15 @@ class Inputs(NullableModel):
     sampler_index: str = "Euler"
     """Name of the sampler (`sampler`) if sampler_name is absent."""
     scheduler: str = "Automatic"
-    """Name of the schedule of noise levels (`schedule`)."""
+    """Name of the schedule of noise levels (`schedule`). A sampler name that ends with a schedule
+    takes precedence."""
     eta: float | None = None
-    """Noise that each step adds: 1 for stochastic samplers, 0 for DDIM; other values are
-    rejected."""
+    """Noise that each step adds: 1 for stochastic samplers, 0 for DDIM; other values are rejected
+    with these samplers."""
+    s_churn: float = 0
+    """Noise that Euler, Heun and DPM2 add before each step; only 0 is supported with them."""
+    s_noise: float = 1
+    """Scale of the noise of stochastic samplers; only 1 is supported with them."""
     denoising_strength: float | None = Field(default=None, ge=0, le=1)
     """How much is repainted (`strength`), 0 to 1; 1 repaints everything."""
     refiner_checkpoint: str | None = Field(default=None, max_length=500)
@@ -186,40 +109,37 @@ class Inputs(NullableModel):
     """SD.Next's name for CLIP_stop_at_last_layers (`clip_skip`)."""
     send_images: bool = True
     """Include the images in the response."""
+    force_task_id: str | None = Field(default=None, max_length=200)
+    """Name of the request for /internal/progress and /sdapi/v1/interrupt."""
     alwayson_scripts: dict[Annotated[str, Field(max_length=100)], Any] = Field(default_factory=dict)
     """ControlNet units (`controls`); other scripts are accepted only if they are off."""
 
-    script_name: Annotated[Any, UnsupportedExcept("", "None")] = ""
-    script_args: Annotated[Any, UnsupportedExcept([])] = []
-    styles: Annotated[Any, UnsupportedExcept([])] = []
-    restore_faces: Annotated[Any, UnsupportedExcept(False)] = False
-    tiling: Annotated[Any, UnsupportedExcept(False)] = False
-    subseed_strength: Annotated[Any, UnsupportedExcept(0)] = 0
-    seed_resize_from_h: Annotated[Any, UnsupportedExcept(-1, 0)] = -1
-    seed_resize_from_w: Annotated[Any, UnsupportedExcept(-1, 0)] = -1
-    s_churn: Annotated[Any, UnsupportedExcept(0)] = 0
-    s_tmin: Annotated[Any, UnsupportedExcept(0)] = 0
-    s_noise: Annotated[Any, UnsupportedExcept(1)] = 1
-    s_min_uncond: Annotated[Any, UnsupportedExcept(0)] = 0
-    disable_extra_networks: Annotated[Any, UnsupportedExcept(False)] = False
-    comments: Annotated[Any, UnsupportedExcept({})] = {}
+    script_name: Annotated[str, UnsupportedExcept("", "None", "none")] = ""
+    script_args: Ignored = None  # those of script_name
+    styles: Annotated[Any, UnsupportedExcept([])] = None
+    restore_faces: Annotated[bool, UnsupportedExcept(False)] = False
+    tiling: Annotated[bool, UnsupportedExcept(False)] = False
+    s_min_uncond: Annotated[float, UnsupportedExcept(0)] = 0
+    disable_extra_networks: Annotated[bool, UnsupportedExcept(False)] = False
     infotext: Annotated[Any, UnsupportedExcept("")] = ""
+    seed_resize_from_h: Annotated[int, UnsupportedExcept(-1, 0)] = -1
+    seed_resize_from_w: Annotated[int, UnsupportedExcept(-1, 0)] = -1
     # A Krita plug-in sends this name; "None" stands for no refiner.
-    refiner: Annotated[Any, UnsupportedExcept("", "None")] = ""
+    refiner: Annotated[str, UnsupportedExcept("", "None")] = ""
 
-    subseed: Ignored = -1
+    comments: Ignored = None
+    s_tmin: Ignored = None  # both limit s_churn
     s_tmax: Ignored = None
     save_images: Ignored = False
     do_not_save_samples: Ignored = False
     do_not_save_grid: Ignored = False
-    force_task_id: Ignored = None
     # SillyTavern sends the address and the credentials that its user configured.
     url: Ignored = None
     auth: Ignored = None
 
 
 class TextInputs(Inputs):
-    """Fields of txt2img."""
+    """Fields of txt2img. Fields of the second pass have an effect only with enable_hr."""
 
     enable_hr: bool = False
     """Run a second pass at a larger size (`refine`)."""
@@ -233,27 +153,28 @@ class TextInputs(Inputs):
     """Not supported with a second pass; use hr_scale."""
     hr_resize_y: int = 0
     """Not supported with a second pass; use hr_scale."""
-    hr_checkpoint_name: str = ""
+    hr_checkpoint_name: Text = ""
     """Only the model of the first pass is supported."""
-    hr_sampler_name: str = ""
+    hr_sampler_name: Text = ""
     """Only the sampler of the first pass is supported."""
-    hr_scheduler: str = ""
+    hr_scheduler: Text = ""
     """Only the scheduler of the first pass is supported."""
-    hr_prompt: str = ""
+    hr_prompt: Text = ""
     """Only the prompt of the first pass is supported."""
-    hr_negative_prompt: str = ""
+    hr_negative_prompt: Text = ""
     """Only the negative prompt of the first pass is supported."""
 
-    firstphase_width: Annotated[Any, UnsupportedExcept(0)] = 0
-    firstphase_height: Annotated[Any, UnsupportedExcept(0)] = 0
-    hr_additional_modules: Annotated[Any, UnsupportedExcept([])] = []
+    firstphase_width: Annotated[int, UnsupportedExcept(0)] = 0
+    firstphase_height: Annotated[int, UnsupportedExcept(0)] = 0
+    hr_additional_modules: Ignored = None
 
 
 class ImageInputs(Inputs):
     """Fields of img2img. Fields about masks have an effect only with a mask."""
 
-    init_images: list[str] = Field(min_length=1, max_length=1)
-    """The image to repaint (`image`): base64 or a data: URI."""
+    init_images: list[str] = Field(min_length=1, max_length=64)
+    """The image to repaint (`image`): base64 or a data: URI. Each of several images gives one
+    result per iteration; batch_size then has no effect."""
     resize_mode: Literal[0, 1, 2] = 0
     """How the image is fitted to another aspect (`fit`): 0 stretch, 1 cover, 2 contain."""
     denoising_strength: float = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -264,12 +185,12 @@ class ImageInputs(Inputs):
     """The area to repaint: white pixels, or opaque pixels if the mask has transparency."""
     mask_round: bool = True
     """Round gray pixels of the mask to black or white."""
-    mask_blur: int = Field(default=4, ge=0, le=256)
-    """Blur of the mask's edge: the standard deviation in pixels."""
-    mask_blur_x: int | None = None
-    """Only the value of mask_blur is supported."""
-    mask_blur_y: int | None = None
-    """Only the value of mask_blur is supported."""
+    mask_blur: int | None = Field(default=None, ge=0, le=256)
+    """Blur of the mask's edge: the standard deviation in pixels; 4 by default."""
+    mask_blur_x: int = Field(default=4, ge=0, le=256)
+    """Horizontal blur if mask_blur is absent; only the value of mask_blur_y is supported."""
+    mask_blur_y: int = Field(default=4, ge=0, le=256)
+    """Vertical blur if mask_blur is absent; only the value of mask_blur_x is supported."""
     inpainting_fill: Literal[0, 1, 2, 3] = 0
     """Content of the area before painting (`fill`): 0 surroundings, 1 original, 2 noise, 3 flat
     color."""
@@ -283,77 +204,24 @@ class ImageInputs(Inputs):
     include_init_images: bool = False
     """Include the image and the mask of the request in the response."""
 
-    initial_noise_multiplier: Annotated[Any, UnsupportedExcept(1)] = 1
-    latent_mask: Annotated[Any, UnsupportedExcept(None)] = None
+    initial_noise_multiplier: Annotated[float, UnsupportedExcept(1)] = 1
+    latent_mask: Annotated[Any, UnsupportedExcept()] = None
     image_cfg_scale: Ignored = None  # it concerns models that take an image as a prompt
 
 
-class PngInfoRequest(BaseModel):
-    """An image to read settings from."""
+SECOND_PASS_FIELDS = tuple(name for name in TextInputs.model_fields if name.startswith("hr_"))
+"""Fields without effect unless enable_hr is true."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+MASK_FIELDS = tuple(
+    name
+    for name in ImageInputs.model_fields
+    if name.startswith(("mask_", "inpaint")) and name != "mask"
+)
+"""Fields without effect unless there is a mask."""
+
+
+class PngInfoRequest(A1111Model):
+    """An image to read settings from."""
 
     image: str
     """Base64 or a data: URI."""
-
-
-# Responses
-
-
-class GenerationResponse(BaseModel):
-    """Images and their settings."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    images: list[str]
-    """Image files as base64."""
-    parameters: dict[str, Any]
-    """Fields of the request."""
-    info: str
-    """JSON text: seeds, and the settings text of each image."""
-
-
-class ProgressState(BaseModel):
-    """State of the newest job."""
-
-    skipped: bool = False
-    interrupted: bool = False
-    stopping_generation: bool = False
-    job: str = ""
-    job_count: int = 0
-    job_timestamp: str = "0"
-    job_no: int = 0
-    sampling_step: int = 0
-    sampling_steps: int = 0
-
-
-class ProgressResponse(BaseModel):
-    """Progress of the newest job that has not ended."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    progress: float = 0.0
-    """Progress from 0 to 1; 0 if no job is waiting or running."""
-    eta_relative: float = 0.0
-    """Estimated seconds until the job ends."""
-    state: ProgressState = Field(default_factory=ProgressState)
-    """The job and its steps."""
-    current_image: str | None = None
-    """A preview as base64."""
-    textinfo: str | None = None
-    """The number of jobs that run before this one."""
-    current_task: str | None = None
-    """Id of the job."""
-
-
-class PngInfoResponse(BaseModel):
-    """Settings of an image."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    info: str
-    """AUTOMATIC1111's settings text; empty if the image has none."""
-    items: dict[str, str]
-    """All texts of the file's metadata."""
-    parameters: dict[str, str]
-    """Settings in the last line of the settings text."""

@@ -1,46 +1,47 @@
 """Translation of AUTOMATIC1111's inputs to a `Request`."""
 
-import re
 from collections.abc import Collection, Sequence
-from io import BytesIO
 from typing import Any
 
-from PIL import ImageOps
-
-from overpaint.errors import RequestError, did_you_mean, quote_value
+from overpaint.errors import RequestError, quote_value
 from overpaint.imaging import codec
-from overpaint.picture import Picture
 from overpaint.provenance.a1111_text import mark_embeddings
 from overpaint.provenance.importers.a1111 import resolve_a1111_schedule
 from overpaint.registry import SAMPLERS, Fill, resolve_sampler
 from overpaint.request import Request
 from overpaint.request_fields import Fit
 from overpaint.request_parts import Control
+from overpaint.server.api.a1111.image_fields import decode_image, read_mask
+from overpaint.server.api.a1111.model_titles import resolve_model_title
+from overpaint.server.api.a1111.option_fields import Options
 from overpaint.server.api.a1111.protocol import (
     CONTROLNET_FIELD,
     LATENT_UPSCALER,
+    MASK_FIELDS,
     PIXEL_UPSCALERS,
+    SECOND_PASS_FIELDS,
     ImageInputs,
-    Options,
     TextInputs,
 )
 from overpaint.server.api.fields import (
     check_mask_size,
-    decode_base64,
-    decode_data_uri,
     with_checked_mask,
 )
+from overpaint.server.api.ignored_fields import report_ignored
 
 FIT_BY_RESIZE_MODE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
 
 FILL_BY_NUMBER: dict[int, Fill] = {0: "surroundings", 1: "original", 2: "noise", 3: "flat"}
 """`fill` for each `inpainting_fill`. The nearest to "latent nothing" (3) is a flat color."""
 
+CHURNING_SAMPLERS = ("euler", "heun", "dpm2")
+"""Samplers for which AUTOMATIC1111 uses `s_churn`."""
+
+NO_MODEL = (None, "", "None", "none")
+"""Titles that stand for no model."""
+
 SAME_AS_FIRST_PASS = ("", "None", "Use same checkpoint", "Use same sampler", "Use same scheduler")
 """Values of the second pass's fields that stand for the value of the first pass."""
-
-MASK_ROUNDING_LEVEL = 128
-"""Gray level, 0 to 255, up to which a rounded mask becomes black."""
 
 UNCHANGED_FIELDS = {
     "prompt": "prompt",
@@ -49,6 +50,7 @@ UNCHANGED_FIELDS = {
     "cfg_scale": "guidance_scale",
     "width": "width",
     "height": "height",
+    "subseed_strength": "subseed_strength",
 }
 """Native name of each field whose value is used unchanged."""
 
@@ -71,15 +73,15 @@ CLIENT_FIELDS = {native: client for client, native in UNCHANGED_FIELDS.items()} 
 """AUTOMATIC1111's name for each native field, for error messages."""
 
 
-def to_request(
+def to_requests(
     given: TextInputs | ImageInputs,
     options: Options,
     *,
     controls: Sequence[Control] = (),
     refiners: Collection[str] = (),
     embeddings: Collection[str] = (),
-) -> Request:
-    """Translate inputs to a request.
+) -> list[Request]:
+    """Translate inputs to requests: one, or one for each image of several `init_images`.
 
     Args:
         given: the inputs.
@@ -95,9 +97,40 @@ def to_request(
     """
     try:
         fields = _map_fields(given, options, refiners, embeddings)
-        return with_checked_mask(Request(**fields, controls=tuple(controls)))
+        fields["controls"] = tuple(controls)
+        if isinstance(given, TextInputs):
+            return [with_checked_mask(Request(**fields | _second_pass_fields(given)))]
+        images = [_image_fields(given, options, image) for image in given.init_images]
+        if len(images) == 1:
+            return [with_checked_mask(Request(**fields | images[0]))]
+        # The web UI numbers the seeds over all images, so that each of these jobs has its own.
+        order = images * given.n_iter
+        fields["num_images"] = len(order)
+        whole = Request(**fields | images[0])
+        requests: list[Request] = []
+        for place, own in enumerate(order):
+            fields["num_images"] = 1
+            fields["seed"] = whole.picture_seeds[place]
+            fields["subseed"] = whole.picture_subseeds[place]
+            requests.append(with_checked_mask(Request(**fields | own)))
+        return requests
     except RequestError as error:
         raise translate_error(error) from None
+
+
+def report_unused_fields(given: TextInputs | ImageInputs) -> None:
+    """Report fields that have no effect beside the other ones of the same request."""
+    unused: list[str] = []
+    if isinstance(given, TextInputs):
+        if not given.enable_hr:
+            unused += [*SECOND_PASS_FIELDS, "denoising_strength"]
+    elif not given.mask:
+        unused += MASK_FIELDS
+    elif given.inpaint_full_res:
+        unused += ["width", "height"]
+    if given.refiner_checkpoint in NO_MODEL:
+        unused.append("refiner_switch_at")
+    report_ignored(*(name for name in unused if name in given.model_fields_set))
 
 
 def translate_error(error: RequestError) -> RequestError:
@@ -112,10 +145,8 @@ def _map_fields(
     refiners: Collection[str],
     embeddings: Collection[str],
 ) -> dict[str, Any]:
-    sampler, schedule = resolve_sampler_and_schedule(
-        given.sampler_name or given.sampler_index, given.scheduler
-    )
-    _check_eta(given.eta, sampler)
+    sampler, schedule = resolve_sampler_and_schedule(get_sampler_name(given), given.scheduler)
+    _check_sampler_noise(given, sampler)
     fields = {native: getattr(given, client) for client, native in UNCHANGED_FIELDS.items()}
     for field in ("prompt", "negative_prompt"):
         fields[field] = mark_embeddings(fields[field], embeddings)
@@ -126,60 +157,57 @@ def _map_fields(
         "num_images": given.batch_size * given.n_iter,
         "clip_skip": max(last_layer - 2, 0),
     }
-    if given.seed >= 0:
-        fields["seed"] = given.seed
-    if given.refiner_checkpoint not in (None, "", "None"):
+    for field in ("seed", "subseed"):
+        if (seed := getattr(given, field)) >= 0:
+            fields[field] = seed
+    if given.refiner_checkpoint not in NO_MODEL:
         refiner = resolve_model_title("refiner_checkpoint", given.refiner_checkpoint, refiners)
         fields |= {"refiner": refiner, "high_noise_frac": given.refiner_switch_at}
         fields["refine"] = "ensemble"
-    if isinstance(given, ImageInputs):
-        return fields | _image_fields(given, options)
-    return fields | _second_pass_fields(given)
+    return fields
+
+
+def get_sampler_name(given: TextInputs | ImageInputs) -> str:
+    """Return the name of the sampler that inputs ask for."""
+    return given.sampler_name or given.sampler_index or "Euler"
 
 
 def resolve_sampler_and_schedule(name: str, scheduler: str) -> tuple[str, str]:
     """Return the native names of a sampler and of its schedule.
 
+    A schedule at the end of the sampler's name takes precedence, as in the web UI.
+
     Raises:
-        RequestError: a name is unknown, or the sampler's name includes another scheduler.
+        RequestError: a name is unknown.
     """
     sampler, implied = resolve_sampler(name)
     if implied is None:
-        return sampler, resolve_a1111_schedule(sampler, scheduler)
-    if scheduler.lower() != "automatic" and resolve_a1111_schedule(sampler, scheduler) != implied:
-        raise RequestError(
-            "scheduler",
-            f"{scheduler!r} contradicts the sampler {name!r}; use 'Automatic', or a sampler "
-            "without a scheduler in its name.",
-        )
+        return sampler, resolve_a1111_schedule(sampler, scheduler or "Automatic")
+    if scheduler and scheduler.lower() != "automatic":
+        report_ignored("scheduler")
     return sampler, implied
 
 
-def _check_eta(eta: float | None, sampler: str) -> None:
-    supported = 1.0 if SAMPLERS[sampler].stochastic else 0.0 if sampler == "ddim" else None
-    if None not in (eta, supported) and eta != supported:
-        raise RequestError(
-            "eta", f"{eta} is not supported with the sampler {sampler}; use {supported}."
-        )
-
-
-def resolve_model_title(field: str, title: str | None, known: Collection[str]) -> str:
-    """Return the name of the model with a title: "name", "name [hash]" or "name.safetensors".
-
-    Args:
-        field: the field that contains the title, for the error.
-        title: the title.
-        known: names of models.
+def _check_sampler_noise(given: TextInputs | ImageInputs, sampler: str) -> None:
+    """Reject noise settings that the sampler has and Overpaint lacks; report those that it lacks.
 
     Raises:
-        RequestError: no model has that title.
+        RequestError: a setting would change the image.
     """
-    bare = re.sub(r" \[[0-9a-f]+\]$", "", title or "").removesuffix(".safetensors")
-    for name in (title, bare):
-        if name in known:
-            return name or ""
-    hint = did_you_mean(bare, known) if known else ""
-    raise RequestError(field, f"there is no model {quote_value(title)}.{hint}")
+    stochastic = SAMPLERS[sampler].stochastic
+    supported = {
+        "eta": 1.0 if stochastic else 0.0 if sampler == "ddim" else None,
+        "s_churn": 0.0 if sampler in CHURNING_SAMPLERS else None,
+        "s_noise": 1.0 if stochastic else None,
+    }
+    for field, only in supported.items():
+        value = getattr(given, field)
+        if only is None:
+            report_ignored(*(name for name in (field,) if name in given.model_fields_set))
+        elif value not in (None, only):
+            raise RequestError(
+                field, f"{value} is not supported with the sampler {sampler}; use {only}."
+            )
 
 
 def _second_pass_fields(given: TextInputs) -> dict[str, Any]:
@@ -205,7 +233,7 @@ def _check_second_pass(given: TextInputs) -> None:
             raise RequestError(field, f"{value} is not supported; use hr_scale.")
     for field, first in {
         "hr_checkpoint_name": "",
-        "hr_sampler_name": given.sampler_name or given.sampler_index,
+        "hr_sampler_name": get_sampler_name(given),
         "hr_scheduler": given.scheduler,
         "hr_prompt": given.prompt,
         "hr_negative_prompt": given.negative_prompt,
@@ -219,12 +247,19 @@ def _check_second_pass(given: TextInputs) -> None:
         known = ", ".join((LATENT_UPSCALER, *PIXEL_UPSCALERS))
         message = f"unknown upscaler {quote_value(given.hr_upscaler)}. Known: {known}."
         raise RequestError("hr_upscaler", message)
-    if given.refiner_checkpoint not in (None, "", "None"):
+    if given.refiner_checkpoint not in NO_MODEL:
         raise RequestError("refiner_checkpoint", "contradicts enable_hr; send one of the two.")
 
 
-def _image_fields(given: ImageInputs, options: Options) -> dict[str, Any]:
-    image = codec.receive_picture(decode_image("init_images", given.init_images[0]), "init_images")
+def _image_fields(given: ImageInputs, options: Options, text: str) -> dict[str, Any]:
+    """Return the fields of a request that repaints one image.
+
+    Args:
+        given: the inputs.
+        options: options that apply to the request.
+        text: one of `init_images`.
+    """
+    image = codec.receive_picture(decode_image("init_images", text), "init_images")
     fields: dict[str, Any] = {
         "image": image,
         "strength": given.denoising_strength,
@@ -233,22 +268,14 @@ def _image_fields(given: ImageInputs, options: Options) -> dict[str, Any]:
     }
     if not given.mask:
         if options.img2img_color_correction:
-            raise RequestError(
-                "override_settings.img2img_color_correction",
-                "color correction needs a mask; send a mask, or leave the option out.",
-            )
+            report_ignored("img2img_color_correction")
         return fields
-    for field in ("mask_blur_x", "mask_blur_y"):
-        if (value := getattr(given, field)) not in (None, given.mask_blur):
-            raise RequestError(
-                field, f"{value} differs from mask_blur, {given.mask_blur}; leave the field out."
-            )
     mask = decode_image("mask", given.mask)
     check_mask_size(image, codec.receive_picture(mask, "mask"))
     fields |= {
         "mask": read_mask(mask, rounded=given.mask_round),
         "mask_invert": given.inpainting_mask_invert,
-        "mask_blur": 2 * given.mask_blur,  # the native blur is two standard deviations
+        "mask_blur": 2 * _get_mask_blur(given),  # the native blur is two standard deviations
         "fill": FILL_BY_NUMBER[given.inpainting_fill],
         "match_colors": options.img2img_color_correction,
         "crop": given.inpaint_full_res_padding if given.inpaint_full_res else "off",
@@ -258,36 +285,17 @@ def _image_fields(given: ImageInputs, options: Options) -> dict[str, Any]:
     return fields
 
 
-def decode_image(field: str, text: str) -> bytes:
-    """Return the bytes of an image that is base64 or a data: URI.
+def _get_mask_blur(given: ImageInputs) -> int:
+    """Return the standard deviation of the mask's blur.
 
     Raises:
-        RequestError: the text is neither.
+        RequestError: the horizontal and the vertical one differ.
     """
-    text = text.strip()
-    if "," not in text:
-        return decode_base64(field, text)
-    if not text.startswith("data:"):
-        raise RequestError(field, "the value is neither base64 nor a data: URI.")
-    return decode_data_uri(field, text)
-
-
-def read_mask(data: bytes, *, rounded: bool) -> Picture:
-    """Return a grayscale mask in which white is repainted.
-
-    Args:
-        data: the file of the mask. If it has transparency, opaque pixels become white.
-        rounded: whether gray pixels become black or white.
-
-    Raises:
-        PictureError: the file is not an image.
-    """
-    with codec.open_image(data, "the mask") as image:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        gray = codec.extract_alpha(image) or image.convert("L")
-    if rounded:
-        gray = gray.point([255 * (level > MASK_ROUNDING_LEVEL) for level in range(256)])
-    file = BytesIO()
-    gray.save(file, "PNG")
-    return Picture(data=file.getvalue())
+    if given.mask_blur is not None:
+        return given.mask_blur
+    if given.mask_blur_x != given.mask_blur_y:
+        raise RequestError(
+            "mask_blur_x",
+            f"{given.mask_blur_x} differs from mask_blur_y, {given.mask_blur_y}; send mask_blur.",
+        )
+    return given.mask_blur_x

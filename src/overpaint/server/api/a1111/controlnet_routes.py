@@ -1,0 +1,161 @@
+"""The routes of the web UI's ControlNet extension: names, settings and finished control images."""
+
+import asyncio
+from io import BytesIO
+from typing import Any
+
+from fastapi import APIRouter
+from PIL import Image
+from PIL.Image import Resampling
+from pydantic import Field
+
+from overpaint.errors import RequestError, did_you_mean, quote_value
+from overpaint.imaging import codec, hints
+from overpaint.request_fields import MAX_CONTROLS
+from overpaint.server.api.a1111.controlnet import (
+    KIND_BY_MODEL_WORD,
+    KIND_BY_PREPROCESSOR,
+    NO_PREPROCESSOR,
+)
+from overpaint.server.api.a1111.image_fields import decode_image
+from overpaint.server.api.a1111.listings import list_names
+from overpaint.server.api.a1111.option_fields import A1111Model
+from overpaint.server.api.a1111.protocol import error_response
+from overpaint.server.api.deps import ServiceDep
+from overpaint.server.api.fields import encode_base64
+from overpaint.server.api.ignored_fields import Ignored, report_ignored_fields
+from overpaint.server.api.route import make_route_class
+from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.threads import run_in_picture_thread
+
+LABEL_BY_KIND = {
+    "canny": "Canny",
+    "depth": "Depth",
+    "normal": "NormalMap",
+    "pose": "OpenPose",
+    "lineart": "Lineart",
+    "softedge": "SoftEdge",
+    "scribble": "Scribble",
+    "segmentation": "Segmentation",
+    "shuffle": "Shuffle",
+    "tile": "Tile",
+    "blur": "Blur",
+}
+"""The extension's name for each kind of control image."""
+
+API_VERSION = 2
+"""Version of the extension's API."""
+
+MAX_DETECTED_PIXELS = 4 * 2**20
+"""Largest number of pixels of a control image that `/controlnet/detect` returns."""
+
+router = APIRouter(prefix="/controlnet", route_class=make_route_class(error_response))
+
+
+@router.get("/version")
+async def get_version(key: KeyDep) -> dict[str, int]:
+    """Return the version of the ControlNet API."""
+    return {"version": API_VERSION}
+
+
+@router.get("/settings")
+async def get_settings(key: KeyDep) -> dict[str, int]:
+    """Return the largest number of ControlNet units in a request."""
+    return {"control_net_unit_count": MAX_CONTROLS}
+
+
+@router.get("/model_list")
+async def list_controlnets(service: ServiceDep, key: KeyDep) -> dict[str, list[str]]:
+    """List the ControlNets."""
+    return {"model_list": await asyncio.to_thread(list_names, service, "control")}
+
+
+@router.get("/module_list")
+async def list_preprocessors(key: KeyDep) -> dict[str, list[str]]:
+    """List the ControlNet preprocessors."""
+    return {"module_list": [NO_PREPROCESSOR[0], *KIND_BY_PREPROCESSOR]}
+
+
+@router.get("/control_types")
+async def list_control_types(service: ServiceDep, key: KeyDep) -> dict[str, Any]:
+    """List the preprocessors and the ControlNets for each kind of control image."""
+    nets = await asyncio.to_thread(list_names, service, "control")
+    types = {"All": _describe_type(list(KIND_BY_PREPROCESSOR), nets)}
+    for kind, label in LABEL_BY_KIND.items():
+        modules = [name for name, own in KIND_BY_PREPROCESSOR.items() if own == kind]
+        words = [word for word, own in KIND_BY_MODEL_WORD.items() if own == kind]
+        fitting = [net for net in nets if any(word in net.lower() for word in words)]
+        types[label] = _describe_type(modules, fitting)
+    return {"control_types": types}
+
+
+def _describe_type(modules: list[str], nets: list[str]) -> dict[str, Any]:
+    return {
+        "module_list": [NO_PREPROCESSOR[0], *modules],
+        "model_list": ["None", *nets],
+        "default_option": modules[0] if modules else NO_PREPROCESSOR[0],
+        "default_model": nets[0] if nets else "None",
+    }
+
+
+class DetectRequest(A1111Model):
+    """Images for a preprocessor."""
+
+    controlnet_module: str = NO_PREPROCESSOR[0]
+    """Name of the preprocessor."""
+    controlnet_input_images: list[str] = Field(min_length=1, max_length=16)
+    """Images as base64 or data: URIs."""
+    controlnet_processor_res: int = Field(default=512, ge=-1, le=2048)
+    """Length of the control image's shorter side in pixels; -1 or 0 keeps the image's size."""
+    controlnet_threshold_a: float = -1
+    """Low threshold of canny."""
+    controlnet_threshold_b: float = -1
+    """High threshold of canny."""
+
+    controlnet_masks: Ignored = None
+    low_vram: Ignored = None
+
+
+@router.post("/detect")
+async def detect(given: DetectRequest, key: KeyDep) -> dict[str, Any]:
+    """Return the control images that a preprocessor makes."""
+    report_ignored_fields(given)
+    images = await run_in_picture_thread(_make_control_images, given)
+    return {"images": images, "info": "Success"}
+
+
+def _make_control_images(given: DetectRequest) -> list[str]:
+    field = "controlnet_module"
+    module = given.controlnet_module
+    kind = KIND_BY_PREPROCESSOR.get(module)
+    if kind is None and module not in NO_PREPROCESSOR:
+        hint = did_you_mean(module, KIND_BY_PREPROCESSOR)
+        raise RequestError(field, f"unknown preprocessor {quote_value(module)}.{hint}")
+    if kind in hints.HINT_FROM_ESTIMATE:
+        raise RequestError(
+            field,
+            f"{module} needs an estimator, which runs only as a part of a request; send the unit "
+            "with its image to txt2img or img2img.",
+        )
+    thresholds = {"low": given.controlnet_threshold_a, "high": given.controlnet_threshold_b}
+    options = {name: value for name, value in thresholds.items() if value >= 0}
+    made: list[str] = []
+    for text in given.controlnet_input_images:
+        picture = codec.receive_picture(
+            decode_image("controlnet_input_images", text), "controlnet_input_images"
+        )
+        image = _resize_for_processor(codec.decode(picture), given.controlnet_processor_res)
+        if kind is not None:
+            image = hints.make_hint(kind, image, options if kind == "canny" else {})
+        file = BytesIO()
+        image.save(file, "PNG")
+        made.append(encode_base64(file.getvalue()))
+    return made
+
+
+def _resize_for_processor(image: Image.Image, shorter_side: int) -> Image.Image:
+    """Resize an image so that its shorter side has a length, within `MAX_DETECTED_PIXELS`."""
+    factor = shorter_side / min(image.size) if shorter_side > 0 else 1.0
+    factor = min(factor, (MAX_DETECTED_PIXELS / (image.width * image.height)) ** 0.5)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    return image if size == image.size else image.resize(size, Resampling.LANCZOS)

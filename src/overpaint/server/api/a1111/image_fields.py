@@ -1,0 +1,53 @@
+"""Images and masks in the fields of clients."""
+
+from io import BytesIO
+
+from PIL import Image, ImageOps
+
+from overpaint.errors import RequestError
+from overpaint.imaging import codec
+from overpaint.picture import Picture
+from overpaint.server.api.fields import decode_base64, decode_data_uri
+
+MASK_ROUNDING_LEVEL = 128
+"""Gray level, 0 to 255, up to which a rounded mask becomes black."""
+
+
+def decode_image(field: str, text: str) -> bytes:
+    """Return the bytes of an image that is base64 or a data: URI.
+
+    Raises:
+        RequestError: the text is neither.
+    """
+    text = text.strip()
+    if text.startswith("data:"):
+        return decode_data_uri(field, text)
+    if "," in text or "://" in text:
+        raise RequestError(field, "the value is neither base64 nor a data: URI.")
+    return decode_base64(field, text)
+
+
+def read_mask(data: bytes, *, rounded: bool) -> Picture:
+    """Return a grayscale mask in which white is repainted.
+
+    Args:
+        data: the file of the mask. If it has transparency, opaque pixels become white.
+        rounded: whether gray pixels become black or white.
+
+    Raises:
+        PictureError: the file is not an image.
+    """
+    with codec.open_image(data, "the mask") as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        gray = codec.extract_alpha(image) or image.convert("L")
+    if rounded:
+        gray = gray.point([255 * (level > MASK_ROUNDING_LEVEL) for level in range(256)])
+    return encode_mask(gray)
+
+
+def encode_mask(mask: Image.Image) -> Picture:
+    """Return a grayscale mask as a picture."""
+    file = BytesIO()
+    mask.save(file, "PNG")
+    return Picture(data=file.getvalue())

@@ -1,0 +1,64 @@
+"""The options of AUTOMATIC1111's web UI that have an effect, and the base of its models."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from overpaint.server.api.ignored_fields import TolerantModel, UnsupportedExcept
+
+
+def _make_nullable(schema: dict[str, Any]) -> None:
+    """Allow null for every field of a schema."""
+    fields = schema["properties"]
+    for name, field in fields.items():
+        kept = {word: field.pop(word) for word in ("description", "default") if word in field}
+        fields[name] = {"anyOf": [field, {"type": "null"}], **kept}
+
+
+class A1111Model(TolerantModel):
+    """A model that ignores null, empty and unknown fields, as AUTOMATIC1111 does."""
+
+    model_config = ConfigDict(
+        allow_inf_nan=False, json_schema_extra=_make_nullable, use_attribute_docstrings=True
+    )
+
+
+class Options(A1111Model):
+    """Options of an API key; in `override_settings`, options of one request."""
+
+    sd_model_checkpoint: str | None = Field(default=None, max_length=500)
+    """Title of the model; by default the server's first model."""
+    CLIP_stop_at_last_layers: int = Field(default=1, ge=1, le=13)
+    """Text encoder layer to use, counted from the end (`clip_skip` plus 2). Both 1 and 2 use the
+    penultimate layer."""
+    samples_format: Literal["png", "jpg", "jpeg", "webp"] = "png"
+    """File format of the images."""
+    jpeg_quality: int = Field(default=80, ge=1, le=100)
+    """Quality of JPEG and WebP files."""
+    img2img_color_correction: bool = False
+    """Match the colors of the repainted area to its surroundings (`match_colors`)."""
+    sd_vae: Annotated[str, UnsupportedExcept("Automatic", "None", "")] = "Automatic"
+
+    # Options that change images in ways that Overpaint lacks.
+    sd_hypernetwork: Annotated[str, UnsupportedExcept("", "None")] = "None"
+    eta_noise_seed_delta: Annotated[int, UnsupportedExcept(0)] = 0
+    initial_noise_multiplier: Annotated[float, UnsupportedExcept(1)] = 1
+    img2img_extra_noise: Annotated[float, UnsupportedExcept(0)] = 0
+    s_churn: Annotated[float, UnsupportedExcept(0)] = 0
+    s_noise: Annotated[float, UnsupportedExcept(1)] = 1
+    s_min_uncond: Annotated[float, UnsupportedExcept(0)] = 0
+    skip_early_cond: Annotated[float, UnsupportedExcept(0)] = 0
+    sigma_min: Annotated[float, UnsupportedExcept(0)] = 0
+    sigma_max: Annotated[float, UnsupportedExcept(0)] = 0
+    rho: Annotated[float, UnsupportedExcept(0)] = 0
+    emphasis: Annotated[str, UnsupportedExcept("Original")] = "Original"
+    sd_noise_schedule: Annotated[str, UnsupportedExcept("Default")] = "Default"
+    tiling: Annotated[bool, UnsupportedExcept(False)] = False
+    face_restoration: Annotated[bool, UnsupportedExcept(False)] = False
+
+
+def override_options(options: Options, given: Options) -> Options:
+    """Return options in which the given ones replace the others."""
+    return options.model_copy(
+        update={name: getattr(given, name) for name in given.model_fields_set}
+    )

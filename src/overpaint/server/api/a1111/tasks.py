@@ -1,0 +1,165 @@
+"""Requests of clients that have not ended: the one that a client sees, and the one that it ends.
+
+The web UI has one user and runs one request at a time. Here many clients may share an API key. So
+the server remembers, for each caller, the request that `/progress` showed or that the caller sent:
+`/interrupt` ends this one, and no other that began later.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from fastapi import Request as Incoming
+
+from overpaint.server.jobs.service import Service
+from overpaint.server.store.jobs import ENDED, Job, State
+from overpaint.server.store.origins import A1111Origin
+
+MAX_CALLERS = 1000
+"""Largest number of callers whose request the server remembers."""
+
+MAX_LISTED_JOBS = 200
+"""Largest number of a key's jobs that a search reads."""
+
+Caller = tuple[str, str, str]
+"""A client: its API key, its address and its user agent."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A request of a client: one job, or one for each of several images.
+
+    Attributes:
+        name: the client's name for it (`force_task_id`), or the id of its job.
+        jobs: its jobs in the order in which they were accepted.
+    """
+
+    name: str
+    jobs: tuple[Job, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of its jobs, including those that are no longer listed."""
+        return max(len(self.jobs), self.jobs[0].origin_as(A1111Origin).task_jobs)
+
+    @property
+    def unfinished(self) -> tuple[Job, ...]:
+        """The jobs that have not ended."""
+        return tuple(job for job in self.jobs if job.state not in ENDED)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    """Keep the callers' requests on the application while it runs."""
+    app.state.a1111_tasks = OrderedDict[Caller, str]()
+    yield
+
+
+def get_task_name(job: Job) -> str:
+    """Return the name of the request that a job belongs to."""
+    return job.origin_as(A1111Origin).task or job.id
+
+
+async def note_submitted(incoming: Incoming, service: Service, key: str, name: str) -> None:
+    """Remember a request for its caller, unless the caller follows another one."""
+    remembered = _get_remembered(incoming, key)
+    if remembered is None or await _find_unfinished(service, key, remembered) is None:
+        _remember(incoming, key, name)
+
+
+async def find_visible_task(incoming: Incoming, service: Service, key: str) -> Task | None:
+    """Return the unfinished request that `/progress` shows to a caller, and remember it.
+
+    This is the remembered one while it has not ended, otherwise the oldest one of the API key.
+    """
+    remembered = _get_remembered(incoming, key)
+    task = remembered and await _find_unfinished(service, key, remembered)
+    if not task:
+        task = await _find_oldest(service, key)
+        _remember(incoming, key, task.name if task else None)
+    return task
+
+
+async def find_task_to_end(
+    incoming: Incoming, service: Service, key: str, name: str | None
+) -> Task | None:
+    """Return the unfinished request that a caller wants to end.
+
+    Args:
+        incoming: the request to end something.
+        service: the running service.
+        key: the API key of the caller.
+        name: the client's name for it; None for the one that the caller sees. If that one has
+            ended meanwhile, there is none to end.
+    """
+    if name is not None:
+        return await _find_unfinished(service, key, name)
+    remembered = _get_remembered(incoming, key)
+    if remembered is None:
+        return await _find_oldest(service, key)
+    _remember(incoming, key, None)
+    return await _find_unfinished(service, key, remembered)
+
+
+async def find_task(service: Service, key: str, name: str) -> Task | None:
+    """Return a request of an API key by its name, also after its end."""
+    jobs = await _list_jobs(service, key)
+    own = tuple(job for job in jobs if get_task_name(job) == name)
+    return Task(name, own) if own else None
+
+
+async def list_unfinished_names(service: Service, key: str) -> list[str]:
+    """Return the names of an API key's unfinished requests, oldest first."""
+    jobs = await _list_jobs(service, key, "queued", "running")
+    return list(dict.fromkeys(map(get_task_name, jobs)))
+
+
+async def cancel_task(service: Service, task: Task | None) -> None:
+    """Cancel the jobs of a request that have not ended."""
+    for job in task.unfinished if task else ():
+        await service.cancel(job.id)
+
+
+async def _find_unfinished(service: Service, key: str, name: str) -> Task | None:
+    jobs = await _list_jobs(service, key, "queued", "running")
+    own = tuple(job for job in jobs if get_task_name(job) == name)
+    return Task(name, own) if own else None
+
+
+async def _find_oldest(service: Service, key: str) -> Task | None:
+    """Return the request that runs for the longest time; without one, the one that waits so."""
+    for state in ("running", "queued"):
+        if jobs := await _list_jobs(service, key, state):
+            return await _find_unfinished(service, key, get_task_name(jobs[0]))
+    return None
+
+
+async def _list_jobs(service: Service, key: str, *states: State) -> list[Job]:
+    """Return an API key's jobs of this dialect, oldest first."""
+    jobs = await asyncio.to_thread(
+        lambda: service.jobs.list_page(key, MAX_LISTED_JOBS, states=states or None)
+    )
+    return [job for job in reversed(jobs) if isinstance(job.origin, A1111Origin)]
+
+
+def _get_caller(incoming: Incoming, key: str) -> Caller:
+    host = incoming.client.host if incoming.client else ""
+    return key, host, incoming.headers.get("user-agent", "")[:200]
+
+
+def _get_remembered(incoming: Incoming, key: str) -> str | None:
+    callers: OrderedDict[Caller, str] = incoming.app.state.a1111_tasks
+    return callers.get(_get_caller(incoming, key))
+
+
+def _remember(incoming: Incoming, key: str, name: str | None) -> None:
+    callers: OrderedDict[Caller, str] = incoming.app.state.a1111_tasks
+    caller = _get_caller(incoming, key)
+    callers.pop(caller, None)
+    if name is not None:
+        callers[caller] = name
+        while len(callers) > MAX_CALLERS:
+            callers.popitem(last=False)

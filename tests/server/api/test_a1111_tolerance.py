@@ -1,0 +1,392 @@
+"""AUTOMATIC1111's API accepts what the web UI accepts, and says what has no effect."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from overpaint.errors import RequestError
+from overpaint.server.api.a1111.controlnet import read_controls
+from overpaint.server.api.a1111.model_titles import resolve_model_title
+from overpaint.server.api.a1111.option_fields import Options
+from overpaint.server.api.a1111.protocol import ImageInputs, TextInputs
+from overpaint.server.api.a1111.translation import to_requests
+from overpaint.server.api.ignored_fields import IGNORED_HEADER
+from overpaint.server.jobs.service import Service
+from tests.server.live import client_of, until
+
+HOUSE = (Path(__file__).parents[3] / "examples" / "house.png").read_bytes()
+RAW = base64.b64encode(HOUSE).decode()
+CUP: dict[str, Any] = {"prompt": "a cup", "steps": 1}
+IMAGE: dict[str, Any] = {"init_images": [RAW], "steps": 2}
+
+# Fields of `Processed.js` in AUTOMATIC1111's modules/processing.py.
+INFO_FIELDS = """
+prompt all_prompts negative_prompt all_negative_prompts seed all_seeds subseed all_subseeds
+subseed_strength width height sampler_name cfg_scale steps batch_size restore_faces
+face_restoration_model sd_model_name sd_model_hash sd_vae_name sd_vae_hash seed_resize_from_w
+seed_resize_from_h denoising_strength extra_generation_params index_of_first_image infotexts styles
+job_timestamp clip_skip is_using_inpainting_conditioning version
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """Share one server among tests that leave nothing behind."""
+    with client_of(tmp_path_factory.mktemp("data")) as made:
+        yield made
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with client_of(tmp_path) as made:
+        yield made
+
+
+def send(client: TestClient, path: str, body: Any) -> tuple[Any, list[str]]:
+    """Return the answer to a request that must succeed, and the fields that it ignored."""
+    answer = client.post(f"/sdapi/v1/{path}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json(), answer.headers.get(IGNORED_HEADER, "").split(", ")
+
+
+def last_request(client: TestClient) -> dict[str, Any]:
+    application: Any = client.app
+    service: Service = application.state.service
+    return service.jobs.list_page(None, 1)[0].request
+
+
+def control(**fields: Any) -> dict[str, Any]:
+    unit = {"module": "canny", "image": RAW} | fields
+    return {"alwayson_scripts": {"ControlNet": {"args": [unit]}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "ignored"),
+    [
+        ("txt2img", {"distilled_cfg_scale": 3.5}, ["distilled_cfg_scale"]),
+        ("txt2img", {"cfg": 3, "mode": "x", "uniqueDocumentId": 7}, ["cfg", "mode"]),
+        ("txt2img", {"inpainting_fill": 1, "init_images": []}, ["inpainting_fill"]),
+        ("txt2img", {"seed": -2, "eta": 1, "s_churn": 0}, ["eta"]),
+        ("txt2img", {"scheduler": "", "sampler_name": "", "sampler_index": ""}, []),
+        ("txt2img", {"sampler_name": "DPM++ 2M Karras", "scheduler": "Beta"}, ["scheduler"]),
+        ("txt2img", {"steps": "", "width": "", "alwayson_scripts": []}, ["steps", "width"]),
+        ("txt2img", {"hr_scale": 0, "enable_hr": False} | {"hr_scale": 2}, ["hr_scale"]),
+        ("txt2img", {"script_name": "none", "script_args": [1]}, ["script_name", "script_args"]),
+        ("txt2img", {"override_settings": None, "styles": ""}, ["override_settings", "styles"]),
+        (
+            "txt2img",
+            {"override_settings": {"return_grid": False, "eta_noise_seed_delta": 0}},
+            ["override_settings.return_grid", "override_settings.eta_noise_seed_delta"],
+        ),
+        ("txt2img", control(image_similarity=1), ["alwayson_scripts.ControlNet.image_similarity"]),
+        ("txt2img", control(image=None, input_image=RAW, mask=""), []),
+        ("txt2img", control(hr_option="High res only"), []),
+        ("img2img", {"enable_hr": False, "hr_scale": 2}, ["enable_hr", "hr_scale"]),
+        ("img2img", {"mask": "", "inpaint_full_res": True}, ["inpaint_full_res"]),
+        ("img2img", {"mask": None, "mask_blur_x": 1}, ["mask", "mask_blur_x"]),
+        ("img2img", {"init_images": ["\r\n".join([RAW[:76], RAW[76:]])]}, []),
+        ("img2img", {"init_images": [f"data:image/png;base64,{RAW[:76]}\n{RAW[76:]}\n"]}, []),
+        ("options", {"samples_save": True, "sd_vae": "None"}, ["samples_save", "sd_vae"]),
+        ("interrupt", {"any": "thing"}, []),
+    ],
+)
+def test_body_that_the_web_ui_accepts_is_accepted(
+    shared: TestClient, path: str, body: dict[str, Any], ignored: list[str]
+) -> None:
+    base = {"txt2img": CUP, "img2img": IMAGE}.get(path, {})
+    made, reported = send(shared, path, base | body)
+    assert set(ignored) <= set(reported)
+    if "info" in made:
+        assert set(ignored) <= set(json.loads(made["info"])["ignored_fields"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("txt2img", {"tiling": True}, "tiling"),
+        ("txt2img", {"s_churn": 5}, "s_churn"),
+        ("txt2img", {"sampler_name": "Euler a", "s_noise": 1.1}, "s_noise"),
+        ("txt2img", {"sampler_name": "Euler a", "eta": 0.3}, "eta"),
+        ("txt2img", {"override_settings": {"eta_noise_seed_delta": 31337}}, "eta_noise_seed_delta"),
+        ("txt2img", control(advanced_weighting=[1, 2]), "advanced_weighting"),
+        ("txt2img", {"alwayson_scripts": {"ADetailer": {"args": [True, {}]}}}, "ADetailer"),
+        ("options", {"sd_vae": "x.pt"}, "sd_vae"),
+    ],
+)
+def test_another_picture_that_cannot_be_made_is_refused_by_name(
+    shared: TestClient, path: str, body: dict[str, Any], field: str
+) -> None:
+    base = {"txt2img": CUP}.get(path, {})
+    answer = shared.post(f"/sdapi/v1/{path}", json=base | body)
+    assert answer.status_code == 422
+    assert field in answer.text
+
+
+def test_unknown_option_does_not_keep_others_from_being_set(client: TestClient) -> None:
+    body = {"sd_model_checkpoint": "n", "samples_format": "jpg", "no_such_option": 3}
+    _, reported = send(client, "options", body)
+    assert reported == ["no_such_option"]
+    kept = client.get("/sdapi/v1/options").json()
+    assert (kept["sd_model_checkpoint"], kept["samples_format"]) == ("n", "jpg")
+
+
+def test_sides_are_rounded_down_to_multiples_of_8(client: TestClient) -> None:
+    """Krita's plug-in sends the size of its selection."""
+    send(client, "img2img", IMAGE | {"width": 133, "height": 121})
+    request = last_request(client)
+    assert (request["width"], request["height"]) == (128, 120)
+
+
+def test_info_has_all_fields_of_the_web_ui(shared: TestClient) -> None:
+    made, _ = send(shared, "txt2img", CUP | {"batch_size": 2})
+    info = json.loads(made["info"])
+    assert set(info) >= set(INFO_FIELDS.split())
+    assert len(info["infotexts"]) == len(info["all_subseeds"]) == 2
+
+
+def test_progress_has_only_fields_of_the_web_ui(shared: TestClient) -> None:
+    shown = shared.get("/sdapi/v1/progress").json()
+    assert set(shown) == {"progress", "eta_relative", "state", "current_image", "textinfo"}
+
+
+def test_embeddings_have_shapes(shared: TestClient) -> None:
+    listed = shared.get("/sdapi/v1/embeddings").json()
+    toy = listed["loaded"]["miniature-toy"]
+    assert toy["shape"] > 0
+    assert toy["vectors"] > 0
+
+
+# Options that a request keeps
+
+
+def keep(**options: Any) -> dict[str, Any]:
+    return {"override_settings": options, "override_settings_restore_afterwards": False}
+
+
+def test_kept_option_never_makes_another_request_fail(client: TestClient) -> None:
+    long = "a cup " * 12_000
+    mask = {"mask": RAW}
+    send(client, "img2img", IMAGE | mask | keep(img2img_color_correction=True))
+    send(client, "img2img", IMAGE)  # without a mask
+    send(client, "txt2img", CUP | keep(samples_format="jpg"))
+    made, reported = send(client, "txt2img", CUP | {"prompt": long})
+    assert "samples_format" in reported
+    with Image.open(io.BytesIO(base64.b64decode(made["images"][0]))) as image:
+        assert image.format == "PNG"
+    answer = client.post(
+        "/sdapi/v1/txt2img",
+        json=CUP | {"prompt": long, "override_settings": {"samples_format": "jpg"}},
+    )
+    assert answer.status_code == 422
+    assert "samples_format" in answer.text
+
+
+def test_options_of_a_failed_request_are_not_kept(client: TestClient) -> None:
+    body = {"prompt": "refuse", "steps": 2} | keep(sd_model_checkpoint="n")
+    assert client.post("/sdapi/v1/txt2img", json=body).status_code == 422
+    assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "m"
+
+
+def test_kept_model_that_the_server_has_no_more_is_replaced(client: TestClient) -> None:
+    application: Any = client.app
+    application.state.a1111_options[""] = Options(sd_model_checkpoint="gone")
+    assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "m"
+    send(client, "txt2img", CUP)
+
+
+# Which request is interrupted
+
+
+SLOW: dict[str, Any] = {"prompt": "a cup", "steps": 1000}
+
+
+def state_of(client: TestClient, number: int) -> str:
+    """Return the state of the job that was accepted at this place."""
+    application: Any = client.app
+    jobs = application.state.service.jobs.list_page(None, 100)
+    return "" if len(jobs) <= number else jobs[::-1][number].state
+
+
+def shown(client: TestClient, **headers: str) -> str:
+    return client.get("/sdapi/v1/progress", headers=headers).json()["state"]["job"]
+
+
+def test_interrupt_ends_the_request_that_progress_shows(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(3) as pool:
+        path = "/sdapi/v1/txt2img"
+        first = pool.submit(client.post, path, json=SLOW)
+        until(lambda: state_of(client, 0) == "running")
+        seen = shown(client)
+        second = pool.submit(client.post, path, json=SLOW)
+        third = pool.submit(client.post, path, json=SLOW, headers={"User-Agent": "other"})
+        until(lambda: state_of(client, 2) == "running")
+        assert shown(client) == seen
+        client.post("/sdapi/v1/interrupt")
+        assert first.result().json()["images"] == []
+        assert (state_of(client, 1), state_of(client, 2)) == ("running", "running")
+        # The request that this client saw has ended; the others are not its own.
+        client.post("/sdapi/v1/skip", content="")
+        shown(client, **{"User-Agent": "other"})
+        client.post("/sdapi/v1/interrupt", headers={"User-Agent": "other"})
+        ended = {state_of(client, 1), state_of(client, 2)}
+        until(lambda: "canceled" in {state_of(client, 1), state_of(client, 2)})
+        assert "canceled" not in ended or "running" in ended
+        client.post("/sdapi/v1/interrupt")
+        client.post("/sdapi/v1/interrupt")
+        for each in (second, third):
+            assert each.result().json()["images"] == []
+
+
+def test_interrupt_ends_the_named_request(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(2) as pool:
+        for name in ("task(a)", "task(b)"):
+            body = SLOW | {"force_task_id": name}
+            pool.submit(client.post, "/sdapi/v1/txt2img", json=body)
+        until(lambda: state_of(client, 1) == "running")
+        for name in ("task(a)", "task(b)"):
+            told = client.post("/internal/progress", json={"id_task": name}).json()
+            assert told["active"]
+            assert not told["completed"]
+        assert client.get("/internal/pending-tasks").json()["size"] == 2
+        client.post("/sdapi/v1/interrupt", json={"force_task_id": "task(b)"})
+        until(
+            lambda: client.post("/internal/progress", json={"id_task": "task(b)"}).json()[
+                "completed"
+            ]
+        )
+        assert client.post("/internal/progress", json={"id_task": "task(a)"}).json()["active"]
+        client.post("/sdapi/v1/interrupt?force_task_id=nobody")
+        assert client.post("/internal/progress", json={"id_task": "task(a)"}).json()["active"]
+        client.post("/sdapi/v1/interrupt?force_task_id=task(a)")
+
+
+def test_interrupt_leaves_jobs_of_other_apis_alone(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02) as client:
+        body = {"request": {"prompt": "a cup", "num_inference_steps": 1000}}
+        name = client.post("/api/jobs", json=body).json()["id"]
+        until(lambda: state_of(client, 0) == "running")
+        assert shown(client) == ""
+        client.post("/sdapi/v1/interrupt")
+        assert not client.get(f"/api/jobs/{name}").json()["state"].startswith("cancel")
+        client.post(f"/api/jobs/{name}/cancel")
+
+
+# Routes without which clients stop
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields"),
+    [
+        ("GET", "/sdapi/v1/script-info", None),
+        ("GET", "/sdapi/v1/memory", {"ram", "cuda"}),
+        ("GET", "/sdapi/v1/extensions", None),
+        ("POST", "/sdapi/v1/refresh-vae", set()),
+        ("POST", "/sdapi/v1/unload-checkpoint", set()),
+        ("POST", "/sdapi/v1/reload-checkpoint", set()),
+        ("GET", "/controlnet/version", {"version"}),
+        ("GET", "/controlnet/settings", {"control_net_unit_count"}),
+        ("GET", "/controlnet/control_types", {"control_types"}),
+        ("GET", "/internal/ping", set()),
+        ("POST", "/internal/progress", {"active", "queued", "completed", "progress", "eta"}),
+    ],
+)
+def test_route_answers(shared: TestClient, method: str, path: str, fields: set[str] | None) -> None:
+    body = {"id_task": "none"} if path == "/internal/progress" else None
+    answer = shared.request(method, path, json=body)
+    assert answer.status_code == 200
+    assert fields is None or set(answer.json()) >= fields
+
+
+def test_detect_returns_control_images(shared: TestClient) -> None:
+    body = {"controlnet_module": "canny", "controlnet_input_images": [RAW]}
+    body |= {"controlnet_processor_res": 128, "controlnet_threshold_a": 64}
+    told = shared.post("/controlnet/detect", json=body).json()
+    with Image.open(io.BytesIO(base64.b64decode(told["images"][0]))) as image:
+        assert min(image.size) == 128
+    body["controlnet_module"] = "depth_midas"
+    wrong = shared.post("/controlnet/detect", json=body)
+    assert wrong.status_code == 422
+    assert "controlnet_module: depth_midas needs an estimator" in wrong.text
+
+
+def test_control_types_list_fitting_preprocessors(shared: TestClient) -> None:
+    types = shared.get("/controlnet/control_types").json()["control_types"]
+    assert types["Canny"]["module_list"] == ["none", "canny"]
+    assert "miniature-canny" in types["Canny"]["model_list"]
+    assert set(types["All"]["module_list"]) > set(types["Depth"]["module_list"])
+
+
+# Titles, units, several images
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("sd_xl_base", "sd_xl_base"),
+        ("SDXL/SD_XL_Base.safetensors [31e35c80fc]", "sd_xl_base"),
+        ("models\\sd_xl_base.ckpt", "sd_xl_base"),
+        ("stable-diffusion-xl-base-1.0", "stabilityai/stable-diffusion-xl-base-1.0"),
+        ("juggernaut", "JuggernautXL_v9"),
+        (" JUGGERNAUTXL_V9.SAFETENSORS", "JuggernautXL_v9"),
+    ],
+)
+def test_title_of_a_model_is_read_loosely(title: str, name: str) -> None:
+    known = ("sd_xl_base", "stabilityai/stable-diffusion-xl-base-1.0", "JuggernautXL_v9", "a", "ab")
+    assert resolve_model_title("model", title, known) == name
+
+
+@pytest.mark.parametrize("title", ["xl", "sd_", "none", "", "b", "base"])
+def test_title_of_no_or_several_models_is_refused(title: str) -> None:
+    with pytest.raises(RequestError):
+        resolve_model_title("model", title, ("sd_xl_base", "sd_xl_refiner", "base2"))
+
+
+def encoded(mask: Image.Image) -> str:
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_mask_of_a_unit_limits_its_area() -> None:
+    left = Image.new("L", (64, 64))
+    left.paste(255, (0, 0, 32, 64))
+    top = Image.new("L", (64, 64))
+    top.paste(255, (0, 0, 64, 32))
+
+    def area(**fields: Any) -> Image.Image | None:
+        scripts = control(**fields)["alwayson_scripts"]
+        (made,) = read_controls(TextInputs(alwayson_scripts=scripts))
+        return made.mask and Image.open(io.BytesIO(made.mask.data)).convert("L")
+
+    assert area() is None
+    assert area(mask=encoded(Image.new("L", (64, 64)))) is None
+    for one in (area(mask=encoded(left)), area(image={"image": RAW, "mask": encoded(left)})):
+        assert one
+        assert one.tobytes() == left.tobytes()
+    both = area(mask=encoded(left), effective_region_mask=encoded(top))
+    assert both
+    assert both.getbbox() == (0, 0, 32, 32)
+
+
+def test_several_init_images_give_one_result_each(client: TestClient) -> None:
+    small = encoded(Image.new("RGB", (64, 64), "red"))
+    body: dict[str, Any] = IMAGE | {"init_images": [RAW, small], "n_iter": 2, "seed": 7}
+    made, _ = send(client, "img2img", body)
+    info = json.loads(made["info"])
+    assert info["all_seeds"] == [7, 8, 9, 10]
+    assert len(made["images"]) == len(info["infotexts"]) == 4
+    requests = to_requests(ImageInputs(**body), Options())
+    assert [request.seed for request in requests] == [7, 8, 9, 10]
+    shas = [request.image.sha256 for request in requests if request.image]
+    assert shas[:2] == shas[2:]
+    assert shas[0] != shas[1]
