@@ -92,8 +92,10 @@ async def find_task_to_end(
         incoming: the request to end something.
         service: the running service.
         key: the API key of the caller.
-        name: the client's name for it; None for the one that the caller sees. If that one has
-            ended meanwhile, there is none to end.
+        name: the client's name for it; None for the one that the caller sees.
+
+    Returns:
+        None if the request has ended.
     """
     if name is not None:
         return await _find_unfinished(service, key, name)
