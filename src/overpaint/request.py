@@ -78,6 +78,12 @@ class Request(RequestFields):
         """The subseed of each picture; it has an effect only with `subseed_strength`."""
         return tuple((self.subseed or 0) + i for i in range(self.num_images))
 
+    def count_second_stage_pixels(self, pixels: float) -> float:
+        """Return the pixels of a sequential second stage, given those of the first one."""
+        if self.upscale_to is None:
+            return pixels * self.upscale**2
+        return self.upscale_to[0] * self.upscale_to[1]
+
     @property
     def effective_strength(self) -> float:
         """`strength`, or 1 without an image, because painting starts from pure noise then."""
@@ -123,8 +129,9 @@ class Request(RequestFields):
                 data[field] = tuple(_read_part(part, f"{field}.{i}", v) for i, v in values)
         _fill_image_defaults(data)
         _draw_subseed(data)
-        if data.get("refine") is None and (data.get("refiner") or data.get("upscale", 1) != 1):
-            data["refine"] = "ensemble" if data.get("upscale", 1) == 1 else "sequential"
+        larger = data.get("upscale", 1) != 1 or data.get("upscale_to") is not None
+        if data.get("refine") is None and (data.get("refiner") or larger):
+            data["refine"] = "sequential" if larger else "ensemble"
         _resolve_names(data)
         return data
 
@@ -249,6 +256,13 @@ def _check_prompts(request: Request) -> None:
 
 
 def _check_mask(request: Request) -> None:
+    if request.match_image_colors:
+        if request.masked:
+            raise RequestError(
+                "match_image_colors", "It cannot be used with a mask. Use match_colors."
+            )
+        if request.image is None:
+            raise RequestError("match_image_colors", "It needs an image. Leave it out.")
     if request.masked and request.image is None:
         field = next(f for f in ("mask", "mask_from", "extend") if getattr(request, f))
         raise RequestError(field, "It needs the image to repaint. Give an image too.")
@@ -261,6 +275,16 @@ def _check_mask(request: Request) -> None:
                 raise RequestError(
                     field, f"{quote_value(value)} has no effect without a mask. Leave it out."
                 )
+
+
+def _check_upscale_to(request: Request) -> None:
+    field = "upscale_to"
+    if request.image is not None:
+        raise RequestError(field, "It cannot be used with an image. Use upscale.")
+    if request.upscale != 1:
+        raise RequestError(field, "It contradicts upscale. Give one of the two.")
+    if request.refine != "sequential":
+        raise RequestError(field, f"It contradicts refine={request.refine!r}. Use 'sequential'.")
 
 
 def _check_stages(request: Request) -> None:
@@ -283,7 +307,9 @@ def _check_stages(request: Request) -> None:
             kind = f"refine={request.refine!r}" if request.refine else "a second stage"
             word = "with" if request.refine else "without"
             raise RequestError(field, f"{value!r} has no effect {word} {kind}. Leave it out.")
-    if request.upscale == 1 and request.upscale_in != "pixels":
+    if request.upscale_to is not None:
+        _check_upscale_to(request)
+    elif request.upscale == 1 and request.upscale_in != "pixels":
         raise RequestError("upscale_in", "It has no effect without upscale. Leave it out.")
     if not request.refiner:
         for field in ("aesthetic_score", "negative_aesthetic_score"):

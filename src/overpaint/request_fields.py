@@ -143,6 +143,10 @@ class RequestFields(StrictModel):
     match_colors: bool = True
     """Shift the colors of the repainted part to those of the picture around it."""
 
+    match_image_colors: bool = False
+    """Give the whole result the colors of `image`, and keep its brightness. It cannot be used with
+    a mask; see `match_colors`."""
+
     num_inference_steps: int = Field(default=30, ge=1, le=1000)
     """Sampler steps, 1 to 1000; `steps` sets their meaning below strength 1."""
 
@@ -208,9 +212,13 @@ class RequestFields(StrictModel):
     upscale: float = Field(default=1.0, ge=1, le=4)
     """The factor by which a second stage enlarges width and height, 1 to 4."""
 
+    upscale_to: tuple[Side, Side] | None = None
+    """The width and height of the result of a second stage in pixels, in place of `upscale`. If the
+    aspect ratio differs, the picture is cropped. It cannot be used with `image`."""
+
     upscale_in: Space = "pixels"
-    """The data that `upscale` resamples (Lanczos): "pixels", or "latents", which is faster and
-    softer."""
+    """The data that `upscale` and `upscale_to` resample (Lanczos): "pixels", or "latents", which is
+    faster and softer."""
 
     aesthetic_score: float = Field(default=6.0, ge=1, le=10)
     """The aesthetic score on which the refiner conditions the picture, 1 to 10

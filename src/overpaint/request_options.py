@@ -40,6 +40,7 @@ class RequestOptions(TypedDict, total=False):
     fill: Fill | None
     crop: Crop
     match_colors: bool
+    match_image_colors: bool
     num_inference_steps: int
     steps: StepsMode
     guidance_scale: float
@@ -57,6 +58,7 @@ class RequestOptions(TypedDict, total=False):
     refine_strength: float
     refine_steps: int | None
     upscale: float
+    upscale_to: tuple[int, int] | None
     upscale_in: Space
     aesthetic_score: float
     negative_aesthetic_score: float

@@ -23,6 +23,7 @@ from overpaint.cli.syntax import (
     parse_mask,
     parse_size,
     parse_truncate,
+    parse_upscale_size,
 )
 from overpaint.request import Request
 from overpaint.request_fields import DEFAULT_STRENGTH
@@ -100,6 +101,12 @@ SETTINGS = {
             float,
             "How much to repaint: 0 keeps the picture, 1 repaints everything.",
             default=str(DEFAULT_STRENGTH),
+        ),
+        Setting(
+            "match_image_colors",
+            ("--match-image-colors/--no-match-image-colors",),
+            bool,
+            "Give the whole result the colors of the picture, without a mask.",
         ),
         Setting("negative_prompt", ("--negative",), str, "Words to steer away from."),
         Setting("num_inference_steps", ("--steps",), int, "Sampler steps, 1 to 1000."),
@@ -267,6 +274,14 @@ SETTINGS = {
             "Repaint the result, enlarged by this factor, 1 to 4.",
         ),
         Setting(
+            "upscale_to",
+            ("--upscale-to",),
+            str,
+            "WIDTHxHEIGHT of the repainted result, in place of --upscale.",
+            default="None",
+            parse=parse_upscale_size,
+        ),
+        Setting(
             "upscale_in",
             ("--upscale-in",),
             str,
@@ -322,7 +337,7 @@ SETTINGS = {
 }
 IMAGE_FIELDS = (
     *("strength", "fit", "mask", "mask_from", "mask_invert", "mask_grow", "mask_blur"),
-    *("extend", "task", "fill", "crop", "match_colors"),
+    *("extend", "task", "fill", "crop", "match_colors", "match_image_colors"),
 )
 """Fields that need a picture to repaint."""
 

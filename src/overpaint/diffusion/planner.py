@@ -118,14 +118,17 @@ def _append_second_stage(
         if len(noisy) == 1:
             return replace(last, init=first.init)
         return replace(first, sigmas=noisy, then=Stage(last, stages.carry_latent))
-    larger = canvas.scale(request.upscale)
+    if request.upscale_to:
+        larger = canvas.crop_to(request.upscale_to)
+    else:
+        larger = canvas.scale(request.upscale)
     steps = request.refine_steps or request.num_inference_steps
     sigmas = _select_sigmas(request, second, steps, request.refine_strength)
     last = _plan_stage(request, second, larger, sigmas, notices, addons)
     if larger is canvas:
         begin = stages.renoise_latent
     else:
-        begin = stages.make_enlarger(model, request.upscale_in)
+        begin = stages.make_enlarger(model, request.upscale_in, larger.fit)
     return replace(first, then=Stage(last, begin))
 
 
@@ -190,6 +193,7 @@ def _plan_stage(
 def _get_canvas(request: Request, model: Model) -> Canvas:
     """Return the request's canvas, cached by the fields that it depends on."""
     fields = ("width", "height", "size", "fit", "extend", "fill", "crop", "match_colors")
+    fields = (*fields, "match_image_colors")
     mask_fields = ("mask_from", "mask_invert", "mask_grow", "mask_blur")
     pictures = (p and p.sha256 for p in (request.image, request.mask))
     key = (*pictures, *(getattr(request, name) for name in (*fields, *mask_fields)))

@@ -6,15 +6,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 from PIL import Image
-from PIL.Image import Resampling
 from torch import Tensor
 
 from overpaint.diffusion import latents
 from overpaint.diffusion.plan import Plan, Stage
 from overpaint.diffusion.schedule import Sigmas
-from overpaint.imaging import codec
+from overpaint.imaging import codec, sizing
 from overpaint.models.model import Model
 from overpaint.registry import Space
+from overpaint.request_fields import Fit
 
 
 def split_sigmas(sigmas: Sigmas, fraction: float) -> tuple[Sigmas, Sigmas]:
@@ -58,27 +58,30 @@ def renoise_latent(plan: Plan, latent: Tensor) -> Plan:
     return replace(plan, init=latents.Moments(latent, latent.new_zeros(())))
 
 
-def make_enlarger(model: Model, space: Space) -> Callable[[Plan, Tensor], Plan]:
+def make_enlarger(
+    model: Model, space: Space, fit: Fit = "stretch"
+) -> Callable[[Plan, Tensor], Plan]:
     """Return a function that starts a plan from the finished picture, enlarged, plus new noise.
 
     Args:
         model: made the latent.
         space: "pixels" or "latents": the space in which Lanczos resampling runs. Latents lose more
             of their edges than pixels do, but need no pass through the VAE.
+        fit: how a picture of another aspect is fitted.
     """
 
     # The notices of the VAE are dropped here: it repeats them when it decodes the final result.
     def enlarge_pixels(plan: Plan, latent: Tensor) -> Plan:
         size = model.vae_factor * plan.shape[2], model.vae_factor * plan.shape[1]
         small, _ = latents.decode_latent(model, latent)
-        pixels = codec.to_array(small.resize(size, Resampling.LANCZOS))
+        pixels = codec.to_array(sizing.fit_image(small, size, fit))
         moments, _ = latents.encode_pixels(model, pixels)
         return replace(plan, init=moments)
 
     def enlarge_latents(plan: Plan, latent: Tensor) -> Plan:
         size = plan.shape[2], plan.shape[1]
         channels = [Image.fromarray(c) for c in latent[0].numpy(force=True)]
-        larger = [np.asarray(c.resize(size, Resampling.LANCZOS)) for c in channels]
+        larger = [np.asarray(sizing.fit_image(c, size, fit)) for c in channels]
         return renoise_latent(plan, torch.from_numpy(np.stack(larger))[None].to(latent))
 
     return enlarge_pixels if space == "pixels" else enlarge_latents

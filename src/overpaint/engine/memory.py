@@ -84,7 +84,7 @@ def count_result_pixels(request: "Request", native: int) -> int:
     pixels = width * height
     if request.image and not request.sized:
         pixels = _count_pixels(request.image, request.extend)
-    return round(pixels * (1 if request.masked else request.upscale**2))
+    return round(pixels if request.masked else request.count_second_stage_pixels(pixels))
 
 
 def read_memory_budget() -> float:

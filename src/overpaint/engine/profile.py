@@ -102,7 +102,9 @@ class Profile:
         height = (request.height or native) // factor
         width = (request.width or native) // factor
         rows = 2 if request.guided else 1
-        steps = request.steps_to_run + request.refine_steps_to_run * request.upscale**2
+        area = (request.width or native) * (request.height or native)
+        second = request.count_second_stage_pixels(area) / area
+        steps = request.steps_to_run + request.refine_steps_to_run * second
         return self.seconds(height, width, rows) * steps * request.num_images
 
     @classmethod

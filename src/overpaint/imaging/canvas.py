@@ -9,6 +9,7 @@ from PIL.Image import Resampling
 
 from overpaint.imaging import codec, extension, hints, masks, sizing
 from overpaint.imaging.color_match import match_colors as match_colors
+from overpaint.imaging.color_match import match_image_colors
 from overpaint.imaging.color_modes import flatten
 from overpaint.imaging.extension import Box, Extension
 from overpaint.imaging.fills import FILLS, blur_inward, to_image, to_pixels
@@ -19,6 +20,7 @@ from overpaint.system.abandon import check_abandoned
 
 if TYPE_CHECKING:
     from overpaint.request import Request
+    from overpaint.request_fields import Fit
 
 MAX_CROP_SHARE = 0.5
 """Largest share of the picture that crop="auto" still paints as a region alone."""
@@ -45,6 +47,8 @@ class Canvas:
         trim: the part of the canvas that is the result; None for all of it.
         extension: windows that follow this one; None without any.
         notices: messages for the user.
+        crops: a further stage has another aspect, so that its pictures are cropped.
+        color_target: the picture whose colors the result gets; None to leave its colors.
     """
 
     size: Size
@@ -56,6 +60,8 @@ class Canvas:
     trim: Trim | None = None
     extension: Extension | None = None
     notices: tuple[str, ...] = ()
+    crops: bool = False
+    color_target: Image.Image | None = None
 
     @property
     def source_picture(self) -> Image.Image | None:
@@ -80,6 +86,10 @@ class Canvas:
         trim = self.trim and self.trim.scale(factor)
         return replace(self, size=(width, height), region=part, trim=trim)
 
+    def crop_to(self, size: Size) -> "Canvas":
+        """Return the canvas of a further stage of another size, for text to image."""
+        return replace(self, size=size, crops=True)
+
     def place(
         self, picture: Image.Image, resampling: Resampling = Resampling.LANCZOS
     ) -> Image.Image:
@@ -93,12 +103,19 @@ class Canvas:
             placed = placed.crop(self.region.box)
         if self.trim:
             placed = sizing.pad_to_multiple_of_8(placed)
-        return placed.resize(self.size, resampling)
+        return sizing.fit_image(placed, self.size, self.fit, resampling)
+
+    @property
+    def fit(self) -> "Fit":
+        """How pictures of the earlier stage's aspect are fitted to this canvas."""
+        return "cover" if self.crops else "stretch"
 
     def compose(self, painted: Image.Image) -> Image.Image:
         """Turn the painted canvas into the result, RGB or RGBA."""
         if self.region:
             return self.region.compose(painted)
+        if self.color_target:
+            painted = match_image_colors(painted, self.color_target)
         return self.trim.cut(painted) if self.trim else painted
 
     def lay_out_next(self, painted: Image.Image) -> "Canvas":
@@ -153,7 +170,15 @@ def lay_out(request: "Request", native: int) -> Canvas:
     if start.size != size:
         trim = Trim((size[0] / start.width, size[1] / start.height), size)
     frame = Placement(picture.size, size, fit)
-    return Canvas(start.size, frame, start, unpainted=fitted, trim=trim, notices=tuple(notices))
+    return Canvas(
+        start.size,
+        frame,
+        start,
+        unpainted=fitted,
+        trim=trim,
+        notices=tuple(notices),
+        color_target=start if request.match_image_colors else None,
+    )
 
 
 def _lay_out_masked(

@@ -5,6 +5,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Pixels = NDArray[np.floating[Any]]
 
@@ -56,3 +57,31 @@ def _convolve(values: NDArray[Any], length: float) -> NDArray[np.float64]:
     shape = kernel.shape
     product = np.fft.rfft2(values, shape, axes=(0, 1)) * np.fft.rfft2(kernel)[..., None]
     return np.fft.irfft2(product, shape, axes=(0, 1))[:height, :width]
+
+
+def match_image_colors(painted: Image.Image, wanted: Image.Image) -> Image.Image:
+    """Return a picture with the distribution of another one's colors, and its own brightness.
+
+    The two color channels of CIELAB are mapped so that their histograms agree. AUTOMATIC1111's
+    color correction does so too, and then restores the brightness.
+
+    Args:
+        painted: an RGB picture.
+        wanted: an RGB picture of any size.
+    """
+    lab = cv2.cvtColor(np.asarray(painted, np.float32) / np.float32(255), cv2.COLOR_RGB2LAB)
+    target = cv2.cvtColor(np.asarray(wanted, np.float32) / np.float32(255), cv2.COLOR_RGB2LAB)
+    for channel in (1, 2):
+        lab[..., channel] = _match_histogram(lab[..., channel], target[..., channel])
+    rgb = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+    return Image.fromarray(np.rint(rgb.clip(0, 1) * 255).astype(np.uint8))
+
+
+def _match_histogram(values: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.float32]:
+    """Map values to those of the same rank in another array."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - counts / 2) / values.size
+    theirs, their_counts = np.unique(wanted, return_counts=True)
+    their_ranks = (np.cumsum(their_counts) - their_counts / 2) / wanted.size
+    mapped = np.interp(ranks, their_ranks, theirs).astype(np.float32)
+    return mapped[places].reshape(values.shape)

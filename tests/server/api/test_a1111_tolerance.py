@@ -390,3 +390,24 @@ def test_several_init_images_give_one_result_each(client: TestClient) -> None:
     shas = [request.image.sha256 for request in requests if request.image]
     assert shas[:2] == shas[2:]
     assert shas[0] != shas[1]
+
+
+@pytest.mark.parametrize(
+    ("resize", "size"),
+    [
+        ({"hr_resize_x": 1000}, (1000, 496)),
+        ({"hr_resize_y": 768}, (1536, 768)),
+        ({"hr_resize_x": 1021, "hr_resize_y": 1020}, (1016, 1016)),
+    ],
+)
+def test_second_pass_takes_a_size(resize: dict[str, int], size: tuple[int, int]) -> None:
+    body = CUP | {"enable_hr": True, "width": 1024, "height": 512} | resize
+    (request,) = to_requests(TextInputs(**body), Options())
+    assert (request.upscale_to, request.upscale, request.refine) == (size, 1, "sequential")
+    assert request.upscale_in == "latents"
+
+
+def test_color_correction_without_a_mask_takes_colors_of_the_image() -> None:
+    given, options = ImageInputs(init_images=[RAW]), Options(img2img_color_correction=True)
+    (request,) = to_requests(given, options)
+    assert request.match_image_colors

@@ -1,6 +1,9 @@
 """The routes of the web UI's ControlNet extension: names, settings and finished control images."""
 
 import asyncio
+import json
+import subprocess
+import sys
 from io import BytesIO
 from typing import Any
 
@@ -10,7 +13,7 @@ from PIL.Image import Resampling
 from pydantic import Field
 
 from overpaint.errors import RequestError, did_you_mean, quote_value
-from overpaint.imaging import codec, hints
+from overpaint.imaging import codec
 from overpaint.request_fields import MAX_CONTROLS
 from overpaint.server.api.a1111.controlnet import (
     KIND_BY_MODEL_WORD,
@@ -45,6 +48,12 @@ LABEL_BY_KIND = {
 
 API_VERSION = 2
 """Version of the extension's API."""
+
+ESTIMATED_KINDS = ("depth", "normal", "segmentation")
+"""Kinds of control images that need an estimator network."""
+
+MAX_DETECT_S = 60
+"""Largest number of seconds for one control image."""
 
 MAX_DETECTED_PIXELS = 4 * 2**20
 """Largest number of pixels of a control image that `/controlnet/detect` returns."""
@@ -131,7 +140,7 @@ def _make_control_images(given: DetectRequest) -> list[str]:
     if kind is None and module not in NO_PREPROCESSOR:
         hint = did_you_mean(module, KIND_BY_PREPROCESSOR)
         raise RequestError(field, f"unknown preprocessor {quote_value(module)}.{hint}")
-    if kind in hints.HINT_FROM_ESTIMATE:
+    if kind in ESTIMATED_KINDS:
         raise RequestError(
             field,
             f"{module} needs an estimator, which runs only as a part of a request; send the unit "
@@ -145,12 +154,35 @@ def _make_control_images(given: DetectRequest) -> list[str]:
             decode_image("controlnet_input_images", text), "controlnet_input_images"
         )
         image = _resize_for_processor(codec.decode(picture), given.controlnet_processor_res)
-        if kind is not None:
-            image = hints.make_hint(kind, image, options if kind == "canny" else {})
         file = BytesIO()
         image.save(file, "PNG")
-        made.append(encode_base64(file.getvalue()))
+        data = file.getvalue()
+        if kind is not None:
+            data = _make_hint(kind, data, options if kind == "canny" else {})
+        made.append(encode_base64(data))
     return made
+
+
+def _make_hint(kind: str, image: bytes, options: dict[str, float]) -> bytes:
+    """Make a control image in another process: this one does without OpenCV.
+
+    Raises:
+        RequestError: the image cannot be made.
+    """
+    command = [sys.executable, "-m", "overpaint.imaging.hints", kind, json.dumps(options)]
+    try:
+        done = subprocess.run(
+            command, input=image, capture_output=True, timeout=MAX_DETECT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RequestError(
+            "controlnet_input_images",
+            f"The control image takes more than {MAX_DETECT_S} seconds. Send a smaller image.",
+        ) from None
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise RequestError("controlnet_input_images", reason or "The control image is not made.")
+    return done.stdout
 
 
 def _resize_for_processor(image: Image.Image, shorter_side: int) -> Image.Image:

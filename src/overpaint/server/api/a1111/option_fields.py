@@ -36,7 +36,8 @@ class Options(A1111Model):
     jpeg_quality: int = Field(default=80, ge=1, le=100)
     """Quality of JPEG and WebP files."""
     img2img_color_correction: bool = False
-    """Match the colors of the repainted area to its surroundings (`match_colors`)."""
+    """Match the colors of the repainted area to its surroundings (`match_colors`). Without a mask,
+    match those of the result to the image (`match_image_colors`)."""
     sd_vae: Annotated[str, UnsupportedExcept("Automatic", "None", "")] = "Automatic"
 
     # Options that change images in ways that Overpaint lacks.

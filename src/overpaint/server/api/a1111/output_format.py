@@ -58,4 +58,5 @@ def _check_format(kind: str, request: Request) -> None:
 
 def _longest_side(request: Request) -> int:
     own = codec.upright_size(request.image) if request.image else ()
-    return round(request.upscale * max(request.width or 0, request.height or 0, *own, 0))
+    first = request.upscale * max(request.width or 0, request.height or 0, *own, 0)
+    return max(round(first), *(request.upscale_to or (0,)))

@@ -149,10 +149,12 @@ class TextInputs(Inputs):
     """Enlarge latents or pixels (`upscale_in`): "Latent", "Lanczos" or "None"."""
     hr_second_pass_steps: int = Field(default=0, ge=0, le=1000)
     """Steps of the second pass (`refine_steps`); 0 runs as many as the first pass."""
-    hr_resize_x: int = 0
-    """Not supported with a second pass; use hr_scale."""
-    hr_resize_y: int = 0
-    """Not supported with a second pass; use hr_scale."""
+    hr_resize_x: int = Field(default=0, ge=0, le=8192)
+    """Width after the second pass (`upscale_to`), in place of hr_scale; 0 follows from hr_resize_y.
+    With both, the image is cropped to their aspect."""
+    hr_resize_y: int = Field(default=0, ge=0, le=8192)
+    """Height after the second pass (`upscale_to`), in place of hr_scale; 0 follows from
+    hr_resize_x."""
     hr_checkpoint_name: Text = ""
     """Only the model of the first pass is supported."""
     hr_sampler_name: Text = ""

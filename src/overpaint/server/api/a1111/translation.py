@@ -67,6 +67,7 @@ CLIENT_FIELDS = {native: client for client, native in UNCHANGED_FIELDS.items()} 
     "refiner": "refiner_checkpoint",
     "high_noise_frac": "refiner_switch_at",
     "upscale": "hr_scale",
+    "upscale_to": "hr_resize_x",
     "refine_strength": "denoising_strength",
     "refine_steps": "hr_second_pass_steps",
 }
@@ -217,20 +218,38 @@ def _second_pass_fields(given: TextInputs) -> dict[str, Any]:
     strength = given.denoising_strength
     fields: dict[str, Any] = {
         "refine": "sequential",
-        "upscale": given.hr_scale,
         "refine_strength": 0.75 if strength is None else strength,
         "refine_steps": given.hr_second_pass_steps or None,
     }
-    if given.hr_scale != 1 and given.hr_upscaler == LATENT_UPSCALER:
+    if size := _compute_second_size(given):
+        fields["upscale_to"] = size
+    else:
+        fields["upscale"] = given.hr_scale
+    if given.hr_upscaler == LATENT_UPSCALER and (size or given.hr_scale != 1):
         fields["upscale_in"] = "latents"
     return fields
 
 
+def _compute_second_size(given: TextInputs) -> tuple[int, int] | None:
+    """Return the size after the second pass that hr_resize_x and hr_resize_y ask for.
+
+    Returns:
+        None if they leave the size to hr_scale.
+    """
+    x, y = given.hr_resize_x, given.hr_resize_y
+    if not x and not y:
+        return None
+    if not (x and y):
+        if (given.width is None) != (given.height is None):
+            field = "hr_resize_x" if x else "hr_resize_y"
+            raise RequestError(field, "It needs width and height, or neither of them.")
+        width, height = given.width or 1, given.height or 1  # the native size is a square
+        x, y = x or y * width // height, y or x * height // width
+    return x // 8 * 8, y // 8 * 8
+
+
 def _check_second_pass(given: TextInputs) -> None:
     """Reject fields of the second pass that Overpaint cannot honor."""
-    for field in ("hr_resize_x", "hr_resize_y"):
-        if value := getattr(given, field):
-            raise RequestError(field, f"{value} is not supported; use hr_scale.")
     for field, first in {
         "hr_checkpoint_name": "",
         "hr_sampler_name": get_sampler_name(given),
@@ -268,7 +287,7 @@ def _image_fields(given: ImageInputs, options: Options, text: str) -> dict[str, 
     }
     if not given.mask:
         if options.img2img_color_correction:
-            report_ignored("img2img_color_correction")
+            fields["match_image_colors"] = True
         return fields
     mask = decode_image("mask", given.mask)
     check_mask_size(image, codec.receive_picture(mask, "mask"))
