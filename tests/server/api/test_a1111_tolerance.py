@@ -401,7 +401,7 @@ def test_several_init_images_give_one_result_each(client: TestClient) -> None:
     ],
 )
 def test_second_pass_takes_a_size(resize: dict[str, int], size: tuple[int, int]) -> None:
-    body = CUP | {"enable_hr": True, "width": 1024, "height": 512} | resize
+    body: dict[str, Any] = CUP | {"enable_hr": True, "width": 1024, "height": 512} | resize
     (request,) = to_requests(TextInputs(**body), Options())
     assert (request.upscale_to, request.upscale, request.refine) == (size, 1, "sequential")
     assert request.upscale_in == "latents"
