@@ -221,6 +221,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     (
+        "--match-image-colors --subseed 5 --subseed-strength 0.3 --seed 3",
+        {"match_image_colors": True, "subseed": 5, "subseed_strength": 0.3, "seed": 3},
+    ),
+    (
         "--lora ink:0.8 --lora clay:-1:text=0.5:up_blocks.0=0 --lora fog --lora-lenient "
         "--control canny=fox.png:0.7:0-0.8:low=50 --control depth@fox.png:net=mine:weighting=soft "
         "--control tile --control normal:estimator=some/body:strength=2 "

@@ -23,7 +23,6 @@ from overpaint.cli.syntax import (
     parse_mask,
     parse_size,
     parse_truncate,
-    parse_upscale_size,
 )
 from overpaint.request import Request
 from overpaint.request_fields import DEFAULT_STRENGTH
@@ -272,14 +271,6 @@ SETTINGS = {
             ("--upscale",),
             float,
             "Repaint the result, enlarged by this factor, 1 to 4.",
-        ),
-        Setting(
-            "upscale_to",
-            ("--upscale-to",),
-            str,
-            "WIDTHxHEIGHT of the repainted result, in place of --upscale.",
-            default="None",
-            parse=parse_upscale_size,
         ),
         Setting(
             "upscale_in",

@@ -57,17 +57,6 @@ def parse_size(text: str) -> dict[str, Any]:
     raise RequestError("size", f"{text!r} is not a size. Give WIDTHxHEIGHT, native or keep.")
 
 
-def parse_upscale_size(text: str) -> dict[str, Any]:
-    """Parse WIDTHxHEIGHT of a second stage.
-
-    Raises:
-        RequestError: the text is not a size.
-    """
-    if size := re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text):
-        return {"upscale_to": (int(size[1]), int(size[2]))}
-    raise RequestError("upscale_to", f"{text!r} is not a size. Give WIDTHxHEIGHT.")
-
-
 def parse_truncate(truncate: bool) -> dict[str, Any]:
     """Return the field of `--truncate-steps` and `--exact-steps`."""
     return {"steps": "truncate" if truncate else "exact"}
