@@ -154,6 +154,13 @@ def test_info_has_all_fields_of_the_web_ui(shared: TestClient) -> None:
     assert len(info["infotexts"]) == len(info["all_subseeds"]) == 2
 
 
+def test_info_has_the_notices_of_the_job(shared: TestClient) -> None:
+    made, _ = send(shared, "txt2img", CUP | {"prompt": "a note"})
+    assert json.loads(made["info"])["notices"] == ["noted"]
+    made, _ = send(shared, "txt2img", CUP)
+    assert json.loads(made["info"])["notices"] == []
+
+
 def test_progress_has_only_fields_of_the_web_ui(shared: TestClient) -> None:
     shown = shared.get("/sdapi/v1/progress").json()
     assert set(shown) == {"progress", "eta_relative", "state", "current_image", "textinfo"}

@@ -162,7 +162,9 @@ def _make_response(service: Service, jobs: Sequence[Job], ignored: list[str]) ->
         folder = service.files.get_results_folder(job.id)
         files += [folder / name for name in (job.result or {}).get("files", ())]
     records = [_read_record(file.read_bytes()) for file in files]
-    info = make_info(jobs, records) | {"ignored_fields": ignored}
+    history = [entry for job in jobs for entry in service.jobs.list_history(job.id)]
+    notices = [entry.body["message"] for entry in history if entry.kind == "notice"]
+    info = make_info(jobs, records) | {"ignored_fields": ignored, "notices": notices}
     sent = [encode_file(file) for file in files] if parameters["send_images"] else []
     return GenerationResponse(images=sent, parameters=parameters, info=json.dumps(info))
 
