@@ -1,4 +1,4 @@
-"""Make a hint in a process of its own: `python -m overpaint.imaging.hints KIND OPTIONS`.
+"""Make a hint in a separate process: `python -m overpaint.imaging.hints KIND OPTIONS`.
 
 Reads a picture from stdin and writes the hint as a PNG to stdout. The server uses this command, so
 that its own process needs no OpenCV.
