@@ -80,7 +80,7 @@ def test_hash_body_nested_too_deeply_is_refused() -> None:
     ("path", "around", "status"),
     [
         ("/api/jobs", '{"request": {"prompt": "a", "strength": %s}}', 422),
-        ("/v1/images/generations", '{"prompt": "a", "strength": %s}', 400),
+        ("/v1/images/generations", '{"prompt": "a", "guidance_rescale": %s}', 400),
         ("/fal/queue/fal-ai/m", '{"prompt": "a", "strength": %s}', 422),
     ],
 )
