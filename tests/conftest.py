@@ -1,10 +1,16 @@
 """What holds for all tests."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from PIL import ImageFile
+
+Decodes = Counter[tuple[int, int]]
+"""Times that the pixels of a file were decoded, by (width, height)."""
 
 # No deadline: how long an example takes says more about the machine than about the code.
 settings.register_profile("overpaint", deadline=None)
@@ -20,3 +26,18 @@ def logs_as_they_were() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(levels[0])
     own.setLevel(levels[1])
+
+
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> Decodes:
+    """Count how often the pixels of a PNG or JPEG file are decoded."""
+    found = Decodes()
+    load: Any = ImageFile.ImageFile.load
+
+    def counting(self: Any) -> Any:
+        if self.tile:
+            found[self.size] += 1
+        return load(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counting)
+    return found

@@ -4,6 +4,7 @@ import secrets
 from typing import Any
 
 from overpaint.errors import RequestError, quote_value
+from overpaint.picture import Picture
 from overpaint.registry import TASKS, resolve_sampler, resolve_schedule
 from overpaint.request_fields import (
     BREAK_PATTERN,
@@ -116,6 +117,14 @@ class Request(RequestFields):
             for name in EMBEDDING_PATTERN.findall(text):
                 found.setdefault(name, field)
         return found
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All pictures of the request."""
+        found = [self.image, self.mask]
+        for control in self.controls:
+            found += [control.image, control.hint, control.mask]
+        return tuple(picture for picture in found if picture)
 
     @classmethod
     def _canonical(cls, data: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory
 from overpaint.diffusion.planner import plan
 from overpaint.events import Finished, Notice, Preview, Step
+from overpaint.imaging import codec
 from overpaint.models import few_step
 from overpaint.models.addons import AddonLoader
 from overpaint.models.model import Model
@@ -41,6 +42,7 @@ class Run:
         if notice:
             self.notices.append(notice)
         planned = plan(self.request, model, addons)
+        codec.drop_pixels(*self.request.pictures)
         self.notices += planned.notices
         self.trajectories = tuple(map(Trajectory, planned.plans))
         self._steps = sum(own.steps for own in planned.plans)

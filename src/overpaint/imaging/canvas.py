@@ -159,6 +159,8 @@ def lay_out(request: "Request", native: int) -> Canvas:
         return Canvas(size, Placement(None, size))
     notices: list[str] = []
     picture = codec.decode_with_alpha(request.image, notices)
+    if not any(request.image is given for c in request.controls for given in (c.hint, c.image)):
+        codec.drop_pixels(request.image)  # The next steps need much memory too.
     if request.masked:
         canvas = _lay_out_masked(request, picture, native, notices)
         return replace(canvas, notices=tuple(notices))
@@ -187,15 +189,14 @@ def _lay_out_masked(
     source = picture.size
     check_abandoned()
     mask = masks.build_mask(request, flatten(picture), notices)
+    codec.drop_pixels(request.mask)
     check_abandoned()
     if mask is None:
         mask = np.zeros((picture.height, picture.width), np.float32)
     if request.sized:
         size = sizing.compute_result_size(picture.size, native, request)
         fit = request.fit or "cover"
-        picture = sizing.fit_image(picture, size, fit)
-        fitted = sizing.fit_image(Image.fromarray(np.rint(mask * 255).astype(np.uint8)), size, fit)
-        mask = np.asarray(fitted.convert("L"), np.float32) / np.float32(255)
+        picture, mask = sizing.fit_image(picture, size, fit), masks.fit_mask(mask, size, fit)
     frame = Placement(source, picture.size, request.fit or "cover", request.extend)
     fill, repainted = request.fill or "original", bool(mask.any())
     picture, wider = extend_picture(picture, mask, request.extend)

@@ -17,6 +17,7 @@ from overpaint.errors import FormatError, PictureError
 from overpaint.imaging import png_chunks
 from overpaint.imaging.color_modes import convert_to_srgb, flatten
 from overpaint.imaging.color_modes import extract_alpha as extract_alpha
+from overpaint.imaging.signatures import identify_format
 from overpaint.imaging.structure import check_structure
 from overpaint.picture import Picture
 
@@ -38,28 +39,6 @@ MIN_SIDE_PIXELS = 8
 MAX_FILE_BYTES = 2**30
 """Bytes of a picture file, at most, by default."""
 
-FILE_SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
-    ("a TIFF", 0, b"II*\0"),
-    ("a TIFF", 0, b"MM\0*"),
-    ("a GIF", 0, b"GIF8"),
-    ("a BMP", 0, b"BM"),
-    ("a PSD", 0, b"8BPS"),
-    ("a FITS", 0, b"SIMPLE  ="),
-    ("an EPS", 0, b"%!PS"),
-    ("an EPS", 0, b"\xc5\xd0\xd3\xc6"),
-    ("a PDF", 0, b"%PDF"),
-    ("a JPEG 2000", 0, b"\0\0\0\x0cjP  "),
-    ("a JPEG XL", 0, b"\0\0\0\x0cJXL "),
-    ("a JPEG XL", 0, b"\xff\x0a"),
-    ("an OpenEXR", 0, b"v/1\x01"),
-    ("an AVIF", 4, b"ftypavi"),
-    ("a HEIC", 4, b"ftyphei"),
-    ("a HEIC", 4, b"ftyphev"),
-    ("a HEIC", 4, b"ftypmif1"),
-    ("a HEIC", 4, b"ftypmsf1"),
-)
-"""Formats that error messages can name: the name, the offset of its signature, the signature."""
-
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
@@ -72,8 +51,9 @@ def read_picture(
 ) -> Picture:
     """Read a picture from any source into a `Picture`.
 
-    Files and bytes are decoded once here, so that the error for a broken file names the file.
-    A Pillow image is encoded as a PNG with its orientation and color profile.
+    Files and bytes are decoded here, so that the error for a broken file names the file. The pixels
+    stay with the picture, see `open_upright`. A Pillow image is encoded as a PNG with its
+    orientation and color profile.
 
     Args:
         source: a path, the bytes of an encoded file, a Pillow image, or a `Picture`, which is
@@ -91,9 +71,9 @@ def read_picture(
         name, data = "the picture", source
     else:
         name, data = str(source), _read_file(Path(source), max_file_bytes)
-    with open_image(data, name) as image:
-        image.load()
-    return Picture(data=data)
+    picture = Picture(data=data)
+    with open_upright(picture, name):
+        return picture
 
 
 def receive_picture(data: bytes, name: str) -> Picture:
@@ -110,6 +90,29 @@ def receive_picture(data: bytes, name: str) -> Picture:
         PictureError: the file is not a picture, is truncated, has more than one frame, a side below
             `MIN_SIDE_PIXELS`, or more pixels than `MAX_UPLOAD_PIXELS`.
     """
+    with open_upload(data, name) as image:
+        if image.format == "PNG":
+            image.verify()
+        # Pillow's WebP reader checks the end of the file first. A progressive JPEG needs memory for
+        # all pixels.
+        elif image.format != "WEBP" and "progressive" not in image.info:
+            image.draft("L", (1, 1))
+            image.load()
+    return Picture(data=data)
+
+
+@contextmanager
+def open_upload(data: bytes, name: str) -> Generator[Image.Image]:
+    """Open an uploaded picture that the caller decodes, and check all but its pixels.
+
+    Args:
+        data: the encoded file, in one of `UPLOAD_FORMATS`.
+        name: what error messages call the picture.
+
+    Raises:
+        FormatError: the file has another format.
+        PictureError: see `receive_picture`.
+    """
     with open_image(data, name, UPLOAD_FORMATS, MAX_UPLOAD_PIXELS) as image:
         if min(image.size) < MIN_SIDE_PIXELS:
             raise PictureError(
@@ -118,14 +121,9 @@ def receive_picture(data: bytes, name: str) -> Picture:
             )
         if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
             raise PictureError(f"{name} has {frames} frames; send a picture of one frame.")
-        if image.format == "PNG":
-            image.verify()
-        elif image.format != "WEBP":  # Pillow's WebP reader checks the end of the file first
+        if image.format not in ("PNG", "WEBP"):
             _check_jpeg_scans(data, name)
-            if "progressive" not in image.info:  # a progressive JPEG needs memory for all pixels
-                image.draft("L", (1, 1))
-                image.load()
-    return Picture(data=data)
+        yield image
 
 
 def _check_jpeg_scans(data: bytes, name: str) -> None:
@@ -204,16 +202,6 @@ def read_keypoints(path: "str | os.PathLike[str]") -> Picture:
     return Picture(data=_read_file(Path(path)))
 
 
-def describe_frames(image: Image.Image, name: str) -> str | None:
-    """Return a notice if an open picture has several frames, of which the first is used.
-
-    The second picture of a phone's JPEG (MPO) is not a frame.
-    """
-    if image.format == "MPO" or not getattr(image, "is_animated", False):
-        return None
-    return f"{name} has several frames; the first one is used."
-
-
 def decode(picture: Picture, notices: list[str] | None = None) -> Image.Image:
     """Decode a picture to 8-bit sRGB.
 
@@ -236,11 +224,47 @@ def decode_with_alpha(picture: Picture, notices: list[str] | None = None) -> Ima
     Raises:
         PictureError: see `decode`.
     """
-    with open_image(picture.data, "the picture") as image:
-        if notices is not None and (frames := describe_frames(image, "the picture")):
-            notices.append(frames)
-        image.load()
-        return convert_to_srgb(ImageOps.exif_transpose(image))
+    with open_upright(picture, notices=notices) as image:
+        return convert_to_srgb(image)
+
+
+@contextmanager
+def open_upright(
+    picture: Picture, name: str = "the picture", notices: list[str] | None = None
+) -> Generator[Image.Image]:
+    """Open the pixels of a picture: upright, in the mode of the file. Do not modify them.
+
+    The first call decodes the file. The pixels stay with the picture until `drop_pixels`.
+
+    Args:
+        picture: the encoded picture.
+        name: what messages call the picture.
+        notices: the function appends a message if the file has several frames. The first one is
+            used. The second picture of a phone's JPEG (MPO) is not a frame.
+
+    Raises:
+        PictureError: the file cannot be decoded, or the context raised an error.
+    """
+    kept = vars(picture)
+    if "upright" not in kept:
+        with open_image(picture.data, name) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            upright.format = image.format
+            frames = image.format != "MPO" and getattr(image, "is_animated", False)
+            kept["upright"] = upright, frames
+    upright, frames = kept["upright"]
+    if frames and notices is not None:
+        notices.append(f"{name} has several frames; the first one is used.")
+    with _picture_errors(name):
+        yield upright
+
+
+def drop_pixels(*pictures: Picture | None) -> None:
+    """Free the pixels that `open_upright` keeps: they are many times as large as the files."""
+    for picture in pictures:
+        if picture:
+            vars(picture).pop("upright", None)
 
 
 @contextmanager
@@ -271,30 +295,38 @@ def open_image(
     if not data:
         raise PictureError(f"{name} is empty (0 bytes); give a picture file.")
     check_structure(data, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about large sizes and broken EXIF
-            info: dict[str, Any] = {}
-            if data.startswith(png_chunks.SIGNATURE):
-                data, info = _split_png(data, name, texts)
+    with _picture_errors(name):
+        info: dict[str, Any] = {}
+        if data.startswith(png_chunks.SIGNATURE):
+            data, info = _split_png(data, name, texts)
+        try:
             with Image.open(BytesIO(data), formats=formats) as image:
                 if image.width * image.height > largest:
                     raise Image.DecompressionBombError
                 image.info.update(info)
                 yield image
+        except Image.DecompressionBombError:
+            raise PictureError(
+                f"{name} declares more than {largest:,} pixels and was not decoded; "
+                "scale it down first."
+            ) from None
+        except Image.UnidentifiedImageError:
+            instead = f"give one of these formats: {', '.join(formats)}."
+            if kind := identify_format(data):
+                raise FormatError(f"{name} is {kind}, which is not supported; {instead}") from None
+            raise PictureError(f"{name} is not a picture that can be read; {instead}") from None
+
+
+@contextmanager
+def _picture_errors(name: str) -> Generator[None]:
+    """Raise any error of the context as a `PictureError`: decoders raise many types."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about large sizes and broken EXIF.
+            yield
     except PictureError:
         raise
-    except Image.DecompressionBombError:
-        raise PictureError(
-            f"{name} declares more than {largest:,} pixels and was not decoded; "
-            "scale it down first."
-        ) from None
-    except Image.UnidentifiedImageError:
-        instead = f"give one of these formats: {', '.join(formats)}."
-        if kind := _identify_format(data):
-            raise FormatError(f"{name} is {kind}, which is not supported; {instead}") from None
-        raise PictureError(f"{name} is not a picture that can be read; {instead}") from None
-    except Exception as error:  # decoders raise many types for broken files
+    except Exception as error:
         raise PictureError(f"{name} is damaged or truncated: {error}.") from error
 
 
@@ -303,14 +335,6 @@ def _split_png(data: bytes, name: str, texts: bool) -> tuple[bytes, dict[str, An
     found = png_chunks.read_texts(data, name) if texts else {}
     small, info = png_chunks.split_metadata(data)
     return small, {**found, **info}
-
-
-def _identify_format(data: bytes) -> str | None:
-    """Name the format of a file that is not supported, or return None."""
-    for kind, at, beginning in FILE_SIGNATURES:
-        if data.startswith(beginning, at):
-            return kind
-    return "an SVG" if b"<svg" in data[:1000].lower() else None
 
 
 def _read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:

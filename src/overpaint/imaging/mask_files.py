@@ -37,14 +37,9 @@ def decode_mask(mask: Picture, size: tuple[int, int], notices: list[str] | None 
     """
     codec.check_mask_size(mask, size)
     say: Callable[[str], None] = ([] if notices is None else notices).append
-    with codec.open_image(mask.data, "the mask") as image:
-        if frames := codec.describe_frames(image, "the mask"):
-            say(frames)
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        upright.format = image.format
-        alpha = codec.extract_alpha(upright)
-        return _read_brightness(upright, say) if alpha is None else _read_alpha(upright, alpha, say)
+    with codec.open_upright(mask, "the mask", notices) as image:
+        alpha = codec.extract_alpha(image)
+        return _read_brightness(image, say) if alpha is None else _read_alpha(image, alpha, say)
 
 
 def encode_transparency(picture: Picture) -> Picture | None:
@@ -53,9 +48,8 @@ def encode_transparency(picture: Picture) -> Picture | None:
     Raises:
         PictureError: the picture cannot be decoded.
     """
-    with codec.open_image(picture.data, "the mask") as image:
-        image.load()
-        alpha = codec.extract_alpha(ImageOps.exif_transpose(image))
+    with codec.open_upright(picture, "the mask") as image:
+        alpha = codec.extract_alpha(image)
     if alpha is None:
         return None
     buffer = BytesIO()

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
+from PIL.Image import Resampling
 
 from overpaint.errors import RequestError
+from overpaint.imaging import sizing
 from overpaint.imaging.dilation import dilate
 from overpaint.imaging.mask_files import MIN_MASK_VALUE, Mask, decode_mask
 from overpaint.imaging.mask_files import encode_transparency as encode_transparency
@@ -20,6 +22,7 @@ from overpaint.system.abandon import check_abandoned
 
 if TYPE_CHECKING:
     from overpaint.request import Request
+    from overpaint.request_fields import Fit
 
 Size = tuple[int, int]
 
@@ -189,6 +192,14 @@ def find_bounds(mask: Mask) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) of the pixels above 0; right and bottom are exclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def fit_mask(mask: Mask, size: Size, how: "Fit") -> Mask:
+    """Fit a mask to (width, height) in the way in which `sizing.fit_image` fits its picture."""
+    fitted = sizing.fit_image(Image.fromarray(mask), size, how, Resampling.BILINEAR)
+    fitted = np.array(fitted, np.float32)
+    fitted[fitted < MIN_MASK_VALUE] = 0
+    return fitted
 
 
 def resize_mask(mask: Mask, size: Size) -> Mask:

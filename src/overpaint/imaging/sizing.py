@@ -1,8 +1,10 @@
 """Compute sizes that a model can draw, and bring pictures to them."""
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
@@ -106,7 +108,10 @@ def fit_image(
         return ImageOps.fit(image, size, resampling)
     scale = min(size[0] / image.width, size[1] / image.height)
     inner = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
-    padded = Image.new("RGB", size, _mean_border_color(image)).convert(image.mode)
+    if image.mode == "F":
+        padded = Image.new("F", size, float(_get_border(np.asarray(image)).mean()))
+    else:
+        padded = Image.new("RGB", size, _mean_border_color(image)).convert(image.mode)
     padded.paste(
         image.resize(inner, resampling),
         ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2),
@@ -130,7 +135,11 @@ def round_to_multiple_of_8(side: float) -> int:
 
 
 def _mean_border_color(image: Image.Image) -> tuple[int, int, int]:
-    pixels = np.asarray(flatten(image))
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    border = _get_border(np.asarray(flatten(image)))
     red, green, blue = border.mean(axis=0).round().astype(int).tolist()
     return red, green, blue
+
+
+def _get_border(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return the outermost pixels of an array [height, width, …]."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

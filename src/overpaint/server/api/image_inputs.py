@@ -101,6 +101,7 @@ def load_nested_images(fields: Any, sources: ImageSources, *path: str | int) -> 
         PictureError: there is no such upload, or a file is not a supported picture.
     """
     uploads: dict[str, bytes] = {}  # Each upload counts once, even if several fields name it.
+    checked = set[bytes]()  # A picture is checked once, even if several fields hold it.
 
     def upload(name: str, path: FieldPath) -> bytes:
         if name not in uploads:
@@ -110,16 +111,22 @@ def load_nested_images(fields: Any, sources: ImageSources, *path: str | int) -> 
                 raise RequestError(_field_name(*path), message)
         return uploads[name]
 
+    def check(data: bytes, path: FieldPath) -> dict[str, bytes]:
+        if data not in checked and not _is_keypoints(data, path):
+            codec.receive_picture(data, _field_name(*path))
+            checked.add(data)
+        return {"data": data}
+
     def at(value: Any, path: FieldPath) -> Any:
         if len(path) > MAX_NESTING:
             raise RequestError("request", "The request is nested too deeply.")
         match value:
             case {"file": str(name)} if len(value) == 1:
-                return _checked_image(upload(name, path), path)
+                return check(upload(name, path), path)
             case {"data": str(text)} if len(value) == 1:
-                return _checked_image(decode_base64(_field_name(*path, "data"), text), path)
+                return check(decode_base64(_field_name(*path, "data"), text), path)
             case {"url": str(url)} if len(value) == 1 and url in sources.fetched:
-                return _checked_image(sources.fetched[url], path)
+                return check(sources.fetched[url], path)
             case Mapping():
                 return {name: at(inner, (*path, name)) for name, inner in value.items()}
             case list():
@@ -130,11 +137,9 @@ def load_nested_images(fields: Any, sources: ImageSources, *path: str | int) -> 
     return at(fields, path)
 
 
-def _checked_image(data: bytes, path: FieldPath) -> dict[str, bytes]:
-    """Check that data is a picture. A control image of a pose may be keypoints as JSON instead."""
-    if path[:1] != ("controls",) or data.lstrip()[:1] not in (b"{", b"["):
-        codec.receive_picture(data, _field_name(*path))
-    return {"data": data}
+def _is_keypoints(data: bytes, path: FieldPath) -> bool:
+    """Return whether the data is JSON in a control, where it can be the keypoints of a pose."""
+    return path[:1] == ("controls",) and data.lstrip()[:1] in (b"{", b"[")
 
 
 def _field_name(*path: str | int) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from overpaint.errors import PictureError, StoreError
+from overpaint.picture import Picture
 from overpaint.request import Request
 from overpaint.system.atomic_files import PARTIAL_SUFFIX, write_file
 
@@ -133,15 +134,20 @@ class Files:
     def unpack_request(self, stored: Mapping[str, Any]) -> Request:
         """Return the request that `pack_request` packed.
 
+        Fields with the same file share one `Picture`, so that it is decoded once.
+
         Raises:
             PictureError: a file is missing or damaged.
         """
-        get = cache(self.get)
+
+        @cache
+        def read(name: str) -> Picture:
+            return Picture(data=self.get(name))
 
         def unpacked(value: Any) -> Any:
             match value:
                 case {"file": str(name)} if len(value) == 1:
-                    return {"data": get(name)}
+                    return read(name)
                 case Mapping():
                     return {key: unpacked(inner) for key, inner in value.items()}
                 case list():

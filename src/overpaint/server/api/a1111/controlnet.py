@@ -15,7 +15,7 @@ from overpaint.picture import Picture
 from overpaint.registry import HINTS, Weighting
 from overpaint.request_fields import MAX_CONTROLS
 from overpaint.request_parts import Control
-from overpaint.server.api.a1111.image_fields import decode_image, encode_mask, read_mask
+from overpaint.server.api.a1111.image_fields import decode_image, encode_mask, read_gray
 from overpaint.server.api.a1111.option_fields import A1111Model
 from overpaint.server.api.a1111.protocol import CONTROLNET_FIELD, ImageInputs, TextInputs
 from overpaint.server.api.ignored_fields import (
@@ -258,9 +258,7 @@ def _read_area(masks: Sequence[str | None]) -> Picture | None:
     field = f"{CONTROLNET_FIELD}.mask"
     area: Image.Image | None = None
     for text in filter(None, masks):
-        picture = codec.receive_picture(decode_image(field, text), field)
-        with codec.open_image(read_mask(picture.data, rounded=False).data, "the mask") as image:
-            mask = image.convert("L")
+        mask = read_gray(decode_image(field, text), field)
         if mask.getextrema() != (0, 0):
             area = mask if area is None else ImageChops.multiply(area, mask.resize(area.size))
     return None if area is None else encode_mask(area)

@@ -27,20 +27,34 @@ def decode_image(field: str, text: str) -> bytes:
     return decode_base64(field, text)
 
 
-def read_mask(data: bytes, *, rounded: bool) -> Picture:
-    """Return a grayscale mask in which white is repainted.
+def read_gray(data: bytes, field: str) -> Image.Image:
+    """Return the gray levels of a mask in which white is repainted.
 
     Args:
         data: the file of the mask. If it has transparency, opaque pixels become white.
+        field: the field that contains the mask, for error messages.
+
+    Raises:
+        PictureError: see `codec.receive_picture`.
+    """
+    with codec.open_upload(data, field) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return codec.extract_alpha(image) or image.convert("L")
+
+
+def read_mask(data: bytes, field: str, *, rounded: bool) -> Picture:
+    """Return a grayscale mask in which white is repainted.
+
+    Args:
+        data: see `read_gray`.
+        field: see `read_gray`.
         rounded: whether gray pixels become black or white.
 
     Raises:
-        PictureError: the file is not an image.
+        PictureError: see `codec.receive_picture`.
     """
-    with codec.open_image(data, "the mask") as image:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        gray = codec.extract_alpha(image) or image.convert("L")
+    gray = read_gray(data, field)
     if rounded:
         gray = gray.point([255 * (level > MASK_ROUNDING_LEVEL) for level in range(256)])
     return encode_mask(gray)

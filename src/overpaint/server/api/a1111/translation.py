@@ -289,10 +289,10 @@ def _image_fields(given: ImageInputs, options: Options, text: str) -> dict[str, 
         if options.img2img_color_correction:
             fields["match_image_colors"] = True
         return fields
-    mask = decode_image("mask", given.mask)
-    check_mask_size(image, codec.receive_picture(mask, "mask"))
+    mask = read_mask(decode_image("mask", given.mask), "mask", rounded=given.mask_round)
+    check_mask_size(image, mask)
     fields |= {
-        "mask": read_mask(mask, rounded=given.mask_round),
+        "mask": mask,
         "mask_invert": given.inpainting_mask_invert,
         "mask_blur": 2 * _get_mask_blur(given),  # the native blur is two standard deviations
         "fill": FILL_BY_NUMBER[given.inpainting_fill],
