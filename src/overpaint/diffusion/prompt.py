@@ -212,11 +212,12 @@ def encode_prompt(
     changing = (a for a in adapters if any(a.changes(part) for part in model.encoders_by_part))
     changes = tuple((adapter.lora.sha256, adapter.text_scale) for adapter in changing)
     learned = tuple(embedding.sha256 for embedding in used)
-    return model.remember(
-        "prompts",
-        (prompt, prompt_2, clip_skip, changes, learned),
-        lambda: _encode(model, sources, clip_skip, adapters, used),
-    )
+    with model.text_lock:  # else two threads would encode the same prompt
+        return model.remember(
+            "prompts",
+            (prompt, prompt_2, clip_skip, changes, learned),
+            lambda: _encode(model, sources, clip_skip, adapters, used),
+        )
 
 
 @torch.no_grad()

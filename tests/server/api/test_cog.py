@@ -219,6 +219,7 @@ def test_client_disconnect_keeps_prediction(tmp_path: Path) -> None:
         body = {"input": {"num_inference_steps": 100}}
         with pytest.raises(httpx.ReadTimeout):
             httpx.put(f"{url}/predictions/x", json=body, timeout=0.5)
+        until(lambda: httpx.get(f"{url}/api/jobs").json()["jobs"])
         (job,) = httpx.get(f"{url}/api/jobs").json()["jobs"]
         assert job["state"] != "canceled"
         made = httpx.put(f"{url}/predictions/x", json=body, timeout=PATIENCE).json()
