@@ -21,7 +21,7 @@ class EngineConfig:
         profile: measured step times; None for assumed ones.
         max_running_jobs: jobs that run at once.
         job_memory_bytes: bytes that running jobs may need together beside the weights, by
-            `overpaint.engine.memory`.
+            `overpaint.system.memory`.
     """
 
     models: tuple[str, ...]

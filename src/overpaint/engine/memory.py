@@ -1,11 +1,9 @@
-"""Estimates of the memory that a request needs beside the weights, and the budget for that.
+"""Estimates of the memory that a request needs beside the weights.
 
 The estimates are upper bounds for common requests. They compare requests with a budget; they do
 not predict the memory to the byte.
 """
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overpaint.errors import PictureError
@@ -32,14 +30,6 @@ SDXL_MIN_SIDE_PX = 512
 
 CHARS_PER_CHUNK = 300
 """Characters of a chunk of 75 tokens in English text."""
-
-BUDGET_SHARE = 0.5
-"""Share of the machine's memory that jobs may need beside the weights, by default."""
-
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 
 def estimate_bytes(request: "Request", native: int) -> float:
@@ -85,24 +75,6 @@ def count_result_pixels(request: "Request", native: int) -> int:
     if request.image and not request.sized:
         pixels = _count_pixels(request.image, request.extend)
     return round(pixels if request.masked else request.count_second_stage_pixels(pixels))
-
-
-def read_memory_budget() -> float:
-    """Return the bytes that jobs may need beside the weights: a share of the machine's memory."""
-    return BUDGET_SHARE * read_total_memory()
-
-
-def read_total_memory() -> float:
-    """Return the bytes of memory that this process may use; infinity if they are unknown."""
-    found = [float("inf")]
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
-    for path in CGROUP_LIMITS:
-        try:
-            found.append(float(path.read_text("ascii")))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return min(found)
 
 
 def _count_pixels(picture: "Picture", sides: tuple[int, int, int, int] = (0, 0, 0, 0)) -> int:

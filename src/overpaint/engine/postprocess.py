@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, RequestError
-from overpaint.imaging.color_modes import flatten
 from overpaint.provenance.safety import Checker, Flag, check_images
 
 if TYPE_CHECKING:
@@ -112,6 +111,9 @@ class Postprocessor:
         """
         if self._checker is None:
             return ()
+        # Not at the top: the command line reads these settings, and starts without numpy.
+        from overpaint.imaging.color_modes import flatten
+
         return check_images(self._checker, [flatten(image) for image in images], seeds)
 
     def add_watermark(self, image: "Image") -> "tuple[Image, str | None]":

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from overpaint.engine.config import EngineConfig
-from overpaint.engine.memory import read_memory_budget, read_total_memory
 from overpaint.engine.postprocess import PostprocessConfig
 from overpaint.engine.profile import Profile
 from overpaint.errors import RequestError
+from overpaint.system.memory import read_memory_budget, read_total_memory
 
 FetchPolicy = Literal["none", "public", "all"]
 """Which picture URLs the server fetches: none, those at public addresses, or private ones too."""
