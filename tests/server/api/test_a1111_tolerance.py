@@ -204,6 +204,18 @@ def test_options_of_a_failed_request_are_not_kept(client: TestClient) -> None:
     assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "m"
 
 
+def test_options_set_while_a_request_paints_stay(tmp_path: Path) -> None:
+    with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(1) as pool:
+        body = SLOW | keep(jpeg_quality=50)
+        answer = pool.submit(client.post, "/sdapi/v1/txt2img", json=body)
+        until(lambda: shown(client))
+        client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "n"})
+        client.post("/sdapi/v1/interrupt")
+        assert answer.result().status_code == 200
+        kept = client.get("/sdapi/v1/options").json()
+        assert (kept["sd_model_checkpoint"], kept["jpeg_quality"]) == ("n", 50)
+
+
 def test_kept_model_that_the_server_has_no_more_is_replaced(client: TestClient) -> None:
     application: Any = client.app
     application.state.a1111_options[""] = Options(sd_model_checkpoint="gone")
@@ -224,6 +236,12 @@ def state_of(client: TestClient, number: int) -> str:
     return "" if len(jobs) <= number else jobs[::-1][number].state
 
 
+def is_canceling(client: TestClient, number: int) -> bool:
+    """Return whether a client asked to cancel the job that was accepted at this place."""
+    application: Any = client.app
+    return application.state.service.jobs.list_page(None, 100)[::-1][number].canceling
+
+
 def shown(client: TestClient, **headers: str) -> str:
     return client.get("/sdapi/v1/progress", headers=headers).json()["state"]["job"]
 
@@ -240,18 +258,37 @@ def test_interrupt_ends_the_request_that_progress_shows(tmp_path: Path) -> None:
         assert shown(client) == seen
         client.post("/sdapi/v1/interrupt")
         assert first.result().json()["images"] == []
-        assert (state_of(client, 1), state_of(client, 2)) == ("running", "running")
-        # The request that this client saw has ended; the others are not its own.
+        # The request that this client saw has ended; it has seen no other.
+        client.post("/sdapi/v1/interrupt")
         client.post("/sdapi/v1/skip", content="")
-        shown(client, **{"User-Agent": "other"})
+        assert [state_of(client, number) for number in (1, 2)] == ["running", "running"]
+        assert not any(is_canceling(client, number) for number in (1, 2))
+        other = {"User-Agent": "other"}
+        mine = shown(client, **other)
+        client.post("/sdapi/v1/interrupt", headers=other)
+        assert third.result().json()["images"] == []
+        until(lambda: shown(client, **other) != mine)
+        assert state_of(client, 1) == "running"
+        shown(client)
+        client.post("/sdapi/v1/interrupt")
+        assert second.result().json()["images"] == []
+
+
+def test_interrupt_ends_the_request_of_a_client_that_saw_another_one_before(
+    tmp_path: Path,
+) -> None:
+    with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(2) as pool:
+        path = "/sdapi/v1/txt2img"
+        others = pool.submit(client.post, path, json=SLOW, headers={"User-Agent": "other"})
+        until(lambda: state_of(client, 0) == "running")
+        shown(client)
+        own = pool.submit(client.post, path, json=SLOW)
+        until(lambda: state_of(client, 1) == "running")
+        client.post("/sdapi/v1/interrupt")
+        assert own.result().json()["images"] == []
+        assert state_of(client, 0) == "running"
         client.post("/sdapi/v1/interrupt", headers={"User-Agent": "other"})
-        ended = {state_of(client, 1), state_of(client, 2)}
-        until(lambda: "canceled" in {state_of(client, 1), state_of(client, 2)})
-        assert "canceled" not in ended or "running" in ended
-        client.post("/sdapi/v1/interrupt")
-        client.post("/sdapi/v1/interrupt")
-        for each in (second, third):
-            assert each.result().json()["images"] == []
+        assert others.result().json()["images"] == []
 
 
 def test_interrupt_ends_the_named_request(tmp_path: Path) -> None:

@@ -94,8 +94,11 @@ async def generate(
                 raise translate_error(error)
             raise HTTPException(500, ended.error)
     if not given.override_settings_restore_afterwards:
-        # Options with which a request failed would make later requests fail too.
-        options.store_options(incoming, key, chosen)
+        # Options with which a request failed would make later requests fail too. The client may
+        # have set others since this one began.
+        latest = options.get_options(incoming, key)
+        merged = override_options(latest, given.override_settings)
+        options.store_options(incoming, key, merged)
     return await asyncio.to_thread(_make_response, service, jobs, list_ignored())
 
 

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastapi import FastAPI
 from fastapi import Request as Incoming
@@ -26,6 +27,18 @@ MAX_LISTED_JOBS = 200
 
 Caller = tuple[str, str, str]
 """A client: its API key, its address and its user agent."""
+
+
+class Followed(NamedTuple):
+    """The request that the server remembers for a caller.
+
+    Attributes:
+        name: of the request.
+        is_own: True if the caller sent it; False if `/progress` only showed it.
+    """
+
+    name: str
+    is_own: bool
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Task:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """Keep the callers' requests on the application while it runs."""
-    app.state.a1111_tasks = OrderedDict[Caller, str]()
+    app.state.a1111_tasks = OrderedDict[Caller, Followed]()
     yield
 
 
@@ -64,10 +77,10 @@ def get_task_name(job: Job) -> str:
 
 
 async def note_submitted(incoming: Incoming, service: Service, key: str, name: str) -> None:
-    """Remember a request for its caller, unless the caller follows another one."""
-    remembered = _get_remembered(incoming, key)
-    if remembered is None or await _find_unfinished(service, key, remembered) is None:
-        _remember(incoming, key, name)
+    """Remember a request for its caller, unless an earlier one of the caller has not ended."""
+    earlier = _get_remembered(incoming, key)
+    if not (earlier and earlier.is_own and await _find_unfinished(service, key, earlier.name)):
+        _remember(incoming, key, Followed(name, is_own=True))
 
 
 async def find_visible_task(incoming: Incoming, service: Service, key: str) -> Task | None:
@@ -76,10 +89,10 @@ async def find_visible_task(incoming: Incoming, service: Service, key: str) -> T
     This is the remembered one while it has not ended, otherwise the oldest one of the API key.
     """
     remembered = _get_remembered(incoming, key)
-    task = remembered and await _find_unfinished(service, key, remembered)
+    task = remembered and await _find_unfinished(service, key, remembered.name)
     if not task:
         task = await _find_oldest(service, key)
-        _remember(incoming, key, task.name if task else None)
+        _remember(incoming, key, Followed(task.name, is_own=False) if task else None)
     return task
 
 
@@ -102,8 +115,7 @@ async def find_task_to_end(
     remembered = _get_remembered(incoming, key)
     if remembered is None:
         return await _find_oldest(service, key)
-    _remember(incoming, key, None)
-    return await _find_unfinished(service, key, remembered)
+    return await _find_unfinished(service, key, remembered.name)
 
 
 async def find_task(service: Service, key: str, name: str) -> Task | None:
@@ -152,16 +164,16 @@ def _get_caller(incoming: Incoming, key: str) -> Caller:
     return key, host, incoming.headers.get("user-agent", "")[:200]
 
 
-def _get_remembered(incoming: Incoming, key: str) -> str | None:
-    callers: OrderedDict[Caller, str] = incoming.app.state.a1111_tasks
+def _get_remembered(incoming: Incoming, key: str) -> Followed | None:
+    callers: OrderedDict[Caller, Followed] = incoming.app.state.a1111_tasks
     return callers.get(_get_caller(incoming, key))
 
 
-def _remember(incoming: Incoming, key: str, name: str | None) -> None:
-    callers: OrderedDict[Caller, str] = incoming.app.state.a1111_tasks
+def _remember(incoming: Incoming, key: str, task: Followed | None) -> None:
+    callers: OrderedDict[Caller, Followed] = incoming.app.state.a1111_tasks
     caller = _get_caller(incoming, key)
     callers.pop(caller, None)
-    if name is not None:
-        callers[caller] = name
+    if task is not None:
+        callers[caller] = task
         while len(callers) > MAX_CALLERS:
             callers.popitem(last=False)
