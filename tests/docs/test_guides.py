@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 import overpaint
 from overpaint.cli import main as command_line
 from overpaint.painter import load as load_model
-from overpaint.server.settings import load_settings
+from overpaint.server.settings_sources import load_settings
 from tests.server.live import running
 
 from .blocks import DOCS, ROOT, Block, blocks_of

@@ -9,7 +9,8 @@ import pytest
 from overpaint.cli.main import ARGUMENT_OF_FIELD
 from overpaint.cli.serve import options
 from overpaint.errors import RequestError
-from overpaint.server.settings import ServerSettings, load_settings
+from overpaint.server.settings import ServerSettings
+from overpaint.server.settings_sources import load_settings
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from typing import Any
 
 from PIL import Image
 
-from overpaint.server.store.jobs import ENDED
+from overpaint.server.store.job_rows import ENDED
 from overpaint.system.atomic_files import PARTIAL_SUFFIX
 from tests.server import faults
 from tests.server.processes import Server, until

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from overpaint.server.store.jobs import ENDED
+from overpaint.server.store.job_rows import ENDED
 from tests.server.postgres import database, postgres
 from tests.server.processes import Server, until
 

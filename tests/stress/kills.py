@@ -22,7 +22,8 @@ from PIL import Image
 
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import ENDED, Jobs
+from overpaint.server.store.job_rows import ENDED
+from overpaint.server.store.jobs import Jobs
 from tests.server.processes import Server, until
 
 PROMPTS = ("a cup", "note", "a car", "refuse", "a fish")

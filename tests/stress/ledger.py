@@ -25,7 +25,8 @@ from sqlalchemy import select
 from overpaint.server.store.api_keys import ApiKeys
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import Job, Jobs
+from overpaint.server.store.job_rows import Job
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.tables import usage
 from overpaint.server.store.usage import UsageReader
 from tests.server.processes import Server, until

@@ -17,7 +17,8 @@ from statistics import median
 from overpaint.request import Request
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import Jobs, NewJob
+from overpaint.server.store.job_rows import NewJob
+from overpaint.server.store.jobs import Jobs
 from tests.server.processes import ROOT, Server
 
 MAX_RESTART_S = 3.0

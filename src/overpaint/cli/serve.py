@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 
 from overpaint.errors import RequestError
 from overpaint.models.library.folders import ModelFolders
-from overpaint.server.settings import Flag, ServerSettings, load_settings
+from overpaint.server.settings import Flag, ServerSettings
+from overpaint.server.settings_sources import load_settings
 
 if TYPE_CHECKING:
     from overpaint.server.telemetry.traces import TraceExporter

@@ -1,17 +1,16 @@
 """Settings of the server: typed, frozen values that the entry point makes and passes in.
 
-`ServerSettings` holds everything that an operator can change. `load_settings` reads it from
+`ServerSettings` holds everything that an operator can change. `settings_sources` reads it from
 command-line flags, environment variables and a TOML file. Each package of the server receives the
 group of settings that it needs; none reads the environment.
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from overpaint.engine.config import EngineConfig
 from overpaint.engine.postprocess import PostprocessConfig
@@ -361,63 +360,3 @@ class ServerSettings(_Settings):
             self.c2pa_certificate,
             self.c2pa_key,
         )
-
-
-def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> ServerSettings:
-    """Read the settings from their sources.
-
-    A flag has priority over an environment variable, that over the file, and that over the default.
-    The variable of a setting is `OVERPAINT_` and its name in capitals; two underscores separate the
-    name of a group from the name in it, as in `OVERPAINT_LIMITS__BODY_BYTES`. The file has a table
-    for each group.
-
-    Args:
-        flags: the settings that the command line gives, by name.
-        file: a TOML file.
-
-    Raises:
-        RequestError: a value is not valid, or the file is missing, is not TOML or has an unknown
-            name.
-    """
-    from pydantic_settings import (
-        BaseSettings,
-        EnvSettingsSource,
-        InitSettingsSource,
-        PydanticBaseSettingsSource,
-        SettingsConfigDict,
-        SettingsError,
-        TomlConfigSettingsSource,
-    )
-
-    if file is not None and not file.is_file():
-        raise RequestError("config", f"there is no file {file}.")
-
-    class Sources(ServerSettings, BaseSettings):
-        model_config = SettingsConfigDict(
-            env_prefix="OVERPAINT_",
-            env_nested_delimiter="__",
-            toml_file=file,
-            enable_decoding=False,
-        )
-
-        @classmethod
-        def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *_: Any, **__: Any
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (
-                InitSettingsSource(settings_cls, dict(flags)),
-                EnvSettingsSource(settings_cls),
-                TomlConfigSettingsSource(settings_cls),
-            )
-
-    try:
-        found = Sources()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise RequestError(name, f"{first['msg']} (value: {first['input']!r}).") from None
-    except (SettingsError, ValueError, OSError) as error:
-        raise RequestError("config", f"the settings cannot be read: {error}.") from None
-    return ServerSettings.model_construct(
-        **{name: getattr(found, name) for name in ServerSettings.model_fields}
-    )

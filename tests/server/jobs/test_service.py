@@ -16,7 +16,7 @@ from overpaint.imaging.codec import read_picture
 from overpaint.request import Request
 from overpaint.server.jobs.service import Service, Story
 from overpaint.server.settings import DAY_S
-from overpaint.server.store.jobs import HistoryEntry, NewJob
+from overpaint.server.store.job_rows import HistoryEntry, NewJob
 from overpaint.testing import ScriptedEngine
 from tests.server.live import settings_for
 

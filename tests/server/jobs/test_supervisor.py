@@ -35,7 +35,8 @@ from overpaint.server.jobs.worker_process import MAX_RESTART_DELAY_S, restart_de
 from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import MAX_CRASHES, Job, Jobs, NewJob
+from overpaint.server.store.job_rows import Job, NewJob
+from overpaint.server.store.jobs import MAX_CRASHES, Jobs
 from overpaint.server.store.origins import NativeOrigin, OutputOptions
 from overpaint.server.store.usage import UsageReader
 from overpaint.testing import ScriptedEngine

@@ -8,7 +8,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from overpaint.errors import StoreError
 from overpaint.server.settings import StoreSettings
 from overpaint.server.store.database import Database, create_store_engine
-from overpaint.server.store.jobs import Jobs, NewJob
+from overpaint.server.store.job_rows import NewJob
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.tables import alembic_version, jobs
 from tests.server.postgres import database
 

@@ -12,7 +12,8 @@ import pytest
 
 from overpaint.errors import IdempotencyError, QueueFullError
 from overpaint.server.settings import Limits
-from overpaint.server.store.jobs import MAX_CRASHES, WAIT_S_PER_WORK_S, Attempt, Job, Jobs, NewJob
+from overpaint.server.store.job_rows import Attempt, Job, NewJob
+from overpaint.server.store.jobs import MAX_CRASHES, WAIT_S_PER_WORK_S, Jobs
 from overpaint.server.store.origins import FalOrigin, OutputOptions
 from overpaint.server.store.outbox import Outbox
 from tests.server.conftest import Clock, Open

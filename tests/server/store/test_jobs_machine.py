@@ -29,14 +29,8 @@ from overpaint.errors import QueueFullError
 from overpaint.events import Spent
 from overpaint.server.settings import Limits
 from overpaint.server.store.database import Database
-from overpaint.server.store.jobs import (
-    ENDED,
-    MAX_CONCURRENCY_BY_CRASHES,
-    MAX_CRASHES,
-    Job,
-    Jobs,
-    NewJob,
-)
+from overpaint.server.store.job_rows import ENDED, Job, NewJob
+from overpaint.server.store.jobs import MAX_CONCURRENCY_BY_CRASHES, MAX_CRASHES, Jobs
 from overpaint.server.store.tables import usage
 from tests.server.conftest import Clock
 

@@ -28,7 +28,8 @@ from overpaint.errors import StoreError
 from overpaint.server.store import migrations, upgrade
 from overpaint.server.store.api_keys import ApiKeys
 from overpaint.server.store.database import Database
-from overpaint.server.store.jobs import Jobs, NewJob
+from overpaint.server.store.job_rows import NewJob
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.origins import ReplicateOrigin
 from overpaint.server.store.outbox import Outbox
 from overpaint.server.store.tables import SCHEMA_VERSION, about, alembic_version, schema

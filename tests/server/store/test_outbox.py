@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from overpaint.server.store.jobs import Jobs, NewJob
+from overpaint.server.store.job_rows import NewJob
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.outbox import MAX_CONCURRENT_PER_KEY, WEBHOOK_EVENTS, Delivery, Outbox
 from tests.server.conftest import Clock, Open
 

@@ -13,7 +13,7 @@ from overpaint.server.api.fields import with_checked_mask
 from overpaint.server.api.ignored_fields import is_empty, report_ignored
 from overpaint.server.api.image_inputs import find_nested_urls, load_nested_images
 from overpaint.server.outbound.image_fetch import ImageSources
-from overpaint.server.store.jobs import Job
+from overpaint.server.store.job_rows import Job
 
 FieldMapping = tuple[str, str, Any]
 """A field that the client sent, the field of `Request` that it sets, and the value for that."""

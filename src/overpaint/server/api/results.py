@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 
 from overpaint.server.api.deps import get_service
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.job_rows import ENDED, Job
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Media types of result files, by the suffix of their names."""

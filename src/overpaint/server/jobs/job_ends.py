@@ -5,16 +5,17 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy.exc import DataError, DBAPIError, StatementError
 
-from overpaint.engine.messages import DEFECT_PREFIX
+from overpaint.engine.messages import DEFECT_PREFIX, JobCanceled, JobFailed, JobSucceeded
 from overpaint.events import NO_COST, Spent
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import Job, Jobs
+from overpaint.server.store.job_rows import Job
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.telemetry.logs import RecordChange, log_event
 
 
@@ -27,6 +28,31 @@ class JobEnd:
     result: dict[str, Any] | None = None
     error: str | None = None
     spent: Spent = NO_COST
+
+
+def make_job_end(job: Job, message: JobSucceeded | JobFailed | JobCanceled, steps: int) -> JobEnd:
+    """Return the end of an attempt that a worker reports.
+
+    Args:
+        job: the job as it was claimed.
+        message: the worker's message.
+        steps: the number of steps of the attempt.
+    """
+    match message:
+        case JobSucceeded(files, seeds, sizes, flagged):
+            result: dict[str, Any] = {
+                "files": [path.name for path in files],
+                "seeds": list(seeds),
+                "sizes": [list(size) for size in sizes],
+                "steps": steps,
+                "flagged": [asdict(flag) for flag in flagged],
+            }
+            return JobEnd(job, "succeeded", result)
+        case JobFailed(text, _, flagged):
+            details = {"flagged": [asdict(flag) for flag in flagged]} if flagged else None
+            return JobEnd(job, "failed", details, text)
+        case JobCanceled():
+            return JobEnd(job, "canceled")
 
 
 class JobEnds:

@@ -42,7 +42,8 @@ from overpaint.server.outbound.client import OutboundClient
 from overpaint.server.outbound.image_fetch import ImageFetcher, ImageSources
 from overpaint.server.settings import DAY_S, ServerSettings
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import ENDED, HistoryEntry, Job, Jobs, NewJob
+from overpaint.server.store.job_rows import ENDED, HistoryEntry, Job, NewJob
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.origins import NativeOrigin, Origin
 from overpaint.server.store.outbox import WEBHOOK_EVENTS, Outbox
 from overpaint.server.store.uploads import Uploads

@@ -9,10 +9,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from multiprocessing.connection import wait
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -32,7 +31,7 @@ from overpaint.engine.messages import (
 from overpaint.engine.postprocess import NO_POSTPROCESSING, PostprocessConfig
 from overpaint.engine.worker import EngineFactory
 from overpaint.events import Notice, Spent, Step
-from overpaint.server.jobs.job_ends import JobEnd, JobEnds, remove_files
+from overpaint.server.jobs.job_ends import JobEnd, JobEnds, make_job_end, remove_files
 from overpaint.server.jobs.worker_process import (
     WorkerProcess,
     attempt_tag,
@@ -42,7 +41,8 @@ from overpaint.server.jobs.worker_process import (
 )
 from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import ENDED, Job, Jobs
+from overpaint.server.store.job_rows import ENDED, Job
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.telemetry.logs import (
     RecordChange,
     log_event,
@@ -308,20 +308,9 @@ class Supervisor:
     def _handle_job_message(self, worker: WorkerProcess, tag: str, message: JobMessage) -> None:
         job = worker.jobs[tag]
         match message:
-            case JobSucceeded(files, seeds, sizes, flagged):
-                result: dict[str, Any] = {
-                    "files": [path.name for path in files],
-                    "seeds": list(seeds),
-                    "sizes": [list(size) for size in sizes],
-                    "steps": worker.steps.get(tag, 0),
-                    "flagged": [asdict(flag) for flag in flagged],
-                }
-                self._add_end(worker, tag, JobEnd(job, "succeeded", result))
-            case JobFailed(text, _, flagged):
-                details = {"flagged": [asdict(flag) for flag in flagged]} if flagged else None
-                self._add_end(worker, tag, JobEnd(job, "failed", details, text))
-            case JobCanceled():
-                self._add_end(worker, tag, JobEnd(job, "canceled"))
+            case JobSucceeded() | JobFailed() | JobCanceled():
+                end = make_job_end(job, message, steps=worker.steps.get(tag, 0))
+                self._add_end(worker, tag, end)
             case Notice(text):
                 self._jobs.add_history(job.id, "notice", {"message": text})
                 self._on_update(job.id, message)

@@ -28,7 +28,7 @@ from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.addresses import Reach
 from overpaint.server.outbound.client import open_response
 from overpaint.server.settings import WebhookSettings
-from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.job_rows import ENDED, Job
 from overpaint.server.store.outbox import Delivery, DueWebhook
 from overpaint.server.telemetry.logs import job_log_fields, log_and_continue, log_event
 

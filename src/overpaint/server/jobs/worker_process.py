@@ -17,7 +17,7 @@ from overpaint.engine.postprocess import PostprocessConfig
 from overpaint.engine.worker import EngineFactory, main
 from overpaint.events import Spent
 from overpaint.server.store.files import Files
-from overpaint.server.store.jobs import Attempt, Job
+from overpaint.server.store.job_rows import Attempt, Job
 
 FREE_RESTARTS = 3
 """Workers in a row that may die before any job makes progress, until the supervisor waits before

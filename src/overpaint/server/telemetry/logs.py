@@ -20,7 +20,8 @@ from typing import Any, Literal
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from overpaint.engine.messages import DEFECT_PREFIX
-from overpaint.server.store.jobs import ENDED, Job, Jobs, State
+from overpaint.server.store.job_rows import ENDED, Job, State
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.upgrade import UpgradeProgress
 from overpaint.system.plain_text import escape_control_characters
 

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from overpaint.server.store.jobs import ENDED, HistoryEntry, Job
+from overpaint.server.store.job_rows import ENDED, HistoryEntry, Job
 from overpaint.server.telemetry.logs import KEY_LABEL_CHARS
 
 TRACE_CONTEXT = TraceContextTextMapPropagator()

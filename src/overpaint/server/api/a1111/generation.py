@@ -37,7 +37,7 @@ from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.job_rows import ENDED, Job
 from overpaint.server.store.origins import A1111Origin, OutputOptions
 
 PREVIEW_INTERVAL_STEPS = 5

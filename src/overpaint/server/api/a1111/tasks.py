@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi import Request as Incoming
 
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import ENDED, Job, State
+from overpaint.server.store.job_rows import ENDED, Job, State
 from overpaint.server.store.origins import A1111Origin
 
 MAX_CALLERS = 1000

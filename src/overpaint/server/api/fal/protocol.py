@@ -32,7 +32,7 @@ from overpaint.server.api.results import (
 )
 from overpaint.server.http.problems import describe_error
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.job_rows import ENDED, Job
 from overpaint.server.store.origins import FalOrigin
 
 FAL_OWNER = "fal-ai"

@@ -70,7 +70,7 @@ from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S, error_responses
 from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.job_rows import ENDED, Job
 from overpaint.server.store.origins import FalOrigin, OutputOptions
 
 PRIORITY_BY_NAME = {"normal": 0, "low": -1}

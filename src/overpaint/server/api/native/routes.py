@@ -73,7 +73,7 @@ from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
 from overpaint.server.http.threads import run_in_picture_thread, run_in_write_thread
 from overpaint.server.jobs.service import Service, Story
 from overpaint.server.outbound.image_fetch import ImageSources
-from overpaint.server.store.jobs import HistoryEntry, Job
+from overpaint.server.store.job_rows import HistoryEntry, Job
 from overpaint.server.store.origins import NativeOrigin, OutputOptions
 from overpaint.server.store.usage import UsageReader, UsageTotal
 

@@ -9,7 +9,7 @@ from pydantic_core import core_schema
 from overpaint.request import Request
 from overpaint.server.api.fields import WebhookEvent, WebhookUrl
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import Job
+from overpaint.server.store.job_rows import Job
 
 
 class RequestSchema:

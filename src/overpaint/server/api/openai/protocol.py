@@ -28,7 +28,7 @@ from overpaint.server.api.inline_files import encode_file
 from overpaint.server.api.results import result_url
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S, describe_error
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import Job
+from overpaint.server.store.job_rows import Job
 from overpaint.server.store.origins import OpenAIOrigin
 
 STEPS_BY_QUALITY = {

@@ -58,7 +58,7 @@ from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.settings import Limits
-from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.job_rows import ENDED, Job
 from overpaint.server.store.origins import OpenAIOrigin
 
 MAX_FORM_FILES = 64

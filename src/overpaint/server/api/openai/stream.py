@@ -21,7 +21,7 @@ from overpaint.server.api.openai.protocol import (
     shutdown_error,
 )
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import ENDED, HistoryEntry, Job
+from overpaint.server.store.job_rows import ENDED, HistoryEntry, Job
 
 
 async def job_events(

@@ -48,7 +48,7 @@ from overpaint.server.http.problems import (
     problem_response,
 )
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import ENDED, Job
+from overpaint.server.store.job_rows import ENDED, Job
 from overpaint.server.store.origins import CogOrigin
 from overpaint.server.store.outbox import WEBHOOK_EVENTS
 

@@ -30,7 +30,7 @@ from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.settings import SDXL_SIDE_PX
-from overpaint.server.store.jobs import Job
+from overpaint.server.store.job_rows import Job
 from overpaint.server.store.origins import CogOrigin, OutputOptions, ReplicateOrigin
 
 SchedulerName = Literal[

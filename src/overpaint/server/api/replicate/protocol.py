@@ -22,7 +22,7 @@ from overpaint.server.api.results import (
 )
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import DAY_S
-from overpaint.server.store.jobs import HistoryEntry, Job
+from overpaint.server.store.job_rows import HistoryEntry, Job
 from overpaint.server.store.origins import CogOrigin, ReplicateOrigin
 from overpaint.server.store.uploads import Upload
 

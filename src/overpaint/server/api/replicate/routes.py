@@ -65,7 +65,7 @@ from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import PROBLEM_RESPONSES, error_response
 from overpaint.server.http.threads import run_in_write_thread
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.jobs import ENDED, HistoryEntry, Job
+from overpaint.server.store.job_rows import ENDED, HistoryEntry, Job
 from overpaint.server.store.origins import ReplicateOrigin
 from overpaint.server.store.outbox import WEBHOOK_EVENTS
 
