@@ -59,7 +59,7 @@ With a thousand event streams, a full collection blocks the server for 300 ms, a
 starts every few seconds. Now only `release_memory` starts full collections, less often if they take
 long. Collecting the youngest thousand objects takes 1 ms, ten thousand 10 to 20 ms."""
 
-EXPOSED_HEADERS = ("Location", "Retry-After", "X-Request-ID", IGNORED_HEADER)
+EXPOSED_HEADERS = ("Location", "Retry-After", "X-Request-ID", "X-Fal-Request-Id", IGNORED_HEADER)
 """Response headers that pages of other origins may read."""
 
 

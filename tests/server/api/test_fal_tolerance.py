@@ -18,7 +18,7 @@ from PIL import Image
 from overpaint.server.api.fal.protocol import Arguments
 from overpaint.server.api.fal.translation import report_unused_arguments, to_request
 from overpaint.server.api.ignored_fields import IGNORED_HEADER, collect_ignored, list_ignored
-from tests.server.live import NOWHERE, client_of, running
+from tests.server.live import NOWHERE, client_of, running, until
 
 PICTURE = Path(__file__).parents[3] / "examples" / "house.png"
 HOUSE = PICTURE.read_bytes()
@@ -223,3 +223,16 @@ def test_request_through_the_proxy_keeps_its_body(client: TestClient) -> None:
     answer = client.post("/fal/proxy", json={"prompt": "by proxy", "seed": 3}, headers=headers)
     assert answer.json()["prompt"] == "by proxy"
     assert httpx.URL(answer.json()["images"][0]["url"]).path.endswith(".png")
+
+
+def test_results_name_their_request(client: TestClient) -> None:
+    body = {"prompt": "a", "num_inference_steps": 1}
+    run = client.post("/fal/run/fal-ai/fast-sdxl", json=body)
+    streamed = client.post("/fal/run/fal-ai/fast-sdxl/stream", json=body)
+    name = client.post("/fal/queue/fal-ai/fast-sdxl", json=body).json()["request_id"]
+    path = f"/fal/queue/fal-ai/fast-sdxl/requests/{name}"
+    until(lambda: client.get(path).status_code == 200)
+    assert client.get(path).headers["X-Fal-Request-Id"] == name
+    for answer in (run, streamed):
+        job = client.get(f"/api/jobs/{answer.headers['X-Fal-Request-Id']}").json()
+        assert job["state"] == "succeeded"

@@ -78,6 +78,9 @@ PRIORITY_BY_NAME = {"normal": 0, "low": -1}
 PREVIEW_INTERVAL_STEPS = 5
 """Steps between the previews of a stream."""
 
+REQUEST_ID_HEADER = "X-Fal-Request-Id"
+"""Response header of a result, from which fal's clients take the request's id."""
+
 router = APIRouter(
     prefix="/fal",
     tags=["fal"],
@@ -259,8 +262,9 @@ async def stream_status(job: JobDep, service: ServiceDep, logs: bool = False) ->
         | {"description": "The request was canceled."}
     },
 )
-async def get_result(job: JobDep, service: ServiceDep) -> dict[str, Any]:
+async def get_result(job: JobDep, service: ServiceDep, response: Response) -> dict[str, Any]:
     """Return the result of a request; the HTTP status is 400 until the request ends."""
+    response.headers[REQUEST_ID_HEADER] = job.id
     return await asyncio.to_thread(job_result, service, job)
 
 
@@ -323,7 +327,8 @@ async def stream_result(
             yield part
 
     cancel_task = None if idempotency_key else BackgroundTask(service.cancel, job.id)
-    return event_stream_response(events(), background=cancel_task)
+    headers = {REQUEST_ID_HEADER: job.id}
+    return event_stream_response(events(), headers=headers, background=cancel_task)
 
 
 @router.post("/run/{owner}/{app}", dependencies=NO_DEADLINE)
@@ -350,4 +355,4 @@ async def run_app(
         )
         raise HTTPException(503, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
     body = await asyncio.to_thread(job_result, service, job)
-    return JSONResponse(body, headers={"X-Fal-Request-Id": job.id})
+    return JSONResponse(body, headers={REQUEST_ID_HEADER: job.id})
