@@ -119,9 +119,11 @@ def _numbers(schema: Mapping[str, Any], noun: str) -> str:
     above = "above " if "exclusiveMinimum" in schema else ""
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
     step = f", a multiple of {schema['multipleOf']}" if "multipleOf" in schema else ""
-    if low is None and high is None:
-        return noun + step
-    if high is None or high > 10**12:
+    if high is not None and high > 10**12:
+        high = None
+    if low is None:
+        return noun + step if high is None else f"{noun}, up to {high:g}{step}"
+    if high is None:
         return f"{noun}, {above or 'from '}{low:g}{step}"
     return f"{noun}, {above}{low:g} to {high:g}{step}"
 
