@@ -1,18 +1,22 @@
 """From request to plan: sizes, noise levels, conditioning, notices."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from overpaint.diffusion.planner import plan
+from overpaint.diffusion.plan import Stage
+from overpaint.diffusion.planner import get_canvas, plan
+from overpaint.diffusion.stages import carry_latent
 from overpaint.errors import ModelError, RequestError
 from overpaint.foreign_syntax import describe_foreign_syntax
 from overpaint.imaging import codec
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import Model
 from overpaint.request import Request
+from overpaint.request_parts import Control
 from tests.tiny import tiny_model
 
 
@@ -140,3 +144,21 @@ def test_picture_used_twice_is_encoded_once(model: Model) -> None:
     request = Request(image=picture(), strength=0.5, seed=1)
     first = plan(request, model).plans[0].init
     assert plan(request.model_copy(update={"seed": 2}), model).plans[0].init is first
+
+
+def test_size_follows_from_the_control_image_of_each_request(model: Model) -> None:
+    sizes = [(192, 112), (112, 192)]
+    assert get_canvas(Request(), model).size == (128, 128)
+    found = [
+        get_canvas(Request(controls=(Control(kind="canny", hint=picture(*size)),)), model).size
+        for size in sizes
+    ]
+    assert [width > height for width, height in found] == [True, False]
+
+
+def test_steps_of_many_stages_are_counted(model: Model) -> None:
+    (own,) = plan(Request(num_inference_steps=3), model).plans
+    chain = own
+    for _ in range(2000):
+        chain = replace(own, then=Stage(chain, carry_latent))
+    assert chain.steps == 2001 * 3

@@ -203,3 +203,13 @@ def test_a_window_fades_into_the_windows_before_and_not_into_the_picture() -> No
         found = found.lay_out_next(Image.new("RGB", found.size, "#404040"))
     result = np.asarray(found.compose(Image.new("RGB", found.size, "#404040")))
     assert np.array_equal(result[:, 512:], np.asarray(picture))
+
+
+def test_extension_of_many_windows_is_refused_by_name() -> None:
+    picture = codec.read_picture(Image.new("RGB", (64, 64)))
+    request = Request(image=picture, extend=(512, 512, 512, 512))
+    with pytest.raises(RequestError, match=r"^extend: .* and may take 64") as caught:
+        lay_out(request, NATIVE)
+    assert caught.value.field == "extend"
+    for fields in ({"crop": "off"}, {"extend": (512, 0, 0, 0)}):
+        assert lay_out(request.model_copy(update=fields), NATIVE).region

@@ -188,3 +188,55 @@ def test_transparent_level_of_any_depth_becomes_alpha(
     assert decoded.mode == "RGBA"
     assert np.asarray(decoded)[0, :, 3].tolist() == [0, 255]
     assert codec.decode(picture).getpixel((0, 0)) == (255, 255, 255)
+
+
+def count_inflated_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the uncompressed bytes of each call of the decompressor from now on."""
+    sizes: list[int] = []
+    make = zlib.decompressobj
+
+    class Counting:
+        def __init__(self) -> None:
+            self._stream = make()
+
+        @property
+        def eof(self) -> bool:
+            return self._stream.eof
+
+        def decompress(self, data: bytes, limit: int) -> bytes:
+            sizes.append(min(limit, 1032 * len(data)))  # a failure may cost it
+            found = self._stream.decompress(data, limit)
+            sizes[-1] = len(found)
+            return found
+
+    monkeypatch.setattr(zlib, "decompressobj", Counting)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [(b"iCCP", b"icc\0\0"), (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0")],
+)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_repeated_profiles_and_orientations_are_inflated_up_to_one_limit(
+    kind: bytes, head: bytes, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = zlib.compress(bytes(2**19 if kind == b"iTXt" else 15 * 2**20))
+    body = head + (bomb[:-4] + b"junk" if damaged else bomb)
+    data = encode(Image.new("RGB", (8, 8)))
+    for _ in range(20):
+        data = insert_chunk(data, kind, body)
+    sizes = count_inflated_bytes(monkeypatch)
+    png_chunks.split_metadata(data)
+    assert sum(sizes) <= (17 * 2**20 if kind == b"iCCP" else 2**21)
+
+
+def test_damaged_texts_count_toward_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.new("RGB", (8, 8)))
+    body = b"note\0\0" + zlib.compress(bytes(4 * 2**20))[:-4] + b"junk"
+    for _ in range(20):
+        data = insert_chunk(data, b"zTXt", body)
+    sizes = count_inflated_bytes(monkeypatch)
+    with pytest.raises(PictureError, match="more than 8 MiB of text"):
+        png_chunks.read_texts(data, "it")
+    assert sum(sizes) <= 10 * 2**20

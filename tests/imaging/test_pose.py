@@ -1,6 +1,7 @@
 """Keypoints of poses in the variants that programs write."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from overpaint.imaging.canvas import lay_out
 from overpaint.imaging.hints import drawing
 from overpaint.request import Request
 from overpaint.request_parts import Control
+from overpaint.system.abandon import AbandonedError, abandonable
 
 FILES = Path(__file__).parent / "files" / "pose"
 LISTED = json.loads((FILES / "list.json").read_bytes())
@@ -153,3 +155,18 @@ def test_describe_dark_hint_reports_a_nearly_black_hint() -> None:
     plain = hints.make_hint("canny", Image.new("RGB", (64, 64), "white"))
     assert hints.describe_dark_hint("canny", plain)
     assert drawing.draw_pose(json.dumps(PLAIN).encode(), (256, 256)).size == (256, 256)
+
+
+def test_pose_of_too_many_people_is_refused() -> None:
+    people = PLAIN["people"] * 101
+    with pytest.raises(PictureError, match="has 101 people; give at most 100"):
+        draw({"people": people, **CANVAS})
+    assert draw({"people": people[:100], **CANVAS}) == draw(PLAIN)
+
+
+def test_pose_that_nobody_waits_for_is_abandoned() -> None:
+    event = threading.Event()
+    with abandonable(event):
+        event.set()
+        with pytest.raises(AbandonedError):
+            draw(PLAIN)

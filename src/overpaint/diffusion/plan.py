@@ -59,7 +59,11 @@ class Plan:
     @property
     def steps(self) -> int:
         """Sampler steps of this stage and of the stages after it."""
-        return len(self.sigmas) - 1 + (self.then.plan.steps if self.then else 0)
+        steps, plan = len(self.sigmas) - 1, self
+        while plan.then:
+            plan = plan.then.plan
+            steps += len(plan.sigmas) - 1
+        return steps
 
     def noise(self, source: NoiseSource | None = None) -> Noise:
         """Return a function that draws unit noise [1, C, h, w]; by default from the plan's seed.

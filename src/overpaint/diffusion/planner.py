@@ -54,7 +54,7 @@ def plan(request: Request, model: Model, addons: Addons = NO_ADDONS) -> Planned:
             f"{model.name} belongs to the family {model.family.name}, which cannot paint by "
             "itself. Use an SDXL base model or a fine-tune of it."
         )
-    canvas = _get_canvas(request, model)
+    canvas = get_canvas(request, model)
     notices = _list_notices(request, model, canvas)
     strength = request.effective_strength
     if strength == 0 or canvas.blank:
@@ -190,13 +190,16 @@ def _plan_stage(
     )
 
 
-def _get_canvas(request: Request, model: Model) -> Canvas:
+def get_canvas(request: Request, model: Model) -> Canvas:
     """Return the request's canvas, cached by the fields that it depends on."""
     fields = ("width", "height", "size", "fit", "extend", "fill", "crop", "match_colors")
     fields = (*fields, "match_image_colors")
     mask_fields = ("mask_from", "mask_invert", "mask_grow", "mask_blur")
     pictures = (p and p.sha256 for p in (request.image, request.mask))
-    key = (*pictures, *(getattr(request, name) for name in (*fields, *mask_fields)))
+    # Without an image, the size follows from the control images.
+    given = () if request.image else ((c.kind, c.hint or c.image) for c in request.controls)
+    controls = tuple((kind, shown and shown.sha256) for kind, shown in given)
+    key = (*pictures, controls, *(getattr(request, name) for name in (*fields, *mask_fields)))
     return model.remember("canvas", key, lambda: lay_out(request, model.native_size))
 
 

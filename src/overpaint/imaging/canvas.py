@@ -212,7 +212,7 @@ def _lay_out_masked(
         span = box[2] - box[0], box[3] - box[1]
         if extension.needs_windows(inner, span, size, native):
             side = extension.get_window_side(inner, native)
-            windows = extension.plan_windows(inner, picture.size, side)
+            windows = extension.plan_extension(inner, picture.size, native)
             later = replace(later, windows=windows)
             notices.append(
                 f"the picture is extended in {len(windows)} steps of up to {side}x{side} pixels."

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from overpaint.errors import RequestError
+
 if TYPE_CHECKING:
     from overpaint.registry import Fill
 
@@ -24,6 +26,8 @@ MIN_SCALE_SHARE = 0.7
 """Scale of a single pass, relative to that of the windows, from which no windows are needed."""
 MAX_ASPECT = 2.2
 """Ratio of the longer to the shorter side up to which a single pass is enough."""
+MAX_WINDOWS = 64
+"""Windows of an extension, at most; each takes as long as a picture."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,29 @@ def needs_windows(inner: Box, whole: tuple[int, int], canvas: tuple[int, int], n
 def get_window_side(inner: Box, native: int) -> int:
     """Return the side of the windows in pixels: that of the picture's shorter side."""
     return max(min(inner[2] - inner[0], inner[3] - inner[1]), native // 4)
+
+
+def plan_extension(inner: Box, whole: tuple[int, int], native: int) -> tuple[Window, ...]:
+    """Return the windows that paint the room around a picture.
+
+    Args:
+        inner: the place of the picture in the extended picture.
+        whole: (width, height) of the extended picture.
+        native: the model's native side in pixels.
+
+    Raises:
+        RequestError: there are too many.
+    """
+    side = get_window_side(inner, native)
+    windows = plan_windows(inner, whole, side)
+    if len(windows) > MAX_WINDOWS:
+        raise RequestError(
+            "extend",
+            f"The extension to {whole[0]}x{whole[1]} pixels takes {len(windows)} steps of up to "
+            f"{side}x{side} pixels, and may take {MAX_WINDOWS}. Extend by fewer pixels, enlarge "
+            "the picture first, or set `crop` to off for a single coarse step.",
+        )
+    return windows
 
 
 def plan_windows(inner: Box, whole: tuple[int, int], side: int) -> tuple[Window, ...]:

@@ -19,6 +19,12 @@ MAX_TEXT_BYTES = 8 * 2**20
 """Bytes of all texts of a PNG together, at most, uncompressed."""
 MAX_PROFILE_BYTES = 16 * 2**20
 """Bytes of a color profile, at most; a larger one counts as unreadable."""
+MAX_ORIENTATION_BYTES = 2**20
+"""Bytes of all texts that hold an orientation together, uncompressed, of which more are ignored."""
+INFLATE_STEP_BYTES = 256
+"""Compressed bytes per step, which is the resolution of the work that damaged data has cost."""
+MAX_INFLATION = 1032
+"""Uncompressed bytes per compressed byte of zlib, at most."""
 
 
 def iterate_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -44,20 +50,24 @@ def find_chunk(data: bytes, wanted: bytes) -> bytes:
 def split_metadata(data: bytes) -> tuple[bytes, dict[str, Any]]:
     """Return a PNG without its texts and profile, and the values for Pillow's `Image.info`.
 
-    The values are the profile, the texts that hold an orientation, and a transparent level in the
-    unit of the decoded samples.
+    The values are the first profile, the texts that hold an orientation, and a transparent level in
+    the unit of the decoded samples.
     """
     info: dict[str, Any] = {}
     kept: list[bytes] = []
-    since = 0
+    since, left, profiles = 0, MAX_ORIENTATION_BYTES, 0
     for kind, start, end in iterate_chunks(data):
         if kind == b"iCCP":
-            if profile := _read_profile(data[start:end]):
+            profiles += 1
+            if profiles == 1 and (profile := _read_profile(data[start:end])):
                 info["icc_profile"] = profile
         elif kind in TEXT_CHUNKS:
             key = data[start : start + 80].partition(b"\0")[0].decode("latin-1")
-            if key in ORIENTATION_TEXTS and (text := _read_text(kind, data[start:end], 2**20)):
-                info[key] = text[1]
+            if key in ORIENTATION_TEXTS and left > 0:
+                _, text, cost = _read_text(kind, data[start:end], left)
+                left -= cost
+                if text is not None:
+                    info[key] = text
         else:
             if kind == b"tRNS":
                 info |= _scale_transparency(data, data[start:end])
@@ -82,25 +92,25 @@ def read_texts(data: bytes, name: str) -> dict[str, str]:
     for kind, start, end in iterate_chunks(data):
         if kind not in TEXT_CHUNKS:
             continue
-        found = _read_text(kind, data[start:end], left)
-        if found is None:
-            continue
-        left -= len(found[1]) + len(found[0])
+        key, text, cost = _read_text(kind, data[start:end], left)
+        left -= cost + len(key)
         if left < 0:
             raise PictureError(
                 f"{name} carries more than {MAX_TEXT_BYTES // 2**20} MiB of text, "
                 "which are not read; remove it from the file."
             )
-        texts[found[0]] = found[1]
+        if text is not None:
+            texts[key] = text
     return texts
 
 
-def _read_text(kind: bytes, body: bytes, limit: int) -> tuple[str, str] | None:
-    """Return the keyword and the text of a chunk (PNG, 11.3.4); None if it is malformed.
+def _read_text(kind: bytes, body: bytes, limit: int) -> tuple[str, str | None, int]:
+    """Return the keyword and the text of a chunk (PNG, 11.3.4), and the bytes that it has cost.
 
-    A compressed text is read up to `limit` + 1 bytes.
+    A compressed text is read up to `limit` + 1 bytes. A malformed text is None.
     """
-    key, _, rest = body.partition(b"\0")
+    name, _, rest = body.partition(b"\0")
+    key = name.decode("latin-1")
     compressed = kind == b"zTXt"
     if kind == b"iTXt":
         flags = rest[:2]
@@ -110,13 +120,13 @@ def _read_text(kind: bytes, body: bytes, limit: int) -> tuple[str, str] | None:
     elif compressed:
         rest = rest[1:]
     if compressed:
-        inflated = _inflate(rest, limit)
+        inflated, cost = _inflate(rest, limit)
         if inflated is None:
-            return None
+            return key, None, cost
         rest = inflated
     if kind == b"iTXt":
-        return key.decode("latin-1"), rest.decode("utf-8", "replace")
-    return key.decode("latin-1"), _decode_latin_1(rest)
+        return key, rest.decode("utf-8", "replace"), len(rest)
+    return key, _decode_latin_1(rest), len(rest)
 
 
 def _decode_latin_1(data: bytes) -> str:
@@ -128,16 +138,28 @@ def _decode_latin_1(data: bytes) -> str:
 
 
 def _read_profile(body: bytes) -> bytes | None:
-    found = _inflate(body.partition(b"\0")[2][1:], MAX_PROFILE_BYTES)
+    found, _ = _inflate(body.partition(b"\0")[2][1:], MAX_PROFILE_BYTES)
     return found if found and len(found) <= MAX_PROFILE_BYTES else None
 
 
-def _inflate(data: bytes, limit: int) -> bytes | None:
-    """Return uncompressed data, up to `limit` + 1 bytes; None if it is damaged."""
-    try:
-        return zlib.decompressobj().decompress(data, max(limit, 0) + 1)
-    except zlib.error:
-        return None
+def _inflate(data: bytes, limit: int) -> tuple[bytes | None, int]:
+    """Return uncompressed data, up to `limit` + 1 bytes, and the bytes that were uncompressed.
+
+    Damaged data is None, and costs what its steps may have uncompressed before the damage.
+    """
+    stream, limit = zlib.decompressobj(), max(limit, 0)
+    parts: list[bytes] = []
+    size = 0
+    for at in range(0, len(data), INFLATE_STEP_BYTES):
+        step = data[at : at + INFLATE_STEP_BYTES]
+        try:
+            parts.append(stream.decompress(step, limit + 1 - size))
+        except zlib.error:
+            return None, min(limit, size + MAX_INFLATION * len(step))
+        size += len(parts[-1])
+        if size > limit or stream.eof:
+            break
+    return b"".join(parts), size
 
 
 def _scale_transparency(data: bytes, body: bytes) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Hints that are drawn from data: poses, segmentation, depth, normals."""
 
 import colorsys
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from overpaint.imaging.hints.pose import JOINT_COUNT, read_pose
+from overpaint.system.abandon import check_abandoned
 
 POSE_LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11),
@@ -66,17 +68,30 @@ def draw_pose(
     (width, height), people = read_pose(data).place(size, fallback)
     thick = max(1.0, min(width, height) / 128)
     picture = np.zeros((height, width, 3), np.uint8)
+    limbs = np.zeros_like(picture)
     for person in people:
+        check_abandoned()
         places, seen = person[:, :2], person[:, 2] > MIN_KEYPOINT_CONFIDENCE
-        limbs = np.zeros_like(picture)
         for number, (a, b) in enumerate(POSE_LIMBS):
             if seen[a] and seen[b]:
                 _draw_limb(limbs, places[a], places[b], thick, _pick_hue(number, len(POSE_LIMBS)))
-        picture = np.maximum(picture, (limbs * 0.6).astype(np.uint8))
+        box = _find_drawn_box(places[seen], thick)
+        np.maximum(picture[box], (limbs[box] * 0.6).astype(np.uint8), out=picture[box])
+        limbs[box] = 0
         for number in np.flatnonzero(seen):
             center = (round(float(places[number, 0])), round(float(places[number, 1])))
             cv2.circle(picture, center, round(thick), _pick_hue(int(number), JOINT_COUNT), -1)
     return Image.fromarray(picture)
+
+
+def _find_drawn_box(places: NDArray[np.float64], thick: float) -> tuple[slice, slice]:
+    """Return the rows and columns that the limbs between joints [n, 2] cover, and their margin."""
+    if not len(places):
+        return slice(0, 0), slice(0, 0)
+    margin = math.ceil(thick) + 3
+    low = (places.min(axis=0) - margin).clip(0).astype(int)
+    high = (places.max(axis=0) + margin).clip(0).astype(int)
+    return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
 
 
 def _draw_limb(

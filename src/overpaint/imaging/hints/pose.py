@@ -28,6 +28,8 @@ CANVAS_KEYS = (("canvas_width", "canvas_height"), ("width", "height"))
 PERSON_KEYS = ("pose_keypoints_2d", "keypoints", "pose_keypoints")
 MAX_NORMALIZED = 2.0
 """Coordinates up to here are shares of the canvas: a person of two pixels cannot be drawn."""
+MAX_PEOPLE = 100
+"""People in a file, at most."""
 FAR_SHARE = 4.0
 """Joints further out than this many canvases are not drawn."""
 UNIT_CANVAS = (1024, 1024)
@@ -110,7 +112,12 @@ def read_pose(data: bytes) -> Pose:
         if isinstance(document, list) and len(document) == 1:
             document = document[0]
         canvas = _read_canvas(document)
-        people = [_read_person(person) for person in _list_people(document)]
+        listed = _list_people(document)
+        if len(listed) > MAX_PEOPLE:
+            raise PictureError(
+                f"keypoints: the file has {len(listed):,} people; give at most {MAX_PEOPLE}."
+            )
+        people = [_read_person(person) for person in listed]
     except (ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError) as error:
         raise PictureError(f"keypoints: {error!r}; {EXPECTED}") from error
     people = [person for person in people if person is not None]
