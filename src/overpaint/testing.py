@@ -130,6 +130,9 @@ class ScriptedEngine:
         if name in self.jobs:
             self._end(name, Canceled())
 
+    def release(self, name: str) -> None:
+        """Do nothing: this engine counts no memory."""
+
     def tick(self) -> list[tuple[str, EngineEvent]]:
         """Make one step of every job; return the events with the names of their jobs."""
         time.sleep(self.step_s)

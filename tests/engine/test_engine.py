@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -124,7 +125,11 @@ def watch(monkeypatch: pytest.MonkeyPatch, painter: overpaint.Painter, watched: 
 def run(engine: Engine, watched: Watched | None = None, ticks: int = 10_000) -> Watched:
     watched = watched or Watched()
     while engine.busy and ticks:
-        watched.told += engine.tick()
+        events = engine.tick()
+        for name, event in events:
+            if isinstance(event, Finished):
+                engine.release(name)
+        watched.told += events
         ticks -= 1
     return watched
 
@@ -451,10 +456,42 @@ def test_engine_begins_requests_within_the_memory_budget(painter: overpaint.Pain
         engine.submit(str(i), request)
     most = 0
     while engine.busy:
-        engine.tick()
+        run(engine, ticks=1)
         most = max(most, sum(job.run is not None for job in engine.jobs))
     assert most == 2
     engine.close()
+
+
+def test_engine_unwritten_pictures_stay_in_the_memory_budget(painter: overpaint.Painter) -> None:
+    engine = Engine(Miniature(painter), WIDE, job_memory_bytes=1.0, beside=AtOnce())
+    for name in "ab":
+        engine.submit(name, Request(prompt="a cup", num_inference_steps=1))
+    events = [event for _ in range(5) for event in engine.tick()]
+    assert [name for name, event in events if isinstance(event, Finished)] == ["a"]
+    assert [job.planning for job in engine.jobs] == [None]
+    engine.release("a")
+    assert [type(run(engine).of("b")[-1])] == [Finished]
+
+
+def test_engine_planning_threads_have_the_same_number_of_cores(
+    painter: overpaint.Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_here = threading.Barrier(2)
+
+    class Counting(Miniature):
+        def begin(self, model: str, request: Request) -> Run:
+            all_here.wait(60)
+            return super().begin(model, request)
+
+    calls = list[int]()  # A new thread starts with the number that another one set last.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: calls[-1] if calls else 64)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    engine = Engine(Counting(painter), WIDE)
+    for key in "ab":
+        engine.submit(key, Request(prompt="a cup", num_inference_steps=1), key=key)
+    run(engine)
+    engine.close()
+    assert calls == [16, 16]
 
 
 def test_engine_begins_a_request_beyond_the_memory_budget_alone(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
 import overpaint
 from overpaint.engine.engine import Engine
-from overpaint.engine.model_pool import ModelPool, size
+from overpaint.engine.model_pool import ModelPool, read_device_budget, size
 from overpaint.engine.profile import Profile
 from overpaint.errors import ModelNotFoundError
 from overpaint.events import Finished
@@ -105,3 +108,53 @@ def test_model_pool_models_share_one_cache(one: int) -> None:
     run(engine)
     assert engine.counters.resident == {"a": 128, "b": 128}
     assert engine.counters.cache_bytes == cache.size > 0
+
+
+def test_model_pool_returns_a_model_in_memory_while_another_loads(one: int) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+    loads = Loads()
+
+    def load(name: str) -> overpaint.Painter:
+        if name == "cold":
+            loading.set()
+            assert go_on.wait(60)
+        return loads(name)
+
+    models = ModelPool(["warm", "cold"], load, 3 * one)
+    warm = models.get("warm")
+    with ThreadPoolExecutor() as threads:
+        try:
+            cold = threads.submit(models.get, "cold")
+            assert loading.wait(60)
+            again = threads.submit(models.get, "cold")
+            assert threads.submit(models.get, "warm").result(60) is warm
+        finally:
+            go_on.set()
+        assert cold.result(60) is again.result(60)
+    assert loads.names == ["warm", "cold"]
+
+
+def test_model_pool_load_that_fails_leaves_the_budget(one: int) -> None:
+    loads = Loads()
+
+    def load(name: str) -> overpaint.Painter:
+        if name == "b" and "b" in loads.names:
+            raise MemoryError
+        return loads(name)
+
+    models = ModelPool("abc", load, 1.5 * one)
+    for name in "ba":
+        models.get(name)
+    with pytest.raises(MemoryError):
+        models.get("b")
+    models.get("a")
+    assert tuple(models.resident) == ("a",)
+
+
+def test_device_budget_is_a_share_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(device: torch.device) -> tuple[int, int]:
+        return (8 if device.index == 1 else 0), 80
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", read)
+    assert read_device_budget(torch.device("cuda", 1)) == 4
+    assert read_device_budget(torch.device("cpu")) == float("inf")

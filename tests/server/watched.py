@@ -56,6 +56,9 @@ class Watched:
     def cancel(self, name: str) -> None:
         self._engine.cancel(name)
 
+    def release(self, name: str) -> None:
+        self._engine.release(name)
+
     def tick(self) -> Sequence[tuple[str, EngineEvent]]:
         began = time.monotonic()
         events = self._engine.tick()

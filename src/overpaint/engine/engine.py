@@ -9,11 +9,13 @@ One thread calls `tick`. Other threads plan requests (loading, prompts, pictures
 does not stop the requests that already run. Keys share these threads.
 """
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -31,6 +33,7 @@ from overpaint.engine.job import (
     Models,
     PictureOfJob,
     Planners,
+    make_task,
     pixel_count,
     trajectory_of,
 )
@@ -57,7 +60,8 @@ PLANNING_THREADS = 3
 PLANNING_THREADS_PER_KEY = 2
 
 PLANNING_CORE_DIVISOR = 4
-"""A planning thread uses one in this many CPU cores."""
+"""A planning thread uses one in this many CPU cores: two thread teams on the same cores wait for
+each other."""
 
 DEFAULT_NATIVE_SIDE_PX = 1024
 """Side in pixels that a model draws, as long as it is not in memory."""
@@ -67,7 +71,7 @@ IDLE_WAIT_S = 0.05
 
 
 class Engine:
-    """Runs requests, many at once. Only one thread may call it."""
+    """Runs requests, many at once. Only one thread may call it, except for `release`."""
 
     def __init__(
         self,
@@ -97,8 +101,13 @@ class Engine:
         self._clock = clock
         self._scheduler = Scheduler()
         self._jobs: dict[str, Job] = {}
+        self._held_bytes: dict[str, float] = {}
+        self._released = threading.Event()
+        # Once, here: a new thread starts with the number that another thread has set.
+        cores = max(1, torch.get_num_threads() // PLANNING_CORE_DIVISOR)
+        limit_cores = partial(torch.set_num_threads, cores)
         self._beside = beside or FairThreads(
-            PLANNING_THREADS, PLANNING_THREADS_PER_KEY, "overpaint-begin", _limit_planning_cores
+            PLANNING_THREADS, PLANNING_THREADS_PER_KEY, "overpaint-begin", limit_cores
         )
         self._unpublished: list[tuple[Job, Event | Failed | Canceled]] = []
         self._row_limits: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
@@ -159,6 +168,14 @@ class Engine:
             job.give_up()
             self._unpublished.append((job, Canceled()))
 
+    def release(self, name: str) -> None:
+        """Free the memory of a finished request: its pictures are written. Any thread may call it.
+
+        Until then the pictures count as memory in use.
+        """
+        self._held_bytes.pop(name, None)
+        self._released.set()
+
     def close(self) -> None:
         """Drop all requests, and stop the planning threads."""
         for job in self._jobs.values():
@@ -202,7 +219,7 @@ class Engine:
         """
         unfinished = Counter(j.key for j in begun if j.planning and not j.planning.done())
         waiting = {
-            self._task(j, j.model): j
+            make_task(j, j.model): j
             for j in self._jobs.values()
             if not j.planning and unfinished[j.key] < MAX_CONCURRENT_PLANS
         }
@@ -212,8 +229,9 @@ class Engine:
             return False
         job = waiting[chosen[0]]
         in_use = {other.model for other in begun}
-        used_bytes = sum(other.memory_bytes for other in begun)
-        fits = not begun or used_bytes + job.memory_bytes <= self._job_memory_bytes
+        unwritten = list(self._held_bytes.values())  # a copy, since another thread may release one
+        needed_bytes = sum(unwritten) + sum(other.memory_bytes for other in [*begun, job])
+        fits = not (begun or unwritten) or needed_bytes <= self._job_memory_bytes
         if not fits or not self._models.fits(job.model, in_use):
             return False
         job.planning = self._beside.submit(job.key, self._plan, job)
@@ -231,7 +249,10 @@ class Engine:
             self._finish_if_complete(job)
 
     def _wait_for_planning(self) -> None:
-        wait([job.planning for job in self._jobs.values() if job.planning], IDLE_WAIT_S)
+        if planning := [job.planning for job in self._jobs.values() if job.planning]:
+            wait(planning, IDLE_WAIT_S)
+        elif self._released.wait(IDLE_WAIT_S):
+            self._released.clear()
 
     # Choose the next batch
 
@@ -252,26 +273,12 @@ class Engine:
             if (run := job.run) is None:
                 continue
             for index in run.undecoded:
-                yield self._task(job, DECODE, index), (job, index)
+                yield make_task(job, DECODE, index), (job, index)
             for index, trajectory in enumerate(run.trajectories):
                 if not trajectory.done:
                     group = (trajectory.plan.network, trajectory.plan.shape)
                     rows = len(trajectory.rows())
-                    yield self._task(job, group, index, rows), (job, index)
-
-    @staticmethod
-    def _task(job: Job, group: Hashable, index: int = 0, rows: int = 1) -> Task:
-        return Task(
-            job=f"{job.name}/{index}",
-            key=job.key,
-            group=group,
-            rows=rows,
-            remaining=job.remaining_s,
-            arrived=job.arrived,
-            priority=job.priority,
-            served=job.served_s,
-            last=group == DECODE,
-        )
+                    yield make_task(job, group, index, rows), (job, index)
 
     def _row_limit(self, group: Hashable) -> int:
         """Return the rows of a group that one call takes; pictures are decoded one by one."""
@@ -356,6 +363,7 @@ class Engine:
         """End a request that has all its pictures."""
         if job.run and job.run.complete:
             self._add_events(job, job.run.finish())
+            self._held_bytes[job.name] = job.memory_bytes
             del self._jobs[job.name]
 
     @contextmanager
@@ -389,8 +397,3 @@ class Engine:
                 published.append((job.name, Spent(job.device_s, job.pixel_steps / 1e6)))
             published.append((job.name, event))
         return published
-
-
-def _limit_planning_cores() -> None:
-    """Leave most CPU cores to the steps: two thread teams on the same cores wait for each other."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // PLANNING_CORE_DIVISOR))

@@ -139,3 +139,18 @@ def trajectory_of(job: Job, index: int) -> Trajectory:
     """Return the trajectory of one picture of a planned job."""
     assert job.run is not None
     return job.run.trajectories[index]
+
+
+def make_task(job: Job, group: Hashable, index: int = 0, rows: int = 1) -> Task:
+    """Return the scheduler's task to step or decode a picture of a job."""
+    return Task(
+        job=f"{job.name}/{index}",
+        key=job.key,
+        group=group,
+        rows=rows,
+        remaining=job.remaining_s,
+        arrived=job.arrived,
+        priority=job.priority,
+        served=job.served_s,
+        last=group == DECODE,
+    )

@@ -45,7 +45,7 @@ def estimate_bytes(request: "Request", native: int) -> float:
     if request.image:
         inputs += _count_pixels(request.image, request.extend)
     width, height = request.width or native, request.height or native
-    stage = width * height * request.upscale**2
+    stage = request.count_second_stage_pixels(width * height)
     results = count_result_pixels(request, native) * request.num_images
     texts = (
         request.prompt,

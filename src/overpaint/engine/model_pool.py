@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from overpaint.diffusion.run import Run
 from overpaint.engine.config import EngineConfig
 from overpaint.engine.engine import Engine
@@ -13,6 +15,7 @@ from overpaint.errors import ModelNotFoundError, did_you_mean
 from overpaint.models.cache import Cache
 from overpaint.models.library.library import Library
 from overpaint.painter import Painter, load_painter
+from overpaint.system.memory import BUDGET_SHARE
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
@@ -51,7 +54,9 @@ class ModelPool:
         self._there: dict[str, Painter] = {}  # the one used for longest first
         self._bytes: dict[str, int] = {}
         self._seconds: dict[str, float] = {}
+        self._loading: dict[str, int] = {}  # bytes, 0 if still unknown
         self._changing = threading.Lock()
+        self._loads = {name: threading.Lock() for name in self._names}
 
     @property
     def resident(self) -> dict[str, int]:
@@ -72,17 +77,32 @@ class ModelPool:
         """Return a model; if it is not in memory, make room and load it."""
         if model not in self._names:
             raise ModelNotFoundError(f"no model {model!r} here.{did_you_mean(model, self._names)}")
+        with self._loads[model]:  # Other models can be returned while this one loads.
+            return self._find(model) or self._add(model)
+
+    def _find(self, model: str) -> Painter | None:
         with self._changing:
-            if model not in self._there:
-                self._make_room(self._bytes.get(model, 0))
-                began = time.monotonic()
-                self._there[model] = self._load(model)
-                self._there[model].model.cache = self.cache
-                self._seconds[model] = time.monotonic() - began
-                self._bytes[model] = size(self._there[model].model)
-            self._there[model] = self._there.pop(model)
-            self._make_room(0)
-            return self._there[model]
+            if painter := self._there.pop(model, None):
+                self._there[model] = painter  # the one used last
+            return painter
+
+    def _add(self, model: str) -> Painter:
+        with self._changing:
+            self._loading[model] = self._bytes.get(model, 0)
+            self._make_room()
+        try:
+            began = time.monotonic()
+            painter = self._load(model)
+        finally:
+            with self._changing:
+                del self._loading[model]
+        painter.model.cache = self.cache
+        with self._changing:
+            self._seconds[model] = time.monotonic() - began
+            self._bytes[model] = size(painter.model)
+            self._there[model] = painter
+            self._make_room()
+        return painter
 
     def load_seconds(self, model: str) -> float:
         """Return the seconds that loading took; 0 if the model is in memory or still unknown."""
@@ -94,8 +114,9 @@ class ModelPool:
         known = self._bytes.get(model, 0)
         return not others or known + sum(self._bytes.get(o, 0) for o in others) <= self._budget
 
-    def _make_room(self, coming: int) -> None:
-        """Remove the least recently used models until `coming` bytes fit; keep the last used."""
+    def _make_room(self) -> None:
+        """Remove the least recently used models until those that load fit; else keep the last."""
+        coming = sum(self._loading.values())
         while len(self._there) > (0 if coming else 1):
             if sum(self._bytes[name] for name in self._there) + coming <= self._budget:
                 return
@@ -111,6 +132,17 @@ def size(model: "Model") -> int:
     )
     tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()))
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def read_device_budget(device: torch.device) -> float:
+    """Return the bytes of a GPU that jobs may need: a share of those that the weights leave free.
+
+    Other devices use the machine's memory, so that they have no separate limit.
+    """
+    if device.type != "cuda":
+        return float("inf")
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return BUDGET_SHARE * free_bytes
 
 
 def open_engine(
@@ -134,5 +166,5 @@ def open_engine(
         models,
         config.profile or assumed,
         live=config.max_running_jobs,
-        job_memory_bytes=config.job_memory_bytes,
+        job_memory_bytes=min(config.job_memory_bytes, read_device_budget(first.model.device)),
     )

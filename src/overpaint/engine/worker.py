@@ -84,6 +84,8 @@ class JobRunner(Protocol):
 
     def cancel(self, name: str) -> None: ...  # noqa: D102
 
+    def release(self, name: str) -> None: ...  # noqa: D102
+
     def tick(self) -> "Sequence[tuple[str, Event | Failed | Canceled | Spent]]": ...  # noqa: D102
 
 
@@ -235,6 +237,7 @@ class _Worker:
             flagged: result of the safety check, known from the first try on.
         """
         if job.tag not in self._unwritten:
+            self._engine.release(job.tag)
             self._send([(job.tag, JobCanceled())])
             return
         try:
@@ -249,6 +252,7 @@ class _Worker:
                 return
             messages = [job_failed(error)]
         self._unwritten.discard(job.tag)
+        self._engine.release(job.tag)
         try:
             self._send([(job.tag, message) for message in messages])
         except Exception as error:  # a message cannot be pickled

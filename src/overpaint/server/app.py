@@ -4,7 +4,7 @@ import asyncio
 import gc
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -94,7 +94,10 @@ def create_app(
                         run_periodically(service.tidy, settings.database.cleanup_interval_s)
                     ),
                     asyncio.create_task(trim_memory()),
-                    asyncio.create_task(run_periodically(service.look, service.poll)),
+                    # It only reads, so it does not wait behind changes of the store.
+                    asyncio.create_task(
+                        run_periodically(service.look, service.poll, asyncio.to_thread)
+                    ),
                 ]
                 try:
                     yield
@@ -237,9 +240,19 @@ async def trim_memory() -> None:
         await asyncio.sleep(pause)
 
 
-async def run_periodically(do: Callable[[], object], pause: float) -> None:
-    """Call a function in a thread again and again, with a pause in seconds between the calls."""
+async def run_periodically(
+    do: Callable[[], object],
+    pause: float,
+    run: Callable[[Callable[[], object]], Awaitable[object]] = run_in_write_thread,
+) -> None:
+    """Call a function in a thread again and again, with a pause in seconds between the calls.
+
+    Args:
+        do: the function.
+        pause: seconds.
+        run: runs it in a thread.
+    """
     while True:
         with log_and_continue():
-            await run_in_write_thread(do)
+            await run(do)
         await asyncio.sleep(pause)

@@ -74,7 +74,8 @@ class Limits(_Settings):
     job_memory_gb: float | None = None
     """GiB that jobs may need at once beside the weights, by an estimate from the sizes of their
     pictures and prompts. The server refuses a larger job; other jobs wait for each other.
-    Default: half of the machine's memory."""
+    Default: half of the machine's memory. On a GPU, jobs also wait for each other if they need more
+    than half of its memory that is free after the first model is loaded."""
     free_disk_bytes: int = 64 * MIB
     """Bytes that must be free on the disk before the server accepts a job."""
     request_head_bytes: int = 2**17

@@ -360,6 +360,23 @@ def test_connections_leave_files_for_the_store(monkeypatch: pytest.MonkeyPatch) 
     assert limits[0] == (4096, 4096)
 
 
+def test_connections_follow_a_limit_of_files_that_cannot_be_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(which: int, values: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    def read(which: int) -> tuple[int, int]:
+        return limits[0]
+
+    limits = [(256, resource.RLIM_INFINITY)]
+    monkeypatch.setattr(resource, "getrlimit", read)
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert connection.count_possible_connections() == 128
+    limits[0] = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    assert connection.count_possible_connections() == connection.MAX_CONNECTIONS - 128
+
+
 def test_response_to_client_that_does_not_read_is_buffered_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

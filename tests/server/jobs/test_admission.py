@@ -44,6 +44,8 @@ def test_request_with_too_many_result_pixels_is_refused() -> None:
     check_room(Request(num_images=4), 1024, limits, 64 * GIB)
     with pytest.raises(RequestError, match="num_images: The results have 5,242,880 pixels"):
         check_room(Request(num_images=5), 1024, limits, 64 * GIB)
+    with pytest.raises(RequestError, match="request: The results have 8,388,608 pixels"):
+        check_room(Request(width=2048, height=4096), 1024, limits, 64 * GIB)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,7 @@ def test_request_with_too_many_result_pixels_is_refused() -> None:
         {"negative_prompt": "a red house, " * 2000},
         {"image": picture(8192, 4096), "mask_from": "box:0,0,9,9"},
         {"image": picture(64, 64), "extend": (4096, 2048, 4096, 2048)},
+        {"refine": "sequential", "upscale_to": (8192, 8192)},
         {"image": picture(64, 64), "controls": ({"kind": "canny", "image": picture(8192, 4096)},)},
     ],
 )

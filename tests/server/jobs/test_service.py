@@ -57,7 +57,7 @@ def test_service_tidy_removes_expired_jobs_and_files(tmp_path: Path) -> None:
         service.tidy()
         assert service.jobs.get(name) is None
         assert not service.files.get_results_folder(name).exists()
-        assert not any(service.files.exists(file) for file in files)
+        assert not any(service.files.get_time(file) < float("inf") for file in files)
 
 
 def test_service_tidy_keeps_needed_files(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_service_tidy_keeps_needed_files(tmp_path: Path) -> None:
             tmp_path / "files" / read_picture(HOUSE).sha256[:2] / read_picture(HOUSE).sha256, (1, 1)
         )
         service.tidy()
-        assert service.files.exists(fresh)
-        assert service.files.exists(read_picture(HOUSE).sha256)
+        assert service.files.get_time(fresh) < float("inf")
+        assert service.files.get_time(read_picture(HOUSE).sha256) < float("inf")
         assert service.jobs.get(waiting.id) is not None
 
 

@@ -243,6 +243,15 @@ def test_queue_that_one_key_fills_has_room_for_others(store: Jobs) -> None:
         store.submit(new(key="d"), limits)
 
 
+def test_claim_of_several_jobs_keeps_the_limit_of_a_key(store: Jobs) -> None:
+    for i in range(6):
+        store.submit(new(f"greedy{i}", key="greedy", priority=1))
+    for i in range(2):
+        store.submit(new(f"few{i}", key="few"))
+    first = [job.id for job in store.claim("me", 4, LEASE, max_per_key=3)]
+    assert first == ["greedy0", "greedy1", "greedy2", "few0"]
+
+
 def test_claim_leaves_room_for_other_keys(store: Jobs) -> None:
     for _ in range(4):
         store.submit(new(key="greedy"))

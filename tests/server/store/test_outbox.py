@@ -33,14 +33,14 @@ def test_webhooks_are_due_after_their_event_and_retried(
     assert outbox.claim_due(5, LEASE) == []
     outbox.record_delivery(start, Delivery(clock.now, 500, None, 0.1), again=30)
     assert outbox.claim_due(5, LEASE) == []
-    store.finish(claimed, "succeeded")
-    (end,) = outbox.claim_due(5, LEASE)
-    assert end.kind == "completed"
-    outbox.record_delivery(end, Delivery(clock.now, 204, None, 0.2), again=30)
     clock.now += 30
     (again,) = outbox.claim_due(5, LEASE)
     assert (again.id, again.tries) == (start.id, 1)
     outbox.record_delivery(again, Delivery(clock.now, None, "refused", 0.3), again=None)
+    store.finish(claimed, "succeeded")
+    (end,) = outbox.claim_due(5, LEASE)
+    assert end.kind == "completed"
+    outbox.record_delivery(end, Delivery(clock.now, 204, None, 0.2), again=30)
     clock.now += 1e6
     assert outbox.claim_due(5, LEASE) == []
     first, second = outbox.list_webhooks("a")
@@ -49,6 +49,37 @@ def test_webhooks_are_due_after_their_event_and_retried(
     assert (second.kind, second.state) == ("completed", "delivered")
     counts = {"later": 0, "due": 0, "delivered": 1, "failed": 1, "gone": 0}
     assert outbox.count_by_state() == counts
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_webhooks_of_an_ended_job_are_not_retried_after_completed(
+    store: Jobs, outbox: Outbox, clock: Clock, under_way: bool
+) -> None:
+    submit(store, "a", "start", "completed")
+    (claimed,) = store.claim("me", 1, LEASE)
+    (start,) = outbox.claim_due(5, LEASE)
+    refused = Delivery(clock.now, 500, None, 0.1)
+    if not under_way:
+        outbox.record_delivery(start, refused, again=30)
+    store.finish(claimed, "succeeded")
+    (end,) = outbox.claim_due(5, LEASE)
+    outbox.record_delivery(end, Delivery(clock.now, 204, None, 0.2), again=30)
+    if under_way:
+        outbox.record_delivery(start, refused, again=30)
+    clock.now += 1e6
+    assert outbox.claim_due(5, LEASE) == []
+    assert [hook.state for hook in outbox.list_webhooks("a")] == ["failed", "delivered"]
+    assert outbox.replay("a", "start")
+    assert [post.kind for post in outbox.claim_due(5, LEASE)] == ["start"]
+
+
+def test_logs_webhooks_of_an_ended_job_do_not_wait(store: Jobs, outbox: Outbox) -> None:
+    submit(store, "a", "logs", "completed")
+    (claimed,) = store.claim("me", 1, LEASE)
+    outbox.requeue_logs(["a"])
+    store.finish(claimed, "succeeded")
+    outbox.requeue_logs(["a"])
+    assert [post.kind for post in outbox.claim_due(5, LEASE)] == ["completed"]
 
 
 def test_output_webhook_precedes_completed_only_for_succeeded_jobs(

@@ -1,6 +1,7 @@
 """HTTP/1.1 connections that close when a client stalls."""
 
 import asyncio
+import contextlib
 import socket
 from typing import Any, ClassVar, cast
 
@@ -36,7 +37,7 @@ class TimeoutH11Protocol(H11Protocol):
     """
 
     settings: ClassVar[HttpSettings] = HttpSettings()
-    max_connections: ClassVar[int] = 2**16
+    max_connections: ClassVar[int] = MAX_CONNECTIONS
     connections_by_wait: ClassVar[dict["TimeoutH11Protocol", None]] = {}
     """The open connections, in the order in which they began to wait for a request."""
 
@@ -132,7 +133,10 @@ def count_possible_connections() -> int:
         return MAX_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, MAX_CONNECTIONS)
-    if files > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    files = max(files, soft)
+    if files > soft != resource.RLIM_INFINITY:
+        # macOS allows fewer files than the hard limit that it reports.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else soft
     return files - min(RESERVED_FILES, files // 2)

@@ -30,14 +30,18 @@ _writes = FairThreads(WRITE_THREADS, WRITE_THREADS_PER_KEY, "overpaint-writes")
 
 async def run_in_picture_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a function that reads pictures, like `asyncio.to_thread`."""
-    return await _run(_pictures, partial(call, *args, **kwargs))
+    return await run_in_threads(_pictures, call, *args, **kwargs)
 
 
 async def run_in_write_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run a function that changes the store, like `asyncio.to_thread`."""
-    return await _run(_writes, partial(call, *args, **kwargs))
+    return await run_in_threads(_writes, call, *args, **kwargs)
 
 
-async def _run(threads: FairThreads, call: Callable[[], T]) -> T:
+async def run_in_threads(
+    threads: FairThreads, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run a function in threads that API keys share, like `asyncio.to_thread`."""
+    bound = partial(call, *args, **kwargs)
     context = copy_context()
-    return await asyncio.wrap_future(threads.submit(current_key.get(), context.run, call))
+    return await asyncio.wrap_future(threads.submit(current_key.get(), context.run, bound))

@@ -26,7 +26,7 @@ def check_room(request: Request, native: int, limits: Limits, memory_bytes: floa
     pixels = count_result_pixels(request, native) * request.num_images
     if pixels > limits.result_pixels:
         raise RequestError(
-            "num_images",
+            "num_images" if request.num_images > 1 else "request",
             f"The results have {pixels:,} pixels together, and may have {limits.result_pixels:,}. "
             "Ask for fewer or smaller pictures.",
         )

@@ -64,10 +64,6 @@ class Files:
             raise PictureError(f"file {name} is damaged on the server's disk; upload it again.")
         return data
 
-    def exists(self, name: str) -> bool:
-        """Return whether the file exists."""
-        return self._get_path(name).exists()
-
     def get_time(self, name: str) -> float:
         """Return the time of the last `put` in seconds since 1970; infinity without the file."""
         return _get_mtime(self._get_path(name))

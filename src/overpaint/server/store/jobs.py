@@ -172,14 +172,9 @@ class Jobs(JobReader):
         ready: ColumnElement[bool] = jobs.c.state == "queued"
         if models is not None:
             ready &= jobs.c.model.in_(list(models))
-        if max_per_key is not None:
-            held = Counter(job.key for job in beside)
-            full = [key for key, own in held.items() if own >= max_per_key]
-            ready &= jobs.c.key.not_in(full)
-        order = (jobs.c.priority.desc(), jobs.c.rank, jobs.c.id)
+        held = Counter(job.key for job in beside)
         with self._write() as connection:
-            first = select(jobs.c.id, jobs.c.crashes).where(ready).order_by(*order).limit(count)
-            found = connection.execute(first.with_for_update(skip_locked=True)).all()
+            found = self._select_most_urgent(connection, ready, count, held, max_per_key)
             crashes = [job.crashes for job in beside] + [row.crashes for row in found]
             fitting = (n for n in range(len(crashes), 0, -1) if n <= _max_concurrency(crashes[:n]))
             chosen = [row.id for row in found[: max(0, next(fitting, 0) - len(beside))]]
@@ -204,6 +199,32 @@ class Jobs(JobReader):
                 )
                 outbox.mark_due(connection, name, "start", now)
             return [taken[name] for name in chosen]
+
+    @staticmethod
+    def _select_most_urgent(
+        connection: Connection,
+        ready: ColumnElement[bool],
+        count: int,
+        held: Counter[str],
+        max_per_key: int | None,
+    ) -> list[Any]:
+        """Select and lock jobs; each round leaves out the keys that are at their limit."""
+        most = float("inf") if max_per_key is None else max_per_key
+        order = (jobs.c.priority.desc(), jobs.c.rank, jobs.c.id)
+        held, found = held.copy(), list[Any]()
+        while wanted := count - len(found):
+            full = [key for key, own in held.items() if own >= most]
+            others = and_(jobs.c.key.not_in(full), jobs.c.id.not_in([row.id for row in found]))
+            first = select(jobs.c.id, jobs.c.crashes, jobs.c.key).where(ready, others)
+            first = first.order_by(*order).limit(wanted).with_for_update(skip_locked=True)
+            rows = connection.execute(first).all()
+            for row in rows:
+                held[row.key] += 1
+                if held[row.key] <= most:
+                    found.append(row)
+            if len(rows) < wanted:
+                break
+        return found
 
     def renew_leases(self, owner: str, lease: float) -> list[Attempt]:
         """Renew the leases of an owner's jobs and return its running attempts.
@@ -337,6 +358,7 @@ class Jobs(JobReader):
         self._add_history(connection, name, now, state, {"error": error} if error else {})
         if state == "succeeded":
             outbox.mark_due(connection, name, "output", now)
+        outbox.settle_logs(connection, name)
         outbox.mark_due(connection, name, "completed", now)
         return True
 

@@ -93,6 +93,12 @@ def mark_due(connection: Connection, name: str, kind: str, now: float) -> None:
     connection.execute(update(outbox).where(waiting).values(state="due", due=now))
 
 
+def settle_logs(connection: Connection, name: str) -> None:
+    """Let no "logs" webhook wait after the job's end: "completed" reports the whole log."""
+    waiting = and_(outbox.c.job == name, outbox.c.kind == "logs", outbox.c.state == "due")
+    connection.execute(update(outbox).where(waiting).values(state="later"))
+
+
 class Outbox:
     """The webhooks of a store. Any thread may call its methods."""
 
@@ -161,6 +167,20 @@ class Outbox:
             this = and_(outbox.c.id == post.id, outbox.c.turn == post.turn)
             due = self._now(connection) + (again or 0.0)
             connection.execute(update(outbox).where(this).values(state=state, due=due))
+            # Receivers take a later post of an earlier event for a job that runs again.
+            told = select(outbox.c.id).where(
+                outbox.c.job == post.job,
+                outbox.c.kind == "completed",
+                outbox.c.state == "delivered",
+            )
+            late = and_(
+                outbox.c.job == post.job,
+                outbox.c.kind != "completed",
+                outbox.c.state == "due",
+                outbox.c.tries > 0,
+            )
+            if connection.execute(told).first() is not None:
+                connection.execute(update(outbox).where(late).values(state="failed"))
 
     def cancel_for_url(self, key: str, url: str) -> None:
         """Cancel all waiting webhooks of an API key to a URL whose receiver is gone."""
@@ -170,11 +190,12 @@ class Outbox:
             connection.execute(update(outbox).where(waiting).values(state="gone"))
 
     def requeue_logs(self, names: Iterable[str]) -> None:
-        """Make the "logs" webhooks of jobs that made progress due again."""
+        """Make the "logs" webhooks of jobs that made progress, and have not ended, due again."""
         moved = list(names)
         if not moved:
             return
-        own = and_(outbox.c.kind == "logs", outbox.c.job.in_(moved), outbox.c.state != "gone")
+        under_way = select(jobs.c.id).where(jobs.c.id.in_(moved), jobs.c.ended.is_(None))
+        own = and_(outbox.c.kind == "logs", outbox.c.job.in_(under_way), outbox.c.state != "gone")
         with self._read() as connection:
             found = connection.execute(select(outbox.c.id).where(own)).scalars().all()
         if not found:

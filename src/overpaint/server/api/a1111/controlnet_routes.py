@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from io import BytesIO
 from typing import Any
 
@@ -29,7 +30,8 @@ from overpaint.server.api.fields import encode_base64
 from overpaint.server.api.ignored_fields import Ignored, report_ignored_fields
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
-from overpaint.server.http.threads import run_in_picture_thread
+from overpaint.server.http.threads import run_in_threads
+from overpaint.system.fair_threads import FairThreads
 
 LABEL_BY_KIND = {
     "canny": "Canny",
@@ -53,10 +55,15 @@ ESTIMATED_KINDS = ("depth", "normal", "segmentation")
 """Kinds of control images that need an estimator network."""
 
 MAX_DETECT_S = 60
-"""Largest number of seconds for one control image."""
+"""Largest number of seconds for all control images of a request."""
+
+DETECT_THREADS, DETECT_THREADS_PER_KEY = 2, 1
+"""Separate threads: control images that take a minute keep no other pictures waiting."""
 
 MAX_DETECTED_PIXELS = 4 * 2**20
 """Largest number of pixels of a control image that `/controlnet/detect` returns."""
+
+_detectors = FairThreads(DETECT_THREADS, DETECT_THREADS_PER_KEY, "overpaint-detect")
 
 router = APIRouter(prefix="/controlnet", route_class=make_route_class(error_response))
 
@@ -129,7 +136,7 @@ class DetectRequest(A1111Model):
 async def detect(given: DetectRequest, key: KeyDep) -> dict[str, Any]:
     """Return the control images that a preprocessor makes."""
     report_ignored_fields(given)
-    images = await run_in_picture_thread(_make_control_images, given)
+    images = await run_in_threads(_detectors, _make_control_images, given)
     return {"images": images, "info": "Success"}
 
 
@@ -149,6 +156,7 @@ def _make_control_images(given: DetectRequest) -> list[str]:
     thresholds = {"low": given.controlnet_threshold_a, "high": given.controlnet_threshold_b}
     options = {name: value for name, value in thresholds.items() if value >= 0}
     made: list[str] = []
+    deadline = time.monotonic() + MAX_DETECT_S
     for text in given.controlnet_input_images:
         picture = codec.receive_picture(
             decode_image("controlnet_input_images", text), "controlnet_input_images"
@@ -158,13 +166,19 @@ def _make_control_images(given: DetectRequest) -> list[str]:
         image.save(file, "PNG")
         data = file.getvalue()
         if kind is not None:
-            data = _make_hint(kind, data, options if kind == "canny" else {})
+            data = _make_hint(kind, data, options if kind == "canny" else {}, deadline)
         made.append(encode_base64(data))
     return made
 
 
-def _make_hint(kind: str, image: bytes, options: dict[str, float]) -> bytes:
+def _make_hint(kind: str, image: bytes, options: dict[str, float], deadline: float) -> bytes:
     """Make a control image in another process: this one does without OpenCV.
+
+    Args:
+        kind: of the control image.
+        image: a picture's file.
+        options: of the kind.
+        deadline: the monotonic time at which the process is ended.
 
     Raises:
         RequestError: the image cannot be made.
@@ -172,12 +186,16 @@ def _make_hint(kind: str, image: bytes, options: dict[str, float]) -> bytes:
     command = [sys.executable, "-m", "overpaint.imaging.hints", kind, json.dumps(options)]
     try:
         done = subprocess.run(
-            command, input=image, capture_output=True, timeout=MAX_DETECT_S, check=False
+            command,
+            input=image,
+            capture_output=True,
+            timeout=max(0.0, deadline - time.monotonic()),
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise RequestError(
             "controlnet_input_images",
-            f"The control image takes more than {MAX_DETECT_S} seconds. Send a smaller image.",
+            f"They take more than {MAX_DETECT_S} seconds. Send fewer or smaller images.",
         ) from None
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
