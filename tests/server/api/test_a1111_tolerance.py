@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from overpaint.errors import RequestError
+from overpaint.server.api.a1111 import controlnet_routes
 from overpaint.server.api.a1111.controlnet import read_controls
 from overpaint.server.api.a1111.model_titles import resolve_model_title
 from overpaint.server.api.a1111.option_fields import Options
@@ -455,3 +458,24 @@ def test_color_correction_without_a_mask_takes_colors_of_the_image() -> None:
     given, options = ImageInputs(init_images=[RAW]), Options(img2img_color_correction=True)
     (request,) = to_requests(given, options)
     assert request.match_image_colors
+
+
+def test_detect_images_of_a_request_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts = list[float]()
+    now = [0.0]
+
+    def work(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        timeouts.append(options["timeout"])
+        now[0] += 25.0
+        return subprocess.CompletedProcess(command, 0, b"png", b"")
+
+    processes = SimpleNamespace(run=work, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(controlnet_routes, "subprocess", processes)
+    monkeypatch.setattr(controlnet_routes, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    made = controlnet_routes.make_control_images(
+        controlnet_routes.DetectRequest(
+            controlnet_module="canny", controlnet_input_images=[RAW, RAW, RAW]
+        )
+    )
+    assert len(made) == 3
+    assert timeouts == [60.0, 35.0, 10.0]

@@ -136,11 +136,12 @@ class DetectRequest(A1111Model):
 async def detect(given: DetectRequest, key: KeyDep) -> dict[str, Any]:
     """Return the control images that a preprocessor makes."""
     report_ignored_fields(given)
-    images = await run_in_threads(_detectors, _make_control_images, given)
+    images = await run_in_threads(_detectors, make_control_images, given)
     return {"images": images, "info": "Success"}
 
 
-def _make_control_images(given: DetectRequest) -> list[str]:
+def make_control_images(given: DetectRequest) -> list[str]:
+    """Return the control images of a request as base64, all within `MAX_DETECT_S`."""
     field = "controlnet_module"
     module = given.controlnet_module
     kind = KIND_BY_PREPROCESSOR.get(module)
