@@ -83,18 +83,15 @@ def test_oft_rotates_blocks_of_outputs(module: str, tmp_path: Path) -> None:
 
 
 def test_constraint_of_oft_bounds_the_rotation(tmp_path: Path) -> None:
-    """LyCORIS stores the bound itself, kohya a share of the outputs."""
+    """LyCORIS and kohya store the bound divided by the number of outputs."""
     weight = weight_of(f"{MODULE}.weight")
     blocks = torch.randn(len(weight) // 4, 4, 4)
     shorter = blocks * (0.5 / (blocks - blocks.mT).norm())
     key = f"{MODULE}.weight"
     wanted = changed_by(kohya(MODULE, oft_blocks=shorter), tmp_path)[key]
-    for alpha, metadata in (
-        (0.5, {"ss_network_module": "lycoris.kohya"}),
-        (0.5 / len(weight), {"ss_network_module": "networks.oft"}),
-    ):
-        state = kohya(MODULE, oft_blocks=blocks, alpha=torch.tensor(alpha))
-        found = changed_by(state, tmp_path, 1.0, **metadata)[key]
+    for program in ("lycoris.kohya", "networks.oft"):
+        state = kohya(MODULE, oft_blocks=blocks, alpha=torch.tensor(0.5 / len(weight)))
+        found = changed_by(state, tmp_path, 1.0, ss_network_module=program)[key]
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 

@@ -217,12 +217,11 @@ def _make_changes(
     A file of PEFT does not say which text encoder it is for: the first candidate counts into which
     the changes fit.
     """
-    constrained = file.metadata.get("ss_network_module", "").startswith("networks.oft")
     faults: list[CheckpointError] = []
     for target in candidates:
         config = configs.get(target.part) or configs.get("") or PeftConfig()
         default = partial(config.get_scale, _name_in_peft(target))
-        scale = lora_tensors.make_scale(tensors, default, constrained=constrained)
+        scale = lora_tensors.make_scale(tensors, default)
         try:
             made = {
                 target.weight: lora_tensors.make_weight_change(stem, tensors, scale),

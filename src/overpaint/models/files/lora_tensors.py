@@ -53,15 +53,15 @@ def make_bias_change(stem: str, tensors: Tensors, get_scale: GetScale) -> Weight
     return None
 
 
-def make_scale(
-    tensors: Tensors, get_default: Callable[[int | None], float | None], *, constrained: bool
-) -> GetScale:
+def make_scale(tensors: Tensors, get_default: Callable[[int | None], float | None]) -> GetScale:
     """Return the function that gives a module's scale: its own α, else the default, else 1.
+
+    The scale of OFT and BOFT is the bound of their rotations. LyCORIS and kohya store it divided
+    by the number of outputs, as α; 0 stands for no bound.
 
     Args:
         tensors: The module's tensors.
         get_default: Returns the scale for a rank from the file's config, or None without one.
-        constrained: Whether the deltas are kohya's OFT, whose α is a share of the outputs.
     """
     alpha = tensors["alpha"].float().flatten()[0].item() if "alpha" in tensors else None
 
@@ -74,9 +74,7 @@ def make_scale(
         return alpha / rank
 
     def get_constraint(outputs: int | None) -> float:
-        if alpha is None:
-            return 0.0
-        return alpha * (outputs or 1) if constrained else alpha
+        return (alpha or 0.0) * (outputs or 1)
 
     return get_constraint if "oft_blocks" in tensors else get_scale
 
