@@ -1,4 +1,6 @@
+import functools
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -310,6 +312,9 @@ def test_unreadable_config_is_rejected(folder: Path):
         load_model(folder)
 
 
+DEEP: list[Any] = functools.reduce(lambda inner, _: [inner], range(900), [1])
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
@@ -321,6 +326,8 @@ def test_unreadable_config_is_rejected(folder: Path):
         ("unet", {"transformer_layers_per_block": [1, [200_000]]}, "per_block is 200000"),
         ("unet", {"block_out_channels": [10**9, 64]}, "block_out_channels is 1000000000"),
         ("unet", {"block_out_channels": [32] * 200_000}, "block_out_channels has 200,000 items"),
+        ("unet", {"block_out_channels": 320}, "block_out_channels is 320, not a list"),
+        ("unet", {"transformer_layers_per_block": DEEP}, "per_block is lists in lists"),
         ("unet", {"cross_attention_dim": -64}, "cross_attention_dim is -64"),
         ("unet", {"attention_head_dim": 0}, "attention_head_dim is 0"),
         ("unet", {"sample_size": -16}, "sample_size is -16"),
@@ -472,6 +479,7 @@ def test_noise_config_is_read_from_scheduler():
         ({"prediction_type": "flow"}, "prediction_type is 'flow'"),
         ({"beta_schedule": "cosine"}, "beta_schedule is 'cosine'"),
         ({"beta_start": None}, "float"),
+        ({"steps_offset": math.inf}, "OverflowError"),
     ):
         with pytest.raises(CheckpointError, match=message):
             parse_noise_config(known | changes)

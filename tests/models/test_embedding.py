@@ -164,6 +164,8 @@ def test_unknown_embedding_is_rejected() -> None:
             {"clip_l": torch.zeros(2, WIDTHS[0]), "clip_l_out": torch.zeros(2, WIDTHS[0])},
             "changes the output of a text encoder",
         ),
+        ({"<toy>": torch.tensor(1.0)}, "has 0 axes"),
+        ({"clip_l": torch.tensor(1.0), "clip_g": torch.zeros(1, WIDTHS[1])}, "has 0 axes"),
         ({"clip_l": torch.zeros(2, 8), "clip_g": torch.zeros(2, 8)}, "an embedding for another"),
         (
             {"clip_l": torch.zeros(2, WIDTHS[0]), "clip_g": torch.zeros(3, WIDTHS[1])},

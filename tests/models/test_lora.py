@@ -313,6 +313,15 @@ def test_invalid_peft_config_is_rejected(config: str, message: str, tmp_path: Pa
         load_lora(path, tiny_model())
 
 
+@pytest.mark.parametrize("mapping", [["x"], "x", 5, {"base_model_class": ["x"]}])
+def test_auto_mapping_of_another_shape_has_no_effect(mapping: object, tmp_path: Path) -> None:
+    state, _ = trained("lora")
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    config = json.dumps({"auto_mapping": mapping})
+    (tmp_path / "adapter_config.json").write_text(config)
+    assert load_lora(tmp_path, tiny_model()).changes["unet"]
+
+
 def text_lora(path: Path, spelling: str) -> Path:
     """Make a LoRA for one layer of each text encoder."""
     layer = "text_model.encoder.layers.0.self_attn.q_proj"
@@ -511,6 +520,8 @@ def test_lora_with_a_tensor_without_axes_is_rejected(leaf: str, tmp_path: Path) 
         ('{"unet.lora_alpha": {"a": 1}}', "lora_alpha is"),
         ('{"lora_alpha": "much"}', "lora_alpha is much, not a number"),
         ('{"lora_alpha": NaN}', "lora_alpha is nan"),
+        ('{"lora_alpha": 4, "r": -4, "use_rslora": true}', "r is -4; it must be above 0"),
+        ('{"lora_alpha": 4, "rank_pattern": {"a": -4}}', "a is -4; it must be above 0"),
     ],
 )
 def test_lora_with_metadata_of_another_shape_is_rejected(

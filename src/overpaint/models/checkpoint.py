@@ -301,7 +301,7 @@ def parse_noise_config(scheduler: Mapping[str, Any]) -> NoiseConfig:
             zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr", False)),
             steps_offset=int(scheduler.get("steps_offset", 0)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(f"scheduler_config.json: {error!r}") from error
 
 

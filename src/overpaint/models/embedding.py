@@ -88,6 +88,8 @@ def load_embedding(
         tensor = stored.read().float()
         if not tensor.isfinite().all():
             raise CheckpointError(f"{file.path}: {key} holds numbers that are not finite")
+        if tensor.ndim not in (1, 2):
+            raise CheckpointError(f"{file.path}: {key} has {tensor.ndim} axes, not 1 or 2")
         tensor = tensor[None] if tensor.ndim == 1 else tensor
         part = TEXT_ENCODERS_BY_KEY.get(key) or _find_encoder(tensor, widths, file)
         vectors[part] = tensor

@@ -65,6 +65,25 @@ def test_layout_of_comfyui_with_extra_paths_is_read(tmp_path: Path) -> None:
     assert names_in(tmp_path, root / "extra_model_paths.yaml") == ["near", "oil", "pen"]
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a": {"shape": [1e400]}}',
+        '{"a": {"shape": [NaN]}}',
+        '{"a": 5}',
+        '{"__metadata__": {"modelspec.license": "\\ud800"}, "lora_unet_x.lora_up.weight": '
+        '{"shape": [2, 2]}}',
+    ],
+)
+def test_one_damaged_header_leaves_the_other_files_listed(header: str, tmp_path: Path) -> None:
+    root = tmp_path / "loras"
+    place(root, "ink.safetensors")
+    (root / "bad.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    assert names_in(tmp_path, root) == ["ink"]
+    with pytest.raises(CheckpointError):
+        Library(tmp_path / "home", paths=True).find(str(root / "bad.safetensors"))
+
+
 @pytest.mark.parametrize("text", ["a: [", "- 1", "a"])
 def test_unreadable_extra_paths_are_rejected(text: str, tmp_path: Path) -> None:
     (tmp_path / "extra_model_paths.yaml").write_text(text)

@@ -16,6 +16,9 @@ MAX_TIMESTEPS = 100_000
 MAX_BLOCKS = 16
 """Items of a list in a config; SDXL's UNet has three blocks and its VAE four."""
 
+MAX_DEPTH = 3
+"""Lists in lists; diffusers gives the transformer layers of up blocks in two levels."""
+
 MAX_TOTAL_LAYERS = 1000
 """Product of the blocks, layers of a block and transformer layers; SDXL has 3 x 2 x 10."""
 
@@ -54,6 +57,9 @@ def check_config(config: Mapping[str, Any], part: str) -> None:
             raise CheckpointError(
                 f"{part}: {key} has {len(value):,} items; Overpaint reads up to {MAX_BLOCKS}"
             )
+    channels: Any = config.get("block_out_channels")
+    if not isinstance(channels, list | tuple | None):
+        raise CheckpointError(f"{part}: block_out_channels is {str(channels)[:40]}, not a list")
     for key, (least, most) in RANGES.items():
         for value in _list_numbers(config.get(key)):
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -64,7 +70,7 @@ def check_config(config: Mapping[str, Any], part: str) -> None:
     total = 1
     for keys in (("layers_per_block",), TRANSFORMER_KEYS):
         total *= max((n for key in keys for n in _list_numbers(config.get(key))), default=1) or 1
-    total *= len(config.get("block_out_channels") or (1,))
+    total *= len(channels or (1,))
     if total > MAX_TOTAL_LAYERS:
         raise CheckpointError(
             f"{part}: its config asks for {total:,} layers; Overpaint builds up to "
@@ -72,10 +78,10 @@ def check_config(config: Mapping[str, Any], part: str) -> None:
         )
 
 
-def _list_numbers(value: Any) -> Iterator[Any]:
+def _list_numbers(value: Any, depth: int = MAX_DEPTH) -> Iterator[Any]:
     """Yield the values of a list that may have lists in it; nothing of null."""
     if isinstance(value, list):
-        for item in value:
-            yield from _list_numbers(item)
+        for item in value if depth else ["lists in lists"]:
+            yield from _list_numbers(item, depth - 1)
     elif value is not None:
         yield value

@@ -6,7 +6,7 @@ of a single file with diffusers' metadata, so everything else reads one layout.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from overpaint.errors import CheckpointError
 from overpaint.models.files.json_config import read_json_config
@@ -64,4 +64,6 @@ def _open_adapter(folder: Path) -> WeightsFile:
 def _find_part(config: dict[str, Any]) -> str:
     """Return the part that a config's class belongs to, or "" if it has none."""
     mapping: Any = config.get("auto_mapping")
-    return PARTS_BY_CLASS.get(str(mapping.get("base_model_class")), "") if mapping else ""
+    if not isinstance(mapping, dict):
+        return ""
+    return PARTS_BY_CLASS.get(str(cast("dict[str, Any]", mapping).get("base_model_class")), "")

@@ -1,6 +1,7 @@
 """Read PEFT's configs: α by module, from `adapter_config.json` or a LoRA's metadata."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,22 +102,28 @@ def parse_peft_config(config: Mapping[str, Any], path: object) -> PeftConfig:
     return PeftConfig(
         _read_number(config, alpha, path),
         _read_pattern(config, "alpha_pattern", path),
-        _read_number(config, "r", path),
-        _read_pattern(config, "rank_pattern", path),
+        _read_number(config, "r", path, above=0),
+        _read_pattern(config, "rank_pattern", path, above=0),
         config.get("use_rslora") is True,
     )
 
 
-def _read_number(config: Mapping[str, Any], key: str, path: object) -> float | None:
+def _read_number(
+    config: Mapping[str, Any], key: str, path: object, above: float = -math.inf
+) -> float | None:
     value = config.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
         raise CheckpointError(f"{path}: {key} is {str(value)[:40]}, not a number")
+    if value <= above:
+        raise CheckpointError(f"{path}: {key} is {value}; it must be above {above}")
     return float(value)
 
 
-def _read_pattern(config: Mapping[str, Any], key: str, path: object) -> dict[str, float]:
+def _read_pattern(
+    config: Mapping[str, Any], key: str, path: object, above: float = -math.inf
+) -> dict[str, float]:
     value: Any = config.get(key) or {}
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: {key} is not a map of numbers")
@@ -139,6 +146,6 @@ def _read_pattern(config: Mapping[str, Any], key: str, path: object) -> dict[str
             raise CheckpointError(
                 f"{path}: the pattern {pattern[:60]!r} of {key} in its PEFT config: {error}"
             ) from error
-        if (number := _read_number(value, pattern, path)) is not None:
+        if (number := _read_number(value, pattern, path, above)) is not None:
             found[pattern] = number
     return found

@@ -57,7 +57,11 @@ def read_header(path: Path) -> Header:
         metadata: Any = header.pop("__metadata__", None) or {}
         shapes = {str(key): [int(n) for n in entry["shape"]] for key, entry in header.items()}
         texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        "".join((*shapes, *texts, *texts.values())).encode()  # fails at half of a surrogate pair
+    except (
+        *(OSError, ValueError, OverflowError, RecursionError),
+        *(AttributeError, KeyError, TypeError),
+    ) as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
     return Header(path, shapes, cast("dict[str, str]", texts))
 

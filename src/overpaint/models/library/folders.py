@@ -102,7 +102,7 @@ class ModelFolders:
         if known is None or known[0] != stamp:
             try:
                 known = (stamp, describe_path(path))
-            except CheckpointError:
+            except Exception:  # one file must not hide the others
                 known = (stamp, None)
             self._known[path] = known
         return known[1]
