@@ -111,10 +111,6 @@ class LibraryIndex:
             raise CheckpointError(_describe_unreadable(path, name)) from error
         return entry.model_copy(update={"path": get_entry_path(self.folder, entry)})
 
-    def find_kind(self, name: str) -> FileKind | None:
-        """Return the kind of the file that a name refers to, or None without such a file."""
-        return entry.kind if (entry := self.resolve(name)) else None
-
     def resolve(
         self, name: str, kind: FileKind | None = None, loras: Collection[str] = ()
     ) -> LibraryEntry | None:
