@@ -23,6 +23,7 @@ def has_control(text: str) -> bool:
 
 def test_control_characters_are_escaped_and_others_are_kept() -> None:
     assert escape_control_characters("\x1b[31m\r\x9b") == "\\x1b[31m\\r\\x9b"
+    assert escape_control_characters("a\ud800\udfffb") == "a\\ud800\\udfffb"
     assert escape_control_characters("caf\u00e9 \u5bb6\n\t{x}") == "caf\u00e9 \u5bb6\n\t{x}"
 
 

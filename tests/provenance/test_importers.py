@@ -411,6 +411,20 @@ def test_compel_is_translated(text: str, expected: str):
     assert translate_compel(text) == (expected, [])
 
 
+def test_invokeai_zeros_are_kept():
+    data = {
+        "positive_prompt": "a",
+        "seed": 0,
+        "strength": 0.0,
+        "width": None,
+        "odd": 0,
+        "not": False,
+    }
+    found = read(invokeai_metadata=json.dumps(data))
+    assert (found.fields["seed"], found.fields["strength"]) == (0, 0)
+    assert found.notes == ("settings not carried over: odd 0.",)
+
+
 def test_functions_of_compel_without_a_counterpart_are_listed():
     data = {
         "positive_prompt": '("a cat", "a dog").blend(1, 0.5)',

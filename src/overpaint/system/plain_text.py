@@ -3,9 +3,12 @@
 import re
 
 CONTROL_CHARACTERS = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-"""Characters that a terminal obeys or that turn the direction of text; not tabs and line ends."""
+"""Characters that a terminal obeys, that turn the direction of text, or that no file can encode.
+
+Tabs and line ends are not among them.
+"""
 
 
 def escape_control_characters(text: object) -> str:

@@ -166,7 +166,7 @@ class SettingsCollector:
             [
                 f"{key} {value if isinstance(value, str) else quote_value(value)}"
                 for key, value in given.items()
-                if key not in idle and value not in (None, "", "None", [], {}, False)
+                if key not in idle and value != "None" and not is_empty(value)
             ],
         )
 
@@ -199,6 +199,11 @@ def _find_problem(name: str, value: Any) -> str | None:
     except RequestError as error:
         return str(error)
     return None
+
+
+def is_empty(value: Any) -> bool:
+    """Return True for a setting that is not set; 0 is set."""
+    return value is None or value is False or value in ("", [], {})
 
 
 def strip_file_name(file: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 from overpaint.provenance.importers.collector import (
     ImportedSettings,
     SettingsCollector,
+    is_empty,
     parse_json_object,
 )
 from overpaint.provenance.importers.compel import translate_compel
@@ -36,7 +37,7 @@ def read_invokeai(text: str) -> ImportedSettings | None:
         return None
     reading = SettingsCollector()
     # An empty style prompt there means that the prompt serves both encoders.
-    given = {key: value for key, value in data.items() if value not in (None, "", [], {}, False)}
+    given = {key: value for key, value in data.items() if not is_empty(value)}
     for key, name in _PROMPTS.items():
         if key in given:
             _put_prompt(reading, name, given.pop(key))
