@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from overpaint.models.library.entry import TITLE_KEYS
+
 if TYPE_CHECKING:
     from overpaint.models.adapters import Adapters
     from overpaint.request import Request
@@ -49,8 +51,6 @@ FEW_STEP_KINDS = (
 )
 FEW_STEP_SCHEDULE = "trailing"
 """The schedule for all kinds: they were distilled from steps that start at pure noise."""
-
-TITLE_KEYS = ("modelspec.title", "ss_output_name")
 
 
 def find_few_step_settings(metadata: Mapping[str, str]) -> tuple[str, dict[str, Any]] | None:
