@@ -1,5 +1,6 @@
 """Settings in pictures of other programs."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -903,6 +904,15 @@ def test_long_prompts_are_translated_in_linear_time(unit: str):
     text = unit * (100_000 // len(unit))  # quadratic time would be minutes
     for translate in (translate_compel, translate_comfyui_prompt, translate_novelai_prompt):
         translate(text)
+
+
+@pytest.mark.parametrize(
+    "text", ['("a"' + " " * 100_000 + "b", "<hypernet:" + "a" * 100_000, "<hypernet:" * 10_000]
+)
+def test_unfinished_functions_and_tags_are_read_in_linear_time(text: str):
+    assert translate_compel(text)
+    with contextlib.suppress(RequestError):  # it names a tag without an end
+        read(parameters=f"{text}\nSteps: 7, Sampler: Euler a, Seed: 3, Size: 512x512")
 
 
 def test_png_of_each_program_is_read(tmp_path: Path):

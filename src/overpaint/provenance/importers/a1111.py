@@ -26,7 +26,7 @@ _KEY = re.compile(r"\s*(\w[\w \-/]++):\s*")
 _QUOTED = re.compile(r'"(?:\\.|[^\\"])++"(?=\s*(?:,|$))')
 _PLAIN = re.compile(r"[^,]*+")
 _SETTINGS_INSIDE_LINE = re.compile(r"(?<!\S)Steps:\s*\d+\s*(?:,|$)")
-_HYPERNETWORK = re.compile(r"<hypernet:([^<>:]*)[^<>]*>", re.IGNORECASE)
+_HYPERNETWORK = re.compile(r"<hypernet:([^<>:]*+)[^<>]*+>", re.IGNORECASE)
 _NEGATIVE = "Negative prompt:"
 
 MAX_EMBEDDINGS = 100

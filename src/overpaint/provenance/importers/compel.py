@@ -30,7 +30,7 @@ _TOKEN = re.compile(
 )
 _STRING = r'"(?:[^"\\]|\\.)*+"'
 _AND = re.compile(
-    rf"\s*\(\s*(?P<parts>{_STRING}(?:\s*,\s*{_STRING})*)\s*,?\s*\)\s*\.and\((?P<weights>[^()]*)\)\s*",
+    rf"\s*\(\s*(?P<parts>{_STRING}(?:\s*,\s*{_STRING})*)\s*+(?:,\s*+)?\)\s*\.and\((?P<weights>[^()]*)\)\s*",
     re.DOTALL,
 )
 _FUNCTION = re.compile(r"\.(?:and|blend|swap)\([^()]*+\)")
