@@ -57,7 +57,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         ),
         ("/v1/predictions", '{"version": "o/m", "input": {"image": "data:;base64,é"}}', "image"),
         ("/predictions", '{"input": {"image": "data:;base64,é"}}', "image"),
-        ("/fal/run/fal-ai/m", '{"prompt": "", "²": 1}', "²"),
         ("/sdapi/v1/txt2img", r'{"alwayson_scripts": {"\ud800": [1]}}', "alwayson_scripts"),
         ("/sdapi/v1/img2img", '{"init_images": ["é"]}', "init_images"),
         ("/sdapi/v1/png-info", '{"image": "é"}', "image"),
@@ -94,9 +93,9 @@ def test_fuzz_mask_of_other_size_is_rejected(
 
 def test_fuzz_values_that_are_not_json_are_dropped(client: TestClient) -> None:
     # NaN and half surrogate pairs cannot be sent back as JSON.
-    body = r'{"steps": 1, "subseed": NaN, "s_tmax": "\ud800", "save_images": [[[]]]}'
+    body = r'{"steps": 1, "whatever": NaN, "s_tmax": "\ud800", "save_images": [[[]]]}'
     answer = client.post(
         "/sdapi/v1/txt2img", content=body, headers={"content-type": "application/json"}
     )
     assert answer.status_code == 200
-    assert not {"subseed", "s_tmax", "save_images"} & set(answer.json()["parameters"])
+    assert not {"whatever", "s_tmax", "save_images"} & set(answer.json()["parameters"])
