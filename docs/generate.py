@@ -466,10 +466,12 @@ def native_fields(dialect: Dialect, name: str) -> list[str]:
     """Return the native fields that a dialect's field sets.
 
     These are the fields that its description quotes, or the field with the same name. A field
-    that accepts anything sets none.
+    without effect and one that accepts anything set none.
     """
+    from overpaint.server.api.ignored_fields import NoEffect
+
     field = dialect.model.model_fields[name]
-    if field.annotation is Any:
+    if field.annotation is Any or any(isinstance(each, NoEffect) for each in field.metadata):
         return []
     known = dialect.native.model_fields
     quoted = re.findall(r"`([^`]+)`", field.description or "")
