@@ -160,7 +160,11 @@ def test_edit_without_mask_uses_the_transparency_of_the_image(client: TestClient
     holed = house_with_hole()
     edit(client, ("image", ("house.png", holed, "image/png")))
     request = request_of(client)
-    assert request["mask"] == request["image"]
+    sent = to_request(Edit(prompt="a", image=holed), NOWHERE)[0]
+    assert sent.mask is not None
+    assert request["mask"] == {"file": sent.mask.sha256}
+    with Image.open(io.BytesIO(sent.mask.data)) as mask:
+        assert (mask.mode, mask.getbbox()) == ("L", (10, 10, 61, 61))
     assert (request["task"], request["size"]) == ("replace", "keep")
     edit(
         client,
