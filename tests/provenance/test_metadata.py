@@ -134,7 +134,7 @@ def test_a1111_text_has_hashes_and_tags_of_loras_and_embeddings():
 
 
 def test_record_describes_model_input_seed_and_versions():
-    record = recorded(Request(image=SKETCH, seed=7), 1)
+    record = recorded(Request(image=SKETCH, seed=7, num_images=2), 1)
     assert record["model"] == {
         "name": "miniature",
         "sha256": "0123456789abcdef" * 4,
