@@ -226,7 +226,7 @@ def test_toml_blocks_are_settings_of_the_server(tmp_path: Path) -> None:
 
 
 def test_every_block_has_a_known_language() -> None:
-    known = {"shell", "python", "json", "text", "yaml", "ini", "toml"}
+    known = {"shell", "python", "javascript", "json", "text", "yaml", "ini", "toml"}
     for path in PAGES:
         for block in blocks_of(path):
             assert block.language in known, f"{block.page}:{block.line}"
