@@ -18,10 +18,17 @@ ACCEPTED = {
     "Key": {"authorization": f"Key {KEY}"},
     "Basic": {"authorization": f"Basic {base64.b64encode(f'anyone:{KEY}'.encode()).decode()}"},
     "x-api-key": {"x-api-key": KEY},
+    "api-key": {"api-key": KEY},
 }
 """Headers that carry the key, by the scheme's name in the OpenAPI document."""
 
-WITHOUT_KEY = {"/", "/health-check", "/healthz", "/readyz"}
+SIGNED = {
+    "/v1/predictions/{name}/output/{expires}/{signature}/{file}",
+    "/fal/rest/storage/upload/{name}",
+}
+"""Paths of links whose signature replaces the key."""
+
+WITHOUT_KEY = {"/", "/health-check", "/healthz", "/readyz", *SIGNED}
 
 
 @pytest.fixture(scope="module")
