@@ -11,20 +11,24 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from overpaint.request import Request
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.api_keys import hash_key
+from overpaint.server.store.origins import A1111Origin
 from tests.server.live import client_of, until
 
 SECRET = "a bull in a china shop"
 LONG = {"prompt": SECRET, "num_inference_steps": 1000}
 TOKEN = {"idempotency-key": "order-1"}
 THEIR_ID = "the-owners-own-id"
+THEIR_TASK = "the-owners-own-task"
 WEBHOOK = "https://receiver.invalid/owner"
 BRIEF = {"prompt": "a cup", "num_inference_steps": 1}
 
@@ -143,25 +147,33 @@ ROUTES: dict[str, Strangers] = {
     "POST /sdapi/v1/txt2img": Strangers(200, {"prompt": "a cup", "steps": 1}),
     "POST /sdapi/v1/img2img": Strangers(200, {"steps": 1, "init_images": [TEXT]}),
     "GET /sdapi/v1/progress": SAME,
-    "POST /sdapi/v1/interrupt": SAME,
+    "POST /internal/progress": Strangers(200, {"id_task": THEIR_TASK}),
+    "POST /sdapi/v1/interrupt": Strangers(200, {"force_task_id": THEIR_TASK}),
     "POST /sdapi/v1/skip": SAME,
     "GET /sdapi/v1/options": SAME,
     "POST /sdapi/v1/options": Strangers(200, {"samples_format": "webp"}),
     "POST /sdapi/v1/png-info": Strangers(200, {"image": TEXT}),
+    "POST /controlnet/detect": Strangers(200, {"controlnet_input_images": [TEXT]}),
     **{
         f"GET {path}": SAME
         for path in (
-            *("/queue/status", "/controlnet/model_list", "/controlnet/module_list"),
+            *("/queue/status", "/internal/pending-tasks", "/internal/ping"),
+            *("/controlnet/model_list", "/controlnet/module_list", "/controlnet/control_types"),
+            *("/controlnet/settings", "/controlnet/version"),
             *("/sdapi/v1/sd-models", "/sdapi/v1/samplers", "/sdapi/v1/schedulers"),
             *("/sdapi/v1/loras", "/sdapi/v1/embeddings", "/sdapi/v1/upscalers"),
             *("/sdapi/v1/latent-upscale-modes", "/sdapi/v1/scripts", "/sdapi/v1/cmd-flags"),
             *("/sdapi/v1/prompt-styles", "/sdapi/v1/realesrgan-models", "/sdapi/v1/sd-vae"),
-            *("/sdapi/v1/face-restorers", "/sdapi/v1/hypernetworks"),
+            *("/sdapi/v1/face-restorers", "/sdapi/v1/hypernetworks", "/sdapi/v1/extensions"),
+            *("/sdapi/v1/script-info", "/sdapi/v1/memory"),
         )
     },
     "POST /sdapi/v1/refresh-checkpoints": SAME,
     "POST /sdapi/v1/refresh-loras": SAME,
     "POST /sdapi/v1/refresh-embeddings": SAME,
+    "POST /sdapi/v1/refresh-vae": SAME,
+    "POST /sdapi/v1/reload-checkpoint": SAME,
+    "POST /sdapi/v1/unload-checkpoint": SAME,
     # Health and descriptions
     "GET /metrics": SAME,
     "GET /healthz": SAME,
@@ -205,7 +217,7 @@ class Owned:
 
     def told(self) -> list[str]:
         """What only the owner may read."""
-        return [SECRET, WEBHOOK, hash_key("owner"), self.ended, *self.jobs.values()]
+        return [SECRET, WEBHOOK, THEIR_TASK, hash_key("owner"), self.ended, *self.jobs.values()]
 
     def states(self) -> dict[str, tuple[str, bool]]:
         """Where the owner's jobs are, and whether somebody asked for their end."""
@@ -235,10 +247,22 @@ def owned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Owned]:
         named = {"id": THEIR_ID, "input": _fit(LONG)}
         post("/predictions", named, prefer="respond-async")
         jobs["cog"] = client.get("/api/jobs?limit=1", headers=OWNER).json()["jobs"][0]["id"]
+        jobs["a1111"] = submit_task(client)
         file = client.post("/api/files", content=PICTURE, headers=OWNER).json()["file"]
         owned = Owned(client, jobs, ended["id"], ended["results"][0]["name"], file)
         until(lambda: "queued" not in {state for state, _ in owned.states().values()})
         yield owned
+
+
+def submit_task(client: TestClient) -> str:
+    """Submit the owner's job of AUTOMATIC1111's dialect, whose route would wait for its end."""
+    app: Any = client.app
+    service: Service = app.state.service
+    origin = A1111Origin(parameters={}, task=THEIR_TASK)
+    assert client.portal
+    request = Request.model_validate(LONG)
+    submit = partial(service.submit, request, key=hash_key("owner"), origin=origin)
+    return client.portal.call(submit).id
 
 
 def _fit(fields: dict[str, Any]) -> dict[str, Any]:
@@ -303,7 +327,14 @@ def test_owner_key_finds_its_jobs(owned: Owned) -> None:
     for name in (*owned.jobs.values(), owned.ended):
         assert owned.client.get(f"/api/jobs/{name}", headers=OWNER).status_code == 200
     assert owned.file in owned.client.get(f"/api/jobs/{owned.ended}", headers=OWNER).text
-    assert owned.client.get("/sdapi/v1/progress", headers=OWNER).json()["current_task"]
+    for headers, mine in ((OWNER, True), (STRANGER, False)):
+        shown = owned.client.get("/sdapi/v1/progress", headers=headers).json()
+        assert (shown["state"]["job"] == owned.jobs["a1111"]) == mine
+        pending = owned.client.get("/internal/pending-tasks", headers=headers).json()["tasks"]
+        assert (pending == [THEIR_TASK]) == mine
+        named = {"id_task": THEIR_TASK}
+        answer = owned.client.post("/internal/progress", json=named, headers=headers).json()
+        assert answer["active"] == mine
 
 
 def test_result_needs_the_owner_key_or_a_signed_link(owned: Owned) -> None:
