@@ -374,7 +374,7 @@ class Jobs(JobReader):
             if job.canceling:
                 self._end(connection, this, job.id, "canceled", now)
             elif count >= MAX_CRASHES:
-                error = f"The job is given up after {count} crashes of the worker or the server."
+                error = f"given up: the worker or the server crashed {count} times during the job."
                 self._end(connection, this, job.id, "failed", now, error=error)
             else:
                 values = {"state": "queued", "owner": None, "lease": None, "crashes": count}
