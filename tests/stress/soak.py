@@ -199,8 +199,11 @@ async def replicate(client: httpx.AsyncClient, number: int) -> None:
     made = good(await client.post("/v1/predictions", json=body, headers={"Prefer": "wait=50"}), 201)
     if made["status"] != "succeeded":
         raise UnexpectedError(made["status"], made["error"])
-    shown(of_uri(made["output"][0]))
-    good(await client.get(f"/v1/predictions/{made['id']}"))
+    shown((await client.get(made["output"][0])).content)
+    stored = await client.get(
+        f"/v1/predictions/{made['id']}", headers={"Prefer": "output=data-uri"}
+    )
+    shown(of_uri(good(stored)["output"][0]))
     good(await client.post("/v1/predictions", json=body | {"input": {"image": "%"}}), 422)
 
 
