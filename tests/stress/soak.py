@@ -12,6 +12,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 import tempfile
 import time
 from collections import Counter
@@ -28,7 +29,7 @@ from PIL import Image
 from tests.server.processes import Server
 
 WARM_UP = 0.25
-"""Share of the time after which memory must be constant."""
+"""Share of the rounds after which memory must be constant."""
 
 FLAT = 1.0
 """Allowed growth of memory after that, in MB per hour."""
@@ -122,8 +123,8 @@ async def _run(server: Server, seconds: float) -> Report:
             await asyncio.sleep(now + ROUND - time.monotonic())
     report.jobs, report.errors = dict(jobs), dict(errors)
     for name, taken in samples.items():
-        early = [one for one in taken if one.at < began + WARM_UP * seconds]
-        late = taken[len(early) :]
+        warm = math.ceil(WARM_UP * len(taken))
+        early, late = taken[:warm], taken[warm:]
         fitted = linear_regression([one.at for one in late], [one.bytes for one in late])
         report.slope[name] = round(fitted.slope * 3600 / 2**20, 2)
         report.megabytes[name] = [round(one.bytes / 2**20, 1) for one in (late[0], late[-1])]
