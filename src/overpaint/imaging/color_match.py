@@ -81,7 +81,7 @@ def _match_histogram(values: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.f
     """Map values to those of the same rank in another array."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - counts / 2) / values.size
-    theirs, their_counts = np.unique(wanted, return_counts=True)
-    their_ranks = (np.cumsum(their_counts) - their_counts / 2) / wanted.size
-    mapped = np.interp(ranks, their_ranks, theirs).astype(np.float32)
+    wanted_values, wanted_counts = np.unique(wanted, return_counts=True)
+    wanted_ranks = (np.cumsum(wanted_counts) - wanted_counts / 2) / wanted.size
+    mapped = np.interp(ranks, wanted_ranks, wanted_values).astype(np.float32)
     return mapped[places].reshape(values.shape)

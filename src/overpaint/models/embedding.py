@@ -20,7 +20,7 @@ from torch import Tensor
 
 from overpaint.errors import CheckpointError
 from overpaint.models.files.digests import compute_sha256
-from overpaint.models.files.lora_keys import split_bundled_key
+from overpaint.models.files.lora_keys import split_bundled_key, strip_brackets
 from overpaint.models.files.safetensors_io import (
     LazyTensor,
     WeightsFile,
@@ -121,7 +121,7 @@ def _list_vectors(file: WeightsFile, name: str, *, bundled: bool) -> dict[str, L
         tensors = {
             own[1]: tensors[key]
             for key, own in split.items()
-            if own and own[0].removeprefix("<").removesuffix(">") == name
+            if own and strip_brackets(own[0]) == name
         }
     unknown = [key for key in tensors if key not in TEXT_ENCODERS_BY_KEY]
     if outputs := [key for key in unknown if key.endswith("_out")]:

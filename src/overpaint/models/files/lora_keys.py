@@ -68,6 +68,11 @@ def split_lora_key(key: str) -> tuple[str, str] | None:
     return stem, role or text.removesuffix(".weight")
 
 
+def strip_brackets(name: str) -> str:
+    """Return the name of an embedding without the angle brackets of its token."""
+    return name.removeprefix("<").removesuffix(">")
+
+
 def split_bundled_key(key: str) -> tuple[str, str] | None:
     """Return the name and the encoder of an embedding in a LoRA file, or None for other keys."""
     match = _BUNDLED.fullmatch(key)

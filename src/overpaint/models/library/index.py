@@ -21,6 +21,7 @@ from pathlib import Path
 from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
 from overpaint.models.family import FAMILIES
 from overpaint.models.files.digests import compute_sha256
+from overpaint.models.files.lora_keys import strip_brackets
 from overpaint.models.library.describe import describe, read_header
 from overpaint.models.library.entry import (
     HASH_PATTERN,
@@ -205,11 +206,6 @@ def _describe_unreadable(path: Path, name: str) -> str:
         f"the description of {name!r} among the added models cannot be read; remove {path.name}, "
         "and add the file again"
     )
-
-
-def strip_brackets(name: str) -> str:
-    """Return the name of an embedding without the angle brackets of its token."""
-    return name.removeprefix("<").removesuffix(">")
 
 
 def list_packaged(kind: str) -> dict[str, Path]:

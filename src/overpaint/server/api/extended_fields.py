@@ -55,17 +55,17 @@ def build_request(
         else:
             report_ignored(name)
     dialect_names: dict[str, str] = {}
-    for name, ours, value in words:
-        if ours in fields:
+    for name, field, value in words:
+        if field in fields:
             raise RequestError(
                 name,
-                f"This field contradicts {dialect_names.get(ours, ours)}. Send one of the two.",
+                f"This field contradicts {dialect_names.get(field, field)}. Send one of the two.",
             )
-        fields[ours], dialect_names[ours] = value, name
+        fields[field], dialect_names[field] = value, name
     if "image" not in fields:
-        for ours in IMAGE_FIELDS:
-            if fields.pop(ours, None) is not None:
-                report_ignored(dialect_names.pop(ours, ours))
+        for field in IMAGE_FIELDS:
+            if fields.pop(field, None) is not None:
+                report_ignored(dialect_names.pop(field, field))
     try:
         return with_checked_mask(Request(**fields)), dialect_names
     except RequestError as error:

@@ -16,6 +16,11 @@ MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Media types of result files, by the suffix of their names."""
 
 
+def get_file_kind(file_format: str) -> str:
+    """Return the suffix of result files for a format's name in a dialect."""
+    return "jpg" if file_format == "jpeg" else file_format
+
+
 async def get_job_or_404(service: Service, key: str | None, name: str) -> Job:
     """Look up a job.
 

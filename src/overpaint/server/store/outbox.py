@@ -168,7 +168,7 @@ class Outbox:
             due = self._now(connection) + (again or 0.0)
             connection.execute(update(outbox).where(this).values(state=state, due=due))
             # Receivers take a later post of an earlier event for a job that runs again.
-            told = select(outbox.c.id).where(
+            reported = select(outbox.c.id).where(
                 outbox.c.job == post.job,
                 outbox.c.kind == "completed",
                 outbox.c.state == "delivered",
@@ -179,7 +179,7 @@ class Outbox:
                 outbox.c.state == "due",
                 outbox.c.tries > 0,
             )
-            if connection.execute(told).first() is not None:
+            if connection.execute(reported).first() is not None:
                 connection.execute(update(outbox).where(late).values(state="failed"))
 
     def cancel_for_url(self, key: str, url: str) -> None:

@@ -9,6 +9,7 @@ from overpaint.provenance.metadata import check_settings_length
 from overpaint.request import Request
 from overpaint.server.api.a1111.option_fields import Options
 from overpaint.server.api.ignored_fields import report_ignored
+from overpaint.server.api.results import get_file_kind
 
 MAX_WEBP_SIDE_PX = 16383
 """Largest side of a WebP file."""
@@ -25,7 +26,7 @@ def choose_format(requests: Sequence[Request], chosen: Options, given: Options) 
     Raises:
         RequestError: the format that the request gives cannot hold the images.
     """
-    kind = "jpg" if chosen.samples_format == "jpeg" else chosen.samples_format
+    kind = get_file_kind(chosen.samples_format)
     try:
         for request in requests:
             _check_format(kind, request)

@@ -28,6 +28,7 @@ from overpaint.server.api.results import (
     MEDIA_TYPES,
     format_progress,
     format_timestamp,
+    get_file_kind,
     result_url,
 )
 from overpaint.server.http.problems import describe_error
@@ -151,8 +152,7 @@ class Arguments(TolerantModel):
     @property
     def file_kind(self) -> str:
         """The file name ending of the images."""
-        name = self.format or self.output_format or "png"
-        return "jpg" if name == "jpeg" else name
+        return get_file_kind(self.format or self.output_format or "png")
 
 
 NATIVE_FIELDS = frozenset(Request.model_fields) - set(Arguments.model_fields) - {"image", "mask"}

@@ -19,6 +19,7 @@ from overpaint.server.api.openai.protocol import (
     ImageFields,
     Variation,
 )
+from overpaint.server.api.results import get_file_kind
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.store.origins import OutputOptions
@@ -126,8 +127,7 @@ def output_options(given: ImageFields, request: Request) -> OutputOptions:
         report_ignored("partial_images")
         previews = 0
     every = max(1, request.steps_to_run // (previews + 1)) if previews else 0
-    kind = "jpg" if kind == "jpeg" else kind
-    return OutputOptions(kind=kind, options=options, preview_every=every)
+    return OutputOptions(kind=get_file_kind(kind), options=options, preview_every=every)
 
 
 def resolve_response_format(service: Service, given: ImageFields) -> str:

@@ -11,6 +11,7 @@ from overpaint.server.api.replicate.protocol import (
     MODEL_OWNER,
     deployment_view,
     get_model_or_404,
+    make_page,
 )
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
@@ -22,11 +23,6 @@ router = APIRouter(
     route_class=make_route_class(error_response),
     responses=PROBLEM_RESPONSES,
 )
-
-
-def page_of(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a list of Replicate's API that has one page."""
-    return {"previous": None, "next": None, "results": results}
 
 
 @router.get("/account")
@@ -44,19 +40,19 @@ async def list_hardware(key: KeyDep) -> list[dict[str, str]]:
 @router.get("/collections")
 async def list_collections(key: KeyDep) -> dict[str, Any]:
     """List collections of models; there are none."""
-    return page_of([])
+    return make_page([])
 
 
 @router.get("/trainings")
 async def list_trainings(key: KeyDep) -> dict[str, Any]:
     """List trainings; there are none."""
-    return page_of([])
+    return make_page([])
 
 
 @router.get("/deployments")
 async def list_deployments(service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """List deployments: every model of this server is one."""
-    return page_of([deployment_view(model, MODEL_OWNER) for model in service.settings.models])
+    return make_page([deployment_view(model, MODEL_OWNER) for model in service.settings.models])
 
 
 @router.get("/deployments/{owner}/{name}")

@@ -13,7 +13,7 @@ from overpaint.errors import RequestError
 from overpaint.server.api.deps import ServiceDep, get_base_url
 from overpaint.server.api.fields import get_upload_or_404
 from overpaint.server.api.ignored_fields import report_ignored
-from overpaint.server.api.replicate.protocol import file_view
+from overpaint.server.api.replicate.protocol import file_view, make_page
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.json_body import parse_json
@@ -133,11 +133,10 @@ async def list_files(
     found = await asyncio.to_thread(read)
     base_url = get_base_url(incoming)
     is_full = len(found) == PAGE_SIZE
-    return {
-        "previous": None,
-        "next": f"{base_url}/v1/files?cursor={found[-1].id}" if is_full else None,
-        "results": [file_view(service, upload, base_url) for upload in found],
-    }
+    return make_page(
+        [file_view(service, upload, base_url) for upload in found],
+        f"{base_url}/v1/files?cursor={found[-1].id}" if is_full else None,
+    )
 
 
 async def get_file_or_404(service: Service, key: str, name: str) -> Upload:

@@ -26,6 +26,7 @@ from overpaint.server.api.extended_fields import translate_error
 from overpaint.server.api.fields import with_checked_mask
 from overpaint.server.api.ignored_fields import TolerantModel, report_ignored
 from overpaint.server.api.image_inputs import find_remote_urls, load_image
+from overpaint.server.api.results import get_file_kind
 from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
@@ -276,7 +277,7 @@ def _parse_pair(field: str, text: str, pattern: re.Pattern[str], example: str) -
 
 def output_options(given: Input) -> OutputOptions:
     """Return the file format and the encoder options that the inputs ask for."""
-    kind = "jpg" if given.output_format == "jpeg" else given.output_format
+    kind = get_file_kind(given.output_format)
     if given.output_quality is None:
         return OutputOptions(kind=kind)
     if kind == "png":

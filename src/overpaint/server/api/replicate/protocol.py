@@ -325,6 +325,11 @@ HARDWARE = {"name": "The device of this server", "sku": "overpaint"}
 """The hardware that runs every model."""
 
 
+def make_page(results: list[dict[str, Any]], next_page: str | None = None) -> dict[str, Any]:
+    """Return a page of a list; `next_page` is the link of the page after it."""
+    return {"previous": None, "next": next_page, "results": results}
+
+
 def deployment_view(model: str, owner: str) -> dict[str, Any]:
     """Return a deployment of Replicate's API: every model is its own deployment."""
     return {

@@ -47,6 +47,7 @@ from overpaint.server.api.replicate.protocol import (
     VersionBody,
     get_model_or_404,
     image_urls,
+    make_page,
     model_view,
     prediction_view,
     resolve_model,
@@ -242,7 +243,7 @@ async def list_predictions(
         query = incoming.url.include_query_params(cursor=jobs[-1].id).query
         next_page = f"{base_url}/v1/predictions?{query}"
     results = [await prediction_view(service, job, base_url) for job in jobs]
-    return {"previous": None, "next": next_page, "results": results}
+    return make_page(results, next_page)
 
 
 @router.get("/predictions/{name}")
@@ -348,7 +349,7 @@ async def list_models(incoming: Incoming, service: ServiceDep, key: KeyDep) -> d
     """List the models of this server, in the formats of both Replicate and OpenAI."""
     base_url = get_base_url(incoming)
     results = [model_view(model, MODEL_OWNER, base_url) for model in service.settings.models]
-    return {"previous": None, "next": None, "results": results, **model_list(service)}
+    return make_page(results) | model_list(service)
 
 
 @router.api_route("/models", methods=["QUERY"], include_in_schema=False)
@@ -359,7 +360,7 @@ async def search_models(incoming: Incoming, service: ServiceDep, key: KeyDep) ->
     found = [name for name in service.settings.models if text in name.lower()]
     base_url = get_base_url(incoming)
     results = [model_view(model, MODEL_OWNER, base_url) for model in found]
-    return {"previous": None, "next": None, "results": results}
+    return make_page(results)
 
 
 @router.get("/models/{owner}/{name}")
@@ -374,7 +375,7 @@ async def get_model(
 async def list_versions(owner: str, name: str, service: ServiceDep, key: KeyDep) -> dict[str, Any]:
     """List the versions of a model; every model has one."""
     view = version_view(get_model_or_404(service, owner, name))
-    return {"previous": None, "next": None, "results": [view]}
+    return make_page([view])
 
 
 @router.get("/models/{owner}/{name}/versions/{version_id}")
