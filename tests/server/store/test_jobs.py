@@ -161,7 +161,7 @@ def test_job_that_crashes_too_often_fails(store: Jobs) -> None:
     job = store.get("a")
     assert job is not None
     assert job.state == "failed"
-    assert f"{MAX_CRASHES} crashes" in (job.error or "")
+    assert f"crashed {MAX_CRASHES} times" in (job.error or "")
 
 
 def test_release_without_crash_is_not_counted(store: Jobs) -> None:
