@@ -25,7 +25,7 @@ from benchmarks.peer import load_pairs
 from overpaint.imaging import codec
 from overpaint.painter import Painter
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 
 END, SCALE = 0.5, 0.8
 SIZES = {"miniature": (128, 30), "shallow SDXL": (512, 8)}

@@ -286,7 +286,7 @@ def request_page() -> str:
     """Return the page about the fields of a request."""
     from overpaint.picture import Picture
     from overpaint.request import Request
-    from overpaint.request_parts import Control, Lora
+    from overpaint.request.parts import Control, Lora
 
     parts = [
         "# Request fields\n\n"
@@ -438,7 +438,7 @@ class Dialect:
 def dialects() -> tuple[Dialect, ...]:
     """Return the models of every dialect, in the order of the page."""
     from overpaint.request import Request
-    from overpaint.request_parts import Control
+    from overpaint.request.parts import Control
     from overpaint.server.api.a1111.controlnet import Unit
     from overpaint.server.api.a1111.option_fields import Options
     from overpaint.server.api.a1111.protocol import ImageInputs, Inputs, TextInputs
@@ -690,9 +690,9 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
     ),
     "Requests for pictures": (
         Limit("Prompt", "{0:,} characters",
-              ("overpaint.request_fields:MAX_PROMPT_CHARS",), "`422`"),
+              ("overpaint.request.fields:MAX_PROMPT_CHARS",), "`422`"),
         Limit("Chunks of 75 tokens of a prompt", "{0:g}",
-              ("overpaint.request_fields:MAX_PROMPT_CHUNKS",),
+              ("overpaint.request.fields:MAX_PROMPT_CHUNKS",),
               "`422` for too many `BREAK`s; otherwise the job fails."),
         Limit("Pixels of all results of one request", "{0:,}", ("limits.result_pixels",), "`422`"),
         Limit("Estimated memory of one job beside the weights",
@@ -702,7 +702,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("`num_inference_steps`", "1 to 1000", (), "`422`"),
         Limit("Options of preprocessors", "a range for each option", (), "`422`"),
         Limit("Control nets in one request", "{0:g}",
-              ("overpaint.request_fields:MAX_CONTROLS",), "`422`"),
+              ("overpaint.request.fields:MAX_CONTROLS",), "`422`"),
         Limit("LoRAs in one request", "32", (), "`422`"),
         Limit("Priority on a server with API keys", "-10 to 0", (), "`422`"),
         Limit("Priority on a server without API keys", "-10 to 10", (), "`422`"),

@@ -11,7 +11,7 @@ from miniature.scenes import Item, Scene
 from overpaint.imaging import codec, grid, sizing
 from overpaint.imaging.hints import make_hint
 from overpaint.imaging.hints.drawing import draw_label_map
-from overpaint.request_parts import Control, Lora
+from overpaint.request.parts import Control, Lora
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "docs" / "images"

@@ -21,7 +21,7 @@ from overpaint.models.checkpoint import load_model
 from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.models.model import Model
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = 20

@@ -21,8 +21,8 @@ from overpaint.models.library.library import list_shipped
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.provenance import metadata
-from overpaint.request_options import RequestOptions
-from overpaint.request_parts import Lora
+from overpaint.request.options import RequestOptions
+from overpaint.request.parts import Lora
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "examples" / "house.png"

@@ -21,7 +21,7 @@ from overpaint.imaging import codec
 from overpaint.models.checkpoint import load_model
 from overpaint.models.library import catalog
 from overpaint.models.model import Model
-from overpaint.request_options import RequestOptions
+from overpaint.request.options import RequestOptions
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "examples" / "house.png"

@@ -10,7 +10,7 @@ import overpaint
 from overpaint.cli.main import main
 from overpaint.events import Finished, Notice, Step
 from overpaint.imaging import codec
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 
 FILES = Path(__file__).parent / "imaging" / "files"
 

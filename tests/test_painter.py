@@ -16,7 +16,7 @@ from overpaint.events import Event, Finished, Notice, Preview, Step
 from overpaint.painter import Painter
 from overpaint.provenance import metadata
 from overpaint.request import Request
-from overpaint.request_options import RequestOptions
+from overpaint.request.options import RequestOptions
 from tests.tiny import tiny_model
 
 SKETCH = Image.linear_gradient("L").rotate(30).resize((160, 128)).convert("RGB")

@@ -30,7 +30,7 @@ from overpaint.imaging import codec
 from overpaint.models.addons import Addons
 from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 from tests.test_parity import REPAINT, assert_close, certain, render_with_overpaint, request, sketch
 from tests.tiny import tiny_model, tiny_pipeline
 from tests.tiny_control import tiny_adapter, tiny_net, write, write_control_lora, write_folder

@@ -22,7 +22,7 @@ from overpaint.imaging import codec
 from overpaint.models.addons import Addons
 from overpaint.models.controlnet import load_controlnet
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 from tests.test_parity import REPAINT, request, run_plans, sketch
 from tests.test_parity_control import drawn
 from tests.tiny import WIDTHS, tiny_model, tiny_pipeline, tiny_refiner

@@ -24,7 +24,7 @@ from overpaint.models.library.library import Library
 from overpaint.picture import Picture
 from overpaint.provenance import metadata
 from overpaint.request import Request
-from overpaint.request_options import RequestOptions
+from overpaint.request.options import RequestOptions
 
 if TYPE_CHECKING:
     from PIL.Image import Image

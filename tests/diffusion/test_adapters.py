@@ -22,7 +22,7 @@ from overpaint.models.model import Model
 from overpaint.nn.packed import unpacked_state
 from overpaint.painter import Painter
 from overpaint.request import Request
-from overpaint.request_parts import Control, Lora
+from overpaint.request.parts import Control, Lora
 from tests.models.test_lora import FORMATS, trained
 from tests.test_parity import (
     REPAINT,

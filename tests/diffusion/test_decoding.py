@@ -13,7 +13,7 @@ from overpaint.models.controlnet import load_controlnet
 from overpaint.models.model import Model
 from overpaint.picture import Picture
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 from tests.conftest import Decodes
 from tests.tiny import tiny_model
 from tests.tiny_control import tiny_net, write

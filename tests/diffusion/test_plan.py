@@ -11,12 +11,12 @@ from overpaint.diffusion.plan import Stage
 from overpaint.diffusion.planner import get_canvas, plan
 from overpaint.diffusion.stages import carry_latent
 from overpaint.errors import ModelError, RequestError
-from overpaint.foreign_syntax import describe_foreign_syntax
 from overpaint.imaging import codec
 from overpaint.models.family import FAMILIES
 from overpaint.models.model import Model
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.foreign_syntax import describe_foreign_syntax
+from overpaint.request.parts import Control
 from tests.tiny import tiny_model
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from docs.generate import Dialect, dialects, dialects_page, native_fields
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 from overpaint.server.api.a1111.controlnet import Unit
 from overpaint.server.api.a1111.protocol import TextInputs
 from overpaint.server.api.fal import protocol as fal

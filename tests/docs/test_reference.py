@@ -27,7 +27,7 @@ from docs.generate import (
 )
 from overpaint.cli.main import app
 from overpaint.request import Request
-from overpaint.request_parts import Control, Lora
+from overpaint.request.parts import Control, Lora
 from overpaint.server.settings import ServerSettings
 
 from .prose import public_pages

@@ -10,7 +10,7 @@ from overpaint.errors import PictureError
 from overpaint.imaging import codec, sizing
 from overpaint.imaging.canvas import Canvas, blur_inward, lay_out, match_colors
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 
 NATIVE = 128
 

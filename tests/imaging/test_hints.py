@@ -13,7 +13,7 @@ from overpaint.errors import PictureError, RequestError
 from overpaint.imaging import codec, hints
 from overpaint.imaging.hints import drawing
 from overpaint.registry import HINT_OPTION_RANGES, HINTS
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 
 SIZE = (96, 64)
 

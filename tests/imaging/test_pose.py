@@ -14,7 +14,7 @@ from overpaint.imaging import codec, hints
 from overpaint.imaging.canvas import lay_out
 from overpaint.imaging.hints import drawing
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 from overpaint.system.abandon import AbandonedError, abandonable
 
 FILES = Path(__file__).parent / "files" / "pose"

@@ -19,7 +19,7 @@ from overpaint.imaging.canvas import Canvas, Placement
 from overpaint.imaging.codec import read_picture
 from overpaint.models.cache import ENTRY_OVERHEAD_BYTES, Cache, measure_bytes
 from overpaint.request import Request
-from overpaint.request_parts import Control, Lora
+from overpaint.request.parts import Control, Lora
 from tests.tiny import tiny_model
 
 HOUSE = read_picture(Path(__file__).parents[2] / "examples" / "house.png")

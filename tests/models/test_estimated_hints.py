@@ -16,7 +16,7 @@ from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.library import catalog
 from overpaint.painter import Painter, Result, load
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 from tests.tiny_control import SHARED
 from tests.tiny_estimators import tiny_estimator, write_estimator
 

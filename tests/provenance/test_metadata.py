@@ -12,14 +12,14 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from overpaint.errors import OutputError, PictureError, RequestError
-from overpaint.foreign_syntax import describe_foreign_syntax
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.provenance import a1111_text, metadata
 from overpaint.provenance.importers import a1111, collector, comfyui, invokeai
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
-from overpaint.request_parts import Control, Lora
+from overpaint.request.foreign_syntax import describe_foreign_syntax
+from overpaint.request.parts import Control, Lora
 
 FORMATS = ["out.png", "out.jpg", "out.webp"]
 PIXELS = Image.new("RGB", (128, 96), (200, 100, 50))

@@ -19,7 +19,7 @@ from overpaint.cli.terminal import Terminal, echo, print_facts
 from overpaint.cli.usage import usage
 from overpaint.errors import OverpaintError, PictureError, RequestError
 from overpaint.registry import HINTS
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 from overpaint.system.plain_text import escape_control_characters
 
 if TYPE_CHECKING:

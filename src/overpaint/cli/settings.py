@@ -25,7 +25,7 @@ from overpaint.cli.syntax import (
     parse_truncate,
 )
 from overpaint.request import Request
-from overpaint.request_fields import DEFAULT_STRENGTH
+from overpaint.request.fields import DEFAULT_STRENGTH
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from overpaint.models.estimators import Estimator
 from overpaint.models.model import Model
 from overpaint.registry import HINTS
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 from overpaint.system.abandon import check_abandoned
 
 

@@ -19,7 +19,6 @@ from overpaint.diffusion.schedule import Sigmas, make_sigmas_for_strength
 from overpaint.diffusion.tiling.network import TiledNetwork
 from overpaint.diffusion.unet import get_network
 from overpaint.errors import ModelError
-from overpaint.foreign_syntax import describe_foreign_syntax
 from overpaint.imaging import codec, masks, sizing
 from overpaint.imaging.canvas import Canvas, lay_out
 from overpaint.models.addons import NO_ADDONS, Addons, check_refiner
@@ -27,6 +26,7 @@ from overpaint.models.model import Model
 from overpaint.nn.attention import Context
 from overpaint.registry import SAMPLERS
 from overpaint.request import Request
+from overpaint.request.foreign_syntax import describe_foreign_syntax
 from overpaint.system.abandon import check_abandoned
 
 TILED_CALL_MAX_CELLS = 4 * 128 * 128

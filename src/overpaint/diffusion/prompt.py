@@ -25,7 +25,7 @@ from overpaint.models.adapters import Adapters, get_adapter_merger
 from overpaint.models.embedding import Embeddings
 from overpaint.models.model import Model, TextEncoder
 from overpaint.request import Request
-from overpaint.request_fields import EMBEDDING_PATTERN, MAX_PROMPT_CHUNKS
+from overpaint.request.fields import EMBEDDING_PATTERN, MAX_PROMPT_CHUNKS
 from overpaint.system.abandon import check_abandoned
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from overpaint.errors import RequestError
-from overpaint.request_fields import BREAK_PATTERN, EMBEDDING_PATTERN
+from overpaint.request.fields import BREAK_PATTERN, EMBEDDING_PATTERN
 
 MAX_WEIGHT = 10.0
 """The largest magnitude of a weight. Larger ones destroy the picture."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from overpaint.errors import RequestError
 from overpaint.models.noise_config import NoiseConfig
 from overpaint.registry import SCHEDULES
-from overpaint.request import count_steps
+from overpaint.request.model import count_steps
 
 FloatArray = npt.NDArray[np.float64]
 

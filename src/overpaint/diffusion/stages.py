@@ -14,7 +14,7 @@ from overpaint.diffusion.schedule import Sigmas
 from overpaint.imaging import codec, sizing
 from overpaint.models.model import Model
 from overpaint.registry import Space
-from overpaint.request_fields import Fit
+from overpaint.request.fields import Fit
 
 
 def split_sigmas(sigmas: Sigmas, fraction: float) -> tuple[Sigmas, Sigmas]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from overpaint.errors import PictureError
 from overpaint.imaging.codec import upright_size
-from overpaint.request_fields import BREAK_PATTERN, MAX_PROMPT_CHUNKS
+from overpaint.request.fields import BREAK_PATTERN, MAX_PROMPT_CHUNKS
 
 if TYPE_CHECKING:
     from overpaint.picture import Picture

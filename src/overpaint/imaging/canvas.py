@@ -20,7 +20,7 @@ from overpaint.system.abandon import check_abandoned
 
 if TYPE_CHECKING:
     from overpaint.request import Request
-    from overpaint.request_fields import Fit
+    from overpaint.request.fields import Fit
 
 MAX_CROP_SHARE = 0.5
 """Largest share of the picture that crop="auto" still paints as a region alone."""

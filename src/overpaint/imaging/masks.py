@@ -22,7 +22,7 @@ from overpaint.system.abandon import check_abandoned
 
 if TYPE_CHECKING:
     from overpaint.request import Request
-    from overpaint.request_fields import Fit
+    from overpaint.request.fields import Fit
 
 Size = tuple[int, int]
 

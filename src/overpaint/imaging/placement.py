@@ -11,7 +11,7 @@ from overpaint.imaging.extension import Box
 from overpaint.imaging.masks import Size
 
 if TYPE_CHECKING:
-    from overpaint.request_fields import Fit
+    from overpaint.request.fields import Fit
 
 ASPECT_TOLERANCE = 0.05
 """Relative difference of aspects that a control image may have: sides are rounded to 8."""

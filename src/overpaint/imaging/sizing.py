@@ -12,7 +12,7 @@ from overpaint.errors import RequestError
 from overpaint.imaging.codec import upright_size
 from overpaint.imaging.color_modes import flatten
 from overpaint.request import Request
-from overpaint.request_fields import Fit
+from overpaint.request.fields import Fit
 
 
 def compute_result_size(

@@ -27,7 +27,7 @@ from overpaint.registry import HINTS
 if TYPE_CHECKING:
     from overpaint.models.model import Model
     from overpaint.request import Request
-    from overpaint.request_parts import Control, Lora
+    from overpaint.request.parts import Control, Lora
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ from overpaint.provenance.importers.collector import ImportedSettings
 from overpaint.provenance.picture_texts import PictureTexts, extract_texts
 from overpaint.registry import resolve_sampler
 from overpaint.request import Request
-from overpaint.request_fields import resolve_field_aliases
+from overpaint.request.fields import resolve_field_aliases
 
 MAX_JPEG_EXIF_BYTES = 65_533
 _OF_CONTROLS = ("image", "hint", "mask")

@@ -26,7 +26,7 @@ from overpaint.imaging import hints
 from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS
 from overpaint.request import Request
-from overpaint.request_parts import Control
+from overpaint.request.parts import Control
 from overpaint.server.api.a1111.controlnet import KIND_BY_PREPROCESSOR, Unit, read_controls
 from overpaint.server.api.a1111.image_fields import read_mask
 from overpaint.server.api.a1111.option_fields import Options

@@ -20,7 +20,7 @@ from fal_client.client import FalClientHTTPError
 from PIL import Image
 
 from overpaint.imaging.codec import read_picture
-from overpaint.request_parts import Lora
+from overpaint.request.parts import Lora
 from overpaint.server.api.fal.protocol import NATIVE_FIELDS, SIZES_BY_NAME, Arguments
 from overpaint.server.api.fal.translation import to_request
 from overpaint.server.settings import HttpSettings, WorkerSettings

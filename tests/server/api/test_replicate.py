@@ -19,7 +19,7 @@ from replicate.client import Client
 from replicate.exceptions import ModelError, ReplicateError
 
 from overpaint.imaging.codec import read_picture
-from overpaint.request_parts import Lora
+from overpaint.request.parts import Lora
 from overpaint.server.api.replicate.inputs import Input, to_request
 from overpaint.server.api.results import format_progress, format_timestamp
 from tests.docs.blocks import blocks_of

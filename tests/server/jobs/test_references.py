@@ -19,7 +19,7 @@ from overpaint.engine.worker import make_engine
 from overpaint.errors import ModelNotFoundError
 from overpaint.models.library.index import FileKind, LibraryEntry, LibraryIndex
 from overpaint.request import Request
-from overpaint.request_parts import Lora
+from overpaint.request.parts import Lora
 from overpaint.server.jobs.service import Service
 from tests.models.library.test_library import lora
 from tests.server import live

@@ -15,7 +15,7 @@ import pytest
 from overpaint.errors import PictureError, StoreError
 from overpaint.imaging.codec import read_picture
 from overpaint.request import Request
-from overpaint.request_parts import Control, Lora
+from overpaint.request.parts import Control, Lora
 from overpaint.server.store.files import Files
 from overpaint.system.atomic_files import write_file
 

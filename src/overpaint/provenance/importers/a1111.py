@@ -20,7 +20,7 @@ from overpaint.provenance.importers.collector import (
 from overpaint.provenance.importers.comfyui_prompt import translate_comfyui_prompt
 from overpaint.provenance.importers.compel import translate_compel
 from overpaint.registry import resolve_schedule
-from overpaint.request_fields import EMBEDDING_PATTERN
+from overpaint.request.fields import EMBEDDING_PATTERN
 
 _KEY = re.compile(r"\s*(\w[\w \-/]++):\s*")
 _QUOTED = re.compile(r'"(?:\\.|[^\\"])++"(?=\s*(?:,|$))')

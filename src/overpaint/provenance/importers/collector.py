@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overpaint.errors import RequestError, quote_value
-from overpaint.foreign_syntax import describe_foreign_syntax
 from overpaint.picture import Picture
 from overpaint.registry import resolve_sampler, resolve_schedule
 from overpaint.request import Request
-from overpaint.request_fields import MAX_LORAS, MAX_PROMPT_CHARS
-from overpaint.request_parts import Lora
-from overpaint.request_tags import take_lora_tags
+from overpaint.request.fields import MAX_LORAS, MAX_PROMPT_CHARS
+from overpaint.request.foreign_syntax import describe_foreign_syntax
+from overpaint.request.lora_tags import take_lora_tags
+from overpaint.request.parts import Lora
 
 MAX_LOST_VALUE_CHARS = 100
 """Characters of a setting's value in a note."""

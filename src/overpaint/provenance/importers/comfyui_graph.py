@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overpaint.provenance.importers.collector import parse_json_object
-from overpaint.request_fields import MAX_PROMPT_CHARS
+from overpaint.request.fields import MAX_PROMPT_CHARS
 
 MAX_DEPTH = 100
 """Nodes that are followed one after another to a text."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from overpaint.errors import RequestError
 from overpaint.request import Request
-from overpaint.request_fields import resolve_field_aliases
+from overpaint.request.fields import resolve_field_aliases
 from overpaint.server.api.fields import with_checked_mask
 from overpaint.server.api.ignored_fields import is_empty, report_ignored
 from overpaint.server.api.image_inputs import find_nested_urls, load_nested_images

@@ -13,8 +13,8 @@ from overpaint.errors import MAX_NAME_CHARS, RequestError, did_you_mean, quote_v
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.registry import HINTS, Weighting
-from overpaint.request_fields import MAX_CONTROLS
-from overpaint.request_parts import Control
+from overpaint.request.fields import MAX_CONTROLS
+from overpaint.request.parts import Control
 from overpaint.server.api.a1111.image_fields import decode_image, encode_mask, read_gray
 from overpaint.server.api.a1111.option_fields import A1111Model
 from overpaint.server.api.a1111.protocol import CONTROLNET_FIELD, ImageInputs, TextInputs

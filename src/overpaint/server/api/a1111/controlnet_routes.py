@@ -15,7 +15,7 @@ from pydantic import Field
 
 from overpaint.errors import RequestError, did_you_mean, quote_value
 from overpaint.imaging import codec
-from overpaint.request_fields import MAX_CONTROLS
+from overpaint.request.fields import MAX_CONTROLS
 from overpaint.server.api.a1111.controlnet import (
     KIND_BY_MODEL_WORD,
     KIND_BY_PREPROCESSOR,

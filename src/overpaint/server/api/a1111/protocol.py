@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, Field
 
-from overpaint.request_fields import MAX_SEED
+from overpaint.request.fields import MAX_SEED
 from overpaint.server.api.a1111.option_fields import A1111Model, Options
 from overpaint.server.api.ignored_fields import Ignored, UnsupportedExcept
 from overpaint.server.http.problems import describe_error

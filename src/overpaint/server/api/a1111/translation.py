@@ -9,8 +9,8 @@ from overpaint.provenance.a1111_text import mark_embeddings
 from overpaint.provenance.importers.a1111 import resolve_a1111_schedule
 from overpaint.registry import SAMPLERS, Fill, resolve_sampler
 from overpaint.request import Request
-from overpaint.request_fields import Fit
-from overpaint.request_parts import Control
+from overpaint.request.fields import Fit
+from overpaint.request.parts import Control
 from overpaint.server.api.a1111.image_fields import decode_image, read_mask
 from overpaint.server.api.a1111.model_titles import resolve_model_title
 from overpaint.server.api.a1111.option_fields import Options

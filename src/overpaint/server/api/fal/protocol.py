@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 
 from overpaint.errors import PictureError, RequestError
 from overpaint.request import Request
-from overpaint.request_fields import MAX_SEED
+from overpaint.request.fields import MAX_SEED
 from overpaint.server.api.extended_fields import get_field_error
 from overpaint.server.api.ignored_fields import (
     Ignored,

@@ -20,8 +20,8 @@ from pydantic import ConfigDict, Field, field_validator
 from overpaint.errors import RequestError
 from overpaint.imaging.sizing import round_to_multiple_of_8
 from overpaint.request import Request
-from overpaint.request_fields import MAX_SEED
-from overpaint.request_parts import Lora
+from overpaint.request.fields import MAX_SEED
+from overpaint.request.parts import Lora
 from overpaint.server.api.extended_fields import translate_error
 from overpaint.server.api.fields import with_checked_mask
 from overpaint.server.api.ignored_fields import TolerantModel, report_ignored

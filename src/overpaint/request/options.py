@@ -4,7 +4,7 @@ from typing import TypedDict
 
 from overpaint.picture import Picture
 from overpaint.registry import Fill, Space, Task
-from overpaint.request_fields import (
+from overpaint.request.fields import (
     Crop,
     Fit,
     Interval,
@@ -16,7 +16,7 @@ from overpaint.request_fields import (
     Size,
     StepsMode,
 )
-from overpaint.request_parts import Control, Lora, ModelName
+from overpaint.request.parts import Control, Lora, ModelName
 
 
 class RequestOptions(TypedDict, total=False):

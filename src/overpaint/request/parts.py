@@ -14,7 +14,7 @@ from pydantic import (
 from overpaint.errors import RequestError, did_you_mean, quote_value
 from overpaint.picture import Picture
 from overpaint.registry import HINT_OPTION_RANGES, HINTS, Weighting
-from overpaint.request_errors import translate_validation_error
+from overpaint.request.errors import translate_validation_error
 
 ModelName = Annotated[str, Field(min_length=1, max_length=4096)]
 """A name, a folder, a file or a Hugging Face Hub id."""

@@ -12,8 +12,8 @@ from overpaint.errors import RequestError, quote_value
 from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
-from overpaint.request_fields import DEFAULT_STRENGTH, MAX_PROMPT_CHUNKS, MAX_SEED
-from overpaint.request_options import RequestOptions
+from overpaint.request.fields import DEFAULT_STRENGTH, MAX_PROMPT_CHUNKS, MAX_SEED
+from overpaint.request.options import RequestOptions
 
 PARAMETERS = {"prompt", "image"}
 """Fields that `Painter.edit` takes as parameters, not as options."""

@@ -4,8 +4,8 @@ import re
 
 from overpaint.models.files.original_layout import to_original_name
 from overpaint.request import Request
-from overpaint.request_parts import Lora
-from overpaint.request_tags import MODULES_BY_BLOCK
+from overpaint.request.lora_tags import MODULES_BY_BLOCK
+from overpaint.request.parts import Lora
 
 SIDES = {"IN": "input_blocks", "M": "middle_block", "OUT": "output_blocks"}
 

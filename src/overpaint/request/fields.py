@@ -1,6 +1,6 @@
 """The fields of a request: types, ranges, defaults and documentation.
 
-`Request` in `request.py` adds the values that follow from them and the checks between them.
+`Request` in `request/model.py` adds the values that follow from them and the checks between them.
 """
 
 import re
@@ -13,7 +13,7 @@ from pydantic import Field
 from overpaint.errors import RequestError
 from overpaint.picture import Picture
 from overpaint.registry import Fill, Space, Task
-from overpaint.request_parts import Control, Lora, ModelName, StrictModel
+from overpaint.request.parts import Control, Lora, ModelName, StrictModel
 
 DEFAULT_STRENGTH = 0.6
 MAX_CONTROLS = 16

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overpaint.foreign_syntax import describe_foreign_syntax
+from overpaint.request.foreign_syntax import describe_foreign_syntax
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 from overpaint.errors import RequestError, quote_value
 from overpaint.picture import Picture
 from overpaint.registry import TASKS, resolve_sampler, resolve_schedule
-from overpaint.request_fields import (
+from overpaint.request.fields import (
     BREAK_PATTERN,
     DEFAULT_STRENGTH,
     EMBEDDING_PATTERN,
@@ -17,8 +17,8 @@ from overpaint.request_fields import (
     StepsMode,
     resolve_field_aliases,
 )
-from overpaint.request_parts import Control, Lora, StrictModel
-from overpaint.request_tags import take_lora_tags
+from overpaint.request.lora_tags import take_lora_tags
+from overpaint.request.parts import Control, Lora, StrictModel
 
 MASKED_FIELDS = (
     "mask_invert", "mask_grow", "mask_blur", "crop", "task", "fill", "match_colors"

@@ -18,7 +18,7 @@ from overpaint.painter import Painter
 from overpaint.picture import Picture
 from overpaint.request import Request
 
-HOUSE = Path(__file__).parents[1] / "examples" / "house.png"
+HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
 
 
 @pytest.fixture(scope="module")
