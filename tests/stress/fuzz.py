@@ -82,7 +82,7 @@ def run(folder: Path, cases: int) -> Report:
     nowhere = mock.AsyncMock(side_effect=RequestError("webhook", "nobody is asked here."))
     with (
         running(folder, engine_factory=Instant) as url,
-        mock.patch("overpaint.server.outbound.client.resolve_host", nowhere),
+        mock.patch("overpaint.network.client.resolve_host", nowhere),
         requests.Session() as session,
     ):
         until(lambda: session.get(f"{url}/readyz").ok)

@@ -162,7 +162,7 @@ def start(settings: ServerSettings) -> None:
 
 def _check_access(settings: ServerSettings) -> None:
     """Refuse to listen beyond this machine without an API key."""
-    from overpaint.server.outbound.addresses import is_loopback
+    from overpaint.network.addresses import is_loopback
     from overpaint.server.store.api_keys import open_api_keys
     from overpaint.server.store.database import get_store_url
 

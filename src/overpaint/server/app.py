@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from overpaint.engine.worker import EngineFactory
+from overpaint.network.addresses import is_loopback
 from overpaint.server.api import metrics
 from overpaint.server.api.a1111 import A1111
 from overpaint.server.api.fal import FAL
@@ -34,7 +35,6 @@ from overpaint.server.http.request_budget import RequestBudget
 from overpaint.server.http.threads import SERVER_KEY, current_key, run_in_write_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.jobs.webhooks import WebhookSender
-from overpaint.server.outbound.addresses import is_loopback
 from overpaint.server.settings import ServerSettings
 from overpaint.server.store.api_keys import ApiKeys
 from overpaint.server.telemetry.logs import log_and_continue

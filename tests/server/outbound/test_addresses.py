@@ -14,17 +14,17 @@ import httpx2
 import pytest
 
 from overpaint.errors import RequestError
-from overpaint.server.jobs import webhooks
-from overpaint.server.jobs.webhooks import deliver
-from overpaint.server.outbound import client
-from overpaint.server.outbound.addresses import (
+from overpaint.network import client
+from overpaint.network.addresses import (
     Reach,
     check_url,
     is_loopback,
     is_public,
     resolve_host,
 )
-from overpaint.server.outbound.client import make_client
+from overpaint.network.client import make_client
+from overpaint.server.jobs import webhooks
+from overpaint.server.jobs.webhooks import deliver
 from tests.server.jobs.test_webhooks import Receiver, predict, receiver, until
 from tests.server.live import running
 

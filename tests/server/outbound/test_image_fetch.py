@@ -22,9 +22,9 @@ from fal_client import SyncClient, client
 from replicate.client import Client
 
 from overpaint.errors import QueueFullError, RequestError
-from overpaint.server.outbound import client as asks
-from overpaint.server.outbound import image_fetch
-from overpaint.server.outbound.client import OutboundClient
+from overpaint.network import client as asks
+from overpaint.network import download
+from overpaint.network.client import OutboundClient
 from overpaint.server.outbound.image_fetch import ImageFetcher
 from overpaint.server.settings import DEFAULT_LIMITS, FetchPolicy, FetchSettings
 from tests.server.live import running
@@ -338,7 +338,7 @@ def test_fetch_requests_of_a_key_wait_only_for_each_other(
         asked.append(str(url))
         return httpx2.Response(200, stream=httpx2.ByteStream(HOUSE))
 
-    monkeypatch.setattr(image_fetch, "open_response", answer)
+    monkeypatch.setattr(download, "open_response", answer)
     here: Any = Here()
 
     async def fetch() -> None:

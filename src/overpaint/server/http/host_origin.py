@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from overpaint.network.addresses import is_loopback
 from overpaint.server.http.problems import problem_response
-from overpaint.server.outbound.addresses import is_loopback
 
 
 class HostOriginMiddleware:

@@ -29,6 +29,8 @@ from overpaint.errors import (
 from overpaint.events import Step
 from overpaint.imaging import sizing
 from overpaint.models.library.index import LibraryIndex
+from overpaint.network.addresses import Reach, check_url
+from overpaint.network.client import OutboundClient
 from overpaint.request import Request
 from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.http.threads import run_in_write_thread
@@ -37,8 +39,6 @@ from overpaint.server.jobs.feed import JobFeed
 from overpaint.server.jobs.references import check_names
 from overpaint.server.jobs.store_access import lock_folder, open_database
 from overpaint.server.jobs.supervisor import Supervisor
-from overpaint.server.outbound.addresses import Reach, check_url
-from overpaint.server.outbound.client import OutboundClient
 from overpaint.server.outbound.image_fetch import ImageFetcher, ImageSources
 from overpaint.server.settings import DAY_S, ServerSettings
 from overpaint.server.store.files import Files

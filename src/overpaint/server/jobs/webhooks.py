@@ -23,10 +23,10 @@ import httpx2
 from standardwebhooks import Webhook
 
 from overpaint.errors import RequestError
+from overpaint.network.addresses import Reach
+from overpaint.network.client import open_response
 from overpaint.server.http.threads import run_in_write_thread
 from overpaint.server.jobs.service import Service
-from overpaint.server.outbound.addresses import Reach
-from overpaint.server.outbound.client import open_response
 from overpaint.server.settings import WebhookSettings
 from overpaint.server.store.job_rows import ENDED, Job
 from overpaint.server.store.outbox import Delivery, DueWebhook

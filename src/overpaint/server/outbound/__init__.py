@@ -1,1 +1,1 @@
-"""Outgoing connections: address rules, the HTTP client, fetched pictures."""
+"""Outgoing connections of the server: pictures that requests name."""

@@ -15,18 +15,11 @@ from dataclasses import dataclass, field
 import httpx2
 
 from overpaint.errors import QueueFullError, RequestError
-from overpaint.server.outbound.client import OutboundClient, open_response
+from overpaint.network.client import OutboundClient
+from overpaint.network.download import DownloadRules, download_body
 from overpaint.server.settings import DEFAULT_LIMITS, FetchPolicy, FetchSettings
 from overpaint.server.store.files import Files
 from overpaint.server.telemetry.logs import log_event, request_id
-
-ALLOWED_SCHEMES = ("http", "https")
-
-FETCH_HEADERS = {
-    "accept": "image/png, image/jpeg, image/webp",
-    "accept-encoding": "identity",
-    "user-agent": "Overpaint",
-}
 
 
 @dataclass(frozen=True)
@@ -122,10 +115,6 @@ class ImageFetcher:
             f"{self._settings.timeout_s:g} seconds. Alternatively, send the picture itself."
         )
 
-    def _is_public_port(self, port: int | None) -> bool:
-        """Return whether the server contacts a port at public addresses; None is the default."""
-        return port is None or port in self._settings.public_ports
-
     async def _in_time(self, urls: Mapping[str, str]) -> dict[str, bytes]:
         fetched, at = dict[str, bytes](), ""
         try:
@@ -144,28 +133,11 @@ class ImageFetcher:
         return fetched
 
     async def _one(self, url: httpx2.URL, room: int) -> bytes:
-        """Fetch one URL.
-
-        Raises:
-            ValueError: the server does not contact such URLs, or the response is too large or has
-                another status or an encoding.
-            RequestError, httpx2.HTTPError, OSError: see `open_response`.
-        """
-        reach = "all" if self._fetches == "all" else "public"
-        if url.scheme not in ALLOWED_SCHEMES or (
-            reach == "public" and not self._is_public_port(url.port)
-        ):
-            raise ValueError("unusual scheme or port")
-        answer = await open_response(self._outside.client, "GET", url, reach, FETCH_HEADERS)
-        try:
-            if answer.status_code != 200 or "content-encoding" in answer.headers:
-                raise ValueError("status other than 200, or an encoding")
-            parts, size = list[bytes](), 0
-            async for part in answer.aiter_raw():
-                parts.append(part)
-                size += len(part)
-                if size > room or len(parts) > self._settings.small_chunks + size // 2**10:
-                    raise ValueError("too large, or too many chunks")
-            return b"".join(parts)
-        finally:
-            await answer.aclose()
+        """Fetch one URL; see `download_body` for what it raises."""
+        rules = DownloadRules(
+            reach="all" if self._fetches == "all" else "public",
+            ports=self._settings.public_ports,
+            max_bytes=room,
+            small_chunks=self._settings.small_chunks,
+        )
+        return await download_body(self._outside.client, url, rules)

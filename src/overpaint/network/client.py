@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from overpaint.server.outbound.addresses import MAX_PORT, Reach, resolve_host
+from overpaint.network.addresses import MAX_PORT, Reach, resolve_host
 
 T = TypeVar("T")
 

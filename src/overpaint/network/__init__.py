@@ -1,0 +1,1 @@
+"""Outgoing connections: address rules, the HTTP client, and downloads of pictures."""
