@@ -82,6 +82,14 @@ def test_estimate_has_picture_size_and_is_deterministic(
     np.testing.assert_array_equal(seen, load(folders[family]).estimate(picture()))
 
 
+def test_digest_of_an_estimator_covers_its_configs(tmp_path: Path) -> None:
+    folder = write_estimator(tiny_estimator("dpt"), tmp_path / "dpt")
+    before = load(folder).sha256
+    config = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(config | {"resample": 3}))
+    assert load(folder).sha256 != before
+
+
 @pytest.mark.parametrize("family", DEPTHS)
 def test_depth_equals_transformers_pipeline(family: str, folders: dict[str, Path]) -> None:
     processor: Any = DPTImageProcessorPil(**settings(folders[family]))

@@ -36,6 +36,7 @@ from overpaint.models.files.digests import compute_sha256
 from overpaint.models.files.json_config import read_json_config
 from overpaint.models.files.safetensors_io import open_weights, sample_keys
 from overpaint.models.library import catalog
+from overpaint.models.library.hub import ESTIMATOR_CONFIG_FILES
 from overpaint.registry import Sight
 
 ESTIMATOR_CLASSES: dict[str, tuple[str, Sight]] = {
@@ -73,7 +74,7 @@ class Estimator:
 
     Attributes:
         name: The name that the user gave.
-        sha256: The digest of its weights.
+        sha256: The digest of its configs and weights.
         sight: The kind of estimate, "depth" or "classes".
         module: The network, in evaluation mode without gradients.
         processor: The image processor of transformers.
@@ -222,7 +223,7 @@ def _load(
     padded = family == "zoedepth" and processor.do_pad
     return Estimator(
         name,
-        compute_sha256(files),
+        compute_sha256((*(folder / config for config in ESTIMATOR_CONFIG_FILES), *files)),
         ESTIMATOR_CLASSES[family][1],
         module.to(device).eval().requires_grad_(False),
         processor,

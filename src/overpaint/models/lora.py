@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from overpaint.errors import CheckpointError
 from overpaint.models.family import OTHER_MODELS_BY_WIDTH
 from overpaint.models.files import lora_keys, lora_tensors
-from overpaint.models.files.digests import compute_sha256, compute_tensors_sha256
 from overpaint.models.files.lora_file import open_lora
 from overpaint.models.files.original_layout import to_original_name
 from overpaint.models.files.peft_config import PeftConfig, read_peft_configs
+from overpaint.models.files.peft_folder import compute_lora_digests
 from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, sample_keys
 from overpaint.nn.lowrank import WeightDelta
 from overpaint.nn.packed import list_vector_shapes, list_weight_shapes
@@ -78,7 +78,7 @@ class LoraWeights:
 
     Attributes:
         name: The name that the user gave.
-        sha256: The digest of the file.
+        sha256: The digest of the file, or of the configs and weights of a PEFT folder.
         tensors_sha256: The digest of the file without its header, which other programs use.
         changes: The change of each weight, by part ("unet", "text_encoder", "text_encoder_2") and
             module name. Biases and the weights of norms have the names of
@@ -141,22 +141,13 @@ def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = Fals
                     "is damaged"
                 )
             changes[part][module] = change
-    whole, inner = _compute_digests(file)
+    whole, inner = compute_lora_digests(file.path, file.metadata)
     return LoraWeights(str(name), whole, inner, dict(changes), dict(file.metadata), unused)
 
 
 def _is_role(key: str, role: str, keys: Mapping[str, object]) -> bool:
     """Return whether a key has its role; `.weight` alone is IA3's only beside `.on_input`."""
     return role != "factors" or f"{key.removesuffix('.weight')}.on_input" in keys
-
-
-def _compute_digests(file: WeightsFile) -> tuple[str, str]:
-    """Return the digest of a LoRA's files, and that of the file without its header."""
-    files = list(dict.fromkeys(tensor.path for tensor in file.tensors.values()))
-    whole = compute_sha256(files)
-    if len(files) > 1:
-        return whole, whole
-    return whole, compute_tensors_sha256(files[0], file.metadata)
 
 
 def _read_finite(file: WeightsFile, key: str) -> Tensor:

@@ -1,5 +1,6 @@
 """Tests of models in place: the folders of other programs, and changes in them."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.models.files.digests import compute_sha256
+from overpaint.models.files.peft_folder import compute_lora_digests, list_lora_files
 from overpaint.models.library.index import LibraryIndex
 from overpaint.models.library.library import Library
 from tests.models.library.test_library import lora, peft_folder
@@ -179,3 +182,50 @@ def test_copy_of_an_added_file_is_no_second_file(tmp_path: Path) -> None:
     library = Library(tmp_path / "home", [root])
     entry = library.add(path, "ink")
     assert library.find("old ink", "lora") == library.find("ink_v1", "lora") == entry
+
+
+def set_alpha(folder: Path, alpha: float) -> None:
+    """Change the strength of a PEFT adapter in its config."""
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
+
+
+def test_changed_config_of_a_peft_folder_is_another_lora(tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path / "loras" / "ink")
+    library = Library(tmp_path / "home", [tmp_path / "loras"])
+    before = library.find("ink", "lora")
+    set_alpha(folder, 2)  # a number of the same length
+    assert library.find("ink", "lora").sha256 != before.sha256
+    set_alpha(folder, 8)
+    assert library.find("ink", "lora").sha256 == before.sha256
+
+
+def test_digest_of_a_peft_folder_is_the_one_that_the_loader_computes(tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path / "loras" / "ink")
+    peft_folder(folder / "text_encoder", 1)
+    entry = Library(tmp_path / "home", [tmp_path / "loras"]).find("ink", "lora")
+    files = list_lora_files(folder)
+    assert len(files) == 4
+    assert entry.sha256 == compute_sha256(files) == compute_lora_digests(folder, {})[0]
+    assert entry.keys == 4
+
+
+def test_changed_weights_in_a_checkpoint_folder_are_noticed(tmp_path: Path) -> None:
+    weights = tmp_path / "models" / "sdxl" / "unet" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    (tmp_path / "models" / "sdxl" / "model_index.json").write_text("{}")
+    save_file({"x": torch.ones(1)}, weights)
+    library = Library(tmp_path / "home", [tmp_path / "models"])
+    before = library.find("sdxl")
+    save_file({"x": torch.zeros(1)}, weights)
+    assert library.find("sdxl").sha256 != before.sha256
+
+
+def test_file_with_the_time_and_size_of_its_predecessor_is_noticed(tmp_path: Path) -> None:
+    root = tmp_path / "loras"
+    place(root, "ink.safetensors")
+    library = Library(tmp_path / "home", [root])
+    before, status = library.find("ink", "lora"), (root / "ink.safetensors").stat()
+    lora(root / "ink.safetensors", 5)
+    os.utime(root / "ink.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert library.find("ink", "lora").sha256 != before.sha256

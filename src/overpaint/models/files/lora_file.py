@@ -1,19 +1,17 @@
 """Open a LoRA: a safetensors file, a PEFT folder, or a folder with one PEFT folder for each part.
 
-A PEFT folder has `adapter_config.json` beside `adapter_model.safetensors`. Its contents are those
-of a single file with diffusers' metadata, so everything else reads one layout.
+The contents of a PEFT folder are those of a single file with diffusers' metadata, so everything
+else reads one layout.
 """
 
 import json
 from pathlib import Path
 from typing import Any, cast
 
-from overpaint.errors import CheckpointError
 from overpaint.models.files.json_config import read_json_config
-from overpaint.models.files.peft_config import METADATA_KEY, PARTS, PEFT_CONFIG
+from overpaint.models.files.peft_config import METADATA_KEY
+from overpaint.models.files.peft_folder import list_peft_folders
 from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, open_weights
-
-PEFT_WEIGHTS = "adapter_model.safetensors"
 
 PARTS_BY_CLASS = {
     "UNet2DConditionModel": "unet",
@@ -31,34 +29,19 @@ def open_lora(path: Path) -> WeightsFile:
     """
     if not path.is_dir():
         return open_weights(path)
-    folders = {part: path / part for part in PARTS if (path / part / PEFT_CONFIG).is_file()}
-    if (path / PEFT_CONFIG).is_file():
-        folders[""] = path
-    if not folders:
-        raise CheckpointError(f"{path} has no LoRA: a PEFT folder has {PEFT_CONFIG}")
     tensors: dict[str, LazyTensor] = {}
     metadata: dict[str, str] = {}
     configs: dict[str, Any] = {}
-    for part, folder in folders.items():
-        config = read_json_config(folder / PEFT_CONFIG)
-        own = _open_adapter(folder)
-        part = part or _find_part(config)
+    for folder in list_peft_folders(path):
+        config = read_json_config(folder.config)
+        own = open_weights(folder.weights)
+        part = folder.part or _find_part(config)
         metadata |= own.metadata
         prefix = f"{part}." if part else ""
         for key, tensor in own.tensors.items():
             tensors[prefix + key.removeprefix("base_model.model.")] = tensor
         configs |= {prefix + key: value for key, value in config.items()}
     return WeightsFile(path, tensors, metadata | {METADATA_KEY: json.dumps(configs)})
-
-
-def _open_adapter(folder: Path) -> WeightsFile:
-    files = sorted(folder.glob("*.safetensors"))
-    named = folder / PEFT_WEIGHTS
-    if named in files or len(files) == 1:
-        return open_weights(named if named in files else files[0])
-    if (pickle := folder / "adapter_model.bin").is_file():
-        return open_weights(pickle)  # its error names the remedy
-    raise CheckpointError(f"{folder} has {PEFT_CONFIG}, but no {PEFT_WEIGHTS}")
 
 
 def _find_part(config: dict[str, Any]) -> str:

@@ -5,19 +5,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from overpaint.errors import CheckpointError
 
 METADATA_KEY = "lora_adapter_metadata"
 """diffusers' key of the configs in a file's metadata, as one JSON object of all parts."""
-
-PEFT_CONFIG = "adapter_config.json"
-"""The file that makes a folder a PEFT adapter."""
-
-PARTS = ("unet", "text_encoder", "text_encoder_2")
-"""Subfolders that can each be a PEFT adapter."""
 
 MAX_PATTERN_CHARS = 300
 MAX_PATTERN_REPEATS = 3
@@ -54,11 +47,6 @@ class PeftConfig:
         if alpha is None or not given:
             return None
         return alpha / (given**0.5 if self.use_rslora else given)
-
-
-def is_peft_folder(path: Path) -> bool:
-    """Return whether a path is a PEFT folder, or a folder with PEFT folders of a model's parts."""
-    return any((folder / PEFT_CONFIG).is_file() for folder in (path, *(path / p for p in PARTS)))
 
 
 def _look_up(

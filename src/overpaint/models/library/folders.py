@@ -13,16 +13,23 @@ read again at each lookup; the description of a file is kept until the file chan
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
-from overpaint.models.files.digests import compute_sha256, compute_tensors_sha256
-from overpaint.models.files.peft_config import PEFT_CONFIG, is_peft_folder
-from overpaint.models.library.describe import describe, read_header
+from overpaint.models.files.digests import compute_sha256
+from overpaint.models.files.peft_folder import (
+    PEFT_CONFIG,
+    compute_lora_digests,
+    is_peft_folder,
+    list_lora_files,
+    list_peft_folders,
+)
+from overpaint.models.files.stamps import Stamp, stamp_files
+from overpaint.models.library.describe import Header, describe, read_header
 from overpaint.models.library.entry import WEIGHT_SUFFIXES, LibraryEntry, strip_suffix
 
 COMFYUI_PATHS = "extra_model_paths.yaml"
@@ -30,7 +37,8 @@ COMFYUI_PATHS = "extra_model_paths.yaml"
 MAX_FILES = 20_000
 """Files that are looked at in one folder of models."""
 
-_Stamp = tuple[int, int]
+CHECKPOINT_INDEX = "model_index.json"
+"""The file that makes a folder a checkpoint in diffusers' layout."""
 
 
 class ModelFolders:
@@ -49,8 +57,8 @@ class ModelFolders:
         """
         paths = [paths] if isinstance(paths, str | os.PathLike) else paths
         self.paths = tuple(Path(path).expanduser().absolute() for path in paths)
-        self._known: dict[Path, tuple[_Stamp, LibraryEntry | None]] = {}
-        self._digests: dict[tuple[Path, _Stamp], tuple[str, str]] = {}
+        self._known: dict[Path, tuple[Stamp, LibraryEntry | None]] = {}
+        self._digests: dict[Path, tuple[Stamp, tuple[str, str]]] = {}
         for path in self.paths:
             if not path.exists():
                 raise ModelNotFoundError(f"no such folder of models: {path}")
@@ -82,21 +90,26 @@ class ModelFolders:
         return sorted(entries, key=lambda entry: entry.name)
 
     def add_digests(self, entry: LibraryEntry) -> LibraryEntry:
-        """Return an entry with its digests, which are computed once for a file."""
+        """Return an entry with its digests, which are computed again only after a change.
+
+        Raises:
+            CheckpointError: A file of the entry cannot be read.
+        """
         try:
-            key = (entry.path, _stamp(entry.path))
-            if key not in self._digests:
-                self._digests[key] = _compute_digests(entry)
+            stamp = stamp_files(_list_hashed_files(entry.path))
+            known = self._digests.get(entry.path)
+            if known is None or known[0] != stamp:
+                self._digests[entry.path] = known = (stamp, _compute_digests(entry))
         except OSError as error:
             raise CheckpointError(f"{entry.name} cannot be read: {error.strerror}") from error
-        whole, inner = self._digests[key]
+        whole, inner = known[1]
         return entry.model_copy(update={"sha256": whole, "tensors_sha256": inner})
 
     def _describe(self, path: Path) -> LibraryEntry | None:
         """Return the description of a file; None if it is of no known kind."""
         try:
-            stamp = _stamp(path)
-        except OSError:
+            stamp = stamp_files(_list_described_files(path))
+        except (CheckpointError, OSError):
             return None
         known = self._known.get(path)
         if known is None or known[0] != stamp:
@@ -114,7 +127,7 @@ def describe_path(path: Path) -> LibraryEntry:
     Raises:
         CheckpointError: The file is damaged or of an unknown kind.
     """
-    if (path / "model_index.json").is_file():
+    if (path / CHECKPOINT_INDEX).is_file():
         return LibraryEntry(
             name=path.name,
             kind="checkpoint",
@@ -124,29 +137,42 @@ def describe_path(path: Path) -> LibraryEntry:
             keys=0,
             path=path,
         )
-    if is_peft_folder(path):
-        weights = sorted(path.glob("**/*.safetensors"))
-        if not weights:
-            raise CheckpointError(f"{path} has {PEFT_CONFIG}, but no .safetensors file")
-        header = read_header(weights[0])
-        found = describe(header, path.name, "")
+    if path.is_dir():
+        found = describe(_read_peft_header(path), path.name, "")
         return found.model_copy(update={"path": path, "file": path.name})
     return describe(read_header(path), strip_suffix(path.name), "")
 
 
+def _read_peft_header(path: Path) -> Header:
+    """Read the headers of a PEFT folder's files as one, which has the keys of all parts."""
+    shapes: dict[str, Sequence[int]] = {}
+    metadata: dict[str, str] = {}
+    for own in list_peft_folders(path):
+        header = read_header(own.weights)
+        prefix = f"{own.part}." if own.part else ""
+        shapes |= {prefix + key: shape for key, shape in header.shapes.items()}
+        metadata |= header.metadata
+    return Header(path, shapes, metadata)
+
+
+def _list_described_files(path: Path) -> tuple[Path, ...]:
+    """Return the files on which a description depends."""
+    index = path / CHECKPOINT_INDEX
+    return (index,) if index.is_file() else list_lora_files(path)
+
+
+def _list_hashed_files(path: Path) -> tuple[Path, ...]:
+    """Return the files on which the digests of an entry depend."""
+    if (path / CHECKPOINT_INDEX).is_file():
+        return tuple(sorted(path.glob("**/*.safetensors")))
+    return list_lora_files(path)
+
+
 def _compute_digests(entry: LibraryEntry) -> tuple[str, str]:
-    if entry.path.is_dir():
-        whole = compute_sha256(sorted(entry.path.glob("**/*.safetensors")))
-        return whole, whole
-    whole = compute_sha256((entry.path,))
-    if entry.kind != "lora":
-        return whole, whole
-    return whole, compute_tensors_sha256(entry.path, entry.metadata)
-
-
-def _stamp(path: Path) -> _Stamp:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
+    if entry.kind == "lora":
+        return compute_lora_digests(entry.path, entry.metadata)
+    whole = compute_sha256(_list_hashed_files(entry.path))
+    return whole, whole
 
 
 def _list_roots(path: Path) -> Iterator[Path]:
@@ -194,7 +220,7 @@ def _walk(root: Path) -> Iterator[Path]:
             subfolders.clear()
             continue
         seen.add(real)
-        if {PEFT_CONFIG, "model_index.json"} & set(files) or is_peft_folder(here):
+        if {PEFT_CONFIG, CHECKPOINT_INDEX} & set(files) or is_peft_folder(here):
             subfolders.clear()
             yield here
             continue

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from overpaint.errors import CheckpointError
 from overpaint.models.files.lora_file import open_lora
 from overpaint.models.files.lora_keys import strip_brackets
-from overpaint.models.files.peft_config import is_peft_folder
+from overpaint.models.files.peft_folder import is_peft_folder
 from overpaint.models.files.safetensors_io import WeightsFile, open_weights
 from overpaint.models.library.describe import Header
 from overpaint.models.library.entry import WEIGHT_SUFFIXES, strip_suffix
