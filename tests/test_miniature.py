@@ -38,8 +38,9 @@ def test_base_model_is_at_most_24_mb() -> None:
     assert sum(path.stat().st_size for path in files) <= 24e6
 
 
-def test_prompted_pictures_show_the_prompt(model: Model, judge: Judge) -> None:
-    figures, _ = measure.prompted(model, judge, 16, GUIDANCE)
+@pytest.mark.parametrize("count", [8, pytest.param(16, marks=pytest.mark.slow)])
+def test_prompted_pictures_show_the_prompt(model: Model, judge: Judge, count: int) -> None:
+    figures, _ = measure.prompted(model, judge, count, GUIDANCE)
     shares = {figure.name: figure.value for figure in figures}
     assert shares["object shape and color"] >= 0.85
     assert shares["background"] >= 0.9

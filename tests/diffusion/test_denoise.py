@@ -120,31 +120,62 @@ def requests(draw: st.DrawFn, least_steps: int = 1) -> Request:
     return Request(**fields)
 
 
-MIXES = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(FEW, max_examples=100)
 ARRIVALS = st.lists(st.integers(0, 4), min_size=4, max_size=4)
-
-
+MIX = given(mix=st.lists(requests(), min_size=2, max_size=4), arrivals=ARRIVALS)
 # With fewer than 4 steps, a step of Heun from 14.6 to 0 squares the noise level. The network's
 # rounding errors then grow 200-fold, in a batch and in a solo run.
-@MIXES
-@given(mix=st.lists(requests(least_steps=4), min_size=2, max_size=4), arrivals=ARRIVALS)
+LONG_MIX = given(mix=st.lists(requests(least_steps=4), min_size=2, max_size=4), arrivals=ARRIVALS)
+
+
+def check_mix_matches_solo_runs(plans: Sequence[Plan], arrivals: list[int], limit: float) -> None:
+    for own, joint in zip(plans, run(plans, arrivals[: len(plans)]), strict=True):
+        solo = run([own])[0]
+        assert joint.dtype == solo.dtype
+        assert difference(joint, solo) <= limit
+
+
+def plan_mix(mix: list[Request], model: Model) -> list[Plan]:
+    return [plan(request, model).plans[0] for request in mix]
+
+
+def plan_precise_mix(mix: list[Request], model: Model) -> list[Plan]:
+    return [PrecisePlan(**vars(plan)) for plan in plan_mix(mix, model)]
+
+
+@FEW
+@LONG_MIX
 def test_batched_trajectories_match_solo_runs_in_fp32(
     model: Model, mix: list[Request], arrivals: list[int]
 ) -> None:
-    plans = [plan(request, model).plans[0] for request in mix]
-    for own, joint in zip(plans, run(plans, arrivals[: len(plans)]), strict=True):
-        assert difference(joint, run([own])[0]) <= SAME
+    check_mix_matches_solo_runs(plan_mix(mix, model), arrivals, SAME)
 
 
-@MIXES
-@given(mix=st.lists(requests(), min_size=2, max_size=4), arrivals=ARRIVALS)
+@FEW
+@MIX
 def test_batched_trajectories_match_solo_runs_in_float64(
     precise: Model, mix: list[Request], arrivals: list[int]
 ) -> None:
-    plans = [PrecisePlan(**vars(plan(request, precise).plans[0])) for request in mix]
-    for own, joint in zip(plans, run(plans, arrivals[: len(plans)]), strict=True):
-        assert joint.dtype == torch.float64
-        assert difference(joint, run([own])[0]) <= EXACT
+    check_mix_matches_solo_runs(plan_precise_mix(mix, precise), arrivals, EXACT)
+
+
+@pytest.mark.slow
+@MANY
+@LONG_MIX
+def test_many_batched_trajectories_match_solo_runs_in_fp32(
+    model: Model, mix: list[Request], arrivals: list[int]
+) -> None:
+    check_mix_matches_solo_runs(plan_mix(mix, model), arrivals, SAME)
+
+
+@pytest.mark.slow
+@MANY
+@MIX
+def test_many_batched_trajectories_match_solo_runs_in_float64(
+    precise: Model, mix: list[Request], arrivals: list[int]
+) -> None:
+    check_mix_matches_solo_runs(plan_precise_mix(mix, precise), arrivals, EXACT)
 
 
 def test_step_calls_the_network_once_with_the_needed_rows(model: Model) -> None:

@@ -158,16 +158,16 @@ def test_text_encoders_after_training_know_the_first_object(tmp_path: Path):
 
 def test_make_command_trains_and_exports_all_models(tmp_path: Path):
     small = Workload(
-        unet_scenes=24,
-        vae_scenes=range(16),
-        control_scenes=range(60_000_000, 60_000_008),
-        concept_scenes=4,
-        judge_scenes=range(16),
+        unet_scenes=12,
+        vae_scenes=range(4),
+        control_scenes=range(60_000_000, 60_000_004),
+        concept_scenes=2,
+        judge_scenes=range(4),
         judge_tests=range(4),
-        reader_scenes=range(24),
+        reader_scenes=range(6),
         reader_tests=range(4),
-        folded=8,
-        batch_size=8,
+        folded=4,
+        batch_size=2,
         packaged=tmp_path,
     )
     out, work = tmp_path / "export", tmp_path / "work"
