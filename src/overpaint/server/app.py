@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from overpaint.engine.worker import EngineFactory
 from overpaint.network.addresses import is_loopback
-from overpaint.server.api import metrics
+from overpaint.server.api import docs_page, metrics
 from overpaint.server.api.a1111 import A1111
 from overpaint.server.api.fal import FAL
 from overpaint.server.api.ignored_fields import IGNORED_HEADER
@@ -29,9 +29,12 @@ from overpaint.server.http import counting
 from overpaint.server.http.access_log import AccessLogMiddleware
 from overpaint.server.http.body_limit import BodyLimitMiddleware
 from overpaint.server.http.connection import count_possible_connections, make_protocol_class
-from overpaint.server.http.host_origin import HostOriginMiddleware
+from overpaint.server.http.head_requests import HeadMiddleware
+from overpaint.server.http.host_origin import HostOriginMiddleware, spell_origin
 from overpaint.server.http.problems import install_error_handlers
 from overpaint.server.http.request_budget import RequestBudget
+from overpaint.server.http.request_target import RequestTargetMiddleware
+from overpaint.server.http.response_headers import SecurityHeadersMiddleware
 from overpaint.server.http.threads import SERVER_KEY, current_key, run_in_write_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.jobs.webhooks import WebhookSender
@@ -115,7 +118,8 @@ def create_app(
         title="Overpaint",
         version=version("overpaint"),
         lifespan=lifespan,
-        docs_url="/docs",
+        docs_url=None,
+        redoc_url=None,
         openapi_tags=[*tags, {"name": "health", "description": "Health checks and metrics."}],
     )
     install_error_handlers(app)
@@ -128,25 +132,29 @@ def create_app(
     app.add_middleware(
         BodyLimitMiddleware, max_bytes=settings.limits.body_bytes, settings=settings.http
     )
+    app.add_middleware(HeadMiddleware)
+    origins = {each for origin in settings.allowed_origins for each in spell_origin(origin)}
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=settings.allowed_origins,
+        allow_origins=origins,
         allow_methods=["*"],
         allow_headers=["*"],
+        allow_private_network=True,
         expose_headers=EXPOSED_HEADERS,
     )
-    app.add_middleware(
-        HostOriginMiddleware, hosts=_accepted_hosts(settings), origins=settings.allowed_origins
-    )
+    app.add_middleware(HostOriginMiddleware, hosts=_accepted_hosts(settings), origins=origins)
     app.add_middleware(AccessLogMiddleware)
     if traces:
         from overpaint.server.http.tracing import TracingMiddleware
 
         app.add_middleware(TracingMiddleware, traces=traces)
     app.add_middleware(counting.ResponseCounterMiddleware, answers=app.state.answers)
+    app.add_middleware(RequestTargetMiddleware)
+    app.add_middleware(SecurityHeadersMiddleware)
     for dialect in DIALECTS:
         app.include_router(dialect.router)
     app.include_router(metrics.router)
+    app.include_router(docs_page.router)
 
     @app.get("/healthz", tags=["health"], summary="Liveness check")
     async def healthz() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
@@ -226,6 +234,7 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         log_config=None,
         log_level="warning",
         access_log=False,
+        ws="none",  # A WebSocket handshake is answered like any GET request.
         timeout_keep_alive=settings.http.keep_alive_s,
         timeout_graceful_shutdown=settings.http.shutdown_timeout_s,
     )

@@ -120,6 +120,9 @@ class HttpSettings(_Settings):
     """Seconds that open connections have after all running jobs have ended."""
     disconnect_poll_interval_s: float = 5.0
     """Seconds between two checks whether a client that waits for a job is still connected."""
+    event_comment_interval_s: float = 10.0
+    """Seconds without an event after which an event stream sends a comment. Proxies close
+    connections without traffic (nginx after 60 s)."""
     signed_link_lifetime_s: int = 3600
     """Seconds that a signed link works, as those of Replicate and OpenAI do."""
 

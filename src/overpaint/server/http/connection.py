@@ -5,8 +5,10 @@ import contextlib
 import socket
 from typing import Any, ClassVar, cast
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from overpaint.server.http.response_headers import SECURITY_HEADERS
 from overpaint.server.settings import HttpSettings
 
 READ_BUFFER_BYTES = 2**15
@@ -67,6 +69,21 @@ class TimeoutH11Protocol(H11Protocol):
             del self.connections_by_wait[self]
             self.connections_by_wait[self] = None
         super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that is not HTTP, with the headers of all other responses."""
+        headers = SECURITY_HEADERS | {
+            "Content-Type": "text/plain; charset=utf-8",
+            "Connection": "close",
+        }
+        events = (
+            h11.Response(status_code=400, headers=list(headers.items()), reason=b"Bad Request"),
+            h11.Data(data=msg.encode()),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _make_room(self) -> None:
         """Close the connection that has waited longest for a request; this one if none waits."""

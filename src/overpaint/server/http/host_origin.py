@@ -6,6 +6,7 @@ page's host name resolves to the server, so the page looks like one of the serve
 `Host` header contains that name, and the server refuses names that are not its own.
 """
 
+import re
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -14,6 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from overpaint.network.addresses import is_loopback
 from overpaint.server.http.problems import problem_response
+
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+"""The port of each scheme that browsers leave out of an origin."""
 
 
 class HostOriginMiddleware:
@@ -25,7 +29,8 @@ class HostOriginMiddleware:
         Args:
             app: the application.
             hosts: names of the server in addition to loopback names; None allows any name.
-            origins: `scheme://host:port` of allowed pages, in addition to the server's own.
+            origins: `scheme://host:port` of allowed pages, in every spelling (`spell_origin`), in
+                addition to the server's own.
         """
         self._app = app
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
@@ -43,7 +48,7 @@ class HostOriginMiddleware:
                     "--allowed-host to allow the name."
                 )
                 refusal, reason = problem_response(400, "Refused", message), "forbidden_host"
-            elif origin and origin not in self._origins and not _same(origin, host):
+            elif origin and origin not in self._origins and not _is_own(origin, host):
                 message = (
                     f"This server does not accept requests from pages of {origin[:200]!r}. Start "
                     "it with --allowed-origin to allow them."
@@ -65,6 +70,16 @@ class HostOriginMiddleware:
         return name in self._hosts or is_loopback(name)
 
 
-def _same(origin: str, host: str) -> bool:
+def spell_origin(origin: str) -> tuple[str, ...]:
+    """Return an origin in lower case, with and without the default port of its scheme."""
+    scheme, _, place = origin.lower().partition("://")
+    port = DEFAULT_PORTS.get(scheme, "")
+    place = place.removesuffix(port)
+    own_port = re.search(r":\d*$", place)  # An IPv6 address ends with a bracket.
+    return tuple(f"{scheme}://{place}{end}" for end in ("", "" if own_port else port))
+
+
+def _is_own(origin: str, host: str) -> bool:
     """Return whether the page is the server's own. Behind a TLS proxy, the schemes may differ."""
-    return origin.partition("://")[2].lower() == host.lower() != ""
+    own = f"{origin.partition('://')[0]}://{host}"
+    return host != "" and set(spell_origin(origin)) == set(spell_origin(own))
