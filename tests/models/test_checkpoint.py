@@ -17,9 +17,9 @@ from overpaint.models.checkpoint import (
     load_model,
     load_preview_decoder,
     open_single_file,
-    parse_noise_config,
 )
 from overpaint.models.devices import choose_device
+from overpaint.models.diffusers_folder import parse_noise_config
 from overpaint.models.family import Configs
 from overpaint.models.files import single_file
 from overpaint.models.files.safetensors_io import open_weights
@@ -229,9 +229,7 @@ def test_refiner_has_only_second_text_encoder(tmp_path: Path):
     configs = tiny_configs(refiner=True)
     modules = original.build(configs)
     state = original.original_layout(configs, modules)
-    converted, _ = single_file.convert_checkpoint(
-        open_weights(write_single(tmp_path, state)), configs
-    )
+    converted, _ = single_file.split_checkpoint(open_weights(write_single(tmp_path, state)))
     assert converted.keys() == {"unet", "vae", "text_encoder_2"}
     for part, module in modules.items():
         assert converted[part].keys() == module.state_dict().keys()
@@ -245,7 +243,7 @@ def test_refiner_has_only_second_text_encoder(tmp_path: Path):
         (["lora_unet_down_blocks_0.lora_up.weight"], "a LoRA"),
         (["unet.down_blocks.0.to_q.lora.up.weight"], "a LoRA"),
         (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
-        (["down_blocks.0.resnets.0.conv1.weight"], "give the folder"),
+        (["text_model.encoder.layers.0.mlp.fc1.weight"], "a text encoder"),
         (["decoder.conv_in.weight"], "a VAE"),
         (["edm_mean"], "EDM"),
         (["weight"], r"no model\.diffusion_model\.\* keys"),

@@ -155,7 +155,8 @@ class AddonLoader:
 
         def read() -> LoraWeights:
             with _naming(entry):
-                return replace(load_lora(entry.path, self.model, lenient=lenient), name=asked.name)
+                read_lora = load_lora(entry.path, self.model, lenient=lenient)
+            return replace(read_lora, name=asked.name, file=entry.file)
 
         lora = self._keep(("lora", entry.sha256, asked.name, lenient), read)
         text = asked.scale if asked.text_scale is None else asked.text_scale

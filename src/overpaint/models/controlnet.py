@@ -25,8 +25,9 @@ from overpaint.errors import CheckpointError
 from overpaint.models.adapters import get_adapter_merger
 from overpaint.models.files import weight_variants
 from overpaint.models.files.digests import compute_sha256
+from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.original_layout import to_original_name
-from overpaint.models.files.safetensors_io import LazyTensor, fill_module, open_weights, sample_keys
+from overpaint.models.files.safetensors_io import fill_module, open_weights, sample_keys
 from overpaint.models.library import catalog
 from overpaint.nn.blocks import install_blocks
 from overpaint.nn.packed import pack_network, unpacked_state

@@ -29,11 +29,12 @@ from torch import Tensor, nn
 from overpaint.errors import CheckpointError
 from overpaint.models.family import OTHER_MODELS_BY_WIDTH
 from overpaint.models.files import lora_keys, lora_tensors
+from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.lora_file import open_lora
 from overpaint.models.files.original_layout import to_original_name
 from overpaint.models.files.peft_config import PeftConfig, read_peft_configs
 from overpaint.models.files.peft_folder import compute_lora_digests
-from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, sample_keys
+from overpaint.models.files.safetensors_io import WeightsFile, sample_keys
 from overpaint.nn.lowrank import WeightDelta
 from overpaint.nn.packed import list_vector_shapes, list_weight_shapes
 
@@ -85,6 +86,7 @@ class LoraWeights:
             `packed.list_vector_shapes`.
         metadata: The metadata in the file's header.
         unused: Keys that match no layer, if they were allowed.
+        file: The name of the file that the user added or has.
     """
 
     name: str
@@ -93,6 +95,7 @@ class LoraWeights:
     changes: Mapping[str, Mapping[str, WeightDelta]]
     metadata: Mapping[str, str]
     unused: tuple[str, ...] = ()
+    file: str = ""
 
 
 def load_lora(name: str | PathLike[str], model: "Model", *, lenient: bool = False) -> LoraWeights:

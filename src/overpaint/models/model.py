@@ -1,7 +1,7 @@
 """A loaded checkpoint on a device."""
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +30,19 @@ class TextEncoder:
     model: "CLIPTextModel | CLIPTextModelWithProjection"
 
 
+@dataclass(frozen=True)
+class PartFile:
+    """The file of a part that is not in the checkpoint.
+
+    Attributes:
+        name: The name of the file.
+        sha256: The digest of the file, or of a folder's weight files.
+    """
+
+    name: str
+    sha256: str
+
+
 @dataclass
 class Model:
     """A checkpoint on a device. All modules are in evaluation mode, without gradients.
@@ -50,6 +63,9 @@ class Model:
         preview: The linear map for previews, if any.
         preview_decoder: A small decoder for previews, if one was loaded.
         notices: Messages from loading.
+        metadata: The metadata in the header of a single file.
+        parts: The files of parts ("unet", "vae", "text_encoder", "text_encoder_2") that replace
+            those of the checkpoint; `sha256` does not count them.
         vae_lock: A thread must hold it to run the VAE; others can run the UNet at that time.
         text_lock: A thread must hold it to run the text encoders, since LoRAs and embeddings change
             them for a prompt.
@@ -70,6 +86,8 @@ class Model:
     preview: LatentPreview | None = None
     preview_decoder: "AutoencoderTiny | None" = None
     notices: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    parts: Mapping[str, PartFile] = field(default_factory=dict[str, PartFile])
     vae_lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     text_lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     # `dataclasses.replace` makes a copy with an empty cache.
@@ -85,7 +103,8 @@ class Model:
             key: All inputs of the result besides the model, by content.
             make: A function that computes the result.
         """
-        mine = (self.name, self.sha256, self.device, self.dtype)
+        parts = tuple(sorted((part, own.sha256) for part, own in self.parts.items()))
+        mine = (self.name, self.sha256, parts, self.device, self.dtype)
         return self.cache.remember(kind, (mine, key), make)
 
     def make_once(self, what: str, make: Callable[[], T]) -> T:
@@ -103,6 +122,14 @@ class Model:
         """The text encoders by part name, "text_encoder" and "text_encoder_2"."""
         names = ("text_encoder", "text_encoder_2")[-len(self.text_encoders) :]
         return dict(zip(names, self.text_encoders, strict=True))
+
+    @property
+    def guidance_width(self) -> int:
+        """The width of the embedded guidance scale that the UNet takes, or 0 without one.
+
+        Such a UNet (LCM) needs no unconditional row.
+        """
+        return int(self.unet.config.get("time_cond_proj_dim") or 0)
 
     @property
     def vae_factor(self) -> int:

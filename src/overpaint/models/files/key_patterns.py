@@ -5,3 +5,12 @@ LORA_KEYS = (
     r"|\.[wb]_norm$|\.diff(_b)?$|\.on_input$|\.[ab][12]\.weight$|^bundle_emb\."
 )
 """Matches at least one key of every LoRA."""
+
+UNET_KEYS = r"^(unet\.)?(input_blocks\.0\.0\.weight$|down_blocks\.\d+\.resnets\.)"
+"""Matches at least one key of every UNet alone, in the original or diffusers' layout."""
+
+VAE_KEYS = r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.conv_in\.weight$"
+"""Matches at least one key of every VAE of Stable Diffusion, in either layout."""
+
+TEXT_ENCODER_KEYS = r"^(text_model\.encoder\.layers\.0|transformer\.resblocks\.0)\."
+"""Matches at least one key of every CLIP text encoder alone, of transformers or OpenCLIP."""

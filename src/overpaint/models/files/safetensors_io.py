@@ -8,8 +8,8 @@ the memory where the tensor stays.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from overpaint.errors import CheckpointError
+from overpaint.models.files.lazy_tensor import LazyTensor
+from overpaint.models.files.scaled_fp8 import apply_weight_scales
 
 PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 SAFETENSORS_SUFFIXES = {".safetensors", ".sft", ".pti"}
@@ -47,77 +49,6 @@ DTYPES_BY_CODE: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-@dataclass(frozen=True)
-class LazyTensor:
-    """A tensor that is still in its file, with operations to apply after reading.
-
-    The class has the few tensor methods that diffusers' key converters call. The converters can
-    therefore rename, slice and transpose a checkpoint before any tensor is in memory.
-
-    Attributes:
-        path: The file.
-        key: The tensor's name in the file.
-        offset: The position of its first byte in the file.
-        dtype: Its dtype in the file.
-        shape: Its shape after all steps.
-        file_shape: Its shape in the file.
-        steps: The operations to apply, in order.
-    """
-
-    path: Path
-    key: str
-    offset: int
-    dtype: torch.dtype
-    shape: torch.Size
-    file_shape: torch.Size
-    steps: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = field(default=(), compare=False)
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
-    @property
-    def T(self) -> "LazyTensor":  # noqa: N802 (torch's name)
-        """The transposed tensor."""
-        return self._then(lambda tensor: tensor.T)
-
-    def __getitem__(self, index: Any) -> "LazyTensor":
-        return self._then(lambda tensor: tensor[index])
-
-    def contiguous(self) -> "LazyTensor":
-        """Return the tensor itself: `read` returns contiguous tensors."""
-        return self
-
-    def clone(self) -> "LazyTensor":
-        """Return the tensor itself: `read` returns a new tensor each time."""
-        return self
-
-    def detach(self) -> "LazyTensor":
-        """Return the tensor itself: tensors from files have no gradients."""
-        return self
-
-    def _then(self, step: Callable[[torch.Tensor], torch.Tensor]) -> "LazyTensor":
-        shape = step(torch.empty(self.shape, device="meta")).shape
-        return replace(self, shape=shape, steps=(*self.steps, step))
-
-    def read(self) -> torch.Tensor:
-        """Read the tensor into new memory and apply the steps.
-
-        Raises:
-            CheckpointError: The file became shorter after it was opened.
-        """
-        tensor = torch.empty(self.file_shape, dtype=self.dtype)
-        target = tensor.reshape(-1).view(torch.uint8).numpy()
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            if file.readinto(target.data) != target.nbytes:
-                raise CheckpointError(f"{self.path} changed while it was being read")
-        for step in self.steps:
-            tensor = step(tensor)
-        return torch.clone(tensor, memory_format=torch.contiguous_format) if self.steps else tensor
 
 
 @dataclass(frozen=True)
@@ -174,7 +105,7 @@ def open_weights(path: Path) -> WeightsFile:
         shape = torch.Size(entry["shape"])
         offset = 8 + length + entry["data_offsets"][0]
         tensors[key] = LazyTensor(path, key, offset, dtype, shape, shape)
-    return WeightsFile(path, tensors, metadata)
+    return WeightsFile(path, apply_weight_scales(tensors, path), metadata)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -222,9 +153,8 @@ def fill_module(
     Raises:
         CheckpointError: A tensor is missing, unexpected or has another shape.
     """
-    expected = module.state_dict()
-    _check(expected, stored, part)
-    for name in expected:
+    check_tensors(module, stored, part=part)
+    for name in module.state_dict():
         tensor = stored[name].read()
         four = channels_last and tensor.ndim == 4
         tensor = tensor.to(
@@ -250,10 +180,13 @@ def _number_positions(module: torch.nn.Module, device: torch.device) -> None:
             setattr(module.get_submodule(owner), leaf, ids)
 
 
-def _check(
-    expected: Mapping[str, torch.Tensor], stored: Mapping[str, LazyTensor], part: str
-) -> None:
-    """Raise CheckpointError unless both have the same names and shapes."""
+def check_tensors(module: torch.nn.Module, stored: Mapping[str, LazyTensor], *, part: str) -> None:
+    """Check, before any tensor is read, that tensors have a module's names and shapes.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or has another shape.
+    """
+    expected: Mapping[str, torch.Tensor] = module.state_dict()
     missing = [name for name in expected if name not in stored]
     unexpected = [tensor.key for name, tensor in stored.items() if name not in expected]
     reshaped = [

@@ -1,25 +1,23 @@
 """Recognize and convert single-file checkpoints in SDXL's original key layout."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from diffusers.loaders import single_file_utils
+from pathlib import Path
 
 from overpaint.errors import CheckpointError
 from overpaint.models.family import OTHER_MODELS_BY_WIDTH, Configs, shipped_configs
-from overpaint.models.files import key_patterns
-from overpaint.models.files.safetensors_io import LazyTensor, WeightsFile, sample_keys
+from overpaint.models.files import key_patterns, model_parts
+from overpaint.models.files.lazy_tensor import LazyTensor
+from overpaint.models.files.model_parts import PART_PREFIXES, UNET, Parts
+from overpaint.models.files.safetensors_io import WeightsFile, sample_keys
 from overpaint.models.noise_config import NoiseConfig
-
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
-FIRST_ENCODER = "conditioner.embedders.0.transformer."
-SECOND_ENCODER = "conditioner.embedders.1.model."
-REFINER_ENCODER = "conditioner.embedders.0.model."
 
 SHIPPED_CONFIGS = {(2048, 4): "sdxl", (2048, 9): "sdxl-inpaint", (1280, 4): "sdxl-refiner"}
 """Cross-attention width and input channels of the UNet, to the name of the packaged configs."""
+
+UNET_INPUT_KEY = r"(model\.diffusion_model\.|unet\.)?(input_blocks\.0\.0|conv_in)\.weight"
+"""The first convolution of a UNet, in a checkpoint or alone."""
 
 FOREIGN_CHECKPOINTS: tuple[tuple[str, str], ...] = (
     (r"double_blocks\.\d", "a Flux checkpoint"),
@@ -28,9 +26,9 @@ FOREIGN_CHECKPOINTS: tuple[tuple[str, str], ...] = (
     (key_patterns.LORA_KEYS, "a LoRA, not a checkpoint"),
     (r"^control_model\.|^controlnet_cond_embedding\.", "a ControlNet, not a checkpoint"),
     (r"^(ip_adapter|image_proj)\.", "an IP-Adapter, not a checkpoint"),
-    (r"^down_blocks\.", "the UNet of a diffusers folder; give the folder"),
-    (r"^decoder\.", "a VAE, not a checkpoint"),
-    (r"^(text_model|clip_[lg]$)", "a part of a model, not a checkpoint"),
+    (r"^(vae\.)?(encoder|decoder)\.conv_in\.weight$", "a VAE, not a checkpoint"),
+    (r"^clip_[lg]$", "an embedding, not a checkpoint"),
+    (key_patterns.TEXT_ENCODER_KEYS, "a text encoder, not a checkpoint"),
 )
 """Patterns of keys that identify files that are not SDXL checkpoints, and their description."""
 
@@ -73,39 +71,46 @@ IGNORED_KEYS = (
 
 
 def recognize_file(weights: WeightsFile) -> Configs:
-    """Return the packaged configs for a file in SDXL's original layout.
+    """Return the packaged configs for a checkpoint in SDXL's original layout, or for a UNet alone.
+
+    `complete_configs` adds what the tensors show.
 
     Raises:
         CheckpointError: The file is not an SDXL checkpoint. The message describes the file.
     """
-    _refuse_foreign(weights)
-    context = _context(weights)
-    first = weights.tensors[f"{UNET}input_blocks.0.0.weight"]
+    for pattern, what in FOREIGN_CHECKPOINTS:
+        if any(re.search(pattern, key) for key in weights.tensors):
+            raise CheckpointError(f"{weights.path}: this is {what}; Overpaint runs SDXL")
+    named = (own for k, own in weights.tensors.items() if re.fullmatch(UNET_INPUT_KEY, k))
+    if (first := next(named, None)) is None:
+        raise CheckpointError(
+            f"{weights.path}: this is not an SDXL checkpoint: it has no {UNET}* keys, but "
+            f"{sample_keys(weights.tensors)}"
+        )
+    return choose_configs(weights.tensors, first, weights.path)
+
+
+def choose_configs(tensors: Mapping[str, LazyTensor], first: LazyTensor, path: Path) -> Configs:
+    """Return the packaged configs for the tensors of a UNet.
+
+    Args:
+        tensors: The tensors, under any names of their layouts.
+        first: The weight of the first convolution.
+        path: The file, for messages.
+
+    Raises:
+        CheckpointError: The UNet belongs to another family.
+    """
+    named = (own for key, own in tensors.items() if key.endswith("attn2.to_k.weight"))
+    context = next((own.shape[1] for own in named if own.ndim > 1), 0)
     channels = first.shape[1] if first.ndim > 1 else 0
     if (name := SHIPPED_CONFIGS.get((context, channels))) is not None:
         return shipped_configs(name)
     kind = OTHER_MODELS_BY_WIDTH.get(context, "unknown")
     raise CheckpointError(
-        f"{weights.path}: this is a {kind} checkpoint (cross-attention width {context}, "
+        f"{path}: this is a {kind} checkpoint (cross-attention width {context}, "
         f"{channels} input channels); Overpaint runs SDXL"
     )
-
-
-def _refuse_foreign(weights: WeightsFile) -> None:
-    for pattern, what in FOREIGN_CHECKPOINTS:
-        if any(re.search(pattern, key) for key in weights.tensors):
-            raise CheckpointError(f"{weights.path}: this is {what}; Overpaint runs SDXL")
-    if f"{UNET}input_blocks.0.0.weight" not in weights.tensors:
-        raise CheckpointError(
-            f"{weights.path}: this is not an SDXL checkpoint: it has no {UNET}* keys, but "
-            f"{sample_keys(weights.tensors)}"
-        )
-
-
-def _context(weights: WeightsFile) -> int:
-    """Return the width of the UNet's cross-attention, or 0 without cross-attention."""
-    named = (s for k, s in weights.tensors.items() if k.endswith("attn2.to_k.weight"))
-    return next((stored.shape[1] for stored in named if stored.ndim > 1), 0)
 
 
 def read_noise_config(weights: WeightsFile) -> NoiseConfig:
@@ -124,56 +129,38 @@ def read_noise_config(weights: WeightsFile) -> NoiseConfig:
     )
 
 
-def convert_checkpoint(
-    weights: WeightsFile, configs: Configs
-) -> tuple[dict[str, dict[str, LazyTensor]], tuple[str, ...]]:
-    """Rename a checkpoint's tensors from the original layout to diffusers'.
-
-    Args:
-        weights: The checkpoint's file.
-        configs: The checkpoint's configs.
+def split_checkpoint(weights: WeightsFile) -> tuple[Parts, tuple[str, ...]]:
+    """Return the parts of a checkpoint, or the UNet of a file that has nothing else.
 
     Returns:
         First, the tensors by part ("unet", "vae", "text_encoder", "text_encoder_2") and state
-        dict name. Second, notices about unused tensors.
+        dict name; a part that the file lacks is left out. Second, notices about unused tensors.
 
     Raises:
-        CheckpointError: A key belongs to no part, or the converters need a missing key.
+        CheckpointError: A key belongs to no part.
     """
+    if model_parts.find_lone_part(weights.tensors) == "unet":
+        return {"unet": model_parts.take_part(weights, "unet")}, ()
     kept, notices = _without_ignored(weights)
-
-    def under(prefix: str) -> dict[str, Any]:
-        return {key: stored for key, stored in kept.items() if key.startswith(prefix)}
-
-    two = "text_encoder" in configs.text_encoders
-    second = SECOND_ENCODER if two else REFINER_ENCODER
-    label = [f"{UNET}label_emb.0.{layer}.{leaf}" for layer in (0, 2) for leaf in ("weight", "bias")]
-    # The converters need these keys. `fill_module` reports other missing keys.
-    if missing := [key for key in (*label, f"{second}text_projection") if key not in kept]:
+    grouped: Parts = {}
+    for part, prefixes in PART_PREFIXES.items():
+        for prefix in prefixes:
+            inside = {
+                key.removeprefix(prefix): kept.pop(key)
+                for key in list(kept)
+                if key.startswith(prefix)
+            }
+            grouped.setdefault(part, {}).update(inside)
+    if kept:
         raise CheckpointError(
-            f"{weights.path}: {len(missing)} missing keys: {sample_keys(missing)}"
+            f"{weights.path}: {len(kept)} unexpected keys, which belong to no part of SDXL: "
+            f"{sample_keys(kept)}"
         )
-    parts: dict[str, dict[str, Any]] = {
-        "unet": single_file_utils.convert_ldm_unet_checkpoint(under(UNET), configs.unet),
-        "vae": single_file_utils.convert_ldm_vae_checkpoint(under(VAE), configs.vae),
-        "text_encoder_2": single_file_utils.convert_open_clip_checkpoint(
-            None, under(second), prefix=second
-        ),
-    }
-    if two:
-        parts["text_encoder"] = {
-            key.removeprefix(FIRST_ENCODER): stored for key, stored in under(FIRST_ENCODER).items()
-        }
     parts = {
-        part: {name: stored for name, stored in tensors.items() if stored is not None}
-        for part, tensors in parts.items()
+        part: model_parts.convert_part(part, tensors, weights)
+        for part, tensors in grouped.items()
+        if tensors
     }
-    used = {stored.key for tensors in parts.values() for stored in tensors.values()}
-    if unknown := [key for key in kept if key not in used]:
-        raise CheckpointError(
-            f"{weights.path}: {len(unknown)} unexpected keys, which belong to no part of SDXL: "
-            f"{sample_keys(unknown)}"
-        )
     return parts, notices
 
 
