@@ -44,7 +44,7 @@ from overpaint.models.adapters import Adapters
 from overpaint.models.addons import Addons, ControlNets
 from overpaint.models.model import Model
 from overpaint.request import Request
-from tests.tiny import tiny_inpainter, tiny_model, tiny_pipeline, tiny_refiner
+from tests.tiny import tiny_inpainter, tiny_lcm, tiny_model, tiny_pipeline, tiny_refiner
 
 # diffusers' schedulers use numpy calls that numpy 2.4 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -294,6 +294,23 @@ def test_inpainting_network_with_nine_channels_matches_diffusers(
         change=lambda own: replace(own, constraint=Unconstrained()),
     )
     assert_close(mine, reference)
+
+
+def test_network_with_embedded_guidance_matches_diffusers() -> None:
+    asked = request(sampler="lcm", schedule="trailing", num_inference_steps=4)
+    config = {"set_alpha_to_one": True}
+    reference = render_with_diffusers(asked, LCMScheduler, config, tiny_lcm(overpaint_blocks=False))
+    mine = render_with_overpaint(asked, tiny_lcm())
+    assert_close(mine, reference)
+    weaker = asked.model_copy(update={"guidance_scale": 2.0})
+    assert np.abs(mine - render_with_overpaint(weaker, tiny_lcm())).max() > 10 * CLOSE
+
+
+def test_network_with_embedded_guidance_runs_without_unconditional_row() -> None:
+    planned = plan(request(), tiny_lcm())
+    assert planned.plans[0].negative is None
+    [notice] = planned.notices
+    assert notice.startswith("tiny-consistency takes guidance_scale 5.0 as an input")
 
 
 @torch.no_grad()

@@ -150,6 +150,19 @@ def tiny_inpainter(seed: int = 2, *, overpaint_blocks: bool = True) -> Model:
     return replace(base, name="tiny-inpainter", family=family, unet=unet)
 
 
+def tiny_lcm(seed: int = 3, *, overpaint_blocks: bool = True) -> Model:
+    """Make a random model whose UNet takes the guidance scale as an input, as LCM-SDXL's does."""
+    base = tiny_model(overpaint_blocks=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config: dict[str, Any] = UNET | {"time_cond_proj_dim": 16}
+        unet = UNet2DConditionModel(**config)
+    unet.eval().requires_grad_(False)
+    if overpaint_blocks:
+        install_blocks(unet)
+    return replace(base, name="tiny-consistency", unet=unet)
+
+
 def tiny_folder(
     path: Path,
     seed: int = 0,

@@ -65,6 +65,7 @@ class Conditioning:
             of an inpainting network. None for other networks.
         controls: the control images that steer the row.
         adapters: the LoRAs that apply to the row.
+        guidance: the embedded guidance scale, [1, G], for a network that takes one.
     """
 
     context: Context
@@ -73,6 +74,7 @@ class Conditioning:
     channels: Tensor | None = None
     controls: tuple[ControlInput, ...] = ()
     adapters: Adapters = ()
+    guidance: Tensor | None = None
 
 
 @dataclass(frozen=True)

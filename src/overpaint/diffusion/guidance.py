@@ -1,7 +1,9 @@
 """Classifier-free guidance: a value that combines two predictions into one."""
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -34,3 +36,20 @@ class Guidance:
         dims = list(range(1, guided.ndim))
         matched = guided * (conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
         return self.rescale * matched + (1 - self.rescale) * guided
+
+
+def embed_guidance_scale(scale: float, width: int) -> Tensor:
+    """Return the sinusoid [1, width] of a guidance scale for a network that was distilled with it.
+
+    Such networks (LCM, arXiv 2310.04378, section 4.2) take the guidance scale as an input beside
+    the timestep, and run without an unconditional row.
+
+    Args:
+        scale: w of arXiv 2207.12598 in Imagen's definition; the network takes w - 1, at least 0.
+        width: the width of the network's input.
+    """
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float32) / max(1, half - 1)
+    angles = 1000 * max(0.0, scale - 1) * torch.exp(-math.log(10_000) * exponents)
+    embedding = torch.cat([angles.sin(), angles.cos()])
+    return torch.nn.functional.pad(embedding, (0, width % 2))[None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from overpaint.diffusion import control_inputs, latents, prompt, stages
 from overpaint.diffusion.conditioning import Conditioning, Network
 from overpaint.diffusion.constraint import Constraint, MaskConstraint, Unconstrained
-from overpaint.diffusion.guidance import Guidance
+from overpaint.diffusion.guidance import Guidance, embed_guidance_scale
 from overpaint.diffusion.noise import Variation
 from overpaint.diffusion.plan import Plan, Planned, Stage
 from overpaint.diffusion.samplers import get_sampler
@@ -250,7 +250,12 @@ def _list_notices(request: Request, model: Model, canvas: Canvas) -> list[str]:
     region = canvas.region if canvas.extension is None else None
     if region and (scale := region.describe_scale(canvas.size)):
         notices.append(scale)
-    if (request.negative_prompt or request.negative_prompt_2) and not request.guided:
+    if model.guidance_width:
+        notices.append(
+            f"{model.name} takes guidance_scale {request.guidance_scale} as an input of its "
+            "network. It uses no negative_prompt, guidance_rescale or guidance_interval."
+        )
+    elif (request.negative_prompt or request.negative_prompt_2) and not request.guided:
         notices.append(
             f"negative_prompt is not used: guidance_scale {request.guidance_scale} over "
             f"guidance_interval {request.guidance_interval} leaves no guidance."
@@ -264,8 +269,13 @@ def _encode_conditioning(
     request: Request, model: Model, canvas: Canvas, notices: list[str], addons: Addons
 ) -> tuple[Conditioning, Conditioning | None]:
     """Return the conditioning of the prompt and, if the request is guided, of the negative one."""
+    guidance: Tensor | None = None
+    prompts = request
+    if model.guidance_width:
+        guidance = embed_guidance_scale(request.guidance_scale, model.guidance_width)
+        prompts = request.model_copy(update={"guidance_scale": 1.0})  # no unconditional row
     positive, negative = prompt.encode_prompt_pair(
-        model, request, addons.adapters, addons.embeddings
+        model, prompts, addons.adapters, addons.embeddings
     )
     width, height = canvas.size
     whole = (height, width)
@@ -284,6 +294,7 @@ def _encode_conditioning(
         channels,
         controls,
         addons.adapters,
+        guidance,
     )
     if negative is None:
         return conditioned, None

@@ -19,8 +19,9 @@ from overpaint.nn.row_adapters import RowAdapters
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-StackedInputs = tuple[Context, Tensor | None, dict[str, Tensor]]
-"""The context, the concatenated channels and the added conditions of a batch."""
+StackedInputs = tuple[Context, Tensor | None, Tensor | None, dict[str, Tensor]]
+"""The context, the concatenated channels, the guidance embeddings and the added conditions of a
+batch."""
 
 
 class UNet:
@@ -72,11 +73,13 @@ class UNet:
     def _predict(self, rows: Sequence[Row]) -> Tensor:
         x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self.dtype)
         t = torch.tensor([self.schedule.timestep(row.sigma) for row in rows], device=self.device)
-        context, channels, added = self._stack(tuple(row.conditioning for row in rows))
+        context, channels, guidance, added = self._stack(tuple(row.conditioning for row in rows))
         residuals = self._controlnets.residuals(rows, x, t, added)
         if channels is not None:
             x = torch.cat([x, channels], dim=1)
         inputs: dict[str, Any] = {"added_cond_kwargs": added, "return_dict": False, **residuals}
+        if guidance is not None:
+            inputs["timestep_cond"] = guidance
         predicted = self._unet(x, t, context, **inputs)[0]
         return predicted.to(rows[0].x.dtype)
 
@@ -100,11 +103,13 @@ class UNet:
             context = Context.stack([m.context for m in members])
             concatenated = [m.channels for m in members if m.channels is not None]
             channels = torch.cat(concatenated).to(self.dtype) if concatenated else None
+            embedded = [m.guidance for m in members if m.guidance is not None]
+            guidance = torch.cat(embedded).to(self.device, self.dtype) if embedded else None
             added = {
                 "text_embeds": torch.cat([m.pooled for m in members]),
                 "time_ids": torch.cat([m.size_ids for m in members]),
             }
-            self._last = last = (members, (context, channels, added))
+            self._last = last = (members, (context, channels, guidance, added))
         return last[1]
 
 
