@@ -24,7 +24,7 @@ class Run:
 
     Attributes:
         model: the model that paints.
-        request: the request, with the settings that its few-step LoRAs imply.
+        request: the request, with the settings that its few-step LoRA or checkpoint implies.
         trajectories: one per picture; empty if there is nothing to paint.
         notices: messages from planning, for the user.
     """
@@ -38,7 +38,7 @@ class Run:
         addons = addon_loader.load(request)
         self.notices = list(addons.notices)
         self.model = model
-        self.request, notice = few_step.apply_few_step_settings(request, addons.adapters)
+        self.request, notice = few_step.apply_few_step_settings(request, addons.adapters, model)
         if notice:
             self.notices.append(notice)
         planned = plan(self.request, model, addons)
