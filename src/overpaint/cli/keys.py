@@ -75,9 +75,10 @@ def revoke(
 def _open_keys(data: Path, store: str | None) -> "AbstractContextManager[ApiKeys]":
     from overpaint.server.store.api_keys import open_api_keys
     from overpaint.server.store.database import get_store_url
+    from overpaint.server.store.files import prepare_data_folder
 
     if store is None:
-        data.mkdir(parents=True, exist_ok=True)
+        prepare_data_folder(data)
     return open_api_keys(get_store_url(data, store))
 
 

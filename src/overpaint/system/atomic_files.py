@@ -1,5 +1,6 @@
 """Write files atomically and durably, and lock files between processes."""
 
+import contextlib
 import os
 import secrets
 import sqlite3
@@ -8,19 +9,31 @@ from pathlib import Path
 PARTIAL_SUFFIX = ".partial"
 """Suffix of files that are being written."""
 
+PRIVATE_FOLDER_MODE = 0o700
+PRIVATE_FILE_MODE = 0o600
+"""Permissions: the owner alone can read and write."""
 
-def write_file(path: Path, data: bytes) -> None:
+
+def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file atomically, so that it survives a crash once this returns.
 
     The data goes to a temporary file in the same folder, is synced to the disk, and is renamed.
 
+    Args:
+        path: of the file; its folder is created if it is missing.
+        data: the content.
+        private: let the file's owner alone read it, and the folder if it is new.
+
     Raises:
         OSError: the file cannot be written; no temporary file is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder_mode = PRIVATE_FOLDER_MODE if private else 0o777
+    path.parent.mkdir(folder_mode, parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
         with temporary.open("wb") as file:
+            if private:
+                temporary.chmod(PRIVATE_FILE_MODE)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -35,6 +48,29 @@ def write_file(path: Path, data: bytes) -> None:
         raise
 
 
+def make_private_folder(path: Path) -> None:
+    """Create a folder, or take an existing one, and let its owner alone read it.
+
+    An existing folder of another user keeps its permissions.
+
+    Raises:
+        OSError: the folder cannot be created.
+    """
+    path.mkdir(PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        path.chmod(PRIVATE_FOLDER_MODE)
+
+
+def make_private_file(path: Path) -> None:
+    """Create an empty file, or take an existing one, and let its owner alone read it.
+
+    Nothing happens if the folder is missing, or if another user owns the file.
+    """
+    with contextlib.suppress(OSError):
+        path.touch(PRIVATE_FILE_MODE)
+        path.chmod(PRIVATE_FILE_MODE)
+
+
 def lock_file(path: Path) -> sqlite3.Connection:
     """Lock a file for this process until the connection is closed or the process ends.
 
@@ -43,6 +79,7 @@ def lock_file(path: Path) -> sqlite3.Connection:
     Raises:
         BlockingIOError: another process holds the lock.
     """
+    make_private_file(path)
     lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         lock.execute("BEGIN EXCLUSIVE")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from overpaint.cli import keys
 from overpaint.errors import StoreError
 from overpaint.imaging.codec import read_picture
 from overpaint.request import Request
@@ -71,6 +72,69 @@ def test_service_tidy_keeps_needed_files(tmp_path: Path) -> None:
         assert service.files.get_time(fresh) < float("inf")
         assert service.files.get_time(read_picture(HOUSE).sha256) < float("inf")
         assert service.jobs.get(waiting.id) is not None
+
+
+def test_service_tidy_removes_old_results_without_a_job(tmp_path: Path) -> None:
+    """A store that is restored from a backup does not know the jobs that came after it."""
+    with served(tmp_path, keep=3600.0) as service:
+        known = made(service, Request())
+        results = service.files.get_results_folder(known).parent
+        names = {"old": "a" * 32, "fresh": "b" * 32, "strange": "lost+found"}
+        for name in names.values():
+            (results / name).mkdir()
+            (results / name / "0-0.png").touch()
+        for name in (known, names["old"], names["strange"]):
+            os.utime(results / name, (1, 1))
+        service.tidy()
+        assert {path.name for path in results.iterdir()} == {
+            known,
+            names["fresh"],
+            names["strange"],
+        }
+
+
+def list_readable_by_others(folder: Path) -> list[Path]:
+    return [path for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_service_makes_files_that_their_owner_alone_can_read(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with served(data, keep=3600.0) as service:
+        made(service, Request(image=read_picture(HOUSE)))
+        names = {path.name for path in data.rglob("*")}
+        assert {"jobs.db-wal", "jobs.db-shm", "server.lock", "results", "files"} <= names
+        assert list_readable_by_others(data) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_keys_command_makes_a_store_that_its_owner_alone_can_read(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    keys.create("ann", data)
+    assert (data / "jobs.db").exists()
+    assert list_readable_by_others(data) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_service_restricts_the_folder_of_an_earlier_version(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with served(data, keep=3600.0) as service:
+        made(service, Request(image=read_picture(HOUSE)))
+    for path in (data, *data.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    with served(data, keep=3600.0):
+        closed = (data, data / "results", data / "files", *data.glob("jobs.db*"))
+        assert not {*closed, data / "server.lock"} & set(list_readable_by_others(data))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_service_leaves_the_permissions_of_a_folder_with_other_things(tmp_path: Path) -> None:
+    (tmp_path / "homework.txt").touch()
+    tmp_path.chmod(0o755)
+    with served(tmp_path, keep=3600.0) as service:
+        made(service, Request())
+        readable = list_readable_by_others(tmp_path)
+    assert readable == [tmp_path, tmp_path / "homework.txt"]
 
 
 def test_service_second_server_in_a_folder_is_refused(tmp_path: Path) -> None:

@@ -35,13 +35,14 @@ from overpaint.request import Request
 from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.http.threads import run_in_write_thread
 from overpaint.server.jobs.admission import check_room, check_text
+from overpaint.server.jobs.cleanup import remove_expired, split_names
 from overpaint.server.jobs.feed import JobFeed
 from overpaint.server.jobs.references import check_names
 from overpaint.server.jobs.store_access import lock_folder, open_database
 from overpaint.server.jobs.supervisor import Supervisor
 from overpaint.server.outbound.image_fetch import ImageFetcher, ImageSources
-from overpaint.server.settings import DAY_S, ServerSettings
-from overpaint.server.store.files import Files
+from overpaint.server.settings import ServerSettings
+from overpaint.server.store.files import Files, prepare_data_folder
 from overpaint.server.store.job_rows import ENDED, HistoryEntry, Job, NewJob
 from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.origins import NativeOrigin, Origin
@@ -67,8 +68,6 @@ SHARED_STORE_POLL_S = 1.0
 
 OWN_STORE_POLL_S = 30.0
 """Seconds between these looks if no other server uses the store."""
-
-MAX_NAMES_PER_QUERY = 500
 
 UNFINISHED_FILE_LIFETIME_S = 3600.0
 """Seconds after which a partly written file of another server is removed."""
@@ -112,7 +111,7 @@ class Service:
         config = settings.engine_config()
         self._profile = config.profile or Profile()
         self._job_memory_bytes = config.job_memory_bytes
-        settings.data.mkdir(parents=True, exist_ok=True)
+        prepare_data_folder(settings.data)
         self.settings = settings
         self._traces = traces
         self.files = Files(settings.data)
@@ -170,17 +169,7 @@ class Service:
         Raises:
             SQLAlchemyError, OSError: the store or the disk fails.
         """
-        while old := self.jobs.list_ended_before(self.settings.keep_days * DAY_S):
-            for name in old:
-                self.files.delete_results(name)
-            self.jobs.delete(old)
-        age = self.settings.keep_uploads_days * DAY_S
-        self.uploads.delete_older_than(age)
-        unused = self.files.list_older_than(age)
-        for at in range(0, len(unused), MAX_NAMES_PER_QUERY):
-            names = unused[at : at + MAX_NAMES_PER_QUERY]
-            for name in set(names) - self.jobs.find_used_files(names):
-                self.files.delete(name, age)
+        remove_expired(self.jobs, self.files, self.uploads, self.settings)
 
     def look(self) -> None:
         """Wake listeners whose jobs have events that other servers have stored.
@@ -188,9 +177,7 @@ class Service:
         Raises:
             SQLAlchemyError: the store fails.
         """
-        listened = self.feed.followed_jobs()
-        for at in range(0, len(listened), MAX_NAMES_PER_QUERY):
-            names = listened[at : at + MAX_NAMES_PER_QUERY]
+        for names in split_names(self.feed.followed_jobs()):
             self.feed.wake_outdated(dict.fromkeys(names) | self.jobs.get_latest_numbers(names))
 
     def note(self, event: JobChange, job: Job) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from overpaint.errors import StoreError
 from overpaint.server.settings import StoreSettings
 from overpaint.server.store.database import DEFAULT_STORE_SETTINGS, Database, get_store_url
+from overpaint.server.store.files import prepare_data_folder
 from overpaint.server.telemetry.logs import log_upgrade
 from overpaint.system.atomic_files import lock_file
 
@@ -40,7 +41,7 @@ def prepare_store(data: Path, store: str | None) -> None:
     Raises:
         StoreError: another server uses the folder, or as `open_database`.
     """
-    data.mkdir(parents=True, exist_ok=True)
+    prepare_data_folder(data)
     lock = contextlib.closing(lock_folder(data)) if store is None else contextlib.nullcontext()
     with lock:
         open_database(data, store).close()

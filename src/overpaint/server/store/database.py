@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from overpaint.errors import StoreError
 from overpaint.server.settings import StoreSettings
 from overpaint.server.store.upgrade import Report, prepare_schema
+from overpaint.system.atomic_files import make_private_file
 
 DEFAULT_STORE_SETTINGS = StoreSettings()
 
@@ -106,6 +107,10 @@ def create_store_engine(url: str, settings: StoreSettings = DEFAULT_STORE_SETTIN
     """
     others = {} if url.startswith("sqlite") else POSTGRES_TIMEOUTS
     waits = {name: wait for name, wait in others.items() if name not in make_url(url).query}
+    path = make_url(url).database
+    if url.startswith("sqlite") and path:
+        for file in (Path(path), *Path(path).parent.glob(f"{Path(path).name}-*")):
+            make_private_file(file)  # SQLite gives new -wal and -shm files the same permissions.
     engine = create_engine(url, pool_pre_ping=bool(others), connect_args=waits)
     if engine.dialect.name == "sqlite":
 

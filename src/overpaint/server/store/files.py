@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -18,10 +19,40 @@ from typing import Any
 from overpaint.errors import PictureError, StoreError
 from overpaint.picture import Picture
 from overpaint.request import Request
-from overpaint.system.atomic_files import PARTIAL_SUFFIX, write_file
+from overpaint.system.atomic_files import (
+    PARTIAL_SUFFIX,
+    PRIVATE_FOLDER_MODE,
+    make_private_folder,
+    write_file,
+)
 
 HASH_PATTERN = re.compile("[0-9a-f]{64}")
 """The name of a file: the SHA-256 of its content."""
+
+
+JOB_PATTERN = re.compile("[0-9a-f]{32}")
+"""The id of a job, which its folder of results has as a name."""
+
+OWN_NAMES = {"jobs.db", "server.lock", "files", "results"}
+"""Names in the data folder of a server, of which it has at least one."""
+
+
+def prepare_data_folder(folder: Path) -> None:
+    """Create the data folder of a server, or take an existing one.
+
+    Its owner alone can read it: jobs have prompts and secrets of webhooks. A folder that has other
+    things alone, such as `/tmp`, keeps its permissions; the folders in it are private.
+
+    Raises:
+        OSError: the folder cannot be created.
+    """
+    folder.mkdir(PRIVATE_FOLDER_MODE, parents=True, exist_ok=True)
+    names = {path.name for path in folder.iterdir()}
+    is_shared = folder.stat().st_mode & stat.S_ISVTX
+    if not is_shared and (not names or names & OWN_NAMES):
+        make_private_folder(folder)
+    for name in ("files", "results"):
+        make_private_folder(folder / name)
 
 
 class Files:
@@ -47,7 +78,7 @@ class Files:
             with contextlib.suppress(FileNotFoundError):  # Another thread may delete it now.
                 os.utime(path)  # The age of the file starts at zero again.
                 return name
-        write_file(path, data)
+        write_file(path, data, private=True)
         return name
 
     def get(self, name: str) -> bytes:
@@ -85,6 +116,13 @@ class Files:
                 aside.replace(path)
             else:
                 aside.unlink()
+
+    def list_results_older_than(self, age: float) -> list[str]:
+        """Return the ids of jobs whose results were written more than `age` seconds ago."""
+        before = time.time() - age
+        paths = (self.folder / "results").glob("*")
+        folders = (path for path in paths if JOB_PATTERN.fullmatch(path.name))
+        return [path.name for path in folders if _get_mtime(path) < before]
 
     def get_results_folder(self, job: str) -> Path:
         """Return the folder of a job's results."""

@@ -172,6 +172,12 @@ class JobReader:
             ended = and_(jobs.c.state.in_(ENDED), jobs.c.ended < self._now(connection) - age)
             return list(connection.execute(select(jobs.c.id).where(ended).limit(count)).scalars())
 
+    def find_existing(self, names: Iterable[str]) -> set[str]:
+        """Return the given ids of jobs that are in the store."""
+        with self._read() as connection:
+            existing = select(jobs.c.id).where(jobs.c.id.in_(list(names)))
+            return set(connection.execute(existing).scalars())
+
     def find_used_files(self, files: Iterable[str]) -> set[str]:
         """Return the given files that at least one job needs."""
         with self._read() as connection:
