@@ -20,6 +20,7 @@ from overpaint.imaging.color_modes import extract_alpha as extract_alpha
 from overpaint.imaging.signatures import identify_format
 from overpaint.imaging.structure import check_structure
 from overpaint.picture import Picture
+from overpaint.picture_sources import MAX_FILE_BYTES, PictureSource, read_file, read_source
 
 READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -36,28 +37,18 @@ JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """Matches a JPEG marker that a length follows, and the marker of the end (EOI)."""
 MIN_SIDE_PIXELS = 8
 """Pixels of an uploaded picture's shorter side, at least: one latent cell."""
-MAX_FILE_BYTES = 2**30
-"""Bytes of a picture file, at most, by default."""
-
-PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
-
 
 # Reading
 
 
-def read_picture(
-    source: "str | os.PathLike[str] | bytes | Image.Image | Picture",
-    max_file_bytes: int = MAX_FILE_BYTES,
-) -> Picture:
-    """Read a picture from any source into a `Picture`.
+def read_picture(source: PictureSource, max_file_bytes: int = MAX_FILE_BYTES) -> Picture:
+    """Read a picture from any source into a `Picture`, and decode it.
 
-    Files and bytes are decoded here, so that the error for a broken file names the file. The pixels
-    stay with the picture, see `open_upright`. A Pillow image is encoded as a PNG with its
-    orientation and color profile.
+    It is decoded here so that the error for a broken file names the file. The pixels stay with the
+    picture, see `open_upright`.
 
     Args:
-        source: a path, the bytes of an encoded file, a Pillow image, or a `Picture`, which is
-            returned as it is.
+        source: see `read_source`. A `Picture` is returned as it is.
         max_file_bytes: bytes of a file, at most.
 
     Raises:
@@ -65,14 +56,10 @@ def read_picture(
     """
     if isinstance(source, Picture):
         return source
-    if isinstance(source, Image.Image):
-        return Picture(data=_encode_png(source))
-    if isinstance(source, bytes):
-        name, data = "the picture", source
-    else:
-        name, data = str(source), _read_file(Path(source), max_file_bytes)
-    picture = Picture(data=data)
-    with open_upright(picture, name):
+    picture = read_source(source, max_file_bytes=max_file_bytes)
+    with open_upright(
+        picture, str(source) if isinstance(source, str | os.PathLike) else "the picture"
+    ):
         return picture
 
 
@@ -199,7 +186,7 @@ def read_keypoints(path: "str | os.PathLike[str]") -> Picture:
     Raises:
         PictureError: the file cannot be read.
     """
-    return Picture(data=_read_file(Path(path)))
+    return Picture(data=read_file(Path(path)))
 
 
 def decode(picture: Picture, notices: list[str] | None = None) -> Image.Image:
@@ -335,31 +322,6 @@ def _split_png(data: bytes, name: str, texts: bool) -> tuple[bytes, dict[str, An
     found = png_chunks.read_texts(data, name) if texts else {}
     small, info = png_chunks.split_metadata(data)
     return small, {**found, **info}
-
-
-def _read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except FileNotFoundError:
-        raise PictureError(f"{path}: no such file.") from None
-    except IsADirectoryError:
-        raise PictureError(f"{path} is a folder; give a picture file.") from None
-    except (OSError, ValueError) as error:
-        raise PictureError(f"{path} cannot be read: {error}.") from error
-    if len(data) > max_bytes:
-        raise PictureError(f"{path} is larger than {max_bytes:,} bytes; give a smaller file.")
-    return data
-
-
-def _encode_png(image: Image.Image) -> bytes:
-    orientation = image.getexif()
-    profile = image.info.get("icc_profile")
-    if image.mode not in PNG_MODES:
-        image, profile = convert_to_srgb(image), None
-    buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=1, exif=orientation, icc_profile=profile)
-    return buffer.getvalue()
 
 
 # Arrays
