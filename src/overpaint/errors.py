@@ -140,5 +140,7 @@ def did_you_mean(name: str, known: "Iterable[str]") -> str:
         " Did you mean a, b?" with the closest names, or " Known: a, b, c." if no name is close.
     """
     names = sorted(known)
-    close = get_close_matches(name[:MAX_NAME_CHARS].lower(), names, n=3, cutoff=0.5)
+    by_folded = {name.casefold(): name for name in names}
+    found = get_close_matches(name[:MAX_NAME_CHARS].casefold(), by_folded, n=3, cutoff=0.5)
+    close = [by_folded[folded] for folded in found]
     return f" Did you mean {', '.join(close)}?" if close else f" Known: {', '.join(names)}."

@@ -11,7 +11,8 @@ import typer
 
 from overpaint.cli import keys, models
 from overpaint.cli.bench import bench
-from overpaint.cli.paint import create, edit, sweep
+from overpaint.cli.commands import HintingCommand
+from overpaint.cli.paint import create, edit, sweep, upscale
 from overpaint.cli.serve import serve
 from overpaint.cli.settings import FLAG_OF_FIELD
 from overpaint.cli.syntax import parse_options, read_hint_source, read_picture
@@ -45,22 +46,25 @@ ARGUMENT_OF_FIELD = FLAG_OF_FIELD | {
 }
 """The argument or option of each field that an error can name."""
 
+ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
+"""Settings of a command that only says what to use in its place."""
+
 WATERMARKED = "SDXL's, invisible"
 
 app = typer.Typer(
     help="Repaint pictures with Stable Diffusion XL on your own hardware.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command()(edit)
-app.command()(create)
-app.command()(sweep)
-app.command()(serve)
-app.command()(bench)
+app.command(cls=HintingCommand)(edit)
+app.command(cls=HintingCommand)(create)
+app.command(cls=HintingCommand)(sweep)
+app.command(cls=HintingCommand)(serve)
+app.command(cls=HintingCommand)(bench)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.command()(usage)
+app.command(hidden=True, context_settings=ANY_ARGUMENTS)(upscale)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from overpaint.errors import OutputError, RequestError
 from overpaint.events import Finished, Notice, Step
 from overpaint.picture import Picture
 from overpaint.request import Request
+from overpaint.system.processors import set_threads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +39,12 @@ Prompt = Annotated[
         help="The picture to paint, in words. Required without --like.", show_default=False
     ),
 ]
+
+
+NO_PLAIN_UPSCALE = (
+    "Overpaint cannot enlarge a picture without a prompt. With a prompt, --upscale repaints the "
+    "picture and enlarges it by 1 to 4."
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,16 @@ class Common:
         typer.Option("--watermark", help="Add SDXL's invisible watermark."),
     ] = False
     device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps or auto.")] = "auto"
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            help="Processor threads that compute. The default follows the affinity and the cgroup "
+            "quota of the process.",
+            min=1,
+            max=1024,
+            show_default="OMP_NUM_THREADS, or one for each usable core",
+        ),
+    ] = None
     dtype: Annotated[
         str, typer.Option(help="Number format of the weights: bf16, fp16, fp32 or auto.")
     ] = "auto"
@@ -164,6 +181,15 @@ def sweep(
     _report(terminal, [path], [first.seed], sheet.size, seconds, records, common.as_json)
 
 
+def upscale() -> None:
+    """Say how to enlarge a picture; there is no network that enlarges without a prompt yet."""
+    raise RequestError(
+        "command",
+        f"There is no `overpaint upscale` yet. {NO_PLAIN_UPSCALE} For example: overpaint edit "
+        'PICTURE "a harbor at dusk" --strength 0.3 --upscale 2',
+    )
+
+
 def _paint(
     terminal: Terminal,
     request: Request,
@@ -201,6 +227,8 @@ def _run(
     common: Common,
 ) -> tuple[list[Finished], float]:
     """Load the model and run the requests; return their results and the seconds of painting."""
+    set_threads(common.threads)
+
     import overpaint  # load() imports torch
     from overpaint.imaging import canvas  # imports OpenCV
 
@@ -291,7 +319,12 @@ def _build_request(
 
         return metadata.to_request(found, source, **fields)
     if prompt is None:
-        raise RequestError("prompt", "It is missing. Give a prompt, or --like FILE.")
+        enlarges = fields.keys() & {"upscale", "upscale_to"}
+        raise RequestError(
+            "prompt",
+            "It is missing. Give a prompt, or --like FILE."
+            + (f" {NO_PLAIN_UPSCALE}" if enlarges else ""),
+        )
     return Request.model_validate({**fields, "image": source})
 
 

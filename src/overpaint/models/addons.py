@@ -193,8 +193,14 @@ def load_library_model(
     Raises:
         ModelNotFoundError, CheckpointError, DeviceError: See `load_model`.
     """
+
+    def list_names() -> list[str]:
+        added = [entry.name for entry in library.list_entries() if entry.kind == "checkpoint"]
+        return [*added, *catalog.list_checkpoint_names()]
+
     entry = library.find_if(name, "checkpoint") if isinstance(name, str) else None
-    model = load_model(entry.path if entry else name, device=device, dtype=dtype)
+    path = entry.path if entry else name
+    model = load_model(path, device=device, dtype=dtype, known=list_names)
     model.name = fspath(name)
     return model
 

@@ -4,7 +4,7 @@ Modules are built on the meta device, which takes no memory. Each tensor is then
 place and dtype. Loading therefore needs memory for the model and one tensor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -54,6 +54,7 @@ def load_model(
     dtype: str = "auto",
     vae_dtype: str | None = None,
     parts: Mapping[str, Path] | None = None,
+    known: Callable[[], Iterable[str]] = catalog.list_checkpoint_names,
 ) -> Model:
     """Load a checkpoint.
 
@@ -66,6 +67,7 @@ def load_model(
         vae_dtype: See `devices.choose_device`.
         parts: Files or folders of parts ("unet", "vae", "text_encoder", "text_encoder_2") that
             replace those of the checkpoint, or are missing from it.
+        known: Lists the names of checkpoints, for suggestions in errors.
 
     Raises:
         ModelNotFoundError: No model has that name, or the file of a part does not exist.
@@ -74,7 +76,7 @@ def load_model(
         RequestError: The device or dtype is unknown.
         DeviceError: This machine does not have the device.
     """
-    path = catalog.resolve_model(fspath(name))
+    path = catalog.resolve_model(fspath(name), known=known)
     separate = {part: open_separate_part(part, own) for part, own in (parts or {}).items()}
     weights = None if path.is_dir() else open_weights(path)
     configs = read_folder_configs(path) if weights is None else single_file.recognize_file(weights)

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from overpaint.errors import MAX_NAME_CHARS, RequestError, did_you_mean, quote_value
+from overpaint.request.synonyms import describe_synonym, describe_value
 
 MAX_PROBLEMS_SHOWN = 10
 """Problems of one request that its error describes; the others are counted."""
@@ -36,11 +37,14 @@ def _describe_problem(problem: Any, model: type[BaseModel]) -> str:
     field, value = str(next(iter(problem["loc"]), "")), problem["input"]
     match problem["type"]:
         case "extra_forbidden":
-            return f"There is no such field.{did_you_mean(field, model.model_fields)}"
+            known = model.model_fields
+            hint = describe_synonym(field, known) or did_you_mean(field, known)
+            return f"There is no such field.{hint}"
         case "finite_number":
             return f"{quote_value(value)} is not finite. {_describe_bounds(model, field)}"
         case "greater_than_equal" | "less_than_equal":
-            return f"{quote_value(value)} is out of range. {_describe_bounds(model, field)}"
+            bounds = _describe_bounds(model, field) + describe_value(field, value)
+            return f"{quote_value(value)} is out of range. {bounds}"
         case "string_pattern_mismatch":  # Only prompts have a pattern.
             return f"{quote_value(value)} contains a NUL character. Remove it."
         case "multiple_of":
@@ -51,7 +55,8 @@ def _describe_problem(problem: Any, model: type[BaseModel]) -> str:
                 f"{below + step}."
             )
         case _:
-            return f"{quote_value(value)}: {problem['msg']}."
+            hint = describe_value(field, value)
+            return f"{quote_value(value)}: {problem['msg']}.{hint}"
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import importlib.resources
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,13 +81,24 @@ def list_models() -> list[CatalogModel]:
     return entries
 
 
-def resolve_model(name: str, *, download: bool = True) -> Path:
+def list_checkpoint_names() -> list[str]:
+    """List the names in `list_models` that stand for checkpoints, without the estimators."""
+    return [entry.name for entry in list_models() if entry.name not in ESTIMATORS]
+
+
+def resolve_model(
+    name: str,
+    *,
+    download: bool = True,
+    known: Callable[[], Iterable[str]] = list_checkpoint_names,
+) -> Path:
     """Return the folder or .safetensors file of a model; download it if necessary.
 
     Args:
         name: "miniature", an alias, an estimator, a folder, a file, or a hub id "owner/name". For
             a repository that is complete in the hub's cache, the function does not contact the hub.
         download: Whether to download missing files.
+        known: Lists the names of this kind of model, for suggestions in errors.
 
     Raises:
         ModelNotFoundError: The name, file, folder or repository does not exist, or the hub is not
@@ -108,16 +120,13 @@ def resolve_model(name: str, *, download: bool = True) -> Path:
         if looks_like_path or path.suffix.lower() in {".safetensors", *PICKLE_SUFFIXES}:
             raise ModelNotFoundError(f"no such file or folder: {name}.{_near_paths(path)}")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            names = [entry.name for entry in list_models()]
             raise ModelNotFoundError(
-                f"unknown model {name!r}.{did_you_mean(name, names)} Or give a folder, a "
+                f"unknown model {name!r}.{did_you_mean(name, known())} Or give a folder, a "
                 ".safetensors file or a hub id owner/name."
             )
     published = ESTIMATORS.get(name)
     repository = (published and published.repository) or ALIASES.get(name, name)
-    return hub.fetch_snapshot(
-        name, repository, download=download, known=[*PACKAGED_MODELS, *ALIASES]
-    )
+    return hub.fetch_snapshot(name, repository, download=download, known=known)
 
 
 def resolve_controlnet(name: str) -> Path:
@@ -138,7 +147,7 @@ def resolve_controlnet(name: str) -> Path:
             f"unknown ControlNet {name!r}.{did_you_mean(name, known)} Or give a folder, a "
             ".safetensors file or a hub id owner/name."
         )
-    return resolve_model(name)
+    return resolve_model(name, known=lambda: known)
 
 
 def resolve_estimator(name: str) -> Path:
@@ -158,7 +167,7 @@ def resolve_estimator(name: str) -> Path:
             f"unknown estimator {name!r}.{did_you_mean(name, ESTIMATORS)} Or give a folder or a "
             "hub id owner/name."
         )
-    path = resolve_model(name)
+    path = resolve_model(name, known=lambda: ESTIMATORS)
     if not path.is_dir():
         raise CheckpointError(
             f"{path} is not an estimator: it must be a folder with "

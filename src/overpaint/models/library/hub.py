@@ -1,6 +1,6 @@
 """Hugging Face hub: which files of a repository Overpaint downloads, and what its cache holds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,16 @@ TOKENIZER_PATTERNS = ("vocab.json", "merges.txt", "tokenizer*.json", "special_to
 """Patterns of the tokenizer files to download from a transformers repository."""
 
 
-def fetch_snapshot(name: str, repository: str, *, download: bool, known: Iterable[str]) -> Path:
+def fetch_snapshot(
+    name: str, repository: str, *, download: bool, known: Callable[[], Iterable[str]]
+) -> Path:
     """Return the folder or file of a repository in the hub's cache; download it if necessary.
 
     Args:
         name: The name that the user gave, for messages.
         repository: The hub id "owner/name".
         download: Whether to download files that are not in the cache.
-        known: Other names, for suggestions in messages.
+        known: Lists the names of this kind of model, for suggestions in messages.
 
     Raises:
         ModelNotFoundError: The repository does not exist, or the hub is not reachable.
@@ -62,7 +64,7 @@ def fetch_snapshot(name: str, repository: str, *, download: bool, known: Iterabl
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
             f"unknown model {name!r}: it is neither a file or folder here nor a "
-            f"repository ({repository}) on the hub.{did_you_mean(name, known)}"
+            f"repository ({repository}) on the hub.{did_you_mean(name, known())}"
         ) from error
     except (HTTPError, OSError) as error:
         raise ModelNotFoundError(

@@ -133,7 +133,7 @@ class ImageFetcher:
         return fetched
 
     async def _one(self, url: httpx2.URL, room: int) -> bytes:
-        """Fetch one URL; see `download_body` for what it raises."""
+        """Fetch one URL; see `download_body` for the errors."""
         rules = DownloadRules(
             reach="all" if self._fetches == "all" else "public",
             ports=self._settings.public_ports,
