@@ -12,7 +12,7 @@ from overpaint.errors import RequestError, quote_value
 from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
-from overpaint.request.fields import DEFAULT_STRENGTH, MAX_PROMPT_CHUNKS, MAX_SEED
+from overpaint.request.fields import DEFAULT_STRENGTH, MAX_EMBEDDINGS, MAX_PROMPT_CHUNKS, MAX_SEED
 from overpaint.request.options import RequestOptions
 
 PARAMETERS = {"prompt", "image"}
@@ -382,3 +382,11 @@ def test_prompt_with_more_breaks_than_chunks_is_rejected(field: str):
     Request.model_validate({field: "BREAK " * MAX_PROMPT_CHUNKS})
     with pytest.raises(RequestError, match=f"{field}: It has 16,000 BREAKs and may have 64"):
         Request.model_validate({field: "BREAK " * 16_000})
+
+
+def test_embeddings_of_all_prompts_are_limited_in_number() -> None:
+    words = [f"<embedding:word{number}>" for number in range(MAX_EMBEDDINGS)]
+    fields = {"prompt": " ".join(words), "negative_prompt": f"{words[0]} <embedding:one more>"}
+    with pytest.raises(RequestError, match="negative_prompt: The prompts name 33 embeddings"):
+        Request.model_validate(fields)
+    Request.model_validate({**fields, "negative_prompt": words[0]})

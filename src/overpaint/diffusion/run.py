@@ -4,6 +4,7 @@ The library and the engine decide which trajectories take a step and when.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from PIL.Image import Image
 
@@ -99,8 +100,12 @@ class Run:
         pictures = tuple(self._pictures[i] for i in range(self.request.num_images))
         addons = self._addons
         used = metadata.UsedFiles(
-            loras=[adapter.lora for adapter in addons.adapters],
-            nets=[net for net in addons.nets if net],
+            loras=addons.adapters,
+            nets=[
+                replace(net, name=control.net or net.name)
+                for control, net in zip(self.request.controls, addons.nets, strict=True)
+                if net
+            ],
             embeddings=addons.embeddings,
         )
         records = tuple(

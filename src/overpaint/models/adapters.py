@@ -25,12 +25,30 @@ class Adapter:
         text_scale: The scale of its changes to the text encoders.
         blocks: Factors for parts of the UNet: pairs of a module name's prefix ("up_blocks.0",
             "mid_block") and a factor. The factor of the longest matching prefix multiplies `scale`.
+        given_name: The name in the request, which can differ from that of the file. Requests with
+            different names of one LoRA share their rows.
     """
 
     lora: LoraWeights
     scale: float = 1.0
     text_scale: float = 1.0
     blocks: tuple[tuple[str, float], ...] = ()
+    given_name: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The name in the request."""
+        return self.given_name or self.lora.name
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the LoRA."""
+        return self.lora.sha256
+
+    @property
+    def tensors_sha256(self) -> str:
+        """The digest of the LoRA's file without its header."""
+        return self.lora.tensors_sha256
 
     def changes(self, part: str) -> Mapping[str, WeightDelta]:
         """Return its changes to a part of the model by module name."""

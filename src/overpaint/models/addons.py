@@ -4,25 +4,29 @@ An add-on is loaded for the first request that names it, and stays in memory.
 """
 
 import threading
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 from overpaint.errors import CheckpointError, ModelError
 from overpaint.models.adapters import Adapter, Adapters
+from overpaint.models.cache import RecentValues
 from overpaint.models.checkpoint import load_model
 from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.models.embedding import Embedding, Embeddings, load_embedding
 from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.files.safetensors_io import sample_keys
+from overpaint.models.files.stamps import stamp_files
 from overpaint.models.library import catalog
 from overpaint.models.library.index import LibraryEntry
 from overpaint.models.library.library import Library
 from overpaint.models.lora import LoraWeights, load_lora
 from overpaint.registry import HINTS
+from overpaint.request.fields import MAX_CONTROLS, MAX_EMBEDDINGS, MAX_LORAS
 
 if TYPE_CHECKING:
     from overpaint.models.model import Model
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from overpaint.request.parts import Control, Lora
 
 T = TypeVar("T")
+
+MODEL_SUFFIXES = (".safetensors", ".json")
+"""Suffixes of the files in a model's folder whose change makes it another model."""
 
 ControlNets = Sequence[ControlNet | None]
 """One item for each control of a request; None for an inactive control. Empty for a refiner."""
@@ -59,10 +66,11 @@ class Addons:
     @property
     def notices(self) -> Iterator[str]:
         """Yield a notice for each add-on whose file has unused keys."""
-        for used in (*(adapter.lora for adapter in self.adapters), *self.estimators):
-            if used and used.unused:
-                keys = sample_keys(used.unused)
-                yield f"{len(used.unused)} keys of {used.name} are not used: {keys}."
+        unused = [(adapter.name, adapter.lora.unused) for adapter in self.adapters]
+        unused += [(own.name, own.unused) for own in self.estimators if own]
+        for name, keys in unused:
+            if keys:
+                yield f"{len(keys)} keys of {name} are not used: {sample_keys(keys)}."
         for embedding in self.embeddings:
             for part in embedding.ignored_by:
                 yield (
@@ -74,21 +82,45 @@ class Addons:
 NO_ADDONS = Addons()
 
 
+KEPT_ADDONS: Mapping[str, int] = {
+    "lora": MAX_LORAS,
+    "embedding": MAX_EMBEDDINGS,
+    "net": MAX_CONTROLS,
+    "estimator": MAX_CONTROLS,
+}
+"""The number of add-ons of each kind that stay in memory: as many as a request can name."""
+
+
 class AddonLoader:
     """Loads and keeps the add-ons of requests to one model.
+
+    A file stays in memory once, for all names that requests give it.
 
     Attributes:
         model: The base model.
         library: The library in which names are looked up first.
     """
 
-    def __init__(self, model: "Model", library: Library):
+    def __init__(
+        self, model: "Model", library: Library, kept_addons: Mapping[str, int] = KEPT_ADDONS
+    ):
+        """Load add-ons for a model.
+
+        Args:
+            model: The base model.
+            library: The library in which names are looked up first.
+            kept_addons: The number of add-ons of each kind that stay in memory; those that were
+                used last.
+        """
         self.model = model
         self.library = library
-        self._held: dict[Hashable, object] = {}
+        self._loras = RecentValues[LoraWeights](kept_addons["lora"])
+        self._embeddings = RecentValues[Embedding](kept_addons["embedding"])
+        self._nets = RecentValues[ControlNet](kept_addons["net"])
+        self._estimators = RecentValues[Estimator](kept_addons["estimator"])
         self._loading = threading.RLock()
         # A refiner is as large as a model: keep those in use, and the one that was used last.
-        self._refiners = WeakValueDictionary[str, "Model"]()
+        self._refiners = WeakValueDictionary[Hashable, "Model"]()
         self._last_refiner: Model | None = None
 
     def load(self, request: "Request") -> Addons:
@@ -107,23 +139,28 @@ class AddonLoader:
             tuple(map(self._estimator, request.controls)),
         )
 
-    def _keep(self, key: Hashable, load: Callable[[], T]) -> T:
-        if key not in self._held:
+    def _keep(self, kept: RecentValues[T], key: Hashable, load: Callable[[], T]) -> T:
+        found = kept.get(key)
+        if found is None:
             with self._loading:  # another thread may load it now
-                if key not in self._held:
-                    self._held[key] = load()
-        return self._held[key]  # pyright: ignore[reportReturnType] the key starts with the kind
+                found = kept.get(key)
+                if found is None:
+                    found = load()
+                    kept.put(key, found)
+        return found
 
     def _refiner(self, name: str) -> "Model":
         device, dtype = str(self.model.device), str(self.model.dtype).removeprefix("torch.")
+        entry = self.library.find_if(name, "checkpoint")
+        key = _identify(str(entry.path) if entry else name)
 
         with self._loading:
-            refiner = self._refiners.get(name)
+            refiner = self._refiners.get(key)
             if refiner is None:
                 refiner = load_library_model(name, self.library, device=device, dtype=dtype)
                 check_refiner(self.model, refiner)
                 refiner.cache = self.model.cache
-                self._refiners[name] = refiner
+                self._refiners[key] = refiner
             self._last_refiner = refiner
             return refiner
 
@@ -136,9 +173,9 @@ class AddonLoader:
         def load() -> ControlNet:
             with _naming(entry):
                 net = load_controlnet(entry.path if entry else name, self.model)
-            return replace(net, name=name)
+            return replace(net, name=entry.name if entry else name)
 
-        return self._keep(("net", name, entry and entry.sha256), load)
+        return self._keep(self._nets, entry.sha256 if entry else _identify(name), load)
 
     def _estimator(self, control: "Control") -> Estimator | None:
         name = control.estimator or catalog.DEFAULT_ESTIMATORS.get(control.kind)
@@ -146,7 +183,8 @@ class AddonLoader:
         if name is None or sight is None or control.hint or not control.acts:
             return None
         return self._keep(
-            ("estimator", name, sight),
+            self._estimators,
+            (_identify(name), sight),
             lambda: load_estimator(name, sight, self.model.device, self.model.dtype),
         )
 
@@ -156,11 +194,13 @@ class AddonLoader:
         def read() -> LoraWeights:
             with _naming(entry):
                 read_lora = load_lora(entry.path, self.model, lenient=lenient)
-            return replace(read_lora, name=asked.name, file=entry.file)
+            return replace(read_lora, name=entry.name, file=entry.file)
 
-        lora = self._keep(("lora", entry.sha256, asked.name, lenient), read)
+        # The names are in the key, since few-step LoRAs can be known by them.
+        key = (entry.sha256, entry.name, entry.file, lenient)
+        lora = self._keep(self._loras, key, read)
         text = asked.scale if asked.text_scale is None else asked.text_scale
-        return Adapter(lora, asked.scale, text, tuple(sorted(asked.blocks.items())))
+        return Adapter(lora, asked.scale, text, tuple(sorted(asked.blocks.items())), asked.name)
 
     def _embedding(self, name: str, request: "Request") -> Embedding:
         loras = [lora.name for lora in request.loras]
@@ -171,7 +211,25 @@ class AddonLoader:
             with _naming(entry):
                 return load_embedding(entry.path, name, self.model, bundled=bundled)
 
-        return self._keep(("embedding", entry.sha256, name), read)
+        # A LoRA holds several embeddings, each with one spelling of its name.
+        kept = self._keep(self._embeddings, (entry.sha256, name if bundled else ""), read)
+        return replace(kept, name=name)
+
+
+def _identify(name: str) -> Hashable:
+    """Return what all names of one model have in common, and what changes with its files.
+
+    Args:
+        name: A name that the catalog resolves: an alias, a hub id, a folder or a file.
+    """
+    spelling = catalog.unify_spelling(name)
+    path = Path(spelling)
+    if not path.is_absolute():
+        return spelling
+    files = (path,)
+    if path.is_dir():
+        files = [own for own in sorted(path.rglob("*")) if own.suffix in MODEL_SUFFIXES]
+    return spelling, stamp_files(files)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""An in-memory cache of results between requests, limited in bytes."""
+"""In-memory caches between requests: of results, limited in bytes, and of a number of values."""
 
 import sys
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -100,6 +100,38 @@ class Cache:
         while self.size > self.budget:
             _, oldest = self._entries.popitem(last=False)
             self.size -= oldest.size
+
+
+class RecentValues(Generic[T]):
+    """The values of the keys that were used last, limited in number, safe for threads.
+
+    `Cache` limits bytes instead; it does not take networks, whose size on a device it cannot tell.
+    """
+
+    def __init__(self, most: int):
+        """Make an empty map for a number of values."""
+        self._most = most
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+        self._changing = threading.Lock()
+
+    def __len__(self) -> int:
+        """Return the number of values."""
+        return len(self._values)
+
+    def get(self, key: Hashable) -> T | None:
+        """Return the value of a key, which counts as a use, or None."""
+        with self._changing:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: Hashable, value: T) -> None:
+        """Set the value of a key, and drop the value that was not used for longest if needed."""
+        with self._changing:
+            self._values[key] = value
+            self._values.move_to_end(key)
+            if len(self._values) > self._most:
+                self._values.popitem(last=False)
 
 
 def measure_bytes(value: object) -> int:

@@ -173,7 +173,7 @@ def apply_few_step_settings(
         if adapter.scale <= 0:
             continue
         if found := find_few_step_settings(lora.metadata, (lora.file, lora.name), lora.sha256):
-            return _set_fields(request, lora.name, *found)
+            return _set_fields(request, adapter.name, *found)
     if model is not None and (found := find_model_settings(model)):
         return _set_fields(request, model.name, *found)
     return request, None

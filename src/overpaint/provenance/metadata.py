@@ -132,6 +132,8 @@ def make_record(
         used: other files, recorded by their names and hashes.
     """
     second = None if refiner is None else _describe_model(refiner)
+    if second and request.refiner:
+        second["name"] = request.refiner  # the model is shared with requests of its other names
     return _record(request, index, size, _describe_model(model), second, used or UsedFiles())
 
 

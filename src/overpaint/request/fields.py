@@ -17,6 +17,7 @@ from overpaint.request.parts import Control, Lora, ModelName, StrictModel
 
 DEFAULT_STRENGTH = 0.6
 MAX_CONTROLS = 16
+MAX_EMBEDDINGS = 32
 MAX_LORAS = 32
 MAX_PROMPT_CHARS = 100_000
 MAX_PROMPT_CHUNKS = 64
@@ -69,7 +70,7 @@ class RequestFields(StrictModel):
     """The picture to paint, in words, up to 100,000 characters and 64 chunks of 75 tokens. A1111's
     weights apply: `(word:1.2)`, `((word))`, `[word]`, escaped parentheses and `BREAK`, which begins
     a new chunk. `<lora:name:0.8>` moves to `loras`, also with A1111's `te=`, `unet=` and `lbw=`;
-    `<embedding:name>` uses a textual inversion embedding."""
+    `<embedding:name>` uses a textual inversion embedding, up to 32 of them in all prompts."""
 
     prompt_2: Prompt | None = None
     """The prompt for the second text encoder. Default: `prompt`."""

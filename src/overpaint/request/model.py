@@ -10,6 +10,7 @@ from overpaint.request.fields import (
     BREAK_PATTERN,
     DEFAULT_STRENGTH,
     EMBEDDING_PATTERN,
+    MAX_EMBEDDINGS,
     MAX_PROMPT_CHARS,
     MAX_PROMPT_CHUNKS,
     MAX_SEED,
@@ -262,6 +263,12 @@ def _check_prompts(request: Request) -> None:
                 field,
                 f"It has {breaks:,} BREAKs and may have {MAX_PROMPT_CHUNKS}. Remove some.",
             )
+    if len(embeddings := request.embeddings) > MAX_EMBEDDINGS:
+        raise RequestError(
+            list(embeddings.values())[MAX_EMBEDDINGS],
+            f"The prompts name {len(embeddings):,} embeddings and may name {MAX_EMBEDDINGS}. "
+            "Remove some.",
+        )
 
 
 def _check_mask(request: Request) -> None:

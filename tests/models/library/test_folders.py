@@ -229,3 +229,31 @@ def test_file_with_the_time_and_size_of_its_predecessor_is_noticed(tmp_path: Pat
     lora(root / "ink.safetensors", 5)
     os.utime(root / "ink.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert library.find("ink", "lora").sha256 != before.sha256
+
+
+def test_look_up_in_unchanged_folders_makes_nothing_again(tmp_path: Path) -> None:
+    root = tmp_path / "loras"
+    place(root, "ink.safetensors", "pen.safetensors")
+    library = Library(tmp_path / "home", [root])
+    library.add(lora(tmp_path / "oil.safetensors", 5))
+    first, in_place = library.list_entries(), library.in_place.list_entries()
+    assert library.resolve("PEN", "lora") is first[2]
+    assert all(a is b for a, b in zip(first, library.list_entries(), strict=True))
+    assert library.in_place.list_entries() is in_place
+    lora(root / "pen.safetensors", 7)
+    after = library.list_entries()
+    assert [a is b for a, b in zip(first, after, strict=True)] == [True, True, False]
+    library.remove("oil")
+    assert [entry.name for entry in library.list_entries()] == ["ink", "pen"]
+
+
+def test_look_up_of_a_checkpoint_does_not_read_its_weights(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    save_file({"model.diffusion_model.x": torch.ones(1)}, root / "mine.safetensors")
+    library = Library(tmp_path / "home", [root])
+    entry = library.find_if("mine", "checkpoint")
+    assert entry is library.in_place.list_entries()[0]
+    assert entry
+    assert not entry.sha256
+    assert library.find("mine").sha256

@@ -86,6 +86,19 @@ def list_checkpoint_names() -> list[str]:
     return [entry.name for entry in list_models() if entry.name not in ESTIMATORS]
 
 
+def unify_spelling(name: str) -> str:
+    """Return the one spelling of all names of a model, without access to the hub.
+
+    A short name stands for itself and its hub id, and an absolute path for all paths to a file.
+    """
+    if name in PACKAGED_MODELS or name in ALIASES or name in ESTIMATORS:
+        return name
+    published = {repository: short for short, repository in ALIASES.items()}
+    published |= {str(entry.repository): short for short, entry in ESTIMATORS.items()}
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else published.get(name, name)
+
+
 def resolve_model(
     name: str,
     *,

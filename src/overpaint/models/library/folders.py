@@ -7,10 +7,11 @@
 | `extra_model_paths.yaml` | the folders that it names |
 | any other folder | the files in it and below it |
 
-The kind of a file comes from its keys, so the names of subfolders have no effect. A folder is
-read again at each lookup; the description of a file is kept until the file changes.
+The kind of a file comes from its keys, so the names of subfolders have no effect. Each look-up
+lists the folders and stamps the files; the description of a file is kept until its stamp changes.
 """
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,13 +23,14 @@ import yaml
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.files.digests import compute_sha256
 from overpaint.models.files.peft_folder import (
+    PARTS,
     PEFT_CONFIG,
     compute_lora_digests,
     is_peft_folder,
     list_lora_files,
     list_peft_folders,
 )
-from overpaint.models.files.stamps import Stamp, stamp_files
+from overpaint.models.files.stamps import Stamp, StampedValues, stamp_files
 from overpaint.models.library.describe import Header, describe, read_header
 from overpaint.models.library.entry import WEIGHT_SUFFIXES, LibraryEntry, strip_suffix
 
@@ -57,19 +59,29 @@ class ModelFolders:
         """
         paths = [paths] if isinstance(paths, str | os.PathLike) else paths
         self.paths = tuple(Path(path).expanduser().absolute() for path in paths)
-        self._known: dict[Path, tuple[Stamp, LibraryEntry | None]] = {}
+        self._described = StampedValues(_describe)
+        self._named: tuple[tuple[LibraryEntry, ...], tuple[LibraryEntry, ...]] = ((), ())
         self._digests: dict[Path, tuple[Stamp, tuple[str, str]]] = {}
         for path in self.paths:
             if not path.exists():
                 raise ModelNotFoundError(f"no such folder of models: {path}")
             list(_list_roots(path))
 
-    def list_entries(self) -> list[LibraryEntry]:
-        """Describe the models, in order of their names.
+    def list_entries(self) -> tuple[LibraryEntry, ...]:
+        """Describe the models, in order of their names; the same tuple while nothing changes.
 
         Of two files with one name and kind, each has its place as its name.
         """
-        found: dict[Path, LibraryEntry] = {}
+        described = self._described.update(self._stamp_models())
+        before, named = self._named
+        if described is not before:
+            named = _name_by_place(described)
+            self._named = (described, named)
+        return named
+
+    def _stamp_models(self) -> dict[tuple[Path, Path], Stamp]:
+        """Return the stamp of each model by its root and path; a file in two roots counts once."""
+        found: dict[Path, tuple[Path, Stamp]] = {}
         for path in self.paths:
             try:
                 roots = list(_list_roots(path))
@@ -77,17 +89,9 @@ class ModelFolders:
                 continue  # it was readable when the program started
             for root in roots:
                 for file in _walk(root):
-                    if file not in found and (entry := self._describe(file)):
-                        place = file.relative_to(root).as_posix()
-                        found[file] = entry.model_copy(update={"place": place})
-        count = Counter((entry.kind, entry.name) for entry in found.values())
-        entries = [
-            entry
-            if count[entry.kind, entry.name] == 1
-            else entry.model_copy(update={"name": strip_suffix(entry.place)})
-            for entry in found.values()
-        ]
-        return sorted(entries, key=lambda entry: entry.name)
+                    with contextlib.suppress(CheckpointError, OSError):
+                        found.setdefault(file, (root, stamp_files(_list_described_files(file))))
+        return {(root, file): stamp for file, (root, stamp) in found.items()}
 
     def add_digests(self, entry: LibraryEntry) -> LibraryEntry:
         """Return an entry with its digests, which are computed again only after a change.
@@ -105,20 +109,28 @@ class ModelFolders:
         whole, inner = known[1]
         return entry.model_copy(update={"sha256": whole, "tensors_sha256": inner})
 
-    def _describe(self, path: Path) -> LibraryEntry | None:
-        """Return the description of a file; None if it is of no known kind."""
-        try:
-            stamp = stamp_files(_list_described_files(path))
-        except (CheckpointError, OSError):
-            return None
-        known = self._known.get(path)
-        if known is None or known[0] != stamp:
-            try:
-                known = (stamp, describe_path(path))
-            except Exception:  # one file must not hide the others
-                known = (stamp, None)
-            self._known[path] = known
-        return known[1]
+
+def _describe(place: tuple[Path, Path]) -> LibraryEntry | None:
+    """Return the description of a file in a root; None if it is of no known kind."""
+    root, path = place
+    try:
+        entry = describe_path(path)
+    except Exception:  # one file must not hide the others
+        return None
+    return entry.model_copy(update={"place": path.relative_to(root).as_posix()})
+
+
+def _name_by_place(entries: Iterable[LibraryEntry]) -> tuple[LibraryEntry, ...]:
+    """Return entries in order of their names; those that share a name are named by place."""
+    entries = tuple(entries)
+    count = Counter((entry.kind, entry.name) for entry in entries)
+    named = (
+        entry
+        if count[entry.kind, entry.name] == 1
+        else entry.model_copy(update={"name": strip_suffix(entry.place)})
+        for entry in entries
+    )
+    return tuple(sorted(named, key=lambda entry: entry.name))
 
 
 def describe_path(path: Path) -> LibraryEntry:
@@ -157,6 +169,8 @@ def _read_peft_header(path: Path) -> Header:
 
 def _list_described_files(path: Path) -> tuple[Path, ...]:
     """Return the files on which a description depends."""
+    if not os.path.isdir(path):
+        return (path,)
     index = path / CHECKPOINT_INDEX
     return (index,) if index.is_file() else list_lora_files(path)
 
@@ -216,17 +230,18 @@ def _walk(root: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         here = Path(folder)
+        parts = set(PARTS) & set(subfolders)
         if real in seen or not folder.isprintable():
             subfolders.clear()
             continue
         seen.add(real)
-        if {PEFT_CONFIG, CHECKPOINT_INDEX} & set(files) or is_peft_folder(here):
+        if {PEFT_CONFIG, CHECKPOINT_INDEX} & set(files) or (parts and is_peft_folder(here)):
             subfolders.clear()
             yield here
             continue
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(files):
-            if Path(name).suffix.lower() in WEIGHT_SUFFIXES and name.isprintable():
+            if os.path.splitext(name)[1].lower() in WEIGHT_SUFFIXES and name.isprintable():
                 count += 1
                 if count > MAX_FILES:
                     return

@@ -14,23 +14,23 @@ import contextlib
 import hashlib
 import importlib.resources
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
 from overpaint.models.family import FAMILIES
 from overpaint.models.files.digests import compute_sha256
-from overpaint.models.files.lora_keys import strip_brackets
+from overpaint.models.files.stamps import Stamp, StampedValues, stamp_files
 from overpaint.models.library.describe import describe, read_header
 from overpaint.models.library.entry import (
     HASH_PATTERN,
     NAME_PATTERN,
     FileKind,
     LibraryEntry,
-    strip_suffix,
 )
 from overpaint.models.library.folders import ModelFolders
+from overpaint.models.library.names import NameTable
 
 MINIATURE = "miniature"
 
@@ -63,25 +63,45 @@ class LibraryIndex:
         """
         self.folder = (Path(home) if home else Path("~/.overpaint").expanduser()) / "models"
         self.in_place = ModelFolders(folders)
+        self._added = StampedValues(self._read_listed)
+        self._table: tuple[object, object, NameTable] = ((), (), NameTable(()))
 
     def list_entries(self) -> list[LibraryEntry]:
         """List the added files, then those in folders of models, each in order of their names."""
-        added = self.list_added()
-        names = {entry.name for entry in added}
-        return [*added, *(e for e in self.in_place.list_entries() if e.name not in names)]
+        return list(self._read_table().entries)
+
+    def _read_table(self) -> NameTable:
+        """Return the table of all entries, which is made again only after a change."""
+        added, in_place = self._read_added(), self.in_place.list_entries()
+        *sources, table = self._table
+        if sources[0] is not added or sources[1] is not in_place:
+            first = sorted(added, key=lambda entry: entry.name)
+            names = {entry.name for entry in first}
+            table = NameTable([*first, *(e for e in in_place if e.name not in names)])
+            self._table = (added, in_place, table)
+        return table
 
     def list_added(self) -> list[LibraryEntry]:
         """List the added files in order of their names.
 
         Other files in the folder, and descriptions that cannot be read, are left out.
         """
-        found: list[LibraryEntry] = []
+        return sorted(self._read_added(), key=lambda entry: entry.name)
+
+    def _read_added(self) -> tuple[LibraryEntry, ...]:
+        """Return the added files in any order; the same tuple while nothing changes."""
+        stamps: dict[Path, Stamp] = {}
         for path in self.folder.glob("*.json"):
-            with contextlib.suppress(CheckpointError):
-                entry = self._read(path, path.stem)
-                if entry and self.get_description_path(entry.name) == path:
-                    found.append(entry)
-        return sorted(found, key=lambda entry: entry.name)
+            with contextlib.suppress(OSError):  # it was removed a moment ago
+                stamps[path] = stamp_files((path,))
+        return self._added.update(stamps)
+
+    def _read_listed(self, path: Path) -> LibraryEntry | None:
+        with contextlib.suppress(CheckpointError):
+            entry = self._read(path, path.stem)
+            if entry and self.get_description_path(entry.name) == path:
+                return entry
+        return None
 
     def read_entry(self, name: str) -> LibraryEntry | None:
         """Return the description of an added file, or None without such a file.
@@ -133,31 +153,26 @@ class LibraryIndex:
         added = self.read_entry(name)
         if added and kind in (None, added.kind):
             return added
-        listed = self.list_entries()
-        entries = [entry for entry in listed if kind in (None, entry.kind)]
+        table = self._read_table()
         for shipped in list_shipped():
             if shipped.name == name and kind in (None, shipped.kind):
                 return shipped  # its file has a short name, which others can have too
-        written = strip_suffix(name).casefold()
-        digits = HASH_PATTERN.fullmatch(name.lower())
-        tests: tuple[Callable[[LibraryEntry], bool], ...] = (
-            lambda e: e.name == name,
-            lambda e: written in e.spellings,
-            lambda e: name.casefold() in e.titles,
-            lambda e: digits is not None and self._with_digests(e).has_hash(digits[1]),
-        )
-        for test in tests:
-            if found := [entry for entry in entries if test(entry)]:
+        for matches in table.list_matches(name):
+            if found := [entry for entry in matches if kind in (None, entry.kind)]:
+                return self._choose_one(name, found)
+        if digits := HASH_PATTERN.fullmatch(name.lower()):
+            entries = (entry for entry in table.entries if kind in (None, entry.kind))
+            if found := [e for e in entries if self._with_digests(e).has_hash(digits[1])]:
                 return self._choose_one(name, found)
         if kind == "embedding":
-            bundles = [e for e in listed if name in map(strip_brackets, e.embeddings)]
+            bundles = table.list_bundles(name)
             if loras and len(bundles) > 1:
                 used = {entry.name for lora in loras if (entry := self.resolve(lora, "lora"))}
                 bundles = [entry for entry in bundles if entry.name in used] or bundles
             return self._choose_one(name, bundles) if bundles else None
         return None
 
-    def _choose_one(self, name: str, found: list[LibraryEntry]) -> LibraryEntry:
+    def _choose_one(self, name: str, found: Sequence[LibraryEntry]) -> LibraryEntry:
         """Return the entry, or the first of several that are the same file."""
         if len(found) > 1:
             files = {own.sha256 or str(own.path) for own in map(self._with_digests, found)}

@@ -148,12 +148,21 @@ class Library(LibraryIndex):
         return entry if entry.sha256 else self.in_place.add_digests(entry)
 
     def find_if(self, name: str, kind: FileKind) -> LibraryEntry | None:
-        """Return the entry with a name, or None without an entry of that kind."""
+        """Return the entry with a name, or None without an entry of that kind.
+
+        The entry of a checkpoint in a folder of models has no digest: loading it computes one.
+
+        Raises:
+            CheckpointError: The file cannot be read.
+        """
         if self._is_path(name):
             return None
         if kind == "checkpoint" and name in (*PACKAGED_MODELS, *ALIASES):
             return None  # a file in a folder of models does not replace them
-        return self.find(name, kind) if self.resolve(name, kind) else None
+        entry = self.resolve(name, kind)
+        if entry is None or entry.sha256 or kind == "checkpoint":
+            return entry
+        return self.in_place.add_digests(entry)
 
     def _is_path(self, name: str) -> bool:
         """Return whether a name is the path of an existing file, and paths are allowed."""
@@ -178,7 +187,7 @@ class Library(LibraryIndex):
             ModelNotFoundError: No entry has that name.
             CheckpointError: The entry belongs to this package, or to a folder of models.
         """
-        entry = self.find(name)
+        entry = self.require(name)
         if entry.path.parent != self.folder:
             owner = "in a folder of models" if entry.place else "part of Overpaint"
             raise CheckpointError(f"{name!r} is {owner} and cannot be removed")
