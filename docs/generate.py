@@ -451,6 +451,7 @@ def dialects() -> tuple[Dialect, ...]:
         Dialect("OpenAI", openai.ImageFields, Request),
         Dialect("OpenAI: generations", openai.Generation, Request),
         Dialect("OpenAI: edits", openai.Edit, Request),
+        Dialect("OpenAI: edits in JSON", openai.JsonEdit, Request),
         Dialect("OpenAI: variations", openai.Variation, Request),
         Dialect("fal", fal.Arguments, Request),
         Dialect("fal: `loras`", fal.LoraWeight, Request),

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -117,6 +118,13 @@ ROUTES: dict[str, Strangers] = {
     "POST /v1/images/generations": Strangers(200, {"prompt": "a cup", "steps": 1}),
     "POST /v1/images/edits": Strangers(200, {"prompt": "a cup", "steps": 1}, upload="image"),
     "POST /v1/images/variations": Strangers(200, {"steps": 1}, upload="image"),
+    **{
+        f"POST {prefix}/images/{name}": Strangers(
+            200, {"prompt": "a cup", "steps": 1}, upload="" if name == "generations" else "image"
+        )
+        for prefix in ("/openai/v1", "/openai/deployments/{model}")
+        for name in ("generations", "edits", "variations")
+    },
     "GET /v1/models/{model}": SAME,
     # cog
     "GET /": SAME,
@@ -185,6 +193,7 @@ ROUTES: dict[str, Strangers] = {
 
 NAMES = {
     "prediction_id": "name",
+    "deployment": "model",
     "app": "model",
     "version_id": "version",
     "file_name": "file",
@@ -271,10 +280,8 @@ def _fit(fields: dict[str, Any]) -> dict[str, Any]:
 
 def walked(routes: Any) -> Iterator[str]:
     """Every route, as `ROUTES` writes it, also those that the API's description leaves out."""
-    for route in routes:
-        if inner := getattr(route, "original_router", None):
-            yield from walked(inner.routes)
-            continue
+    for context in iter_route_contexts(routes):
+        route: Any = context
         path = route.path
         for theirs, ours in NAMES.items():
             path = path.replace(f"{{{theirs}}}", f"{{{ours}}}")

@@ -233,6 +233,24 @@ def test_stream_of_failing_job_raises_api_error(client: OpenAI) -> None:
         list(stream)
 
 
+def test_azure_client_generates_and_edits(url: str) -> None:
+    for deployment in (None, "sdxl"):
+        client = openai.AzureOpenAI(
+            api_key="any",
+            azure_endpoint=url,
+            api_version="2025-04-01-preview",
+            max_retries=0,
+            azure_deployment=deployment,
+        )
+        with client, HOUSE.open("rb") as image:
+            made = client.images.generate(prompt="a", model="sdxl")
+            edited = client.images.edit(prompt="a", image=image, model="sdxl")
+        for result in (made, edited):
+            assert result.data
+            assert opened(result.data[0].b64_json).size == (8, 8)
+        assert {job["model"] for job in jobs_of(url)[:2]} == {"sdxl"}
+
+
 def test_models_list_serves_openai_and_replicate_clients(client: OpenAI, url: str) -> None:
     """OpenAI's client and Replicate's client read the same response."""
     assert [model.id for model in client.models.list()] == ["miniature", "sdxl"]
@@ -330,9 +348,11 @@ def test_edit_without_image_or_form_is_rejected(url: str) -> None:
     twice = [(name, (None, "1")) for name in ("seed", "seed[]")]
     answer = httpx.post(f"{url}/v1/images/edits", files=twice)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "seed")
-    answer = httpx.post(f"{url}/v1/images/edits", json={"prompt": "a"})
+    answer = httpx.post(f"{url}/v1/images/edits", data={"prompt": "a"})
     assert answer.status_code == 415
     assert "multipart/form-data" in answer.json()["error"]["message"]
+    answer = httpx.post(f"{url}/v1/images/edits", json={"prompt": "a"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "images")
     answer = httpx.post(f"{url}/v1/images/generations", content=b"{")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, None)
 

@@ -225,3 +225,93 @@ def test_key_in_azures_header_is_accepted(tmp_path: Path) -> None:
         for key, status in (("right", 200), ("wrong", 401), ("", 401)):
             answer = client.get("/v1/models", headers={"api-key": key})
             assert answer.status_code == status
+
+
+# Azure's paths
+
+
+@pytest.mark.parametrize("model", ["n", "dall-e-3"])
+def test_deployment_of_azure_is_the_model(client: TestClient, model: str) -> None:
+    path = f"/openai/deployments/{model}/images/generations?api-version=2025-04-01-preview"
+    answer = client.post(path, json={"prompt": "a", "model": "other"})
+    assert answer.status_code == 200, answer.text
+    assert client.get("/api/jobs").json()["jobs"][0]["model"] == ("n" if model == "n" else "m")
+    assert ("url" in answer.json()["data"][0]) == (model == "dall-e-3")
+    missing = client.post("/openai/deployments/x/images/generations", json={"prompt": "a"})
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+    assert client.post("/openai/v1/images/generations", json={"prompt": "a"}).status_code == 200
+
+
+# Edits in JSON
+
+
+def data_uri(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def edit_json(client: TestClient, **fields: Any) -> Any:
+    return client.post(EDITS, json={"prompt": "a", "seed": 7} | fields)
+
+
+def test_edit_in_json_equals_the_edit_in_a_form(client: TestClient) -> None:
+    upload = client.post("/v1/files", files={"content": ("a.png", HOUSE)}).json()
+    mask = house_with_hole()
+    edit(
+        client,
+        ("image", ("house.png", HOUSE)),
+        ("mask", ("mask.png", mask)),
+        ("seed", (None, "7")),
+    )
+    expected = request_of(client)
+    for images in (
+        [{"image_url": data_uri(HOUSE)}],
+        [{"file_id": upload["id"]}],
+        [{"image_url": upload["urls"]["get"]}],
+        [data_uri(HOUSE)],
+    ):
+        answer = edit_json(client, images=images, mask={"image_url": data_uri(mask)})
+        assert answer.status_code == 200, answer.text
+        assert request_of(client) == expected
+        assert ignored(answer) == []
+    answer = edit_json(client, image=data_uri(HOUSE), mask=data_uri(mask), stream=True)
+    assert "event: image_edit.completed" in answer.text
+    assert request_of(client) == expected
+
+
+def test_edit_in_json_reports_fields_without_effect(client: TestClient) -> None:
+    images = [{"image_url": data_uri(HOUSE)}, {"file_id": "file-of-another-image"}]
+    answer = edit_json(client, images=images, mask=None, size="", unknown=1, input_fidelity="low")
+    assert answer.status_code == 200
+    assert sorted(ignored(answer)) == sorted(
+        ["images.1", "mask", "size", "unknown", "input_fidelity"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({}, "images", "required"),
+        ({"images": []}, "images", "required"),
+        ({"images": [{}]}, "images", "needs an image_url"),
+        ({"images": [{"file_id": "file-abc"}]}, "images", "upload to /v1/files"),
+        ({"images": [{"image_url": "house.png"}]}, "images", "neither a data: URI"),
+        ({"images": [{"image_url": "http://127.0.0.1/a.png"}]}, "images", "cannot be fetched"),
+        ({"images": [7]}, "images.0", "valid dictionary"),
+        ({"images": [data_uri(HOUSE)], "mask": "house.png"}, "mask", "neither a data: URI"),
+        ({"images": [data_uri(HOUSE)], "mask": "http://127.0.0.1/"}, "mask", "cannot be fetched"),
+    ],
+)
+def test_edit_in_json_names_the_wrong_field(
+    client: TestClient, fields: Any, param: str, words: str
+) -> None:
+    answer = edit_json(client, **fields)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert words in answer.json()["error"]["message"]
+
+
+def test_edit_in_broken_json_is_refused(client: TestClient) -> None:
+    headers = {"content-type": "application/json"}
+    assert client.post(EDITS, content=b"{", headers=headers).status_code == 400
+    assert client.post(EDITS, content=b"[" * 50_000, headers=headers).status_code == 400
+    assert client.post(EDITS, content=b'{"a":1,"a":2}', headers=headers).status_code == 400

@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal
 from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ConfigDict, Field
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from overpaint.errors import FormatError, ModelNotFoundError, RequestError, did_you_mean
 from overpaint.request import Request
@@ -140,18 +148,61 @@ class Generation(ImageFields):
     """Maximum number of previews in the event stream of a single image."""
 
 
-class Edit(Generation):
-    """Form fields of `POST /v1/images/edits`, which repaints an image."""
+class EditFields(Generation):
+    """Fields of `POST /v1/images/edits`, which repaints an image, beside the image and its mask."""
+
+    input_fidelity: Annotated[Any, UnsupportedExcept("low")] = None
+    """`high` is rejected; a low `strength` keeps more of the image."""
+    markup: Annotated[Any, UnsupportedExcept()] = None
+    """Rejected: drawings on the image are not understood; send a mask."""
+
+
+class Edit(EditFields):
+    """Form fields of `POST /v1/images/edits`."""
 
     image: bytes
     """The image to repaint: the first one, if there are several."""
     mask: bytes | None = Field(default=None, min_length=1)
     """An image whose transparent pixels mark the area to repaint; same size as the image. Without
     one, transparent pixels of the image itself are repainted."""
-    input_fidelity: Annotated[Any, UnsupportedExcept("low")] = None
-    """`high` is rejected; a low `strength` keeps more of the image."""
-    markup: Annotated[Any, UnsupportedExcept()] = None
-    """Rejected: drawings on the image are not understood; send a mask."""
+
+
+class ImageReference(BaseModel):
+    """An image in JSON: a link or an upload."""
+
+    image_url: str | None = None
+    """A URL, or a data: URI."""
+    file_id: str | None = Field(default=None, max_length=200)
+    """The id of an upload to `/v1/files`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_text(cls, value: Any) -> Any:
+        return {"image_url": value} if isinstance(value, str) else value
+
+
+REFERENCE_SCHEMA = {
+    "type": "object",
+    "properties": {"image_url": {"type": "string"}, "file_id": {"type": "string"}},
+}
+Reference = Annotated[ImageReference, WithJsonSchema(REFERENCE_SCHEMA)]
+
+
+class JsonEdit(EditFields):
+    """JSON fields of `POST /v1/images/edits`."""
+
+    images: list[Reference] = Field(
+        min_length=1, max_length=16, validation_alias=AliasChoices("images", "image")
+    )
+    """Links (`image_url`) or uploads (`file_id`). The first image is repainted."""
+    mask: Reference | None = None
+    """A link or an upload, as for `images`: an image whose transparent pixels mark the area to
+    repaint."""
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _accept_one(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
 
 
 class Variation(ImageFields):

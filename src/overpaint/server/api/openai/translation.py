@@ -10,18 +10,23 @@ from overpaint.request import Request
 from overpaint.server.api.extended_fields import FieldMapping, build_request
 from overpaint.server.api.fields import check_mask_size
 from overpaint.server.api.ignored_fields import report_ignored
+from overpaint.server.api.image_inputs import find_remote_urls, load_image
 from overpaint.server.api.openai.protocol import (
     LINK_MODELS,
     NATIVE_FIELDS,
     STEPS_BY_QUALITY,
     Edit,
+    EditFields,
     Generation,
     ImageFields,
+    ImageReference,
+    JsonEdit,
     Variation,
 )
 from overpaint.server.api.results import get_file_kind
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
+from overpaint.server.store.files import HASH_PATTERN
 from overpaint.server.store.origins import OutputOptions
 
 MAX_COMPRESSION_QUALITY = 100
@@ -45,10 +50,10 @@ def to_request(given: ImageFields, sources: ImageSources) -> tuple[Request, dict
             client's field.
         PictureError: an image cannot be read.
     """
-    return build_request(given, _map_fields(given), NATIVE_FIELDS, sources)
+    return build_request(given, _map_fields(given, sources), NATIVE_FIELDS, sources)
 
 
-def _map_fields(given: ImageFields) -> list[FieldMapping]:
+def _map_fields(given: ImageFields, sources: ImageSources) -> list[FieldMapping]:
     mapped: list[FieldMapping] = []
     if given.n is not None:
         mapped.append(("n", "num_images", given.n))
@@ -70,18 +75,47 @@ def _map_fields(given: ImageFields) -> list[FieldMapping]:
         mapped.append(("prompt", "prompt", given.prompt))
         if given.quality in STEPS_BY_QUALITY:
             mapped.append(("quality", "num_inference_steps", STEPS_BY_QUALITY[given.quality]))
-    if isinstance(given, Edit | Variation):
-        image = codec.receive_picture(given.image, "image")
-        mapped.append(("image", "image", image))
-        if isinstance(given, Edit) and (mask := _find_mask(given, image)):
+    if isinstance(given, Edit | JsonEdit | Variation):
+        name, source = _get_image(given)
+        image = _load_image(name, source, sources)
+        mapped.append((name, "image", image))
+        if isinstance(given, EditFields) and (mask := _find_mask(given, image, sources)):
             mapped.append(mask)
     return mapped
 
 
-def _find_mask(given: Edit, image: Picture) -> FieldMapping | None:
+def _get_image(given: Edit | JsonEdit | Variation) -> tuple[str, bytes | ImageReference]:
+    """Return the image to repaint and its field, and report the other images."""
+    if not isinstance(given, JsonEdit):
+        return "image", given.image
+    report_ignored(*(f"images.{place}" for place in range(1, len(given.images))))
+    return "images", given.images[0]
+
+
+def find_image_urls(given: ImageFields) -> dict[str, str]:
+    """Return the URLs of the image and of the mask that the server must fetch, by their fields."""
+    if not isinstance(given, JsonEdit):
+        return {}
+    mask = given.mask.image_url if given.mask else None
+    return find_remote_urls({"images": given.images[0].image_url, "mask": mask})
+
+
+def _load_image(name: str, source: bytes | ImageReference, sources: ImageSources) -> Picture:
+    if isinstance(source, bytes):
+        return codec.receive_picture(source, name)
+    if source.image_url:
+        return load_image(name, source.image_url, sources)
+    if source.file_id and HASH_PATTERN.fullmatch(source.file_id):
+        return codec.receive_picture(sources.files.get(source.file_id), name)
+    message = "it needs an image_url, or the file_id of an upload to /v1/files."
+    raise RequestError(name, message)
+
+
+def _find_mask(given: EditFields, image: Picture, sources: ImageSources) -> FieldMapping | None:
     """Return the mask of an edit: its own, or the image if that has transparent pixels."""
-    if given.mask is not None:
-        return "mask", "mask", _read_mask(given.mask, image)
+    if isinstance(given, Edit | JsonEdit) and given.mask is not None:
+        mask = _load_image("mask", given.mask, sources)
+        return "mask", "mask", _read_mask(mask, image)
     native = given.model_extra or {}
     if any(native.get(name) for name in ("mask_from", "extend")):
         return None
@@ -89,12 +123,11 @@ def _find_mask(given: Edit, image: Picture) -> FieldMapping | None:
     return None if mask is None else ("image", "mask", mask)
 
 
-def _read_mask(data: bytes, image: Picture) -> Picture:
+def _read_mask(mask: Picture, image: Picture) -> Picture:
     """Read a mask. It needs transparency: in this dialect, brightness marks nothing.
 
     A request reads white strokes on a clear layer in another way, so that it gets a gray mask.
     """
-    mask = codec.receive_picture(data, "mask")
     check_mask_size(image, mask)
     if (gray := encode_transparency(mask)) is None:
         raise RequestError(
