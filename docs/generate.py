@@ -653,10 +653,10 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               "The server makes its own id."),
     ),
     "Pictures": (
-        Limit("Formats that the server reads", "PNG, JPEG, WebP", (),
+        Limit("Formats that the server reads", "PNG, JPEG, WebP, AVIF", (),
               "`415` (OpenAI: `400`; fal and cog: `422`)"),
         Limit("Formats that the library and the command line read",
-              "PNG, JPEG, WebP, BMP, GIF, TIFF", (), "`PictureError`"),
+              "PNG, JPEG, WebP, AVIF, BMP, GIF, TIFF", (), "`PictureError`"),
         Limit("Side of a picture sent to the server", "at least {0:g} pixels",
               ("overpaint.imaging.codec:MIN_SIDE_PIXELS",), "`422`"),
         Limit("Pixels of a picture sent to the server", "{0:,} (8192²)",

@@ -93,7 +93,7 @@ def test_unreadable_picture_is_refused_with_its_file_name(
         codec.decode(Picture(data=content))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF"])
 def test_received_picture_that_is_truncated_is_refused(kind: str):
     whole = encoded(noise(), kind)
     assert codec.receive_picture(whole.data, "it") == whole
@@ -112,7 +112,19 @@ def test_received_picture_in_unsupported_format_is_refused(kind: str):
         codec.receive_picture(data, "it")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("size", [0, 1, 7, 2**32 - 1])
+def test_received_avif_with_broken_sizes_is_refused(size: int):
+    data = encoded(noise(), "AVIF").data
+    with pytest.raises(PictureError, match="it "):
+        codec.receive_picture(data[:32] + size.to_bytes(4) + data[36:], "it")
+
+
+def test_received_avif_with_bytes_after_its_end_is_accepted():
+    data = encoded(noise(), "AVIF").data + b"more"
+    assert codec.receive_picture(data, "it").data == data
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF"])
 def test_received_picture_with_two_frames_is_refused(kind: str):
     data = encoded(noise(), kind, save_all=True, append_images=[noise(40, 24).rotate(180)]).data
     with pytest.raises(PictureError, match="has 2 frames"):
@@ -141,7 +153,7 @@ def looked_at(data: bytes) -> int:
 
 
 @pytest.mark.skipif(not COUNTED.exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "AVIF"])
 def test_truncated_large_picture_is_refused_in_32_mib(kind: str):
     data = encoded(Image.new("RGB", (8192, 8192)), kind).data  # 200 MB
     with ProcessPoolExecutor(1, get_context("spawn")) as process:

@@ -23,8 +23,10 @@ from overpaint.picture import Picture
 from overpaint.picture_sources import MAX_FILE_BYTES, PictureSource, read_file, read_source
 
 READABLE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
-UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")
+UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF")
 """Pillow's names of the formats that uploads may have: those that browsers send."""
+JPEG_FORMATS = ("JPEG", "MPO")
+"""Pillow's names of JPEG files. An MPO has a second picture behind the first one."""
 MAX_PIXELS = 178_956_970
 """Pixels of a picture, at most: half a gigabyte as RGB, Pillow's own limit."""
 MAX_UPLOAD_PIXELS = 2**26
@@ -80,9 +82,9 @@ def receive_picture(data: bytes, name: str) -> Picture:
     with open_upload(data, name) as image:
         if image.format == "PNG":
             image.verify()
-        # Pillow's WebP reader checks the end of the file first. A progressive JPEG needs memory for
-        # all pixels.
-        elif image.format != "WEBP" and "progressive" not in image.info:
+        # `check_structure` finds truncated AVIFs, and Pillow's WebP reader checks the end of the
+        # file first. A progressive JPEG needs memory for all pixels.
+        elif image.format in JPEG_FORMATS and "progressive" not in image.info:
             image.draft("L", (1, 1))
             image.load()
     return Picture(data=data)
@@ -108,7 +110,7 @@ def open_upload(data: bytes, name: str) -> Generator[Image.Image]:
             )
         if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
             raise PictureError(f"{name} has {frames} frames; send a picture of one frame.")
-        if image.format not in ("PNG", "WEBP"):
+        if image.format in JPEG_FORMATS:
             _check_jpeg_scans(data, name)
         yield image
 

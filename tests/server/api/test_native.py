@@ -97,6 +97,23 @@ def test_event_stream_resumes_after_last_event_id(slow: TestClient) -> None:
     assert [(number, kind) for number, kind, _ in again] == [("3", "notice"), ("4", "succeeded")]
 
 
+def test_avif_is_accepted_in_every_dialect(client: TestClient) -> None:
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(HOUSE)) as house:
+        house.save(buffer, "AVIF")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    uri, prompt = f"data:image/avif;base64,{data}", {"prompt": "a cup"}
+    answers = [
+        client.post("/api/files", content=buffer.getvalue()),
+        client.post("/api/jobs", json={"request": prompt | {"image": {"data": data}}}),
+        client.post("/v1/predictions", json={"input": prompt | {"image": uri}, "version": "o/m"}),
+        client.post("/fal/queue/o/m", json=prompt | {"image_url": uri}),
+        client.post("/v1/images/edits", data=prompt, files={"image": buffer.getvalue()}),
+        client.post("/sdapi/v1/img2img", json=prompt | {"init_images": [data]}),
+    ]
+    assert [answer.status_code for answer in answers] == [201, 201, 201, 200, 200, 200]
+
+
 def test_upload_is_named_by_its_hash(client: TestClient) -> None:
     name = hashlib.sha256(HOUSE).hexdigest()
     assert client.get(f"/api/files/{name}").status_code == 404

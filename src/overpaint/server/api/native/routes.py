@@ -320,7 +320,7 @@ async def get_webhook_secret(service: ServiceDep, key: KeyDep) -> WebhookSecret:
     },
 )
 async def upload_file(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Upload:
-    """Upload a picture (PNG, JPEG or WebP). The request body is the content of the file."""
+    """Upload a picture (PNG, JPEG, WebP or AVIF). The request body is the content of the file."""
     data = await read_upload(incoming)
     await run_in_picture_thread(codec.receive_picture, data, "the picture")
     return Upload(file=await run_in_write_thread(service.files.put, data), size=len(data))
