@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
+from overpaint.diffusion.prompt_syntax import Segment, parse_prompt
 from overpaint.errors import RequestError
 from overpaint.provenance import metadata
 from overpaint.provenance.importers import READERS, a1111, comfyui, fooocus, invokeai, swarmui
@@ -316,6 +318,34 @@ def test_swarmuis_lists_as_texts_are_read():
     assert found.fields["loras"] == ({"name": "ink", "scale": 0.8}, {"name": "pen", "scale": 0.2})
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a [red] (big:1.2) (cup)", r"a \[red\] (big:1.2) (cup)"),
+        (r"embedding:toy \(o\) \o/", r"<embedding:toy> \(o\) \\o/"),
+        ("<fromto[0.5]:a, b> [", r"<fromto[0.5]:a, b> \["),
+    ],
+)
+def test_swarmuis_prompt_is_translated_as_comfyuis(text: str, expected: str):
+    params = SWARMUI["sui_image_params"] | {"prompt": text}
+    found = read(parameters=json.dumps({"sui_image_params": params}))
+    assert found.fields["prompt"] == expected
+
+
+@pytest.mark.parametrize(
+    ("translate", "text"),
+    [
+        (translate_novelai_prompt, "cup (blue) (x:1.5"),
+        (translate_novelai_prompt, r"] o_o \o/ [y"),
+        (translate_comfyui_prompt, r"[old] cup \o/ [y"),
+    ],
+)
+def test_brackets_that_another_program_takes_as_text_have_no_weight(
+    translate: Callable[[str], str], text: str
+):
+    assert parse_prompt(translate(text)) == [[Segment(text)]]
+
+
 # NovelAI
 
 NOVELAI: dict[str, Any] = {
@@ -342,8 +372,8 @@ def test_novelai_is_read():
     found = read(Software="NovelAI", Description="cut", Comment=json.dumps(NOVELAI), Source="SDXL")
     assert (found.program, found.model) == ("NovelAI", "SDXL")
     assert found.fields == {
-        "prompt": f"(({PROMPT}:1.05):1.05)",
-        "negative_prompt": NEGATIVE,
+        "prompt": r"((a red house, \(green tree:1.2\):1.05):1.05)",
+        "negative_prompt": r"blurry, \(bad:1.3\)",
         "num_inference_steps": 28,
         "guidance_scale": 5.0,
         "guidance_rescale": 0.2,
@@ -362,13 +392,13 @@ def test_novelai_is_read():
 def test_novelai_without_a_size_has_that_of_the_picture():
     comment = {"steps": 28, "scale": 5, "seed": 77, "uc": NEGATIVE}
     found = read(Software="NovelAI", Description=PROMPT, Comment=json.dumps(comment))
-    assert found.fields["prompt"] == PROMPT
+    assert found.fields["prompt"] == translate_novelai_prompt(PROMPT)
     assert (found.fields["width"], found.fields["height"]) == PIXELS.size
 
 
 def test_novelai_with_damaged_settings_keeps_its_prompt():
     found = read(Software="NovelAI", Description=PROMPT, Comment='{"steps": 2')
-    assert found.fields["prompt"] == PROMPT
+    assert found.fields["prompt"] == translate_novelai_prompt(PROMPT)
     assert found.notes == ("the settings are damaged; only the prompt is read.",)
 
 
@@ -376,11 +406,14 @@ def test_novelai_with_damaged_settings_keeps_its_prompt():
     ("text", "expected"),
     [
         ("a {red} [big] {{house}}", "a (red:1.05) (big:0.9524) ((house:1.05):1.05)"),
-        ("} ] { [", "} ] { ["),
+        ("} ] { [", r"} \] { \["),
+        ("a [red house", r"a \[red house"),
+        ("cup (blue), {pan (big)}", r"cup \(blue\), (pan \(big\):1.05)"),
+        (r"o_o \o/ (o:1.5", r"o_o \\o/ \(o:1.5"),
         ("1.5::a red, house:: on 0.5::hill", "(a red, house:1.5) on (hill:0.5)"),
         ("1.2::a 1.3::b::c", "(a :1.2)(b:1.3)c"),
         ("-1::hat::, a::b", "(hat:-1), a::b"),
-        ("(green:1.2)", "(green:1.2)"),
+        ("(green:1.2)", r"\(green:1.2\)"),
     ],
 )
 def test_novelais_emphasis_is_translated(text: str, expected: str):

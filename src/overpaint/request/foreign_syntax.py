@@ -45,8 +45,8 @@ FOREIGN_SYNTAX = (
     ForeignSyntax(re.compile(r"(?<![\w<])embedding:[^\s,()<>]+"), "embeddings of ComfyUI"),
     ForeignSyntax(
         re.compile(
-            r"<(?:random|wildcard|alternate|fromto|repeat|segment|object|region|embed|break|clear"
-            r"|preset|param|trigger|var|setvar|comment)\b[^<>]*+>"
+            r"<(?:random|wildcard|wc|alternate|alt|fromto|repeat|segment|object|region|embed|break"
+            r"|clear|preset|param|trigger|var|setvar|macro|setmacro|comment)\b[^<>]*+>"
         ),
         "tags of SwarmUI",
     ),

@@ -1,9 +1,10 @@
-"""Read NovelAI's `Comment` JSON and `Description`.
+r"""Read NovelAI's `Comment` JSON and `Description`.
 
 | NovelAI | Overpaint |
 |---|---|
 | `{words}`, `[words]` | `(words:1.05)`, `(words:0.9524)` |
 | `1.5::words::` | `(words:1.5)` |
+| `(words)`, `\`, `[` without `]` | `\(words\)`, `\\`, `\[` |
 """
 
 import re
@@ -63,6 +64,9 @@ _IDLE = {
 _FACTORS = {"}": ("{", BRACKET_FACTOR), "]": ("[", 1 / BRACKET_FACTOR)}
 """The opening bracket and the factor of each closing bracket."""
 
+_LITERALS = {letter: f"\\{letter}" for letter in "()[]\\"}
+"""The literal spelling of the letters that have a meaning in Overpaint and none in NovelAI."""
+
 _EMPHASIS = re.compile(r"(?:(?<![\w.])(-?(?:\d++(?:\.\d*+)?|\.\d++)))?::")
 
 
@@ -111,15 +115,15 @@ def _put_prompt(reading: SettingsCollector, name: str, text: Any) -> None:
 
 
 def translate_novelai_prompt(text: str) -> str:
-    """Return a prompt in Overpaint's syntax; brackets without a partner stay as they are."""
+    """Return a prompt in Overpaint's syntax, in which brackets without a partner are literal."""
     return _translate_emphasis(_translate_brackets(text))
 
 
 def _translate_brackets(text: str) -> str:
     pieces: list[str] = []
     opened: dict[str, list[int]] = {"{": [], "[": []}
-    for piece in re.split(r"([{}\[\]])", text):
-        closed = piece
+    for piece in re.split(r"([{}\[\]()\\])", text):
+        closed = _LITERALS.get(piece, piece)
         if piece in opened:
             opened[piece].append(len(pieces))
         elif piece in _FACTORS and (waiting := opened[_FACTORS[piece][0]]):

@@ -1,4 +1,12 @@
-"""Read SwarmUI's `sui_image_params` JSON (docs/Image Metadata Format.md of SwarmUI)."""
+r"""Read SwarmUI's `sui_image_params` JSON (docs/Image Metadata Format.md of SwarmUI).
+
+| SwarmUI | Overpaint |
+|---|---|
+| text between tags | the same as in ComfyUI, which is its usual backend |
+| `<embed:folder/name.pt>`, `<embedding:name>` | `<embedding:name>` |
+| `<lora:folder/name:0.5>` | `<lora:name:0.5>` |
+| `<break>` | `BREAK` |
+"""
 
 import re
 from itertools import zip_longest
@@ -14,6 +22,7 @@ from overpaint.provenance.importers.comfyui_names import (
     put_comfyui_sampler,
     read_layers_to_skip,
 )
+from overpaint.provenance.importers.comfyui_prompt import translate_comfyui_prompt
 
 _PROMPTS = {"prompt": "prompt", "negativeprompt": "negative_prompt"}
 _NUMBERS = {
@@ -39,9 +48,9 @@ _IDLE = {
 }
 """Settings that are read separately, or do not change the picture."""
 
+_TAG = re.compile(r"(<[^<>]*+>)")
 _EMBEDDING = re.compile(r"<(?:embed|embedding):([^<>:]++)>")
 _LORA_FOLDER = re.compile(r"(?<=<lora:)[^<>:]*[/\\]")
-_BREAK = re.compile(r"<break>")
 
 
 def read_swarmui(text: str) -> ImportedSettings | None:
@@ -78,8 +87,17 @@ def read_swarmui(text: str) -> ImportedSettings | None:
 
 
 def _translate_prompt(text: str) -> str:
-    text = _EMBEDDING.sub(lambda tag: f"<embedding:{strip_file_name(tag[1])}>", text)
-    return _BREAK.sub("BREAK", _LORA_FOLDER.sub("", text))
+    *pairs, last = _TAG.split(text)  # it alternates between texts and tags
+    pieces: list[str] = []
+    for words, tag in zip(pairs[::2], pairs[1::2], strict=True):
+        pieces += [translate_comfyui_prompt(words), _translate_tag(tag)]
+    return "".join([*pieces, translate_comfyui_prompt(last)])
+
+
+def _translate_tag(tag: str) -> str:
+    if embedding := _EMBEDDING.fullmatch(tag):
+        return f"<embedding:{strip_file_name(embedding[1])}>"
+    return "BREAK" if tag == "<break>" else _LORA_FOLDER.sub("", tag)
 
 
 def _read_list(value: Any) -> list[Any]:
