@@ -272,8 +272,39 @@ def test_options_of_edit_set_the_fields_of_the_request(
     assert loader.requests == [Request.model_validate(given)]
 
 
+CREATE_OPTIONS = "--upscale-to 96x64 --upscale-in latents --refine-strength 0.4 --seed 3"
+
+
+def test_upscale_to_of_create_sets_the_size_of_the_second_stage(loader: Loader, run: Any):
+    ran = run("create", "a wolf", *CREATE_OPTIONS.split())
+    assert ran.code == 0, ran.err
+    given = {"upscale_to": (96, 64), "upscale_in": "latents", "refine_strength": 0.4, "seed": 3}
+    assert loader.requests == [Request.model_validate({"prompt": "a wolf"} | given)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--upscale-to big", "--upscale-to: 'big' is not a size. Give WIDTHxHEIGHT."),
+        ("--upscale-to 64x64 --upscale 2", "--upscale-to: It contradicts upscale."),
+        ("--upscale-to 0x64", "--upscale-to"),
+    ],
+)
+def test_upscale_to_with_a_wrong_value_is_refused(run: Any, options: str, words: str):
+    ran = run("create", "a wolf", *options.split())
+    assert ran.code == 2
+    assert words in ran.err
+
+
+def test_upscale_to_is_no_option_of_commands_that_repaint_a_picture(run: Any):
+    for command in ("edit", "sweep"):
+        assert run(command, "fox.png", "a wolf", "--upscale-to", "64x64").code == 2
+        assert "--upscale-to" not in run(command, "--help").out
+
+
 def test_every_option_of_the_table_is_tested():
-    given = {word for options, _ in OPTIONS for word in options.split() if word.startswith("--")}
+    every = [*(options for options, _ in OPTIONS), CREATE_OPTIONS]
+    given = {word for options in every for word in options.split() if word.startswith("--")}
     assert {s.flags[0].split("/")[0] for s in SETTINGS.values()} <= given
 
 

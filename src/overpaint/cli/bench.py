@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from overpaint.cli.settings import read_home
+from overpaint.cli.environment import read_home
 from overpaint.cli.terminal import Terminal, echo
 from overpaint.errors import RequestError
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from overpaint.cli.settings import MODELS_DIR_HELP, read_home, read_models_dirs
+from overpaint.cli.environment import MODELS_DIR_HELP, read_home, read_models_dirs
 from overpaint.cli.terminal import echo, escape_control_characters, print_facts
 from overpaint.errors import ModelError, OutputError, OverpaintError, RequestError
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from overpaint.cli.environment import MODELS_DIR_HELP, read_home, read_models_dirs
 from overpaint.cli.settings import (
     IMAGE_FIELDS,
-    MODELS_DIR_HELP,
+    TEXT_FIELDS,
     add_settings,
     read_fields,
-    read_home,
-    read_models_dirs,
 )
 from overpaint.cli.syntax import parse_numbers, read_picture
 from overpaint.cli.terminal import Terminal, echo
@@ -104,7 +103,7 @@ class Common:
     )
 
 
-@add_settings(Common)
+@add_settings(Common, without=TEXT_FIELDS)
 def edit(
     picture: Source, prompt: Prompt = None, *, common: Common, settings: dict[str, Any]
 ) -> None:
@@ -127,7 +126,7 @@ def create(prompt: Prompt = None, *, common: Common, settings: dict[str, Any]) -
     _paint(terminal, request, found, paths, common)
 
 
-@add_settings(Common, without=("strength", "guidance_scale", "num_images"))
+@add_settings(Common, without=("strength", "guidance_scale", "num_images", *TEXT_FIELDS))
 def sweep(
     picture: Source,
     prompt: Prompt = None,

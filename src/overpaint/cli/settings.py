@@ -5,8 +5,7 @@ keeps the settings that were not given.
 """
 
 import inspect
-import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -23,6 +22,7 @@ from overpaint.cli.syntax import (
     parse_mask,
     parse_size,
     parse_truncate,
+    parse_upscale_to,
 )
 from overpaint.request import Request
 from overpaint.request.fields import DEFAULT_STRENGTH
@@ -72,24 +72,6 @@ class Setting:
                 annotation=Annotated[self.type | None, option],
             )
 
-
-def read_home() -> str | None:
-    """Return OVERPAINT_HOME, the folder of added models, or None for the default folder."""
-    return os.environ.get("OVERPAINT_HOME")
-
-
-def read_models_dirs(given: Sequence[Path] | None = None) -> tuple[Path, ...]:
-    """Return the folders of models: those of `--models-dir`, else of OVERPAINT_MODELS_DIRS."""
-    if given:
-        return tuple(given)
-    paths = os.environ.get("OVERPAINT_MODELS_DIRS", "").split(os.pathsep)
-    return tuple(Path(path) for path in paths if path)
-
-
-MODELS_DIR_HELP = (
-    "Folder of models to use in place: any folder, the root of AUTOMATIC1111's web UI or ComfyUI, "
-    "or extra_model_paths.yaml. Can be repeated."
-)
 
 SETTINGS = {
     setting.field: setting
@@ -273,6 +255,13 @@ SETTINGS = {
             "Repaint the result, enlarged by this factor, 1 to 4.",
         ),
         Setting(
+            "upscale_to",
+            ("--upscale-to",),
+            str,
+            "WIDTHxHEIGHT of the repainted result in pixels, in place of --upscale.",
+            parse=parse_upscale_to,
+        ),
+        Setting(
             "upscale_in",
             ("--upscale-in",),
             str,
@@ -331,6 +320,9 @@ IMAGE_FIELDS = (
     *("extend", "task", "fill", "crop", "match_colors", "match_image_colors"),
 )
 """Fields that need a picture to repaint."""
+
+TEXT_FIELDS = ("upscale_to",)
+"""Fields that cannot be used with a picture to repaint."""
 
 FLAG_OF_FIELD = {name: setting.flags[0].split("/")[0] for name, setting in SETTINGS.items()} | {
     "width": "--size",

@@ -44,6 +44,10 @@ def parse_interval(text: str) -> dict[str, Any]:
     return {"guidance_interval": parse_numbers("guidance_interval", text)}
 
 
+SIZE_PATTERN = re.compile(r"(\d{1,9})[xX×](\d{1,9})")
+"""WIDTHxHEIGHT in pixels."""
+
+
 def parse_size(text: str) -> dict[str, Any]:
     """Parse WIDTHxHEIGHT, "native" or "keep".
 
@@ -52,9 +56,20 @@ def parse_size(text: str) -> dict[str, Any]:
     """
     if text in {"native", "keep"}:
         return {"size": text, "width": None, "height": None}
-    if size := re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text):
+    if size := SIZE_PATTERN.fullmatch(text):
         return {"size": "native", "width": int(size[1]), "height": int(size[2])}
     raise RequestError("size", f"{text!r} is not a size. Give WIDTHxHEIGHT, native or keep.")
+
+
+def parse_upscale_to(text: str) -> dict[str, Any]:
+    """Parse WIDTHxHEIGHT of `--upscale-to`.
+
+    Raises:
+        RequestError: the text is not a size.
+    """
+    if size := SIZE_PATTERN.fullmatch(text):
+        return {"upscale_to": (int(size[1]), int(size[2]))}
+    raise RequestError("upscale_to", f"{text!r} is not a size. Give WIDTHxHEIGHT.")
 
 
 def parse_truncate(truncate: bool) -> dict[str, Any]:
