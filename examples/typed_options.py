@@ -11,7 +11,7 @@ the comment as unnecessary.
 from pathlib import Path
 
 import overpaint
-from overpaint.painter import Painter, Result
+from overpaint import Painter, Result
 
 SKETCH = Path(__file__).with_name("house.png")
 

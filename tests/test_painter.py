@@ -1,7 +1,14 @@
 """`Painter`, `load` and the public names, with a tiny random model."""
 
+import base64
 import inspect
+import re
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
@@ -11,8 +18,10 @@ import torch
 from PIL import Image
 
 import overpaint
+from overpaint.diffusion import denoise
 from overpaint.errors import DeviceError, PictureError, RequestError
 from overpaint.events import Event, Finished, Notice, Preview, Step
+from overpaint.imaging import codec
 from overpaint.painter import Painter
 from overpaint.provenance import metadata
 from overpaint.request import Request
@@ -178,13 +187,144 @@ def test_painter_methods_take_request_options_as_keywords(method: Callable[..., 
 
 def test_public_names_of_the_package_are_stable() -> None:
     assert sorted(overpaint.__all__) == [
-        "OverpaintError",
-        "Painter",
-        "Picture",
-        "Request",
-        "Result",
-        "__version__",
-        "load",
+        *("Control", "Event", "Finished", "Lora", "Notice", "OverpaintError", "Painter", "Picture"),
+        *("Preview", "Request", "Result", "Step", "__version__", "load"),
     ]
     assert all(getattr(overpaint, name) for name in overpaint.__all__)
+    assert set(overpaint.__all__) <= set(dir(overpaint))
     assert {Notice, Step, Preview, Finished} == set(get_args(Event))
+
+
+def test_import_of_the_package_imports_neither_torch_nor_numpy() -> None:
+    program = "import sys, overpaint; print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert made.stdout == "set()\n", made.stderr
+
+
+# What Python programs have
+
+
+def test_edit_takes_arrays_and_numbers_of_numpy_and_lists_of_controls(painter: Painter) -> None:
+    pixels = np.asarray(SKETCH)
+    white = np.zeros((128, 160), np.float32)
+    white[32:96, 32:96] = 1
+    fields: dict[str, Any] = {"num_inference_steps": 2, "crop": "off"}
+    plain = painter.edit(
+        SKETCH,
+        "a cat",
+        seed=5,
+        strength=0.5,
+        mask=codec.read_picture(Image.fromarray((white * 255).astype(np.uint8))),
+        **fields,
+    )
+    seed: Any = np.int64(5)
+    strength: Any = np.float32(0.5)
+    other = painter.edit(
+        torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255,
+        "a cat",
+        seed=seed,
+        strength=strength,
+        mask=white,
+        **fields,
+    )
+    assert same(plain.image, other.image)
+
+
+# Results
+
+
+def test_result_iterates_over_its_pictures(painter: Painter) -> None:
+    result = painter.create("a cat", seed=3, num_images=2, num_inference_steps=1)
+    assert list(result) == list(result.images)
+    assert (len(result), result[1]) == (2, result.images[1])
+    assert result.image is result.images[0]
+    assert "versions" not in repr(result)  # the metadata
+
+
+def test_result_shows_itself_in_notebooks(painter: Painter) -> None:
+    two: Any = painter.create("a cat", seed=3, num_images=2, num_inference_steps=1)
+    one: Any = painter.create("a cat", seed=3, num_inference_steps=1)
+    assert same(Image.open(BytesIO(one._repr_png_())), one.image)
+    assert one._repr_html_() is None
+    assert two._repr_png_() is None
+    html = two._repr_html_()
+    assert "seed 3" in html
+    assert "seed 4" in html
+    shown = [base64.b64decode(part) for part in re.findall('base64,([^"]+)', html)]
+    assert [Image.open(BytesIO(data)).size for data in shown] == [each.size for each in two]
+
+
+# Progress
+
+
+class FakeTerminal(StringIO):
+    """The stderr of a terminal or a notebook."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("own", "argument", "terminal", "shown"),
+    [
+        (True, None, True, True),
+        (False, None, True, False),
+        (True, False, True, False),
+        (False, True, True, True),
+        (True, None, False, False),
+    ],
+)
+def test_painter_shows_progress_on_terminals_unless_it_is_off(
+    painter: Painter,
+    monkeypatch: pytest.MonkeyPatch,
+    own: bool,
+    argument: bool | None,
+    terminal: bool,
+    shown: bool,
+) -> None:
+    stderr = FakeTerminal() if terminal else StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(painter, "progress", own)
+    painter.create("a cat", num_inference_steps=2, progress=argument)
+    assert ("painting" in stderr.getvalue()) == shown
+
+
+# Threads
+
+
+def test_threads_that_share_a_painter_get_the_pictures_of_one_thread(
+    painter: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = list[int]()
+    most = list[int]()
+
+    def counting(trajectories: Any) -> None:
+        running.append(1)
+        most.append(len(running))
+        denoise.step(trajectories)
+        running.pop()
+
+    monkeypatch.setattr("overpaint.painter.step", counting)
+    start = threading.Barrier(3)
+
+    def paint(seed: int) -> Image.Image:
+        start.wait()
+        return painter.create(f"a cat {seed}", seed=seed, num_inference_steps=4).image
+
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(paint, range(3)))
+    monkeypatch.undo()
+    alone = [painter.create(f"a cat {i}", seed=i, num_inference_steps=4).image for i in range(3)]
+    assert all(map(same, together, alone))
+    assert set(most) == {1}
+
+
+def test_stream_that_is_not_finished_blocks_no_other_request(painter: Painter) -> None:
+    request = Request(prompt="a cat", seed=1, num_inference_steps=3)
+    stream = painter.stream(request)
+    next(stream)
+    between = painter.create("a dog", seed=1, num_inference_steps=2)
+    *_, last = stream
+    assert isinstance(last, Finished)
+    assert same(last.images[0], painter.run(request).image)
+    assert same(between.image, painter.create("a dog", seed=1, num_inference_steps=2).image)

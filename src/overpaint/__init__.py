@@ -11,22 +11,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from overpaint.errors import OverpaintError
-    from overpaint.painter import Painter, Result, load
+    from overpaint.events import Event, Finished, Notice, Preview, Step
+    from overpaint.painter import Painter, load
     from overpaint.picture import Picture
     from overpaint.request import Request
+    from overpaint.request.parts import Control, Lora
+    from overpaint.result import Result
 
     __version__: str
 
-__all__ = ["OverpaintError", "Painter", "Picture", "Request", "Result", "__version__", "load"]
+__all__ = [
+    "Control",
+    "Event",
+    "Finished",
+    "Lora",
+    "Notice",
+    "OverpaintError",
+    "Painter",
+    "Picture",
+    "Preview",
+    "Request",
+    "Result",
+    "Step",
+    "__version__",
+    "load",
+]
 
 _MODULES = {
+    "Control": "request.parts",
+    "Event": "events",
+    "Finished": "events",
+    "Lora": "request.parts",
+    "Notice": "events",
     "OverpaintError": "errors",
     "Painter": "painter",
     "Picture": "picture",
+    "Preview": "events",
     "Request": "request",
-    "Result": "painter",
+    "Result": "result",
+    "Step": "events",
     "load": "painter",
 }
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for completion in notebooks."""
+    return [*globals(), *__all__]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,33 +2,31 @@
 
 painter = load("miniature")
 result = painter.edit("sketch.png", "a watercolor painting of a red house", strength=0.7)
-result.images[0].save("out.png")
+result.save("out.png")
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from threading import Lock
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 
 from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
 from overpaint.diffusion.run import Run
 from overpaint.errors import DeviceError
-from overpaint.events import Event, Finished, Notice
+from overpaint.events import Event, Finished, Notice, Step
 from overpaint.imaging import codec
 from overpaint.models.addons import AddonLoader, load_library_model
 from overpaint.models.checkpoint import load_preview_decoder
 from overpaint.models.library.library import Library
-from overpaint.picture import Picture
-from overpaint.provenance import metadata
+from overpaint.picture_sources import PictureSource
+from overpaint.progress import progress_bar
 from overpaint.request import Request
 from overpaint.request.options import RequestOptions
+from overpaint.result import Result
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from overpaint.models.model import Model
 
 MAX_BATCH_CELLS = 2 * 128 * 128
@@ -37,60 +35,40 @@ MAX_BATCH_CELLS = 2 * 128 * 128
 SDXL's time per picture does not fall beyond that, and its memory rises."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """The pictures that a request made."""
-
-    images: "tuple[Image, ...]"
-    """The pictures, RGB; RGBA if a part that is kept is transparent."""
-
-    seeds: tuple[int, ...]
-    """The seed of each picture; the request with this seed makes the picture alone."""
-
-    metadata: tuple[dict[str, Any], ...]
-    """The settings of each picture; `save` writes them into the file."""
-
-    notices: tuple[str, ...]
-    """Messages for the user, such as a size outside the trained range."""
-
-    def save(self, path: str | PathLike[str], index: int = 0) -> None:
-        """Write a picture with its settings.
-
-        Args:
-            path: a name that ends with .png, .jpg, .jpeg or .webp.
-            index: the picture, from 0.
-
-        Raises:
-            OutputError: the file cannot be written; no partial file remains.
-        """
-        metadata.write_picture(self.images[index], Path(path), self.metadata[index])
-
-
 class Painter:
-    """A loaded model that runs one request at a time.
+    """A loaded model that runs requests.
 
-    Threads must not share a painter.
+    Threads can share a painter. Their requests take turns, one evaluation of the network at a time,
+    and each gets the pictures that it gets alone.
 
     Attributes:
         model: the loaded checkpoint.
         addon_loader: loads the refiners, ControlNets, LoRAs and embeddings that requests name.
+        progress: whether `edit`, `create` and `run` show a bar on terminals and in notebooks.
     """
 
-    def __init__(self, model: "Model", store: Library | None = None):
+    def __init__(self, model: "Model", store: Library | None = None, *, progress: bool = True):
         self.model = model
         self.addon_loader = AddonLoader(model, store or Library())
+        self.progress = progress
+        self._turn = Lock()
 
     def edit(
         self,
-        picture: "str | PathLike[str] | bytes | Image | Picture",
+        picture: PictureSource,
         prompt: str,
+        *,
+        progress: bool | None = None,
         **options: Unpack[RequestOptions],
     ) -> Result:
         """Repaint a picture.
 
         Args:
-            picture: a path, the bytes of an image file, or a PIL image.
+            picture: a path, a URL, the bytes of a file, a file object, a Pillow image, a NumPy
+                array [height, width, channels], or a tensor [channels, height, width]; see
+                `picture_sources.read_source`. `mask` and the pictures of controls take the same.
             prompt: the picture to paint, in words.
+            progress: show a bar, in place of the painter's `progress`.
             options: other fields of `Request`, such as strength, seed or num_inference_steps.
 
         Raises:
@@ -99,13 +77,17 @@ class Painter:
             ModelError: a refiner, ControlNet, LoRA or embedding cannot be used.
             DeviceError: the device ran out of memory, or its results are not finite.
         """
-        return self.run(Request(image=codec.read_picture(picture), prompt=prompt, **options))
+        request = Request(image=codec.read_picture(picture), prompt=prompt, **options)
+        return self.run(request, progress=progress)
 
-    def create(self, prompt: str, **options: Unpack[RequestOptions]) -> Result:
+    def create(
+        self, prompt: str, *, progress: bool | None = None, **options: Unpack[RequestOptions]
+    ) -> Result:
         """Create a picture from a prompt alone.
 
         Args:
             prompt: the picture to paint, in words.
+            progress: show a bar, in place of the painter's `progress`.
             options: other fields of `Request`, such as width, height or seed.
 
         Raises:
@@ -113,19 +95,27 @@ class Painter:
             ModelError: a refiner, ControlNet, LoRA or embedding cannot be used.
             DeviceError: the device ran out of memory, or its results are not finite.
         """
-        return self.run(Request(prompt=prompt, **options))
+        return self.run(Request(prompt=prompt, **options), progress=progress)
 
-    def run(self, request: Request) -> Result:
-        """Run a request to its end and return its pictures."""
+    def run(self, request: Request, *, progress: bool | None = None) -> Result:
+        """Run a request to its end and return its pictures.
+
+        Args:
+            request: the request.
+            progress: show a bar, in place of the painter's `progress`.
+        """
         notices: list[str] = []
-        for event in self.stream(request):
-            match event:
-                case Notice(message):
-                    notices.append(message)
-                case Finished():
-                    return Result(event.images, event.seeds, event.metadata, tuple(notices))
-                case _:
-                    pass
+        with progress_bar(self.progress if progress is None else progress) as show:
+            for event in self.stream(request):
+                match event:
+                    case Notice(message):
+                        notices.append(message)
+                    case Step():
+                        show(event)
+                    case Finished():
+                        return Result(event.images, event.seeds, event.metadata, tuple(notices))
+                    case _:
+                        pass
         raise AssertionError("the stream ended without Finished")
 
     def stream(self, request: Request, *, preview_every: int = 0) -> Generator[Event]:
@@ -138,8 +128,14 @@ class Painter:
         Yields:
             `Notice`s, a `Step` after every network call, `Preview`s, and `Finished` at the end.
         """
+        events = self._stream(request, preview_every)
         try:
-            yield from self._stream(request, preview_every)
+            while True:
+                with self._turn:  # another thread's request goes on between two events
+                    event = next(events, None)
+                if event is None:
+                    return
+                yield event
         except torch.OutOfMemoryError as error:
             raise DeviceError(
                 f"{self.model.device} ran out of memory: {error}. Choose a smaller size, request "
@@ -186,6 +182,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     preview_decoder: str | PathLike[str] | None = None,
+    progress: bool = True,
     home: str | PathLike[str] | None = None,
     models_dirs: Sequence[str | PathLike[str]] = (),
 ) -> Painter:
@@ -198,12 +195,13 @@ def load(
         dtype: "auto", "bf16", "fp16" or "fp32".
         preview_decoder: the folder of a small decoder (AutoencoderTiny, such as TAESDXL) for
             previews. By default a linear map makes them.
+        progress: show a bar while painting, on terminals and in notebooks.
         home: the folder into which `overpaint models add` copies checkpoints, LoRAs, ControlNets
             and embeddings; by default `~/.overpaint`.
         models_dirs: folders whose files are used in place, such as the root of AUTOMATIC1111's web
             UI or of ComfyUI, or a file like ComfyUI's `extra_model_paths.yaml`.
 
-    LoRAs can also be given by path, such as `Lora(name="./ink.safetensors")`.
+    LoRAs can also be given by path, such as `loras=("./ink.safetensors",)`.
 
     Raises:
         ModelNotFoundError: there is no such model; the message lists the places searched.
@@ -212,6 +210,7 @@ def load(
     """
     store = Library(home, models_dirs, paths=True)
     painter = load_painter(model, store, device=device, dtype=dtype)
+    painter.progress = progress
     if preview_decoder is not None:
         painter.model.preview_decoder = load_preview_decoder(
             preview_decoder, device=painter.model.device, dtype=painter.model.dtype

@@ -8,7 +8,7 @@ import os
 import sys
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from overpaint.errors import PictureError, quote_value
 from overpaint.network.urls import is_url
@@ -46,11 +46,20 @@ class ArrayLike(Protocol):
         ...
 
 
+class ArrayInterface(Protocol):
+    """A Pillow image, or another array of Python's array interface."""
+
+    @property
+    def __array_interface__(self) -> Any:
+        """The layout and the values."""
+        ...
+
+
 EncodedSource = str | os.PathLike[str] | bytes | bytearray | memoryview
 """A path, a URL, or the content of a file."""
 
-PictureSource: TypeAlias = "EncodedSource | Picture | Image | ArrayLike | BinaryFile"
-"""What `read_source` reads."""
+PictureSource = EncodedSource | Picture | ArrayInterface | ArrayLike | BinaryFile
+"""The sources that `read_source` reads."""
 
 
 def read_source(

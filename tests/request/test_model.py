@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 import pytest
@@ -10,10 +11,12 @@ from pydantic import ValidationError
 
 from overpaint.errors import RequestError, quote_value
 from overpaint.picture import Picture
+from overpaint.picture_sources import PictureSource
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
 from overpaint.request.fields import DEFAULT_STRENGTH, MAX_EMBEDDINGS, MAX_PROMPT_CHUNKS, MAX_SEED
 from overpaint.request.options import RequestOptions
+from overpaint.request.parts import Control, Lora
 
 PARAMETERS = {"prompt", "image"}
 """Fields that `Painter.edit` takes as parameters, not as options."""
@@ -77,7 +80,7 @@ def test_request_with_an_invalid_value_names_field_value_and_limit(
 ):
     fields: dict[str, Any] = {"image": IMAGE, field: value}
     with pytest.raises(RequestError) as refused:
-        Request(**fields)
+        Request.model_validate(fields)
     assert refused.value.field == field
     assert words in str(refused.value)
     assert len(str(refused.value)) < 400
@@ -289,7 +292,11 @@ def test_request_with_both_names_of_a_field_is_rejected():
 
 def test_request_options_have_the_names_types_and_requiredness_of_the_fields():
     fields = {name: field for name, field in Request.model_fields.items() if name not in PARAMETERS}
-    hints = get_type_hints(Request)
+    hints = get_type_hints(Request) | {
+        "mask": PictureSource | None,
+        "loras": Sequence[Lora | str],
+        "controls": Sequence[Control],
+    }
     assert get_type_hints(RequestOptions) == {name: hints[name] for name in fields}
     required = {name for name, field in fields.items() if field.is_required()}
     assert required == RequestOptions.__required_keys__

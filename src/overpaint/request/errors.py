@@ -11,6 +11,9 @@ from overpaint.request.synonyms import describe_synonym, describe_value
 MAX_PROBLEMS_SHOWN = 10
 """Problems of one request that its error describes; the others are counted."""
 
+WHOLE_VALUE = "request"
+"""The field of an error about a value that has no fields, such as a number in place of a LoRA."""
+
 
 def translate_validation_error(error: ValidationError, model: type[BaseModel]) -> RequestError:
     """Return one error that describes every problem; its field is that of the first problem."""
@@ -30,7 +33,7 @@ def _field_path(location: tuple[int | str, ...]) -> str:
     named = [
         str(p)[:MAX_NAME_CHARS] for i, p in enumerate(location) if i == 0 or isinstance(p, int)
     ]
-    return ".".join(named) or "request"
+    return ".".join(named) or WHOLE_VALUE
 
 
 def _describe_problem(problem: Any, model: type[BaseModel]) -> str:

@@ -1,11 +1,13 @@
 """A request: one frozen, validated value that can be stored."""
 
 import secrets
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from overpaint.errors import RequestError, quote_value
 from overpaint.picture import Picture
 from overpaint.registry import TASKS, resolve_sampler, resolve_schedule
+from overpaint.request.errors import WHOLE_VALUE
 from overpaint.request.fields import (
     BREAK_PATTERN,
     DEFAULT_STRENGTH,
@@ -19,6 +21,7 @@ from overpaint.request.fields import (
     resolve_field_aliases,
 )
 from overpaint.request.lora_tags import take_lora_tags
+from overpaint.request.options import RequestArguments
 from overpaint.request.parts import Control, Lora, StrictModel
 
 MASKED_FIELDS = (
@@ -127,6 +130,30 @@ class Request(RequestFields):
             found += [control.image, control.hint, control.mask]
         return tuple(picture for picture in found if picture)
 
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Unpack[RequestArguments]) -> None: ...
+
+    @classmethod
+    def read_arguments(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the constructor's arguments as values of the fields.
+
+        A LoRA may be its name or path alone, and a LoRA or control the dict of its arguments.
+
+        Raises:
+            PictureError: a picture cannot be read.
+            RequestError: a LoRA or control has an invalid field.
+        """
+        controls = fields.get("controls")
+        if isinstance(controls, list | tuple):
+            items = enumerate(cast("Sequence[Any]", controls))
+            fields["controls"] = tuple(_read_control(f"controls.{i}", own) for i, own in items)
+        read = super().read_arguments(fields)
+        if isinstance(loras := read.get("loras"), tuple):
+            names = cast("tuple[Any, ...]", loras)
+            read["loras"] = tuple({"name": v} if isinstance(v, str) else v for v in names)
+        return read
+
     @classmethod
     def _canonical(cls, data: dict[str, Any]) -> dict[str, Any]:
         # JSON has no tuples, so a stored request comes back with lists.
@@ -201,12 +228,20 @@ def _move_lora_tags(data: dict[str, Any]) -> None:
         data["loras"] = (*data.get("loras", ()), *loras)
 
 
+def _read_control(place: str, value: Any) -> Any:
+    """Return a control from the dict of the arguments that it has in a constructor."""
+    if not isinstance(value, dict):
+        return value
+    return _read_part(Control, place, Control.read_arguments(cast("dict[str, Any]", value)))
+
+
 def _read_part(kind: type[StrictModel], place: str, value: Any) -> Any:
     """Return a part of a request from its fields; errors name the place of the part."""
     try:
-        return kind.model_validate(value) if isinstance(value, dict) else value
+        return value if isinstance(value, kind) else kind.model_validate(value)
     except RequestError as error:
-        raise RequestError(f"{place}.{error.field}", error.message) from None
+        field = place if error.field == WHOLE_VALUE else f"{place}.{error.field}"
+        raise RequestError(field, error.message) from None
 
 
 def _check_consistency(request: Request) -> None:

@@ -1,8 +1,9 @@
 """The fields of a request as typed keywords, for the editors of callers."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
-from overpaint.picture import Picture
+from overpaint.picture_sources import PictureSource
 from overpaint.registry import Fill, Space, Task
 from overpaint.request.fields import (
     Crop,
@@ -30,7 +31,7 @@ class RequestOptions(TypedDict, total=False):
     height: Side | None
     size: Size
     fit: Fit | None
-    mask: Picture | None
+    mask: PictureSource | None
     mask_from: str | None
     mask_invert: bool
     mask_grow: int
@@ -62,9 +63,9 @@ class RequestOptions(TypedDict, total=False):
     upscale_in: Space
     aesthetic_score: float
     negative_aesthetic_score: float
-    loras: tuple[Lora, ...]
+    loras: Sequence[Lora | ModelName]
     lora_lenient: bool
-    controls: tuple[Control, ...]
+    controls: Sequence[Control]
     clip_skip: int
     original_size: LengthPair | None
     crops_coords_top_left: LengthPair
@@ -72,3 +73,10 @@ class RequestOptions(TypedDict, total=False):
     negative_original_size: LengthPair | None
     negative_crops_coords_top_left: LengthPair | None
     negative_target_size: LengthPair | None
+
+
+class RequestArguments(RequestOptions, total=False):
+    """The parameters of `Request`."""
+
+    prompt: Prompt
+    image: PictureSource | None

@@ -1,6 +1,6 @@
 """The parts of a request that are values themselves: ControlNet units and LoRAs."""
 
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Required, Self, TypedDict, Unpack
 
 from pydantic import (
     BaseModel,
@@ -13,15 +13,20 @@ from pydantic import (
 
 from overpaint.errors import RequestError, did_you_mean, quote_value
 from overpaint.picture import Picture
+from overpaint.picture_sources import PictureSource
 from overpaint.registry import HINT_OPTION_RANGES, HINTS, Weighting
+from overpaint.request.constructors import ConstructorType, read_arguments
 from overpaint.request.errors import translate_validation_error
 
 ModelName = Annotated[str, Field(min_length=1, max_length=4096)]
 """A name, a folder, a file or a Hugging Face Hub id."""
 
 
-class StrictModel(BaseModel):
-    """A frozen value that rejects unknown fields and wrong types with a `RequestError`."""
+class StrictModel(BaseModel, metaclass=ConstructorType):
+    """A frozen value that rejects unknown fields and wrong types with a `RequestError`.
+
+    Its constructor also takes what `constructors` converts.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -32,6 +37,15 @@ class StrictModel(BaseModel):
         val_json_bytes="base64",
         use_attribute_docstrings=True,
     )
+
+    @classmethod
+    def read_arguments(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the constructor's arguments as values of the fields.
+
+        Raises:
+            PictureError: a picture cannot be read.
+        """
+        return read_arguments(cls, fields)
 
     @classmethod
     def _canonical(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +66,22 @@ class StrictModel(BaseModel):
             raise translate_validation_error(error, cls) from None
         value._check()
         return value
+
+
+class ControlFields(TypedDict, total=False):
+    """The parameters of `Control`, which documents their meanings."""
+
+    kind: Required[str]
+    net: ModelName | None
+    image: PictureSource | None
+    hint: PictureSource | None
+    estimator: ModelName | None
+    options: dict[str, float]
+    scale: float
+    start: float
+    end: float
+    weighting: Weighting
+    mask: PictureSource | None
 
 
 class Control(StrictModel):
@@ -98,6 +128,10 @@ class Control(StrictModel):
     mask: Picture | None = None
     """Where the ControlNet acts: white; black is left alone. It needs the size of the control
     image."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Unpack[ControlFields]) -> None: ...
 
     @property
     def acts(self) -> bool:

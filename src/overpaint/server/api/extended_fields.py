@@ -67,7 +67,7 @@ def build_request(
             if fields.pop(field, None) is not None:
                 report_ignored(dialect_names.pop(field, field))
     try:
-        return with_checked_mask(Request(**fields)), dialect_names
+        return with_checked_mask(Request.model_validate(fields)), dialect_names
     except RequestError as error:
         raise translate_error(error, dialect_names) from None
 

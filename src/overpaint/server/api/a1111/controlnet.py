@@ -196,7 +196,7 @@ def _read_control(arg: Any, given: TextInputs | ImageInputs) -> Control:
     if (area := _read_area(masks)) is not None:
         fields["mask"] = area
     try:
-        return Control(**fields)
+        return Control.model_validate(fields)
     except RequestError as error:
         field = f"{CONTROLNET_FIELD}.{CLIENT_FIELDS.get(error.field, error.field)}"
         raise RequestError(field, error.message) from None

@@ -100,20 +100,20 @@ def to_requests(
         fields = _map_fields(given, options, refiners, embeddings)
         fields["controls"] = tuple(controls)
         if isinstance(given, TextInputs):
-            return [with_checked_mask(Request(**fields | _second_pass_fields(given)))]
+            return [with_checked_mask(Request.model_validate(fields | _second_pass_fields(given)))]
         images = [_image_fields(given, options, image) for image in given.init_images]
         if len(images) == 1:
-            return [with_checked_mask(Request(**fields | images[0]))]
+            return [with_checked_mask(Request.model_validate(fields | images[0]))]
         # The web UI numbers the seeds over all images, so that each of these jobs has its own.
         order = images * given.n_iter
         fields["num_images"] = len(order)
-        whole = Request(**fields | images[0])
+        whole = Request.model_validate(fields | images[0])
         requests: list[Request] = []
         for place, own in enumerate(order):
             fields["num_images"] = 1
             fields["seed"] = whole.picture_seeds[place]
             fields["subseed"] = whole.picture_subseeds[place]
-            requests.append(with_checked_mask(Request(**fields | own)))
+            requests.append(with_checked_mask(Request.model_validate(fields | own)))
         return requests
     except RequestError as error:
         raise translate_error(error) from None

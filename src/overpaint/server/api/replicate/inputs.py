@@ -340,7 +340,7 @@ def to_request(
         else:
             fields["refine_steps"] = given.refine_steps
     try:
-        return with_checked_mask(Request(**fields))
+        return with_checked_mask(Request.model_validate(fields))
     except RequestError as error:
         raise translate_size_error(error, given) from None
 
