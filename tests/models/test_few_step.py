@@ -169,3 +169,11 @@ def test_few_step_samplers_and_schedule_exist() -> None:
         settings = find_few_step_settings({"modelspec.title": title})
         assert settings is not None
         assert Request(**settings[1]).schedule == "trailing"
+
+
+def test_title_of_a_million_letters_is_searched_at_its_start() -> None:
+    """A pattern that looks ahead from each word would take an hour."""
+    title = "Lightning 4 step " + "lightning " * 100_000
+    found = find_few_step_settings({"modelspec.title": title})
+    assert found
+    assert found[1]["num_inference_steps"] == 4

@@ -560,3 +560,11 @@ def test_pickled_lora_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "lora.pt").write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match="pickle"):
         load_lora(tmp_path / "lora.pt", tiny_model())
+
+
+def test_key_of_a_million_letters_is_refused_by_name(tmp_path: Path) -> None:
+    """A pattern that looked from each layer's name to the end of the key would take an hour."""
+    key = "attn2.to_k" * 100_000
+    save_file({key: torch.ones(2, 2)}, tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError, match="not a LoRA that Overpaint knows; its keys are attn"):
+        load_lora(tmp_path / "lora.safetensors", tiny_model())

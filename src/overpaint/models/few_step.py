@@ -54,6 +54,9 @@ class FewStepKind:
     guidance: float = 1.0
 
 
+MAX_TITLE_CHARS = 300
+"""Characters of a title or file name that are searched: a pattern looks ahead at each word."""
+
 FEW_STEP_KINDS = (
     FewStepKind("LCM", r"lcm", "lcm", 4),
     FewStepKind("TCD", r"tcd", "tcd", 4),
@@ -122,7 +125,8 @@ def find_few_step_settings(
     known = KNOWN_FILES.get(sha256)
     title = next((metadata[key] for key in TITLE_KEYS if metadata.get(key)), "")
     for text in (known.title if known else "", title, *names):
-        words = " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", text)).lower()
+        pieces = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", text[:MAX_TITLE_CHARS])
+        words = " ".join(pieces).lower()
         for kind in (*FEW_STEP_KINDS, *((FEW_STEP_MERGE,) if merges else ())):
             if re.search(rf"\b({kind.words})\b", words):
                 return kind.name, _make_fields(kind, words)

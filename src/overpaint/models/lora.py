@@ -277,7 +277,7 @@ def _describe_foreign(file: WeightsFile) -> str:
     widths = {
         stored.shape[1]
         for key, stored in file.tensors.items()
-        if stored.ndim > 1 and re.search(r"attn2.to_k.*(lora_down|lora_A|lora\.down)", key)
+        if stored.ndim > 1 and _reads_prompt(key)
     }
     for width in widths:
         if width in OTHER_MODELS_BY_WIDTH:
@@ -289,6 +289,13 @@ def _describe_foreign(file: WeightsFile) -> str:
             return f"this is a LoRA for {what}; Overpaint runs SDXL"
     keys = sample_keys(file.tensors) or "none"
     return f"this is not a LoRA that Overpaint knows; its keys are {keys}"
+
+
+def _reads_prompt(key: str) -> bool:
+    """Return whether a key is that of a factor whose width is the width of prompts."""
+    layer = re.search(r"attn2.to_k", key)
+    # One pattern for both would search the rest of a long key again after each layer's name.
+    return bool(layer and re.search(r"lora_down|lora_A|lora\.down", key[layer.end() :]))
 
 
 def get_part(model: "Model", part: str) -> nn.Module:

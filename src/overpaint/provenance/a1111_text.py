@@ -3,10 +3,14 @@
 import json
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from overpaint.registry import SAMPLERS, SCHEDULES
+
+MAX_NAME_CHARS = 100
+"""Characters of an embedding's name that is looked for in prompts."""
 
 
 def format_parameters(record: Mapping[str, Any]) -> str:
@@ -69,19 +73,60 @@ def _format_number(value: float) -> str:
 def mark_embeddings(prompt: str, names: Collection[str]) -> str:
     """Replace the bare names of embeddings in a prompt by `<embedding:NAME>`.
 
+    The work depends on the lengths of the prompt and of the longest name, not on the number of
+    names: all names are walked together, letter by letter.
+
     Args:
         prompt: the prompt.
         names: names of embeddings; upper and lower case are the same.
     """
     if not names:
         return prompt
-    longest_first = sorted(names, key=len, reverse=True)
-    pattern = "|".join(map(re.escape, longest_first))
-    known = {name.lower(): name for name in names}
+    tree = _make_name_tree(names)
+    pieces: list[str] = []
+    position = 0
+    for start in _NAME_START.finditer(prompt):
+        if start.start() >= position and (found := _find_longest(tree, prompt, start.start())):
+            name, end = found
+            pieces += [prompt[position : start.start()], f"<embedding:{name}>"]
+            position = end
+    return "".join([*pieces, prompt[position:]])
 
-    def mark(match: re.Match[str]) -> str:
-        # Case folding also matches letters that only look alike, such as the ı in "mıni".
-        name = known.get(match[0].lower())
-        return f"<embedding:{name}>" if name else match[0]
 
-    return re.sub(rf"(?<![\w<:-])({pattern})(?![\w>-])", mark, prompt, flags=re.IGNORECASE)
+_NAME_START = re.compile(r"(?<![\w<:-])(?=\S)")
+_NAME_END = re.compile(r"(?![\w>-])")
+
+
+@dataclass
+class _NameTree:
+    """The names that begin with some letters.
+
+    Attributes:
+        next: the names that go on, by their next letter in lower case.
+        name: the name that ends here.
+    """
+
+    next: dict[str, "_NameTree"] = field(default_factory=dict[str, "_NameTree"])
+    name: str | None = None
+
+
+def _make_name_tree(names: Collection[str]) -> _NameTree:
+    tree = _NameTree()
+    for name in names:
+        place = tree
+        for letter in name[:MAX_NAME_CHARS]:
+            place = place.next.setdefault(letter.lower(), _NameTree())
+        if len(name) <= MAX_NAME_CHARS:
+            place.name = name
+    return tree
+
+
+def _find_longest(tree: _NameTree, text: str, start: int) -> tuple[str, int] | None:
+    """Return the longest name that begins at a position of a text, and its end."""
+    found = None
+    place, position = tree, start
+    while position < len(text) and (longer := place.next.get(text[position].lower())):
+        place, position = longer, position + 1
+        if place.name and _NAME_END.match(text, position):
+            found = place.name, position
+    return found

@@ -27,6 +27,9 @@ _QUOTED = re.compile(r'"(?:\\.|[^\\"])++"(?=\s*(?:,|$))')
 _PLAIN = re.compile(r"[^,]*+")
 _SETTINGS_INSIDE_LINE = re.compile(r"(?<!\S)Steps:\s*\d+\s*(?:,|$)")
 _HYPERNETWORK = re.compile(r"<hypernet:([^<>:]*+)[^<>]*+>", re.IGNORECASE)
+_TAGGED = re.compile(r":([^<>:]++)")
+"""The name in a tag such as `<lora:NAME:0.8>`."""
+
 _NEGATIVE = "Negative prompt:"
 
 MAX_EMBEDDINGS = 100
@@ -133,7 +136,7 @@ def read_a1111(text: str) -> ImportedSettings | None:
     reading.note_lost("hypernetworks", _HYPERNETWORK.findall(parts.prompt))
     positive = _HYPERNETWORK.sub("", parts.prompt)
     for name, own in (("prompt", positive), ("negative_prompt", parts.negative)):
-        prompt, lost = program.translate(own)
+        prompt, lost = program.translate(reading.cut_prompt(name, own))
         reading.put_prompt(name, mark_embeddings(prompt, embeddings))
         reading.note_lost(f"functions of {name}", lost)
     reading.put_numbers(pairs, _NUMBERS)
@@ -272,13 +275,14 @@ def _list_embeddings(pairs: dict[str, Any]) -> list[str]:
 def _read_loras(reading: SettingsCollector, pairs: dict[str, Any], prompt: str) -> None:
     """Add the LoRAs that are not in the prompt; those without a scale are left to the notes."""
     weights = _read_hashes(pairs.get("Lora weights", ""))
+    tagged = set(_TAGGED.findall(prompt))
     for name, scale in weights.items():
         reading.add_lora(name, scale)
     for key, names in (
         ("Lora hashes", list(_read_hashes(pairs.get("Lora hashes", "")))),
         ("Hashes", _read_files(pairs, "lora:")),
     ):
-        if all(name in weights or f":{name}" in prompt for name in names):
+        if all(name in weights or name in tagged for name in names):
             pairs.pop(key, None)
 
 

@@ -87,20 +87,36 @@ class SettingsCollector:
             if key in given:
                 self.put_number(name, given.pop(key), kind)
 
-    def put_prompt(self, name: str, text: Any) -> None:
+    def put_prompt(
+        self, name: str, text: Any, translate: Callable[[str], str] | None = None
+    ) -> None:
         """Set a prompt.
 
         Without it, the picture would show something else. So characters that no prompt can hold
         are removed, and tags are not checked: if `Request` refuses one, the error names it.
+
+        Args:
+            name: the field.
+            text: the prompt; other values are left out with a note.
+            translate: translates the prompt, which is cut before and after it.
         """
         if not isinstance(text, str):
             self.notes.append(f"left out: {name}: {quote_value(text)} is not a text.")
             return
-        text = text.replace("\0", "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if len(text) > MAX_PROMPT_CHARS:
-            self.notes.append(f"{name}: only its first {MAX_PROMPT_CHARS:,} characters are kept.")
-            text = text[:MAX_PROMPT_CHARS]
+        text = self.cut_prompt(name, text)
+        if translate:
+            text = self.cut_prompt(name, translate(text))
         self.fields[name] = text
+
+    def cut_prompt(self, name: str, text: str) -> str:
+        """Return the characters of a prompt that `Request` accepts; a note says if it is cut."""
+        cut = len(text) > MAX_PROMPT_CHARS
+        text = text[:MAX_PROMPT_CHARS].replace("\0", "")
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        note = f"{name}: only its first {MAX_PROMPT_CHARS:,} characters are kept."
+        if cut and note not in self.notes:
+            self.notes.append(note)
+        return text
 
     def put_sampler(self, sampler: str, schedule: str | None) -> None:
         """Set the sampler, and the schedule that is given or that the sampler's name implies."""

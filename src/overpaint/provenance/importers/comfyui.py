@@ -9,7 +9,13 @@ from itertools import islice
 from typing import Any, Literal
 
 from overpaint.provenance.importers.collector import ImportedSettings, SettingsCollector
-from overpaint.provenance.importers.comfyui_graph import MAX_DEPTH, Graph, Node, is_link
+from overpaint.provenance.importers.comfyui_graph import (
+    MAX_DEPTH,
+    Graph,
+    Node,
+    is_link,
+    join_bounded,
+)
 from overpaint.provenance.importers.comfyui_loras import add_loras
 from overpaint.provenance.importers.comfyui_names import (
     put_comfyui_sampler,
@@ -62,7 +68,7 @@ def read_comfyui(text: str) -> ImportedSettings | None:
     text = re.sub(r"^\s*prompt:", "", text, flags=re.IGNORECASE)  # in EXIF
     graph = Graph.parse(text)
     ends = [key for key, node in graph.nodes.items() if re.match("Save|Preview", node.class_type)]
-    reached = {n.id: n for end in ends or graph.nodes for n in graph.walk_upstream(end)}
+    reached = {node.id: node for node in graph.walk_upstream(*(ends or graph.nodes))}
     samplers = [node for node in reached.values() if re.match(_SAMPLER, node.class_type)]
     if not samplers:  # one of an extension, which has the same inputs
         samplers = [node for node in reached.values() if {"steps", "cfg"} <= node.inputs.keys()][:1]
@@ -128,9 +134,9 @@ def _put_prompt(
     graph.translated |= {encoder.id for encoder in encoders}
     for name, keys in {"prompt": ("text", "text_l", side), "prompt_2": ("text_g",)}.items():
         given = (encoder.inputs[k] for encoder in encoders for k in keys if k in encoder.inputs)
-        texts = [translate_comfyui_prompt(text) for t in given if (text := graph.read_text(t))]
-        if texts:  # ConditioningConcat appends a text in separate chunks, as BREAK does.
-            reading.put_prompt(prefix + name, " BREAK ".join(texts))
+        # ConditioningConcat appends a text in separate chunks, as BREAK does.
+        if text := join_bounded(map(graph.read_text, given), " BREAK "):
+            reading.put_prompt(prefix + name, text, translate_comfyui_prompt)
     if not encoders:
         return []
     inputs = encoders[0].inputs

@@ -1,15 +1,16 @@
 """Follow the links of a ComfyUI graph: {id: {class_type, inputs}}; a link is [id, slot]."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from overpaint.provenance.importers.collector import parse_json_object
 from overpaint.request.fields import MAX_PROMPT_CHARS
 
 MAX_DEPTH = 100
-"""Nodes that are followed one after another to a text."""
+"""Nodes that are followed one after another to a text, or looked at for a value."""
 
 _JOINS = re.compile(r"(?i)concat|join|append|combine|merge|StringFunction")
 """Classes of nodes that join texts, of ComfyUI and of its extensions."""
@@ -56,17 +57,24 @@ class Graph:
         """Return the node at the start of a link, or None for other values."""
         return self.nodes.get(link[0]) if is_link(link) else None
 
-    def walk_upstream(self, start: str) -> Iterator[Node]:
-        """Yield a node and all nodes that feed it, the nearest first, each once."""
-        queue, seen = [start], {start}
-        for key in queue:
-            if key not in self.nodes:
-                continue
-            yield self.nodes[key]
-            for value in self.nodes[key].inputs.values():
-                if is_link(value) and value[0] not in seen:
-                    seen.add(value[0])
-                    queue.append(value[0])
+    def walk_upstream(self, *starts: str) -> Iterator[Node]:
+        """Yield nodes and all nodes that feed them, each once.
+
+        The nearest to the first node come first, then the nearest to the second that do not feed
+        the first, and so on.
+        """
+        seen: set[str] = set()
+        for start in starts:
+            queue = [] if start in seen else [start]
+            seen.add(start)
+            for key in queue:
+                if key not in self.nodes:
+                    continue
+                yield self.nodes[key]
+                for value in self.nodes[key].inputs.values():
+                    if is_link(value) and value[0] not in seen:
+                        seen.add(value[0])
+                        queue.append(value[0])
 
     def find_nearest(self, link: Any, class_pattern: str) -> Node | None:
         """Return the nearest node upstream of a link whose class starts with a pattern."""
@@ -79,7 +87,7 @@ class Graph:
         """Return a value, or through a link the value that the nearest node holds."""
         if not is_link(value):
             return value
-        for node in self.walk_upstream(value[0]):
+        for node in islice(self.walk_upstream(value[0]), MAX_DEPTH):
             for key in _HELD:
                 if key in node.inputs and not is_link(node.inputs[key]):
                     self.translated.add(node.id)
@@ -116,15 +124,23 @@ class Graph:
             (key for key in node.inputs if _PART.fullmatch(key)),
             key=lambda key: (len(key), key),  # text_2 is before text_10
         )
-        parts: list[str] = []
-        for name in names:
-            text = self.read_text(node.inputs[name], depth)
-            if text and sum(map(len, parts)) <= MAX_PROMPT_CHARS:
-                parts.append(text)
-        if not parts:
-            return None
         given = (node.inputs[key] for key in _DELIMITERS if isinstance(node.inputs.get(key), str))
-        return next(given, ", ").replace("\\n", "\n").join(parts)
+        delimiter = next(given, ", ")[:MAX_PROMPT_CHARS].replace("\\n", "\n")
+        return join_bounded((self.read_text(node.inputs[name], depth) for name in names), delimiter)
+
+
+def join_bounded(texts: Iterable[str | None], delimiter: str) -> str | None:
+    """Join texts that are not empty until they fill a prompt; None without any.
+
+    A link is a few bytes, and can name a long text any number of times.
+    """
+    parts: list[str] = []
+    room = MAX_PROMPT_CHARS
+    for text in texts:
+        if text and room > 0:
+            parts.append(text)
+            room -= len(text) + len(delimiter)
+    return delimiter.join(parts) if parts else None
 
 
 def is_link(value: Any) -> bool:

@@ -58,6 +58,10 @@ LORA_LOADERS: dict[str, Callable[[dict[str, Any]], _Loras]] = {
 }
 
 
+MAX_TEXT_CHAINS = 16
+"""Text encoders of the prompts whose LoRAs are compared; further ones count as one."""
+
+
 def add_loras(reading: SettingsCollector, graph: Graph, model: Any, clips: list[Any]) -> None:
     """Add the LoRAs upstream of a model.
 
@@ -68,7 +72,11 @@ def add_loras(reading: SettingsCollector, graph: Graph, model: Any, clips: list[
         clips: the links to the text encoders of the prompts; a LoRA that is upstream of no link
             does not change the text encoders. Other values stand for the encoders of the model.
     """
-    text_chains = [{node.id for node in _walk(graph, clip)} for clip in clips if is_link(clip)]
+    sources = list(dict.fromkeys(clip[0] for clip in clips if is_link(clip)))
+    groups = [[source] for source in sources[:MAX_TEXT_CHAINS]]
+    if others := sources[MAX_TEXT_CHAINS:]:
+        groups.append(others)
+    text_chains = [{node.id for node in graph.walk_upstream(*group)} for group in groups]
     one_sided = False
     for node in _walk(graph, model):
         read = LORA_LOADERS.get(node.class_type, lambda _: iter(()))

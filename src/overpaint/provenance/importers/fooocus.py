@@ -50,7 +50,7 @@ def read_fooocus(text: str) -> ImportedSettings | None:
     for name in ("prompt", "negative_prompt"):
         raw, full = given.pop(name, ""), given.pop(f"full_{name}", None)
         prompt = join_texts(full, ", ") if isinstance(full, list) else ""
-        _put_prompt(reading, name, prompt or raw)
+        reading.put_prompt(name, prompt or raw, translate_comfyui_prompt)
     if styled:
         given.pop("styles", None)
     reading.put_numbers(given, _NUMBERS)
@@ -65,10 +65,6 @@ def read_fooocus(text: str) -> ImportedSettings | None:
         del given["vae"]
     reading.note_lost_settings(given, _IDLE)
     return reading.finish("Fooocus", given.get("base_model"))
-
-
-def _put_prompt(reading: SettingsCollector, name: str, text: Any) -> None:
-    reading.put_prompt(name, translate_comfyui_prompt(text) if isinstance(text, str) else text)
 
 
 def _add_loras(reading: SettingsCollector, given: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def _put_prompt(reading: SettingsCollector, name: str, text: Any) -> None:
     if not isinstance(text, str):
         reading.put_prompt(name, text)
         return
-    prompt, functions = translate_compel(text)
+    prompt, functions = translate_compel(reading.cut_prompt(name, text))
     reading.put_prompt(name, prompt)
     reading.note_lost(f"functions of {name}", functions)
 

@@ -78,8 +78,9 @@ def read_novelai(texts: PictureTexts) -> ImportedSettings | None:
     if by_key.get("Software") != "NovelAI" and not {"uc", "scale", "steps"} <= given.keys():
         return None
     reading = SettingsCollector()
-    _put_prompt(reading, "prompt", given.pop("prompt", by_key.get("Description", "")))
-    _put_prompt(reading, "negative_prompt", given.pop("uc", ""))
+    prompt = given.pop("prompt", by_key.get("Description", ""))
+    reading.put_prompt("prompt", prompt, translate_novelai_prompt)
+    reading.put_prompt("negative_prompt", given.pop("uc", ""), translate_novelai_prompt)
     for name, side in zip(("width", "height"), texts.size, strict=True):
         if side % 8 == 0:
             given.setdefault(name, side)
@@ -108,10 +109,6 @@ def _list_characters(given: dict[str, Any]) -> list[str]:
             case _:
                 pass
     return texts
-
-
-def _put_prompt(reading: SettingsCollector, name: str, text: Any) -> None:
-    reading.put_prompt(name, translate_novelai_prompt(text) if isinstance(text, str) else text)
 
 
 def translate_novelai_prompt(text: str) -> str:

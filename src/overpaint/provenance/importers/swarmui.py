@@ -63,10 +63,7 @@ def read_swarmui(text: str) -> ImportedSettings | None:
     reading = SettingsCollector()
     for key, name in _PROMPTS.items():
         if key in given:
-            prompt = given.pop(key)
-            reading.put_prompt(
-                name, _translate_prompt(prompt) if isinstance(prompt, str) else prompt
-            )
+            reading.put_prompt(name, given.pop(key), _translate_prompt)
     reading.put_numbers(given, _NUMBERS)
     sampler = next((given[key] for key in _SAMPLERS if key in given), None)
     schedule = next((given[key] for key in _SCHEDULERS if key in given), None)
