@@ -181,7 +181,7 @@ def test_mask_of_colored_strokes_repaints_the_clear_part_with_a_notice(color: An
     strokes.paste(color, (16, 8, 32, 24))
     mask, notices = read(strokes)
     assert mask[8:24, 16:32].max() == 0
-    assert "its transparent part, 92% of the picture, is repainted" in notices[0]
+    assert "Overpaint repaints its transparent part, 92% of the picture" in notices[0]
 
 
 def test_mask_with_transparent_hole_repaints_it_with_a_notice() -> None:

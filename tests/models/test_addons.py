@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from overpaint.diffusion.planner import plan
 from overpaint.diffusion.prompt import encode_prompt
+from overpaint.imaging import codec
 from overpaint.models.addons import KEPT_ADDONS, AddonLoader
 from overpaint.models.controlnet import ControlNet
 from overpaint.models.library.library import Library
@@ -108,6 +111,23 @@ def test_controlnet_is_in_memory_once_until_its_file_changes(model: Model, tmp_p
     assert by_path is around
     write_net(path)
     assert load(str(path))[0] is not by_path
+
+
+def test_note_on_the_mask_of_a_control_says_where_the_control_acts(
+    model: Model, tmp_path: Path
+) -> None:
+    path = write_net(tmp_path / "nets" / "edges.safetensors")
+    clear = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
+    clear.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    control = {"kind": "canny", "image": colored("red"), "mask": codec.read_picture(clear)}
+    request = make_request(controls=[control | {"net": str(path)}], width=64, height=64)
+    addons = AddonLoader(model, Library(tmp_path / "home", paths=True)).load(request)
+    notices = plan(request, model, addons).notices
+    assert (
+        "the mask of controls.0 has transparency: the ControlNet acts on its transparent part, "
+        "50% of the picture." in notices
+    )
+    assert not any("repaint" in notice for notice in notices)
 
 
 def test_addons_that_were_not_used_for_longest_leave_memory(model: Model, tmp_path: Path) -> None:

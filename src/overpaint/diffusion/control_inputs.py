@@ -79,7 +79,8 @@ def _prepare(
     mask = None
     if asked.mask:
         size = codec.upright_size(asked.mask)
-        gray = Image.fromarray(masks.decode_mask(asked.mask, size, notices))
+        use = masks.MaskUse(f"the mask of {field}", "the ControlNet acts on", remedy="")
+        gray = Image.fromarray(masks.decode_mask(asked.mask, size, notices, use))
         placed = _place(canvas, gray, f"{field}.mask")
         # Lanczos resampling can overshoot the range.
         pixels = np.clip(np.asarray(placed, np.float32), 0, 1)

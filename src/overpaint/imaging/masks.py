@@ -17,6 +17,7 @@ from overpaint.errors import RequestError
 from overpaint.imaging import sizing
 from overpaint.imaging.dilation import dilate
 from overpaint.imaging.mask_files import MIN_MASK_VALUE, Mask, decode_mask
+from overpaint.imaging.mask_files import MaskUse as MaskUse
 from overpaint.imaging.mask_files import encode_transparency as encode_transparency
 from overpaint.system.abandon import check_abandoned
 
