@@ -12,9 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from safetensors.numpy import save_file
 
 from overpaint.errors import RequestError
 from overpaint.server.api.a1111 import controlnet_routes
@@ -167,6 +169,28 @@ def test_info_has_the_notices_of_the_job(shared: TestClient) -> None:
 def test_progress_has_only_fields_of_the_web_ui(shared: TestClient) -> None:
     shown = shared.get("/sdapi/v1/progress").json()
     assert set(shown) == {"progress", "eta_relative", "state", "current_image", "textinfo"}
+
+
+def test_embedding_in_a_lora_is_used_by_its_bare_name_beside_the_lora(tmp_path: Path) -> None:
+    stem = "lora_unet_mid_block_attentions_0_proj_in"
+    state = {
+        f"{stem}.lora_up.weight": np.zeros((8, 1), np.float32),
+        f"{stem}.lora_down.weight": np.zeros((1, 8), np.float32),
+        "bundle_emb.<toyword>.clip_l": np.zeros((1, 768), np.float32),
+        "bundle_emb.<toyword>.clip_g": np.zeros((1, 1280), np.float32),
+    }
+    models = tmp_path / "models"
+    models.mkdir()
+    save_file(state, models / "ink.safetensors")
+    tag = "<lora:ink:0.5>"
+    with client_of(tmp_path / "data", models_dirs=(models,)) as client:
+        body = {"prompt": f"a ToyWord, {tag}", "negative_prompt": "toyword", "steps": 1}
+        send(client, "txt2img", body)
+        request = last_request(client)
+        assert request["prompt"] == "a <embedding:toyword>,"
+        assert request["negative_prompt"] == "<embedding:toyword>"
+        send(client, "txt2img", {"prompt": "a toyword", "steps": 1})
+        assert last_request(client)["prompt"] == "a toyword"
 
 
 def test_embeddings_have_shapes(shared: TestClient) -> None:

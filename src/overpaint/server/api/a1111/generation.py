@@ -114,7 +114,7 @@ def _read_requests(
         chosen,
         controls=read_controls(given),
         refiners=refiners,
-        embeddings=listings.list_names(service, "embedding"),
+        embeddings=listings.list_embedding_names(service, given.prompt),
     )
     kind = output_format.choose_format(requests, chosen, given.override_settings)
     encoder = {} if kind == "png" else {"quality": chosen.jpeg_quality}

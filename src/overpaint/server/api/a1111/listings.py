@@ -1,6 +1,7 @@
 """Lists of models, samplers, LoRAs and other names that AUTOMATIC1111's clients ask for."""
 
 import asyncio
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -8,9 +9,13 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from overpaint.errors import ModelNotFoundError
+from overpaint.models.files.lora_keys import strip_brackets
 from overpaint.models.library.entry import FileKind
 from overpaint.models.library.index import list_packaged
 from overpaint.registry import SAMPLERS, SCHEDULES
+from overpaint.request.fields import EMBEDDING_PATTERN
+from overpaint.request.lora_tags import take_lora_tags
 from overpaint.server.api.a1111.protocol import (
     LATENT_UPSCALER,
     PIXEL_UPSCALERS,
@@ -34,6 +39,22 @@ def list_names(service: Service, kind: FileKind) -> list[str]:
     """Return the names that requests can use for files of a kind."""
     added = [entry.name for entry in service.entries.list_entries() if entry.kind == kind]
     return [*added, *list_packaged(kind)]
+
+
+def list_embedding_names(service: Service, prompt: str) -> list[str]:
+    """Return the names of embeddings that a prompt can use: all added ones, and those in its LoRAs.
+
+    As in the web UI, an embedding in a LoRA file counts only beside that LoRA's tag.
+
+    Raises:
+        RequestError: a tag of the prompt cannot be read.
+    """
+    names = list_names(service, "embedding")
+    for lora in take_lora_tags(prompt)[1]:
+        with contextlib.suppress(ModelNotFoundError):  # `Service.submit` names it in its error.
+            if entry := service.entries.resolve(lora["name"], "lora"):
+                names += map(strip_brackets, entry.embeddings)
+    return [name for name in names if EMBEDDING_PATTERN.fullmatch(f"<embedding:{name}>")]
 
 
 @router.get("/sd-models")
