@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
+from huggingface_hub import constants
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-from overpaint.errors import CheckpointError, RequestError
+from overpaint.errors import CheckpointError, ModelNotFoundError, RequestError
 from overpaint.imaging import codec, hints
+from overpaint.models import estimated_hint
 from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.library import catalog
 from overpaint.painter import Painter, Result, load
@@ -133,6 +135,33 @@ def test_default_estimator_follows_from_kind(
         ("upernet", "classes"),
         *[None] * 4,
     ]
+
+
+@pytest.mark.parametrize("kind", ["depth", "normal", "segmentation"])
+def test_command_makes_the_hint_of_an_installed_estimator(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    names = {catalog.DEFAULT_ESTIMATORS[kind]: folder for kind, folder in folders.items()}
+
+    def resolve(name: str, **_: Any) -> Path:
+        return names[name]
+
+    monkeypatch.setattr(estimated_hint, "resolve_model", resolve)
+    shown = codec.read_picture(picture())
+    folder = estimated_hint.find_estimator(kind)
+    hint = estimated_hint.make_estimated_hint(kind, shown, folder)
+    sight = "classes" if kind == "segmentation" else "depth"
+    loaded = load_estimator(folder, sight, torch.device("cpu"), torch.float32)
+    assert hint == hints.make_hint(kind, codec.decode(shown), {}, loaded.estimate)
+
+
+def test_command_names_the_estimator_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for kind, name in (("normal", "depth-anything"), ("segmentation", "upernet")):
+        with pytest.raises(ModelNotFoundError, match=f"overpaint models pull {name}"):
+            estimated_hint.find_estimator(kind)
 
 
 def test_wrong_estimator_file_is_named_in_error(

@@ -378,16 +378,21 @@ def test_route_answers(shared: TestClient, method: str, path: str, fields: set[s
     assert fields is None or set(answer.json()) >= fields
 
 
-def test_detect_returns_control_images(shared: TestClient) -> None:
+def test_detect_returns_control_images(
+    shared: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = {"controlnet_module": "canny", "controlnet_input_images": [RAW]}
     body |= {"controlnet_processor_res": 128, "controlnet_threshold_a": 64}
     told = shared.post("/controlnet/detect", json=body).json()
     with Image.open(io.BytesIO(base64.b64decode(told["images"][0]))) as image:
         assert min(image.size) == 128
-    body["controlnet_module"] = "depth_midas"
-    wrong = shared.post("/controlnet/detect", json=body)
-    assert wrong.status_code == 422
-    assert "controlnet_module: depth_midas needs an estimator" in wrong.text
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for module, name in (("depth_midas", "depth-anything"), ("seg_ofade20k", "upernet")):
+        body["controlnet_module"] = module
+        wrong = shared.post("/controlnet/detect", json=body)
+        assert wrong.status_code == 422
+        assert "controlnet_module: " in wrong.text
+        assert f"overpaint models pull {name}" in wrong.text
 
 
 def test_control_types_list_fitting_preprocessors(shared: TestClient) -> None:
@@ -482,6 +487,24 @@ def test_color_correction_without_a_mask_takes_colors_of_the_image() -> None:
     given, options = ImageInputs(init_images=[RAW]), Options(img2img_color_correction=True)
     (request,) = to_requests(given, options)
     assert request.match_image_colors
+
+
+def test_detect_of_estimated_kinds_runs_the_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = list[list[str]]()
+
+    def work(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, 0, b"png", b"")
+
+    processes = SimpleNamespace(run=work, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(controlnet_routes, "subprocess", processes)
+    modules = {"depth_zoe": "depth", "normal_bae": "normal", "seg_ofade20k": "segmentation"}
+    for module in modules:
+        asked = controlnet_routes.DetectRequest(
+            controlnet_module=module, controlnet_input_images=[RAW]
+        )
+        assert controlnet_routes.make_control_images(asked) == [base64.b64encode(b"png").decode()]
+    assert commands == [["overpaint.models.estimated_hint", kind] for kind in modules.values()]
 
 
 def test_detect_images_of_a_request_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.Image import Resampling
 from pydantic import Field
 
-from overpaint.errors import RequestError, did_you_mean, quote_value
+from overpaint.errors import ModelNotFoundError, RequestError, did_you_mean, quote_value
 from overpaint.imaging import codec
 from overpaint.request.fields import MAX_CONTROLS
 from overpaint.server.api.a1111.controlnet import (
@@ -52,7 +52,7 @@ API_VERSION = 2
 """Version of the extension's API."""
 
 ESTIMATED_KINDS = ("depth", "normal", "segmentation")
-"""Kinds of control images that need an estimator network."""
+"""Kinds of control images that need an estimator network, which must be installed."""
 
 MAX_DETECT_S = 60
 """Largest number of seconds for all control images of a request."""
@@ -148,12 +148,6 @@ def make_control_images(given: DetectRequest) -> list[str]:
     if kind is None and module not in NO_PREPROCESSOR:
         hint = did_you_mean(module, KIND_BY_PREPROCESSOR)
         raise RequestError(field, f"unknown preprocessor {quote_value(module)}.{hint}")
-    if kind in ESTIMATED_KINDS:
-        raise RequestError(
-            field,
-            f"{module} needs an estimator, which runs only as a part of a request; send the unit "
-            "with its image to txt2img or img2img.",
-        )
     thresholds = {"low": given.controlnet_threshold_a, "high": given.controlnet_threshold_b}
     options = {name: value for name, value in thresholds.items() if value >= 0}
     made: list[str] = []
@@ -184,7 +178,10 @@ def _make_hint(kind: str, image: bytes, options: dict[str, float], deadline: flo
     Raises:
         RequestError: the image cannot be made.
     """
-    command = [sys.executable, "-m", "overpaint.imaging.hints", kind, json.dumps(options)]
+    if kind in ESTIMATED_KINDS:
+        command = [sys.executable, "-m", "overpaint.models.estimated_hint", kind]
+    else:
+        command = [sys.executable, "-m", "overpaint.imaging.hints", kind, json.dumps(options)]
     try:
         done = subprocess.run(
             command,
@@ -200,7 +197,9 @@ def _make_hint(kind: str, image: bytes, options: dict[str, float], deadline: flo
         ) from None
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise RequestError("controlnet_input_images", reason or "The control image is not made.")
+        is_missing = done.returncode == ModelNotFoundError.exit_code
+        field = "controlnet_module" if is_missing else "controlnet_input_images"
+        raise RequestError(field, reason or "The control image is not made.")
     return done.stdout
 
 
