@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 import overpaint
 from overpaint.cli import terminal as terminal_module
 from overpaint.cli.main import main
+from overpaint.cli.painting import DEFAULT_MODEL_NOTE
 from overpaint.cli.settings import SETTINGS
 from overpaint.errors import DeviceError, ModelNotFoundError
 from overpaint.events import Event, Finished, Notice, Preview, Step
@@ -151,8 +152,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
 def test_edit_writes_a_picture_in_the_current_folder_and_prints_its_path(loader: Loader, run: Any):
     ran = run("edit", "fox.png", "a wolf", "--seed", 7)
     assert ran == Ran(0, "fox-overpaint.png\n", ran.err)
-    assert ran.err.splitlines()[0] == "note: a word of warning"
-    assert "64x48, seed 7" in ran.err
+    assert ran.err.splitlines()[1] == "note: a word of warning"
+    assert "miniature, 64x48, seed 7" in ran.err
     [request] = loader.requests
     assert request == Request(image=codec.read_picture("fox.png"), prompt="a wolf", seed=7)
     assert loader.calls == [("miniature", "auto", "auto")]
@@ -426,7 +427,8 @@ def test_edit_with_json_prints_one_object(loader: Loader, run: Any):
     assert result["outputs"] == ["fox-overpaint-0.png", "fox-overpaint-1.png"]
     assert result["seeds"] == [5, 6]
     assert result["size"] == [64, 48]
-    assert result["notices"] == ["a word of warning"]
+    assert result["notices"] == [DEFAULT_MODEL_NOTE, "a word of warning"]
+    assert result["model"] == "miniature"
     assert result["seconds"] >= 0
     assert [record["seed"] for record in result["metadata"]] == [5, 6]
 
@@ -656,20 +658,27 @@ def test_hint_with_an_estimator_writes_its_output(loader: Loader, run: Any, tmp_
         ("hint canny fox.png -o a.bmp", 5, "the suffix is unknown; use one of .png"),
         ("sweep fox.png x -o a.webp", 5, "A sweep may exceed WebP's limit of 16,383 pixels"),
         ("edit fox.png", 2, "PROMPT: It is missing. Give a prompt, or --like FILE."),
-        ("edit", 2, "picture"),
+        ("edit", 2, "PICTURE: It is missing. Give a picture"),
+        ("edit fox.png --upscale 2", 2, "cannot enlarge a picture without a prompt"),
+        ("edit fox.png fox.png", 2, "PROMPT: It is missing"),
+        ("edit fox.png fox.png x -o out.png", 5, "2 pictures need a folder; write out.png/."),
+        ("edit fox.png x -n 2 -o -", 5, "stdout takes one picture"),
+        ("edit fox.png x -o - --json", 2, "--output: - writes the picture to stdout"),
+        ("edit http://127.0.0.1/a.png x", 3, "an address that is not public"),
+        ("edit fox.png x --mask http://127.0.0.1/a.png", 3, "an address that is not public"),
+        ("edit fox.png x --threads 0", 2, "--threads"),
         ("edit none.png x", 3, "none.png: no such file."),
-        ("edit . x", 3, "folder"),
+        ("edit *.gif x", 3, "*.gif: no such file."),
         ("edit empty.png x", 3, "empty.png is empty (0 bytes)"),
         ("edit text.png x", 3, "text.png is not a picture"),
         ("edit fox.png x --like fox.png", 3, "fox.png carries no settings"),
-        ("edit fox.png x -o no/out.png", 5, "there is no folder no"),
+        ("edit fox.png x -o text.png/out.png", 5, "the folder text.png cannot be made"),
         ("edit fox.png x -o out.bmp", 5, "the suffix is unknown; use one of .png"),
-        ("edit fox.png x -n 2 -o no/out.png", 5, "no/out-0.png"),
         ("create x --size keep", 2, "--size: 'keep' needs an image"),
         ("sweep fox.png x --strength 0.2,oops", 2, "--strength: '0.2,oops'"),
         ("sweep fox.png x --strength 0.2,1.5", 2, "--strength: 1.5 is out of range"),
         ("sweep fox.png x --guidance 0.5", 2, "--guidance: 0.5 is between"),
-        ("sweep fox.png x -o no/out.png", 5, "no folder"),
+        ("sweep fox.png x -o text.png/", 5, "the folder text.png cannot be made"),
         ("info none.png", 3, "no such file"),
     ],
 )

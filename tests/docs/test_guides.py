@@ -41,6 +41,7 @@ REASONS = {
     "needs SDXL weights",
     "installs packages",
     "downloads a model",
+    "downloads a picture",
     "runs until it is stopped",
     "needs a LoRA for SDXL",
     "needs another program's models",

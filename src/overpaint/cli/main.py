@@ -12,6 +12,7 @@ import typer
 from overpaint.cli import keys, models
 from overpaint.cli.bench import bench
 from overpaint.cli.commands import HintingCommand
+from overpaint.cli.outputs import make_folder
 from overpaint.cli.paint import create, edit, sweep, upscale
 from overpaint.cli.serve import serve
 from overpaint.cli.settings import FLAG_OF_FIELD
@@ -37,6 +38,7 @@ ARGUMENT_OF_FIELD = FLAG_OF_FIELD | {
     "estimator": "--estimator",
     "host": "--host",
     "otel": "--otel",
+    "output": "--output",
     "allowed_origin": "--allowed-origin",
     "c2pa_certificate": "--c2pa-certificate",
     "c2pa_key": "--c2pa-key",
@@ -126,7 +128,7 @@ def info(
     from overpaint.imaging import codec
     from overpaint.provenance import metadata, watermark  # import OpenCV
 
-    mark = {"watermark": watermark.has_watermark(codec.decode(read_picture(file)))}
+    mark = {"watermark": watermark.has_watermark(codec.decode(read_picture(str(file))))}
     try:
         found = metadata.read_settings(file)
     except PictureError:
@@ -184,7 +186,11 @@ def hint(
         str, typer.Argument(help=f"Kind of control image: {', '.join(HINTS)}.", show_default=False)
     ],
     picture: Annotated[
-        Path, typer.Argument(help="The picture; for a pose, its keypoints.", show_default=False)
+        str,
+        typer.Argument(
+            help="The picture: a file, a URL or - for stdin. For a pose, its keypoints.",
+            show_default=False,
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     option: Annotated[
@@ -207,8 +213,9 @@ def hint(
     from overpaint.imaging.output import check_writable, save_image
 
     asked = Control(kind=kind, estimator=estimator, options=parse_options(option or []))
+    make_folder(output.parent)
     check_writable(output)
-    shown = hints.decode_control_image(kind, read_hint_source(kind, str(picture)))
+    shown = hints.decode_control_image(kind, read_hint_source(kind, picture))
     if kind != "pose":
         hints.check_hint(kind, asked.options)
         estimate = None

@@ -8,7 +8,6 @@ import inspect
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, fields
 from functools import wraps
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -135,7 +134,7 @@ SETTINGS = {
         Setting(
             "mask",
             ("--mask",),
-            Path,
+            str,
             "Picture of the same size: white or transparent is repainted, black is kept.",
             parse=parse_mask,
         ),

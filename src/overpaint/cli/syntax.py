@@ -1,19 +1,32 @@
 """The syntax of option values: sizes, lists of numbers, `--control`, `--lora` and `--option`."""
 
 import re
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from overpaint.errors import RequestError
+from overpaint.errors import PictureError, RequestError
 from overpaint.picture import Picture
 
+STDIN = "-"
+"""The path that means stdin."""
 
-def read_picture(path: str | Path) -> Picture:
-    """Read a picture file."""
+
+def read_picture(path: str) -> Picture:
+    """Read a picture from a file, a URL, or stdin ("-").
+
+    Raises:
+        PictureError: it cannot be read, or stdin is a terminal.
+    """
     from overpaint.imaging import codec  # imports numpy and Pillow
 
-    return codec.read_picture(path)
+    if path != STDIN:
+        return codec.read_picture(path)
+    if sys.stdin.isatty():
+        raise PictureError("stdin is a terminal; send a picture to it, or give a file.")
+    picture = Picture(data=sys.stdin.buffer.read())
+    with codec.open_upright(picture, "stdin"):
+        return picture
 
 
 def read_hint_source(kind: str, path: str) -> Picture:
@@ -77,7 +90,7 @@ def parse_truncate(truncate: bool) -> dict[str, Any]:
     return {"steps": "truncate" if truncate else "exact"}
 
 
-def parse_mask(path: Path) -> dict[str, Any]:
+def parse_mask(path: str) -> dict[str, Any]:
     """Read the picture of `--mask`."""
     return {"mask": read_picture(path)}
 

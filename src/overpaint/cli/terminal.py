@@ -6,18 +6,8 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.spinner import Spinner
 
-from overpaint.events import Step
+from overpaint.cli.progress import Bar, show_loading
 from overpaint.system.plain_text import escape_control_characters
 
 
@@ -33,6 +23,11 @@ def print_facts(facts: Mapping[str, Any]) -> None:
         if value not in (None, (), {}, ""):
             text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
             echo(f"{key:<{width}}  {text}")
+
+
+def print_error(text: str) -> None:
+    """Print an error on stderr, also with `--quiet`, while the command goes on."""
+    typer.echo(f"overpaint: {escape_control_characters(text)}", err=True)
 
 
 class Terminal:
@@ -61,42 +56,13 @@ class Terminal:
 
     @contextmanager
     def waiting(self, text: str) -> Generator[None]:
-        """Show a spinner and a text while the block runs."""
+        """Show a text, and the bytes that are read, while the block runs."""
         if not self._lively:
             yield
             return
-        # Redirecting stderr would turn every refresh of a download's bar into a line.
-        spinner = Spinner("dots", escape_control_characters(text))
-        with Live(spinner, console=self._console, transient=True, redirect_stderr=False):
+        with show_loading(self._console, text):
             yield
 
-    @contextmanager
-    def progress(self, requests: int) -> Generator["Bar"]:
-        """Show a bar with the steps and the remaining time of a number of requests."""
-        with Progress(
-            TextColumn("painting"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=self._console,
-            transient=True,
-            disable=not self._lively,
-        ) as progress:
-            yield Bar(progress, progress.add_task("", total=None), requests)
-
-
-class Bar:
-    """A progress bar for `Step` events; it assumes as many steps for each request."""
-
-    def __init__(self, progress: Progress, task: TaskID, requests: int):
-        self._progress, self._task, self._requests = progress, task, requests
-
-    def show(self, request: int, step: Step) -> None:
-        """Show the progress of a request, numbered from 0."""
-        self._progress.update(
-            self._task,
-            total=self._requests * step.total,
-            completed=request * step.total + step.done,
-        )
+    def make_bar(self, requests: int) -> Bar:
+        """Make a bar for the steps and the remaining time of a number of requests."""
+        return Bar(self._console, requests, disable=not self._lively)

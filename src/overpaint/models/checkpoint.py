@@ -45,6 +45,7 @@ from overpaint.models.separate_parts import (
 )
 from overpaint.nn.blocks import install_blocks
 from overpaint.nn.packed import pack_network
+from overpaint.system.progress import expect_bytes
 
 
 def load_model(
@@ -175,6 +176,7 @@ def build_model(name: str, source: CheckpointSource, placement: DeviceChoice) ->
     stored = {part: _rename_for_module(own, source.tensors[part]) for part, own in modules.items()}
     for part, module in modules.items():  # all of them, before reading gigabytes
         check_tensors(module, stored[part], part=part)
+    expect_bytes(sum(tensor.file_bytes for own in stored.values() for tensor in own.values()))
     for part, module in modules.items():
         fill_module(
             module,

@@ -10,6 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from overpaint.system.progress import add_bytes, expect_bytes
+
+HASH_BLOCK_BYTES = 2**20
+
 MIN_REMEMBERED_BYTES = 256 * 1024**2
 """Smallest file, in bytes, whose digest is cached by default; others are hashed at each call."""
 
@@ -68,8 +72,13 @@ def _digest(path: Path, memory: Path | None, min_remembered_bytes: int) -> str:
 
 
 def _compute(path: Path) -> str:
+    expect_bytes(path.stat().st_size)
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+            add_bytes(len(block))
+    return digest.hexdigest()
 
 
 def _recall(memory: Path) -> dict[str, str]:

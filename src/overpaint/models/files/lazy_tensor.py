@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from overpaint.errors import CheckpointError
+from overpaint.system.progress import add_bytes
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class LazyTensor:
     def ndim(self) -> int:
         """Number of axes."""
         return len(self.shape)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes that `read` reads."""
+        return self.file_shape.numel() * self.dtype.itemsize
 
     @property
     def T(self) -> "LazyTensor":  # noqa: N802 (torch's name)
@@ -80,6 +86,7 @@ class LazyTensor:
             file.seek(self.offset)
             if file.readinto(target.data) != target.nbytes:
                 raise CheckpointError(f"{self.path} changed while it was being read")
+        add_bytes(target.nbytes)
         for step in self.steps:
             tensor = step(tensor)
         return torch.clone(tensor, memory_format=torch.contiguous_format) if self.steps else tensor
