@@ -93,6 +93,13 @@ def control(**fields: Any) -> dict[str, Any]:
             {"override_settings": {"return_grid": False, "eta_noise_seed_delta": 0}},
             ["override_settings.return_grid", "override_settings.eta_noise_seed_delta"],
         ),
+        ("txt2img", {"seed_resize_from_w": 512}, ["seed_resize_from_w"]),
+        ("txt2img", {"seed_resize_from_w": 0, "seed_resize_from_h": 64}, ["seed_resize_from_h"]),
+        (
+            "txt2img",
+            {"width": 72, "height": 64, "seed_resize_from_w": 73, "seed_resize_from_h": 64},
+            ["seed_resize_from_w", "seed_resize_from_h"],
+        ),
         ("txt2img", control(image_similarity=1), ["alwayson_scripts.ControlNet.image_similarity"]),
         ("txt2img", control(image=None, input_image=RAW, mask=""), []),
         ("txt2img", control(hr_option="High res only"), []),
@@ -126,6 +133,12 @@ def test_body_that_the_web_ui_accepts_is_accepted(
         ("txt2img", control(advanced_weighting=[1, 2]), "advanced_weighting"),
         ("txt2img", {"alwayson_scripts": {"ADetailer": {"args": [True, {}]}}}, "ADetailer"),
         ("options", {"sd_vae": "x.pt"}, "sd_vae"),
+        (
+            "txt2img",
+            {"seed_resize_from_w": 64, "seed_resize_from_h": 64, "width": 128, "height": 64},
+            "seed_resize_from_w",
+        ),
+        ("txt2img", {"seed_resize_from_w": 64, "seed_resize_from_h": 64}, "seed_resize_from_w"),
     ],
 )
 def test_another_picture_that_cannot_be_made_is_refused_by_name(

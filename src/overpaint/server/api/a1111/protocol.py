@@ -122,8 +122,12 @@ class Inputs(A1111Model):
     s_min_uncond: Annotated[float, UnsupportedExcept(0)] = 0
     disable_extra_networks: Annotated[bool, UnsupportedExcept(False)] = False
     infotext: Annotated[Any, UnsupportedExcept("")] = ""
-    seed_resize_from_h: Annotated[int, UnsupportedExcept(-1, 0)] = -1
-    seed_resize_from_w: Annotated[int, UnsupportedExcept(-1, 0)] = -1
+    seed_resize_from_h: int = -1
+    """Height of the noise in pixels. With a seed_resize_from_w above 0, another height than that of
+    the result is rejected."""
+    seed_resize_from_w: int = -1
+    """Width of the noise in pixels. With a seed_resize_from_h above 0, another width than that of
+    the result is rejected."""
     # A Krita plug-in sends this name; "None" stands for no refiner.
     refiner: Annotated[str, UnsupportedExcept("", "None")] = ""
 

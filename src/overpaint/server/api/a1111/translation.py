@@ -148,6 +148,7 @@ def _map_fields(
 ) -> dict[str, Any]:
     sampler, schedule = resolve_sampler_and_schedule(get_sampler_name(given), given.scheduler)
     _check_sampler_noise(given, sampler)
+    _check_noise_size(given)
     fields = {native: getattr(given, client) for client, native in UNCHANGED_FIELDS.items()}
     for field in ("prompt", "negative_prompt"):
         fields[field] = mark_embeddings(fields[field], embeddings)
@@ -209,6 +210,23 @@ def _check_sampler_noise(given: TextInputs | ImageInputs, sampler: str) -> None:
             raise RequestError(
                 field, f"{value} is not supported with the sampler {sampler}; use {only}."
             )
+
+
+def _check_noise_size(given: TextInputs | ImageInputs) -> None:
+    """Reject noise of another size than the result. The web UI ignores sides of 0 and below.
+
+    Raises:
+        RequestError: the size differs.
+    """
+    names = ("seed_resize_from_w", "seed_resize_from_h")
+    sides = [getattr(given, name) for name in names]
+    size = [given.width, given.height]
+    for name, side, own in zip(names, sides, size, strict=True):
+        if min(sides) > 0 and side // 8 * 8 != own:
+            raise RequestError(
+                name, f"{side} is not the result's size; noise of another size is not supported."
+            )
+    report_ignored(*(name for name in names if name in given.model_fields_set))
 
 
 def _second_pass_fields(given: TextInputs) -> dict[str, Any]:
