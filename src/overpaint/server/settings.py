@@ -222,6 +222,9 @@ class ServerSettings(_Settings):
     )
     """API key that clients must send, beside those of `overpaint keys`. Can be repeated, and can be
     given as OVERPAINT_KEY. Required unless the server listens on a loopback address."""
+    metrics_key: Annotated[str | None, Flag("--metrics-key")] = Field(default=None, repr=False)
+    """Key that GET /metrics requires, and that gives access to nothing else. Without it, a server
+    with API keys refuses GET /metrics, because metrics show what all API keys do."""
     allowed_hosts: Annotated[
         tuple[str, ...],
         Flag("--allowed-host", shown_default="loopback names on loopback, otherwise any"),

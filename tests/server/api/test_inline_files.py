@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import Response
+from fastapi import HTTPException, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from overpaint.server.api import inline_files
@@ -58,8 +60,9 @@ def test_response_without_files_is_unchanged() -> None:
 def test_file_outside_of_a_response_is_encoded_at_once(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a picture")
     assert base64.b64decode(encode_file(tmp_path / "a")) == b"a picture"
-    with collect_inline_files(), pytest.raises(FileNotFoundError):
-        encode_file(tmp_path / "b")
+    for block in (collect_inline_files(), contextlib.nullcontext()):
+        with block, pytest.raises(HTTPException, match="410: Result b of the job is deleted"):
+            encode_file(tmp_path / "b")
 
 
 def images_of(answer: dict[str, Any]) -> list[str]:
@@ -114,3 +117,13 @@ def test_event_streams_send_pictures_in_parts(
     assert b"overpaint-inline-file" not in answer.content
     for file in files:
         assert base64.b64encode(file) in answer.content
+
+
+def test_deleted_result_is_answered_410(tmp_path: Path) -> None:
+    with client_of(tmp_path, models=("miniature",)) as client:
+        body = {"prompt": "a cup", "sync_mode": True}
+        name = client.post("/fal/queue/fal-ai/fast-sdxl", json=body).json()["request_id"]
+        (result,) = client.get(f"/api/jobs/{name}?wait=30").json()["results"]
+        shutil.rmtree(tmp_path / "results")
+        for path in (result["url"], f"/fal/queue/fal-ai/fast-sdxl/requests/{name}"):
+            assert client.get(path).status_code == 410

@@ -94,10 +94,24 @@ def test_metrics_show_queue_and_rejections(tmp_path: Path) -> None:
         assert samples["overpaint_http_responses_total", "429"] == 2
 
 
-def test_metrics_require_a_key(tmp_path: Path) -> None:
+def test_metrics_are_closed_to_api_keys(tmp_path: Path) -> None:
+    """A hit of the prompt cache would tell a key what another one has sent."""
     with service(tmp_path, api_keys=("secret",)) as client:
+        for headers in ({}, {"Authorization": "Bearer secret"}):
+            answer = client.get("/metrics", headers=headers)
+            assert answer.status_code == 403
+            assert "--metrics-key" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("api_keys", [(), ("secret",)])
+def test_metrics_key_opens_metrics_alone(tmp_path: Path, api_keys: tuple[str, ...]) -> None:
+    with service(tmp_path, api_keys=api_keys, metrics_key="of the operator") as client:
         assert client.get("/metrics").status_code == 401
-        assert scrape(client, Authorization="Bearer secret")
+        assert client.get("/metrics", headers={"Authorization": "Bearer secret"}).status_code == 401
+        assert scrape(client, Authorization="Bearer of the operator")
+        if api_keys:
+            headers = {"Authorization": "Bearer of the operator"}
+            assert client.get("/api/models", headers=headers).status_code == 401
 
 
 def test_metrics_with_store_failure_are_answered_503(

@@ -194,7 +194,7 @@ def test_request_id_is_in_every_response(client: TestClient, written: Written) -
         client.get("/api/models", headers={"Authorization": "Bearer other"}),
         client.get("/api/models", headers={"Origin": "https://evil.example"}),
         client.post("/v1/predictions", json={}),
-        client.get("/metrics"),
+        client.get("/healthz"),
     ]
     named = [answer.headers["X-Request-ID"] for answer in answers]
     assert len(set(named)) == len(named)
@@ -204,6 +204,15 @@ def test_request_id_is_in_every_response(client: TestClient, written: Written) -
     reasons = [line.get("reason") for line in lines]
     assert reasons == [None, None, "unauthorized", "forbidden_origin", "request", None]
     assert lines[-1]["level"] == "debug"  # a probe's
+
+
+def test_readiness_checks_while_a_model_loads_are_no_warnings(
+    client: TestClient, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "unready", lambda _: ["the worker is starting"])
+    assert client.get("/readyz").status_code == 503
+    (line,) = written("answered")
+    assert line["level"] == "debug"
 
 
 def test_request_id_of_openai_response_is_the_job(client: TestClient, written: Written) -> None:

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastapi import Response
+from fastapi import HTTPException, Response
 from fastapi.responses import StreamingResponse
 
 CHUNK_BYTES = 3 * 2**18
@@ -46,17 +46,39 @@ def collect_inline_files() -> Generator[_Collected]:
 
 
 def encode_file(path: Path) -> str:
-    """Return a file as base64, or within `collect_inline_files` a placeholder for it.
+    """Return a result file as base64, or within `collect_inline_files` a placeholder for it.
 
     Raises:
-        OSError: there is no such file.
+        HTTPException: 410, the file is deleted.
+        OSError: the file cannot be read.
     """
     collected = _collected.get()
     if collected is None:
-        return base64.b64encode(path.read_bytes()).decode()
-    path.stat()
+        return base64.b64encode(read_result_file(path)).decode()
+    with _deleted_is_gone(path):
+        path.stat()
     collected.paths.append(path)
     return f"{collected.prefix}{len(collected.paths) - 1}"
+
+
+def read_result_file(path: Path) -> bytes:
+    """Return the content of a result file.
+
+    Raises:
+        HTTPException: 410, the file is deleted.
+        OSError: the file cannot be read.
+    """
+    with _deleted_is_gone(path):
+        return path.read_bytes()
+
+
+@contextmanager
+def _deleted_is_gone(path: Path) -> Generator[None]:
+    """Answer 410 for a missing file: an operator may delete results before their jobs expire."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise HTTPException(410, f"Result {path.name} of the job is deleted.") from error
 
 
 def stream_inline_files(response: Response, collected: _Collected) -> Response:

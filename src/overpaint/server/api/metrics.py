@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from overpaint.engine.counters import Counters
 from overpaint.engine.profile import MOST
 from overpaint.server.api.deps import ServiceDep
-from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.auth import MetricsAccessDep
 from overpaint.server.http.counting import ResponseCounts
 from overpaint.server.jobs.service import Service
 
@@ -32,7 +32,7 @@ BUCKETS = tuple(2**power for power in range(MOST.bit_length()))
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-def metrics(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Response:
+def metrics(incoming: Incoming, service: ServiceDep, access: MetricsAccessDep) -> Response:
     """Return the metrics of the server in the text format of Prometheus."""
     registry = CollectorRegistry()
     registry.register(ServiceCollector(service, incoming.app.state.answers))

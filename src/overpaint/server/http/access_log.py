@@ -16,7 +16,9 @@ REQUEST_ID_PATTERN = re.compile(r"[!-~]{1,128}")
 """Request ids that the server accepts from clients. It replaces other ids."""
 
 PROBE_PATHS = ("/healthz", "/readyz", "/metrics")
-"""Paths that monitoring requests every few seconds. The log records only their failures."""
+"""Paths that monitoring requests every few seconds. The log records only their failures.
+
+A server that is not ready yet answers `/readyz` as it should, so that is no failure."""
 
 
 class AccessLogMiddleware:
@@ -77,6 +79,6 @@ class AccessLogMiddleware:
 def _level(status: int | None, error: Exception | None, route: str | None) -> int:
     if status == 500 and error:
         return logging.ERROR
-    if status is not None and status >= 500:
+    if status is not None and status >= 500 and (error or route not in PROBE_PATHS):
         return logging.WARNING
     return logging.DEBUG if route in PROBE_PATHS else logging.INFO

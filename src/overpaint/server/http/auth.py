@@ -1,6 +1,7 @@
 """Authentication: how clients send an API key, and how the server checks it."""
 
 import base64
+import hmac
 from typing import Annotated
 
 from fastapi import Depends, HTTPException
@@ -115,18 +116,47 @@ def authenticate(incoming: Incoming, schemes: SchemesDep = None) -> str:
     keys: ApiKeys = incoming.app.state.keys
     if not keys.are_required():
         return ""
+    digest = hash_key(_read_key(incoming))
+    if not keys.accepts(digest):
+        raise _make_key_error("API key")
+    incoming.state.key = digest[:KEY_LABEL_CHARS]
+    return digest
+
+
+def authorize_metrics(incoming: Incoming, schemes: SchemesDep = None) -> None:
+    """Check that the client may read the totals of all API keys.
+
+    Raises:
+        HTTPException: 401, the metrics key is missing or unknown; 403, the server has API keys and
+            no metrics key.
+        SQLAlchemyError: the job store, which holds the keys, is out of order.
+    """
+    metrics_key: str | None = incoming.app.state.settings.metrics_key
+    if metrics_key:
+        if not hmac.compare_digest(hash_key(_read_key(incoming)), hash_key(metrics_key)):
+            raise _make_key_error("metrics key")
+    elif incoming.app.state.keys.are_required():
+        raise HTTPException(
+            403,
+            "Metrics show what all API keys do, so no API key can read them. Start the server with "
+            "--metrics-key, and send that key.",
+        )
+
+
+def _read_key(incoming: Incoming) -> str:
+    """Return the key in a request's headers; "" without one."""
     given_keys = (key for name in KEY_HEADERS if (key := incoming.headers.get(name)))
     default = f"key {next(given_keys, '')}"
     scheme, _, given = incoming.headers.get("authorization", default).partition(" ")
-    if scheme.lower() == "basic":
-        given = _basic_password(given)
-    digest = hash_key(given.strip())
-    if scheme.lower() in AUTHORIZATION_SCHEMES and keys.accepts(digest):
-        incoming.state.key = digest[:KEY_LABEL_CHARS]
-        return digest
-    raise HTTPException(
+    if scheme.lower() not in AUTHORIZATION_SCHEMES:
+        return ""
+    return (_basic_password(given) if scheme.lower() == "basic" else given).strip()
+
+
+def _make_key_error(name: str) -> HTTPException:
+    return HTTPException(
         401,
-        "The API key is missing or unknown. Send a valid key: `Authorization: Bearer KEY`.",
+        f"The {name} is missing or unknown. Send a valid key: `Authorization: Bearer KEY`.",
         {"WWW-Authenticate": "Bearer"},
     )
 
@@ -141,3 +171,6 @@ def _basic_password(credentials: str) -> str:
 
 KeyDep = Annotated[str, Depends(authenticate)]
 """The digest of the client's API key; see `authenticate`."""
+
+MetricsAccessDep = Annotated[None, Depends(authorize_metrics)]
+"""Checks that the client may read the totals of all API keys; see `authorize_metrics`."""

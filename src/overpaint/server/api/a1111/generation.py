@@ -31,7 +31,7 @@ from overpaint.server.api.a1111.translation import (
 from overpaint.server.api.deps import ServiceDep
 from overpaint.server.api.extended_fields import get_field_error
 from overpaint.server.api.ignored_fields import list_ignored, report_ignored_fields
-from overpaint.server.api.inline_files import encode_file
+from overpaint.server.api.inline_files import encode_file, read_result_file
 from overpaint.server.api.results import wait_until_ended
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
@@ -164,7 +164,7 @@ def _make_response(service: Service, jobs: Sequence[Job], ignored: list[str]) ->
     for job in jobs:
         folder = service.files.get_results_folder(job.id)
         files += [folder / name for name in (job.result or {}).get("files", ())]
-    records = [_read_record(file.read_bytes()) for file in files]
+    records = [_read_record(read_result_file(file)) for file in files]
     history = [entry for job in jobs for entry in service.jobs.list_history(job.id)]
     notices = [entry.body["message"] for entry in history if entry.kind == "notice"]
     info = make_info(jobs, records) | {"ignored_fields": ignored, "notices": notices}
