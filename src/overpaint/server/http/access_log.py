@@ -18,7 +18,7 @@ REQUEST_ID_PATTERN = re.compile(r"[!-~]{1,128}")
 PROBE_PATHS = ("/healthz", "/readyz", "/metrics")
 """Paths that monitoring requests every few seconds. The log records only their failures.
 
-A server that is not ready yet answers `/readyz` as it should, so that is no failure."""
+A `503` of `/readyz` is an expected answer."""
 
 
 class AccessLogMiddleware:
