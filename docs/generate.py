@@ -731,7 +731,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               ("overpaint.engine.worker:WRITER_THREADS",
                "overpaint.engine.worker:WRITER_THREADS_PER_KEY"), "Jobs wait."),
         Limit("Crashes of the worker or the server while a job runs", "{0:g}",
-              ("overpaint.server.store.jobs:MAX_CRASHES",), "The job fails at the last of them."),
+              ("overpaint.server.store.crashes:MAX_CRASHES",), "The job fails at the last of them."),
         Limit("Free disk space for new jobs", "at least {0:mib}",
               ("limits.free_disk_bytes",), "`507`"),
         Limit("Clients of one API key that follow events at once", "{0:,}",

@@ -46,6 +46,10 @@ class RequestError(OverpaintError):
         super().__init__(f"{field}: {message}")
         self.field, self.message = field, message
 
+    def __reduce__(self) -> "tuple[type[RequestError], tuple[str, str]]":
+        """Return how another process makes this error, with both arguments."""
+        return type(self), (self.field, self.message)
+
 
 class PictureError(OverpaintError):
     """A file is not a picture, or is not safe to decode."""

@@ -84,7 +84,9 @@ def test_serve_c2pa_certificate_without_key_is_refused(tmp_path: Path) -> None:
 def test_serve_missing_dependency_is_reported_before_start(
     tmp_path: Path, options: tuple[str, ...], why: str
 ) -> None:
-    ended = CliRunner().invoke(app, ["serve", "--data", str(tmp_path / "data"), *options])
+    ended = CliRunner().invoke(
+        app, ["serve", "--port", "0", "--data", str(tmp_path / "data"), *options]
+    )
     assert isinstance(ended.exception, OverpaintError)
     assert why in str(ended.exception)
     assert not (tmp_path / "data").exists()

@@ -37,6 +37,7 @@ ARGUMENT_OF_FIELD = FLAG_OF_FIELD | {
     "options": "--option",
     "estimator": "--estimator",
     "host": "--host",
+    "port": "--port",
     "otel": "--otel",
     "output": "--output",
     "allowed_origin": "--allowed-origin",

@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,7 +16,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from overpaint.errors import RequestError
-from overpaint.models.library.folders import ModelFolders
+from overpaint.models.library.index import LibraryIndex
+from overpaint.models.library.served import check_served_model
 from overpaint.server.settings import Flag, ServerSettings
 from overpaint.server.settings_sources import load_settings
 
@@ -134,9 +136,11 @@ def start(settings: ServerSettings) -> None:
 
     Raises:
         RequestError: an origin is not valid, the server would be open to others without an API key,
-            or the certificate, the profile or OpenTelemetry cannot be used.
-        ModelNotFoundError, CheckpointError: the safety checker cannot be used.
+            the certificate, the profile or OpenTelemetry cannot be used, or the port is in use.
+        ModelNotFoundError, CheckpointError: a model or the safety checker cannot be used.
         OutputError: the profile cannot be read.
+        StoreError: the job store or the folder cannot be used.
+        OverpaintError: the worker cannot load the first model.
     """
     for origin in settings.allowed_origins:
         if not ORIGIN.fullmatch(origin):
@@ -146,18 +150,24 @@ def start(settings: ServerSettings) -> None:
             )
 
     from overpaint.server.app import run
-    from overpaint.server.jobs.store_access import prepare_store
+    from overpaint.server.http.listening import bind_sockets
+    from overpaint.server.jobs.store_access import explain_store_errors, prepare_store
     from overpaint.server.telemetry.logs import configure_logging
 
     settings.postprocess_config().check()
     settings.read_profile()
-    ModelFolders(settings.models_dirs)  # a missing folder ends the program here
+    index = LibraryIndex(settings.home, settings.models_dirs)
+    for model in settings.models:
+        check_served_model(model, index)
     configure_logging(settings.log)
-    prepare_store(settings.data, settings.store)
-    _check_access(settings)
-    models = ", ".join(settings.models)
-    print(f"http://{settings.host}:{settings.port}/docs  models: {models}", file=sys.stderr)
-    run(settings, traces=_traces() if settings.otel else None)
+    with ExitStack() as bound:
+        sockets = [bound.enter_context(s) for s in bind_sockets(settings.host, settings.port)]
+        prepare_store(settings.data, settings.store)
+        with explain_store_errors(settings.data):
+            _check_access(settings)
+        models, port = ", ".join(settings.models), sockets[0].getsockname()[1]
+        print(f"http://{settings.host}:{port}/docs  models: {models}", file=sys.stderr)
+        run(settings, traces=_traces() if settings.otel else None, sockets=sockets)
 
 
 def _check_access(settings: ServerSettings) -> None:

@@ -1,8 +1,8 @@
 """Messages between the server's process and the worker's process.
 
-The server sends `RunJob` and `CancelJob`. The worker sends `WorkerReady` once, a `Heartbeat` a few
-times a second, and lists of job messages in order. `JobSucceeded`, `JobFailed` or `JobCanceled` is
-the last message about a job.
+The server sends `RunJob` and `CancelJob`. The worker sends `WorkerReady` or `WorkerFailed` once, a
+`Heartbeat` a few times a second, and lists of job messages in order. `JobSucceeded`, `JobFailed` or
+`JobCanceled` is the last message about a job.
 """
 
 from dataclasses import dataclass, field
@@ -57,6 +57,17 @@ class CancelJob:
 @dataclass(frozen=True)
 class WorkerReady:
     """The worker accepts jobs."""
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """The worker cannot start, and ends.
+
+    Attributes:
+        error: why it could not load its first model or the safety checker.
+    """
+
+    error: OverpaintError
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ class JobCanceled:
 JobMessage = Step | Notice | PreviewImage | Spent | JobSucceeded | JobFailed | JobCanceled
 """Something that happened to a job."""
 
-WorkerMessage = WorkerReady | Heartbeat | list[tuple[str, JobMessage]]
+WorkerMessage = WorkerReady | WorkerFailed | Heartbeat | list[tuple[str, JobMessage]]
 """A message of the worker. Job messages come with the tag of their attempt."""
 
 

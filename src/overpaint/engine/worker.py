@@ -27,17 +27,20 @@ from overpaint.engine.messages import (
     JobSucceeded,
     PreviewImage,
     RunJob,
+    WorkerFailed,
     WorkerMessage,
     WorkerReady,
     job_failed,
 )
 from overpaint.engine.postprocess import NO_POSTPROCESSING, PostprocessConfig, Postprocessor
+from overpaint.errors import OverpaintError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent
 from overpaint.provenance import metadata
 from overpaint.provenance.safety import Flag
 from overpaint.system.atomic_files import write_file
 from overpaint.system.fair_threads import FairThreads
 from overpaint.system.malloc import limit_heaps, release_memory
+from overpaint.system.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -114,13 +117,20 @@ def main(
         pipe: receives `RunJob` and `CancelJob`, sends `WorkerMessage`.
         engine_factory: makes the engine.
         postprocess: checks, marks and signs pictures before they are written.
+
+    Raises:
+        SystemExit: the worker cannot start. It has sent `WorkerFailed`.
     """
     # A terminal or service manager signals all processes of a server. The worker ends by its pipe,
     # after the server has let running jobs finish.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     limit_heaps()
-    worker = _Worker(pipe, engine_factory(), Postprocessor(postprocess))
+    try:
+        worker = _Worker(pipe, engine_factory(), Postprocessor(postprocess))
+    except OverpaintError as error:
+        pipe.send(WorkerFailed(error))
+        raise SystemExit(error.exit_code) from None
     try:
         worker.run()
     except Exception:

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.checkpoint_source import CheckpointSource, Tensors
 from overpaint.models.devices import DeviceChoice, choose_device
-from overpaint.models.diffusers_folder import open_folder, open_part_folder, read_folder_configs
+from overpaint.models.diffusers_folder import open_folder, open_part_folder
 from overpaint.models.family import Configs
 from overpaint.models.few_step import KNOWN_FILES
 from overpaint.models.files import single_file
@@ -36,6 +36,7 @@ from overpaint.models.files.safetensors_io import (
 )
 from overpaint.models.files.unet_config import infer_unet_config
 from overpaint.models.library import catalog
+from overpaint.models.library.folder_configs import get_native_size, read_folder_configs
 from overpaint.models.model import Model, TextEncoder
 from overpaint.models.separate_parts import (
     SeparatePart,
@@ -235,14 +236,6 @@ def open_single_file(weights: WeightsFile, configs: Configs) -> CheckpointSource
         notices=notices,
         metadata=weights.metadata,
     )
-
-
-def get_native_size(configs: Configs) -> int:
-    """Return the side in pixels of the pictures that a checkpoint was trained on."""
-    side = configs.unet.get("sample_size")
-    if not isinstance(side, int):
-        return configs.family.native_size
-    return side * 2 ** (len(configs.vae["block_out_channels"]) - 1)
 
 
 def _build_text_encoder(

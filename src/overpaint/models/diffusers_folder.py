@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from overpaint.errors import CheckpointError
 from overpaint.models.checkpoint_source import CheckpointSource, Tensors
-from overpaint.models.family import Configs, parse_configs
+from overpaint.models.family import Configs
 from overpaint.models.files import weight_variants
 from overpaint.models.files.clip_vocabulary import load_tokenizer
 from overpaint.models.files.config_limits import check_config
@@ -14,41 +14,11 @@ from overpaint.models.files.json_config import read_json_config
 from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.safetensors_io import open_weights
 from overpaint.models.latent_preview import LatentPreview
-from overpaint.models.library.index import NAME_PATTERN
+from overpaint.models.library.folder_configs import TOKENIZER_FOLDERS, locate_part
 from overpaint.models.noise_config import NoiseConfig, Prediction
-
-TOKENIZER_FOLDERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-"""The text encoders, and the folders of their tokenizers."""
 
 UNSUPPORTED_SCHEDULERS = ("EDM", "FlowMatch")
 """Prefixes of schedulers whose formulation of noise differs from SDXL's."""
-
-
-def read_folder_configs(folder: Path) -> Configs:
-    """Read the configs of a diffusers folder.
-
-    Raises:
-        CheckpointError: A config is missing or unreadable, or the folder is of another kind.
-    """
-    if not (folder / "model_index.json").is_file():
-        raise CheckpointError(
-            f"{folder} is not a diffusers folder: it has no model_index.json. A folder with one "
-            "part of a model goes to --unet, --vae, --text-encoder or --text-encoder-2."
-        )
-    index = read_json_config(folder / "model_index.json")
-    encoders = [part for part in TOKENIZER_FOLDERS if _has_part(index, part)]
-    if missing := [part for part in ("unet", "vae") if part not in index]:
-        kind = index.get("_class_name", "folder")
-        raise CheckpointError(f"{folder} is a {kind} without {missing[0]}; Overpaint runs SDXL")
-    where = {part: _locate_part(folder, part, index) for part in ("unet", "vae", *encoders)}
-    parts = {part: read_json_config(own / "config.json") for part, own in where.items()}
-    scheduler = read_json_config(_locate_part(folder, "scheduler", index) / "scheduler_config.json")
-    try:
-        for part, config in (*parts.items(), ("scheduler", scheduler)):
-            check_config(config, part)
-        return parse_configs(parts | {"scheduler": scheduler, "model_index": index})
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def open_folder(
@@ -71,39 +41,19 @@ def open_folder(
     for part in ("unet", "vae", *configs.text_encoders):
         if part in without:
             continue
-        tensors[part], own = open_part_folder(_locate_part(folder, part, index), half=half)
+        tensors[part], own = open_part_folder(locate_part(folder, part, index), half=half)
         files += own
     return CheckpointSource(
         configs=configs,
         tensors=tensors,
         tokenizers={
-            part: load_tokenizer(_locate_part(folder, TOKENIZER_FOLDERS[part], index))
+            part: load_tokenizer(locate_part(folder, TOKENIZER_FOLDERS[part], index))
             for part in configs.text_encoders
         },
         noise=parse_noise_config(configs.scheduler),
         files=tuple(sorted(files)),
-        preview=_read_preview(_locate_part(folder, "preview.json", index)),
+        preview=_read_preview(locate_part(folder, "preview.json", index)),
     )
-
-
-def _locate_part(folder: Path, part: str, index: Mapping[str, Any]) -> Path:
-    """Return the path of a part: in the folder, or in a sibling folder that shares its parts.
-
-    Overpaint adds the key `_shares_with` to model_index.json, so that the miniature's inpainting
-    model and refiner need no copies of the autoencoder and text encoders.
-    """
-    own, shared = folder / part, index.get("_shares_with")
-    if own.exists() or shared is None:
-        return own
-    if not isinstance(shared, str) or not NAME_PATTERN.fullmatch(shared):
-        raise CheckpointError(f"{folder}: _shares_with must be the name of a folder beside it")
-    return folder.parent / shared / part
-
-
-def _has_part(index: Mapping[str, Any], part: str) -> bool:
-    """Return whether a model index has a part: a library and a class, which can be null."""
-    entry = index.get(part)
-    return isinstance(entry, list) and bool(entry) and entry[0] is not None
 
 
 def parse_noise_config(scheduler: Mapping[str, Any]) -> NoiseConfig:

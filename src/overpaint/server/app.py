@@ -1,12 +1,15 @@
 """The HTTP server: the application with all dialects, and how uvicorn runs it."""
 
 import asyncio
+import errno
 import gc
+import signal
 import socket
+import threading
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import version
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
+from uvicorn.server import HANDLED_SIGNALS
 
 from overpaint.engine.worker import EngineFactory
 from overpaint.network.addresses import is_loopback
@@ -31,17 +35,20 @@ from overpaint.server.http.body_limit import BodyLimitMiddleware
 from overpaint.server.http.connection import count_possible_connections, make_protocol_class
 from overpaint.server.http.head_requests import HeadMiddleware
 from overpaint.server.http.host_origin import HostOriginMiddleware, spell_origin
+from overpaint.server.http.listening import bind_sockets, make_address_error
 from overpaint.server.http.problems import install_error_handlers
 from overpaint.server.http.request_budget import RequestBudget
 from overpaint.server.http.request_target import RequestTargetMiddleware
 from overpaint.server.http.response_headers import SecurityHeadersMiddleware
 from overpaint.server.http.threads import SERVER_KEY, current_key, run_in_write_thread
 from overpaint.server.jobs.service import Service
+from overpaint.server.jobs.store_access import explain_store_errors
 from overpaint.server.jobs.webhooks import WebhookSender
 from overpaint.server.settings import ServerSettings
 from overpaint.server.store.api_keys import ApiKeys
 from overpaint.server.telemetry.logs import log_and_continue
 from overpaint.system.malloc import MAX_PAUSE_S, limit_heaps, release_memory
+from overpaint.system.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
     from overpaint.server.telemetry.traces import TraceExporter  # Its libraries are optional.
@@ -85,7 +92,8 @@ def create_app(
         current_key.set(SERVER_KEY)
         readers = ThreadPoolExecutor(READER_THREADS, "overpaint-read")
         asyncio.get_running_loop().set_default_executor(readers)
-        service = await asyncio.to_thread(Service, settings, engine_factory, traces)
+        with explain_store_errors(settings.data):
+            service = await asyncio.to_thread(Service, settings, engine_factory, traces)
         app.state.service = service
         app.state.keys = ApiKeys(
             service.jobs.database, settings.api_keys, settings.database.key_cache_s
@@ -180,39 +188,105 @@ def create_app(
 class Server(uvicorn.Server):
     """Stops in order: refuses new jobs, waits for running ones, then closes event streams.
 
-    A second signal ends the wait for jobs.
+    A second signal ends the wait for jobs. The server starts and ends the application itself:
+    uvicorn would write the traceback of an error in between.
     """
 
+    def __init__(self, config: uvicorn.Config):
+        """Prepare; nothing runs before `run`."""
+        super().__init__(config)
+        self._running = AsyncExitStack()
+
     @property
-    def _service(self) -> Service | None:
+    def service(self) -> Service | None:
+        """The service, once it runs."""
         app: Any = self.config.app
         return getattr(app.state, "service", None)
 
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Handle all stop signals alike, except those that the caller ignores (as nohup does)."""
+        own = [
+            number
+            for number in STOP_SIGNALS
+            if number not in HANDLED_SIGNALS and signal.getsignal(number) is not signal.SIG_IGN
+        ]
+        if threading.current_thread() is not threading.main_thread():
+            own = []
+        before = {number: signal.signal(number, self.handle_exit) for number in own}
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal to stop."""
-        if self.should_exit and (service := self._service):
+        if self.should_exit and (service := self.service):
             service.supervisor.hurry()
-        super().handle_exit(sig, frame)
+        # uvicorn raises the signal again at the end; SIGQUIT would dump the memory then.
+        super().handle_exit(sig if sig in HANDLED_SIGNALS else signal.SIGTERM, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then listen.
+
+        Raises:
+            OverpaintError: the application cannot start.
+            RequestError: another program listens on the port.
+        """
+        app: Any = self.config.app
+        try:
+            await self._running.enter_async_context(app.router.lifespan_context(app))
+            await super().startup(sockets)
+        except BaseException as error:
+            for each in sockets or ():
+                each.close()
+            await self._running.aclose()
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                raise make_address_error(self.config.host, self.config.port, error) from error
+            raise
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to stop: a signal came, or the first worker could not start."""
+        stopped = self.service is not None and self.service.supervisor.start_error is not None
+        return await super().on_tick(counter) or stopped
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop. The server answers clients until the running jobs have ended."""
-        if service := self._service:
+        if service := self.service:
             await asyncio.to_thread(service.drain)
         await super().shutdown(sockets)
+        await self._running.aclose()
 
 
 def run(
     settings: ServerSettings,
     engine_factory: EngineFactory | None = None,
     traces: "TraceExporter | None" = None,
+    sockets: list[socket.socket] | None = None,
 ) -> None:
-    """Serve until a signal comes; for the arguments see `create_app`."""
+    """Serve until a signal comes.
+
+    Args:
+        settings: of the server.
+        engine_factory: see `create_app`.
+        traces: see `create_app`.
+        sockets: from `bind_sockets`; by default `run` calls it.
+
+    Raises:
+        OverpaintError: the server cannot start, or its first worker cannot.
+    """
+    sockets = bind_sockets(settings.host, settings.port) if sockets is None else sockets
     app = create_app(settings, engine_factory, traces)
     limit_heaps(serves=True)
     gc.collect()
     gc.freeze()  # All objects made so far stay for the life of the process.
     gc.set_threshold(*GC_THRESHOLDS)
-    Server(uvicorn_config(app, settings)).run()
+    server = Server(uvicorn_config(app, settings))
+    server.run(sockets)
+    if server.service and (error := server.service.supervisor.start_error):
+        raise error
 
 
 def _accepted_hosts(settings: ServerSettings) -> Collection[str] | None:
@@ -231,6 +305,7 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         settings.port,
         http=make_protocol_class(settings.http),
         h11_max_incomplete_event_size=settings.limits.request_head_bytes,
+        lifespan="off",  # `Server` does it.
         log_config=None,
         log_level="warning",
         access_log=False,

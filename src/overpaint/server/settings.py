@@ -26,7 +26,6 @@ LogFormat = Literal["text", "json"]
 DATA_FOLDER = Path("overpaint-data")
 DAY_S = 86_400
 MIB = 2**20
-MINIATURE_SIDE_PX = 128
 SDXL_SIDE_PX = 1024
 
 
@@ -304,11 +303,6 @@ class ServerSettings(_Settings):
     def _split_paths(cls, value: Any) -> Any:
         """Return the paths of a text, which is how an environment variable holds them."""
         return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
-
-    @property
-    def native_side_px(self) -> int:
-        """The side in pixels that the default model draws, until the worker reports it."""
-        return MINIATURE_SIDE_PX if self.models[0].startswith("miniature") else SDXL_SIDE_PX
 
     @property
     def pending_body_bytes(self) -> float:

@@ -78,14 +78,19 @@ def lock_file(path: Path) -> sqlite3.Connection:
 
     Raises:
         BlockingIOError: another process holds the lock.
+        OSError: the file cannot be opened or written, or has other content.
     """
     make_private_file(path)
-    lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    lock = None
     try:
+        lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        lock.close()
-        raise BlockingIOError(f"{path} is locked by another process") from error
+    except sqlite3.DatabaseError as error:
+        if lock:
+            lock.close()
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            raise BlockingIOError(f"{path} is locked by another process") from error
+        raise OSError(f"{path} cannot be locked: {error}") from error
     return lock
 
 

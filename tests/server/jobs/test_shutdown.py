@@ -45,8 +45,18 @@ def start_two_jobs(server: Server) -> tuple[str, str, list[threading.Thread], li
     return running, waiting, threads, events
 
 
-@pytest.mark.parametrize("receiver", ["the server", "all its processes"])
-def test_shutdown_one_signal_lets_running_jobs_finish(tmp_path: Path, receiver: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "receiver"),
+    [
+        (signal.SIGINT, "the server"),
+        (signal.SIGINT, "all its processes"),
+        (signal.SIGHUP, "all its processes"),
+        (signal.SIGQUIT, "all its processes"),
+    ],
+)
+def test_shutdown_one_signal_lets_running_jobs_finish(
+    tmp_path: Path, number: signal.Signals, receiver: str
+) -> None:
     """A terminal's Ctrl-C and service managers tell all."""
     with Server(tmp_path, "--room", "1", "--grace", "60").until_ready() as server:
         running, waiting, threads, events = start_two_jobs(server)
@@ -54,7 +64,7 @@ def test_shutdown_one_signal_lets_running_jobs_finish(tmp_path: Path, receiver: 
         if receiver != "the server":
             processes += processes[0].children(recursive=True)
         for process in processes:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
         until(lambda: not server.answers("readyz"), "it takes more")
         refused = server.client.post("/api/jobs", json={"request": {}})
         assert refused.status_code == 429

@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,12 +32,18 @@ from overpaint.server.jobs.supervisor import (
     JobUpdate,
     Supervisor,
 )
-from overpaint.server.jobs.worker_process import MAX_RESTART_DELAY_S, restart_delay_s
+from overpaint.server.jobs.worker_process import (
+    MAX_RESTART_DELAY_S,
+    encode_timeout,
+    make_pipe,
+    restart_delay_s,
+)
 from overpaint.server.settings import WorkerSettings
+from overpaint.server.store.crashes import MAX_CRASHES
 from overpaint.server.store.database import Database
 from overpaint.server.store.files import Files
 from overpaint.server.store.job_rows import Job, NewJob
-from overpaint.server.store.jobs import MAX_CRASHES, Jobs
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.origins import NativeOrigin, OutputOptions
 from overpaint.server.store.usage import UsageReader
 from overpaint.testing import ScriptedEngine
@@ -171,6 +178,37 @@ def test_supervisor_unreadable_picture_fails_only_its_job(house: House) -> None:
     good = house.submit()
     assert "upload it again" in (house.ended("bad").error or "")
     assert house.ended(good).state == "succeeded"
+
+
+def test_worker_starts_without_copies_of_the_pipe_s_handle(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows, a pipe has a handle, which `os.dup` refuses."""
+
+    def refuse(_: int) -> int:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(os, "dup", refuse)
+    house.open()
+    assert house.ended(house.submit()).state == "succeeded"
+
+
+def test_pipe_fails_when_a_message_stops_halfway() -> None:
+    first, second = make_pipe(0.05)
+    with first, second, pytest.raises(BlockingIOError):
+        first.send(b"x" * 2**22)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "platform", "encoded"),
+    [
+        (0.0004, "win32", struct.pack("@L", 1)),
+        (60.0, "win32", struct.pack("@L", 60_000)),
+        (1.5, "linux", struct.pack("@ll", 1, 500_000)),
+    ],
+)
+def test_timeout_is_encoded_for_the_platform(seconds: float, platform: str, encoded: bytes) -> None:
+    assert encode_timeout(seconds, platform) == encoded
 
 
 def test_supervisor_ignores_jobs_of_other_models(house: House) -> None:
@@ -389,8 +427,8 @@ def test_supervisor_isolated_job_stays_alone_if_another_fails(
 
     monkeypatch.setattr(house.jobs, "claim", noted)
     missing = house.submit(image=b"a picture", priority=1)
-    for upload in house.files.list_older_than(-1):
-        house.files.delete(upload, -1)
+    for upload in house.files.list_put_before(float("inf")):
+        house.files.delete(upload)
     others = [house.submit(priority=1) for _ in range(3)]
     house.open(max_jobs=5)
     assert "upload it again" in str(house.ended(missing).error)

@@ -128,7 +128,7 @@ def test_serve_on_public_address_without_active_key_is_refused(
         served.append(settings)
 
     monkeypatch.setattr("overpaint.server.app.run", served_with)
-    command = ["serve", "--host", "0.0.0.0", "--data", str(tmp_path)]
+    command = ["serve", "--host", "0.0.0.0", "--port", "0", "--data", str(tmp_path)]
 
     def serve(*more: str) -> None:
         result = CliRunner().invoke(app, [*command, *more])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,15 +125,15 @@ def test_partial_files_of_stopped_writes_are_deleted(files: Files) -> None:
 
 def test_old_files_are_listed_and_deleted_unless_put_again(files: Files) -> None:
     name = files.put(b"abc")
-    assert list(files.list_older_than(60)) == []
+    assert list(files.list_put_before(time.time() - 60)) == []
     (path,) = list_files(files.folder)
     os.utime(path, (1, 1))
-    assert list(files.list_older_than(60)) == [name]
-    files.delete(name, 60)
+    assert list(files.list_put_before(time.time() - 60)) == [name]
+    files.delete(name, time.time() - 60)
     assert list_files(files.folder) == []
     files.put(b"abc")
-    assert list(files.list_older_than(60)) == []
-    files.delete(name, 60)  # it was put again since it was found to be old
+    assert list(files.list_put_before(time.time() - 60)) == []
+    files.delete(name, time.time() - 60)  # it was put again since it was found to be old
     assert files.get(name) == b"abc"
     assert list_files(files.folder) == [path]
 
@@ -179,7 +180,7 @@ def test_foreign_files_are_not_listed(tmp_path: Path) -> None:
     name = files.put(b"a picture")
     strange = tmp_path / "files" / name[:2] / ".DS_Store"
     strange.write_bytes(b"")
-    assert files.list_older_than(-1) == [name]
+    assert files.list_put_before(float("inf")) == [name]
 
 
 @pytest.mark.parametrize("damaged", [b"", b"of another", b"of a picturf"])

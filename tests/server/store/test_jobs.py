@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 
 from overpaint.errors import IdempotencyError, QueueFullError
-from overpaint.server.settings import Limits
+from overpaint.server.settings import DAY_S, Limits
+from overpaint.server.store.crashes import MAX_CRASHES, MAX_LOST_SERVERS
 from overpaint.server.store.job_rows import Attempt, Job, NewJob
-from overpaint.server.store.jobs import MAX_CRASHES, WAIT_S_PER_WORK_S, Jobs
+from overpaint.server.store.jobs import WAIT_S_PER_WORK_S, Jobs
+from overpaint.server.store.leases import MAX_LEASE_S, LeaseClock
 from overpaint.server.store.origins import FalOrigin, OutputOptions
 from overpaint.server.store.outbox import Outbox
 from tests.server.conftest import Clock, Open
 
 numbers = itertools.count()
 LEASE = 10.0
+YEAR_S = 366 * DAY_S
 
 
 ORIGIN = FalOrigin(app="fal-ai/fast-sdxl", prompt="é", output=OutputOptions(kind="jpg"))
@@ -162,6 +165,21 @@ def test_job_that_crashes_too_often_fails(store: Jobs) -> None:
     assert job is not None
     assert job.state == "failed"
     assert f"crashed {MAX_CRASHES} times" in (job.error or "")
+
+
+def test_lost_servers_fail_a_job_only_after_very_many(store: Jobs) -> None:
+    """Kills of a server with a long job say nothing about the job; it runs alone in the end."""
+    store.submit(new("a"))
+    for number in range(1, MAX_LOST_SERVERS + 1):
+        store.claim("me", 1, LEASE)
+        job = store.get("a")
+        assert job is not None
+        assert (job.state, job.crashes) == ("running", min(number - 1, 3))
+        assert store.requeue_expired(owners_are_gone=True) == ["a"]
+    job = store.get("a")
+    assert job is not None
+    assert job.state == "failed"
+    assert f"the server was lost {MAX_LOST_SERVERS} times" in (job.error or "")
 
 
 def test_release_without_crash_is_not_counted(store: Jobs) -> None:
@@ -387,12 +405,12 @@ def test_deleted_job_takes_its_history_webhooks_files_and_token_along(
     store.submit(new("b", files=["g"]))
     (claimed, *_) = [job for job in store.claim("me", 2, LEASE) if job.id == "a"]
     store.finish(claimed, "succeeded", result={"files": ["r"]})
-    assert store.list_ended_before(60) == []
+    assert store.list_ended_before(clock.now - 60) == []
     clock.now += 61
     assert store.find_used_files(["f", "g", "h"]) == {"f", "g"}
-    assert store.list_ended_before(60) == ["a"]
+    assert store.list_ended_before(clock.now - 60) == ["a"]
     store.delete(["a", "b"])  # b is under way, and stays
-    assert store.list_ended_before(0) == []
+    assert store.list_ended_before(clock.now) == []
     assert store.get("b") is not None
     assert store.get("a") is None
     assert store.list_history("a") == []
@@ -425,3 +443,30 @@ def test_requeue_expired_spares_the_leases_of_its_owner(store: Jobs, clock: Cloc
 
 def test_job_id_with_nul_is_not_found(store: Jobs) -> None:
     assert store.get("a\0") is None
+
+
+@pytest.mark.parametrize(
+    ("jump_s", "step_s"), [(10 * YEAR_S, LEASE / 3), (-10 * YEAR_S, MAX_LEASE_S / 3)]
+)
+def test_jump_of_the_clock_expires_only_the_lease_of_a_lost_server(
+    store: Jobs, clock: Clock, jump_s: float, step_s: float
+) -> None:
+    elapsed = Clock()
+    leases, gone = LeaseClock(LEASE, elapsed), list[str]()
+
+    def pass_time(seconds: float) -> None:
+        elapsed.now += seconds
+        clock.now += seconds
+        gone.extend(store.requeue_expired(leases=leases))
+
+    for owner in ("alive", "lost"):
+        store.submit(new(owner))
+        store.claim(owner, 1, LEASE)
+    pass_time(1.0)
+    clock.now += jump_s
+    pass_time(1.0)
+    assert gone == []
+    for _ in range(5):
+        store.renew_leases("alive", max(LEASE, 2 * step_s))
+        pass_time(step_s)
+    assert gone == ["lost"]

@@ -28,9 +28,10 @@ from sqlalchemy import select
 from overpaint.errors import QueueFullError
 from overpaint.events import Spent
 from overpaint.server.settings import Limits
+from overpaint.server.store.crashes import MAX_CONCURRENCY_BY_CRASHES, MAX_CRASHES, MAX_LOST_SERVERS
 from overpaint.server.store.database import Database
 from overpaint.server.store.job_rows import ENDED, Job, NewJob
-from overpaint.server.store.jobs import MAX_CONCURRENCY_BY_CRASHES, MAX_CRASHES, Jobs
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.tables import usage
 from tests.server.conftest import Clock
 
@@ -50,6 +51,7 @@ class Known:
     state: str = "queued"
     attempt: int = 0
     crashes: int = 0
+    losses: int = 0
     owner: str | None = None
     until: float = 0.0
     canceling: bool = False
@@ -93,12 +95,13 @@ class Machine(RuleBasedStateMachine):
         known.state, known.canceling = state, False
         known.kinds.append(state)
 
-    def requeue(self, name: str, crashed: bool) -> None:
+    def requeue(self, name: str, crashed: bool, lost: bool = False) -> None:
         known = self.known[name]
-        count = known.crashes + crashed
+        count = known.crashes + (crashed or (lost and known.crashes < ALONE))
+        known.losses += lost
         if known.canceling:
             self.end(name, "canceled")
-        elif count >= MAX_CRASHES:
+        elif count >= MAX_CRASHES or known.losses >= MAX_LOST_SERVERS:
             self.end(name, "failed")
         else:
             known.state, known.owner, known.crashes = "queued", None, count
@@ -200,7 +203,7 @@ class Machine(RuleBasedStateMachine):
         ]
         assert sorted(self.stores[by].requeue_expired(owners_are_gone=all_gone)) == sorted(over)
         for name in over:
-            self.requeue(name, True)
+            self.requeue(name, False, lost=True)
 
     @rule(owner=st.sampled_from(OWNERS))
     def restart(self, owner: str) -> None:

@@ -90,7 +90,7 @@ def test_old_uploads_are_removed(uploads: Uploads, times: list[float]) -> None:
     uploads.record(new("one", HASH))
     times.append(1500.0)
     uploads.record(new("one", OTHER))
-    uploads.delete_older_than(400.0)
+    uploads.delete_before(1100.0)
     assert uploads.get("one", HASH) is None
     assert uploads.get("one", OTHER) is not None
 

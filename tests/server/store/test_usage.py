@@ -14,7 +14,7 @@ from overpaint.errors import RequestError, StoreError
 from overpaint.events import Spent
 from overpaint.server.store.api_keys import ApiKeys, hash_key
 from overpaint.server.store.database import Database
-from overpaint.server.store.jobs import MAX_CRASHES, Jobs
+from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.usage import UsageReader, UsageTotal
 from tests.server.conftest import Clock
 from tests.server.live import client_of, until
@@ -59,9 +59,9 @@ def test_jobs_that_end_without_pictures_have_usage_entries(store: Jobs) -> None:
     claimed = {job.id: job for job in store.claim("me", 2, LEASE)}
     store.cancel("running")
     assert store.finish(claimed["running"], "canceled", spent=Spent(0.5, 0.125))
-    for _ in range(MAX_CRASHES):
-        store.requeue_expired(owners_are_gone=True)
-        store.claim("me", 1, LEASE)
+    deadly = claimed["deadly"]
+    while store.release(deadly, crashed=True) and (again := store.claim("me", 1, LEASE)):
+        (deadly,) = again
     found = store.get("deadly")
     assert found is not None
     assert found.state == "failed"
@@ -74,7 +74,7 @@ def test_usage_of_deleted_jobs_is_kept(store: Jobs, clock: Clock) -> None:
     store.finish(claimed, "succeeded", result=TWO_FILES)
     before = total(store)
     clock.now += 1
-    store.delete(store.list_ended_before(0.5))
+    store.delete(store.list_ended_before(clock.now - 0.5))
     assert store.get("a") is None
     assert total(store) == before
 

@@ -219,7 +219,7 @@ def test_serve_otel_without_extra_names_the_package(
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(SystemExit) as ended:
-        main(["serve", "--otel", "--data", str(tmp_path / "data")])
+        main(["serve", "--otel", "--port", "0", "--data", str(tmp_path / "data")])
     assert ended.value.code == 2
     assert "--otel: opentelemetry is not installed. Install it: pip install 'overpaint[otel]'" in (
         capsys.readouterr().err

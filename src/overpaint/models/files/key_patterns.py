@@ -1,4 +1,6 @@
-"""Patterns of tensor keys that identify the kind of a weight file."""
+"""Patterns of tensor keys that identify the kind of a weight file, and keys in messages."""
+
+from collections.abc import Iterable
 
 LORA_KEYS = (
     r"lora_[A-Za-z0-9]|[._]lora\.|_lora\.|\.(hada|lokr)_|\.dora_scale|\.b?oft_|\.ia3_|vera_lambda"
@@ -14,3 +16,16 @@ VAE_KEYS = r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.conv_in\.weight$"
 
 TEXT_ENCODER_KEYS = r"^(text_model\.encoder\.layers\.0|transformer\.resblocks\.0)\."
 """Matches at least one key of every CLIP text encoder alone, of transformers or OpenCLIP."""
+
+PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+"""Suffixes of files that can run any program when they are read."""
+
+MAX_KEY_CHARS = 200
+"""Characters of a key in messages."""
+
+
+def sample_keys(names: Iterable[str], most: int = 5) -> str:
+    """Format the first few names and the number of further names for a message."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(name[:MAX_KEY_CHARS] for name in listed[:most]) + more

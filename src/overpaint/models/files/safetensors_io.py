@@ -8,7 +8,7 @@ the memory where the tensor stays.
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from overpaint.errors import CheckpointError
+from overpaint.models.files.key_patterns import MAX_KEY_CHARS, PICKLE_SUFFIXES, sample_keys
 from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.scaled_fp8 import apply_weight_scales
 
-PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 SAFETENSORS_SUFFIXES = {".safetensors", ".sft", ".pti"}
 """Suffixes of safetensors files; cog-sdxl writes embeddings as .pti."""
 
@@ -31,9 +31,6 @@ MAX_TENSORS = 100_000
 """Tensors of a file; SDXL has 2,515."""
 
 MAX_AXES = 8
-
-MAX_KEY_CHARS = 200
-"""Characters of a key in messages."""
 
 DTYPES_BY_CODE: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -206,10 +203,3 @@ def check_tensors(module: torch.nn.Module, stored: Mapping[str, LazyTensor], *, 
     if faults:
         source = next((os.fspath(tensor.path) for tensor in stored.values()), "the checkpoint")
         raise CheckpointError(f"{source}: the {part} does not fit; keys {'; '.join(faults)}")
-
-
-def sample_keys(names: Iterable[str], most: int = 5) -> str:
-    """Format the first few names and the number of further names for a message."""
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(name[:MAX_KEY_CHARS] for name in listed[:most]) + more

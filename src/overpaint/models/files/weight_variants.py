@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from overpaint.errors import CheckpointError
-from overpaint.models.files.safetensors_io import PICKLE_SUFFIXES, sample_keys
+from overpaint.models.files.key_patterns import PICKLE_SUFFIXES, sample_keys
 
 
 def choose_weight_files(names: Iterable[str], *, half: bool) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
 from overpaint.models.family import FAMILIES
-from overpaint.models.files.safetensors_io import PICKLE_SUFFIXES
+from overpaint.models.files.key_patterns import PICKLE_SUFFIXES
 from overpaint.models.library import hub
 from overpaint.models.library.index import MINIATURE, PACKAGED_MODELS, list_packaged
 
@@ -118,6 +118,35 @@ def resolve_model(
             reachable.
         CheckpointError: The repository has no weights that Overpaint can load.
     """
+    found = locate_model(name, known)
+    return found or hub.fetch_snapshot(name, _get_repository(name), download=download, known=known)
+
+
+def check_model(name: str) -> None:
+    """Check that `resolve_model` would find a model, without downloading it.
+
+    Raises:
+        ModelNotFoundError, CheckpointError: See `resolve_model`.
+    """
+    if locate_model(name) is None:
+        hub.check_repository(name, _get_repository(name), known=list_checkpoint_names)
+
+
+def locate_model(
+    name: str, known: Callable[[], Iterable[str]] = list_checkpoint_names
+) -> Path | None:
+    """Return the folder or .safetensors file of a model, without contacting the hub.
+
+    Args:
+        name: See `resolve_model`.
+        known: See `resolve_model`.
+
+    Returns:
+        None if the name is a hub id that is not in the hub's cache.
+
+    Raises:
+        ModelNotFoundError: The name, file or folder does not exist.
+    """
     if name in PACKAGED_MODELS:
         if (folder := _packaged(name)) is None:
             raise ModelNotFoundError(
@@ -137,9 +166,13 @@ def resolve_model(
                 f"unknown model {name!r}.{did_you_mean(name, known())} Or give a folder, a "
                 ".safetensors file or a hub id owner/name."
             )
+    return hub.find_cached(_get_repository(name))
+
+
+def _get_repository(name: str) -> str:
+    """Return the hub id that a name stands for."""
     published = ESTIMATORS.get(name)
-    repository = (published and published.repository) or ALIASES.get(name, name)
-    return hub.fetch_snapshot(name, repository, download=download, known=known)
+    return (published and published.repository) or ALIASES.get(name, name)
 
 
 def resolve_controlnet(name: str) -> Path:

@@ -65,7 +65,8 @@ class ModelFolders:
         for path in self.paths:
             if not path.exists():
                 raise ModelNotFoundError(f"no such folder of models: {path}")
-            list(_list_roots(path))
+            for root in _list_roots(path):
+                _check_readable(root)
 
     def list_entries(self) -> tuple[LibraryEntry, ...]:
         """Describe the models, in order of their names; the same tuple while nothing changes.
@@ -201,6 +202,20 @@ def _list_roots(path: Path) -> Iterator[Path]:
             yield from _read_comfyui_paths(path / COMFYUI_PATHS)
     else:
         yield path
+
+
+def _check_readable(root: Path) -> None:
+    """Raise ModelNotFoundError if a folder cannot be read. Other programs name missing folders."""
+    try:
+        with os.scandir(root):
+            return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"the folder of models {root} cannot be read: {error.strerror}. Give another folder, "
+            "or change its permissions."
+        ) from error
 
 
 def _read_comfyui_paths(path: Path) -> Iterator[Path]:

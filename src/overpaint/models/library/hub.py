@@ -1,12 +1,13 @@
 """Hugging Face hub: which files of a repository Overpaint downloads, and what its cache holds."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
 from overpaint.models.files.json_config import read_json_config
-from overpaint.models.files.safetensors_io import sample_keys
+from overpaint.models.files.key_patterns import sample_keys
 from overpaint.models.files.weight_variants import choose_weight_files
 
 ESTIMATOR_CONFIG_FILES = ("config.json", "preprocessor_config.json")
@@ -37,25 +38,53 @@ def fetch_snapshot(
         ModelNotFoundError: The repository does not exist, or the hub is not reachable.
         CheckpointError: The repository has no weights that Overpaint can load.
     """
-    from httpx2 import HTTPError  # the hub client's own
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise ModelNotFoundError(
-            f"unknown model {name!r}: it is neither a file or folder here nor a hub id: {error}"
-        ) from error
     if found := find_cached(repository):
         return found
     if not download:
         raise ModelNotFoundError(f"{name!r} ({repository} on the hub) is not downloaded yet")
-    try:
-        siblings = HfApi().model_info(repository, timeout=10).siblings or ()
-        wanted = list_needed_files([sibling.rfilename for sibling in siblings], repository)
+    wanted = check_repository(name, repository, known=known)
+    from huggingface_hub import snapshot_download
+
+    with _explain_hub_errors(name, repository, known):
         snapshot = Path(snapshot_download(repository, allow_patterns=wanted))
+    return find_loadable(snapshot) or snapshot
+
+
+def check_repository(
+    name: str, repository: str, *, known: Callable[[], Iterable[str]]
+) -> list[str]:
+    """Return patterns of the files to download from a repository, without downloading them.
+
+    Args:
+        name: The name that the user gave, for messages.
+        repository: The hub id "owner/name".
+        known: See `fetch_snapshot`.
+
+    Raises:
+        ModelNotFoundError: The repository does not exist, or the hub is not reachable.
+        CheckpointError: The repository has no weights that Overpaint can load.
+    """
+    from huggingface_hub import HfApi
+
+    with _explain_hub_errors(name, repository, known):
+        siblings = HfApi().model_info(repository, timeout=10).siblings or ()
+        return list_needed_files([sibling.rfilename for sibling in siblings], repository)
+
+
+@contextmanager
+def _explain_hub_errors(
+    name: str, repository: str, known: Callable[[], Iterable[str]]
+) -> Generator[None]:
+    """Raise ModelNotFoundError in place of the hub client's errors."""
+    from httpx2 import HTTPError  # the hub client's own
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise ModelNotFoundError(
+            f"unknown model {name!r}: it is neither a file or folder here nor a hub id: {error}"
+        ) from error
     except GatedRepoError as error:
         raise ModelNotFoundError(
             f"{repository} requires that you accept its terms first. Accept them at "
@@ -72,7 +101,6 @@ def fetch_snapshot(
             f"not be reached for {repository} ({_first_line(error)}). Try again online, or give "
             "a folder or a .safetensors file."
         ) from error
-    return find_loadable(snapshot) or snapshot
 
 
 def _first_line(error: Exception) -> str:
@@ -85,7 +113,7 @@ def find_cached(repository: str) -> Path | None:
 
     try:
         return find_loadable(Path(snapshot_download(repository, local_files_only=True)))
-    except OSError:
+    except (OSError, ValueError):  # The client's errors about names are of the second kind.
         return None
 
 

@@ -1,36 +1,73 @@
-"""Removes jobs, results and uploads that have expired."""
+"""Remove jobs and files that a server need not keep any longer.
 
+A clock that jumps removes nothing early: ages are measured with `SteadyClock`.
+"""
+
+import logging
+import time
 from collections.abc import Iterator, Sequence
 
 from overpaint.server.settings import DAY_S, ServerSettings
 from overpaint.server.store.files import Files
 from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.uploads import Uploads
+from overpaint.server.telemetry.logs import log_event
+from overpaint.system.steady_clock import SteadyClock
 
 MAX_NAMES_PER_QUERY = 500
 
+MAX_PAUSE_S = 366 * DAY_S
+"""Seconds for which nobody may have used a store before its clock counts as wrong."""
 
-def remove_expired(jobs: Jobs, files: Files, uploads: Uploads, settings: ServerSettings) -> None:
-    """Remove expired jobs with their results, expired uploads, and old results without a job.
 
-    A store that is restored from a backup does not know the jobs that came after the backup.
+class Retention:
+    """Knows how long jobs and uploads are kept, and removes them."""
 
-    Raises:
-        SQLAlchemyError, OSError: the store or the disk fails.
-    """
-    age = settings.keep_days * DAY_S
-    while old := jobs.list_ended_before(age):
-        for name in old:
-            files.delete_results(name)
-        jobs.delete(old)
-    for names in split_names(files.list_results_older_than(age)):
-        for name in set(names) - jobs.find_existing(names):
-            files.delete_results(name)
-    age = settings.keep_uploads_days * DAY_S
-    uploads.delete_older_than(age)
-    for names in split_names(files.list_older_than(age)):
-        for name in set(names) - jobs.find_used_files(names):
-            files.delete(name, age)
+    def __init__(self, settings: ServerSettings, jobs: Jobs, uploads: Uploads, files: Files):
+        """Compare the clock with the store.
+
+        If the clock is far ahead of the last change in the store, it jumped while no server ran.
+        Then the ages of what the store has count from now on.
+
+        Args:
+            settings: `keep_days` and `keep_uploads_days` are read.
+            jobs: the job store.
+            uploads: the uploads in the store.
+            files: the files of jobs and uploads.
+        """
+        self._jobs, self._uploads, self._files = jobs, uploads, files
+        self._keep_s = settings.keep_days * DAY_S
+        self._keep_uploads_s = settings.keep_uploads_days * DAY_S
+        window_s = max(self._keep_s, self._keep_uploads_s)
+        self._store_clock, self._disk_clock = SteadyClock(window_s), SteadyClock(window_s)
+        now, last = jobs.get_time(), jobs.get_last_change()
+        if last is not None and now - last > MAX_PAUSE_S:
+            log_event(logging.WARNING, "clock far ahead", days=round((now - last) / DAY_S))
+            self._store_clock.read(last)
+            self._disk_clock.read(last)
+
+    def remove_expired(self) -> None:
+        """Remove expired jobs with their results, uploads, and old results without a job.
+
+        A store that is restored from a backup does not know the jobs that came after the backup.
+
+        Raises:
+            SQLAlchemyError, OSError: the store or the disk fails.
+        """
+        now = self._store_clock.read(self._jobs.get_time())
+        disk_now = self._disk_clock.read(time.time())
+        while old := self._jobs.list_ended_before(now - self._keep_s):
+            for name in old:
+                self._files.delete_results(name)
+            self._jobs.delete(old)
+        for names in split_names(self._files.list_results_before(disk_now - self._keep_s)):
+            for name in set(names) - self._jobs.find_existing(names):
+                self._files.delete_results(name)
+        self._uploads.delete_before(now - self._keep_uploads_s)
+        until = disk_now - self._keep_uploads_s
+        for names in split_names(self._files.list_put_before(until)):
+            for name in set(names) - self._jobs.find_used_files(names):
+                self._files.delete(name, until)
 
 
 def split_names(names: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import secrets
-import shutil
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,19 +28,21 @@ from overpaint.errors import (
 from overpaint.events import Step
 from overpaint.imaging import sizing
 from overpaint.models.library.index import LibraryIndex
+from overpaint.models.library.served import find_native_size
 from overpaint.network.addresses import Reach, check_url
 from overpaint.network.client import OutboundClient
 from overpaint.request import Request
 from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.http.threads import run_in_write_thread
 from overpaint.server.jobs.admission import check_room, check_text
-from overpaint.server.jobs.cleanup import remove_expired, split_names
+from overpaint.server.jobs.cleanup import Retention, split_names
 from overpaint.server.jobs.feed import JobFeed
+from overpaint.server.jobs.readiness import is_disk_full, list_obstacles
 from overpaint.server.jobs.references import check_names
 from overpaint.server.jobs.store_access import lock_folder, open_database
 from overpaint.server.jobs.supervisor import Supervisor
 from overpaint.server.outbound.image_fetch import ImageFetcher, ImageSources
-from overpaint.server.settings import ServerSettings
+from overpaint.server.settings import SDXL_SIDE_PX, ServerSettings
 from overpaint.server.store.files import Files, prepare_data_folder
 from overpaint.server.store.job_rows import ENDED, HistoryEntry, Job, NewJob
 from overpaint.server.store.jobs import Jobs
@@ -122,6 +123,7 @@ class Service:
         self.jobs = Jobs(open_database(settings.data, settings.store, settings.database))
         self.outbox = Outbox(self.jobs.database, settings.webhooks.concurrent_deliveries_per_key)
         self.uploads = Uploads(self.jobs.database)
+        self._retention = Retention(settings, self.jobs, self.uploads, self.files)
         self.links = LinkSigner(
             self.outbox.get_secret("links"),  # no API key has this digest
             settings.http.signed_link_lifetime_s,
@@ -146,6 +148,7 @@ class Service:
             record_change=self.note,
             postprocess=settings.postprocess_config(),
         )
+        self._native_sides_px: dict[str, int] = {}  # from files, until the worker reports them
         self.draining = self.drained = False
         self.supervisor.start()
 
@@ -164,12 +167,8 @@ class Service:
             self._alone.close()
 
     def tidy(self) -> None:
-        """Remove expired jobs and files.
-
-        Raises:
-            SQLAlchemyError, OSError: the store or the disk fails.
-        """
-        remove_expired(self.jobs, self.files, self.uploads, self.settings)
+        """Remove expired jobs and files; see `Retention.remove_expired`."""
+        self._retention.remove_expired()
 
     def look(self) -> None:
         """Wake listeners whose jobs have events that other servers have stored.
@@ -247,23 +246,23 @@ class Service:
         if webhook:
             check_url(webhook, self.reach(key))
 
-        known = {*self.settings.models, self.settings.refiner or ""}
+        settings = self.settings
+        known = {*settings.models, settings.refiner or ""}
         made = secrets.token_hex(16)
         trace = self._traces.current_context() if self._traces else {}
 
         def accept() -> Job:
-            if self._disk_is_full():
+            if is_disk_full(settings.data, settings.limits.free_disk_bytes):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             check_names(request, self.entries, known)
-            native = self.supervisor.natives.get(name)
-            if native:
+            if native := self.supervisor.natives.get(name):
                 sizing.check_size(request, native)
-            side = native or self.settings.native_side_px
-            check_room(request, side, self.settings.limits, self._job_memory_bytes)
+            side = self.native_side_px(name)
+            check_room(request, side, settings.limits, self._job_memory_bytes)
             stored, files = self.files.pack_request(request)
             traced = {"request_id": request_id.get(), "trace": trace}
             kept = (origin or NativeOrigin()).model_copy(update=traced)
-            check_text(stored, kept, self.settings.limits)
+            check_text(stored, kept, settings.limits)
             new = NewJob(
                 made,
                 key,
@@ -278,13 +277,27 @@ class Service:
                 token,
                 body,
             )
-            return self.jobs.submit(new, self.settings.limits)
+            return self.jobs.submit(new, settings.limits)
 
         job = await run_in_write_thread(accept)
         if job.id == made:  # else an earlier request made it
             self.note("accepted", job)
         self.supervisor.wake()
         return job
+
+    def native_side_px(self, model: str | None = None) -> int:
+        """Return the side in pixels that a model draws, also before it is loaded.
+
+        Args:
+            model: one of the server's models; by default the first one.
+        """
+        name = model or self.settings.models[0]
+        if native := self.supervisor.natives.get(name):
+            return native
+        if name not in self._native_sides_px:
+            found = find_native_size(name, self.entries)
+            self._native_sides_px[name] = found or SDXL_SIDE_PX
+        return self._native_sides_px[name]
 
     def checked(self, field: str, wanted: bool) -> bool:
         """Return whether the safety checker checks a job's pictures.
@@ -363,26 +376,12 @@ class Service:
                     async with asyncio.timeout(left):
                         await listener.queue.get()  # there is something new to look at
 
-    def _disk_is_full(self) -> bool:
-        """Return whether the free space is reserved for results of accepted jobs."""
-        return shutil.disk_usage(self.settings.data).free < self.settings.limits.free_disk_bytes
-
-    # Health
-
     def unready(self) -> list[str]:
         """Return the reasons why the server is not ready; an empty list if it is."""
-        found = list[str]()
-        if self.draining:
-            found.append("it is about to end")
-        if not self.supervisor.ready:
-            failures = self.supervisor.failures
-            died = f", after {failures} in a row that died as they started; its errors say why"
-            found.append(f"the worker is starting{died if failures else ''}")
-        try:
-            self.jobs.count_by_state()
-        except Exception as error:
-            # Only the type: anybody may read this, and the text names hosts and tables.
-            found.append(f"the job store fails: {type(error).__name__}")
-        if self._disk_is_full():
-            found.append("the disk is full")
-        return found
+        return list_obstacles(
+            self.jobs,
+            self.supervisor,
+            self.settings.data,
+            self.settings.limits.free_disk_bytes,
+            draining=self.draining,
+        )

@@ -2,7 +2,10 @@
 
 import contextlib
 import sqlite3
+from collections.abc import Generator
 from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.errors import StoreError
 from overpaint.server.settings import StoreSettings
@@ -41,10 +44,33 @@ def prepare_store(data: Path, store: str | None) -> None:
     Raises:
         StoreError: another server uses the folder, or as `open_database`.
     """
-    prepare_data_folder(data)
-    lock = contextlib.closing(lock_folder(data)) if store is None else contextlib.nullcontext()
-    with lock:
-        open_database(data, store).close()
+    with explain_store_errors(data):
+        prepare_data_folder(data)
+        lock = contextlib.closing(lock_folder(data)) if store is None else contextlib.nullcontext()
+        with lock:
+            open_database(data, store).close()
+
+
+@contextlib.contextmanager
+def explain_store_errors(data: Path) -> Generator[None]:
+    """Raise `StoreError`, which has one sentence, for errors of the system and the database.
+
+    Args:
+        data: the server's folder.
+
+    Raises:
+        StoreError: in place of `OSError` and `SQLAlchemyError`.
+    """
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = " ".join(str(getattr(error, "orig", None) or error).split()).rstrip(".")
+        raise StoreError(f"The job store cannot be used: {cause}.") from error
+    except OSError as error:
+        raise StoreError(
+            f"The folder {data} cannot be used: {error.strerror or error}. Give another folder "
+            "with --data."
+        ) from error
 
 
 def lock_folder(folder: Path) -> sqlite3.Connection:

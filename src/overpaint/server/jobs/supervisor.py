@@ -24,12 +24,14 @@ from overpaint.engine.messages import (
     JobMessage,
     JobSucceeded,
     PreviewImage,
+    WorkerFailed,
     WorkerMessage,
     WorkerReady,
     job_failed,
 )
 from overpaint.engine.postprocess import NO_POSTPROCESSING, PostprocessConfig
 from overpaint.engine.worker import EngineFactory
+from overpaint.errors import OverpaintError
 from overpaint.events import Notice, Spent, Step
 from overpaint.server.jobs.job_ends import JobEnd, JobEnds, make_job_end, remove_files
 from overpaint.server.jobs.worker_process import (
@@ -43,6 +45,7 @@ from overpaint.server.settings import WorkerSettings
 from overpaint.server.store.files import Files
 from overpaint.server.store.job_rows import ENDED, Job
 from overpaint.server.store.jobs import Jobs
+from overpaint.server.store.leases import LeaseClock
 from overpaint.server.telemetry.logs import (
     RecordChange,
     log_event,
@@ -59,7 +62,6 @@ CLAIM_BATCH_JOBS = 8
 STOP_POLL_S = 0.05
 """Seconds between two looks whether all jobs have ended, while the supervisor stops."""
 
-
 JobUpdate = Step | Notice | PreviewImage | Literal["requeued", "ended"]
 OnUpdate = Callable[[str, JobUpdate], None]
 """Receives a job's id and what happened to the job, in the supervisor's thread."""
@@ -73,6 +75,7 @@ class Supervisor:
         restarts: number of workers that were replaced.
         failures: workers in a row that died before they accepted jobs.
         counters: totals of the worker's engine, from its last heartbeat.
+        start_error: why the first worker could not start. Then there is no second one.
         natives: side in pixels of each model that was in memory at some time.
     """
 
@@ -103,16 +106,15 @@ class Supervisor:
             postprocess: checks, marks and signs pictures.
         """
         self.owner = owner
-        self.restarts = 0
-        self.failures = 0
-        self._deaths = 0
+        self.restarts = self.failures = self._deaths = 0
+        self.start_error: OverpaintError | None = None
         self.counters = Counters()
         self.natives = dict[str, int]()
         self._jobs, self._files = jobs, files
         self._engine_factory, self._postprocess = engine_factory, postprocess
         self._models = models
         self._on_update = on_update
-        self._settings = settings
+        self._settings, self._leases = settings, LeaseClock(settings.lease_s)
         self._record_change = record_change
         self._worker: WorkerProcess | None = None
         self._ends = JobEnds(jobs, files, lambda job: on_update(job, "ended"), record_change)
@@ -122,15 +124,13 @@ class Supervisor:
         self._woken = False
         self._stopping = threading.Event()
         self._draining = threading.Event()
-        self._hurried = threading.Event()
-        self._next: dict[str, float] = {}
+        self._hurried, self._next = threading.Event(), dict[str, float]()
         self._thread = threading.Thread(target=self._run, name="overpaint-supervisor")
 
     @property
     def ready(self) -> bool:
         """Return whether there is a worker that accepts jobs."""
-        worker = self._worker
-        return worker is not None and worker.ready
+        return (worker := self._worker) is not None and worker.ready
 
     @property
     def held(self) -> int:
@@ -153,7 +153,7 @@ class Supervisor:
         self._thread.start()
 
     def wake(self) -> None:
-        """Report that there may be work: a new job, or a job to cancel."""
+        """Report a new job, or a job to cancel."""
         with self._waking:
             if not self._woken:
                 self._woken = True
@@ -197,7 +197,9 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Wait for something to happen, and handle it."""
-        if self._worker is None and self._stopping.wait(restart_delay_s(self._deaths)):
+        if self._worker is None and self._stopping.wait(
+            None if self.start_error else restart_delay_s(self._deaths)
+        ):
             return
         worker = self._worker or self._start_worker()
         # Messages come first: clients see steps even while the store fails.
@@ -214,7 +216,7 @@ class Supervisor:
                 self._renew_leases(worker)
                 self._claim(worker)
             else:
-                self._end_worker("it died")
+                self._end_worker(str(worker.error or "it died"))
                 return
         settings = self._settings
         silence_limit_s = settings.step_timeout_s if worker.ready else settings.start_timeout_s
@@ -225,7 +227,7 @@ class Supervisor:
         if self._is_due("renew leases", settings.lease_s / 3):
             self._renew_leases(worker)
         if self._is_due("poll", settings.poll_interval_s):
-            expired = self._jobs.requeue_expired(except_owner=self.owner)
+            expired = self._jobs.requeue_expired(except_owner=self.owner, leases=self._leases)
             record_lost_attempts(self._jobs, expired, self._record_change)
             self._claim(worker)
 
@@ -294,6 +296,10 @@ class Supervisor:
     def _handle(self, worker: WorkerProcess, message: WorkerMessage) -> None:
         worker.last_message_at = time.monotonic()
         match message:
+            case WorkerFailed(error):
+                worker.error = error
+                if self.failures == self.restarts:  # no worker was ever ready
+                    self.start_error = error
             case WorkerReady():
                 worker.ready = True
                 self.failures = 0

@@ -1,9 +1,9 @@
 """The worker process as its supervisor sees it: a pipe, its jobs, and its signs of life."""
 
 import multiprocessing
-import os
 import socket
 import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from typing import Any
 from overpaint.engine.messages import CancelJob, JobMessage, RunJob, WorkerMessage
 from overpaint.engine.postprocess import PostprocessConfig
 from overpaint.engine.worker import EngineFactory, main
+from overpaint.errors import OverpaintError
 from overpaint.events import Spent
 from overpaint.server.store.files import Files
 from overpaint.server.store.job_rows import Attempt, Job
@@ -38,6 +39,7 @@ class WorkerProcess:
         jobs: jobs that it has, by the tags of their attempts.
         steps: number of steps of each job that it has begun.
         costs: costs of jobs that are about to end.
+        error: why it could not start, once it has said so.
         unhandled: messages about jobs that the supervisor has not handled yet.
     """
 
@@ -47,6 +49,7 @@ class WorkerProcess:
     ready: bool = False
     made_progress: bool = False
     killed: bool = False
+    error: OverpaintError | None = None
     jobs: dict[str, Job] = field(default_factory=dict[str, Job])
     steps: dict[str, int] = field(default_factory=dict[str, int])
     costs: dict[str, Spent] = field(default_factory=dict[str, Spent])
@@ -103,13 +106,12 @@ def start_worker(
         message_timeout_s: seconds after which a message that stops halfway fails.
     """
     context = multiprocessing.get_context("spawn")
-    pipe, workers_end = context.Pipe()
+    pipe, workers_end = make_pipe(message_timeout_s)
     process = context.Process(
         target=main, args=(workers_end, engine_factory, postprocess), name="overpaint-worker"
     )
     process.start()
     workers_end.close()
-    _set_timeout(pipe, message_timeout_s)
     return WorkerProcess(process, pipe, time.monotonic())
 
 
@@ -155,10 +157,29 @@ def run_job(job: Job, files: Files) -> RunJob:
     )
 
 
-def _set_timeout(pipe: "Connection[Any, Any]", seconds: float) -> None:
-    """Make messages fail that stop halfway, because the supervisor's thread would wait for them."""
+def make_pipe(timeout_s: float) -> "tuple[Connection[Any, Any], Connection[Any, Any]]":
+    """Make both ends of a pipe; the second one is for another process.
+
+    At the first end, messages fail that stop halfway, because the supervisor's thread would wait
+    for them. That takes a socket: Windows has no timeouts for the pipes of `multiprocessing`.
+
+    Args:
+        timeout_s: seconds without progress of a message.
+    """
+    first, second = socket.socketpair()
+    for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+        first.setsockopt(socket.SOL_SOCKET, option, encode_timeout(timeout_s, sys.platform))
+    return Connection(first.detach()), Connection(second.detach())
+
+
+def encode_timeout(seconds: float, platform: str) -> bytes:
+    """Return a timeout as the socket options of a platform take it.
+
+    Args:
+        seconds: of the timeout.
+        platform: as `sys.platform`. Windows takes milliseconds, others C's struct timeval.
+    """
+    if platform == "win32":
+        return struct.pack("@L", max(1, round(seconds * 1000)))
     whole, part = divmod(seconds, 1)
-    timeval = struct.pack("@ll", int(whole), int(part * 1e6))  # C's struct timeval
-    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
-        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            end.setsockopt(socket.SOL_SOCKET, option, timeval)
+    return struct.pack("@ll", int(whole), int(part * 1e6))

@@ -1,5 +1,6 @@
 """The job store's database: SQLite or Postgres, its transactions and its clock."""
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from overpaint.errors import StoreError
 from overpaint.server.settings import StoreSettings
 from overpaint.server.store.upgrade import Report, prepare_schema
+from overpaint.server.store.vanished import watch_file
 from overpaint.system.atomic_files import make_private_file
 
 DEFAULT_STORE_SETTINGS = StoreSettings()
@@ -56,18 +58,32 @@ class Database:
         Raises:
             StoreError: the store cannot be reached or migrated, or is newer than this program.
         """
-        self._engine = create_store_engine(url, settings)
+        name = _hide_password(url)
+        try:
+            self._engine = create_store_engine(url, settings)
+        except ModuleNotFoundError as error:
+            raise StoreError(
+                f"The job store {name} needs the package {error.name}, which is not installed. "
+                "Install it: pip install 'overpaint[postgres]'."
+            ) from error
+        except SQLAlchemyError as error:
+            raise StoreError(
+                f"{name!r} is not the URL of a job store. Give one on Postgres: "
+                "postgresql+psycopg://USER:PASSWORD@HOST/NAME."
+            ) from error
         self._shared = self._engine.dialect.name == "postgresql"
         self._clock = clock
-        name = _hide_password(url)
         try:
             prepare_schema(self._engine, name, upgrade=upgrade, report=report)
         except DBAPIError as error:
             self.close()
-            raise StoreError(f"The job store {name} cannot be opened: {error.orig}.") from error
+            cause = " ".join(str(error.orig).split()).rstrip(".")  # libpq's has several lines
+            raise StoreError(f"The job store {name} cannot be opened: {cause}.") from error
         except StoreError:
             self.close()
             raise
+        if not self._shared:
+            watch_file(self._engine)
 
     def close(self) -> None:
         """Close the connections."""
@@ -104,7 +120,14 @@ def create_store_engine(url: str, settings: StoreSettings = DEFAULT_STORE_SETTIN
 
     Postgres ends a transaction that is idle for `idle_transaction_timeout_s`, so that the locks of
     a frozen server do not block other servers. A connection to a silent machine times out.
+
+    Raises:
+        SQLAlchemyError: the URL is malformed, or names another database.
+        ModuleNotFoundError: the driver is not installed.
     """
+    url = re.sub("^postgres(ql)?://", "postgresql+psycopg://", url)  # the driver that we install
+    if make_url(url).get_backend_name() not in ("sqlite", "postgresql"):
+        raise ArgumentError("a job store is on SQLite or Postgres")
     others = {} if url.startswith("sqlite") else POSTGRES_TIMEOUTS
     waits = {name: wait for name, wait in others.items() if name not in make_url(url).query}
     path = make_url(url).database
@@ -144,5 +167,5 @@ def create_store_engine(url: str, settings: StoreSettings = DEFAULT_STORE_SETTIN
 
 def _hide_password(url: str) -> str:
     """Return a store's URL without its password."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

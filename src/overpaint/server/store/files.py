@@ -99,30 +99,28 @@ class Files:
         """Return the time of the last `put` in seconds since 1970; infinity without the file."""
         return _get_mtime(self._get_path(name))
 
-    def list_older_than(self, age: float) -> list[str]:
-        """Return the names of files that were last put more than `age` seconds ago."""
-        before = time.time() - age
+    def list_put_before(self, until: float) -> list[str]:
+        """Return the names of files that were last put before a time, in seconds since 1970."""
         # The system may leave other files here: .DS_Store, .nfs…
         paths = (p for p in (self.folder / "files").glob("*/*") if HASH_PATTERN.fullmatch(p.name))
-        return [path.name for path in paths if _get_mtime(path) < before]
+        return [path.name for path in paths if _get_mtime(path) < until]
 
-    def delete(self, name: str, age: float = 0.0) -> None:
-        """Delete a file, unless it was put within the last `age` seconds."""
+    def delete(self, name: str, until: float = float("inf")) -> None:
+        """Delete a file, unless it was put at or after a time, in seconds since 1970."""
         path = self._get_path(name)
         aside = path.with_suffix(PARTIAL_SUFFIX)  # After the move, `put` writes the file again.
         with contextlib.suppress(FileNotFoundError):
             path.replace(aside)
-            if _get_mtime(aside) > time.time() - age:
+            if _get_mtime(aside) >= until:
                 aside.replace(path)
             else:
                 aside.unlink()
 
-    def list_results_older_than(self, age: float) -> list[str]:
-        """Return the ids of jobs whose results were written more than `age` seconds ago."""
-        before = time.time() - age
+    def list_results_before(self, until: float) -> list[str]:
+        """Return the ids of jobs whose results were written before a time in seconds since 1970."""
         paths = (self.folder / "results").glob("*")
         folders = (path for path in paths if JOB_PATTERN.fullmatch(path.name))
-        return [path.name for path in folders if _get_mtime(path) < before]
+        return [path.name for path in folders if _get_mtime(path) < until]
 
     def get_results_folder(self, job: str) -> Path:
         """Return the folder of a job's results."""

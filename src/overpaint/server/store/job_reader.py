@@ -166,10 +166,28 @@ class JobReader:
             rows = connection.execute(last.where(events.c.job.in_(list(names))))
             return {row[0]: row[1] for row in rows}
 
-    def list_ended_before(self, age: float, count: int = 1000) -> list[str]:
-        """Return the ids of jobs that ended more than `age` seconds ago, at most `count`."""
+    def get_time(self) -> float:
+        """Return the time of the store's clock, in seconds since 1970."""
         with self._read() as connection:
-            ended = and_(jobs.c.state.in_(ENDED), jobs.c.ended < self._now(connection) - age)
+            return self._now(connection)
+
+    def get_last_change(self) -> float | None:
+        """Return when a job was last accepted or ended, in seconds since 1970; None without one."""
+        with self._read() as connection:
+            last = connection.execute(
+                select(func.max(jobs.c.created), func.max(jobs.c.ended))
+            ).one()
+            return max((at for at in last if at is not None), default=None)
+
+    def list_ended_before(self, until: float, count: int = 1000) -> list[str]:
+        """Return the ids of jobs that ended before a time, at most `count`.
+
+        Args:
+            until: seconds since 1970.
+            count: the largest number of ids.
+        """
+        with self._read() as connection:
+            ended = and_(jobs.c.state.in_(ENDED), jobs.c.ended < until)
             return list(connection.execute(select(jobs.c.id).where(ended).limit(count)).scalars())
 
     def find_existing(self, names: Iterable[str]) -> set[str]:

@@ -30,6 +30,12 @@ from overpaint.errors import IdempotencyError
 from overpaint.events import NO_COST, Spent
 from overpaint.server.settings import DEFAULT_LIMITS, Limits
 from overpaint.server.store import outbox, queue_room, usage
+from overpaint.server.store.crashes import (
+    RequeueCause,
+    count_failures,
+    describe_giving_up,
+    get_max_concurrency,
+)
 from overpaint.server.store.database import Database
 from overpaint.server.store.job_reader import JobReader
 from overpaint.server.store.job_rows import (
@@ -42,16 +48,9 @@ from overpaint.server.store.job_rows import (
     State,
     read_job,
 )
+from overpaint.server.store.leases import LeaseClock
 from overpaint.server.store.origins import write_origin
 from overpaint.server.store.tables import events, jobs, tokens, uses
-
-MAX_CRASHES = 5
-"""Crashes of the server or the worker during a job after which the job fails."""
-
-MAX_CONCURRENCY_BY_CRASHES = (64, 16, 4, 1)
-"""Jobs that may run together, by the largest number of crashes that one of them had.
-
-After three crashes a job runs alone. If it kills its worker again, no other job suffers."""
 
 WAIT_S_PER_WORK_S = 4.0
 """Seconds of waiting that offset one second of work in the order of the queue."""
@@ -176,7 +175,9 @@ class Jobs(JobReader):
         with self._write() as connection:
             found = self._select_most_urgent(connection, ready, count, held, max_per_key)
             crashes = [job.crashes for job in beside] + [row.crashes for row in found]
-            fitting = (n for n in range(len(crashes), 0, -1) if n <= _max_concurrency(crashes[:n]))
+            fitting = (
+                n for n in range(len(crashes), 0, -1) if n <= get_max_concurrency(crashes[:n])
+            )
             chosen = [row.id for row in found[: max(0, next(fitting, 0) - len(beside))]]
             if not chosen:
                 return []
@@ -275,10 +276,15 @@ class Jobs(JobReader):
             False if this attempt no longer runs. Then nothing has changed.
         """
         with self._write() as connection:
-            return self._requeue(connection, self._is_held(job), int(crashed)) == [job.id]
+            cause = "worker died" if crashed else "server stopped"
+            return self._requeue(connection, self._is_held(job), cause) == [job.id]
 
     def requeue_expired(
-        self, *, except_owner: str = "", owners_are_gone: bool = False
+        self,
+        *,
+        except_owner: str = "",
+        owners_are_gone: bool = False,
+        leases: LeaseClock | None = None,
     ) -> list[str]:
         """Return jobs with expired leases to the queue, and return their ids.
 
@@ -286,12 +292,14 @@ class Jobs(JobReader):
             except_owner: an owner whose jobs keep running, because it renews its own leases.
             owners_are_gone: requeue all running jobs. The only server of a store does so when it
                 starts.
+            leases: the clock for leases, which a jump of the store's clock does not mislead.
         """
         with self._write() as connection:
             over = (jobs.c.state == "running") & (jobs.c.owner != except_owner)
             if not owners_are_gone:
-                over &= jobs.c.lease < self._now(connection)
-            return self._requeue(connection, over, 1)
+                now = self._now(connection)
+                over &= jobs.c.lease < (leases.read(connection, now) if leases else now)
+            return self._requeue(connection, over, "server lost")
 
     def cancel(self, name: str) -> Job | None:
         """Cancel a job and return it; None if there is no such job.
@@ -363,23 +371,23 @@ class Jobs(JobReader):
         return True
 
     def _requeue(
-        self, connection: Connection, where: ColumnElement[bool], crashes: int
+        self, connection: Connection, where: ColumnElement[bool], cause: RequeueCause
     ) -> list[str]:
         now = self._now(connection)
         chosen = select(*JOB_COLUMNS).where(where).with_for_update(skip_locked=True)
         found = [read_job(row) for row in connection.execute(chosen)]
         for job in found:
             this = jobs.c.id == job.id
-            count = job.crashes + crashes
+            crashes, losses = count_failures(connection, job, cause)
             if job.canceling:
                 self._end(connection, this, job.id, "canceled", now)
-            elif count >= MAX_CRASHES:
-                error = f"given up: the worker or the server crashed {count} times during the job."
+            elif error := describe_giving_up(crashes, losses):
                 self._end(connection, this, job.id, "failed", now, error=error)
             else:
-                values = {"state": "queued", "owner": None, "lease": None, "crashes": count}
+                values = {"state": "queued", "owner": None, "lease": None, "crashes": crashes}
                 connection.execute(update(jobs).where(this).values(values))
-                self._add_history(connection, job.id, now, "requeued", {"crashes": count})
+                body = {"crashes": crashes} | ({"lost_servers": losses} if losses else {})
+                self._add_history(connection, job.id, now, "requeued", body)
         return [job.id for job in found]
 
     @staticmethod
@@ -390,8 +398,3 @@ class Jobs(JobReader):
         number = (connection.execute(last).scalar() or 0) + 1
         entry = {"job": name, "number": number, "at": now, "kind": kind, "body": body}
         connection.execute(insert(events).values(entry))
-
-
-def _max_concurrency(crashes: Iterable[int]) -> int:
-    """Return the number of jobs that may run together, from the crashes of each of them."""
-    return MAX_CONCURRENCY_BY_CRASHES[min(max(crashes), len(MAX_CONCURRENCY_BY_CRASHES) - 1)]

@@ -78,10 +78,12 @@ def prepare_schema(engine: Engine, store: str, *, upgrade: bool, report: Report)
     """
     with engine.execution_options(reads=True).begin() as connection:
         if read_version(connection, store) == SCHEMA_VERSION:
+            _check_tables(connection, store)
             return
     with _exclusive(engine) as connection:
         version = read_version(connection, store)  # another program may have been faster
         if version is None:
+            _refuse_other_tables(connection, store)
             schema.create_all(connection)
             alembic_version.create(connection)
             connection.execute(insert(about).values(version=ABOUT_VERSION))
@@ -113,14 +115,49 @@ def read_version(connection: Connection, store: str) -> int | None:
         revision = connection.execute(select(alembic_version.c.version_num)).scalar()
         if revision is not None:
             if not revision.isdecimal():
-                raise StoreError(
-                    f"The database {store} belongs to another program: its schema is {revision!r}. "
-                    "Nothing was changed. Give Overpaint a separate database."
-                )
+                raise _make_foreign_error(store, f"its schema is {revision!r}")
             return int(revision)
     if tables.has_table(about.name):
-        return connection.execute(select(about.c.version)).scalar()
+        version = connection.execute(select(about.c.version)).scalar()
+        if not isinstance(version, int | None):
+            raise _make_foreign_error(store, f"its version is {version!r}")
+        return version
     return None
+
+
+def _check_tables(connection: Connection, store: str) -> None:
+    """Check that a store of this version is complete.
+
+    Raises:
+        StoreError: a table is missing.
+    """
+    if missing := sorted(schema.tables.keys() - set(inspect(connection).get_table_names())):
+        raise StoreError(
+            f"The job store {store} is damaged: it has no table {missing[0]!r}. Restore it from a "
+            "backup, or start with another store."
+        )
+
+
+def _refuse_other_tables(connection: Connection, store: str) -> None:
+    """Refuse a database without a version that has tables already.
+
+    On SQLite the file belongs to Overpaint alone. A database on Postgres may have other tables.
+
+    Raises:
+        StoreError: the tables belong to another program.
+    """
+    tables = set(inspect(connection).get_table_names())
+    if connection.dialect.name != "sqlite":
+        tables &= schema.tables.keys()
+    if tables:
+        raise _make_foreign_error(store, f"it has a table {min(tables)!r}")
+
+
+def _make_foreign_error(store: str, sign: str) -> StoreError:
+    return StoreError(
+        f"The database {store} belongs to another program: {sign}. Nothing was changed. Give "
+        "Overpaint a separate database."
+    )
 
 
 @contextmanager

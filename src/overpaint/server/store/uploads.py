@@ -125,8 +125,7 @@ class Uploads:
         with self._write() as connection:
             return connection.execute(update(uploads).where(this).values(deleted=True)).rowcount > 0
 
-    def delete_older_than(self, age: float) -> None:
-        """Remove the rows of uploads that are older than `age` seconds."""
+    def delete_before(self, until: float) -> None:
+        """Remove the rows of uploads from before a time, in seconds since 1970."""
         with self._write() as connection:
-            old = uploads.c.created < self._now(connection) - age
-            connection.execute(delete(uploads).where(old))
+            connection.execute(delete(uploads).where(uploads.c.created < until))

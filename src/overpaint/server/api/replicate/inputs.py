@@ -206,10 +206,7 @@ def _read_inputs(
     given: Input, service: Service, sources: ImageSources, base_url: str, model: str | None
 ) -> tuple[Request, dict[str, Any]]:
     """Return the request and the inputs to store."""
-    native = service.supervisor.natives.get(model or service.settings.models[0])
-    request = to_request(
-        given, sources, service.settings.refiner, native or service.settings.native_side_px
-    )
+    request = to_request(given, sources, service.settings.refiner, service.native_side_px(model))
     inputs = given.model_dump(mode="json", exclude_unset=True)
     for field, image in (("image", request.image), ("mask", request.mask)):
         if image and inputs[field].startswith("data:"):
