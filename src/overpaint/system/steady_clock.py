@@ -38,4 +38,5 @@ class SteadyClock:
         self._offsets.append((now, offset))
         while self._offsets[0][0] < now - self._window_s:
             self._offsets.popleft()
-        return min(wall, now + self._offsets[0][1])
+        smallest = self._offsets[0][1]
+        return wall if smallest == offset else now + smallest

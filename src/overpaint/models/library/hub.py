@@ -65,8 +65,10 @@ def check_repository(
         CheckpointError: The repository has no weights that Overpaint can load.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id
 
     with _explain_hub_errors(name, repository, known):
+        validate_repo_id(repository)
         siblings = HfApi().model_info(repository, timeout=10).siblings or ()
         return list_needed_files([sibling.rfilename for sibling in siblings], repository)
 

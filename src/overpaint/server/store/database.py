@@ -71,6 +71,10 @@ class Database:
                 f"{name!r} is not the URL of a job store. Give one on Postgres: "
                 "postgresql+psycopg://USER:PASSWORD@HOST/NAME."
             ) from error
+        except OSError as error:
+            raise StoreError(
+                f"The job store {name} cannot be opened: {error.strerror or error}."
+            ) from error
         self._shared = self._engine.dialect.name == "postgresql"
         self._clock = clock
         try:
