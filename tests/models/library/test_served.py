@@ -1,4 +1,4 @@
-"""Models of a server: whether they exist, and what they draw, before one is loaded."""
+"""Models of a server: their files and native sizes, before one is loaded."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The models that a server serves: whether they exist, and what they draw, without torch."""
+"""The models of a server: their files and native sizes, before one is loaded, without torch."""
 
 from pathlib import Path
 

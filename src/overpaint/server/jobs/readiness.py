@@ -1,4 +1,4 @@
-"""Whether a server accepts and runs jobs."""
+"""The reasons why a server does not accept or run jobs."""
 
 import shutil
 from pathlib import Path

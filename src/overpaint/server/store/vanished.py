@@ -1,7 +1,7 @@
 """Notice that the file of a job store on SQLite is removed or replaced while it is open.
 
 A removed file stays open: programs read and write it as before, and everything is lost when they
-end. So each transaction compares the open file with the one at the path. If there is none, the
+end. So each transaction compares the open file with the one at the path. If there is no file, the
 transaction fails, and the server accepts nothing. If there is another one, such as a restored
 backup, new connections open that.
 """
