@@ -18,10 +18,10 @@ from overpaint.cli.main import app
 from overpaint.errors import RequestError, StoreError
 from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.settings import ServerSettings, StoreSettings
-from overpaint.server.store.api_keys import ApiKeys, hash_key
+from overpaint.server.store.api_keys import ApiKeys, hash_key, open_api_keys
 from overpaint.server.store.jobs import Jobs
 from overpaint.server.store.tables import keys as table
-from tests.server.live import running
+from tests.server.live import running, until
 
 TIMEOUT_S = 30.0
 
@@ -196,3 +196,21 @@ def test_links_without_required_keys_are_unsigned(tmp_path: Path) -> None:
         asked = {"prompt": "a cup", "response_format": "url"}
         made = httpx.post(f"{url}/v1/images/generations", json=asked, timeout=60).json()
         assert urlsplit(made["data"][0]["url"]).query == ""
+
+
+def test_open_event_stream_of_a_revoked_key_ends_while_its_job_runs(tmp_path: Path) -> None:
+    with open_api_keys(f"sqlite:///{tmp_path / 'jobs.db'}") as keys:
+        key = keys.create("ann")
+        fast = StoreSettings(key_cache_s=0.1)
+        headers = {"Authorization": f"Bearer {key}"}
+        with running(tmp_path, 0.05, database=fast) as url:
+            body = {"request": {"prompt": "a cup", "num_inference_steps": 1000}}
+            job = httpx.post(f"{url}/api/jobs", json=body, headers=headers).json()
+            events = f"{url}/api/jobs/{job['id']}/events"
+            with httpx.stream("GET", events, headers=headers, timeout=60) as stream:
+                lines = stream.iter_lines()
+                until(lambda: next(lines) == "event: step")
+                keys.revoke("ann")
+                rest = list(lines)
+            assert not {"event: succeeded", "event: canceled"} & set(rest)
+            assert httpx.get(events, headers=headers).status_code == 401

@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi.sse import EventSourceResponse, format_sse_event
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.background import BackgroundTask
 from starlette.types import Receive, Scope, Send
 
 from overpaint.server.settings import ServerSettings
+from overpaint.server.store.api_keys import ApiKeys
 
 COMMENT = b": the job goes on\n"
 """A comment, which clients ignore. It has no empty line: after one, httpx-sse, which fal's client
@@ -37,7 +39,10 @@ def encode_text_event(text: str, event: str | None = None, number: int | None = 
 
 
 class EventStreamResponse(EventSourceResponse):
-    """Sends events, and comments while there are none, so that proxies keep the connection."""
+    """Sends events, and comments while there are none, so that proxies keep the connection.
+
+    The events end when the client's API key is revoked.
+    """
 
     def __init__(
         self,
@@ -50,8 +55,12 @@ class EventStreamResponse(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
-        settings: ServerSettings = scope["app"].state.settings
+        state = scope["app"].state
+        settings: ServerSettings = state.settings
         stream = add_comments(self._events, settings.http.event_comment_interval_s)
+        if digest := scope.get("state", {}).get("digest"):
+            interval_s = settings.database.key_cache_s
+            stream = end_when_revoked(stream, state.keys, digest, interval_s)
         async with contextlib.aclosing(stream) as self.body_iterator:
             await super().__call__(scope, receive, send)
 
@@ -83,16 +92,49 @@ async def add_comments(events: AsyncGenerator[bytes], interval_s: float) -> Asyn
         interval_s: seconds of a pause.
     """
     between_events = True
+    async with contextlib.aclosing(add_pauses(events, interval_s)) as parts:
+        async for part in parts:
+            if part is not None:
+                between_events = part.endswith(EVENT_END)
+                yield part
+            elif between_events:
+                yield COMMENT
+
+
+async def end_when_revoked(
+    events: AsyncGenerator[bytes], keys: ApiKeys, digest: str, interval_s: float
+) -> AsyncGenerator[bytes]:
+    """Yield parts of events as they come, until the client's API key is revoked.
+
+    Args:
+        events: parts of events.
+        keys: the server's keys. While they cannot be read, the events go on.
+        digest: of the client's key.
+        interval_s: seconds between two checks of the key.
+    """
+    clock = asyncio.get_running_loop().time
+    checked_at = clock()
+    async with contextlib.aclosing(add_pauses(events, interval_s)) as parts:
+        async for part in parts:
+            if part is None or clock() - checked_at >= interval_s:
+                checked_at = clock()
+                with contextlib.suppress(SQLAlchemyError):
+                    if not await asyncio.to_thread(keys.accepts, digest):
+                        return
+            if part is not None:
+                yield part
+
+
+async def add_pauses(events: AsyncGenerator[bytes], seconds: float) -> AsyncGenerator[bytes | None]:
+    """Yield parts of events as they come, and None after each pause of so many seconds."""
     coming = asyncio.ensure_future(anext(events, None))
     try:
         while True:
-            if not (await asyncio.wait([coming], timeout=interval_s))[0]:
-                if between_events:
-                    yield COMMENT
+            if not (await asyncio.wait([coming], timeout=seconds))[0]:
+                yield None
                 continue
             if (part := coming.result()) is None:
                 return
-            between_events = part.endswith(EVENT_END)
             yield part
             coming = asyncio.ensure_future(anext(events, None))
     finally:

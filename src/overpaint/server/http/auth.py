@@ -119,7 +119,7 @@ def authenticate(incoming: Incoming, schemes: SchemesDep = None) -> str:
     digest = hash_key(_read_key(incoming))
     if not keys.accepts(digest):
         raise _make_key_error("API key")
-    incoming.state.key = digest[:KEY_LABEL_CHARS]
+    incoming.state.key, incoming.state.digest = digest[:KEY_LABEL_CHARS], digest
     return digest
 
 
