@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
-import psutil
-
 
 def set_threads(
     threads: int | None = None, environment: MutableMapping[str, str] = os.environ
@@ -38,6 +36,8 @@ def count_usable_cores(root: Path = Path("/")) -> int:
     Args:
         root: the folder with `proc` and `sys`.
     """
+    import psutil
+
     logical = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
