@@ -181,6 +181,10 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    vae: str | PathLike[str] | None = None,
+    unet: str | PathLike[str] | None = None,
+    text_encoder: str | PathLike[str] | None = None,
+    text_encoder_2: str | PathLike[str] | None = None,
     preview_decoder: str | PathLike[str] | None = None,
     progress: bool = True,
     home: str | PathLike[str] | None = None,
@@ -193,6 +197,11 @@ def load(
             diffusers folder or a `.safetensors` file.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         dtype: "auto", "bf16", "fp16" or "fp32".
+        vae: a VAE in place of the model's own, or for a model without one: a file, a diffusers
+            folder, or the name of an added file.
+        unet: a UNet in place of the model's own.
+        text_encoder: a first text encoder (CLIP-L) in place of the model's own.
+        text_encoder_2: a second text encoder (CLIP-G) in place of the model's own.
         preview_decoder: the folder of a small decoder (AutoencoderTiny, such as TAESDXL) for
             previews. By default a linear map makes them.
         progress: show a bar while painting, on terminals and in notebooks.
@@ -205,19 +214,23 @@ def load(
 
     Raises:
         ModelNotFoundError: there is no such model; the message lists the places searched.
-        CheckpointError: the file is damaged or is not an SDXL checkpoint.
+        CheckpointError: the file is damaged, is not an SDXL checkpoint, or lacks a part.
         DeviceError: the device does not exist.
     """
     store = Library(home, models_dirs, paths=True)
-    painter = load_painter(model, store, device=device, dtype=dtype)
+    parts = {
+        "vae": vae,
+        "unet": unet,
+        "text_encoder": text_encoder,
+        "text_encoder_2": text_encoder_2,
+    }
+    given = {part: own for part, own in parts.items() if own is not None}
+    painter = Painter(
+        load_library_model(model, store, device=device, dtype=dtype, parts=given), store
+    )
     painter.progress = progress
     if preview_decoder is not None:
         painter.model.preview_decoder = load_preview_decoder(
             preview_decoder, device=painter.model.device, dtype=painter.model.dtype
         )
     return painter
-
-
-def load_painter(model: str | PathLike[str], store: Library, *, device: str, dtype: str) -> Painter:
-    """Load a model and return a painter that finds names in a library; see `load`."""
-    return Painter(load_library_model(model, store, device=device, dtype=dtype), store)

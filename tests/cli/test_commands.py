@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,12 +46,19 @@ class Named:
 
 
 @dataclass(frozen=True)
+class PartFile:
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     name: str
     sha256: str = "ab" * 32
     family: Named = Named("miniature")
     device: str = "cpu"
     dtype: str = "torch.bfloat16"
+    parts: Mapping[str, PartFile] = field(default_factory=dict[str, PartFile])
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,7 @@ class Loader:
     sha256: str = "ab" * 32
     error: BaseException | None = None
     models_dirs: tuple[Path, ...] = ()
+    parts: dict[str, str] = field(default_factory=dict[str, str])
 
     def __call__(
         self,
@@ -110,11 +118,14 @@ class Loader:
         dtype: str,
         home: str | None,
         models_dirs: tuple[Path, ...],
+        **parts: str | None,
     ) -> FakePainter:
         del home
+        self.parts = {part: name for part, name in parts.items() if name is not None}
         self.models_dirs = models_dirs
         self.calls.append((model, device, dtype))
-        return FakePainter(Checkpoint(model, self.sha256), self.requests, self.error)
+        files = {part: PartFile(name, self.sha256) for part, name in self.parts.items()}
+        return FakePainter(Checkpoint(model, self.sha256, parts=files), self.requests, self.error)
 
 
 @pytest.fixture
@@ -512,6 +523,24 @@ def test_like_with_another_refiner_notes_it(loader: Loader, run: Any):
     assert (
         "note: the weights of the refiner differ" in run("edit", "fox.png", "--like", "a.png").err
     )
+
+
+def test_parts_of_the_command_line_go_to_the_model_and_the_picture(loader: Loader, run: Any):
+    run("create", "a fox", "-m", "mine", "--vae", "v.safetensors", "--unet", "fast", "-o", "a.png")
+    assert loader.parts == {"vae": "v.safetensors", "unet": "fast"}
+    assert loader.requests[0].vae == "v.safetensors"
+    record = metadata.read_settings("a.png").record
+    assert record is not None
+    parts = {"vae": "v.safetensors", "unet": "fast"}
+    assert record["model"]["parts"] == {
+        part: {"name": name, "sha256": "ab" * 32} for part, name in parts.items()
+    }
+    with Image.open("a.png") as picture:
+        assert f"VAE hash: {'ab' * 5}, VAE: v" in picture.info["parameters"]
+    loader.sha256 = "cd" * 32
+    ran = run("create", "--like", "a.png", "-o", "b.png")
+    assert loader.parts == parts
+    assert "note: the unet differs from fast, which made the picture" in ran.err
 
 
 def test_like_with_a_picture_of_a1111_uses_its_settings(loader: Loader, run: Any):

@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+import overpaint
+from overpaint.diffusion.run import Run
 from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.imaging import codec
+from overpaint.models.addons import AddonLoader
 from overpaint.models.checkpoint import (
     build_model,
     check_complete,
@@ -19,10 +24,13 @@ from overpaint.models.checkpoint import (
 from overpaint.models.devices import choose_device
 from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.safetensors_io import open_weights
+from overpaint.models.library.library import Library
 from overpaint.models.model import Model
-from overpaint.models.separate_parts import open_separate_part
+from overpaint.models.separate_parts import PartPath, open_separate_part
+from overpaint.request import Request
 from tests.models import original
 from tests.models.original import State, tiny_configs
+from tests.tiny import tiny_folder, tiny_model
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 FIRST, SECOND = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
@@ -230,8 +238,92 @@ def test_folder_takes_separate_parts(tmp_path: Path, state: State, modules: Modu
     with pytest.raises(CheckpointError, match=r"no \.safetensors weights"):
         load_model(folder, device="cpu")
     vae = write(tmp_path / "vae.safetensors", take(state, VAE))
-    model = load_model(folder, device="cpu", dtype="fp32", parts={"vae": vae})
+    model = load_model(folder, device="cpu", dtype="fp32", parts={"vae": PartPath(vae, "v")})
     assert_same_weights(model, modules)
+
+
+# In the library, by name, and for single requests
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with the VAE "soft"."""
+    home = tmp_path_factory.mktemp("home")
+    vae = write(home / "soft_vae.safetensors", tiny_model(5).vae.state_dict())
+    assert Library(home).add(vae, "soft").kind == "vae"
+    return home
+
+
+def test_requests_with_different_vaes_share_nothing_wrongly(tmp_path: Path, home: Path) -> None:
+    folder = tiny_folder(tmp_path / "tiny")
+    painter = overpaint.load(folder, device="cpu", dtype="fp32", home=home)
+    fields: dict[str, Any] = {"prompt": "a cat", "seed": 1, "num_inference_steps": 2}
+    fields |= {"image": codec.read_picture(Image.linear_gradient("L").resize((128, 128)))}
+    names = (None, "soft", None, "soft")
+    results = [painter.run(Request(**fields, vae=name)) for name in names]
+    pixels = [result.images[0].tobytes() for result in results]
+    assert pixels[0] == pixels[2] != pixels[1] == pixels[3]
+    record = results[1].metadata[0]["model"]
+    digest = Library(home).find("soft").sha256
+    assert record["parts"] == {"vae": {"name": "soft", "sha256": digest}}
+    assert "parts" not in results[0].metadata[0]["model"]
+    loaded = overpaint.load(folder, device="cpu", dtype="fp32", home=home, vae="soft")
+    for name in (None, "soft"):
+        again = loaded.run(Request(**fields, vae=name))
+        assert again.images[0].tobytes() == pixels[1]
+        assert again.metadata[0]["model"]["parts"] == record["parts"]
+    runs = [Run(Request(**fields, vae=n), painter.model, painter.addon_loader) for n in names[:2]]
+    networks = {id(run.trajectories[0].plan.network) for run in runs}
+    assert len(networks) == 1  # and their steps still share network calls
+
+
+def test_vae_of_a_request_is_a_name_that_the_library_has(home: Path, tmp_path: Path) -> None:
+    vae = write(tmp_path / "path.safetensors", tiny_model(5).vae.state_dict())
+    by_name, by_path = (
+        AddonLoader(tiny_model(), Library(home, paths=paths)) for paths in (False, True)
+    )
+    assert by_path.load_vae(str(vae)).file.name == str(vae)
+    with pytest.raises(ModelNotFoundError, match="unknown vae"):
+        by_name.load_vae(str(vae))
+    with pytest.raises(ModelNotFoundError, match=r"unknown vae 'hard'\. Did you mean soft"):
+        by_name.load_vae("hard")
+
+
+def test_vae_that_does_not_fit_is_named_without_its_path(tmp_path: Path) -> None:
+    store = Library(tmp_path / "home")
+    state = tiny_model().vae.state_dict()
+    state["decoder.conv_in.weight"] = torch.zeros(16, 16, 3, 3)
+    store.add(write(tmp_path / "flux.safetensors", state))
+    with pytest.raises(CheckpointError, match="flux: the vae does not fit") as found:
+        AddonLoader(tiny_model(), store).load_vae("flux")
+    assert str(tmp_path) not in str(found.value)
+
+
+def test_vae_of_other_models_is_refused_by_its_config(tmp_path: Path) -> None:
+    vae = tiny_model().vae
+    vae.register_to_config(scaling_factor=0.18215)
+    vae.save_pretrained(tmp_path / "old")
+    loader = AddonLoader(tiny_model(), Library(tmp_path, paths=True))
+    with pytest.raises(CheckpointError, match=r"scaling_factor is 0\.18215, not 0\.13025"):
+        loader.load_vae(str(tmp_path / "old"))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "kind"),
+    [(UNET, "unet"), (VAE, "vae"), (FIRST, "text_encoder"), (SECOND, "text_encoder")],
+)
+def test_library_tells_parts_from_checkpoints(
+    prefix: str, kind: str, tmp_path: Path, state: State
+) -> None:
+    entry = Library(tmp_path).add(write(tmp_path / "part.safetensors", take(state, prefix)))
+    assert (entry.kind, entry.parts) == (kind, ())
+
+
+def test_library_shows_the_parts_of_a_checkpoint(tmp_path: Path, state: State) -> None:
+    cut = {key: tensor for key, tensor in state.items() if not key.startswith(VAE)}
+    entry = Library(tmp_path).add(write(tmp_path / "cut.safetensors", cut))
+    assert entry.kind == "checkpoint"
+    assert entry.parts == ("unet", "text_encoder", "text_encoder_2")
 
 
 # Scaled weights in 8 bits

@@ -1,5 +1,6 @@
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Checkpoint:
     family: Named = Named("miniature")
     device: str = "cpu"
     dtype: str = "torch.float32"
+    parts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def recorded(request: Request, index: int = 0) -> dict[str, Any]:

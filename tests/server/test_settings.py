@@ -36,6 +36,20 @@ def test_settings_flag_overrides_environment_and_environment_overrides_file(
     assert (limits.body_bytes, limits.upload_bytes, limits.queued_jobs) == (3, 5, 8)
 
 
+def test_parts_of_models_come_from_the_flag_and_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "overpaint.toml"
+    text = 'models = ["a", "b"]\nvae = "soft"\n[model_parts.b]\nvae = "own"\nunet = "fast"\n'
+    path.write_text(text)
+    config = load_settings({}, path).engine_config()
+    assert config.list_parts("a") == {"vae": "soft"}
+    assert config.list_parts("b") == {"vae": "own", "unet": "fast"}
+    assert load_settings({"vae": "other"}, path).engine_config().list_parts("a")["vae"] == "other"
+    for wrong in (text.replace("parts.b", "parts.c"), text.replace("unet", "vision")):
+        path.write_text(wrong)
+        with pytest.raises(RequestError, match=r"^model_parts"):
+            load_settings({}, path)
+
+
 def test_settings_environment_lists_are_split_at_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OVERPAINT_MODELS", "miniature sdxl")
     monkeypatch.setenv("OVERPAINT_KEY", " first second ")

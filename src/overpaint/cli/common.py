@@ -39,6 +39,26 @@ class Common:
             show_default="miniature",
         ),
     ] = None
+    unet: Annotated[
+        str | None,
+        typer.Option(
+            help="UNet in place of the model's own: a name, file or folder.", show_default=False
+        ),
+    ] = None
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="First text encoder (CLIP-L) in place of the model's own.", show_default=False
+        ),
+    ] = None
+    text_encoder_2: Annotated[
+        str | None,
+        typer.Option(
+            "--text-encoder-2",
+            help="Second text encoder (CLIP-G) in place of the model's own.",
+            show_default=False,
+        ),
+    ] = None
     models_dirs: Annotated[
         list[Path] | None,
         typer.Option("--models-dir", help=MODELS_DIR_HELP, show_default="OVERPAINT_MODELS_DIRS"),

@@ -12,6 +12,7 @@ import typer
 
 from overpaint.cli.common import Common
 from overpaint.cli.environment import read_home, read_models_dirs
+from overpaint.cli.model_parts import choose_parts, note_other_parts
 from overpaint.cli.progress import Bar
 from overpaint.cli.terminal import Terminal, echo
 from overpaint.events import Finished, Notice, Step
@@ -124,12 +125,17 @@ class Session:
         import overpaint  # load() imports torch
 
         name, dtype = self._choose_model()
+        parts = choose_parts(self.common, self._record, request)
         loaded: dict[str, Model] = {}
         with self.terminal.waiting(f"loading {name}"):
             painter = overpaint.load(
                 name,
                 device=self.common.device,
                 dtype=dtype,
+                vae=parts["vae"],
+                unet=parts["unet"],
+                text_encoder=parts["text_encoder"],
+                text_encoder_2=parts["text_encoder_2"],
                 home=read_home(),
                 models_dirs=read_models_dirs(self.common.models_dirs),
             )
@@ -144,6 +150,7 @@ class Session:
                     f"the weights of the {part} differ from those that made the picture; "
                     "pixels may differ."
                 )
+        note_other_parts(self.terminal, self._record, painter.model)
         return painter
 
     def _choose_model(self) -> tuple[str, str]:

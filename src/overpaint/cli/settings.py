@@ -215,6 +215,7 @@ SETTINGS = {
             default="None",
             parse=parse_controls,
         ),
+        Setting("vae", ("--vae",), str, "VAE in place of the model's own: a name, file or folder."),
         Setting(
             "refiner",
             ("--refiner",),

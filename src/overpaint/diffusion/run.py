@@ -36,6 +36,8 @@ class Run:
         Raises:
             RequestError, PictureError, ModelError, DeviceError: see `plan` and `AddonLoader.load`.
         """
+        if request.vae is not None and model.separate_vae_name != request.vae:
+            model = model.with_vae(addon_loader.load_vae(request.vae))
         addons = addon_loader.load(request)
         self.notices = list(addons.notices)
         self.model = model

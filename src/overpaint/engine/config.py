@@ -1,6 +1,7 @@
 """Settings of an engine."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from overpaint.engine.profile import Profile
@@ -16,6 +17,8 @@ class EngineConfig:
         dtype: number format of the weights.
         home: folder of added models; None for the default.
         models_dirs: folders of models that are used in place.
+        vae: VAE of all models, in place of their own.
+        model_parts: names or paths of parts by the name of a model, in place of its own.
         memory_bytes: bytes of weights that may be in memory at once.
         cache_bytes: bytes of encoded prompts, pictures and hints to keep between jobs.
         profile: measured step times; None for assumed ones.
@@ -34,3 +37,12 @@ class EngineConfig:
     max_running_jobs: int = 64
     job_memory_bytes: float = float("inf")
     models_dirs: tuple[Path, ...] = ()
+    vae: str | None = None
+    model_parts: Mapping[str, Mapping[str, str]] = field(
+        default_factory=dict[str, Mapping[str, str]]
+    )
+
+    def list_parts(self, model: str) -> Mapping[str, str]:
+        """Return the names or paths of the parts that replace those of a model."""
+        common = {} if self.vae is None else {"vae": self.vae}
+        return common | dict(self.model_parts.get(model, {}))

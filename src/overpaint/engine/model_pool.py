@@ -12,9 +12,10 @@ from overpaint.engine.config import EngineConfig
 from overpaint.engine.engine import Engine
 from overpaint.engine.profile import Profile, kind_of
 from overpaint.errors import ModelNotFoundError, did_you_mean
+from overpaint.models.addons import load_library_model, resolve_part
 from overpaint.models.cache import Cache
 from overpaint.models.library.library import Library
-from overpaint.painter import Painter, load_painter
+from overpaint.painter import Painter
 from overpaint.system.memory import BUDGET_SHARE
 
 if TYPE_CHECKING:
@@ -155,9 +156,17 @@ def open_engine(
     """
     # Clients choose the names, so a name is never a path here.
     library = Library(config.home, config.models_dirs)
+    # The operator names the parts of models, so these can be paths.
+    operators_library = Library(config.home, config.models_dirs, paths=True)
 
     def loaded(name: str) -> Painter:
-        return load_painter(name, library, device=config.device, dtype=config.dtype)
+        parts = {
+            p: resolve_part(p, own, operators_library) for p, own in config.list_parts(name).items()
+        }
+        model = load_library_model(
+            name, library, device=config.device, dtype=config.dtype, parts=parts
+        )
+        return Painter(model, library)
 
     models = ModelPool(config.models, loaded, config.memory_bytes, Cache(config.cache_bytes))
     first = models.get(config.models[0])

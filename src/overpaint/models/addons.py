@@ -15,21 +15,22 @@ from weakref import WeakValueDictionary
 from overpaint.errors import CheckpointError, ModelError
 from overpaint.models.adapters import Adapter, Adapters
 from overpaint.models.cache import RecentValues
-from overpaint.models.checkpoint import load_model
+from overpaint.models.checkpoint import load_model, load_separate_vae
 from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.models.embedding import Embedding, Embeddings, load_embedding
 from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.files.safetensors_io import sample_keys
 from overpaint.models.files.stamps import stamp_files
 from overpaint.models.library import catalog
-from overpaint.models.library.index import LibraryEntry
+from overpaint.models.library.entry import WEIGHT_SUFFIXES, FileKind, LibraryEntry
 from overpaint.models.library.library import Library
 from overpaint.models.lora import LoraWeights, load_lora
+from overpaint.models.separate_parts import PartPath
 from overpaint.registry import HINTS
 from overpaint.request.fields import MAX_CONTROLS, MAX_EMBEDDINGS, MAX_LORAS
 
 if TYPE_CHECKING:
-    from overpaint.models.model import Model
+    from overpaint.models.model import Model, SeparateVae
     from overpaint.request import Request
     from overpaint.request.parts import Control, Lora
 
@@ -37,6 +38,14 @@ T = TypeVar("T")
 
 MODEL_SUFFIXES = (".safetensors", ".json")
 """Suffixes of the files in a model's folder whose change makes it another model."""
+
+KINDS_BY_PART: Mapping[str, FileKind] = {
+    "unet": "unet",
+    "vae": "vae",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder",
+}
+"""The kinds of files that have one part of a checkpoint alone."""
 
 ControlNets = Sequence[ControlNet | None]
 """One item for each control of a request; None for an inactive control. Empty for a refiner."""
@@ -87,8 +96,10 @@ KEPT_ADDONS: Mapping[str, int] = {
     "embedding": MAX_EMBEDDINGS,
     "net": MAX_CONTROLS,
     "estimator": MAX_CONTROLS,
+    "vae": 2,
 }
-"""The number of add-ons of each kind that stay in memory: as many as a request can name."""
+"""The number of add-ons of each kind that stay in memory: as many as a request can name, and one
+VAE more."""
 
 
 class AddonLoader:
@@ -118,6 +129,7 @@ class AddonLoader:
         self._embeddings = RecentValues[Embedding](kept_addons["embedding"])
         self._nets = RecentValues[ControlNet](kept_addons["net"])
         self._estimators = RecentValues[Estimator](kept_addons["estimator"])
+        self._vaes = RecentValues["SeparateVae"](kept_addons.get("vae", 1))
         self._loading = threading.RLock()
         # A refiner is as large as a model: keep those in use, and the one that was used last.
         self._refiners = WeakValueDictionary[Hashable, "Model"]()
@@ -138,6 +150,21 @@ class AddonLoader:
             tuple(self._embedding(name, request) for name in request.embeddings),
             tuple(map(self._estimator, request.controls)),
         )
+
+    def load_vae(self, name: str) -> "SeparateVae":
+        """Load a VAE in place of the model's own.
+
+        Raises:
+            ModelNotFoundError: The name is unknown.
+            CheckpointError: The VAE is for other models, or damaged.
+        """
+        found = resolve_part("vae", name, self.library)
+
+        def load() -> "SeparateVae":
+            with _naming(found):
+                return load_separate_vae(found, self.model)
+
+        return self._keep(self._vaes, (found.name, _identify(str(found.path))), load)
 
     def _keep(self, kept: RecentValues[T], key: Hashable, load: Callable[[], T]) -> T:
         found = kept.get(key)
@@ -233,7 +260,7 @@ def _identify(name: str) -> Hashable:
 
 
 @contextmanager
-def _naming(entry: LibraryEntry | None) -> Generator[None]:
+def _naming(entry: "LibraryEntry | PartPath | None") -> Generator[None]:
     """Replace the path of an added file in errors by its name: clients of a server see them."""
     try:
         yield
@@ -244,9 +271,22 @@ def _naming(entry: LibraryEntry | None) -> Generator[None]:
 
 
 def load_library_model(
-    name: str | PathLike[str], library: Library, *, device: str, dtype: str
+    name: str | PathLike[str],
+    library: Library,
+    *,
+    device: str,
+    dtype: str,
+    parts: Mapping[str, str | PathLike[str] | PartPath] | None = None,
 ) -> "Model":
-    """Load a checkpoint of the library, or any model that `load_model` accepts.
+    """Load a checkpoint or a UNet of the library, or any model that `load_model` accepts.
+
+    Args:
+        name: The name of the checkpoint.
+        library: The library in which names are looked up first.
+        device: See `load_model`.
+        dtype: See `load_model`.
+        parts: Names, files or folders of parts that replace those of the checkpoint; see
+            `resolve_part`.
 
     Raises:
         ModelNotFoundError, CheckpointError, DeviceError: See `load_model`.
@@ -256,11 +296,41 @@ def load_library_model(
         added = [entry.name for entry in library.list_entries() if entry.kind == "checkpoint"]
         return [*added, *catalog.list_checkpoint_names()]
 
-    entry = library.find_if(name, "checkpoint") if isinstance(name, str) else None
+    located = {
+        part: own if isinstance(own, PartPath) else resolve_part(part, own, library)
+        for part, own in (parts or {}).items()
+    }
+    entry: LibraryEntry | None = None
+    if isinstance(name, str):
+        entry = library.find_if(name, "checkpoint") or library.find_if(name, "unet")
     path = entry.path if entry else name
-    model = load_model(path, device=device, dtype=dtype, known=list_names)
+    model = load_model(path, device=device, dtype=dtype, parts=located, known=list_names)
     model.name = fspath(name)
     return model
+
+
+def resolve_part(part: str, name: str | PathLike[str], library: Library) -> PartPath:
+    """Find the file or folder of a part of a checkpoint.
+
+    Args:
+        part: "unet", "vae", "text_encoder" or "text_encoder_2".
+        name: The name of an added part, or of a checkpoint that has one. If the library allows
+            paths, also a file, a folder or a hub id "owner/name".
+        library: The library in which names are looked up first.
+
+    Raises:
+        ModelNotFoundError: Nothing has that name.
+        CheckpointError: The repository has no weights that Overpaint can load.
+    """
+    text, kind = fspath(name), KINDS_BY_PART[part]
+    if library.reads_paths and (path := Path(text).expanduser()).exists():
+        return PartPath(path, text)
+    if entry := library.find_if(text, kind) or library.find_if(text, "checkpoint"):
+        return PartPath(entry.path, entry.name)
+    looks_like_path = Path(text).suffix.lower() in WEIGHT_SUFFIXES or "/" in text
+    if library.reads_paths and looks_like_path:
+        return PartPath(catalog.resolve_model(text), text)
+    return PartPath(library.require(text, kind).path, text)
 
 
 def check_refiner(model: "Model", second: "Model") -> None:

@@ -37,8 +37,9 @@ from overpaint.models.files.safetensors_io import (
 from overpaint.models.files.unet_config import infer_unet_config
 from overpaint.models.library import catalog
 from overpaint.models.library.folder_configs import get_native_size, read_folder_configs
-from overpaint.models.model import Model, TextEncoder
+from overpaint.models.model import Model, SeparateVae, TextEncoder
 from overpaint.models.separate_parts import (
+    PartPath,
     SeparatePart,
     SeparateParts,
     make_part_files,
@@ -55,7 +56,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     vae_dtype: str | None = None,
-    parts: Mapping[str, Path] | None = None,
+    parts: Mapping[str, PartPath] | None = None,
     known: Callable[[], Iterable[str]] = catalog.list_checkpoint_names,
 ) -> Model:
     """Load a checkpoint.
@@ -79,7 +80,9 @@ def load_model(
         DeviceError: This machine does not have the device.
     """
     path = catalog.resolve_model(fspath(name), known=known)
-    separate = {part: open_separate_part(part, own) for part, own in (parts or {}).items()}
+    separate = {
+        part: open_separate_part(part, own.path, own.name) for part, own in (parts or {}).items()
+    }
     weights = None if path.is_dir() else open_weights(path)
     configs = read_folder_configs(path) if weights is None else single_file.recognize_file(weights)
     placement = choose_device(
@@ -103,6 +106,8 @@ def replace_parts(source: CheckpointSource, separate: SeparateParts) -> Checkpoi
     """
     configs, noise = source.configs, source.noise
     for part, own in separate.items():
+        if part == "vae":
+            check_vae_config(own, configs.vae)
         configs = _replace_config(configs, part, own)
         noise = own.noise or noise
     return replace(
@@ -123,6 +128,41 @@ def _replace_config(configs: Configs, part: str, own: SeparatePart) -> Configs:
     if part == "vae":
         return replace(configs, vae=own.config)
     return replace(configs, text_encoders={**configs.text_encoders, part: own.config})
+
+
+def check_vae_config(vae: SeparatePart, config: Mapping[str, Any]) -> None:
+    """Check that the UNet of a checkpoint knows the latents of a separate VAE.
+
+    Raises:
+        CheckpointError: Its config differs from that of the checkpoint's VAE.
+    """
+    for key in ("latent_channels", "scaling_factor"):
+        if vae.config is not None and vae.config.get(key) != config.get(key):
+            raise CheckpointError(
+                f"{vae.files[0].parent}: this VAE is for other models: its {key} is "
+                f"{vae.config.get(key)}, not {config.get(key)}"
+            )
+
+
+def load_separate_vae(file: PartPath, model: Model) -> SeparateVae:
+    """Load a VAE that requests can use in place of a model's own.
+
+    Raises:
+        CheckpointError: The file is damaged, or has no VAE that fits the model.
+    """
+    own = open_separate_part("vae", file.path, file.name)
+    config: dict[str, Any] = dict(model.vae.config)
+    check_vae_config(own, config)
+    module: AutoencoderKL = _build_on_meta(AutoencoderKL, own.config or config, "vae")
+    fill_module(
+        module,
+        own.tensors,
+        part="vae",
+        device=model.device,
+        dtype=model.vae.dtype,
+        channels_last=model.device.type in ("cpu", "cuda"),
+    )
+    return SeparateVae(module, make_part_files({"vae": own})["vae"])
 
 
 def check_complete(source: CheckpointSource, path: Path) -> None:

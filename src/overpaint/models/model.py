@@ -1,5 +1,6 @@
 """A loaded checkpoint on a device."""
 
+import copy
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,21 @@ class PartFile:
 
     name: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class SeparateVae:
+    """A VAE that requests can use in place of the model's own.
+
+    Attributes:
+        module: The VAE, on the model's device.
+        file: Its file.
+        lock: A thread must hold it to run the VAE.
+    """
+
+    module: "AutoencoderKL"
+    file: PartFile
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
 
 @dataclass
@@ -116,6 +132,18 @@ class Model:
             if what not in self._own:
                 self._own[what] = make()
             return self._own[what]
+
+    @property
+    def separate_vae_name(self) -> str | None:
+        """The name of the VAE that replaces the checkpoint's, if any."""
+        return self.parts["vae"].name if "vae" in self.parts else None
+
+    def with_vae(self, vae: SeparateVae) -> "Model":
+        """Return this model with another VAE. All else is shared, also the cache."""
+        other = copy.copy(self)
+        other.vae, other.vae_lock = vae.module, vae.lock
+        other.parts = {**self.parts, "vae": vae.file}
+        return other
 
     @property
     def encoders_by_part(self) -> dict[str, TextEncoder]:

@@ -25,11 +25,19 @@ SHIFTED_LATENTS_KEYS = ("latents_mean", "latents_std")
 
 
 @dataclass(frozen=True)
+class PartPath:
+    """Where a part is: a file or folder, and the name that the user gave."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
 class SeparatePart:
     """A part of a checkpoint from its own file, whose tensors are not read yet.
 
     Attributes:
-        name: The name of its file, without the suffix.
+        name: The name that the user gave.
         tensors: The tensors under the names of the part's module.
         files: The weight files.
         config: Its config, if it is in a folder with one.
@@ -52,13 +60,14 @@ def make_part_files(separate: SeparateParts) -> dict[str, PartFile]:
     return {part: PartFile(own.name, compute_sha256(own.files)) for part, own in separate.items()}
 
 
-def open_separate_part(part: str, path: Path) -> SeparatePart:
+def open_separate_part(part: str, path: Path, name: str | None = None) -> SeparatePart:
     """Open a part of a checkpoint.
 
     Args:
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
         path: A safetensors file in the original or diffusers' layout, also a whole checkpoint. Or
             a folder of diffusers with config.json and weights.
+        name: The name that the user gave; the default is the name of the file.
 
     Raises:
         ModelNotFoundError: The file does not exist.
@@ -69,11 +78,11 @@ def open_separate_part(part: str, path: Path) -> SeparatePart:
     if not path.is_dir():
         weights = open_weights(path)
         noise = read_noise_config(weights) if part == "unet" else None
-        return SeparatePart(path.stem, take_part(weights, part), (path,), noise=noise)
+        return SeparatePart(name or path.stem, take_part(weights, part), (path,), noise=noise)
     folder = path / part if (path / "model_index.json").is_file() else path
     config = read_json_config(folder / "config.json")
     check_config(config, part)
     if part == "vae" and any(config.get(key) for key in SHIFTED_LATENTS_KEYS):
         raise CheckpointError(f"{folder}: this VAE shifts its latents, which SDXL's does not")
     tensors, files = open_part_folder(folder, half=True)
-    return SeparatePart(path.name, tensors, tuple(files), config)
+    return SeparatePart(name or path.name, tensors, tuple(files), config)

@@ -26,6 +26,9 @@ def format_parameters(record: Mapping[str, Any]) -> str:
         "Model hash": model["sha256"][:10],
         "Model": _format_model_name(Path(model["name"])),
     }
+    if vae := model.get("parts", {}).get("vae"):
+        pairs["VAE hash"] = vae["sha256"][:10]
+        pairs["VAE"] = _format_model_name(Path(vae["name"]))
     if record.get("subseed") is not None:
         pairs["Variation seed"] = record["subseed"]
         pairs["Variation seed strength"] = _format_number(request["subseed_strength"])

@@ -61,6 +61,11 @@ class Checkpoint(_Named, Protocol):
         ...
 
     @property
+    def parts(self) -> "Mapping[str, AddonFile]":
+        """The files of parts that replace those of the checkpoint."""
+        ...
+
+    @property
     def device(self) -> object:
         """The device, recorded as text."""
         ...
@@ -137,8 +142,10 @@ def make_record(
     return _record(request, index, size, _describe_model(model), second, used or UsedFiles())
 
 
-def _describe_model(model: Checkpoint) -> dict[str, str]:
+def _describe_model(model: Checkpoint) -> dict[str, Any]:
+    parts = {part: {"name": own.name, "sha256": own.sha256} for part, own in model.parts.items()}
     return {
+        **({"parts": parts} if parts else {}),
         "name": model.name,
         "sha256": model.sha256,
         "family": model.family.name,
@@ -151,8 +158,8 @@ def _record(
     request: Request,
     index: int,
     size: tuple[int, int],
-    model: dict[str, str],
-    refiner: dict[str, str] | None,
+    model: dict[str, Any],
+    refiner: dict[str, Any] | None,
     used: UsedFiles,
 ) -> dict[str, Any]:
     return {
@@ -195,7 +202,14 @@ def check_settings_length(path: Path, request: Request) -> None:
     Raises:
         OutputError: the settings are too long for a JPEG.
     """
-    longest = {"name": "?" * 512, "sha256": "?" * 64, "family": "?" * 64, "dtype": "?" * 64}
+    longest: dict[str, Any] = {
+        "name": "?" * 512,
+        "sha256": "?" * 64,
+        "family": "?" * 64,
+        "dtype": "?" * 64,
+    }
+    if request.vae:
+        longest["parts"] = {"vae": {"name": request.vae, "sha256": "?" * 64}}
     second = longest if request.refiner else None
     words = sum(text.count("<embedding:") for text in request.prompts.values())
     used = UsedFiles(
@@ -294,6 +308,7 @@ class _Model(BaseModel):
     family: str
     device: str | None = None
     dtype: str | None = None
+    parts: dict[str, dict[str, str]] = {}
 
 
 class _Record(BaseModel):

@@ -190,6 +190,9 @@ class RequestFields(StrictModel):
     num_images: int = Field(default=1, ge=1, le=64)
     """Pictures to make, 1 to 64."""
 
+    vae: ModelName | None = None
+    """A VAE in place of the model's own, by the name of an added file. Default: the model's own."""
+
     refiner: ModelName | None = None
     """The model of a second stage, by a name that `overpaint.load` accepts. Default: no second
     stage, or the same model with `upscale`."""

@@ -53,6 +53,7 @@ class RequestOptions(TypedDict, total=False):
     subseed: int | None
     subseed_strength: float
     num_images: int
+    vae: ModelName | None
     refiner: ModelName | None
     refine: Refine | None
     high_noise_frac: float

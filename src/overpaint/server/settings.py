@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from overpaint.engine.config import EngineConfig
 from overpaint.engine.postprocess import PostprocessConfig
@@ -22,6 +29,7 @@ FetchPolicy = Literal["none", "public", "all"]
 """Which picture URLs the server fetches: none, those at public addresses, or private ones too."""
 
 LogFormat = Literal["text", "json"]
+ModelPart = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 
 DATA_FOLDER = Path("overpaint-data")
 DAY_S = 86_400
@@ -206,6 +214,12 @@ class ServerSettings(_Settings):
         default=("miniature",), min_length=1
     )
     """Model that clients can request; the first one is the default. Can be repeated."""
+    vae: Annotated[str | None, Flag("--vae", shown_default="those of the models")] = None
+    """VAE of all models: a file, a diffusers folder, or the name of an added file. Models without a
+    VAE need it."""
+    model_parts: dict[str, dict[ModelPart, str]] = {}
+    """Parts in their own files for single models, by the name of the model: a table with `unet`,
+    `vae`, `text_encoder` and `text_encoder_2`."""
     host: Annotated[str, Flag("--host")] = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Flag("--port")] = Field(default=8000, ge=0, le=65_535)
@@ -304,6 +318,17 @@ class ServerSettings(_Settings):
         """Return the paths of a text, which is how an environment variable holds them."""
         return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
 
+    @field_validator("model_parts")
+    @classmethod
+    def _check_model_parts(
+        cls, value: dict[str, dict[ModelPart, str]], info: ValidationInfo
+    ) -> dict[str, dict[ModelPart, str]]:
+        """Refuse parts of a model that the server does not have."""
+        models = info.data.get("models", ())
+        if unknown := [name for name in value if name not in models]:
+            raise ValueError(f"{unknown[0]!r} is not among the models")
+        return value
+
     @property
     def pending_body_bytes(self) -> float:
         """Bytes of all request bodies that are not answered yet."""
@@ -346,6 +371,11 @@ class ServerSettings(_Settings):
             dtype=self.dtype,
             home=self.home,
             models_dirs=self.models_dirs,
+            vae=self.vae,
+            model_parts={
+                model: {str(part): own for part, own in parts.items()}
+                for model, parts in self.model_parts.items()
+            },
             memory_bytes=self.memory_gb * 2**30,
             cache_bytes=self.cache_mb * MIB,
             profile=self.read_profile(),

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from overpaint.errors import RequestError
+from overpaint.models.library.library import Library
 from overpaint.server.api.a1111 import controlnet_routes
 from overpaint.server.api.a1111.controlnet import read_controls
 from overpaint.server.api.a1111.model_titles import resolve_model_title
@@ -539,3 +540,21 @@ def test_detect_images_of_a_request_share_one_deadline(monkeypatch: pytest.Monke
     )
     assert len(made) == 3
     assert timeouts == [60.0, 35.0, 10.0]
+
+
+def test_sd_vae_uses_an_added_vae(tmp_path: Path) -> None:
+    state = {"decoder.conv_in.weight": np.zeros((8, 4, 3, 3), np.float32)}
+    save_file(state, tmp_path / "soft_vae.safetensors")
+    Library(tmp_path / "home").add(tmp_path / "soft_vae.safetensors", "soft")
+    with client_of(tmp_path) as client:
+        listed = client.get("/sdapi/v1/sd-vae").json()
+        assert listed == [{"model_name": "soft", "filename": "soft"}]
+        for title in ("soft", "Soft.safetensors"):
+            send(client, "txt2img", CUP | {"override_settings": {"sd_vae": title}})
+            assert last_request(client)["vae"] == "soft"
+        send(client, "options", {"sd_vae": "soft"})
+        send(client, "txt2img", CUP)
+        assert last_request(client)["vae"] == "soft"
+        _, ignored = send(client, "txt2img", CUP | {"override_settings": {"sd_vae": "Automatic"}})
+        assert last_request(client)["vae"] is None
+        assert ignored == ["override_settings.sd_vae"]

@@ -1,6 +1,20 @@
 """Patterns of tensor keys that identify the kind of a weight file, and keys in messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+FIRST_ENCODER = "conditioner.embedders.0.transformer."
+SECOND_ENCODER = "conditioner.embedders.1.model."
+REFINER_ENCODER = "conditioner.embedders.0.model."
+
+PART_PREFIXES: Mapping[str, tuple[str, ...]] = {
+    "unet": (UNET,),
+    "vae": (VAE,),
+    "text_encoder": (FIRST_ENCODER,),
+    "text_encoder_2": (SECOND_ENCODER, REFINER_ENCODER),
+}
+"""The prefixes of each part's keys in a checkpoint."""
 
 LORA_KEYS = (
     r"lora_[A-Za-z0-9]|[._]lora\.|_lora\.|\.(hada|lokr)_|\.dora_scale|\.b?oft_|\.ia3_|vera_lambda"

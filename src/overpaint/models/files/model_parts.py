@@ -19,22 +19,9 @@ from diffusers.loaders import single_file_utils
 
 from overpaint.errors import CheckpointError
 from overpaint.models.files import key_patterns
+from overpaint.models.files.key_patterns import PART_PREFIXES, UNET
 from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.safetensors_io import WeightsFile, sample_keys
-
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
-FIRST_ENCODER = "conditioner.embedders.0.transformer."
-SECOND_ENCODER = "conditioner.embedders.1.model."
-REFINER_ENCODER = "conditioner.embedders.0.model."
-
-PART_PREFIXES: Mapping[str, tuple[str, ...]] = {
-    "unet": (UNET,),
-    "vae": (VAE,),
-    "text_encoder": (FIRST_ENCODER,),
-    "text_encoder_2": (SECOND_ENCODER, REFINER_ENCODER),
-}
-"""The prefixes of each part's keys in a checkpoint."""
 
 PART_NAMES = {
     "unet": "UNet",

@@ -8,8 +8,9 @@ from pathlib import Path
 from overpaint.errors import CheckpointError
 from overpaint.models.family import OTHER_MODELS_BY_WIDTH, Configs, shipped_configs
 from overpaint.models.files import key_patterns, model_parts
+from overpaint.models.files.key_patterns import PART_PREFIXES, UNET
 from overpaint.models.files.lazy_tensor import LazyTensor
-from overpaint.models.files.model_parts import PART_PREFIXES, UNET, Parts
+from overpaint.models.files.model_parts import Parts
 from overpaint.models.files.safetensors_io import WeightsFile, sample_keys
 from overpaint.models.noise_config import NoiseConfig
 

@@ -17,6 +17,9 @@ KEY_PATTERNS: dict[FileKind, str] = {
     "lora": key_patterns.LORA_KEYS,
     "embedding": r"^(clip_[lg](_out)?|text_encoders_\d|emb_params)$",
     "checkpoint": r"^model\.diffusion_model\.",
+    "unet": key_patterns.UNET_KEYS,
+    "vae": key_patterns.VAE_KEYS,
+    "text_encoder": key_patterns.TEXT_ENCODER_KEYS,
 }
 """Patterns of keys that identify the kind of a file; the first match counts."""
 
@@ -99,7 +102,7 @@ def describe(header: Header, name: str, sha256: str, license: str | None = None)
     if kind is None:
         raise CheckpointError(
             f"{header.path} is neither a LoRA nor a ControlNet nor an embedding nor a "
-            f"checkpoint; its keys are {', '.join(keys[:5]) or 'none'}"
+            f"checkpoint or a part of one; its keys are {', '.join(keys[:5]) or 'none'}"
         )
     bundled: tuple[str, ...] = ()
     ranks: list[int] = []
@@ -121,7 +124,17 @@ def describe(header: Header, name: str, sha256: str, license: str | None = None)
         trigger_words=tuple(_list_trigger_words(header.metadata)),
         metadata=dict(header.metadata),
         embeddings=bundled,
+        parts=_list_parts(keys) if kind == "checkpoint" else (),
         path=header.path,
+    )
+
+
+def _list_parts(keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the parts of a checkpoint whose keys are in its file."""
+    return tuple(
+        part
+        for part, prefixes in key_patterns.PART_PREFIXES.items()
+        if any(key.startswith(prefixes) for key in keys)
     )
 
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field
 
-FileKind = Literal["lora", "control", "embedding", "checkpoint"]
+FileKind = Literal["lora", "control", "embedding", "checkpoint", "unet", "vae", "text_encoder"]
+"""A checkpoint has a UNet and other parts; the last three kinds are one part alone."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pti")
 """Suffixes of safetensors files; cog-sdxl writes embeddings as .pti."""
@@ -35,6 +36,8 @@ class LibraryEntry(BaseModel, frozen=True):
         metadata: The metadata in the file's header.
         tensors_sha256: The digest of the file without its header, if it was computed.
         embeddings: The names of the embeddings in a LoRA file.
+        parts: The parts of a checkpoint that its file has: "unet", "vae", "text_encoder" and
+            "text_encoder_2".
         path: The file's current path.
         place: The path of a file in a folder of models, relative to that folder.
     """
@@ -50,6 +53,7 @@ class LibraryEntry(BaseModel, frozen=True):
     metadata: dict[str, str] = {}
     tensors_sha256: str | None = None
     embeddings: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     path: Path = Field(default=Path(), exclude=True)
     place: str = Field(default="", exclude=True)
 

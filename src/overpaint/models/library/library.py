@@ -56,7 +56,7 @@ class Library(LibraryIndex):
             ModelNotFoundError, CheckpointError: A folder of models cannot be read.
         """
         super().__init__(home, folders)
-        self._reads_paths = paths
+        self.reads_paths = paths
 
     def add(
         self, source: Path, name: str | None = None, license: str | None = None
@@ -166,7 +166,7 @@ class Library(LibraryIndex):
 
     def _is_path(self, name: str) -> bool:
         """Return whether a name is the path of an existing file, and paths are allowed."""
-        if not self._reads_paths or len(name) > 4096 or "\0" in name:
+        if not self.reads_paths or len(name) > 4096 or "\0" in name:
             return False
         looks_like_path = name.startswith(("/", "./", "../", "~")) or Path(name).is_absolute()
         looks_like_path |= Path(name).suffix.lower() in WEIGHT_SUFFIXES

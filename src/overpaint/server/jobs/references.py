@@ -13,7 +13,7 @@ def check_names(request: Request, entries: LibraryIndex, models: Collection[str]
 
     Args:
         request: to be accepted.
-        entries: added LoRAs, control nets, embeddings and checkpoints.
+        entries: added LoRAs, control nets, embeddings, VAEs and checkpoints.
         models: paths or hub ids that the operator has configured, which a request may repeat.
 
     Raises:
@@ -26,6 +26,8 @@ def check_names(request: Request, entries: LibraryIndex, models: Collection[str]
             _require_entry(f"controls.{index}.net", control.net, "control", entries)
         if control.estimator is not None:
             _reject_path(f"controls.{index}.estimator", control.estimator)
+    if request.vae is not None and entries.resolve(request.vae, "checkpoint") is None:
+        _require_entry("vae", request.vae, "vae", entries)
     loras = [lora.name for lora in request.loras]
     for name, field in request.embeddings.items():
         _require_entry(field, name, "embedding", entries, loras)

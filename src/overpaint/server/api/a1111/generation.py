@@ -115,6 +115,7 @@ def _read_requests(
         controls=read_controls(given),
         refiners=refiners,
         embeddings=listings.list_embedding_names(service, given.prompt),
+        vaes=listings.list_names(service, "vae"),
     )
     kind = output_format.choose_format(requests, chosen, given.override_settings)
     encoder = {} if kind == "png" else {"quality": chosen.jpeg_quality}
@@ -194,6 +195,7 @@ def make_info(jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> dict[st
         (request["width"], request["height"]),
     )
     model = records[0]["model"] if records else {}
+    vae = model.get("parts", {}).get("vae", {})
     return {
         "prompt": parameters["prompt"],
         "all_prompts": [parameters["prompt"]] * len(seeds),
@@ -215,8 +217,8 @@ def make_info(jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> dict[st
         "face_restoration_model": None,
         "sd_model_name": Path(first.model).name,
         "sd_model_hash": model.get("sha256", "")[:10],
-        "sd_vae_name": None,
-        "sd_vae_hash": None,
+        "sd_vae_name": vae.get("name"),
+        "sd_vae_hash": vae.get("sha256", "")[:10] or None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": request["strength"],

@@ -174,6 +174,12 @@ async def describe_scripts(key: KeyDep) -> list[dict[str, Any]]:
 
 
 @router.get("/sd-vae")
+async def list_vaes(service: ServiceDep, key: KeyDep) -> list[dict[str, str]]:
+    """List the added VAEs, for the option `sd_vae`."""
+    names = await asyncio.to_thread(list_names, service, "vae")
+    return [{"model_name": name, "filename": name} for name in names]
+
+
 @router.get("/hypernetworks")
 @router.get("/face-restorers")
 @router.get("/realesrgan-models")

@@ -38,7 +38,9 @@ class Options(A1111Model):
     img2img_color_correction: bool = False
     """Match the colors of the repainted area to its surroundings (`match_colors`). Without a mask,
     match those of the result to the image (`match_image_colors`)."""
-    sd_vae: Annotated[str, UnsupportedExcept("Automatic", "None", "")] = "Automatic"
+    sd_vae: str = Field(default="Automatic", max_length=500)
+    """Name of an added VAE, in place of the model's own. "Automatic" and "None" use the model's
+    own."""
 
     # Options that change images in ways that Overpaint lacks.
     sd_hypernetwork: Annotated[str, UnsupportedExcept("", "None")] = "None"

@@ -1,5 +1,6 @@
 """The options of AUTOMATIC1111's API: each API key has its own, until the server stops."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,11 +9,13 @@ from fastapi import APIRouter, FastAPI
 from fastapi import Request as Incoming
 
 from overpaint.errors import RequestError
+from overpaint.server.api.a1111.listings import list_names
 from overpaint.server.api.a1111.model_titles import resolve_model_title
 from overpaint.server.api.a1111.option_fields import Options, override_options
 from overpaint.server.api.a1111.protocol import error_response
+from overpaint.server.api.a1111.translation import NO_VAE
 from overpaint.server.api.deps import ServiceDep
-from overpaint.server.api.ignored_fields import report_ignored_fields
+from overpaint.server.api.ignored_fields import report_ignored, report_ignored_fields
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.jobs.service import Service
@@ -62,6 +65,18 @@ def resolve_model(service: Service, given: Options, kept: Options) -> str:
         return models[0]
 
 
+def check_vae(service: Service, given: Options) -> None:
+    """Check the VAE of options, and report one that changes nothing.
+
+    Raises:
+        RequestError: the server has no such VAE.
+    """
+    if given.sd_vae not in NO_VAE:
+        resolve_model_title("sd_vae", given.sd_vae, list_names(service, "vae"))
+    elif "sd_vae" in given.model_fields_set:
+        report_ignored("sd_vae")
+
+
 @router.get("/options")
 async def read_options(incoming: Incoming, service: ServiceDep, key: KeyDep) -> Options:
     """Return the options of this API key."""
@@ -78,5 +93,6 @@ async def set_options(
     report_ignored_fields(given)
     options = get_options(incoming, key)
     resolve_model(service, given, options)
+    await asyncio.to_thread(check_vae, service, given)
     store_options(incoming, key, override_options(options, given))
     return {}

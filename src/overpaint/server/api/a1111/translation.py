@@ -40,6 +40,11 @@ CHURNING_SAMPLERS = ("euler", "heun", "dpm2")
 NO_MODEL = (None, "", "None", "none")
 """Titles that stand for no model."""
 
+NO_VAE = ("Automatic", "None", "")
+"""Titles that stand for the model's own VAE."""
+
+VAE_FIELD = "override_settings.sd_vae"
+
 SAME_AS_FIRST_PASS = ("", "None", "Use same checkpoint", "Use same sampler", "Use same scheduler")
 """Values of the second pass's fields that stand for the value of the first pass."""
 
@@ -65,6 +70,7 @@ CLIENT_FIELDS = {native: client for client, native in UNCHANGED_FIELDS.items()} 
     "crop": "inpaint_full_res_padding",
     "clip_skip": "override_settings.CLIP_stop_at_last_layers",
     "refiner": "refiner_checkpoint",
+    "vae": VAE_FIELD,
     "high_noise_frac": "refiner_switch_at",
     "upscale": "hr_scale",
     "upscale_to": "hr_resize_x",
@@ -81,6 +87,7 @@ def to_requests(
     controls: Sequence[Control] = (),
     refiners: Collection[str] = (),
     embeddings: Collection[str] = (),
+    vaes: Collection[str] = (),
 ) -> list[Request]:
     """Translate inputs to requests: one, or one for each image of several `init_images`.
 
@@ -90,6 +97,7 @@ def to_requests(
         controls: controls that `alwayson_scripts` asks for.
         refiners: names that `refiner_checkpoint` accepts.
         embeddings: names of embeddings, which a prompt uses as plain words.
+        vaes: names that `sd_vae` accepts.
 
     Raises:
         RequestError: inputs contradict each other, or name something that the server does not
@@ -99,6 +107,8 @@ def to_requests(
     try:
         fields = _map_fields(given, options, refiners, embeddings)
         fields["controls"] = tuple(controls)
+        if options.sd_vae not in NO_VAE:
+            fields["vae"] = resolve_model_title(VAE_FIELD, options.sd_vae, vaes)
         if isinstance(given, TextInputs):
             return [with_checked_mask(Request.model_validate(fields | _second_pass_fields(given)))]
         images = [_image_fields(given, options, image) for image in given.init_images]
@@ -131,6 +141,9 @@ def report_unused_fields(given: TextInputs | ImageInputs) -> None:
         unused += ["width", "height"]
     if given.refiner_checkpoint in NO_MODEL:
         unused.append("refiner_switch_at")
+    options = given.override_settings
+    if "sd_vae" in options.model_fields_set and options.sd_vae in NO_VAE:
+        report_ignored(VAE_FIELD)
     report_ignored(*(name for name in unused if name in given.model_fields_set))
 
 
