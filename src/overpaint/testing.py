@@ -14,8 +14,8 @@ each has 8 x 8 pixels, whose color depends on the seed.
 import os
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from PIL import Image
 
@@ -41,6 +41,7 @@ class ScriptedModel:
     sha256: str = "0" * 64
     device: str = "cpu"
     dtype: str = "fp32"
+    parts: Mapping[str, metadata.AddonFile] = field(default_factory=dict[str, metadata.AddonFile])
 
     @property
     def family(self) -> "ScriptedModel":

@@ -285,8 +285,8 @@ def test_vae_of_a_request_is_a_name_that_the_library_has(home: Path, tmp_path: P
     assert by_path.load_vae(str(vae)).file.name == str(vae)
     with pytest.raises(ModelNotFoundError, match="unknown vae"):
         by_name.load_vae(str(vae))
-    with pytest.raises(ModelNotFoundError, match=r"unknown vae 'hard'\. Did you mean soft"):
-        by_name.load_vae("hard")
+    with pytest.raises(ModelNotFoundError, match=r"unknown vae 'sof'\. Did you mean soft"):
+        by_name.load_vae("sof")
 
 
 def test_vae_that_does_not_fit_is_named_without_its_path(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ class EngineConfig:
         dtype: number format of the weights.
         home: folder of added models; None for the default.
         models_dirs: folders of models that are used in place.
-        vae: VAE of all models, in place of their own.
-        model_parts: names or paths of parts by the name of a model, in place of its own.
+        vae: VAE that replaces the one of each model.
+        model_parts: names or paths of separate parts, by the name of the model.
         memory_bytes: bytes of weights that may be in memory at once.
         cache_bytes: bytes of encoded prompts, pictures and hints to keep between jobs.
         profile: measured step times; None for assumed ones.

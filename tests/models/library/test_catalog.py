@@ -159,6 +159,16 @@ def test_list_needed_files_returns_only_safetensors():
         list_needed_files(["model_index.json", "unet/a.bin"], "o/r")
 
 
+def test_part_with_its_config_is_needed_and_loadable(tmp_path: Path):
+    names = ["config.json", "diffusion_pytorch_model.safetensors", "sdxl_vae.safetensors"]
+    half = "diffusion_pytorch_model.fp16.safetensors"
+    assert list_needed_files(names, "o/vae") == names[:2]
+    assert list_needed_files([*names, half], "o/vae") == ["config.json", half]
+    for name in names:
+        (tmp_path / name).touch()
+    assert find_loadable(tmp_path) == tmp_path
+
+
 def test_estimator_files_are_needed_and_loadable(tmp_path: Path):
     files = ["README.md", "config.json", "preprocessor_config.json", "model.safetensors"]
     wanted = list_needed_files([*files, "pytorch_model.bin"], "o/r")

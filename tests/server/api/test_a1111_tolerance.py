@@ -546,7 +546,7 @@ def test_sd_vae_uses_an_added_vae(tmp_path: Path) -> None:
     state = {"decoder.conv_in.weight": np.zeros((8, 4, 3, 3), np.float32)}
     save_file(state, tmp_path / "soft_vae.safetensors")
     Library(tmp_path / "home").add(tmp_path / "soft_vae.safetensors", "soft")
-    with client_of(tmp_path) as client:
+    with client_of(tmp_path, home=tmp_path / "home") as client:
         listed = client.get("/sdapi/v1/sd-vae").json()
         assert listed == [{"model_name": "soft", "filename": "soft"}]
         for title in ("soft", "Soft.safetensors"):

@@ -53,7 +53,7 @@ def check_config(config: Mapping[str, Any], part: str) -> None:
             many layers.
     """
     for key, value in config.items():
-        if isinstance(value, list) and len(value) > MAX_BLOCKS:
+        if isinstance(value, list | tuple) and len(value) > MAX_BLOCKS:
             raise CheckpointError(
                 f"{part}: {key} has {len(value):,} items; Overpaint reads up to {MAX_BLOCKS}"
             )
@@ -80,7 +80,7 @@ def check_config(config: Mapping[str, Any], part: str) -> None:
 
 def _list_numbers(value: Any, depth: int = MAX_DEPTH) -> Iterator[Any]:
     """Yield the values of a list that may have lists in it; nothing of null."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         for item in value if depth else ["lists in lists"]:
             yield from _list_numbers(item, depth - 1)
     elif value is not None:

@@ -16,6 +16,9 @@ ESTIMATOR_CONFIG_FILES = ("config.json", "preprocessor_config.json")
 WEIGHTED_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 """Parts of a diffusers folder that have weights."""
 
+PART_STEM = "diffusion_pytorch_model"
+"""How diffusers' weight files begin, in a repository of one part such as a VAE."""
+
 CONFIG_PATTERNS = ("model_index.json", "*/config.json", "scheduler/*.json", "tokenizer*/*")
 """Patterns of the config and tokenizer files to download from a diffusers repository."""
 
@@ -123,7 +126,7 @@ def find_loadable(folder: Path) -> Path | None:
     """Return the path to load from a folder, or None if the folder is incomplete.
 
     The path is the folder itself for a complete diffusers folder or estimator. Otherwise it is the
-    folder's only .safetensors file.
+    folder's only .safetensors file. Of several, diffusers' file of a part with its config counts.
     """
     index = folder / "model_index.json"
     if index.is_file():
@@ -137,14 +140,18 @@ def find_loadable(folder: Path) -> Path | None:
     files = list(folder.glob("*.safetensors"))
     if all((folder / name).is_file() for name in ESTIMATOR_CONFIG_FILES):
         return folder if files else None
-    return files[0] if len(files) == 1 else None
+    if len(files) == 1:
+        return files[0]
+    part = (folder / "config.json").is_file() and any(folder.glob(f"{PART_STEM}*.safetensors"))
+    return folder if part else None
 
 
 def list_needed_files(files: Sequence[str], repository: str) -> list[str]:
     """List patterns of the files to download from a repository.
 
     For a diffusers folder or an estimator, these are configs, tokenizers and one variant of each
-    part's weights, with a preference for 16 bits. Otherwise it is the only .safetensors file.
+    part's weights, with a preference for 16 bits. Otherwise it is the only .safetensors file, or
+    diffusers' file of a part with its config.
 
     Raises:
         CheckpointError: The repository has no weights that Overpaint can load.
@@ -155,6 +162,9 @@ def list_needed_files(files: Sequence[str], repository: str) -> list[str]:
         single = [file for file in files if file.endswith(".safetensors") and "/" not in file]
         if len(single) == 1:
             return single
+        own = [file for file in files if file.startswith(PART_STEM)]
+        if "config.json" in files and any(file.endswith(".safetensors") for file in own):
+            return ["config.json", *_chosen(own, repository)]
         raise CheckpointError(
             f"{repository} is not a diffusers folder, and has {len(single)} .safetensors files: "
             f"{sample_keys(single) or 'none'}. Download the one you want and give its path."
