@@ -212,7 +212,7 @@ def cli_page() -> str:
                 (
                     "`OVERPAINT_HOME`",
                     "Folder of added models, LoRAs, control nets and embeddings. "
-                    "Default: `~/.overpaint`.",
+                    "Default: the user's data folder, or `~/.overpaint` if that exists.",
                 ),
                 (
                     "`OVERPAINT_KEY`",

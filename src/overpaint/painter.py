@@ -206,7 +206,7 @@ def load(
             previews. By default a linear map makes them.
         progress: show a bar while painting, on terminals and in notebooks.
         home: the folder into which `overpaint models add` copies checkpoints, LoRAs, ControlNets
-            and embeddings; by default `~/.overpaint`.
+            and embeddings; by default the user's data folder, or `~/.overpaint` if that exists.
         models_dirs: folders whose files are used in place, such as the root of AUTOMATIC1111's web
             UI or of ComfyUI, or a file like ComfyUI's `extra_model_paths.yaml`.
 

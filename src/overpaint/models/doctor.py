@@ -13,6 +13,7 @@ from overpaint.errors import ModelError
 from overpaint.models.devices import choose_device, list_devices
 from overpaint.models.files.safetensors_io import open_weights
 from overpaint.models.library import catalog
+from overpaint.system.folders import find_cache_folder
 
 GB = 1e9
 
@@ -124,7 +125,7 @@ def inspect_machine(model: str | None = None) -> DoctorReport:
         notes=tuple(notes),
         folders={
             "downloads": Path(HF_HUB_CACHE),
-            "remembered digests": Path.home() / ".cache" / "overpaint",
+            "remembered digests": find_cache_folder(),
         },
     )
 

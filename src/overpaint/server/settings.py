@@ -256,7 +256,7 @@ class ServerSettings(_Settings):
     """Device: cpu, cuda, cuda:1 or mps."""
     dtype: Annotated[str, Flag("--dtype")] = "auto"
     """Number format of the weights: bf16, fp16 or fp32."""
-    home: Annotated[Path | None, Flag("--home", shown_default="~/.overpaint")] = None
+    home: Annotated[Path | None, Flag("--home", shown_default="the user's data folder")] = None
     """Folder of added models."""
     models_dirs: Annotated[tuple[Path, ...], Flag("--models-dir", shown_default="none")] = ()
     """Folder of models to use in place: any folder, the root of AUTOMATIC1111's web UI or ComfyUI,

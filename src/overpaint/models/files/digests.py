@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from overpaint.system.folders import find_cache_folder
 from overpaint.system.progress import add_bytes, expect_bytes
 
 HASH_BLOCK_BYTES = 2**20
@@ -30,7 +31,7 @@ def compute_sha256(
     Args:
         paths: one file or more.
         memory: the JSON cache of digests, keyed by path, size and modification time. The default
-            is `~/.cache/overpaint/sha256.json`. The function ignores an unwritable cache.
+            is `sha256.json` in `find_cache_folder()`. The function ignores an unwritable cache.
         min_remembered_bytes: the smallest file whose digest is cached.
     """
     digests = [_digest(path.resolve(), memory, min_remembered_bytes) for path in paths]
@@ -60,7 +61,7 @@ def _digest(path: Path, memory: Path | None, min_remembered_bytes: int) -> str:
     if status.st_size < min_remembered_bytes:
         return _compute(path)
     try:
-        memory = memory or Path.home() / ".cache" / "overpaint" / "sha256.json"
+        memory = memory or find_cache_folder() / "sha256.json"
     except RuntimeError:  # the user has no home folder
         return _compute(path)
     key = f"{path}|{status.st_size}|{status.st_mtime_ns}"

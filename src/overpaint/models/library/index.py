@@ -31,6 +31,7 @@ from overpaint.models.library.entry import (
 )
 from overpaint.models.library.folders import ModelFolders
 from overpaint.models.library.names import NameTable
+from overpaint.system.folders import find_models_home
 
 MINIATURE = "miniature"
 
@@ -55,13 +56,13 @@ class LibraryIndex:
         """Use a home folder, and folders of models.
 
         Args:
-            home: The home folder; the default is `~/.overpaint`.
+            home: The home folder; the default is that of `find_models_home`.
             folders: Folders of models, which are used in place; see `folders.py`.
 
         Raises:
             ModelNotFoundError, CheckpointError: A folder of models cannot be read.
         """
-        self.folder = (Path(home) if home else Path("~/.overpaint").expanduser()) / "models"
+        self.folder = (Path(home) if home else find_models_home()) / "models"
         self.in_place = ModelFolders(folders)
         self._added = StampedValues(self._read_listed)
         self._table: tuple[object, object, NameTable] = ((), (), NameTable(()))

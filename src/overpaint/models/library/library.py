@@ -48,7 +48,7 @@ class Library(LibraryIndex):
         """Use a home folder, and folders of models.
 
         Args:
-            home: The home folder; the default is `~/.overpaint`.
+            home: The home folder; the default is that of `find_models_home`.
             folders: Folders of models, which are used in place.
             paths: Whether a name can also be the path of a file. A server must not allow it.
 
