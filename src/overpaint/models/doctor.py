@@ -133,8 +133,8 @@ def inspect_machine(model: str | None = None) -> DoctorReport:
 def _measure(name: str) -> tuple[int, int]:
     """Return a model's number of parameters and its native side; read file headers only."""
     from overpaint.models.checkpoint import get_native_size
-    from overpaint.models.diffusers_folder import read_folder_configs
     from overpaint.models.files.single_file import recognize_file
+    from overpaint.models.library.folder_configs import read_folder_configs
 
     path = catalog.resolve_model(name, download=False)
     files = sorted(path.glob("*/*.safetensors")) if path.is_dir() else [path]

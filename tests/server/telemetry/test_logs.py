@@ -209,7 +209,10 @@ def test_request_id_is_in_every_response(client: TestClient, written: Written) -
 def test_readiness_checks_while_a_model_loads_are_no_warnings(
     client: TestClient, written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Service, "unready", lambda _: ["the worker is starting"])
+    def starting(_: Service) -> list[str]:
+        return ["the worker is starting"]
+
+    monkeypatch.setattr(Service, "unready", starting)
     assert client.get("/readyz").status_code == 503
     (line,) = written("answered")
     assert line["level"] == "debug"
