@@ -157,8 +157,9 @@ def start(settings: ServerSettings) -> None:
     settings.postprocess_config().check()
     settings.read_profile()
     index = LibraryIndex(settings.home, settings.models_dirs)
+    config = settings.engine_config()
     for model in settings.models:
-        check_served_model(model, index)
+        check_served_model(model, index, config.list_parts(model))
     configure_logging(settings.log)
     with ExitStack() as bound:
         sockets = [bound.enter_context(s) for s in bind_sockets(settings.host, settings.port)]

@@ -22,7 +22,7 @@ from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.files.safetensors_io import sample_keys
 from overpaint.models.files.stamps import stamp_files
 from overpaint.models.library import catalog
-from overpaint.models.library.entry import WEIGHT_SUFFIXES, FileKind, LibraryEntry
+from overpaint.models.library.entry import PART_KINDS, WEIGHT_SUFFIXES, LibraryEntry
 from overpaint.models.library.library import Library
 from overpaint.models.lora import LoraWeights, load_lora
 from overpaint.models.separate_parts import PartPath
@@ -38,14 +38,6 @@ T = TypeVar("T")
 
 MODEL_SUFFIXES = (".safetensors", ".json")
 """Suffixes of the files in a model's folder whose change makes it another model."""
-
-KINDS_BY_PART: Mapping[str, FileKind] = {
-    "unet": "unet",
-    "vae": "vae",
-    "text_encoder": "text_encoder",
-    "text_encoder_2": "text_encoder",
-}
-"""The kinds of files that have one part of a checkpoint alone."""
 
 ControlNets = Sequence[ControlNet | None]
 """One item for each control of a request; None for an inactive control. Empty for a refiner."""
@@ -322,7 +314,7 @@ def resolve_part(part: str, name: str | PathLike[str], library: Library) -> Part
         ModelNotFoundError: Nothing has that name.
         CheckpointError: The repository has no weights that Overpaint can load.
     """
-    text, kind = fspath(name), KINDS_BY_PART[part]
+    text, kind = fspath(name), PART_KINDS[part]
     if library.reads_paths and (path := Path(text).expanduser()).exists():
         return PartPath(path, text)
     if entry := library.find_if(text, kind) or library.find_if(text, "checkpoint"):

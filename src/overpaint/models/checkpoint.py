@@ -27,7 +27,7 @@ from overpaint.models.files.clip_vocabulary import load_clip_tokenizer
 from overpaint.models.files.config_limits import check_config
 from overpaint.models.files.digests import compute_sha256
 from overpaint.models.files.json_config import read_json_config
-from overpaint.models.files.model_parts import PART_NAMES
+from overpaint.models.files.part_names import describe_missing_parts
 from overpaint.models.files.safetensors_io import (
     WeightsFile,
     check_tensors,
@@ -173,12 +173,7 @@ def check_complete(source: CheckpointSource, path: Path) -> None:
     """
     needed = ("unet", "vae", *source.configs.text_encoders)
     if missing := [part for part in needed if not source.tensors.get(part)]:
-        flags = " ".join(f"--{part.replace('_', '-')} FILE" for part in missing)
-        names = " and no ".join(PART_NAMES[part] for part in missing)
-        raise CheckpointError(
-            f"{path} has no {names}. Give the missing part in its own file: {flags} on the command "
-            f"line, {missing[0]}=… of overpaint.load in Python."
-        )
+        raise CheckpointError(describe_missing_parts(path, missing))
 
 
 def load_preview_decoder(

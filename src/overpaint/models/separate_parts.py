@@ -14,7 +14,8 @@ from overpaint.models.diffusers_folder import open_part_folder
 from overpaint.models.files.config_limits import check_config
 from overpaint.models.files.digests import compute_sha256
 from overpaint.models.files.json_config import read_json_config
-from overpaint.models.files.model_parts import PART_NAMES, take_part
+from overpaint.models.files.model_parts import take_part
+from overpaint.models.files.part_names import PART_NAMES
 from overpaint.models.files.safetensors_io import open_weights
 from overpaint.models.files.single_file import read_noise_config
 from overpaint.models.model import PartFile

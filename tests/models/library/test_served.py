@@ -62,6 +62,21 @@ def test_served_model_of_another_kind_is_refused(tmp_path: Path, index: LibraryI
         check_served_model(str(path), index)
 
 
+def test_served_model_without_a_vae_is_refused_before_it_is_loaded(
+    tmp_path: Path, index: LibraryIndex
+) -> None:
+    keys = ("model.diffusion_model.a", "conditioner.embedders.0.transformer.b")
+    path = tmp_path / "cut.safetensors"
+    save_file({key: np.zeros(1, np.float16) for key in keys}, path)
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors has no VAE and no second text"):
+        check_served_model(str(path), index)
+    given = {part: str(path) for part in ("vae", "text_encoder_2")}
+    check_served_model(str(path), index, given)
+    for wrong, message in (("nosuch", "unknown vae 'nosuch'"), ("/no/vae", "for the VAE: /no/vae")):
+        with pytest.raises(ModelNotFoundError, match=message):
+            check_served_model(str(path), index, given | {"vae": wrong})
+
+
 def test_check_of_a_served_model_imports_no_torch() -> None:
     code = (
         "import sys\n"

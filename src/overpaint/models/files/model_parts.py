@@ -21,15 +21,8 @@ from overpaint.errors import CheckpointError
 from overpaint.models.files import key_patterns
 from overpaint.models.files.key_patterns import PART_PREFIXES, UNET
 from overpaint.models.files.lazy_tensor import LazyTensor
+from overpaint.models.files.part_names import PART_NAMES
 from overpaint.models.files.safetensors_io import WeightsFile, sample_keys
-
-PART_NAMES = {
-    "unet": "UNet",
-    "vae": "VAE",
-    "text_encoder": "first text encoder (CLIP-L)",
-    "text_encoder_2": "second text encoder (CLIP-G)",
-}
-"""The parts in messages."""
 
 LONE_PART_KEYS = {
     "unet": key_patterns.UNET_KEYS,

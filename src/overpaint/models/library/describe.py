@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -124,12 +124,12 @@ def describe(header: Header, name: str, sha256: str, license: str | None = None)
         trigger_words=tuple(_list_trigger_words(header.metadata)),
         metadata=dict(header.metadata),
         embeddings=bundled,
-        parts=_list_parts(keys) if kind == "checkpoint" else (),
+        parts=list_parts(keys) if kind == "checkpoint" else (),
         path=header.path,
     )
 
 
-def _list_parts(keys: Sequence[str]) -> tuple[str, ...]:
+def list_parts(keys: Collection[str]) -> tuple[str, ...]:
     """Return the parts of a checkpoint whose keys are in its file."""
     return tuple(
         part

@@ -1,6 +1,7 @@
 """The description of a file in the library or in a folder of models."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -8,6 +9,14 @@ from pydantic import AliasChoices, BaseModel, Field
 
 FileKind = Literal["lora", "control", "embedding", "checkpoint", "unet", "vae", "text_encoder"]
 """A checkpoint has a UNet and other parts; the last three kinds are one part alone."""
+
+PART_KINDS: Mapping[str, FileKind] = {
+    "unet": "unet",
+    "vae": "vae",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder",
+}
+"""The kinds of files that have one part of a checkpoint alone."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pti")
 """Suffixes of safetensors files; cog-sdxl writes embeddings as .pti."""

@@ -1,6 +1,6 @@
 """Configs of diffusers folders, and the size of pictures that a model draws, without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +8,46 @@ from overpaint.errors import CheckpointError
 from overpaint.models.family import FAMILIES, Configs, parse_configs, recognize_family
 from overpaint.models.files.config_limits import check_config
 from overpaint.models.files.json_config import read_json_config
-from overpaint.models.library.describe import find_kind, read_header
+from overpaint.models.files.part_names import PART_NAMES, describe_missing_parts
+from overpaint.models.library.describe import Header, find_kind, list_parts, read_header
 from overpaint.models.library.entry import NAME_PATTERN
 
 TOKENIZER_FOLDERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 """The text encoders, and the folders of their tokenizers."""
 
+REFINER_CONTEXT_WIDTH = 1280
+"""The width of the cross-attention in the refiner's UNet, which reads the second encoder only."""
 
-def read_native_size(path: Path) -> int:
+
+def read_native_size(path: Path, parts: Collection[str] = ()) -> int:
     """Return the side in pixels of the pictures that a checkpoint was trained on, from its files.
 
     Args:
         path: A diffusers folder, or a .safetensors file in SDXL's original layout.
+        parts: Parts that come from their own files.
 
     Raises:
-        CheckpointError: The files are not those of a checkpoint, or are damaged.
+        CheckpointError: The files are not those of a checkpoint, lack a part, or are damaged.
     """
     if path.is_dir():
         configs = read_folder_configs(path)
         recognize_family(configs.unet, len(configs.text_encoders))  # raises for other models
         return get_native_size(configs)
-    if (kind := find_kind(read_header(path))) != "checkpoint":
+    header = read_header(path)
+    if (kind := find_kind(header)) not in ("checkpoint", "unet"):
         raise CheckpointError(f"{path} is {kind or 'of an unknown kind'}, not a checkpoint")
+    has = {"unet"} if kind == "unet" else set(list_parts(header.shapes))
+    if missing := [part for part in _list_needed_parts(header) if part not in has | set(parts)]:
+        raise CheckpointError(describe_missing_parts(path, missing))
     return FAMILIES["sdxl"].native_size  # All families that have single files draw this size.
+
+
+def _list_needed_parts(header: Header) -> tuple[str, ...]:
+    """Return the parts that a checkpoint needs; the refiner has no first text encoder."""
+    widths = (shape for key, shape in header.shapes.items() if key.endswith("attn2.to_k.weight"))
+    if REFINER_CONTEXT_WIDTH in [shape[1] for shape in widths if len(shape) > 1]:
+        return ("unet", "vae", "text_encoder_2")
+    return tuple(PART_NAMES)
 
 
 def read_folder_configs(folder: Path) -> Configs:
