@@ -23,6 +23,7 @@ from overpaint.errors import DeviceError, ModelNotFoundError
 from overpaint.events import Event, Finished, Notice, Preview, Step
 from overpaint.imaging import codec
 from overpaint.imaging.hints import drawing
+from overpaint.models.library.library import Library
 from overpaint.provenance import metadata, watermark
 from overpaint.request import Request
 from tests.tiny_estimators import tiny_estimator, write_estimator
@@ -738,6 +739,80 @@ def test_edit_that_ends_early_leaves_no_file(
     assert ran.code == code
     assert "Traceback" not in ran.err
     assert [path.name for path in Path().iterdir()] == ["fox.png"]
+
+
+def test_interrupt_before_the_first_picture_says_that_no_file_was_written(loader: Loader, run: Any):
+    loader.error = KeyboardInterrupt()
+    ran = run("edit", "fox.png", "x", "-o", "out.png")
+    assert ran.code == 130
+    assert ran.err.splitlines()[-1] == "overpaint: interrupted. No file was written."
+
+
+def test_interrupt_while_saving_names_the_complete_files(
+    loader: Loader, run: Any, monkeypatch: pytest.MonkeyPatch
+):
+    write = metadata.write_picture
+
+    def interrupted(image: Image.Image, path: Path, record: Any) -> None:
+        if path.name == "out-2.png":
+            raise KeyboardInterrupt
+        write(image, path, record)
+
+    monkeypatch.setattr(metadata, "write_picture", interrupted)
+    ran = run("edit", "fox.png", "x", "-o", "out.png", "-n", "4")
+    assert ran.code == 130
+    assert ran.err.splitlines()[-1] == "overpaint: interrupted. Complete: out-0.png, out-1.png"
+    assert {path.name for path in Path().iterdir()} == {"fox.png", "out-0.png", "out-1.png"}
+
+
+def test_interrupt_of_models_add_names_the_added_files(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("a", "b"):
+        save_file(
+            {"lora_unet_mid.lora_down.weight": np.zeros((1, 1), np.float32)},
+            tmp_path / f"{name}.safetensors",
+        )
+    monkeypatch.setenv("OVERPAINT_HOME", str(tmp_path / "home"))
+    add = Library.add
+
+    def interrupted(self: Library, source: Path, *rest: Any) -> Any:
+        if source.stem == "b":
+            raise KeyboardInterrupt
+        return add(self, source, *rest)
+
+    monkeypatch.setattr(Library, "add", interrupted)
+    ran = run("models", "add", tmp_path)
+    assert ran.code == 130
+    assert ran.err.splitlines()[-1] == "overpaint: interrupted. Complete: a"
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_full_stdout_after_a_saved_picture_is_an_error_without_traceback(
+    loader: Loader, run: Any, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        ran = run("edit", "fox.png", "x", "-o", "out.png", *options)
+        monkeypatch.undo()
+    assert ran.code == 5
+    assert ran.err.splitlines()[-2:] == [
+        "overpaint: saved, but not printed: out.png",
+        "overpaint: stdout cannot be written: No space left on device. Free space, or write "
+        "elsewhere.",
+    ]
+
+
+@pytest.mark.parametrize("command", ["overpaint --version", "overpaint models list --json"])
+@pytest.mark.parametrize("target", ["> /dev/full", ">&-", "2> /dev/full > /dev/full"])
+def test_command_with_a_full_or_closed_stdout_prints_no_traceback(command: str, target: str):
+    program = command.replace("overpaint", f"{sys.executable} -m overpaint", 1)
+    done = subprocess.run(
+        f"{program} {target}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert (done.returncode == 0) == (target == ">&-")
 
 
 def test_create_with_a_missing_model_exits_with_its_code(

@@ -1,7 +1,6 @@
 """The entry point `overpaint`: commands, exit codes and error messages."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +16,17 @@ from overpaint.cli.paint import create, edit, sweep, upscale
 from overpaint.cli.serve import serve
 from overpaint.cli.settings import FLAG_OF_FIELD
 from overpaint.cli.syntax import parse_options, read_hint_source, read_picture
-from overpaint.cli.terminal import Terminal, echo, print_facts
+from overpaint.cli.terminal import (
+    Terminal,
+    discard_broken_stdout,
+    echo,
+    print_error,
+    print_facts,
+)
 from overpaint.cli.usage import usage
-from overpaint.errors import OverpaintError, PictureError, RequestError
+from overpaint.errors import OutputError, OverpaintError, PictureError, RequestError
 from overpaint.registry import HINTS
 from overpaint.request.parts import Control
-from overpaint.system.plain_text import escape_control_characters
 
 if TYPE_CHECKING:
     from overpaint.imaging.hints import Estimate
@@ -80,9 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments, prog_name="overpaint")
     except OverpaintError as error:
-        message = escape_control_characters(_format_message(error))
-        print(f"overpaint: {message}", file=sys.stderr)
+        print_error(_format_message(error))
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if not discard_broken_stdout(error):
+            raise
+        print_error(f"stdout cannot be written: {error.strerror}. Free space, or write elsewhere.")
+        raise SystemExit(OutputError.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

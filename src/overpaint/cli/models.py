@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from overpaint.cli.environment import MODELS_DIR_HELP, read_home, read_models_dirs
-from overpaint.cli.terminal import echo, escape_control_characters, print_facts
+from overpaint.cli.terminal import echo, escape_control_characters, explain_interrupt, print_facts
 from overpaint.errors import ModelError, OutputError, OverpaintError, RequestError
 
 app = typer.Typer(
@@ -47,15 +47,20 @@ def add(
 
     library, sources = Library(read_home()), list_sources(files)
     license = license or old_license
+    added: list[str] = []
     if len(sources) == 1:
-        print_facts(library.add(sources[0], name, license).model_dump())
+        with explain_interrupt(added):
+            entry = library.add(sources[0], name, license)
+        print_facts(entry.model_dump())
         return
     if name is not None:
         raise RequestError("name", f"{len(sources)} files cannot have one name. Leave it out.")
     failures: list[OverpaintError] = []
     for source in sources:
         try:
-            entry = library.add(source, None, license)
+            with explain_interrupt(added):
+                entry = library.add(source, None, license)
+                added.append(entry.name)
         except (ModelError, OutputError) as error:
             failures.append(error)
             typer.echo(f"not added: {escape_control_characters(error)}", err=True)

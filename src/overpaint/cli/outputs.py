@@ -23,6 +23,7 @@ class Outputs:
 
     Attributes:
         to_stdout: True if the command writes one PNG to stdout.
+        saved: the complete files.
     """
 
     def __init__(self, output: str | None, sources: int = 1):
@@ -36,6 +37,7 @@ class Outputs:
             OutputError: several pictures would go to one file, or a folder cannot be made.
         """
         self.to_stdout = output == STDOUT
+        self.saved: list[Path] = []
         self._sources = sources
         self._file: Path | None = None
         self._folder = Path(output or ".")
@@ -93,10 +95,12 @@ class Outputs:
             paths = _number(self._file, len(images))
             for image, path, record in zip(images, paths, records, strict=True):
                 metadata.write_picture(image, path, record)
+                self.saved.append(path)
             return paths
         with claim_new_files(self._folder, stem, len(images)) as paths:
             for image, path, record in zip(images, paths, records, strict=True):
                 metadata.write_picture(image, path, record)
+                self.saved.append(path)
         return paths
 
 

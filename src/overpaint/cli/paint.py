@@ -12,7 +12,7 @@ from overpaint.cli.painting import Session, report
 from overpaint.cli.settings import IMAGE_FIELDS, TEXT_FIELDS, add_settings, read_fields
 from overpaint.cli.sources import Source, list_sources, split_prompt
 from overpaint.cli.syntax import parse_numbers
-from overpaint.cli.terminal import Terminal, print_error
+from overpaint.cli.terminal import Terminal, explain_interrupt, print_error
 from overpaint.errors import OutputError, OverpaintError, PictureError, RequestError
 from overpaint.picture import Picture
 from overpaint.request import Request
@@ -129,7 +129,8 @@ def sweep(
     outputs, stem = Outputs(common.output), f"{source.stem}-sweep"
     outputs.check(stem, first)
     session = Session(terminal, common, found, len(cells))
-    painted = [session.paint(cell) for cell in cells]
+    with explain_interrupt(outputs.saved):
+        painted = [session.paint(cell) for cell in cells]
     records = [one.result.metadata[0] for one in painted]
     scales = tuple(r["request"]["guidance_scale"] for r in records[:: len(strengths)])
     sheet = grid.draw_sweep_grid([one.result.images[0] for one in painted], strengths, scales)
@@ -157,10 +158,11 @@ def _paint(session: Session, request: Request, stem: str, outputs: Outputs) -> N
             "output", "- writes the picture to stdout, where --json prints. Leave one of them out."
         )
     outputs.check(stem, request)
-    painted = session.paint(request)
-    result = painted.result
-    images = [session.finish(stem, image) for image in result.images]
-    paths = outputs.write(stem, images, result.metadata)
+    with explain_interrupt(outputs.saved):
+        painted = session.paint(request)
+        result = painted.result
+        images = [session.finish(stem, image) for image in result.images]
+        paths = outputs.write(stem, images, result.metadata)
     size = images[0].size
     report(
         session.terminal, paths, result.seeds, size, painted.seconds, result.metadata,

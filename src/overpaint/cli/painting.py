@@ -14,7 +14,7 @@ from overpaint.cli.common import Common
 from overpaint.cli.environment import read_home, read_models_dirs
 from overpaint.cli.model_parts import choose_parts, note_other_parts
 from overpaint.cli.progress import Bar
-from overpaint.cli.terminal import Terminal, echo
+from overpaint.cli.terminal import Terminal, echo, explain_full_stdout
 from overpaint.events import Finished, Notice, Step
 from overpaint.request import Request
 from overpaint.system.processors import set_threads
@@ -214,9 +214,11 @@ def report(
             "notices": terminal.notes,
             "metadata": list(records),
         }
-        typer.echo(json.dumps(result))
+        with explain_full_stdout(paths):
+            typer.echo(json.dumps(result))
         return
-    for path in paths:
-        echo(path)
+    with explain_full_stdout(paths):
+        for path in paths:
+            echo(path)
     made = f"{model}, {size[0]}x{size[1]}, seed {', '.join(map(str, seeds))}, {seconds:.1f} s"
     terminal.say(made)

@@ -1,7 +1,11 @@
 """Output for the user: notes and progress bars on stderr, results on stdout."""
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+import os
+import sys
+import traceback
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -9,6 +13,9 @@ from rich.console import Console
 
 from overpaint.cli.progress import Bar, show_loading
 from overpaint.system.plain_text import escape_control_characters
+
+NOTHING_WRITTEN = "interrupted. No file was written."
+"""What an interrupted command prints that has written no file."""
 
 
 def echo(text: object) -> None:
@@ -27,7 +34,47 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 
 def print_error(text: str) -> None:
     """Print an error on stderr, also with `--quiet`, while the command goes on."""
-    typer.echo(f"overpaint: {escape_control_characters(text)}", err=True)
+    with suppress(OSError):  # There is no other place for it.
+        typer.echo(f"overpaint: {escape_control_characters(text)}", err=True)
+
+
+@contextmanager
+def explain_interrupt(complete: Sequence[object]) -> Generator[None]:
+    """Print the files that stay when Ctrl-C ends the block.
+
+    Args:
+        complete: names of the files that the block has written so far; it adds to them.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        names = ", ".join(map(str, complete))
+        print_error(f"interrupted. Complete: {names}" if names else NOTHING_WRITTEN)
+        raise
+
+
+@contextmanager
+def explain_full_stdout(saved: Sequence[object]) -> Generator[None]:
+    """Print the files that are saved when the block cannot write to stdout."""
+    try:
+        yield
+    except OSError:
+        if saved:
+            print_error(f"saved, but not printed: {', '.join(map(str, saved))}")
+        raise
+
+
+def discard_broken_stdout(error: OSError) -> bool:
+    """Return whether an error comes from printing; then stdout drops what it still holds.
+
+    Only typer and rich print. Every other error of a file is an `OverpaintError`, or a defect.
+    """
+    printers = {"typer", "rich"}
+    if printers.isdisjoint(Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts):
+        return False
+    with open(os.devnull, "w") as nowhere, suppress(OSError, ValueError):
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return True
 
 
 class Terminal:
@@ -45,8 +92,9 @@ class Terminal:
         self.notes: list[str] = []
 
     def say(self, text: str) -> None:
-        """Print one line."""
-        self._console.print(escape_control_characters(text), markup=False)
+        """Print one line. If stderr is full, the line is lost, and the command goes on."""
+        with suppress(OSError):
+            self._console.print(escape_control_characters(text), markup=False)
 
     def note(self, text: str) -> None:
         """Print a note for the user; the same note appears once."""
