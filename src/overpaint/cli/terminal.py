@@ -15,7 +15,7 @@ from overpaint.cli.progress import Bar, show_loading
 from overpaint.system.plain_text import escape_control_characters
 
 NOTHING_WRITTEN = "interrupted. No file was written."
-"""What an interrupted command prints that has written no file."""
+"""Message of an interrupted command that has written no file."""
 
 
 def echo(text: object) -> None:
@@ -65,7 +65,7 @@ def explain_full_stdout(saved: Sequence[object]) -> Generator[None]:
 
 
 def discard_broken_stdout(error: OSError) -> bool:
-    """Return whether an error comes from printing; then stdout drops what it still holds.
+    """Return whether an error comes from printing; then stdout drops its unprinted text.
 
     Only typer and rich print. Every other error of a file is an `OverpaintError`, or a defect.
     """

@@ -126,7 +126,12 @@ async def end_when_revoked(
 
 
 async def add_pauses(events: AsyncGenerator[bytes], seconds: float) -> AsyncGenerator[bytes | None]:
-    """Yield parts of events as they come, and None after each pause of so many seconds."""
+    """Yield parts of events as they come, and None after each pause.
+
+    Args:
+        events: parts of events.
+        seconds: of a pause.
+    """
     coming = asyncio.ensure_future(anext(events, None))
     try:
         while True:
