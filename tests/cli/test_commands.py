@@ -37,6 +37,10 @@ HEAVY_MODULES = {
     "cv2",
     "sqlalchemy",
     "fastapi",
+    "huggingface_hub",
+    "httpx2",
+    "psutil",
+    "yaml",
 }
 """Modules whose import takes a tenth of a second or more."""
 

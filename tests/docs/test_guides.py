@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -132,7 +133,14 @@ class Reader:
             for line in lines:
                 self._command(line)
         else:
-            ran = subprocess.run(["bash", "-ec", text], capture_output=True, text=True, check=False)
+            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+            ran = subprocess.run(
+                ["bash", "-ec", text],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=os.environ | {"PATH": path},
+            )
             assert ran.returncode == 0, ran.stderr
             self.answer = ran.stdout
         if match := re.search(r'"id": ?"([0-9a-f]{32})"', self.answer):

@@ -66,7 +66,9 @@ def show_loading(console: Console, text: str, clock: Clock = perf_counter) -> Ge
         task = progress.add_task(escape_control_characters(text), total=None, bytes="")
 
         def show(count: ByteCount) -> None:
-            if count.total:
+            if not count.done:
+                estimate.restart()  # what came before, such as imports, reads nothing
+            elif count.total:
                 estimate.update(count.done / count.total)
             progress.update(task, bytes=describe_bytes(count))
 

@@ -16,8 +16,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from overpaint.errors import RequestError
-from overpaint.models.library.index import LibraryIndex
-from overpaint.models.library.served import check_served_model
 from overpaint.server.settings import Flag, ServerSettings
 from overpaint.server.settings_sources import load_settings
 
@@ -149,6 +147,8 @@ def start(settings: ServerSettings) -> None:
                 f"{origin!r} is not an origin. Write it like https://example.org.",
             )
 
+    from overpaint.models.library.index import LibraryIndex
+    from overpaint.models.library.served import check_served_model
     from overpaint.server.app import run
     from overpaint.server.http.listening import bind_sockets
     from overpaint.server.jobs.store_access import explain_store_errors, prepare_store

@@ -25,8 +25,13 @@ class Estimate:
             clock: returns seconds.
         """
         self._clock = clock
-        self._start = clock()
         self._end: float | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin now, with no work done."""
+        self._start = self._clock()
+        self._end = None
 
     def update(self, share: float) -> None:
         """Set the share of the work that is done, 0 to 1."""
@@ -55,7 +60,7 @@ _count: ContextVar[tuple[ByteCount, Callable[[ByteCount], None]] | None] = Conte
 
 @contextmanager
 def watch_bytes(show: Callable[[ByteCount], None]) -> Generator[None]:
-    """Call a function whenever the code in this context has read bytes."""
+    """Call a function whenever the code in this context announces bytes or has read them."""
     token = _count.set((ByteCount(), show))
     try:
         yield
@@ -66,7 +71,9 @@ def watch_bytes(show: Callable[[ByteCount], None]) -> Generator[None]:
 def expect_bytes(count: int) -> None:
     """Announce bytes that will be read."""
     if watched := _count.get():
-        watched[0].total += count
+        state, show = watched
+        state.total += count
+        show(state)
 
 
 def add_bytes(count: int) -> None:
