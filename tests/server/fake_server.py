@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -50,6 +51,8 @@ def main() -> None:
     parser.add_argument("--patience", type=float, help="with clients that stand still")
     parser.add_argument("--faults", action="store_true", help="fail as FOLDER/faults.json says")
     given = parser.parse_args()
+    for number in (signal.SIGHUP, signal.SIGQUIT):  # which `nohup` and shells let tests ignore
+        signal.signal(number, signal.SIG_DFL)
 
     http = HttpSettings()
     if given.patience:

@@ -227,13 +227,15 @@ def test_server_handles_every_stop_signal_except_ignored_ones(tmp_path: Path) ->
     """`nohup` starts programs that ignore SIGHUP."""
     settings = settings_for(tmp_path)
     server = Server(uvicorn_config(create_app(settings, ScriptedEngine), settings))
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    given = {signal.SIGHUP: signal.SIG_IGN, signal.SIGQUIT: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in given.items()}
     try:
         with server.capture_signals():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGQUIT) == server.handle_exit
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

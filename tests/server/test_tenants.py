@@ -67,6 +67,8 @@ SAME = Strangers()
 HIDDEN = Strangers(404)
 UNSIGNED = Strangers(403)
 """A signature in the link replaces the key, and the stranger has none."""
+OTHER_KEY = UNSIGNED
+"""The key of `--metrics-key` opens it, and no API key."""
 MADE = Strangers(201, {"request": BRIEF}, TOKEN)
 CAPABILITY = SAME
 """Who can name the hash of a picture has, or had, the picture: that it is there is no secret."""
@@ -183,7 +185,7 @@ ROUTES: dict[str, Strangers] = {
     "POST /sdapi/v1/reload-checkpoint": SAME,
     "POST /sdapi/v1/unload-checkpoint": SAME,
     # Health and descriptions
-    "GET /metrics": SAME,
+    "GET /metrics": OTHER_KEY,
     "GET /healthz": SAME,
     "GET /readyz": SAME,
     "GET /openapi.json": SAME,
