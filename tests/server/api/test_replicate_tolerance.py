@@ -26,6 +26,7 @@ from overpaint.server.api.replicate.inputs import (
 )
 from overpaint.server.api.replicate.protocol import Body, VersionBody
 from overpaint.server.api.replicate.routes import MAX_WAIT_S, wait_seconds
+from overpaint.server.jobs.service import Service
 from overpaint.server.jobs.webhooks import job_at_event
 from overpaint.server.store.outbox import WEBHOOK_EVENTS
 from tests.server.jobs.test_webhooks import receiving
@@ -152,6 +153,22 @@ def test_size_that_the_model_does_not_draw_is_refused_by_its_name(client: TestCl
     answer = client.post(PATH, json={"input": {"size": "8x8"}})
     if answer.status_code == 422:
         assert answer.json()["detail"].startswith("size")
+
+
+def test_ratio_follows_the_side_of_the_requested_model_before_any_is_loaded(
+    tmp_path: Path,
+) -> None:
+    with client_of(tmp_path, models=("miniature", "sdxl")) as client:
+        service: Service = client.app.state.service  # pyright: ignore
+        assert service.supervisor.natives == {}
+        for model, width in (("miniature", 128), ("sdxl", 1024)):
+            inputs = {"prompt": "a cup", "aspect_ratio": "1:1"}
+            body = {"version": f"overpaint/{model}", "input": inputs}
+            made = client.post("/v1/predictions", json=body)
+            assert made.status_code == 201, made.text
+            job = service.jobs.get(made.json()["id"])
+            assert job
+            assert (job.model, job.request["width"]) == (model, width)
 
 
 def test_strength_is_another_name_of_prompt_strength() -> None:
