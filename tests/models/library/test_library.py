@@ -11,8 +11,8 @@ from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.family import FAMILIES, Configs
 from overpaint.models.files import single_file
 from overpaint.models.files.digests import compute_sha256
-from overpaint.models.files.safetensors_io import open_weights
-from overpaint.models.library.library import Library, describe_file, list_shipped
+from overpaint.models.library.describe import describe, read_header
+from overpaint.models.library.library import Library, list_shipped
 from overpaint.models.library.sources import list_sources
 from overpaint.painter import load
 from overpaint.request import Request
@@ -211,8 +211,8 @@ def test_packaged_addon_is_found_and_cannot_be_removed(
     store: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = lora(tmp_path / "ink.safetensors")
-    described = describe_file(open_weights(path), "miniature-ink", FAMILIES["miniature"].license)
-    entry = described.model_copy(update={"path": path})
+    license = FAMILIES["miniature"].license
+    entry = describe(read_header(path), "miniature-ink", compute_sha256((path,)), license)
 
     def packaged(kind: str) -> dict[str, Path]:
         return {"miniature-ink": path} if kind == "lora" else {}

@@ -434,7 +434,11 @@ def control(**fields: Any) -> dict[str, Any]:
             "ControlNet.module: unknown preprocessor 'cany'. Did you mean canny",
         ),
         ("txt2img", control(model="pen"), "ControlNet.module: the name of the ControlNet, 'pen'"),
-        ("txt2img", control(module="canny", model="pen"), "ControlNet: unknown control 'pen'"),
+        (
+            "txt2img",
+            control(module="canny", model="pen"),
+            "ControlNet.model: there is no model",
+        ),
         ("txt2img", control(module="canny", weight=3), "ControlNet.weight: "),
         ("txt2img", control(module="canny", guidance_start=1, guidance_end=0), "guidance_start: 1"),
         ("txt2img", HIRES | control(module="canny", hr_option="High res only"), "hr_option: "),

@@ -8,6 +8,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from overpaint.errors import RequestError
+from overpaint.models.library.index import LibraryIndex
 from overpaint.models.library.library import Library
 from overpaint.server.api.a1111 import controlnet_routes
 from overpaint.server.api.a1111.controlnet import read_controls
+from overpaint.server.api.a1111.listings import resolve_controlnet_title
 from overpaint.server.api.a1111.model_titles import resolve_model_title
 from overpaint.server.api.a1111.option_fields import Options
 from overpaint.server.api.a1111.protocol import ImageInputs, TextInputs
@@ -445,6 +448,34 @@ def encoded(mask: Image.Image) -> str:
     file = io.BytesIO()
     mask.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "miniature-canny",
+        "sub/Miniature-Canny.safetensors [0123abcd]",
+        "a\\miniature-canny",
+        "CANNY",
+    ],
+)
+def test_controlnet_is_found_by_any_title_of_the_web_ui(title: str, tmp_path: Path) -> None:
+    service: Any = SimpleNamespace(entries=LibraryIndex(tmp_path))
+    scripts = control(model=title)["alwayson_scripts"]
+    resolve = partial(resolve_controlnet_title, service)
+    (made,) = read_controls(TextInputs(alwayson_scripts=scripts), resolve)
+    assert made.net == "miniature-canny"
+
+
+@pytest.mark.parametrize(
+    ("title", "message"),
+    [("nosuch", "there is no model 'nosuch'"), ("miniature", "stands for several models: mini")],
+)
+def test_title_without_one_controlnet_is_refused(title: str, message: str, tmp_path: Path) -> None:
+    service: Any = SimpleNamespace(entries=LibraryIndex(tmp_path))
+    with pytest.raises(RequestError, match=message) as caught:
+        resolve_controlnet_title(service, title)
+    assert caught.value.field == "alwayson_scripts.ControlNet.model"
 
 
 def test_mask_of_a_unit_limits_its_area() -> None:

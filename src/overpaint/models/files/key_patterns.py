@@ -31,9 +31,6 @@ VAE_KEYS = r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.conv_in\.weight$"
 TEXT_ENCODER_KEYS = r"^(text_model\.encoder\.layers\.0|transformer\.resblocks\.0)\."
 """Matches at least one key of every CLIP text encoder alone, of transformers or OpenCLIP."""
 
-PICKLE_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-"""Suffixes of files that can run any program when they are read."""
-
 MAX_KEY_CHARS = 200
 """Characters of a key in messages."""
 

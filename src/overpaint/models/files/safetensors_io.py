@@ -17,12 +17,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from overpaint.errors import CheckpointError
-from overpaint.models.files.key_patterns import MAX_KEY_CHARS, PICKLE_SUFFIXES, sample_keys
+from overpaint.models.files.key_patterns import MAX_KEY_CHARS, sample_keys
 from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.scaled_fp8 import apply_weight_scales
-
-SAFETENSORS_SUFFIXES = {".safetensors", ".sft", ".pti"}
-"""Suffixes of safetensors files; cog-sdxl writes embeddings as .pti."""
+from overpaint.models.files.suffixes import PICKLE_SUFFIXES, WEIGHT_SUFFIXES
 
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of a torch zip archive, and of the pickle protocols with a distinct first byte."""
@@ -117,12 +115,12 @@ def refuse_pickle(path: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix.lower() in PICKLE_SUFFIXES or start.startswith(PICKLE_STARTS):
-        renamed = f" renamed to {path.suffix}" if path.suffix in SAFETENSORS_SUFFIXES else ""
+        renamed = f" renamed to {path.suffix}" if path.suffix in WEIGHT_SUFFIXES else ""
         raise CheckpointError(
             f"{path} is a pickle{renamed}, which can run any program when it is opened; "
             "Overpaint reads safetensors only. Get the .safetensors file of this model."
         )
-    if path.suffix.lower() not in SAFETENSORS_SUFFIXES:
+    if path.suffix.lower() not in WEIGHT_SUFFIXES:
         raise CheckpointError(f"{path} is neither a .safetensors file nor a folder")
 
 

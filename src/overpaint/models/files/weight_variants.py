@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from overpaint.errors import CheckpointError
-from overpaint.models.files.key_patterns import PICKLE_SUFFIXES, sample_keys
+from overpaint.models.files.key_patterns import sample_keys
+from overpaint.models.files.suffixes import PICKLE_SUFFIXES
 
 
 def choose_weight_files(names: Iterable[str], *, half: bool) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, did_you_mean
 from overpaint.models.family import FAMILIES
-from overpaint.models.files.key_patterns import PICKLE_SUFFIXES
+from overpaint.models.files.suffixes import PICKLE_SUFFIXES, WEIGHT_SUFFIXES
 from overpaint.models.library import hub
 from overpaint.models.library.index import MINIATURE, PACKAGED_MODELS, list_packaged
 
@@ -159,7 +159,7 @@ def locate_model(
         if path.exists():
             return path
         looks_like_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-        if looks_like_path or path.suffix.lower() in {".safetensors", *PICKLE_SUFFIXES}:
+        if looks_like_path or path.suffix.lower() in (*WEIGHT_SUFFIXES, *PICKLE_SUFFIXES):
             raise ModelNotFoundError(f"no such file or folder: {name}.{_near_paths(path)}")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise ModelNotFoundError(
@@ -247,5 +247,5 @@ def _packaged(name: str) -> Path | None:
 def _near_paths(path: Path) -> str:
     """Suggest similar names of files beside a missing file, for a message."""
     siblings = path.parent.iterdir() if path.parent.is_dir() else ()
-    loadable = [s.name for s in siblings if s.is_dir() or s.suffix.lower() == ".safetensors"]
+    loadable = [s.name for s in siblings if s.is_dir() or s.suffix.lower() in WEIGHT_SUFFIXES]
     return did_you_mean(path.name, loadable) if loadable else ""

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field
 
+from overpaint.models.files.suffixes import WEIGHT_SUFFIXES
+
 FileKind = Literal["lora", "control", "embedding", "checkpoint", "unet", "vae", "text_encoder"]
 """A checkpoint has a UNet and other parts; the last three kinds are one part alone."""
 
@@ -17,9 +19,6 @@ PART_KINDS: Mapping[str, FileKind] = {
     "text_encoder_2": "text_encoder",
 }
 """The kinds of files that have one part of a checkpoint alone."""
-
-WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pti")
-"""Suffixes of safetensors files; cog-sdxl writes embeddings as .pti."""
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 """A name that is also a file name everywhere, so that it can name its description."""

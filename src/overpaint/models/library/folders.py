@@ -31,8 +31,9 @@ from overpaint.models.files.peft_folder import (
     list_peft_folders,
 )
 from overpaint.models.files.stamps import Stamp, StampedValues, stamp_files
+from overpaint.models.files.suffixes import WEIGHT_SUFFIXES
 from overpaint.models.library.describe import Header, describe, read_header
-from overpaint.models.library.entry import WEIGHT_SUFFIXES, LibraryEntry, strip_suffix
+from overpaint.models.library.entry import LibraryEntry, strip_suffix
 
 COMFYUI_PATHS = "extra_model_paths.yaml"
 

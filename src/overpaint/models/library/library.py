@@ -13,12 +13,11 @@ from tempfile import NamedTemporaryFile
 
 from overpaint.errors import CheckpointError, ModelNotFoundError, OutputError
 from overpaint.models.files.digests import compute_sha256, compute_tensors_sha256
-from overpaint.models.files.safetensors_io import WeightsFile
+from overpaint.models.files.suffixes import WEIGHT_SUFFIXES
 from overpaint.models.library.catalog import ALIASES
-from overpaint.models.library.describe import Header, describe
+from overpaint.models.library.describe import describe
 from overpaint.models.library.entry import (
     MAX_NAME_CHARS,
-    WEIGHT_SUFFIXES,
     FileKind,
     LibraryEntry,
     is_valid_name,
@@ -32,7 +31,7 @@ from overpaint.models.library.index import (
 )
 from overpaint.models.library.sources import Source, open_source
 
-__all__ = ["Library", "describe_file", "list_shipped"]
+__all__ = ["Library", "list_shipped"]
 
 
 class Library(LibraryIndex):
@@ -219,14 +218,3 @@ def require_safe_name(name: str) -> str:
             "or end with a space. Choose a different name with --name."
         )
     return name
-
-
-def describe_file(weights: WeightsFile, name: str, license: str | None = None) -> LibraryEntry:
-    """Describe a file by its keys and metadata.
-
-    Raises:
-        CheckpointError: The file is of an unknown kind.
-    """
-    shapes = {key: tuple(tensor.shape) for key, tensor in weights.tensors.items()}
-    header = Header(weights.path, shapes, weights.metadata)
-    return describe(header, name, compute_sha256((weights.path,)), license)

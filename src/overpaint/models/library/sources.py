@@ -17,8 +17,9 @@ from overpaint.models.files.lora_file import open_lora
 from overpaint.models.files.lora_keys import strip_brackets
 from overpaint.models.files.peft_folder import is_peft_folder
 from overpaint.models.files.safetensors_io import WeightsFile, open_weights
+from overpaint.models.files.suffixes import WEIGHT_SUFFIXES
 from overpaint.models.library.describe import Header
-from overpaint.models.library.entry import WEIGHT_SUFFIXES, strip_suffix
+from overpaint.models.library.entry import strip_suffix
 
 PAIR_STEM = "learned_embeds"
 """How diffusers' files with the embedding of one text encoder begin."""

@@ -3,7 +3,7 @@
 Overpaint's preprocessor of the same kind makes each control image, at the size of the image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from PIL import Image, ImageChops
@@ -16,6 +16,7 @@ from overpaint.registry import HINTS, Weighting
 from overpaint.request.fields import MAX_CONTROLS
 from overpaint.request.parts import Control
 from overpaint.server.api.a1111.image_fields import decode_image, encode_mask, read_gray
+from overpaint.server.api.a1111.model_titles import strip_model_title
 from overpaint.server.api.a1111.option_fields import A1111Model
 from overpaint.server.api.a1111.protocol import CONTROLNET_FIELD, ImageInputs, TextInputs
 from overpaint.server.api.ignored_fields import (
@@ -133,8 +134,14 @@ BOTH_PASSES = ("both", "hiresfixoption.both", "0", "")
 """Values of `hr_option`, in lower case, for a ControlNet that acts in both passes."""
 
 
-def read_controls(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
+def read_controls(
+    given: TextInputs | ImageInputs, resolve_net: Callable[[str], str] = strip_model_title
+) -> tuple[Control, ...]:
     """Return the controls that the always-on scripts ask for.
+
+    Args:
+        given: the inputs.
+        resolve_net: returns the name of the ControlNet with a title.
 
     Raises:
         RequestError: a unit is invalid, or a script that is not ControlNet is on.
@@ -158,7 +165,7 @@ def read_controls(given: TextInputs | ImageInputs) -> tuple[Control, ...]:
                 CONTROLNET_FIELD,
                 f"a request can have up to {MAX_CONTROLS} units; this one has more.",
             )
-        controls += [_read_control(arg, given) for arg in args]
+        controls += [_read_control(arg, given, resolve_net) for arg in args]
     return tuple(controls)
 
 
@@ -167,7 +174,9 @@ def _is_off(arg: Any) -> bool:
     return not arg or (isinstance(arg, Mapping) and arg.get("enabled", True) in (False, "False"))
 
 
-def _read_control(arg: Any, given: TextInputs | ImageInputs) -> Control:
+def _read_control(
+    arg: Any, given: TextInputs | ImageInputs, resolve_net: Callable[[str], str]
+) -> Control:
     try:
         unit = Unit.model_validate(arg)
     except ValidationError as error:
@@ -186,7 +195,7 @@ def _read_control(arg: Any, given: TextInputs | ImageInputs) -> Control:
         "weighting": WEIGHTING_BY_CONTROL_MODE[unit.control_mode],
     }
     if unit.model not in ("None", ""):
-        fields["net"] = unit.model.partition(" [")[0].removesuffix(".safetensors")
+        fields["net"] = resolve_net(unit.model)
     if (picture := _read_image(unit, image, given)) is not None:
         fields["hint" if unit.module in NO_PREPROCESSOR else "image"] = picture
     if unit.module == "canny":

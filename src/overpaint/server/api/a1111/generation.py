@@ -5,6 +5,7 @@ import json
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def _read_requests(
     requests = to_requests(
         given,
         chosen,
-        controls=read_controls(given),
+        controls=read_controls(given, partial(listings.resolve_controlnet_title, service)),
         refiners=refiners,
         embeddings=listings.list_embedding_names(service, given.prompt),
         vaes=listings.list_names(service, "vae"),

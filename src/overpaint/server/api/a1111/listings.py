@@ -9,14 +9,16 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from overpaint.errors import ModelNotFoundError
+from overpaint.errors import ModelNotFoundError, RequestError
 from overpaint.models.files.lora_keys import strip_brackets
 from overpaint.models.library.entry import FileKind
 from overpaint.models.library.index import list_packaged
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request.fields import EMBEDDING_PATTERN
 from overpaint.request.lora_tags import take_lora_tags
+from overpaint.server.api.a1111.model_titles import MODEL_HASH, resolve_model_title
 from overpaint.server.api.a1111.protocol import (
+    CONTROLNET_FIELD,
     LATENT_UPSCALER,
     PIXEL_UPSCALERS,
     error_response,
@@ -55,6 +57,25 @@ def list_embedding_names(service: Service, prompt: str) -> list[str]:
             if entry := service.entries.resolve(lora["name"], "lora"):
                 names += map(strip_brackets, entry.embeddings)
     return [name for name in names if EMBEDDING_PATTERN.fullmatch(f"<embedding:{name}>")]
+
+
+def resolve_controlnet_title(service: Service, title: str) -> str:
+    """Return the name of the ControlNet with a title, such as "folder/Name.safetensors [hash]".
+
+    The library finds names, files, titles in metadata and hashes; else the rules for checkpoints
+    apply.
+
+    Raises:
+        RequestError: no ControlNet has that title, or several have it.
+    """
+    field = f"{CONTROLNET_FIELD}.model"
+    try:
+        entry = service.entries.resolve(MODEL_HASH.sub("", title), "control")
+    except ModelNotFoundError as error:
+        raise RequestError(field, str(error)) from error
+    if entry:
+        return entry.name
+    return resolve_model_title(field, title, list_names(service, "control"))
 
 
 @router.get("/sd-models")

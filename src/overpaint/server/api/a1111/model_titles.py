@@ -46,6 +46,11 @@ def resolve_model_title(field: str, title: str | None, known: Collection[str]) -
     return names[0]
 
 
+def strip_model_title(title: str) -> str:
+    """Return a model's title without hash and suffix."""
+    return MODEL_SUFFIX.sub("", MODEL_HASH.sub("", title.strip()))
+
+
 def _bare_title(title: str) -> str:
     """Return a model's title without folder, suffix and upper case."""
-    return MODEL_SUFFIX.sub("", re.split(r"[\\/]", title.strip())[-1]).casefold()
+    return re.split(r"[\\/]", strip_model_title(title))[-1].casefold()
