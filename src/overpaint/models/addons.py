@@ -21,8 +21,9 @@ from overpaint.models.embedding import Embedding, Embeddings, load_embedding
 from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.files.safetensors_io import sample_keys
 from overpaint.models.files.stamps import stamp_files
+from overpaint.models.files.suffixes import WEIGHT_SUFFIXES
 from overpaint.models.library import catalog
-from overpaint.models.library.entry import PART_KINDS, WEIGHT_SUFFIXES, LibraryEntry
+from overpaint.models.library.entry import PART_KINDS, LibraryEntry
 from overpaint.models.library.library import Library
 from overpaint.models.lora import LoraWeights, load_lora
 from overpaint.models.separate_parts import PartPath

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from overpaint.errors import ModelError, ModelNotFoundError
 from overpaint.models.files.part_names import PART_NAMES
+from overpaint.models.files.suffixes import WEIGHT_SUFFIXES
 from overpaint.models.library import catalog
 from overpaint.models.library.catalog import ALIASES
-from overpaint.models.library.entry import PART_KINDS, WEIGHT_SUFFIXES
+from overpaint.models.library.entry import PART_KINDS
 from overpaint.models.library.folder_configs import read_native_size
 from overpaint.models.library.index import PACKAGED_MODELS, LibraryIndex
 
