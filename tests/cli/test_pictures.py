@@ -113,6 +113,16 @@ def test_edit_of_many_pictures_goes_on_after_a_damaged_one(photos: Path, loader:
     assert "1 of 3 pictures are not painted." in ran.err
 
 
+def test_edit_of_many_pictures_goes_on_after_one_that_an_option_does_not_fit(
+    photos: Path, loader: Loader, run: Any
+):
+    Image.new("RGB", (6, 6)).save(photos / "b.png")
+    ran = run("edit", "photos", "x", "--mask-from", "box:10,0,20,9", "-o", "out/", "--quiet")
+    assert ran.code == 2
+    assert len(ran.out.splitlines()) == 3
+    assert "photos/b.png is not painted: --mask-from: " in ran.err
+
+
 def test_edit_of_many_pictures_with_a_wrong_option_stops_at_once(
     photos: Path, loader: Loader, run: Any
 ):

@@ -11,10 +11,10 @@ import typer
 from overpaint.cli import keys, models
 from overpaint.cli.bench import bench
 from overpaint.cli.commands import HintingCommand
+from overpaint.cli.messages import format_message
 from overpaint.cli.outputs import make_folder
 from overpaint.cli.paint import create, edit, sweep, upscale
 from overpaint.cli.serve import serve
-from overpaint.cli.settings import FLAG_OF_FIELD
 from overpaint.cli.syntax import parse_options, read_hint_source, read_picture
 from overpaint.cli.terminal import (
     Terminal,
@@ -30,28 +30,6 @@ from overpaint.request.parts import Control
 
 if TYPE_CHECKING:
     from overpaint.imaging.hints import Estimate
-
-ARGUMENT_OF_FIELD = FLAG_OF_FIELD | {
-    "prompt": "PROMPT",
-    "image": "PICTURE",
-    "device": "--device",
-    "dtype": "--dtype",
-    "model": "--model",
-    "kind": "KIND",
-    "options": "--option",
-    "estimator": "--estimator",
-    "host": "--host",
-    "port": "--port",
-    "otel": "--otel",
-    "output": "--output",
-    "allowed_origin": "--allowed-origin",
-    "c2pa_certificate": "--c2pa-certificate",
-    "c2pa_key": "--c2pa-key",
-    "profile": "--profile",
-    "until": "--until",
-    "price": "--price",
-}
-"""The argument or option of each field that an error can name."""
 
 ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
 """Settings of a command that only says what to use in its place."""
@@ -84,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments, prog_name="overpaint")
     except OverpaintError as error:
-        print_error(_format_message(error))
+        print_error(format_message(error))
         raise SystemExit(error.exit_code) from None
     except OSError as error:
         if not discard_broken_stdout(error):
@@ -93,15 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(OutputError.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-
-
-def _format_message(error: OverpaintError) -> str:
-    """Return the error's message, with the argument or option in place of the field's name."""
-    text = str(error)
-    if isinstance(error, RequestError):
-        name = ARGUMENT_OF_FIELD.get(error.field.split(".")[0], error.field)
-        return name + text.removeprefix(error.field)
-    return text
 
 
 def _print_version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from overpaint.cli.common import Common
+from overpaint.cli.messages import format_message
 from overpaint.cli.outputs import Outputs
 from overpaint.cli.painting import Session, report
 from overpaint.cli.settings import IMAGE_FIELDS, TEXT_FIELDS, add_settings, read_fields
@@ -63,7 +64,7 @@ def edit(
             if len(sources) == 1 or (isinstance(error, RequestError) and not session.painted):
                 raise
             failures.append(error)
-            print_error(f"{source.text} is not painted: {error}")
+            print_error(f"{source.text} is not painted: {format_message(error)}")
     if failures:
         print_error(f"{len(failures)} of {len(sources)} pictures are not painted.")
         raise typer.Exit(failures[0].exit_code)
