@@ -9,8 +9,8 @@ import pytest
 from overpaint.provenance.a1111_text import mark_embeddings
 from overpaint.provenance.importers import a1111, fooocus, invokeai, swarmui
 from overpaint.provenance.importers.collector import ImportedSettings, SettingsCollector
-from overpaint.provenance.importers.comfyui import read_comfyui
-from overpaint.provenance.importers.comfyui_graph import Graph, join_bounded
+from overpaint.provenance.importers.comfyui.graph import Graph, join_bounded
+from overpaint.provenance.importers.comfyui.reader import read_comfyui
 from overpaint.request.fields import MAX_PROMPT_CHARS
 from tests.work import assert_linear, count_lines
 

@@ -15,9 +15,10 @@ from PIL.PngImagePlugin import PngInfo
 from overpaint.diffusion.prompt_syntax import Segment, parse_prompt
 from overpaint.errors import RequestError
 from overpaint.provenance import metadata
-from overpaint.provenance.importers import READERS, a1111, comfyui, fooocus, invokeai, swarmui
+from overpaint.provenance.importers import READERS, a1111, fooocus, invokeai, swarmui
 from overpaint.provenance.importers.collector import ImportedSettings
-from overpaint.provenance.importers.comfyui_prompt import translate_comfyui_prompt
+from overpaint.provenance.importers.comfyui.prompt import translate_comfyui_prompt
+from overpaint.provenance.importers.comfyui.reader import read_comfyui
 from overpaint.provenance.importers.compel import translate_compel
 from overpaint.provenance.importers.novelai import translate_novelai_prompt
 from overpaint.provenance.picture_texts import PictureTexts
@@ -908,7 +909,7 @@ def test_any_text_is_read_or_refused(text: str):
     for nested in (f'{{"prompt": {text}}}', "[" * 10_000 + text):
         for read_one in (
             a1111.read_a1111,
-            comfyui.read_comfyui,
+            read_comfyui,
             fooocus.read_fooocus,
             invokeai.read_invokeai,
             swarmui.read_swarmui,

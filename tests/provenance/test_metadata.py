@@ -16,7 +16,8 @@ from overpaint.errors import OutputError, PictureError, RequestError
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.provenance import a1111_text, metadata
-from overpaint.provenance.importers import a1111, collector, comfyui, invokeai
+from overpaint.provenance.importers import a1111, collector, invokeai
+from overpaint.provenance.importers.comfyui import reader as comfyui
 from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
 from overpaint.request.foreign_syntax import describe_foreign_syntax

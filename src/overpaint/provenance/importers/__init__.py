@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from overpaint.provenance.importers.a1111 import read_a1111
 from overpaint.provenance.importers.collector import ImportedSettings
-from overpaint.provenance.importers.comfyui import read_comfyui
+from overpaint.provenance.importers.comfyui.reader import read_comfyui
 from overpaint.provenance.importers.fooocus import read_fooocus
 from overpaint.provenance.importers.invokeai import read_invokeai
 from overpaint.provenance.importers.novelai import read_novelai

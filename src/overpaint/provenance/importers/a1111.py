@@ -17,7 +17,7 @@ from overpaint.provenance.importers.collector import (
     SettingsCollector,
     parse_json_object,
 )
-from overpaint.provenance.importers.comfyui_prompt import translate_comfyui_prompt
+from overpaint.provenance.importers.comfyui.prompt import translate_comfyui_prompt
 from overpaint.provenance.importers.compel import translate_compel
 from overpaint.registry import resolve_schedule
 from overpaint.request.fields import EMBEDDING_PATTERN

@@ -12,8 +12,8 @@ from overpaint.provenance.importers.collector import (
     join_texts,
     parse_json_object,
 )
-from overpaint.provenance.importers.comfyui_names import put_comfyui_sampler
-from overpaint.provenance.importers.comfyui_prompt import translate_comfyui_prompt
+from overpaint.provenance.importers.comfyui.names import put_comfyui_sampler
+from overpaint.provenance.importers.comfyui.prompt import translate_comfyui_prompt
 
 _NUMBERS = {
     "steps": ("num_inference_steps", int),

@@ -18,11 +18,11 @@ from overpaint.provenance.importers.collector import (
     parse_json_object,
     strip_file_name,
 )
-from overpaint.provenance.importers.comfyui_names import (
+from overpaint.provenance.importers.comfyui.names import (
     put_comfyui_sampler,
     read_layers_to_skip,
 )
-from overpaint.provenance.importers.comfyui_prompt import translate_comfyui_prompt
+from overpaint.provenance.importers.comfyui.prompt import translate_comfyui_prompt
 
 _PROMPTS = {"prompt": "prompt", "negativeprompt": "negative_prompt"}
 _NUMBERS = {

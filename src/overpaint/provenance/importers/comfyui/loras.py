@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from overpaint.provenance.importers.collector import SettingsCollector
-from overpaint.provenance.importers.comfyui_graph import Graph, is_link
+from overpaint.provenance.importers.comfyui.graph import Graph, is_link
 
 _Loras = Iterator[tuple[Any, Any, Any]]
 """The file, the scale and the scale of the text encoders (None: the same) of LoRAs."""

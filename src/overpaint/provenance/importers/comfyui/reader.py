@@ -9,19 +9,19 @@ from itertools import islice
 from typing import Any, Literal
 
 from overpaint.provenance.importers.collector import ImportedSettings, SettingsCollector
-from overpaint.provenance.importers.comfyui_graph import (
+from overpaint.provenance.importers.comfyui.graph import (
     MAX_DEPTH,
     Graph,
     Node,
     is_link,
     join_bounded,
 )
-from overpaint.provenance.importers.comfyui_loras import add_loras
-from overpaint.provenance.importers.comfyui_names import (
+from overpaint.provenance.importers.comfyui.loras import add_loras
+from overpaint.provenance.importers.comfyui.names import (
     put_comfyui_sampler,
     read_layers_to_skip,
 )
-from overpaint.provenance.importers.comfyui_prompt import translate_comfyui_prompt
+from overpaint.provenance.importers.comfyui.prompt import translate_comfyui_prompt
 
 _NUMBERS = {
     "seed": ("seed", int),

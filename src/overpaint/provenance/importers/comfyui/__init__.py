@@ -1,0 +1,1 @@
+"""Read the graphs of ComfyUI, and its prompts and names, which other programs have too."""
