@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from overpaint.cli.main import ARGUMENT_OF_FIELD
+from overpaint.cli.messages import ARGUMENT_OF_FIELD
 from overpaint.cli.serve import options
 from overpaint.errors import RequestError
 from overpaint.server.settings import ServerSettings

@@ -67,7 +67,7 @@ def show_loading(console: Console, text: str, clock: Clock = perf_counter) -> Ge
 
         def show(count: ByteCount) -> None:
             if not count.done:
-                estimate.restart()  # what came before, such as imports, reads nothing
+                estimate.restart()  # imports read no bytes
             elif count.total:
                 estimate.update(count.done / count.total)
             progress.update(task, bytes=describe_bytes(count))
