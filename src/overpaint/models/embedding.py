@@ -21,7 +21,7 @@ from torch import Tensor
 from overpaint.errors import CheckpointError
 from overpaint.models.files.digests import compute_sha256
 from overpaint.models.files.lazy_tensor import LazyTensor
-from overpaint.models.files.lora_keys import split_bundled_key, strip_brackets
+from overpaint.models.files.lora.keys import split_bundled_key, strip_brackets
 from overpaint.models.files.safetensors_io import WeightsFile, open_weights, sample_keys
 
 if TYPE_CHECKING:

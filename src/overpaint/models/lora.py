@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from overpaint.errors import CheckpointError
 from overpaint.models.family import OTHER_MODELS_BY_WIDTH
-from overpaint.models.files import lora_keys, lora_tensors
 from overpaint.models.files.lazy_tensor import LazyTensor
-from overpaint.models.files.lora_file import open_lora
+from overpaint.models.files.lora import keys as lora_keys
+from overpaint.models.files.lora import tensors as lora_tensors
+from overpaint.models.files.lora.file import open_lora
+from overpaint.models.files.lora.peft_config import PeftConfig, read_peft_configs
+from overpaint.models.files.lora.peft_folder import compute_lora_digests
 from overpaint.models.files.original_layout import to_original_name
-from overpaint.models.files.peft_config import PeftConfig, read_peft_configs
-from overpaint.models.files.peft_folder import compute_lora_digests
 from overpaint.models.files.safetensors_io import WeightsFile, sample_keys
 from overpaint.nn.lowrank import WeightDelta
 from overpaint.nn.packed import list_vector_shapes, list_weight_shapes

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.files.digests import compute_sha256
-from overpaint.models.files.peft_folder import compute_lora_digests, list_lora_files
+from overpaint.models.files.lora.peft_folder import compute_lora_digests, list_lora_files
 from overpaint.models.library.index import LibraryIndex
 from overpaint.models.library.library import Library
 from tests.models.library.test_library import lora, peft_folder

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from overpaint.errors import CheckpointError
-from overpaint.models.files import key_patterns, lora_keys
+from overpaint.models.files import key_patterns
+from overpaint.models.files.lora import keys as lora_keys
 from overpaint.models.library.entry import FileKind, LibraryEntry
 
 KEY_PATTERNS: dict[FileKind, str] = {

@@ -22,7 +22,7 @@ import yaml
 
 from overpaint.errors import CheckpointError, ModelNotFoundError
 from overpaint.models.files.digests import compute_sha256
-from overpaint.models.files.peft_folder import (
+from overpaint.models.files.lora.peft_folder import (
     PARTS,
     PEFT_CONFIG,
     compute_lora_digests,

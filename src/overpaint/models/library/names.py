@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from overpaint.models.files.lora_keys import strip_brackets
+from overpaint.models.files.lora.keys import strip_brackets
 from overpaint.models.library.entry import LibraryEntry, strip_suffix
 
 

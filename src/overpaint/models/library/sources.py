@@ -13,9 +13,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from overpaint.errors import CheckpointError
-from overpaint.models.files.lora_file import open_lora
-from overpaint.models.files.lora_keys import strip_brackets
-from overpaint.models.files.peft_folder import is_peft_folder
+from overpaint.models.files.lora.file import open_lora
+from overpaint.models.files.lora.keys import strip_brackets
+from overpaint.models.files.lora.peft_folder import is_peft_folder
 from overpaint.models.files.safetensors_io import WeightsFile, open_weights
 from overpaint.models.files.suffixes import WEIGHT_SUFFIXES
 from overpaint.models.library.describe import Header

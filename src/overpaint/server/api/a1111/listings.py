@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from overpaint.errors import ModelNotFoundError, RequestError
-from overpaint.models.files.lora_keys import strip_brackets
+from overpaint.models.files.lora.keys import strip_brackets
 from overpaint.models.library.entry import FileKind
 from overpaint.models.library.index import list_packaged
 from overpaint.registry import SAMPLERS, SCHEDULES

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 from overpaint.models.files.json_config import read_json_config
 from overpaint.models.files.lazy_tensor import LazyTensor
-from overpaint.models.files.peft_config import METADATA_KEY
-from overpaint.models.files.peft_folder import list_peft_folders
+from overpaint.models.files.lora.peft_config import METADATA_KEY
+from overpaint.models.files.lora.peft_folder import list_peft_folders
 from overpaint.models.files.safetensors_io import WeightsFile, open_weights
 
 PARTS_BY_CLASS = {

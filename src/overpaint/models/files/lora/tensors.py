@@ -11,7 +11,7 @@ from overpaint.nn.lowrank import Dora, FullDelta, Loha, Lokr, LowRank, WeightDel
 from overpaint.nn.multiplicative import Boft, Glora, Ia3, Oft, compute_rotations
 
 Tensors = Mapping[str, Tensor]
-"""A module's tensors by role; see `lora_keys.ROLES`."""
+"""A module's tensors by role; see `keys.ROLES`."""
 
 GetScale = Callable[[int | None], float]
 """Returns the scale of a module's delta for the rank of its factors, if it has one."""

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from overpaint.errors import CheckpointError
-from overpaint.models.files.peft_config import (
+from overpaint.models.files.lora.peft_config import (
     MAX_NAMES,
     MAX_PATTERNS,
     PatternValues,

@@ -1,0 +1,1 @@
+"""Read LoRA files of all trainers: their keys, tensors, PEFT folders and configs."""
