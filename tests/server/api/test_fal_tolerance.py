@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from overpaint.errors import RequestError
 from overpaint.server.api.fal.protocol import Arguments
 from overpaint.server.api.fal.translation import report_unused_arguments, to_request
 from overpaint.server.api.ignored_fields import IGNORED_HEADER, collect_ignored, list_ignored
@@ -71,6 +72,8 @@ def test_empty_argument_counts_as_absent(name: str, empty: Any) -> None:
         ({"strength": 0.95, "seed": None, "mask_url": ""}, None),
         ({"acceleration": "high", "image": URI, "seeds": 1, "enhance_prompt": True}, None),
         ({"image_size": {"width": 64, "height": 64, "unit": "px"}}, ["image_size.unit"]),
+        ({"size": "auto"}, None),
+        ({"size": "64x64", "image_size": "square"}, ["size"]),
         ({"format": "png", "output_format": "jpeg"}, ["output_format"]),
         ({"image_url": URI, "image_urls": [URI]}, ["image_urls.0"]),
         ({"image_urls": [URI, "http://127.0.0.1/"]}, ["image_urls.1"]),
@@ -83,6 +86,33 @@ def test_fields_without_effect_are_accepted_and_reported(
     assert sorted(ignored(answer)) == sorted(fields if reported is None else reported)
     has_image = any(fields.get(name) for name in ("image_url", "image_urls"))
     assert bool(request_of(client)["image"]) == has_image
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "height", "mode"),
+    [("256x128", 256, 128, "native"), ("keep", None, None, "keep")],
+)
+def test_size_is_read_as_openai_writes_it_and_as_native_field(
+    size: str, width: int | None, height: int | None, mode: str
+) -> None:
+    """litellm passes OpenAI's `size` on to fal."""
+    given = Arguments(prompt="a", size=size, image_url=URI)
+    request, _ = to_request(given, NOWHERE)
+    assert (request.width, request.height, request.size) == (width, height, mode)
+
+
+def test_size_that_is_none_is_refused_by_name() -> None:
+    with pytest.raises(RequestError, match='write "1024x1024"') as error:
+        to_request(Arguments(prompt="a", size="large"), NOWHERE)
+    assert error.value.field == "size"
+
+
+def test_edit_task_repaints_the_first_image(client: TestClient) -> None:
+    """litellm sends `image_urls` to the task `edit`."""
+    run(client, f"{RUN}/edit", image_urls=[URI])
+    assert request_of(client)["image"]
+    answer = client.post(f"{RUN}/edit", json={"prompt": "a"})
+    assert answer.json()["detail"][0]["loc"] == ["body", "image_url"]
 
 
 def test_unknown_part_of_a_lora_is_reported_with_its_place() -> None:

@@ -33,6 +33,10 @@ WHITESPACE = re.compile("[ \t\r\n]+")
 """Spaces and line ends, which encoders of mail (RFC 2045) put into base64."""
 
 
+SIZE_PATTERN = re.compile(r"(\d{1,5})[xX*](\d{1,5})")
+"""Width and height in pixels, such as "1024x768"."""
+
+
 WebhookUrl = Annotated[str | None, Field(max_length=2048, pattern="^https?://[^/]")]
 """The http or https URL that receives webhooks."""
 
@@ -84,6 +88,27 @@ def decode_data_uri(field: str, uri: str) -> bytes:
             field, "The data: URI is large and not base64. Encode its data as base64."
         )
     return unquote_to_bytes(body)
+
+
+def parse_pair(field: str, text: str, pattern: re.Pattern[str], example: str) -> tuple[int, int]:
+    """Return the two numbers of an input.
+
+    Raises:
+        RequestError: the input has another form, or a number is 0.
+    """
+    found = pattern.fullmatch(text.strip())
+    if found is None or not int(found[1]) * int(found[2]):
+        raise RequestError(field, f"{text!r} is not valid; write {example}, or leave it out.")
+    return int(found[1]), int(found[2])
+
+
+def parse_size(field: str, text: str) -> tuple[int, int]:
+    """Return the width and the height that a text such as "1024x768" names, in pixels.
+
+    Raises:
+        RequestError: the text is not a size.
+    """
+    return parse_pair(field, text, SIZE_PATTERN, '"1024x1024"')
 
 
 async def hash_body(token: str | None, given: BaseModel, *beside: str) -> str:

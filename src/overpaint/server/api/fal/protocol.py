@@ -59,6 +59,7 @@ REQUIRED_ARGUMENTS_BY_TASK: dict[str, tuple[str, ...]] = {
     "": (),
     "text-to-image": (),
     "image-to-image": ("image_url",),
+    "edit": ("image_url",),
     "inpainting": ("image_url", "mask_url"),
 }
 """Tasks that can follow the name of an app in a path, and the arguments that each requires."""
@@ -114,6 +115,9 @@ class Arguments(TolerantModel):
     image_size: SizeName | ImageSize | None = None
     """Size of the result (`width`, `height`): pixels or a name; by default the model's native
     size."""
+    size: str | None = Field(default=None, max_length=20, min_length=1)
+    """"native" or "keep" (`size`). Without image_size, also pixels as "WIDTHxHEIGHT" (`width`,
+    `height`), as OpenAI's clients send them."""
     num_inference_steps: int = Field(default=25, ge=1, le=1000)
     """Number of denoising steps."""
     guidance_scale: float = Field(default=7.5, ge=0, le=50)

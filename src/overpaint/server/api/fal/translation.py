@@ -7,6 +7,7 @@ from overpaint.errors import RequestError
 from overpaint.request import Request
 from overpaint.server.api.extended_fields import FieldMapping, build_request
 from overpaint.server.api.fal.protocol import NATIVE_FIELDS, SIZES_BY_NAME, Arguments, ImageSize
+from overpaint.server.api.fields import parse_size
 from overpaint.server.api.ignored_fields import report_ignored, report_ignored_fields
 from overpaint.server.api.image_inputs import load_image
 from overpaint.server.outbound.image_fetch import ImageSources
@@ -69,15 +70,30 @@ def translate_nested_error(error: RequestError, given: Arguments) -> RequestErro
     return RequestError(field, error.message)
 
 
+def _map_size(given: Arguments) -> list[FieldMapping]:
+    """Return the fields of the size. A size in pixels has no effect beside image_size."""
+    mapped: list[FieldMapping] = []
+    size, name = given.image_size, "image_size"
+    if given.size in ("native", "keep"):
+        mapped.append(("size", "size", given.size))
+    elif given.size == "auto" or (given.size and size):
+        report_ignored("size")
+    elif given.size:
+        width, height = parse_size("size", given.size)
+        size, name = ImageSize(width=width, height=height), "size"
+    if size is not None:
+        sides = (size.width, size.height) if isinstance(size, ImageSize) else SIZES_BY_NAME[size]
+        mapped += [(name, n, v) for n, v in zip(("width", "height"), sides, strict=True)]
+    return mapped
+
+
 def _map_fields(given: Arguments, sources: ImageSources) -> list[FieldMapping]:
     same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images")
     mapped: list[FieldMapping] = [(name, name, getattr(given, name)) for name in same]
     mapped += [(n, n, v) for n in ("seed", "strength") if (v := getattr(given, n)) is not None]
     if given.scheduler is not None:
         mapped.append(("scheduler", "sampler", given.scheduler))
-    if (size := given.image_size) is not None:
-        sides = (size.width, size.height) if isinstance(size, ImageSize) else SIZES_BY_NAME[size]
-        mapped += [("image_size", n, v) for n, v in zip(("width", "height"), sides, strict=True)]
+    mapped += _map_size(given)
     if loras := [{"name": lora.path, "scale": lora.scale} for lora in given.loras]:
         mapped.append(("loras", "loras", loras))
     if (url := given.repainted_url) is not None:

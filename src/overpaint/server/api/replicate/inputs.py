@@ -23,7 +23,7 @@ from overpaint.request import Request
 from overpaint.request.fields import MAX_SEED
 from overpaint.request.parts import Lora
 from overpaint.server.api.extended_fields import translate_error
-from overpaint.server.api.fields import with_checked_mask
+from overpaint.server.api.fields import parse_pair, parse_size, with_checked_mask
 from overpaint.server.api.ignored_fields import TolerantModel, report_ignored
 from overpaint.server.api.image_inputs import find_remote_urls, load_image
 from overpaint.server.api.results import get_file_kind
@@ -43,9 +43,6 @@ SchedulerName = Literal[
     "K_EULER",
     "PNDM",
 ]
-
-SIZE_PATTERN = re.compile(r"(\d{1,5})[xX*](\d{1,5})")
-"""`size`: width and height in pixels."""
 
 ASPECT_RATIO_PATTERN = re.compile(r"(\d{1,5}):(\d{1,5})")
 """`aspect_ratio`: width and height, without a unit."""
@@ -244,9 +241,9 @@ def resolve_size(given: Input, native: int) -> dict[str, int]:
         if getattr(given, name) is not None and name != source:
             report_unused(name)
     if given.size is not None and source == "size":
-        width, height = _parse_pair("size", given.size, SIZE_PATTERN, '"1024x1024"')
+        width, height = parse_size("size", given.size)
     elif given.aspect_ratio is not None and source == "aspect_ratio":
-        sides = _parse_pair("aspect_ratio", given.aspect_ratio, ASPECT_RATIO_PATTERN, '"16:9"')
+        sides = parse_pair("aspect_ratio", given.aspect_ratio, ASPECT_RATIO_PATTERN, '"16:9"')
         root = (sides[0] / sides[1]) ** 0.5
         width, height = round_to_multiple_of_8(native * root), round_to_multiple_of_8(native / root)
     else:
@@ -258,18 +255,6 @@ def translate_size_error(error: RequestError, given: Input) -> RequestError:
     """Name the input in an error about a side; other errors stay unchanged."""
     source = find_size_input(given)
     return translate_error(error, {"width": source, "height": source}) if source else error
-
-
-def _parse_pair(field: str, text: str, pattern: re.Pattern[str], example: str) -> tuple[int, int]:
-    """Return the two numbers of an input.
-
-    Raises:
-        RequestError: the input has another form, or a number is 0.
-    """
-    found = pattern.fullmatch(text.strip())
-    if found is None or not int(found[1]) * int(found[2]):
-        raise RequestError(field, f"{text!r} is not valid; write {example}, or leave it out.")
-    return int(found[1]), int(found[2])
 
 
 def output_options(given: Input) -> OutputOptions:
