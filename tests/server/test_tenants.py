@@ -163,6 +163,8 @@ ROUTES: dict[str, Strangers] = {
     "GET /sdapi/v1/options": SAME,
     "POST /sdapi/v1/options": Strangers(200, {"samples_format": "webp"}),
     "POST /sdapi/v1/png-info": Strangers(200, {"image": TEXT}),
+    "POST /controlnet/txt2img": Strangers(200, {"prompt": "a cup", "steps": 1}),
+    "POST /controlnet/img2img": Strangers(200, {"steps": 1, "init_images": [TEXT]}),
     "POST /controlnet/detect": Strangers(200, {"controlnet_input_images": [TEXT]}),
     **{
         f"GET {path}": SAME

@@ -27,7 +27,12 @@ from overpaint.picture import Picture
 from overpaint.registry import SAMPLERS
 from overpaint.request import Request
 from overpaint.request.parts import Control
-from overpaint.server.api.a1111.controlnet import KIND_BY_PREPROCESSOR, Unit, read_controls
+from overpaint.server.api.a1111.controlnet import (
+    KIND_BY_OLD_PREPROCESSOR,
+    KIND_BY_PREPROCESSOR,
+    Unit,
+    read_controls,
+)
 from overpaint.server.api.a1111.image_fields import read_mask
 from overpaint.server.api.a1111.option_fields import Options
 from overpaint.server.api.a1111.protocol import ImageInputs, TextInputs
@@ -682,7 +687,7 @@ def test_controlnet_unit_without_image_uses_init_image() -> None:
 
 
 def test_every_preprocessor_has_known_kind() -> None:
-    for module, kind in KIND_BY_PREPROCESSOR.items():
+    for module, kind in (KIND_BY_PREPROCESSOR | KIND_BY_OLD_PREPROCESSOR).items():
         assert units({"module": module, "image": RAW})[0].kind == kind
         hints.check_hint(kind, {})
 

@@ -107,6 +107,7 @@ def control(**fields: Any) -> dict[str, Any]:
         ("txt2img", control(image_similarity=1), ["alwayson_scripts.ControlNet.image_similarity"]),
         ("txt2img", control(image=None, input_image=RAW, mask=""), []),
         ("txt2img", control(hr_option="High res only"), []),
+        ("txt2img", control(module="pidinet", guess_mode=True), []),
         ("img2img", {"enable_hr": False, "hr_scale": 2}, ["enable_hr", "hr_scale"]),
         ("img2img", {"mask": "", "inpaint_full_res": True}, ["inpaint_full_res"]),
         ("img2img", {"mask": None, "mask_blur_x": 1}, ["mask", "mask_blur_x"]),
@@ -382,7 +383,11 @@ def test_interrupt_leaves_jobs_of_other_apis_alone(tmp_path: Path) -> None:
         ("POST", "/sdapi/v1/unload-checkpoint", set()),
         ("POST", "/sdapi/v1/reload-checkpoint", set()),
         ("GET", "/controlnet/version", {"version"}),
-        ("GET", "/controlnet/settings", {"control_net_unit_count"}),
+        (
+            "GET",
+            "/controlnet/settings",
+            {"control_net_unit_count", "control_net_max_models_num"},
+        ),
         ("GET", "/controlnet/control_types", {"control_types"}),
         ("GET", "/internal/ping", set()),
         ("POST", "/internal/progress", {"active", "queued", "completed", "progress", "eta"}),
@@ -417,6 +422,37 @@ def test_control_types_list_fitting_preprocessors(shared: TestClient) -> None:
     assert types["Canny"]["module_list"] == ["none", "canny"]
     assert "miniature-canny" in types["Canny"]["model_list"]
     assert set(types["All"]["module_list"]) > set(types["Depth"]["module_list"])
+
+
+def test_settings_of_every_preprocessor_are_listed(shared: TestClient) -> None:
+    """A Photoshop plug-in reads them, and stops without them."""
+    told = shared.get("/controlnet/module_list?alias_names=1").json()
+    assert set(told["module_detail"]) == set(told["module_list"])
+    sliders = told["module_detail"]["canny"]["sliders"]
+    assert [slider["name"] for slider in sliders] == [
+        "Resolution",
+        "Low Threshold",
+        "High Threshold",
+    ]
+    for detail in told["module_detail"].values():
+        for slider in detail["sliders"]:
+            assert slider["min"] <= slider["value"] <= slider["max"]
+
+
+@pytest.mark.parametrize("path", ["txt2img", "img2img"])
+def test_routes_of_the_first_controlnet_extension_use_its_units(
+    client: TestClient, path: str
+) -> None:
+    units = [{"module": "hed", "input_image": RAW, "guessmode": True}]
+    body = {"txt2img": CUP, "img2img": IMAGE}[path] | {"controlnet_units": units}
+    answer = client.post(f"/controlnet/{path}", json=body)
+    assert answer.status_code == 200, answer.text
+    assert "controlnet_units" not in answer.json()["parameters"]
+    (used,) = last_request(client)["controls"]
+    assert (used["kind"], used["weighting"]) == ("softedge", "guess")
+    units[0]["module"] = "no such"
+    wrong = client.post(f"/controlnet/{path}", json=body)
+    assert (wrong.status_code, "no such" in wrong.text) == (422, True)
 
 
 # Titles, units, several images

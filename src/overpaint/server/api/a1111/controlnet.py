@@ -52,6 +52,15 @@ KIND_BY_PREPROCESSOR = {
 """Kind of control image that each preprocessor makes. Preprocessors with settings that Overpaint
 lacks are absent."""
 
+KIND_BY_OLD_PREPROCESSOR = {
+    "hed": "softedge",
+    "pidinet": "softedge",
+    "pidinet_scribble": "scribble",
+    "fake_scribble": "scribble",
+    "normal_map": "normal",
+}
+"""Kinds of preprocessors under names of the extension's first versions, which are not listed."""
+
 NO_PREPROCESSOR = ("none", "None", "")
 """Names for no preprocessor: the image is a finished control image."""
 
@@ -110,6 +119,10 @@ class Unit(A1111Model):
     """Fraction of the denoising range at which the ControlNet stops (`end`)."""
     control_mode: ControlMode = "Balanced"
     """Weight of the ControlNet against the prompt (`weighting`): balanced, soft or guess."""
+    guess_mode: bool = False
+    """Older name for the control mode "ControlNet is more important" (`weighting`)."""
+    guessmode: bool = False
+    """Another name of guess_mode."""
     threshold_a: float = -1
     """Low threshold of canny (`options`)."""
     threshold_b: float = -1
@@ -117,8 +130,6 @@ class Unit(A1111Model):
 
     hr_option: str = "Both"
     """With a second pass only "Both" is supported."""
-    guess_mode: Annotated[bool, UnsupportedExcept(False)] = False
-    guessmode: Annotated[bool, UnsupportedExcept(False)] = False
     loopback: Annotated[bool, UnsupportedExcept(False)] = False
     advanced_weighting: Annotated[Any, UnsupportedExcept()] = None
     # Control images must have the aspect of the result, or the size of the image.
@@ -192,7 +203,7 @@ def _read_control(
         "scale": unit.weight,
         "start": unit.guidance_start,
         "end": unit.guidance_end,
-        "weighting": WEIGHTING_BY_CONTROL_MODE[unit.control_mode],
+        "weighting": _resolve_weighting(unit),
     }
     if unit.model not in ("None", ""):
         fields["net"] = resolve_net(unit.model)
@@ -211,14 +222,25 @@ def _read_control(
         raise RequestError(field, error.message) from None
 
 
+def _resolve_weighting(unit: Unit) -> Weighting:
+    if unit.guess_mode or unit.guessmode:
+        return "guess"
+    return WEIGHTING_BY_CONTROL_MODE[unit.control_mode]
+
+
+def find_kind(preprocessor: str) -> str | None:
+    """Return the kind of control image that a preprocessor makes; None if it is unknown."""
+    return (KIND_BY_PREPROCESSOR | KIND_BY_OLD_PREPROCESSOR).get(preprocessor)
+
+
 def _resolve_kind(unit: Unit) -> str:
     """Return the kind of a unit's control image, by its preprocessor or its ControlNet's name."""
     field = f"{CONTROLNET_FIELD}.module"
     if unit.module not in NO_PREPROCESSOR:
-        if unit.module not in KIND_BY_PREPROCESSOR:
+        if (kind := find_kind(unit.module)) is None:
             hint = did_you_mean(unit.module, KIND_BY_PREPROCESSOR)
             raise RequestError(field, f"unknown preprocessor {quote_value(unit.module)}.{hint}")
-        return KIND_BY_PREPROCESSOR[unit.module]
+        return kind
     name = unit.model.lower()
     kinds = {kind for word, kind in KIND_BY_MODEL_WORD.items() if word in name}
     if len(kinds) != 1:

@@ -20,6 +20,7 @@ from overpaint.server.api.a1111.controlnet import (
     KIND_BY_MODEL_WORD,
     KIND_BY_PREPROCESSOR,
     NO_PREPROCESSOR,
+    find_kind,
 )
 from overpaint.server.api.a1111.image_fields import decode_image
 from overpaint.server.api.a1111.listings import list_names
@@ -57,11 +58,31 @@ ESTIMATED_KINDS = ("depth", "normal", "segmentation")
 MAX_DETECT_S = 60
 """Largest number of seconds for all control images of a request."""
 
+MAX_PROCESSOR_RES_PX = 2048
+"""Largest `controlnet_processor_res`."""
+
 DETECT_THREADS, DETECT_THREADS_PER_KEY = 2, 1
 """Separate threads: control images that take a minute keep no other pictures waiting."""
 
 MAX_DETECTED_PIXELS = 4 * 2**20
 """Largest number of pixels of a control image that `/controlnet/detect` returns."""
+
+RESOLUTION_SLIDER = {
+    "name": "Resolution",
+    "value": 512,
+    "min": 64,
+    "max": MAX_PROCESSOR_RES_PX,
+    "step": 8,
+}
+"""`processor_res`: side of a control image in pixels."""
+
+SLIDERS_BY_PREPROCESSOR = {
+    "canny": [
+        {"name": "Low Threshold", "value": 100, "min": 1, "max": 255, "step": 1},
+        {"name": "High Threshold", "value": 200, "min": 1, "max": 255, "step": 1},
+    ],
+}
+"""`threshold_a` and `threshold_b` of a preprocessor, with the defaults of its control image."""
 
 _detectors = FairThreads(DETECT_THREADS, DETECT_THREADS_PER_KEY, "overpaint-detect")
 
@@ -76,8 +97,8 @@ async def get_version(key: KeyDep) -> dict[str, int]:
 
 @router.get("/settings")
 async def get_settings(key: KeyDep) -> dict[str, int]:
-    """Return the largest number of ControlNet units in a request."""
-    return {"control_net_unit_count": MAX_CONTROLS}
+    """Return the largest number of ControlNet units in a request, also under its older name."""
+    return {"control_net_unit_count": MAX_CONTROLS, "control_net_max_models_num": MAX_CONTROLS}
 
 
 @router.get("/model_list")
@@ -87,9 +108,21 @@ async def list_controlnets(service: ServiceDep, key: KeyDep) -> dict[str, list[s
 
 
 @router.get("/module_list")
-async def list_preprocessors(key: KeyDep) -> dict[str, list[str]]:
-    """List the ControlNet preprocessors."""
-    return {"module_list": [NO_PREPROCESSOR[0], *KIND_BY_PREPROCESSOR]}
+async def list_preprocessors(key: KeyDep) -> dict[str, Any]:
+    """List the ControlNet preprocessors with their settings."""
+    names = [NO_PREPROCESSOR[0], *KIND_BY_PREPROCESSOR]
+    details = {name: {"model_free": False, "sliders": list_sliders(name)} for name in names}
+    return {"module_list": names, "module_detail": details}
+
+
+def list_sliders(preprocessor: str) -> list[dict[str, Any]]:
+    """Describe the settings of a preprocessor: `processor_res`, `threshold_a`, `threshold_b`.
+
+    Clients that show sliders take their order from here.
+    """
+    if preprocessor in NO_PREPROCESSOR:
+        return []
+    return [RESOLUTION_SLIDER, *SLIDERS_BY_PREPROCESSOR.get(preprocessor, ())]
 
 
 @router.get("/control_types")
@@ -121,7 +154,7 @@ class DetectRequest(A1111Model):
     """Name of the preprocessor."""
     controlnet_input_images: list[str] = Field(min_length=1, max_length=16)
     """Images as base64 or data: URIs."""
-    controlnet_processor_res: int = Field(default=512, ge=-1, le=2048)
+    controlnet_processor_res: int = Field(default=512, ge=-1, le=MAX_PROCESSOR_RES_PX)
     """Length of the control image's shorter side in pixels; -1 or 0 keeps the image's size."""
     controlnet_threshold_a: float = -1
     """Low threshold of canny."""
@@ -144,7 +177,7 @@ def make_control_images(given: DetectRequest) -> list[str]:
     """Return the control images of a request as base64, all within `MAX_DETECT_S`."""
     field = "controlnet_module"
     module = given.controlnet_module
-    kind = KIND_BY_PREPROCESSOR.get(module)
+    kind = find_kind(module)
     if kind is None and module not in NO_PREPROCESSOR:
         hint = did_you_mean(module, KIND_BY_PREPROCESSOR)
         raise RequestError(field, f"unknown preprocessor {quote_value(module)}.{hint}")

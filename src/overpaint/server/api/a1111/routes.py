@@ -22,6 +22,7 @@ from overpaint.imaging import codec
 from overpaint.provenance.importers.a1111 import split_parameters
 from overpaint.provenance.picture_texts import extract_texts
 from overpaint.server.api.a1111 import (
+    controlnet_generation,
     controlnet_routes,
     generation,
     listings,
@@ -90,5 +91,6 @@ for part in (
     options.router,
     listings.router,
     controlnet_routes.router,
+    controlnet_generation.router,
 ):
     router.include_router(part)
