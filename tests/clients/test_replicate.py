@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from tests.clients.javascript import (
-    HOUSE,
-    check_pictures,
-    check_version,
-    last_request,
-    needs_packages,
-    run_scenario,
-)
+from tests.clients.checks import HOUSE, check_pictures, last_request
+from tests.clients.javascript import check_version, needs_packages, run_scenario
 
 pytestmark = needs_packages
 

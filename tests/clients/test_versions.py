@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from tests.clients.javascript import FOLDER, ROOT, VERSIONS
+from tests.clients.checks import FOLDER, ROOT
+from tests.clients.javascript import VERSIONS
 
 CLIENTS = ROOT / "docs" / "guides" / "clients" / "index.md"
 ROW = re.compile(r"^\| `(\S+)` \| (\S+)(?: and (\S+))? \| (Python|JavaScript) \|$", re.M)
@@ -13,7 +14,10 @@ ROW = re.compile(r"^\| `(\S+)` \| (\S+)(?: and (\S+))? \| (Python|JavaScript) \|
 
 def test_documented_versions_are_installed() -> None:
     installed = {
-        "Python": (ROOT / "requirements.lock").read_text() + (ROOT / "Makefile").read_text(),
+        "Python": "".join(
+            path.read_text()
+            for path in (ROOT / "requirements.lock", ROOT / "Makefile", FOLDER / "requirements.txt")
+        ),
         "JavaScript": "\n".join(f"{name}=={version}\n" for name, version in VERSIONS.items()),
     }
     rows = ROW.findall(CLIENTS.read_text())
