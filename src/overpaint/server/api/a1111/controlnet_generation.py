@@ -1,7 +1,7 @@
 """Routes of the first versions of the ControlNet extension, which make images.
 
-Their bodies have the units in a field of their own, in place of `alwayson_scripts`. A plug-in for
-GIMP sends them.
+Their bodies have the units in a separate field, in place of `alwayson_scripts`. A plug-in for GIMP
+sends them.
 """
 
 from typing import Any
