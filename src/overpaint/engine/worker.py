@@ -302,7 +302,7 @@ class _Worker:
             data = metadata.encode_picture(image, job.kind, event.metadata[i], **job.options)
             data = self._postprocessor.sign(data, job.kind, job.request.image)
             files.append(job.folder / f"{job.stem}-{i}.{job.kind}")
-            write_file(files[-1], data, private=True)
+            write_file(files[-1], data)
         succeeded = JobSucceeded(
             tuple(files),
             tuple(event.seeds[i] for i in kept),

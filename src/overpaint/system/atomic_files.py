@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import sqlite3
+import stat
 from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
@@ -14,26 +15,20 @@ PRIVATE_FILE_MODE = 0o600
 """Permissions: the owner alone can read and write."""
 
 
-def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
+def write_file(path: Path, data: bytes) -> None:
     """Write a file atomically, so that it survives a crash once this returns.
 
     The data goes to a temporary file in the same folder, is synced to the disk, and is renamed.
-
-    Args:
-        path: of the file; its folder is created if it is missing.
-        data: the content.
-        private: let the file's owner alone read it, and the folder if it is new.
+    The file and missing folders get at most the permissions of the folder around them.
 
     Raises:
         OSError: the file cannot be written; no temporary file is left.
     """
-    folder_mode = PRIVATE_FOLDER_MODE if private else 0o777
-    path.parent.mkdir(folder_mode, parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
         with temporary.open("wb") as file:
-            if private:
-                temporary.chmod(PRIVATE_FILE_MODE)
+            temporary.chmod(temporary.stat().st_mode & path.parent.stat().st_mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -46,6 +41,13 @@ def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _make_folder(path: Path) -> None:
+    """Create a folder and those around it, with at most the permissions of the folder around."""
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(stat.S_IMODE(path.parent.stat().st_mode) & 0o777, exist_ok=True)
 
 
 def make_private_folder(path: Path) -> None:

@@ -107,6 +107,7 @@ def test_host_any_name_is_accepted_without_allowed_hosts(tmp_path: Path) -> None
         ("localhost", ("a.example",), 201),
         ("0.0.0.0", (), 201),
         ("0.0.0.0", ("a.example",), 201),
+        ("127.0.0.1", ("A.example.:8000",), 201),
         ("0.0.0.0", ("b.example",), 400),
     ],
 )

@@ -82,7 +82,7 @@ async def result_file_response(
         raise HTTPException(
             416, f"The request asks for more than {FileResponse.max_ranges} byte ranges."
         )
-    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=604800"}
+    headers = {"Cache-Control": "private, max-age=604800"}
     return FileResponse(path, media_type=MEDIA_TYPES[path.suffix[1:]], headers=headers)
 
 

@@ -28,12 +28,13 @@ class HostOriginMiddleware:
 
         Args:
             app: the application.
-            hosts: names of the server in addition to loopback names; None allows any name.
+            hosts: names of the server, with or without a port, in addition to loopback names; None
+                allows any name.
             origins: `scheme://host:port` of allowed pages, in every spelling (`spell_origin`), in
                 addition to the server's own.
         """
         self._app = app
-        self._hosts = None if hosts is None else {host.lower() for host in hosts}
+        self._hosts = None if hosts is None else set(map(_read_host_name, hosts))
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,11 +64,18 @@ class HostOriginMiddleware:
     def _accepts(self, host: str) -> bool:
         if self._hosts is None:
             return True
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        except ValueError:
-            return False
-        return name in self._hosts or is_loopback(name)
+        name = _read_host_name(host)
+        return name != "" and (name in self._hosts or is_loopback(name))
+
+
+def _read_host_name(host: str) -> str:
+    """Return the name or the address in a host, in lower case; "" if the host is malformed."""
+    if host.count(":") > 1 and "[" not in host:
+        return host.lower()  # an IPv6 address without brackets, which has no port
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
 
 
 def spell_origin(origin: str) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ class Files:
             with contextlib.suppress(FileNotFoundError):  # Another thread may delete it now.
                 os.utime(path)  # The age of the file starts at zero again.
                 return name
-        write_file(path, data, private=True)
+        write_file(path, data)
         return name
 
     def get(self, name: str) -> bytes:

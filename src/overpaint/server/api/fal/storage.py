@@ -225,10 +225,7 @@ async def download_file(name: str, service: ServiceDep, key: KeyDep) -> Response
         raise HTTPException(404, f"There is no file {name}.")
     data = await get_upload_or_404(service, upload.file)
     known = upload.content_type in MEDIA_TYPES.values()
-    headers = {"X-Content-Type-Options": "nosniff"}
-    return Response(
-        data, media_type=upload.content_type if known else OCTET_STREAM, headers=headers
-    )
+    return Response(data, media_type=upload.content_type if known else OCTET_STREAM)
 
 
 @router.api_route("/proxy", methods=["GET", "POST", "PUT"], include_in_schema=False)
