@@ -24,7 +24,7 @@ MIN_MASK_VALUE = 8 / 255
 
 @dataclass(frozen=True)
 class MaskUse:
-    """What a mask is for, in the words of messages.
+    """The use of a mask, in the words of messages.
 
     Attributes:
         name: the mask.
