@@ -8,6 +8,8 @@ The Sphinx configuration calls it before each build, so the pages are not commit
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from inspect import cleandoc
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -882,9 +885,106 @@ def _plain_default(value: object) -> str:
             return str(value)
 
 
+# Python
+
+
+def _sections(docstring: str | None) -> dict[str, dict[str, str]]:
+    """Return the sections of a docstring, such as "Args": names and their descriptions."""
+    found: dict[str, dict[str, str]] = {}
+    section: dict[str, str] = {}
+    name = ""
+    for line in cleandoc(docstring or "").splitlines():
+        if match := re.fullmatch(r"(Args|Attributes|Raises):", line):
+            section, name = found.setdefault(match[1], {}), ""
+        elif match := re.match(r"    ([\w, ]+): (.*)", line):
+            name = match[1]
+            section[name] = match[2]
+        elif line.startswith("        ") and name:
+            section[name] += f" {line.strip()}"
+    return found
+
+
+def _callable_reference(name: str, function: Callable[..., Any]) -> str:
+    """Return the part of a page about a function or method."""
+    signature = inspect.signature(function)
+    parameters = [each for each in signature.parameters.values() if each.name != "self"]
+    shown = ", ".join(
+        f"{'**' if each.kind is each.VAR_KEYWORD else ''}{each.name}"
+        + ("" if each.default is each.empty else f"={each.default!r}")
+        for each in parameters
+    )
+    parts = _sections(function.__doc__)
+    arguments = table(
+        ("Argument", "Meaning"),
+        [(code(own), text) for own, text in parts.get("Args", {}).items()],
+    )
+    errors = table(
+        ("Error", "Condition"),
+        [(code(own), text) for own, text in parts.get("Raises", {}).items()],
+    )
+    return (
+        "\n\n".join(
+            filter(
+                None, (f"### {name}\n\n```python\n{name}({shown})\n```", prose(function.__doc__))
+            )
+        )
+        + f"\n\n{arguments}\n{errors}\n"
+    )
+
+
+def _class_reference(name: str, own: type[Any]) -> str:
+    """Return the part of a page about a class: its attributes, properties and methods."""
+    rows = [(code(n), text) for n, text in _described_attributes(own).items()]
+    methods = [
+        _callable_reference(f"{name}.{n}", function)
+        for n, function in vars(own).items()
+        if inspect.isfunction(function) and not n.startswith("_")
+    ]
+    attributes = table(("Attribute", "Meaning"), rows)
+    return f"### {name}\n\n{prose(own.__doc__)}\n\n{attributes}\n" + "".join(methods)
+
+
+def _described_attributes(own: type[Any]) -> dict[str, str]:
+    """Return the descriptions of a class's attributes: its docstring's, its fields' and properties'."""
+    found = documented_attributes(own.__doc__)
+    tree = ast.parse(inspect.getsource(own))
+    body = cast("ast.ClassDef", tree.body[0]).body
+    for before, after in pairwise(body):
+        match before, after:
+            case ast.AnnAssign(target=ast.Name(id=n)), ast.Expr(
+                value=ast.Constant(value=str(text))
+            ):
+                found[n] = cleandoc(text)
+            case _:
+                pass
+    properties = inspect.getmembers(own, lambda value: isinstance(value, property))
+    return found | {n: prose(each.__doc__) for n, each in properties if n in vars(own)}
+
+
+def python_page() -> str:
+    """Return the page of the library's public names."""
+    import overpaint
+
+    events = (overpaint.Notice, overpaint.Step, overpaint.Preview, overpaint.Finished)
+    return (
+        "# Python\n\n"
+        "The guide [Python](../guides/python.md) shows how these names are used. "
+        "[Request](request.md) has the fields of `overpaint.Request`, `Control` and `Lora`.\n\n"
+        "## Load a model\n\n"
+        + _callable_reference("overpaint.load", overpaint.load)
+        + "## Paint\n\n"
+        + _class_reference("Painter", overpaint.Painter)
+        + "## Results\n\n"
+        + _class_reference("Result", overpaint.Result)
+        + "## Events\n\n"
+        + "".join(_class_reference(event.__name__, event) for event in events)
+    )
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "request.md": request_page,
+    "python.md": python_page,
     "http.md": http_page,
     "dialects.md": dialects_page,
     "limits.md": limits_page,

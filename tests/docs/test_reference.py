@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from docs.generate import (
     metrics_page,
     number_at,
     openapi_document,
+    python_page,
     request_page,
     settings_page,
 )
+from overpaint import Painter, Result
 from overpaint.cli.main import app
 from overpaint.request import Request
 from overpaint.request.parts import Control, Lora
@@ -53,6 +56,19 @@ def test_cli_page_has_the_options_that_help_prints(command: str) -> None:
     printed = set(re.findall(r"^│[ *]+(--[a-z][\w-]+)", text, re.MULTILINE)) - {"--help"}
     described = set(re.findall(r"^\| `(--[a-z][\w-]+)`", section, re.MULTILINE))
     assert described == printed
+
+
+def test_python_page_describes_every_method_and_its_arguments() -> None:
+    page = python_page()
+    for own in (Painter, Result):
+        for name, method in vars(own).items():
+            if name.startswith("_") or not inspect.isfunction(method):
+                continue
+            start = page.index(f"### {own.__name__}.{name}\n")
+            section = page[start : page.find("\n###", start + 1)]
+            described = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+            parameters = [n for n in inspect.signature(method).parameters if n != "self"]
+            assert set(parameters) <= set(described), (name, described)
 
 
 def test_cli_page_lists_every_command() -> None:
