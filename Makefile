@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: clients demo docs javascript test test-slow stress lint types layers bench gpu setup clean
+.PHONY: clients demo docs javascript test test-lowest test-slow stress lint types layers bench \
+	gpu setup clean
 
 setup: $(READY)
 
@@ -57,6 +58,26 @@ layers: $(READY)
 # As many tests at once as there are processors, each with one of them. Four need 5 GB of memory.
 test: lint types layers
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# Painting, files, requests and the server with the lowest versions that pyproject.toml accepts.
+# The environment has 7 GB, because torch's wheel for Linux brings CUDA.
+LOWEST := .venv/lowest
+LOWEST_TESTS := tests/test_painter.py tests/test_picture_sources.py tests/request tests/imaging \
+	tests/diffusion/test_prompt.py tests/models/test_checkpoint.py \
+	tests/server/store/test_jobs.py tests/server/store/test_migrations.py \
+	tests/server/http/test_private_apis.py tests/server/api/test_native.py \
+	tests/cli/test_commands.py
+
+test-lowest: $(LOWEST)/.ready
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -p no:cacheprovider \
+		--override-ini filterwarnings=default $(LOWEST_TESTS)
+
+$(LOWEST)/.ready: requirements-lowest.txt pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement requirements-lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi.testclient import TestClient
 
@@ -18,8 +18,10 @@ from overpaint.server.app import Server, create_app, uvicorn_config
 from overpaint.server.outbound.image_fetch import ImageSources
 from overpaint.server.settings import ServerSettings, WorkerSettings
 from overpaint.server.store.files import Files
-from overpaint.server.telemetry.traces import TraceExporter
 from overpaint.testing import ScriptedEngine
+
+if TYPE_CHECKING:
+    from overpaint.server.telemetry.traces import TraceExporter  # whose libraries are optional
 
 PATIENCE = 60.0
 NOWHERE = ImageSources(Files(Path("nowhere")))
