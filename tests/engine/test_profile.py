@@ -51,6 +51,13 @@ def test_profile_seconds_interpolates_between_measurements() -> None:
         (Request(image=HOUSE, num_inference_steps=10, strength=0.5, steps="truncate"), 10),
         (Request(image=HOUSE, strength=0.0), 0),
         (Request(prompt="a", num_inference_steps=10, upscale=2, refine_steps=5), 60),
+        (Request(image=HOUSE, num_inference_steps=10, extend=(2048, 0, 0, 0)), 8 * 20),
+        (
+            Request(
+                image=HOUSE, num_inference_steps=10, extend=(2048, 0, 0, 0), mask_from="box:0,0,9,9"
+            ),
+            9 * 20,
+        ),
     ],
 )
 def test_profile_alone_estimates_a_request(request_: Request, seconds: float) -> None:

@@ -1,5 +1,6 @@
 """Exact sizes, and large extensions in windows at the native size."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def test_extension_windows_cover_the_new_area_once(
     known = np.zeros((whole[1], whole[0]), bool)
     known[top : top + height, left : left + width] = True
     inner = (left, top, left + width, top + height)
-    for window in extension.plan_windows(inner, whole, side):
+    windows = extension.plan_windows(inner, whole, side)
+    assert len(windows) == extension._count_planned(inner, whole, side)  # pyright: ignore[reportPrivateUsage]
+    for window in windows:
         x, y, x2, y2 = window.target
         assert x2 > x
         assert y2 > y
@@ -98,6 +101,36 @@ def test_extension_windows_cover_the_new_area_once(
         assert known[y:y2, x:x2].all()
         assert max(x2 - x, y2 - y) <= extension.MAX_SPAN * side + 1
     assert known.all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([(64, 64), (200, 90), (96, 300)]),
+    st.tuples(*[st.sampled_from([0, 0, 40, 128, 500])] * 4).filter(any),
+    st.sampled_from([{}, {"size": "native"}, {"width": 128, "height": 96}]),
+)
+def test_extension_windows_are_counted_before_the_picture_is_decoded(
+    size: tuple[int, int], sides: tuple[int, int, int, int], fields: dict[str, Any]
+) -> None:
+    request = Request(image=codec.read_picture(make_noise(*size)), extend=sides, **fields)
+    try:
+        found = lay_out(request, NATIVE)
+    except RequestError as error:
+        with pytest.raises(RequestError, match=re.escape(str(error))):
+            extension.count_windows(request, NATIVE)
+        return
+    later = found.extension
+    in_windows = any("extended in" in notice for notice in found.notices)
+    planned = (len(later.windows) if later else 0) + in_windows
+    assert extension.count_windows(request, NATIVE) == planned
+
+
+def test_extension_in_too_many_windows_is_refused_without_planning_them() -> None:
+    picture = codec.read_picture(make_noise(64, 64))
+    request = Request(image=picture, extend=(4096, 4096, 4096, 4096))
+    with pytest.raises(RequestError, match=r"extend: .* takes [\d,]+ steps .* may take 64"):
+        extension.count_windows(request, NATIVE)
+    assert extension.count_windows(request.model_copy(update={"crop": "off"}), NATIVE) == 0
 
 
 def test_large_extension_is_painted_in_windows_with_a_notice() -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overpaint.errors import OutputError
+from overpaint.errors import OutputError, PictureError, RequestError
+from overpaint.imaging.extension import count_windows
 from overpaint.system import atomic_files
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Profile:
         return max(times[low] + slope * (rows - low), 0.0)
 
     def alone(self, request: "Request", native: int = 1024, factor: int = 8) -> float:
-        """Estimate the seconds of a request that runs alone.
+        """Estimate the seconds of a request that runs alone, over all windows of an extension.
 
         Args:
             request: not planned yet, so that a size that follows from its picture counts as native.
@@ -105,7 +106,8 @@ class Profile:
         area = (request.width or native) * (request.height or native)
         second = request.count_second_stage_pixels(area) / area
         steps = request.steps_to_run + request.refine_steps_to_run * second
-        return self.seconds(height, width, rows) * steps * request.num_images
+        passes = _count_passes(request, native)
+        return self.seconds(height, width, rows) * steps * request.num_images * passes
 
     @classmethod
     def read(cls, path: Path) -> "Profile":
@@ -140,3 +142,13 @@ class Profile:
             atomic_files.write_file(path, data.encode())
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _count_passes(request: "Request", native: int) -> int:
+    """Return how often the steps of a request run: once, or for each window of an extension."""
+    try:
+        windows = count_windows(request, native)
+    except (PictureError, RequestError):  # Such a request fails when it begins.
+        return 1
+    has_mask = request.mask is not None or request.mask_from is not None
+    return windows + 1 if has_mask or not windows else windows

@@ -11,8 +11,9 @@ from overpaint.imaging import codec, extension, hints, masks, sizing
 from overpaint.imaging.color_match import match_colors as match_colors
 from overpaint.imaging.color_match import match_image_colors
 from overpaint.imaging.color_modes import flatten
-from overpaint.imaging.extension import Box, Extension
+from overpaint.imaging.extension import Extension
 from overpaint.imaging.fills import FILLS, blur_inward, to_image, to_pixels
+from overpaint.imaging.framing import Box, compute_canvas_size, frame_bounds
 from overpaint.imaging.masks import Mask, Size
 from overpaint.imaging.placement import Placement, Trim
 from overpaint.imaging.region import Region
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
     from overpaint.request import Request
     from overpaint.request.fields import Fit
 
-MAX_CROP_SHARE = 0.5
-"""Largest share of the picture that crop="auto" still paints as a region alone."""
-CONTEXT_SHARE = 0.25
-"""Context around a mask by default, as a share of the mask's longer side."""
-MIN_REGION_ASPECT = 0.5
-"""Smallest ratio of a region's shorter to its longer side, if the picture is large enough."""
 FEATHER_SHARE = 1 / 128
 """Width of the fade inside a mask's edge, as a share of the native side."""
 
@@ -204,7 +199,7 @@ def _lay_out_masked(
         return Canvas(picture.size, frame, flatten(picture), blank=True, unpainted=picture)
     whole = (0, 0, *picture.size)
     box = whole if request.crop == "off" else find_region(wider, request.crop, native)
-    size = picture.size if request.sized and box == whole else _compute_canvas_size(box, native)
+    size = picture.size if request.sized and box == whole else compute_canvas_size(box, native)
     later = Extension((), native, fill, request.match_colors)
     if any(request.extend) and request.crop == "auto":
         left, top, _, _ = request.extend
@@ -222,7 +217,7 @@ def _lay_out_masked(
     if later.windows:
         wider = np.pad(mask, _get_borders(request.extend))
         box = find_region(wider, request.crop, native)
-        size = _compute_canvas_size(box, native)
+        size = compute_canvas_size(box, native)
     return _lay_out_region(picture, wider, box, size, frame, later)
 
 
@@ -250,8 +245,8 @@ def _lay_out_window(picture: Image.Image, frame: Placement, later: Extension) ->
     )
     x, y, _, _ = frame.sides
     inner = (x, y, x + frame.fitted[0], y + frame.fitted[1])
-    mask[top:bottom, left:right] = extension.blend_into_painted(1 - known, window.box, inner)
-    size = _compute_canvas_size(window.box, later.native)
+    mask[top:bottom, left:right] = masks.blend_into_painted(1 - known, window.box, inner)
+    size = compute_canvas_size(window.box, later.native)
     return _lay_out_region(
         picture, mask, window.box, size, frame, replace(later, windows=tuple(windows))
     )
@@ -279,18 +274,6 @@ def _lay_out_region(
     )
 
 
-def _compute_canvas_size(box: Box, native: int) -> Size:
-    """Return a region's own size if the model was trained on it, else a size of the native area."""
-    width, height = box[2] - box[0], box[3] - box[1]
-    own = sizing.round_to_multiple_of_8(width), sizing.round_to_multiple_of_8(height)
-    if native * 3 / 4 <= min(own) and max(own) <= native * 2:
-        return own
-    aspect = min(max(width / height, 0.25), 4.0) ** 0.5
-    return sizing.round_to_multiple_of_8(native * aspect), sizing.round_to_multiple_of_8(
-        native / aspect
-    )
-
-
 def find_region(mask: Mask, crop: "str | int", native: int) -> Box:
     """Find the region around a mask to paint: (left, top, right, bottom).
 
@@ -299,25 +282,7 @@ def find_region(mask: Mask, crop: "str | int", native: int) -> Box:
         crop: pixels of context on each side, or "auto".
         native: the model's native side in pixels; a region is enlarged at most four times.
     """
-    height, width = mask.shape
-    left, top, right, bottom = masks.find_bounds(mask)
-    longer = max(right - left, bottom - top)
-    context = round(CONTEXT_SHARE * longer) if isinstance(crop, str) else crop
-    wide, high = right - left + 2 * context, bottom - top + 2 * context
-    least = max(MIN_REGION_ASPECT * max(wide, high), native / 4)
-    wide, high = min(width, max(wide, least)), min(height, max(high, least))
-    left, right = _fit_span((left + right) / 2, wide, width)
-    top, bottom = _fit_span((top + bottom) / 2, high, height)
-    if crop == "auto" and (right - left) * (bottom - top) > MAX_CROP_SHARE * width * height:
-        return 0, 0, width, height
-    return left, top, right, bottom
-
-
-def _fit_span(center: float, length: float, limit: int) -> tuple[int, int]:
-    """Return (start, end) of a span around a center, moved to lie within 0 and `limit`."""
-    rounded = min(limit, round(length))
-    start = min(max(0, round(center - rounded / 2)), limit - rounded)
-    return start, start + rounded
+    return frame_bounds(masks.find_bounds(mask), (mask.shape[1], mask.shape[0]), crop, native)
 
 
 def extend_picture(picture: Image.Image, mask: Mask, sides: Box) -> tuple[Image.Image, Mask]:

@@ -1,25 +1,23 @@
-"""Divide a large extension of a picture into windows that are painted one after the other."""
+"""Divide a large extension of a picture into windows that are painted one after the other.
+
+The server counts them before it accepts a request, so this module does without OpenCV.
+"""
 
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
 from overpaint.errors import RequestError
+from overpaint.imaging import sizing
+from overpaint.imaging.codec import upright_size
+from overpaint.imaging.framing import Box, compute_canvas_size, frame_bounds
 
 if TYPE_CHECKING:
     from overpaint.registry import Fill
-
-Box = tuple[int, int, int, int]
-"""(left, top, right, bottom) in pixels."""
+    from overpaint.request import Request
 
 STRIP_SHARE = 0.5
 """Width of the new strip that a window paints, as a share of its side; the rest is context."""
-BLEND_SHARE = 1 / 4
-"""Width of the fade into the windows before, as a share of a window's shorter side."""
 MAX_SPAN = 1.25
 """A strip up to this many sides long is painted by one window."""
 MIN_SCALE_SHARE = 0.7
@@ -94,15 +92,70 @@ def plan_extension(inner: Box, whole: tuple[int, int], native: int) -> tuple[Win
         RequestError: there are too many.
     """
     side = get_window_side(inner, native)
-    windows = plan_windows(inner, whole, side)
-    if len(windows) > MAX_WINDOWS:
+    count = _count_planned(inner, whole, side)
+    if count > MAX_WINDOWS:
         raise RequestError(
             "extend",
-            f"The extension to {whole[0]}x{whole[1]} pixels takes {len(windows)} steps of up to "
+            f"The extension to {whole[0]}x{whole[1]} pixels takes {count} steps of up to "
             f"{side}x{side} pixels, and may take {MAX_WINDOWS}. Extend by fewer pixels, enlarge "
             "the picture first, or set `crop` to off for a single coarse step.",
         )
-    return windows
+    return plan_windows(inner, whole, side)
+
+
+def count_windows(request: "Request", native: int) -> int:
+    """Return the number of windows in which a request's picture is extended; 0 without any.
+
+    The picture's header is enough. A mask counts as empty, because it can only enlarge the region
+    that a single pass would paint.
+
+    Args:
+        request: not planned yet.
+        native: side in pixels of the square that the model was trained on.
+
+    Raises:
+        RequestError: there are too many windows, or the model cannot draw the size.
+        PictureError: the picture's header cannot be read.
+    """
+    if request.image is None or not any(request.extend) or request.crop != "auto":
+        return 0
+    width, height = upright_size(request.image)
+    if request.sized:
+        width, height = sizing.compute_result_size((width, height), native, request)
+    left, top, right, bottom = request.extend
+    whole = left + width + right, top + height + bottom
+    inner = (left, top, left + width, top + height)
+    box = frame_bounds(_find_room(inner, whole), whole, "auto", native)
+    keeps_size = request.sized and box == (0, 0, *whole)
+    canvas = whole if keeps_size else compute_canvas_size(box, native)
+    if not needs_windows(inner, (box[2] - box[0], box[3] - box[1]), canvas, native):
+        return 0
+    return len(plan_extension(inner, whole, native))
+
+
+def _find_room(inner: Box, whole: tuple[int, int]) -> Box:
+    """Return the bounds of the room around a picture."""
+    left, top, right, bottom = inner[0], inner[1], whole[0] - inner[2], whole[1] - inner[3]
+    return (
+        0 if left or top or bottom else inner[2],
+        0 if top or left or right else inner[3],
+        whole[0] if right or top or bottom else left,
+        whole[1] if bottom or left or right else top,
+    )
+
+
+def _count_planned(inner: Box, whole: tuple[int, int], side: int) -> int:
+    """Return how many windows `plan_windows` plans, without planning them."""
+    left, top, right, bottom = inner[0], inner[1], whole[0] - inner[2], whole[1] - inner[3]
+    beside = (_count_strips(left, side) + _count_strips(right, side)) * len(
+        _split_span(inner[1], inner[3], side)
+    )
+    above = _count_strips(top, side) + _count_strips(bottom, side)
+    return beside + above * len(_split_span(0, whole[0], side))
+
+
+def _count_strips(room: int, side: int) -> int:
+    return math.ceil(room / max(1, int(side * STRIP_SHARE)))
 
 
 def plan_windows(inner: Box, whole: tuple[int, int], side: int) -> tuple[Window, ...]:
@@ -118,7 +171,7 @@ def plan_windows(inner: Box, whole: tuple[int, int], side: int) -> tuple[Window,
     for edge, end in ((0, 0), (2, whole[0]), (1, 0), (3, whole[1])):
         axis = edge % 2
         room = abs(end - known[edge])
-        strips = math.ceil(room / max(1, int(side * STRIP_SHARE)))
+        strips = _count_strips(room, side)
         first = known[edge]
         for strip in range(1, strips + 1):
             outer = first + round((end - first) * strip / strips)
@@ -131,26 +184,6 @@ def plan_windows(inner: Box, whole: tuple[int, int], side: int) -> tuple[Window,
                 windows.append(Window(_make_box(axis, seen, span), _make_box(axis, new, part)))
             known[edge] = outer
     return tuple(windows)
-
-
-def blend_into_painted(target: NDArray[np.float32], box: Box, inner: Box) -> NDArray[np.float32]:
-    """Return the mask of a window, which fades from its target into the windows before.
-
-    The fade repaints a share of what the windows before have painted, so that no line remains. The
-    picture itself stays out of it.
-
-    Args:
-        target: [height, width] of the box; 1 is new.
-        box: of the window.
-        inner: the place of the picture in the extended picture.
-    """
-    length = max(1.0, BLEND_SHARE * min(target.shape))
-    distance = np.asarray(cv2.distanceTransform((target == 0).astype(np.uint8), cv2.DIST_L2, 5))
-    fade = np.maximum(target, (1 - distance / np.float32(length)).clip(0, 1)).astype(np.float32)
-    left, top = max(0, inner[0] - box[0]), max(0, inner[1] - box[1])
-    right, bottom = max(0, inner[2] - box[0]), max(0, inner[3] - box[1])
-    fade[top:bottom, left:right] = target[top:bottom, left:right]
-    return fade
 
 
 def _split_span(start: int, end: int, side: int) -> "list[tuple[tuple[int, int], tuple[int, int]]]":

@@ -16,6 +16,7 @@ from PIL.Image import Resampling
 from overpaint.errors import RequestError
 from overpaint.imaging import sizing
 from overpaint.imaging.dilation import dilate
+from overpaint.imaging.framing import Box
 from overpaint.imaging.mask_files import MIN_MASK_VALUE, Mask, decode_mask
 from overpaint.imaging.mask_files import MaskUse as MaskUse
 from overpaint.imaging.mask_files import encode_transparency as encode_transparency
@@ -29,6 +30,9 @@ Size = tuple[int, int]
 
 BLUR_SIGMA_PIXELS = 16
 """Standard deviation of a blur in pixels; for a wider one the mask is made smaller first."""
+
+BLEND_SHARE = 1 / 4
+"""Width of the fade of a window into the windows before, as a share of its shorter side."""
 
 COLOR_TOLERANCE_LEVELS = 16
 """Levels (of 255) by which a channel may differ from the color that a mask selects."""
@@ -193,6 +197,26 @@ def find_bounds(mask: Mask) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) of the pixels above 0; right and bottom are exclusive."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def blend_into_painted(target: Mask, box: Box, inner: Box) -> Mask:
+    """Return the mask of a window, which fades from its target into the windows before.
+
+    The fade repaints a share of what the windows before have painted, so that no line remains. The
+    picture itself stays out of it.
+
+    Args:
+        target: [height, width] of the box; 1 is new.
+        box: of the window.
+        inner: the place of the picture in the extended picture.
+    """
+    length = max(1.0, BLEND_SHARE * min(target.shape))
+    distance = np.asarray(cv2.distanceTransform((target == 0).astype(np.uint8), cv2.DIST_L2, 5))
+    fade = np.maximum(target, (1 - distance / np.float32(length)).clip(0, 1)).astype(np.float32)
+    left, top = max(0, inner[0] - box[0]), max(0, inner[1] - box[1])
+    right, bottom = max(0, inner[2] - box[0]), max(0, inner[3] - box[1])
+    fade[top:bottom, left:right] = target[top:bottom, left:right]
+    return fade
 
 
 def fit_mask(mask: Mask, size: Size, how: "Fit") -> Mask:

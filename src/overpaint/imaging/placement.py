@@ -7,7 +7,7 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from overpaint.imaging import sizing
-from overpaint.imaging.extension import Box
+from overpaint.imaging.framing import Box
 from overpaint.imaging.masks import Size
 
 if TYPE_CHECKING:

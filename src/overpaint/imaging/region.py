@@ -8,8 +8,8 @@ from PIL.Image import Resampling
 
 from overpaint.imaging import masks
 from overpaint.imaging.color_match import match_colors
-from overpaint.imaging.extension import Box
 from overpaint.imaging.fills import to_image, to_pixels
+from overpaint.imaging.framing import Box
 from overpaint.imaging.masks import Mask, Size
 
 MAX_SILENT_ENLARGEMENT = 1.5
