@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cached_property
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,3 +28,11 @@ class Picture(BaseModel):
     def sha256(self) -> str:
         """The hex digest of the bytes, which names the picture in caches and metadata."""
         return hashlib.sha256(self.data).hexdigest()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Return what pickling keeps: the file alone, without the pixels that the codec keeps.
+
+        They are many times as large, and another process decodes the file anyway.
+        """
+        state = super().__getstate__()
+        return {**state, "__dict__": {"data": self.data}}

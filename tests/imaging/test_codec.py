@@ -1,3 +1,4 @@
+import pickle
 import resource
 import struct
 import zlib
@@ -658,3 +659,17 @@ def test_grid_places_each_picture_in_its_row_and_column():
     assert corners[0][0][1] < corners[1][0][1] < corners[2][0][1]
     assert (pixels[: corners[0][0][1]] < 100).any()  # column labels
     assert (pixels[:, : corners[0][0][0]] < 100).any()  # row labels
+
+
+def test_pickled_picture_has_the_file_without_its_pixels(tmp_path: Path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (512, 512)).save(path)
+    picture = codec.read_picture(path)
+    assert picture.sha256
+    assert "upright" in vars(picture)
+    copy = pickle.loads(pickle.dumps(picture))
+    assert copy == picture
+    assert "upright" not in vars(copy)
+    assert len(pickle.dumps(Request(image=picture))) < len(pickle.dumps(Request())) + 4096
+    assert codec.decode(copy).size == (512, 512)
+    assert "upright" in vars(picture)  # the original keeps them
