@@ -13,10 +13,10 @@ import pytest
 from overpaint.errors import IdempotencyError, QueueFullError
 from overpaint.server.settings import DAY_S, Limits
 from overpaint.server.store.crashes import MAX_CRASHES, MAX_LOST_SERVERS
-from overpaint.server.store.job_rows import Attempt, Job, NewJob
+from overpaint.server.store.job_rows import Attempt, Job, JobSummary, NewJob
 from overpaint.server.store.jobs import WAIT_S_PER_WORK_S, Jobs
 from overpaint.server.store.leases import MAX_LEASE_S, LeaseClock
-from overpaint.server.store.origins import FalOrigin, OutputOptions
+from overpaint.server.store.origins import A1111Origin, FalOrigin, NativeOrigin, OutputOptions
 from overpaint.server.store.outbox import Outbox
 from tests.server.conftest import Clock, Open
 
@@ -355,6 +355,29 @@ def test_list_page_follows_cursor_key_and_state(store: Jobs, clock: Clock) -> No
     store.cancel("c")
     assert [job.id for job in store.list_page("k", 5, states=["canceled"])] == ["c"]
     assert len(store.list_page(None, 10)) == 6
+
+
+def test_summaries_list_unfinished_jobs_of_a_key_without_their_texts(
+    store: Jobs, clock: Clock
+) -> None:
+    origin = A1111Origin(parameters={"prompt": "a" * 1000}, task="t", task_jobs=2)
+    for name in "abc":
+        store.submit(new(name, key="k", origin=origin if name == "b" else NativeOrigin()))
+        clock.now += 1
+    store.submit(new("x", key="other"))
+    store.cancel("c")
+    (running,) = store.claim("me", 1, LEASE)
+    at = clock.now - 3
+    native, web = (
+        JobSummary("a", "queued", False, 1.0, at, "native"),
+        JobSummary("b", "queued", False, 1.0, at + 1, "a1111", "t", 2),
+    )
+    expected = [
+        replace(job, state="running") if job.id == running.id else job for job in (native, web)
+    ]
+    assert store.list_unfinished("k") == expected
+    assert [job.id for job in store.list_latest("k", 2)] == ["b", "c"]
+    assert store.list_latest("k", 2)[1].state == "canceled"
 
 
 def test_list_ends_at_a_number_of_characters(store: Jobs) -> None:

@@ -7,7 +7,16 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Text, and_, cast, func, or_, select
 
 from overpaint.server.store.database import Database
-from overpaint.server.store.job_rows import ENDED, JOB_COLUMNS, HistoryEntry, Job, State, read_job
+from overpaint.server.store.job_rows import (
+    ENDED,
+    JOB_COLUMNS,
+    SUMMARY_COLUMNS,
+    HistoryEntry,
+    Job,
+    JobSummary,
+    State,
+    read_job,
+)
 from overpaint.server.store.tables import events, jobs, tokens, uses
 
 
@@ -86,6 +95,27 @@ class JobReader:
             found = select(*JOB_COLUMNS).where(*wanted).order_by(*order).limit(count)
             listed = [read_job(row) for row in connection.execute(found)]
         return listed[::-1] if after else listed
+
+    def list_unfinished(self, key: str) -> list[JobSummary]:
+        """Return summaries of all jobs of an API key that have not ended, oldest first."""
+        found = select(*SUMMARY_COLUMNS).where(
+            jobs.c.key == key, jobs.c.state.in_(["queued", "running"])
+        )
+        with self._read() as connection:
+            rows = connection.execute(found.order_by(jobs.c.created, jobs.c.id))
+            return [JobSummary(*row) for row in rows]
+
+    def list_latest(self, key: str, count: int) -> list[JobSummary]:
+        """Return summaries of the latest jobs of an API key, oldest first.
+
+        Args:
+            key: the API key.
+            count: the largest number of jobs.
+        """
+        found = select(*SUMMARY_COLUMNS).where(jobs.c.key == key)
+        newest = found.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(count)
+        with self._read() as connection:
+            return [JobSummary(*row) for row in connection.execute(newest)][::-1]
 
     @staticmethod
     def _list_names(

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from sqlalchemy import func
+
 from overpaint.server.store.origins import NativeOrigin, Origin, read_origin
 from overpaint.server.store.outbox import WEBHOOK_EVENTS
 from overpaint.server.store.tables import jobs
@@ -100,6 +102,31 @@ class Job:
 
 
 @dataclass(frozen=True)
+class JobSummary:
+    """What `/progress` shows of a job: it leaves out the texts, which can be a megabyte.
+
+    Attributes:
+        id: the id of the job.
+        state: the state in the life cycle.
+        canceling: true if the job runs and a client has canceled it.
+        work: the expected time on the device, in seconds.
+        created: the time at which the store accepted the job, in seconds since 1970.
+        dialect: the name of the dialect that it came by.
+        task: the client's name for the request that the job belongs to; "" without one.
+        task_jobs: the number of the request's jobs.
+    """
+
+    id: str
+    state: State
+    canceling: bool
+    work: float
+    created: float
+    dialect: str
+    task: str = ""
+    task_jobs: int = 1
+
+
+@dataclass(frozen=True)
 class Attempt:
     """A running attempt: its number and its owner, which `finish` and `release` compare."""
 
@@ -120,6 +147,15 @@ class HistoryEntry:
 
 
 JOB_COLUMNS = [jobs.c[name] for name in Job.__dataclass_fields__]
+SUMMARY_COLUMNS = [
+    *(jobs.c[name] for name in ("id", "state", "canceling", "work", "created")),
+    func.coalesce(*(jobs.c.origin[name].as_string() for name in ("dialect", "wire")), "native"),
+    func.coalesce(jobs.c.origin["task"].as_string(), ""),
+    func.coalesce(jobs.c.origin["task_jobs"].as_integer(), 1),
+]
+"""The columns of `JobSummary`, in its order. The database reads the parts of the origin.
+
+Early programs called the dialect `wire`."""
 ATTEMPT_COLUMNS = [jobs.c[name] for name in Attempt.__dataclass_fields__]
 
 
