@@ -624,7 +624,8 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Time for the request headers", "{0:g} s", ("http.request_head_timeout_s",),
               "The server closes the connection."),
         Limit("Request body", "{0:mib}", ("limits.body_bytes",), "`413`"),
-        Limit("Request bodies that are not answered yet, together",
+        Limit("Requests that are not answered yet, together: their bodies, and the stored files "
+              "and URLs that they name",
               "a quarter of the machine's memory; `limits.pending_body_bytes`", (), "`503`"),
         Limit("Rate of a request body", "at least {0:,} bytes per second in each {1:g} s of "
               "waiting for it", ("http.min_body_rate_bytes_per_s", "http.request_body_timeout_s"),
@@ -740,7 +741,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               "The job fails at the last of them."),
         Limit("Free disk space for new jobs", "at least {0:mib}",
               ("limits.free_disk_bytes",), "`507`"),
-        Limit("Clients of one API key that follow events at once", "{0:,}",
+        Limit("Clients of one API key that follow events or wait by `GET` at once", "{0:,}",
               ("limits.event_streams_per_key",), "`429`"),
         Limit("`?wait=`", "0 to 60 s", (), "`422`"),
         Limit("Waiting for a Replicate prediction (`Prefer: wait`)", "{0:g} s",

@@ -5,7 +5,7 @@ so a download must not reach services behind the user's firewall.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -68,13 +68,20 @@ def download(url: str, rules: DownloadRules = DEFAULT_RULES) -> bytes:
     )
 
 
-async def download_body(client: httpx2.AsyncClient, url: httpx2.URL, rules: DownloadRules) -> bytes:
+async def download_body(
+    client: httpx2.AsyncClient,
+    url: httpx2.URL,
+    rules: DownloadRules,
+    count_bytes: Callable[[int], None] | None = None,
+) -> bytes:
     """Return the body of a URL.
 
     Args:
         client: from `make_client`.
         url: the URL.
         rules: the limits.
+        count_bytes: receives the number of bytes of every part that arrives. An exception that it
+            raises ends the download.
 
     Raises:
         ValueError: the rules forbid the URL, or the response is too large or has another status
@@ -98,6 +105,8 @@ async def download_body(client: httpx2.AsyncClient, url: httpx2.URL, rules: Down
         async for part in response.aiter_raw():
             parts.append(part)
             size += len(part)
+            if count_bytes:
+                count_bytes(len(part))
             if size > rules.max_bytes:
                 raise ValueError(f"it has more than {rules.max_bytes:,} bytes")
             if len(parts) > rules.small_chunks + size // 2**10:

@@ -134,8 +134,8 @@ def create_app(
     app.state.settings = settings
     app.state.answers = counting.ResponseCounts()
     app.state.listeners = Counter[str]()
-    connections = settings.http.max_connections or count_possible_connections()
-    app.state.connections_per_key = max(1, connections // 2)
+    app.state.max_connections = settings.http.max_connections or count_possible_connections()
+    app.state.connections_per_key = max(1, app.state.max_connections // 2)
     app.state.budget = RequestBudget(settings.pending_body_bytes, app.state.connections_per_key)
     app.add_middleware(
         BodyLimitMiddleware, max_bytes=settings.limits.body_bytes, settings=settings.http
@@ -303,7 +303,7 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
         app,
         settings.host,
         settings.port,
-        http=make_protocol_class(settings.http),
+        http=make_protocol_class(settings.http, app.state.max_connections),
         h11_max_incomplete_event_size=settings.limits.request_head_bytes,
         lifespan="off",  # `Server` does it.
         log_config=None,

@@ -84,20 +84,21 @@ class Limits(_Settings):
     Default: half of the machine's memory. On a GPU, jobs also wait for each other if they need more
     than half of its memory that is free after the first model is loaded."""
     free_disk_bytes: int = 64 * MIB
-    """Bytes that must be free on the disk before the server accepts a job."""
+    """Bytes that must be free on the disk before the server accepts a job or an upload."""
     request_head_bytes: int = 2**17
     """Bytes of the request line and headers. Longer ones are answered with 400."""
     body_bytes: int = 128 * MIB
     """Bytes of a request body: a picture and its mask in base64."""
     pending_body_bytes: int | None = None
-    """Bytes of all request bodies that are not answered yet. API keys share them like the queue.
-    Default: a quarter of the machine's memory."""
+    """Bytes of all requests that are not answered yet: their bodies, and the stored files and URLs
+    that they name. API keys share them like the queue. Default: a quarter of the machine's
+    memory."""
     upload_bytes: int = 64 * MIB
     """Bytes of one upload, and of all pictures that are fetched for one request."""
     json_separators: int = 100_000
     """Brackets and commas in JSON. Parsed JSON takes dozens of times its size in memory."""
     event_streams_per_key: int = 1024
-    """Clients of one API key that follow events at once."""
+    """Clients of one API key that follow events, or wait for a job by `GET`, at once."""
 
 
 DEFAULT_LIMITS = Limits()
@@ -331,7 +332,7 @@ class ServerSettings(_Settings):
 
     @property
     def pending_body_bytes(self) -> float:
-        """Bytes of all request bodies that are not answered yet."""
+        """Bytes of all requests that are not answered yet."""
         limit = self.limits.pending_body_bytes
         return read_total_memory() / 4 if limit is None else limit
 

@@ -43,6 +43,8 @@ from overpaint.server.api.a1111.translation import (
 )
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import HttpSettings
+from overpaint.server.store.job_rows import NewJob
+from overpaint.server.store.origins import A1111Origin
 from tests.docs.blocks import first_block
 from tests.server.live import client_of, running, until
 
@@ -344,6 +346,19 @@ def test_progress_of_running_job_rises_until_interrupt(tmp_path: Path) -> None:
         until(lambda: get(client, "progress")["progress"] == 0)
 
 
+def test_progress_finds_a_request_behind_many_newer_jobs(client: TestClient) -> None:
+    store = service_of(client).jobs
+    store.submit(NewJob("old", "", "away", {}, 1.0, A1111Origin(task="mine")))
+    for number in range(201):  # No worker has their model.
+        store.submit(NewJob(f"newer{number}", "", "away", {}, 1.0))
+    assert get(client, "progress")["state"]["job"] == "old"
+    named = client.post("/internal/progress", json={"id_task": "mine"}).json()
+    assert named["queued"]
+    assert client.get("/internal/pending-tasks").json()["tasks"] == ["mine"]
+    assert client.post("/sdapi/v1/interrupt").status_code == 200
+    assert get(client, "progress")["state"]["job"] == ""
+
+
 def test_api_keys_have_separate_options_and_jobs(tmp_path: Path) -> None:
     """Clients send a name and a password; the password is the key."""
     with (
@@ -395,7 +410,7 @@ def test_server_shutdown_returns_503_to_waiting_client(tmp_path: Path) -> None:
         answer = waiting.submit(post, client, "txt2img", {"steps": 1000}, 503)
         until(lambda: get(client, "progress")["progress"] > 0)
         service_of(client).drained = True
-        assert "continues when it starts again" in answer.result()["detail"]
+        assert "continues when the server starts again" in answer.result()["detail"]
 
 
 IMAGE: dict[str, Any] = {"init_images": [URI]}

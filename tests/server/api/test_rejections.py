@@ -9,11 +9,17 @@ from typing import Any, cast
 
 import httpx2
 import pytest
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from sqlalchemy.exc import OperationalError
 
 from overpaint.errors import OverpaintError, StoreError
-from overpaint.server.http.problems import REJECTION_REASONS
+from overpaint.server.http.problems import (
+    REJECTION_REASONS,
+    ShutdownError,
+    describe_error,
+    rejection_reason,
+)
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import Limits
 from overpaint.server.store.jobs import Jobs
@@ -111,6 +117,36 @@ def test_rejection_by_stopping_server_is_counted(opened: TestClient) -> None:
     service.draining = True
     assert ask(opened) == 429
     only(opened, "queue_full")
+
+
+def test_rejection_by_used_up_memory_for_requests_is_counted(tmp_path: Path) -> None:
+    limits = Limits(pending_body_bytes=10)
+    with client_of(tmp_path, limits=limits, api_keys=("secret",)) as client:
+        assert ask(client) == 503
+        only(client, "overloaded")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (HTTPException(408), "body_too_slow"),
+        (HTTPException(429), "too_many_requests"),
+        (ShutdownError("job"), None),
+    ],
+)
+def test_rejection_reason_of_an_error_with_a_status(error: Exception, reason: str | None) -> None:
+    assert rejection_reason(error) == reason
+
+
+@pytest.mark.parametrize(
+    ("continues", "advice"), [(False, "Try again in a minute"), (True, "continues when the server")]
+)
+def test_shutdown_error_says_what_happens_to_the_job(continues: bool, advice: str) -> None:
+    status, _, detail, headers = describe_error(ShutdownError("j", continues=continues))
+    assert status == 503
+    assert detail.startswith("The server is shutting down before job j ends.")
+    assert advice in detail
+    assert headers == {"Retry-After": "5"}
 
 
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/fal/run/any/m", "/sdapi/v1/txt2img"])

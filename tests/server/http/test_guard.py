@@ -24,6 +24,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from overpaint.imaging import codec
+from overpaint.server import app as app_module
 from overpaint.server.api import route
 from overpaint.server.app import Server, create_app, run, uvicorn_config
 from overpaint.server.http import connection, json_body
@@ -359,6 +360,18 @@ def test_connections_leave_files_for_the_store(monkeypatch: pytest.MonkeyPatch) 
     limits[0] = (1024, 4096)
     assert connection.count_possible_connections() == 4096 - 128
     assert limits[0] == (4096, 4096)
+
+
+def test_connections_are_counted_once_for_all_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([100])
+    monkeypatch.setattr(app_module, "count_possible_connections", lambda: next(counts))
+    settings = settings_for(tmp_path)
+    app = create_app(settings)
+    protocol: Any = uvicorn_config(app, settings).http
+    assert protocol.max_connections == 100
+    assert app.state.connections_per_key == 50
 
 
 def test_connections_follow_a_limit_of_files_that_cannot_be_raised(

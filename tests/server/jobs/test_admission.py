@@ -1,6 +1,7 @@
 """Requests that are too large for the server are refused before it accepts a job."""
 
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from overpaint.engine.memory import count_result_pixels, estimate_bytes
 from overpaint.errors import RequestError
 from overpaint.picture import Picture
 from overpaint.request import Request
-from overpaint.server.jobs.admission import check_room, check_text
+from overpaint.server.jobs.admission import check_drawable, check_room, check_text
 from overpaint.server.settings import Limits
 from overpaint.server.store.origins import A1111Origin, NativeOrigin
+from tests.server.live import client_of
 
 GIB = 2**30
 
@@ -65,6 +67,29 @@ def test_request_beyond_the_memory_budget_is_refused(fields: dict[str, Any]) -> 
     check_room(request, 1024, Limits(), 16 * GIB)
     with pytest.raises(RequestError, match=r"request: It needs about .* GiB of memory"):
         check_room(request, 1024, Limits(), GIB)
+
+
+def test_extension_in_too_many_windows_is_refused() -> None:
+    small = picture(64, 64)
+    check_drawable(Request(image=small, extend=(512, 0, 0, 0)), 128)
+    with pytest.raises(RequestError, match=r"extend: .* may take 64\."):
+        check_drawable(Request(image=small, extend=(4096, 4096, 0, 0)), 128)
+
+
+@pytest.mark.parametrize("path", ["/api/files", "/v1/files", "/fal/rest/files/upload", "signed"])
+def test_upload_to_a_full_disk_is_refused(tmp_path: Path, path: str) -> None:
+    limits = Limits(free_disk_bytes=2**62)
+    data = picture(64, 64).data
+    with client_of(tmp_path, limits=limits) as client:
+        if path == "signed":
+            made = client.post("/fal/rest/storage/upload/initiate", json={}).json()
+            answer = client.put(made["upload_url"], content=data)
+        elif path == "/v1/files":
+            answer = client.post(path, files={"content": data})
+        else:
+            answer = client.post(path, content=data)
+        assert answer.status_code == 507, answer.text
+        assert list((tmp_path / "files").glob("*/*")) == []
 
 
 def test_text_of_a_job_beyond_the_limit_is_refused() -> None:

@@ -19,6 +19,7 @@ import httpx2
 import openai
 import pytest
 from fal_client import SyncClient, client
+from fastapi import HTTPException
 from replicate.client import Client
 
 from overpaint.errors import QueueFullError, RequestError
@@ -191,6 +192,25 @@ def test_fetch_too_large_picture_fails(
     limit = len(HOUSE) - 1
     for url in (one, gallery.url("without%20a%20length")):
         assert refused("all", url, max_bytes=limit) == failure_message(max_bytes=limit)
+
+
+def test_fetch_counts_every_part_and_ends_when_there_is_no_room(
+    gallery: Gallery, outside: OutboundClient
+) -> None:
+    async def fetch(count_bytes: Callable[[int], None]) -> None:
+        fetcher = ImageFetcher("all", outside)
+        urls = {"image": gallery.url()}
+        async with fetcher.fetch_images("", urls, count_bytes) as fetched:
+            assert fetched == {gallery.url(): HOUSE}
+
+    def refuse(size: int) -> None:
+        raise HTTPException(503)
+
+    sizes: list[int] = []
+    asyncio.run(fetch(sizes.append))
+    assert sum(sizes) == len(HOUSE)
+    with pytest.raises(HTTPException, match="503"):
+        asyncio.run(fetch(refuse))
 
 
 def test_fetch_timeout_fails(gallery: Gallery, refused: Refused) -> None:

@@ -1,14 +1,18 @@
 """FastAPI dependencies that routes of all dialects use."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import ExitStack, contextmanager
 from typing import Annotated
 
 from fastapi import Depends, Header, HTTPException, Path, Query
 from fastapi import Request as Incoming
+from starlette.types import Receive
 
 from overpaint.server.http.auth import SchemesDep, authenticate
 from overpaint.server.http.problems import MIN_RETRY_AFTER_S
+from overpaint.server.http.request_budget import NO_BUDGET, RequestBudget
+from overpaint.server.http.threads import current_key
 from overpaint.server.jobs.service import Service
 from overpaint.server.settings import Limits
 
@@ -27,7 +31,15 @@ def get_base_url(incoming: Incoming) -> str:
     return str(incoming.base_url).rstrip("/")
 
 
-def authorize_viewer(
+@contextmanager
+def count_request(incoming: Incoming) -> Generator[Receive]:
+    """Count a request of the current key in the server's budget, see `RequestBudget`."""
+    budget: RequestBudget = getattr(incoming.app.state, "budget", NO_BUDGET)
+    with budget.count_request(current_key.get(), incoming.receive) as receive:
+        yield receive
+
+
+async def authorize_viewer(
     incoming: Incoming,
     name: JobId,
     file: Annotated[str, Path(description="Name of the result file.")],
@@ -47,20 +59,26 @@ def authorize_viewer(
             has expired.
     """
     if expires is None and signature is None:
-        return authenticate(incoming)
+        return await authenticate(incoming)
     if get_service(incoming).links.verify(name, file, expires or 0, signature or ""):
         return None
     raise HTTPException(403, "The signed link is not valid or has expired. Request a new link.")
 
 
-async def limit_listeners(
+async def offer_listener_count(
     incoming: Incoming, key: Annotated[str, Depends(authenticate)]
-) -> AsyncGenerator[None]:
-    """Count a client that follows a job, until its response ends.
+) -> AsyncGenerator[Callable[[], None]]:
+    """Provide a function that counts the client as one that follows a job.
 
-    Raises:
-        HTTPException: 429, `Limits.event_streams_per_key` clients of this key follow jobs already.
+    It counts until the response ends, and raises HTTPException 429 if
+    `Limits.event_streams_per_key` clients of the API key follow jobs already.
     """
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(_count_listener(incoming, key))
+
+
+@contextmanager
+def _count_listener(incoming: Incoming, key: str) -> Generator[None]:
     listeners: Counter[str] = incoming.app.state.listeners
     limits: Limits = incoming.app.state.settings.limits
     most = min(limits.event_streams_per_key, incoming.app.state.connections_per_key)
@@ -75,6 +93,16 @@ async def limit_listeners(
         yield
     finally:
         listeners[key] -= 1
+
+
+CountListener = Annotated[Callable[[], None], Depends(offer_listener_count)]
+"""Counts the client as one that follows a job. A route that only sometimes waits for a job calls
+it when it does."""
+
+
+async def limit_listeners(count_listener: CountListener) -> None:
+    """Count every client of a route; see `offer_listener_count`."""
+    count_listener()
 
 
 LISTENER_LIMIT = [Depends(limit_listeners)]

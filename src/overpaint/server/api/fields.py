@@ -29,6 +29,10 @@ MAX_PERCENT_ENCODED_CHARS = 2**20
 """Largest length of a percent-encoded data: URI. Decoding takes 70 times its size in memory."""
 
 
+NO_NUL = r"^[^\x00]*$"
+"""Pattern of texts without NUL characters, which Postgres does not store."""
+
+
 WHITESPACE = re.compile("[ \t\r\n]+")
 """Spaces and line ends, which encoders of mail (RFC 2045) put into base64."""
 
@@ -148,14 +152,14 @@ def _to_json(value: object) -> object:
             return str(value)  # A time.
 
 
-async def get_upload_or_404(service: Service, name: str) -> bytes:
-    """Read an upload. Any client may read it by its name, which is the SHA-256 of its content.
+async def measure_upload_or_404(service: Service, name: str) -> int:
+    """Check an upload and return its bytes' number. Any client may name it: by its SHA-256.
 
     Raises:
         HTTPException: 404, there is no such upload, or the name is not a SHA-256.
     """
     try:
-        return await asyncio.to_thread(service.files.get, name)
+        return await asyncio.to_thread(service.files.measure, name)
     except (PictureError, StoreError) as error:
         raise HTTPException(404, str(error)) from None
 

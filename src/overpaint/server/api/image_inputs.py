@@ -8,7 +8,9 @@ from overpaint.errors import MAX_NAME_CHARS, RequestError, quote_value
 from overpaint.imaging import codec
 from overpaint.picture import Picture
 from overpaint.server.api.fields import decode_base64, decode_data_uri
+from overpaint.server.http.request_budget import count_bytes
 from overpaint.server.outbound.image_fetch import ImageSources
+from overpaint.server.store.files import Files
 
 UPLOAD_URL = re.compile(r"(?:https?://[^/]{1,300})?/v1/files/([0-9a-f]{64})")
 """The URL of an upload."""
@@ -21,6 +23,17 @@ MAX_NESTING = 8
 
 FieldPath = tuple[str | int, ...]
 """The place of a value in a request: names of fields and indices of lists."""
+
+
+def load_upload(files: Files, name: str) -> bytes:
+    """Read an upload that the current request names, and count its bytes for the request.
+
+    Raises:
+        PictureError: there is no such upload, or the server's disk lost it.
+        HTTPException: 503, the memory for requests is used up.
+    """
+    count_bytes(files.get_size(name))
+    return files.get(name)
 
 
 # Pictures that are one string
@@ -54,7 +67,7 @@ def _read_source(field: str, text: str, sources: ImageSources) -> bytes:
     if text in sources.fetched:
         return sources.fetched[text]
     if found := UPLOAD_URL.fullmatch(text):
-        return sources.files.get(found[1])
+        return load_upload(sources.files, found[1])
     if not text.startswith("data:"):
         raise RequestError(
             field,
@@ -105,7 +118,7 @@ def load_nested_images(fields: Any, sources: ImageSources, *path: str | int) -> 
 
     def upload(name: str, path: FieldPath) -> bytes:
         if name not in uploads:
-            uploads[name] = sources.files.get(name)
+            uploads[name] = load_upload(sources.files, name)
             if sum(map(len, uploads.values())) > sources.max_bytes:
                 message = f"The uploads have more than {sources.max_bytes:,} bytes together."
                 raise RequestError(_field_name(*path), message)

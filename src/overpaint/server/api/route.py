@@ -1,7 +1,7 @@
 """The route class of dialects: strict requests, and errors in the dialect's format."""
 
-import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from typing import Any
 
 from fastapi import HTTPException, Response
@@ -12,19 +12,23 @@ from fastapi.routing import APIRoute
 from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from overpaint.errors import (
-    MAX_NAME_CHARS,
-)
+from overpaint.errors import MAX_NAME_CHARS
+from overpaint.server.api.deps import count_request
 from overpaint.server.api.ignored_fields import add_ignored_header, collect_ignored
 from overpaint.server.api.inline_files import collect_inline_files, stream_inline_files
 from overpaint.server.http.auth import authenticate
-from overpaint.server.http.json_body import StrictRequest
+from overpaint.server.http.json_body import InvalidTextError, StrictRequest
 from overpaint.server.http.problems import HANDLED_ERRORS, record_rejection
-from overpaint.server.http.request_budget import NO_BUDGET
-from overpaint.server.http.threads import current_key
 
 MAX_REPORTED_ERRORS = 100
 """Largest number of validation errors in one response."""
+
+COUNTED_METHODS = {"POST", "PUT", "QUERY"}
+"""Methods whose requests have bodies, which the budget of requests counts."""
+
+FREEING_ENDINGS = ("/cancel", "/interrupt", "/skip")
+"""Ends of the paths of routes that free what a key holds, so that the budget does not refuse
+them."""
 
 
 def make_route_class(make_response: Callable[[Exception], Response]) -> type[APIRoute]:
@@ -37,18 +41,20 @@ def make_route_class(make_response: Callable[[Exception], Response]) -> type[API
     class DialectRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Incoming], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
-            checks_key_first = self.body_field is not None and _requires_key(self.dependant)
+            requires_key = _requires_key(self.dependant)
+            is_counted = not COUNTED_METHODS.isdisjoint(self.methods or ())
+            is_counted &= requires_key and not self.path.endswith(FREEING_ENDINGS)
 
             async def handle_strictly(incoming: Incoming) -> Response:
                 with collect_ignored(), collect_inline_files() as files:
-                    budget = NO_BUDGET
                     try:
-                        if checks_key_first:
-                            await _check_key(incoming)
-                            current_key.set(getattr(incoming.state, "key", ""))
-                            budget = getattr(incoming.app.state, "budget", NO_BUDGET)
-                        await _check_charset(incoming)
-                        with budget.count_request(current_key.get(), incoming.receive) as receive:
+                        if requires_key:  # FastAPI reads a body before it calls dependencies.
+                            await authenticate(incoming)
+                        _check_charset(incoming)
+                        with ExitStack() as counts:
+                            receive = incoming.receive
+                            if is_counted:
+                                receive = counts.enter_context(count_request(incoming))
                             response = await handle(StrictRequest(incoming.scope, receive))
                     except HANDLED_ERRORS as error:
                         response = handle_error(incoming, error)
@@ -74,7 +80,7 @@ def _requires_key(dependant: Dependant) -> bool:
     return dependant.call is authenticate or any(map(_requires_key, dependant.dependencies))
 
 
-async def _check_charset(incoming: Incoming) -> None:
+def _check_charset(incoming: Incoming) -> None:
     """Refuse text that is not UTF-8. With other encodings, parsers may fail or never end.
 
     Raises:
@@ -83,37 +89,21 @@ async def _check_charset(incoming: Incoming) -> None:
     _, options = parse_options_header(incoming.headers.get("content-type", ""))
     charset = options.get(b"charset", b"").decode("latin-1").strip("'\" ").lower()
     if charset not in ("", "utf-8", "utf8", "us-ascii"):
-        await _discard_body(incoming)
         raise HTTPException(
             415, f"The charset {charset[:MAX_NAME_CHARS]!r} is not supported. Send UTF-8."
         )
-
-
-async def _check_key(incoming: Incoming) -> None:
-    """Check the API key before FastAPI reads the body, which it does before dependencies.
-
-    Raises:
-        HTTPException, SQLAlchemyError: see `authenticate`.
-    """
-    try:
-        await asyncio.to_thread(authenticate, incoming)
-    except HTTPException:
-        await _discard_body(incoming)
-        raise
-
-
-async def _discard_body(incoming: Incoming) -> None:
-    """Read the body and drop it. Many clients read no response before they have sent all of it."""
-    async for _ in incoming.stream():
-        pass
 
 
 def _shorten_error(error: Exception) -> Exception:
     """Limit the number of validation errors and the length of names in an error.
 
     For a form with too many parts, Starlette raises 400, as for a broken form. The server answers
-    413.
+    413. Invalid Unicode becomes a validation error, which FastAPI does not let a parser raise.
     """
+    if isinstance(error, InvalidTextError):
+        loc = ("body", *error.field)
+        wrong = [{"loc": loc, "msg": str(error.detail), "type": "string_unicode"}]
+        error = RequestValidationError(wrong)
     if isinstance(error, StarletteHTTPException) and str(error.detail).startswith("Too many "):
         error.status_code = 413
     if isinstance(error, RequestValidationError):

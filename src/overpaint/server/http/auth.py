@@ -1,5 +1,6 @@
 """Authentication: how clients send an API key, and how the server checks it."""
 
+import asyncio
 import base64
 import hmac
 from typing import Annotated
@@ -9,6 +10,7 @@ from fastapi import Request as Incoming
 from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBase, HTTPBearer, SecurityBase
 from fastapi.security.base import SecurityBase as SecurityDependency
 
+from overpaint.server.http.threads import current_key
 from overpaint.server.store.api_keys import ApiKeys, hash_key
 from overpaint.server.telemetry.logs import KEY_LABEL_CHARS
 
@@ -103,8 +105,8 @@ SchemesDep = Annotated[None, Depends(declare_schemes)]
 """Declares the schemes of a route in the OpenAPI document."""
 
 
-def authenticate(incoming: Incoming, schemes: SchemesDep = None) -> str:
-    """Check the request's API key.
+async def authenticate(incoming: Incoming, schemes: SchemesDep = None) -> str:
+    """Check the request's API key once, and make it the key for which threads work.
 
     Returns:
         The key's digest, which identifies the account; "" if the server requires no keys.
@@ -113,13 +115,24 @@ def authenticate(incoming: Incoming, schemes: SchemesDep = None) -> str:
         HTTPException: 401, the key is missing or unknown.
         SQLAlchemyError: the job store, which holds the keys, is out of order.
     """
+    state = incoming.state
+    digest: str | None = getattr(state, "digest", None)
+    if digest is None:
+        digest = state.digest = await asyncio.to_thread(_check_key, incoming)
+    if digest:
+        state.key = digest[:KEY_LABEL_CHARS]
+    current_key.set(digest[:KEY_LABEL_CHARS])
+    return digest
+
+
+def _check_key(incoming: Incoming) -> str:
+    """Return the digest of the request's API key; for the errors see `authenticate`."""
     keys: ApiKeys = incoming.app.state.keys
     if not keys.are_required():
         return ""
     digest = hash_key(_read_key(incoming))
     if not keys.accepts(digest):
         raise _make_key_error("API key")
-    incoming.state.key, incoming.state.digest = digest[:KEY_LABEL_CHARS], digest
     return digest
 
 

@@ -21,7 +21,7 @@ class BodyPace:
         """Begin a body, with the limits in the settings."""
         self._window_s = settings.request_body_timeout_s
         self._min_rate = settings.min_body_rate_bytes_per_s
-        self._left_s = settings.request_body_total_timeout_s
+        self._total_s = self._left_s = settings.request_body_total_timeout_s
         self._window_left_s = self._window_s
         self._window_bytes = 0
 
@@ -56,12 +56,17 @@ class BodyPace:
                     message = await receive()
             size = len(message.get("body", b"")) if message else 0
             if not self.add(clock() - began, size):
-                slow = (
-                    f"The body came slower than {self._min_rate:,} bytes per second. "
-                    "Send the request again over a faster connection."
+                raise HTTPException(
+                    408,
+                    f"{self._describe_delay()} Send the request again over a faster connection.",
+                    {"Connection": "close"},
                 )
-                raise HTTPException(408, slow, {"Connection": "close"})
         return message
+
+    def _describe_delay(self) -> str:
+        if self._left_s <= 0:
+            return f"The body took longer than {self._total_s:g} seconds altogether."
+        return f"The body came slower than {self._min_rate:,} bytes per second."
 
 
 class BodyLimitMiddleware:
@@ -69,6 +74,9 @@ class BodyLimitMiddleware:
 
     The application receives the refusal as an `HTTPException` when it reads the body, and makes
     the response: 408, 413 or 415. So each dialect keeps its own error format.
+
+    Before an error response, the middleware reads the rest of the body and drops it, for a limited
+    time: many clients read no response before they have sent all of it.
     """
 
     def __init__(
@@ -116,4 +124,20 @@ class BodyLimitMiddleware:
                     )
             return message
 
-        await self._app(scope, receive_limited, send)
+        async def drop_rest() -> None:
+            nonlocal complete
+            dropped = 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.request_body_timeout_s):
+                    while not complete and dropped <= self._max_bytes:
+                        message = await receive()
+                        complete = not message.get("more_body")
+                        dropped += len(message.get("body", b""))
+
+        async def send_after_body(message: Message) -> None:
+            is_start = message["type"] == "http.response.start"
+            if is_start and 400 <= message["status"] != 408:
+                await drop_rest()
+            await send(message)
+
+        await self._app(scope, receive_limited, send_after_body)

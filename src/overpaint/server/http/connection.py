@@ -127,15 +127,20 @@ class TimeoutH11Protocol(H11Protocol):
         return ("headers", cycle) if cycle is None or cycle.response_complete else None
 
 
-def make_protocol_class(settings: HttpSettings) -> type[TimeoutH11Protocol]:
-    """Make a protocol class with these timeouts; uvicorn makes the instances itself."""
+def make_protocol_class(settings: HttpSettings, max_connections: int) -> type[TimeoutH11Protocol]:
+    """Make a protocol class, of which uvicorn makes the instances.
+
+    Args:
+        settings: the timeouts of connections.
+        max_connections: the largest number of open connections.
+    """
 
     class ConfiguredProtocol(TimeoutH11Protocol):
         pass
 
     ConfiguredProtocol.settings = settings
     ConfiguredProtocol.connections_by_wait = {}
-    ConfiguredProtocol.max_connections = settings.max_connections or count_possible_connections()
+    ConfiguredProtocol.max_connections = max_connections
     return ConfiguredProtocol
 
 

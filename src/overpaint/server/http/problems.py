@@ -26,6 +26,25 @@ MIN_RETRY_AFTER_S = 5
 """Smallest number of seconds in a `Retry-After` header."""
 
 
+class ShutdownError(StarletteHTTPException):
+    """The server stops before a job ends that a client waits for."""
+
+    def __init__(self, job: str, *, continues: bool = False):
+        """Describe the job.
+
+        Args:
+            job: its id.
+            continues: whether it runs again, so that the client need not repeat its request.
+        """
+        advice = (
+            "The job continues when the server starts again."
+            if continues
+            else "Try again in a minute."
+        )
+        message = f"The server is shutting down before job {job} ends. {advice}"
+        super().__init__(503, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
+
+
 STATUS_BY_ERROR: tuple[tuple[type[Exception], int, str, str], ...] = (
     (QueueFullError, 429, "The queue is full", "queue_full"),
     (IdempotencyError, 422, "The idempotency key was used for another request", "idempotency"),
@@ -44,9 +63,12 @@ REASON_BY_STATUS = {
     400: "request",
     401: "unauthorized",
     406: "request",
+    408: "body_too_slow",
     413: "body_too_large",
     415: "encoding",
     422: "request",
+    429: "too_many_requests",
+    503: "overloaded",
 }
 """Rejection reasons of errors that are raised with a status.
 
@@ -163,6 +185,8 @@ def _status_row(error: Exception) -> tuple[int, str, str]:
 def rejection_reason(error: Exception) -> str | None:
     """Return why one of `HANDLED_ERRORS` rejects work, as a metrics label; None if it does not."""
     match error:
+        case ShutdownError():  # The server accepted the job.
+            return None
         case StarletteHTTPException():
             return REASON_BY_STATUS.get(error.status_code)
         case RequestValidationError():

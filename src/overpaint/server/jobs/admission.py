@@ -1,14 +1,45 @@
-"""Check that a request is small enough before the server accepts a job."""
+"""Check that there is room for a job or an upload before the server accepts it."""
 
+import errno
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from overpaint.engine.memory import count_result_pixels, estimate_bytes
 from overpaint.errors import RequestError
+from overpaint.imaging import sizing
+from overpaint.imaging.extension import count_windows
 from overpaint.request import Request
+from overpaint.server.jobs.readiness import is_disk_full
 from overpaint.server.settings import Limits
 from overpaint.server.store.origins import Origin, write_origin
+
+
+def check_disk(folder: Path, limits: Limits) -> None:
+    """Check that the disk of a folder has room for a new job or upload.
+
+    Raises:
+        OSError: it has not.
+    """
+    if is_disk_full(folder, limits.free_disk_bytes):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def check_drawable(request: Request, native: int) -> None:
+    """Check that a model can draw the size of a request, and extend its picture in few windows.
+
+    Args:
+        request: not planned yet.
+        native: side in pixels that the model draws.
+
+    Raises:
+        RequestError: it cannot.
+        PictureError: the picture cannot be read.
+    """
+    sizing.check_size(request, native)
+    count_windows(request, native)
 
 
 def check_room(request: Request, native: int, limits: Limits, memory_bytes: float) -> None:

@@ -6,38 +6,31 @@ The service calls the disk and the database in threads, so that the event loop n
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from overpaint.engine.messages import PreviewImage
 from overpaint.engine.profile import Profile
 from overpaint.engine.worker import EngineFactory, make_engine
-from overpaint.errors import (
-    ModelNotFoundError,
-    QueueFullError,
-    RequestError,
-    did_you_mean,
-)
+from overpaint.errors import ModelNotFoundError, QueueFullError, RequestError, did_you_mean
 from overpaint.events import Step
-from overpaint.imaging import sizing
 from overpaint.models.library.index import LibraryIndex
 from overpaint.models.library.served import find_native_size
 from overpaint.network.addresses import Reach, check_url
 from overpaint.network.client import OutboundClient
 from overpaint.request import Request
+from overpaint.server.http.request_budget import count_bytes
 from overpaint.server.http.signed_links import LinkSigner
 from overpaint.server.http.threads import run_in_write_thread
-from overpaint.server.jobs.admission import check_room, check_text
+from overpaint.server.jobs import admission
 from overpaint.server.jobs.cleanup import Retention, split_names
 from overpaint.server.jobs.feed import JobFeed
-from overpaint.server.jobs.readiness import is_disk_full, list_obstacles
+from overpaint.server.jobs.readiness import list_obstacles
 from overpaint.server.jobs.references import check_names
 from overpaint.server.jobs.store_access import lock_folder, open_database
 from overpaint.server.jobs.supervisor import Supervisor
@@ -60,6 +53,8 @@ from overpaint.server.telemetry.logs import (
 
 if TYPE_CHECKING:
     from overpaint.server.telemetry.traces import TraceExporter  # whose libraries may be missing
+
+T = TypeVar("T")
 
 Story = HistoryEntry | Step | PreviewImage
 """An event of a job: an entry of its stored history, or a step or preview, which are not stored."""
@@ -197,8 +192,25 @@ class Service:
         Raises:
             RequestError, QueueFullError: see `ImageFetcher.fetch_images`.
         """
-        async with self.fetcher.fetch_images(key, urls) as fetched:
+        async with self.fetcher.fetch_images(key, urls, count_bytes) as fetched:
             yield ImageSources(self.files, fetched, self.settings.limits.body_bytes)
+
+    async def put_upload(self, data: bytes, record: Callable[[str], T]) -> T:
+        """Store the content of an upload, then record it in the same thread.
+
+        Args:
+            data: the content.
+            record: receives the SHA-256 of the content, which names it.
+
+        Raises:
+            OSError: the disk is full.
+        """
+
+        def store() -> T:
+            admission.check_disk(self.settings.data, self.settings.limits)
+            return record(self.files.put(data))
+
+        return await run_in_write_thread(store)
 
     async def repeated(self, key: str, token: str | None, body: str) -> Job | None:
         """Return the job that a request with the same idempotency key made before, if any.
@@ -252,17 +264,16 @@ class Service:
         trace = self._traces.current_context() if self._traces else {}
 
         def accept() -> Job:
-            if is_disk_full(settings.data, settings.limits.free_disk_bytes):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            admission.check_disk(settings.data, settings.limits)
             check_names(request, self.entries, known)
             if native := self.supervisor.natives.get(name):
-                sizing.check_size(request, native)
+                admission.check_drawable(request, native)
             side = self.native_side_px(name)
-            check_room(request, side, settings.limits, self._job_memory_bytes)
+            admission.check_room(request, side, settings.limits, self._job_memory_bytes)
             stored, files = self.files.pack_request(request)
             traced = {"request_id": request_id.get(), "trace": trace}
             kept = (origin or NativeOrigin()).model_copy(update=traced)
-            check_text(stored, kept, settings.limits)
+            admission.check_text(stored, kept, settings.limits)
             new = NewJob(
                 made,
                 key,

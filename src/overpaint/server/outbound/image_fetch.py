@@ -8,7 +8,7 @@ same message.
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -66,13 +66,15 @@ class ImageFetcher:
 
     @asynccontextmanager
     async def fetch_images(
-        self, key: str, urls: Mapping[str, str]
+        self, key: str, urls: Mapping[str, str], count_bytes: Callable[[int], None] | None = None
     ) -> AsyncGenerator[Mapping[str, bytes]]:
         """Fetch the pictures of a request. Other requests of the key wait until the context ends.
 
         Args:
             key: the API key.
             urls: the URLs, by the fields that name them.
+            count_bytes: receives the number of bytes of every part that arrives. An HTTPException
+                that it raises ends the fetch.
 
         Yields:
             The content of each URL.
@@ -102,7 +104,7 @@ class ImageFetcher:
         self._asked[key] += 1
         try:
             async with self._turns[key]:
-                yield await self._outside.run(self._in_time(urls))
+                yield await self._outside.run(self._in_time(urls, count_bytes))
         finally:
             self._asked[key] -= 1
 
@@ -115,7 +117,9 @@ class ImageFetcher:
             f"{self._settings.timeout_s:g} seconds. Alternatively, send the picture itself."
         )
 
-    async def _in_time(self, urls: Mapping[str, str]) -> dict[str, bytes]:
+    async def _in_time(
+        self, urls: Mapping[str, str], count_bytes: Callable[[int], None] | None
+    ) -> dict[str, bytes]:
         fetched, at = dict[str, bytes](), ""
         try:
             async with asyncio.timeout(self._settings.timeout_s):
@@ -123,7 +127,7 @@ class ImageFetcher:
                     at = name
                     if url not in fetched:
                         room = self._max_bytes - sum(map(len, fetched.values()))
-                        fetched[url] = await self._one(httpx2.URL(url), room)
+                        fetched[url] = await self._one(httpx2.URL(url), room, count_bytes)
         except (RequestError, httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             cause = type(error).__name__
             log_event(
@@ -132,7 +136,9 @@ class ImageFetcher:
             raise RequestError(at, self.failure_message) from None
         return fetched
 
-    async def _one(self, url: httpx2.URL, room: int) -> bytes:
+    async def _one(
+        self, url: httpx2.URL, room: int, count_bytes: Callable[[int], None] | None
+    ) -> bytes:
         """Fetch one URL; see `download_body` for the errors."""
         rules = DownloadRules(
             reach="all" if self._fetches == "all" else "public",
@@ -140,4 +146,4 @@ class ImageFetcher:
             max_bytes=room,
             small_chunks=self._settings.small_chunks,
         )
-        return await download_body(self._outside.client, url, rules)
+        return await download_body(self._outside.client, url, rules, count_bytes)

@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Mapping
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,23 @@ def prepare_data_folder(folder: Path) -> None:
         make_private_folder(folder / name)
 
 
+def hash_content(data: bytes) -> str:
+    """Return the name of a file with this content."""
+    return hashlib.sha256(data).hexdigest()
+
+
 class Files:
     """The files of all jobs, in one folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def _get_path(self, name: str) -> Path:
+    def get_path(self, name: str) -> Path:
+        """Return the path of a file.
+
+        Raises:
+            StoreError: the name is not a hash.
+        """
         if not HASH_PATTERN.fullmatch(name):
             raise StoreError(f"{name!r} is not the hash of a file: 64 of 0-9 and a-f.")
         return self.folder / "files" / name[:2] / name
@@ -72,8 +83,8 @@ class Files:
         Raises:
             OSError: the disk is full or broken.
         """
-        name = hashlib.sha256(data).hexdigest()
-        path = self._get_path(name)
+        name = hash_content(data)
+        path = self.get_path(name)
         if _holds(path, data):
             with contextlib.suppress(FileNotFoundError):  # Another thread may delete it now.
                 os.utime(path)  # The age of the file starts at zero again.
@@ -81,23 +92,43 @@ class Files:
         write_file(path, data)
         return name
 
+    def get_size(self, name: str) -> int:
+        """Return the number of bytes of a file, without reading it; 0 if there is no such file."""
+        try:
+            return self.get_path(name).stat().st_size
+        except OSError:
+            return 0
+
     def get(self, name: str) -> bytes:
         """Return the data of a file.
 
         Raises:
             PictureError: the file is missing or damaged.
         """
+        with self._open(name) as file:
+            data = file.read()
+        _check_hash(name, hash_content(data))
+        return data
+
+    def measure(self, name: str) -> int:
+        """Check a file as `get` does, without keeping its data; return the number of its bytes.
+
+        Raises:
+            PictureError: the file is missing or damaged.
+        """
+        with self._open(name) as file:
+            _check_hash(name, hashlib.file_digest(file, "sha256").hexdigest())
+            return file.tell()
+
+    def _open(self, name: str) -> BufferedReader:
         try:
-            data = self._get_path(name).read_bytes()
+            return self.get_path(name).open("rb")
         except OSError as error:
             raise PictureError(f"there is no file {name}; upload it again.") from error
-        if hashlib.sha256(data).hexdigest() != name:
-            raise PictureError(f"file {name} is damaged on the server's disk; upload it again.")
-        return data
 
     def get_time(self, name: str) -> float:
         """Return the time of the last `put` in seconds since 1970; infinity without the file."""
-        return _get_mtime(self._get_path(name))
+        return _get_mtime(self.get_path(name))
 
     def list_put_before(self, until: float) -> list[str]:
         """Return the names of files that were last put before a time, in seconds since 1970."""
@@ -107,7 +138,7 @@ class Files:
 
     def delete(self, name: str, until: float = float("inf")) -> None:
         """Delete a file, unless it was put at or after a time, in seconds since 1970."""
-        path = self._get_path(name)
+        path = self.get_path(name)
         aside = path.with_suffix(PARTIAL_SUFFIX)  # After the move, `put` writes the file again.
         with contextlib.suppress(FileNotFoundError):
             path.replace(aside)
@@ -188,6 +219,11 @@ class Files:
                     return value
 
         return Request.model_validate(unpacked(stored))
+
+
+def _check_hash(name: str, found: str) -> None:
+    if found != name:
+        raise PictureError(f"file {name} is damaged on the server's disk; upload it again.")
 
 
 def _holds(path: Path, data: bytes) -> bool:

@@ -103,7 +103,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobSummary:
-    """What `/progress` shows of a job: it leaves out the texts, which can be a megabyte.
+    """The state and the progress of a job, without its texts, which can be a megabyte.
 
     Attributes:
         id: the id of the job.

@@ -90,7 +90,15 @@ class Uploads:
 
     def get(self, key: str, name: str) -> Upload | None:
         """Return an upload of an API key, even if it is deleted."""
-        return next(iter(self._list(key, uploads.c.id == name, limit=1)), None)
+        if "\0" in name:  # Postgres raises an error for such text.
+            return None
+        wanted = and_(uploads.c.key == key, uploads.c.id == name)
+        return next(iter(self._list(wanted, limit=1)), None)
+
+    def find(self, name: str) -> Upload | None:
+        """Return the upload with an unguessable id, whichever API key owns it, unless deleted."""
+        wanted = and_(uploads.c.id == name, uploads.c.deleted.is_(False))
+        return next(iter(self._list(wanted, limit=1)), None)
 
     def list_page(self, key: str, count: int, before: Upload | None = None) -> list[Upload]:
         """Return uploads of an API key that have the hash of their content as id, newest first.
@@ -100,15 +108,16 @@ class Uploads:
             count: the largest number of uploads.
             before: the last upload of the page before.
         """
-        wanted = and_(uploads.c.deleted.is_(False), uploads.c.file == uploads.c.id)
+        of_key = and_(uploads.c.key == key, uploads.c.deleted.is_(False))
+        wanted = and_(of_key, uploads.c.file == uploads.c.id)
         if before:
             same_time = and_(uploads.c.created == before.created, uploads.c.id < before.id)
             wanted = and_(wanted, or_(uploads.c.created < before.created, same_time))
-        return self._list(key, wanted, limit=count)
+        return self._list(wanted, limit=count)
 
-    def _list(self, key: str, wanted: Any, limit: int) -> list[Upload]:
+    def _list(self, wanted: Any, limit: int) -> list[Upload]:
         columns = [uploads.c[name] for name in Upload.__dataclass_fields__]
-        found = select(*columns).where(uploads.c.key == key, wanted)
+        found = select(*columns).where(wanted)
         newest_first = found.order_by(uploads.c.created.desc(), uploads.c.id.desc()).limit(limit)
         with self._read() as connection:
             return [Upload(**row) for row in connection.execute(newest_first).mappings()]
@@ -121,6 +130,8 @@ class Uploads:
         Returns:
             False if there is no such upload.
         """
+        if "\0" in name:
+            return False
         this = and_(uploads.c.key == key, uploads.c.id == name, uploads.c.deleted.is_(False))
         with self._write() as connection:
             return connection.execute(update(uploads).where(this).values(deleted=True)).rowcount > 0

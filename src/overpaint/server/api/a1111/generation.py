@@ -36,6 +36,7 @@ from overpaint.server.api.inline_files import encode_file, read_result_file
 from overpaint.server.api.results import wait_until_ended
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.problems import ShutdownError
 from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.job_rows import ENDED, Job
@@ -86,11 +87,9 @@ async def generate(
     for place, job in enumerate(jobs):
         jobs[place] = ended = await wait_until_ended(service, job, incoming)
         if ended.state not in ENDED:
-            raise HTTPException(
-                503, f"The server is shutting down; job {job.id} continues when it starts again."
-            )
+            raise ShutdownError(job.id, continues=True)
         if ended.state == "failed":
-            await tasks.cancel_task(service, tasks.Task("", tuple(jobs[place + 1 :])))
+            await tasks.cancel_jobs(service, jobs[place + 1 :])
             if error := get_field_error(ended):
                 raise translate_error(error)
             raise HTTPException(500, ended.error)
@@ -148,11 +147,11 @@ async def _submit(
         for request in requests:
             jobs.append(await service.submit(request, model=model, key=key, origin=origin))
     except Exception as error:
-        await tasks.cancel_task(service, tasks.Task(task, tuple(jobs)))
+        await tasks.cancel_jobs(service, jobs)
         if isinstance(error, RequestError):
             raise translate_error(error) from None
         raise
-    await tasks.note_submitted(incoming, service, key, tasks.get_task_name(jobs[0]))
+    await tasks.note_submitted(incoming, service, key, task or jobs[0].id)
     return jobs
 
 
@@ -227,7 +226,7 @@ def make_info(jobs: Sequence[Job], records: Sequence[dict[str, Any]]) -> dict[st
         "index_of_first_image": 0,
         "infotexts": [a1111_text.format_parameters(record) for record in records],
         "styles": [],
-        "job_timestamp": format_job_time(first),
+        "job_timestamp": format_job_time(first.created),
         "clip_skip": request["clip_skip"] + 2,
         "is_using_inpainting_conditioning": "inpaint" in model.get("family", ""),
         "version": f"overpaint {version('overpaint')}",
@@ -248,6 +247,6 @@ def _list_seeds(jobs: Sequence[Job]) -> tuple[list[int], list[int]]:
     return seeds, subseeds
 
 
-def format_job_time(job: Job) -> str:
-    """Return the time at which a job was accepted, as YYYYMMDDHHMMSS in local time."""
-    return datetime.fromtimestamp(job.created).strftime("%Y%m%d%H%M%S")
+def format_job_time(created: float) -> str:
+    """Return a time in seconds since 1970 as YYYYMMDDHHMMSS in local time."""
+    return datetime.fromtimestamp(created).strftime("%Y%m%d%H%M%S")

@@ -25,6 +25,7 @@ from overpaint.server.api.fields import encode_base64, encode_data_uri
 from overpaint.server.api.ignored_fields import report_ignored_fields
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
+from overpaint.server.http.json_body import check_unicode
 from overpaint.server.jobs.service import Service
 
 MIN_PROGRESS = 0.01
@@ -104,7 +105,7 @@ async def get_progress(
             interrupted=first.canceling,
             job=first.id,
             job_count=len(task.unfinished),
-            job_timestamp=format_job_time(first),
+            job_timestamp=format_job_time(first.created),
             sampling_step=now.done,
             sampling_steps=now.total,
         ),
@@ -122,7 +123,7 @@ async def interrupt_task(incoming: Incoming, service: ServiceDep, key: KeyDep) -
     """
     name = await _read_task_name(incoming)
     task = await tasks.find_task_to_end(incoming, service, key, name)
-    await tasks.cancel_task(service, task)
+    await tasks.cancel_jobs(service, task.unfinished if task else ())
     return {}
 
 
@@ -135,12 +136,16 @@ async def skip_image(incoming: Incoming, service: ServiceDep, key: KeyDep) -> di
 async def _read_task_name(incoming: Incoming) -> str | None:
     """Return the name of a request from the query or the body; None without one."""
     given: dict[str, Any] = dict(incoming.query_params)
-    body = await incoming.body()
+    body = b""
+    async for part in incoming.stream():
+        if len(body) <= MAX_INTERRUPT_BYTES:
+            body += part[: MAX_INTERRUPT_BYTES + 1]
     if len(body) <= MAX_INTERRUPT_BYTES:
         try:
             parsed = json.loads(body)
         except (ValueError, RecursionError):
             parsed = None  # Clients send any body, because the web UI reads none.
+        check_unicode(parsed)
         given |= parsed if isinstance(parsed, dict) else {}
     names = (given.get(field) for field in TASK_NAME_FIELDS)
     return next((name for name in names if isinstance(name, str) and name), None)

@@ -7,7 +7,7 @@ the server remembers, for each caller, the request that `/progress` showed or th
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,14 +16,16 @@ from fastapi import FastAPI
 from fastapi import Request as Incoming
 
 from overpaint.server.jobs.service import Service
-from overpaint.server.store.job_rows import ENDED, Job, State
-from overpaint.server.store.origins import A1111Origin
+from overpaint.server.store.job_rows import ENDED, Job, JobSummary
 
 MAX_CALLERS = 1000
 """Largest number of callers whose request the server remembers."""
 
-MAX_LISTED_JOBS = 200
-"""Largest number of a key's jobs that a search reads."""
+MAX_LATEST_JOBS = 200
+"""Number of a key's latest jobs among which the server finds a request after its end."""
+
+DIALECT = "a1111"
+"""The name of this dialect in origins."""
 
 Caller = tuple[str, str, str]
 """A client: its API key, its address and its user agent."""
@@ -51,15 +53,15 @@ class Task:
     """
 
     name: str
-    jobs: tuple[Job, ...]
+    jobs: tuple[JobSummary, ...]
 
     @property
     def size(self) -> int:
-        """The number of its jobs, including those that are no longer listed."""
-        return max(len(self.jobs), self.jobs[0].origin_as(A1111Origin).task_jobs)
+        """The number of its jobs, including those that are not found."""
+        return max(len(self.jobs), self.jobs[0].task_jobs)
 
     @property
-    def unfinished(self) -> tuple[Job, ...]:
+    def unfinished(self) -> tuple[JobSummary, ...]:
         """The jobs that have not ended."""
         return tuple(job for job in self.jobs if job.state not in ENDED)
 
@@ -71,9 +73,9 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     yield
 
 
-def get_task_name(job: Job) -> str:
+def get_task_name(job: JobSummary) -> str:
     """Return the name of the request that a job belongs to."""
-    return job.origin_as(A1111Origin).task or job.id
+    return job.task or job.id
 
 
 async def note_submitted(incoming: Incoming, service: Service, key: str, name: str) -> None:
@@ -120,43 +122,47 @@ async def find_task_to_end(
 
 async def find_task(service: Service, key: str, name: str) -> Task | None:
     """Return a request of an API key by its name, also after its end."""
-    jobs = await _list_jobs(service, key)
-    own = tuple(job for job in jobs if get_task_name(job) == name)
-    return Task(name, own) if own else None
+
+    def read() -> list[JobSummary]:
+        latest = service.jobs.list_latest(key, MAX_LATEST_JOBS)
+        return [*service.jobs.list_unfinished(key), *latest]
+
+    found = {job.id: job for job in await asyncio.to_thread(read)}
+    return _make_task(name, sorted(found.values(), key=lambda job: (job.created, job.id)))
 
 
 async def list_unfinished_names(service: Service, key: str) -> list[str]:
     """Return the names of an API key's unfinished requests, oldest first."""
-    jobs = await _list_jobs(service, key, "queued", "running")
-    return list(dict.fromkeys(map(get_task_name, jobs)))
+    return list(dict.fromkeys(map(get_task_name, await _list_unfinished(service, key))))
 
 
-async def cancel_task(service: Service, task: Task | None) -> None:
-    """Cancel the jobs of a request that have not ended."""
-    for job in task.unfinished if task else ():
+async def cancel_jobs(service: Service, jobs: Iterable[Job | JobSummary]) -> None:
+    """Cancel jobs that have not ended."""
+    for job in jobs:
         await service.cancel(job.id)
 
 
 async def _find_unfinished(service: Service, key: str, name: str) -> Task | None:
-    jobs = await _list_jobs(service, key, "queued", "running")
-    own = tuple(job for job in jobs if get_task_name(job) == name)
-    return Task(name, own) if own else None
+    return _make_task(name, await _list_unfinished(service, key))
 
 
 async def _find_oldest(service: Service, key: str) -> Task | None:
     """Return the request that runs for the longest time; without one, the one that waits so."""
-    for state in ("running", "queued"):
-        if jobs := await _list_jobs(service, key, state):
-            return await _find_unfinished(service, key, get_task_name(jobs[0]))
-    return None
+    jobs = await _list_unfinished(service, key)
+    running = (job for job in jobs if job.state == "running")
+    first = next(running, next(iter(jobs), None))
+    return _make_task(get_task_name(first), jobs) if first else None
 
 
-async def _list_jobs(service: Service, key: str, *states: State) -> list[Job]:
-    """Return an API key's jobs of this dialect, oldest first."""
-    jobs = await asyncio.to_thread(
-        lambda: service.jobs.list_page(key, MAX_LISTED_JOBS, states=states or None)
-    )
-    return [job for job in reversed(jobs) if isinstance(job.origin, A1111Origin)]
+async def _list_unfinished(service: Service, key: str) -> list[JobSummary]:
+    """Return an API key's unfinished jobs of this dialect, oldest first."""
+    jobs = await asyncio.to_thread(service.jobs.list_unfinished, key)
+    return [job for job in jobs if job.dialect == DIALECT]
+
+
+def _make_task(name: str, jobs: Iterable[JobSummary]) -> Task | None:
+    own = tuple(job for job in jobs if job.dialect == DIALECT and get_task_name(job) == name)
+    return Task(name, own) if own else None
 
 
 def _get_caller(incoming: Incoming, key: str) -> Caller:

@@ -67,7 +67,7 @@ from overpaint.server.api.results import (
 )
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
-from overpaint.server.http.problems import MIN_RETRY_AFTER_S, error_responses
+from overpaint.server.http.problems import ShutdownError, error_responses
 from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.job_rows import ENDED, Job
@@ -164,7 +164,7 @@ async def accept_job(
     name = "image_url" if given.image_url else "image_urls"
     urls = find_remote_urls({name: given.repainted_url, "mask_url": given.mask_url})
     urls |= await run_in_picture_thread(find_extra_urls, given, NATIVE_FIELDS)
-    stored = await asyncio.to_thread(load_stored_files, service, key, urls)
+    stored = await run_in_picture_thread(load_stored_files, service, key, urls)
     remote = {field: url for field, url in urls.items() if url not in stored}
     async with service.sources(key, remote) as fetched:
         sources = replace(fetched, fetched={**fetched.fetched, **stored})
@@ -287,13 +287,13 @@ async def cancel_request(job: JobDep, service: ServiceDep, response: Response) -
 
 @router.post(
     "/run/{owner}/{app}/stream",
-    dependencies=NO_DEADLINE,
+    dependencies=[*NO_DEADLINE, *LISTENER_LIMIT],
     response_class=StreamingResponse,
     responses=EVENT_STREAM_RESPONSES,
 )
 @router.post(
     "/run/{owner}/{app}/{task}/stream",
-    dependencies=NO_DEADLINE,
+    dependencies=[*NO_DEADLINE, *LISTENER_LIMIT],
     response_class=StreamingResponse,
     responses=EVENT_STREAM_RESPONSES,
 )
@@ -350,9 +350,6 @@ async def run_app(
     if job.state not in ENDED:
         if idempotency_key is None:
             await service.cancel(job.id)
-        message = (
-            f"The server is shutting down before request {job.id} ends; try again in a minute."
-        )
-        raise HTTPException(503, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
+        raise ShutdownError(job.id)
     body = await asyncio.to_thread(job_result, service, job)
     return JSONResponse(body, headers={REQUEST_ID_HEADER: job.id})

@@ -19,27 +19,34 @@ from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import quote, urlsplit
 
-from fastapi import APIRouter, Header, HTTPException, Query, Response
+from fastapi import APIRouter, Header, HTTPException, Query
 from fastapi import Request as Incoming
-from fastapi.responses import RedirectResponse
+from fastapi.responses import FileResponse, RedirectResponse
 from pydantic import ConfigDict, Field
 
 from overpaint.errors import RequestError
-from overpaint.server.api.deps import ServiceDep, get_base_url
+from overpaint.server.api.deps import ServiceDep, count_request, get_base_url
 from overpaint.server.api.fal.protocol import ERROR_SCHEMA, error_response
-from overpaint.server.api.fields import get_upload_or_404, read_upload
+from overpaint.server.api.fields import NO_NUL, measure_upload_or_404, read_upload
 from overpaint.server.api.ignored_fields import (
     TolerantModel,
     report_ignored,
     report_ignored_fields,
 )
+from overpaint.server.api.image_inputs import load_upload
 from overpaint.server.api.results import MEDIA_TYPES
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
 from overpaint.server.http.problems import error_responses
-from overpaint.server.http.threads import run_in_write_thread
+from overpaint.server.http.threads import (
+    current_key,
+    run_in_picture_thread,
+    run_in_write_thread,
+)
 from overpaint.server.jobs.service import Service
+from overpaint.server.store.files import hash_content
 from overpaint.server.store.uploads import NewUpload
+from overpaint.server.telemetry.logs import KEY_LABEL_CHARS
 
 FILE_URL = re.compile(r"https?://[^/]{1,300}/fal/files/([0-9a-f]{32})(?:/[^?#]*)?")
 """The link of a file."""
@@ -72,14 +79,14 @@ class NewFile(TolerantModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    file_name: str = Field(default="", max_length=1000)
+    file_name: str = Field(default="", max_length=1000, pattern=NO_NUL)
     """Name of the file."""
-    content_type: str = Field(default=OCTET_STREAM, max_length=200)
+    content_type: str = Field(default=OCTET_STREAM, max_length=200, pattern=NO_NUL)
     """Media type of the file."""
 
 
 def load_stored_files(service: Service, key: str, urls: Mapping[str, str]) -> dict[str, bytes]:
-    """Read the files of an API key that a request names by their links.
+    """Read the files of an API key that a request names by their links, and count their bytes.
 
     Args:
         service: the running server.
@@ -92,6 +99,7 @@ def load_stored_files(service: Service, key: str, urls: Mapping[str, str]) -> di
     Raises:
         RequestError: there is no such file, or all files together are too large.
         PictureError: the server's disk lost a file.
+        HTTPException: 503, the memory for requests is used up.
     """
     contents: dict[str, bytes] = {}
     limit = service.settings.limits.body_bytes
@@ -101,22 +109,23 @@ def load_stored_files(service: Service, key: str, urls: Mapping[str, str]) -> di
         upload = service.uploads.get(key, found[1])
         if upload is None or upload.file is None or upload.deleted:
             raise RequestError(field, "there is no such file; upload it again.")
-        contents[url] = service.files.get(upload.file)
+        contents[url] = load_upload(service.files, upload.file)
         if sum(map(len, contents.values())) > limit:
             raise RequestError(field, f"the files have more than {limit:,} bytes together.")
     return contents
 
 
-def record_file(service: Service, key: str, given: NewFile, data: bytes | None) -> str:
-    """Record a file; returns its id. Without data, the content follows in another request."""
+def record_file(
+    service: Service, key: str, given: NewFile, file: str | None = None, size: int = 0
+) -> str:
+    """Record a file; returns its id. Without the name of its content, that follows later."""
     name = secrets.token_hex(16)
-    file = None if data is None else service.files.put(data)
     service.uploads.record(
         NewUpload(
             key=key,
             id=name,
             file=file,
-            size=len(data or b""),
+            size=size,
             name=given.file_name,
             content_type=given.content_type,
         )
@@ -142,7 +151,7 @@ async def initiate_upload(
     report_ignored_fields(given)
     if x_fal_object_lifecycle is not None:
         report_ignored("X-Fal-Object-Lifecycle")
-    name = await run_in_write_thread(record_file, service, key, given, None)
+    name = await run_in_write_thread(record_file, service, key, given)
     base_url = get_base_url(incoming)
     query = service.links.sign_query(LINK_SCOPE, name)
     return {
@@ -172,19 +181,27 @@ async def receive_content(
 ) -> dict[str, str]:
     """Receive the content of a file. The link is signed, because clients send no key here.
 
+    The request counts for the API key that owns the file.
+
     Raises:
-        HTTPException: 403, the link is not valid; 404, the file has other content already; 413, the
-            content is too large.
+        HTTPException: 403, the link is not valid; 404, there is no such file, or it has other
+            content already; 413, the content is too large.
     """
     if not service.links.verify(LINK_SCOPE, name, expires, signature):
         raise HTTPException(403, "The signed link is not valid or has expired. Upload again.")
-    data = await read_upload(incoming)
-
-    def store() -> bool:
-        return service.uploads.complete(name, service.files.put(data), len(data))
-
-    if not await run_in_write_thread(store):
-        raise HTTPException(404, "There is no such file, or it has other content already.")
+    missing = HTTPException(404, "There is no such file, or it has other content already.")
+    upload = await asyncio.to_thread(service.uploads.find, name)
+    if upload is None:
+        raise missing
+    current_key.set(upload.key[:KEY_LABEL_CHARS])
+    with count_request(incoming) as receive:
+        data = await read_upload(Incoming(incoming.scope, receive))
+        if upload.file not in (None, await run_in_picture_thread(hash_content, data)):
+            raise missing
+        if not await service.put_upload(
+            data, lambda file: service.uploads.complete(name, file, len(data))
+        ):
+            raise missing
     return {"status": "uploaded"}
 
 
@@ -212,20 +229,25 @@ async def upload_file(
     """Upload a file in one request."""
     data = await read_upload(incoming)
     given = NewFile(file_name=x_fal_file_name, content_type=content_type)
-    name = await run_in_write_thread(record_file, service, key, given, data)
+    name = await service.put_upload(
+        data, lambda file: record_file(service, key, given, file, len(data))
+    )
     return {"access_url": file_link(get_base_url(incoming), name, given)}
 
 
-@router.get("/files/{name}")
-@router.get("/files/{name}/{file_name}")
-async def download_file(name: str, service: ServiceDep, key: KeyDep) -> Response:
+@router.get("/files/{name}", response_class=FileResponse)
+@router.get("/files/{name}/{file_name}", response_class=FileResponse)
+async def download_file(name: str, service: ServiceDep, key: KeyDep) -> FileResponse:
     """Download a file of this API key."""
     upload = await asyncio.to_thread(service.uploads.get, key, name)
     if upload is None or upload.file is None or upload.deleted:
         raise HTTPException(404, f"There is no file {name}.")
-    data = await get_upload_or_404(service, upload.file)
+    await measure_upload_or_404(service, upload.file)
     known = upload.content_type in MEDIA_TYPES.values()
-    return Response(data, media_type=upload.content_type if known else OCTET_STREAM)
+    return FileResponse(
+        service.files.get_path(upload.file),
+        media_type=upload.content_type if known else OCTET_STREAM,
+    )
 
 
 @router.api_route("/proxy", methods=["GET", "POST", "PUT"], include_in_schema=False)

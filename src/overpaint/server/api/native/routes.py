@@ -34,6 +34,7 @@ from overpaint.imaging import codec
 from overpaint.request import Request
 from overpaint.server.api.deps import (
     LISTENER_LIMIT,
+    CountListener,
     IdempotencyKey,
     JobId,
     LastEventId,
@@ -44,8 +45,8 @@ from overpaint.server.api.event_stream import encode_event, event_stream_respons
 from overpaint.server.api.fields import (
     WebhookEvent,
     encode_data_uri,
-    get_upload_or_404,
     hash_body,
+    measure_upload_or_404,
     read_upload,
     with_checked_mask,
 )
@@ -196,9 +197,15 @@ async def list_jobs(
 
 @router.get("/jobs/{name}", summary="Get a job")
 async def get_job(
-    name: JobId, service: ServiceDep, key: KeyDep, wait: WaitSeconds = 0.0
+    name: JobId,
+    service: ServiceDep,
+    key: KeyDep,
+    count_listener: CountListener,
+    wait: WaitSeconds = 0.0,
 ) -> JobView:
     """Get a job in its current state. With `wait`, the response comes when the job has ended."""
+    if wait:
+        count_listener()
     job = await get_job_or_404(service, key, name)
     return await make_job_view(service, await service.ended(name, wait) or job if wait else job)
 
@@ -323,7 +330,7 @@ async def upload_file(incoming: Incoming, service: ServiceDep, key: KeyDep) -> U
     """Upload a picture (PNG, JPEG, WebP or AVIF). The request body is the content of the file."""
     data = await read_upload(incoming)
     await run_in_picture_thread(codec.receive_picture, data, "the picture")
-    return Upload(file=await run_in_write_thread(service.files.put, data), size=len(data))
+    return Upload(file=await service.put_upload(data, str), size=len(data))
 
 
 @router.get("/files/{name}", summary="Look up an upload")
@@ -333,8 +340,8 @@ async def get_file(
     key: KeyDep,
 ) -> Upload:
     """Look up an upload. A client that knows the hash need not upload the picture again."""
-    data = await get_upload_or_404(service, name)
-    return Upload(file=name, size=len(data))
+    size = await measure_upload_or_404(service, name)
+    return Upload(file=name, size=size)
 
 
 @router.get("/models", summary="List models")

@@ -102,7 +102,7 @@ def _parse_value(name: str, text: str) -> Any:
     if name in TEXT_FIELDS:
         return text
     try:
-        return parse_json(text)
+        return parse_json(text, name)
     except (ValueError, RecursionError):
         return text
 

@@ -34,7 +34,7 @@ from overpaint.server.api.ignored_fields import (
 )
 from overpaint.server.api.inline_files import encode_file
 from overpaint.server.api.results import result_url
-from overpaint.server.http.problems import MIN_RETRY_AFTER_S, describe_error
+from overpaint.server.http.problems import describe_error
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.job_rows import Job
 from overpaint.server.store.origins import OpenAIOrigin
@@ -261,12 +261,6 @@ def error_response(error: Exception) -> JSONResponse:
     kind, code = ERROR_TYPE_AND_CODE_BY_STATUS.get(status, (kind, code))
     body = {"message": detail, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": body}, status, headers)
-
-
-def shutdown_error(job: Job) -> HTTPException:
-    """Make the error for a server that shuts down before a job ends."""
-    message = f"The server is shutting down before job {job.id} ends; try again in a minute."
-    return HTTPException(503, message, {"Retry-After": str(MIN_RETRY_AFTER_S)})
 
 
 def job_error(job: Job) -> HTTPException | RequestError | None:

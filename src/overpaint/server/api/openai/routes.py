@@ -11,6 +11,7 @@ Replicate's `GET /v1/models` also contains OpenAI's list of models. The routes o
 the paths of Azure: `/openai/deployments/{model}/images/…` and `/openai/v1/images/…`.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
@@ -20,7 +21,7 @@ from starlette.background import BackgroundTask
 
 from overpaint.errors import RequestError
 from overpaint.request import Request
-from overpaint.server.api.deps import IdempotencyKey, ServiceDep, get_base_url
+from overpaint.server.api.deps import CountListener, IdempotencyKey, ServiceDep, get_base_url
 from overpaint.server.api.event_stream import event_stream_response
 from overpaint.server.api.extended_fields import find_extra_urls, translate_error
 from overpaint.server.api.fields import hash_body
@@ -40,7 +41,6 @@ from overpaint.server.api.openai.protocol import (
     image_response,
     job_error,
     resolve_model,
-    shutdown_error,
 )
 from overpaint.server.api.openai.stream import job_events
 from overpaint.server.api.openai.translation import (
@@ -52,7 +52,7 @@ from overpaint.server.api.openai.translation import (
 from overpaint.server.api.results import EVENT_STREAM_RESPONSES, wait_until_ended
 from overpaint.server.api.route import make_route_class
 from overpaint.server.http.auth import KeyDep
-from overpaint.server.http.problems import error_responses
+from overpaint.server.http.problems import ShutdownError, error_responses
 from overpaint.server.http.threads import run_in_picture_thread
 from overpaint.server.jobs.service import Service
 from overpaint.server.outbound.image_fetch import ImageSources
@@ -112,7 +112,12 @@ async def accept_job(
 
 
 async def create_images(
-    service: Service, key: str, incoming: Incoming, given: ImageFields, token: str | None
+    service: Service,
+    key: str,
+    incoming: Incoming,
+    given: ImageFields,
+    token: str | None,
+    count_listener: Callable[[], None],
 ) -> Response:
     """Run a job and return its images, or its events while it runs.
 
@@ -121,10 +126,13 @@ async def create_images(
     """
     if deployment := incoming.path_params.get("deployment"):
         given = given.model_copy(update={"model": deployment})
+    streams = isinstance(given, Generation) and bool(given.stream)
+    if streams:
+        count_listener()
     job = await accept_job(service, key, get_base_url(incoming), given, token)
     headers = {"X-Request-ID": job.id}
     outlives_client = token is not None or given.webhook is not None
-    if isinstance(given, Generation) and given.stream:
+    if isinstance(given, Generation) and streams:
         prefix = "image_edit" if isinstance(given, EditFields) else "image_generation"
         return event_stream_response(
             job_events(service, job, prefix, given.partial_images or 0),
@@ -135,7 +143,7 @@ async def create_images(
     if job.state not in ENDED:
         if not outlives_client:
             await service.cancel(job.id)
-        raise shutdown_error(job)
+        raise ShutdownError(job.id)
     if error := job_error(job):
         raise error
     return JSONResponse(await image_response(service, job), headers=headers)
@@ -147,6 +155,7 @@ async def generate_images(
     incoming: Incoming,
     service: ServiceDep,
     key: KeyDep,
+    count_listener: CountListener,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make images from a prompt.
@@ -154,7 +163,7 @@ async def generate_images(
     The job is canceled when the client disconnects, unless the request has an `Idempotency-Key`
     or a `webhook`.
     """
-    return await create_images(service, key, incoming, body, idempotency_key)
+    return await create_images(service, key, incoming, body, idempotency_key, count_listener)
 
 
 @images.post("/edits", responses=EVENT_STREAM_RESPONSES, openapi_extra=form_schema(Edit, JsonEdit))
@@ -163,6 +172,7 @@ async def edit_image(
     service: ServiceDep,
     key: KeyDep,
     body: Annotated[Edit | JsonEdit, Depends(parse_edit)],
+    count_listener: CountListener,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Repaint an image, or the area of it that a mask marks.
@@ -170,7 +180,7 @@ async def edit_image(
     The job is canceled when the client disconnects, unless the request has an `Idempotency-Key`
     or a `webhook`.
     """
-    return await create_images(service, key, incoming, body, idempotency_key)
+    return await create_images(service, key, incoming, body, idempotency_key, count_listener)
 
 
 @images.post("/variations", openapi_extra=form_schema(Variation))
@@ -179,6 +189,7 @@ async def vary_image(
     service: ServiceDep,
     key: KeyDep,
     body: Annotated[Variation, Depends(parse_variation)],
+    count_listener: CountListener,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Repaint an image without a prompt.
@@ -186,7 +197,7 @@ async def vary_image(
     The job is canceled when the client disconnects, unless the request has an `Idempotency-Key`
     or a `webhook`.
     """
-    return await create_images(service, key, incoming, body, idempotency_key)
+    return await create_images(service, key, incoming, body, idempotency_key, count_listener)
 
 
 # Models

@@ -18,8 +18,8 @@ from overpaint.server.api.openai.protocol import (
     image_data,
     image_size,
     job_error,
-    shutdown_error,
 )
+from overpaint.server.http.problems import ShutdownError
 from overpaint.server.jobs.service import Service
 from overpaint.server.store.job_rows import ENDED, HistoryEntry, Job
 
@@ -47,7 +47,7 @@ async def job_events(
             case _:
                 pass
     if job.state not in ENDED:
-        yield encode_error(shutdown_error(job))
+        yield encode_error(ShutdownError(job.id))
     elif error := job_error(job):
         yield encode_error(error)
     with collect_inline_files() as files:

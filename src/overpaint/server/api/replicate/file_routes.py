@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile as FormFile
 
 from overpaint.errors import RequestError
 from overpaint.server.api.deps import ServiceDep, get_base_url
-from overpaint.server.api.fields import get_upload_or_404
+from overpaint.server.api.fields import NO_NUL, measure_upload_or_404
 from overpaint.server.api.ignored_fields import report_ignored
 from overpaint.server.api.replicate.protocol import file_view, make_page
 from overpaint.server.api.route import make_route_class
@@ -70,7 +70,7 @@ async def read_metadata(form: FormData) -> dict[str, Any]:
 
 def _parse_object(text: str) -> dict[str, Any]:
     try:
-        found = parse_json(text)
+        found = parse_json(text, "metadata")
     except (ValueError, RecursionError):
         found = None
     if found is None:
@@ -86,33 +86,36 @@ async def create_file(
     incoming: Incoming,
     service: ServiceDep,
     key: KeyDep,
-    filename: Annotated[str, Form(max_length=1000)] = "",
-    media_type: Annotated[str, Form(alias="type", max_length=200)] = "",
+    filename: Annotated[str, Form(max_length=1000, pattern=NO_NUL)] = "",
+    media_type: Annotated[str, Form(alias="type", max_length=200, pattern=NO_NUL)] = "",
 ) -> dict[str, Any]:
     """Upload an image."""
     form = await incoming.form()
     report_ignored(*(name for name in form if name.partition("[")[0] not in FILE_FIELDS))
     details = await read_metadata(form)
+    name = filename or content.filename or ""
+    kind = media_type or content.content_type or "application/octet-stream"
+    if "\0" in name + kind:
+        raise RequestError("content", "its name or type has a NUL character; leave that out.")
     limit = service.settings.limits.upload_bytes
     data = await content.read(limit + 1)
     if len(data) > limit:
         raise HTTPException(413, f"The file is larger than {limit:,} bytes.")
 
-    def store() -> Upload:
-        name = service.files.put(data)
+    def record(file: str) -> Upload:
         return service.uploads.record(
             NewUpload(
                 key=key,
-                id=name,
-                file=name,
+                id=file,
+                file=file,
                 size=len(data),
-                name=filename or content.filename or name,
-                content_type=media_type or content.content_type or "application/octet-stream",
+                name=name or file,
+                content_type=kind,
                 details=details,
             )
         )
 
-    return file_view(service, await run_in_write_thread(store), get_base_url(incoming))
+    return file_view(service, await service.put_upload(data, record), get_base_url(incoming))
 
 
 @router.get("/files")
@@ -148,9 +151,9 @@ async def get_file_or_404(service: Service, key: str, name: str) -> Upload:
     upload = await asyncio.to_thread(service.uploads.get, key, name)
     if (upload and upload.deleted) or not HASH_PATTERN.fullmatch(name):
         raise HTTPException(404, f"There is no file {name}.")
-    data = await get_upload_or_404(service, name)
+    size = await measure_upload_or_404(service, name)
     created = await asyncio.to_thread(service.files.get_time, name)
-    return upload or Upload(key=key, id=name, file=name, size=len(data), created=created)
+    return upload or Upload(key=key, id=name, file=name, size=size, created=created)
 
 
 @router.get("/files/{name}")

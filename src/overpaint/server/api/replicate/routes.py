@@ -284,7 +284,7 @@ async def get_signed_output(
     name: str, expires: int, signature: str, file: str, incoming: Incoming
 ) -> FileResponse:
     """Download an image of a prediction by a signed link, without a key."""
-    viewer = authorize_viewer(incoming, name, file, expires, signature)
+    viewer = await authorize_viewer(incoming, name, file, expires, signature)
     return await result_file_response(incoming, viewer, name, file)
 
 
