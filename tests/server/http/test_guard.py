@@ -121,8 +121,10 @@ def test_run_address_decides_which_hosts_are_accepted(
 ) -> None:
     started: list[Any] = []
 
-    def began(server: Server) -> None:
+    def began(server: Server, sockets: list[socket.socket]) -> None:
         started.append(server.config.app)
+        for listening in sockets:
+            listening.close()
 
     monkeypatch.setattr(Server, "run", began)
     run(settings_for(tmp_path, host=address, port=0, allowed_hosts=names), ScriptedEngine)
