@@ -136,7 +136,7 @@ def test_refiner_with_mask_keeps_unmasked_pixels(painter: overpaint.Painter):
 
 def test_missing_refiner_is_refused(painter: overpaint.Painter, tmp_path: Path):
     missing = str(tmp_path / "refiner")
-    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+    with pytest.raises(ModelNotFoundError, match="There is no file or folder"):
         painter.create("a house", refiner=missing)
 
 

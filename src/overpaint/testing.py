@@ -77,7 +77,7 @@ DISASTERS: dict[str, Callable[[], None]] = {"die": _die, "freeze": _freeze, "han
 """
 
 FAILURES: dict[str, Exception] = {
-    "refuse": RequestError("prompt", "refused"),
+    "refuse": RequestError("prompt", "Refused"),
     "break": ZeroDivisionError("a defect"),
 }
 """Words of a prompt that fail the job when half of its steps are done."""

@@ -392,7 +392,7 @@ def test_edit_with_a_missing_mask_file_names_it(loader: Loader, run: Any):
         (("--mask-from", "box:1,2"), "give 4 numbers"),
         (("--mask-from", "star:1,2,3,4"), "names no shape; begin with one of box:"),
         (("--mask-from", "box:30,0,40,9"), "selects no pixel of the picture (20x10 pixels)"),
-        (("--mask", "small.png"), "the mask is 8x8 and the picture 20x10"),
+        (("--mask", "small.png"), "The mask is 8x8 and the picture 20x10"),
     ],
 )
 def test_edit_with_an_invalid_mask_is_rejected_before_loading_a_model(
@@ -678,7 +678,7 @@ def test_hint_with_an_estimator_writes_its_output(loader: Loader, run: Any, tmp_
         ("edit fox.png x --lora ink:a", 2, "--lora: 'a' is not a list of numbers"),
         ("edit fox.png <lora:ink:x>", 2, "'<lora:ink:x>' is not a LoRA tag"),
         ("edit fox.png x --lora-lenient", 2, "has no effect without a LoRA"),
-        ("models add none.safetensors", 4, "no such file: none.safetensors"),
+        ("models add none.safetensors", 4, "There is no file: none.safetensors"),
         ("hint cany fox.png -o a.png", 2, "KIND: There is no hint 'cany'"),
         ("hint canny none.png -o a.png", 3, "none.png: no such file."),
         (
@@ -688,7 +688,7 @@ def test_hint_with_an_estimator_writes_its_output(loader: Loader, run: Any, tmp_
         ),
         ("hint depth fox.png -o a.png --option low=3", 2, "--option: depth has no option 'low'"),
         ("hint depth fox.png -o a.png --estimator depthany", 4, "Did you mean depth-anything?"),
-        ("hint depth fox.png -o a.png --device tpu", 2, "--device: unknown device 'tpu'"),
+        ("hint depth fox.png -o a.png --device tpu", 2, "--device: Unknown device 'tpu'"),
         ("hint canny fox.png -o a.bmp", 5, "the suffix is unknown; use one of .png"),
         ("sweep fox.png x -o a.webp", 5, "A sweep may exceed WebP's limit of 16,383 pixels"),
         ("edit fox.png", 2, "PROMPT: It is missing. Give a prompt, or --like FILE."),
@@ -802,7 +802,7 @@ def test_full_stdout_after_a_saved_picture_is_an_error_without_traceback(
     assert ran.code == 5
     assert ran.err.splitlines()[-2:] == [
         "overpaint: saved, but not printed: out.png",
-        "overpaint: stdout cannot be written: No space left on device. Free space, or write "
+        "overpaint: Stdout cannot be written: No space left on device. Free space, or write "
         "elsewhere.",
     ]
 
@@ -823,10 +823,10 @@ def test_create_with_a_missing_model_exits_with_its_code(
     loader: Loader, run: Any, monkeypatch: pytest.MonkeyPatch
 ):
     def load(model: str, **_: str) -> FakePainter:
-        raise ModelNotFoundError(f"no model {model!r}.")
+        raise ModelNotFoundError(f"There is no model {model!r}.")
 
     monkeypatch.setitem(vars(overpaint), "load", load)
-    assert run("create", "x", "-m", "sdx") == Ran(4, "", "overpaint: no model 'sdx'.\n")
+    assert run("create", "x", "-m", "sdx") == Ran(4, "", "overpaint: There is no model 'sdx'.\n")
 
 
 def test_main_with_a_defect_raises_it(loader: Loader):

@@ -195,7 +195,7 @@ def test_stdin_and_stdout_that_are_terminals_are_rejected(
     loader: Loader, run: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-    assert "stdin is a terminal" in run("edit", "-", "x").err
+    assert "Stdin is a terminal" in run("edit", "-", "x").err
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert "stdout is a terminal" in run("edit", "fox.png", "x", "-o", "-").err
     assert loader.calls == []

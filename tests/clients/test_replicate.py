@@ -65,7 +65,7 @@ def test_uploaded_file_is_used_and_deleted(url: str) -> None:
 
 def test_errors_have_status_and_field(url: str) -> None:
     errors = run_scenario("replicate", "errors", url)
-    assert "refused" in errors["failed"]["message"]
+    assert "Refused" in errors["failed"]["message"]
     assert errors["invalid"]["status"] == 422
     assert "num_inference_steps" in errors["invalid"]["message"]
     assert errors["missing"]["status"] == 404

@@ -94,7 +94,7 @@ def test_canvas_of_black_mask_is_blank() -> None:
 
 
 def test_canvas_with_mask_of_another_size_is_refused() -> None:
-    with pytest.raises(PictureError, match="the mask is 60x100 and the picture 100x60"):
+    with pytest.raises(PictureError, match="The mask is 60x100 and the picture 100x60"):
         make_canvas(noisy(100, 60), mask=codec.read_picture(Image.new("L", (60, 100))))
 
 

@@ -53,7 +53,7 @@ def test_mask_with_opaque_alpha_uses_brightness() -> None:
 
 
 def test_mask_of_another_size_is_refused() -> None:
-    with pytest.raises(PictureError, match="the mask is 48x64 and the picture 64x48"):
+    with pytest.raises(PictureError, match="The mask is 48x64 and the picture 64x48"):
         masks.decode_mask(codec.read_picture(square(size=(48, 64))), (64, 48))
 
 

@@ -116,5 +116,5 @@ def test_pickle_and_unknown_name_are_rejected(tmp_path: Path) -> None:
     pickle.write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match="pickle"):
         load_controlnet(pickle, tiny_model())
-    with pytest.raises(ModelNotFoundError, match="unknown ControlNet 'cany'"):
+    with pytest.raises(ModelNotFoundError, match="Unknown ControlNet 'cany'"):
         load_controlnet("cany", tiny_model())

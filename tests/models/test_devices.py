@@ -42,13 +42,13 @@ def test_device_without_bf16_uses_fp16_and_fp32_vae(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["gpu", "cudaa", "meta", "cuda:x", ""])
 def test_unknown_device_is_rejected(name: str):
-    with pytest.raises(RequestError, match="unknown device") as caught:
+    with pytest.raises(RequestError, match="Unknown device") as caught:
         choose_device(name, "auto", None, small=False)
     assert caught.value.field == "device"
 
 
 def test_unknown_dtype_is_rejected():
-    with pytest.raises(RequestError, match=r"unknown dtype 'bf61'.*Did you mean bf16"):
+    with pytest.raises(RequestError, match=r"Unknown dtype 'bf61'.*Did you mean bf16"):
         choose_device("cpu", "bf61", None, small=False)
     with pytest.raises(RequestError, match="vae_dtype"):
         choose_device("cpu", "auto", "int8", small=False)

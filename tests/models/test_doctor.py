@@ -40,4 +40,4 @@ def test_report_of_this_machine_is_complete():
 
 def test_report_notes_missing_model(tmp_path: Path):
     notes = inspect_machine(str(tmp_path / "none")).notes
-    assert any("no such file or folder" in note for note in notes)
+    assert any("There is no file or folder" in note for note in notes)

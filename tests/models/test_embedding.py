@@ -145,7 +145,7 @@ def test_embedding_is_found_by_name_in_painter(tmp_path: Path) -> None:
     tagged = painter.run(asked)
     plain = painter.run(Request(prompt="a", seed=1, num_inference_steps=2))
     assert tagged.images[0].tobytes() != plain.images[0].tobytes()
-    with pytest.raises(ModelNotFoundError, match="unknown embedding 'inc'"):
+    with pytest.raises(ModelNotFoundError, match="Unknown embedding 'inc'"):
         painter.run(Request(prompt="a <embedding:inc>"))
 
 

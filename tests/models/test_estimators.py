@@ -296,7 +296,7 @@ def add_weights(**tensors: Tensor) -> Change:
             write("preprocessor_config.json", b'{"size": {"height": -3}}'),
             "cannot be loaded as dpt",
         ),
-        ("dpt", remove("model.safetensors"), r"no .safetensors weights$"),
+        ("dpt", remove("model.safetensors"), r"There are no .safetensors weights$"),
         (
             "dpt",
             replace_by_pickle,
@@ -351,9 +351,9 @@ def test_estimator_of_wrong_sight_is_rejected(folders: dict[str, Path]) -> None:
 
 
 def test_unknown_estimator_name_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"unknown estimator .*Did you mean depth-any"):
+    with pytest.raises(ModelNotFoundError, match=r"Unknown estimator .*Did you mean depth-any"):
         load_estimator("depth-anythin", "depth", CPU, torch.float32)
-    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+    with pytest.raises(ModelNotFoundError, match="There is no file or folder"):
         load_estimator(tmp_path / "none", "depth", CPU, torch.float32)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="is not an estimator: it must be a folder with"):

@@ -228,7 +228,7 @@ def test_file_of_another_part_is_named(
 
 
 def test_missing_file_of_a_part_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="no such file or folder for the VAE"):
+    with pytest.raises(ModelNotFoundError, match="There is no file or folder for the VAE"):
         open_separate_part("vae", tmp_path / "none.safetensors")
 
 

@@ -694,7 +694,7 @@ def test_to_request_without_the_control_image_is_refused():
     assert record["controls_sha256"] == [{"hint": edges.sha256}]
     assert record["request"]["controls"][0]["scale"] == 0.5
     found = collector.ImportedSettings("overpaint", dict(record["request"]), "m", record=record)
-    with pytest.raises(RequestError, match="controls: these settings are steered by pictures"):
+    with pytest.raises(RequestError, match="controls: These settings are steered by pictures"):
         metadata.to_request(found)
     again = metadata.to_request(found, controls=asked.controls)
     assert again == asked

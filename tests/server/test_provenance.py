@@ -62,7 +62,7 @@ def test_replicate_logs_mention_the_watermark(tmp_path: Path, marks: bool) -> No
         answer = client.post("/predictions", json={"input": inputs | {"apply_watermark": False}})
         assert answer.status_code == (422 if marks else 200)
         if marks:
-            assert "this server watermarks every image" in json.dumps(answer.json())
+            assert "This server watermarks every image" in json.dumps(answer.json())
 
 
 def test_serve_c2pa_certificate_without_key_is_refused(tmp_path: Path) -> None:

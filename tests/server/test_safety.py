@@ -107,7 +107,7 @@ def test_previews_are_hidden_with_a_safety_checker(all_flagged: str, tmp_path: P
 @pytest.mark.parametrize(
     ("checker", "why"),
     [
-        ("broken", "the safety checker failed, so nothing is published: ZeroDivisionError"),
+        ("broken", "The safety checker failed, so nothing is published: ZeroDivisionError"),
         ("too_few", "for 3 it answered [False, False]"),
         ("strange", "a Verdict or a bool for each picture"),
     ],
@@ -211,7 +211,7 @@ def test_safety_checker_cannot_be_disabled_by_clients(
 ) -> None:
     answer = httpx.post(f"{all_flagged}{path}", json=body, timeout=TIMEOUT_S)
     assert answer.status_code == 422
-    assert "this server checks every picture; leave it out." in answer.text
+    assert "This server checks every picture; leave it out." in answer.text
 
 
 def test_safety_checker_can_be_disabled_with_safety_optional(tmp_path: Path) -> None:

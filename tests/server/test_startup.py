@@ -140,7 +140,7 @@ def test_serve_in_the_folder_of_another_server_names_it(tmp_path: Path, serve: S
     with closing(lock_folder(tmp_path)):
         code, line = serve("--data", str(tmp_path))
     assert code == StoreError.exit_code
-    assert f"another server has the folder {tmp_path}" in line
+    assert f"Another server has the folder {tmp_path}" in line
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_server_whose_first_worker_cannot_start_ends(tmp_path: Path) -> None:
 def test_server_that_loses_the_race_for_its_folder_raises_one_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with closing(lock_folder(tmp_path)), pytest.raises(StoreError, match="another server has"):
+    with closing(lock_folder(tmp_path)), pytest.raises(StoreError, match="Another server has"):
         run_server(tmp_path, partial(ScriptedEngine, 0.0))
     assert "Traceback" not in caplog.text
 

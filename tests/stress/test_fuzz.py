@@ -88,7 +88,7 @@ def test_fuzz_mask_of_other_size_is_rejected(
         sent = sent.replace(LARGE, f"data:;base64,{LARGE}").replace(SMALL, f"data:;base64,{SMALL}")
     answer = client.post(path, content=sent, headers={"content-type": "application/json"})
     assert answer.status_code == 422
-    assert f"{field}: the mask is 32x32" in answer.text or f'"{field}"' in answer.text
+    assert f"{field}: The mask is 32x32" in answer.text or f'"{field}"' in answer.text
 
 
 def test_fuzz_values_that_are_not_json_are_dropped(client: TestClient) -> None:

@@ -113,7 +113,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"the folder {folder} cannot be made: {error.strerror}.") from error
+        raise OutputError(f"The folder {folder} cannot be made: {error.strerror}.") from error
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def _write_stdout(data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError as error:
-        raise OutputError(f"stdout cannot be written: {error.strerror}.") from error
+        raise OutputError(f"Stdout cannot be written: {error.strerror}.") from error
 
 
 def _is_folder(output: str) -> bool:

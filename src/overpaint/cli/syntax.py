@@ -23,7 +23,7 @@ def read_picture(path: str) -> Picture:
     if path != STDIN:
         return codec.read_picture(path)
     if sys.stdin.isatty():
-        raise PictureError("stdin is a terminal; send a picture to it, or give a file.")
+        raise PictureError("Stdin is a terminal; send a picture to it, or give a file.")
     picture = Picture(data=sys.stdin.buffer.read())
     with codec.open_upright(picture, "stdin"):
         return picture

@@ -128,7 +128,7 @@ def _make_hint(
     picture = codec.decode(asked.image, notices) if asked.image else canvas.source_picture
     if picture is None:
         raise RequestError(
-            field, f"there is no picture to make the {asked.kind} control image from."
+            field, f"There is no picture to make the {asked.kind} control image from."
         )
     placed = _place(canvas, picture, f"{field}.image")
     return hints.make_hint(asked.kind, placed, asked.options, estimate)

@@ -207,7 +207,7 @@ def encode_prompt(
     known = {embedding.name: embedding for embedding in embeddings}
     for text, where in sources:
         if unknown := [name for name in list_embeddings(text) if name not in known]:
-            raise RequestError(where, f"embedding {unknown[0]!r} is not loaded.")
+            raise RequestError(where, f"Embedding {unknown[0]!r} is not loaded.")
     used = tuple(known[name] for name in list_embeddings(*(text for text, _ in sources)))
     changing = (a for a in adapters if any(a.changes(part) for part in model.encoders_by_part))
     changes = tuple((adapter.lora.sha256, adapter.text_scale) for adapter in changing)

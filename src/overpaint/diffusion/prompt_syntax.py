@@ -126,7 +126,7 @@ def _merge_segments(passage: list[tuple[float, str]], field: str) -> list[Segmen
         if not abs(weight) <= MAX_WEIGHT:
             raise RequestError(
                 field,
-                f"the weight of {text[:40]!r} is {weight:.3g}; allowed is "
+                f"The weight of {text[:40]!r} is {weight:.3g}; allowed is "
                 f"-{MAX_WEIGHT:g} to {MAX_WEIGHT:g}. For a literal bracket, write a backslash "
                 "before it.",
             )

@@ -86,7 +86,7 @@ def calls(
         except torch.OutOfMemoryError as error:
             if rows == 1:
                 raise DeviceError(
-                    f"there is too little memory for {width}x{height}: {error}. Measure a smaller "
+                    f"There is too little memory for {width}x{height}: {error}. Measure a smaller "
                     "size."
                 ) from error
             too_many = rows

@@ -77,7 +77,9 @@ class ModelPool:
     def get(self, model: str) -> Painter:
         """Return a model; if it is not in memory, make room and load it."""
         if model not in self._names:
-            raise ModelNotFoundError(f"no model {model!r} here.{did_you_mean(model, self._names)}")
+            raise ModelNotFoundError(
+                f"There is no model {model!r} here.{did_you_mean(model, self._names)}"
+            )
         with self._loads[model]:  # Other models can be returned while this one loads.
             return self._find(model) or self._add(model)
 

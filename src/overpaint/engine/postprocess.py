@@ -57,7 +57,7 @@ class PostprocessConfig:
         folder = Path(self.checker)
         if not folder.is_dir():
             raise ModelNotFoundError(
-                f"the safety checker {self.checker!r} is neither a folder nor MODULE:FUNCTION."
+                f"The safety checker {self.checker!r} is neither a folder nor MODULE:FUNCTION."
             )
         for pattern in ("config.json", "preprocessor_config.json", "*.safetensors"):
             if not any(folder.glob(pattern)):
@@ -75,7 +75,9 @@ class PostprocessConfig:
         if self.certificate is None and self.key is None:
             return None
         if self.certificate is None or self.key is None:
-            raise RequestError("c2pa_certificate", "needs its --c2pa-key too, and that needs this.")
+            raise RequestError(
+                "c2pa_certificate", "It needs its --c2pa-key too, and that needs this."
+            )
         from overpaint.provenance.c2pa import Credentials
 
         return Credentials(self.certificate, self.key)
@@ -164,7 +166,7 @@ def open_checker(name: str, device: str = "auto") -> Checker:
 
 def _not_found(name: str, why: str) -> ModelNotFoundError:
     return ModelNotFoundError(
-        f"the safety checker {name!r} cannot be imported: {why}. Give a folder, or "
+        f"The safety checker {name!r} cannot be imported: {why}. Give a folder, or "
         "MODULE:FUNCTION that Python finds (see PYTHONPATH)."
     )
 

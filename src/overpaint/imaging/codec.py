@@ -177,7 +177,7 @@ def check_mask_size(mask: Picture, size: tuple[int, int]) -> None:
     """
     if (found := upright_size(mask, "the mask")) != size:
         raise PictureError(
-            f"the mask is {found[0]}x{found[1]} and the picture {size[0]}x{size[1]}; "
+            f"The mask is {found[0]}x{found[1]} and the picture {size[0]}x{size[1]}; "
             "give a mask of the picture's size."
         )
 

@@ -73,7 +73,7 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise PictureError(
-            f"the picture has 32-bit samples (mode {image.mode}), whose white level is not known; "
+            f"The picture has 32-bit samples (mode {image.mode}), whose white level is not known; "
             "save it with 8 or 16 bits."
         )
     return Image.fromarray(np.rint(values / 257.0).astype(np.uint8))

@@ -187,7 +187,7 @@ def load_preview_decoder(
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ModelNotFoundError(f"the preview decoder's folder {folder} does not exist")
+        raise ModelNotFoundError(f"The preview decoder's folder {folder} does not exist")
     decoder: AutoencoderTiny = _build_on_meta(
         AutoencoderTiny, read_json_config(folder / "config.json"), "preview decoder"
     )

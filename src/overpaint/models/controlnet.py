@@ -143,13 +143,13 @@ def _build_module(tensors: Tensors, model: "Model") -> tuple[Any, ControlNetKind
     plain = {key.removeprefix(prefix): stored for key, stored in tensors.items()}
     if "input_hint_block.0.weight" not in plain and f"{HINT_EMBEDDING}.conv_in.weight" not in plain:
         raise CheckpointError(
-            f"this is not a ControlNet that Overpaint knows; its keys are {sample_keys(tensors)}"
+            f"This is not a ControlNet that Overpaint knows; its keys are {sample_keys(tensors)}"
         )
     original = "input_hint_block.0.weight" in plain
     time = "label_emb.0.0.weight" if original else "add_embedding.linear_1.weight"
     if time not in plain:
         raise CheckpointError(
-            "this ControlNet has no size ids: it is for Stable Diffusion 1.5 or 2; "
+            "This ControlNet has no size ids: it is for Stable Diffusion 1.5 or 2; "
             "Overpaint runs SDXL"
         )
     union = "task_embedding" in plain
@@ -249,11 +249,11 @@ def _count_matches(plain: Mapping[str, Any], pattern: str) -> int:
 def _build_adapter(tensors: Tensors, model: "Model") -> Any:
     named = {f"adapter.{key.removeprefix('adapter.')}": stored for key, stored in tensors.items()}
     if (first := named.get("adapter.conv_in.weight")) is None:
-        raise CheckpointError("this T2I-Adapter has no conv_in; the file is damaged")
+        raise CheckpointError("This T2I-Adapter has no conv_in; the file is damaged")
     factor = round((first.shape[1] / 3) ** 0.5)
     if factor != 2 * model.vae_factor:
         raise CheckpointError(
-            f"this T2I-Adapter shrinks control images {factor}-fold: it is for "
+            f"This T2I-Adapter shrinks control images {factor}-fold: it is for "
             "Stable Diffusion 1.5; Overpaint runs SDXL"
         )
     channels = [
@@ -300,10 +300,10 @@ def _build_control_lora(tensors: Tensors, model: "Model") -> Any:
                 value = value + (up.to(value.device) @ down.to(value.device)).view_as(value)
                 unused.difference_update(changes)
         else:
-            raise CheckpointError(f"this Control-LoRA has no {original}; the file is damaged")
+            raise CheckpointError(f"This Control-LoRA has no {original}; the file is damaged")
         if value.shape != expected.shape:
             raise CheckpointError(
-                f"this Control-LoRA is for another UNet: {original} is {list(value.shape)}, "
+                f"This Control-LoRA is for another UNet: {original} is {list(value.shape)}, "
                 f"expected is {list(expected.shape)}"
             )
         state[name] = value.to(model.device, model.dtype)

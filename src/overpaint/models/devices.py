@@ -80,7 +80,7 @@ def _half_dtype(device: torch.device) -> torch.dtype:
 def _parse_dtype(field: str, name: str) -> torch.dtype:
     if (found := DTYPES_BY_NAME.get(name.lower())) is None:
         raise RequestError(
-            field, f"unknown dtype {name!r}.{did_you_mean(name, ('auto', *DTYPES_BY_NAME))}"
+            field, f"Unknown dtype {name!r}.{did_you_mean(name, ('auto', *DTYPES_BY_NAME))}"
         )
     return found
 
@@ -95,9 +95,9 @@ def _find_device(name: str) -> torch.device:
         wanted = None
     if wanted is None or wanted.type not in ("cpu", "cuda", "mps"):
         known = ("auto", "cpu", "cuda", "mps")
-        raise RequestError("device", f"unknown device {name!r}.{did_you_mean(name, known)}")
+        raise RequestError("device", f"Unknown device {name!r}.{did_you_mean(name, known)}")
     for device in devices:
         if device.type == wanted.type and wanted.index in (None, device.index or 0):
             return device
     have = ", ".join(str(device) for device in devices)
-    raise DeviceError(f"this machine has no device {name!r}; it has {have}. Use --device auto.")
+    raise DeviceError(f"This machine has no device {name!r}; it has {have}. Use --device auto.")

@@ -65,7 +65,7 @@ def parse_noise_config(scheduler: Mapping[str, Any]) -> NoiseConfig:
     kind = str(scheduler.get("_class_name", ""))
     if kind.startswith(UNSUPPORTED_SCHEDULERS) or scheduler.get("trained_betas") is not None:
         raise CheckpointError(
-            f"the model was trained for {kind} or with explicit betas; Overpaint runs SDXL"
+            f"The model was trained for {kind} or with explicit betas; Overpaint runs SDXL"
         )
     for key, known in (
         ("prediction_type", get_args(Prediction)),

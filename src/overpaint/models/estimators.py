@@ -118,7 +118,7 @@ class Estimator:
             seen = output.predicted_depth.float() if depth else score_classes(output)
             if not seen.isfinite().all():
                 raise DeviceError(
-                    f"the estimate of {self.name} in {dtype} is not finite. Its weights can be "
+                    f"The estimate of {self.name} in {dtype} is not finite. Its weights can be "
                     "damaged, or exceed the range of fp16: load the model in bf16 or fp32."
                 )
             values = self._near(seen, size) if depth else pick_strongest_class(seen, size)

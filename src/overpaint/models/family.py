@@ -92,7 +92,7 @@ def recognize_family(unet: dict[str, Any], text_encoders: int) -> Family:
     if unet.get("addition_embed_type") != "text_time":
         other = OTHER_MODELS_BY_WIDTH.get(context) if isinstance(context, int) else None
         raise CheckpointError(
-            f"this is a {other or 'UNet'} checkpoint "
+            f"This is a {other or 'UNet'} checkpoint "
             f"(cross-attention width {context}, no size ids); Overpaint runs SDXL"
         )
     for family in FAMILIES.values():
@@ -100,7 +100,7 @@ def recognize_family(unet: dict[str, Any], text_encoders: int) -> Family:
         if wiring == (channels, text_encoders) and family.context_width in (context, None):
             return family
     raise CheckpointError(
-        f"a UNet of {channels} input channels, cross-attention width {context} and "
+        f"A UNet of {channels} input channels, cross-attention width {context} and "
         f"{text_encoders} text encoder(s) belongs to no family that Overpaint runs: "
         f"{', '.join(FAMILIES)}"
     )

@@ -80,7 +80,7 @@ def load_safety_checker(folder: Path, device: str = "auto") -> SafetyChecker:
     """
     if not folder.is_dir():
         raise ModelNotFoundError(
-            f"the safety checker's folder {folder} does not exist; give a folder with config.json, "
+            f"The safety checker's folder {folder} does not exist; give a folder with config.json, "
             "preprocessor_config.json and model.safetensors, or MODULE:FUNCTION."
         )
     where = choose_device(device, "fp32", None, small=True)  # thresholds have three decimals

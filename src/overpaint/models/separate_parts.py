@@ -75,7 +75,7 @@ def open_separate_part(part: str, path: Path, name: str | None = None) -> Separa
         CheckpointError: The file is damaged or does not have the part.
     """
     if not path.exists():
-        raise ModelNotFoundError(f"no such file or folder for the {PART_NAMES[part]}: {path}")
+        raise ModelNotFoundError(f"There is no file or folder for the {PART_NAMES[part]}: {path}")
     if not path.is_dir():
         weights = open_weights(path)
         noise = read_noise_config(weights) if part == "unet" else None

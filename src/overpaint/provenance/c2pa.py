@@ -51,7 +51,7 @@ class Credentials:
             import c2pa
         except ImportError as error:
             raise RequestError(
-                "c2pa_certificate", f"needs `pip install overpaint[c2pa]`: {error}."
+                "c2pa_certificate", f"It needs `pip install overpaint[c2pa]`: {error}."
             ) from error
         self._library: Any = c2pa
         chain = _read_file("c2pa_certificate", certificate)
@@ -103,7 +103,7 @@ class Credentials:
                 builder.add_ingredient(ingredient, _find_media_type(parent), BytesIO(parent.data))
             builder.sign(self._signer, MEDIA_TYPES[kind], BytesIO(data), out)
         except self._library.C2paError as error:
-            raise OutputError(f"the picture cannot be signed by C2PA: {error}") from error
+            raise OutputError(f"The picture cannot be signed by C2PA: {error}") from error
         return out.getvalue()
 
 

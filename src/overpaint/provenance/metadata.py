@@ -285,16 +285,16 @@ def to_request(found: ImportedSettings, image: Picture | None = None, **override
     fields = {**found.fields, **overrides}
     if image is None and fields.get("strength") is not None:
         raise RequestError(
-            "image", "these settings repaint a picture; give it too, to `overpaint edit`."
+            "image", "These settings repaint a picture; give it too, to `overpaint edit`."
         )
     if found.record and found.record.get("mask_sha256") and not overrides.get("mask"):
-        raise RequestError("mask", "these settings repaint a part of the picture; give it too.")
+        raise RequestError("mask", "These settings repaint a part of the picture; give it too.")
     if (
         found.record
         and any(found.record.get("controls_sha256", ()))
         and "controls" not in overrides
     ):
-        raise RequestError("controls", "these settings are steered by pictures; give them too.")
+        raise RequestError("controls", "These settings are steered by pictures; give them too.")
     if "sampler" in overrides and "schedule" not in overrides:
         _, implied = resolve_sampler(overrides["sampler"])
         if implied:
@@ -343,7 +343,7 @@ def _read_own_record(text: str) -> ImportedSettings:
         problem = error.errors(include_url=False)[0]
         place = ".".join(map(str, problem["loc"])) or "JSON"
         raise PictureError(
-            f"the picture's overpaint record is damaged: {place}: {problem['msg']}."
+            f"The picture's overpaint record is damaged: {place}: {problem['msg']}."
         ) from error
     record = json.loads(text)
     fields = {**resolve_field_aliases(record["request"]), "seed": record["seed"], "num_images": 1}

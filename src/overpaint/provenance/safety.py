@@ -71,12 +71,12 @@ def check_images(
         said: list[Any] = list(checker(images))
     except Exception as error:  # the operator's code may raise any type
         raise SafetyError(
-            f"the safety checker failed, so nothing is published: {type(error).__name__}: {error}."
+            f"The safety checker failed, so nothing is published: {type(error).__name__}: {error}."
         ) from error
     verdicts = [Verdict(one) if isinstance(one, bool) else one for one in said]
     if len(said) != len(images) or not all(isinstance(one, Verdict) for one in verdicts):
         raise SafetyError(
-            "the safety checker must answer a Verdict or a bool for each picture; nothing is "
+            "The safety checker must answer a Verdict or a bool for each picture; nothing is "
             f"published, since for {len(images)} it answered {said!r}."
         )
     return tuple(

@@ -37,7 +37,7 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> ServerS
     )
 
     if file is not None and not file.is_file():
-        raise RequestError("config", f"there is no file {file}.")
+        raise RequestError("config", f"There is no file {file}.")
 
     class Sources(ServerSettings, BaseSettings):
         model_config = SettingsConfigDict(
@@ -64,7 +64,7 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> ServerS
         name = ".".join(map(str, first["loc"]))
         raise RequestError(name, f"{first['msg']} (value: {first['input']!r}).") from None
     except (SettingsError, ValueError, OSError) as error:
-        raise RequestError("config", f"the settings cannot be read: {error}.") from None
+        raise RequestError("config", f"The settings cannot be read: {error}.") from None
     return ServerSettings.model_construct(
         **{name: getattr(found, name) for name in ServerSettings.model_fields}
     )

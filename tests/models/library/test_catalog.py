@@ -59,7 +59,7 @@ def test_missing_file_suggests_similar_files(tmp_path: Path):
     (tmp_path / "painter.safetensors").touch()
     with pytest.raises(ModelNotFoundError, match=r"Did you mean painter\.safetensors"):
         resolve_model(str(tmp_path / "paintr.safetensors"))
-    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+    with pytest.raises(ModelNotFoundError, match="There is no file or folder"):
         resolve_model("nowhere/model.ckpt")
 
 
@@ -89,7 +89,7 @@ def test_offline_error_lists_tried_places(offline: None, name: str):
 
 
 def test_invalid_hub_id_is_rejected_without_request(offline: None):
-    with pytest.raises(ModelNotFoundError, match=r"unknown model .owner/a--b.: .* nor a hub id"):
+    with pytest.raises(ModelNotFoundError, match=r"Unknown model .owner/a--b.: .* nor a hub id"):
         resolve_model("owner/a--b")
 
 

@@ -95,7 +95,7 @@ def test_unreadable_extra_paths_are_rejected(text: str, tmp_path: Path) -> None:
 
 
 def test_missing_folder_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="no such folder of models"):
+    with pytest.raises(ModelNotFoundError, match="There is no folder of models"):
         LibraryIndex(tmp_path / "home", [tmp_path / "none"])
 
 
@@ -103,7 +103,7 @@ def test_files_are_noticed_while_the_program_runs(tmp_path: Path) -> None:
     root = tmp_path / "loras"
     root.mkdir()
     library = Library(tmp_path / "home", [root])
-    with pytest.raises(ModelNotFoundError, match="unknown lora 'ink'"):
+    with pytest.raises(ModelNotFoundError, match="Unknown lora 'ink'"):
         library.find("ink", "lora")
     place(root, "ink.safetensors")
     before = library.find("ink", "lora")
@@ -130,7 +130,7 @@ def test_lora_in_place_is_found_by_place_title_and_hash(tmp_path: Path) -> None:
     assert library.find(pen.sha256[:10], "lora") == pen
     assert pen.tensors_sha256
     assert library.find(pen.tensors_sha256[:12], "lora") == pen
-    with pytest.raises(ModelNotFoundError, match="unknown lora"):
+    with pytest.raises(ModelNotFoundError, match="Unknown lora"):
         library.find("../loras/a/ink", "lora")
     with pytest.raises(CheckpointError, match="is in a folder of models and cannot be removed"):
         library.remove("a/ink")

@@ -61,7 +61,7 @@ def test_added_controlnet_and_embedding_are_recognized(store: Library, tmp_path:
     assert (net.kind, net.license) == ("control", "Apache-2.0")
     save_file({"clip_l": torch.ones(2, 8), "clip_g": torch.ones(2, 8)}, tmp_path / "e.safetensors")
     assert store.add(tmp_path / "e.safetensors").kind == "embedding"
-    with pytest.raises(ModelNotFoundError, match="unknown lora 'net'"):
+    with pytest.raises(ModelNotFoundError, match="Unknown lora 'net'"):
         store.find("net", "lora")
 
 
@@ -146,7 +146,7 @@ def test_files_of_other_programs_are_not_listed(store: Library, name: str, conte
     (store.folder / f"{name}.json").write_text(content, "latin-1")
     (store.folder / "folder.json").mkdir()
     assert store.list_entries() == []
-    with pytest.raises(ModelNotFoundError, match="unknown lora 'nothing'"):
+    with pytest.raises(ModelNotFoundError, match="Unknown lora 'nothing'"):
         store.require("nothing", "lora")
 
 
@@ -221,7 +221,7 @@ def test_packaged_addon_is_found_and_cannot_be_removed(
     assert list_shipped() == (entry,)
     assert store.find("miniature-ink", "lora") == entry
     assert store.list_entries() == []
-    with pytest.raises(ModelNotFoundError, match=r"unknown lora 'miniature-in'.*miniature-ink"):
+    with pytest.raises(ModelNotFoundError, match=r"Unknown lora 'miniature-in'.*miniature-ink"):
         store.find("miniature-in", "lora")
     with pytest.raises(CheckpointError, match="is part of Overpaint and cannot be removed"):
         store.remove("miniature-ink")
@@ -262,7 +262,7 @@ def test_added_checkpoint_loads_by_name(
     refiner = painter.addon_loader.load(Request(refiner="mine")).refiner
     assert refiner
     assert refiner.sha256 == entry.sha256
-    with pytest.raises(ModelNotFoundError, match="unknown model 'yours'"):
+    with pytest.raises(ModelNotFoundError, match="Unknown model 'yours'"):
         load("yours", home=store.folder.parent)
 
 

@@ -51,7 +51,7 @@ def test_native_size_of_a_single_file_is_known(tmp_path: Path, index: LibraryInd
 
 def test_served_model_that_does_not_exist_is_refused(index: LibraryIndex) -> None:
     assert find_native_size("nosuch", index) is None
-    with pytest.raises(ModelNotFoundError, match="unknown model 'nosuch'"):
+    with pytest.raises(ModelNotFoundError, match="Unknown model 'nosuch'"):
         check_served_model("nosuch", index)
 
 

@@ -390,7 +390,7 @@ def basic(key: str) -> str:
 
 
 def test_failed_job_returns_matching_status(client: TestClient) -> None:
-    for prompt, status, why in (("refuse", 422, "refused"), ("break", 500, "defect")):
+    for prompt, status, why in (("refuse", 422, "Refused"), ("break", 500, "defect")):
         wrong = post(client, "txt2img", {"prompt": prompt, "steps": 2}, status)
         assert set(wrong) == {"error", "detail", "body", "errors"}
         assert why in wrong["errors"]
@@ -401,7 +401,7 @@ def test_read_mask_other_size_returns_422(client: TestClient) -> None:
     Image.new("L", (8, 8), 255).save(small, "PNG")
     mask = base64.b64encode(small.getvalue()).decode()
     wrong = post(client, "img2img", {"init_images": [RAW], "mask": mask, "steps": 2}, 422)
-    assert wrong["errors"].startswith("mask: the mask is 8x8")
+    assert wrong["errors"].startswith("mask: The mask is 8x8")
 
 
 def test_server_shutdown_returns_503_to_waiting_client(tmp_path: Path) -> None:
@@ -445,15 +445,15 @@ def control(**fields: Any) -> dict[str, Any]:
         ("txt2img", {"sampler_name": "Euler a", "eta": 0.5}, "eta: 0.5"),
         ("txt2img", {"script_name": "X/Y/Z plot"}, "script_name"),
         ("txt2img", {"alwayson_scripts": {"ADetailer": {"args": [True]}}}, "scripts.ADetailer"),
-        ("txt2img", control(module="canny", image=None), "ControlNet.image: the unit has no image"),
+        ("txt2img", control(module="canny", image=None), "ControlNet.image: The unit has no image"),
         ("txt2img", control(module="canny", image=[1]), "ControlNet.image: "),
         ("txt2img", {"styles": eval("[" * 90 + "]" * 90)}, "styles"),
         (
             "txt2img",
             control(module="cany"),
-            "ControlNet.module: unknown preprocessor 'cany'. Did you mean canny",
+            "ControlNet.module: Unknown preprocessor 'cany'. Did you mean canny",
         ),
-        ("txt2img", control(model="pen"), "ControlNet.module: the name of the ControlNet, 'pen'"),
+        ("txt2img", control(model="pen"), "ControlNet.module: The name of the ControlNet, 'pen'"),
         (
             "txt2img",
             control(module="canny", model="pen"),
@@ -463,15 +463,15 @@ def control(**fields: Any) -> dict[str, Any]:
         ("txt2img", control(module="canny", guidance_start=1, guidance_end=0), "guidance_start: 1"),
         ("txt2img", HIRES | control(module="canny", hr_option="High res only"), "hr_option: "),
         ("txt2img", {"alwayson_scripts": {"ControlNet": {"args": [3]}}}, "ControlNet: "),
-        ("txt2img", {"prompt": "<lora:none:1>"}, "prompt: unknown lora"),
+        ("txt2img", {"prompt": "<lora:none:1>"}, "prompt: Unknown lora"),
         ("txt2img", {"override_settings": {"eta_noise_seed_delta": 3}}, "eta_noise_seed_delta"),
         ("txt2img", {"override_settings": {"sd_vae": "x.pt"}}, "sd_vae"),
         (
             "txt2img",
             {"override_settings": {"sd_model_checkpoint": "z"}},
-            "override_settings.sd_model_checkpoint: there is no model 'z'",
+            "override_settings.sd_model_checkpoint: There is no model 'z'",
         ),
-        ("txt2img", {"refiner_checkpoint": "r"}, "refiner_checkpoint: there is no model 'r'"),
+        ("txt2img", {"refiner_checkpoint": "r"}, "refiner_checkpoint: There is no model 'r'"),
         ("txt2img", HIRES | {"hr_upscaler": "4x-UltraSharp"}, "hr_upscaler: unknown"),
         ("txt2img", HIRES | {"hr_resize_x": 4}, "hr_resize_x"),
         ("txt2img", HIRES | {"hr_resize_x": 1024, "width": 512}, "hr_resize_x: It needs width"),
@@ -481,7 +481,7 @@ def control(**fields: Any) -> dict[str, Any]:
         ("txt2img", HIRES | {"refiner_checkpoint": "m"}, "refiner_checkpoint: contradicts"),
         ("img2img", {}, "init_images"),
         ("img2img", {"init_images": ["%"]}, "init_images: The text is not base64"),
-        ("img2img", {"init_images": ["http://a,b"]}, "init_images: the value is neither"),
+        ("img2img", {"init_images": ["http://a,b"]}, "init_images: The value is neither"),
         ("img2img", {"init_images": ["aGVsbG8="]}, "not a picture"),
         ("img2img", IMAGE | {"mask": "aGVsbG8="}, "not a picture"),
         ("img2img", IMAGE | {"resize_mode": 3}, "resize_mode"),
@@ -492,7 +492,7 @@ def control(**fields: Any) -> dict[str, Any]:
             "mask_blur_x: 1 differs from mask_blur_y, 4",
         ),
         ("img2img", IMAGE | {"initial_noise_multiplier": 1.1}, "initial_noise_multiplier"),
-        ("options", {"sd_model_checkpoint": "z"}, "there is no model 'z'"),
+        ("options", {"sd_model_checkpoint": "z"}, "There is no model 'z'"),
         ("png-info", {"image": "%"}, "image: The text is not base64"),
     ],
 )

@@ -505,7 +505,7 @@ def test_controlnet_is_found_by_any_title_of_the_web_ui(title: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("title", "message"),
-    [("nosuch", "there is no model 'nosuch'"), ("miniature", "stands for several models: mini")],
+    [("nosuch", "There is no model 'nosuch'"), ("miniature", "stands for several models: mini")],
 )
 def test_title_without_one_controlnet_is_refused(title: str, message: str, tmp_path: Path) -> None:
     service: Any = SimpleNamespace(entries=LibraryIndex(tmp_path))

@@ -81,7 +81,7 @@ def test_failing_prediction_returns_200_with_error(client: TestClient) -> None:
     answer = client.post("/predictions", json={"input": {"prompt": "refuse"}})
     made = answer.json()
     assert (answer.status_code, made["status"], made["output"]) == (200, "failed", None)
-    assert "refused" in made["error"]
+    assert "Refused" in made["error"]
 
 
 def test_prediction_without_body_uses_default_inputs(client: TestClient) -> None:

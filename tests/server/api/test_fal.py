@@ -195,7 +195,7 @@ def test_stream_sends_previews_then_result_or_error(client: SyncClient) -> None:
     assert told[-1]["seed"] == 5
     broken = list(client.stream(APP, {"prompt": "refuse", "num_inference_steps": 2}))
     assert broken[-1]["detail"] == [
-        {"loc": ["body", "prompt"], "msg": "refused", "type": "value_error"}
+        {"loc": ["body", "prompt"], "msg": "Refused", "type": "value_error"}
     ]
 
 
@@ -348,12 +348,12 @@ def test_unknown_app_or_request_returns_404(client: SyncClient, url: str) -> Non
 
 def test_failed_request_raises_matching_error(client: SyncClient) -> None:
     handle = client.submit(APP, {"prompt": "refuse"})
-    with pytest.raises(FalClientHTTPError, match="refused") as caught:
+    with pytest.raises(FalClientHTTPError, match="Refused") as caught:
         handle.get(interval=0.01)
     assert caught.value.status_code == 422
     ended = handle.status()
     assert isinstance(ended, fal_client.Completed)
-    assert (ended.error, ended.error_type) == ("prompt: refused", "bad_request")
+    assert (ended.error, ended.error_type) == ("prompt: Refused", "bad_request")
     with pytest.raises(FalClientHTTPError, match="a defect") as broken:
         client.run(APP, {"prompt": "break"})
     assert broken.value.status_code == 500

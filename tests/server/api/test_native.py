@@ -236,7 +236,7 @@ def test_idempotency_key_repeated_returns_the_first_job(client: TestClient) -> N
         ({"request": {"prompt": "a", "num_inference_steps": 1.5}}, "num_inference_steps"),
         ({"request": {"prompt": "a", "width": 1023}}, "1023 is not a multiple of 8"),
         ({"request": {"prompt": "a", "strength": 0.5}}, "without an image"),
-        ({"request": {"prompt": "a"}, "model": "x"}, "no model 'x' here"),
+        ({"request": {"prompt": "a"}, "model": "x"}, "There is no model 'x' here"),
         ({"request": {"image": {"data": "%%"}}}, "not base64"),
         ({"request": {"image": {"data": "aGVsbG8="}}}, "not a picture"),
         ({"request": {"image": {"file": "0" * 64}}}, "upload it again"),

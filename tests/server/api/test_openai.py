@@ -366,7 +366,7 @@ def test_generate_with_unknown_model_returns_404(client: OpenAI) -> None:
 
 def test_generate_with_failing_job_raises_matching_error(client: OpenAI) -> None:
     """A failure that the request caused is a bad request, even if it shows late."""
-    with pytest.raises(openai.BadRequestError, match="prompt: refused") as caught:
+    with pytest.raises(openai.BadRequestError, match="prompt: Refused") as caught:
         client.images.generate(prompt="refuse")
     assert caught.value.param == "prompt"
     with pytest.raises(openai.InternalServerError, match="a defect") as broken:

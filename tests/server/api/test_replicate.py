@@ -124,7 +124,7 @@ def test_cancel_of_running_prediction_ends_it(client: Client) -> None:
 
 
 def test_run_of_failing_prediction_raises_model_error(client: Client) -> None:
-    with pytest.raises(ModelError, match="refused"):
+    with pytest.raises(ModelError, match="Refused"):
         client.run(PINNED, input={"prompt": "refuse"})
 
 

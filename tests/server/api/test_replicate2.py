@@ -91,7 +91,7 @@ def test_files_with_client_2_are_uploaded_and_used(url: str) -> None:
 def test_errors_with_client_2_raise_matching_exceptions(url: str) -> None:
     met = client(url, "errors")
     assert met["failed"].startswith("ModelError: ")
-    assert "refused" in met["failed"]
+    assert "Refused" in met["failed"]
     assert met["invalid"].startswith("UnprocessableEntityError: ")
     assert "num_inference_steps" in met["invalid"]
     assert met["no model"].startswith("NotFoundError: ")

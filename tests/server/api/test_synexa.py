@@ -65,7 +65,7 @@ def test_async_run_returns_image(url: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_run_of_failing_prediction_raises_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client = client_of(url, "right", monkeypatch)
-    with pytest.raises(Exception, match="Prediction failed: prompt: refused"):
+    with pytest.raises(Exception, match="Prediction failed: prompt: Refused"):
         client.run("any/sdxl", {"prompt": "refuse"})
 
 

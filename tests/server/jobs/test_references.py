@@ -115,7 +115,7 @@ def test_references_replicate_errors_use_replicate_fields(client: TestClient) ->
     ):
         answer = client.post(path, json={"input": inputs})
         assert answer.status_code == 422
-        assert answer.json()["detail"].startswith(f"{field}: unknown lora 'pen'")
+        assert answer.json()["detail"].startswith(f"{field}: Unknown lora 'pen'")
     assert client.post(path, json={"input": {"replicate_weights": "ink"}}).status_code == 201
 
 
@@ -207,5 +207,5 @@ def test_references_worker_reads_no_paths(tmp_path: Path) -> None:
     models = open_engine(config)._models  # pyright: ignore[reportPrivateUsage]
     assert isinstance(models, ModelPool)
     painter = models.get("miniature")
-    with pytest.raises(ModelNotFoundError, match="unknown lora"):
+    with pytest.raises(ModelNotFoundError, match="Unknown lora"):
         painter.addon_loader.load(Request(loras=(Lora(name=str(path)),)))

@@ -138,7 +138,7 @@ def test_service_leaves_the_permissions_of_a_folder_with_other_things(tmp_path: 
 
 
 def test_service_second_server_in_a_folder_is_refused(tmp_path: Path) -> None:
-    with served(tmp_path), pytest.raises(StoreError, match="another server has the folder"):
+    with served(tmp_path), pytest.raises(StoreError, match="Another server has the folder"):
         Service(settings_for(tmp_path), ScriptedEngine)
     with served(tmp_path):
         pass

@@ -148,7 +148,7 @@ def test_supervisor_publishes_a_job_s_pictures(house: House) -> None:
 def test_supervisor_failed_job_has_its_error(house: House) -> None:
     house.open()
     refused, broken = house.submit("refuse"), house.submit("break")
-    assert house.ended(refused).error == "prompt: refused"
+    assert house.ended(refused).error == "prompt: Refused"
     assert "defect in Overpaint: ZeroDivisionError" in (house.ended(broken).error or "")
 
 
@@ -324,7 +324,7 @@ def test_supervisor_end_that_cannot_be_stored_fails_the_job(
     finish = house.jobs.finish
 
     def failing(*arguments: Any, **keywords: Any) -> bool:
-        if keywords.get("error") == "prompt: refused":
+        if keywords.get("error") == "prompt: Refused":
             raise UnicodeError
         return finish(*arguments, **keywords)
 
@@ -503,7 +503,7 @@ def test_supervisor_messages_wait_while_the_store_fails(
     names = [house.submit("refuse", steps=4) for _ in range(8)]
     house.open(0.2)  # while the first is stepped, the others come
     for name in names:
-        assert house.ended(name).error == "prompt: refused"
+        assert house.ended(name).error == "prompt: Refused"
     (total,) = UsageReader(house.jobs.database).sum_usage("model")
     assert (total.jobs, total.device_seconds) == (8, pytest.approx(8 * 0.002))
 

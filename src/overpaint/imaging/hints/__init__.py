@@ -60,7 +60,7 @@ def check_hint(kind: str, options: Mapping[str, float], field: str = "options") 
     if (maker := HINT_FROM_PICTURE.get(kind) or HINT_FROM_ESTIMATE.get(kind)) is None:
         raise RequestError(
             field.replace("options", "kind"),
-            f"a {kind} hint cannot be made from a picture; give the finished hint.",
+            f"A {kind} hint cannot be made from a picture; give the finished hint.",
         )
     parameters = inspect.signature(maker).parameters.values()
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -89,7 +89,7 @@ def make_hint(
     check_hint(kind, options or {})
     if (makers := HINT_FROM_PICTURE if estimate is None else HINT_FROM_ESTIMATE).get(kind) is None:
         word = "only" if estimate is None else "not"
-        raise RequestError("estimator", f"a {kind} hint is {word} made with an estimator.")
+        raise RequestError("estimator", f"A {kind} hint is {word} made with an estimator.")
     source: Any = picture if estimate is None else estimate(picture)
     return makers[kind](source, **(options or {}))
 

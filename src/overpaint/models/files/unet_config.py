@@ -53,7 +53,7 @@ def infer_unet_config(tensors: Mapping[str, LazyTensor], base: Mapping[str, Any]
         config["mid_block_type"] = "UNetMidBlock2D"
     elif middle != max(down[-1]):
         raise CheckpointError(
-            f"the UNet has {middle} transformer layers in its middle block and {max(down[-1])} in "
+            f"The UNet has {middle} transformer layers in its middle block and {max(down[-1])} in "
             "the block before it; Overpaint builds UNets in which both are equal"
         )
     if width := _get_size(tensors, "time_embedding.cond_proj.weight", 1):
@@ -87,7 +87,7 @@ def _list_depths(tensors: Mapping[str, Any], block: str, layers: int) -> Depths:
     depths = [_count_transformer_blocks(tensors, stem) for stem in stems]
     if any(depths) and not all(depths):
         raise CheckpointError(
-            f"the UNet's {block} has attention after some of its resnets only ({depths}); "
+            f"The UNet's {block} has attention after some of its resnets only ({depths}); "
             "Overpaint builds blocks in which all or none have it"
         )
     return depths

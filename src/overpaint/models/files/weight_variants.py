@@ -38,7 +38,7 @@ def choose_weight_files(names: Iterable[str], *, half: bool) -> list[str]:
             if pickles
             else ""
         )
-        raise CheckpointError(f"no .safetensors weights{only}")
+        raise CheckpointError(f"There are no .safetensors weights{only}")
     sixteen = [files for plain, files in variants.items() if ".fp16." in plain]
     base = [files for plain, files in variants.items() if plain.count(".") == 1]
     preferred = sixteen or base if half else base or sixteen

@@ -150,7 +150,7 @@ def locate_model(
     if name in PACKAGED_MODELS:
         if (folder := _packaged(name)) is None:
             raise ModelNotFoundError(
-                f"this copy of Overpaint does not contain {name} (overpaint/data/{name}); "
+                f"This copy of Overpaint does not contain {name} (overpaint/data/{name}); "
                 "install a released package, or train the model: see miniature/README.md"
             )
         return folder
@@ -160,10 +160,10 @@ def locate_model(
             return path
         looks_like_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
         if looks_like_path or path.suffix.lower() in (*WEIGHT_SUFFIXES, *PICKLE_SUFFIXES):
-            raise ModelNotFoundError(f"no such file or folder: {name}.{_near_paths(path)}")
+            raise ModelNotFoundError(f"There is no file or folder: {name}.{_near_paths(path)}")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise ModelNotFoundError(
-                f"unknown model {name!r}.{did_you_mean(name, known())} Or give a folder, a "
+                f"Unknown model {name!r}.{did_you_mean(name, known())} Or give a folder, a "
                 ".safetensors file or a hub id owner/name."
             )
     return hub.find_cached(_get_repository(name))
@@ -190,7 +190,7 @@ def resolve_controlnet(name: str) -> Path:
         return known[name]
     if re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
         raise ModelNotFoundError(
-            f"unknown ControlNet {name!r}.{did_you_mean(name, known)} Or give a folder, a "
+            f"Unknown ControlNet {name!r}.{did_you_mean(name, known)} Or give a folder, a "
             ".safetensors file or a hub id owner/name."
         )
     return resolve_model(name, known=lambda: known)
@@ -210,7 +210,7 @@ def resolve_estimator(name: str) -> Path:
     """
     if name not in ESTIMATORS and re.fullmatch(r"[\w-]+", name) and not Path(name).exists():
         raise ModelNotFoundError(
-            f"unknown estimator {name!r}.{did_you_mean(name, ESTIMATORS)} Or give a folder or a "
+            f"Unknown estimator {name!r}.{did_you_mean(name, ESTIMATORS)} Or give a folder or a "
             "hub id owner/name."
         )
     path = resolve_model(name, known=lambda: ESTIMATORS)
@@ -234,7 +234,7 @@ def choose_controlnet(kind: str, family: str) -> str:
     if (name := f"{MINIATURE}-{kind}") in known:
         return name
     raise ModelNotFoundError(
-        f"the miniature has no ControlNet for {kind} control images.{did_you_mean(name, known)} "
+        f"The miniature has no ControlNet for {kind} control images.{did_you_mean(name, known)} "
         "Or give the name of a ControlNet in the request."
     )
 

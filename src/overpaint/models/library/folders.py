@@ -65,7 +65,7 @@ class ModelFolders:
         self._digests: dict[Path, tuple[Stamp, tuple[str, str]]] = {}
         for path in self.paths:
             if not path.exists():
-                raise ModelNotFoundError(f"no such folder of models: {path}")
+                raise ModelNotFoundError(f"There is no folder of models: {path}")
             for root in _list_roots(path):
                 _check_readable(root)
 
@@ -214,7 +214,7 @@ def _check_readable(root: Path) -> None:
         return
     except OSError as error:
         raise ModelNotFoundError(
-            f"the folder of models {root} cannot be read: {error.strerror}. Give another folder, "
+            f"The folder of models {root} cannot be read: {error.strerror}. Give another folder, "
             "or change its permissions."
         ) from error
 

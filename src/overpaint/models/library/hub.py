@@ -88,7 +88,7 @@ def _explain_hub_errors(
         yield
     except HFValidationError as error:
         raise ModelNotFoundError(
-            f"unknown model {name!r}: it is neither a file or folder here nor a hub id: {error}"
+            f"Unknown model {name!r}: it is neither a file or folder here nor a hub id: {error}"
         ) from error
     except GatedRepoError as error:
         raise ModelNotFoundError(
@@ -97,7 +97,7 @@ def _explain_hub_errors(
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
-            f"unknown model {name!r}: it is neither a file or folder here nor a "
+            f"Unknown model {name!r}: it is neither a file or folder here nor a "
             f"repository ({repository}) on the hub.{did_you_mean(name, known())}"
         ) from error
     except (HTTPError, OSError) as error:

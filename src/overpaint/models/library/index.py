@@ -213,7 +213,7 @@ class LibraryIndex:
             if known
             else " None was added yet: overpaint models add FILE."
         )
-        raise ModelNotFoundError(f"unknown {what} {name!r}.{aside or suggestion}")
+        raise ModelNotFoundError(f"Unknown {what} {name!r}.{aside or suggestion}")
 
 
 def _describe_unreadable(path: Path, name: str) -> str:

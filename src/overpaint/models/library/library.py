@@ -75,7 +75,7 @@ class Library(LibraryIndex):
             OutputError: The library's folder cannot be written.
         """
         if not source.exists():
-            raise ModelNotFoundError(f"no such file: {source}")
+            raise ModelNotFoundError(f"There is no file: {source}")
         opened = open_source(source)
         name = require_safe_name(opened.name if name is None else name)
         described = describe(opened.header, name, "", license)
@@ -92,7 +92,7 @@ class Library(LibraryIndex):
     def _check_free(self, name: str, kind: FileKind) -> None:
         if kind == "checkpoint" and name in (*PACKAGED_MODELS, *ALIASES):
             raise CheckpointError(
-                f"the name {name!r} belongs to another model; choose a different name with --name"
+                f"The name {name!r} belongs to another model; choose a different name with --name"
             )
 
     def _store(self, opened: Source, described: LibraryEntry) -> LibraryEntry:
@@ -113,7 +113,7 @@ class Library(LibraryIndex):
             taken = self.read_entry(described.name) or shipped.get(described.name)
             if taken and taken.sha256 != digest:
                 raise CheckpointError(
-                    f"the name {described.name!r} belongs to {taken.file} already; remove that "
+                    f"The name {described.name!r} belongs to {taken.file} already; remove that "
                     "file first, or choose a different name"
                 )
             entry = described.model_copy(

@@ -57,7 +57,7 @@ def _check_part(part: str, name: str, index: LibraryIndex) -> None:
     if path.exists() or index.resolve(name, "checkpoint"):
         return
     if path.is_absolute() or (path.suffix.lower() in WEIGHT_SUFFIXES and "/" in name):
-        raise ModelNotFoundError(f"no such file or folder for the {PART_NAMES[part]}: {name}")
+        raise ModelNotFoundError(f"There is no file or folder for the {PART_NAMES[part]}: {name}")
     if "/" not in name:
         index.require(name, PART_KINDS[part])
 

@@ -251,7 +251,7 @@ class Service:
         name = model or self.settings.models[0]
         if name not in self.settings.models:
             raise ModelNotFoundError(
-                f"no model {name!r} here.{did_you_mean(name, self.settings.models)}"
+                f"There is no model {name!r} here.{did_you_mean(name, self.settings.models)}"
             )
         if self.draining:
             raise QueueFullError("this server is about to end; try again in a minute.", 0.0)
@@ -322,7 +322,7 @@ class Service:
         """
         given = self.settings
         if not wanted and given.safety_checker and not given.safety_optional:
-            raise RequestError(field, "this server checks every picture; leave it out.")
+            raise RequestError(field, "This server checks every picture; leave it out.")
         return wanted
 
     def reach(self, key: str) -> Reach:

@@ -83,6 +83,6 @@ def lock_folder(folder: Path) -> sqlite3.Connection:
         return lock_file(folder / "server.lock")
     except BlockingIOError as error:
         raise StoreError(
-            f"another server has the folder {folder}. Give this one another with --data; servers "
+            f"Another server has the folder {folder}. Give this one another with --data; servers "
             "that share one need a --store on Postgres."
         ) from error

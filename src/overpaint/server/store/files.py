@@ -124,7 +124,7 @@ class Files:
         try:
             return self.get_path(name).open("rb")
         except OSError as error:
-            raise PictureError(f"there is no file {name}; upload it again.") from error
+            raise PictureError(f"There is no file {name}; upload it again.") from error
 
     def get_time(self, name: str) -> float:
         """Return the time of the last `put` in seconds since 1970; infinity without the file."""

@@ -141,7 +141,7 @@ class Jobs(JobReader):
             return None
         if found.body != body:
             raise IdempotencyError(
-                f"the idempotency key {token!r} was used for another request, job {found.job}; "
+                f"The idempotency key {token!r} was used for another request, job {found.job}; "
                 "take a new one."
             )
         return self._get(connection, found.job)

@@ -247,7 +247,7 @@ def _check_foreign_keys(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
         if broken is not None:
-            raise StoreError(f"row {broken[1]} of {broken[0]} refers to no row of {broken[2]}")
+            raise StoreError(f"Row {broken[1]} of {broken[0]} refers to no row of {broken[2]}")
 
 
 @contextmanager

@@ -166,7 +166,7 @@ def read_controls(
             if args and not _is_off(args[0]):
                 raise RequestError(
                     f"alwayson_scripts.{name}",
-                    "this script is not supported; turn it off, or leave it out.",
+                    "This script is not supported; turn it off, or leave it out.",
                 )
             report_ignored(f"alwayson_scripts.{name}")
             continue
@@ -174,7 +174,7 @@ def read_controls(
         if len(controls) + len(args) > MAX_CONTROLS:  # before any image is read
             raise RequestError(
                 CONTROLNET_FIELD,
-                f"a request can have up to {MAX_CONTROLS} units; this one has more.",
+                f"A request can have up to {MAX_CONTROLS} units; this one has more.",
             )
         controls += [_read_control(arg, given, resolve_net) for arg in args]
     return tuple(controls)
@@ -239,14 +239,14 @@ def _resolve_kind(unit: Unit) -> str:
     if unit.module not in NO_PREPROCESSOR:
         if (kind := find_kind(unit.module)) is None:
             hint = did_you_mean(unit.module, KIND_BY_PREPROCESSOR)
-            raise RequestError(field, f"unknown preprocessor {quote_value(unit.module)}.{hint}")
+            raise RequestError(field, f"Unknown preprocessor {quote_value(unit.module)}.{hint}")
         return kind
     name = unit.model.lower()
     kinds = {kind for word, kind in KIND_BY_MODEL_WORD.items() if word in name}
     if len(kinds) != 1:
         raise RequestError(
             field,
-            f"the name of the ControlNet, {quote_value(unit.model)}, does not tell the kind of "
+            f"The name of the ControlNet, {quote_value(unit.model)}, does not tell the kind of "
             "control image; choose a preprocessor, or a model with the kind in its name.",
         )
     return kinds.pop()
@@ -300,10 +300,10 @@ def _read_image(unit: Unit, image: Any, given: TextInputs | ImageInputs) -> Pict
     field = f"{CONTROLNET_FIELD}.image"
     if is_empty(image):
         if not isinstance(given, ImageInputs):
-            raise RequestError(field, "the unit has no image; send one.")
+            raise RequestError(field, "The unit has no image; send one.")
         if unit.module not in NO_PREPROCESSOR:
             return None
         image = given.init_images[0]
     if not isinstance(image, str):
-        raise RequestError(field, "the value is neither base64 nor a data: URI.")
+        raise RequestError(field, "The value is neither base64 nor a data: URI.")
     return codec.receive_picture(decode_image(field, image), field)

@@ -180,7 +180,7 @@ def make_control_images(given: DetectRequest) -> list[str]:
     kind = find_kind(module)
     if kind is None and module not in NO_PREPROCESSOR:
         hint = did_you_mean(module, KIND_BY_PREPROCESSOR)
-        raise RequestError(field, f"unknown preprocessor {quote_value(module)}.{hint}")
+        raise RequestError(field, f"Unknown preprocessor {quote_value(module)}.{hint}")
     thresholds = {"low": given.controlnet_threshold_a, "high": given.controlnet_threshold_b}
     options = {name: value for name, value in thresholds.items() if value >= 0}
     made: list[str] = []

@@ -23,7 +23,7 @@ def decode_image(field: str, text: str) -> bytes:
     if text.startswith("data:"):
         return decode_data_uri(field, text)
     if "," in text or "://" in text:
-        raise RequestError(field, "the value is neither base64 nor a data: URI.")
+        raise RequestError(field, "The value is neither base64 nor a data: URI.")
     return decode_base64(field, text)
 
 

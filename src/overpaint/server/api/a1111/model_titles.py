@@ -42,7 +42,7 @@ def resolve_model_title(field: str, title: str | None, known: Collection[str]) -
         raise RequestError(field, f"{quote_value(title)} stands for several models: {listed}.")
     if not names:
         hint = did_you_mean(bare, known) if known else ""
-        raise RequestError(field, f"there is no model {quote_value(title)}.{hint}")
+        raise RequestError(field, f"There is no model {quote_value(title)}.{hint}")
     return names[0]
 
 

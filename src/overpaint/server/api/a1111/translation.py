@@ -298,7 +298,7 @@ def _check_second_pass(given: TextInputs) -> None:
         message = f"unknown upscaler {quote_value(given.hr_upscaler)}. Known: {known}."
         raise RequestError("hr_upscaler", message)
     if given.refiner_checkpoint not in NO_MODEL:
-        raise RequestError("refiner_checkpoint", "contradicts enable_hr; send one of the two.")
+        raise RequestError("refiner_checkpoint", "It contradicts enable_hr; send one of the two.")
 
 
 def _image_fields(given: ImageInputs, options: Options, text: str) -> dict[str, Any]:

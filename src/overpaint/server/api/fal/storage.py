@@ -108,10 +108,10 @@ def load_stored_files(service: Service, key: str, urls: Mapping[str, str]) -> di
             continue
         upload = service.uploads.get(key, found[1])
         if upload is None or upload.file is None or upload.deleted:
-            raise RequestError(field, "there is no such file; upload it again.")
+            raise RequestError(field, "There is no such file; upload it again.")
         contents[url] = load_upload(service.files, upload.file)
         if sum(map(len, contents.values())) > limit:
-            raise RequestError(field, f"the files have more than {limit:,} bytes together.")
+            raise RequestError(field, f"The files have more than {limit:,} bytes together.")
     return contents
 
 

@@ -37,9 +37,9 @@ def to_request(
     found = {"image_url": given.repainted_url, "mask_url": given.mask_url}
     for name in required:
         if found[name] is None:
-            raise RequestError(name, "this task requires the argument; send it.")
+            raise RequestError(name, "This task requires the argument; send it.")
     if given.mask_url is not None and given.repainted_url is None:
-        raise RequestError("mask_url", "a mask needs an image to repaint; send image_url too.")
+        raise RequestError("mask_url", "A mask needs an image to repaint; send image_url too.")
     try:
         return build_request(given, _map_fields(given, sources), NATIVE_FIELDS, sources)
     except RequestError as error:

@@ -65,7 +65,7 @@ async def _read_fields(form: FormData, model: type[ImageFields], limits: Limits)
         plain = item[1] if item else name
         if "[" in plain:
             plain = plain.partition("[")[0]
-            raise RequestError(plain, "a form cannot nest fields; send the value as JSON text.")
+            raise RequestError(plain, "A form cannot nest fields; send the value as JSON text.")
         if plain == "image":
             images += 1
             if images > 1:
@@ -77,7 +77,7 @@ async def _read_fields(form: FormData, model: type[ImageFields], limits: Limits)
         elif item and plain not in model.model_fields and plain in lists:
             fields[plain].append(read)
         elif plain in fields:
-            raise RequestError(plain, "the field occurs more than once; send it once.")
+            raise RequestError(plain, "The field occurs more than once; send it once.")
         elif item and plain not in model.model_fields:
             lists.add(plain)
             fields[plain] = [read]

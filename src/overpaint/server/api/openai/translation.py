@@ -131,7 +131,7 @@ def _read_mask(mask: Picture, image: Picture) -> Picture:
     check_mask_size(image, mask)
     if (gray := encode_transparency(mask)) is None:
         raise RequestError(
-            "mask", "the mask is opaque everywhere; make the area to repaint transparent."
+            "mask", "The mask is opaque everywhere; make the area to repaint transparent."
         )
     return gray
 
@@ -153,7 +153,7 @@ def output_options(given: ImageFields, request: Request) -> OutputOptions:
     elif given.output_compression is not None:
         raise RequestError(
             "output_compression",
-            "this field has no effect on PNG files; leave it out, or choose jpeg or webp.",
+            "This field has no effect on PNG files; leave it out, or choose jpeg or webp.",
         )
     previews = given.partial_images or 0
     if previews and (not given.stream or request.num_images > 1):

@@ -76,7 +76,7 @@ def _parse_object(text: str) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise RequestError("metadata", "it is not a JSON object; send one, or leave it out.")
+        raise RequestError("metadata", "It is not a JSON object; send one, or leave it out.")
     return {str(name): value for name, value in found.items()}  # pyright: ignore
 
 
@@ -96,7 +96,7 @@ async def create_file(
     name = filename or content.filename or ""
     kind = media_type or content.content_type or "application/octet-stream"
     if "\0" in name + kind:
-        raise RequestError("content", "its name or type has a NUL character; leave that out.")
+        raise RequestError("content", "Its name or type has a NUL character; leave that out.")
     limit = service.settings.limits.upload_bytes
     data = await content.read(limit + 1)
     if len(data) > limit:

@@ -157,7 +157,7 @@ async def accept_job(
     report_unused_inputs(given)
     if service.settings.watermark and not given.apply_watermark:
         raise RequestError(
-            "apply_watermark", "this server watermarks every image; leave the input out."
+            "apply_watermark", "This server watermarks every image; leave the input out."
         )
     if job := await service.repeated(key, token, body):
         return job
@@ -284,7 +284,7 @@ def to_request(
         PictureError: an image cannot be read.
     """
     if given.mask and not given.image:
-        raise RequestError("mask", "a mask needs an image to repaint; send image too.")
+        raise RequestError("mask", "A mask needs an image to repaint; send image too.")
     sides = resolve_size(given, native)
     fields: dict[str, Any] = {
         "prompt": given.prompt,

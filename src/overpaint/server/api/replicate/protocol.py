@@ -85,7 +85,7 @@ class VersionBody(Body):
         """
         if name := self.version or self.model:
             return name
-        raise RequestError("version", "the field is missing; send a version id or OWNER/NAME.")
+        raise RequestError("version", "The field is missing; send a version id or OWNER/NAME.")
 
 
 class Output(RootModel[list[Annotated[str, Field(json_schema_extra={"format": "uri"})]]]):
