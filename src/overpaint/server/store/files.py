@@ -223,7 +223,7 @@ class Files:
 
 def _check_hash(name: str, found: str) -> None:
     if found != name:
-        raise PictureError(f"file {name} is damaged on the server's disk; upload it again.")
+        raise PictureError(f"File {name} is damaged on the server's disk; upload it again.")
 
 
 def _holds(path: Path, data: bytes) -> bool:
