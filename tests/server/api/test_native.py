@@ -301,7 +301,7 @@ def test_health_checks_report_readiness(client: TestClient) -> None:
 
 
 def test_disk_full_is_answered_507(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     fields = {"image": {"data": base64.b64encode(HOUSE).decode()}}
