@@ -46,29 +46,34 @@ def test_packaged_models_are_at_most_48_mb():
 # The inpainting model and the refiner
 
 
-def test_inpainting_replaces_one_object_and_keeps_the_rest(inpainter: Model):
+@pytest.mark.parametrize("count", [6, pytest.param(12, marks=pytest.mark.slow)])
+def test_inpainting_replaces_one_object_and_keeps_the_rest(inpainter: Model, count: int):
     judge = load_judge(ROOT / "miniature" / "judge.safetensors")
-    (right, same), _ = measure_masks.replaced(inpainter, judge, 12)
+    (right, same), _ = measure_masks.replaced(inpainter, judge, count)
     assert same.value == 1
     assert right.value >= 0.75
 
 
-def test_inpainting_removes_an_object(inpainter: Model):
-    assert measure_masks.removed(inpainter, 12)[0].value >= 0.65
+@pytest.mark.parametrize("count", [6, pytest.param(12, marks=pytest.mark.slow)])
+def test_inpainting_removes_an_object(inpainter: Model, count: int):
+    assert measure_masks.removed(inpainter, count)[0].value >= 0.65
 
 
-def test_extending_continues_the_background(inpainter: Model):
-    assert measure_masks.extended(inpainter, 12)[0].value <= 6
+@pytest.mark.parametrize("count", [6, pytest.param(12, marks=pytest.mark.slow)])
+def test_extending_continues_the_background(inpainter: Model, count: int):
+    assert measure_masks.extended(inpainter, count)[0].value <= 6
 
 
-def test_refiner_draws_edges_at_least_as_fine(painter: overpaint.Painter):
+@pytest.mark.parametrize("count", [8, pytest.param(16, marks=pytest.mark.slow)])
+def test_refiner_draws_edges_at_least_as_fine(painter: overpaint.Painter, count: int):
     refiner = load_model("miniature-refiner", device="cpu")
-    (alone, together), _ = measure_masks.refined(painter.model, refiner, 16)
+    (alone, together), _ = measure_masks.refined(painter.model, refiner, count)
     assert together.value > alone.value - 0.02
 
 
-def test_soft_mask_changes_gradually(painter: overpaint.Painter):
-    change, _ = measure_masks.softened(painter.model, 12)
+@pytest.mark.parametrize("count", [6, pytest.param(12, marks=pytest.mark.slow)])
+def test_soft_mask_changes_gradually(painter: overpaint.Painter, count: int):
+    change, _ = measure_masks.softened(painter.model, count)
     quarters = np.reshape(change, (4, 2)).mean(1).tolist()
     assert quarters == sorted(quarters)
     assert change[0] < change[-1] / 4

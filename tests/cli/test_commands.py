@@ -206,7 +206,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     (
         "--mask-from box:1,2,9,8 --invert --grow 2 --blur -0 --task remove --fill flat --crop 16 "
         "--extend left=8,bottom=16 --match-colors --refiner mine --refine ensemble "
-        "--high-noise-frac 0.7 --aesthetic-score 7 --negative-aesthetic-score 2 --seed 3",
+        "--high-noise-frac 0.7 --aesthetic-score 7 --negative-aesthetic-score 2 --vae soft "
+        "--seed 3",
         {
             "mask_from": "box:1,2,9,8",
             "mask_invert": True,
@@ -220,6 +221,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
             "aesthetic_score": 7.0,
             "negative_aesthetic_score": 2.0,
             "seed": 3,
+            "vae": "soft",
         },
     ),
     (
@@ -706,13 +708,13 @@ def test_hint_with_an_estimator_writes_its_output(loader: Loader, run: Any, tmp_
         ("edit empty.png x", 3, "empty.png is empty (0 bytes)"),
         ("edit text.png x", 3, "text.png is not a picture"),
         ("edit fox.png x --like fox.png", 3, "fox.png carries no settings"),
-        ("edit fox.png x -o text.png/out.png", 5, "the folder text.png cannot be made"),
+        ("edit fox.png x -o text.png/out.png", 5, "The folder text.png cannot be made"),
         ("edit fox.png x -o out.bmp", 5, "the suffix is unknown; use one of .png"),
         ("create x --size keep", 2, "--size: 'keep' needs an image"),
         ("sweep fox.png x --strength 0.2,oops", 2, "--strength: '0.2,oops'"),
         ("sweep fox.png x --strength 0.2,1.5", 2, "--strength: 1.5 is out of range"),
         ("sweep fox.png x --guidance 0.5", 2, "--guidance: 0.5 is between"),
-        ("sweep fox.png x -o text.png/", 5, "the folder text.png cannot be made"),
+        ("sweep fox.png x -o text.png/", 5, "The folder text.png cannot be made"),
         ("info none.png", 3, "no such file"),
     ],
 )
@@ -802,7 +804,7 @@ def test_full_stdout_after_a_saved_picture_is_an_error_without_traceback(
     assert ran.code == 5
     assert ran.err.splitlines()[-2:] == [
         "overpaint: saved, but not printed: out.png",
-        "overpaint: Stdout cannot be written: No space left on device. Free space, or write "
+        "overpaint: stdout cannot be written: No space left on device. Free space, or write "
         "elsewhere.",
     ]
 

@@ -150,7 +150,7 @@ def test_embedding_is_found_by_name_in_painter(tmp_path: Path) -> None:
 
 
 def test_unknown_embedding_is_rejected() -> None:
-    with pytest.raises(RequestError, match="prompt: embedding 'ink' is not loaded"):
+    with pytest.raises(RequestError, match="prompt: Embedding 'ink' is not loaded"):
         encode_prompt(tiny_model(), "a <embedding:ink>")
 
 

@@ -283,9 +283,9 @@ def test_vae_of_a_request_is_a_name_that_the_library_has(home: Path, tmp_path: P
         AddonLoader(tiny_model(), Library(home, paths=paths)) for paths in (False, True)
     )
     assert by_path.load_vae(str(vae)).file.name == str(vae)
-    with pytest.raises(ModelNotFoundError, match="unknown vae"):
+    with pytest.raises(ModelNotFoundError, match="Unknown vae"):
         by_name.load_vae(str(vae))
-    with pytest.raises(ModelNotFoundError, match=r"unknown vae 'sof'\. Did you mean soft"):
+    with pytest.raises(ModelNotFoundError, match=r"Unknown vae 'sof'\. Did you mean soft"):
         by_name.load_vae("sof")
 
 

@@ -365,7 +365,7 @@ def test_prompt_with_lora_tags_moves_them_to_loras(
         ("a <lora:ink:te=much>", "'much' is not a number"),
         ("a <lora:ink:1:lbw=1,2,3>", "lbw= takes 12, 17, 20, 26 numbers, or the name of a preset"),
         ("a <lora:ink:1:lbw=1,1,1,1,1,1,1,1,1,1,1,R>", "'R' is not a number"),
-        ("a <lora:ink:1:lbw=OUTA>", "Known: ALL"),
+        ("a <lora:ink:1:lbw=OUTA>", "Did you mean OUTALL"),
     ],
 )
 def test_prompt_with_an_invalid_lora_tag_is_rejected(prompt: str, message: str):

@@ -92,8 +92,8 @@ def test_fuzz_mask_of_other_size_is_rejected(
 
 
 def test_fuzz_values_that_are_not_json_are_dropped(client: TestClient) -> None:
-    # NaN and half surrogate pairs cannot be sent back as JSON.
-    body = r'{"steps": 1, "whatever": NaN, "s_tmax": "\ud800", "save_images": [[[]]]}'
+    # NaN and infinity cannot be sent back as JSON.
+    body = r'{"steps": 1, "whatever": NaN, "s_tmax": -Infinity, "save_images": [[[]]]}'
     answer = client.post(
         "/sdapi/v1/txt2img", content=body, headers={"content-type": "application/json"}
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overpaint.errors import OutputError, PictureError, RequestError
-from overpaint.imaging.extension import count_windows
 from overpaint.system import atomic_files
 
 if TYPE_CHECKING:
@@ -146,6 +145,9 @@ class Profile:
 
 def _count_passes(request: "Request", native: int) -> int:
     """Return how often the steps of a request run: once, or for each window of an extension."""
+    # The command line reads this file, and does without NumPy and Pillow until a picture is there.
+    from overpaint.imaging.extension import count_windows
+
     try:
         windows = count_windows(request, native)
     except (PictureError, RequestError):  # Such a request fails when it begins.

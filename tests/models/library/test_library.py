@@ -81,7 +81,7 @@ def test_add_twice_keeps_one_entry_and_other_file_is_rejected(
     path = lora(tmp_path / "ink.safetensors")
     assert store.add(path) == store.add(path)
     with pytest.raises(
-        CheckpointError, match=r"the name 'ink' belongs to ink\.safetensors already"
+        CheckpointError, match=r"The name 'ink' belongs to ink\.safetensors already"
     ):
         store.add(lora(tmp_path / "other.safetensors", 1), "ink")
     assert len(store.list_entries()) == 1
@@ -93,7 +93,7 @@ def test_add_twice_keeps_one_entry_and_other_file_is_rejected(
 def test_invalid_name_is_rejected(name: str, store: Library, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a valid name"):
         store.add(lora(tmp_path / "ink.safetensors"), name)
-    with pytest.raises(ModelNotFoundError, match="unknown file"):
+    with pytest.raises(ModelNotFoundError, match="Unknown file"):
         store.find(name)
     assert not store.folder.exists()
 
@@ -117,7 +117,7 @@ def test_unsupported_file_is_rejected(store: Library, tmp_path: Path) -> None:
     (tmp_path / "c.safetensors").write_bytes(lora(tmp_path / "d.safetensors").read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         store.add(tmp_path / "c.safetensors")
-    with pytest.raises(ModelNotFoundError, match="no such file"):
+    with pytest.raises(ModelNotFoundError, match="There is no file"):
         store.add(tmp_path / "none.safetensors")
     assert store.list_entries() == []
 
@@ -227,7 +227,7 @@ def test_packaged_addon_is_found_and_cannot_be_removed(
         store.remove("miniature-ink")
     other = lora(tmp_path / "other.safetensors", 1)
     with pytest.raises(
-        CheckpointError, match=r"the name 'miniature-ink' belongs to ink.safetensors already"
+        CheckpointError, match=r"The name 'miniature-ink' belongs to ink.safetensors already"
     ):
         store.add(other, "miniature-ink")
     assert path.is_file()
@@ -269,7 +269,7 @@ def test_added_checkpoint_loads_by_name(
 def test_checkpoint_names_exclude_aliases_and_other_kinds(
     store: Library, checkpoint: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="the name 'sdxl' belongs to another model"):
+    with pytest.raises(CheckpointError, match="The name 'sdxl' belongs to another model"):
         store.add(checkpoint, "sdxl")
     store.add(lora(tmp_path / "ink.safetensors"))
     store.add(checkpoint)

@@ -72,7 +72,7 @@ def test_served_model_without_a_vae_is_refused_before_it_is_loaded(
         check_served_model(str(path), index)
     given = {part: str(path) for part in ("vae", "text_encoder_2")}
     check_served_model(str(path), index, given)
-    for wrong, message in (("nosuch", "unknown vae 'nosuch'"), ("/no/vae", "for the VAE: /no/vae")):
+    for wrong, message in (("nosuch", "Unknown vae 'nosuch'"), ("/no/vae", "for the VAE: /no/vae")):
         with pytest.raises(ModelNotFoundError, match=message):
             check_served_model(str(path), index, given | {"vae": wrong})
 

@@ -243,7 +243,9 @@ def test_webuiapi_client_makes_and_describes_images(tmp_path: Path) -> None:
             steered = api.txt2img(controlnet_units=[unit], alwayson_scripts={}, steps=3)
             assert len(steered.images) == 1
             unit.model = "none"
-            with pytest.raises(RuntimeError, match=r"alwayson_scripts\.ControlNet: unknown"):
+            with pytest.raises(
+                RuntimeError, match=r"alwayson_scripts\.ControlNet\.model: There is no model"
+            ):
                 api.txt2img(controlnet_units=[unit], alwayson_scripts={})
             assert "miniature-canny" in api.controlnet_model_list()
             assert "canny" in api.controlnet_module_list()
@@ -457,7 +459,7 @@ def control(**fields: Any) -> dict[str, Any]:
         (
             "txt2img",
             control(module="canny", model="pen"),
-            "ControlNet.model: there is no model",
+            "ControlNet.model: There is no model",
         ),
         ("txt2img", control(module="canny", weight=3), "ControlNet.weight: "),
         ("txt2img", control(module="canny", guidance_start=1, guidance_end=0), "guidance_start: 1"),
@@ -478,7 +480,7 @@ def control(**fields: Any) -> dict[str, Any]:
         ("txt2img", HIRES | {"hr_prompt": "x"}, "hr_prompt: 'x'"),
         ("txt2img", HIRES | {"hr_sampler_name": "Heun"}, "hr_sampler_name: 'Heun'"),
         ("txt2img", HIRES | {"denoising_strength": 0}, "denoising_strength: 0"),
-        ("txt2img", HIRES | {"refiner_checkpoint": "m"}, "refiner_checkpoint: contradicts"),
+        ("txt2img", HIRES | {"refiner_checkpoint": "m"}, "refiner_checkpoint: It contradicts"),
         ("img2img", {}, "init_images"),
         ("img2img", {"init_images": ["%"]}, "init_images: The text is not base64"),
         ("img2img", {"init_images": ["http://a,b"]}, "init_images: The value is neither"),

@@ -301,8 +301,8 @@ def test_docs_host_variables_point_the_client_at_the_server() -> None:
         ({"expand_prompt": True}, ["expand_prompt"], "not supported"),
         ({"format": "gif"}, ["format"], "png"),
         ({"output_format": "gif"}, ["output_format"], "png"),
-        ({"loras": [{"path": "x"}]}, ["loras", 0, "path"], "unknown lora"),
-        ({"prompt": "<lora:x:1>"}, ["prompt"], "unknown lora"),
+        ({"loras": [{"path": "x"}]}, ["loras", 0, "path"], "Unknown lora"),
+        ({"prompt": "<lora:x:1>"}, ["prompt"], "Unknown lora"),
         ({"controls": [{"kind": "no"}]}, ["controls", 0, "kind"], "There is no hint"),
     ],
 )
@@ -404,7 +404,7 @@ def test_native_field_in_old_spelling_is_accepted(client: SyncClient, url: str) 
 
 
 def test_native_fields_do_not_overlap_arguments() -> None:
-    assert {"clip_skip", "controls", "refiner", "task", "size"} <= NATIVE_FIELDS
+    assert {"clip_skip", "controls", "refiner", "task"} <= NATIVE_FIELDS
     assert NATIVE_FIELDS.isdisjoint(Arguments.model_fields)
 
 

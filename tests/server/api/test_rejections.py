@@ -36,7 +36,9 @@ def opened(tmp_path: Path) -> Any:
     """A server where one job may wait, and a way to ask it for work."""
     limits = Limits(queued_jobs=0, body_bytes=2000)
     hosts = ("testserver",)
-    with client_of(tmp_path, limits=limits, api_keys=("secret",), allowed_hosts=hosts) as client:
+    with client_of(
+        tmp_path, limits=limits, api_keys=("secret",), metrics_key="secret", allowed_hosts=hosts
+    ) as client:
         yield client
 
 
@@ -106,7 +108,7 @@ def test_rejection_by_server_error_is_counted(
 
 
 def test_rejection_by_used_idempotency_key_is_counted(tmp_path: Path) -> None:
-    with client_of(tmp_path, api_keys=("secret",)) as client:
+    with client_of(tmp_path, api_keys=("secret",), metrics_key="secret") as client:
         for prompt, status in (("a", 201), ("a", 201), ("b", 422)):
             assert ask(client, {"prompt": prompt}, headers={"Idempotency-Key": "t"}) == status
         only(client, "idempotency")
@@ -121,7 +123,7 @@ def test_rejection_by_stopping_server_is_counted(opened: TestClient) -> None:
 
 def test_rejection_by_used_up_memory_for_requests_is_counted(tmp_path: Path) -> None:
     limits = Limits(pending_body_bytes=10)
-    with client_of(tmp_path, limits=limits, api_keys=("secret",)) as client:
+    with client_of(tmp_path, limits=limits, api_keys=("secret",), metrics_key="secret") as client:
         assert ask(client) == 503
         only(client, "overloaded")
 

@@ -56,17 +56,17 @@ def control(**fields: Any) -> dict[str, Any]:
     ("request_", "field", "says"),
     [
         ({"loras": [{"name": "ink"}, {"name": "inkk"}]}, "loras.1.name", "Did you mean ink?"),
-        ({"loras": [{"name": "word"}]}, "loras.0.name", "unknown lora 'word'"),
+        ({"loras": [{"name": "word"}]}, "loras.0.name", "Unknown lora 'word'"),
         ({"loras": [{"name": "../ink"}]}, "loras.0.name", "lead to the catalog alone"),
-        ({"prompt": "a <lora:pen:0.5>"}, "loras.0.name", "unknown lora 'pen'"),
+        ({"prompt": "a <lora:pen:0.5>"}, "loras.0.name", "Unknown lora 'pen'"),
         ({"prompt": "<embedding:wrd>"}, "prompt", "Did you mean word?"),
-        ({"negative_prompt_2": "<embedding:ink>"}, "negative_prompt_2", "unknown embedding 'ink'"),
-        (control(net="pen"), "controls.0.net", "unknown control 'pen'"),
+        ({"negative_prompt_2": "<embedding:ink>"}, "negative_prompt_2", "Unknown embedding 'ink'"),
+        (control(net="pen"), "controls.0.net", "Unknown control 'pen'"),
         (control(net="owner/net"), "controls.0.net", "lead to the catalog alone"),
         (control(kind="depth", estimator="./x"), "controls.0.estimator", "'./x' is a path"),
         ({"refiner": "/etc/passwd"}, "refiner", "'/etc/passwd' is a path"),
         ({"refiner": "owner/name"}, "refiner", "or a hub id"),
-        ({"refiner": "sdxl-refiner"}, "refiner", "unknown checkpoint 'sdxl-refiner'"),
+        ({"refiner": "sdxl-refiner"}, "refiner", "Unknown checkpoint 'sdxl-refiner'"),
     ],
 )
 def test_references_unknown_name_is_rejected(
@@ -181,7 +181,7 @@ def test_references_models_in_place_are_noticed_by_a_running_server(tmp_path: Pa
         for name in (str(path), "./loras/my ink (v2).safetensors", "../my ink (v2)"):
             answer = client.post("/api/jobs", json={"request": {"loras": [{"name": name}]}})
             assert answer.status_code == 422
-            assert "unknown lora" in answer.json()["detail"]
+            assert "Unknown lora" in answer.json()["detail"]
 
 
 def test_references_strange_file_beside_models_breaks_no_list(tmp_path: Path) -> None:

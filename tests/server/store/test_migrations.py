@@ -281,7 +281,7 @@ def test_upgrade_that_breaks_a_reference_leaves_the_store_as_it_was(tmp_path: Pa
     build(1, url)
     execute(url, "PRAGMA foreign_keys = OFF; UPDATE deliveries SET post = 99 WHERE id = 2;")
     before = rows_of(url)
-    with pytest.raises(StoreError, match="row 2 of deliveries refers to no row of outbox"):
+    with pytest.raises(StoreError, match="Row 2 of deliveries refers to no row of outbox"):
         migrated(url)
     assert rows_of(url) == before
 
@@ -483,7 +483,7 @@ def test_serve_leaves_the_store_of_a_running_server_alone(
     before = build(1, url := f"sqlite:///{tmp_path / 'jobs.db'}")
     with closing(lock_file(tmp_path / "server.lock")):
         assert overpaint("serve", "--data", str(tmp_path)) == StoreError.exit_code
-    assert "another server" in capfd.readouterr().err
+    assert "Another server" in capfd.readouterr().err
     assert rows_of(url) == before
     assert served == []
 
