@@ -1,6 +1,8 @@
 """What holds for all tests."""
 
 import logging
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +28,23 @@ def logs_as_they_were() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(levels[0])
     own.setLevel(levels[1])
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_were() -> Iterator[None]:
+    """`--threads` of a command counts for the whole process, also for the tests after it."""
+    variable = os.environ.get("OMP_NUM_THREADS")
+    torch: Any = sys.modules.get("torch")
+    number = torch.get_num_threads() if torch else None
+    yield
+    if variable is None:
+        os.environ.pop("OMP_NUM_THREADS", None)
+    else:
+        os.environ["OMP_NUM_THREADS"] = variable
+    if number is None and (torch := sys.modules.get("torch")) and variable:
+        number = int(variable)
+    if torch and number is not None and torch.get_num_threads() != number:
+        torch.set_num_threads(number)
 
 
 @pytest.fixture

@@ -174,7 +174,8 @@ def test_make_command_trains_and_exports_all_models(tmp_path: Path):
     trained = ("vae", "text", "unet", "inpaint", "refiner", "control", "concepts")
     trained += ("decoder", "judge", "reader")
     steps = [f"--{stage}-steps=1" for stage in trained]
-    main(["make", f"--out={out}", f"--work={work}", *steps], small)
+    threads = f"--threads={torch.get_num_threads()}"
+    main(["make", f"--out={out}", f"--work={work}", threads, *steps], small)
     model = load_model(out, device="cpu")
     assert model.family.name == "miniature"
     assert (tmp_path / "export-inpaint" / "unet").is_dir()
