@@ -244,7 +244,7 @@ def _identify(name: str) -> Hashable:
     """
     spelling = catalog.unify_spelling(name)
     path = Path(spelling)
-    if not path.is_absolute() or not path.exists():  # The loader says what is missing.
+    if not path.is_absolute() or not path.exists():  # The loader names the missing file.
         return spelling
     files = (path,)
     if path.is_dir():
