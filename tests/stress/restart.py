@@ -21,7 +21,7 @@ from overpaint.server.store.job_rows import NewJob
 from overpaint.server.store.jobs import Jobs
 from tests.server.processes import ROOT, Server
 
-MAX_RATIO = 1.25
+MAX_RATIO = 1.5
 """Allowed duration of a restart with queued jobs, in durations of one without jobs."""
 
 ROUNDS = 3
