@@ -118,20 +118,27 @@ def tiny_model(
     )
 
 
+def _make_unet(seed: int, overpaint_blocks: bool, **config: Any) -> UNet2DConditionModel:
+    """Make a random UNet like that of `tiny_model()`, but for some values of its config."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(**(UNET | config))
+    unet.eval().requires_grad_(False)
+    if overpaint_blocks:
+        install_blocks(unet)
+    return unet
+
+
 def tiny_refiner(seed: int = 1, *, overpaint_blocks: bool = True) -> Model:
     """Make a random refiner for `tiny_model()`: one text encoder, five size ids."""
     base = tiny_model(overpaint_blocks=False)
     second = base.text_encoders[1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config: dict[str, Any] = UNET | {
-            "cross_attention_dim": WIDTHS[1],
-            "projection_class_embeddings_input_dim": POOLED + 5 * TIME_IDS,
-        }
-        unet = UNet2DConditionModel(**config)
-    unet.eval().requires_grad_(False)
-    if overpaint_blocks:
-        install_blocks(unet)
+    unet = _make_unet(
+        seed,
+        overpaint_blocks,
+        cross_attention_dim=WIDTHS[1],
+        projection_class_embeddings_input_dim=POOLED + 5 * TIME_IDS,
+    )
     family = FAMILIES["miniature-refiner"]
     return replace(base, name="tiny-refiner", family=family, unet=unet, text_encoders=(second,))
 
@@ -139,13 +146,7 @@ def tiny_refiner(seed: int = 1, *, overpaint_blocks: bool = True) -> Model:
 def tiny_inpainter(seed: int = 2, *, overpaint_blocks: bool = True) -> Model:
     """Make a random inpainting model for latents of `tiny_model()`, with nine input channels."""
     base = tiny_model(overpaint_blocks=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config: dict[str, Any] = UNET | {"in_channels": 9}
-        unet = UNet2DConditionModel(**config)
-    unet.eval().requires_grad_(False)
-    if overpaint_blocks:
-        install_blocks(unet)
+    unet = _make_unet(seed, overpaint_blocks, in_channels=9)
     family = FAMILIES["miniature-inpaint"]
     return replace(base, name="tiny-inpainter", family=family, unet=unet)
 
@@ -153,13 +154,7 @@ def tiny_inpainter(seed: int = 2, *, overpaint_blocks: bool = True) -> Model:
 def tiny_lcm(seed: int = 3, *, overpaint_blocks: bool = True) -> Model:
     """Make a random model whose UNet takes the guidance scale as an input, as LCM-SDXL's does."""
     base = tiny_model(overpaint_blocks=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config: dict[str, Any] = UNET | {"time_cond_proj_dim": 16}
-        unet = UNet2DConditionModel(**config)
-    unet.eval().requires_grad_(False)
-    if overpaint_blocks:
-        install_blocks(unet)
+    unet = _make_unet(seed, overpaint_blocks, time_cond_proj_dim=16)
     return replace(base, name="tiny-consistency", unet=unet)
 
 

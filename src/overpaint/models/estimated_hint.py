@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overpaint.errors import ModelNotFoundError, OverpaintError
+from overpaint.errors import ModelNotFoundError
 from overpaint.imaging import codec
+from overpaint.imaging.hint_command import run_hint_command
 from overpaint.models.library.catalog import DEFAULT_ESTIMATORS, ESTIMATORS, resolve_model
 from overpaint.picture import Picture
 from overpaint.registry import HINTS
@@ -61,14 +62,10 @@ def make_estimated_hint(kind: str, picture: Picture, estimator: Path) -> "Image"
 
 def main() -> int:
     """Run the command; return its exit code."""
-    kind, picture = sys.argv[1], Picture(data=sys.stdin.buffer.read())
-    try:
-        hint = make_estimated_hint(kind, picture, find_estimator(kind))
-    except OverpaintError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    hint.save(sys.stdout.buffer, "PNG")
-    return 0
+    kind = sys.argv[1]
+    return run_hint_command(
+        lambda picture: make_estimated_hint(kind, picture, find_estimator(kind))
+    )
 
 
 if __name__ == "__main__":

@@ -7,22 +7,14 @@ that its own process needs no OpenCV.
 import json
 import sys
 
-from overpaint.errors import OverpaintError
 from overpaint.imaging import codec, hints
-from overpaint.picture import Picture
+from overpaint.imaging.hint_command import run_hint_command
 
 
 def main() -> int:
     """Run the command; return its exit code."""
     kind, options = sys.argv[1], json.loads(sys.argv[2])
-    picture = Picture(data=sys.stdin.buffer.read())
-    try:
-        hint = hints.make_hint(kind, codec.decode(picture), options)
-    except OverpaintError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    hint.save(sys.stdout.buffer, "PNG")
-    return 0
+    return run_hint_command(lambda picture: hints.make_hint(kind, codec.decode(picture), options))
 
 
 if __name__ == "__main__":
