@@ -141,6 +141,7 @@ def test_log_of_store_failure_is_written_once(
 
     monkeypatch.setattr(Jobs, "finish", failing)
     submit(client)
+    until(lambda: written("job succeeded"))
     (line,) = written("store or disk out of order")
     assert (line["level"], line["error"]) == ("error", "OperationalError: disk I/O error")
     assert len(written("job succeeded")) == 1

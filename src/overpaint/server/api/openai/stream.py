@@ -39,7 +39,8 @@ async def job_events(
     async for event in service.follow(job.id):
         match event:
             case PreviewImage(_, data) if len(sent) < max_previews and data not in sent[-1:]:
-                yield encode_typed_event(f"{prefix}.partial_image", _preview(job, data, len(sent)))
+                kind = f"{prefix}.partial_image"
+                yield encode_typed_event(kind, time.time(), _preview(job, data, len(sent)))
                 sent.append(data)
             case HistoryEntry(_, _, kind) if kind in ENDED:
                 job = await asyncio.to_thread(service.jobs.get, job.id) or job
@@ -54,7 +55,9 @@ async def job_events(
         images = await asyncio.to_thread(image_data, service, job)
     for image in images:
         body = {**image, **image_attributes(job), "size": image_size(job), "usage": ZERO_USAGE}
-        async for part in stream_body(encode_typed_event(f"{prefix}.completed", body), files):
+        # A repeated request has the same events: the time is that of the JSON response.
+        event = encode_typed_event(f"{prefix}.completed", job.created, body)
+        async for part in stream_body(event, files):
             yield part
 
 
@@ -70,12 +73,12 @@ def _preview(job: Job, data: bytes, index: int) -> dict[str, Any]:
     }
 
 
-def encode_typed_event(kind: str, body: Mapping[str, Any]) -> bytes:
-    """Encode an event whose data contains its type and the current time."""
-    return encode_event({"type": kind, "created_at": int(time.time()), **body}, kind)
+def encode_typed_event(kind: str, created_s: float, body: Mapping[str, Any]) -> bytes:
+    """Encode an event whose data contains its type and its time in Unix seconds."""
+    return encode_event({"type": kind, "created_at": int(created_s), **body}, kind)
 
 
 def encode_error(error: Exception) -> bytes:
     """Encode an error as an event."""
     body: dict[str, Any] = json.loads(bytes(error_response(error).body))
-    return encode_typed_event("error", body)
+    return encode_typed_event("error", time.time(), body)
