@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import pytest
 from fastapi import APIRouter
 from fastapi.testclient import TestClient
@@ -27,7 +28,7 @@ from overpaint.server.api.route import make_route_class
 from overpaint.server.app import create_app
 from overpaint.server.http.problems import error_response
 from overpaint.server.http.threads import run_in_picture_thread
-from tests.server.live import settings_for
+from tests.server.live import running, settings_for
 
 
 class Inner(TolerantModel):
@@ -138,6 +139,13 @@ def test_response_and_log_name_ignored_fields(
     assert fields["fields"] == "x%20y, hint, from.a.thread"
     assert fields["route"] == "/tolerant"
     assert "secret" not in str(fields)
+
+
+def test_field_with_empty_name_is_reported_in_a_valid_header(tmp_path: Path) -> None:
+    body = {"prompt": "a cup", "steps": 2, "other": 1, "": 1}
+    with running(tmp_path) as url:
+        answer = httpx.post(f"{url}/sdapi/v1/txt2img", json=body, timeout=60)
+    assert (answer.status_code, answer.headers[IGNORED_HEADER]) == (200, 'other, ""')
 
 
 def test_requests_do_not_share_their_names(client: TestClient) -> None:

@@ -119,7 +119,8 @@ def add_ignored_header(incoming: Incoming, response: Response) -> None:
 
 def _printable(name: str) -> str:
     """Return a field's path as ASCII without spaces, for a header. Clients choose the names."""
-    return quote(name[:MAX_NAME_CHARS], safe="[]:", errors="replace")
+    # A header that ended in the comma before an empty name would be malformed.
+    return quote(name[:MAX_NAME_CHARS], safe="[]:", errors="replace") or '""'
 
 
 def _list_ignored(given: BaseModel) -> Iterable[str]:
