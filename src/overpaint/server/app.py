@@ -69,6 +69,8 @@ With a thousand event streams, a full collection blocks the server for 300 ms, a
 starts every few seconds. Now only `release_memory` starts full collections, less often if they take
 long. Collecting the youngest thousand objects takes 1 ms, ten thousand 10 to 20 ms."""
 
+ROUTERS = (*(each.router for each in DIALECTS), metrics.router, docs_page.router)
+
 EXPOSED_HEADERS = ("Location", "Retry-After", "X-Request-ID", "X-Fal-Request-Id", IGNORED_HEADER)
 """Response headers that pages of other origins may read."""
 
@@ -99,7 +101,7 @@ def create_app(
             service.jobs.database, settings.api_keys, settings.database.key_cache_s
         )
         try:
-            async with WebhookSender(service, payloads).running():
+            async with WebhookSender(service, payloads).running(), _run_routers(app):
                 beside = [
                     asyncio.create_task(
                         run_periodically(service.tidy, settings.database.cleanup_interval_s)
@@ -128,6 +130,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # All applications share these routes: `include_router` makes each of them anew, 0.2 s.
+        routes=[route for router in ROUTERS for route in router.routes],
         openapi_tags=[*tags, {"name": "health", "description": "Health checks and metrics."}],
     )
     install_error_handlers(app)
@@ -159,10 +163,6 @@ def create_app(
     app.add_middleware(counting.ResponseCounterMiddleware, answers=app.state.answers)
     app.add_middleware(RequestTargetMiddleware)
     app.add_middleware(SecurityHeadersMiddleware)
-    for dialect in DIALECTS:
-        app.include_router(dialect.router)
-    app.include_router(metrics.router)
-    app.include_router(docs_page.router)
 
     @app.get("/healthz", tags=["health"], summary="Liveness check")
     async def healthz() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
@@ -183,6 +183,15 @@ def create_app(
         return JSONResponse(shown, 503 if why else 200)
 
     return app
+
+
+@asynccontextmanager
+async def _run_routers(app: FastAPI) -> AsyncGenerator[None]:
+    """Run what the routers start and end with an application."""
+    async with AsyncExitStack() as running:
+        for router in ROUTERS:
+            await running.enter_async_context(router.lifespan_context(app))
+        yield
 
 
 class Server(uvicorn.Server):

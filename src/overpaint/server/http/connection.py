@@ -118,10 +118,9 @@ class TimeoutH11Protocol(H11Protocol):
         """Return what the server waits for the client to do; None if it waits for nothing."""
         if self.flow.write_paused:
             return "response", self.transport.get_write_buffer_size()
+        # uvicorn closes an idle connection after `HttpSettings.keep_alive_s`.
         if self.timeout_keep_alive_task is not None and not self.transport.is_closing():
-            return (
-                None  # The connection is idle; uvicorn closes it after `HttpSettings.keep_alive_s`.
-            )
+            return None
         # There is no cycle before the first request.
         cycle = cast(RequestResponseCycle | None, self.cycle)
         return ("headers", cycle) if cycle is None or cycle.response_complete else None
