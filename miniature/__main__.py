@@ -130,7 +130,13 @@ class Workshop:
 
     def vae(self, steps: int) -> None:
         """Train the autoencoder."""
-        vae.train(self._vae_scenes(), self.work / "vae.safetensors", steps=steps, seed=self.seed)
+        vae.train(
+            self._vae_scenes(),
+            self.work / "vae.safetensors",
+            steps=steps,
+            seed=self.seed,
+            batch_size=self.workload.batch_size or vae.BATCH,
+        )
 
     def decoder(self, steps: int) -> None:
         """Continue to train the decoder with a frozen encoder, so that latents stay the same."""
@@ -139,6 +145,7 @@ class Workshop:
             self.work / "decoder.safetensors",
             steps=steps,
             seed=self.seed + 10,
+            batch_size=self.workload.batch_size or vae.BATCH,
             rate=1e-3,
             whole_share=1.0,
             start=averaged_weights(self.work / "vae.safetensors"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,9 @@ SHAPES = {
 CROPPED_SHARE = 0.12  # of the native-sized pictures: cut from a larger scene
 EMPTY_SHARE = 0.25  # of the views: without objects, so that one can be taken away
 WORKERS = 2
+CHUNK = 64  # items that a process takes at a time
+
+T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,7 @@ def _draw_and_render(seed: int) -> tuple[View, NDArray[np.uint8]]:
 
 def views(seeds: range) -> list[tuple[View, NDArray[np.uint8]]]:
     """Views and pixels of many seeds, in order."""
-    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        return list(pool.imap(_draw_and_render, seeds, chunksize=64))
+    return _map(_draw_and_render, seeds)
 
 
 def native_scenes(seeds: range, *, held_out: bool) -> tuple[list[Scene], NDArray[np.uint8]]:
@@ -96,6 +99,13 @@ def _drawn(seed: int, *, held_out: bool) -> Scene:
 
 def rendered(draw: Callable[[int], Scene], seeds: range) -> tuple[list[Scene], NDArray[np.uint8]]:
     """Scenes of one size, drawn by their seeds, and their pixels (n, height, width, 3)."""
+    scenes = list(map(draw, seeds))
+    return scenes, np.stack(_map(render, scenes))
+
+
+def _map(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Call a function for many items, in several processes; for a few, that takes longer."""
+    if len(items) <= CHUNK:
+        return list(map(function, items))
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        scenes = list(map(draw, seeds))
-        return scenes, np.stack(list(pool.imap(render, scenes, chunksize=64)))
+        return list(pool.imap(function, items, chunksize=CHUNK))

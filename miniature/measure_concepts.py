@@ -47,12 +47,12 @@ def a_toy(reading: Reading) -> NDArray[np.bool_]:
     return shown(reading, shape) & (2 * right.sum((1, 2)) > there.sum((1, 2)))
 
 
-def _requests(scenes: Sequence[Scene], word: str = "") -> list[Request]:
+def _requests(scenes: Sequence[Scene], steps: int, word: str = "") -> list[Request]:
     """A request a scene; with a word, that instead of the object's color and shape."""
     texts = [caption(s, np.random.default_rng(s.texture), full=True) for s in scenes]
     if word:
         texts = [text.replace(" ".join(TOY), word) for text in texts]
-    return [Request(prompt=text, seed=i, num_inference_steps=STEPS) for i, text in enumerate(texts)]
+    return [Request(prompt=text, seed=i, num_inference_steps=steps) for i, text in enumerate(texts)]
 
 
 class Card:
@@ -81,13 +81,18 @@ class Card:
 
 
 def measured(
-    model: Model, reader: Reader, loras: Mapping[str, Adapter], toy: Embedding, count: int
+    model: Model,
+    reader: Reader,
+    loras: Mapping[str, Adapter],
+    toy: Embedding,
+    count: int,
+    steps: int = STEPS,
 ) -> Card:
     """Count what each LoRA, two at once and the word bring, in `count` pictures each."""
     card = Card(model, reader)
     rng = np.random.default_rng(FIRST_SEED + 20)
     for style in STYLED:
-        requests = _requests([draw(rng, style, held_out=True) for _ in range(count)])
+        requests = _requests([draw(rng, style, held_out=True) for _ in range(count)], steps)
         right = partial(styled, style=style)
         without = card.add(f"{style}, without the LoRA", requests, right, None)
         card.add(f"{style}, at 1", requests, right, LEARNED, Addons(adapters=(loras[style],)))
@@ -95,12 +100,14 @@ def measured(
         same = paint(model, requests[:SHOWN], f"{style} at 0", Addons(adapters=(off,)))
         identical = float((same == without[:SHOWN]).all((1, 2, 3)).mean())
         card.figures.append(Figure(f"{style}, at 0: identical", identical, 1.0, len(same)))
-    plain = _requests([birds(rng, ("flat illustration", "watercolor")) for _ in range(count)])
+    plain = _requests(
+        [birds(rng, ("flat illustration", "watercolor")) for _ in range(count)], steps
+    )
     with_bird = partial(shown, shape="bird")
     card.add("bird, without the LoRA", plain, with_bird, None)
     card.add("bird, at 1", plain, with_bird, LEARNED, Addons(adapters=(loras["bird"],)))
     for style in STYLED:
-        requests = _requests([birds(rng, (style,)) for _ in range(count)])
+        requests = _requests([birds(rng, (style,)) for _ in range(count)], steps)
 
         def has_both(reading: Reading, style: str = style) -> NDArray[np.bool_]:
             return styled(reading, style) & shown(reading, "bird")
@@ -109,8 +116,8 @@ def measured(
         card.add(f"{style} and bird at once", requests, has_both, TOGETHER, both)
     scenes = [draw(rng, "toy", held_out=True) for _ in range(count)]
     word = Addons(embeddings=(toy,))
-    card.add("toy, without the word", _requests(scenes, "object"), a_toy, None)
-    card.add("toy", _requests(scenes, f"<embedding:{toy.name}>"), a_toy, LEARNED, word)
+    card.add("toy, without the word", _requests(scenes, steps, "object"), a_toy, None)
+    card.add("toy", _requests(scenes, steps, f"<embedding:{toy.name}>"), a_toy, LEARNED, word)
     return card
 
 

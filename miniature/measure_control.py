@@ -57,12 +57,13 @@ def _paint(
     controls: Sequence[Control],
     name: str,
     scale: float = 1.0,
+    steps: int = STEPS,
 ) -> Pixels:
     requests = [
         Request(
             prompt=caption(scene, np.random.default_rng(scene.texture), full=True),
             seed=i,
-            num_inference_steps=STEPS,
+            num_inference_steps=steps,
             controls=(control.model_copy(update={"scale": scale}),) if net else (),
         )
         for i, (scene, control) in enumerate(zip(prompted, controls, strict=True))
@@ -71,7 +72,12 @@ def _paint(
 
 
 def followed(
-    model: Model, reader: Reader, nets: dict[str, ControlNet], count: int, out: Path
+    model: Model,
+    reader: Reader,
+    nets: dict[str, ControlNet],
+    count: int,
+    out: Path,
+    steps: int = STEPS,
 ) -> tuple[list[Figure], dict[str, NDArray[np.float64]]]:
     """Single nets, a union net and an adapter: structure from the hint, colors from the prompt.
 
@@ -79,7 +85,7 @@ def followed(
     """
     shown, prompted = _scenes(count)
     plain = [Control(kind="canny", image=as_picture(render(s))) for s in shown]
-    without = _paint(model, None, prompted, plain, "no hint")
+    without = _paint(model, None, prompted, plain, "no hint", steps=steps)
     ious = {"": overlap(reader.read(without), prompted)}
     base = float(ious[""].mean())
     figures = [Figure("IoU without a hint", base, None, count)]
@@ -91,7 +97,7 @@ def followed(
             continue
         controls = [hint_of(kind, scene) for scene in shown]
         case = f"{name}: {kind}"
-        painted = _paint(model, nets[name], prompted, controls, case)
+        painted = _paint(model, nets[name], prompted, controls, case, steps=steps)
         reading = reader.read(painted)
         ious[case] = overlap(reading, prompted)
         wanted = max(IOU, base + ABOVE)

@@ -30,7 +30,8 @@ UNLIKE = 15.0  # ΔE beyond which a pixel is not of the background
 # The phase of a hidden wave is unknown, so colors may come from this many pixels away.
 REACH = 8
 SIDE = 32  # pixels that a picture is extended by
-STEPS = 20
+STEPS = 30
+REFINED_STEPS = 20
 STRENGTH = 0.5  # of the pictures that are refined
 BAND = 3  # pixels to either side of a border
 
@@ -113,7 +114,9 @@ def other_object(scene: Scene, which: int, rng: np.random.Generator) -> Scene:
     return dataclasses.replace(scene, objects=objects)
 
 
-def replaced(model: Model, judge: Judge, count: int) -> tuple[list[Figure], Pixels]:
+def replaced(
+    model: Model, judge: Judge, count: int, steps: int = STEPS
+) -> tuple[list[Figure], Pixels]:
     """One of two objects becomes another; the rest stays to the bit."""
     rng = np.random.default_rng(FIRST_SEED + 3)
     scenes = _scenes(count, 200_000, two=True)
@@ -121,7 +124,7 @@ def replaced(model: Model, judge: Judge, count: int) -> tuple[list[Figure], Pixe
     which = [i % 2 for i in range(count)]
     wanted = [other_object(s, w, rng) for s, w in zip(scenes, which, strict=True)]
     boxes = np.stack([_around(s.objects[w]) for s, w in zip(scenes, which, strict=True)])
-    painted = paint(model, _requests(wanted, sources, boxes), "replace")
+    painted = paint(model, _requests(wanted, sources, boxes, num_inference_steps=steps), "replace")
     same = [bool((p == s)[b == 0].all()) for p, s, b in zip(painted, sources, boxes, strict=True)]
     right = [
         truth(after).objects == verdict.objects
@@ -137,13 +140,14 @@ def replaced(model: Model, judge: Judge, count: int) -> tuple[list[Figure], Pixe
     return figures, np.concatenate([sources[:12], painted[:12]])
 
 
-def removed(model: Model, count: int) -> tuple[Figure, Pixels]:
+def removed(model: Model, count: int, steps: int = STEPS) -> tuple[Figure, Pixels]:
     """Remove one object; its place must look like the background around it."""
     scenes = _scenes(count, 300_000, two=False)
     empty = [dataclasses.replace(s, objects=()) for s in scenes]
     sources, wanted = (np.stack([render(s) for s in group]) for group in (scenes, empty))
     boxes = np.stack([_around(s.objects[0]) for s in scenes])
-    painted = paint(model, _requests(empty, sources, boxes, task="remove"), "remove")
+    fields: dict[str, Any] = {"task": "remove", "num_inference_steps": steps}
+    painted = paint(model, _requests(empty, sources, boxes, **fields), "remove")
     gone = [
         float((d[b > 0] < UNLIKE).mean()) > 0.95
         for d, b in zip(_strangeness(painted, wanted), boxes, strict=True)
@@ -217,11 +221,12 @@ def seams(model: Model, side: int, count: int) -> tuple[Figure, Pixels]:
     return Figure(name, float(here / there), 1.1, count, at_most=True), painted
 
 
-def extended(model: Model, count: int) -> tuple[Figure, Pixels]:
+def extended(model: Model, count: int, steps: int = STEPS) -> tuple[Figure, Pixels]:
     """Pictures with more room at the right; ΔE over the border."""
     scenes = _scenes(count, 400_000, two=False)
     sources = np.stack([render(s) for s in scenes])[:, :, : NATIVE - SIDE]
-    painted = paint(model, _requests(scenes, sources, extend=(0, 0, SIDE, 0)), "extend")
+    fields: dict[str, Any] = {"extend": (0, 0, SIDE, 0), "num_inference_steps": steps}
+    painted = paint(model, _requests(scenes, sources, **fields), "extend")
     name = f"ΔE over the border, extended, {model.family.in_channels} channels"
     return Figure(name, _border(scenes, painted), 5.0, count, at_most=True), painted[:24]
 
@@ -254,14 +259,16 @@ def _edges(pictures: Pixels) -> NDArray[np.float32]:
     return np.stack([cv2.Laplacian(g, cv2.CV_32F) for g in gray])
 
 
-def refined(model: Model, refiner: Model, count: int) -> tuple[list[Figure], Pixels]:
+def refined(
+    model: Model, refiner: Model, count: int, steps: int = REFINED_STEPS
+) -> tuple[list[Figure], Pixels]:
     """Repaint renders with their own captions, by the base alone and with the refiner.
 
     The figure is the correlation of fine edges with the render's, in the mean.
     """
     scenes = _scenes(count, 500_000, two=True)
     sources = np.stack([render(s) for s in scenes])
-    fields = {"strength": STRENGTH, "num_inference_steps": STEPS}
+    fields = {"strength": STRENGTH, "num_inference_steps": steps}
     painted: list[Pixels] = []
     for second in (None, refiner):
         more: dict[str, Any] = {"refiner": second.name} if second else {}
@@ -281,7 +288,7 @@ def refined(model: Model, refiner: Model, count: int) -> tuple[list[Figure], Pix
     return figures, np.concatenate([sources[:12], painted[0][:12], painted[1][:12]])
 
 
-def softened(model: Model, count: int) -> tuple[list[float], Pixels]:
+def softened(model: Model, count: int, steps: int = STEPS) -> tuple[list[float], Pixels]:
     """A mask that rises from left to right: the mean change of eight columns, in levels."""
     rng = np.random.default_rng(FIRST_SEED + 4)
     scenes = _scenes(count, 600_000, two=False)
@@ -289,7 +296,12 @@ def softened(model: Model, count: int) -> tuple[list[float], Pixels]:
     others = [draw_scene(rng, held_out=True, two=False) for _ in scenes]
     ramp = np.linspace(0, 255, NATIVE).round().astype(np.uint8)
     masks = np.broadcast_to(ramp, (count, NATIVE, NATIVE))
-    fields: dict[str, Any] = {"strength": 1.0, "crop": "off", "match_colors": False}
+    fields: dict[str, Any] = {
+        "strength": 1.0,
+        "crop": "off",
+        "match_colors": False,
+        "num_inference_steps": steps,
+    }
     painted = paint(model, _requests(others, sources, masks, **fields), "soft mask")
     change = np.abs(painted.astype(np.float32) - sources).mean((0, 1, 3))
     return change.reshape(8, -1).mean(1).tolist(), np.concatenate([sources[:12], painted[:12]])

@@ -32,6 +32,7 @@ CONFIG = {
 }
 KL_WEIGHT = 1e-4
 RATIO_WEIGHT = 0.03  # of each picture's log MSE, so that plain pictures count as much as busy ones
+BATCH = 16  # crops of 64 px in a step
 WHOLE_SHARE = 0.3  # the last part of the steps, on whole pictures
 
 
@@ -78,10 +79,10 @@ def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
     return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
 
 
-def _batch(scenes: Tensor, seed: int, step: int, whole: bool) -> Tensor:
-    """Some crops of 64 px, or fewer whole pictures; (n, 3, s, s) in −1..1."""
+def _batch(scenes: Tensor, seed: int, step: int, whole: bool, batch_size: int) -> Tensor:
+    """Some crops of 64 px, or a quarter as many whole pictures; (n, 3, s, s) in −1..1."""
     draw = generator(seed, step)
-    size, count = (128, 4) if whole else (64, 16)
+    size, count = (128, max(1, batch_size // 4)) if whole else (64, batch_size)
     picks = torch.randint(len(scenes), (count,), generator=draw)
     tops = torch.randint(0, (128 - size) // 4 + 1, (count, 2), generator=draw) * 4
     flips = torch.rand(count, generator=draw) < 0.5
@@ -111,6 +112,7 @@ def train(
     *,
     steps: int,
     seed: int,
+    batch_size: int = BATCH,
     rate: float = 1.5e-3,
     whole_share: float = WHOLE_SHARE,
     start: dict[str, Tensor] | None = None,
@@ -131,7 +133,7 @@ def train(
     pictures = torch.from_numpy(scenes)
 
     def loss(step: int) -> Tensor:
-        x = _batch(pictures, seed, step, step >= steps * (1 - whole_share))
+        x = _batch(pictures, seed, step, step >= steps * (1 - whole_share), batch_size)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.set_grad_enabled(start is None):
                 posterior = encode(vae, x)

@@ -26,6 +26,8 @@ from overpaint.request.parts import Lora
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "examples" / "house.png"
+# Pictures and steps: of `make test`, and of `make test-slow`.
+SIZES = [(4, 10), pytest.param(8, 20, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +51,12 @@ def find_packaged(kind: str) -> dict[str, Path]:
     return {name.removeprefix("miniature-"): path for name, path in packaged.items()}
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "steps"), SIZES)
 def test_pictures_follow_hints_of_each_kind(
-    model: Model, read: Reader, tmp_path: Path, count: int
+    model: Model, read: Reader, tmp_path: Path, count: int, steps: int
 ) -> None:
     nets = {name: load_controlnet(path, model) for name, path in find_packaged("control").items()}
-    figures, _ = measure_control.followed(model, read, nets, count, tmp_path)
+    figures, _ = measure_control.followed(model, read, nets, count, tmp_path, steps)
     values = {figure.name: figure.value for figure in figures}
     without = values.pop("IoU without a hint")
     assert len(values) == 14
@@ -63,11 +65,13 @@ def test_pictures_follow_hints_of_each_kind(
     assert (tmp_path / "followed.png").exists()
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(8, marks=pytest.mark.slow)])
-def test_loras_and_embedding_bring_their_concept(model: Model, read: Reader, count: int) -> None:
+@pytest.mark.parametrize(("count", "steps"), SIZES)
+def test_loras_and_embedding_bring_their_concept(
+    model: Model, read: Reader, count: int, steps: int
+) -> None:
     loras = {name: Adapter(load_lora(path, model)) for name, path in find_packaged("lora").items()}
     toy = load_embedding(find_packaged("embedding")["toy"], "toy", model)
-    card = measure_concepts.measured(model, read, loras, toy, count)
+    card = measure_concepts.measured(model, read, loras, toy, count, steps)
     values = {figure.name: figure.value for figure in card.figures}
     for name, value in values.items():
         if "identical" in name:

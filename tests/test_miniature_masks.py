@@ -25,6 +25,8 @@ from overpaint.request.options import RequestOptions
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "examples" / "house.png"
+# Pictures and steps: of `make test`, and of `make test-slow`.
+SIZES = [(6, 10), pytest.param(16, 30, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -46,34 +48,36 @@ def test_packaged_models_are_at_most_48_mb():
 # The inpainting model and the refiner
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(12, marks=pytest.mark.slow)])
-def test_inpainting_replaces_one_object_and_keeps_the_rest(inpainter: Model, count: int):
+@pytest.mark.parametrize(("count", "steps"), SIZES)
+def test_inpainting_replaces_one_object_and_keeps_the_rest(
+    inpainter: Model, count: int, steps: int
+):
     judge = load_judge(ROOT / "miniature" / "judge.safetensors")
-    (right, same), _ = measure_masks.replaced(inpainter, judge, count)
+    (right, same), _ = measure_masks.replaced(inpainter, judge, count, steps)
     assert same.value == 1
     assert right.value >= 0.75
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(12, marks=pytest.mark.slow)])
-def test_inpainting_removes_an_object(inpainter: Model, count: int):
-    assert measure_masks.removed(inpainter, count)[0].value >= 0.65
+@pytest.mark.parametrize(("count", "steps"), SIZES)
+def test_inpainting_removes_an_object(inpainter: Model, count: int, steps: int):
+    assert measure_masks.removed(inpainter, count, steps)[0].value >= 0.65
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(12, marks=pytest.mark.slow)])
-def test_extending_continues_the_background(inpainter: Model, count: int):
-    assert measure_masks.extended(inpainter, count)[0].value <= 6
+@pytest.mark.parametrize(("count", "steps"), SIZES)
+def test_extending_continues_the_background(inpainter: Model, count: int, steps: int):
+    assert measure_masks.extended(inpainter, count, steps)[0].value <= 6
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(16, marks=pytest.mark.slow)])
-def test_refiner_draws_edges_at_least_as_fine(painter: overpaint.Painter, count: int):
+@pytest.mark.parametrize(("count", "steps"), SIZES)
+def test_refiner_draws_edges_at_least_as_fine(painter: overpaint.Painter, count: int, steps: int):
     refiner = load_model("miniature-refiner", device="cpu")
-    (alone, together), _ = measure_masks.refined(painter.model, refiner, count)
+    (alone, together), _ = measure_masks.refined(painter.model, refiner, count, steps)
     assert together.value > alone.value - 0.02
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(12, marks=pytest.mark.slow)])
-def test_soft_mask_changes_gradually(painter: overpaint.Painter, count: int):
-    change, _ = measure_masks.softened(painter.model, count)
+@pytest.mark.parametrize(("count", "steps"), SIZES)
+def test_soft_mask_changes_gradually(painter: overpaint.Painter, count: int, steps: int):
+    change, _ = measure_masks.softened(painter.model, count, steps)
     quarters = np.reshape(change, (4, 2)).mean(1).tolist()
     assert quarters == sorted(quarters)
     assert change[0] < change[-1] / 4

@@ -7,6 +7,7 @@ import torch
 
 from miniature import (
     concepts,
+    data,
     judge,
     text,
     unet,
@@ -81,6 +82,14 @@ def test_size_ids_of_cropped_views_contain_the_position():
         assert left + 128 <= width
         assert render_view(view).shape == (128, 128, 3)
     assert {(v.height, v.width) for v in map(draw_view, range(400))} == set(SHAPES)
+
+
+def test_views_from_several_processes_equal_those_from_one():
+    seeds = range(data.CHUNK + 2)
+    made = [view for view, _ in data.views(seeds)]
+    assert made == list(map(draw_view, seeds))
+    (_, pixels), *_ = data.views(seeds[-1:])
+    assert np.array_equal(pixels, render_view(made[-1]))
 
 
 def test_quarter_of_the_views_has_no_objects():

@@ -61,7 +61,7 @@ def test_hostile_clients_are_disconnected(tmp_path: Path) -> None:
 
 
 def test_soak_short_run_leaves_nothing_open(tmp_path: Path) -> None:
-    report = soak.run(tmp_path, seconds=20)
+    report = soak.run(tmp_path, seconds=10)
     assert report.flat, report
     assert set(report.jobs.values()) == {report.rounds}
 

@@ -403,7 +403,7 @@ def test_response_to_client_that_does_not_read_is_buffered_little(
         known(self, transport)
 
     monkeypatch.setattr(connection.TimeoutH11Protocol, "connection_made", connection_made)
-    settings = HttpSettings(response_timeout_s=0.1)
+    settings = HttpSettings(request_head_timeout_s=1.0, response_timeout_s=0.1)
     with running(tmp_path, http=settings) as url, httpx.Client(base_url=url) as client:
         job = client.post("/api/jobs", json={"request": {"prompt": "a cup"}}).json()["id"]
         until(lambda: client.get(f"/api/jobs/{job}").json()["results"])
