@@ -74,9 +74,7 @@ def test_field_of_another_program_suggests_ours(fields: dict[str, Any], hint: st
     assert hint in str(refused.value)
 
 
-def test_seed_of_minus_one_says_how_to_get_a_random_one(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_seed_of_minus_one_says_how_to_get_a_random_one(capsys: pytest.CaptureFixture[str]) -> None:
     shown = fail(capsys, "create", "a wolf", "--seed", "-1")
     assert shown.startswith("overpaint: --seed: -1 is out of range.")
     assert shown.endswith("Leave it out for a random seed.")

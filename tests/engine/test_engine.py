@@ -494,9 +494,7 @@ def test_engine_planning_threads_have_the_same_number_of_cores(
     assert calls == [16, 16]
 
 
-def test_engine_begins_a_request_beyond_the_memory_budget_alone(
-    painter: overpaint.Painter,
-) -> None:
+def test_engine_begins_a_request_beyond_the_memory_budget_alone(painter: overpaint.Painter) -> None:
     engine = Engine(Miniature(painter), WIDE, job_memory_bytes=1.0, beside=AtOnce())
     for i in range(2):
         engine.submit(str(i), Request(prompt="a cup", num_inference_steps=2))

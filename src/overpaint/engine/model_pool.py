@@ -148,9 +148,7 @@ def read_device_budget(device: torch.device) -> float:
     return BUDGET_SHARE * free_bytes
 
 
-def open_engine(
-    config: EngineConfig,
-) -> Engine:
+def open_engine(config: EngineConfig) -> Engine:
     """Return an engine whose first model is loaded.
 
     Raises:

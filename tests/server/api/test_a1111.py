@@ -757,9 +757,7 @@ def test_request_error_names_client_field() -> None:
     assert caught.value.field == "prompt"
 
 
-def test_too_many_controlnet_units_are_rejected_before_reading_images(
-    client: TestClient,
-) -> None:
+def test_too_many_controlnet_units_are_rejected_before_reading_images(client: TestClient) -> None:
     units = [{"module": "canny", "effective_region_mask": "no picture"}] * 17
     body = {"prompt": "a cup", "alwayson_scripts": {"controlnet": {"args": units}}}
     answer = client.post("/sdapi/v1/txt2img", json=body)

@@ -319,9 +319,7 @@ def test_interrupt_ends_the_request_that_progress_shows(tmp_path: Path) -> None:
         assert second.result().json()["images"] == []
 
 
-def test_interrupt_ends_the_request_of_a_client_that_saw_another_one_before(
-    tmp_path: Path,
-) -> None:
+def test_interrupt_ends_the_request_of_a_client_that_saw_another_one_before(tmp_path: Path) -> None:
     with client_of(tmp_path, 0.02) as client, ThreadPoolExecutor(2) as pool:
         path = "/sdapi/v1/txt2img"
         others = pool.submit(client.post, path, json=SLOW, headers={"User-Agent": "other"})

@@ -155,9 +155,7 @@ def test_size_that_the_model_does_not_draw_is_refused_by_its_name(client: TestCl
         assert answer.json()["detail"].startswith("size")
 
 
-def test_ratio_follows_the_side_of_the_requested_model_before_any_is_loaded(
-    tmp_path: Path,
-) -> None:
+def test_ratio_follows_the_side_of_the_requested_model_before_any_is_loaded(tmp_path: Path) -> None:
     with client_of(tmp_path, models=("miniature", "sdxl")) as client:
         service: Service = client.app.state.service  # pyright: ignore
         assert service.supervisor.natives == {}

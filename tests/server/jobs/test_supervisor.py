@@ -620,9 +620,7 @@ def test_worker_ends_with_its_server(worker: tuple[Connection, BaseProcess]) -> 
     assert process.exitcode == 1
 
 
-def test_worker_unreadable_message_ends_it(
-    worker: tuple[Connection, BaseProcess],
-) -> None:
+def test_worker_unreadable_message_ends_it(worker: tuple[Connection, BaseProcess]) -> None:
     ours, process = worker
     ours.send_bytes(b"no pickle")
     process.join(LONG)

@@ -348,9 +348,7 @@ class Here:
         return await work
 
 
-def test_fetch_requests_of_a_key_wait_only_for_each_other(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_fetch_requests_of_a_key_wait_only_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = FetchSettings(concurrent_requests_per_key=1, pending_requests_per_key=2)
     asked = list[str]()
 

@@ -407,9 +407,7 @@ main(["serve", *{options!r}])
     assert "HTTP/1.1" not in done.stdout + done.stderr
 
 
-def test_run_periodically_continues_after_a_defect(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_run_periodically_continues_after_a_defect(caplog: pytest.LogCaptureFixture) -> None:
     """The supervisor writes of a disk that is out of order."""
     for error in (OSError(), ZeroDivisionError()):
         with log_and_continue():

@@ -50,9 +50,7 @@ async def controlled_img2img(
     return await generate(_with_script(given), incoming, service, key)
 
 
-def _with_script(
-    given: ControlledTextInputs | ControlledImageInputs,
-) -> TextInputs | ImageInputs:
+def _with_script(given: ControlledTextInputs | ControlledImageInputs) -> TextInputs | ImageInputs:
     """Return inputs whose units are in the always-on script."""
     if given.controlnet_units:
         given.alwayson_scripts = {"ControlNet": {"args": given.controlnet_units}}
