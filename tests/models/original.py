@@ -26,12 +26,12 @@ NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", tor
 
 WIDE: dict[str, Any] = {
     "block_out_channels": [320, 640, 640],
-    "transformer_layers_per_block": [1, 7, 7],
+    "transformer_layers_per_block": [1, 3, 3],
     "attention_head_dim": [5, 10, 10],
     "norm_num_groups": 32,
     "cross_attention_dim": 16,
 }
-"""UNet config for half a billion parameters in tensors of up to 15 MB."""
+"""UNet config for a quarter of a billion parameters in tensors of up to 15 MB."""
 
 
 def tiny_configs(*, refiner: bool = False, **unet: Any) -> Configs:

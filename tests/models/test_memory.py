@@ -1,4 +1,4 @@
-"""Tests of peak host memory while loading checkpoints of 1 GB."""
+"""Tests of peak host memory while loading checkpoints of half a gigabyte."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def test_loading_checkpoint_peak_memory_is_one_copy(tmp_path: Path, layout: str)
     modules = original.build(configs, "meta")
     numbers = original.size_of(p for module in modules.values() for p in module.parameters())
     weights = 2 * numbers
-    assert weights >= 10**9
+    assert weights >= 5 * 10**8
     if layout == "folder":
         path = write_folder(tmp_path / "folder", configs, modules, torch.float16)
     else:

@@ -298,6 +298,7 @@ def test_interrupt_ends_the_request_that_progress_shows(tmp_path: Path) -> None:
         until(lambda: state_of(client, 0) == "running")
         seen = shown(client)
         second = pool.submit(client.post, path, json=SLOW)
+        until(lambda: state_of(client, 1) == "running")
         third = pool.submit(client.post, path, json=SLOW, headers={"User-Agent": "other"})
         until(lambda: state_of(client, 2) == "running")
         assert shown(client) == seen
