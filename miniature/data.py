@@ -30,7 +30,8 @@ EMPTY_SHARE = 0.25  # of the views: without objects, so that one can be taken aw
 WORKERS = 2
 CHUNK = 64  # items that a process takes at a time
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)

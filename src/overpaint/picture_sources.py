@@ -21,8 +21,9 @@ MAX_FILE_BYTES = 2**30
 """Bytes of a picture file, at most, by default."""
 
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
-TIFF_MODES = {"CMYK", "F", "I", "I;16B", "LAB", "PA", "RGBX", "YCbCr"}
-"""Pillow's modes that a PNG cannot hold, and a TIFF can."""
+TIFF_MODES = {"CMYK", "F", "I", "I;16B", "LAB", "PA", "RGBX"}
+"""Pillow's modes that a PNG cannot hold, and a TIFF can. Pillow below 13 reads small YCbCr TIFFs as
+truncated, so those become RGB, as at every decoding."""
 
 MODE_BY_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import requests
@@ -34,8 +34,12 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from overpaint.errors import RequestError
+from overpaint.server.api.ignored_fields import is_empty
 from overpaint.testing import ScriptedEngine
 from tests.server.live import running, until
+
+A1111_PATHS = ("/sdapi/", "/internal/", "/controlnet/")
+NATIVE_PATHS = "/api/"
 
 CHECKS = [
     not_a_server_error,
@@ -143,9 +147,23 @@ def is_loose(case: Case[Any]) -> bool:
     """Return whether the server may accept a case that is invalid by the document.
 
     Queries and forms are text: `[7]` in a query is 7, and `{}` in a form is a word. Clients of
-    AUTOMATIC1111 send numbers for booleans, and the dialect accepts those.
+    AUTOMATIC1111 send numbers for booleans, and the dialect accepts those. All dialects take null
+    and empty values as absent (decision 0014).
     """
-    return case.media_type != "application/json" or case.path.startswith("/sdapi/")
+    if case.media_type != "application/json" or case.path.startswith(A1111_PATHS):
+        return True
+    return not case.path.startswith(NATIVE_PATHS) and has_empty_value(case.body)
+
+
+def has_empty_value(body: Any) -> bool:
+    """Return whether a value in a body, at any depth, is null or empty."""
+    match body:
+        case dict() as fields if fields:
+            return any(map(has_empty_value, cast(dict[str, Any], fields).values()))
+        case list() as values if values:
+            return any(map(has_empty_value, cast(list[Any], values)))
+        case _:
+            return is_empty(body)
 
 
 def main() -> None:
