@@ -57,7 +57,7 @@ layers: $(READY)
 
 # One test more at once than there are processors, because tests wait for servers. Each computes
 # on one processor. Four need 6 GB of memory.
-TESTS_AT_ONCE := $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
+TESTS_AT_ONCE = $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 
 test: lint types layers
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
