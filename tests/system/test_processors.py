@@ -31,6 +31,10 @@ def test_cores_follow_the_quota_of_a_cgroup_of_version_1(tmp_path: Path) -> None
     assert count_usable_cores(tmp_path) == 1
     write(tmp_path / "sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n")
     assert count_usable_cores(tmp_path) == count_usable_cores(tmp_path / "none")
+    write(tmp_path / "proc/self/cgroup", "4:cpu,cpuacct:/a\n")
+    write(tmp_path / "sys/fs/cgroup/cpu/a/cpu.cfs_quota_us", "50000\n")
+    write(tmp_path / "sys/fs/cgroup/cpu/a/cpu.cfs_period_us", "100000\n")
+    assert count_usable_cores(tmp_path) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs processor affinity")

@@ -3,13 +3,10 @@
 import os
 from pathlib import Path
 
+from overpaint.system.cgroups import read_group_files
+
 BUDGET_SHARE = 0.5
 """Share of the machine's memory that jobs may need beside the weights, by default."""
-
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 
 def read_memory_budget() -> float:
@@ -17,14 +14,18 @@ def read_memory_budget() -> float:
     return BUDGET_SHARE * read_total_memory()
 
 
-def read_total_memory() -> float:
-    """Return the bytes of memory that this process may use; infinity if they are unknown."""
+def read_total_memory(root: Path = Path("/")) -> float:
+    """Return the bytes of memory that this process may use; infinity if they are unknown.
+
+    Args:
+        root: the folder with `proc` and `sys`.
+    """
     found = [float("inf")]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
-    for path in CGROUP_LIMITS:
-        try:
-            found.append(float(path.read_text("ascii")))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
+    texts = (
+        *read_group_files(root, "memory.max"),
+        *read_group_files(root, "memory.limit_in_bytes", "memory"),
+    )
+    found += [float(text) for text in texts if text.strip().isdecimal()]  # not "max" or ""
     return min(found)

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
+from overpaint.system.cgroups import read_group_files
+
 
 def set_threads(
     threads: int | None = None, environment: MutableMapping[str, str] = os.environ
@@ -47,19 +49,11 @@ def count_usable_cores(root: Path = Path("/")) -> int:
 
 def _read_quotas(root: Path) -> Iterator[float]:
     """Yield the quotas of this process's cgroups in cores; infinity for a group without one."""
-    top = root / "sys/fs/cgroup"
-    group = top / _read_group(root).lstrip("/")
-    for folder in (group, *group.parents):
-        if folder.is_relative_to(top):
-            yield _parse_quota(_read(folder / "cpu.max"))
-    period = _read(top / "cpu/cpu.cfs_period_us")  # version 1
-    yield _parse_quota(f"{_read(top / 'cpu/cpu.cfs_quota_us')} {period}")
-
-
-def _read_group(root: Path) -> str:
-    """Return the path of this process's cgroup of version 2, or "" without one."""
-    lines = _read(root / "proc/self/cgroup").splitlines()
-    return next((line[3:] for line in lines if line.startswith("0::/")), "")
+    yield from map(_parse_quota, read_group_files(root, "cpu.max"))
+    quotas = read_group_files(root, "cpu.cfs_quota_us", "cpu")
+    periods = read_group_files(root, "cpu.cfs_period_us", "cpu")
+    for quota, period in zip(quotas, periods, strict=True):
+        yield _parse_quota(f"{quota} {period}")
 
 
 def _parse_quota(text: str) -> float:
@@ -69,10 +63,3 @@ def _parse_quota(text: str) -> float:
     except ValueError:  # "max 100000", or no such file
         return math.inf
     return quota / period if quota > 0 and period > 0 else math.inf
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("ascii")
-    except (OSError, ValueError):
-        return ""
