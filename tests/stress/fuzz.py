@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -148,22 +149,33 @@ def is_loose(case: Case[Any]) -> bool:
 
     Queries and forms are text: `[7]` in a query is 7, and `{}` in a form is a word. Clients of
     AUTOMATIC1111 send numbers for booleans, and the dialect accepts those. All dialects take null
-    and empty values as absent (decision 0014).
+    and empty values as absent (decision 0014): without them, the body must be valid.
     """
     if case.media_type != "application/json" or case.path.startswith(A1111_PATHS):
         return True
-    return not case.path.startswith(NATIVE_PATHS) and has_empty_value(case.body)
+    if case.path.startswith(NATIVE_PATHS):
+        return False
+    schema = next(each for each in case.operation.body if each.media_type == case.media_type)
+    return any(schema.is_valid(drop(case.body, values)) for values in (is_null, is_empty))
 
 
-def has_empty_value(body: Any) -> bool:
-    """Return whether a value in a body, at any depth, is null or empty."""
+def is_null(value: Any) -> bool:
+    """Return whether a value is null."""
+    return value is None
+
+
+def drop(body: Any, absent: Callable[[Any], bool]) -> Any:
+    """Return a body without the fields, at any depth, whose values count as absent."""
     match body:
-        case dict() as fields if fields:
-            return any(map(has_empty_value, cast(dict[str, Any], fields).values()))
-        case list() as values if values:
-            return any(map(has_empty_value, cast(list[Any], values)))
+        case dict():
+            fields = cast(dict[str, Any], body)
+            return {
+                name: drop(value, absent) for name, value in fields.items() if not absent(value)
+            }
+        case list():
+            return [drop(value, absent) for value in cast(list[Any], body)]
         case _:
-            return is_empty(body)
+            return body
 
 
 def main() -> None:
