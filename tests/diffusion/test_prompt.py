@@ -1,10 +1,8 @@
 """Prompts: A1111's syntax and chunks, the encoders' outputs, the effect of weights."""
 
-import sys
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import chain, pairwise
-from types import FrameType
 from typing import Any, cast
 
 import pytest
@@ -29,6 +27,7 @@ from overpaint.models.lora import LoraWeights
 from overpaint.models.model import Model, TextEncoder
 from overpaint.request import Request
 from tests.tiny import POOLED, WIDTHS, tiny_model, tiny_pipeline, tiny_tokenizer
+from tests.work import count_lines
 
 TOKENIZER = tiny_tokenizer(pad_token="!")
 BOS, EOS, PAD = (cast(int, getattr(TOKENIZER, f"{n}_token_id")) for n in ("bos", "eos", "pad"))
@@ -155,25 +154,8 @@ def test_brackets_without_text_give_no_segment() -> None:
 
 @pytest.mark.parametrize("part", ["(a[b", "([a])", "(a:1.1)", "[a", " ", ": ", "1", "a)", "\\"])
 def test_parse_time_grows_linearly_with_the_length(part: str) -> None:
-    assert lines_run(parse_prompt, part * 400) <= 2.1 * lines_run(parse_prompt, part * 200)
-
-
-def lines_run(function: Callable[[str], Any], text: str) -> int:
-    """Return the number of Python lines that `function` executes."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal count
-        count += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function(text)
-    finally:
-        sys.settrace(before)
-    return count
+    short, long = (count_lines(partial(parse_prompt, part * size)) for size in (200, 400))
+    assert long <= 2.1 * short
 
 
 def test_long_runs_do_not_make_the_pattern_backtrack() -> None:
