@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Tests start hundreds of Python processes, which compile the sources once and not each.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: clients demo docs javascript test test-lowest test-slow stress lint types layers bench \
 	gpu setup clean
 
