@@ -107,7 +107,14 @@ def create_app(
                         run_periodically(service.tidy, settings.database.cleanup_interval_s)
                     ),
                     asyncio.create_task(trim_memory()),
-                    # It only reads, so it does not wait behind changes of the store.
+                    # These only read the store, so they do not wait behind changes of it.
+                    asyncio.create_task(
+                        run_periodically(
+                            service.tidy_files,
+                            settings.database.file_cleanup_interval_s,
+                            asyncio.to_thread,
+                        )
+                    ),
                     asyncio.create_task(
                         run_periodically(service.look, service.poll, asyncio.to_thread)
                     ),

@@ -144,7 +144,9 @@ class StoreSettings(_Settings):
     key_cache_s: float = 2.0
     """Seconds that the server caches which API keys are valid."""
     cleanup_interval_s: float = 60.0
-    """Seconds between two removals of expired jobs and files."""
+    """Seconds between two removals of expired jobs and uploads."""
+    file_cleanup_interval_s: float = 3600.0
+    """Seconds between two searches of the disk for files that no job needs."""
 
 
 class FetchSettings(_Settings):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,20 @@ def test_foreign_files_are_not_listed(tmp_path: Path) -> None:
     name = files.put(b"a picture")
     strange = tmp_path / "files" / name[:2] / ".DS_Store"
     strange.write_bytes(b"")
-    assert files.list_put_before(float("inf")) == [name]
+    assert list(files.list_put_before(float("inf"))) == [name]
+
+
+def test_search_for_old_files_needs_the_memory_of_one(files: Files) -> None:
+    """A server searches a disk with millions of results again and again."""
+    for number in range(3000):
+        files.get_results_folder(f"{number:032x}").mkdir(parents=True)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in files.list_results_before(float("inf"))) == 3000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50_000
 
 
 @pytest.mark.parametrize("damaged", [b"", b"of another", b"of a picturf"])

@@ -5,7 +5,8 @@ A clock that jumps removes nothing early: ages are measured with `SteadyClock`.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from overpaint.server.settings import DAY_S, ServerSettings
 from overpaint.server.store.files import Files
@@ -47,30 +48,39 @@ class Retention:
             self._disk_clock.read(last)
 
     def remove_expired(self) -> None:
-        """Remove expired jobs with their results, uploads, and old results without a job.
-
-        A store that is restored from a backup does not know the jobs that came after the backup.
+        """Remove expired jobs with their results, and expired uploads.
 
         Raises:
             SQLAlchemyError, OSError: the store or the disk fails.
         """
         now = self._store_clock.read(self._jobs.get_time())
-        disk_now = self._disk_clock.read(time.time())
         while old := self._jobs.list_ended_before(now - self._keep_s):
             for name in old:
                 self._files.delete_results(name)
             self._jobs.delete(old)
+        self._uploads.delete_before(now - self._keep_uploads_s)
+
+    def remove_unknown_files(self) -> None:
+        """Remove old files on the disk that the store does not know, and old results without a job.
+
+        A store that is restored from a backup does not know the jobs that came after the backup.
+        This looks at every file, which takes seconds on a large disk, and only reads the store.
+
+        Raises:
+            SQLAlchemyError, OSError: the store or the disk fails.
+        """
+        disk_now = self._disk_clock.read(time.time())
         for names in split_names(self._files.list_results_before(disk_now - self._keep_s)):
             for name in set(names) - self._jobs.find_existing(names):
                 self._files.delete_results(name)
-        self._uploads.delete_before(now - self._keep_uploads_s)
         until = disk_now - self._keep_uploads_s
         for names in split_names(self._files.list_put_before(until)):
             for name in set(names) - self._jobs.find_used_files(names):
                 self._files.delete(name, until)
 
 
-def split_names(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield parts of a list that fit into one query each."""
-    for at in range(0, len(names), MAX_NAMES_PER_QUERY):
-        yield names[at : at + MAX_NAMES_PER_QUERY]
+def split_names(names: Iterable[str]) -> Iterator[Sequence[str]]:
+    """Yield parts of some names that fit into one query each."""
+    left = iter(names)
+    while part := list(islice(left, MAX_NAMES_PER_QUERY)):
+        yield part

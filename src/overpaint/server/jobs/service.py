@@ -162,8 +162,12 @@ class Service:
             self._alone.close()
 
     def tidy(self) -> None:
-        """Remove expired jobs and files; see `Retention.remove_expired`."""
+        """Remove expired jobs and uploads; see `Retention.remove_expired`."""
         self._retention.remove_expired()
+
+    def tidy_files(self) -> None:
+        """Remove files that no job needs; see `Retention.remove_unknown_files`."""
+        self._retention.remove_unknown_files()
 
     def look(self) -> None:
         """Wake listeners whose jobs have events that other servers have stored.

@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
@@ -130,11 +130,10 @@ class Files:
         """Return the time of the last `put` in seconds since 1970; infinity without the file."""
         return _get_mtime(self.get_path(name))
 
-    def list_put_before(self, until: float) -> list[str]:
-        """Return the names of files that were last put before a time, in seconds since 1970."""
-        # The system may leave other files here: .DS_Store, .nfs…
-        paths = (p for p in (self.folder / "files").glob("*/*") if HASH_PATTERN.fullmatch(p.name))
-        return [path.name for path in paths if _get_mtime(path) < until]
+    def list_put_before(self, until: float) -> Iterator[str]:
+        """Yield the names of files that were last put before a time, in seconds since 1970."""
+        for group in _scan(self.folder / "files"):
+            yield from _list_older(group.path, HASH_PATTERN, until)
 
     def delete(self, name: str, until: float = float("inf")) -> None:
         """Delete a file, unless it was put at or after a time, in seconds since 1970."""
@@ -147,11 +146,9 @@ class Files:
             else:
                 aside.unlink()
 
-    def list_results_before(self, until: float) -> list[str]:
-        """Return the ids of jobs whose results were written before a time in seconds since 1970."""
-        paths = (self.folder / "results").glob("*")
-        folders = (path for path in paths if JOB_PATTERN.fullmatch(path.name))
-        return [path.name for path in folders if _get_mtime(path) < until]
+    def list_results_before(self, until: float) -> Iterator[str]:
+        """Yield the ids of jobs whose results were written before a time, in seconds since 1970."""
+        return _list_older(self.folder / "results", JOB_PATTERN, until)
 
     def get_results_folder(self, job: str) -> Path:
         """Return the folder of a job's results."""
@@ -167,9 +164,11 @@ class Files:
         Args:
             age: seconds since the last change of the file.
         """
-        for path in self.folder.glob(f"*/*/*{PARTIAL_SUFFIX}"):
-            if _get_mtime(path) <= time.time() - age:
-                path.unlink(missing_ok=True)
+        until = time.time() - age
+        groups = (group for part in _scan(self.folder) for group in _scan(part.path))
+        for entry in (entry for group in groups for entry in _scan(group.path)):
+            if entry.name.endswith(PARTIAL_SUFFIX) and _get_mtime(entry) <= until:
+                Path(entry.path).unlink(missing_ok=True)
 
     def pack_request(self, request: Request) -> tuple[dict[str, Any], list[str]]:
         """Store the pictures of a request.
@@ -234,7 +233,26 @@ def _holds(path: Path, data: bytes) -> bool:
         return False
 
 
-def _get_mtime(path: Path) -> float:
+def _scan(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """Yield the entries of a folder, one at a time: a server may have millions of results.
+
+    A file has no entries, and neither has a folder that is gone.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        yield from entries
+
+
+def _list_older(folder: str | Path, pattern: re.Pattern[str], until: float) -> Iterator[str]:
+    """Yield the names in a folder that match a pattern and were last changed before a time.
+
+    The system may leave other files there: .DS_Store, .nfs…
+    """
+    for entry in _scan(folder):
+        if pattern.fullmatch(entry.name) and _get_mtime(entry) < until:
+            yield entry.name
+
+
+def _get_mtime(path: Path | os.DirEntry[str]) -> float:
     """Return the time at which a file was last put; infinity if the file is gone."""
     try:
         return path.stat().st_mtime
