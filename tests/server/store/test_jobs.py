@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 
 from overpaint.errors import IdempotencyError, QueueFullError
 from overpaint.server.settings import DAY_S, Limits
@@ -418,6 +419,24 @@ def test_job_that_crashes_is_claimed_with_fewer_and_fewer_others(store: Jobs) ->
     assert store.count_by_state() == {
         "queued": 0, "running": 0, "succeeded": 79, "failed": 1, "canceled": 0
     }  # fmt: skip
+
+
+def test_search_for_expired_jobs_reads_no_others(store: Jobs) -> None:
+    """A server searches each minute, and may have a million ended jobs."""
+    with store.database.read() as connection:
+        if connection.dialect.name != "sqlite":
+            pytest.skip("Postgres chooses by its statistics")
+        statements: list[str] = []
+
+        def note(_: object, __: object, statement: str, *others: object) -> None:
+            statements.append(statement)
+
+        event.listen(Engine, "before_cursor_execute", note)
+        store.list_ended_before(0.0)
+        event.remove(Engine, "before_cursor_execute", note)
+        (search,) = (each for each in statements if each.startswith("SELECT"))
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {search}", (0.0, 1000, 0)).all()
+    assert "jobs_oldest (ended<?)" in str(plan)
 
 
 def test_deleted_job_takes_its_history_webhooks_files_and_token_along(

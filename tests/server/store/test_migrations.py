@@ -455,9 +455,12 @@ def test_serve_upgrades_an_older_store_and_logs_it(
     assert len(served) == 1
     assert rows_of(url)["jobs"] == before["jobs"]
     lines = capfd.readouterr().err.splitlines()
-    assert re.fullmatch(r"\S+ info    store upgrade started from_version=1 to_version=6", lines[0])
     assert re.fullmatch(
-        r"\S+ info    store upgraded from_version=1 to_version=6 seconds=[\d.]+", lines[1]
+        rf"\S+ info    store upgrade started from_version=1 to_version={SCHEMA_VERSION}", lines[0]
+    )
+    assert re.fullmatch(
+        rf"\S+ info    store upgraded from_version=1 to_version={SCHEMA_VERSION} seconds=[\d.]+",
+        lines[1],
     )
     assert lines[2].startswith("http://")
     assert overpaint("serve", "--data", str(tmp_path)) == 0  # and then has nothing to upgrade

@@ -217,8 +217,9 @@ class JobReader:
             count: the largest number of ids.
         """
         with self._read() as connection:
-            ended = and_(jobs.c.state.in_(ENDED), jobs.c.ended < until)
-            return list(connection.execute(select(jobs.c.id).where(ended).limit(count)).scalars())
+            # Only ended jobs have a time. With their state, SQLite would read all ended jobs.
+            old = select(jobs.c.id).where(jobs.c.ended < until).limit(count)
+            return list(connection.execute(old).scalars())
 
     def find_existing(self, names: Iterable[str]) -> set[str]:
         """Return the given ids of jobs that are in the store."""

@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Version of the schema below: the number of the last file in `migrations/versions`."""
 
 ABOUT_VERSION = 5
@@ -65,6 +65,7 @@ jobs = Table(
     Index("jobs_queued", "key", "state", "work"),
     Index("jobs_newest", "key", "created", "id"),
     Index("jobs_owned", "owner", "lease"),
+    Index("jobs_oldest", "ended"),
 )
 
 events = Table(
