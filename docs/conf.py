@@ -24,3 +24,4 @@ nitpicky = True
 
 html_theme = "furo"
 html_title = "Overpaint"
+html_show_copyright = False  # The license is on the page "Licenses".
