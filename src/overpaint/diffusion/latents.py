@@ -14,6 +14,7 @@ from overpaint.diffusion.tiling.vae import run_in_windows
 from overpaint.errors import DeviceError
 from overpaint.imaging import codec
 from overpaint.models.model import Model
+from overpaint.nn.host import copy_to_host
 
 MIN_WINDOW_CELLS = 32
 """The smallest side of a VAE window, in latent cells; the VAE has a large receptive field."""
@@ -77,7 +78,14 @@ def decode_latent(model: Model, latent: Tensor) -> tuple[Image, str | None]:
     Raises:
         DeviceError: the latent is not finite, or its picture is not finite in fp32.
     """
-    if not latent.isfinite().all():
+    pixels, notice = decode_pixels(model, latent)
+    return codec.from_array(copy_to_host(pixels[0]).numpy()), notice
+
+
+@torch.inference_mode()
+def decode_pixels(model: Model, latent: Tensor) -> tuple[Tensor, str | None]:
+    """Return the pixels [1, 3, height, width] of a latent as fp32; see `decode_latent`."""
+    if not _is_finite(latent):
         raise DeviceError(
             f"The network's result is not finite in {_dtype_name(model.dtype)}. Choose another "
             "dtype; if that does not help, the weights are damaged."
@@ -93,8 +101,7 @@ def decode_latent(model: Model, latent: Tensor) -> tuple[Image, str | None]:
             return run_in_windows(vae, whole, latent, side=side, writes=model.vae_factor)
         return whole(latent)
 
-    pixels, notice = _run_finite(model, run, "decoded")
-    return codec.from_array(pixels[0].cpu().numpy()), notice
+    return _run_finite(model, run, "decoded")
 
 
 def _window_side(model: Model, cells: int) -> int:
@@ -118,14 +125,14 @@ def _run_finite_locked(
     result, notice = run(), None
     vae: Any = model.vae
     dtype: torch.dtype = vae.dtype
-    if dtype != torch.float32 and not result.isfinite().all():
+    if dtype != torch.float32 and not _is_finite(result):
         notice = f"the VAE overflowed in {_dtype_name(dtype)}; {done} again in fp32."
         vae.to(dtype=torch.float32)
         try:
             result = run()
         finally:
             vae.to(dtype=dtype)
-    if not result.isfinite().all():
+    if not _is_finite(result):
         raise DeviceError(
             f"The VAE {done} a result that is not finite, also in fp32. Its weights are damaged."
         )
@@ -143,13 +150,18 @@ def preview_latent(model: Model, latent: Tensor) -> Image | None:
     if model.preview_decoder is not None:
         decoder = model.preview_decoder
         pixels = decoder.decode(latent.to(decoder.device, decoder.dtype), return_dict=False)[0]
-        return codec.from_array(pixels[0].float().clamp(-1, 1).cpu().numpy())
+        return codec.from_array(copy_to_host(pixels[0].float().clamp(-1, 1)).numpy())
     if model.preview is None:
         return None
     factors = np.array(model.preview.factors, dtype=np.float32)
     bias = np.array(model.preview.bias, dtype=np.float32)
-    rgb = np.einsum("chw,cr->rhw", latent[0].float().cpu().numpy(), factors)
+    rgb = np.einsum("chw,cr->rhw", copy_to_host(latent[0].float()).numpy(), factors)
     return codec.from_array(rgb + bias[:, None, None])
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Return whether all values are finite; True on the meta device, which has none."""
+    return values.is_meta or bool(values.isfinite().all())
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

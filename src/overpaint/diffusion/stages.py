@@ -13,6 +13,7 @@ from overpaint.diffusion.plan import Plan, Stage
 from overpaint.diffusion.schedule import Sigmas
 from overpaint.imaging import codec, sizing
 from overpaint.models.model import Model
+from overpaint.nn.host import copy_to_host
 from overpaint.registry import Space
 from overpaint.request.fields import Fit
 
@@ -80,7 +81,7 @@ def make_enlarger(
 
     def enlarge_latents(plan: Plan, latent: Tensor) -> Plan:
         size = plan.shape[2], plan.shape[1]
-        channels = [Image.fromarray(c) for c in latent[0].numpy(force=True)]
+        channels = [Image.fromarray(c) for c in copy_to_host(latent[0]).numpy()]
         larger = [np.asarray(sizing.fit_image(c, size, fit)) for c in channels]
         return renoise_latent(plan, torch.from_numpy(np.stack(larger))[None].to(latent))
 

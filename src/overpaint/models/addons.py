@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
+import torch
+
 from overpaint.errors import CheckpointError, ModelError
 from overpaint.models.adapters import Adapter, Adapters
 from overpaint.models.cache import RecentValues
@@ -170,7 +172,7 @@ class AddonLoader:
         return found
 
     def _refiner(self, name: str) -> "Model":
-        device, dtype = str(self.model.device), str(self.model.dtype).removeprefix("torch.")
+        device, dtype = self.model.device, str(self.model.dtype).removeprefix("torch.")
         entry = self.library.find_if(name, "checkpoint")
         key = _identify(str(entry.path) if entry else name)
 
@@ -267,7 +269,7 @@ def load_library_model(
     name: str | PathLike[str],
     library: Library,
     *,
-    device: str,
+    device: str | torch.device,
     dtype: str,
     parts: Mapping[str, str | PathLike[str] | PartPath] | None = None,
 ) -> "Model":

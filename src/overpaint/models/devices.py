@@ -31,11 +31,14 @@ class DeviceChoice:
     vae_dtype: torch.dtype
 
 
-def choose_device(device: str, dtype: str, vae_dtype: str | None, *, small: bool) -> DeviceChoice:
+def choose_device(
+    device: str | torch.device, dtype: str, vae_dtype: str | None, *, small: bool
+) -> DeviceChoice:
     """Choose a device and dtypes by their names.
 
     Args:
-        device: "auto" (CUDA, else Apple's MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
+        device: "auto" (CUDA, else Apple's MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps". Or
+            a device of torch; a model on torch's device "meta" has shapes, and no values.
         dtype: "auto", "bf16", "fp16" or "fp32". "auto" chooses fp32 for a small model on the CPU,
             otherwise bf16 if the device supports it, otherwise fp16.
         vae_dtype: "bf16", "fp16", "fp32" or None. None chooses `dtype`, but never fp16,
@@ -47,7 +50,7 @@ def choose_device(device: str, dtype: str, vae_dtype: str | None, *, small: bool
         RequestError: The device or dtype is unknown.
         DeviceError: This machine does not have the device.
     """
-    where = _find_device(device)
+    where = device if isinstance(device, torch.device) else _find_device(device)
     if dtype == "auto":
         what = torch.float32 if small and where.type == "cpu" else _half_dtype(where)
     else:
@@ -59,10 +62,10 @@ def choose_device(device: str, dtype: str, vae_dtype: str | None, *, small: bool
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Return whether the device has native bfloat16 arithmetic; True for every CPU."""
+    """Return whether the device has native bfloat16 arithmetic; True for a CPU and "meta"."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu"
+    return device.type in ("cpu", "meta")
 
 
 def list_devices() -> list[torch.device]:

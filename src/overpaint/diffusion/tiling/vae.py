@@ -27,6 +27,7 @@ from overpaint.diffusion.tiling.windows import (
     compute_window_weights,
     cover_grid,
 )
+from overpaint.nn.host import copy_to_host
 from overpaint.system.abandon import check_abandoned
 
 PASS_COUNT = 3
@@ -65,8 +66,8 @@ def run_in_windows(
     def run_windows() -> Iterator[Tensor]:
         for window, share in zip(windows, shares, strict=True):
             check_abandoned()
-            shared.select_window(window, share.to(x.device))
-            yield run(window.crop(x, reads)).cpu()
+            shared.select_window(window, share)
+            yield copy_to_host(run(window.crop(x, reads)))
 
     with share_layers(module, height, width) as shared:
         for _ in range(PASS_COUNT - 1):
@@ -99,7 +100,7 @@ class SharedLayers:
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         """Replace a norm's forward, for x [1, C, h, w] or [1, C, h × w]."""
         grouped = x.float().reshape(norm.num_groups, x.shape[1] // norm.num_groups, -1)
-        share = _expand_share(self._share, grouped.shape[2])
+        share = _expand_share(self._share.to(x.device), grouped.shape[2])
         own = [(v * share).sum((1, 2)) for v in (grouped, grouped.square())]
         own.append((share.sum() * grouped.shape[1]).expand_as(own[0]))
         sums = self._sums.setdefault(norm, {})

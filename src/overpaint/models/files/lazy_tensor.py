@@ -74,12 +74,17 @@ class LazyTensor:
         shape = step(torch.empty(self.shape, device="meta")).shape
         return replace(self, shape=shape, steps=(*self.steps, step))
 
-    def read(self) -> torch.Tensor:
-        """Read the tensor into new memory and apply the steps.
+    def read(self, device: torch.device | None = None) -> torch.Tensor:
+        """Read the tensor into new memory of the host and apply the steps.
+
+        Args:
+            device: "meta" for a tensor without values, which is not read.
 
         Raises:
             CheckpointError: The file became shorter after it was opened.
         """
+        if device is not None and device.type == "meta":
+            return torch.empty(self.shape, dtype=self.dtype, device=device)
         tensor = torch.empty(self.file_shape, dtype=self.dtype)
         target = tensor.reshape(-1).view(torch.uint8).numpy()
         with self.path.open("rb") as file:

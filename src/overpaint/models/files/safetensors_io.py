@@ -141,7 +141,7 @@ def fill_module(
         module: The module to fill. It is set to evaluation mode, without gradients.
         stored: The tensors by state dict name; exactly the names of the module.
         part: The name of the module in error messages.
-        device: The device of the filled module.
+        device: The device of the filled module; on "meta" it gets dtypes, and no values.
         dtype: The dtype for floating-point tensors.
         channels_last: Use the channels-last memory format for 4-D tensors.
 
@@ -150,7 +150,7 @@ def fill_module(
     """
     check_tensors(module, stored, part=part)
     for name in module.state_dict():
-        tensor = stored[name].read()
+        tensor = stored[name].read(device)
         four = channels_last and tensor.ndim == 4
         tensor = tensor.to(
             device,
