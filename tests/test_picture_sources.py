@@ -1,5 +1,6 @@
 """Every kind of source becomes the same picture."""
 
+import base64
 from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -133,3 +134,39 @@ def test_url_is_fetched_under_the_rules(tmp_path: Path) -> None:
     for url in ("http://127.0.0.1/a.png", "HTTPS://[::1]/a.png"):
         with pytest.raises(PictureError, match="an address that is not public"):
             codec.read_picture(url)
+
+
+def closed_file() -> BytesIO:
+    file = BytesIO(encoded())
+    file.close()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.uint8(3), "has the shape \\[\\]"),
+        (torch.zeros(3, 4, 4).to_sparse(), "dense"),
+        (torch.zeros(3, 4, 4, device="meta"), "dense"),
+        (closed_file(), "cannot be read"),
+        ("", "is an empty text"),
+        ("data:image/png;base64,%%%", "not in base64"),
+        ("data:image/png,abc", "not in base64"),
+    ],
+    ids=["number", "sparse", "meta", "closed", "empty", "damaged data URL", "text data URL"],
+)
+def test_source_that_has_no_picture_is_refused(source: Any, message: str) -> None:
+    with pytest.raises(PictureError, match=message):
+        read_source(source)
+
+
+def test_data_url_is_read() -> None:
+    url = f"data:image/png;base64,{base64.b64encode(encoded()).decode()}"
+    assert read_source(url).data == encoded()
+
+
+def test_whole_numbers_in_a_pillow_image_are_levels_as_in_an_array() -> None:
+    whole = Image.fromarray(GRAY.astype(np.int32))
+    assert whole.mode == "I"
+    decoded = np.asarray(codec.decode(read_source(whole)))
+    assert (decoded[..., 0] == GRAY).all()

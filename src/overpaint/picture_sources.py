@@ -4,6 +4,7 @@ The constructors of `Request` and `Control` read them. `model_validate` does not
 comes from elsewhere opens no file and no URL.
 """
 
+import base64
 import os
 import sys
 from io import BytesIO
@@ -86,6 +87,10 @@ def read_source(
             return source
         case bytes() | bytearray() | memoryview():
             return Picture(data=bytes(source))
+        case str() if source.startswith("data:"):
+            return Picture(data=_decode_data_url(source, name))
+        case str() if not source:
+            raise PictureError(f"{name} is an empty text; give a path, or leave it out.")
         case str() if is_url(source):
             from overpaint.network.download import download  # imports httpx2
 
@@ -97,7 +102,8 @@ def read_source(
     if _is_instance(source, "PIL.Image", "Image"):
         return Picture(data=_encode(source))
     if _is_instance(source, "torch", "Tensor"):
-        return Picture(data=_encode(_from_array(_from_tensor(source), name, channels_first=True)))
+        values = _from_tensor(source, name)
+        return Picture(data=_encode(_from_array(values, name, channels_first=True)))
     if hasattr(source, "__array__") or hasattr(source, "__array_interface__"):
         return Picture(data=_encode(_from_array(source, name, channels_first=False)))
     if callable(getattr(source, "read", None)):
@@ -134,11 +140,25 @@ def _is_instance(source: object, module: str, name: str) -> bool:
     return loaded is not None and isinstance(source, getattr(loaded, name))
 
 
+def _decode_data_url(text: str, name: str) -> bytes:
+    """Return the content of a data: URL in base64 (RFC 2397)."""
+    head, comma, data = text.partition(",")
+    try:
+        if comma and head.endswith(";base64"):
+            return base64.b64decode(data, validate=True)
+    except ValueError:
+        pass
+    raise PictureError(f"{name} is a data: URL ({quote_value(text)}), but not in base64.")
+
+
 def _read_object(file: Any, name: str, max_bytes: int) -> bytes:
     # Like Pillow: a program that has just written a BytesIO left it at its end.
-    if getattr(file, "seekable", bool)():
-        file.seek(0)
-    data = file.read(max_bytes + 1)
+    try:
+        if getattr(file, "seekable", bool)():
+            file.seek(0)
+        data = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{name} cannot be read: {error}.") from error
     if not isinstance(data, bytes):
         raise PictureError(f"{name} is a file of text; open it with mode 'rb'.")
     if len(data) > max_bytes:
@@ -152,6 +172,10 @@ def _encode(image: Any) -> bytes:
         "exif": image.getexif(),
         "icc_profile": image.info.get("icc_profile"),
     }
+    if image.mode == "I" and max(image.getextrema()) <= 255:  # as in arrays of whole numbers
+        image = image.convert("L")
+    if image.mode.startswith("I;16") and image.mode not in PNG_MODES | TIFF_MODES:
+        image = image.convert("I")  # Pillow would cut larger samples for RGB
     if image.mode not in PNG_MODES | TIFF_MODES:
         image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGB"))
     kind = "TIFF" if image.mode in TIFF_MODES else "PNG"
@@ -163,9 +187,14 @@ def _encode(image: Any) -> bytes:
 # Arrays
 
 
-def _from_tensor(tensor: Any) -> Any:
-    values = tensor.detach().cpu()
-    return values.float().numpy() if values.is_floating_point() else values.numpy()
+def _from_tensor(tensor: Any, name: str) -> Any:
+    try:
+        values = tensor.detach().cpu()
+        return values.float().numpy() if values.is_floating_point() else values.numpy()
+    except (TypeError, NotImplementedError, RuntimeError) as error:
+        raise PictureError(
+            f"{name} is a tensor without a NumPy array ({error}); give a dense one with values."
+        ) from error
 
 
 def _from_array(source: object, name: str, *, channels_first: bool) -> "Image":
@@ -187,7 +216,7 @@ def _from_array(source: object, name: str, *, channels_first: bool) -> "Image":
         first, last = values.shape[0] in MODE_BY_CHANNELS, values.shape[2] in MODE_BY_CHANNELS
         if first and (channels_first or not last):
             values = values.transpose(1, 2, 0)
-    channels = 1 if values.ndim == 2 else values.shape[-1]
+    channels = values.shape[-1] if values.ndim == 3 else 1
     if values.ndim not in (2, 3) or channels not in MODE_BY_CHANNELS or 0 in values.shape:
         order = "[channels, height, width]" if channels_first else "[height, width, channels]"
         raise PictureError(

@@ -143,7 +143,7 @@ SAMPLERS: dict[str, Sampler] = {
         Sampler(
             "dpm2_a",
             "DPM2 a",
-            ("dpm2_ancestral", "dpm_2_ancestral", "kdpm2ancestraldiscrete"),
+            ("dpm2_ancestral", "dpm_2_ancestral", "kdpm2ancestraldiscrete", "kdpm_2a"),
             evaluations=2,
             stochastic=True,
             drops_penultimate=True,
@@ -171,7 +171,7 @@ SCHEDULES: dict[str, Named] = {
     for s in (
         Named("normal", "DDIM", ("leading", "ddim_uniform")),
         Named("linspace", "Uniform"),
-        Named("trailing", "SGM Uniform", ("sgm_uniform",)),
+        Named("trailing", "SGM Uniform", ("sgm_uniform", "(trailing timesteps)")),
         Named("karras", "Karras"),
         Named("exponential", "Exponential"),
         Named("polyexponential", "Polyexponential"),

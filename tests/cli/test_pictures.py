@@ -94,6 +94,35 @@ def test_edit_of_a_folder_paints_its_pictures(photos: Path, loader: Loader, run:
     ]
 
 
+def test_edit_of_a_folder_names_the_files_that_it_leaves(photos: Path, loader: Loader, run: Any):
+    (photos / ".hidden.png").write_bytes((photos / "a.png").read_bytes())
+    (photos / "d.jfif").write_bytes((photos / "b.jpg").read_bytes())
+    err = run("edit", "photos", "x", "-o", "out/").err
+    assert "1 files do not look like pictures: notes.txt." in err
+    assert len(list(Path("out").iterdir())) == 4
+
+
+def test_last_argument_that_is_a_file_is_no_prompt(photos: Path, loader: Loader, run: Any):
+    assert split_prompt(["photos/a.png", "photos/notes.txt"])[1] is None
+    assert split_prompt(["photos/a.png", "a fox"])[1] == "a fox"
+
+
+def test_prompt_in_place_of_a_picture_is_no_traceback(loader: Loader, run: Any):
+    assert "too long for a file name" in run("edit", "a long prompt " * 30).err
+
+
+def test_stdin_gives_a_mask_to_many_pictures(photos: Path, loader: Loader, run: Any, stdin: Any):
+    stdin((photos / "a.png").read_bytes())
+    run("edit", "photos/a.png", "photos/c.png", "x", "--mask", "-", "-o", "out/")
+    assert len(list(Path("out").iterdir())) == 2
+    assert "given twice" in run("edit", "-", "-", "x").err
+
+
+@pytest.mark.parametrize("text", ["ink:0,8", "ink:0.8:texts=1"])
+def test_lora_option_that_cannot_be_read_is_refused(loader: Loader, run: Any, text: str):
+    assert "--lora" in run("edit", "fox.png", "x", "--lora", text).err
+
+
 def test_edit_expands_patterns_that_the_shell_left(photos: Path, loader: Loader, run: Any):
     assert len(run("edit", "photos/*.png", "x", "-o", "out/").out.splitlines()) == 2
 

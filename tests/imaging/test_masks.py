@@ -31,6 +31,26 @@ def build(**fields: Any) -> masks.Mask:
     return mask
 
 
+@pytest.mark.parametrize(("color", "share"), [("red", "30%"), ("blue", "11%"), ("#800000", "15%")])
+def test_mask_with_colors_says_how_strongly_it_repaints(color: str, share: str) -> None:
+    mask, notices = Image.new("RGB", (64, 48)), list[str]()
+    mask.paste(color, (16, 8, 32, 24))
+    masks.decode_mask(codec.read_picture(mask), (64, 48), notices)
+    (notice,) = notices
+    assert f"its brightest part at {share}" in notice
+    masks.decode_mask(codec.read_picture(square("RGB")), (64, 48), notices)
+    assert len(notices) == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_mask_in_a_turned_tiff_has_the_size_of_its_picture(orientation: int) -> None:
+    file, exif = BytesIO(), Image.Exif()
+    exif[0x112] = orientation
+    Image.new("RGB", (64, 48)).save(file, "TIFF", exif=exif)
+    picture = codec.read_picture(file.getvalue())
+    assert codec.upright_size(picture) == codec.decode(picture).size
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
 def test_mask_white_pixels_are_repainted(mode: str) -> None:
     mask = masks.decode_mask(codec.read_picture(square(mode)), (64, 48))

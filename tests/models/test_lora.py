@@ -483,6 +483,7 @@ def drop(suffix: str) -> Callable[[State], object]:
     ("change", "message"),
     [
         (put("lora_A.weight", lambda t: t * torch.nan), "not finite"),
+        (put("lora_A.weight", lambda t: (t * 100).to(torch.int8)), "whole numbers"),
         (put("lora_A.weight", lambda t: t[:0]), "is empty"),
         (
             put("lora_A.weight", lambda t: torch.zeros(100_000, t.shape[1])),

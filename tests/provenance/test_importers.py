@@ -113,6 +113,23 @@ def test_prompts_without_settings_are_read():
     assert found.fields == {"prompt": PROMPT, "negative_prompt": NEGATIVE}
 
 
+def test_odd_spellings_of_sizes_and_whole_numbers_are_read():
+    settings = "Steps: 20.0, Sampler: Euler, Seed: 3.0, Size: 512 × 768, Clip skip: 2.0"
+    found = read(parameters=f"a cup\r\nNegative prompt: a dog\r\n{settings}")
+    assert found.notes == ()
+    wanted = {"num_inference_steps": 20, "seed": 3, "width": 512, "height": 768, "clip_skip": 0}
+    assert wanted.items() <= found.fields.items()
+    assert (found.fields["prompt"], found.fields["negative_prompt"]) == ("a cup", "a dog")
+    found = read(parameters=a1111_text("Steps: 20, Sampler: Euler, Seed: 3, Size: large"))
+    assert "Size large" in " ".join(found.notes)
+
+
+def test_first_hires_fix_is_no_image_to_image():
+    settings = "Steps: 20, Sampler: Euler, Seed: 3, Denoising strength: 0.5"
+    found = read(parameters=a1111_text(f"{settings}, First pass size: 512x512"))
+    assert "strength" not in found.fields
+
+
 @pytest.mark.parametrize(
     ("line", "program", "steps"),
     [

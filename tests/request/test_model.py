@@ -125,6 +125,13 @@ def test_request_with_contradicting_fields_names_the_field(fields: dict[str, Any
     assert refused.value.field == field
 
 
+def test_lora_factor_of_no_part_of_a_unet_is_refused():
+    assert Lora(name="ink", blocks={"up_blocks.0.attentions": 2.0}).blocks
+    for name in ("texts", "x", "up_block.0", "attentions"):
+        with pytest.raises(RequestError, match=f"'{name}' is not a part of a UNet"):
+            Lora(name="ink", blocks={name: 2.0})
+
+
 def test_schedule_equal_to_the_one_in_the_sampler_name_is_accepted():
     assert Request(sampler="DPM++ 2M Karras", schedule="Karras").schedule == "karras"
 

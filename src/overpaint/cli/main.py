@@ -1,5 +1,6 @@
 """The entry point `overpaint`: commands, exit codes and error messages."""
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -65,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_error(format_message(error))
         raise SystemExit(error.exit_code) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename)[:60]
+            print_error(f"{name}…: too long for a file name. Give pictures, then the prompt.")
+            raise SystemExit(2) from None
         if not discard_broken_stdout(error):
             raise
         print_error(f"stdout cannot be written: {error.strerror}. Free space, or write elsewhere.")

@@ -48,8 +48,8 @@ def edit(
 ) -> None:
     """Repaint pictures according to a prompt, with one model for all of them."""
     words, prompt = _split_words(pictures, prompt)
-    sources = list_sources(words)
     terminal = Terminal(quiet=common.quiet)
+    sources = list_sources(words, terminal.note)
     outputs = Outputs(common.output, len(sources))
     found = _read_like(terminal, common.like)
     session = Session(terminal, common, found, len(sources))

@@ -3,7 +3,8 @@
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, TextIO
 
 from overpaint.errors import PictureError, RequestError
 from overpaint.picture import Picture
@@ -24,9 +25,15 @@ def read_picture(path: str) -> Picture:
         return codec.read_picture(path)
     if sys.stdin.isatty():
         raise PictureError("Stdin is a terminal; send a picture to it, or give a file.")
-    picture = Picture(data=sys.stdin.buffer.read())
+    picture = Picture(data=_read_stdin(sys.stdin))
     with codec.open_upright(picture, "stdin"):
         return picture
+
+
+@lru_cache(maxsize=1)
+def _read_stdin(stdin: TextIO) -> bytes:
+    """Return all bytes of stdin, which can be read once: a mask serves several pictures."""
+    return stdin.buffer.read()
 
 
 def read_hint_source(kind: str, path: str) -> Picture:
@@ -155,8 +162,10 @@ def _parse_lora(text: str, field: str) -> dict[str, Any]:
     name, rest = text[:start], text[start:].split(":")[1:]
     lora: dict[str, Any] = {"name": name}
     if rest and "=" not in rest[0]:
-        (number,) = parse_numbers(field, rest.pop(0))[:1]
-        lora["scale"] = number
+        numbers = parse_numbers(field, text_of_scale := rest.pop(0))
+        if len(numbers) != 1:
+            raise RequestError(field, f"{text_of_scale!r} is not a scale. Write it like 0.8.")
+        lora["scale"] = numbers[0]
     scales = parse_options(rest, field)
     if "text" in scales:
         lora["text_scale"] = scales.pop("text")

@@ -165,7 +165,8 @@ def _read_upright_size(data: bytes, name: str) -> tuple[int, int]:
         if after_pixels and (found := png_chunks.find_chunk(data, b"eXIf")):
             image.info["exif"] = b"Exif\0\0" + found
         exif = Image.Image.getexif(image)  # the method of PNGs would decode all pixels first
-        turned = exif.get(ExifTags.Base.Orientation, 1) in range(5, 9)
+        # Pillow gives the size of a TIFF as it is after the turn.
+        turned = image.format != "TIFF" and exif.get(ExifTags.Base.Orientation, 1) in range(5, 9)
         return (image.height, image.width) if turned else image.size
 
 

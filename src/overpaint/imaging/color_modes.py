@@ -87,7 +87,7 @@ def _convert_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
     if not profile:
         return image
     mode = MODE_BY_COLOR_SPACE.get(profile[COLOR_SPACE_OFFSET : COLOR_SPACE_OFFSET + 4])
-    if mode == "L" and image.mode == "RGB" and _is_gray(image):
+    if mode == "L" and image.mode == "RGB" and is_gray(image):
         image = image.getchannel(0)
     elif mode == "RGB" and image.mode == "L":
         image = image.convert("RGB")
@@ -102,7 +102,8 @@ def _convert_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image
 
 
-def _is_gray(image: Image.Image) -> bool:
+def is_gray(image: Image.Image) -> bool:
+    """Return whether all pixels of an RGB picture are gray."""
     red, green, blue = image.split()
     return not (
         ImageChops.difference(red, green).getbbox() or ImageChops.difference(red, blue).getbbox()

@@ -118,7 +118,13 @@ def _read_brightness(image: Image.Image, say: "Callable[[str], None]", use: Mask
         if levels.max() == 1:
             say(f"{use.name} has the levels 0 and 1 of 255: 1 counts as white.")
             return levels.max(axis=2).astype(np.float32)
-    gray = np.asarray(color_modes.convert_to_rgb(image).convert("L"), np.float32)
+    colors = color_modes.convert_to_rgb(image)
+    gray = np.asarray(colors.convert("L"), np.float32)
+    if MIN_MASK_VALUE * 255 <= gray.max() < MIN_WHITE_LEVEL and not color_modes.is_gray(colors):
+        say(
+            f"{use.name} has colors, whose brightness counts: {use.effect} its brightest part at "
+            f"{gray.max() / 255:.0%}. White counts as 100%."
+        )
     if 0 < gray.max() < MIN_MASK_VALUE * 255:
         say(f"the brightest level of {use.name} is {gray.max():g} of 255; below 8 counts as black.")
     return gray / np.float32(255)

@@ -161,6 +161,11 @@ def _read_finite(file: WeightsFile, key: str) -> Tensor:
     tensor = stored.read()
     if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
         tensor = tensor.half()  # torch does not compute in 8 bits
+    if not tensor.is_floating_point() and tensor.numel() > 1:  # an alpha can be a whole number
+        raise CheckpointError(
+            f"{file.path}: {key} holds whole numbers ({tensor.dtype}), which need a scale; give a "
+            "file with floating-point numbers"
+        )
     if not tensor.isfinite().all():
         raise CheckpointError(
             f"{file.path}: {key} holds numbers that are not finite; the file is damaged"

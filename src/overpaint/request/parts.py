@@ -8,6 +8,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -182,3 +183,21 @@ class Lora(StrictModel):
     blocks: dict[str, Annotated[float, Field(ge=-10, le=10)]] = Field(default_factory=dict)
     """Additional factors for parts of the UNet, by the start of their module names, such as
     "up_blocks.0"; -10 to 10."""
+
+    @field_validator("blocks")
+    @classmethod
+    def _check_blocks(cls, blocks: dict[str, float]) -> dict[str, float]:
+        for name in blocks:
+            if name.split(".")[0] not in UNET_PARTS:
+                raise ValueError(
+                    f"{quote_value(name)} is not a part of a UNet; parts begin with "
+                    f"{', '.join(UNET_PARTS)}."
+                )
+        return blocks
+
+
+UNET_PARTS = (
+    *("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "conv_norm_out"),
+    *("time_embedding", "add_embedding"),
+)
+"""The names with which the names of a UNet's modules begin."""

@@ -79,6 +79,20 @@ def control(**fields: Any) -> dict[str, Any]:
     return {"alwayson_scripts": {"ControlNet": {"args": [unit]}}}
 
 
+def scripts(**args: list[Any]) -> dict[str, Any]:
+    return {"alwayson_scripts": {name: {"args": own} for name, own in args.items()}}
+
+
+def make_mask(size: tuple[int, int], white: tuple[int, int, int, int]) -> str:
+    mask, file = Image.new("L", size), io.BytesIO()
+    mask.paste(255, white)
+    mask.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+SMALL_MASK = make_mask((64, 64), (0, 0, 32, 64))
+
+
 @pytest.mark.parametrize(
     ("path", "body", "ignored"),
     [
@@ -104,7 +118,7 @@ def control(**fields: Any) -> dict[str, Any]:
             {"width": 72, "height": 64, "seed_resize_from_w": 73, "seed_resize_from_h": 64},
             ["seed_resize_from_w", "seed_resize_from_h"],
         ),
-        ("txt2img", control(image_similarity=1), ["alwayson_scripts.ControlNet.image_similarity"]),
+        ("txt2img", control(image_similarity=1), ["ControlNet.image_similarity"]),
         ("txt2img", control(image=None, input_image=RAW, mask=""), []),
         ("txt2img", control(hr_option="High res only"), []),
         ("txt2img", control(module="pidinet", guess_mode=True), []),
@@ -113,7 +127,28 @@ def control(**fields: Any) -> dict[str, Any]:
         ("img2img", {"mask": None, "mask_blur_x": 1}, ["mask", "mask_blur_x"]),
         ("img2img", {"init_images": ["\r\n".join([RAW[:76], RAW[76:]])]}, []),
         ("img2img", {"init_images": [f"data:image/png;base64,{RAW[:76]}\n{RAW[76:]}\n"]}, []),
+        ("txt2img", {"styles": ["None", "no such"]}, ["styles"]),
+        ("txt2img", scripts(ADetailer=[True, False, {"ad_model": "None"}]), ["ADetailer"]),
+        ("txt2img", scripts(AnimateDiff=[{"enable": False, "model": "x"}]), ["AnimateDiff"]),
+        ("txt2img", scripts(reactor=[RAW, False, "0"]), ["reactor"]),
+        ("txt2img", scripts(**{"Tiled VAE": ["False", 960]}), ["Tiled%20VAE"]),
+        ("txt2img", {"enable_hr": "false", "hr_scale": -1}, ["hr_scale"]),
+        ("txt2img", {"denoising_strength": 1.5}, ["denoising_strength"]),
+        ("txt2img", {"sampler_name": "Euler a", "s_noise": 0}, ["s_noise"]),
+        ("txt2img", {"width": 72.67, "height": "64", "steps": 1.5, "n_iter": "1"}, []),
+        (
+            "txt2img",
+            {"enable_hr": True, "scheduler": "Karras", "hr_scheduler": "karras"}
+            | {"width": 64, "height": 64, "hr_second_pass_steps": 1}
+            | {"hr_checkpoint_name": "m", "override_settings": {"sd_model_checkpoint": "m"}},
+            [],
+        ),
+        ("img2img", {"mask_blur": 300, "inpainting_fill": 7}, ["mask_blur", "inpainting_fill"]),
+        ("img2img", {"resize_mode": "1", "width": 64, "height": 64}, []),
+        ("img2img", {"mask": SMALL_MASK, "inpaint_full_res": False, "mask_blur": 4.5}, []),
         ("options", {"samples_save": True, "sd_vae": "None"}, ["samples_save", "sd_vae"]),
+        ("options", {"sd_vae": "auto", "samples_format": "PNG"}, ["sd_vae"]),
+        ("options", {"CLIP_stop_at_last_layers": 0}, []),
         ("interrupt", {"any": "thing"}, []),
     ],
 )
@@ -122,9 +157,11 @@ def test_body_that_the_web_ui_accepts_is_accepted(
 ) -> None:
     base = {"txt2img": CUP, "img2img": IMAGE}.get(path, {})
     made, reported = send(shared, path, base | body)
+    reported = [name.removeprefix("alwayson_scripts.") for name in reported]
     assert set(ignored) <= set(reported)
     if "info" in made:
-        assert set(ignored) <= set(json.loads(made["info"])["ignored_fields"])
+        listed = json.loads(made["info"])["ignored_fields"]
+        assert set(ignored) <= {name.removeprefix("alwayson_scripts.") for name in listed}
 
 
 @pytest.mark.parametrize(
@@ -132,11 +169,13 @@ def test_body_that_the_web_ui_accepts_is_accepted(
     [
         ("txt2img", {"tiling": True}, "tiling"),
         ("txt2img", {"s_churn": 5}, "s_churn"),
-        ("txt2img", {"sampler_name": "Euler a", "s_noise": 1.1}, "s_noise"),
+        ("txt2img", {"sampler_name": "DPM++ SDE", "s_noise": 1.1}, "s_noise"),
         ("txt2img", {"sampler_name": "Euler a", "eta": 0.3}, "eta"),
         ("txt2img", {"override_settings": {"eta_noise_seed_delta": 31337}}, "eta_noise_seed_delta"),
         ("txt2img", control(advanced_weighting=[1, 2]), "advanced_weighting"),
-        ("txt2img", {"alwayson_scripts": {"ADetailer": {"args": [True, {}]}}}, "ADetailer"),
+        ("txt2img", scripts(ADetailer=[True, {"ad_model": "face_yolov8n.pt"}]), "ADetailer"),
+        ("txt2img", scripts(reactor=[RAW, True, "0"]), "reactor"),
+        ("txt2img", {"enable_hr": True, "hr_scale": 9}, "hr_scale"),
         ("options", {"sd_vae": "x.pt"}, "sd_vae"),
         (
             "txt2img",
@@ -153,6 +192,15 @@ def test_another_picture_that_cannot_be_made_is_refused_by_name(
     answer = shared.post(f"/sdapi/v1/{path}", json=base | body)
     assert answer.status_code == 422
     assert field in answer.text
+
+
+def test_mask_of_another_size_is_stretched_to_the_image() -> None:
+    given = ImageInputs.model_validate(IMAGE | {"mask": SMALL_MASK})
+    (request,) = to_requests(given, Options())
+    assert request.mask
+    with Image.open(io.BytesIO(request.mask.data)) as mask:
+        assert mask.size == (512, 512)
+        assert [mask.getpixel((x, 100)) for x in (0, 200, 300, 511)] == [255, 255, 0, 0]
 
 
 def test_unknown_option_does_not_keep_others_from_being_set(client: TestClient) -> None:

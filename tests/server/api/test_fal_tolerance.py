@@ -115,6 +115,22 @@ def test_edit_task_repaints_the_first_image(client: TestClient) -> None:
     assert answer.json()["detail"][0]["loc"] == ["body", "image_url"]
 
 
+@pytest.mark.parametrize("path", ["lora/inpaint", "flux/dev", "fooocus/inpaint"])
+def test_tasks_of_other_apps_select_the_first_model(client: TestClient, path: str) -> None:
+    fields = {"image_url": URI, "mask_url": URI} if path.endswith("inpaint") else {}
+    run(client, f"/fal/run/fal-ai/{path}", num_inference_steps=1, **fields)
+
+
+def test_trailing_schedule_and_negative_seed_are_read_as_fal_writes_them(
+    client: TestClient,
+) -> None:
+    answer = run(client, scheduler="Euler (trailing timesteps)", seed=-1)
+    assert "seed" in ignored(answer)
+    request = request_of(client)
+    assert (request["sampler"], request["schedule"]) == ("euler", "trailing")
+    assert request["seed"] >= 0
+
+
 def test_unknown_part_of_a_lora_is_reported_with_its_place() -> None:
     with collect_ignored():
         lora = {"path": "ink", "force": True, "weight_name": None}

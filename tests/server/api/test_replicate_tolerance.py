@@ -67,6 +67,28 @@ def test_empty_input_counts_as_absent(name: str, empty: Any) -> None:
     ).model_copy(update={"seed": 0})
 
 
+def test_negative_seed_is_a_random_one_and_mask_of_another_size_is_stretched() -> None:
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 255).save(file, "PNG")
+    mask = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    given = Input.model_validate({"image": URI, "mask": mask, "seed": -1, "refine_steps": 0})
+    with collect_ignored():
+        report_unused_inputs(given)
+        assert list_ignored() == ["input.refine_steps", "input.seed"]
+    request = to_request(given, NOWHERE, None)
+    assert request.mask
+    with Image.open(io.BytesIO(request.mask.data)) as stretched:
+        assert stretched.size == (512, 512)
+
+
+def test_pinned_version_of_an_unknown_model_stands_for_the_first_one(client: TestClient) -> None:
+    body = {"version": f"stability-ai/sdxl:{'39ed52f2' * 8}", "input": {"prompt": "a"}}
+    answer = client.post("/v1/predictions", json=body)
+    assert answer.status_code == 201, answer.text
+    wrong = client.post("/v1/predictions", json=body | {"version": "stability-ai/sdxl:39ed"})
+    assert wrong.status_code == 422
+
+
 @pytest.mark.parametrize("empty", [None, "", []])
 @pytest.mark.parametrize("name", sorted({*Body.model_fields, *VersionBody.model_fields}))
 def test_empty_field_of_body_counts_as_absent(name: str, empty: Any) -> None:

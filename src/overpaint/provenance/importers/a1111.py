@@ -16,6 +16,7 @@ from overpaint.provenance.importers.collector import (
     ImportedSettings,
     SettingsCollector,
     parse_json_object,
+    read_whole_number,
 )
 from overpaint.provenance.importers.comfyui.prompt import translate_comfyui_prompt
 from overpaint.provenance.importers.compel import translate_compel
@@ -35,18 +36,18 @@ _NEGATIVE = "Negative prompt:"
 MAX_EMBEDDINGS = 100
 """Embeddings of a picture that are looked for in its prompts."""
 
-_NUMBERS = {
-    "Steps": ("num_inference_steps", int),
+_NUMBERS: dict[str, tuple[str, Callable[[Any], int | float]]] = {
+    "Steps": ("num_inference_steps", read_whole_number),
     "CFG scale": ("guidance_scale", float),
     "CFG rescale": ("guidance_rescale", float),
-    "Seed": ("seed", int),
-    "Variation seed": ("subseed", int),
+    "Seed": ("seed", read_whole_number),
+    "Variation seed": ("subseed", read_whole_number),
     "Variation seed strength": ("subseed_strength", float),
-    "width": ("width", int),
-    "height": ("height", int),
+    "width": ("width", read_whole_number),
+    "height": ("height", read_whole_number),
 }
 _IDLE = {
-    *("Sampler", "Schedule type", "Scheduler", "Sampler sigma", "Size", "Clip skip"),
+    *("Sampler", "Schedule type", "Scheduler", "Sampler sigma", "Clip skip"),
     *("Model", "Model hash", "Version", "App", "Backend", "Parser", "Pipeline", "Operations"),
     *("Index", "Batch", "User", "Raw prompt", "Raw negative prompt", "Performance"),
     *("TI hashes", "Embeddings", "Lora weights"),
@@ -140,18 +141,22 @@ def read_a1111(text: str) -> ImportedSettings | None:
         reading.put_prompt(name, mark_embeddings(prompt, embeddings))
         reading.note_lost(f"functions of {name}", lost)
     reading.put_numbers(pairs, _NUMBERS)
-    if "Denoising strength" in pairs and not any(key.startswith("Hires") for key in pairs):
+    second_pass = any(key.startswith(("Hires", "First pass size")) for key in pairs)
+    if "Denoising strength" in pairs and not second_pass:
         reading.put_number("strength", pairs.pop("Denoising strength"))
         if not program.runs_all_steps:
             reading.fields["steps"] = "truncate"
     if "Sampler" in pairs:
         schedule = pairs.get("Schedule type") or pairs.get("Sampler sigma")
         _put_sampler(reading, pairs["Sampler"], schedule)
-    if size := re.fullmatch(r"(\d+)x(\d+)", pairs.get("Size", "")):
-        reading.put_number("width", size[1], int)
-        reading.put_number("height", size[2], int)
+    if size := re.fullmatch(r"(\d+)\s*[xX×]\s*(\d+)", pairs.get("Size", "").strip()):
+        del pairs["Size"]
+        reading.put_number("width", size[1], read_whole_number)
+        reading.put_number("height", size[2], read_whole_number)
     if "Clip skip" in pairs:  # 1 and 2 are the same for SDXL: the penultimate layer
-        reading.put_number("clip_skip", pairs["Clip skip"], lambda skip: max(int(skip) - 2, 0))
+        reading.put_number(
+            "clip_skip", pairs["Clip skip"], lambda skip: max(read_whole_number(skip) - 2, 0)
+        )
     _read_loras(reading, pairs, parts.prompt)
     if pairs.get("VAE") in ("Automatic", "Default (model)"):
         del pairs["VAE"]
@@ -209,7 +214,7 @@ def split_parameters(text: str) -> ParametersText | None:
 
     Dynamic Prompts adds lines after the settings.
     """
-    lines = text.strip().split("\n")
+    lines = text.replace("\r\n", "\n").strip().split("\n")
     for number in range(len(lines) - 1, -1, -1):
         line = lines[number]
         pairs = split_a1111_pairs(line) if _KEY.match(line) else {}

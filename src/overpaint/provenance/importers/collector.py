@@ -42,6 +42,17 @@ class ImportedSettings:
     record: dict[str, Any] | None = field(default=None, repr=False)
 
 
+def read_whole_number(value: Any) -> int:
+    """Return a whole number or its text, such as 20, "20" or "20.0", as an integer.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the value is another one.
+    """
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,20}\.0+\s*", value):
+        value = value.partition(".")[0]
+    return int(value)
+
+
 @dataclass
 class SettingsCollector:
     """Collect fields and notes while a text is read."""

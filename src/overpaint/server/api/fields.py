@@ -5,11 +5,13 @@ import base64
 import hashlib
 import json
 import re
+from io import BytesIO
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
 
 from fastapi import HTTPException
 from fastapi import Request as Incoming
+from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 
 from overpaint.errors import (
@@ -185,6 +187,24 @@ def check_mask_size(image: Picture, mask: Picture) -> None:
         codec.check_mask_size(mask, codec.upright_size(image))
     except PictureError as error:
         raise RequestError("mask", str(error)) from None
+
+
+def stretch_mask(mask: Picture, image: Picture) -> Picture:
+    """Return a mask stretched to the size of an image, as the original programs do.
+
+    Raises:
+        PictureError: one of them cannot be read; see `codec.receive_picture`.
+    """
+    size = codec.upright_size(image)
+    if codec.upright_size(mask, "the mask") == size:
+        return mask
+    with codec.open_upload(mask.data, "the mask") as opened:
+        opened.load()
+        ImageOps.exif_transpose(opened, in_place=True)
+        plain = opened.convert("RGBA" if codec.extract_alpha(opened) else "L")
+    file = BytesIO()
+    plain.resize(size, Image.Resampling.BILINEAR).save(file, "PNG")
+    return Picture(data=file.getvalue())
 
 
 def encode_base64(data: bytes) -> str:

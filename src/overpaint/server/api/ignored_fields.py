@@ -14,7 +14,7 @@ its log. How a dialect uses this module:
 """
 
 import logging
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Any, Self
@@ -152,13 +152,23 @@ class TolerantModel(BaseModel):
         """Names of the fields of this model that the client sent and that count as absent."""
         return self._ignored_names
 
+    @classmethod
+    def list_unused(cls, fields: Mapping[str, Any]) -> Collection[str]:
+        """Return the names of fields that have no effect beside the others, with any values.
+
+        Args:
+            fields: the fields as the client sent them.
+        """
+        return ()
+
     @model_validator(mode="wrap")
     @classmethod
     def _drop_ignored(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, Mapping):
             return handler(data)
         fields: dict[str, Any] = {str(name): value for name, value in data.items()}
-        kept = {name: value for name, value in fields.items() if value is not None}
+        unused = cls.list_unused(fields)
+        kept = {n: value for n, value in fields.items() if value is not None and n not in unused}
         if cls.model_config.get("extra") != "allow":
             known = _names_of_fields(cls)
             kept = {name: value for name, value in kept.items() if name in known}

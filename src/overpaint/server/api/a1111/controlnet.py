@@ -4,7 +4,7 @@ Overpaint's preprocessor of the same kind makes each control image, at the size 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from PIL import Image, ImageChops
 from pydantic import Field, ValidationError
@@ -18,7 +18,7 @@ from overpaint.request.parts import Control
 from overpaint.server.api.a1111.image_fields import decode_image, encode_mask, read_gray
 from overpaint.server.api.a1111.model_titles import strip_model_title
 from overpaint.server.api.a1111.option_fields import A1111Model
-from overpaint.server.api.a1111.protocol import CONTROLNET_FIELD, ImageInputs, TextInputs
+from overpaint.server.api.a1111.protocol import CONTROLNET_FIELD, ImageInputs, TextInputs, is_false
 from overpaint.server.api.ignored_fields import (
     Ignored,
     UnsupportedExcept,
@@ -60,6 +60,9 @@ KIND_BY_OLD_PREPROCESSOR = {
     "normal_map": "normal",
 }
 """Kinds of preprocessors under names of the extension's first versions, which are not listed."""
+
+SWITCH_BY_SCRIPT = {"reactor": 1}
+"""Place of the switch among the arguments of other always-on scripts; 0 for those not here."""
 
 NO_PREPROCESSOR = ("none", "None", "")
 """Names for no preprocessor: the image is a finished control image."""
@@ -163,7 +166,7 @@ def read_controls(
         args = script.get("args", []) if isinstance(script, Mapping) else script
         args = args if isinstance(args, list) else [args]
         if name.lower() != "controlnet":
-            if args and not _is_off(args[0]):
+            if not _is_script_off(name, args):
                 raise RequestError(
                     f"alwayson_scripts.{name}",
                     "This script is not supported; turn it off, or leave it out.",
@@ -182,7 +185,25 @@ def read_controls(
 
 def _is_off(arg: Any) -> bool:
     """Return whether an argument turns a script off: it is false, empty, or not enabled."""
-    return not arg or (isinstance(arg, Mapping) and arg.get("enabled", True) in (False, "False"))
+    if not isinstance(arg, Mapping):
+        return is_false(arg)
+    switches = cast(Mapping[str, Any], arg)
+    without_model = switches.get("ad_model") in ("None", "none", "")  # of ADetailer
+    off = any(is_false(switches.get(name, True)) for name in ("enabled", "enable"))
+    return not switches or without_model or off
+
+
+def _is_script_off(name: str, args: list[Any]) -> bool:
+    """Return whether arguments leave an always-on script without effect.
+
+    A script is off if its switch is, or if all of its units are. The switch is the first argument
+    but for `SWITCH_BY_SCRIPT`.
+    """
+    units = [arg for arg in args if isinstance(arg, Mapping)]
+    if units and all(map(_is_off, units)):
+        return True
+    place = SWITCH_BY_SCRIPT.get(name.lower(), 0)
+    return len(args) <= place or _is_off(args[place])
 
 
 def _read_control(

@@ -71,7 +71,7 @@ def check_vae(service: Service, given: Options) -> None:
     Raises:
         RequestError: the server has no such VAE.
     """
-    if given.sd_vae not in NO_VAE:
+    if given.sd_vae.lower() not in NO_VAE:
         resolve_model_title("sd_vae", given.sd_vae, list_names(service, "vae"))
     elif "sd_vae" in given.model_fields_set:
         report_ignored("sd_vae")

@@ -10,6 +10,7 @@ Unknown fields have no effect, as in the web UI. A field that asks for another p
 Overpaint cannot make, is rejected.
 """
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
@@ -51,6 +52,14 @@ Side = Annotated[int, Field(ge=8, le=8192), AfterValidator(_round_side)]
 """Width or height of the result in pixels."""
 
 Text = Annotated[str, Field(max_length=100_000)]
+
+
+FALSE_TEXTS = ("false", "0", "no", "off", "n", "f")
+
+
+def is_false(value: Any) -> bool:
+    """Return whether a client's value is absent, empty or false, also as text."""
+    return not value or str(value).lower() in FALSE_TEXTS
 
 
 class Inputs(A1111Model):
@@ -116,7 +125,7 @@ class Inputs(A1111Model):
 
     script_name: Annotated[str, UnsupportedExcept("", "None", "none")] = ""
     script_args: Ignored = None  # those of script_name
-    styles: Annotated[Any, UnsupportedExcept([])] = None
+    styles: Ignored = None  # the web UI ignores names that it does not know
     restore_faces: Annotated[bool, UnsupportedExcept(False)] = False
     tiling: Annotated[bool, UnsupportedExcept(False)] = False
     s_min_uncond: Annotated[float, UnsupportedExcept(0)] = 0
@@ -174,6 +183,11 @@ class TextInputs(Inputs):
     firstphase_height: Annotated[int, UnsupportedExcept(0)] = 0
     hr_additional_modules: Ignored = None
 
+    @classmethod
+    def list_unused(cls, fields: Mapping[str, Any]) -> Collection[str]:
+        """Return the fields of the second pass, unless enable_hr is true."""
+        return UNUSED_WITHOUT_SECOND_PASS if is_false(fields.get("enable_hr")) else ()
+
 
 class ImageInputs(Inputs):
     """Fields of img2img. Fields about masks have an effect only with a mask."""
@@ -214,8 +228,16 @@ class ImageInputs(Inputs):
     latent_mask: Annotated[Any, UnsupportedExcept()] = None
     image_cfg_scale: Ignored = None  # it concerns models that take an image as a prompt
 
+    @classmethod
+    def list_unused(cls, fields: Mapping[str, Any]) -> Collection[str]:
+        """Return the fields about masks, unless there is a mask."""
+        return () if fields.get("mask") else MASK_FIELDS
 
-SECOND_PASS_FIELDS = tuple(name for name in TextInputs.model_fields if name.startswith("hr_"))
+
+UNUSED_WITHOUT_SECOND_PASS = (
+    *(name for name in TextInputs.model_fields if name.startswith("hr_")),
+    "denoising_strength",
+)
 """Fields without effect unless enable_hr is true."""
 
 MASK_FIELDS = tuple(

@@ -17,16 +17,11 @@ from overpaint.server.api.a1111.option_fields import Options
 from overpaint.server.api.a1111.protocol import (
     CONTROLNET_FIELD,
     LATENT_UPSCALER,
-    MASK_FIELDS,
     PIXEL_UPSCALERS,
-    SECOND_PASS_FIELDS,
     ImageInputs,
     TextInputs,
 )
-from overpaint.server.api.fields import (
-    check_mask_size,
-    with_checked_mask,
-)
+from overpaint.server.api.fields import stretch_mask, with_checked_mask
 from overpaint.server.api.ignored_fields import report_ignored
 
 FIT_BY_RESIZE_MODE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
@@ -40,7 +35,7 @@ CHURNING_SAMPLERS = ("euler", "heun", "dpm2")
 NO_MODEL = (None, "", "None", "none")
 """Titles that stand for no model."""
 
-NO_VAE = ("Automatic", "None", "")
+NO_VAE = ("automatic", "auto", "none", "")
 """Titles that stand for the model's own VAE."""
 
 VAE_FIELD = "override_settings.sd_vae"
@@ -107,7 +102,7 @@ def to_requests(
     try:
         fields = _map_fields(given, options, refiners, embeddings)
         fields["controls"] = tuple(controls)
-        if options.sd_vae not in NO_VAE:
+        if options.sd_vae.lower() not in NO_VAE:
             fields["vae"] = resolve_model_title(VAE_FIELD, options.sd_vae, vaes)
         if isinstance(given, TextInputs):
             return [with_checked_mask(Request.model_validate(fields | _second_pass_fields(given)))]
@@ -132,17 +127,12 @@ def to_requests(
 def report_unused_fields(given: TextInputs | ImageInputs) -> None:
     """Report fields that have no effect beside the other ones of the same request."""
     unused: list[str] = []
-    if isinstance(given, TextInputs):
-        if not given.enable_hr:
-            unused += [*SECOND_PASS_FIELDS, "denoising_strength"]
-    elif not given.mask:
-        unused += MASK_FIELDS
-    elif given.inpaint_full_res:
+    if isinstance(given, ImageInputs) and given.mask and given.inpaint_full_res:
         unused += ["width", "height"]
     if given.refiner_checkpoint in NO_MODEL:
         unused.append("refiner_switch_at")
     options = given.override_settings
-    if "sd_vae" in options.model_fields_set and options.sd_vae in NO_VAE:
+    if "sd_vae" in options.model_fields_set and options.sd_vae.lower() in NO_VAE:
         report_ignored(VAE_FIELD)
     report_ignored(*(name for name in unused if name in given.model_fields_set))
 
@@ -213,7 +203,8 @@ def _check_sampler_noise(given: TextInputs | ImageInputs, sampler: str) -> None:
     supported = {
         "eta": 1.0 if stochastic else 0.0 if sampler == "ddim" else None,
         "s_churn": 0.0 if sampler in CHURNING_SAMPLERS else None,
-        "s_noise": 1.0 if stochastic else None,
+        # The web UI does not give it to Euler a.
+        "s_noise": 1.0 if stochastic and sampler != "euler_a" else None,
     }
     for field, only in supported.items():
         value = getattr(given, field)
@@ -282,14 +273,14 @@ def _compute_second_size(given: TextInputs) -> tuple[int, int] | None:
 def _check_second_pass(given: TextInputs) -> None:
     """Reject fields of the second pass that Overpaint cannot honor."""
     for field, first in {
-        "hr_checkpoint_name": "",
+        "hr_checkpoint_name": given.override_settings.sd_model_checkpoint or "",
         "hr_sampler_name": get_sampler_name(given),
         "hr_scheduler": given.scheduler,
         "hr_prompt": given.prompt,
         "hr_negative_prompt": given.negative_prompt,
     }.items():
         value = getattr(given, field)
-        if value not in (*SAME_AS_FIRST_PASS, first):
+        if value not in SAME_AS_FIRST_PASS and value.casefold() != first.casefold():
             raise RequestError(
                 field, f"{quote_value(value)} differs from the first pass; leave the field out."
             )
@@ -321,7 +312,7 @@ def _image_fields(given: ImageInputs, options: Options, text: str) -> dict[str, 
             fields["match_image_colors"] = True
         return fields
     mask = read_mask(decode_image("mask", given.mask), "mask", rounded=given.mask_round)
-    check_mask_size(image, mask)
+    mask = stretch_mask(mask, image)
     fields |= {
         "mask": mask,
         "mask_invert": given.inpainting_mask_invert,

@@ -61,6 +61,10 @@ REQUIRED_ARGUMENTS_BY_TASK: dict[str, tuple[str, ...]] = {
     "image-to-image": ("image_url",),
     "edit": ("image_url",),
     "inpainting": ("image_url", "mask_url"),
+    "inpaint": ("image_url", "mask_url"),
+    "dev": (),
+    "schnell": (),
+    "lightning": (),
 }
 """Tasks that can follow the name of an app in a path, and the arguments that each requires."""
 
@@ -122,8 +126,8 @@ class Arguments(TolerantModel):
     """Number of denoising steps."""
     guidance_scale: float = Field(default=7.5, ge=0, le=50)
     """How closely the image follows the prompt."""
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    """Seed of the first image; random by default."""
+    seed: int | None = Field(default=None, ge=-MAX_SEED, le=MAX_SEED)
+    """Seed of the first image; random by default, and if it is negative."""
     num_images: int = Field(default=1, ge=1, le=64)
     """Number of images."""
     scheduler: str | None = Field(default=None, max_length=200, min_length=1)

@@ -102,7 +102,7 @@ def get_app_or_404(owner: str, app: str, incoming: Incoming, service: ServiceDep
     if app not in models and owner != FAL_OWNER:
         raise HTTPException(404, f"There is no app {owner}/{app}.{did_you_mean(app, models)}")
     if task not in REQUIRED_ARGUMENTS_BY_TASK:
-        hint = did_you_mean(task, REQUIRED_ARGUMENTS_BY_TASK)
+        hint = did_you_mean(task, [name for name in REQUIRED_ARGUMENTS_BY_TASK if name])
         raise HTTPException(404, f"The app {owner}/{app} has no task {task!r}.{hint}")
     model = app if app in models else models[0]
     return App(f"{owner}/{app}", model, REQUIRED_ARGUMENTS_BY_TASK[task])

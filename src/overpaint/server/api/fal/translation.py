@@ -7,7 +7,7 @@ from overpaint.errors import RequestError
 from overpaint.request import Request
 from overpaint.server.api.extended_fields import FieldMapping, build_request
 from overpaint.server.api.fal.protocol import NATIVE_FIELDS, SIZES_BY_NAME, Arguments, ImageSize
-from overpaint.server.api.fields import parse_size
+from overpaint.server.api.fields import parse_size, stretch_mask
 from overpaint.server.api.ignored_fields import report_ignored, report_ignored_fields
 from overpaint.server.api.image_inputs import load_image
 from overpaint.server.outbound.image_fetch import ImageSources
@@ -51,6 +51,8 @@ def report_unused_arguments(given: Arguments) -> None:
     report_ignored_fields(given)
     if given.format and given.output_format:
         report_ignored("output_format")
+    if given.seed is not None and given.seed < 0:
+        report_ignored("seed")
     first = 0 if given.image_url else 1
     report_ignored(*(f"image_urls.{index}" for index in range(first, len(given.image_urls))))
 
@@ -90,7 +92,10 @@ def _map_size(given: Arguments) -> list[FieldMapping]:
 def _map_fields(given: Arguments, sources: ImageSources) -> list[FieldMapping]:
     same = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "num_images")
     mapped: list[FieldMapping] = [(name, name, getattr(given, name)) for name in same]
-    mapped += [(n, n, v) for n in ("seed", "strength") if (v := getattr(given, n)) is not None]
+    if given.strength is not None:
+        mapped.append(("strength", "strength", given.strength))
+    if given.seed is not None and given.seed >= 0:
+        mapped.append(("seed", "seed", given.seed))
     if given.scheduler is not None:
         mapped.append(("scheduler", "sampler", given.scheduler))
     mapped += _map_size(given)
@@ -98,12 +103,14 @@ def _map_fields(given: Arguments, sources: ImageSources) -> list[FieldMapping]:
         mapped.append(("loras", "loras", loras))
     if (url := given.repainted_url) is not None:
         name = "image_url" if given.image_url else "image_urls"
-        mapped.append((name, "image", load_image(name, url, sources)))
+        image = load_image(name, url, sources)
+        mapped.append((name, "image", image))
         defaults: dict[str, Any] = {"steps": "truncate"}
         if given.strength is None:
             defaults["strength"] = DEFAULT_STRENGTH
         if given.mask_url is not None:
-            mapped.append(("mask_url", "mask", load_image("mask_url", given.mask_url, sources)))
+            mask = stretch_mask(load_image("mask_url", given.mask_url, sources), image)
+            mapped.append(("mask_url", "mask", mask))
             defaults["fill"] = "original"
         native = given.model_extra or {}
         mapped += [(name, name, value) for name, value in defaults.items() if name not in native]

@@ -23,7 +23,7 @@ from overpaint.request import Request
 from overpaint.request.fields import MAX_SEED
 from overpaint.request.parts import Lora
 from overpaint.server.api.extended_fields import translate_error
-from overpaint.server.api.fields import parse_pair, parse_size, with_checked_mask
+from overpaint.server.api.fields import parse_pair, parse_size, stretch_mask, with_checked_mask
 from overpaint.server.api.ignored_fields import TolerantModel, report_ignored
 from overpaint.server.api.image_inputs import find_remote_urls, load_image
 from overpaint.server.api.results import get_file_kind
@@ -104,14 +104,15 @@ class Input(TolerantModel):
     """How much of the image is repainted (`strength`), 0 to 1; 1 repaints everything."""
     strength: float | None = Field(default=None, ge=0, le=1)
     """Another name of prompt_strength (`strength`), if that is absent."""
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
-    """Seed of the first image; random by default."""
+    seed: int | None = Field(default=None, ge=-MAX_SEED, le=MAX_SEED)
+    """Seed of the first image; random by default, and if it is negative."""
     refine: Literal["no_refiner", "expert_ensemble_refiner", "base_image_refiner"] = "no_refiner"
     """Second stage to run."""
     high_noise_frac: float = Field(default=0.8, ge=0, le=1)
     """Fraction of the denoising range after which an ensemble's refiner takes over."""
-    refine_steps: int | None = Field(default=None, ge=1, le=500)
-    """Steps of a base image refiner; by default the same number as the first stage."""
+    refine_steps: int | None = Field(default=None, ge=0, le=500)
+    """Steps of a base image refiner; by default, and if it is 0, the same number as the first
+    stage."""
     apply_watermark: bool = True
     """Mark images with an invisible watermark, if the operator of the server enables it."""
     lora_scale: float = Field(default=0.6, ge=0, le=1)
@@ -195,6 +196,7 @@ def report_unused_inputs(given: Input) -> None:
         "lora_scale": bool(given.replicate_weights),
         "high_noise_frac": given.refine == "expert_ensemble_refiner",
         "refine_steps": given.refine == "base_image_refiner",
+        "seed": given.seed is None or given.seed >= 0,
     }
     report_unused(*(name for name in used if name in given.model_fields_set and not used[name]))
 
@@ -297,7 +299,7 @@ def to_request(
     }
     if given.scheduler != "KarrasDPM":
         fields["schedule"] = "normal"
-    if given.seed is not None:
+    if given.seed is not None and given.seed >= 0:
         fields["seed"] = given.seed
     if given.image:
         fields["image"] = load_image("image", given.image, sources)
@@ -306,7 +308,8 @@ def to_request(
         if not sides:
             fields["size"] = "keep"
     if given.mask:
-        fields["mask"] = load_image("mask", given.mask, sources)
+        mask = load_image("mask", given.mask, sources)
+        fields["mask"] = stretch_mask(mask, fields["image"])
         fields["fill"] = "original"
     if given.replicate_weights:
         fields["loras"] = (Lora(name=given.replicate_weights, scale=given.lora_scale),)
@@ -320,7 +323,7 @@ def to_request(
         if given.refine == "expert_ensemble_refiner":
             fields["high_noise_frac"] = given.high_noise_frac
         else:
-            fields["refine_steps"] = given.refine_steps
+            fields["refine_steps"] = given.refine_steps or None
     try:
         return with_checked_mask(Request.model_validate(fields))
     except RequestError as error:

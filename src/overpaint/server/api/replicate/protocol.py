@@ -95,18 +95,18 @@ class Output(RootModel[list[Annotated[str, Field(json_schema_extra={"format": "u
 def resolve_model(service: Service, name: str) -> str:
     """Return the model that a version id, `OWNER/NAME` or `OWNER/NAME:VERSION` names.
 
-    An unknown version id stands for the first model: for `OWNER/NAME:VERSION`, Replicate's client
-    sends only the version id.
+    An unknown version id stands for the first model, also after the name of an unknown one.
 
     Raises:
         HTTPException: 422, the server has no such model.
     """
     models = service.settings.models
-    path, _, _ = name.partition(":")
+    path, colon, version = name.partition(":")
+    version = version if colon else name
     for model in models:
-        if version_id(model) == name or ("/" in path and path.split("/")[1] == model):
+        if version_id(model) == version or ("/" in path and path.split("/")[1] == model):
             return model
-    if VERSION_ID_PATTERN.fullmatch(name):
+    if VERSION_ID_PATTERN.fullmatch(version):
         return models[0]
     known = ", ".join(f"{MODEL_OWNER}/{model}" for model in models)
     raise HTTPException(422, f"There is no version {name!r}. Available: {known}.")
