@@ -934,6 +934,33 @@ def test_models_list_prints_known_models(run: Any):
     assert {"name", "family", "license", "repository", "path"} == set(rows[0])
 
 
+def test_doctor_reports_the_memory_of_a_request(tmp_path: Path, run: Any):
+    file = tmp_path / "request.json"
+    file.write_text('{"prompt": "a cup", "num_images": 2}')
+    found = json.loads(run("doctor", "--request", file, "--json").out)["request"]
+    assert found["total"] == found["weights"] + max(found[n] for n in ("encode", "step", "decode"))
+    assert min(found.values()) > 0
+    assert f"{file}: 0.0" in run("doctor", "--request", file).out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[]", "has no JSON object"), ("{", "cannot be read as JSON"), ('{"stepz": 1}', "stepz")],
+)
+def test_doctor_refuses_what_is_no_request(tmp_path: Path, run: Any, text: str, message: str):
+    file = tmp_path / "request.json"
+    file.write_text(text)
+    ran = run("doctor", "--request", file)
+    assert ran.code == 2
+    assert message in ran.err
+
+
+def test_doctor_of_an_unknown_model_names_it(tmp_path: Path, run: Any):
+    file = tmp_path / "request.json"
+    file.write_text("{}")
+    assert "no-such-model" in run("doctor", "--request", file, "--model", "no-such-model").err
+
+
 def test_doctor_reports_the_torch_version(run: Any):
     ran = run("doctor")
     assert ran.code == 0

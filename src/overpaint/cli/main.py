@@ -3,7 +3,6 @@
 import errno
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from overpaint.cli import keys, models
 from overpaint.cli.bench import bench
 from overpaint.cli.commands import HintingCommand
+from overpaint.cli.doctor import doctor
 from overpaint.cli.messages import format_message
 from overpaint.cli.outputs import make_folder
 from overpaint.cli.paint import create, edit, sweep, upscale
@@ -49,6 +49,7 @@ app.command(cls=HintingCommand)(serve)
 app.command(cls=HintingCommand)(bench)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.command()(doctor)
 app.command()(usage)
 app.command(hidden=True, context_settings=ANY_ARGUMENTS)(upscale)
 
@@ -224,18 +225,3 @@ def _estimate(asked: Control, device: str) -> "Estimate":
     where = choose_device(device, "auto", None, small=True)
     with Terminal().waiting(f"loading {name}"):
         return load_estimator(name, sight, where.device, where.dtype).estimate
-
-
-@app.command()
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Report the devices, memory and libraries of this machine, and the models that fit it."""
-    from overpaint.models import doctor
-
-    report = doctor.inspect_machine()
-    if as_json:
-        typer.echo(json.dumps(asdict(report), default=str))
-        return
-    for line in report.lines():
-        echo(line)
