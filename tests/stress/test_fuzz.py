@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,25 +69,11 @@ def test_fuzz_invalid_fields_are_named(
     assert field in answer.text
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "field"),
-    [
-        ("/api/jobs", {"request": {"image": {"data": LARGE}, "mask": {"data": SMALL}}}, "mask"),
-        ("/predictions", {"input": {"image": LARGE, "mask": SMALL}}, "mask"),
-        ("/v1/predictions", {"version": "o/m", "input": {"image": LARGE, "mask": SMALL}}, "mask"),
-        ("/fal/run/fal-ai/m", {"prompt": "", "image_url": LARGE, "mask_url": SMALL}, "mask_url"),
-        ("/sdapi/v1/img2img", {"init_images": [LARGE], "mask": SMALL}, "mask"),
-    ],
-)
-def test_fuzz_mask_of_other_size_is_rejected(
-    client: TestClient, path: str, body: object, field: str
-) -> None:
-    sent = json.dumps(body)
-    if path != "/api/jobs":
-        sent = sent.replace(LARGE, f"data:;base64,{LARGE}").replace(SMALL, f"data:;base64,{SMALL}")
-    answer = client.post(path, content=sent, headers={"content-type": "application/json"})
+def test_fuzz_mask_of_other_size_is_rejected(client: TestClient) -> None:
+    body = {"request": {"image": {"data": LARGE}, "mask": {"data": SMALL}}}
+    answer = client.post("/api/jobs", json=body)
     assert answer.status_code == 422
-    assert f"{field}: The mask is 32x32" in answer.text or f'"{field}"' in answer.text
+    assert "mask: The mask is 32x32" in answer.text
 
 
 def test_fuzz_values_that_are_not_json_are_dropped(client: TestClient) -> None:

@@ -6,8 +6,9 @@ import base64
 import io
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from overpaint.server.api.a1111.protocol import ImageInputs, TextInputs
 from overpaint.server.api.a1111.translation import to_requests
 from overpaint.server.api.ignored_fields import IGNORED_HEADER
 from overpaint.server.jobs.service import Service
+from overpaint.server.outbound.image_fetch import ImageFetcher
 from tests.server.live import client_of, until
 
 HOUSE = (Path(__file__).parents[3] / "examples" / "house.png").read_bytes()
@@ -192,6 +194,34 @@ def test_another_picture_that_cannot_be_made_is_refused_by_name(
     answer = shared.post(f"/sdapi/v1/{path}", json=base | body)
     assert answer.status_code == 422
     assert field in answer.text
+
+
+def test_images_are_read_from_urls(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = {f"https://example.org/{name}.png": HOUSE for name in ("a", "mask", "unit")}
+    asked: list[str] = []
+
+    @asynccontextmanager
+    async def fetch(
+        self: object, key: str, wanted: dict[str, str], count: Any
+    ) -> AsyncGenerator[dict[str, bytes]]:
+        asked.extend(wanted)
+        yield {url: urls[url] for url in wanted.values()}
+
+    monkeypatch.setattr(ImageFetcher, "fetch_images", fetch)
+    one, mask, unit = urls
+    body = {"init_images": [one], "mask": mask, "steps": 2} | control(image={"image": unit})
+    send(client, "img2img", body)
+    assert asked == ["alwayson_scripts.ControlNet.image", "init_images.0", "mask"]
+    request = last_request(client)
+    assert request["image"] == request["controls"][0]["image"]
+
+
+def test_url_of_an_image_that_cannot_be_fetched_is_named(client: TestClient) -> None:
+    body = {"init_images": ["http://127.0.0.1/a.png"], "steps": 2}
+    answer = client.post("/sdapi/v1/img2img", json=body)
+    assert answer.status_code == 422
+    assert "init_images" in answer.text
+    assert "cannot be fetched" in answer.text
 
 
 def test_mask_of_another_size_is_stretched_to_the_image() -> None:

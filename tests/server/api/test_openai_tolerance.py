@@ -278,6 +278,25 @@ def test_edit_in_json_equals_the_edit_in_a_form(client: TestClient) -> None:
     assert request_of(client) == expected
 
 
+@pytest.mark.parametrize("mask", [{}, {"image_url": None}, {"file_id": ""}])
+def test_empty_mask_in_json_counts_as_absent(client: TestClient, mask: Any) -> None:
+    answer = edit_json(client, images=[data_uri(HOUSE)], mask=mask)
+    assert answer.status_code == 200, answer.text
+    assert request_of(client)["mask"] is None
+
+
+def test_unknown_nested_field_of_a_form_is_reported_and_a_known_one_is_refused(
+    client: TestClient,
+) -> None:
+    fields = {"image": ("house.png", HOUSE), "prompt": (None, "a")}
+    answer = client.post(EDITS, files=fields | {"metadata[a]": (None, "1")})
+    assert answer.status_code == 200, answer.text
+    assert ignored(answer) == ["metadata"]
+    answer = client.post(EDITS, files=fields | {"controls[0][kind]": (None, "canny")})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "controls"
+
+
 def test_edit_in_json_reports_fields_without_effect(client: TestClient) -> None:
     images = [{"image_url": data_uri(HOUSE)}, {"file_id": "file-of-another-image"}]
     answer = edit_json(client, images=images, mask=None, size="", unknown=1, input_fidelity="low")

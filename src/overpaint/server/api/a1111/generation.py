@@ -23,6 +23,7 @@ from overpaint.server.api.a1111 import listings, options, output_format, tasks
 from overpaint.server.api.a1111.controlnet import read_controls
 from overpaint.server.api.a1111.option_fields import Options, override_options
 from overpaint.server.api.a1111.protocol import ImageInputs, TextInputs, error_response
+from overpaint.server.api.a1111.remote_images import find_image_urls, inline_images
 from overpaint.server.api.a1111.responses import GenerationResponse
 from overpaint.server.api.a1111.translation import (
     report_unused_fields,
@@ -82,7 +83,10 @@ async def generate(
     kept = options.get_options(incoming, key)
     chosen = override_options(kept, given.override_settings)
     model = options.resolve_model(service, given.override_settings, kept)
-    requests, output = await run_in_picture_thread(_read_requests, given, chosen, service)
+    async with service.sources(key, find_image_urls(given)) as sources:
+        requests, output = await run_in_picture_thread(
+            _read_requests, inline_images(given, sources.fetched), chosen, service
+        )
     jobs = await _submit(given, requests, model, output, incoming, service, key)
     for place, job in enumerate(jobs):
         jobs[place] = ended = await wait_until_ended(service, job, incoming)

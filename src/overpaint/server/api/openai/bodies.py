@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from overpaint.errors import RequestError
+from overpaint.request import Request
 from overpaint.server.api.ignored_fields import report_ignored
 from overpaint.server.api.openai.protocol import (
     TEXT_FIELDS,
@@ -65,6 +66,9 @@ async def _read_fields(form: FormData, model: type[ImageFields], limits: Limits)
         plain = item[1] if item else name
         if "[" in plain:
             plain = plain.partition("[")[0]
+            if plain not in {*model.model_fields, *Request.model_fields}:
+                report_ignored(plain)
+                continue
             raise RequestError(plain, "A form cannot nest fields; send the value as JSON text.")
         if plain == "image":
             images += 1

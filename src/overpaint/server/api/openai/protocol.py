@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
@@ -198,6 +198,13 @@ class JsonEdit(EditFields):
     mask: Reference | None = None
     """A link or an upload, as for `images`: an image whose transparent pixels mark the area to
     repaint."""
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _drop_empty_mask(cls, value: Any) -> Any:
+        """Return no mask for an object without a link and an upload."""
+        is_empty = isinstance(value, dict) and not any(cast(dict[str, Any], value).values())
+        return None if is_empty else value
 
     @field_validator("images", mode="before")
     @classmethod
