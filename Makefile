@@ -6,8 +6,8 @@ READY := .venv/.ready
 # Tests start hundreds of Python processes, which compile the sources once and not each.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: clients demo docs javascript test test-lowest test-slow stress lint types layers bench \
-	gpu setup clean
+.PHONY: clients demo docs javascript test run-tests test-lowest test-slow stress lint types layers \
+	bench gpu setup clean
 
 setup: $(READY)
 
@@ -62,8 +62,12 @@ layers: $(READY)
 # on one processor. Four need 6 GB of memory.
 TESTS_AT_ONCE = $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 
-test: lint types layers
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
+# The type checker takes one processor for a minute and a half, beside the tests.
+test: lint layers
+	$(MAKE) --no-print-directory --jobs=2 types run-tests
+
+run-tests: $(READY)
+	MAKEFLAGS= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 
 # Painting, files, requests and the server with the lowest versions that pyproject.toml accepts.
 # The environment has 7 GB, because torch's wheel for Linux brings CUDA.
