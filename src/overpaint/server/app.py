@@ -104,13 +104,15 @@ def create_app(
             async with WebhookSender(service, payloads).running(), _run_routers(app):
                 beside = [
                     asyncio.create_task(
-                        run_periodically(service.tidy, settings.database.cleanup_interval_s)
+                        run_periodically(
+                            service.retention.remove_expired, settings.database.cleanup_interval_s
+                        )
                     ),
                     asyncio.create_task(trim_memory()),
                     # These only read the store, so they do not wait behind changes of it.
                     asyncio.create_task(
                         run_periodically(
-                            service.tidy_files,
+                            service.retention.remove_unknown_files,
                             settings.database.file_cleanup_interval_s,
                             asyncio.to_thread,
                         )

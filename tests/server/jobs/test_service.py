@@ -55,8 +55,8 @@ def test_service_tidy_removes_expired_jobs_and_files(tmp_path: Path) -> None:
         for file in files:
             os.utime(tmp_path / "files" / file[:2] / file, (1, 1))
         assert list(service.files.get_results_folder(name).iterdir())
-        service.tidy()
-        service.tidy_files()
+        service.retention.remove_expired()
+        service.retention.remove_unknown_files()
         assert service.jobs.get(name) is None
         assert not service.files.get_results_folder(name).exists()
         assert not any(service.files.get_time(file) < float("inf") for file in files)
@@ -69,8 +69,8 @@ def test_service_tidy_keeps_needed_files(tmp_path: Path) -> None:
         os.utime(
             tmp_path / "files" / read_picture(HOUSE).sha256[:2] / read_picture(HOUSE).sha256, (1, 1)
         )
-        service.tidy()
-        service.tidy_files()
+        service.retention.remove_expired()
+        service.retention.remove_unknown_files()
         assert service.files.get_time(fresh) < float("inf")
         assert service.files.get_time(read_picture(HOUSE).sha256) < float("inf")
         assert service.jobs.get(waiting.id) is not None
@@ -87,8 +87,8 @@ def test_service_tidy_removes_old_results_without_a_job(tmp_path: Path) -> None:
             (results / name / "0-0.png").touch()
         for name in (known, names["old"], names["strange"]):
             os.utime(results / name, (1, 1))
-        service.tidy()
-        service.tidy_files()
+        service.retention.remove_expired()
+        service.retention.remove_unknown_files()
         assert {path.name for path in results.iterdir()} == {
             known,
             names["fresh"],

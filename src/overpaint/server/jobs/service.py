@@ -84,6 +84,7 @@ class Service:
         outside: the HTTP client for other servers.
         fetcher: fetches pictures that requests name by URL.
         poll: seconds between two calls of `look`.
+        retention: removes what is kept no longer.
         supervisor: of the worker.
     """
 
@@ -118,7 +119,7 @@ class Service:
         self.jobs = Jobs(open_database(settings.data, settings.store, settings.database))
         self.outbox = Outbox(self.jobs.database, settings.webhooks.concurrent_deliveries_per_key)
         self.uploads = Uploads(self.jobs.database)
-        self._retention = Retention(settings, self.jobs, self.uploads, self.files)
+        self.retention = Retention(settings, self.jobs, self.uploads, self.files)
         self.links = LinkSigner(
             self.outbox.get_secret("links"),  # no API key has this digest
             settings.http.signed_link_lifetime_s,
@@ -160,14 +161,6 @@ class Service:
         self.jobs.database.close()
         if self._alone:
             self._alone.close()
-
-    def tidy(self) -> None:
-        """Remove expired jobs and uploads; see `Retention.remove_expired`."""
-        self._retention.remove_expired()
-
-    def tidy_files(self) -> None:
-        """Remove files that no job needs; see `Retention.remove_unknown_files`."""
-        self._retention.remove_unknown_files()
 
     def look(self) -> None:
         """Wake listeners whose jobs have events that other servers have stored.
