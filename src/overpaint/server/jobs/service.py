@@ -84,7 +84,7 @@ class Service:
         outside: the HTTP client for other servers.
         fetcher: fetches pictures that requests name by URL.
         poll: seconds between two calls of `look`.
-        retention: removes what is kept no longer.
+        retention: removes expired jobs and files.
         supervisor: of the worker.
     """
 
