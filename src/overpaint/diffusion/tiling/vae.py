@@ -62,11 +62,12 @@ def run_in_windows(
     height, width = (length // reads for length in x.shape[2:])
     windows = cover_grid(height, width, side)
     shares = compute_window_weights(windows, height, width)
+    device = next(module.parameters()).device
 
     def run_windows() -> Iterator[Tensor]:
         for window, share in zip(windows, shares, strict=True):
             check_abandoned()
-            shared.select_window(window, share)
+            shared.select_window(window, share.to(device))  # once, for all layers
             yield copy_to_host(run(window.crop(x, reads)))
 
     with share_layers(module, height, width) as shared:
@@ -100,7 +101,7 @@ class SharedLayers:
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         """Replace a norm's forward, for x [1, C, h, w] or [1, C, h × w]."""
         grouped = x.float().reshape(norm.num_groups, x.shape[1] // norm.num_groups, -1)
-        share = _expand_share(self._share.to(x.device), grouped.shape[2])
+        share = _expand_share(self._share, grouped.shape[2])
         own = [(v * share).sum((1, 2)) for v in (grouped, grouped.square())]
         own.append((share.sum() * grouped.shape[1]).expand_as(own[0]))
         sums = self._sums.setdefault(norm, {})

@@ -202,8 +202,13 @@ def stretch_mask(mask: Picture, image: Picture) -> Picture:
         opened.load()
         ImageOps.exif_transpose(opened, in_place=True)
         plain = opened.convert("RGBA" if codec.extract_alpha(opened) else "L")
+    return encode_mask(plain.resize(size, Image.Resampling.BILINEAR))
+
+
+def encode_mask(mask: Image.Image) -> Picture:
+    """Return a mask as a picture."""
     file = BytesIO()
-    plain.resize(size, Image.Resampling.BILINEAR).save(file, "PNG")
+    mask.save(file, "PNG")
     return Picture(data=file.getvalue())
 
 

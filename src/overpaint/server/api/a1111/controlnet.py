@@ -15,10 +15,11 @@ from overpaint.picture import Picture
 from overpaint.registry import HINTS, Weighting
 from overpaint.request.fields import MAX_CONTROLS
 from overpaint.request.parts import Control
-from overpaint.server.api.a1111.image_fields import decode_image, encode_mask, read_gray
+from overpaint.server.api.a1111.image_fields import decode_image, read_gray
 from overpaint.server.api.a1111.model_titles import strip_model_title
 from overpaint.server.api.a1111.option_fields import A1111Model
 from overpaint.server.api.a1111.protocol import CONTROLNET_FIELD, ImageInputs, TextInputs, is_false
+from overpaint.server.api.fields import encode_mask
 from overpaint.server.api.ignored_fields import (
     Ignored,
     UnsupportedExcept,

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
@@ -85,7 +85,7 @@ async def generate(
     model = options.resolve_model(service, given.override_settings, kept)
     async with service.sources(key, find_image_urls(given)) as sources:
         requests, output = await run_in_picture_thread(
-            _read_requests, inline_images(given, sources.fetched), chosen, service
+            _read_requests, given, sources.fetched, chosen, service
         )
     jobs = await _submit(given, requests, model, output, incoming, service, key)
     for place, job in enumerate(jobs):
@@ -107,9 +107,13 @@ async def generate(
 
 
 def _read_requests(
-    given: TextInputs | ImageInputs, chosen: Options, service: Service
+    given: TextInputs | ImageInputs,
+    fetched: Mapping[str, bytes],
+    chosen: Options,
+    service: Service,
 ) -> tuple[list[Request], OutputOptions]:
     """Translate inputs to requests, with the names that the server knows."""
+    given = inline_images(given, fetched)
     refiners = {*service.settings.models, *listings.list_names(service, "checkpoint")}
     if service.settings.refiner:
         refiners.add(service.settings.refiner)

@@ -1,13 +1,11 @@
 """Images and masks in the fields of clients."""
 
-from io import BytesIO
-
 from PIL import Image, ImageOps
 
 from overpaint.errors import RequestError
 from overpaint.imaging import codec
 from overpaint.picture import Picture
-from overpaint.server.api.fields import decode_base64, decode_data_uri
+from overpaint.server.api.fields import decode_base64, decode_data_uri, encode_mask
 
 MASK_ROUNDING_LEVEL = 128
 """Gray level, 0 to 255, up to which a rounded mask becomes black."""
@@ -58,10 +56,3 @@ def read_mask(data: bytes, field: str, *, rounded: bool) -> Picture:
     if rounded:
         gray = gray.point([255 * (level > MASK_ROUNDING_LEVEL) for level in range(256)])
     return encode_mask(gray)
-
-
-def encode_mask(mask: Image.Image) -> Picture:
-    """Return a grayscale mask as a picture."""
-    file = BytesIO()
-    mask.save(file, "PNG")
-    return Picture(data=file.getvalue())
