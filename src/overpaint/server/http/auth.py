@@ -118,7 +118,11 @@ async def authenticate(incoming: Incoming, schemes: SchemesDep = None) -> str:
     state = incoming.state
     digest: str | None = getattr(state, "digest", None)
     if digest is None:
-        digest = state.digest = await asyncio.to_thread(_check_key, incoming)
+        if incoming.app.state.keys.are_cached():
+            digest = _check_key(incoming)
+        else:
+            digest = await asyncio.to_thread(_check_key, incoming)
+        state.digest = digest
     if digest:
         state.key = digest[:KEY_LABEL_CHARS]
     current_key.set(digest[:KEY_LABEL_CHARS])

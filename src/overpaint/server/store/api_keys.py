@@ -26,6 +26,9 @@ KEY_PREFIX = "op_"
 KEY_BYTES = 32
 MAX_NAME_CHARS = 100
 
+CACHE_MARGIN_S = 0.1
+"""Seconds in which a caller that asked `ApiKeys.are_cached` gets its answer."""
+
 
 @dataclass(frozen=True)
 class ApiKey:
@@ -63,6 +66,10 @@ class ApiKeys:
         self._until = 0.0
         self._stored: tuple[str, ...] = ()
         self._any = False
+
+    def are_cached(self) -> bool:
+        """Return whether an answer within `CACHE_MARGIN_S` needs no read of the store."""
+        return time.monotonic() + CACHE_MARGIN_S < self._until
 
     def are_required(self) -> bool:
         """Return whether clients must send an API key.

@@ -60,6 +60,7 @@ from overpaint.server.api.native.views import (
     WebhookSecret,
     WebhookView,
     make_job_view,
+    read_job_view,
 )
 from overpaint.server.api.results import (
     EVENT_STREAM_RESPONSES,
@@ -183,16 +184,16 @@ async def list_jobs(
     """List the jobs of the API key, the newest first."""
     last = await get_job_or_404(service, key, before) if before else None
     states = None if state is None else (state,)
-    listed = await asyncio.to_thread(
-        lambda: service.jobs.list_page(
+
+    def read_page() -> JobPage:
+        listed = service.jobs.list_page(
             key, limit, before=last, states=states, max_chars=service.settings.limits.listed_chars
         )
-    )
-    views = [await make_job_view(service, job) for job in listed]
-    more = listed and await asyncio.to_thread(
-        lambda: service.jobs.list_page(key, 1, before=listed[-1], states=states)
-    )
-    return JobPage(jobs=views, before=listed[-1].id if more else None)
+        views = [read_job_view(service, job) for job in listed]
+        more = listed and service.jobs.list_page(key, 1, before=listed[-1], states=states)
+        return JobPage(jobs=views, before=listed[-1].id if more else None)
+
+    return await asyncio.to_thread(read_page)
 
 
 @router.get("/jobs/{name}", summary="Get a job")

@@ -179,6 +179,13 @@ class JobPage(NativeBody):
 
 async def make_job_view(service: Service, job: Job) -> JobView:
     """Describe a job to its client."""
+    if job.state == "queued":
+        return await asyncio.to_thread(read_job_view, service, job)
+    return read_job_view(service, job)
+
+
+def read_job_view(service: Service, job: Job) -> JobView:
+    """Describe a job to its client; for a queued job it reads the store."""
     result = {"files": [], "seeds": [], "sizes": []} | (job.result or {})
     results = [
         ResultView(
@@ -204,8 +211,7 @@ async def make_job_view(service: Service, job: Job) -> JobView:
         flagged=[FlaggedImage.model_validate(flag) for flag in job.flagged],
     )
     if job.state == "queued":
-        ahead = await asyncio.to_thread(service.jobs.get_queue_position, job.id)
-        if ahead:
+        if ahead := service.jobs.get_queue_position(job.id):
             view.position = ahead[0]
             view.eta = ahead[1] + job.work
     elif job.state == "running" and (step := service.feed.progress(job.id).step):
