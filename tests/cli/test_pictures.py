@@ -152,6 +152,13 @@ def test_edit_of_many_pictures_goes_on_after_one_that_an_option_does_not_fit(
     assert "photos/b.png is not painted: --mask-from: " in ran.err
 
 
+def test_damaged_mask_of_many_pictures_is_named_once(photos: Path, loader: Loader, run: Any):
+    (photos / "mask.txt").write_bytes(b"hello")
+    ran = run("edit", "photos", "x", "--mask", "photos/mask.txt", "-o", "out/")
+    assert (ran.code, ran.out, loader.calls) == (3, "", [])
+    assert ran.err.count("is not a picture") == 1
+
+
 def test_edit_of_many_pictures_with_a_wrong_option_stops_at_once(
     photos: Path, loader: Loader, run: Any
 ):

@@ -163,6 +163,12 @@ def test_sd_nexts_schedule_rescale_and_parser_are_read():
     assert found.notes == ("settings not carried over: CFG end 0.8.",)
 
 
+def test_part_of_the_settings_without_a_name_is_noted():
+    found = read(parameters=a1111_text("Steps: 20, CFG scale: 7,5, Seed: 1, Size: 64x64"))
+    assert found.fields["guidance_scale"] == 7
+    assert found.notes == ("parts without a name not carried over: 5.",)
+
+
 FOOOCUS_LINE = (
     "Steps: 30, Sampler: DPM++ 2M SDE Karras, Seed: 77, Size: 128x128, CFG scale: 4.0, "
     'Sharpness: 2.0, ADM Guidance: "(1.5, 0.8, 0.3)", Model: somexl, Model hash: 0011223344, '

@@ -52,12 +52,13 @@ def edit(
     sources = list_sources(words, terminal.note)
     outputs = Outputs(common.output, len(sources))
     found = _read_like(terminal, common.like)
+    fields = read_fields(settings)
     session = Session(terminal, common, found, len(sources))
     failures: list[OverpaintError] = []
     for source in sources:
         try:
             picture = source.read()
-            request = _build_request(found, picture, prompt, settings)
+            request = _build_request(found, picture, prompt, fields)
             _note_other_input(terminal, found, picture)
             _paint(session, request, f"{source.stem}-overpaint", outputs)
         except (PictureError, RequestError) as error:
@@ -75,7 +76,7 @@ def create(prompt: Prompt = None, *, common: Common, settings: dict[str, Any]) -
     """Create a picture from a prompt alone."""
     terminal = Terminal(quiet=common.quiet)
     found = _read_like(terminal, common.like)
-    request = _build_request(found, None, prompt, settings)
+    request = _build_request(found, None, prompt, read_fields(settings))
     _paint(Session(terminal, common, found), request, "overpaint", Outputs(common.output))
 
 
@@ -109,7 +110,7 @@ def sweep(
     image = source.read()
     found = _read_like(terminal, common.like)
     _note_other_input(terminal, found, image)
-    first = _build_request(found, image, prompt, settings)
+    first = _build_request(found, image, prompt, read_fields(settings))
     strengths = parse_numbers("strength", strength)
     rows = (
         [{"guidance_scale": g} for g in parse_numbers("guidance_scale", guidance)]
@@ -204,11 +205,10 @@ def _build_request(
     found: "ImportedSettings | None",
     source: Picture | None,
     prompt: str | None,
-    settings: dict[str, Any],
+    fields: dict[str, Any],
 ) -> Request:
-    fields = read_fields(settings)
     if prompt is not None:
-        fields["prompt"] = prompt
+        fields = {**fields, "prompt": prompt}
     if found:
         from overpaint.provenance import metadata
 

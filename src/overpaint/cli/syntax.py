@@ -106,7 +106,7 @@ def parse_extend(text: str) -> dict[str, Any]:
     """Parse SIDE=PIXELS,… of `--extend`.
 
     Raises:
-        RequestError: a part is not like left=256.
+        RequestError: a part is not like left=256, or a side is repeated.
     """
     sides: dict[str, int] = dict.fromkeys(("left", "top", "right", "bottom"), 0)
     for part in text.split(","):
@@ -117,6 +117,8 @@ def parse_extend(text: str) -> dict[str, Any]:
                 f"{part!r} is not a side and a number of pixels. Write it like left=256 or "
                 "left=256,top=128.",
             )
+        if sides[side[1]]:
+            raise RequestError("extend", f"{text!r} names {side[1]} twice. Give each side once.")
         sides[side[1]] = int(side[2])
     return {"extend": tuple(sides.values())}
 

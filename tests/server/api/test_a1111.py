@@ -212,8 +212,9 @@ def test_krita_body_repaints_selection(client: TestClient) -> None:
     assert (request["sampler"], request["schedule"]) == ("dpmpp_2m", "karras")
     # Options that are not restored also apply to the next request.
     assert get(client, "options")["sd_model_checkpoint"] == "n"
-    post(client, "txt2img", {"prompt": "a cup", "steps": 1})
+    made = post(client, "txt2img", {"prompt": "a cup", "steps": 1})
     assert requested(client)[0] == "n"
+    assert (made["parameters"]["width"], made["parameters"]["height"]) == (8, 8)
 
 
 def test_webuiapi_client_makes_and_describes_images(tmp_path: Path) -> None:

@@ -145,6 +145,12 @@ SMALL_MASK = make_mask((64, 64), (0, 0, 32, 64))
             | {"hr_checkpoint_name": "m", "override_settings": {"sd_model_checkpoint": "m"}},
             [],
         ),
+        (
+            "txt2img",
+            {"enable_hr": True, "hr_checkpoint_name": "m", "hr_second_pass_steps": 1}
+            | {"width": 64, "height": 64},
+            [],
+        ),
         ("img2img", {"mask_blur": 300, "inpainting_fill": 7}, ["mask_blur", "inpainting_fill"]),
         ("img2img", {"resize_mode": "1", "width": 64, "height": 64}, []),
         ("img2img", {"mask": SMALL_MASK, "inpaint_full_res": False, "mask_blur": 4.5}, []),

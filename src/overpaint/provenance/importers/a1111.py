@@ -7,7 +7,7 @@ a line of pairs. Programs that add to it are rows of `_PROGRAMS`.
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from overpaint.provenance.a1111_text import mark_embeddings
@@ -113,12 +113,14 @@ class ParametersText:
         negative: the negative prompt.
         pairs: the settings by their names.
         lines_after: the lines after the settings.
+        unread: the parts of the line of settings that have no name.
     """
 
     prompt: str
     negative: str
     pairs: dict[str, str]
     lines_after: list[str]
+    unread: list[str] = field(default_factory=list)
 
 
 def read_a1111(text: str) -> ImportedSettings | None:
@@ -163,22 +165,29 @@ def read_a1111(text: str) -> ImportedSettings | None:
     reading.note_lost_settings(pairs, _IDLE)
     resources = pairs.get("Civitai resources", "")
     reading.note_lost("resources", list_civitai_resources(resources))
+    reading.note_lost("parts without a name", parts.unread)
     reading.note_lost("lines", parts.lines_after)
     return reading.finish(program.name, pairs.get("Model") or read_civitai_model(resources))
 
 
-def split_a1111_pairs(line: str) -> dict[str, str]:
-    """Split the settings line of an A1111 text; a value can be quoted, or a JSON list or object."""
+def split_a1111_pairs(line: str) -> tuple[dict[str, str], list[str]]:
+    """Split the settings line of an A1111 text; a value can be quoted, or a JSON list or object.
+
+    Returns:
+        The values by their names, and the parts without a name: "5" of "CFG scale: 7,5".
+    """
     pairs: dict[str, str] = {}
+    unread: list[str] = []
     position = 0
     while position < len(line):
         if key := _KEY.match(line, position):
             value, position = _read_value(line, key.end())
             pairs[key[1]] = value
         else:
-            position = _skip_plain(line, position)
+            start, position = position, _skip_plain(line, position)
+            unread += filter(None, (line[start:position].strip(),))
         position += 1  # the comma
-    return pairs
+    return pairs, unread
 
 
 def _read_value(line: str, start: int) -> tuple[str, int]:
@@ -217,15 +226,16 @@ def split_parameters(text: str) -> ParametersText | None:
     lines = text.replace("\r\n", "\n").strip().split("\n")
     for number in range(len(lines) - 1, -1, -1):
         line = lines[number]
-        pairs = split_a1111_pairs(line) if _KEY.match(line) else {}
+        pairs, unread = split_a1111_pairs(line) if _KEY.match(line) else ({}, [])
         if "Steps" in pairs and (len(pairs) >= 3 or _SETTINGS_INSIDE_LINE.match(line)):
             prompt, negative = _split_prompts("\n".join(lines[:number]))
-            return ParametersText(prompt, negative, pairs, lines[number + 1 :])
+            return ParametersText(prompt, negative, pairs, lines[number + 1 :], unread)
         if settings := _SETTINGS_INSIDE_LINE.search(line):  # the line ends got lost
             before = "\n".join([*lines[:number], line[: settings.start()].rstrip()])
             prompt, _, negative = before.partition(_NEGATIVE)
-            pairs = split_a1111_pairs(line[settings.start() :])
-            return ParametersText(prompt.rstrip(), negative.strip(), pairs, lines[number + 1 :])
+            pairs, unread = split_a1111_pairs(line[settings.start() :])
+            prompt, negative = prompt.rstrip(), negative.strip()
+            return ParametersText(prompt, negative, pairs, lines[number + 1 :], unread)
     if f"\n{_NEGATIVE}" in f"\n{text}":
         return ParametersText(*_split_prompts(text), {}, [])
     return None

@@ -85,7 +85,7 @@ async def generate(
     model = options.resolve_model(service, given.override_settings, kept)
     async with service.sources(key, find_image_urls(given)) as sources:
         requests, output = await run_in_picture_thread(
-            _read_requests, given, sources.fetched, chosen, service
+            _read_requests, given, sources.fetched, chosen, service, model
         )
     jobs = await _submit(given, requests, model, output, incoming, service, key)
     for place, job in enumerate(jobs):
@@ -111,6 +111,7 @@ def _read_requests(
     fetched: Mapping[str, bytes],
     chosen: Options,
     service: Service,
+    model: str,
 ) -> tuple[list[Request], OutputOptions]:
     """Translate inputs to requests, with the names that the server knows."""
     given = inline_images(given, fetched)
@@ -120,6 +121,7 @@ def _read_requests(
     requests = to_requests(
         given,
         chosen,
+        model=model,
         controls=read_controls(given, partial(listings.resolve_controlnet_title, service)),
         refiners=refiners,
         embeddings=listings.list_embedding_names(service, given.prompt),
@@ -177,6 +179,8 @@ def _make_response(service: Service, jobs: Sequence[Job], ignored: list[str]) ->
     history = [entry for job in jobs for entry in service.jobs.list_history(job.id)]
     notices = [entry.body["message"] for entry in history if entry.kind == "notice"]
     info = make_info(jobs, records) | {"ignored_fields": ignored, "notices": notices}
+    # The web UI has a default of 512; clients expect numbers.
+    parameters |= {side: info[side] for side in ("width", "height") if parameters[side] is None}
     sent = [encode_file(file) for file in files] if parameters["send_images"] else []
     return GenerationResponse(images=sent, parameters=parameters, info=json.dumps(info))
 

@@ -79,6 +79,7 @@ def to_requests(
     given: TextInputs | ImageInputs,
     options: Options,
     *,
+    model: str = "",
     controls: Sequence[Control] = (),
     refiners: Collection[str] = (),
     embeddings: Collection[str] = (),
@@ -89,6 +90,7 @@ def to_requests(
     Args:
         given: the inputs.
         options: options that apply to the request.
+        model: the name of the model of the request.
         controls: controls that `alwayson_scripts` asks for.
         refiners: names that `refiner_checkpoint` accepts.
         embeddings: names of embeddings, which a prompt uses as plain words.
@@ -105,7 +107,8 @@ def to_requests(
         if options.sd_vae.lower() not in NO_VAE:
             fields["vae"] = resolve_model_title(VAE_FIELD, options.sd_vae, vaes)
         if isinstance(given, TextInputs):
-            return [with_checked_mask(Request.model_validate(fields | _second_pass_fields(given)))]
+            fields |= _second_pass_fields(given, model)
+            return [with_checked_mask(Request.model_validate(fields))]
         images = [_image_fields(given, options, image) for image in given.init_images]
         if len(images) == 1:
             return [with_checked_mask(Request.model_validate(fields | images[0]))]
@@ -233,10 +236,10 @@ def _check_noise_size(given: TextInputs | ImageInputs) -> None:
     report_ignored(*(name for name in names if name in given.model_fields_set))
 
 
-def _second_pass_fields(given: TextInputs) -> dict[str, Any]:
+def _second_pass_fields(given: TextInputs, model: str) -> dict[str, Any]:
     if not given.enable_hr:
         return {}
-    _check_second_pass(given)
+    _check_second_pass(given, model)
     strength = given.denoising_strength
     fields: dict[str, Any] = {
         "refine": "sequential",
@@ -270,10 +273,11 @@ def _compute_second_size(given: TextInputs) -> tuple[int, int] | None:
     return x // 8 * 8, y // 8 * 8
 
 
-def _check_second_pass(given: TextInputs) -> None:
+def _check_second_pass(given: TextInputs, model: str) -> None:
     """Reject fields of the second pass that Overpaint cannot honor."""
+    title = given.override_settings.sd_model_checkpoint
     for field, first in {
-        "hr_checkpoint_name": given.override_settings.sd_model_checkpoint or "",
+        "hr_checkpoint_name": title if given.hr_checkpoint_name == title else model,
         "hr_sampler_name": get_sampler_name(given),
         "hr_scheduler": given.scheduler,
         "hr_prompt": given.prompt,
