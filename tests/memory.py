@@ -10,12 +10,13 @@ COUNTED = Path("/proc/self/status")
 def added(work: Callable[[], object]) -> tuple[int, int]:
     """Bytes of resident memory that `work` adds: at its peak, and kept by its result.
 
-    The peak is that of the process's whole life, so this is for a process of its own.
+    The peak is that of the process's whole life, so this is for a separate process. Pages of files,
+    such as those of libraries, do not count: the system drops and reads them as it likes.
     """
     gc.collect()
-    before = _status("VmRSS")
+    before = _status("RssAnon")
     result = work()
-    taken = _status("VmHWM") - before, _status("VmRSS") - before
+    taken = _status("VmHWM") - _status("RssFile") - before, _status("RssAnon") - before
     del result
     return taken
 
