@@ -275,7 +275,7 @@ def _compute_second_size(given: TextInputs) -> tuple[int, int] | None:
 
 def _check_second_pass(given: TextInputs, model: str) -> None:
     """Reject fields of the second pass that Overpaint cannot honor."""
-    title = given.override_settings.sd_model_checkpoint
+    title = given.override_settings.sd_model_checkpoint or ""
     for field, first in {
         "hr_checkpoint_name": title if given.hr_checkpoint_name == title else model,
         "hr_sampler_name": get_sampler_name(given),
