@@ -6,7 +6,6 @@ reorders them once, with the operators that torch's compiler uses.
 
 import ctypes
 import platform
-import sys
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from overpaint.nn.blocks import TransformerBlock
+from overpaint.system.malloc import trim_heap
 
 _OPS: Any = torch.ops.mkldnn
 TILE_ROWS = 64
@@ -54,18 +54,7 @@ def _replace(parent: nn.Module) -> None:
             case _:
                 _replace(child)
                 if isinstance(child, TransformerBlock):
-                    _return_freed_memory()
-
-
-def _return_freed_memory() -> None:
-    """Return the memory of the freed plain weights to the system.
-
-    glibc would keep it, but could not reuse it for the packed weights, whose sizes differ a
-    little. That would take 15 % more memory.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc and hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+                    trim_heap()  # The plain weights are free now.
 
 
 def unpacked_state(network: nn.Module) -> dict[str, Tensor]:

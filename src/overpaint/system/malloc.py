@@ -40,6 +40,16 @@ def limit_heaps(*, serves: bool = False) -> None:
             GLIBC.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
+def trim_heap() -> None:
+    """Return the free pages of the heap to the system, also those between blocks in use.
+
+    By default glibc keeps them, and cannot use them for larger blocks. A model of many tensors that
+    are converted one by one then takes 15 % more memory.
+    """
+    if GLIBC:
+        GLIBC.malloc_trim(0)
+
+
 def release_memory() -> float:
     """Collect all garbage and return free pages to the system.
 
@@ -48,6 +58,5 @@ def release_memory() -> float:
     """
     began = time.perf_counter()
     gc.collect()
-    if GLIBC:
-        GLIBC.malloc_trim(0)
+    trim_heap()
     return min((time.perf_counter() - began) * GIVE_BACK_SHARE, MAX_PAUSE_S)

@@ -21,6 +21,7 @@ from overpaint.models.files.key_patterns import MAX_KEY_CHARS, sample_keys
 from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.scaled_fp8 import apply_weight_scales
 from overpaint.models.files.suffixes import PICKLE_SUFFIXES, WEIGHT_SUFFIXES
+from overpaint.system.malloc import trim_heap
 
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of a torch zip archive, and of the pickle protocols with a distinct first byte."""
@@ -29,6 +30,9 @@ MAX_TENSORS = 100_000
 """Tensors of a file; SDXL has 2,515."""
 
 MAX_AXES = 8
+
+TRIM_INTERVAL_BYTES = 2**27
+"""Bytes of tensors that a module reads between two calls of `trim_heap`."""
 
 DTYPES_BY_CODE: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -149,8 +153,13 @@ def fill_module(
         CheckpointError: A tensor is missing, unexpected or has another shape.
     """
     check_tensors(module, stored, part=part)
+    untrimmed = 0
     for name in module.state_dict():
         tensor = stored[name].read(device)
+        untrimmed += tensor.nbytes
+        if untrimmed > TRIM_INTERVAL_BYTES:
+            trim_heap()
+            untrimmed = 0
         four = channels_last and tensor.ndim == 4
         tensor = tensor.to(
             device,
@@ -162,6 +171,7 @@ def fill_module(
         if isinstance(getattr(holder, leaf), torch.nn.Parameter):
             tensor = torch.nn.Parameter(tensor, requires_grad=False)
         setattr(holder, leaf, tensor)
+    trim_heap()
     _number_positions(module, device)
     module.eval()
 
