@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 
 from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
+from overpaint.diffusion.memory import plan_memory
 from overpaint.diffusion.run import Run
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice, Step
@@ -186,6 +187,7 @@ def load(
     text_encoder: str | PathLike[str] | None = None,
     text_encoder_2: str | PathLike[str] | None = None,
     preview_decoder: str | PathLike[str] | None = None,
+    vram_gb: float | None = None,
     progress: bool = True,
     home: str | PathLike[str] | None = None,
     models_dirs: Sequence[str | PathLike[str]] = (),
@@ -204,6 +206,9 @@ def load(
         text_encoder_2: a second text encoder (CLIP-G) in place of the model's own.
         preview_decoder: the folder of a small decoder (AutoencoderTiny, such as TAESDXL) for
             previews. By default a linear map makes them.
+        vram_gb: memory of the device in GB. If it has no room for all weights, these are in the
+            host's memory, and blocks of them are copied to the device when they run. The pictures
+            are the same, and each step takes longer.
         progress: show a bar while painting, on terminals and in notebooks.
         home: the folder into which `overpaint models add` copies checkpoints, LoRAs, ControlNets
             and embeddings; by default the user's data folder, or `~/.overpaint` if that exists.
@@ -215,7 +220,8 @@ def load(
     Raises:
         ModelNotFoundError: there is no such model; the message lists the places searched.
         CheckpointError: the file is damaged, is not an SDXL checkpoint, or lacks a part.
-        DeviceError: the device does not exist.
+        DeviceError: the device does not exist, or has too little memory.
+        RequestError: a value is not valid.
     """
     store = Library(home, models_dirs, paths=True)
     parts = {
@@ -225,9 +231,13 @@ def load(
         "text_encoder_2": text_encoder_2,
     }
     given = {part: own for part, own in parts.items() if own is not None}
-    painter = Painter(
-        load_library_model(model, store, device=device, dtype=dtype, parts=given), store
+    memory = None
+    if vram_gb is not None:
+        memory = plan_memory(model, store, vram_gb, device=device, dtype=dtype, parts=given)
+    loaded = load_library_model(
+        model, store, device=device, dtype=dtype, parts=given, memory=memory
     )
+    painter = Painter(loaded, store)
     painter.progress = progress
     if preview_decoder is not None:
         painter.model.preview_decoder = load_preview_decoder(

@@ -114,6 +114,7 @@ class Loader:
     error: BaseException | None = None
     models_dirs: tuple[Path, ...] = ()
     parts: dict[str, str] = field(default_factory=dict[str, str])
+    vram_gb: float | None = None
 
     def __call__(
         self,
@@ -121,6 +122,7 @@ class Loader:
         *,
         device: str,
         dtype: str,
+        vram_gb: float | None,
         home: str | None,
         models_dirs: tuple[Path, ...],
         **parts: str | None,
@@ -128,6 +130,7 @@ class Loader:
         del home
         self.parts = {part: name for part, name in parts.items() if name is not None}
         self.models_dirs = models_dirs
+        self.vram_gb = vram_gb
         self.calls.append((model, device, dtype))
         files = {part: PartFile(name, self.sha256) for part, name in self.parts.items()}
         return FakePainter(Checkpoint(model, self.sha256, parts=files), self.requests, self.error)
@@ -355,9 +358,10 @@ def test_models_add_records_the_license_in_either_spelling(
 
 
 def test_model_device_and_dtype_options_reach_the_loader(loader: Loader, run: Any):
-    options = ("--model", "sdxl", "--device", "cpu", "--dtype", "fp32")
+    options = ("--model", "sdxl", "--device", "cpu", "--dtype", "fp32", "--vram", "7.5")
     assert run("edit", "fox.png", "a wolf", *options).code == 0
     assert loader.calls == [("sdxl", "cpu", "fp32")]
+    assert loader.vram_gb == 7.5
 
 
 @pytest.mark.parametrize(
@@ -942,6 +946,16 @@ def test_doctor_reports_the_memory_of_a_request(tmp_path: Path, run: Any):
     assert found["total"] == found["weights"] + max(found[n] for n in ("encode", "step", "decode"))
     assert min(found.values()) > 0
     assert f"{file}: 0.0" in run("doctor", "--request", file).out
+
+
+def test_doctor_plans_the_memory_of_a_gpu(tmp_path: Path, run: Any):
+    file = tmp_path / "request.json"
+    file.write_text('{"prompt": "a cup"}')
+    found = json.loads(run("doctor", "--request", file, "--vram", "0.05", "--json").out)
+    assert found["request"]["limit"]["max_bytes"] == 45_000_000
+    assert "0.0 GB of weights have room" in run("doctor", "--request", file, "--vram", "0.05").out
+    assert "all weights are on the GPU" in run("doctor", "--request", file, "--vram", "8").out
+    assert "--vram: It needs --request" in run("doctor", "--vram", "8").err
 
 
 @pytest.mark.parametrize(

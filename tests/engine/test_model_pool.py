@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import overpaint
+from overpaint.engine.config import EngineConfig
 from overpaint.engine.engine import Engine
-from overpaint.engine.model_pool import ModelPool, read_device_budget, size
+from overpaint.engine.model_pool import ModelPool, open_engine, read_device_budget, size
 from overpaint.engine.profile import Profile
-from overpaint.errors import ModelNotFoundError
+from overpaint.errors import ModelNotFoundError, RequestError
 from overpaint.events import Finished
 from overpaint.models.cache import Cache
 from overpaint.request import Request
@@ -158,3 +159,8 @@ def test_device_budget_is_a_share_of_the_free_memory(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "mem_get_info", read)
     assert read_device_budget(torch.device("cuda", 1)) == 4
     assert read_device_budget(torch.device("cpu")) == float("inf")
+
+
+def test_memory_of_a_gpu_is_refused_without_one() -> None:
+    with pytest.raises(RequestError, match="vram_gb: The device cpu uses the host's memory"):
+        open_engine(EngineConfig(models=("miniature",), device="cpu", vram_gb=8))

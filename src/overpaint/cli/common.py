@@ -68,6 +68,15 @@ class Common:
         typer.Option("--watermark", help="Add SDXL's invisible watermark."),
     ] = False
     device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps or auto.")] = "auto"
+    vram: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory of the device in GB. If the weights have no room, blocks of them are "
+            "copied to it when they run.",
+            min=0,
+            show_default="all weights are on the device",
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         typer.Option(

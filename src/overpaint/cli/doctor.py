@@ -26,6 +26,14 @@ def doctor(
     model: Annotated[
         str, typer.Option("--model", "-m", help="Model of that request.")
     ] = "miniature",
+    vram: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory of a GPU in GB, for which to plan that request.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Report the devices, memory and libraries of this machine, and the models that fit it.
@@ -36,6 +44,8 @@ def doctor(
 
     report = inspect_machine()
     estimate: MemoryEstimate | None = None
+    if request is None and vram is not None:
+        raise RequestError("vram_gb", "It needs --request FILE, whose memory it plans.")
     if request is not None:
         with Terminal().waiting(f"estimating the memory of {request}"):
             estimate = _estimate(request, model)
@@ -43,6 +53,9 @@ def doctor(
         found: dict[str, Any] = asdict(report)
         if estimate:
             found["request"] = asdict(estimate) | {"total": estimate.total}
+            if vram is not None:
+                limit = estimate.limit_to(int(vram * 1e9))
+                found["request"]["limit"] = limit and asdict(limit)
         typer.echo(json.dumps(found, default=str))
         return
     for line in report.lines():
@@ -56,6 +69,13 @@ def doctor(
             f"{decode} to decode; {total} of tensors: "
             f"{'fits' if estimate.total <= free else 'DOES NOT FIT'}"
         )
+        if vram is not None:
+            limit = estimate.limit_to(int(vram * 1e9))
+            plan = "all weights are on the GPU"
+            if limit:
+                room = f"{limit.room('step') / GB:.1f} GB"
+                plan = f"{room} of weights have room in a step, the others are copied to it"
+            echo(f"{request}, with {vram:g} GB: {plan}")
 
 
 def _estimate(file: Path, model: str) -> "MemoryEstimate":

@@ -8,6 +8,7 @@ ARGUMENT_OF_FIELD = FLAG_OF_FIELD | {
     "image": "PICTURE",
     "device": "--device",
     "dtype": "--dtype",
+    "vram_gb": "--vram",
     "model": "--model",
     "kind": "KIND",
     "options": "--option",

@@ -132,6 +132,7 @@ class Session:
                 name,
                 device=self.common.device,
                 dtype=dtype,
+                vram_gb=self.common.vram,
                 vae=parts["vae"],
                 unet=parts["unet"],
                 text_encoder=parts["text_encoder"],

@@ -56,7 +56,9 @@ def encode_pixels(model: Model, pixels: NDArray[np.float32]) -> tuple[Moments, s
     def run() -> Tensor:
         batch = torch.from_numpy(pixels)[None]
         if side := _window_side(model, max(batch.shape[2:]) // model.vae_factor):
-            return run_in_windows(vae, whole, batch, side=side, reads=model.vae_factor)
+            return run_in_windows(
+                vae, whole, batch, device=model.device, side=side, reads=model.vae_factor
+            )
         return whole(batch)
 
     parameters, notice = _run_finite(model, run, "encoded")
@@ -98,7 +100,9 @@ def decode_pixels(model: Model, latent: Tensor) -> tuple[Tensor, str | None]:
 
     def run() -> Tensor:
         if side := _window_side(model, max(latent.shape[2:])):
-            return run_in_windows(vae, whole, latent, side=side, writes=model.vae_factor)
+            return run_in_windows(
+                vae, whole, latent, device=model.device, side=side, writes=model.vae_factor
+            )
         return whole(latent)
 
     return _run_finite(model, run, "decoded")
@@ -127,10 +131,12 @@ def _run_finite_locked(
     dtype: torch.dtype = vae.dtype
     if dtype != torch.float32 and not _is_finite(result):
         notice = f"the VAE overflowed in {_dtype_name(dtype)}; {done} again in fp32."
+        model.send_home("vae")  # so that the weights change in one place
         vae.to(dtype=torch.float32)
         try:
             result = run()
         finally:
+            model.send_home("vae")
             vae.to(dtype=dtype)
     if not _is_finite(result):
         raise DeviceError(

@@ -4,19 +4,32 @@ The request runs on torch's meta device for two steps of each stage: the same pr
 picture, with the shapes of all tensors and no values. Only the headers of files are read.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any
 
 import torch
 
 from overpaint.diffusion.denoise import group_by_batch_key, step
 from overpaint.diffusion.run import Run
+from overpaint.errors import DeviceError, RequestError
 from overpaint.models.addons import AddonLoader, load_library_model
+from overpaint.models.devices import choose_device
 from overpaint.models.library.library import Library
+from overpaint.models.separate_parts import PartPath
+from overpaint.nn.device_memory import DeviceMemory, MemoryLimit
 from overpaint.nn.memory_meter import MemoryMeter
 from overpaint.request import Request
 
 META = torch.device("meta")
+
+TENSOR_SHARE = 0.9
+"""The share of a device's memory for tensors. Kernels and the rounding of allocators need the
+rest."""
+
+LARGEST_LAYER_BYTES = 2**28
+"""The bytes of weights that a device must have room for: a layer of 128 MB and the next block."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +51,34 @@ class MemoryEstimate:
     decode: int
 
     @property
+    def beside(self) -> int:
+        """The largest number beside the weights."""
+        return max(self.encode, self.step, self.decode)
+
+    @property
     def total(self) -> int:
         """The bytes that the request needs with all weights on the device."""
-        return self.weights + max(self.encode, self.step, self.decode)
+        return self.weights + self.beside
+
+    def limit_to(self, max_bytes: int) -> MemoryLimit | None:
+        """Return how a model uses a device with fewer bytes; None if all weights have room.
+
+        Args:
+            max_bytes: The bytes of the device.
+
+        Raises:
+            DeviceError: The device has too few bytes for the request.
+        """
+        usable = int(max_bytes * TENSOR_SHARE)
+        needed = self.beside + LARGEST_LAYER_BYTES
+        if self.weights > LARGEST_LAYER_BYTES and usable < needed:
+            raise DeviceError(
+                f"The request needs {needed / TENSOR_SHARE / 1e9:.1f} GB on the device, and "
+                f"{max_bytes / 1e9:.1f} GB are allowed. Paint a smaller picture, or allow more."
+            )
+        if usable >= self.total:
+            return None
+        return MemoryLimit(usable, self.encode, self.step, self.decode)
 
 
 def estimate_memory(
@@ -78,3 +116,44 @@ def estimate_memory(
     del kept
     beside = (max(0, peak - weights) for peak in (encode, in_step, decode))
     return MemoryEstimate(weights, *beside)
+
+
+def plan_memory(
+    model: str | PathLike[str],
+    library: Library,
+    vram_gb: float,
+    *,
+    device: str | torch.device,
+    dtype: str,
+    parts: Mapping[str, str | PathLike[str] | PartPath],
+) -> DeviceMemory | None:
+    """Plan how a model uses a device with limited memory, before any weights are read.
+
+    The plan is for a guided picture of the model's native size.
+
+    Args:
+        model: The name of the model.
+        library: The library in which names are looked up.
+        vram_gb: The memory of the device in GB.
+        device: See `load_model`.
+        dtype: See `load_model`.
+        parts: See `load_library_model`.
+
+    Returns:
+        None if all weights have room on the device.
+
+    Raises:
+        RequestError: The device computes in the host's memory.
+        DeviceError: The memory is too little for the picture.
+        ModelError: See `load_library_model`.
+    """
+    placement = choose_device(device, dtype, None, small=model == "miniature")
+    if placement.device.type in ("cpu", "mps"):
+        raise RequestError(
+            "vram_gb", f"The device {placement.device} uses the host's memory. Leave the value out."
+        )
+    name = str(placement.dtype).removeprefix("torch.")
+    request = Request(prompt="a picture")
+    estimate = estimate_memory(request, fspath(model), library, name, parts=parts)
+    limit = estimate.limit_to(int(vram_gb * 1e9))
+    return DeviceMemory(placement.device, limit) if limit else None

@@ -260,7 +260,7 @@ def _encode(
         for (part, encoder), own in zip(model.encoders_by_part.items(), rows, strict=True):
             vectors = [e.vectors[part] for e in embeddings if part in e.vectors]
             with _install_embeddings(encoder, vectors):
-                states.append(_compute_states(encoder, own, clip_skip))
+                states.append(_compute_states(encoder, own, clip_skip, model.device))
         tokens = torch.cat([hidden.flatten(0, 1) for hidden, _ in states], dim=-1)[None]
         pooled = _pool(model.text_encoders[-1], states[-1][1], rows[-1][0])
     return EncodedPrompt(tokens.to(model.device, model.dtype), pooled.to(model.device, model.dtype))
@@ -287,13 +287,13 @@ def _install_embeddings(encoder: TextEncoder, vectors: Sequence[Tensor]) -> Gene
         yield
         return
     table: Any = encoder.model.get_input_embeddings()
-    known: Tensor = table.weight
-    more = torch.cat([v.to(known) for v in vectors])
+    more = torch.cat([v.to(table.weight) for v in vectors])
 
     def forward(ids: Tensor) -> Tensor:
+        known: Tensor = table.weight  # on the device while the table runs
         own = F.embedding(ids.clamp(max=len(known) - 1), known)
         beyond = (ids - len(known)).clamp(min=0)
-        return torch.where((ids >= len(known))[..., None], F.embedding(beyond, more), own)
+        return torch.where((ids >= len(known))[..., None], F.embedding(beyond, more.to(known)), own)
 
     table.forward = forward
     try:
@@ -303,19 +303,22 @@ def _install_embeddings(encoder: TextEncoder, vectors: Sequence[Tensor]) -> Gene
 
 
 def _compute_states(
-    encoder: TextEncoder, own: list[Chunk], clip_skip: int
+    encoder: TextEncoder, own: list[Chunk], clip_skip: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return weighted hidden states [chunks, 77, H] and the first chunk's last ones [1, 77, H]."""
-    hidden, final = _run_encoder(encoder, own, clip_skip)
+    hidden, final = _run_encoder(encoder, own, clip_skip, device)
     if any(weight != 1 for chunk in own for weight in chunk.weights):
-        empty, _ = _run_encoder(encoder, [_make_chunk([], [], encoder.tokenizer)], clip_skip)
+        empty_chunk = _make_chunk([], [], encoder.tokenizer)
+        empty, _ = _run_encoder(encoder, [empty_chunk], clip_skip, device)
         hidden = _apply_weights(hidden, empty, own)
     return hidden, final
 
 
-def _run_encoder(encoder: TextEncoder, own: list[Chunk], clip_skip: int) -> tuple[Tensor, Tensor]:
+def _run_encoder(
+    encoder: TextEncoder, own: list[Chunk], clip_skip: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Return one layer's hidden states [chunks, 77, H] and the first chunk's last ones."""
-    ids = torch.tensor([chunk.tokens for chunk in own], device=encoder.model.device)
+    ids = torch.tensor([chunk.tokens for chunk in own], device=device)
     hidden: list[Tensor] = []
     final: Tensor | None = None
     for part in ids.split(MAX_CHUNKS_PER_CALL):

@@ -33,6 +33,7 @@ class UNet:
         schedule: NoiseSchedule,
         prediction: Prediction = "epsilon",
         weights: AdapterMerger | None = None,
+        device: torch.device | None = None,
     ):
         """Wrap a UNet.
 
@@ -41,10 +42,11 @@ class UNet:
             schedule: the noise levels that it was trained on.
             prediction: the quantity that it predicts.
             weights: merges LoRAs into the module. None for a UNet without LoRAs.
+            device: the device on which the module runs; by default that of its weights.
         """
         self.schedule = schedule
         self.prediction: Prediction = prediction
-        self.device = unet.device
+        self.device = device or unet.device
         self.dtype = unet.dtype  # diffusers walks all modules to answer this and `device`
         self._unet = unet
         self._weights = weights
@@ -121,7 +123,8 @@ def get_network(model: Model) -> UNet:
 
     def make() -> UNet:
         schedule = NoiseSchedule(model.noise)
-        return UNet(model.unet, schedule, model.noise.prediction, get_adapter_merger(model))
+        merger = get_adapter_merger(model)
+        return UNet(model.unet, schedule, model.noise.prediction, merger, model.device)
 
     return model.make_once("network", make)
 

@@ -15,6 +15,7 @@ class EngineConfig:
         models: names of the models that jobs can request. The engine loads the first one at once.
         device: see `overpaint.models.devices.place`.
         dtype: number format of the weights.
+        vram_gb: GB of a GPU, see `overpaint.painter.load`; the models share them.
         home: folder of added models; None for the default.
         models_dirs: folders of models that are used in place.
         vae: VAE that replaces the one of each model.
@@ -41,6 +42,7 @@ class EngineConfig:
     model_parts: Mapping[str, Mapping[str, str]] = field(
         default_factory=dict[str, Mapping[str, str]]
     )
+    vram_gb: float | None = None
 
     def list_parts(self, model: str) -> Mapping[str, str]:
         """Return the names or paths of the parts that replace those of a model."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from overpaint.diffusion.memory import plan_memory
 from overpaint.diffusion.run import Run
 from overpaint.engine.config import EngineConfig
 from overpaint.engine.engine import Engine
@@ -15,6 +16,8 @@ from overpaint.errors import ModelNotFoundError, did_you_mean
 from overpaint.models.addons import load_library_model, resolve_part
 from overpaint.models.cache import Cache
 from overpaint.models.library.library import Library
+from overpaint.models.separate_parts import PartPath
+from overpaint.nn.device_memory import DeviceMemory
 from overpaint.painter import Painter
 from overpaint.system.memory import BUDGET_SHARE
 
@@ -159,13 +162,20 @@ def open_engine(config: EngineConfig) -> Engine:
     # The operator names the parts of models, so these can be paths.
     operators_library = Library(config.home, config.models_dirs, paths=True)
 
+    def list_parts(name: str) -> dict[str, PartPath]:
+        parts = config.list_parts(name)
+        return {p: resolve_part(p, own, operators_library) for p, own in parts.items()}
+
+    placement = {"device": config.device, "dtype": config.dtype}
+    memory: DeviceMemory | None = None
+    if config.vram_gb is not None:
+        first_name = config.models[0]
+        parts = list_parts(first_name)
+        memory = plan_memory(first_name, library, config.vram_gb, parts=parts, **placement)
+
     def loaded(name: str) -> Painter:
-        parts = {
-            p: resolve_part(p, own, operators_library) for p, own in config.list_parts(name).items()
-        }
-        model = load_library_model(
-            name, library, device=config.device, dtype=config.dtype, parts=parts
-        )
+        parts = list_parts(name)
+        model = load_library_model(name, library, parts=parts, memory=memory, **placement)
         return Painter(model, library)
 
     models = ModelPool(config.models, loaded, config.memory_bytes, Cache(config.cache_bytes))

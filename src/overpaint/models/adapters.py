@@ -104,6 +104,7 @@ class AdapterMerger:
         if before == adapters:
             return
         self._current[part] = None  # after an interruption, the next call writes all weights
+        self.model.send_home(part)
         if before is None:
             left = [module for of, module in self.slots if of == part]
         else:

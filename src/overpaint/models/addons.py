@@ -29,6 +29,7 @@ from overpaint.models.library.entry import PART_KINDS, LibraryEntry
 from overpaint.models.library.library import Library
 from overpaint.models.lora import LoraWeights, load_lora
 from overpaint.models.separate_parts import PartPath
+from overpaint.nn.device_memory import DeviceMemory
 from overpaint.registry import HINTS
 from overpaint.request.fields import MAX_CONTROLS, MAX_EMBEDDINGS, MAX_LORAS
 
@@ -179,7 +180,10 @@ class AddonLoader:
         with self._loading:
             refiner = self._refiners.get(key)
             if refiner is None:
-                refiner = load_library_model(name, self.library, device=device, dtype=dtype)
+                memory = self.model.device_memory
+                refiner = load_library_model(
+                    name, self.library, device=device, dtype=dtype, memory=memory
+                )
                 check_refiner(self.model, refiner)
                 refiner.cache = self.model.cache
                 self._refiners[key] = refiner
@@ -272,6 +276,7 @@ def load_library_model(
     device: str | torch.device,
     dtype: str,
     parts: Mapping[str, str | PathLike[str] | PartPath] | None = None,
+    memory: DeviceMemory | None = None,
 ) -> "Model":
     """Load a checkpoint or a UNet of the library, or any model that `load_model` accepts.
 
@@ -282,6 +287,7 @@ def load_library_model(
         dtype: See `load_model`.
         parts: Names, files or folders of parts that replace those of the checkpoint; see
             `resolve_part`.
+        memory: See `load_model`.
 
     Raises:
         ModelNotFoundError, CheckpointError, DeviceError: See `load_model`.
@@ -299,7 +305,9 @@ def load_library_model(
     if isinstance(name, str):
         entry = library.find_if(name, "checkpoint") or library.find_if(name, "unet")
     path = entry.path if entry else name
-    model = load_model(path, device=device, dtype=dtype, parts=located, known=list_names)
+    model = load_model(
+        path, device=device, dtype=dtype, parts=located, known=list_names, memory=memory
+    )
     model.name = fspath(name)
     return model
 

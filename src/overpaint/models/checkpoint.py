@@ -46,6 +46,7 @@ from overpaint.models.separate_parts import (
     open_separate_part,
 )
 from overpaint.nn.blocks import install_blocks
+from overpaint.nn.device_memory import DeviceMemory
 from overpaint.nn.packed import pack_network
 from overpaint.system.progress import expect_bytes
 
@@ -58,6 +59,7 @@ def load_model(
     vae_dtype: str | None = None,
     parts: Mapping[str, PartPath] | None = None,
     known: Callable[[], Iterable[str]] = catalog.list_checkpoint_names,
+    memory: DeviceMemory | None = None,
 ) -> Model:
     """Load a checkpoint.
 
@@ -71,6 +73,8 @@ def load_model(
         parts: Files or folders of parts ("unet", "vae", "text_encoder", "text_encoder_2") that
             replace those of the checkpoint, or are missing from it.
         known: Lists the names of checkpoints, for suggestions in errors.
+        memory: The memory of the device if it is limited. The weights are then in the host's
+            memory, and come to the device in blocks.
 
     Raises:
         ModelNotFoundError: No model has that name, or the file of a part does not exist.
@@ -95,7 +99,7 @@ def load_model(
         source = open_single_file(weights, configs)
     source = replace_parts(source, separate)
     check_complete(source, path)
-    return build_model(fspath(name), source, placement)
+    return build_model(fspath(name), source, placement, memory)
 
 
 def replace_parts(source: CheckpointSource, separate: SeparateParts) -> CheckpointSource:
@@ -158,10 +162,11 @@ def load_separate_vae(file: PartPath, model: Model) -> SeparateVae:
         module,
         own.tensors,
         part="vae",
-        device=model.device,
+        device=model.home,
         dtype=model.vae.dtype,
         channels_last=model.device.type in ("cpu", "cuda"),
     )
+    model.hold(module, "decode")
     return SeparateVae(module, make_part_files({"vae": own})["vae"])
 
 
@@ -196,8 +201,19 @@ def load_preview_decoder(
     return decoder
 
 
-def build_model(name: str, source: CheckpointSource, placement: DeviceChoice) -> Model:
+def build_model(
+    name: str,
+    source: CheckpointSource,
+    placement: DeviceChoice,
+    memory: DeviceMemory | None = None,
+) -> Model:
     """Build the modules and read the tensors into them.
+
+    Args:
+        name: The name that the user gave.
+        source: The checkpoint.
+        placement: The device and the dtypes.
+        memory: See `load_model`.
 
     Raises:
         CheckpointError: The keys or shapes differ from those of the configs.
@@ -220,17 +236,18 @@ def build_model(name: str, source: CheckpointSource, placement: DeviceChoice) ->
             module,
             stored[part],
             part=part,
-            device=device,
+            device=torch.device("cpu") if memory else device,
             dtype=placement.vae_dtype if part == "vae" else dtype,
             channels_last=part in ("unet", "vae") and device.type in ("cpu", "cuda"),
         )
         if part == "unet":
             install_blocks(unet)
-            pack_network(unet)
+            if memory is None:
+                pack_network(unet)
     encoders = [TextEncoder(source.tokenizers[p], modules[p]) for p in configs.text_encoders]
     sha256 = compute_sha256(source.files) if has_values else ""
     known = KNOWN_FILES.get(sha256)
-    return Model(
+    model = Model(
         name=name,
         family=family,
         sha256=sha256,
@@ -246,7 +263,15 @@ def build_model(name: str, source: CheckpointSource, placement: DeviceChoice) ->
         notices=source.notices,
         metadata=source.metadata,
         parts=source.separate,
+        device_memory=memory,
     )
+    if memory:
+        model.hold(unet, "step")
+        model.hold(vae, "decode")
+        for encoder in encoders:
+            model.hold(encoder.model, "encode")
+        model.notices += (memory.describe(),)
+    return model
 
 
 def open_single_file(weights: WeightsFile, configs: Configs) -> CheckpointSource:

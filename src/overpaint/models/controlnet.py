@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from diffusers.models.adapter import T2IAdapter
@@ -62,6 +62,7 @@ class ControlNet:
         module: The network that runs at each step. A T2I-Adapter runs once per control image.
         embedding: The layers that turn a control image into features, separated from the module so
             that they run once per image. None for a T2I-Adapter.
+        device: The device on which it runs.
         types: The number of control types of a union net; 0 for other kinds.
     """
 
@@ -70,6 +71,7 @@ class ControlNet:
     kind: ControlNetKind
     module: Any
     embedding: nn.Module | None
+    device: torch.device
     types: int = 0
 
     @torch.inference_mode()
@@ -80,7 +82,7 @@ class ControlNet:
             For a T2I-Adapter, features of each level. For other kinds, one tensor of the latent's
             size. Both have the module's dtype.
         """
-        seen = hint.to(self.module.device, self.module.dtype)
+        seen = hint.to(self.device, self.module.dtype)
         if self.embedding is None:
             return tuple(self.module(seen))
         return (self.embedding(seen),)
@@ -111,14 +113,18 @@ def load_controlnet(name: str | PathLike[str], model: "Model") -> ControlNet:
     types = 0
     if kind != "adapter":
         install_blocks(module)
-        pack_network(module.down_blocks)
-        pack_network(module.mid_block)
-        embedding = module.controlnet_cond_embedding
+        if model.device_memory is None:
+            pack_network(module.down_blocks)
+            pack_network(module.mid_block)
+        embedding = cast(nn.Module, module.controlnet_cond_embedding)
+        model.hold(embedding, "encode")
         module.controlnet_cond_embedding = nn.Identity()
     if isinstance(module, ControlNetUnionModel):
         isolate_rows(module)
         types = int(module.config["num_control_type"])
-    return ControlNet(str(name), compute_sha256((file,)), kind, module, embedding, types)
+    model.hold(module, "step")
+    sha256 = compute_sha256((file,))
+    return ControlNet(str(name), sha256, kind, module, embedding, model.device, types)
 
 
 def _find_weights(path: Path) -> Path:
@@ -168,7 +174,7 @@ def _fill(module: nn.Module, tensors: Tensors, model: "Model") -> None:
         module,
         tensors,
         part="ControlNet",
-        device=model.device,
+        device=model.home,
         dtype=model.dtype,
         channels_last=model.device.type in ("cpu", "cuda"),
     )
@@ -281,6 +287,7 @@ def _build_control_lora(tensors: Tensors, model: "Model") -> Any:
     get_adapter_merger(model).use(
         "unet", ()
     )  # the copy must not contain LoRAs of an earlier request
+    model.send_home("unet")
     base = unpacked_state(model.unet)
     state: dict[str, Tensor] = {}
     unused = set(plain)
@@ -306,7 +313,7 @@ def _build_control_lora(tensors: Tensors, model: "Model") -> Any:
                 f"This Control-LoRA is for another UNet: {original} is {list(value.shape)}, "
                 f"expected is {list(expected.shape)}"
             )
-        state[name] = value.to(model.device, model.dtype)
+        state[name] = value.to(model.home, model.dtype)
     if unused:
         raise CheckpointError(f"{len(unused)} keys match no layer: {sample_keys(sorted(unused))}")
     module.load_state_dict(state, assign=True)

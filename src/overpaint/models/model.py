@@ -11,6 +11,7 @@ import torch
 from overpaint.models.cache import Cache
 from overpaint.models.latent_preview import LatentPreview
 from overpaint.models.noise_config import NoiseConfig
+from overpaint.nn.device_memory import DeviceMemory, Work
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -85,6 +86,8 @@ class Model:
         vae_lock: A thread must hold it to run the VAE; others can run the UNet at that time.
         text_lock: A thread must hold it to run the text encoders, since LoRAs and embeddings change
             them for a prompt.
+        device_memory: Keeps the weights of the modules on the device within a number of bytes. None
+            if all of them stay there.
         cache: The cache for `remember`. Several models can share one cache.
     """
 
@@ -106,6 +109,7 @@ class Model:
     parts: Mapping[str, PartFile] = field(default_factory=dict[str, PartFile])
     vae_lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     text_lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    device_memory: DeviceMemory | None = None
     # `dataclasses.replace` makes a copy with an empty cache.
     cache: Cache = field(default_factory=Cache, init=False, repr=False)
     _own: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False)
@@ -132,6 +136,27 @@ class Model:
             if what not in self._own:
                 self._own[what] = make()
             return self._own[what]
+
+    @property
+    def home(self) -> torch.device:
+        """The device of weights while they do not run."""
+        return torch.device("cpu") if self.device_memory else self.device
+
+    def hold(self, module: torch.nn.Module, work: Work) -> None:
+        """Let the weights of a module at `home` come to the device when it runs."""
+        if self.device_memory:
+            self.device_memory.hold(module, work)
+
+    def send_home(self, part: str) -> None:
+        """Remove the weights of a part from a device with limited memory, before they change.
+
+        Args:
+            part: "unet", "vae", "text_encoder" or "text_encoder_2".
+        """
+        if self.device_memory:
+            encoders = {name: own.model for name, own in self.encoders_by_part.items()}
+            modules: dict[str, Any] = {"unet": self.unet, "vae": self.vae} | encoders
+            self.device_memory.send_home(modules[part])
 
     @property
     def separate_vae_name(self) -> str | None:

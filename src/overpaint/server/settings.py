@@ -259,6 +259,8 @@ class ServerSettings(_Settings):
     """Device: cpu, cuda, cuda:1 or mps."""
     dtype: Annotated[str, Flag("--dtype")] = "auto"
     """Number format of the weights: bf16, fp16 or fp32."""
+    vram_gb: Annotated[float | None, Flag("--vram")] = Field(default=None, ge=0)
+    """GB of a GPU; blocks of weights without room are copied to it when they run."""
     home: Annotated[Path | None, Flag("--home", shown_default="the user's data folder")] = None
     """Folder of added models."""
     models_dirs: Annotated[tuple[Path, ...], Flag("--models-dir", shown_default="none")] = ()
@@ -372,6 +374,7 @@ class ServerSettings(_Settings):
             models=self.models,
             device=self.device,
             dtype=self.dtype,
+            vram_gb=self.vram_gb,
             home=self.home,
             models_dirs=self.models_dirs,
             vae=self.vae,

@@ -24,7 +24,7 @@ def test_norms_in_windows_use_the_whole_picture() -> None:
     )
     x = torch.randn(1, 4, 20, 36) + torch.linspace(-2, 2, 36)
     with torch.no_grad():
-        tiled = run_in_windows(network, network, x, side=12)
+        tiled = run_in_windows(network, network, x, device=x.device, side=12)
         torch.testing.assert_close(tiled, network(x), atol=1e-5, rtol=1e-5)
 
 

@@ -42,6 +42,7 @@ def run_in_windows(
     run: Callable[[Tensor], Tensor],
     x: Tensor,
     *,
+    device: torch.device,
     side: int,
     reads: int = 1,
     writes: int = 1,
@@ -52,6 +53,7 @@ def run_in_windows(
         module: contains the group norms and the attention that use the whole picture.
         run: maps a window of `x` to a result in fp32.
         x: [1, C, reads × h, reads × w], a picture or a latent of h × w cells.
+        device: on which the function runs.
         side: of a window in cells.
         reads: elements of `x` per cell and side.
         writes: elements of the result per cell and side.
@@ -62,7 +64,6 @@ def run_in_windows(
     height, width = (length // reads for length in x.shape[2:])
     windows = cover_grid(height, width, side)
     shares = compute_window_weights(windows, height, width)
-    device = next(module.parameters()).device
 
     def run_windows() -> Iterator[Tensor]:
         for window, share in zip(windows, shares, strict=True):
