@@ -371,6 +371,7 @@ def test_model_device_and_dtype_options_reach_the_loader(loader: Loader, run: An
         ("--extend up=8", "'up=8' is not a side and a number of pixels"),
         ("--extend left=5000", "It must be 0 to 4096"),
         ("--extend left=8,top=8,left=16", "names left twice"),
+        ("--extend left=0,left=16", "names left twice"),
         ("--crop some", "crop"),
         ("--mask-from box:0,0,9,9 --mask fox.png", "contradicts mask"),
         ("--high-noise-frac 1.2 --refiner x", "1.2 is out of range. It must be 0 to 1"),

@@ -108,7 +108,7 @@ def parse_extend(text: str) -> dict[str, Any]:
     Raises:
         RequestError: a part is not like left=256, or a side is repeated.
     """
-    sides: dict[str, int] = dict.fromkeys(("left", "top", "right", "bottom"), 0)
+    sides: dict[str, int] = {}
     for part in text.split(","):
         side = re.fullmatch(r"\s*(left|top|right|bottom)\s*=\s*(\d{1,6})\s*", part)
         if not side:
@@ -117,10 +117,10 @@ def parse_extend(text: str) -> dict[str, Any]:
                 f"{part!r} is not a side and a number of pixels. Write it like left=256 or "
                 "left=256,top=128.",
             )
-        if sides[side[1]]:
+        if side[1] in sides:
             raise RequestError("extend", f"{text!r} names {side[1]} twice. Give each side once.")
         sides[side[1]] = int(side[2])
-    return {"extend": tuple(sides.values())}
+    return {"extend": tuple(sides.get(side, 0) for side in ("left", "top", "right", "bottom"))}
 
 
 def parse_crop(text: str) -> dict[str, Any]:
