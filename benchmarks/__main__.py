@@ -18,7 +18,11 @@ BENCHMARKS = {
     "loras": ("benchmarks.loras", "measure", "switching among eight LoRAs"),
     "loading": ("benchmarks.loading", "measure", "peak host memory of loading"),
     "serving": ("benchmarks.serving", "measure", "a server under mixed load, beside diffusers"),
-    "full-size": ("benchmarks.painting", "measure_full_size", "random SDXL, bf16, guided"),
+    "full-size": (
+        "benchmarks.painting",
+        "measure_full_size",
+        "random SDXL, bf16 where the CPU has it, guided",
+    ),
 }
 
 

@@ -6,7 +6,18 @@ from pathlib import Path
 import torch
 
 from overpaint.models.family import Configs, shipped_configs
+from overpaint.nn.packed import is_fast
 from tests.models import original
+
+DTYPES_BY_NAME = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def find_cpu_dtype() -> str:
+    """Return the dtype for large checkpoints: bf16 if the CPU has kernels for it, else fp32.
+
+    Without such kernels, torch emulates bf16, which takes seven times as long as fp32.
+    """
+    return "bf16" if is_fast(torch.device("cpu"), torch.bfloat16) else "fp32"
 
 
 def write_random_checkpoint(

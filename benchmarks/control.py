@@ -28,15 +28,15 @@ from overpaint.request import Request
 from overpaint.request.parts import Control
 
 END, SCALE = 0.5, 0.8
-SIZES = {"miniature": (128, 30), "shallow SDXL": (512, 8)}
-"""The side in pixels, and the steps."""
+SMALL, LARGE = (128, 30), (512, 8)
+"""The side in pixels and the steps, for the miniature and for layers of SDXL's sizes."""
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
     """Measure each model at its native size, or at half of it for the larger one."""
     found: dict[str, Any] = {}
     for name, painter, pipeline in load_pairs(quick=quick):
-        side, steps = SIZES[name]
+        side, steps = SMALL if name == "miniature" else LARGE
         rounds = 9 if name == "miniature" and not quick else 3
         found[name] = compare(painter, pipeline, side, steps=steps, rounds=rounds)
     return found

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks import peer
-from benchmarks.checkpoints import write_random_checkpoint
+from benchmarks.checkpoints import DTYPES_BY_NAME, find_cpu_dtype, write_random_checkpoint
 from benchmarks.harness import Timings, interleave, print_line
 from overpaint.imaging import codec
 from overpaint.models.family import shipped_configs
@@ -118,16 +118,18 @@ def measure_miniature(*, quick: bool, model: str = catalog.MINIATURE) -> dict[st
 
 
 def measure_full_size(*, quick: bool) -> dict[str, Any]:
-    """Measure SDXL base with random weights, in bf16, image to image, guided."""
+    """Measure SDXL base with random weights, image to image, guided."""
+    dtype = find_cpu_dtype()
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
         folder, _ = write_random_checkpoint(
-            Path(temporary), shipped_configs("sdxl"), torch.bfloat16
+            Path(temporary), shipped_configs("sdxl"), DTYPES_BY_NAME[dtype]
         )
-        painter = load(str(folder), device="cpu", dtype="bf16")
+        painter = load(str(folder), device="cpu", dtype=dtype)
         first, second = painter.model.text_encoders
         pipeline = peer.make_pipeline(
             {
-                **peer.load_parts(folder, torch.bfloat16, "unet", "vae"),
+                **peer.load_parts(folder, DTYPES_BY_NAME[dtype], "vae"),
+                "unet": peer.share_unet(painter.model.unet),
                 "text_encoder": first.model,
                 "text_encoder_2": second.model,
                 "tokenizer": first.tokenizer,
@@ -135,7 +137,9 @@ def measure_full_size(*, quick: bool) -> dict[str, Any]:
             }
         )
     jobs = [Job(512, 4, rounds=3), Job(512, 4, rounds=2, masked=0.25), Job(1024, 1, rounds=2)]
-    return compare(painter, pipeline, [Job(512, 1, rounds=1)] if quick else jobs)
+    if quick:
+        jobs = [Job(512, 1, rounds=1)]
+    return {"dtype": dtype} | compare(painter, pipeline, jobs)
 
 
 def compare(painter: Painter, pipeline: Any, jobs: list[Job]) -> dict[str, Any]:

@@ -23,8 +23,14 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.checkpoints import shallow_sdxl_configs, write_random_checkpoint
+from benchmarks.checkpoints import (
+    DTYPES_BY_NAME,
+    find_cpu_dtype,
+    shallow_sdxl_configs,
+    write_random_checkpoint,
+)
 from overpaint.models.library import catalog
+from overpaint.nn.packed import unpacked_state
 from overpaint.painter import Painter, load
 
 for library_logging in (diffusers_logging, transformers_logging):
@@ -46,6 +52,14 @@ def load_parts(folder: Path, dtype: torch.dtype, *names: str) -> dict[str, Any]:
         key = "dtype" if name.startswith("text") else "torch_dtype"
         parts[name] = PARTS[name].from_pretrained(folder / name, **{key: dtype}).eval()
     return parts
+
+
+def share_unet(unet: Any) -> Any:
+    """Return diffusers' UNet with Overpaint's weights: the same memory, but for packed weights."""
+    with torch.device("meta"):
+        made: Any = UNet2DConditionModel.from_config(unet.config)
+    made.load_state_dict(unpacked_state(unet), assign=True)
+    return made.eval().requires_grad_(False)
 
 
 def load_pipeline(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
@@ -104,7 +118,7 @@ def find_requested_steps(run: int, strength: float) -> int:
 def load_pairs(*, quick: bool) -> Iterator[tuple[str, Painter, Any]]:
     """Yield a model's name, Overpaint's painter and diffusers' pipeline: the miniature in fp32.
 
-    If not quick, yield a checkpoint of random layers of SDXL's sizes too, in bf16.
+    If not quick, yield a checkpoint of random layers of SDXL's sizes too.
     """
     miniature = catalog.resolve_model(catalog.MINIATURE)
     painter = load(catalog.MINIATURE, device="cpu", dtype="fp32")
@@ -112,9 +126,11 @@ def load_pairs(*, quick: bool) -> Iterator[tuple[str, Painter, Any]]:
     if quick:
         return
     with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
-        folder, _ = write_random_checkpoint(Path(temporary), shallow_sdxl_configs(), torch.bfloat16)
+        name = find_cpu_dtype()
+        dtype = DTYPES_BY_NAME[name]
+        folder, _ = write_random_checkpoint(Path(temporary), shallow_sdxl_configs(), dtype)
         yield (
-            "shallow SDXL",
-            load(str(folder), device="cpu", dtype="bf16"),
-            load_pipeline(folder, torch.bfloat16),
+            f"shallow SDXL, {name}",
+            load(str(folder), device="cpu", dtype=name),
+            load_pipeline(folder, dtype),
         )

@@ -14,6 +14,7 @@ import pytest
 
 from tests.server.processes import Server
 from tests.stress import (
+    abuse,
     cancel,
     company,
     disk,
@@ -45,6 +46,13 @@ def collect_connections() -> Iterator[None]:
 
 def test_restart_with_long_queue_keeps_it(tmp_path: Path) -> None:
     report = restart.run(tmp_path, 10_000)
+    print(report)
+    assert report.passed
+
+
+def test_abuse_neither_stops_others_nor_takes_much_memory(tmp_path: Path) -> None:
+    with Server(tmp_path, "--engine", "miniature") as server:
+        report = abuse.run(server.until_ready())
     print(report)
     assert report.passed
 
