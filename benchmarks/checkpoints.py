@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from overpaint.models.family import Configs, shipped_configs
-from overpaint.nn.packed import is_fast
+from overpaint.nn.kernels import is_fast
 from tests.models import original
 
 DTYPES_BY_NAME = {"bf16": torch.bfloat16, "fp32": torch.float32}

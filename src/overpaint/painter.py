@@ -188,6 +188,8 @@ def load(
     text_encoder_2: str | PathLike[str] | None = None,
     preview_decoder: str | PathLike[str] | None = None,
     vram_gb: float | None = None,
+    ram_gb: float | None = None,
+    plan_for: Request | None = None,
     progress: bool = True,
     home: str | PathLike[str] | None = None,
     models_dirs: Sequence[str | PathLike[str]] = (),
@@ -209,6 +211,10 @@ def load(
         vram_gb: memory of the device in GB. If it has no room for all weights, these are in the
             host's memory, and blocks of them are copied to the device when they run. The pictures
             are the same, and each step takes longer.
+        ram_gb: memory of the process in GB, if the device is the CPU. Blocks of weights without
+            room are read from their files when they run. The pictures are the same.
+        plan_for: a request whose memory `vram_gb` or `ram_gb` counts beside the weights; by
+            default, a guided picture of the model's native size.
         progress: show a bar while painting, on terminals and in notebooks.
         home: the folder into which `overpaint models add` copies checkpoints, LoRAs, ControlNets
             and embeddings; by default the user's data folder, or `~/.overpaint` if that exists.
@@ -232,8 +238,17 @@ def load(
     }
     given = {part: own for part, own in parts.items() if own is not None}
     memory = None
-    if vram_gb is not None:
-        memory = plan_memory(model, store, vram_gb, device=device, dtype=dtype, parts=given)
+    if vram_gb is not None or ram_gb is not None:
+        memory = plan_memory(
+            model,
+            store,
+            vram_gb=vram_gb,
+            ram_gb=ram_gb,
+            device=device,
+            dtype=dtype,
+            parts=given,
+            request=plan_for,
+        ).make_memory()
     loaded = load_library_model(
         model, store, device=device, dtype=dtype, parts=given, memory=memory
     )

@@ -114,7 +114,8 @@ class Loader:
     error: BaseException | None = None
     models_dirs: tuple[Path, ...] = ()
     parts: dict[str, str] = field(default_factory=dict[str, str])
-    vram_gb: float | None = None
+    limits: tuple[float | None, float | None] = (None, None)
+    planned: Request | None = None
 
     def __call__(
         self,
@@ -123,6 +124,8 @@ class Loader:
         device: str,
         dtype: str,
         vram_gb: float | None,
+        ram_gb: float | None,
+        plan_for: Request,
         home: str | None,
         models_dirs: tuple[Path, ...],
         **parts: str | None,
@@ -130,7 +133,7 @@ class Loader:
         del home
         self.parts = {part: name for part, name in parts.items() if name is not None}
         self.models_dirs = models_dirs
-        self.vram_gb = vram_gb
+        self.limits, self.planned = (vram_gb, ram_gb), plan_for
         self.calls.append((model, device, dtype))
         files = {part: PartFile(name, self.sha256) for part, name in self.parts.items()}
         return FakePainter(Checkpoint(model, self.sha256, parts=files), self.requests, self.error)
@@ -361,7 +364,8 @@ def test_model_device_and_dtype_options_reach_the_loader(loader: Loader, run: An
     options = ("--model", "sdxl", "--device", "cpu", "--dtype", "fp32", "--vram", "7.5")
     assert run("edit", "fox.png", "a wolf", *options).code == 0
     assert loader.calls == [("sdxl", "cpu", "fp32")]
-    assert loader.vram_gb == 7.5
+    assert loader.limits == (7.5, None)
+    assert loader.planned == loader.requests[0]
 
 
 @pytest.mark.parametrize(
@@ -952,10 +956,12 @@ def test_doctor_reports_the_memory_of_a_request(tmp_path: Path, run: Any):
 def test_doctor_plans_the_memory_of_a_gpu(tmp_path: Path, run: Any):
     file = tmp_path / "request.json"
     file.write_text('{"prompt": "a cup"}')
-    found = json.loads(run("doctor", "--request", file, "--vram", "0.05", "--json").out)
-    assert found["request"]["limit"]["max_bytes"] == 45_000_000
-    assert "0.0 GB of weights have room" in run("doctor", "--request", file, "--vram", "0.05").out
-    assert "all weights are on the GPU" in run("doctor", "--request", file, "--vram", "8").out
+    found = json.loads(run("doctor", "--request", file, "--vram", "0.03", "--json").out)
+    assert found["request"]["limit"]["max_bytes"] == 27_000_000
+    assert "0.0 GB of weights have room" in run("doctor", "--request", file, "--vram", "0.03").out
+    assert "all weights have room" in run("doctor", "--request", file, "--vram", "8").out
+    assert "of RAM: all weights have room" in run("doctor", "--request", file, "--ram", "8").out
+    assert "--ram: It needs --request" in run("doctor", "--ram", "8").err
     assert "--vram: It needs --request" in run("doctor", "--vram", "8").err
 
 

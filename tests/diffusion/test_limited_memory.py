@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from overpaint import Control, Lora, Request, load
-from overpaint.diffusion.memory import META, MemoryEstimate, estimate_memory, plan_memory
+from overpaint.diffusion.memory import (
+    META,
+    PROCESS_BYTES,
+    MemoryEstimate,
+    estimate_memory,
+    plan_memory,
+)
 from overpaint.errors import DeviceError, RequestError
 from overpaint.models.checkpoint import load_model
 from overpaint.models.library.library import Library
@@ -31,15 +37,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def without_packing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute as a GPU does: packed weights of the CPU's kernels cannot leave."""
-    for module in ("checkpoint", "controlnet"):
-        monkeypatch.setattr(f"overpaint.models.{module}.pack_network", id)  # does nothing
-
-
-def load_limited(limit: MemoryLimit) -> Painter:
-    memory = DeviceMemory(CPU, limit, max_block_bytes=MB, min_block_bytes=10_000)
+def load_limited(limit: MemoryLimit, *, reads_files: bool = False) -> Painter:
+    memory = DeviceMemory(
+        CPU, limit, reads_files=reads_files, max_block_bytes=MB, min_block_bytes=10_000
+    )
     return Painter(load_model("miniature", device=CPU, dtype="fp32", memory=memory))
 
 
@@ -53,17 +54,16 @@ def get_memory(painter: Painter) -> DeviceMemory:
     return painter.model.device_memory
 
 
-@pytest.mark.usefixtures("without_packing")
-def test_pictures_are_the_same_to_the_bit() -> None:
+@pytest.mark.parametrize("reads_files", [False, True], ids=["host", "files"])
+def test_pictures_are_the_same_to_the_bit(reads_files: bool) -> None:
     """In a row, since a LoRA changes weights that the next request needs unchanged."""
     whole = Painter(load_model("miniature", device=CPU, dtype="fp32"))
-    limited = load_limited(MemoryLimit(12 * MB))
+    limited = load_limited(MemoryLimit(12 * MB), reads_files=reads_files)
     for name, fields in REQUESTS.items():
         assert np.array_equal(paint(limited, fields), paint(whole, fields)), name
     assert get_memory(limited).bytes < 13 * MB
 
 
-@pytest.mark.usefixtures("without_packing")
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_peak_is_within_a_tenth_of_the_limit(share: float) -> None:
     request = Request(prompt="a house", num_inference_steps=2)
@@ -77,11 +77,11 @@ def test_peak_is_within_a_tenth_of_the_limit(share: float) -> None:
     assert resident + meter.peak < 1.1 * max_bytes
 
 
-@pytest.mark.usefixtures("without_packing")
 def test_blocks_come_to_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's meta device refuses tensors of the host, as a GPU does."""
     monkeypatch.setattr("overpaint.diffusion.memory.LARGEST_LAYER_BYTES", MB)
-    memory = plan_memory("miniature", Library(), 0.05, device=META, dtype="fp32", parts={})
+    plan = plan_memory("miniature", Library(), vram_gb=0.05, device=META, dtype="fp32")
+    memory = plan.make_memory()
     assert memory
     painter = Painter(load_model("miniature", device=META, dtype="fp32", memory=memory))
     for fields in REQUESTS.values():
@@ -89,9 +89,50 @@ def test_blocks_come_to_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("room for" in notice for notice in painter.model.notices)
 
 
-def test_memory_of_the_host_has_no_limit() -> None:
-    with pytest.raises(RequestError, match="vram_gb: The device cpu uses the host's memory"):
-        load("miniature", device="cpu", vram_gb=8)
+def test_vae_that_overflows_is_read_again_in_fp32() -> None:
+    limit = MemoryLimit(12 * MB)
+    memory = DeviceMemory(CPU, limit, reads_files=True, max_block_bytes=MB, min_block_bytes=10_000)
+    loaded = load_model("miniature", device=CPU, dtype="fp32", vae_dtype="bf16", memory=memory)
+    vae: Any = loaded.vae
+    latent = torch.zeros(1, 4, 16, 16)
+    with loaded.vae_in_dtype(torch.float32):
+        assert vae.decode(latent).sample.dtype == torch.float32
+    assert vae.decode(latent.bfloat16()).sample.dtype == torch.bfloat16
+
+
+def test_process_stays_within_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("overpaint.diffusion.memory.LARGEST_LAYER_BYTES", MB)
+    ram_gb = (PROCESS_BYTES + 60 * MB) / 1e9
+    painter = load("miniature", device="cpu", ram_gb=ram_gb)
+    memory = get_memory(painter)
+    assert memory.reads_files
+    painter.create("a house", seed=3, num_inference_steps=2, progress=False)
+    assert 10 * MB < memory.bytes < 60 * MB
+
+
+def test_plan_counts_what_the_request_needs() -> None:
+    small = Request(prompt="a house", width=64, height=64)
+    large = Request(prompt="a house", width=256, height=256)
+    plans = [
+        plan_memory("miniature", Library(), ram_gb=1, device="cpu", request=own)
+        for own in (small, large)
+    ]
+    assert plans[0].estimate.step < plans[1].estimate.step
+    assert plans[0].estimate.decode < plans[1].estimate.decode
+
+
+@pytest.mark.parametrize(
+    ("limits", "device", "message"),
+    [
+        ({"vram_gb": 8}, "cpu", "vram_gb: The device cpu uses the host's memory. Use ram_gb"),
+        ({"ram_gb": 8}, META, "ram_gb: The weights are on meta, and not in the host's memory"),
+    ],
+)
+def test_limit_of_another_memory_is_refused(
+    limits: dict[str, Any], device: Any, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        plan_memory("miniature", Library(), device=device, **limits)
 
 
 def test_limit_follows_from_the_estimate() -> None:

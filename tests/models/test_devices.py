@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -20,9 +22,23 @@ HALF, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
     ],
 )
 def test_cpu_dtypes_follow_names_and_model_size(
-    dtype: str, small: bool, expected: tuple[torch.dtype, torch.dtype]
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    small: bool,
+    expected: tuple[torch.dtype, torch.dtype],
 ):
+    monkeypatch.setattr(devices, "emulates_bf16", bool_of(False))
     assert choose_device("cpu", dtype, None, small=small) == DeviceChoice(CPU, *expected)
+
+
+def test_cpu_that_emulates_bf16_computes_in_fp32(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices, "emulates_bf16", bool_of(True))
+    assert choose_device("cpu", "auto", None, small=False) == DeviceChoice(CPU, FP32, FP32)
+    assert choose_device("cpu", "bf16", None, small=False) == DeviceChoice(CPU, BF16, BF16)
+
+
+def bool_of(value: bool) -> Callable[[torch.device], bool]:
+    return lambda device: value
 
 
 def test_vae_dtype_is_fp16_only_when_requested():

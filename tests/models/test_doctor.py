@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from overpaint.models import doctor
+from overpaint.models import devices, doctor
 from overpaint.models.doctor import DeviceReport, inspect_machine
 from tests.tiny import tiny_folder, tiny_model
 
@@ -14,6 +14,7 @@ def test_report_lists_devices_and_fitting_models(tmp_path: Path, monkeypatch: py
     def describe(device: torch.device) -> DeviceReport:
         return DeviceReport("cpu", "a small one", 8 * 10**9, 4 * 10**9)
 
+    monkeypatch.setattr(devices, "emulates_bf16", lambda device: False)  # pyright: ignore[reportUnknownLambdaType]
     monkeypatch.setattr(doctor, "list_devices", lambda: [CPU])
     monkeypatch.setattr(doctor, "_describe", describe)
     folder = str(tiny_folder(tmp_path / "tiny"))

@@ -28,7 +28,7 @@ def test_full_size_model_loads_strictly_and_runs_a_step(
     else:
         path = write_folder(tmp_path / name, configs, modules, torch.bfloat16)
     try:
-        model = load_model(path, device="cpu")
+        model = load_model(path, device="cpu", dtype="bf16")
         assert (model.family.name, model.native_size) == (name, 1024)
         assert model.dtype == torch.bfloat16
         check_step(model)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from overpaint.nn.device_memory import DeviceMemory, MemoryLimit
 from overpaint.nn.memory_meter import MemoryMeter
+from overpaint.nn.weight_blocks import Fetch
 
 CPU = torch.device("cpu")
 LAYER_BYTES = 4 * (64 * 64 + 64)
@@ -85,6 +86,85 @@ def test_network_leaves_room_for_what_it_needs_beside_weights() -> None:
     memory = hold(tower, 6, beside=4 * LAYER_BYTES)
     tower(torch.zeros(1, 64))
     assert memory.bytes <= 2 * LAYER_BYTES + 4
+
+
+def test_next_layer_comes_while_one_runs() -> None:
+    tower = make_tower()
+    memory = hold(tower, 2)
+    tower(torch.zeros(1, 64))  # from now on their order is known
+    began: list[bool] = []
+    memory.fetcher = Spy(began)
+    tower(torch.zeros(1, 64))
+    # Only the first layer, for which nothing ran before, is not on its way.
+    assert began.count(False) <= 1
+    assert began.count(True) >= 5
+    assert memory.bytes <= 2 * LAYER_BYTES + 4
+
+
+class Spy:
+    """Fetches at once, and notes whether that was ahead."""
+
+    def __init__(self, began: list[bool]):
+        self._began = began
+
+    def begin(self, fetch: Fetch, *, ahead: bool) -> Fetch:
+        self._began.append(ahead)
+        made = fetch()
+        return lambda: made
+
+
+class Failing:
+    """Fails once to fetch ahead."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def begin(self, fetch: Fetch, *, ahead: bool) -> Fetch:
+        if not ahead or self.failed:
+            return fetch
+        self.failed = True
+
+        def fail() -> list[Tensor]:
+            raise OSError("the disk failed")
+
+        return fail
+
+
+def test_layer_that_could_not_be_fetched_fails_one_call() -> None:
+    tower, x = make_tower(), torch.randn(2, 64)
+    expected = tower(x)
+    memory = hold(tower, 2)
+    tower(x)
+    memory.fetcher = Failing()
+    with pytest.raises(OSError, match="disk"):
+        tower(x)
+    assert torch.equal(tower(x), expected)
+    assert memory.bytes <= 2 * LAYER_BYTES + 4
+
+
+def test_weight_changes_when_it_comes_and_returns_to_what_it_was() -> None:
+    tower, x = make_tower(), torch.randn(2, 64)
+    expected = tower(x)
+    memory = hold(tower, 3)
+    tower(x)
+    weights = [memory.find_weight(tower, layer, "weight") for layer in tower.layers]
+    for own in weights:
+        assert own
+        own.set_change(torch.zeros_like)
+    assert not torch.equal(tower(x), expected)
+    for own in weights:
+        assert own
+        own.set_change(None)
+    assert torch.equal(tower(x), expected)
+    assert memory.find_weight(tower, tower, "scale") is None  # it is always on the device
+
+
+def test_readers_return_weights_that_are_away_and_others() -> None:
+    tower = make_tower()
+    values = {name: own.clone() for name, own in tower.state_dict().items()}
+    readers = hold(tower, 1).list_readers(tower)
+    assert readers.keys() == values.keys()
+    assert all(torch.equal(readers[name](), own) for name, own in values.items())
 
 
 def test_changed_weights_come_after_they_were_sent_home() -> None:

@@ -5,7 +5,8 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import nn
 
-from overpaint.nn.packed import PackedGEGLU, PackedLinear, is_fast, pack_network, read_weight
+from overpaint.nn.kernels import is_fast
+from overpaint.nn.packed import PackedGEGLU, PackedLinear, pack_network, read_weight
 from overpaint.nn.packed import find_layer as held
 from overpaint.nn.weight_slots import PlainSlot, TiledSlot, make_weight_slot
 from tests.nn.test_lowrank import HALF_STEP
@@ -38,7 +39,7 @@ def test_weight_slot_restores_the_pristine_weight(name: str, dtype: torch.dtype)
     slot = make_weight_slot(layers, name)
     for _ in range(3):
         other = torch.randn_like(before)
-        slot.write(other)
+        slot.change(lambda _, other=other: other)
         assert torch.equal(read_weight(held(layers, name)), other)
         slot.restore()
         assert torch.equal(read_weight(held(layers, name)), before)

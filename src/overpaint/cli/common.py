@@ -77,6 +77,15 @@ class Common:
             show_default="all weights are on the device",
         ),
     ] = None
+    ram: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory of the process in GB on the CPU. If the weights have no room, blocks of "
+            "them are read from their files when they run.",
+            min=0,
+            show_default="all weights are in memory",
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         typer.Option(

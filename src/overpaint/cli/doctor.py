@@ -12,7 +12,7 @@ from overpaint.cli.terminal import Terminal, echo
 from overpaint.errors import RequestError
 
 if TYPE_CHECKING:
-    from overpaint.diffusion.memory import MemoryEstimate
+    from overpaint.diffusion.memory import MemoryPlan
 
 
 def doctor(
@@ -34,6 +34,14 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    ram: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory of a process in GB, for which to plan that request on the CPU.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Report the devices, memory and libraries of this machine, and the models that fit it.
@@ -43,50 +51,48 @@ def doctor(
     from overpaint.models.doctor import GB, inspect_machine
 
     report = inspect_machine()
-    estimate: MemoryEstimate | None = None
-    if request is None and vram is not None:
-        raise RequestError("vram_gb", "It needs --request FILE, whose memory it plans.")
+    plan: MemoryPlan | None = None
+    if request is None and (vram, ram) != (None, None):
+        field = "ram_gb" if vram is None else "vram_gb"
+        raise RequestError(field, "It needs --request FILE, whose memory it plans.")
     if request is not None:
         with Terminal().waiting(f"estimating the memory of {request}"):
-            estimate = _estimate(request, model)
+            plan = _plan(request, model, vram, ram)
     if as_json:
         found: dict[str, Any] = asdict(report)
-        if estimate:
-            found["request"] = asdict(estimate) | {"total": estimate.total}
-            if vram is not None:
-                limit = estimate.limit_to(int(vram * 1e9))
-                found["request"]["limit"] = limit and asdict(limit)
+        if plan:
+            found["request"] = asdict(plan.estimate) | {"total": plan.estimate.total}
+            if (vram, ram) != (None, None):
+                found["request"]["limit"] = plan.limit and asdict(plan.limit)
         typer.echo(json.dumps(found, default=str))
         return
     for line in report.lines():
         echo(line)
-    if estimate:
-        free = report.devices[0].free
-        parts = (estimate.weights, estimate.encode, estimate.step, estimate.decode, estimate.total)
+    if plan:
+        free, need = report.devices[0].free, plan.estimate
+        parts = (need.weights, need.encode, need.step, need.decode, need.total)
         weights, encode, step, decode, total = (f"{part / GB:.3f} GB" for part in parts)
         echo(
             f"{request}: {weights} of weights; beside them {encode} to encode, {step} in a step, "
             f"{decode} to decode; {total} of tensors: "
-            f"{'fits' if estimate.total <= free else 'DOES NOT FIT'}"
+            f"{'fits' if need.total <= free else 'DOES NOT FIT'}"
         )
-        if vram is not None:
-            limit = estimate.limit_to(int(vram * 1e9))
-            plan = "all weights are on the GPU"
-            if limit:
-                room = f"{limit.room('step') / GB:.1f} GB"
-                plan = f"{room} of weights have room in a step, the others are copied to it"
-            echo(f"{request}, with {vram:g} GB: {plan}")
+        for given, where in ((vram, "of a GPU"), (ram, "of RAM")):
+            if given is not None:
+                echo(f"{request}, with {given:g} GB {where}: {plan.describe()}")
 
 
-def _estimate(file: Path, model: str) -> "MemoryEstimate":
-    """Estimate the memory of the request in a file.
+def _plan(file: Path, model: str, vram: float | None, ram: float | None) -> "MemoryPlan":
+    """Plan the memory of the request in a file.
 
     Raises:
         RequestError: the file has no JSON object, or its fields are not valid.
         ModelError: there is no such model on this machine.
     """
-    from overpaint.diffusion.memory import estimate_memory
-    from overpaint.models.devices import choose_device
+    import torch
+
+    from overpaint.diffusion.memory import META, plan_memory
+    from overpaint.models.devices import list_devices
     from overpaint.models.library import catalog
     from overpaint.models.library.library import Library
     from overpaint.request import Request
@@ -100,6 +106,10 @@ def _estimate(file: Path, model: str) -> "MemoryEstimate":
     library = Library(read_home(), read_models_dirs(), paths=True)
     if library.find_if(model, "checkpoint") is None:
         catalog.resolve_model(model, download=False)  # nothing is downloaded for an estimate
-    small = model == "miniature"
-    dtype = str(choose_device("auto", "auto", None, small=small).dtype).removeprefix("torch.")
-    return estimate_memory(Request(**fields), model, library, dtype)
+    device = list_devices()[0]
+    if vram is not None and device.type in ("cpu", "mps"):
+        device = META  # stands for a GPU that this machine does not have
+    if ram is not None:
+        device = torch.device("cpu")
+    asked = Request(**fields)
+    return plan_memory(model, library, vram_gb=vram, ram_gb=ram, device=device, request=asked)

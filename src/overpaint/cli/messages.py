@@ -9,6 +9,7 @@ ARGUMENT_OF_FIELD = FLAG_OF_FIELD | {
     "device": "--device",
     "dtype": "--dtype",
     "vram_gb": "--vram",
+    "ram_gb": "--ram",
     "model": "--model",
     "kind": "KIND",
     "options": "--option",

@@ -133,6 +133,8 @@ class Session:
                 device=self.common.device,
                 dtype=dtype,
                 vram_gb=self.common.vram,
+                ram_gb=self.common.ram,
+                plan_for=request,
                 vae=parts["vae"],
                 unet=parts["unet"],
                 text_encoder=parts["text_encoder"],

@@ -131,13 +131,8 @@ def _run_finite_locked(
     dtype: torch.dtype = vae.dtype
     if dtype != torch.float32 and not _is_finite(result):
         notice = f"the VAE overflowed in {_dtype_name(dtype)}; {done} again in fp32."
-        model.send_home("vae")  # so that the weights change in one place
-        vae.to(dtype=torch.float32)
-        try:
+        with model.vae_in_dtype(torch.float32):
             result = run()
-        finally:
-            model.send_home("vae")
-            vae.to(dtype=dtype)
     if not _is_finite(result):
         raise DeviceError(
             f"The VAE {done} a result that is not finite, also in fp32. Its weights are damaged."

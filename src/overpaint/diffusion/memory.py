@@ -28,6 +28,9 @@ TENSOR_SHARE = 0.9
 """The share of a device's memory for tensors. Kernels and the rounding of allocators need the
 rest."""
 
+PROCESS_BYTES = 600_000_000
+"""The bytes that a process uses before it has a model, mostly for libraries."""
+
 LARGEST_LAYER_BYTES = 2**28
 """The bytes of weights that a device must have room for: a layer of 128 MB and the next block."""
 
@@ -118,42 +121,90 @@ def estimate_memory(
     return MemoryEstimate(weights, *beside)
 
 
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a model uses the memory of a device for a request.
+
+    Attributes:
+        device: The device.
+        dtype: The dtype of the UNet and the text encoders.
+        estimate: The memory that the request needs.
+        limit: The limit on the device; None if all weights have room.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    estimate: MemoryEstimate
+    limit: MemoryLimit | None
+
+    def make_memory(self) -> DeviceMemory | None:
+        """Return the device's memory with the limit; None if all weights have room."""
+        if self.limit is None:
+            return None
+        return DeviceMemory(self.device, self.limit, reads_files=self.device.type == "cpu")
+
+    def describe(self) -> str:
+        """Return a phrase for users: how many bytes of weights have room in a step."""
+        if self.limit is None:
+            return "all weights have room"
+        room = max(0, self.limit.room("step"))
+        return f"{room / 1e9:.1f} GB of weights have room in a step, the others come when they run"
+
+
 def plan_memory(
     model: str | PathLike[str],
     library: Library,
-    vram_gb: float,
     *,
-    device: str | torch.device,
-    dtype: str,
-    parts: Mapping[str, str | PathLike[str] | PartPath],
-) -> DeviceMemory | None:
-    """Plan how a model uses a device with limited memory, before any weights are read.
-
-    The plan is for a guided picture of the model's native size.
+    vram_gb: float | None = None,
+    ram_gb: float | None = None,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    parts: Mapping[str, str | PathLike[str] | PartPath] | None = None,
+    request: Request | None = None,
+) -> MemoryPlan:
+    """Plan how a model uses the memory of a device, before any weights are read.
 
     Args:
         model: The name of the model.
         library: The library in which names are looked up.
-        vram_gb: The memory of the device in GB.
+        vram_gb: The memory of a GPU in GB. None for no limit.
+        ram_gb: The memory of this process in GB if the device is the CPU. None for no limit.
         device: See `load_model`.
         dtype: See `load_model`.
         parts: See `load_library_model`.
-
-    Returns:
-        None if all weights have room on the device.
+        request: The request. By default, a guided picture of the model's native size.
 
     Raises:
-        RequestError: The device computes in the host's memory.
-        DeviceError: The memory is too little for the picture.
+        RequestError: The limit is not for this device.
+        DeviceError: The memory is too little for the request.
         ModelError: See `load_library_model`.
     """
     placement = choose_device(device, dtype, None, small=model == "miniature")
-    if placement.device.type in ("cpu", "mps"):
+    max_bytes = _read_limit(placement.device, vram_gb, ram_gb)
+    estimate = estimate_memory(
+        request or Request(prompt="a picture"),
+        fspath(model),
+        library,
+        str(placement.dtype).removeprefix("torch."),
+        parts=parts,
+    )
+    limit = None if max_bytes is None else estimate.limit_to(max_bytes)
+    return MemoryPlan(placement.device, placement.dtype, estimate, limit)
+
+
+def _read_limit(device: torch.device, vram_gb: float | None, ram_gb: float | None) -> int | None:
+    """Return the bytes that a device may use for tensors.
+
+    Raises:
+        RequestError: The limit is not for this device.
+    """
+    if vram_gb is not None and device.type in ("cpu", "mps"):
+        instead = "Use ram_gb" if device.type == "cpu" else "Leave the value out"
+        raise RequestError("vram_gb", f"The device {device} uses the host's memory. {instead}.")
+    if ram_gb is not None and device.type != "cpu":
         raise RequestError(
-            "vram_gb", f"The device {placement.device} uses the host's memory. Leave the value out."
+            "ram_gb", f"The weights are on {device}, and not in the host's memory. Use vram_gb."
         )
-    name = str(placement.dtype).removeprefix("torch.")
-    request = Request(prompt="a picture")
-    estimate = estimate_memory(request, fspath(model), library, name, parts=parts)
-    limit = estimate.limit_to(int(vram_gb * 1e9))
-    return DeviceMemory(placement.device, limit) if limit else None
+    if ram_gb is not None:
+        return max(0, int(ram_gb * 1e9) - PROCESS_BYTES)
+    return None if vram_gb is None else int(vram_gb * 1e9)

@@ -287,7 +287,7 @@ def _install_embeddings(encoder: TextEncoder, vectors: Sequence[Tensor]) -> Gene
         yield
         return
     table: Any = encoder.model.get_input_embeddings()
-    more = torch.cat([v.to(table.weight) for v in vectors])
+    more = torch.cat([v.to(encoder.model.dtype) for v in vectors])
 
     def forward(ids: Tensor) -> Tensor:
         known: Tensor = table.weight  # on the device while the table runs

@@ -16,6 +16,7 @@ class EngineConfig:
         device: see `overpaint.models.devices.place`.
         dtype: number format of the weights.
         vram_gb: GB of a GPU, see `overpaint.painter.load`; the models share them.
+        ram_gb: GB of the worker's process, see `overpaint.painter.load`; the models share them.
         home: folder of added models; None for the default.
         models_dirs: folders of models that are used in place.
         vae: VAE that replaces the one of each model.
@@ -43,6 +44,7 @@ class EngineConfig:
         default_factory=dict[str, Mapping[str, str]]
     )
     vram_gb: float | None = None
+    ram_gb: float | None = None
 
     def list_parts(self, model: str) -> Mapping[str, str]:
         """Return the names or paths of the parts that replace those of a model."""

@@ -168,10 +168,17 @@ def open_engine(config: EngineConfig) -> Engine:
 
     placement = {"device": config.device, "dtype": config.dtype}
     memory: DeviceMemory | None = None
-    if config.vram_gb is not None:
+    if config.vram_gb is not None or config.ram_gb is not None:
         first_name = config.models[0]
-        parts = list_parts(first_name)
-        memory = plan_memory(first_name, library, config.vram_gb, parts=parts, **placement)
+        memory = plan_memory(
+            first_name,
+            library,
+            vram_gb=config.vram_gb,
+            ram_gb=config.ram_gb,
+            device=config.device,
+            dtype=config.dtype,
+            parts=list_parts(first_name),
+        ).make_memory()
 
     def loaded(name: str) -> Painter:
         parts = list_parts(name)

@@ -5,6 +5,7 @@ Each merge starts from a pristine copy of the weights, so repeated merges do not
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from overpaint.models.lora import LoraWeights, get_part
@@ -104,7 +105,6 @@ class AdapterMerger:
         if before == adapters:
             return
         self._current[part] = None  # after an interruption, the next call writes all weights
-        self.model.send_home(part)
         if before is None:
             left = [module for of, module in self.slots if of == part]
         else:
@@ -118,12 +118,13 @@ class AdapterMerger:
             elif product := combine_factors(changes):
                 slot.add(*product)
             else:
-                slot.write(merge_deltas(slot.pristine, changes))
+                slot.change(partial(merge_deltas, changes=changes))
         self._current[part] = adapters
 
     def _get_slot(self, part: str, module: str) -> WeightSlot:
         if (part, module) not in self.slots:
-            self.slots[part, module] = make_weight_slot(get_part(self.model, part), module)
+            network, memory = get_part(self.model, part), self.model.device_memory
+            self.slots[part, module] = make_weight_slot(network, module, memory)
         return self.slots[part, module]
 
 

@@ -38,6 +38,7 @@ from overpaint.models.files.unet_config import infer_unet_config
 from overpaint.models.library import catalog
 from overpaint.models.library.folder_configs import get_native_size, read_folder_configs
 from overpaint.models.model import Model, SeparateVae, TextEncoder
+from overpaint.models.placement import place_weights
 from overpaint.models.separate_parts import (
     PartPath,
     SeparatePart,
@@ -46,9 +47,12 @@ from overpaint.models.separate_parts import (
     open_separate_part,
 )
 from overpaint.nn.blocks import install_blocks
-from overpaint.nn.device_memory import DeviceMemory
+from overpaint.nn.device_memory import DeviceMemory, Work
 from overpaint.nn.packed import pack_network
 from overpaint.system.progress import expect_bytes
+
+WORK_OF_PARTS: Mapping[str, Work] = {"unet": "step", "vae": "decode"}
+"""The work of the parts that are not text encoders."""
 
 
 def load_model(
@@ -73,8 +77,7 @@ def load_model(
         parts: Files or folders of parts ("unet", "vae", "text_encoder", "text_encoder_2") that
             replace those of the checkpoint, or are missing from it.
         known: Lists the names of checkpoints, for suggestions in errors.
-        memory: The memory of the device if it is limited. The weights are then in the host's
-            memory, and come to the device in blocks.
+        memory: The memory of the device if it is limited; see `place_weights`.
 
     Raises:
         ModelNotFoundError: No model has that name, or the file of a part does not exist.
@@ -158,15 +161,15 @@ def load_separate_vae(file: PartPath, model: Model) -> SeparateVae:
     config: dict[str, Any] = dict(model.vae.config)
     check_vae_config(own, config)
     module: AutoencoderKL = _build_on_meta(AutoencoderKL, own.config or config, "vae")
-    fill_module(
+    place_weights(
         module,
         own.tensors,
         part="vae",
-        device=model.home,
+        work="decode",
+        device=model.device,
         dtype=model.vae.dtype,
-        channels_last=model.device.type in ("cpu", "cuda"),
+        memory=model.device_memory,
     )
-    model.hold(module, "decode")
     return SeparateVae(module, make_part_files({"vae": own})["vae"])
 
 
@@ -229,21 +232,21 @@ def build_model(
     for part, module in modules.items():  # all of them, before reading gigabytes
         check_tensors(module, stored[part], part=part)
     has_values = device.type != "meta"
-    if has_values:
+    if has_values and not (memory and memory.reads_files):
         expect_bytes(sum(tensor.file_bytes for own in stored.values() for tensor in own.values()))
+    install_blocks(unet)
     for part, module in modules.items():
-        fill_module(
+        place_weights(
             module,
             stored[part],
             part=part,
-            device=torch.device("cpu") if memory else device,
+            work=WORK_OF_PARTS.get(part, "encode"),
+            device=device,
             dtype=placement.vae_dtype if part == "vae" else dtype,
-            channels_last=part in ("unet", "vae") and device.type in ("cpu", "cuda"),
+            memory=memory,
         )
-        if part == "unet":
-            install_blocks(unet)
-            if memory is None:
-                pack_network(unet)
+        if part == "unet" and memory is None:
+            pack_network(unet)
     encoders = [TextEncoder(source.tokenizers[p], modules[p]) for p in configs.text_encoders]
     sha256 = compute_sha256(source.files) if has_values else ""
     known = KNOWN_FILES.get(sha256)
@@ -266,10 +269,6 @@ def build_model(
         device_memory=memory,
     )
     if memory:
-        model.hold(unet, "step")
-        model.hold(vae, "decode")
-        for encoder in encoders:
-            model.hold(encoder.model, "encode")
         model.notices += (memory.describe(),)
     return model
 

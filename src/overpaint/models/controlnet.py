@@ -27,10 +27,11 @@ from overpaint.models.files import weight_variants
 from overpaint.models.files.digests import compute_sha256
 from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.original_layout import to_original_name
-from overpaint.models.files.safetensors_io import fill_module, open_weights, sample_keys
+from overpaint.models.files.safetensors_io import open_weights, sample_keys
 from overpaint.models.library import catalog
+from overpaint.models.placement import place_weights
 from overpaint.nn.blocks import install_blocks
-from overpaint.nn.packed import pack_network, unpacked_state
+from overpaint.nn.packed import pack_network
 from overpaint.nn.union_fuser import isolate_rows
 
 if TYPE_CHECKING:
@@ -112,17 +113,13 @@ def load_controlnet(name: str | PathLike[str], model: "Model") -> ControlNet:
     embedding: nn.Module | None = None
     types = 0
     if kind != "adapter":
-        install_blocks(module)
         if model.device_memory is None:
             pack_network(module.down_blocks)
             pack_network(module.mid_block)
         embedding = cast(nn.Module, module.controlnet_cond_embedding)
-        model.hold(embedding, "encode")
         module.controlnet_cond_embedding = nn.Identity()
     if isinstance(module, ControlNetUnionModel):
-        isolate_rows(module)
         types = int(module.config["num_control_type"])
-    model.hold(module, "step")
     sha256 = compute_sha256((file,))
     return ControlNet(str(name), sha256, kind, module, embedding, model.device, types)
 
@@ -165,18 +162,22 @@ def _build_module(tensors: Tensors, model: "Model") -> tuple[Any, ControlNetKind
         module: Any = kind(**config)
     if original:
         plain = _rename_tensors(plain, module)
-    _fill(module, plain, model)
+    install_blocks(module)
+    if union:
+        isolate_rows(module)
+    _place(module, plain, model)
     return module, "union" if union else "controlnet"
 
 
-def _fill(module: nn.Module, tensors: Tensors, model: "Model") -> None:
-    fill_module(
+def _place(module: nn.Module, tensors: Tensors, model: "Model") -> None:
+    place_weights(
         module,
         tensors,
         part="ControlNet",
-        device=model.home,
+        work="step",
+        device=model.device,
         dtype=model.dtype,
-        channels_last=model.device.type in ("cpu", "cuda"),
+        memory=model.device_memory,
     )
 
 
@@ -269,7 +270,7 @@ def _build_adapter(tensors: Tensors, model: "Model") -> Any:
     depth = _count_matches(named, r"adapter\.body\.0\.resnets\.(\d+)\.")
     with torch.device("meta"):
         module = T2IAdapter(3, channels, depth, factor, "full_adapter_xl")
-    _fill(module, named, model)
+    _place(module, named, model)
     return module
 
 
@@ -287,8 +288,7 @@ def _build_control_lora(tensors: Tensors, model: "Model") -> Any:
     get_adapter_merger(model).use(
         "unet", ()
     )  # the copy must not contain LoRAs of an earlier request
-    model.send_home("unet")
-    base = unpacked_state(model.unet)
+    base = model.list_unet_weights()
     state: dict[str, Tensor] = {}
     unused = set(plain)
     for name, expected in module.state_dict().items():
@@ -299,7 +299,7 @@ def _build_control_lora(tensors: Tensors, model: "Model") -> Any:
             value = plain[original].read().float()
             unused.discard(original)
         elif name in base:
-            value = base[name].float()
+            value = base[name]().float()
             if name == "conv_in.weight":  # an inpainting UNet has more input channels
                 value = value[:, : expected.shape[1]]
             if changes[0] in plain:
@@ -313,8 +313,12 @@ def _build_control_lora(tensors: Tensors, model: "Model") -> Any:
                 f"This Control-LoRA is for another UNet: {original} is {list(value.shape)}, "
                 f"expected is {list(expected.shape)}"
             )
-        state[name] = value.to(model.home, model.dtype)
+        state[name] = value.to("cpu" if model.device_memory else model.device, model.dtype)
     if unused:
         raise CheckpointError(f"{len(unused)} keys match no layer: {sample_keys(sorted(unused))}")
+    install_blocks(module)
     module.load_state_dict(state, assign=True)
-    return module.eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
+    if model.device_memory:
+        model.device_memory.hold(module, "step")
+    return module

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from overpaint.errors import DeviceError, RequestError, did_you_mean
+from overpaint.nn.kernels import emulates_bf16
 
 DTYPES_BY_NAME: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -40,7 +41,8 @@ def choose_device(
         device: "auto" (CUDA, else Apple's MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps". Or
             a device of torch; a model on torch's device "meta" has shapes, and no values.
         dtype: "auto", "bf16", "fp16" or "fp32". "auto" chooses fp32 for a small model on the CPU,
-            otherwise bf16 if the device supports it, otherwise fp16.
+            and on a CPU that only emulates bf16; otherwise bf16 if the device supports it,
+            otherwise fp16.
         vae_dtype: "bf16", "fp16", "fp32" or None. None chooses `dtype`, but never fp16,
             because SDXL's VAE overflows to black pictures in fp16. It then chooses bf16 if the
             device supports it, otherwise fp32.
@@ -52,7 +54,8 @@ def choose_device(
     """
     where = device if isinstance(device, torch.device) else _find_device(device)
     if dtype == "auto":
-        what = torch.float32 if small and where.type == "cpu" else _half_dtype(where)
+        wide = where.type == "cpu" and (small or emulates_bf16(where))
+        what = torch.float32 if wide else _half_dtype(where)
     else:
         what = _parse_dtype("dtype", dtype)
     if vae_dtype is not None:

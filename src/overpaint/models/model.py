@@ -2,7 +2,8 @@
 
 import copy
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +12,8 @@ import torch
 from overpaint.models.cache import Cache
 from overpaint.models.latent_preview import LatentPreview
 from overpaint.models.noise_config import NoiseConfig
-from overpaint.nn.device_memory import DeviceMemory, Work
+from overpaint.nn.device_memory import DeviceMemory
+from overpaint.nn.packed import unpacked_state
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -137,26 +139,27 @@ class Model:
                 self._own[what] = make()
             return self._own[what]
 
-    @property
-    def home(self) -> torch.device:
-        """The device of weights while they do not run."""
-        return torch.device("cpu") if self.device_memory else self.device
-
-    def hold(self, module: torch.nn.Module, work: Work) -> None:
-        """Let the weights of a module at `home` come to the device when it runs."""
+    def list_unet_weights(self) -> dict[str, Callable[[], torch.Tensor]]:
+        """Return functions that return the weights of the UNet in plain layout, by name."""
         if self.device_memory:
-            self.device_memory.hold(module, work)
+            return self.device_memory.list_readers(self.unet)
+        return {name: own.detach for name, own in unpacked_state(self.unet).items()}
 
-    def send_home(self, part: str) -> None:
-        """Remove the weights of a part from a device with limited memory, before they change.
+    @contextmanager
+    def vae_in_dtype(self, dtype: torch.dtype) -> Generator[None]:
+        """Let the VAE compute in another dtype within the `with` block."""
+        before: torch.dtype = self.vae.dtype
+        self._cast_vae(dtype)
+        try:
+            yield
+        finally:
+            self._cast_vae(before)
 
-        Args:
-            part: "unet", "vae", "text_encoder" or "text_encoder_2".
-        """
+    def _cast_vae(self, dtype: torch.dtype) -> None:
         if self.device_memory:
-            encoders = {name: own.model for name, own in self.encoders_by_part.items()}
-            modules: dict[str, Any] = {"unet": self.unet, "vae": self.vae} | encoders
-            self.device_memory.send_home(modules[part])
+            # The weights change there, or the dtype in which they are read.
+            self.device_memory.send_home(self.vae)
+        torch.nn.Module.to(self.vae, dtype)
 
     @property
     def separate_vae_name(self) -> str | None:

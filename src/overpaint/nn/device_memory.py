@@ -1,18 +1,18 @@
 """Weights on a device within a number of bytes: blocks of networks come when they run.
 
-The weights of all networks are in the host's memory. Before a block runs, its weights are copied to
-the device, and those of other blocks leave if there is no room. The arithmetic does not change, so
-neither does the picture.
+The weights of all networks are in the host's memory or in their files. Before a block runs, its
+weights come to the device, and those of other blocks leave if there is no room. The arithmetic does
+not change, so neither does the picture.
 
 Blocks of networks that do not run now leave first, the one that ran longest ago before the others.
 A network runs its blocks in the same order at each step. So of the network that runs, the block
-that ran last leaves, since it is needed last: with room for k of n blocks, n - k are copied.
+that ran last leaves, since it is needed last. While a block runs, the next one is on its way.
 """
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from typing import Literal
@@ -20,17 +20,33 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from overpaint.nn.weight_blocks import (
+    Block,
+    Change,
+    Fetcher,
+    Home,
+    HostHome,
+    Network,
+    StreamFetcher,
+    ThreadFetcher,
+    Weight,
+)
+from overpaint.system.malloc import trim_heap
+
 MAX_BLOCK_BYTES = 2**26
 """Bytes of a block, at most, unless a single layer has more: one block of SDXL's transformers."""
 
 MIN_BLOCK_BYTES = 2**20
 """Bytes of a block, at least; smaller ones, such as norms, stay on the device."""
 
-Weight = tuple[nn.Module, str, Tensor]
-"""The owner, the name and the tensor in the host's memory of a weight."""
-
 Work = Literal["encode", "step", "decode"]
 """The work of a network: to encode prompts, to take a step, or to encode and decode pictures."""
+
+TRIM_INTERVAL_BYTES = 2**27
+"""Bytes of weights that leave the CPU between two calls of `trim_heap`."""
+
+NamedWeight = tuple[str, nn.Module, str, Tensor]
+"""The name of a weight in its network, its owner, its name there, and its value."""
 
 
 @dataclass(frozen=True)
@@ -59,43 +75,16 @@ class MemoryLimit:
         return self.max_bytes - beside[work]
 
 
-@dataclass(eq=False)
-class _Block:
-    """A module whose weights come and leave together.
-
-    Attributes:
-        network: the network that it belongs to.
-        weights: its weights.
-        bytes: of all of them.
-        users: calls that run the block now.
-        last_used: the number of its latest call.
-        present: whether the weights are on the device.
-    """
-
-    network: "_Network"
-    weights: list[Weight]
-    bytes: int
-    users: int = 0
-    last_used: int = 0
-    present: bool = False
-
-
-@dataclass(eq=False)
-class _Network:
-    """The blocks of a network, and the bytes of weights that have room while it runs."""
-
-    room: int
-    blocks: list[_Block] = field(default_factory=list[_Block])
-    staying_bytes: int = 0
-
-
 class DeviceMemory:
     """Keeps the weights of networks on a device within a number of bytes. Threads can share it.
 
     Attributes:
         device: the device.
+        reads_files: whether weights are in their files while they are not on the device. Else they
+            are in the host's memory.
         bytes: the bytes of weights that are on the device now.
-        copies: how many blocks were copied to the device.
+        copies: how many blocks came to the device.
+        fetcher: brings weights, ahead of their time if there is room.
     """
 
     def __init__(
@@ -103,6 +92,7 @@ class DeviceMemory:
         device: torch.device,
         limit: MemoryLimit,
         *,
+        reads_files: bool = False,
         max_block_bytes: int = MAX_BLOCK_BYTES,
         min_block_bytes: int = MIN_BLOCK_BYTES,
     ):
@@ -111,31 +101,48 @@ class DeviceMemory:
         Args:
             device: the device.
             limit: the bytes. A block that has no room beside the blocks in use comes all the same.
+            reads_files: whether weights are in their files while they are not on the device.
             max_block_bytes: bytes of a block, at most, unless a single layer has more.
             min_block_bytes: bytes of a block, at least; smaller ones stay on the device.
         """
         self.device = device
-        self.bytes = self.copies = 0
+        self.reads_files = reads_files
+        self.bytes = self.copies = self._untrimmed_bytes = 0
         self._limit = limit
         self._max_block_bytes = max_block_bytes
         self._min_block_bytes = min_block_bytes
-        self._networks = weakref.WeakKeyDictionary[nn.Module, _Network]()
+        self._networks = weakref.WeakKeyDictionary[nn.Module, Network]()
         self._calls = count(1)
         self._lock = threading.RLock()
+        on_gpu = device.type == "cuda"
+        self.fetcher: Fetcher = StreamFetcher(device) if on_gpu else ThreadFetcher()
 
-    def hold(self, network: nn.Module, work: Work) -> None:
-        """Take charge of the weights of a network, which are in the host's memory.
+    def hold(self, network: nn.Module, work: Work, homes: Mapping[str, Home] | None = None) -> None:
+        """Take charge of the weights of a network.
 
         Args:
             network: its submodules are called as modules, and not by their methods.
             work: the work of the network.
+            homes: where weights are, by name in the state dict. Others are in the host's memory; if
+                `reads_files`, these stay there.
         """
-        held = self._networks[network] = _Network(self._limit.room(work))
+        held = self._networks[network] = Network(self._limit.room(work))
         weakref.finalize(network, self._forget, held)
-        for module, weights in self._split(network):
-            if self.device.type == "cuda":
-                weights = [_pin(*weight) for weight in weights]
-            block = _Block(held, weights, sum(own.nbytes for *_, own in weights))
+        if homes is None:
+            if self.reads_files:
+                held.staying_bytes = sum(own.nbytes for *_, own in _list_weights(network))
+                self.bytes += held.staying_bytes
+                return
+            homes = {name: HostHome(own, self.device) for name, *_, own in _list_weights(network)}
+        weights = {
+            (id(owner), leaf): Weight(owner, leaf, homes[name])
+            for name, owner, leaf, _ in _list_weights(network)
+            if name in homes
+        }
+        for module, own in self._split(network):
+            keys = [(id(owner), leaf) for _, owner, leaf, _ in own]
+            block = Block(held, [weights[key] for key in keys if key in weights])
+            block.rest()
             if module is None or block.bytes < self._min_block_bytes:
                 self._bring(block)
                 held.staying_bytes += block.bytes  # no reference to its owner, the network itself
@@ -146,7 +153,7 @@ class DeviceMemory:
             module.register_forward_pre_hook(partial(_call, self._enter, found))
             module.register_forward_hook(partial(_call, self._leave, found), always_call=True)
 
-    def _split(self, module: nn.Module) -> Iterator[tuple[nn.Module | None, list[Weight]]]:
+    def _split(self, module: nn.Module) -> Iterator[tuple[nn.Module | None, list[NamedWeight]]]:
         """Yield the parts of a module that come and leave as a whole, with their weights.
 
         The part is None for weights that a module has beside those of its submodules.
@@ -158,7 +165,7 @@ class DeviceMemory:
             # A list of modules is not called, so nothing would bring its weights.
             is_whole = not isinstance(child, nn.ModuleList | nn.ModuleDict)
             if is_whole and (
-                sum(own.nbytes for *_, own in weights) <= self._max_block_bytes
+                sum(tensor.nbytes for *_, tensor in weights) <= self._max_block_bytes
                 or not any(child.children())
             ):
                 yield child, weights
@@ -173,10 +180,36 @@ class DeviceMemory:
     def describe(self) -> str:
         """Return a message for users: how many bytes of weights have room in a step."""
         room = max(0, self._limit.room("step"))
+        come = "read from their files" if self.reads_files else "copied to it"
         return (
             f"the device has room for {room / 1e9:.1f} GB of {self.held_bytes / 1e9:.1f} GB of "
-            "weights; blocks of them are copied to it when they run."
+            f"weights; blocks of them are {come} when they run."
         )
+
+    def find_weight(self, network: nn.Module, owner: nn.Module, leaf: str) -> "HeldWeight | None":
+        """Find a weight that is not always on the device.
+
+        Args:
+            network: the network that `hold` got.
+            owner: the module in it that has the weight.
+            leaf: the name of the weight there.
+        """
+        for block in held.blocks if (held := self._networks.get(network)) else ():
+            for weight in block.weights:
+                if weight.owner is owner and weight.leaf == leaf:
+                    return HeldWeight(weight, partial(self._send_home_locked, block))
+        return None
+
+    def list_readers(self, network: nn.Module) -> dict[str, Callable[[], Tensor]]:
+        """Return functions that read weights of a network, by name, on the device or not."""
+        held = self._networks[network]
+        homes = {
+            (id(own.owner), own.leaf): own.home for block in held.blocks for own in block.weights
+        }
+        return {
+            name: home.read if (home := homes.get((id(owner), leaf))) else tensor.detach
+            for name, owner, leaf, tensor in _list_weights(network)
+        }
 
     def send_home(self, network: nn.Module) -> None:
         """Remove the weights of a network from the device, for example before they change."""
@@ -185,77 +218,128 @@ class DeviceMemory:
                 for block in held.blocks:
                     self._send_home(block)
 
-    def _forget(self, held: _Network) -> None:
-        """Stop counting the weights of a network that is gone."""
+    def _send_home_locked(self, block: Block) -> None:
         with self._lock:
-            present = sum(block.bytes for block in held.blocks if block.present)
-            self.bytes -= held.staying_bytes + present
+            self._send_home(block)
 
-    def _enter(self, block: _Block) -> None:
+    def _forget(self, held: Network) -> None:
+        """Stop counting the weights of a network that is gone, and drop them."""
+        with self._lock:
+            self.bytes -= held.staying_bytes
+            self.bytes -= sum(block.bytes for block in held.blocks if block.takes_room)
+            held.blocks.clear()
+            held.latest = None
+
+    def _enter(self, block: Block) -> None:
         with self._lock:
             block.users += 1
             block.last_used = next(self._calls)
-            if not block.present:
-                self._make_room(block)
-                self._bring(block)
+            if not block.takes_room:
+                self._make_room(block, must=True)
+            self._bring(block)
+            self._expect_following(block)
 
-    def _leave(self, block: _Block) -> None:
+    def _leave(self, block: Block) -> None:
         with self._lock:
             block.users -= 1
 
-    def _make_room(self, coming: _Block) -> None:
-        for block in self._list_in_order_of_leaving(coming.network):
-            if self.bytes + coming.bytes <= coming.network.room:
-                return
-            self._send_home(block)
+    def _expect_following(self, block: Block) -> None:
+        """Start to bring the block that ran after this one in the step before, if it has room."""
+        network = block.network
+        if network.latest:
+            network.latest.following = block
+        network.latest = block
+        following = block.following
+        if following and not following.takes_room and self._make_room(following, must=False):
+            self._start(following, ahead=True)
 
-    def _list_in_order_of_leaving(self, running: _Network) -> list[_Block]:
+    def _make_room(self, coming: Block, *, must: bool) -> bool:
+        """Send blocks home until another one has room.
+
+        Args:
+            coming: the other block.
+            must: send all home that are not in use if that is not enough.
+
+        Returns:
+            Whether it has room.
+        """
+        missing = self.bytes + coming.bytes - coming.network.room
+        leaving: list[Block] = []
+        for block in self._list_in_order_of_leaving(coming.network):
+            if missing <= 0:
+                break
+            leaving.append(block)
+            missing -= block.bytes
+        if missing <= 0 or must:
+            for block in leaving:
+                self._send_home(block)
+        return missing <= 0
+
+    def _list_in_order_of_leaving(self, running: Network) -> list[Block]:
         held = chain.from_iterable(own.blocks for own in self._networks.values())
-        present = [block for block in held if block.present and not block.users]
-        others = [block for block in present if block.network is not running]
-        own = [block for block in present if block.network is running]
+        unused = [block for block in held if block.takes_room and not block.users]
+        others = [block for block in unused if block.network is not running]
+        own = [block for block in unused if block.network is running]
         return [
             *sorted(others, key=lambda block: block.last_used),
             *sorted(own, key=lambda block: -block.last_used),
         ]
 
-    def _bring(self, block: _Block) -> None:
-        for owner, leaf, tensor in block.weights:
-            copy = tensor.detach().to(self.device, copy=True, non_blocking=True)
-            _set(owner, leaf, copy)
-        block.present = True
+    def _start(self, block: Block, *, ahead: bool) -> None:
+        """Let the weights of a block come; ahead of their time, while the device goes on."""
+        block.coming = self.fetcher.begin(partial(block.fetch, self.device), ahead=ahead)
         self.bytes += block.bytes
         self.copies += 1
 
-    def _send_home(self, block: _Block) -> None:
+    def _bring(self, block: Block) -> None:
+        """Bring the weights of a block, or wait for them."""
         if block.present:
-            for owner, leaf, tensor in block.weights:
-                _set(owner, leaf, tensor)
-            block.present = False
+            return
+        if not block.coming:
+            self._start(block, ahead=False)
+        try:
+            block.receive()
+        except BaseException:
             self.bytes -= block.bytes
+            raise
+
+    def _send_home(self, block: Block) -> None:
+        if block.takes_room:
+            block.rest()
+            self.bytes -= block.bytes
+            self._untrimmed_bytes += block.bytes
+            if self.device.type == "cpu" and self._untrimmed_bytes > TRIM_INTERVAL_BYTES:
+                self._untrimmed_bytes = 0
+                trim_heap()
 
 
-def _call(function: Callable[[_Block], None], found: "weakref.ref[_Block]", *_: object) -> None:
+class HeldWeight:
+    """A weight that is not always on the device."""
+
+    def __init__(self, weight: Weight, send_home: Callable[[], None]):
+        """Take a weight, and a function that removes it from the device."""
+        self._weight = weight
+        self._send_home = send_home
+
+    def read(self) -> Tensor:
+        """Return the unchanged value in the host's memory."""
+        return self._weight.home.read()
+
+    def set_change(self, change: Change | None) -> None:
+        """Change the unchanged value with a function each time the weight comes to the device."""
+        self._send_home()
+        self._weight.change = change
+
+
+def _call(function: Callable[[Block], None], found: "weakref.ref[Block]", *_: object) -> None:
     """Call a function from a hook, which passes the inputs of the module too."""
     if block := found():
         function(block)
 
 
-def _list_weights(module: nn.Module, *, recurse: bool = True) -> Iterator[Weight]:
-    for owner in module.modules() if recurse else (module,):
-        for leaf, own in owner.named_parameters(recurse=False):
-            yield owner, leaf, own
-        for leaf, own in owner.named_buffers(recurse=False):
-            yield owner, leaf, own
-
-
-def _set(owner: nn.Module, leaf: str, tensor: Tensor) -> None:
-    if isinstance(getattr(owner, leaf), nn.Parameter) and not isinstance(tensor, nn.Parameter):
-        tensor = nn.Parameter(tensor, requires_grad=False)
-    setattr(owner, leaf, tensor)
-
-
-def _pin(owner: nn.Module, leaf: str, tensor: Tensor) -> Weight:
-    """Move a weight to memory from which a GPU copies without the CPU, and return it."""
-    _set(owner, leaf, tensor.detach().pin_memory())
-    return owner, leaf, getattr(owner, leaf)
+def _list_weights(module: nn.Module, *, recurse: bool = True) -> Iterator[NamedWeight]:
+    for path, owner in module.named_modules() if recurse else (("", module),):
+        for leaf, own in chain(
+            owner.named_parameters(recurse=False), owner.named_buffers(recurse=False)
+        ):
+            yield f"{path}.{leaf}" if path else leaf, owner, leaf, own

@@ -5,7 +5,6 @@ reorders them once, with the operators that torch's compiler uses.
 """
 
 import ctypes
-import platform
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from overpaint.nn.blocks import TransformerBlock
+from overpaint.nn.kernels import is_fast
 from overpaint.system.malloc import trim_heap
 
 _OPS: Any = torch.ops.mkldnn
@@ -29,17 +29,6 @@ def pack_network(network: nn.Module) -> None:
     if parameter.device.type == "cpu" and is_fast(parameter.device, parameter.dtype):
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] stub gap
         _replace(network)
-
-
-def is_fast(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether matrix products in this dtype are fast; on a CPU that needs oneDNN on x86."""
-    return device.type != "cpu" or (
-        platform.machine() in {"x86_64", "AMD64"}
-        and torch.backends.mkldnn.is_available()
-        and (
-            dtype == torch.float32 or (dtype == torch.bfloat16 and _OPS._is_mkldnn_bf16_supported())
-        )
-    )
 
 
 def _replace(parent: nn.Module) -> None:

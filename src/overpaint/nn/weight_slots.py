@@ -1,21 +1,24 @@
 """Weight slots: change a layer's weight in place, and restore it exactly."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from overpaint.nn.device_memory import DeviceMemory, HeldWeight
+from overpaint.nn.kernels import is_fast
 from overpaint.nn.packed import (
     PackedGEGLU,
     PackedLinear,
     find_layer,
     find_vectors,
-    is_fast,
     is_vector,
     read_weight,
     write_weight,
 )
+from overpaint.nn.weight_blocks import Change
 
 
 class WeightSlot(Protocol):
@@ -30,8 +33,8 @@ class WeightSlot(Protocol):
         """Write the pristine weight."""
         ...
 
-    def write(self, weight: Tensor) -> None:
-        """Write another weight, in the slot's dtype."""
+    def change(self, change: Change) -> None:
+        """Write what a function makes of the pristine weight, in the slot's dtype."""
         ...
 
     def add(self, up: Tensor, down: Tensor) -> None:
@@ -47,8 +50,18 @@ class WeightSlot(Protocol):
         ...
 
 
-def make_weight_slot(network: nn.Module, name: str) -> WeightSlot:
-    """Return the slot that `packed.list_weight_shapes` or `list_vector_shapes` names."""
+def make_weight_slot(
+    network: nn.Module, name: str, memory: DeviceMemory | None = None
+) -> WeightSlot:
+    """Return the slot of a weight.
+
+    Args:
+        network: The network that has it.
+        name: Its name in `packed.list_weight_shapes` or `list_vector_shapes`.
+        memory: Holds the network's weights if they are not always on the device.
+    """
+    if memory and (held := _find_held_weight(network, name, memory)):
+        return HeldSlot(held)
     if is_vector(name):
         return VectorSlot(find_vectors(network, name))
     module = find_layer(network, name)
@@ -56,6 +69,46 @@ def make_weight_slot(network: nn.Module, name: str) -> WeightSlot:
     if all(isinstance(part, PackedLinear) and _in_tiles(part) for part in split):
         return TiledSlot(split)
     return PlainSlot(module)
+
+
+def _find_held_weight(network: nn.Module, name: str, memory: DeviceMemory) -> HeldWeight | None:
+    owner, leaf = name.rsplit(".", 1) if is_vector(name) else (name, "weight")
+    return memory.find_weight(network, network.get_submodule(owner), leaf)
+
+
+class HeldSlot:
+    """A weight that is not always on the device. It changes there, each time it comes."""
+
+    def __init__(self, weight: HeldWeight):
+        self._weight = weight
+
+    @property
+    def pristine(self) -> Tensor:
+        """The weight in the host's memory."""
+        return self._weight.read()
+
+    def restore(self) -> None:
+        """Let the weight come unchanged."""
+        self._weight.set_change(None)
+
+    def change(self, change: Change) -> None:
+        """Let the weight come changed."""
+        self._weight.set_change(change)
+
+    def add(self, up: Tensor, down: Tensor) -> None:
+        """Let W + up · down come; see `WeightSlot.add`."""
+        self.change(partial(_add_product, up=up, down=down))
+
+
+def _add_product(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """Return W + up · down in W's dtype; see `WeightSlot.add`."""
+    if weight.ndim == 1:
+        return (weight.float() + (up @ down).flatten().to(weight.device)).to(weight.dtype)
+    flat = weight.flatten(1)
+    if not is_fast(flat.device, flat.dtype):
+        flat = flat.float()
+    changed = torch.addmm(flat, up.to(flat), down.to(flat)).view(weight.shape)
+    return torch.empty_like(weight).copy_(changed)  # which keeps the memory format
 
 
 class PlainSlot:
@@ -69,20 +122,21 @@ class PlainSlot:
         """Write the pristine weight."""
         self.write(self.pristine)
 
+    def change(self, change: Change) -> None:
+        """Write what a function makes of the pristine weight."""
+        self.write(change(self.pristine))
+
     def write(self, weight: Tensor) -> None:
         """Write another weight, in the slot's dtype."""
         write_weight(self._module, weight)
 
     def add(self, up: Tensor, down: Tensor) -> None:
         """Write W + up · down; see `WeightSlot.add`."""
-        weight = self.pristine.flatten(1)
-        if not is_fast(weight.device, weight.dtype):
-            weight = weight.float()
-        up, down = up.to(weight), down.to(weight)
-        if isinstance(self._module, nn.Linear) and weight.dtype == self._module.weight.dtype:
-            torch.addmm(weight, up, down, out=self._module.weight)
+        weight = self.pristine
+        if isinstance(self._module, nn.Linear) and is_fast(weight.device, weight.dtype):
+            torch.addmm(weight, up.to(weight), down.to(weight), out=self._module.weight)
         else:
-            self.write(torch.addmm(weight, up, down).view(self.pristine.shape))
+            self.write(_add_product(weight, up, down))
 
 
 class VectorSlot:
@@ -96,6 +150,10 @@ class VectorSlot:
         """Write the pristine vector."""
         self.write(self.pristine)
 
+    def change(self, change: Change) -> None:
+        """Write what a function makes of the pristine vector."""
+        self.write(change(self.pristine))
+
     def write(self, weight: Tensor) -> None:
         """Write another vector, in the slot's dtype."""
         with torch.no_grad():
@@ -106,7 +164,7 @@ class VectorSlot:
 
     def add(self, up: Tensor, down: Tensor) -> None:
         """Write v + up · down; see `WeightSlot.add`."""
-        self.write(self.pristine.float() + (up @ down).flatten())
+        self.write(_add_product(self.pristine, up, down))
 
 
 class TiledSlot:
@@ -129,6 +187,10 @@ class TiledSlot:
         """Write the pristine weight."""
         for own, pristine in zip(self._layers, self._pristine, strict=True):
             own.tiles.copy_(pristine)
+
+    def change(self, change: Change) -> None:
+        """Write what a function makes of the pristine weight."""
+        self.write(change(self.pristine))
 
     def write(self, weight: Tensor) -> None:
         """Write another weight, in the slot's dtype."""

@@ -194,12 +194,10 @@ class WorkerSettings(_Settings):
     lease_s: float = 15.0
     """Seconds without a heartbeat of its server after which another server may take over a job."""
     step_timeout_s: float = 600.0
-    """Seconds of silence after which the supervisor replaces the worker. The worker is silent
-    during a
+    """Seconds of silence after which the supervisor replaces the worker. The worker is silent in a
     step: one of 16 rows of 1024 pixels takes 200 seconds on two cores."""
     start_timeout_s: float = 1800.0
-    """Seconds of silence after which the supervisor replaces a worker that loads its first
-    model."""
+    """Seconds of silence after which a worker that loads its first model is replaced."""
     message_timeout_s: float = 60.0
     """Seconds after which the supervisor replaces a worker when a message stops halfway."""
     poll_interval_s: float = 1.0
@@ -261,6 +259,8 @@ class ServerSettings(_Settings):
     """Number format of the weights: bf16, fp16 or fp32."""
     vram_gb: Annotated[float | None, Flag("--vram")] = Field(default=None, ge=0)
     """GB of a GPU; blocks of weights without room are copied to it when they run."""
+    ram_gb: Annotated[float | None, Flag("--ram")] = Field(default=None, ge=0)
+    """GB of the worker on the CPU; blocks without room are read from their files."""
     home: Annotated[Path | None, Flag("--home", shown_default="the user's data folder")] = None
     """Folder of added models."""
     models_dirs: Annotated[tuple[Path, ...], Flag("--models-dir", shown_default="none")] = ()
@@ -375,6 +375,7 @@ class ServerSettings(_Settings):
             device=self.device,
             dtype=self.dtype,
             vram_gb=self.vram_gb,
+            ram_gb=self.ram_gb,
             home=self.home,
             models_dirs=self.models_dirs,
             vae=self.vae,

@@ -172,11 +172,11 @@ def fill_module(
             tensor = torch.nn.Parameter(tensor, requires_grad=False)
         setattr(holder, leaf, tensor)
     trim_heap()
-    _number_positions(module, device)
+    number_positions(module, device)
     module.eval()
 
 
-def _number_positions(module: torch.nn.Module, device: torch.device) -> None:
+def number_positions(module: torch.nn.Module, device: torch.device) -> None:
     """Fill in CLIP's position ids, the only buffer that checkpoints can lack."""
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:
