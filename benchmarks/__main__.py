@@ -17,6 +17,7 @@ BENCHMARKS = {
     "control": ("benchmarks.control", "measure", "a ControlNet that stops half-way"),
     "loras": ("benchmarks.loras", "measure", "switching among eight LoRAs"),
     "loading": ("benchmarks.loading", "measure", "peak host memory of loading"),
+    "memory": ("benchmarks.memory", "measure", "full-size SDXL within less and less memory"),
     "serving": ("benchmarks.serving", "measure", "a server under mixed load, beside diffusers"),
     "full-size": (
         "benchmarks.painting",

@@ -16,9 +16,14 @@ def added(work: Callable[[], object]) -> tuple[int, int]:
     gc.collect()
     before = _status("RssAnon")
     result = work()
-    taken = _status("VmHWM") - _status("RssFile") - before, _status("RssAnon") - before
+    taken = read_peak_bytes() - before, _status("RssAnon") - before
     del result
     return taken
+
+
+def read_peak_bytes() -> int:
+    """Return the largest memory of this process so far, without pages of files."""
+    return _status("VmHWM") - _status("RssFile")
 
 
 def _status(field: str) -> int:

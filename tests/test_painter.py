@@ -144,7 +144,7 @@ def test_create_out_of_memory_raises_device_error(monkeypatch: pytest.MonkeyPatc
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
-    monkeypatch.setattr("overpaint.painter.step", full)
+    monkeypatch.setattr("overpaint.painter.evaluate", full)
     with pytest.raises(DeviceError, match="out of memory"):
         Painter(tiny_model()).create("a cat")
 
@@ -298,13 +298,14 @@ def test_threads_that_share_a_painter_get_the_pictures_of_one_thread(
     running = list[int]()
     most = list[int]()
 
-    def counting(trajectories: Any) -> None:
+    def counting(trajectories: Any) -> Any:
         running.append(1)
         most.append(len(running))
-        denoise.step(trajectories)
+        predictions = denoise.evaluate(trajectories)
         running.pop()
+        return predictions
 
-    monkeypatch.setattr("overpaint.painter.step", counting)
+    monkeypatch.setattr("overpaint.painter.evaluate", counting)
     start = threading.Barrier(3)
 
     def paint(seed: int) -> Image.Image:

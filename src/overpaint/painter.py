@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import torch
 
-from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
+from overpaint.diffusion.denoise import Trajectory, advance, evaluate, group_by_batch_key
 from overpaint.diffusion.memory import plan_memory
 from overpaint.diffusion.run import Run
 from overpaint.errors import DeviceError
@@ -150,7 +150,7 @@ class Painter:
             shown = 0
             while live := [i for i in group if not run.trajectories[i].done]:
                 for together in group_by_batch_key([run.trajectories[i] for i in live]):
-                    step(together)
+                    yield from _step(run, together)
                 yield run.progress
                 reached = run.trajectories[live[0]]
                 if preview_every and reached.steps_done // preview_every > shown:
@@ -158,8 +158,38 @@ class Painter:
                     if not reached.done:
                         yield from run.render_previews(live)
             for index in group:
-                yield from run.decode_picture(index)
+                yield from _decode(run, index)
         yield run.finish()
+
+
+def _step(run: Run, trajectories: Sequence[Trajectory]) -> Iterator[Notice]:
+    """Step trajectories; out of memory, step the halves, then keep fewer weights on the device."""
+    try:
+        predictions = evaluate(trajectories)
+    except torch.OutOfMemoryError:
+        half = len(trajectories) // 2
+        if half:
+            yield from _step(run, trajectories[:half])
+            yield from _step(run, trajectories[half:])
+        elif notice := run.use_less_memory():
+            yield notice
+            yield from _step(run, trajectories)
+        else:
+            raise
+        return
+    for trajectory, own in zip(trajectories, predictions, strict=True):
+        advance(trajectory, own)
+
+
+def _decode(run: Run, index: int) -> Iterator[Notice]:
+    """Decode a picture; out of memory, keep fewer weights on the device."""
+    try:
+        yield from run.decode_picture(index)
+    except torch.OutOfMemoryError:
+        if not (notice := run.use_less_memory()):
+            raise
+        yield notice
+        yield from _decode(run, index)
 
 
 def _split_into_batches(trajectories: Sequence[Trajectory]) -> Iterator[range]:

@@ -1,5 +1,7 @@
 """A model whose weights do not all have room on the device paints the same pictures."""
 
+import pydoc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from overpaint import Control, Lora, Request, load
+from overpaint.diffusion.denoise import evaluate
 from overpaint.diffusion.memory import (
     META,
     PROCESS_BYTES,
@@ -18,6 +21,7 @@ from overpaint.diffusion.memory import (
 from overpaint.errors import DeviceError, RequestError
 from overpaint.models.checkpoint import load_model
 from overpaint.models.library.library import Library
+from overpaint.models.memory_fallback import hold_weights
 from overpaint.nn.device_memory import DeviceMemory, MemoryLimit
 from overpaint.nn.memory_meter import MemoryMeter
 from overpaint.painter import Painter
@@ -108,6 +112,86 @@ def test_process_stays_within_its_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     assert memory.reads_files
     painter.create("a house", seed=3, num_inference_steps=2, progress=False)
     assert 10 * MB < memory.bytes < 60 * MB
+
+
+class Full:
+    """Runs out of memory until the device holds fewer bytes of weights than a number."""
+
+    def __init__(self, function: Callable[..., Any], fitting_bytes: int, painter: Painter):
+        self._function = function
+        self._fitting_bytes = fitting_bytes
+        self._painter = painter
+
+    def __call__(self, *arguments: Any) -> Any:
+        memory = self._painter.model.device_memory
+        if memory is None or memory.bytes > self._fitting_bytes:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return self._function(*arguments)
+
+
+@pytest.mark.parametrize("where", ["overpaint.painter.evaluate", "decode_latent"])
+def test_picture_is_the_same_after_the_device_was_full(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The network stays on the device at first, and its largest part leaves later."""
+    fields: dict[str, Any] = {"loras": (Lora(name="miniature-comic"),), "num_images": 2}
+    whole = Painter(load_model("miniature", device=CPU, dtype="fp32"))
+    limited = load_limited(MemoryLimit(60 * MB))
+    expected = paint(whole, fields)
+    paint(limited, fields)
+    name = where if "." in where else f"overpaint.diffusion.run.latents.{where}"
+    full = Full(pydoc.locate(name), 20 * MB, limited)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(name, full)
+    result = limited.run(
+        Request(prompt="a house", num_inference_steps=2, seed=3, **fields), progress=False
+    )
+    assert np.array_equal(np.asarray(result.image), expected)
+    assert any("out of memory: the device has room for" in notice for notice in result.notices)
+
+
+def test_request_that_never_fits_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = load_limited(MemoryLimit(60 * MB))
+    monkeypatch.setattr("overpaint.painter.evaluate", Full(evaluate, -1, limited))
+    with pytest.raises(DeviceError, match="ran out of memory"):
+        paint(limited, {})
+    monkeypatch.undo()
+    assert paint(limited, {}).any()
+
+
+def test_weights_that_stayed_on_the_device_leave_with_their_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A LoRA that is merged before is in the picture after, and so is its absence."""
+    fields: dict[str, Any] = {"loras": (Lora(name="miniature-comic"),)}
+    whole = Painter(load_model("miniature", device=CPU, dtype="fp32"))
+    expected = [paint(whole, own) for own in (fields, {})]
+    monkeypatch.setattr("overpaint.models.checkpoint.pack_network", id)  # as on a GPU
+    filled = Painter(load_model("miniature", device=CPU, dtype="fp32"))
+    paint(filled, fields)
+    memory = hold_weights(filled.model)
+    filled.model.device_memory = memory
+    assert memory.lower()
+    for own, picture in zip((fields, {}), expected, strict=True):
+        assert np.array_equal(paint(filled, own), picture)
+
+
+def test_full_device_holds_fewer_weights_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On torch's meta device, which stands for a GPU."""
+    painter = Painter(load_model("miniature", device=META, dtype="fp32"))
+    assert painter.model.device_memory is None
+    monkeypatch.setattr("overpaint.painter.evaluate", Full(evaluate, 20 * MB, painter))
+    paint(painter, {"loras": (Lora(name="miniature-comic"),)})
+    memory = get_memory(painter)
+    assert memory.bytes < memory.held_bytes
+    paint(painter, {"loras": (Lora(name="miniature-comic"),)})
+    assert memory.copies > 0
+
+
+def test_full_host_fails_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    painter = Painter(load_model("miniature", device=CPU, dtype="fp32"))
+    monkeypatch.setattr("overpaint.painter.evaluate", Full(evaluate, 0, painter))
+    with pytest.raises(DeviceError, match="ran out of memory"):
+        paint(painter, {})
 
 
 def test_plan_counts_what_the_request_needs() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import overpaint
 from overpaint.diffusion.conditioning import Row
+from overpaint.diffusion.denoise import evaluate
 from overpaint.diffusion.run import Run
 from overpaint.diffusion.unet import get_network
 from overpaint.engine.engine import MAX_CONCURRENT_PLANS, Engine, EngineEvent
@@ -27,6 +28,8 @@ from overpaint.errors import DeviceError, RequestError
 from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent, Step
 from overpaint.imaging.codec import read_picture
 from overpaint.models.cache import Cache
+from overpaint.models.checkpoint import load_model
+from overpaint.nn.device_memory import DeviceMemory, MemoryLimit
 from overpaint.request import Request
 from overpaint.system.abandon import check_abandoned
 
@@ -562,3 +565,33 @@ def test_engine_costs_add_up_to_its_time(
     assert spent["twice"].megapixel_steps == pytest.approx((2 * 4 - 1) * square)  # of second order
     assert spent["large"].megapixel_steps == pytest.approx(6 * 1.5 * square)
     assert spent["higher"].megapixel_steps > 4 * 4 * square
+
+
+@pytest.mark.parametrize("where", ["stepping", "decoding"])
+def test_engine_out_of_memory_keeps_fewer_weights_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    limit = MemoryLimit(60 * 10**6)
+    memory = DeviceMemory(torch.device("cpu"), limit, max_block_bytes=10**6, min_block_bytes=10**4)
+    model = load_model("miniature", device="cpu", dtype="fp32", memory=memory)
+    engine = Engine(Miniature(overpaint.Painter(model)), WIDE, beside=AtOnce())
+    fails = [True, True]
+
+    def tight(run: Callable[..., Any]) -> Callable[..., Any]:
+        def run_tight(*arguments: Any) -> Any:
+            if fails:
+                fails.pop()
+                raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+            return run(*arguments)
+
+        return run_tight
+
+    if where == "stepping":
+        monkeypatch.setattr("overpaint.engine.engine.evaluate", tight(evaluate))
+    else:
+        monkeypatch.setattr(Run, "decode_picture", tight(Run.decode_picture))
+    engine.submit("a", Request(prompt="a cup", seed=1, num_inference_steps=2))
+    events = run(engine).of("a")
+    assert isinstance(events[-1], Finished)
+    notices = [event.message for event in events if isinstance(event, Notice)]
+    assert sum("out of memory" in notice for notice in notices) == 2

@@ -309,8 +309,23 @@ class Engine:
     def _decode(self, job: Job, index: int) -> None:
         assert job.run is not None
         with self._failing(job):
-            self._add_events(job, *job.run.decode_picture(index))
+            try:
+                self._add_events(job, *job.run.decode_picture(index))
+            except torch.OutOfMemoryError:
+                if not self._use_less_memory(job):
+                    raise
+                return  # a later tick decodes it
             self._finish_if_complete(job)
+
+    def _use_less_memory(self, job: Job) -> bool:
+        """Keep fewer weights of a request's model on the device; return whether that is possible.
+
+        The halves of a batch come first. A request fails only if this does not help either.
+        """
+        notice = job.run.use_less_memory() if job.run else None
+        if notice:
+            self._add_events(job, notice)
+        return notice is not None
 
     def _step(self, pictures: Sequence[PictureOfJob], group: Hashable) -> None:
         """Call the network once for all pictures.
@@ -325,8 +340,10 @@ class Engine:
             raise  # the device fails every request from now on: the process must be replaced
         except Exception as error:
             if len(pictures) == 1:
-                self._fail(pictures[0][0], error)
-                return
+                is_full = isinstance(error, torch.OutOfMemoryError)
+                if not (is_full and self._use_less_memory(pictures[0][0])):
+                    self._fail(pictures[0][0], error)
+                return  # a later tick steps it
             half = len(pictures) // 2
             if isinstance(error, torch.OutOfMemoryError) and isinstance(group, tuple):
                 self._halvings += 1

@@ -47,8 +47,9 @@ from overpaint.models.separate_parts import (
     open_separate_part,
 )
 from overpaint.nn.blocks import install_blocks
-from overpaint.nn.device_memory import DeviceMemory, Work
+from overpaint.nn.device_memory import DeviceMemory
 from overpaint.nn.packed import pack_network
+from overpaint.nn.weight_blocks import Work
 from overpaint.system.progress import expect_bytes
 
 WORK_OF_PARTS: Mapping[str, Work] = {"unet": "step", "vae": "decode"}

@@ -8,7 +8,8 @@ from torch import nn
 from overpaint.models.files.file_home import leave_in_file
 from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.safetensors_io import fill_module
-from overpaint.nn.device_memory import DeviceMemory, Work
+from overpaint.nn.device_memory import DeviceMemory
+from overpaint.nn.weight_blocks import Work
 
 
 def place_weights(

@@ -12,10 +12,9 @@ that ran last leaves, since it is needed last. While a block runs, the next one 
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from overpaint.nn.weight_blocks import (
     StreamFetcher,
     ThreadFetcher,
     Weight,
+    Work,
 )
 from overpaint.system.malloc import trim_heap
 
@@ -38,9 +38,6 @@ MAX_BLOCK_BYTES = 2**26
 
 MIN_BLOCK_BYTES = 2**20
 """Bytes of a block, at least; smaller ones, such as norms, stay on the device."""
-
-Work = Literal["encode", "step", "decode"]
-"""The work of a network: to encode prompts, to take a step, or to encode and decode pictures."""
 
 TRIM_INTERVAL_BYTES = 2**27
 """Bytes of weights that leave the CPU between two calls of `trim_heap`."""
@@ -126,7 +123,7 @@ class DeviceMemory:
             homes: where weights are, by name in the state dict. Others are in the host's memory; if
                 `reads_files`, these stay there.
         """
-        held = self._networks[network] = Network(self._limit.room(work))
+        held = self._networks[network] = Network(work)
         weakref.finalize(network, self._forget, held)
         if homes is None:
             if self.reads_files:
@@ -211,6 +208,19 @@ class DeviceMemory:
             for name, owner, leaf, tensor in _list_weights(network)
         }
 
+    def lower(self) -> bool:
+        """Allow a quarter fewer bytes; return whether the largest blocks still have room."""
+        with self._lock:
+            self._limit = replace(self._limit, max_bytes=self._limit.max_bytes * 3 // 4)
+            held = [block for own in self._networks.values() for block in own.blocks]
+            for block in held:
+                if not block.users:
+                    self._send_home(block)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            largest = max((own.bytes for own in held), default=0)
+            return 0 < 2 * largest <= self._limit.room("step")
+
     def send_home(self, network: nn.Module) -> None:
         """Remove the weights of a network from the device, for example before they change."""
         with self._lock:
@@ -263,7 +273,7 @@ class DeviceMemory:
         Returns:
             Whether it has room.
         """
-        missing = self.bytes + coming.bytes - coming.network.room
+        missing = self.bytes + coming.bytes - self._limit.room(coming.network.work)
         leaving: list[Block] = []
         for block in self._list_in_order_of_leaving(coming.network):
             if missing <= 0:

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+Work = Literal["encode", "step", "decode"]
+"""The work of a network: to encode prompts, to take a step, or to encode and decode pictures."""
 
 Change = Callable[[Tensor], Tensor]
 """Returns the changed value of a weight, such as one with a LoRA."""
@@ -39,9 +42,9 @@ class HostHome:
         """Keep a weight; for a GPU, in memory from which it copies without the CPU."""
         self.resting = weight
         if device.type == "cuda":
-            pinned = weight.detach().pin_memory()
+            home = weight.detach().cpu().pin_memory()
             is_parameter = isinstance(weight, nn.Parameter)
-            self.resting = nn.Parameter(pinned, requires_grad=False) if is_parameter else pinned
+            self.resting = nn.Parameter(home, requires_grad=False) if is_parameter else home
 
     def read(self) -> Tensor:
         """Return the value itself."""
@@ -134,9 +137,16 @@ class Block:
 
 @dataclass(eq=False)
 class Network:
-    """The blocks of a network, and the bytes of weights that have room while it runs."""
+    """The blocks of a network.
 
-    room: int
+    Attributes:
+        work: the work of the network.
+        blocks: its blocks.
+        staying_bytes: the bytes of its weights that are always on the device.
+        latest: the block that ran last.
+    """
+
+    work: Work
     blocks: list[Block] = field(default_factory=list[Block])
     staying_bytes: int = 0
     latest: Block | None = None

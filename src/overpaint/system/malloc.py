@@ -12,8 +12,8 @@ import time
 M_ARENA_MAX = -8
 """Option of glibc's `mallopt` (malloc.h): the largest number of heaps."""
 
-GIVE_BACK_SHARE = 1000
-"""Smallest ratio of the pause to the time that `release_memory` takes: 10 ms every 10 s."""
+GIVE_BACK_SHARE = 400
+"""Smallest ratio of the pause to the time that `release_memory` takes: 25 ms every 10 s."""
 
 M_MMAP_THRESHOLD = -3
 """Option of glibc's `mallopt` (malloc.h): bytes from which a block is mapped outside the heaps."""
