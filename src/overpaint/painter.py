@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 import torch
 
 from overpaint.diffusion.denoise import Trajectory, advance, evaluate, group_by_batch_key
-from overpaint.diffusion.memory import plan_memory
+from overpaint.diffusion.memory import choose_memory
 from overpaint.diffusion.run import Run
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice, Step
@@ -238,11 +238,12 @@ def load(
         text_encoder_2: a second text encoder (CLIP-G) in place of the model's own.
         preview_decoder: the folder of a small decoder (AutoencoderTiny, such as TAESDXL) for
             previews. By default a linear map makes them.
-        vram_gb: memory of the device in GB. If it has no room for all weights, these are in the
-            host's memory, and blocks of them are copied to the device when they run. The pictures
-            are the same, and each step takes longer.
-        ram_gb: memory of the process in GB, if the device is the CPU. Blocks of weights without
-            room are read from their files when they run. The pictures are the same.
+        vram_gb: memory of a GPU in GB; by default its free memory. If it has no room for all
+            weights, these are in the host's memory, and blocks of them are copied to the device
+            when they run. The pictures are the same, and each step takes longer.
+        ram_gb: memory of the process in GB, if the device is the CPU; by default, the free memory.
+            Blocks of weights without room are read from their files when they run. The pictures
+            are the same.
         plan_for: a request whose memory `vram_gb` or `ram_gb` counts beside the weights; by
             default, a guided picture of the model's native size.
         progress: show a bar while painting, on terminals and in notebooks.
@@ -267,18 +268,16 @@ def load(
         "text_encoder_2": text_encoder_2,
     }
     given = {part: own for part, own in parts.items() if own is not None}
-    memory = None
-    if vram_gb is not None or ram_gb is not None:
-        memory = plan_memory(
-            model,
-            store,
-            vram_gb=vram_gb,
-            ram_gb=ram_gb,
-            device=device,
-            dtype=dtype,
-            parts=given,
-            request=plan_for,
-        ).make_memory()
+    memory = choose_memory(
+        model,
+        store,
+        vram_gb=vram_gb,
+        ram_gb=ram_gb,
+        device=device,
+        dtype=dtype,
+        parts=given,
+        request=plan_for,
+    )
     loaded = load_library_model(
         model, store, device=device, dtype=dtype, parts=given, memory=memory
     )

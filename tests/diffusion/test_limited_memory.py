@@ -15,11 +15,14 @@ from overpaint.diffusion.memory import (
     META,
     PROCESS_BYTES,
     MemoryEstimate,
+    choose_memory,
     estimate_memory,
     plan_memory,
+    read_free_bytes,
 )
 from overpaint.errors import DeviceError, RequestError
 from overpaint.models.checkpoint import load_model
+from overpaint.models.library import catalog
 from overpaint.models.library.library import Library
 from overpaint.models.memory_fallback import hold_weights
 from overpaint.nn.device_memory import DeviceMemory, MemoryLimit
@@ -203,6 +206,24 @@ def test_plan_counts_what_the_request_needs() -> None:
     ]
     assert plans[0].estimate.step < plans[1].estimate.step
     assert plans[0].estimate.decode < plans[1].estimate.decode
+
+
+@pytest.mark.parametrize(("free", "limited"), [(10**12, False), (5 * 10**7, True), (None, False)])
+def test_free_memory_is_the_limit_if_there_is_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int | None, limited: bool
+) -> None:
+    monkeypatch.setattr("overpaint.diffusion.memory.LARGEST_LAYER_BYTES", MB)
+    monkeypatch.setattr("overpaint.diffusion.memory.read_free_bytes", lambda device: free)  # pyright: ignore[reportUnknownLambdaType]
+    model = catalog.resolve_model("miniature")  # a folder, which is not known to be small
+    memory = choose_memory(model, Library(paths=True), device="cpu", dtype="fp32")
+    assert (memory is not None) == limited
+
+
+def test_free_memory_of_this_machine_is_known() -> None:
+    free = read_free_bytes(CPU)
+    assert free
+    assert 10**8 < free < 10**14
+    assert read_free_bytes(META) is None
 
 
 @pytest.mark.parametrize(

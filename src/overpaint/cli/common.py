@@ -74,7 +74,7 @@ class Common:
             help="Memory of the device in GB. If the weights have no room, blocks of them are "
             "copied to it when they run.",
             min=0,
-            show_default="all weights are on the device",
+            show_default="the free memory",
         ),
     ] = None
     ram: Annotated[
@@ -83,7 +83,7 @@ class Common:
             help="Memory of the process in GB on the CPU. If the weights have no room, blocks of "
             "them are read from their files when they run.",
             min=0,
-            show_default="all weights are in memory",
+            show_default="the free memory",
         ),
     ] = None
     threads: Annotated[

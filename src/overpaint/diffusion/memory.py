@@ -9,24 +9,32 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any
 
+import psutil
 import torch
 
 from overpaint.diffusion.denoise import group_by_batch_key, step
 from overpaint.diffusion.run import Run
-from overpaint.errors import DeviceError, RequestError
-from overpaint.models.addons import AddonLoader, load_library_model
+from overpaint.errors import DeviceError, ModelError, RequestError
+from overpaint.models.addons import AddonLoader, find_checkpoint, load_library_model
 from overpaint.models.devices import choose_device
+from overpaint.models.files.safetensors_io import count_numbers
+from overpaint.models.library import catalog
 from overpaint.models.library.library import Library
 from overpaint.models.separate_parts import PartPath
 from overpaint.nn.device_memory import DeviceMemory, MemoryLimit
 from overpaint.nn.memory_meter import MemoryMeter
 from overpaint.request import Request
+from overpaint.system.memory import read_total_memory
 
 META = torch.device("meta")
 
 TENSOR_SHARE = 0.9
 """The share of a device's memory for tensors. Kernels and the rounding of allocators need the
 rest."""
+
+NUMBERS_BESIDE = 1_300_000_000
+"""Numbers that have room beside the weights on a device with ample memory. A guided picture of
+1024 x 1024 pixels needs 0.9 billion."""
 
 PROCESS_BYTES = 600_000_000
 """The bytes that a process uses before it has a model, mostly for libraries."""
@@ -149,6 +157,72 @@ class MemoryPlan:
             return "all weights have room"
         room = max(0, self.limit.room("step"))
         return f"{room / 1e9:.1f} GB of weights have room in a step, the others come when they run"
+
+
+def choose_memory(
+    model: str | PathLike[str],
+    library: Library,
+    *,
+    vram_gb: float | None = None,
+    ram_gb: float | None = None,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    parts: Mapping[str, str | PathLike[str] | PartPath] | None = None,
+    request: Request | None = None,
+) -> DeviceMemory | None:
+    """Return the memory of a device with a limit, or None if all weights have room.
+
+    Without a given limit, the free memory of the device is the limit. If it is ample, no plan is
+    made.
+
+    Args:
+        model: See `plan_memory`.
+        library: See `plan_memory`.
+        vram_gb: See `plan_memory`.
+        ram_gb: See `plan_memory`.
+        device: See `plan_memory`.
+        dtype: See `plan_memory`.
+        parts: See `plan_memory`.
+        request: See `plan_memory`.
+
+    Raises:
+        RequestError, DeviceError, ModelError: See `plan_memory`.
+    """
+    if vram_gb is None and ram_gb is None:
+        placement = choose_device(device, dtype, None, small=model == "miniature")
+        free = read_free_bytes(placement.device)
+        try:
+            path = catalog.resolve_model(fspath(find_checkpoint(model, library)))
+            numbers = count_numbers(path) + NUMBERS_BESIDE
+        except ModelError:
+            return None  # The loader reports the fault.
+        if free is None or free > numbers * placement.dtype.itemsize:
+            return None
+        if placement.device.type == "cpu":
+            ram_gb = (free + PROCESS_BYTES) / 1e9  # The process has its part already.
+        else:
+            vram_gb = free / 1e9
+    return plan_memory(
+        model,
+        library,
+        vram_gb=vram_gb,
+        ram_gb=ram_gb,
+        device=device,
+        dtype=dtype,
+        parts=parts,
+        request=request,
+    ).make_memory()
+
+
+def read_free_bytes(device: torch.device) -> int | None:
+    """Return the free memory of a device in bytes; None if it is unknown."""
+    match device.type:
+        case "cuda":
+            return torch.cuda.mem_get_info(device)[0]
+        case "cpu":
+            return int(min(psutil.virtual_memory().available, read_total_memory()))
+        case _:
+            return None
 
 
 def plan_memory(

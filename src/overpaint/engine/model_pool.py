@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from overpaint.diffusion.memory import plan_memory
+from overpaint.diffusion.memory import choose_memory
 from overpaint.diffusion.run import Run
 from overpaint.engine.config import EngineConfig
 from overpaint.engine.engine import Engine
@@ -17,7 +17,6 @@ from overpaint.models.addons import load_library_model, resolve_part
 from overpaint.models.cache import Cache
 from overpaint.models.library.library import Library
 from overpaint.models.separate_parts import PartPath
-from overpaint.nn.device_memory import DeviceMemory
 from overpaint.painter import Painter
 from overpaint.system.memory import BUDGET_SHARE
 
@@ -167,18 +166,16 @@ def open_engine(config: EngineConfig) -> Engine:
         return {p: resolve_part(p, own, operators_library) for p, own in parts.items()}
 
     placement = {"device": config.device, "dtype": config.dtype}
-    memory: DeviceMemory | None = None
-    if config.vram_gb is not None or config.ram_gb is not None:
-        first_name = config.models[0]
-        memory = plan_memory(
-            first_name,
-            library,
-            vram_gb=config.vram_gb,
-            ram_gb=config.ram_gb,
-            device=config.device,
-            dtype=config.dtype,
-            parts=list_parts(first_name),
-        ).make_memory()
+    first_name = config.models[0]
+    memory = choose_memory(
+        first_name,
+        library,
+        vram_gb=config.vram_gb,
+        ram_gb=config.ram_gb,
+        device=config.device,
+        dtype=config.dtype,
+        parts=list_parts(first_name),
+    )
 
     def loaded(name: str) -> Painter:
         parts = list_parts(name)
@@ -186,7 +183,7 @@ def open_engine(config: EngineConfig) -> Engine:
         return Painter(model, library)
 
     models = ModelPool(config.models, loaded, config.memory_bytes, Cache(config.cache_bytes))
-    first = models.get(config.models[0])
+    first = models.get(first_name)
     assumed = Profile(kind_of(first.model.device.type))
     return Engine(
         models,

@@ -301,15 +301,20 @@ def load_library_model(
         part: own if isinstance(own, PartPath) else resolve_part(part, own, library)
         for part, own in (parts or {}).items()
     }
-    entry: LibraryEntry | None = None
-    if isinstance(name, str):
-        entry = library.find_if(name, "checkpoint") or library.find_if(name, "unet")
-    path = entry.path if entry else name
+    path = find_checkpoint(name, library)
     model = load_model(
         path, device=device, dtype=dtype, parts=located, known=list_names, memory=memory
     )
     model.name = fspath(name)
     return model
+
+
+def find_checkpoint(name: str | PathLike[str], library: Library) -> str | PathLike[str]:
+    """Return the path of a checkpoint or a UNet of the library; else the name itself."""
+    entry: LibraryEntry | None = None
+    if isinstance(name, str):
+        entry = library.find_if(name, "checkpoint") or library.find_if(name, "unet")
+    return entry.path if entry else name
 
 
 def resolve_part(part: str, name: str | PathLike[str], library: Library) -> PartPath:

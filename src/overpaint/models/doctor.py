@@ -11,7 +11,7 @@ import torch
 
 from overpaint.errors import ModelError
 from overpaint.models.devices import choose_device, list_devices
-from overpaint.models.files.safetensors_io import open_weights
+from overpaint.models.files.safetensors_io import count_numbers, open_weights
 from overpaint.models.library import catalog
 from overpaint.system.folders import find_cache_folder
 
@@ -137,11 +137,8 @@ def _measure(name: str) -> tuple[int, int]:
     from overpaint.models.library.folder_configs import read_folder_configs
 
     path = catalog.resolve_model(name, download=False)
-    files = sorted(path.glob("*/*.safetensors")) if path.is_dir() else [path]
-    opened = [open_weights(file) for file in files]
-    configs = read_folder_configs(path) if path.is_dir() else recognize_file(opened[0])
-    tensors = (tensor for weights in opened for tensor in weights.tensors.values())
-    return sum(tensor.file_shape.numel() for tensor in tensors), get_native_size(configs)
+    configs = read_folder_configs(path) if path.is_dir() else recognize_file(open_weights(path))
+    return count_numbers(path), get_native_size(configs)
 
 
 def _need(name: str, parameters: int, side: int, device: DeviceReport) -> MemoryNeed:

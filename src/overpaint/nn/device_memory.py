@@ -245,13 +245,15 @@ class DeviceMemory:
             block.users += 1
             block.last_used = next(self._calls)
             if not block.takes_room:
-                self._make_room(block, must=True)
+                self._make_room(block.network, block.bytes, must=True)
             self._bring(block)
             self._expect_following(block)
 
     def _leave(self, block: Block) -> None:
         with self._lock:
             block.users -= 1
+            # Blocks that several threads use at once can have more bytes than there is room for.
+            self._make_room(block.network, 0, must=True)
 
     def _expect_following(self, block: Block) -> None:
         """Start to bring the block that ran after this one in the step before, if it has room."""
@@ -260,22 +262,27 @@ class DeviceMemory:
             network.latest.following = block
         network.latest = block
         following = block.following
-        if following and not following.takes_room and self._make_room(following, must=False):
+        if not following or following.takes_room:
+            return
+        if self._make_room(network, following.bytes, must=False):
             self._start(following, ahead=True)
 
-    def _make_room(self, coming: Block, *, must: bool) -> bool:
-        """Send blocks home until another one has room.
+    def _make_room(self, running: Network, coming_bytes: int, *, must: bool) -> bool:
+        """Send blocks home until others have room.
 
         Args:
-            coming: the other block.
+            running: the network that runs.
+            coming_bytes: the bytes of the others.
             must: send all home that are not in use if that is not enough.
 
         Returns:
-            Whether it has room.
+            Whether they have room.
         """
-        missing = self.bytes + coming.bytes - self._limit.room(coming.network.work)
+        missing = self.bytes + coming_bytes - self._limit.room(running.work)
+        if missing <= 0:
+            return True
         leaving: list[Block] = []
-        for block in self._list_in_order_of_leaving(coming.network):
+        for block in self._list_in_order_of_leaving(running):
             if missing <= 0:
                 break
             leaving.append(block)

@@ -107,6 +107,17 @@ def open_weights(path: Path) -> WeightsFile:
     return WeightsFile(path, apply_weight_scales(tensors, path), metadata)
 
 
+def count_numbers(path: Path) -> int:
+    """Return how many numbers the tensors of a file or a folder of parts have, from the headers.
+
+    Raises:
+        CheckpointError: See `open_weights`.
+    """
+    files = sorted(path.glob("*/*.safetensors")) if path.is_dir() else [path]
+    tensors = (own for file in files for own in open_weights(file).tensors.values())
+    return sum(own.file_shape.numel() for own in tensors)
+
+
 def refuse_pickle(path: Path) -> None:
     """Reject pickles, by suffix or, if renamed, by their first bytes.
 
