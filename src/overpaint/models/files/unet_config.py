@@ -33,6 +33,9 @@ def infer_unet_config(tensors: Mapping[str, LazyTensor], base: Mapping[str, Any]
     down = [_list_depths(tensors, f"down_blocks.{i}", layers) for i in range(levels)]
     up = [_list_depths(tensors, f"up_blocks.{i}", layers + 1) for i in range(levels)]
     middle = _count_transformer_blocks(tensors, "mid_block.attentions.0")
+    per_block = [_join_depths(depths) for depths in down]
+    if not any(down[-1]):
+        per_block[-1] = middle or 1  # diffusers reads the depth of the middle block there
     channels = [
         _get_size(tensors, f"down_blocks.{i}.resnets.0.conv1.weight", 0) for i in range(levels)
     ]
@@ -40,18 +43,19 @@ def infer_unet_config(tensors: Mapping[str, LazyTensor], base: Mapping[str, Any]
         "layers_per_block": layers,
         "down_block_types": ["CrossAttnDownBlock2D" if any(d) else "DownBlock2D" for d in down],
         "up_block_types": ["CrossAttnUpBlock2D" if any(d) else "UpBlock2D" for d in up],
-        "transformer_layers_per_block": [_join_depths(depths) for depths in down],
+        "transformer_layers_per_block": per_block,
     }
     if all(channels):
         config["block_out_channels"] = channels
         config["attention_head_dim"] = _list_heads(channels, base)
-    if [_join_depths(d) for d in up] != config["transformer_layers_per_block"][::-1]:
+    mirrored = zip(up, per_block[::-1], strict=True)
+    if any(any(own) and _join_depths(own) != other for own, other in mirrored):
         config["reverse_transformer_layers_per_block"] = [_join_depths(depths) for depths in up]
     if not any(key.startswith("mid_block.") for key in tensors):
         config["mid_block_type"] = None
     elif not middle:
         config["mid_block_type"] = "UNetMidBlock2D"
-    elif middle != max(down[-1]):
+    elif any(down[-1]) and middle != max(down[-1]):
         raise CheckpointError(
             f"The UNet has {middle} transformer layers in its middle block and {max(down[-1])} in "
             "the block before it; Overpaint builds UNets in which both are equal"
