@@ -4,6 +4,8 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 
+from overpaint.system.malloc import trim_heap
+
 COUNTED = Path("/proc/self/status")
 
 
@@ -14,6 +16,7 @@ def added(work: Callable[[], object]) -> tuple[int, int]:
     such as those of libraries, do not count: the system drops and reads them as it likes.
     """
     gc.collect()
+    trim_heap()  # else pages that are free already would be given back by `work`
     before = _status("RssAnon")
     result = work()
     taken = read_peak_bytes() - before, _status("RssAnon") - before
