@@ -191,12 +191,14 @@ def choose_memory(
     if vram_gb is None and ram_gb is None:
         placement = choose_device(device, dtype, None, small=model == "miniature")
         free = read_free_bytes(placement.device)
+        if free is None:
+            return None
         try:
             path = catalog.resolve_model(fspath(find_checkpoint(model, library)))
             numbers = count_numbers(path) + NUMBERS_BESIDE
         except ModelError:
             return None  # The loader reports the fault.
-        if free is None or free > numbers * placement.dtype.itemsize:
+        if free > numbers * placement.dtype.itemsize:
             return None
         if placement.device.type == "cpu":
             ram_gb = (free + PROCESS_BYTES) / 1e9  # The process has its part already.

@@ -60,5 +60,5 @@ def test_file_that_changed_is_an_error_with_its_name(tmp_path: Path, change: str
             path.unlink()
         case _:
             os.utime(path, ns=(1, 1))
-    with pytest.raises(CheckpointError, match=r"model\.safetensors changed while a model used it"):
+    with pytest.raises(CheckpointError, match=r"^model\.safetensors changed while a model used it"):
         homes["0.bias"].read()

@@ -37,7 +37,10 @@ class FileHome:
         """
         path = self._stored.path
         if _read_version(path) != self._version:
-            raise CheckpointError(f"{path} changed while a model used it. Load the model again.")
+            # Clients of a server see this message, so it has no path.
+            raise CheckpointError(
+                f"{path.name} changed while a model used it. Load the model again."
+            )
         return self._stored.read().to(self.resting.dtype, memory_format=self._format)
 
 
