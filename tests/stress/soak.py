@@ -135,7 +135,9 @@ async def _run(server: Server, seconds: float) -> Report:
 
 def _look(process: psutil.Process) -> Sample:
     with process.oneshot():
-        size, threads = process.memory_info().rss, process.num_threads()
+        info, threads = process.memory_info(), process.num_threads()
+        # Without pages of files, which the system drops when other programs need memory.
+        size = int(info.rss - getattr(info, "shared", 0))
     return Sample(time.monotonic(), size, process.num_fds(), threads)
 
 
