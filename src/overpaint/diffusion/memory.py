@@ -135,13 +135,11 @@ class MemoryPlan:
 
     Attributes:
         device: The device.
-        dtype: The dtype of the UNet and the text encoders.
         estimate: The memory that the request needs.
         limit: The limit on the device; None if all weights have room.
     """
 
     device: torch.device
-    dtype: torch.dtype
     estimate: MemoryEstimate
     limit: MemoryLimit | None
 
@@ -265,7 +263,7 @@ def plan_memory(
         parts=parts,
     )
     limit = None if max_bytes is None else estimate.limit_to(max_bytes)
-    return MemoryPlan(placement.device, placement.dtype, estimate, limit)
+    return MemoryPlan(placement.device, estimate, limit)
 
 
 def _read_limit(device: torch.device, vram_gb: float | None, ram_gb: float | None) -> int | None:

@@ -194,7 +194,7 @@ class DeviceMemory:
         for block in held.blocks if (held := self._networks.get(network)) else ():
             for weight in block.weights:
                 if weight.owner is owner and weight.leaf == leaf:
-                    return HeldWeight(weight, partial(self._send_home_locked, block))
+                    return HeldWeight(weight, partial(self._send_home, block))
         return None
 
     def list_readers(self, network: nn.Module) -> dict[str, Callable[[], Tensor]]:
@@ -227,10 +227,6 @@ class DeviceMemory:
             if held := self._networks.get(network):
                 for block in held.blocks:
                     self._send_home(block)
-
-    def _send_home_locked(self, block: Block) -> None:
-        with self._lock:
-            self._send_home(block)
 
     def _forget(self, held: Network) -> None:
         """Stop counting the weights of a network that is gone, and drop them."""
@@ -321,7 +317,9 @@ class DeviceMemory:
             raise
 
     def _send_home(self, block: Block) -> None:
-        if block.takes_room:
+        with self._lock:
+            if not block.takes_room:
+                return
             block.rest()
             self.bytes -= block.bytes
             self._untrimmed_bytes += block.bytes
