@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from overpaint.nn.kernels import emulates_bf16
+
 LARGE = 4096  # elements, beyond which a tensor is stored in 8 bits
 
 
@@ -26,6 +28,11 @@ def cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.01) -> flo
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def half_precision() -> torch.autocast:
+    """Autocast to bf16, where the processor computes in it faster than in fp32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=not emulates_bf16(torch.device("cpu")))
 
 
 def generator(seed: int, step: int) -> torch.Generator:

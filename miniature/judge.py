@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from miniature.common import Trainee, generator, read_tensors, write_tensors
+from miniature.common import Trainee, generator, half_precision, read_tensors, write_tensors
 from miniature.scenes import BACKGROUNDS, COLORS, SHAPES, STYLES, Scene
 from miniature.vae import decode, encode, scaling, to_tensor
 
@@ -192,7 +192,7 @@ def train(
         images = augment(images, draw)
         if vae is not None:
             images[-batch_size // 8 :] = round_trip(vae, images[-batch_size // 8 :], draw)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             logits = judge(images)
         return loss_of(logits, targets)
 
@@ -202,7 +202,7 @@ def train(
 @torch.no_grad()
 def round_trip(vae: AutoencoderKL, images: Tensor, draw: torch.Generator) -> Tensor:
     """Through the autoencoder, with some noise on the latents as an imperfect model leaves it."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         latents = encode(vae, images).mean.float()
         spread = 0.15 * torch.rand(len(images), 1, 1, 1, generator=draw)
         noise = torch.randn(latents.shape, generator=draw) * spread / scaling(vae)

@@ -23,6 +23,7 @@ from miniature.common import (
     Trainee,
     averaged_weights,
     generator,
+    half_precision,
     progress,
     read_tensors,
     write_tensors,
@@ -189,7 +190,7 @@ def train(
         draw = generator(seed, step)
         picks = torch.randint(len(pixels), (batch_size,), generator=draw)
         images = augment(to_tensor(pixels[picks.numpy()]), draw, shift=0)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             found = reader(images)
         wanted = shapes[picks].long() + 1
         there = wanted != NOTHING

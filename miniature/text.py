@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from miniature.common import Trainee, averaged_weights
+from miniature.common import Trainee, averaged_weights, half_precision
 from miniature.family import HIDDEN, POOLED, TextEncoders, Tokenizers
 from miniature.judge import HEADS, IGNORED, labels, loss_of, shares
 from miniature.scenes import Scene, caption, draw_scene
@@ -123,7 +123,7 @@ def train(
 
     def loss(step: int) -> Tensor:
         lesson = draw_lesson(np.random.default_rng((seed, step)), batch_size, tokenizers)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             logits = reader(lesson)
         return loss_of(logits, lesson.answers, SMOOTHING)
 

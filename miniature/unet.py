@@ -20,7 +20,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from miniature import vae as autoencoder
-from miniature.common import Trainee, generator, progress, read_tensors, unwritten, write_tensors
+from miniature.common import (
+    Trainee,
+    generator,
+    half_precision,
+    progress,
+    read_tensors,
+    unwritten,
+    write_tensors,
+)
 from miniature.data import SHAPES, View, draw_view, views
 from miniature.family import LENGTH, Painter, Tokenizers, noise_schedule
 from miniature.scenes import caption
@@ -175,7 +183,7 @@ def denoise(
         a = alphas[t]
         noisy = a.sqrt()[:, None, None, None] * batch.latents
         noisy = noisy + (1 - a).sqrt()[:, None, None, None] * noise
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             predicted = predict(noisy, t, batch, step)
         errors = functional.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
         return (errors * weight(a)).mean()

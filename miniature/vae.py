@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from miniature.common import Trainee, averaged_weights, generator
+from miniature.common import Trainee, averaged_weights, generator, half_precision
 
 CONFIG = {
     "block_out_channels": (24, 32, 64, 96),
@@ -49,7 +49,7 @@ def encode(vae: AutoencoderKL, images: Tensor) -> DiagonalGaussianDistribution:
 
 def moments(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of many pictures' posteriors, a few at a time; fp16."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with half_precision():
         found = [encode(vae, part) for part in pixels.split(16)]
     return torch.cat([m.mean for m in found]).half(), torch.cat([m.std for m in found]).half()
 
@@ -134,7 +134,7 @@ def train(
 
     def loss(step: int) -> Tensor:
         x = _batch(pictures, seed, step, step >= steps * (1 - whole_share), batch_size)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             with torch.set_grad_enabled(start is None):
                 posterior = encode(vae, x)
             noise = torch.randn(posterior.mean.shape, generator=generator(seed + 1, step))
