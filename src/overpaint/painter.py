@@ -20,7 +20,9 @@ from overpaint.events import Event, Finished, Notice, Step
 from overpaint.imaging import codec
 from overpaint.models.addons import AddonLoader, load_library_model
 from overpaint.models.checkpoint import load_preview_decoder
+from overpaint.models.devices import DeviceOptions
 from overpaint.models.library.library import Library
+from overpaint.models.memory_fallback import use_less_memory
 from overpaint.picture_sources import PictureSource
 from overpaint.progress import progress_bar
 from overpaint.request import Request
@@ -144,13 +146,13 @@ class Painter:
             ) from error
 
     def _stream(self, request: Request, preview_every: int) -> Iterator[Event]:
-        run = Run(request, self.model, self.addon_loader)
+        run = yield from self._begin(request)
         yield from map(Notice, run.notices)
         for group in _split_into_batches(run.trajectories):
             shown = 0
             while live := [i for i in group if not run.trajectories[i].done]:
                 for together in group_by_batch_key([run.trajectories[i] for i in live]):
-                    yield from _step(run, together)
+                    yield from self._step(together)
                 yield run.progress
                 reached = run.trajectories[live[0]]
                 if preview_every and reached.steps_done // preview_every > shown:
@@ -158,38 +160,48 @@ class Painter:
                     if not reached.done:
                         yield from run.render_previews(live)
             for index in group:
-                yield from _decode(run, index)
+                yield from self._decode(run, index)
         yield run.finish()
 
+    # Out of memory, each of these keeps fewer weights on the device, and tries again
 
-def _step(run: Run, trajectories: Sequence[Trajectory]) -> Iterator[Notice]:
-    """Step trajectories; out of memory, step the halves, then keep fewer weights on the device."""
-    try:
-        predictions = evaluate(trajectories)
-    except torch.OutOfMemoryError:
-        half = len(trajectories) // 2
-        if half:
-            yield from _step(run, trajectories[:half])
-            yield from _step(run, trajectories[half:])
-        elif notice := run.use_less_memory():
-            yield notice
-            yield from _step(run, trajectories)
+    def _begin(self, request: Request) -> Generator[Notice, None, Run]:
+        """Plan a request."""
+        while True:
+            try:
+                return Run(request, self.model, self.addon_loader)
+            except torch.OutOfMemoryError as error:
+                yield self._use_less_memory(error)
+
+    def _step(self, trajectories: Sequence[Trajectory]) -> Iterator[Notice]:
+        """Step trajectories; out of memory, first step the halves."""
+        try:
+            predictions = evaluate(trajectories)
+        except torch.OutOfMemoryError as error:
+            half = len(trajectories) // 2
+            if not half:
+                yield self._use_less_memory(error)
         else:
-            raise
-        return
-    for trajectory, own in zip(trajectories, predictions, strict=True):
-        advance(trajectory, own)
+            for trajectory, own in zip(trajectories, predictions, strict=True):
+                advance(trajectory, own)
+            return
+        # Outside the handler, where the error keeps the tensors of its call.
+        for part in filter(None, (trajectories[:half], trajectories[half:])):
+            yield from self._step(part)
 
+    def _decode(self, run: Run, index: int) -> Iterator[Notice]:
+        """Decode a picture."""
+        while True:
+            try:
+                return (yield from run.decode_picture(index))
+            except torch.OutOfMemoryError as error:
+                yield self._use_less_memory(error)
 
-def _decode(run: Run, index: int) -> Iterator[Notice]:
-    """Decode a picture; out of memory, keep fewer weights on the device."""
-    try:
-        yield from run.decode_picture(index)
-    except torch.OutOfMemoryError:
-        if not (notice := run.use_less_memory()):
-            raise
-        yield notice
-        yield from _decode(run, index)
+    def _use_less_memory(self, error: torch.OutOfMemoryError) -> Notice:
+        """Keep fewer weights on the device; raise the error if it cannot hold fewer."""
+        if message := use_less_memory(self.model):
+            return Notice(message)
+        raise error
 
 
 def _split_into_batches(trajectories: Sequence[Trajectory]) -> Iterator[range]:
@@ -268,16 +280,8 @@ def load(
         "text_encoder_2": text_encoder_2,
     }
     given = {part: own for part, own in parts.items() if own is not None}
-    memory = choose_memory(
-        model,
-        store,
-        vram_gb=vram_gb,
-        ram_gb=ram_gb,
-        device=device,
-        dtype=dtype,
-        parts=given,
-        request=plan_for,
-    )
+    options = DeviceOptions(device, dtype, vram_gb, ram_gb)
+    memory = choose_memory(model, store, options, parts=given, request=plan_for)
     loaded = load_library_model(
         model, store, device=device, dtype=dtype, parts=given, memory=memory
     )

@@ -22,6 +22,7 @@ from overpaint.diffusion.memory import (
 )
 from overpaint.errors import DeviceError, RequestError
 from overpaint.models.checkpoint import load_model
+from overpaint.models.devices import DeviceOptions
 from overpaint.models.library import catalog
 from overpaint.models.library.library import Library
 from overpaint.models.memory_fallback import hold_weights
@@ -87,7 +88,7 @@ def test_peak_is_within_a_tenth_of_the_limit(share: float) -> None:
 def test_blocks_come_to_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's meta device refuses tensors of the host, as a GPU does."""
     monkeypatch.setattr("overpaint.diffusion.memory.LARGEST_LAYER_BYTES", MB)
-    plan = plan_memory("miniature", Library(), vram_gb=0.05, device=META, dtype="fp32")
+    plan = plan_memory("miniature", Library(), DeviceOptions(META, "fp32", vram_gb=0.05))
     memory = plan.make_memory()
     assert memory
     painter = Painter(load_model("miniature", device=META, dtype="fp32", memory=memory))
@@ -132,7 +133,9 @@ class Full:
         return self._function(*arguments)
 
 
-@pytest.mark.parametrize("where", ["overpaint.painter.evaluate", "decode_latent"])
+@pytest.mark.parametrize(
+    "where", ["overpaint.diffusion.run.plan", "overpaint.painter.evaluate", "decode_latent"]
+)
 def test_picture_is_the_same_after_the_device_was_full(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -201,7 +204,7 @@ def test_plan_counts_what_the_request_needs() -> None:
     small = Request(prompt="a house", width=64, height=64)
     large = Request(prompt="a house", width=256, height=256)
     plans = [
-        plan_memory("miniature", Library(), ram_gb=1, device="cpu", request=own)
+        plan_memory("miniature", Library(), DeviceOptions("cpu", ram_gb=1), request=own)
         for own in (small, large)
     ]
     assert plans[0].estimate.step < plans[1].estimate.step
@@ -215,7 +218,7 @@ def test_free_memory_is_the_limit_if_there_is_no_other(
     monkeypatch.setattr("overpaint.diffusion.memory.LARGEST_LAYER_BYTES", MB)
     monkeypatch.setattr("overpaint.diffusion.memory.read_free_bytes", lambda device: free)  # pyright: ignore[reportUnknownLambdaType]
     model = catalog.resolve_model("miniature")  # a folder, which is not known to be small
-    memory = choose_memory(model, Library(paths=True), device="cpu", dtype="fp32")
+    memory = choose_memory(model, Library(paths=True), DeviceOptions("cpu", "fp32"))
     assert (memory is not None) == limited
 
 
@@ -237,7 +240,7 @@ def test_limit_of_another_memory_is_refused(
     limits: dict[str, Any], device: Any, message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
-        plan_memory("miniature", Library(), device=device, **limits)
+        plan_memory("miniature", Library(), DeviceOptions(device, **limits))
 
 
 def test_limit_follows_from_the_estimate() -> None:

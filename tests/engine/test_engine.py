@@ -19,6 +19,7 @@ from torch import Tensor
 import overpaint
 from overpaint.diffusion.conditioning import Row
 from overpaint.diffusion.denoise import evaluate
+from overpaint.diffusion.planner import plan
 from overpaint.diffusion.run import Run
 from overpaint.diffusion.unet import get_network
 from overpaint.engine.engine import MAX_CONCURRENT_PLANS, Engine, EngineEvent
@@ -29,6 +30,7 @@ from overpaint.events import Canceled, Failed, Finished, Notice, Preview, Spent,
 from overpaint.imaging.codec import read_picture
 from overpaint.models.cache import Cache
 from overpaint.models.checkpoint import load_model
+from overpaint.models.memory_fallback import use_less_memory
 from overpaint.nn.device_memory import DeviceMemory, MemoryLimit
 from overpaint.request import Request
 from overpaint.system.abandon import check_abandoned
@@ -58,6 +60,9 @@ class Miniature:
 
     def begin(self, model: str, request: Request) -> Run:
         return Run(request, self.painter.model, self.painter.addon_loader)
+
+    def use_less_memory(self, model: str) -> str | None:
+        return use_less_memory(self.painter.model)
 
     def load_seconds(self, model: str) -> float:
         return 0.0
@@ -567,7 +572,7 @@ def test_engine_costs_add_up_to_its_time(
     assert spent["higher"].megapixel_steps > 4 * 4 * square
 
 
-@pytest.mark.parametrize("where", ["stepping", "decoding"])
+@pytest.mark.parametrize("where", ["planning", "stepping", "decoding"])
 def test_engine_out_of_memory_keeps_fewer_weights_on_the_device(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -586,7 +591,9 @@ def test_engine_out_of_memory_keeps_fewer_weights_on_the_device(
 
         return run_tight
 
-    if where == "stepping":
+    if where == "planning":
+        monkeypatch.setattr("overpaint.diffusion.run.plan", tight(plan))
+    elif where == "stepping":
         monkeypatch.setattr("overpaint.engine.engine.evaluate", tight(evaluate))
     else:
         monkeypatch.setattr(Run, "decode_picture", tight(Run.decode_picture))

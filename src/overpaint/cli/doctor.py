@@ -92,7 +92,7 @@ def _plan(file: Path, model: str, vram: float | None, ram: float | None) -> "Mem
     import torch
 
     from overpaint.diffusion.memory import META, plan_memory
-    from overpaint.models.devices import list_devices
+    from overpaint.models.devices import DeviceOptions, list_devices
     from overpaint.models.library import catalog
     from overpaint.models.library.library import Library
     from overpaint.request import Request
@@ -112,4 +112,5 @@ def _plan(file: Path, model: str, vram: float | None, ram: float | None) -> "Mem
     if ram is not None:
         device = torch.device("cpu")
     asked = Request(**fields)
-    return plan_memory(model, library, vram_gb=vram, ram_gb=ram, device=device, request=asked)
+    options = DeviceOptions(device, vram_gb=vram, ram_gb=ram)
+    return plan_memory(model, library, options, request=asked)

@@ -4,7 +4,6 @@ The request runs on torch's meta device for two steps of each stage: the same pr
 picture, with the shapes of all tensors and no values. Only the headers of files are read.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any
@@ -16,11 +15,11 @@ from overpaint.diffusion.denoise import group_by_batch_key, step
 from overpaint.diffusion.run import Run
 from overpaint.errors import DeviceError, ModelError, RequestError
 from overpaint.models.addons import AddonLoader, find_checkpoint, load_library_model
-from overpaint.models.devices import choose_device
+from overpaint.models.devices import DeviceChoice, DeviceOptions, choose_device
 from overpaint.models.files.safetensors_io import count_numbers
 from overpaint.models.library import catalog
 from overpaint.models.library.library import Library
-from overpaint.models.separate_parts import PartPath
+from overpaint.models.separate_parts import GivenParts
 from overpaint.nn.device_memory import DeviceMemory, MemoryLimit
 from overpaint.nn.memory_meter import MemoryMeter
 from overpaint.request import Request
@@ -160,12 +159,9 @@ class MemoryPlan:
 def choose_memory(
     model: str | PathLike[str],
     library: Library,
+    options: DeviceOptions,
     *,
-    vram_gb: float | None = None,
-    ram_gb: float | None = None,
-    device: str | torch.device = "auto",
-    dtype: str = "auto",
-    parts: Mapping[str, str | PathLike[str] | PartPath] | None = None,
+    parts: GivenParts | None = None,
     request: Request | None = None,
 ) -> DeviceMemory | None:
     """Return the memory of a device with a limit, or None if all weights have room.
@@ -176,64 +172,28 @@ def choose_memory(
     Args:
         model: See `plan_memory`.
         library: See `plan_memory`.
-        vram_gb: See `plan_memory`.
-        ram_gb: See `plan_memory`.
-        device: See `plan_memory`.
-        dtype: See `plan_memory`.
+        options: See `plan_memory`.
         parts: See `plan_memory`.
         request: See `plan_memory`.
 
     Raises:
         RequestError, DeviceError, ModelError: See `plan_memory`.
     """
-    if vram_gb is None and ram_gb is None:
-        placement = choose_device(device, dtype, None, small=model == "miniature")
-        free = read_free_bytes(placement.device)
-        if free is None:
-            return None
-        try:
-            path = catalog.resolve_model(fspath(find_checkpoint(model, library)))
-            numbers = count_numbers(path) + NUMBERS_BESIDE
-        except ModelError:
-            return None  # The loader reports the fault.
-        if free > numbers * placement.dtype.itemsize:
-            return None
-        if placement.device.type == "cpu":
-            ram_gb = (free + PROCESS_BYTES) / 1e9  # The process has its part already.
-        else:
-            vram_gb = free / 1e9
-    return plan_memory(
-        model,
-        library,
-        vram_gb=vram_gb,
-        ram_gb=ram_gb,
-        device=device,
-        dtype=dtype,
-        parts=parts,
-        request=request,
-    ).make_memory()
-
-
-def read_free_bytes(device: torch.device) -> int | None:
-    """Return the free memory of a device in bytes; None if it is unknown."""
-    match device.type:
-        case "cuda":
-            return torch.cuda.mem_get_info(device)[0]
-        case "cpu":
-            return int(min(psutil.virtual_memory().available, read_total_memory()))
-        case _:
-            return None
+    placement = _choose_placement(model, options)
+    max_bytes = _read_limit(placement.device, options)
+    if max_bytes is None:
+        max_bytes = _find_scarce_bytes(model, library, placement)
+    if max_bytes is None:
+        return None
+    return _make_plan(model, library, placement, max_bytes, parts, request).make_memory()
 
 
 def plan_memory(
     model: str | PathLike[str],
     library: Library,
+    options: DeviceOptions,
     *,
-    vram_gb: float | None = None,
-    ram_gb: float | None = None,
-    device: str | torch.device = "auto",
-    dtype: str = "auto",
-    parts: Mapping[str, str | PathLike[str] | PartPath] | None = None,
+    parts: GivenParts | None = None,
     request: Request | None = None,
 ) -> MemoryPlan:
     """Plan how a model uses the memory of a device, before any weights are read.
@@ -241,10 +201,7 @@ def plan_memory(
     Args:
         model: The name of the model.
         library: The library in which names are looked up.
-        vram_gb: The memory of a GPU in GB. None for no limit.
-        ram_gb: The memory of this process in GB if the device is the CPU. None for no limit.
-        device: See `load_model`.
-        dtype: See `load_model`.
+        options: The device and the limit of its memory. Without a limit all weights have room.
         parts: See `load_library_model`.
         request: The request. By default, a guided picture of the model's native size.
 
@@ -253,8 +210,19 @@ def plan_memory(
         DeviceError: The memory is too little for the request.
         ModelError: See `load_library_model`.
     """
-    placement = choose_device(device, dtype, None, small=model == "miniature")
-    max_bytes = _read_limit(placement.device, vram_gb, ram_gb)
+    placement = _choose_placement(model, options)
+    max_bytes = _read_limit(placement.device, options)
+    return _make_plan(model, library, placement, max_bytes, parts, request)
+
+
+def _make_plan(
+    model: str | PathLike[str],
+    library: Library,
+    placement: DeviceChoice,
+    max_bytes: int | None,
+    parts: GivenParts | None,
+    request: Request | None,
+) -> MemoryPlan:
     estimate = estimate_memory(
         request or Request(prompt="a picture"),
         fspath(model),
@@ -266,12 +234,17 @@ def plan_memory(
     return MemoryPlan(placement.device, estimate, limit)
 
 
-def _read_limit(device: torch.device, vram_gb: float | None, ram_gb: float | None) -> int | None:
-    """Return the bytes that a device may use for tensors.
+def _choose_placement(model: str | PathLike[str], options: DeviceOptions) -> DeviceChoice:
+    return choose_device(options.device, options.dtype, None, small=model == "miniature")
+
+
+def _read_limit(device: torch.device, options: DeviceOptions) -> int | None:
+    """Return the bytes that a device may use for tensors; None if the user gave no limit.
 
     Raises:
         RequestError: The limit is not for this device.
     """
+    vram_gb, ram_gb = options.vram_gb, options.ram_gb
     if vram_gb is not None and device.type in ("cpu", "mps"):
         instead = "Use ram_gb" if device.type == "cpu" else "Leave the value out"
         raise RequestError("vram_gb", f"The device {device} uses the host's memory. {instead}.")
@@ -282,3 +255,29 @@ def _read_limit(device: torch.device, vram_gb: float | None, ram_gb: float | Non
     if ram_gb is not None:
         return max(0, int(ram_gb * 1e9) - PROCESS_BYTES)
     return None if vram_gb is None else int(vram_gb * 1e9)
+
+
+def _find_scarce_bytes(
+    model: str | PathLike[str], library: Library, placement: DeviceChoice
+) -> int | None:
+    """Return the free bytes of a device; None if they are ample for a model, or unknown."""
+    free = read_free_bytes(placement.device)
+    if free is None:
+        return None
+    try:
+        path = catalog.resolve_model(fspath(find_checkpoint(model, library)))
+        numbers = count_numbers(path) + NUMBERS_BESIDE
+    except ModelError:
+        return None  # The loader reports the fault.
+    return None if free > numbers * placement.dtype.itemsize else free
+
+
+def read_free_bytes(device: torch.device) -> int | None:
+    """Return the free memory of a device in bytes; None if it is unknown."""
+    match device.type:
+        case "cuda":
+            return torch.cuda.mem_get_info(device)[0]
+        case "cpu":
+            return int(min(psutil.virtual_memory().available, read_total_memory()))
+        case _:
+            return None

@@ -15,7 +15,6 @@ from overpaint.events import Finished, Notice, Preview, Step
 from overpaint.imaging import codec
 from overpaint.models import few_step
 from overpaint.models.addons import AddonLoader
-from overpaint.models.memory_fallback import use_less_memory
 from overpaint.models.model import Model
 from overpaint.provenance import metadata
 from overpaint.request import Request
@@ -37,7 +36,6 @@ class Run:
         Raises:
             RequestError, PictureError, ModelError, DeviceError: see `plan` and `AddonLoader.load`.
         """
-        self._base = model
         if request.vae is not None and model.separate_vae_name != request.vae:
             model = model.with_vae(addon_loader.load_vae(request.vae))
         addons = addon_loader.load(request)
@@ -74,17 +72,6 @@ class Run:
     def complete(self) -> bool:
         """True if all pictures are decoded."""
         return len(self._pictures) == self.request.num_images
-
-    def use_less_memory(self) -> Notice | None:
-        """Keep fewer bytes of weights on the device, after it ran out of memory.
-
-        Returns:
-            A notice; None if the device cannot hold fewer.
-        """
-        if not use_less_memory(self._base):
-            return None
-        assert self._base.device_memory
-        return Notice(f"out of memory: {self._base.device_memory.describe()}")
 
     def render_previews(self, indices: "range | list[int]") -> Iterator[Preview]:
         """Yield a preview of each of these pictures that has taken a step."""

@@ -243,7 +243,13 @@ class Engine:
 
     def _take_plan(self, job: Job, planning: Future[Run]) -> None:
         with self._failing(job):
-            job.run = planning.result()
+            try:
+                job.run = planning.result()
+            except torch.OutOfMemoryError:
+                if not self._use_less_memory(job):
+                    raise
+                job.planning = None  # so that it is planned again
+                return
             job.step_s = job.remaining_s / max(1, job.run.progress.total)
             self._add_events(job, *map(Notice, job.run.notices))
             self._finish_if_complete(job)
@@ -322,10 +328,10 @@ class Engine:
 
         The halves of a batch come first. A request fails only if this does not help either.
         """
-        notice = job.run.use_less_memory() if job.run else None
-        if notice:
-            self._add_events(job, notice)
-        return notice is not None
+        message = self._models.use_less_memory(job.model)
+        if message:
+            self._add_events(job, Notice(message))
+        return message is not None
 
     def _step(self, pictures: Sequence[PictureOfJob], group: Hashable) -> None:
         """Call the network once for all pictures.
@@ -344,25 +350,27 @@ class Engine:
                 if not (is_full and self._use_less_memory(pictures[0][0])):
                     self._fail(pictures[0][0], error)
                 return  # a later tick steps it
-            half = len(pictures) // 2
             if isinstance(error, torch.OutOfMemoryError) and isinstance(group, tuple):
                 self._halvings += 1
                 network, shape = group
                 self._row_limits.setdefault(network, {})[shape] = max(1, rows // 2)
-            for part in (pictures[:half], pictures[half:]):
-                if remaining := [picture for picture in part if picture[0].name in self._jobs]:
-                    self._step(remaining, group)
-            return
-        self._batches[rows] += 1
-        for (job, trajectory), own in zip(trajectories, predictions, strict=True):
-            with self._failing(job):
-                job.pixel_steps += pixel_count(job, trajectory)
-                advance(trajectory, own)
-        for job in dict.fromkeys(job for job, _ in trajectories):
-            if job.name in self._jobs and job.run:
-                indices = [index for owner, index in pictures if owner is job]
+        else:
+            self._batches[rows] += 1
+            for (job, trajectory), own in zip(trajectories, predictions, strict=True):
                 with self._failing(job):
-                    self._report_progress(job, job.run, indices)
+                    job.pixel_steps += pixel_count(job, trajectory)
+                    advance(trajectory, own)
+            for job in dict.fromkeys(job for job, _ in trajectories):
+                if job.name in self._jobs and job.run:
+                    indices = [index for owner, index in pictures if owner is job]
+                    with self._failing(job):
+                        self._report_progress(job, job.run, indices)
+            return
+        # Outside the handler, where the error keeps the tensors of its call.
+        half = len(pictures) // 2
+        for part in (pictures[:half], pictures[half:]):
+            if remaining := [picture for picture in part if picture[0].name in self._jobs]:
+                self._step(remaining, group)
 
     def _report_progress(self, job: Job, run: Run, indices: list[int]) -> None:
         progress = run.progress

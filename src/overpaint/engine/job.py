@@ -37,6 +37,10 @@ class Models(Protocol):
         """Plan a request for a model; load the model if it is not in memory."""
         ...
 
+    def use_less_memory(self, model: str) -> str | None:
+        """Keep fewer weights of a model on its device; return a message, or None if it cannot."""
+        ...
+
     def load_seconds(self, model: str) -> float:
         """Return the seconds until a model can plan a request: 0 if it is in memory."""
         ...

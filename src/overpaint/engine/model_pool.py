@@ -15,7 +15,9 @@ from overpaint.engine.profile import Profile, kind_of
 from overpaint.errors import ModelNotFoundError, did_you_mean
 from overpaint.models.addons import load_library_model, resolve_part
 from overpaint.models.cache import Cache
+from overpaint.models.devices import DeviceOptions
 from overpaint.models.library.library import Library
+from overpaint.models.memory_fallback import use_less_memory
 from overpaint.models.separate_parts import PartPath
 from overpaint.painter import Painter
 from overpaint.system.memory import BUDGET_SHARE
@@ -109,6 +111,15 @@ class ModelPool:
             self._make_room()
         return painter
 
+    def use_less_memory(self, model: str) -> str | None:
+        """Keep fewer weights of a model on its device, after the device ran out of memory.
+
+        Returns:
+            A message for the user; None if the device cannot hold fewer, or the model is not there.
+        """
+        painter = self._there.get(model)
+        return use_less_memory(painter.model) if painter else None
+
     def load_seconds(self, model: str) -> float:
         """Return the seconds that loading took; 0 if the model is in memory or still unknown."""
         return 0.0 if model in self._there else self._seconds.get(model, 0.0)
@@ -167,15 +178,8 @@ def open_engine(config: EngineConfig) -> Engine:
 
     placement = {"device": config.device, "dtype": config.dtype}
     first_name = config.models[0]
-    memory = choose_memory(
-        first_name,
-        library,
-        vram_gb=config.vram_gb,
-        ram_gb=config.ram_gb,
-        device=config.device,
-        dtype=config.dtype,
-        parts=list_parts(first_name),
-    )
+    options = DeviceOptions(config.device, config.dtype, config.vram_gb, config.ram_gb)
+    memory = choose_memory(first_name, library, options, parts=list_parts(first_name))
 
     def loaded(name: str) -> Painter:
         parts = list_parts(name)

@@ -28,7 +28,7 @@ from overpaint.models.library import catalog
 from overpaint.models.library.entry import PART_KINDS, LibraryEntry
 from overpaint.models.library.library import Library
 from overpaint.models.lora import LoraWeights, load_lora
-from overpaint.models.separate_parts import PartPath
+from overpaint.models.separate_parts import GivenParts, PartPath
 from overpaint.nn.device_memory import DeviceMemory
 from overpaint.registry import HINTS
 from overpaint.request.fields import MAX_CONTROLS, MAX_EMBEDDINGS, MAX_LORAS
@@ -275,7 +275,7 @@ def load_library_model(
     *,
     device: str | torch.device,
     dtype: str,
-    parts: Mapping[str, str | PathLike[str] | PartPath] | None = None,
+    parts: GivenParts | None = None,
     memory: DeviceMemory | None = None,
 ) -> "Model":
     """Load a checkpoint or a UNet of the library, or any model that `load_model` accepts.

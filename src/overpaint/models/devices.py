@@ -32,6 +32,23 @@ class DeviceChoice:
     vae_dtype: torch.dtype
 
 
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where a user wants a model to run.
+
+    Attributes:
+        device: See `choose_device`.
+        dtype: See `choose_device`.
+        vram_gb: The memory of a GPU in GB; None for its free memory.
+        ram_gb: The memory of the process in GB if the device is the CPU; None for the free memory.
+    """
+
+    device: str | torch.device = "auto"
+    dtype: str = "auto"
+    vram_gb: float | None = None
+    ram_gb: float | None = None
+
+
 def choose_device(
     device: str | torch.device, dtype: str, vae_dtype: str | None, *, small: bool
 ) -> DeviceChoice:

@@ -15,21 +15,24 @@ MIN_BLOCKS = 32
 """Blocks of a small model, at least."""
 
 
-def use_less_memory(model: Model) -> bool:
+def use_less_memory(model: Model) -> str | None:
     """Keep fewer bytes of weights on the model's device.
 
     The first call moves weights that all stay on the device to the host's memory, from where blocks
     come when they run. No other thread may run the UNet.
 
     Returns:
-        False if the device cannot hold fewer: it is the CPU, or a layer would have no room.
+        A message for the user. None if the device cannot hold fewer: it is the CPU, or a layer
+        would have no room.
     """
     if model.device_memory is None:
         if model.device.type == "cpu":
-            return False
+            return None
         with model.text_lock, model.vae_lock:
             model.device_memory = hold_weights(model)
-    return model.device_memory.lower()
+    if not model.device_memory.lower():
+        return None
+    return f"out of memory: {model.device_memory.describe()}"
 
 
 def hold_weights(model: Model) -> DeviceMemory:

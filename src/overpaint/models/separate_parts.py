@@ -5,6 +5,7 @@ They replace the checkpoint's own, or are those that it lacks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ class PartPath:
 
     path: Path
     name: str
+
+
+GivenParts = Mapping[str, str | PathLike[str] | PartPath]
+"""The parts that a user gives for a model, by name."""
 
 
 @dataclass(frozen=True)
