@@ -25,6 +25,7 @@ from miniature import (
     reader,
     refiner,
     text,
+    tiny_decoder,
     unet,
     vae,
     word,
@@ -48,6 +49,7 @@ STAGES = (
     "control",
     "concepts",
     "decoder",
+    "tiny-decoder",
     "judge",
     "reader",
     "export",
@@ -149,6 +151,17 @@ class Workshop:
             rate=1e-3,
             whole_share=1.0,
             start=averaged_weights(self.work / "vae.safetensors"),
+        )
+
+    def tiny_decoder(self, steps: int) -> None:
+        """Train a tiny decoder for the autoencoder's latents."""
+        tiny_decoder.train(
+            self._autoencoder().requires_grad_(False),
+            self._vae_scenes(),
+            self.work / "tiny-decoder.safetensors",
+            steps=steps,
+            seed=self.seed + 80,
+            batch_size=self.workload.batch_size or tiny_decoder.BATCH,
         )
 
     def encode(self) -> None:
@@ -315,6 +328,10 @@ class Workshop:
             if state.exists():
                 network.load_state_dict(averaged_weights(state))
                 export_second(out.with_name(f"{out.name}-{kind}"), kind, network)
+        if (state := self.work / "tiny-decoder.safetensors").exists():
+            folder = out.with_name(f"{out.name}-decoder")
+            folder.mkdir(exist_ok=True)
+            tiny_decoder.export(state, folder / "tiny.safetensors")
         for kind in control.ALL:
             state = self.work / f"{kind}.safetensors"
             if state.exists():
@@ -377,6 +394,7 @@ def main(arguments: Sequence[str] | None = None, workload: Workload = FULL_WORKL
     parser.add_argument("--concepts", default=",".join(concepts.CONCEPTS), help="which of them")
     parser.add_argument("--concepts-steps", type=int, default=1500)
     parser.add_argument("--decoder-steps", type=int, default=3000)
+    parser.add_argument("--tiny-decoder-steps", type=int, default=4000)
     parser.add_argument("--judge-steps", type=int, default=6000)
     parser.add_argument("--reader-steps", type=int, default=1500)
     parser.add_argument("--model", default="miniature", help="a folder; measure: or a name")
@@ -454,6 +472,7 @@ def main(arguments: Sequence[str] | None = None, workload: Workload = FULL_WORKL
         "control": lambda: workshop.control(options.kinds.split(","), options.control_steps),
         "concepts": lambda: workshop.concepts(options.concepts.split(","), options.concepts_steps),
         "decoder": lambda: workshop.decoder(options.decoder_steps),
+        "tiny-decoder": lambda: workshop.tiny_decoder(options.tiny_decoder_steps),
         "judge": lambda: workshop.judge(options.judge_steps),
         "reader": lambda: workshop.reader(options.reader_steps),
         "export": lambda: workshop.export(options.out),

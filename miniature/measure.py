@@ -31,8 +31,9 @@ from overpaint.diffusion import latents
 from overpaint.diffusion.denoise import Trajectory, group_by_batch_key, step
 from overpaint.diffusion.planner import plan
 from overpaint.imaging import codec as pictures_of
-from overpaint.models.addons import NO_ADDONS, Addons
+from overpaint.models.addons import NO_ADDONS, AddonLoader, Addons
 from overpaint.models.checkpoint import load_model
+from overpaint.models.library.library import Library
 from overpaint.models.model import Model
 from overpaint.picture import Picture
 from overpaint.request import Request
@@ -205,6 +206,29 @@ def round_trip(model: Model, count: int) -> Figure:
     return Figure("VAE round trip, dB", float(ratios.mean()), 30.0, count)
 
 
+def tiny_decoding(model: Model, judge: Judge, count: int) -> list[Figure]:
+    """The tiny decoder on the latents of held-out renders: PSNR to the VAE, and what is right."""
+    decoder = AddonLoader(model, Library()).load_decoder("tiny")
+    scenes = _scenes(count, FIRST_SEED + 200_000)
+    ratios: list[float] = []
+    painted: list[NDArray[np.uint8]] = []
+    for scene in scenes:
+        moments, _ = latents.encode_pixels(
+            model, pictures_of.to_array(Image.fromarray(render(scene)))
+        )
+        whole, _ = latents.decode_latent(model, moments.mean)
+        tiny = np.asarray(latents.decode_tiny(model, decoder, moments.mean))
+        errors = np.square(tiny.astype(np.float64) - np.asarray(whole)).mean()
+        ratios.append(10 * math.log10(255**2 / max(errors, 1e-6)))
+        painted.append(tiny)
+    pairs = zip(judge.read(np.stack(painted)), map(truth, scenes), strict=True)
+    objects = [right for v, w in pairs for right in _objects_right(v, w)]
+    return [
+        Figure("tiny decoder to the VAE, dB", float(np.mean(ratios)), 27.0, count),
+        Figure("tiny decoder: object shape and color", _share(objects), 0.95, len(objects)),
+    ]
+
+
 @dataclass(frozen=True)
 class Sweep:
     """At each of `STRENGTHS`, of each source: (strengths, sources)."""
@@ -304,7 +328,7 @@ def report(
     grid(created[:48], 12).save(out / "created.png")
     more, edited = from_sketches(model, judge, count, guidance)
     grid(edited, 12).save(out / "edited.png")
-    figures += [*more, round_trip(model, 200)]
+    figures += [*more, round_trip(model, 200), *tiny_decoding(model, judge, 200)]
     found = sweep(model, judge, sweep_count, guidance)
     plot(found.means, out / "strength.svg")
     print(*figures, sep="\n")

@@ -32,6 +32,7 @@ REACH = 8
 SIDE = 32  # pixels that a picture is extended by
 STEPS = 30
 REFINED_STEPS = 20
+LANGEVIN_STEPS = 5
 STRENGTH = 0.5  # of the pictures that are refined
 BAND = 3  # pixels to either side of a border
 
@@ -114,8 +115,13 @@ def other_object(scene: Scene, which: int, rng: np.random.Generator) -> Scene:
     return dataclasses.replace(scene, objects=objects)
 
 
+def _describe(model: Model, langevin_steps: int) -> str:
+    channels = f"{model.family.in_channels} channels"
+    return f"{channels}, {langevin_steps} Langevin steps" if langevin_steps else channels
+
+
 def replaced(
-    model: Model, judge: Judge, count: int, steps: int = STEPS
+    model: Model, judge: Judge, count: int, steps: int = STEPS, langevin_steps: int = 0
 ) -> tuple[list[Figure], Pixels]:
     """One of two objects becomes another; the rest stays to the bit."""
     rng = np.random.default_rng(FIRST_SEED + 3)
@@ -124,7 +130,8 @@ def replaced(
     which = [i % 2 for i in range(count)]
     wanted = [other_object(s, w, rng) for s, w in zip(scenes, which, strict=True)]
     boxes = np.stack([_around(s.objects[w]) for s, w in zip(scenes, which, strict=True)])
-    painted = paint(model, _requests(wanted, sources, boxes, num_inference_steps=steps), "replace")
+    fields: dict[str, Any] = {"num_inference_steps": steps, "langevin_steps": langevin_steps}
+    painted = paint(model, _requests(wanted, sources, boxes, **fields), "replace")
     same = [bool((p == s)[b == 0].all()) for p, s, b in zip(painted, sources, boxes, strict=True)]
     right = [
         truth(after).objects == verdict.objects
@@ -132,28 +139,34 @@ def replaced(
     ]
     both = [a and b for a, b in zip(right, same, strict=True)]
     wished = 0.9 if model.family.sees_mask else 0.85
-    channels = model.family.in_channels
+    how = _describe(model, langevin_steps)
     figures = [
-        Figure(f"replaced as prompted, {channels} channels", float(np.mean(both)), wished, count),
-        Figure(f"the rest as it was, {channels} channels", float(np.mean(same)), 1.0, count),
+        Figure(f"replaced as prompted, {how}", float(np.mean(both)), wished, count),
+        Figure(f"the rest as it was, {how}", float(np.mean(same)), 1.0, count),
     ]
     return figures, np.concatenate([sources[:12], painted[:12]])
 
 
-def removed(model: Model, count: int, steps: int = STEPS) -> tuple[Figure, Pixels]:
+def removed(
+    model: Model, count: int, steps: int = STEPS, langevin_steps: int = 0
+) -> tuple[Figure, Pixels]:
     """Remove one object; its place must look like the background around it."""
     scenes = _scenes(count, 300_000, two=False)
     empty = [dataclasses.replace(s, objects=()) for s in scenes]
     sources, wanted = (np.stack([render(s) for s in group]) for group in (scenes, empty))
     boxes = np.stack([_around(s.objects[0]) for s in scenes])
-    fields: dict[str, Any] = {"task": "remove", "num_inference_steps": steps}
+    fields: dict[str, Any] = {
+        "task": "remove",
+        "num_inference_steps": steps,
+        "langevin_steps": langevin_steps,
+    }
     painted = paint(model, _requests(empty, sources, boxes, **fields), "remove")
     gone = [
         float((d[b > 0] < UNLIKE).mean()) > 0.95
         for d, b in zip(_strangeness(painted, wanted), boxes, strict=True)
     ]
-    channels = model.family.in_channels
-    figure = Figure(f"removed, {channels} channels", float(np.mean(gone)), 0.8, count)
+    how = _describe(model, langevin_steps)
+    figure = Figure(f"removed, {how}", float(np.mean(gone)), 0.8, count)
     return figure, np.concatenate([sources[:12], painted[:12]])
 
 
@@ -221,13 +234,19 @@ def seams(model: Model, side: int, count: int) -> tuple[Figure, Pixels]:
     return Figure(name, float(here / there), 1.1, count, at_most=True), painted
 
 
-def extended(model: Model, count: int, steps: int = STEPS) -> tuple[Figure, Pixels]:
+def extended(
+    model: Model, count: int, steps: int = STEPS, langevin_steps: int = 0
+) -> tuple[Figure, Pixels]:
     """Pictures with more room at the right; ΔE over the border."""
     scenes = _scenes(count, 400_000, two=False)
     sources = np.stack([render(s) for s in scenes])[:, :, : NATIVE - SIDE]
-    fields: dict[str, Any] = {"extend": (0, 0, SIDE, 0), "num_inference_steps": steps}
+    fields: dict[str, Any] = {
+        "extend": (0, 0, SIDE, 0),
+        "num_inference_steps": steps,
+        "langevin_steps": langevin_steps,
+    }
     painted = paint(model, _requests(scenes, sources, **fields), "extend")
-    name = f"ΔE over the border, extended, {model.family.in_channels} channels"
+    name = f"ΔE over the border, extended, {_describe(model, langevin_steps)}"
     return Figure(name, _border(scenes, painted), 5.0, count, at_most=True), painted[:24]
 
 
@@ -315,16 +334,17 @@ def report(names: Sequence[str], judge: Judge, out: Path, *, count: int, tiled: 
     out.mkdir(parents=True, exist_ok=True)
     base, inpaint, refiner = (load_model(name) for name in names)
     figures: list[Figure] = []
-    for model in (base, inpaint):
-        found, pictures = replaced(model, judge, count)
+    for model, langevin_steps in ((base, 0), (base, LANGEVIN_STEPS), (inpaint, 0)):
+        name = f"{model.family.in_channels}-{langevin_steps}"
+        found, pictures = replaced(model, judge, count, langevin_steps=langevin_steps)
         figures += found
-        grid(pictures, 12).save(out / f"replaced-{model.family.in_channels}.png")
-        figure, pictures = removed(model, count)
+        grid(pictures, 12).save(out / f"replaced-{name}.png")
+        figure, pictures = removed(model, count, langevin_steps=langevin_steps)
         figures.append(figure)
-        grid(pictures, 12).save(out / f"removed-{model.family.in_channels}.png")
-        figure, pictures = extended(model, count)
+        grid(pictures, 12).save(out / f"removed-{name}.png")
+        figure, pictures = extended(model, count, langevin_steps=langevin_steps)
         figures.append(figure)
-        grid(pictures, 12).save(out / f"extended-{model.family.in_channels}.png")
+        grid(pictures, 12).save(out / f"extended-{name}.png")
     figures.append(unextended(count))
     found, pictures = refined(base, refiner, count)
     figures += found

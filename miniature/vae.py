@@ -93,17 +93,21 @@ def _batch(scenes: Tensor, seed: int, step: int, whole: bool, batch_size: int) -
     return torch.stack(crops).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
-def _loss(y: Tensor, x: Tensor, posterior: DiagonalGaussianDistribution) -> Tensor:
-    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+def picture_loss(y: Tensor, x: Tensor) -> Tensor:
+    """The mean difference of pictures (n, 3, h, w) in −1..1: of values, edges and tints."""
     errors = functional.mse_loss(y, x, reduction="none").mean((1, 2, 3))
     edges = torch.stack(
         [functional.l1_loss(a, b) for a, b in zip(_gradients(y), _gradients(x), strict=True)]
     ).sum()
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     tints = functional.l1_loss(functional.avg_pool2d(y, 4), functional.avg_pool2d(x, 4))
     ratio = errors.clamp(min=1e-5).log().mean()
-    loss = functional.l1_loss(y, x) + tints + 2 * errors.mean() + 0.5 * edges + KL_WEIGHT * kl
-    return loss + RATIO_WEIGHT * ratio
+    return functional.l1_loss(y, x) + tints + 2 * errors.mean() + 0.5 * edges + RATIO_WEIGHT * ratio
+
+
+def _divergence(posterior: DiagonalGaussianDistribution) -> Tensor:
+    """The Kullback-Leibler divergence of the latents from unit Gaussians."""
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
 def train(
@@ -139,7 +143,7 @@ def train(
                 posterior = encode(vae, x)
             noise = torch.randn(posterior.mean.shape, generator=generator(seed + 1, step))
             y = decode(vae, posterior.mean.float() + posterior.std.float() * noise)
-        return _loss(y.float(), x, posterior)
+        return picture_loss(y.float(), x) + KL_WEIGHT * _divergence(posterior)
 
     trainee.train("vae", steps, loss, state)
 

@@ -59,6 +59,12 @@ def test_autoencoder_round_trip_keeps_the_picture(model: Model) -> None:
     assert measure.round_trip(model, 20).value >= 29.5
 
 
+def test_tiny_decoder_keeps_the_picture(model: Model, judge: Judge) -> None:
+    likeness, objects = (figure.value for figure in measure.tiny_decoding(model, judge, 20))
+    assert likeness >= 25
+    assert objects >= 0.9
+
+
 def test_more_strength_keeps_less_of_the_picture() -> None:
     painter = overpaint.load("miniature", device="cpu")
     source = Image.fromarray(pixels(ROOT / "examples" / "house.png")).resize((128, 128))

@@ -22,6 +22,7 @@ from overpaint.diffusion import denoise
 from overpaint.errors import DeviceError, PictureError, RequestError
 from overpaint.events import Event, Finished, Notice, Preview, Step
 from overpaint.imaging import codec
+from overpaint.models.addons import AddonLoader
 from overpaint.painter import Painter
 from overpaint.provenance import metadata
 from overpaint.request import Request
@@ -85,7 +86,16 @@ def test_stream_with_previews_yields_them_at_the_given_interval(painter: Painter
     events = list(painter.stream(request, preview_every=2))
     previews = [event for event in events if isinstance(event, Preview)]
     assert [preview.index for preview in previews] == [0, 0, 1, 1]
-    assert {preview.image.size for preview in previews} == {(16, 16)}
+    assert {preview.image.size for preview in previews} == {(128, 128)}
+
+
+def test_previews_without_a_tiny_decoder_have_a_pixel_per_latent_cell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(AddonLoader, "find_preview_decoder", lambda loader: None)  # pyright: ignore[reportUnknownLambdaType]
+    request = Request(prompt="a cat", num_inference_steps=3)
+    events = list(Painter(tiny_model()).stream(request, preview_every=1))
+    assert [event.image.size for event in events if isinstance(event, Preview)] == [(16, 16)] * 2
 
 
 def test_painter_after_a_closed_stream_paints_the_same_pictures(painter: Painter) -> None:

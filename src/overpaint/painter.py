@@ -18,11 +18,12 @@ from overpaint.diffusion.run import Run
 from overpaint.errors import DeviceError
 from overpaint.events import Event, Finished, Notice, Step
 from overpaint.imaging import codec
-from overpaint.models.addons import AddonLoader, load_library_model
-from overpaint.models.checkpoint import load_preview_decoder
+from overpaint.models.addons import AddonLoader
 from overpaint.models.devices import DeviceOptions
 from overpaint.models.library.library import Library
 from overpaint.models.memory_fallback import use_less_memory
+from overpaint.models.named_models import load_library_model, resolve_decoder
+from overpaint.models.tiny_decoder import load_tiny_decoder
 from overpaint.picture_sources import PictureSource
 from overpaint.progress import progress_bar
 from overpaint.request import Request
@@ -228,7 +229,7 @@ def load(
     unet: str | PathLike[str] | None = None,
     text_encoder: str | PathLike[str] | None = None,
     text_encoder_2: str | PathLike[str] | None = None,
-    preview_decoder: str | PathLike[str] | None = None,
+    tiny_decoder: str | PathLike[str] | None = None,
     vram_gb: float | None = None,
     ram_gb: float | None = None,
     plan_for: Request | None = None,
@@ -248,8 +249,9 @@ def load(
         unet: a UNet in place of the model's own.
         text_encoder: a first text encoder (CLIP-L) in place of the model's own.
         text_encoder_2: a second text encoder (CLIP-G) in place of the model's own.
-        preview_decoder: the folder of a small decoder (AutoencoderTiny, such as TAESDXL) for
-            previews. By default a linear map makes them.
+        tiny_decoder: a tiny decoder (TAESDXL's kind) for previews, and for requests with
+            `decoder="tiny"`: a file, a folder, a hub id, or the name of an added file. By default
+            the model's usual one; previews use a linear map until it is downloaded.
         vram_gb: memory of a GPU in GB; by default its free memory. If it has no room for all
             weights, these are in the host's memory, and blocks of them are copied to the device
             when they run. The pictures are the same, and each step takes longer.
@@ -287,8 +289,7 @@ def load(
     )
     painter = Painter(loaded, store)
     painter.progress = progress
-    if preview_decoder is not None:
-        painter.model.preview_decoder = load_preview_decoder(
-            preview_decoder, device=painter.model.device, dtype=painter.model.dtype
-        )
+    if tiny_decoder is not None:
+        found = resolve_decoder(tiny_decoder, store, download=True)
+        loaded.tiny_decoder = load_tiny_decoder(found, loaded)
     return painter

@@ -7,9 +7,9 @@ import pytest
 from overpaint.cli.main import main
 from overpaint.cli.settings import FLAG_OF_FIELD
 from overpaint.errors import ModelNotFoundError, RequestError, did_you_mean
-from overpaint.models.addons import load_library_model
 from overpaint.models.library import catalog
 from overpaint.models.library.library import Library
+from overpaint.models.named_models import load_library_model
 from overpaint.request import Request
 from overpaint.request.synonyms import SYNONYMS
 

@@ -23,8 +23,9 @@ from overpaint.registry import SAMPLERS, SCHEDULES
 from overpaint.request import Request
 from tests.tiny import tiny_model
 
-SAME = 1e-5
-"""The largest relative difference of a batched latent from its solo run: fp32 rounding."""
+SAME = 2e-5
+"""The largest relative difference of a batched latent from its solo run: fp32 rounding, which LMS
+multiplies by up to 6.7 in a step. In float64 the difference must be a millionth of it."""
 EXACT = 1e-11
 """The largest relative difference in float64, for any request."""
 

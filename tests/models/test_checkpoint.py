@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from safetensors.torch import save_file
 
-from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.errors import CheckpointError
 from overpaint.models.checkpoint import (
     build_model,
     load_model,
-    load_preview_decoder,
     open_single_file,
 )
 from overpaint.models.devices import choose_device
@@ -481,21 +479,3 @@ def test_noise_config_is_read_from_scheduler():
     ):
         with pytest.raises(CheckpointError, match=message):
             parse_noise_config(known | changes)
-
-
-def test_preview_decoder_loads_strictly(tmp_path: Path):
-    arguments: dict[str, Any] = {
-        "encoder_block_out_channels": (8, 8),
-        "decoder_block_out_channels": (8, 8),
-        "num_encoder_blocks": (1, 1),
-        "num_decoder_blocks": (1, 1),
-    }
-    wrote = AutoencoderTiny(**arguments)
-    wrote.save_pretrained(tmp_path / "taesd")
-    cpu = torch.device("cpu")
-    decoder = load_preview_decoder(tmp_path / "taesd", device=cpu, dtype=torch.float32)
-    for name, tensor in decoder.state_dict().items():
-        assert torch.equal(tensor, wrote.state_dict()[name])
-    assert not decoder.training
-    with pytest.raises(ModelNotFoundError, match="preview decoder"):
-        load_preview_decoder(tmp_path / "none", device=cpu, dtype=torch.float32)

@@ -246,6 +246,15 @@ def test_a1111_text_matches_the_format_of_a1111():
     )
 
 
+def test_a1111_text_has_the_tiny_decoder():
+    text = a1111_text.format_parameters(recorded(Request(decoder="tiny")))
+    assert "VAE Decoder: TAESD," in text
+    found = a1111.read_a1111(text)
+    assert found
+    assert found.fields["decoder"] == "tiny"
+    assert not any("VAE" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
     ("name", "written"),
     [

@@ -23,6 +23,7 @@ from statistics import linear_regression
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil
 from PIL import Image
 
@@ -65,6 +66,7 @@ class Report:
         errors: number of unexpected responses by text.
         slope: growth of memory after the warm-up, in MB per hour.
         megabytes: memory after the warm-up and at the end.
+        course: memory in MB at each tenth of the time, the mean of that tenth.
         handles: largest number of open file handles during the warm-up, and after it.
         threads: largest number of threads during the warm-up, and after it.
     """
@@ -75,6 +77,7 @@ class Report:
     errors: dict[str, int] = field(default_factory=dict[str, int])
     slope: dict[str, float] = field(default_factory=dict[str, float])
     megabytes: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    course: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     handles: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     threads: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
 
@@ -128,6 +131,8 @@ async def _run(server: Server, seconds: float) -> Report:
         fitted = linear_regression([one.at for one in late], [one.bytes for one in late])
         report.slope[name] = round(fitted.slope * 3600 / 2**20, 2)
         report.megabytes[name] = [round(one.bytes / 2**20, 1) for one in (late[0], late[-1])]
+        parts = np.array_split([one.bytes / 2**20 for one in taken], 10)
+        report.course[name] = [round(float(np.mean(part)), 1) for part in parts if len(part)]
         report.handles[name] = [max(one.handles for one in part) for part in (early, late)]
         report.threads[name] = [max(one.threads for one in part) for part in (early, late)]
     return report

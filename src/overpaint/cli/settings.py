@@ -16,6 +16,7 @@ from overpaint.cli.syntax import (
     parse_controls,
     parse_crop,
     parse_extend,
+    parse_inpaint,
     parse_interval,
     parse_loras,
     parse_mask,
@@ -179,6 +180,15 @@ SETTINGS = {
             default="depends on --task",
         ),
         Setting(
+            "langevin_steps",
+            ("--inpaint",),
+            str,
+            "Way to paint the mask: plain, or langevin:COUNT, which fits it to its surroundings by "
+            "COUNT Langevin steps before each step.",
+            default="plain",
+            parse=parse_inpaint,
+        ),
+        Setting(
             "crop",
             ("--crop",),
             str,
@@ -216,6 +226,12 @@ SETTINGS = {
             parse=parse_controls,
         ),
         Setting("vae", ("--vae",), str, "VAE in place of the model's own: a name, file or folder."),
+        Setting(
+            "decoder",
+            ("--decoder",),
+            str,
+            "Tiny decoder in place of the VAE's, with less detail: tiny, or the name of a file.",
+        ),
         Setting(
             "refiner",
             ("--refiner",),
@@ -317,7 +333,7 @@ SETTINGS = {
 }
 IMAGE_FIELDS = (
     *("strength", "fit", "mask", "mask_from", "mask_invert", "mask_grow", "mask_blur"),
-    *("extend", "task", "fill", "crop", "match_colors", "match_image_colors"),
+    *("extend", "task", "fill", "langevin_steps", "crop", "match_colors", "match_image_colors"),
 )
 """Fields that need a picture to repaint."""
 

@@ -123,6 +123,20 @@ def parse_extend(text: str) -> dict[str, Any]:
     return {"extend": tuple(sides.get(side, 0) for side in ("left", "top", "right", "bottom"))}
 
 
+def parse_inpaint(text: str) -> dict[str, Any]:
+    """Parse a way to paint a mask: "plain", or "langevin:COUNT".
+
+    Raises:
+        RequestError: it has another form.
+    """
+    method, _, count = text.partition(":")
+    if text == "plain":
+        return {"langevin_steps": 0}
+    if method != "langevin" or not count.isdecimal():
+        raise RequestError("langevin_steps", f"{text!r} is neither plain nor langevin:COUNT.")
+    return {"langevin_steps": int(count)}
+
+
 def parse_crop(text: str) -> dict[str, Any]:
     """Parse "auto", "off" or a number of pixels."""
     return {"crop": int(text) if re.fullmatch(r"\d{1,6}", text) else text}

@@ -61,14 +61,17 @@ class MaskConstraint:
 
     def start(self, x: Tensor, noise: Tensor, sigma: float) -> Tensor:
         """Return the picture plus noise, except for cells repainted from the first step on."""
-        return torch.where(self._painted(sigma), x, self.latent + sigma * noise)
+        return torch.where(self.is_painted(sigma), x, self.latent + sigma * noise)
 
     def denoised(self, denoised: Tensor, sigma: float) -> Tensor:
         """Return the picture where it is still kept, and the network's estimate elsewhere."""
-        return torch.where(self._painted(sigma), denoised, self.latent)
+        return torch.where(self.is_painted(sigma), denoised, self.latent)
 
-    def _painted(self, sigma: float) -> Tensor:
-        """Return which cells are repainted at a noise level: at step i of n, those ≥ 1 − i/n."""
+    def is_painted(self, sigma: float) -> Tensor:
+        """Return which cells [1, 1, h, w] are repainted at a noise level.
+
+        At step i of n, these are the cells with a mask ≥ 1 − i/n.
+        """
         steps = len(self.sigmas) - 1
         step = sum(s >= sigma for s in self.sigmas[1:-1])
         return self.mask >= 1 - step / steps

@@ -57,7 +57,8 @@ class Trajectory:
             return []
         x, sigma, plan = self.pending.x, self.pending.sigma, self.plan
         row = Row(x, sigma, plan.positive)
-        if plan.negative and plan.guidance.acts(plan.network.schedule.progress(sigma)):
+        guided = self.pending.guided and plan.guidance.acts(plan.network.schedule.progress(sigma))
+        if plan.negative and guided:
             return [row, Row(x, sigma, plan.negative)]
         return [row]
 

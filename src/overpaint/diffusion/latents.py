@@ -13,7 +13,7 @@ from torch import Tensor
 from overpaint.diffusion.tiling.vae import run_in_windows
 from overpaint.errors import DeviceError
 from overpaint.imaging import codec
-from overpaint.models.model import Model
+from overpaint.models.model import Model, TinyDecoder
 from overpaint.nn.host import copy_to_host
 
 MIN_WINDOW_CELLS = 32
@@ -140,18 +140,40 @@ def _run_finite_locked(
     return result, notice
 
 
-def preview_latent(model: Model, latent: Tensor) -> Image | None:
+@torch.inference_mode()
+def decode_tiny(model: Model, decoder: TinyDecoder, latent: Tensor) -> Image:
+    """Return the picture that a tiny decoder makes of a latent [1, C, h, w].
+
+    Raises:
+        DeviceError: the latent or its picture is not finite.
+    """
+    side = _window_side(model, max(latent.shape[2:]))
+    if side:
+        factor, device = model.vae_factor, model.device
+        pixels = run_in_windows(
+            decoder.module, decoder.decode, latent, device=device, side=side, writes=factor
+        )
+    else:
+        pixels = decoder.decode(latent)
+    if not _is_finite(latent) or not _is_finite(pixels):
+        raise DeviceError(
+            f"The latent, or the picture that the decoder {decoder.name} makes of it, is not "
+            f"finite in {_dtype_name(model.dtype)}. Choose another dtype, or no decoder."
+        )
+    return codec.from_array(copy_to_host(pixels[0]).numpy())
+
+
+@torch.inference_mode()
+def preview_latent(model: Model, decoder: TinyDecoder | None, latent: Tensor) -> Image | None:
     """Return a cheap preview of a latent [1, C, h, w].
 
-    The model's preview decoder makes it, or else the model's linear map.
+    The tiny decoder makes it, or else the model's linear map.
 
     Returns:
-        RGB; the linear map gives one pixel per latent cell. None if the model has neither.
+        RGB; the linear map gives one pixel per latent cell. None if there is neither.
     """
-    if model.preview_decoder is not None:
-        decoder = model.preview_decoder
-        pixels = decoder.decode(latent.to(decoder.device, decoder.dtype), return_dict=False)[0]
-        return codec.from_array(copy_to_host(pixels[0].float().clamp(-1, 1)).numpy())
+    if decoder:
+        return codec.from_array(copy_to_host(decoder.decode(latent)[0]).numpy())
     if model.preview is None:
         return None
     factors = np.array(model.preview.factors, dtype=np.float32)

@@ -14,11 +14,12 @@ import torch
 from overpaint.diffusion.denoise import group_by_batch_key, step
 from overpaint.diffusion.run import Run
 from overpaint.errors import DeviceError, ModelError, RequestError
-from overpaint.models.addons import AddonLoader, find_checkpoint, load_library_model
+from overpaint.models.addons import AddonLoader
 from overpaint.models.devices import DeviceChoice, DeviceOptions, choose_device
 from overpaint.models.files.safetensors_io import count_numbers
 from overpaint.models.library import catalog
 from overpaint.models.library.library import Library
+from overpaint.models.named_models import find_checkpoint, load_library_model
 from overpaint.models.separate_parts import GivenParts
 from overpaint.nn.device_memory import DeviceMemory, MemoryLimit
 from overpaint.nn.memory_meter import MemoryMeter

@@ -12,6 +12,7 @@ from overpaint.diffusion import control_inputs, latents, prompt, stages
 from overpaint.diffusion.conditioning import Conditioning, Network
 from overpaint.diffusion.constraint import Constraint, MaskConstraint, Unconstrained
 from overpaint.diffusion.guidance import Guidance, embed_guidance_scale
+from overpaint.diffusion.langevin import FreeConstraint, add_langevin_steps
 from overpaint.diffusion.noise import Variation
 from overpaint.diffusion.plan import Plan, Planned, Stage
 from overpaint.diffusion.samplers import get_sampler
@@ -169,16 +170,21 @@ def _plan_stage(
     check_abandoned()
     positive, negative = _encode_conditioning(request, model, canvas, notices, addons)
     constraint: Constraint = Unconstrained()
+    sampler = get_sampler(request.sampler)
     if region := canvas.region:
         kept = encode_picture(model, region.original, notices).mean
-        constraint = MaskConstraint(kept, _mask_cells(region.mask, model), all_sigmas or sigmas)
+        masked = MaskConstraint(kept, _mask_cells(region.mask, model), all_sigmas or sigmas)
+        constraint = masked
+        if request.langevin_steps:
+            sampler = add_langevin_steps(sampler, masked, request.langevin_steps)
+            constraint = FreeConstraint(masked)
     channels: int = model.vae.config["latent_channels"]
     width, height = canvas.size
     tiled = max(canvas.size) > 2 * model.native_size
     return Plan(
         _get_tiled_network(model) if tiled else get_network(model),
         (channels, height // model.vae_factor, width // model.vae_factor),
-        get_sampler(request.sampler),
+        sampler,
         sigmas,
         request.seed,
         None,

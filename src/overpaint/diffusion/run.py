@@ -38,6 +38,7 @@ class Run:
         """
         if request.vae is not None and model.separate_vae_name != request.vae:
             model = model.with_vae(addon_loader.load_vae(request.vae))
+        self._decoder = addon_loader.load_decoder(request.decoder) if request.decoder else None
         addons = addon_loader.load(request)
         self.notices = list(addons.notices)
         self.model = model
@@ -50,6 +51,7 @@ class Run:
         self.trajectories = tuple(map(Trajectory, planned.plans))
         self._steps = sum(own.steps for own in planned.plans)
         self._addons = addons
+        self._find_preview_decoder = addon_loader.find_preview_decoder
         self._pictures: dict[int, Image] = {}
         if not self.trajectories and planned.canvas.unpainted:
             copies = range(request.num_images)
@@ -77,7 +79,8 @@ class Run:
         """Yield a preview of each of these pictures that has taken a step."""
         for i in indices:
             if (denoised := self.trajectories[i].denoised) is not None:
-                image = latents.preview_latent(self.model, denoised)
+                decoder = self._decoder or self._find_preview_decoder()
+                image = latents.preview_latent(self.model, decoder, denoised)
                 if image:
                     yield Preview(i, image)
 
@@ -92,7 +95,10 @@ class Run:
         latent, canvas = trajectory.latent, trajectory.plan.canvas
         if latent is None:
             raise ValueError(f"Picture {index} is not done; step its trajectory until it is.")
-        image, notice = latents.decode_latent(self.model, latent)
+        if self._decoder:
+            image, notice = latents.decode_tiny(self.model, self._decoder, latent), None
+        else:
+            image, notice = latents.decode_latent(self.model, latent)
         self._pictures[index] = canvas.compose(image) if canvas else image
         if notice:
             yield Notice(notice)
@@ -109,6 +115,7 @@ class Run:
                 if net
             ],
             embeddings=addons.embeddings,
+            decoder=self._decoder,
         )
         records = tuple(
             metadata.make_record(self.request, i, image.size, self.model, addons.refiner, used)

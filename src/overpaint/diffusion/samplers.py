@@ -44,10 +44,12 @@ class Evaluate:
     Attributes:
         x: picture plus noise, not scaled.
         sigma: the standard deviation of the noise in `x`, above 0.
+        guided: whether classifier-free guidance may act.
     """
 
     x: "Tensor"
     sigma: float
+    guided: bool = True
 
 
 Noise: TypeAlias = "Callable[[], Tensor]"

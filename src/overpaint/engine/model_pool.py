@@ -13,11 +13,11 @@ from overpaint.engine.config import EngineConfig
 from overpaint.engine.engine import Engine
 from overpaint.engine.profile import Profile, kind_of
 from overpaint.errors import ModelNotFoundError, did_you_mean
-from overpaint.models.addons import load_library_model, resolve_part
 from overpaint.models.cache import Cache
 from overpaint.models.devices import DeviceOptions
 from overpaint.models.library.library import Library
 from overpaint.models.memory_fallback import use_less_memory
+from overpaint.models.named_models import load_library_model, resolve_part
 from overpaint.models.separate_parts import PartPath
 from overpaint.painter import Painter
 from overpaint.system.memory import BUDGET_SHARE

@@ -105,6 +105,7 @@ class Profile:
         area = (request.width or native) * (request.height or native)
         second = request.count_second_stage_pixels(area) / area
         steps = request.steps_to_run + request.refine_steps_to_run * second
+        steps *= 1 + request.langevin_steps / rows
         passes = _count_passes(request, native)
         return self.seconds(height, width, rows) * steps * request.num_images * passes
 

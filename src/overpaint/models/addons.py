@@ -1,4 +1,4 @@
-"""Load the add-ons of requests: refiners, ControlNets, estimators, LoRAs and embeddings.
+"""Load the add-ons of requests: refiners, ControlNets, estimators, LoRAs, embeddings, decoders.
 
 An add-on is loaded for the first request that names it, and stays in memory.
 """
@@ -7,34 +7,31 @@ import threading
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
-import torch
-
 from overpaint.errors import CheckpointError, ModelError
 from overpaint.models.adapters import Adapter, Adapters
 from overpaint.models.cache import RecentValues
-from overpaint.models.checkpoint import load_model, load_separate_vae
+from overpaint.models.checkpoint import load_separate_vae
 from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.models.embedding import Embedding, Embeddings, load_embedding
 from overpaint.models.estimators import Estimator, load_estimator
 from overpaint.models.files.safetensors_io import sample_keys
 from overpaint.models.files.stamps import stamp_files
-from overpaint.models.files.suffixes import WEIGHT_SUFFIXES
 from overpaint.models.library import catalog
-from overpaint.models.library.entry import PART_KINDS, LibraryEntry
+from overpaint.models.library.entry import LibraryEntry
 from overpaint.models.library.library import Library
 from overpaint.models.lora import LoraWeights, load_lora
-from overpaint.models.separate_parts import GivenParts, PartPath
-from overpaint.nn.device_memory import DeviceMemory
+from overpaint.models.named_models import load_library_model, resolve_decoder, resolve_part
+from overpaint.models.separate_parts import PartPath
+from overpaint.models.tiny_decoder import load_tiny_decoder
 from overpaint.registry import HINTS
 from overpaint.request.fields import MAX_CONTROLS, MAX_EMBEDDINGS, MAX_LORAS
 
 if TYPE_CHECKING:
-    from overpaint.models.model import Model, SeparateVae
+    from overpaint.models.model import Model, SeparateVae, TinyDecoder
     from overpaint.request import Request
     from overpaint.request.parts import Control, Lora
 
@@ -93,9 +90,13 @@ KEPT_ADDONS: Mapping[str, int] = {
     "net": MAX_CONTROLS,
     "estimator": MAX_CONTROLS,
     "vae": 2,
+    "decoder": 2,
 }
 """The number of add-ons of each kind that stay in memory: as many as a request can name, and one
-VAE more."""
+VAE and decoder more."""
+
+TINY = "tiny"
+"""The name of a model's usual tiny decoder in requests."""
 
 
 class AddonLoader:
@@ -126,6 +127,8 @@ class AddonLoader:
         self._nets = RecentValues[ControlNet](kept_addons["net"])
         self._estimators = RecentValues[Estimator](kept_addons["estimator"])
         self._vaes = RecentValues["SeparateVae"](kept_addons.get("vae", 1))
+        self._decoders = RecentValues["TinyDecoder"](kept_addons.get("decoder", 1))
+        self._missed_decoder = False
         self._loading = threading.RLock()
         # A refiner is as large as a model: keep those in use, and the one that was used last.
         self._refiners = WeakValueDictionary[Hashable, "Model"]()
@@ -161,6 +164,43 @@ class AddonLoader:
                 return load_separate_vae(found, self.model)
 
         return self._keep(self._vaes, (found.name, _identify(str(found.path))), load)
+
+    def load_decoder(self, name: str) -> "TinyDecoder":
+        """Load a tiny decoder; download the model's usual one if necessary.
+
+        Args:
+            name: `TINY`, or the name of a decoder.
+
+        Raises:
+            ModelNotFoundError: The name is unknown, or the hub is not reachable.
+            CheckpointError: The decoder is for other models, or damaged.
+        """
+        if name != TINY:
+            found = resolve_decoder(name, self.library, download=True)
+            key = (found.name, _identify(str(found.path)))
+            return self._keep(self._decoders, key, lambda: self._load_decoder(found))
+        with self._loading:
+            if self.model.tiny_decoder is None:
+                usual = self.model.family.tiny_decoder
+                found = resolve_decoder(usual, self.library, download=True)
+                self.model.tiny_decoder = self._load_decoder(found)
+            return self.model.tiny_decoder
+
+    def find_preview_decoder(self) -> "TinyDecoder | None":
+        """Return the model's usual tiny decoder, or None if it was not on this machine."""
+        with self._loading:
+            if self.model.tiny_decoder is None and not self._missed_decoder:
+                try:
+                    usual = self.model.family.tiny_decoder
+                    found = resolve_decoder(usual, self.library, download=False)
+                    self.model.tiny_decoder = self._load_decoder(found)
+                except ModelError:
+                    self._missed_decoder = True  # Previews are optional.
+            return self.model.tiny_decoder
+
+    def _load_decoder(self, found: PartPath) -> "TinyDecoder":
+        with _naming(found):
+            return load_tiny_decoder(found, self.model)
 
     def _keep(self, kept: RecentValues[T], key: Hashable, load: Callable[[], T]) -> T:
         found = kept.get(key)
@@ -267,78 +307,6 @@ def _naming(entry: "LibraryEntry | PartPath | None") -> Generator[None]:
         if entry is None:
             raise
         raise CheckpointError(str(error).replace(str(entry.path), entry.name)) from error
-
-
-def load_library_model(
-    name: str | PathLike[str],
-    library: Library,
-    *,
-    device: str | torch.device,
-    dtype: str,
-    parts: GivenParts | None = None,
-    memory: DeviceMemory | None = None,
-) -> "Model":
-    """Load a checkpoint or a UNet of the library, or any model that `load_model` accepts.
-
-    Args:
-        name: The name of the checkpoint.
-        library: The library in which names are looked up first.
-        device: See `load_model`.
-        dtype: See `load_model`.
-        parts: Names, files or folders of parts that replace those of the checkpoint; see
-            `resolve_part`.
-        memory: See `load_model`.
-
-    Raises:
-        ModelNotFoundError, CheckpointError, DeviceError: See `load_model`.
-    """
-
-    def list_names() -> list[str]:
-        added = [entry.name for entry in library.list_entries() if entry.kind == "checkpoint"]
-        return [*added, *catalog.list_checkpoint_names()]
-
-    located = {
-        part: own if isinstance(own, PartPath) else resolve_part(part, own, library)
-        for part, own in (parts or {}).items()
-    }
-    path = find_checkpoint(name, library)
-    model = load_model(
-        path, device=device, dtype=dtype, parts=located, known=list_names, memory=memory
-    )
-    model.name = fspath(name)
-    return model
-
-
-def find_checkpoint(name: str | PathLike[str], library: Library) -> str | PathLike[str]:
-    """Return the path of a checkpoint or a UNet of the library; else the name itself."""
-    entry: LibraryEntry | None = None
-    if isinstance(name, str):
-        entry = library.find_if(name, "checkpoint") or library.find_if(name, "unet")
-    return entry.path if entry else name
-
-
-def resolve_part(part: str, name: str | PathLike[str], library: Library) -> PartPath:
-    """Find the file or folder of a part of a checkpoint.
-
-    Args:
-        part: "unet", "vae", "text_encoder" or "text_encoder_2".
-        name: The name of an added part, or of a checkpoint that has one. If the library allows
-            paths, also a file, a folder or a hub id "owner/name".
-        library: The library in which names are looked up first.
-
-    Raises:
-        ModelNotFoundError: Nothing has that name.
-        CheckpointError: The repository has no weights that Overpaint can load.
-    """
-    text, kind = fspath(name), PART_KINDS[part]
-    if library.reads_paths and (path := Path(text).expanduser()).exists():
-        return PartPath(path, text)
-    if entry := library.find_if(text, kind) or library.find_if(text, "checkpoint"):
-        return PartPath(entry.path, entry.name)
-    looks_like_path = Path(text).suffix.lower() in WEIGHT_SUFFIXES or "/" in text
-    if library.reads_paths and looks_like_path:
-        return PartPath(catalog.resolve_model(text), text)
-    return PartPath(library.require(text, kind).path, text)
 
 
 def check_refiner(model: "Model", second: "Model") -> None:

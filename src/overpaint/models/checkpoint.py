@@ -12,26 +12,23 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from overpaint.errors import CheckpointError, ModelNotFoundError
+from overpaint.errors import CheckpointError
 from overpaint.models.checkpoint_source import CheckpointSource, Tensors
 from overpaint.models.devices import DeviceChoice, choose_device
-from overpaint.models.diffusers_folder import open_folder, open_part_folder
+from overpaint.models.diffusers_folder import open_folder
 from overpaint.models.family import Configs
 from overpaint.models.few_step import KNOWN_FILES
 from overpaint.models.files import single_file
 from overpaint.models.files.clip_vocabulary import load_clip_tokenizer
 from overpaint.models.files.config_limits import check_config
 from overpaint.models.files.digests import compute_sha256
-from overpaint.models.files.json_config import read_json_config
 from overpaint.models.files.part_names import describe_missing_parts
 from overpaint.models.files.safetensors_io import (
     WeightsFile,
     check_tensors,
-    fill_module,
     open_weights,
 )
 from overpaint.models.files.unet_config import infer_unet_config
@@ -183,26 +180,6 @@ def check_complete(source: CheckpointSource, path: Path) -> None:
     needed = ("unet", "vae", *source.configs.text_encoders)
     if missing := [part for part in needed if not source.tensors.get(part)]:
         raise CheckpointError(describe_missing_parts(path, missing))
-
-
-def load_preview_decoder(
-    path: str | PathLike[str], *, device: torch.device, dtype: torch.dtype
-) -> AutoencoderTiny:
-    """Load a small decoder for previews from the folder of an AutoencoderTiny, such as TAESDXL.
-
-    Raises:
-        ModelNotFoundError: The folder does not exist.
-        CheckpointError: The keys or shapes differ from those of the config.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ModelNotFoundError(f"The preview decoder's folder {folder} does not exist")
-    decoder: AutoencoderTiny = _build_on_meta(
-        AutoencoderTiny, read_json_config(folder / "config.json"), "preview decoder"
-    )
-    stored, _ = open_part_folder(folder, half=dtype != torch.float32)
-    fill_module(decoder, stored, part="preview decoder", device=device, dtype=dtype)
-    return decoder
 
 
 def build_model(

@@ -22,6 +22,7 @@ class Family:
         context_width: The width of the UNet's cross-attention; None accepts any width.
         text_encoders: The number of text encoders.
         license: The license of the published weights; a fine-tune can add terms.
+        tiny_decoder: The name of the tiny decoder for the latents.
         preview: The linear map for previews, if one is published for the VAE.
         paints: Whether the family makes pictures without another model.
         has_aesthetic_score: Whether the last size id is an aesthetic score (refiner).
@@ -33,6 +34,7 @@ class Family:
     context_width: int | None
     text_encoders: int
     license: str
+    tiny_decoder: str
     preview: LatentPreview | None = None
     paints: bool = True
     has_aesthetic_score: bool = False
@@ -46,8 +48,8 @@ class Family:
 FAMILIES: dict[str, Family] = {
     row.name: row
     for row in (
-        Family("sdxl", 1024, 4, 2048, 2, SDXL_LICENSE, SDXL_PREVIEW),
-        Family("sdxl-inpaint", 1024, 9, 2048, 2, SDXL_LICENSE, SDXL_PREVIEW),
+        Family("sdxl", 1024, 4, 2048, 2, SDXL_LICENSE, "taesdxl", SDXL_PREVIEW),
+        Family("sdxl-inpaint", 1024, 9, 2048, 2, SDXL_LICENSE, "taesdxl", SDXL_PREVIEW),
         Family(
             "sdxl-refiner",
             1024,
@@ -55,12 +57,13 @@ FAMILIES: dict[str, Family] = {
             1280,
             1,
             SDXL_LICENSE,
+            "taesdxl",
             SDXL_PREVIEW,
             paints=False,
             has_aesthetic_score=True,
         ),
-        Family("miniature", 128, 4, None, 2, "Apache-2.0"),
-        Family("miniature-inpaint", 128, 9, None, 2, "Apache-2.0"),
+        Family("miniature", 128, 4, None, 2, "Apache-2.0", "miniature-tiny"),
+        Family("miniature-inpaint", 128, 9, None, 2, "Apache-2.0", "miniature-tiny"),
         Family(
             "miniature-refiner",
             128,
@@ -68,6 +71,7 @@ FAMILIES: dict[str, Family] = {
             None,
             1,
             "Apache-2.0",
+            "miniature-tiny",
             paints=False,
             has_aesthetic_score=True,
         ),

@@ -17,7 +17,7 @@ from overpaint.nn.packed import unpacked_state
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.autoencoders.vae import DecoderTiny
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -62,6 +62,26 @@ class SeparateVae:
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
 
+@dataclass(frozen=True)
+class TinyDecoder:
+    """A tiny decoder on a model's device: see `overpaint.models.tiny_decoder`.
+
+    Attributes:
+        name: The name of its file.
+        sha256: The digest of its file, or of a folder's weight files.
+        module: Maps latents in the UNet's scale to pixels in -1..1.
+    """
+
+    name: str
+    sha256: str
+    module: "DecoderTiny"
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Return the pixels [1, 3, 8 h, 8 w] of a latent [1, C, h, w] in fp32, within -1..1."""
+        weight = next(self.module.parameters())
+        return self.module(latent.to(weight.device, weight.dtype)).float().clamp(-1, 1)
+
+
 @dataclass
 class Model:
     """A checkpoint on a device. All modules are in evaluation mode, without gradients.
@@ -80,7 +100,7 @@ class Model:
         zero_empty_negative: Whether zeros replace the encoding of an empty negative prompt
             (`force_zeros_for_empty_prompt` in the model index).
         preview: The linear map for previews, if any.
-        preview_decoder: A small decoder for previews, if one was loaded.
+        tiny_decoder: The tiny decoder for previews and for requests, once it is loaded.
         notices: Messages from loading.
         metadata: The metadata in the header of a single file.
         parts: The files of parts ("unet", "vae", "text_encoder", "text_encoder_2") that replace
@@ -105,7 +125,7 @@ class Model:
     dtype: torch.dtype
     zero_empty_negative: bool = False
     preview: LatentPreview | None = None
-    preview_decoder: "AutoencoderTiny | None" = None
+    tiny_decoder: TinyDecoder | None = None
     notices: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     parts: Mapping[str, PartFile] = field(default_factory=dict[str, PartFile])

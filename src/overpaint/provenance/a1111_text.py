@@ -29,6 +29,8 @@ def format_parameters(record: Mapping[str, Any]) -> str:
     if vae := model.get("parts", {}).get("vae"):
         pairs["VAE hash"] = vae["sha256"][:10]
         pairs["VAE"] = _format_model_name(Path(vae["name"]))
+    if request.get("decoder"):
+        pairs["VAE Decoder"] = "TAESD"
     if record.get("subseed") is not None:
         pairs["Variation seed"] = record["subseed"]
         pairs["Variation seed strength"] = _format_number(request["subseed_strength"])

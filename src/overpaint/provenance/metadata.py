@@ -111,11 +111,13 @@ class UsedFiles:
         loras: the LoRAs.
         nets: the control nets that act.
         embeddings: the embeddings that its prompts name.
+        decoder: the tiny decoder, if one makes the pictures.
     """
 
     loras: Sequence[LoraFile] = ()
     nets: Sequence[AddonFile] = ()
     embeddings: Sequence[AddonFile] = ()
+    decoder: AddonFile | None = None
 
 
 def make_record(
@@ -182,6 +184,7 @@ def _record(
         },
         "nets_sha256": {net.name: net.sha256 for net in used.nets},
         "embeddings_sha256": {e.name: e.sha256 for e in used.embeddings},
+        **({"decoder_sha256": used.decoder.sha256} if used.decoder else {}),
         "versions": {library: _version(library) for library in _LIBRARIES},
     }
 
@@ -216,6 +219,7 @@ def check_settings_length(path: Path, request: Request) -> None:
         [_LongestFile(lora.name) for lora in request.loras],
         [_LongestFile(control.net or f"{i:?>64}") for i, control in enumerate(request.controls)],
         [_LongestFile(f"{i:?>100}") for i in range(words)],
+        _LongestFile("") if request.decoder else None,
     )
     _save_options(path, _record(request, 0, (8192, 8192), longest, second, used))
 

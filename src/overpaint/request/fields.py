@@ -132,6 +132,11 @@ class RequestFields(StrictModel):
     """The purpose of the mask, which sets the defaults of `strength` and `fill`: "retouch",
     "replace", "remove" or "extend". Default: "replace", or "extend" with `extend` alone."""
 
+    langevin_steps: int = Field(default=0, ge=0, le=20)
+    """Langevin steps of the masked part before each step, 0 to 20 (LanPaint, arXiv 2502.03491).
+    They fit the painted part to its surroundings, with any model.
+    Each one takes half as long as a guided step; 5 are usual. It needs a mask."""
+
     fill: Fill | None = None
     """The content of the mask before painting: "original", "surroundings" (blurred into the mask),
     "flat" (their mean color) or "noise" (latent noise). Default: that of `task`."""
@@ -192,6 +197,10 @@ class RequestFields(StrictModel):
 
     vae: ModelName | None = None
     """A VAE in place of the model's own, by the name of an added file. Default: the model's own."""
+
+    decoder: ModelName | None = None
+    """A tiny decoder in place of the VAE's decoder, for speed: "tiny" for the model's usual one
+    (TAESDXL for SDXL), or the name of an added file. It loses detail. Default: the VAE."""
 
     refiner: ModelName | None = None
     """The model of a second stage, by a name that `overpaint.load` accepts. Default: no second

@@ -25,7 +25,8 @@ from overpaint.request.options import RequestArguments
 from overpaint.request.parts import Control, Lora, StrictModel
 
 MASKED_FIELDS = (
-    "mask_invert", "mask_grow", "mask_blur", "crop", "task", "fill", "match_colors"
+    *("mask_invert", "mask_grow", "mask_blur", "crop", "task", "fill", "langevin_steps"),
+    "match_colors",
 )  # fmt: skip
 """Fields that have an effect only with a mask."""
 

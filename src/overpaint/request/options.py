@@ -38,6 +38,7 @@ class RequestOptions(TypedDict, total=False):
     mask_blur: int
     extend: Margins
     task: Task | None
+    langevin_steps: int
     fill: Fill | None
     crop: Crop
     match_colors: bool
@@ -54,6 +55,7 @@ class RequestOptions(TypedDict, total=False):
     subseed_strength: float
     num_images: int
     vae: ModelName | None
+    decoder: ModelName | None
     refiner: ModelName | None
     refine: Refine | None
     high_noise_frac: float

@@ -12,6 +12,7 @@ from overpaint.models.library import catalog, hub
 from overpaint.models.library.catalog import (
     ALIASES,
     DEFAULT_ESTIMATORS,
+    DOWNLOADS,
     ESTIMATORS,
     list_models,
     resolve_estimator,
@@ -243,7 +244,7 @@ def test_list_models_contains_packaged_aliases_and_cached(
     cached = {SDXL: tmp_path, "somebody/painter": tmp_path}
     monkeypatch.setattr(hub, "list_cached_checkpoints", lambda: dict(cached))
     entries = {entry.name: entry for entry in list_models()}
-    assert list(entries) == [*PACKAGED_MODELS, *ALIASES, *ESTIMATORS, "somebody/painter"]
+    assert list(entries) == [*PACKAGED_MODELS, *ALIASES, *DOWNLOADS, "somebody/painter"]
     assert (entries["sdxl"].repository, entries["sdxl"].path) == (SDXL, tmp_path)
     assert entries["sdxl-refiner"].path is None
     assert entries["somebody/painter"].path == tmp_path

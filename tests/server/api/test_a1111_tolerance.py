@@ -708,3 +708,10 @@ def test_sd_vae_uses_an_added_vae(tmp_path: Path) -> None:
         _, ignored = send(client, "txt2img", CUP | {"override_settings": {"sd_vae": "Automatic"}})
         assert last_request(client)["vae"] is None
         assert ignored == ["override_settings.sd_vae"]
+
+
+def test_taesd_decodes_with_the_tiny_decoder(tmp_path: Path) -> None:
+    with client_of(tmp_path) as client:
+        for method, decoder in (("TAESD", "tiny"), ("Full", None)):
+            send(client, "txt2img", CUP | {"override_settings": {"sd_vae_decode_method": method}})
+            assert last_request(client)["decoder"] == decoder

@@ -72,7 +72,7 @@ def run_in_windows(
             yield copy_to_host(run(window.crop(x, reads)))
 
     with share_layers(module, height, width) as shared:
-        for _ in range(PASS_COUNT - 1):
+        for _ in range(PASS_COUNT - 1 if shared.has_layers else 0):
             for _ in run_windows():
                 pass
             shared.begin_pass()
@@ -80,10 +80,15 @@ def run_in_windows(
 
 
 class SharedLayers:
-    """The state that group norms and attention share between the windows of a picture."""
+    """The state that group norms and attention share between the windows of a picture.
+
+    Attributes:
+        has_layers: whether the module has such layers.
+    """
 
     def __init__(self, height: int, width: int) -> None:
         """Start with no statistics for a picture of `height` × `width` cells."""
+        self.has_layers = False
         self._size = height, width
         self._window = Window(0, 0, height, width)
         self._share = torch.ones(height, width)
@@ -152,6 +157,7 @@ def share_layers(module: nn.Module, height: int, width: int) -> Generator[Shared
         Attention: shared.attention,
     }
     layers = [m for m in module.modules() if type(m) in takes]
+    shared.has_layers = bool(layers)
     for layer in layers:
         forward: Any = partial(takes[type(layer)], layer)
         layer.forward = forward

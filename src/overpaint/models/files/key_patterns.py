@@ -28,6 +28,9 @@ UNET_KEYS = r"^(unet\.)?(input_blocks\.0\.0\.weight$|down_blocks\.\d+\.resnets\.
 VAE_KEYS = r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.conv_in\.weight$"
 """Matches at least one key of every VAE of Stable Diffusion, in either layout."""
 
+TINY_DECODER_KEYS = r"^(decoder\.layers|3\.conv)\.0\."
+"""Matches a key of every tiny decoder, in diffusers' layout or the original one."""
+
 TEXT_ENCODER_KEYS = r"^(text_model\.encoder\.layers\.0|transformer\.resblocks\.0)\."
 """Matches at least one key of every CLIP text encoder alone, of transformers or OpenCLIP."""
 

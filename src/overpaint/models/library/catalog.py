@@ -57,12 +57,20 @@ ESTIMATORS: dict[str, CatalogModel] = {
 }
 """Networks that estimate depth or classes in pictures, by short name."""
 
+TINY_DECODERS: dict[str, CatalogModel] = {
+    "taesdxl": CatalogModel("taesdxl", "tiny decoder", "MIT", "madebyollin/taesdxl", None)
+}
+"""Tiny decoders by short name."""
+
+DOWNLOADS = ESTIMATORS | TINY_DECODERS
+"""Models by short name that are not checkpoints, and that requests download at the first use."""
+
 DEFAULT_ESTIMATORS: dict[str, str] = {"depth": "depth-anything", "segmentation": "upernet"}
 """The default estimator for each kind of control image that needs one."""
 
 
 def list_models() -> list[CatalogModel]:
-    """List packaged models, aliases, estimators, and SDXL checkpoints in the hub's cache.
+    """List packaged models, aliases, other downloads, and SDXL checkpoints in the hub's cache.
 
     The user can also load any folder, .safetensors file or hub id of an SDXL checkpoint.
     """
@@ -74,7 +82,7 @@ def list_models() -> list[CatalogModel]:
     for name, repository in ALIASES.items():
         license = FAMILIES[name].license
         entries.append(CatalogModel(name, name, license, repository, found.pop(repository, None)))
-    for entry in ESTIMATORS.values():
+    for entry in DOWNLOADS.values():
         entries.append(replace(entry, path=hub.find_cached(str(entry.repository))))
     for repository, path in sorted(found.items()):
         entries.append(CatalogModel(repository, "sdxl", FAMILIES["sdxl"].license, repository, path))
@@ -82,8 +90,8 @@ def list_models() -> list[CatalogModel]:
 
 
 def list_checkpoint_names() -> list[str]:
-    """List the names in `list_models` that stand for checkpoints, without the estimators."""
-    return [entry.name for entry in list_models() if entry.name not in ESTIMATORS]
+    """List the names in `list_models` that stand for checkpoints."""
+    return [entry.name for entry in list_models() if entry.name not in DOWNLOADS]
 
 
 def unify_spelling(name: str) -> str:
@@ -91,10 +99,10 @@ def unify_spelling(name: str) -> str:
 
     A short name stands for itself and its hub id, and an absolute path for all paths to a file.
     """
-    if name in PACKAGED_MODELS or name in ALIASES or name in ESTIMATORS:
+    if name in PACKAGED_MODELS or name in ALIASES or name in DOWNLOADS:
         return name
     published = {repository: short for short, repository in ALIASES.items()}
-    published |= {str(entry.repository): short for short, entry in ESTIMATORS.items()}
+    published |= {str(entry.repository): short for short, entry in DOWNLOADS.items()}
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else published.get(name, name)
 
@@ -108,8 +116,8 @@ def resolve_model(
     """Return the folder or .safetensors file of a model; download it if necessary.
 
     Args:
-        name: "miniature", an alias, an estimator, a folder, a file, or a hub id "owner/name". For
-            a repository that is complete in the hub's cache, the function does not contact the hub.
+        name: "miniature", an alias, another download, a folder, a file, or a hub id "owner/name".
+            The function does not contact the hub for a repository that is complete in its cache.
         download: Whether to download missing files.
         known: Lists the names of this kind of model, for suggestions in errors.
 

@@ -19,6 +19,7 @@ KEY_PATTERNS: dict[FileKind, str] = {
     "embedding": r"^(clip_[lg](_out)?|text_encoders_\d|emb_params)$",
     "checkpoint": r"^model\.diffusion_model\.",
     "unet": key_patterns.UNET_KEYS,
+    "decoder": key_patterns.TINY_DECODER_KEYS,
     "vae": key_patterns.VAE_KEYS,
     "text_encoder": key_patterns.TEXT_ENCODER_KEYS,
 }

@@ -9,8 +9,11 @@ from pydantic import AliasChoices, BaseModel, Field
 
 from overpaint.models.files.suffixes import WEIGHT_SUFFIXES
 
-FileKind = Literal["lora", "control", "embedding", "checkpoint", "unet", "vae", "text_encoder"]
-"""A checkpoint has a UNet and other parts; the last three kinds are one part alone."""
+FileKind = Literal[
+    "lora", "control", "embedding", "checkpoint", "unet", "vae", "text_encoder", "decoder"
+]
+"""A checkpoint has a UNet and other parts; the next three kinds are one part alone. A decoder is
+tiny."""
 
 PART_KINDS: Mapping[str, FileKind] = {
     "unet": "unet",

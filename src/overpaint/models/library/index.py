@@ -41,7 +41,7 @@ PACKAGED_MODELS = (MINIATURE, "miniature-inpaint", "miniature-refiner")
 MAX_DESCRIPTION_BYTES = 2**27
 """Bytes of a description, which has the metadata of its file."""
 
-PACKAGED_KINDS: tuple[FileKind, ...] = ("control", "lora", "embedding")
+PACKAGED_KINDS: tuple[FileKind, ...] = ("control", "lora", "embedding", "decoder")
 """Kinds of add-ons in this package."""
 
 
@@ -228,7 +228,7 @@ def list_packaged(kind: str) -> dict[str, Path]:
     """Return the paths of the add-ons in this package by name.
 
     Args:
-        kind: "control", "lora" or "embedding".
+        kind: One of `PACKAGED_KINDS`.
     """
     folder = Path(str(importlib.resources.files("overpaint"))) / "data" / f"{MINIATURE}-{kind}"
     return {f"{MINIATURE}-{path.stem}": path for path in sorted(folder.glob("*.safetensors"))}

@@ -160,6 +160,9 @@ def read_a1111(text: str) -> ImportedSettings | None:
             "clip_skip", pairs["Clip skip"], lambda skip: max(read_whole_number(skip) - 2, 0)
         )
     _read_loras(reading, pairs, parts.prompt)
+    if pairs.get("VAE Decoder") == "TAESD":
+        del pairs["VAE Decoder"]
+        reading.fields["decoder"] = "tiny"
     if pairs.get("VAE") in ("Automatic", "Default (model)"):
         del pairs["VAE"]
     reading.note_lost_settings(pairs, _IDLE)

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from overpaint.errors import ModelNotFoundError, RequestError
+from overpaint.models.library.catalog import TINY_DECODERS
 from overpaint.models.library.entry import NAME_PATTERN, FileKind
 from overpaint.models.library.index import PACKAGED_MODELS, LibraryIndex
 from overpaint.request import Request
@@ -28,6 +29,8 @@ def check_names(request: Request, entries: LibraryIndex, models: Collection[str]
             _reject_path(f"controls.{index}.estimator", control.estimator)
     if request.vae is not None and entries.resolve(request.vae, "checkpoint") is None:
         _require_entry("vae", request.vae, "vae", entries)
+    if request.decoder not in (None, "tiny", *TINY_DECODERS):
+        _require_entry("decoder", request.decoder, "decoder", entries)
     loras = [lora.name for lora in request.loras]
     for name, field in request.embeddings.items():
         _require_entry(field, name, "embedding", entries, loras)

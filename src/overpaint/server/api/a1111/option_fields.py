@@ -76,6 +76,8 @@ class Options(A1111Model):
     sd_vae: str = Field(default="Automatic", max_length=500)
     """Name of an added VAE, in place of the model's own. "Automatic" and "None" use the model's
     own."""
+    sd_vae_decode_method: Literal["Full", "TAESD"] = "Full"
+    """"TAESD" decodes the images with the model's tiny decoder (`decoder`), with less detail."""
 
     # Options that change images in ways that Overpaint lacks.
     sd_hypernetwork: Annotated[str, UnsupportedExcept("", "None")] = "None"

@@ -66,6 +66,7 @@ CLIENT_FIELDS = {native: client for client, native in UNCHANGED_FIELDS.items()} 
     "clip_skip": "override_settings.CLIP_stop_at_last_layers",
     "refiner": "refiner_checkpoint",
     "vae": VAE_FIELD,
+    "decoder": "override_settings.sd_vae_decode_method",
     "high_noise_frac": "refiner_switch_at",
     "upscale": "hr_scale",
     "upscale_to": "hr_resize_x",
@@ -106,6 +107,8 @@ def to_requests(
         fields["controls"] = tuple(controls)
         if options.sd_vae.lower() not in NO_VAE:
             fields["vae"] = resolve_model_title(VAE_FIELD, options.sd_vae, vaes)
+        if options.sd_vae_decode_method == "TAESD":
+            fields["decoder"] = "tiny"
         if isinstance(given, TextInputs):
             fields |= _second_pass_fields(given, model)
             return [with_checked_mask(Request.model_validate(fields))]
