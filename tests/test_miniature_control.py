@@ -87,9 +87,10 @@ def test_packaged_addons_are_described() -> None:
     entries = {entry.name: entry for entry in list_shipped()}
     assert entries.keys() == {
         *(f"miniature-{name}" for name in ("canny", "depth", "segmentation", "softedge", "union")),
-        *(f"miniature-{name}" for name in ("comic", "sticker", "bird", "toy")),
+        *(f"miniature-{name}" for name in ("comic", "sticker", "bird", "toy", "tiny")),
     }
-    assert {entry.kind for entry in entries.values()} == {"control", "lora", "embedding"}
+    kinds = {"control", "lora", "embedding", "decoder"}
+    assert {entry.kind for entry in entries.values()} == kinds
     assert all(entry.license for entry in entries.values())
     assert entries["miniature-comic"].trigger_words == ("comic",)
 

@@ -51,7 +51,7 @@ class Run:
         self.trajectories = tuple(map(Trajectory, planned.plans))
         self._steps = sum(own.steps for own in planned.plans)
         self._addons = addons
-        self._find_preview_decoder = addon_loader.find_preview_decoder
+        self._addon_loader = addon_loader
         self._pictures: dict[int, Image] = {}
         if not self.trajectories and planned.canvas.unpainted:
             copies = range(request.num_images)
@@ -79,7 +79,7 @@ class Run:
         """Yield a preview of each of these pictures that has taken a step."""
         for i in indices:
             if (denoised := self.trajectories[i].denoised) is not None:
-                decoder = self._decoder or self._find_preview_decoder()
+                decoder = self._decoder or self._addon_loader.find_preview_decoder()
                 image = latents.preview_latent(self.model, decoder, denoised)
                 if image:
                     yield Preview(i, image)

@@ -505,7 +505,7 @@ def test_native_fields_do_not_overlap_client_fields() -> None:
     }
     assert {
         *("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "mask_from"),
-        *("sampler", "schedule", "vae", "refiner"),
+        *("sampler", "schedule", "vae", "decoder", "refiner"),
     } == TEXT_FIELDS
 
 

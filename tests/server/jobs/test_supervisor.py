@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 from unittest.mock import MagicMock
 
+import psutil
 import pytest
 from PIL import Image
 from sqlalchemy.exc import OperationalError
@@ -277,10 +279,19 @@ def test_supervisor_worker_that_reads_nothing_is_replaced(house: House) -> None:
     assert supervisor.restarts == MAX_CRASHES
 
 
+def wait_for_stopped_child() -> None:
+    """Wait until the worker is stopped, since it reads messages until then."""
+    until = time.monotonic() + LONG
+    while all(child.status() != psutil.STATUS_STOPPED for child in psutil.Process().children()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_supervisor_message_that_stops_halfway_times_out_early(house: House) -> None:
     supervisor = house.open(step_timeout_s=600.0, message_timeout_s=0.5)
     frozen = house.submit("freeze", steps=4)
     house.until(lambda: (frozen, Step(1, 4, 3.0)) in house.heard)
+    wait_for_stopped_child()
     house.submit(image=os.urandom(2**21))
     house.until(lambda: supervisor.restarts == 1)
 
