@@ -175,27 +175,28 @@ class AddonLoader:
             ModelNotFoundError: The name is unknown, or the hub is not reachable.
             CheckpointError: The decoder is for other models, or damaged.
         """
-        if name != TINY:
-            found = resolve_decoder(name, self.library, download=True)
-            key = (found.name, _identify(str(found.path)))
-            return self._keep(self._decoders, key, lambda: self._load_decoder(found))
-        with self._loading:
-            if self.model.tiny_decoder is None:
-                usual = self.model.family.tiny_decoder
-                found = resolve_decoder(usual, self.library, download=True)
-                self.model.tiny_decoder = self._load_decoder(found)
-            return self.model.tiny_decoder
+        if name == TINY:
+            return self._load_usual_decoder(download=True)
+        found = resolve_decoder(name, self.library, download=True)
+        key = (found.name, _identify(str(found.path)))
+        return self._keep(self._decoders, key, lambda: self._load_decoder(found))
 
     def find_preview_decoder(self) -> "TinyDecoder | None":
         """Return the model's usual tiny decoder, or None if it was not on this machine."""
+        if self._missed_decoder:
+            return self.model.tiny_decoder
+        try:
+            return self._load_usual_decoder(download=False)
+        except ModelError:  # Previews are optional.
+            self._missed_decoder = True
+            return None
+
+    def _load_usual_decoder(self, *, download: bool) -> "TinyDecoder":
         with self._loading:
-            if self.model.tiny_decoder is None and not self._missed_decoder:
-                try:
-                    usual = self.model.family.tiny_decoder
-                    found = resolve_decoder(usual, self.library, download=False)
-                    self.model.tiny_decoder = self._load_decoder(found)
-                except ModelError:
-                    self._missed_decoder = True  # Previews are optional.
+            if self.model.tiny_decoder is None:
+                usual = self.model.family.tiny_decoder
+                found = resolve_decoder(usual, self.library, download=download)
+                self.model.tiny_decoder = self._load_decoder(found)
             return self.model.tiny_decoder
 
     def _load_decoder(self, found: PartPath) -> "TinyDecoder":
