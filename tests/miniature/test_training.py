@@ -24,6 +24,8 @@ from overpaint.models.checkpoint import load_model
 from overpaint.models.controlnet import load_controlnet
 from overpaint.models.embedding import load_embedding
 from overpaint.models.lora import load_lora
+from overpaint.models.separate_parts import PartPath
+from overpaint.models.tiny_decoder import load_tiny_decoder
 
 
 def test_cosine_rate_warms_up_and_falls_to_its_floor():
@@ -181,7 +183,7 @@ def test_make_command_trains_and_exports_all_models(tmp_path: Path):
     )
     out, work = tmp_path / "export", tmp_path / "work"
     trained = ("vae", "text", "unet", "inpaint", "refiner", "control", "concepts")
-    trained += ("decoder", "judge", "reader")
+    trained += ("decoder", "tiny-decoder", "judge", "reader")
     steps = [f"--{stage}-steps=1" for stage in trained]
     threads = f"--threads={torch.get_num_threads()}"
     main(["make", f"--out={out}", f"--work={work}", threads, *steps], small)
@@ -189,6 +191,8 @@ def test_make_command_trains_and_exports_all_models(tmp_path: Path):
     assert model.family.name == "miniature"
     assert (tmp_path / "export-inpaint" / "unet").is_dir()
     assert (tmp_path / "export-refiner" / "unet").is_dir()
+    decoder = PartPath(tmp_path / "export-decoder" / "tiny.safetensors", "tiny")
+    assert load_tiny_decoder(decoder, model).sha256
     nets = sorted((tmp_path / "export-control").iterdir())
     assert [load_controlnet(path, model).kind for path in nets] == [
         "controlnet", "controlnet", "controlnet", "adapter", "union",
