@@ -29,6 +29,6 @@ def nothing_lost(report: Report) -> None:
 
 
 def test_kills_short_run_loses_no_job(tmp_path: Path) -> None:
-    report = run(tmp_path, kills=4, count=40)
+    report = run(tmp_path, kills=6, count=60)
     nothing_lost(report)
-    assert report.acknowledged >= 40
+    assert report.acknowledged >= 60
