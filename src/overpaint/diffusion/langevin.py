@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from overpaint.diffusion.constraint import MaskConstraint
+from overpaint.diffusion.constraint import MaskConstraint, Unconstrained
 from overpaint.diffusion.samplers import Evaluate, Noise, Sampler, Steps
 from overpaint.diffusion.schedule import Sigmas
 
@@ -31,7 +31,7 @@ the network's estimate of it, so that differences between the two move the paint
 
 
 @dataclass(frozen=True, eq=False)
-class FreeConstraint:
+class FreeConstraint(Unconstrained):
     """A mask that sets the start only; `add_langevin_steps` sets the estimates.
 
     Attributes:
@@ -43,11 +43,6 @@ class FreeConstraint:
     def start(self, x: "Tensor", noise: "Tensor", sigma: float) -> "Tensor":
         """Return the start that the mask sets."""
         return self.constraint.start(x, noise, sigma)
-
-    def denoised(self, denoised: "Tensor", sigma: float) -> "Tensor":
-        """Return `denoised` unchanged."""
-        del sigma
-        return denoised
 
 
 def add_langevin_steps(sampler: Sampler, constraint: MaskConstraint, count: int) -> Sampler:

@@ -98,14 +98,18 @@ def decode_pixels(model: Model, latent: Tensor) -> tuple[Tensor, str | None]:
         scaled = (part / vae.config["scaling_factor"]).to(model.device, vae.dtype)
         return vae.decode(scaled, return_dict=False)[0].float()
 
-    def run() -> Tensor:
-        if side := _window_side(model, max(latent.shape[2:])):
-            return run_in_windows(
-                vae, whole, latent, device=model.device, side=side, writes=model.vae_factor
-            )
-        return whole(latent)
+    return _run_finite(model, lambda: _decode_windows(model, vae, whole, latent), "decoded")
 
-    return _run_finite(model, run, "decoded")
+
+def _decode_windows(
+    model: Model, module: torch.nn.Module, decode: Callable[[Tensor], Tensor], latent: Tensor
+) -> Tensor:
+    """Decode a latent at once, or in windows if it is large."""
+    side = _window_side(model, max(latent.shape[2:]))
+    if not side:
+        return decode(latent)
+    factor = model.vae_factor
+    return run_in_windows(module, decode, latent, device=model.device, side=side, writes=factor)
 
 
 def _window_side(model: Model, cells: int) -> int:
@@ -147,14 +151,7 @@ def decode_tiny(model: Model, decoder: TinyDecoder, latent: Tensor) -> Image:
     Raises:
         DeviceError: the latent or its picture is not finite.
     """
-    side = _window_side(model, max(latent.shape[2:]))
-    if side:
-        factor, device = model.vae_factor, model.device
-        pixels = run_in_windows(
-            decoder.module, decoder.decode, latent, device=device, side=side, writes=factor
-        )
-    else:
-        pixels = decoder.decode(latent)
+    pixels = _decode_windows(model, decoder.module, decoder.decode, latent)
     if not _is_finite(latent) or not _is_finite(pixels):
         raise DeviceError(
             f"The latent, or the picture that the decoder {decoder.name} makes of it, is not "
