@@ -16,6 +16,7 @@ from overpaint.diffusion.conditioning import ControlInput, Row
 from overpaint.diffusion.schedule import NoiseSchedule
 from overpaint.models.controlnet import ControlNet
 from overpaint.nn.attention import Context
+from overpaint.nn.host import copy_to_device
 from overpaint.registry import Weighting
 
 SOFT_LEVEL_FACTOR = 0.825
@@ -83,7 +84,7 @@ class ControlNetRunner:
         if batches:
             total: list[Tensor] = []
             for key, net_rows in batches.items():
-                index = torch.tensor([own.row for own in net_rows], device=x.device)
+                index = _list_rows(net_rows, x.device)
                 for level, part in enumerate(self._run_net(key, net_rows, rows, x, t, added)):
                     if level == len(total):
                         total.append(part.new_zeros(len(rows), *part.shape[1:]))
@@ -136,7 +137,7 @@ class ControlNetRunner:
     ) -> list[Tensor]:
         """Call one net once; return its weighted residuals, finest first, middle last."""
         net: ControlNet = key[0]
-        index = torch.tensor([own.row for own in net_rows], device=x.device)
+        index = _list_rows(net_rows, x.device)
         context = self._stack_contexts(key, net_rows, rows)
         own_added = {name: value[index] for name, value in added.items()}
         inputs: dict[str, Any] = {"added_cond_kwargs": own_added, "return_dict": False}
@@ -145,9 +146,10 @@ class ControlNetRunner:
             for i in range(len(net_rows[0].controls))
         ]
         if net.kind == "union":
-            marks = x.new_zeros(len(net_rows), net.types)
             types = [control.type for control in net_rows[0].controls]
+            marks = torch.zeros(len(net_rows), net.types)
             marks[:, types] = 1
+            marks = copy_to_device(marks, x.device, x.dtype)
             inputs |= {
                 "control_type": marks,
                 "control_type_idx": types,
@@ -159,7 +161,8 @@ class ControlNetRunner:
         else:
             down, middle = net.module(x[index], t[index], context, features[0], **inputs)
         parts = [*down, middle]
-        weights = torch.stack([_residual_weights(own, len(parts)) for own in net_rows]).to(x)
+        weights = torch.stack([_residual_weights(own, len(parts)) for own in net_rows])
+        weights = copy_to_device(weights, x.device, x.dtype)
         return [
             torch.cat(
                 [_apply_mask(p[i : i + 1], own.controls[0]) for i, own in enumerate(net_rows)]
@@ -188,6 +191,11 @@ def _batch_key(net_row: _NetRow) -> BatchKey:
         return (first.net,)
     types = tuple(control.type for control in net_row.controls)
     return (first.net, types, *(c.scale for c in net_row.controls if net_row.fused))
+
+
+def _list_rows(net_rows: Sequence[_NetRow], device: torch.device) -> Tensor:
+    """Return the indices of the UNet's rows that lines are for, int64 [lines]."""
+    return copy_to_device(torch.tensor([own.row for own in net_rows]), device)
 
 
 def _residual_weights(net_row: _NetRow, count: int) -> Tensor:

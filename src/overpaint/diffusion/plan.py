@@ -14,6 +14,7 @@ from overpaint.diffusion.noise import NoiseSource, Variation
 from overpaint.diffusion.samplers import Noise, Sampler
 from overpaint.diffusion.schedule import Sigmas
 from overpaint.imaging.canvas import Canvas
+from overpaint.nn.host import copy_to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class Plan:
         """
         drawing = source or NoiseSource(self.seed, self.variation)
         device = self.network.device
-        return lambda: drawing.draw((1, *self.shape)).to(device)
+        return lambda: copy_to_device(drawing.draw((1, *self.shape)), device)
 
     def start(self, noise: Noise) -> Tensor:
         """Return the first latent: the encoded picture plus noise, or pure noise.

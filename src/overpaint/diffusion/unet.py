@@ -13,6 +13,7 @@ from overpaint.models.adapters import AdapterMerger, Adapters, get_adapter_merge
 from overpaint.models.model import Model
 from overpaint.models.noise_config import Prediction
 from overpaint.nn.attention import Context
+from overpaint.nn.host import copy_to_device
 from overpaint.nn.lowrank import WeightDelta
 from overpaint.nn.row_adapters import RowAdapters
 
@@ -67,14 +68,15 @@ class UNet:
             return self._predict(rows)
         self._weights.use("unet", ())
         order = sorted(range(len(rows)), key=lambda i: (not sets[i], sets.index(sets[i])))
-        back = torch.tensor(order, device=self.device).argsort()
+        back = copy_to_device(torch.tensor(order).argsort(), self.device)
         # Rows with adapters are adjacent, so that layers can slice them instead of gathering them.
         with self._row_adapters.applied(tuple(sets[i] for i in order)):
             return self._predict([rows[i] for i in order])[back]
 
     def _predict(self, rows: Sequence[Row]) -> Tensor:
         x = torch.cat([row.x * (row.sigma**2 + 1) ** -0.5 for row in rows]).to(self.dtype)
-        t = torch.tensor([self.schedule.timestep(row.sigma) for row in rows], device=self.device)
+        timesteps = torch.tensor([self.schedule.timestep(row.sigma) for row in rows])
+        t = copy_to_device(timesteps, self.device)
         context, channels, guidance, added = self._stack(tuple(row.conditioning for row in rows))
         residuals = self._controlnets.residuals(rows, x, t, added)
         if channels is not None:
@@ -106,7 +108,9 @@ class UNet:
             concatenated = [m.channels for m in members if m.channels is not None]
             channels = torch.cat(concatenated).to(self.dtype) if concatenated else None
             embedded = [m.guidance for m in members if m.guidance is not None]
-            guidance = torch.cat(embedded).to(self.device, self.dtype) if embedded else None
+            guidance = (
+                copy_to_device(torch.cat(embedded), self.device, self.dtype) if embedded else None
+            )
             added = {
                 "text_embeds": torch.cat([m.pooled for m in members]),
                 "time_ids": torch.cat([m.size_ids for m in members]),
