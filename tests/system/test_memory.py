@@ -3,11 +3,7 @@
 from pathlib import Path
 
 from overpaint.system.memory import read_total_memory
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+from tests.system.proc_files import write
 
 
 def test_total_memory_follows_the_cgroup_and_its_parents(tmp_path: Path) -> None:

@@ -6,11 +6,7 @@ from pathlib import Path
 import pytest
 
 from overpaint.system.processors import count_usable_cores, set_threads
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+from tests.system.proc_files import write
 
 
 def test_cores_follow_the_quota_of_the_cgroup_and_its_parents(tmp_path: Path) -> None:

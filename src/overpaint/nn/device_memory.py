@@ -145,6 +145,7 @@ class DeviceMemory:
                 held.staying_bytes += block.bytes  # no reference to its owner, the network itself
                 continue
             held.blocks.append(block)
+            held.places |= {(id(own.owner), own.leaf): (block, own) for own in block.weights}
             # A weak reference, so that a network that is gone is free at once.
             found = weakref.ref(block)
             module.register_forward_pre_hook(partial(_call, self._enter, found))
@@ -191,20 +192,17 @@ class DeviceMemory:
             owner: the module in it that has the weight.
             leaf: the name of the weight there.
         """
-        for block in held.blocks if (held := self._networks.get(network)) else ():
-            for weight in block.weights:
-                if weight.owner is owner and weight.leaf == leaf:
-                    return HeldWeight(weight, partial(self._send_home, block))
-        return None
+        held = self._networks.get(network)
+        if held is None or (place := held.places.get((id(owner), leaf))) is None:
+            return None
+        block, weight = place
+        return HeldWeight(weight, partial(self._send_home, block))
 
     def list_readers(self, network: nn.Module) -> dict[str, Callable[[], Tensor]]:
         """Return functions that read weights of a network, by name, on the device or not."""
-        held = self._networks[network]
-        homes = {
-            (id(own.owner), own.leaf): own.home for block in held.blocks for own in block.weights
-        }
+        places = self._networks[network].places
         return {
-            name: home.read if (home := homes.get((id(owner), leaf))) else tensor.detach
+            name: place[1].home.read if (place := places.get((id(owner), leaf))) else tensor.detach
             for name, owner, leaf, tensor in _list_weights(network)
         }
 

@@ -142,12 +142,16 @@ class Network:
     Attributes:
         work: the work of the network.
         blocks: its blocks.
+        places: the block of each weight, and the weight, by the id of its owner and its name there.
         staying_bytes: the bytes of its weights that are always on the device.
         latest: the block that ran last.
     """
 
     work: Work
     blocks: list[Block] = field(default_factory=list[Block])
+    places: dict[tuple[int, str], tuple[Block, Weight]] = field(
+        default_factory=dict[tuple[int, str], tuple[Block, Weight]]
+    )
     staying_bytes: int = 0
     latest: Block | None = None
 
