@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from miniature import (
     concepts,
     control,
+    few_step,
     inpaint,
     judge,
     lora,
@@ -48,6 +49,8 @@ STAGES = (
     "hints",
     "control",
     "concepts",
+    "trajectories",
+    "few-step",
     "decoder",
     "tiny-decoder",
     "judge",
@@ -56,7 +59,7 @@ STAGES = (
 )
 """In the order of `make`."""
 
-MEASURES = ("measure", "measure-masks", "measure-control", "measure-concepts")
+MEASURES = ("measure", "measure-masks", "measure-control", "measure-concepts", "measure-presets")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Workload:
     vae_scenes: range = range(10_000_000, 10_005_000)
     control_scenes: range = control.SCENES
     concept_scenes: int = concepts.COUNT
+    trajectories: int = few_step.COUNT
     judge_scenes: range = range(20_000_000, 20_020_000)
     judge_tests: range = range(30_000_000, 30_001_000)
     reader_scenes: range = range(62_000_000, 62_006_000)
@@ -271,6 +275,22 @@ class Workshop:
                 batch_size=self.workload.batch_size or concepts.BATCH,
             )
 
+    def trajectories(self) -> None:
+        """Paint the trajectories that the few-step LoRA learns from."""
+        count = self.workload.trajectories
+        few_step.paint_trajectories(self._painter(), self.work / "trajectories", count)
+
+    def few_step(self, steps: int) -> None:
+        """Train the few-step LoRA."""
+        few_step.train(
+            few_step.load(self.work / "trajectories"),
+            self._painter(),
+            self.work / "few-step.safetensors",
+            steps=steps,
+            seed=self.seed + 300,
+            batch_size=self.workload.batch_size or few_step.BATCH,
+        )
+
     def judge(self, steps: int) -> None:
         """Train the judge and test it on held-out renders."""
         scenes, pictures = self._judge_scenes()
@@ -332,6 +352,10 @@ class Workshop:
             folder = out.with_name(f"{out.name}-decoder")
             folder.mkdir(exist_ok=True)
             tiny_decoder.export(state, folder / "tiny.safetensors")
+        if (state := self.work / "few-step.safetensors").exists():
+            folder = out.with_name(f"{out.name}-lora")
+            folder.mkdir(exist_ok=True)
+            few_step.export(state, folder / "few-step.safetensors")
         for kind in control.ALL:
             state = self.work / f"{kind}.safetensors"
             if state.exists():
@@ -393,6 +417,7 @@ def main(arguments: Sequence[str] | None = None, workload: Workload = FULL_WORKL
     parser.add_argument("--control-steps", type=int, default=10_000)
     parser.add_argument("--concepts", default=",".join(concepts.CONCEPTS), help="which of them")
     parser.add_argument("--concepts-steps", type=int, default=1500)
+    parser.add_argument("--few-step-steps", type=int, default=1500)
     parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--tiny-decoder-steps", type=int, default=4000)
     parser.add_argument("--judge-steps", type=int, default=6000)
@@ -425,6 +450,11 @@ def main(arguments: Sequence[str] | None = None, workload: Workload = FULL_WORKL
             sweep_count=options.sweep,
             guidance=options.guidance,
         )
+        return
+    if options.stage == "measure-presets":
+        from miniature.measure_presets import report as report_presets
+
+        report_presets(options.model, judge.load(workload.judge), options.out, count=options.count)
         return
     if options.stage == "measure-masks":
         from miniature.measure_masks import report as report_masks
@@ -471,6 +501,8 @@ def main(arguments: Sequence[str] | None = None, workload: Workload = FULL_WORKL
         "hints": workshop.hints,
         "control": lambda: workshop.control(options.kinds.split(","), options.control_steps),
         "concepts": lambda: workshop.concepts(options.concepts.split(","), options.concepts_steps),
+        "trajectories": workshop.trajectories,
+        "few-step": lambda: workshop.few_step(options.few_step_steps),
         "decoder": lambda: workshop.decoder(options.decoder_steps),
         "tiny-decoder": lambda: workshop.tiny_decoder(options.tiny_decoder_steps),
         "judge": lambda: workshop.judge(options.judge_steps),

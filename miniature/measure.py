@@ -115,7 +115,7 @@ def _share(values: Sequence[bool]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _scenes(count: int, first_seed: int) -> list[Scene]:
+def held_out_scenes(count: int, first_seed: int) -> list[Scene]:
     """Held-out scenes, half of one object and half of two."""
     return [
         draw_scene(np.random.default_rng(first_seed + i), held_out=True, two=i % 2 == 1)
@@ -123,7 +123,7 @@ def _scenes(count: int, first_seed: int) -> list[Scene]:
     ]
 
 
-def _caption(scene: Scene) -> str:
+def full_caption(scene: Scene) -> str:
     return caption(scene, np.random.default_rng(scene.texture), full=True)
 
 
@@ -131,21 +131,27 @@ def prompted(
     model: Model, judge: Judge, count: int, guidance: float
 ) -> tuple[list[Figure], NDArray[np.uint8]]:
     """Text to image on held-out prompts."""
-    scenes = _scenes(count, FIRST_SEED)
+    scenes = held_out_scenes(count, FIRST_SEED)
     requests = [
-        Request(prompt=_caption(s), seed=i, guidance_scale=guidance) for i, s in enumerate(scenes)
+        Request(prompt=full_caption(s), seed=i, guidance_scale=guidance)
+        for i, s in enumerate(scenes)
     ]
     painted = paint(model, requests, "create")
+    return read_prompted(judge, painted, scenes), painted
+
+
+def read_prompted(judge: Judge, painted: NDArray[np.uint8], scenes: list[Scene]) -> list[Figure]:
+    """Which pictures show what their scenes' captions say."""
+    count = len(scenes)
     pairs = list(zip(judge.read(painted), [truth(s) for s in scenes], strict=True))
     objects = [right for v, w in pairs for right in _objects_right(v, w)]
     two = [v.layout == w.layout and v.objects == w.objects for v, w in pairs if w.layout != "one"]
-    figures = [
+    return [
         Figure("object shape and color", _share(objects), 0.90, len(objects)),
         Figure("background", _share([v.background == w.background for v, w in pairs]), 0.95, count),
         Figure("style", _share([v.style == w.style for v, w in pairs]), 0.95, count),
         Figure("two objects, both right and in relation", _share(two), 0.80, len(two)),
     ]
-    return figures, painted
 
 
 def restyled(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -165,17 +171,10 @@ def from_sketches(
     model: Model, judge: Judge, count: int, guidance: float
 ) -> tuple[list[Figure], NDArray[np.uint8]]:
     """Image to image: a pencil sketch, and a prompt for the same content in another style."""
-    rng = np.random.default_rng(FIRST_SEED + 1)
-    sketches: list[Scene] = []
-    while len(sketches) < count:
-        scene = draw_scene(rng, held_out=True, two=len(sketches) % 2 == 1)
-        if scene.style == "pencil sketch":
-            sketches.append(scene)
-    wanted = [restyled(s, rng) for s in sketches]
-    sources = np.stack([render(s) for s in sketches])
+    sources, wanted = draw_sketches(count)
     requests = [
         Request(
-            prompt=_caption(w),
+            prompt=full_caption(w),
             image=as_picture(p),
             strength=STRENGTH,
             seed=i,
@@ -184,11 +183,28 @@ def from_sketches(
         for i, (w, p) in enumerate(zip(wanted, sources, strict=True))
     ]
     painted = paint(model, requests, "edit")
+    figures = read_restyled(judge, painted, wanted)
+    return figures, np.concatenate([sources[:12], painted[:12]])
+
+
+def draw_sketches(count: int) -> tuple[NDArray[np.uint8], list[Scene]]:
+    """Pencil sketches (n, height, width, 3), and their scenes in another style."""
+    rng = np.random.default_rng(FIRST_SEED + 1)
+    sketches: list[Scene] = []
+    while len(sketches) < count:
+        scene = draw_scene(rng, held_out=True, two=len(sketches) % 2 == 1)
+        if scene.style == "pencil sketch":
+            sketches.append(scene)
+    wanted = [restyled(s, rng) for s in sketches]
+    return np.stack([render(s) for s in sketches]), wanted
+
+
+def read_restyled(judge: Judge, painted: NDArray[np.uint8], wanted: list[Scene]) -> list[Figure]:
+    """Which pictures have the wanted style, and which kept their objects."""
+    count = len(wanted)
     pairs = list(zip(judge.read(painted), [truth(w) for w in wanted], strict=True))
-    figures = [
-        Figure(
-            "sketch restyled: style", _share([v.style == w.style for v, w in pairs]), 0.9, count
-        ),
+    return [
+        Figure("sketch restyled: style", _share([v.style == w.style for v, w in pairs]), 0.9, count),
         Figure(
             "sketch restyled: same objects",
             _share([v.objects == w.objects and v.layout == w.layout for v, w in pairs]),
@@ -196,12 +212,11 @@ def from_sketches(
             count,
         ),
     ]
-    return figures, np.concatenate([sources[:12], painted[:12]])
 
 
 def round_trip(model: Model, count: int) -> Figure:
     """The autoencoder's mean PSNR on held-out renders."""
-    pixels = np.stack([render(s) for s in _scenes(count, FIRST_SEED + 100_000)])
+    pixels = np.stack([render(s) for s in held_out_scenes(count, FIRST_SEED + 100_000)])
     ratios = autoencoder.psnr(model.vae, pixels)
     return Figure("VAE round trip, dB", float(ratios.mean()), 30.0, count)
 
@@ -209,7 +224,7 @@ def round_trip(model: Model, count: int) -> Figure:
 def tiny_decoding(model: Model, judge: Judge, count: int) -> list[Figure]:
     """The tiny decoder on the latents of held-out renders: PSNR to the VAE, and what is right."""
     decoder = AddonLoader(model, Library()).load_decoder("tiny")
-    scenes = _scenes(count, FIRST_SEED + 200_000)
+    scenes = held_out_scenes(count, FIRST_SEED + 200_000)
     ratios: list[float] = []
     painted: list[NDArray[np.uint8]] = []
     for scene in scenes:
@@ -278,7 +293,7 @@ def sweep(model: Model, judge: Judge, count: int, guidance: float) -> Sweep:
     for strength in STRENGTHS:
         requests = [
             Request(
-                prompt=_caption(other),
+                prompt=full_caption(other),
                 image=as_picture(pixels),
                 strength=strength,
                 seed=i,

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import overpaint
-from miniature import measure
+from miniature import measure, measure_presets
 from miniature.judge import Judge
 from miniature.judge import load as load_judge
 from overpaint.cli.main import main
 from overpaint.models.checkpoint import load_model
 from overpaint.models.library import catalog
 from overpaint.models.model import Model
+from overpaint.request import Request
 
 ROOT = Path(__file__).parents[1]
 GUIDANCE = 5.0
@@ -46,6 +47,18 @@ def test_prompted_pictures_show_the_prompt(model: Model, judge: Judge, count: in
     assert shares["background"] >= 0.9
     assert shares["style"] >= 0.85
     assert shares["two objects, both right and in relation"] >= 0.7
+
+
+def test_turbo_shows_the_prompt_in_four_calls_per_picture(model: Model, judge: Judge) -> None:
+    scenes = measure.held_out_scenes(16, measure.FIRST_SEED)
+    requests = [
+        Request(prompt=measure.full_caption(scene), seed=i) for i, scene in enumerate(scenes)
+    ]
+    with measure_presets.counted_calls(model) as calls:
+        painted = measure_presets.paint_preset(model, "turbo", requests, "turbo")
+    assert sum(calls) == 4 * len(scenes)
+    for figure in measure.read_prompted(judge, painted, scenes):
+        assert figure.value >= 0.85, figure
 
 
 def test_restyled_sketch_keeps_its_objects(model: Model, judge: Judge) -> None:

@@ -87,7 +87,7 @@ def test_packaged_addons_are_described() -> None:
     entries = {entry.name: entry for entry in list_shipped()}
     assert entries.keys() == {
         *(f"miniature-{name}" for name in ("canny", "depth", "segmentation", "softedge", "union")),
-        *(f"miniature-{name}" for name in ("comic", "sticker", "bird", "toy", "tiny")),
+        *(f"miniature-{name}" for name in ("comic", "sticker", "bird", "few-step", "toy", "tiny")),
     }
     kinds = {"control", "lora", "embedding", "decoder"}
     assert {entry.kind for entry in entries.values()} == kinds

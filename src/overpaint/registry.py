@@ -6,7 +6,7 @@ is validated without it.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from overpaint.errors import RequestError, did_you_mean, quote_value
 
@@ -65,6 +65,16 @@ TASKS: dict[Task, Repaint] = {
     "remove": Repaint(0.8, "surroundings"),
     "extend": Repaint(0.9, "surroundings"),
 }
+
+Preset = Literal["quality", "fast", "turbo"]
+
+PRESETS: "dict[Preset, dict[str, Any]]" = {
+    "quality": {},
+    "fast": {"num_inference_steps": 15, "guidance_interval": (0.0, 0.8)},
+    "turbo": {},
+}
+"""The fields of a request that a preset sets. The few-step LoRA or checkpoint that "turbo" uses
+sets its own."""
 
 Weighting = Literal["balanced", "soft", "guess"]
 """How a ControlNet's scale is spread over the levels of the UNet.

@@ -213,7 +213,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
         "--mask-from box:1,2,9,8 --invert --grow 2 --blur -0 --task remove --fill flat --crop 16 "
         "--extend left=8,bottom=16 --match-colors --refiner mine --refine ensemble "
         "--high-noise-frac 0.7 --aesthetic-score 7 --negative-aesthetic-score 2 --vae soft "
-        "--decoder tiny --inpaint langevin:3 --seed 3",
+        "--decoder tiny --inpaint langevin:3 --preset fast --seed 3",
         {
             "mask_from": "box:1,2,9,8",
             "mask_invert": True,
@@ -230,6 +230,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
             "vae": "soft",
             "decoder": "tiny",
             "langevin_steps": 3,
+            "preset": "fast",
         },
     ),
     (

@@ -47,6 +47,12 @@ def help_of(command: str) -> str:
     return result.output
 
 
+def test_table_of_decisions_has_every_decision():
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"\[\d{4}\]\((\S+)\)", (folder / "README.md").read_text("utf-8"))
+    assert listed == sorted(path.name for path in folder.glob("0*.md"))
+
+
 @pytest.mark.parametrize("command", commands())
 def test_cli_page_has_the_options_that_help_prints(command: str) -> None:
     page = cli_page()

@@ -173,6 +173,7 @@ def test_make_command_trains_and_exports_all_models(tmp_path: Path):
         vae_scenes=range(4),
         control_scenes=range(60_000_000, 60_000_004),
         concept_scenes=2,
+        trajectories=1,
         judge_scenes=range(4),
         judge_tests=range(4),
         reader_scenes=range(6),
@@ -183,7 +184,7 @@ def test_make_command_trains_and_exports_all_models(tmp_path: Path):
     )
     out, work = tmp_path / "export", tmp_path / "work"
     trained = ("vae", "text", "unet", "inpaint", "refiner", "control", "concepts")
-    trained += ("decoder", "tiny-decoder", "judge", "reader")
+    trained += ("few-step", "decoder", "tiny-decoder", "judge", "reader")
     steps = [f"--{stage}-steps=1" for stage in trained]
     threads = f"--threads={torch.get_num_threads()}"
     main(["make", f"--out={out}", f"--work={work}", threads, *steps], small)
@@ -197,10 +198,11 @@ def test_make_command_trains_and_exports_all_models(tmp_path: Path):
     assert [load_controlnet(path, model).kind for path in nets] == [
         "controlnet", "controlnet", "controlnet", "adapter", "union",
     ]  # fmt: skip
-    changed = [
-        set(load_lora(path, model).changes) for path in sorted((tmp_path / "export-lora").iterdir())
-    ]
-    assert changed == [{"unet", "text_encoder", "text_encoder_2"}] * len(concepts.LORAS)
+    loras = {path.stem: load_lora(path, model) for path in (tmp_path / "export-lora").iterdir()}
+    assert set(loras.pop("few-step").changes) == {"unet"}
+    assert set(loras) == set(concepts.LORAS)
+    for lora in loras.values():
+        assert set(lora.changes) == {"unet", "text_encoder", "text_encoder_2"}
     toy = load_embedding(tmp_path / "export-embedding" / "toy.safetensors", "toy", model)
     assert toy.length == 2
     assert set(judge.load(tmp_path / "judge.safetensors").state_dict()) == set(Judge().state_dict())

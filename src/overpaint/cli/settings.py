@@ -90,6 +90,12 @@ SETTINGS = {
             "Give the whole result the colors of the picture, without a mask.",
         ),
         Setting("negative_prompt", ("--negative",), str, "Words to steer away from."),
+        Setting(
+            "preset",
+            ("--preset",),
+            str,
+            "Less work for a different picture: quality is exact, fast, or turbo (few-step LoRA).",
+        ),
         Setting("num_inference_steps", ("--steps",), int, "Sampler steps, 1 to 1000."),
         Setting(
             "guidance_scale",

@@ -13,9 +13,9 @@ from overpaint.diffusion.denoise import Trajectory
 from overpaint.diffusion.planner import plan
 from overpaint.events import Finished, Notice, Preview, Step
 from overpaint.imaging import codec
-from overpaint.models import few_step
 from overpaint.models.addons import AddonLoader
 from overpaint.models.model import Model
+from overpaint.models.presets import settle_request
 from overpaint.provenance import metadata
 from overpaint.request import Request
 
@@ -25,7 +25,8 @@ class Run:
 
     Attributes:
         model: the model that paints.
-        request: the request, with the settings that its few-step LoRA or checkpoint implies.
+        request: the request, with the settings of its preset, or of its few-step LoRA or
+            checkpoint.
         trajectories: one per picture; empty if there is nothing to paint.
         notices: messages from planning, for the user.
     """
@@ -34,17 +35,13 @@ class Run:
         """Plan a request.
 
         Raises:
-            RequestError, PictureError, ModelError, DeviceError: see `plan` and `AddonLoader.load`.
+            RequestError, PictureError, ModelError, DeviceError: see `plan` and `settle_request`.
         """
         if request.vae is not None and model.separate_vae_name != request.vae:
             model = model.with_vae(addon_loader.load_vae(request.vae))
         self._decoder = addon_loader.load_decoder(request.decoder) if request.decoder else None
-        addons = addon_loader.load(request)
-        self.notices = list(addons.notices)
         self.model = model
-        self.request, notice = few_step.apply_few_step_settings(request, addons.adapters, model)
-        if notice:
-            self.notices.append(notice)
+        self.request, addons, self.notices = settle_request(request, model, addon_loader)
         planned = plan(self.request, model, addons)
         codec.drop_pixels(*self.request.pictures)
         self.notices += planned.notices

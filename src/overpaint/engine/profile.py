@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overpaint.errors import OutputError, PictureError, RequestError
+from overpaint.registry import PRESETS
 from overpaint.system import atomic_files
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Profile:
             native: side in pixels that the model draws.
             factor: pixels per latent cell.
         """
+        request = request.fill_unset(PRESETS[request.preset])
         height = (request.height or native) // factor
         width = (request.width or native) // factor
         rows = 2 if request.guided else 1

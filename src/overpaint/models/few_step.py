@@ -12,6 +12,7 @@ strict, so that a LoRA for lightning bolts does not count as a Lightning LoRA.
 | SDXL-Lightning | arXiv 2402.13929, and its model card: Euler, trailing timesteps, no guidance |
 | Hyper-SD | arXiv 2404.13686, its model card: DDIM, trailing; "CFG" in the title keeps guidance |
 | SDXL Turbo | its model card: ancestral Euler, trailing, no guidance |
+| few-step | `miniature/few_step.py`: Euler, trailing, no guidance |
 | merges with Turbo or Lightning | DreamShaper XL's model card: DPM++ SDE Karras, guidance 2 |
 """
 
@@ -58,13 +59,15 @@ MAX_TITLE_CHARS = 300
 """Characters of a title or file name that are searched: a pattern looks ahead at each word."""
 
 FEW_STEP_KINDS = (
-    FewStepKind("LCM", r"lcm", "lcm", 4),
-    FewStepKind("TCD", r"tcd", "tcd", 4),
     FewStepKind("DMD2", r"dmd 2", "lcm", 4),
     FewStepKind("SDXL-Lightning", r"sd ?xl lightning|lightning (?=.*\bsteps?\b)", "euler", 4),
     FewStepKind("Hyper-SD", r"hyper sd ?(xl)?|hyper (?=.*\bsteps?\b)", "ddim", 8),
+    FewStepKind("TCD", r"tcd", "tcd", 4),
+    FewStepKind("LCM", r"lcm", "lcm", 4),
     FewStepKind("SDXL Turbo", r"sd ?xl turbo", "euler_a", 4),
+    FewStepKind("few-step", r"few step", "euler", 4),
 )
+"""The preset "turbo" chooses among several LoRAs in this order."""
 
 FEW_STEP_MERGE = FewStepKind(
     "Turbo or Lightning", r"turbo|lightning", "dpmpp_sde", 6, "karras", 2.0
@@ -186,9 +189,8 @@ def apply_few_step_settings(
 def _set_fields(
     request: "Request", name: str, kind: str, fields: dict[str, Any]
 ) -> tuple["Request", str | None]:
-    unset = {k: v for k, v in fields.items() if k not in request.model_fields_set}
+    unset = [field for field in fields if field not in request.model_fields_set]
     if not unset:
         return request, None
-    taken = ", ".join(f"{field} {value}" for field, value in unset.items())
-    said = f"{name} is for few steps ({kind}), so it takes {taken}."
-    return request.model_copy(update=unset), said
+    taken = ", ".join(f"{field} {fields[field]}" for field in unset)
+    return request.fill_unset(fields), f"{name} is for few steps ({kind}), so it takes {taken}."

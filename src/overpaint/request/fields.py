@@ -12,7 +12,7 @@ from pydantic import Field
 
 from overpaint.errors import RequestError
 from overpaint.picture import Picture
-from overpaint.registry import Fill, Space, Task
+from overpaint.registry import Fill, Preset, Space, Task
 from overpaint.request.parts import Control, Lora, ModelName, StrictModel
 
 DEFAULT_STRENGTH = 0.6
@@ -152,6 +152,11 @@ class RequestFields(StrictModel):
     match_image_colors: bool = False
     """Give the whole result the colors of `image`, and keep its brightness. It cannot be used with
     a mask; see `match_colors`."""
+
+    preset: Preset = "quality"
+    """Less work for a different picture: "quality" is exact; "fast" runs fewer steps, the last of
+    them without guidance; "turbo" uses a few-step LoRA or checkpoint. Fields that the request sets
+    stay."""
 
     num_inference_steps: int = Field(default=30, ge=1, le=1000)
     """Sampler steps, 1 to 1000; `steps` sets their meaning below strength 1."""

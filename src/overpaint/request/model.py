@@ -1,7 +1,7 @@
 """A request: one frozen, validated value that can be stored."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from overpaint.errors import RequestError, quote_value
@@ -107,6 +107,16 @@ class Request(RequestFields):
             return 0
         steps = self.refine_steps or self.num_inference_steps
         return count_steps(steps, self.refine_strength, self.steps)
+
+    def mark_set(self, fields: Iterable[str]) -> "Request":
+        """Return the request with the same values, of which only these fields count as set."""
+        return Request.model_construct(set(fields), **dict(self))
+
+    def fill_unset(self, fields: Mapping[str, Any]) -> "Request":
+        """Return the request with these fields, but for those that it sets."""
+        return self.model_copy(
+            update={k: v for k, v in fields.items() if k not in self.model_fields_set}
+        )
 
     @property
     def prompts(self) -> dict[str, str]:

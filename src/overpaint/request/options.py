@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from overpaint.picture_sources import PictureSource
-from overpaint.registry import Fill, Space, Task
+from overpaint.registry import Fill, Preset, Space, Task
 from overpaint.request.fields import (
     Crop,
     Fit,
@@ -43,6 +43,7 @@ class RequestOptions(TypedDict, total=False):
     crop: Crop
     match_colors: bool
     match_image_colors: bool
+    preset: Preset
     num_inference_steps: int
     steps: StepsMode
     guidance_scale: float

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pickle
 from collections.abc import AsyncGenerator, Generator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from overpaint.errors import StoreError
 from overpaint.imaging.codec import read_picture
 from overpaint.request import Request
 from overpaint.server.jobs.service import Service, Story
+from overpaint.server.jobs.worker_process import run_job
 from overpaint.server.settings import DAY_S
 from overpaint.server.store.job_rows import HistoryEntry, NewJob
 from overpaint.testing import ScriptedEngine
@@ -191,3 +194,25 @@ def test_service_listener_of_removed_job_ends(tmp_path: Path) -> None:
 
 async def _kinds(story: AsyncGenerator[Story]) -> list[str]:
     return [said.kind async for said in story if isinstance(said, HistoryEntry)]
+
+
+def test_worker_gets_the_fields_that_came_with_the_request(tmp_path: Path) -> None:
+    """A preset or a few-step LoRA sets the other ones, also after a restart."""
+    asked = Request(prompt="a fox", preset="fast", guidance_scale=4.0)
+    with served(tmp_path) as service:
+        job = service.jobs.get(made(service, asked))
+        assert job is not None
+        request = pickle.loads(pickle.dumps(run_job(job, service.files))).request
+        assert request == asked
+        assert request.model_fields_set == asked.model_fields_set
+        filled = request.fill_unset({"num_inference_steps": 15, "guidance_scale": 1.0})
+        assert (filled.num_inference_steps, filled.guidance_scale) == (15, 4.0)
+
+
+def test_request_of_an_earlier_version_keeps_all_its_fields(tmp_path: Path) -> None:
+    with served(tmp_path) as service:
+        job = service.jobs.get(made(service, Request(prompt="a fox")))
+        assert job is not None
+        origin = job.origin.model_copy(update={"set_fields": None})
+        request = run_job(replace(job, origin=origin), service.files).request
+        assert request.model_fields_set == set(Request.model_fields)

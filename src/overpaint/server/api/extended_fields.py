@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from overpaint.errors import RequestError
 from overpaint.request import Request
 from overpaint.request.fields import resolve_field_aliases
-from overpaint.server.api.fields import with_checked_mask
+from overpaint.server.api.fields import mark_defaults, with_checked_mask
 from overpaint.server.api.ignored_fields import is_empty, report_ignored
 from overpaint.server.api.image_inputs import find_nested_urls, load_nested_images
 from overpaint.server.outbound.image_fetch import ImageSources
@@ -66,8 +66,10 @@ def build_request(
         for field in IMAGE_FIELDS:
             if fields.pop(field, None) is not None:
                 report_ignored(dialect_names.pop(field, field))
+    defaults = {field: (name,) for name, field, _ in words if name not in given.model_fields_set}
     try:
-        return with_checked_mask(Request.model_validate(fields)), dialect_names
+        request = with_checked_mask(Request.model_validate(fields))
+        return mark_defaults(request, given, defaults), dialect_names
     except RequestError as error:
         raise translate_error(error, dialect_names) from None
 

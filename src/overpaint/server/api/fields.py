@@ -5,6 +5,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Collection, Mapping
 from io import BytesIO
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
@@ -164,6 +165,23 @@ async def measure_upload_or_404(service: Service, name: str) -> int:
         return await asyncio.to_thread(service.files.measure, name)
     except (PictureError, StoreError) as error:
         raise HTTPException(404, str(error)) from None
+
+
+def mark_defaults(
+    request: Request, given: BaseModel, sources: Mapping[str, Collection[str]]
+) -> Request:
+    """Return a request whose values from a dialect's defaults do not count as set.
+
+    A few-step LoRA or checkpoint sets these fields, as it does if a native request lacks them.
+
+    Args:
+        request: the request.
+        given: the fields that the client sent.
+        sources: the dialect's fields that each field of `Request` comes from.
+    """
+    sent = given.model_fields_set
+    defaults = {field for field, names in sources.items() if sent.isdisjoint(names)}
+    return request.mark_set(request.model_fields_set - defaults)
 
 
 def with_checked_mask(request: Request) -> Request:

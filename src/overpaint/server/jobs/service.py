@@ -268,8 +268,12 @@ class Service:
             side = self.native_side_px(name)
             admission.check_room(request, side, settings.limits, self._job_memory_bytes)
             stored, files = self.files.pack_request(request)
-            traced = {"request_id": request_id.get(), "trace": trace}
-            kept = (origin or NativeOrigin()).model_copy(update=traced)
+            known_now = {
+                "request_id": request_id.get(),
+                "trace": trace,
+                "set_fields": tuple(sorted(request.model_fields_set)),
+            }
+            kept = (origin or NativeOrigin()).model_copy(update=known_now)
             admission.check_text(stored, kept, settings.limits)
             new = NewJob(
                 made,

@@ -147,10 +147,12 @@ def run_job(job: Job, files: Files) -> RunJob:
     Raises:
         PictureError: a picture of the job is missing or damaged.
     """
-    output = job.origin.output
+    output, request = job.origin.output, files.unpack_request(job.request)
+    if job.origin.set_fields is not None:
+        request = request.mark_set(job.origin.set_fields)
     return RunJob(
         tag=attempt_tag(job),
-        request=files.unpack_request(job.request),
+        request=request,
         model=job.model,
         folder=files.get_results_folder(job.id),
         stem=str(job.attempt),

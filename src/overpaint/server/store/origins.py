@@ -35,6 +35,10 @@ class _Origin(_Value):
     field_names: Mapping[str, str] = {}
     """The client's name for each field of `Request` that came under another name."""
 
+    set_fields: tuple[str, ...] | None = None
+    """Fields of the request that came with it, which no preset or few-step LoRA changes. None for
+    jobs of earlier versions: all fields."""
+
     request_id: str | None = None
     """Id of the HTTP request that submitted the job."""
 

@@ -21,7 +21,7 @@ from overpaint.server.api.a1111.protocol import (
     ImageInputs,
     TextInputs,
 )
-from overpaint.server.api.fields import stretch_mask, with_checked_mask
+from overpaint.server.api.fields import mark_defaults, stretch_mask, with_checked_mask
 from overpaint.server.api.ignored_fields import report_ignored
 
 FIT_BY_RESIZE_MODE: dict[int, Fit] = {0: "stretch", 1: "cover", 2: "contain"}
@@ -53,6 +53,17 @@ UNCHANGED_FIELDS = {
     "subseed_strength": "subseed_strength",
 }
 """Native name of each field whose value is used unchanged."""
+
+SAMPLER_FIELDS = ("sampler_name", "sampler_index", "scheduler")
+"""Fields that name the sampler or its schedule."""
+
+SAMPLING_FIELDS = {
+    "num_inference_steps": ("steps",),
+    "guidance_scale": ("cfg_scale",),
+    "sampler": SAMPLER_FIELDS,
+    "schedule": SAMPLER_FIELDS,
+}
+"""The fields that each native field comes from which a few-step model sets."""
 
 CLIENT_FIELDS = {native: client for client, native in UNCHANGED_FIELDS.items()} | {
     "image": "init_images",
@@ -111,10 +122,10 @@ def to_requests(
             fields["decoder"] = "tiny"
         if isinstance(given, TextInputs):
             fields |= _second_pass_fields(given, model)
-            return [with_checked_mask(Request.model_validate(fields))]
+            return [_make_request(given, fields)]
         images = [_image_fields(given, options, image) for image in given.init_images]
         if len(images) == 1:
-            return [with_checked_mask(Request.model_validate(fields | images[0]))]
+            return [_make_request(given, fields | images[0])]
         # The web UI numbers the seeds over all images, so that each of these jobs has its own.
         order = images * given.n_iter
         fields["num_images"] = len(order)
@@ -124,10 +135,14 @@ def to_requests(
             fields["num_images"] = 1
             fields["seed"] = whole.picture_seeds[place]
             fields["subseed"] = whole.picture_subseeds[place]
-            requests.append(with_checked_mask(Request.model_validate(fields | own)))
+            requests.append(_make_request(given, fields | own))
         return requests
     except RequestError as error:
         raise translate_error(error) from None
+
+
+def _make_request(given: TextInputs | ImageInputs, fields: dict[str, Any]) -> Request:
+    return mark_defaults(with_checked_mask(Request.model_validate(fields)), given, SAMPLING_FIELDS)
 
 
 def report_unused_fields(given: TextInputs | ImageInputs) -> None:

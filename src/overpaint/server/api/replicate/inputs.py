@@ -23,7 +23,13 @@ from overpaint.request import Request
 from overpaint.request.fields import MAX_SEED
 from overpaint.request.parts import Lora
 from overpaint.server.api.extended_fields import translate_error
-from overpaint.server.api.fields import parse_pair, parse_size, stretch_mask, with_checked_mask
+from overpaint.server.api.fields import (
+    mark_defaults,
+    parse_pair,
+    parse_size,
+    stretch_mask,
+    with_checked_mask,
+)
 from overpaint.server.api.ignored_fields import TolerantModel, report_ignored
 from overpaint.server.api.image_inputs import find_remote_urls, load_image
 from overpaint.server.api.results import get_file_kind
@@ -51,6 +57,15 @@ UNSIZED_ASPECT_RATIOS = ("match_input_image", "custom")
 """Values of `aspect_ratio` that leave the size to the other inputs."""
 
 REFINE_BY_NAME = {"expert_ensemble_refiner": "ensemble", "base_image_refiner": "sequential"}
+
+
+SAMPLING_INPUTS = {
+    "num_inference_steps": ("num_inference_steps",),
+    "guidance_scale": ("guidance_scale",),
+    "sampler": ("scheduler",),
+    "schedule": ("scheduler",),
+}
+"""The inputs that each native field comes from which a few-step model sets."""
 
 
 def _number_properties(schema: dict[str, Any]) -> None:
@@ -325,7 +340,8 @@ def to_request(
         else:
             fields["refine_steps"] = given.refine_steps or None
     try:
-        return with_checked_mask(Request.model_validate(fields))
+        request = with_checked_mask(Request.model_validate(fields))
+        return mark_defaults(request, given, SAMPLING_INPUTS)
     except RequestError as error:
         raise translate_size_error(error, given) from None
 
