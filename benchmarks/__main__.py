@@ -14,6 +14,8 @@ from benchmarks.harness import print_line
 BENCHMARKS = {
     "startup": ("benchmarks.startup", "measure", "start time"),
     "miniature": ("benchmarks.painting", "measure_miniature", "the miniature, fp32, guided"),
+    "busy": ("benchmarks.painting", "measure_busy", "the miniature beside a busy process"),
+    "presets": ("benchmarks.presets", "measure", "the presets on the miniature"),
     "control": ("benchmarks.control", "measure", "a ControlNet that stops half-way"),
     "loras": ("benchmarks.loras", "measure", "switching among eight LoRAs"),
     "loading": ("benchmarks.loading", "measure", "peak host memory of loading"),

@@ -4,6 +4,8 @@ Both use the same weights, dtype, sampler, schedule and number of network calls.
 one process. Overpaint's caches are cleared before each run.
 """
 
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -115,6 +117,18 @@ def measure_miniature(*, quick: bool, model: str = catalog.MINIATURE) -> dict[st
         Job(256, 30, rounds, masked=0.05, crop=True, padding=16),
     ]
     return compare(painter, pipeline, jobs)
+
+
+def measure_busy(*, quick: bool) -> dict[str, Any]:
+    """Measure the built-in model while another process keeps one processor busy."""
+    painter = load(catalog.MINIATURE, device="cpu", dtype="fp32")
+    pipeline = peer.load_pipeline(catalog.resolve_model(catalog.MINIATURE), torch.float32)
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        return compare(painter, pipeline, [Job(NATIVE, 30, 3 if quick else 9)])
+    finally:
+        busy.kill()
+        busy.wait()
 
 
 def measure_full_size(*, quick: bool) -> dict[str, Any]:
