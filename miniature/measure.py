@@ -204,7 +204,9 @@ def read_restyled(judge: Judge, painted: NDArray[np.uint8], wanted: list[Scene])
     count = len(wanted)
     pairs = list(zip(judge.read(painted), [truth(w) for w in wanted], strict=True))
     return [
-        Figure("sketch restyled: style", _share([v.style == w.style for v, w in pairs]), 0.9, count),
+        Figure(
+            "sketch restyled: style", _share([v.style == w.style for v, w in pairs]), 0.9, count
+        ),
         Figure(
             "sketch restyled: same objects",
             _share([v.objects == w.objects and v.layout == w.layout for v, w in pairs]),
