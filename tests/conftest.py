@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import gc
 import logging
 import os
 import ssl
@@ -37,6 +38,15 @@ def certificates_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", reuse_or_create)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules_are_no_garbage() -> Iterator[None]:
+    """The modules of all tests have half a million objects, which each collection would visit."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from overpaint.models.few_step import (
 )
 from overpaint.models.library.entry import LibraryEntry
 from overpaint.models.library.index import MINIATURE
-from overpaint.models.library.library import Library, list_shipped
+from overpaint.models.library.library import list_shipped
 from overpaint.registry import PRESETS
 from overpaint.request.parts import Lora
 
@@ -44,14 +44,14 @@ def settle_request(
         RequestError: The preset "turbo" has no few-step LoRA.
         ModelError, DeviceError: See `AddonLoader.load`.
     """
-    request = _add_preset_lora(request, model, addon_loader.library)
+    request = _add_preset_lora(request, model, addon_loader)
     addons = addon_loader.load(request)
     request, notice = apply_few_step_settings(request, addons.adapters, model)
     notices = [*addons.notices, *([notice] if notice else [])]
     return request.fill_unset(PRESETS[request.preset]), addons, notices
 
 
-def _add_preset_lora(request: "Request", model: "Model", library: Library) -> "Request":
+def _add_preset_lora(request: "Request", model: "Model", addon_loader: AddonLoader) -> "Request":
     """Add the few-step LoRA that the preset "turbo" needs.
 
     A request with a few-step LoRA, or to a few-step checkpoint, needs none. Of several, the first
@@ -59,6 +59,7 @@ def _add_preset_lora(request: "Request", model: "Model", library: Library) -> "R
     """
     if request.preset != "turbo" or find_model_settings(model):
         return request
+    library = addon_loader.library
     named = [library.find(lora.name, "lora") for lora in request.loras if lora.scale > 0]
     if any(map(_find_kind, named)):
         return request

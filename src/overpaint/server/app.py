@@ -48,7 +48,7 @@ from overpaint.server.jobs.webhooks import WebhookSender
 from overpaint.server.settings import ServerSettings
 from overpaint.server.store.api_keys import ApiKeys
 from overpaint.server.telemetry.logs import log_and_continue
-from overpaint.system.malloc import MAX_PAUSE_S, limit_heaps, release_memory
+from overpaint.system.malloc import FIRST_PAUSE_S, MAX_PAUSE_S, limit_heaps, release_memory
 from overpaint.system.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
@@ -342,11 +342,12 @@ def uvicorn_config(app: FastAPI, settings: ServerSettings) -> uvicorn.Config:
 
 async def trim_memory() -> None:
     """Return unused memory to the system periodically."""
+    pause = FIRST_PAUSE_S
     while True:
+        await asyncio.sleep(pause)
         pause = MAX_PAUSE_S
         with log_and_continue():
             pause = await asyncio.to_thread(release_memory)
-        await asyncio.sleep(pause)
 
 
 async def run_periodically(

@@ -22,6 +22,9 @@ MMAP_THRESHOLD_BYTES = 2**16
 """Bytes from which a server maps blocks. By default glibc raises the threshold to megabytes as
 blocks are freed. A worker keeps the default: it would map hundreds of megabytes in every step."""
 
+FIRST_PAUSE_S = 10.0
+"""Seconds from the start of a server to its first call of `release_memory`."""
+
 MAX_PAUSE_S = 300.0
 """Seconds between two calls of `release_memory`, at most."""
 
