@@ -18,17 +18,15 @@ from torch import Tensor
 
 from miniature.common import (
     Trainee,
-    averaged_weights,
     generator,
     half_precision,
     progress,
     read_tensors,
-    stored,
     write_tensors,
 )
 from miniature.data import NATIVE
 from miniature.family import Painter, Tokenizers
-from miniature.lora import UNET
+from miniature.lora import UNET, export_changes
 from miniature.scenes import caption, draw_scene
 from overpaint.diffusion.samplers import dpmpp_2m
 from overpaint.diffusion.schedule import NoiseSchedule, make_sigmas
@@ -169,10 +167,5 @@ def train(
 
 
 def export(state: Path, path: Path) -> None:
-    """Write the averaged changes in diffusers' layout. The title makes the loader know the kind."""
-    tensors = {
-        key.replace(".default.", "."): stored(value)
-        for key, value in averaged_weights(state).items()
-        if ".lora_" in key
-    }
-    write_tensors(path, tensors, {"modelspec.title": f"miniature few-step, {SEGMENTS} steps"})
+    """Write the averaged changes. The title makes the loader know the kind."""
+    export_changes(state, path, {"modelspec.title": f"miniature few-step, {SEGMENTS} steps"})

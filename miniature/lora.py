@@ -71,11 +71,16 @@ def train(
 
 
 def export(state: Path, path: Path, word: str) -> None:
-    """Write the averaged changes in diffusers' layout, with the word they answer to."""
+    """Write the averaged changes, with the word they answer to."""
+    about = {"modelspec.title": f"miniature {word}", "modelspec.trigger_phrase": word}
+    export_changes(state, path, about)
+
+
+def export_changes(state: Path, path: Path, about: dict[str, str]) -> None:
+    """Write the averaged changes in diffusers' layout, with metadata."""
     tensors = {
         key.replace(".default.", "."): stored(value)
         for key, value in averaged_weights(state).items()
         if ".lora_" in key
     }
-    about = {"modelspec.title": f"miniature {word}", "modelspec.trigger_phrase": word}
     write_tensors(path, tensors, about)

@@ -106,6 +106,12 @@ def paint(
     return np.stack(painted)
 
 
+def psnr(pixels: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The PSNR in dB of each of some pictures (n, height, width, 3) to another."""
+    errors = np.square(pixels.astype(np.float64) - others).mean((1, 2, 3))
+    return 10 * np.log10(255**2 / np.maximum(errors, 1e-6))
+
+
 def _objects_right(verdict: Verdict, wanted: Verdict) -> list[bool]:
     """For each object asked for, whether one of that color and shape is in the picture."""
     return [o in verdict.objects for o in wanted.objects]
@@ -304,8 +310,7 @@ def sweep(model: Model, judge: Judge, count: int, guidance: float) -> Sweep:
             for i, ((_, other), pixels) in enumerate(zip(pairs, sources, strict=True))
         ]
         painted = paint(model, requests, f"strength {strength}")
-        errors = np.square(painted.astype(np.float64) - sources).mean((1, 2, 3))
-        likeness.append(10 * np.log10(255**2 / np.maximum(errors, 1e-6)) / 40)
+        likeness.append(psnr(painted, sources) / 40)
         fits.append([fit(v, w) for v, w in zip(judge.read(painted), wanted, strict=True)])
     return Sweep(np.stack(likeness), np.asarray(fits))
 

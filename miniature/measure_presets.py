@@ -22,6 +22,7 @@ from miniature.measure import (
     grid,
     held_out_scenes,
     paint,
+    psnr,
     read_prompted,
     read_restyled,
 )
@@ -62,12 +63,6 @@ def paint_preset(model: Model, preset: Preset, requests: list[Request], name: st
     return paint(model, [request for request, _, _ in settled], name, settled[0][1])
 
 
-def psnr(pixels: Pixels, others: Pixels) -> float:
-    """The mean PSNR of pictures (n, height, width, 3) to others, in dB."""
-    errors = np.square(pixels.astype(np.float64) - others).mean((1, 2, 3))
-    return float((10 * np.log10(255**2 / np.maximum(errors, 1e-6))).mean())
-
-
 def report(model_name: str, judge: Judge, out: Path, *, count: int) -> None:
     """Measure all presets, print the table, and one JSON line at the end; a grid goes to `out`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +85,9 @@ def report(model_name: str, judge: Judge, out: Path, *, count: int) -> None:
         exact = painted if exact is None else exact
         rows += [painted[:SHOWN], edited[:SHOWN]]
         figures.append(Figure(f"{preset}: calls of a picture", sum(calls) / count, None, count))
-        figures.append(Figure(f"{preset}: dB to quality", psnr(painted, exact), None, count))
+        figures.append(
+            Figure(f"{preset}: dB to quality", float(psnr(painted, exact).mean()), None, count)
+        )
         read = [*read_prompted(judge, painted, scenes), *read_restyled(judge, edited, wanted)]
         for figure in read:
             score = scores.setdefault(figure.name, figure.value)
