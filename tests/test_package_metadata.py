@@ -58,3 +58,11 @@ def test_show_completion_prints_a_script_of_the_shell(
         main(["--show-completion"])
     assert not ended.value.code
     assert "_OVERPAINT_COMPLETE" in capsys.readouterr().out
+
+
+def test_no_file_of_the_package_is_longer_than_400_lines() -> None:
+    lengths = {
+        path.relative_to(ROOT): len(path.read_text("utf-8").splitlines())
+        for path in (ROOT / "src").rglob("*.py")
+    }
+    assert {path: lines for path, lines in lengths.items() if lines > 400} == {}

@@ -15,9 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -38,11 +36,12 @@ from overpaint.engine.job import (
     trajectory_of,
 )
 from overpaint.engine.memory import estimate_bytes
+from overpaint.engine.planning_threads import make_planning_threads
+from overpaint.engine.row_limits import RowLimits
 from overpaint.engine.scheduler import Costs, Scheduler, Task
 from overpaint.errors import DeviceError
 from overpaint.events import Canceled, Event, Failed, Notice, Spent
 from overpaint.system.abandon import abandonable
-from overpaint.system.fair_threads import FairThreads
 
 if TYPE_CHECKING:
     from overpaint.engine.profile import Profile
@@ -55,13 +54,6 @@ planning."""
 MAX_CONCURRENT_PLANS = 4
 """Requests of a key that the planning threads have at once, so that they need not wait for a step
 to end."""
-
-PLANNING_THREADS = 3
-PLANNING_THREADS_PER_KEY = 2
-
-PLANNING_CORE_DIVISOR = 4
-"""A planning thread uses one in this many CPU cores: two thread teams on the same cores wait for
-each other."""
 
 DEFAULT_NATIVE_SIDE_PX = 1024
 """Side in pixels that a model draws, as long as it is not in memory."""
@@ -103,17 +95,11 @@ class Engine:
         self._jobs: dict[str, Job] = {}
         self._held_bytes: dict[str, float] = {}
         self._released = threading.Event()
-        # Once, here: a new thread starts with the number that another thread has set.
-        cores = max(1, torch.get_num_threads() // PLANNING_CORE_DIVISOR)
-        limit_cores = partial(torch.set_num_threads, cores)
-        self._beside = beside or FairThreads(
-            PLANNING_THREADS, PLANNING_THREADS_PER_KEY, "overpaint-begin", limit_cores
-        )
+        self._beside = beside or make_planning_threads()
         self._unpublished: list[tuple[Job, Event | Failed | Canceled]] = []
-        self._row_limits: WeakKeyDictionary[Any, dict[Any, int]] = WeakKeyDictionary()
+        self._row_limits = RowLimits(profile)
         self._batches = Counter[int]()
         self._step_seconds = 0.0
-        self._halvings = 0
 
     @property
     def busy(self) -> bool:
@@ -137,7 +123,7 @@ class Engine:
         return Counters(
             dict(self._batches),
             self._step_seconds,
-            self._halvings,
+            self._row_limits.halvings,
             hits,
             misses,
             self._models.cache.size,
@@ -265,7 +251,7 @@ class Engine:
     def _next_batch(self) -> Batch | None:
         """Return the most urgent tasks that can run together; None if there is nothing to run."""
         pictures = dict(self._tasks())
-        chosen = self._scheduler.pick(pictures, self._clock(), Costs(self._row_limit))
+        chosen = self._scheduler.pick(pictures, self._clock(), Costs(self._row_limits.get))
         if not chosen:
             return None
         # The same order at every step: results that a network keeps for its rows serve the next
@@ -285,14 +271,6 @@ class Engine:
                     group = (trajectory.plan.network, trajectory.plan.shape)
                     rows = len(trajectory.rows())
                     yield make_task(job, group, index, rows), (job, index)
-
-    def _row_limit(self, group: Hashable) -> int:
-        """Return the rows of a group that one call takes; pictures are decoded one by one."""
-        if not isinstance(group, tuple):
-            return 1
-        network, shape = group
-        _, height, width = shape
-        return self._row_limits.get(network, {}).get(shape) or self._profile.cap(height, width)
 
     # Run it
 
@@ -350,10 +328,8 @@ class Engine:
                 if not (is_full and self._use_less_memory(pictures[0][0])):
                     self._fail(pictures[0][0], error)
                 return  # a later tick steps it
-            if isinstance(error, torch.OutOfMemoryError) and isinstance(group, tuple):
-                self._halvings += 1
-                network, shape = group
-                self._row_limits.setdefault(network, {})[shape] = max(1, rows // 2)
+            if isinstance(error, torch.OutOfMemoryError):
+                self._row_limits.halve(group, rows)
         else:
             self._batches[rows] += 1
             for (job, trajectory), own in zip(trajectories, predictions, strict=True):
