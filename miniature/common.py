@@ -182,6 +182,18 @@ def unwritten(name: str, sources: Path, folder: Path) -> Iterator[tuple[dict[str
             yield read_tensors(found[n]), path
 
 
+def unwritten_seeds(
+    name: str, seeds: range, chunk: int, folder: Path
+) -> Iterator[tuple[range, Path]]:
+    """Every `chunk` seeds that `folder` has no file of yet, and the file they are to go to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(seeds.start, seeds.stop, chunk)
+    for n, _ in progress(name, 0, len(starts), every=1):
+        path = folder / f"{starts[n]}.safetensors"
+        if not path.exists():
+            yield range(starts[n], min(starts[n] + chunk, seeds.stop)), path
+
+
 def averaged_weights(path: Path) -> dict[str, Tensor]:
     """The averaged weights of a state that `Trainee.save` wrote."""
     return _under(read_tensors(path), "averaged.")

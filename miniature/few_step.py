@@ -13,20 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from miniature.common import (
     Trainee,
     generator,
     half_precision,
-    progress,
     read_tensors,
+    unwritten_seeds,
     write_tensors,
 )
 from miniature.data import NATIVE
 from miniature.family import Painter, Tokenizers
-from miniature.lora import UNET, export_changes
+from miniature.lora import UNET, add_changes, export_changes
 from miniature.scenes import caption, draw_scene
 from overpaint.diffusion.samplers import dpmpp_2m
 from overpaint.diffusion.schedule import NoiseSchedule, make_sigmas
@@ -90,15 +89,9 @@ def paint_trajectory(painter: Painter, captions: list[str], noise: Tensor) -> Te
 
 def paint_trajectories(painter: Painter, folder: Path, count: int = COUNT) -> None:
     """Paint trajectories into `folder`, one file a chunk; chunks that are there are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    painter.requires_grad_(False)
-    starts = range(FIRST_SEED, FIRST_SEED + count, CHUNK)
-    for n, _ in progress("trajectories", 0, len(starts), every=1):
-        path = folder / f"{starts[n]}.safetensors"
-        if path.exists():
-            continue
-        seeds = range(starts[n], min(starts[n] + CHUNK, FIRST_SEED + count))
-        noise = torch.randn(len(seeds), *LATENT, generator=generator(1, starts[n]))
+    all_seeds = range(FIRST_SEED, FIRST_SEED + count)
+    for seeds, path in unwritten_seeds("trajectories", all_seeds, CHUNK, folder):
+        noise = torch.randn(len(seeds), *LATENT, generator=generator(1, seeds.start))
         points = paint_trajectory(painter, [draw_caption(seed) for seed in seeds], noise)
         write_tensors(path, {"seed": torch.tensor(list(seeds)), "points": points.half()})
 
@@ -124,15 +117,6 @@ def load(folder: Path) -> Lessons:
     return Lessons(points, [draw_caption(seed) for seed in seeds])
 
 
-def build(painter: Painter, seed: int = 0) -> Painter:
-    """The painter with low-rank changes in its UNet, which alone can be trained."""
-    torch.manual_seed(seed)
-    painter.requires_grad_(False)
-    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(UNET))
-    inject_adapter_in_model(config, painter.unet)
-    return painter
-
-
 def train(
     lessons: Lessons,
     painter: Painter,
@@ -143,7 +127,7 @@ def train(
     batch_size: int = BATCH,
 ) -> None:
     """Train the LoRA; `state` is written as it goes and resumed from."""
-    trainee = Trainee(build(painter, seed), rate=RATE, decay=0.99)
+    trainee = Trainee(add_changes(painter, {painter.unet: UNET}, RANK, seed), rate=RATE, decay=0.99)
     tokenizers = Tokenizers()
     sigmas = torch.tensor(SIGMAS)
 

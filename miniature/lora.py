@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,23 @@ TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 def build(painter: Painter, seed: int = 0) -> Painter:
     """The painter with low-rank changes, which alone can be trained."""
-    torch.manual_seed(seed)
-    painter.requires_grad_(False)
     parts: dict[Any, tuple[str, ...]] = {
         painter.unet: UNET,
         painter.text_encoder: TEXT,
         painter.text_encoder_2: TEXT,
     }
+    return add_changes(painter, parts, RANK, seed)
+
+
+def add_changes(
+    painter: Painter, parts: Mapping[Any, tuple[str, ...]], rank: int, seed: int
+) -> Painter:
+    """Freeze the painter, and add low-rank changes to some modules of its parts."""
+    torch.manual_seed(seed)
+    painter.requires_grad_(False)
     for part, modules in parts.items():
-        inject_adapter_in_model(
-            LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(modules)), part
-        )
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(modules))
+        inject_adapter_in_model(config, part)
     return painter
 
 

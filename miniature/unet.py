@@ -24,9 +24,9 @@ from miniature.common import (
     Trainee,
     generator,
     half_precision,
-    progress,
     read_tensors,
     unwritten,
+    unwritten_seeds,
     write_tensors,
 )
 from miniature.data import SHAPES, View, draw_view, views
@@ -56,13 +56,8 @@ class Bucket:
 
 def render(folder: Path, count: int, first_seed: int) -> None:
     """Render `count` views into `folder`, one file a chunk; chunks that are there are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(first_seed, first_seed + count, CHUNK)
-    for n, _ in progress("render", 0, len(starts), every=1):
-        path = folder / f"{starts[n]}.safetensors"
-        if path.exists():
-            continue
-        seeds = range(starts[n], min(starts[n] + CHUNK, first_seed + count))
+    all_seeds = range(first_seed, first_seed + count)
+    for seeds, path in unwritten_seeds("render", all_seeds, CHUNK, folder):
         pairs = list(zip(seeds, views(seeds), strict=True))
         tensors: dict[str, Tensor] = {}
         for size in SHAPES:

@@ -66,10 +66,10 @@ def build_request(
         for field in IMAGE_FIELDS:
             if fields.pop(field, None) is not None:
                 report_ignored(dialect_names.pop(field, field))
-    defaults = {field: (name,) for name, field, _ in words if name not in given.model_fields_set}
     try:
         request = with_checked_mask(Request.model_validate(fields))
-        return mark_defaults(request, given, defaults), dialect_names
+        names = {field: (name,) for name, field, _ in words}
+        return mark_defaults(request, given, names), dialect_names
     except RequestError as error:
         raise translate_error(error, dialect_names) from None
 
