@@ -15,13 +15,31 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from inspect import cleandoc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel
+
+from overpaint.engine.planning_threads import PLANNING_THREADS, PLANNING_THREADS_PER_KEY
+from overpaint.engine.worker import WRITER_THREADS, WRITER_THREADS_PER_KEY
+from overpaint.imaging.codec import MAX_JPEG_SCANS, MAX_PIXELS, MAX_UPLOAD_PIXELS, MIN_SIDE_PIXELS
+from overpaint.imaging.structure import (
+    MAX_EXIF_SEGMENTS,
+    MAX_JPEG_SEGMENTS,
+    MAX_SMALL_PNG_CHUNKS,
+    PNG_BYTES_PER_CHUNK,
+)
+from overpaint.request.fields import MAX_CONTROLS, MAX_PROMPT_CHARS, MAX_PROMPT_CHUNKS
+from overpaint.server.api.a1111.routes import MAX_TEXT_CHARS
+from overpaint.server.api.fields import MAX_PERCENT_ENCODED_CHARS
+from overpaint.server.api.replicate.routes import MAX_WAIT_S
+from overpaint.server.api.route import MAX_REPORTED_ERRORS
+from overpaint.server.http.connection import MAX_UNSENT_BYTES, RESERVED_FILES
+from overpaint.server.http.threads import PICTURE_THREADS, PICTURE_THREADS_PER_KEY
+from overpaint.server.jobs.worker_process import MAX_RESTART_DELAY_S
+from overpaint.server.store.crashes import MAX_CRASHES, MAX_LOST_SERVERS
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -607,14 +625,14 @@ class Limit:
     Attributes:
         subject: name of the limit.
         value: text with `{0}`, `{1}` … for the numbers.
-        numbers: a setting of the server such as `limits.body_bytes`, or a constant of the code
-            such as `module:NAME`.
+        numbers: names of settings of the server such as `limits.body_bytes`, and numbers that the
+            code fixes.
         consequence: the answer beyond the limit.
     """
 
     subject: str
     value: str
-    numbers: tuple[str, ...]
+    numbers: tuple[str | float, ...]
     consequence: str
 
 
@@ -635,21 +653,20 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Requests with a body, or event streams, of one API key at once",
               "half of the open connections", (), "`429`"),
         Limit("Open connections", "the limit of open files less {0:g}, or half of it; "
-              "`http.max_connections`", ("overpaint.server.http.connection:RESERVED_FILES",),
+              "`http.max_connections`", (RESERVED_FILES,),
               "The server closes the one that has waited longest for a request."),
         Limit("Time in which a client reads nothing of a response",
               "{0:g} s to twice that time", ("http.response_timeout_s",),
               "The server closes the connection."),
         Limit("Response data sent ahead of a client that does not read", "{0:kib}",
-              ("overpaint.server.http.connection:MAX_UNSENT_BYTES",),
+              (MAX_UNSENT_BYTES,),
               "The server waits for the client."),
         Limit("Idle connection between two requests", "{0:g} s", ("http.keep_alive_s",),
               "The server closes the connection."),
         Limit("Brackets and commas in JSON", "{0:,}", ("limits.json_separators",), "`400`"),
         Limit("Form fields, form files", "1,000 each", (), "`413`"),
         Limit("Ranges in a `Range` header", "100", (), "`416`"),
-        Limit("Wrong fields that one error lists", "{0:g}",
-              ("overpaint.server.api.route:MAX_REPORTED_ERRORS",),
+        Limit("Wrong fields that one error lists", "{0:g}", (MAX_REPORTED_ERRORS,),
               "The error lists the first ones."),
         Limit("`Idempotency-Key`", "256 characters", (), "`422`"),
         Limit("Webhook URL", "2,048 characters", (), "`422`"),
@@ -662,29 +679,25 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Formats that the library and the command line read",
               "PNG, JPEG, WebP, AVIF, BMP, GIF, TIFF", (), "`PictureError`"),
         Limit("Side of a picture sent to the server", "at least {0:g} pixels",
-              ("overpaint.imaging.codec:MIN_SIDE_PIXELS",), "`422`"),
+              (MIN_SIDE_PIXELS,), "`422`"),
         Limit("Pixels of a picture sent to the server", "{0:,} (8192²)",
-              ("overpaint.imaging.codec:MAX_UPLOAD_PIXELS",), "`422`"),
+              (MAX_UPLOAD_PIXELS,), "`422`"),
         Limit("Pixels of a picture in the library and the command line", "{0:,}",
-              ("overpaint.imaging.codec:MAX_PIXELS",), "`PictureError`"),
+              (MAX_PIXELS,), "`PictureError`"),
         Limit("Frames", "1", (), "`422`"),
-        Limit("Scans of a JPEG", "{0:g}", ("overpaint.imaging.codec:MAX_JPEG_SCANS",), "`422`"),
+        Limit("Scans of a JPEG", "{0:g}", (MAX_JPEG_SCANS,), "`422`"),
         Limit("Chunks of a PNG", "{0:,}, and one for each {1:,} bytes",
-              ("overpaint.imaging.structure:MAX_SMALL_PNG_CHUNKS",
-               "overpaint.imaging.structure:PNG_BYTES_PER_CHUNK"), "`422`"),
+              (MAX_SMALL_PNG_CHUNKS, PNG_BYTES_PER_CHUNK), "`422`"),
         Limit("Segments of a JPEG before its first scan", "{0:,}, and {1:g} with EXIF",
-              ("overpaint.imaging.structure:MAX_JPEG_SEGMENTS",
-               "overpaint.imaging.structure:MAX_EXIF_SEGMENTS"), "`422`"),
+              (MAX_JPEG_SEGMENTS, MAX_EXIF_SEGMENTS), "`422`"),
         Limit("Texts of a picture that `/sdapi/v1/png-info` returns", "{0:,} characters",
-              ("overpaint.server.api.a1111.routes:MAX_TEXT_CHARS",), "`422`"),
+              (MAX_TEXT_CHARS,), "`422`"),
         Limit("Threads that check pictures", "{0:g}, {1:g} of them for one API key",
-              ("overpaint.server.http.threads:PICTURE_THREADS",
-               "overpaint.server.http.threads:PICTURE_THREADS_PER_KEY"), "Requests wait."),
+              (PICTURE_THREADS, PICTURE_THREADS_PER_KEY), "Requests wait."),
         Limit("Size of a mask", "the size of its picture", (), "`422`"),
         Limit("One upload", "{0:mib}", ("limits.upload_bytes",), "`413`"),
         Limit("Uploads that one job names, together", "{0:mib}", ("limits.body_bytes",), "`422`"),
-        Limit("`data:` URI without base64", "{0:mib}",
-              ("overpaint.server.api.fields:MAX_PERCENT_ENCODED_CHARS",), "`422`"),
+        Limit("`data:` URI without base64", "{0:mib}", (MAX_PERCENT_ENCODED_CHARS,), "`422`"),
         Limit("Picture URLs in one request", "{0:g}", ("fetching.urls_per_request",), "`422`"),
         Limit("Pictures fetched for one request, together", "{0:mib} in {1:g} s",
               ("limits.upload_bytes", "fetching.timeout_s"), "`422`"),
@@ -694,10 +707,8 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
               "`429`"),
     ),
     "Requests for pictures": (
-        Limit("Prompt", "{0:,} characters",
-              ("overpaint.request.fields:MAX_PROMPT_CHARS",), "`422`"),
-        Limit("Chunks of 75 tokens of a prompt", "{0:g}",
-              ("overpaint.request.fields:MAX_PROMPT_CHUNKS",),
+        Limit("Prompt", "{0:,} characters", (MAX_PROMPT_CHARS,), "`422`"),
+        Limit("Chunks of 75 tokens of a prompt", "{0:g}", (MAX_PROMPT_CHUNKS,),
               "`422` for too many `BREAK`s; otherwise the job fails."),
         Limit("Pixels of all results of one request", "{0:,}", ("limits.result_pixels",), "`422`"),
         Limit("Estimated memory of one job beside the weights",
@@ -706,8 +717,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("`num_images`", "1 to 64", (), "`422`"),
         Limit("`num_inference_steps`", "1 to 1000", (), "`422`"),
         Limit("Options of preprocessors", "a range for each option", (), "`422`"),
-        Limit("Control nets in one request", "{0:g}",
-              ("overpaint.request.fields:MAX_CONTROLS",), "`422`"),
+        Limit("Control nets in one request", "{0:g}", (MAX_CONTROLS,), "`422`"),
         Limit("LoRAs in one request", "32", (), "`422`"),
         Limit("Priority on a server with API keys", "-10 to 0", (), "`422`"),
         Limit("Priority on a server without API keys", "-10 to 10", (), "`422`"),
@@ -729,23 +739,19 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Jobs of one API key in the worker at once", "{0:g}", ("worker.max_jobs_per_key",),
               "Its other jobs wait in the queue."),
         Limit("Threads that begin jobs", "{0:g}, {1:g} of them for one API key",
-              ("overpaint.engine.engine:PLANNING_THREADS",
-               "overpaint.engine.engine:PLANNING_THREADS_PER_KEY"), "Jobs wait."),
+              (PLANNING_THREADS, PLANNING_THREADS_PER_KEY), "Jobs wait."),
         Limit("Threads that write results", "{0:g}, {1:g} of them for one API key",
-              ("overpaint.engine.worker:WRITER_THREADS",
-               "overpaint.engine.worker:WRITER_THREADS_PER_KEY"), "Jobs wait."),
+              (WRITER_THREADS, WRITER_THREADS_PER_KEY), "Jobs wait."),
         Limit("Crashes of the worker while a job runs", "{0:g}",
-              ("overpaint.server.store.crashes:MAX_CRASHES",), "The job fails at the last of them."),
-        Limit("Servers that are lost while a job runs", "{0:g}",
-              ("overpaint.server.store.crashes:MAX_LOST_SERVERS",),
+              (MAX_CRASHES,), "The job fails at the last of them."),
+        Limit("Servers that are lost while a job runs", "{0:g}", (MAX_LOST_SERVERS,),
               "The job fails at the last of them."),
         Limit("Free disk space for new jobs", "at least {0:mib}",
               ("limits.free_disk_bytes",), "`507`"),
         Limit("Clients of one API key that follow events or wait by `GET` at once", "{0:,}",
               ("limits.event_streams_per_key",), "`429`"),
         Limit("`?wait=`", "0 to 60 s", (), "`422`"),
-        Limit("Waiting for a Replicate prediction (`Prefer: wait`)", "{0:g} s",
-              ("overpaint.server.api.replicate.routes:MAX_WAIT_S",),
+        Limit("Waiting for a Replicate prediction (`Prefer: wait`)", "{0:g} s", (MAX_WAIT_S,),
               "The server answers with the unfinished prediction."),
     ),
     "Worker": (
@@ -758,7 +764,7 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit("Lease of a job", "{0:g} s", ("worker.lease_s",),
               "Another server takes over the job."),
         Limit("Pause before a worker that keeps dying restarts", "up to {0:g} s",
-              ("overpaint.server.jobs.worker_process:MAX_RESTART_DELAY_S",), "`/readyz` answers `503`."),
+              (MAX_RESTART_DELAY_S,), "`/readyz` answers `503`."),
     ),
     "Webhooks": (
         Limit("Time for the receiver to answer", "{0:g} s", ("webhooks.timeout_s",),
@@ -798,11 +804,8 @@ class _Number(float):
                 return super().__format__(spec)
 
 
-def number_at(place: str) -> float:
-    """Return a default of the server's settings, or a constant of the code; see `Limit`."""
-    module, colon, name = place.rpartition(":")
-    if colon:
-        return float(getattr(import_module(module), name))
+def setting_default(name: str) -> float:
+    """Return the default of a setting of the server, such as `limits.body_bytes`."""
     from overpaint.server.settings import ServerSettings
 
     value: Any = ServerSettings()
@@ -822,8 +825,11 @@ def limits_page() -> str:
     for title, limits in LIMITS.items():
         rows: list[tuple[str, str, str, str]] = []
         for limit in limits:
-            numbers = [_Number(number_at(place)) for place in limit.numbers]
-            settings = ", ".join(code(place) for place in limit.numbers if ":" not in place)
+            numbers = [
+                _Number(setting_default(number) if isinstance(number, str) else number)
+                for number in limit.numbers
+            ]
+            settings = ", ".join(code(name) for name in limit.numbers if isinstance(name, str))
             value = limit.value.format(*numbers)
             rows.append((limit.subject, value, limit.consequence, settings))
         titles = ("Limit", "Value", "Beyond it", "Setting")

@@ -21,10 +21,10 @@ from docs.generate import (
     http_page,
     limits_page,
     metrics_page,
-    number_at,
     openapi_document,
     python_page,
     request_page,
+    setting_default,
     settings_page,
 )
 from overpaint import Painter, Result
@@ -102,7 +102,8 @@ def test_limits_page_resolves_every_number() -> None:
     page = limits_page()
     for limits in LIMITS.values():
         for limit in limits:
-            assert all(number_at(place) > 0 for place in limit.numbers)
+            numbers = (setting_default(n) if isinstance(n, str) else n for n in limit.numbers)
+            assert all(number > 0 for number in numbers)
             assert f"| {limit.subject} |" in page
 
 
