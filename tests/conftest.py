@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import multiprocessing
 import os
 import ssl
 import sys
@@ -16,6 +17,11 @@ from PIL import ImageFile
 
 Decodes = Counter[tuple[int, int]]
 """Times that the pixels of a file were decoded, by (width, height)."""
+
+PRELOADED = ["overpaint.engine.worker", "overpaint.testing"]
+"""Modules that a worker with the scripted engine imports."""
+
+GET_CONTEXT = multiprocessing.get_context
 
 # No deadline: how long an example takes says more about the machine than about the code.
 settings.register_profile("overpaint", deadline=None)
@@ -38,6 +44,29 @@ def certificates_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ssl, "create_default_context", reuse_or_create)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Fork the workers of servers in tests from a process that has imported their modules.
+
+    The imports take a second. Servers that are processes themselves spawn their workers, as users'
+    servers do.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        yield
+        return
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    forking = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda _method: forking)
+        yield
+
+
+@pytest.fixture
+def spawned_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spawn the workers of a server in a test, as users' servers do."""
+    monkeypatch.setattr(multiprocessing, "get_context", GET_CONTEXT)
 
 
 @pytest.fixture(scope="session", autouse=True)

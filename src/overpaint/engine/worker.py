@@ -41,6 +41,7 @@ from overpaint.system.atomic_files import write_file
 from overpaint.system.fair_threads import FairThreads
 from overpaint.system.malloc import limit_heaps, release_memory
 from overpaint.system.signals import STOP_SIGNALS
+from overpaint.system.unused_packages import hide_unused_packages
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -104,6 +105,18 @@ def make_engine(config: EngineConfig) -> JobRunner:
     from overpaint.engine.model_pool import open_engine
 
     return open_engine(config)
+
+
+def run_process(
+    pipe: "Connection[Any, Any]", engine_factory: EngineFactory, postprocess: PostprocessConfig
+) -> None:
+    """Be a worker's process; see `main`.
+
+    A new process imports the module of this function. So it must not be one of the server, which
+    takes a second to import.
+    """
+    hide_unused_packages()
+    main(pipe, engine_factory, postprocess)
 
 
 def main(

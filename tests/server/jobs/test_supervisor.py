@@ -182,6 +182,7 @@ def test_supervisor_unreadable_picture_fails_only_its_job(house: House) -> None:
     assert house.ended(good).state == "succeeded"
 
 
+@pytest.mark.usefixtures("spawned_workers")
 def test_worker_starts_without_copies_of_the_pipe_s_handle(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +283,8 @@ def test_supervisor_worker_that_reads_nothing_is_replaced(house: House) -> None:
 def wait_for_stopped_child() -> None:
     """Wait until the worker is stopped, since it reads messages until then."""
     until = time.monotonic() + LONG
-    while all(child.status() != psutil.STATUS_STOPPED for child in psutil.Process().children()):
+    process = psutil.Process()
+    while all(own.status() != psutil.STATUS_STOPPED for own in process.children(recursive=True)):
         assert time.monotonic() < until
         time.sleep(0.01)
 

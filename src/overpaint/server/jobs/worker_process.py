@@ -14,12 +14,11 @@ from typing import Any
 
 from overpaint.engine.messages import CancelJob, JobMessage, RunJob, WorkerMessage
 from overpaint.engine.postprocess import PostprocessConfig
-from overpaint.engine.worker import EngineFactory, main
+from overpaint.engine.worker import EngineFactory, run_process
 from overpaint.errors import OverpaintError
 from overpaint.events import Spent
 from overpaint.server.store.files import Files
 from overpaint.server.store.job_rows import Attempt, Job
-from overpaint.system.unused_packages import hide_unused_packages
 
 FREE_RESTARTS = 3
 """Workers in a row that may die before any job makes progress, until the supervisor waits before
@@ -109,16 +108,11 @@ def start_worker(
     context = multiprocessing.get_context("spawn")
     pipe, workers_end = make_pipe(message_timeout_s)
     process = context.Process(
-        target=_run_worker, args=(workers_end, engine_factory, postprocess), name="overpaint-worker"
+        target=run_process, args=(workers_end, engine_factory, postprocess), name="overpaint-worker"
     )
     process.start()
     workers_end.close()
     return WorkerProcess(process, pipe, time.monotonic())
-
-
-def _run_worker(*arguments: Any) -> None:
-    hide_unused_packages()
-    main(*arguments)
 
 
 def restart_delay_s(deaths: int) -> float:
