@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ from PIL import ImageFile
 Decodes = Counter[tuple[int, int]]
 """Times that the pixels of a file were decoded, by (width, height)."""
 
-PRELOADED = ["overpaint.engine.worker", "overpaint.testing"]
-"""Modules that a worker with the scripted engine imports."""
+PRELOADED = ["overpaint.engine.worker", "overpaint.testing", "overpaint.server.store.upgrade"]
+"""Modules that processes of tests import: workers with the scripted engine, and upgrades."""
 
 GET_CONTEXT = multiprocessing.get_context
 
@@ -47,7 +48,7 @@ def certificates_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forked_workers() -> Iterator[None]:
+def forked_processes() -> Iterator[None]:
     """Fork the workers of servers in tests from a process that has imported their modules.
 
     The imports take a second. Servers that are processes themselves spawn their workers, as users'
@@ -58,8 +59,12 @@ def forked_workers() -> Iterator[None]:
         return
     multiprocessing.set_forkserver_preload(PRELOADED)
     forking = multiprocessing.get_context("forkserver")
+
+    def fork(_method: str) -> BaseContext:
+        return forking
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multiprocessing, "get_context", lambda _method: forking)
+        patch.setattr(multiprocessing, "get_context", fork)
         yield
 
 

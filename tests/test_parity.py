@@ -44,7 +44,14 @@ from overpaint.models.adapters import Adapters
 from overpaint.models.addons import Addons, ControlNets
 from overpaint.models.model import Model
 from overpaint.request import Request
-from tests.tiny import tiny_inpainter, tiny_lcm, tiny_model, tiny_pipeline, tiny_refiner
+from tests.tiny import (
+    share_model,
+    tiny_inpainter,
+    tiny_lcm,
+    tiny_model,
+    tiny_pipeline,
+    tiny_refiner,
+)
 
 # diffusers' schedulers use numpy calls that numpy 2.4 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -117,7 +124,7 @@ def render_with_overpaint(
     adapters: Adapters = (),
 ) -> NDArray[np.float64]:
     """Return Overpaint's pictures [n, h, w, 3] in 0..1, before they are rounded to 8 bits."""
-    model = model or tiny_model()
+    model = model or share_model()
     latent = torch.cat(
         run_plans(
             [change(own) for own in plan(request, model, Addons(refiner, nets, adapters)).plans]
@@ -135,7 +142,7 @@ def render_with_diffusers(
     **extra: Any,
 ) -> NDArray[np.float64]:
     """Return diffusers' pictures of a request; its UNet has diffusers' blocks."""
-    model = model or tiny_model(overpaint_blocks=False)
+    model = model or share_model(overpaint_blocks=False)
     text_to_image: Any = tiny_pipeline(model)
     settings = {**text_to_image.scheduler.config, **(config or {})}
     settings.pop(
@@ -159,7 +166,7 @@ def render_with_diffusers(
         "output_type": "np",
         **extra,
     }
-    own = plan(request, replace(tiny_model(), noise=model.noise)).plans[0]
+    own = plan(request, replace(share_model(), noise=model.noise)).plans[0]
     if scheduler is LCMScheduler:
         own_sigmas = make_sigmas(
             request.schedule, request.num_inference_steps, own.network.schedule
@@ -299,15 +306,16 @@ def test_inpainting_network_with_nine_channels_matches_diffusers(
 def test_network_with_embedded_guidance_matches_diffusers() -> None:
     asked = request(sampler="lcm", schedule="trailing", num_inference_steps=4)
     config = {"set_alpha_to_one": True}
-    reference = render_with_diffusers(asked, LCMScheduler, config, tiny_lcm(overpaint_blocks=False))
-    mine = render_with_overpaint(asked, tiny_lcm())
+    model = share_model(tiny_lcm, overpaint_blocks=False)
+    reference = render_with_diffusers(asked, LCMScheduler, config, model)
+    mine = render_with_overpaint(asked, share_model(tiny_lcm))
     assert_close(mine, reference)
     weaker = asked.model_copy(update={"guidance_scale": 2.0})
-    assert np.abs(mine - render_with_overpaint(weaker, tiny_lcm())).max() > 10 * CLOSE
+    assert np.abs(mine - render_with_overpaint(weaker, share_model(tiny_lcm))).max() > 10 * CLOSE
 
 
 def test_network_with_embedded_guidance_runs_without_unconditional_row() -> None:
-    planned = plan(request(), tiny_lcm())
+    planned = plan(request(), share_model(tiny_lcm))
     assert planned.plans[0].negative is None
     [notice] = planned.notices
     assert notice.startswith("tiny-consistency takes guidance_scale 5.0 as an input")
@@ -324,7 +332,8 @@ def refined(asked: Request, scheduler: Any, config: dict[str, Any]) -> NDArray[n
     if ensemble:
         extra["denoising_end"] = asked.high_noise_frac
     latent = render_with_diffusers(Request(**first), scheduler, config, **extra)
-    base, refiner = tiny_model(overpaint_blocks=False), tiny_refiner(overpaint_blocks=False)
+    base = share_model(overpaint_blocks=False)
+    refiner = share_model(tiny_refiner, overpaint_blocks=False)
     parts = tiny_pipeline(base).components
     settings = {**parts["scheduler"].config, **config}
     settings.pop("_use_default_values")
@@ -378,7 +387,7 @@ def test_ensemble_refiner_matches_diffusers(
         num_inference_steps=10,
         **(REPAINT if repaint else {}),
     )
-    mine = render_with_overpaint(asked, refiner=tiny_refiner())
+    mine = render_with_overpaint(asked, refiner=share_model(tiny_refiner))
     assert_close(mine, refined(asked, scheduler, config))
 
 
@@ -394,7 +403,7 @@ def test_sequential_refiner_matches_diffusers(
         refine_strength=0.5,
         refine_steps=8,
     )
-    mine = render_with_overpaint(asked, refiner=tiny_refiner())
+    mine = render_with_overpaint(asked, refiner=share_model(tiny_refiner))
     assert_close(mine, refined(asked, scheduler, config))
 
 
@@ -450,7 +459,7 @@ def test_v_prediction_with_zero_terminal_snr_matches_diffusers() -> None:
 def test_clip_skip_matches_diffusers() -> None:
     """diffusers skips no layers of the negative prompt, so the test passes its embeddings."""
     asked = request(clip_skip=1)
-    negative = prompt.encode_prompt(tiny_model(), asked.negative_prompt, clip_skip=1)
+    negative = prompt.encode_prompt(share_model(), asked.negative_prompt, clip_skip=1)
     reference = render_with_diffusers(
         asked,
         negative_prompt=None,
@@ -462,7 +471,7 @@ def test_clip_skip_matches_diffusers() -> None:
 
 
 def test_long_prompt_matches_its_chunks_in_diffusers() -> None:
-    model = tiny_model()
+    model = share_model()
     first, second, negative = "a red house, " * 18, "a blue cat and a dog, " * 9, "a drawing"
     asked = request(prompt=first + second, negative_prompt=negative)
     a, b, n, empty = (prompt.encode_prompt(model, text) for text in (first, second, negative, ""))

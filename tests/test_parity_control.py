@@ -32,7 +32,7 @@ from overpaint.models.controlnet import ControlNet, load_controlnet
 from overpaint.request import Request
 from overpaint.request.parts import Control
 from tests.test_parity import REPAINT, assert_close, certain, render_with_overpaint, request, sketch
-from tests.tiny import tiny_model, tiny_pipeline
+from tests.tiny import share_model, tiny_model, tiny_pipeline
 from tests.tiny_control import tiny_adapter, tiny_net, write, write_control_lora, write_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
@@ -50,7 +50,7 @@ def hint(seed: int, kind: str = "canny", **fields: Any) -> Control:
 
 
 def render_controlled(asked: Request, nets: list[ControlNet]) -> NDArray[np.float64]:
-    model = certain(tiny_model()) if asked.mask else tiny_model()
+    model = certain(tiny_model()) if asked.mask else share_model()
     return render_with_overpaint(asked, model, nets=nets)
 
 
@@ -58,8 +58,10 @@ def render_with_diffusers(
     asked: Request, pipeline: Any, part: dict[str, Any], **call: Any
 ) -> NDArray[np.float64]:
     """Return the pictures of a diffusers pipeline with additional parts."""
-    model = tiny_model(overpaint_blocks=False)
-    text_to_image = tiny_pipeline(certain(model) if asked.mask else model)
+    if asked.mask:
+        text_to_image = tiny_pipeline(certain(tiny_model(overpaint_blocks=False)))
+    else:
+        text_to_image = tiny_pipeline(share_model(overpaint_blocks=False))
     parts: dict[str, Any] = {**text_to_image.components, **part}
     if pipeline is not StableDiffusionXLAdapterPipeline:
         parts["add_watermarker"] = False
@@ -75,7 +77,7 @@ def render_with_diffusers(
         "output_type": "np",
     }
     if asked.image is None:
-        own = plan(asked, tiny_model(), Addons(nets=[None] * len(asked.controls))).plans[0]
+        own = plan(asked, share_model(), Addons(nets=[None] * len(asked.controls))).plans[0]
         made.scheduler.set_timesteps(asked.num_inference_steps)
         noise = own.noise()() * math.sqrt(own.sigmas[0] ** 2 + 1)
         call["latents"] = noise / float(made.scheduler.init_noise_sigma)
@@ -98,7 +100,7 @@ def test_one_controlnet_matches_diffusers(kind: str, layout: str, tmp_path: Path
         image=drawn(1),
         controlnet_conditioning_scale=0.8,
     )
-    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, share_model())]), reference)
     plain = request()
     assert (
         np.abs(render_controlled(plain, []) - reference).max() > 0.05
@@ -123,7 +125,7 @@ def test_three_controlnets_with_different_intervals_match_diffusers(tmp_path: Pa
         control_guidance_start=starts,
         control_guidance_end=ends,
     )
-    model = tiny_model()
+    model = share_model()
     assert_close(
         render_controlled(asked, [load_controlnet(path, model) for path in paths]), reference
     )
@@ -141,7 +143,7 @@ def test_guess_mode_matches_diffusers(tmp_path: Path) -> None:
         guess_mode=True,
         controlnet_conditioning_scale=1.0,
     )
-    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, share_model())]), reference)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_union_controlnet_matches_diffusers(
         control_mode=[types[k] for k in hints],
         controlnet_conditioning_scale=scales,
     )
-    loaded = load_controlnet(path, tiny_model())
+    loaded = load_controlnet(path, share_model())
     assert_close(render_controlled(asked, [loaded] * len(hints)), reference)
 
 
@@ -186,7 +188,7 @@ def test_control_lora_matches_diffusers(tmp_path: Path) -> None:
         image=drawn(1),
         controlnet_conditioning_scale=1.0,
     )
-    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, share_model())]), reference)
 
 
 def test_t2i_adapter_matches_diffusers(tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_t2i_adapter_matches_diffusers(tmp_path: Path) -> None:
         image=drawn(1),
         adapter_conditioning_scale=0.7,
     )
-    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, share_model())]), reference)
 
 
 def test_controlnet_image_to_image_matches_diffusers(tmp_path: Path) -> None:
@@ -215,7 +217,7 @@ def test_controlnet_image_to_image_matches_diffusers(tmp_path: Path) -> None:
         control_image=drawn(1),
         controlnet_conditioning_scale=0.8,
     )
-    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, share_model())]), reference)
 
 
 def test_controlnet_inpainting_matches_diffusers(tmp_path: Path) -> None:
@@ -239,4 +241,4 @@ def test_controlnet_inpainting_matches_diffusers(tmp_path: Path) -> None:
         control_image=drawn(1),
         controlnet_conditioning_scale=0.8,
     )
-    assert_close(render_controlled(asked, [load_controlnet(path, tiny_model())]), reference)
+    assert_close(render_controlled(asked, [load_controlnet(path, share_model())]), reference)

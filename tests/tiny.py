@@ -4,7 +4,9 @@
 diffusers' own pipeline over the same modules, for tests that compare with it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,19 @@ def tiny_lcm(seed: int = 3, *, overpaint_blocks: bool = True) -> Model:
     base = tiny_model(overpaint_blocks=False)
     unet = _make_unet(seed, overpaint_blocks, time_cond_proj_dim=16)
     return replace(base, name="tiny-consistency", unet=unet)
+
+
+def share_model(make: Callable[..., Model] = tiny_model, *, overpaint_blocks: bool = True) -> Model:
+    """Return a model of `make` with modules that tests share, since each takes 0.1 s to make.
+
+    These tests must not change the weights. The model's cache is its own.
+    """
+    return replace(_make_once(make, overpaint_blocks))
+
+
+@cache
+def _make_once(make: Callable[..., Model], overpaint_blocks: bool) -> Model:
+    return make(overpaint_blocks=overpaint_blocks)
 
 
 def tiny_folder(

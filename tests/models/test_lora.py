@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from overpaint.models.files.original_layout import to_original_name
 from overpaint.models.lora import load_lora
 from overpaint.models.model import Model
 from overpaint.nn.packed import list_weight_shapes, unpacked_state
-from tests.tiny import tiny_model
+from tests.tiny import share_model, tiny_model
 
 State = dict[str, Tensor]
 RANK = 4
@@ -28,7 +29,13 @@ CONVOLUTION = r".*(conv1|conv2|conv_shortcut)"
 
 
 def trained(kind: str, seed: int = 3, targets: str = LINEAR) -> tuple[State, State]:
-    """Make a random PEFT adapter on the tiny UNet; return its state dict and the merged weights."""
+    """Return the state dict of a random PEFT adapter on the tiny UNet, and the merged weights."""
+    state, wanted = _train(kind, seed, targets)
+    return {k: v.clone() for k, v in state.items()}, wanted
+
+
+@cache
+def _train(kind: str, seed: int, targets: str) -> tuple[State, State]:
     unet = tiny_model(overpaint_blocks=False).unet
     torch.manual_seed(seed)
     kinds: dict[str, Any] = {
@@ -126,7 +133,7 @@ def merged(model: Model, *adapters: Adapter) -> State:
 
 
 def assert_same(mine: State, wanted: State) -> None:
-    for name in list_weight_shapes(tiny_model().unet):
+    for name in list_weight_shapes(share_model().unet):
         key = f"{name}.weight"
         torch.testing.assert_close(mine[key], wanted[key], atol=1e-5, rtol=1e-5)
 
@@ -139,7 +146,7 @@ def test_every_naming_equals_peft(layout: str, targets: str, tmp_path: Path) -> 
     model = tiny_model()
     lora = load_lora(tmp_path / "lora.safetensors", model)
     assert_same(merged(model, Adapter(lora)), wanted)
-    changed = sum(not torch.equal(wanted[k], v) for k, v in tiny_model().unet.state_dict().items())
+    changed = sum(not torch.equal(wanted[k], v) for k, v in share_model().unet.state_dict().items())
     assert changed == len(lora.changes["unet"])
 
 

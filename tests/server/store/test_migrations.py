@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import re
 import signal
 import sqlite3
@@ -12,7 +11,6 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from overpaint.server.store.usage import UsageReader
 from overpaint.system.atomic_files import lock_file
 from tests.server.live import client_of
 from tests.server.postgres import database as new_database
+from tests.server.store.upgrading import migrate_until_killed, open_at_once
 
 SCHEMAS = Path(__file__).parent / "schemas"
 VERSIONS = sorted({int(path.name.split("_")[1]) for path in SCHEMAS.glob("version_*.sql")})
@@ -286,14 +285,6 @@ def test_upgrade_that_breaks_a_reference_leaves_the_store_as_it_was(tmp_path: Pa
     assert rows_of(url) == before
 
 
-def migrate_until_killed(url: str) -> None:
-    def die(progress: UpgradeProgress) -> None:
-        if progress.reached_version == SCHEMA_VERSION:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Database(url, upgrade=True, report=die)
-
-
 def test_upgrade_whose_process_is_killed_leaves_the_store_as_it_was(url: str) -> None:
     before = build(1, url)
     structure = structure_of(url)
@@ -355,12 +346,6 @@ def test_older_program_refuses_an_upgraded_store(url: str) -> None:
         assert connection.execute(about.select()).scalar() == LAST_WITHOUT_ALEMBIC + 1
         assert connection.execute(select(func.count()).select_from(alembic_version)).scalar() == 1
     engine.dispose()
-
-
-def open_at_once(url: str, barrier: Barrier, reports: Any) -> None:
-    barrier.wait()
-    Database(url, upgrade=True, report=lambda progress: reports.put(progress.state)).close()
-    reports.put("open")
 
 
 @pytest.mark.parametrize("version", [0, 1])
