@@ -6,8 +6,8 @@ READY := .venv/.ready
 # Tests start hundreds of Python processes, which compile the sources once and not each.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: clients demo docs javascript test run-tests test-lowest test-slow stress lint types layers \
-	bench gpu setup clean
+.PHONY: clients demo docs javascript test run-tests test-smoke test-lowest test-slow stress lint \
+	types layers bench gpu setup clean
 
 setup: $(READY)
 
@@ -66,8 +66,14 @@ TESTS_AT_ONCE = $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or
 test: lint layers
 	$(MAKE) --no-print-directory --jobs=2 types run-tests
 
+PYTEST = MAKEFLAGS= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
+
 run-tests: $(READY)
-	MAKEFLAGS= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TESTS_AT_ONCE) --dist worksteal
+	$(PYTEST)
+
+# Long programs in short: stress, all trainings with one step, the pages of the documentation.
+test-smoke: $(READY)
+	$(PYTEST) -m smoke
 
 # Painting, files, requests and the server with the lowest versions that pyproject.toml accepts.
 # The environment has 7 GB, because torch's wheel for Linux brings CUDA.

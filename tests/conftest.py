@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +23,18 @@ Decodes = Counter[tuple[int, int]]
 PRELOADED = ["overpaint.engine.worker", "overpaint.testing", "overpaint.server.store.upgrade"]
 """Modules that processes of tests import: workers with the scripted engine, and upgrades."""
 
+FOLDER = Path(__file__).parent
+
 GET_CONTEXT = multiprocessing.get_context
 
 # No deadline: how long an example takes says more about the machine than about the code.
 settings.register_profile("overpaint", deadline=None)
 settings.load_profile("overpaint")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long tests, which are beside this file, so that none is the last to run."""
+    items.sort(key=lambda item: item.path.parent != FOLDER)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -60,7 +60,10 @@ PAGES = sorted([*DOCS.glob("guides/**/*.md"), *DOCS.glob("concepts/*.md"), ROOT 
 EXECUTED = ("shell", "python")
 
 # The clients are not ours to keep tidy.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = [
+    pytest.mark.smoke,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+]
 
 
 @pytest.fixture(scope="module")

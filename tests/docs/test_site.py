@@ -26,6 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "html"
 
 
+@pytest.mark.smoke
 def test_site_builds_strictly_with_its_reference_pages(site: Path) -> None:
     pages = {str(path.relative_to(site)) for path in site.rglob("*.html")}
     for name in ("cli", "request", "http", "dialects", "limits", "metrics", "logs"):

@@ -167,6 +167,7 @@ def test_text_encoders_after_training_know_the_first_object(tmp_path: Path):
     assert min(shares.values()) >= 0.95
 
 
+@pytest.mark.smoke
 def test_make_command_trains_and_exports_all_models(tmp_path: Path):
     small = Workload(
         unet_scenes=12,

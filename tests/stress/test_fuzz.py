@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings(  # schemathesis' own
 )
 
 
+@pytest.mark.smoke
 def test_fuzz_short_run_passes(tmp_path: Path) -> None:
     report = fuzz.run(tmp_path, 100)
     assert report.passed, report

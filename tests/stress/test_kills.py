@@ -11,7 +11,10 @@ import pytest
 from tests.stress.kills import Report, run
 
 # The connections of clients whose server is killed are not always closed by their library.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+pytestmark = [
+    pytest.mark.smoke,
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,8 @@ from tests.stress import (
     soak,
 )
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope="module")
 def painting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
