@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks import peer
@@ -45,8 +46,41 @@ def measure_memory() -> dict[str, Any]:
     return measure_device("cuda", "bf16", LIMITS_GB)
 
 
+def measure_eight_bits() -> dict[str, Any]:
+    """Compare weights of 8 bits with those of 16 bits, and the pictures of both."""
+    with tempfile.TemporaryDirectory(prefix="overpaint-bench-") as temporary:
+        folder, _ = write_random_checkpoint(
+            Path(temporary), shipped_configs("sdxl"), torch.bfloat16
+        )
+        painters = {name: load(folder, device="cuda", dtype=name) for name in EIGHT_BITS}
+    result: dict[str, Any] = {}
+    for job in JOBS:
+        runs = {name: make_overpaint_run(own, job) for name, own in painters.items()}
+        pictures = {name: np.asarray(run().image, np.float64) for name, run in runs.items()}
+        timings = interleave({k: _synchronized(run) for k, run in runs.items()}, job.rounds)
+        errors = {k: np.square(own - pictures["bf16"]).mean() for k, own in pictures.items()}
+        result[job.name] = {
+            name: {
+                "seconds": round(timings.median(name), 3),
+                "ratio": round(timings.ratio(name, "bf16"), 3),
+                "decibels": round(float(10 * np.log10(255**2 / max(errors[name], 1e-9))), 1),
+            }
+            for name in runs
+        }
+        print_line(f"  {job.name}: {result[job.name]}")
+    result["unet_gb"] = {
+        name: round(sum(own.nbytes for own in painter.model.unet.parameters()) / 1e9, 2)
+        for name, painter in painters.items()
+    }
+    return result
+
+
+EIGHT_BITS = ("bf16", "fp8", "int8")
+"""The dtypes of `measure_eight_bits`; the others are compared with the first one."""
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "eager": measure_eager,
+    "fp8": measure_eight_bits,
     "memory": measure_memory,
     "compiled": measure_compiled,
 }

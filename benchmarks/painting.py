@@ -24,6 +24,7 @@ from overpaint.models.family import shipped_configs
 from overpaint.models.library import catalog
 from overpaint.painter import Painter, load
 from overpaint.request import Request
+from overpaint.result import Result
 
 PROMPT = "a watercolor painting of a red house left of a green tree"
 STRENGTH, GUIDANCE = 0.6, 5.0
@@ -204,7 +205,7 @@ def compare_runs(
     return result
 
 
-def make_overpaint_run(painter: Painter, job: Job) -> Callable[[], object]:
+def make_overpaint_run(painter: Painter, job: Job) -> Callable[[], Result]:
     fields: dict[str, Any] = {
         "prompt": PROMPT,
         "num_inference_steps": job.steps,
@@ -222,7 +223,7 @@ def make_overpaint_run(painter: Painter, job: Job) -> Callable[[], object]:
         fields |= {"mask": codec.read_picture(job.mask), "fill": "original"}
         fields["crop"] = "auto" if job.crop else "off"
 
-    def run() -> object:
+    def run() -> Result:
         painter.model.cache.clear()
         return painter.run(Request(**fields))
 

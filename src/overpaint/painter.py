@@ -243,7 +243,8 @@ def load(
         model: "miniature", "sdxl", the name of an added checkpoint, a Hugging Face Hub id, a
             diffusers folder or a `.safetensors` file.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        dtype: "auto", "bf16", "fp16" or "fp32".
+        dtype: "auto", "bf16", "fp16", "fp32", "int8" or "fp8". The last two are for most weights
+            of the UNet, and halve its memory; pictures change a little.
         vae: a VAE in place of the model's own, or for a model without one: a file, a diffusers
             folder, or the name of an added file.
         unet: a UNet in place of the model's own.

@@ -40,7 +40,7 @@ class ScriptedModel:
     name: str = "fake"
     sha256: str = "0" * 64
     device: str = "cpu"
-    dtype: str = "fp32"
+    dtype_name: str = "fp32"
     parts: Mapping[str, metadata.AddonFile] = field(default_factory=dict[str, metadata.AddonFile])
 
     @property

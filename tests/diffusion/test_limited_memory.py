@@ -22,7 +22,7 @@ from overpaint.diffusion.memory import (
 )
 from overpaint.errors import DeviceError, RequestError
 from overpaint.models.checkpoint import load_model
-from overpaint.models.devices import DeviceOptions
+from overpaint.models.devices import DeviceChoice, DeviceOptions
 from overpaint.models.library import catalog
 from overpaint.models.library.library import Library
 from overpaint.models.memory_fallback import hold_weights
@@ -32,6 +32,7 @@ from overpaint.painter import Painter
 
 HOUSE = Path(__file__).parents[2] / "examples" / "house.png"
 CPU = torch.device("cpu")
+FP32 = DeviceChoice(CPU, torch.float32, torch.float32)
 MB = 10**6
 
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -75,7 +76,7 @@ def test_pictures_are_the_same_to_the_bit(reads_files: bool) -> None:
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_peak_is_within_a_tenth_of_the_limit(share: float) -> None:
     request = Request(prompt="a house", num_inference_steps=2)
-    estimate = estimate_memory(request, "miniature", Library(), "fp32")
+    estimate = estimate_memory(request, "miniature", Library(), FP32)
     max_bytes = estimate.beside + int(share * estimate.weights)
     limit = MemoryLimit(max_bytes, estimate.encode, estimate.step, estimate.decode)
     limited = load_limited(limit)

@@ -12,6 +12,7 @@ from overpaint.diffusion.memory import estimate_memory
 from overpaint.diffusion.run import Run
 from overpaint.models.addons import AddonLoader
 from overpaint.models.checkpoint import load_model
+from overpaint.models.devices import choose_device
 from overpaint.models.library.library import Library
 from overpaint.nn.memory_meter import MemoryMeter
 
@@ -45,14 +46,17 @@ def test_meter_counts_live_storages_once() -> None:
         {"num_images": 3, "guidance_scale": 1.0},
         {"loras": (Lora(name="miniature-comic"),)},
         {"controls": (Control(kind="canny", image=HOUSE),)},
+        {"dtype": "int8"},
     ],
-    ids=["text", "picture", "three", "lora", "control"],
+    ids=["text", "picture", "three", "lora", "control", "int8"],
 )
 def test_estimate_is_within_a_tenth_of_the_measured_tensors(fields: dict[str, Any]) -> None:
     arguments: dict[str, Any] = {"prompt": "a house", "num_inference_steps": 4} | fields
+    dtype: str = arguments.pop("dtype", "fp32")
     request = Request(**arguments)
-    found = estimate_memory(request, "miniature", Library(), "fp32")
-    model = load_model("miniature", device="cpu", dtype="fp32")
+    placement = choose_device("cpu", dtype, None, small=True)
+    found = estimate_memory(request, "miniature", Library(), placement)
+    model = load_model("miniature", device="cpu", dtype=dtype)
     loader = AddonLoader(model, Library())
     kept = loader.load(request)
     with MemoryMeter(CPU) as meter:

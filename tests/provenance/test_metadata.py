@@ -39,7 +39,7 @@ class Checkpoint:
     sha256: str = "0123456789abcdef" * 4
     family: Named = Named("miniature")
     device: str = "cpu"
-    dtype: str = "torch.float32"
+    dtype_name: str = "float32"
     parts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 

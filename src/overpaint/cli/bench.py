@@ -31,7 +31,7 @@ def bench(
     ] = None,
     device: Annotated[str, typer.Option(help="Device: cpu, cuda, cuda:1, mps or auto.")] = "auto",
     dtype: Annotated[
-        str, typer.Option(help="Number format of the weights: bf16, fp16, fp32 or auto.")
+        str, typer.Option(help="Number format of the weights: bf16, fp16, fp32, int8, fp8 or auto.")
     ] = "auto",
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print only errors on stderr.")
@@ -47,7 +47,7 @@ def bench(
 
     with terminal.waiting(f"loading {model}"):
         loaded = overpaint.load(model, device=device, dtype=dtype, home=read_home()).model
-    where, what = str(loaded.device), str(loaded.dtype).removeprefix("torch.")
+    where, what = str(loaded.device), loaded.dtype_name
     measured: dict[tuple[int, int], dict[int, float]] = {}
     for width, height in sizes or [(loaded.native_size, loaded.native_size)]:
         with terminal.waiting(f"measuring {width}x{height}"):

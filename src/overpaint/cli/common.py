@@ -97,7 +97,7 @@ class Common:
         ),
     ] = None
     dtype: Annotated[
-        str, typer.Option(help="Number format of the weights: bf16, fp16, fp32 or auto.")
+        str, typer.Option(help="Number format of the weights: bf16, fp16, fp32, int8, fp8 or auto.")
     ] = "auto"
     as_json: Annotated[
         bool,

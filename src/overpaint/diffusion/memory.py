@@ -4,7 +4,7 @@ The request runs on torch's meta device for two steps of each stage: the same pr
 picture, with the shapes of all tensors and no values. Only the headers of files are read.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import Any
 
@@ -93,7 +93,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    request: Request, model: str, library: Library, dtype: str, **arguments: Any
+    request: Request, model: str, library: Library, placement: DeviceChoice, **arguments: Any
 ) -> MemoryEstimate:
     """Estimate the memory of a request on an accelerator.
 
@@ -101,7 +101,7 @@ def estimate_memory(
         request: The request. All its pictures run together, as on an accelerator.
         model: The name of the model.
         library: The library in which names are looked up.
-        dtype: "bf16", "fp16" or "fp32".
+        placement: The dtypes. The device does not count.
         arguments: Further arguments of `load_library_model`.
 
     Raises:
@@ -109,7 +109,8 @@ def estimate_memory(
     """
     few = {"num_inference_steps": 2, "refine_steps": request.refine_steps and 2, "steps": "exact"}
     with MemoryMeter(META) as meter:
-        loaded = load_library_model(model, library, device=META, dtype=dtype, **arguments)
+        shapes = replace(placement, device=META)
+        loaded = load_library_model(model, library, device=shapes, **arguments)
         loader = AddonLoader(loaded, library)
         kept = loader.load(request)  # `Run` finds them in the loader
         weights = meter.bytes
@@ -228,7 +229,7 @@ def _make_plan(
         request or Request(prompt="a picture"),
         fspath(model),
         library,
-        str(placement.dtype).removeprefix("torch."),
+        placement,
         parts=parts,
     )
     limit = None if max_bytes is None else estimate.limit_to(max_bytes)

@@ -56,7 +56,7 @@ WORK_OF_PARTS: Mapping[str, Work] = {"unet": "step", "vae": "decode"}
 def load_model(
     name: str | PathLike[str],
     *,
-    device: str | torch.device = "auto",
+    device: str | torch.device | DeviceChoice = "auto",
     dtype: str = "auto",
     vae_dtype: str | None = None,
     parts: Mapping[str, PartPath] | None = None,
@@ -69,7 +69,7 @@ def load_model(
         name: "miniature", "sdxl" or another name in `catalog.list_models`, a diffusers folder, a
             .safetensors file in SDXL's original layout, or a hub id "owner/name". With `parts`
             also the file of a UNet alone.
-        device: See `devices.choose_device`.
+        device: See `devices.choose_device`. Or a choice, with dtypes in place of the other two.
         dtype: See `devices.choose_device`.
         vae_dtype: See `devices.choose_device`.
         parts: Files or folders of parts ("unet", "vae", "text_encoder", "text_encoder_2") that
@@ -90,9 +90,11 @@ def load_model(
     }
     weights = None if path.is_dir() else open_weights(path)
     configs = read_folder_configs(path) if weights is None else single_file.recognize_file(weights)
-    placement = choose_device(
-        device, dtype, vae_dtype, small=configs.family.name.startswith("miniature")
-    )
+    if isinstance(device, DeviceChoice):
+        placement = device
+    else:
+        small = configs.family.name.startswith("miniature")
+        placement = choose_device(device, dtype, vae_dtype, small=small)
     if weights is None:
         half = placement.dtype != torch.float32
         source = open_folder(path, configs, half=half, without=separate)
@@ -222,6 +224,7 @@ def build_model(
             device=device,
             dtype=placement.vae_dtype if part == "vae" else dtype,
             memory=memory,
+            eight_bits=placement.eight_bits if part == "unet" else None,
         )
         if part == "unet" and memory is None:
             pack_network(unet)
@@ -239,6 +242,7 @@ def build_model(
         native_size=(known and known.native_size) or get_native_size(configs),
         device=device,
         dtype=dtype,
+        eight_bits=placement.eight_bits,
         zero_empty_negative=bool(configs.model_index.get("force_zeros_for_empty_prompt", True)),
         preview=source.preview or family.preview,
         notices=source.notices,

@@ -1,11 +1,12 @@
 """Choose the device and the dtypes of a model."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 
 from overpaint.errors import DeviceError, RequestError, did_you_mean
-from overpaint.nn.kernels import emulates_bf16
+from overpaint.nn.kernels import EightBits, emulates_bf16
 
 DTYPES_BY_NAME: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -25,11 +26,13 @@ class DeviceChoice:
         device: The device of all modules.
         dtype: The dtype of the UNet and the text encoders.
         vae_dtype: The dtype of the VAE.
+        eight_bits: The number format of weights with 8 bits, if the UNet has such.
     """
 
     device: torch.device
     dtype: torch.dtype
     vae_dtype: torch.dtype
+    eight_bits: EightBits | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,10 @@ def choose_device(
     Args:
         device: "auto" (CUDA, else Apple's MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps". Or
             a device of torch; a model on torch's device "meta" has shapes, and no values.
-        dtype: "auto", "bf16", "fp16" or "fp32". "auto" chooses fp32 for a small model on the CPU,
-            and on a CPU that only emulates bf16; otherwise bf16 if the device supports it,
-            otherwise fp16.
+        dtype: "auto", "bf16", "fp16", "fp32", "int8" or "fp8". "auto" chooses fp32 for a small
+            model on the CPU, and on a CPU that only emulates bf16; otherwise bf16 if the device
+            supports it, otherwise fp16. "int8" and "fp8" are for weights of the UNet; all else
+            has the dtype of "auto".
         vae_dtype: "bf16", "fp16", "fp32" or None. None chooses `dtype`, but never fp16,
             because SDXL's VAE overflows to black pictures in fp16. It then chooses bf16 if the
             device supports it, otherwise fp32.
@@ -70,15 +74,16 @@ def choose_device(
         DeviceError: This machine does not have the device.
     """
     where = device if isinstance(device, torch.device) else _find_device(device)
-    if dtype == "auto":
+    eight_bits = next((own for own in get_args(EightBits) if own == dtype.lower()), None)
+    if dtype == "auto" or eight_bits:
         wide = where.type == "cpu" and (small or emulates_bf16(where))
         what = torch.float32 if wide else _half_dtype(where)
     else:
-        what = _parse_dtype("dtype", dtype)
+        what = _parse_dtype("dtype", dtype, get_args(EightBits))
     if vae_dtype is not None:
-        return DeviceChoice(where, what, _parse_dtype("vae_dtype", vae_dtype))
+        return DeviceChoice(where, what, _parse_dtype("vae_dtype", vae_dtype), eight_bits)
     wider = torch.bfloat16 if supports_bf16(where) else torch.float32
-    return DeviceChoice(where, what, wider if what == torch.float16 else what)
+    return DeviceChoice(where, what, wider if what == torch.float16 else what, eight_bits)
 
 
 def supports_bf16(device: torch.device) -> bool:
@@ -100,11 +105,10 @@ def _half_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if supports_bf16(device) else torch.float16
 
 
-def _parse_dtype(field: str, name: str) -> torch.dtype:
+def _parse_dtype(field: str, name: str, others: tuple[str, ...] = ()) -> torch.dtype:
     if (found := DTYPES_BY_NAME.get(name.lower())) is None:
-        raise RequestError(
-            field, f"Unknown dtype {name!r}.{did_you_mean(name, ('auto', *DTYPES_BY_NAME))}"
-        )
+        known = ("auto", *DTYPES_BY_NAME, *others)
+        raise RequestError(field, f"Unknown dtype {name!r}.{did_you_mean(name, known)}")
     return found
 
 

@@ -13,6 +13,8 @@ from overpaint.models.cache import Cache
 from overpaint.models.latent_preview import LatentPreview
 from overpaint.models.noise_config import NoiseConfig
 from overpaint.nn.device_memory import DeviceMemory
+from overpaint.nn.eight_bits import list_weight_readers
+from overpaint.nn.kernels import EightBits
 from overpaint.nn.packed import unpacked_state
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class Model:
         native_size: The side in pixels of the training pictures.
         device: The device of all modules.
         dtype: The dtype of the UNet and the text encoders.
+        eight_bits: The number format of the UNet's weights with 8 bits, if it has such.
         zero_empty_negative: Whether zeros replace the encoding of an empty negative prompt
             (`force_zeros_for_empty_prompt` in the model index).
         preview: The linear map for previews, if any.
@@ -123,6 +126,7 @@ class Model:
     native_size: int
     device: torch.device
     dtype: torch.dtype
+    eight_bits: EightBits | None = None
     zero_empty_negative: bool = False
     preview: LatentPreview | None = None
     tiny_decoder: TinyDecoder | None = None
@@ -162,8 +166,10 @@ class Model:
     def list_unet_weights(self) -> dict[str, Callable[[], torch.Tensor]]:
         """Return functions that return the weights of the UNet in plain layout, by name."""
         if self.device_memory:
-            return self.device_memory.list_readers(self.unet)
-        return {name: own.detach for name, own in unpacked_state(self.unet).items()}
+            found = self.device_memory.list_readers(self.unet)
+        else:
+            found = {name: own.detach for name, own in unpacked_state(self.unet).items()}
+        return found | list_weight_readers(self.unet)
 
     @contextmanager
     def vae_in_dtype(self, dtype: torch.dtype) -> Generator[None]:
@@ -180,6 +186,11 @@ class Model:
             # The weights change there, or the dtype in which they are read.
             self.device_memory.send_home(self.vae)
         torch.nn.Module.to(self.vae, dtype)
+
+    @property
+    def dtype_name(self) -> str:
+        """The name of the dtype, or of the number format of weights with 8 bits."""
+        return self.eight_bits or str(self.dtype).removeprefix("torch.")
 
     @property
     def separate_vae_name(self) -> str | None:

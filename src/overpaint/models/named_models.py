@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from overpaint.models.checkpoint import load_model
+from overpaint.models.devices import DeviceChoice
 from overpaint.models.files.suffixes import WEIGHT_SUFFIXES
 from overpaint.models.library import catalog
 from overpaint.models.library.entry import PART_KINDS, LibraryEntry
@@ -22,8 +23,8 @@ def load_library_model(
     name: str | PathLike[str],
     library: Library,
     *,
-    device: str | torch.device,
-    dtype: str,
+    device: str | torch.device | DeviceChoice,
+    dtype: str = "auto",
     parts: GivenParts | None = None,
     memory: DeviceMemory | None = None,
 ) -> "Model":

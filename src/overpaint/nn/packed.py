@@ -12,6 +12,7 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from overpaint.nn.blocks import TransformerBlock
+from overpaint.nn.eight_bits import EightBitLinear
 from overpaint.nn.kernels import is_fast
 from overpaint.system.malloc import trim_heap
 
@@ -36,14 +37,20 @@ def _replace(parent: nn.Module) -> None:
         match child:
             case nn.Conv2d() if child.kernel_size != (1, 1):
                 setattr(parent, name, PackedConv2d(child))
-            case GEGLU() if child.proj.weight.dtype == torch.bfloat16:
+            case EightBitLinear():
+                pass
+            case GEGLU() if _is_in_bf16(child.proj):
                 setattr(parent, name, PackedGEGLU(child))
-            case nn.Linear() if child.weight.dtype == torch.bfloat16:
+            case nn.Linear() if _is_in_bf16(child):
                 setattr(parent, name, PackedLinear(child.weight, child.bias))
             case _:
                 _replace(child)
                 if isinstance(child, TransformerBlock):
                     trim_heap()  # The plain weights are free now.
+
+
+def _is_in_bf16(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) and layer.weight.dtype == torch.bfloat16
 
 
 def unpacked_state(network: nn.Module) -> dict[str, Tensor]:
@@ -70,6 +77,8 @@ def list_weight_shapes(network: nn.Module) -> dict[str, torch.Size]:
                 found[f"{name}.proj"] = torch.Size((2 * rows, columns))
             case PackedLinear() if not name.endswith((".value", ".gate")):
                 found[name] = module.shape
+            case EightBitLinear():
+                found[name] = module.shape
             case nn.Linear() | nn.Conv2d() | PackedConv2d():
                 found[name] = module.weight.shape
             case _:
@@ -87,8 +96,8 @@ def list_vector_shapes(network: nn.Module) -> dict[str, torch.Size]:
                 found[f"{name}.proj.bias"] = torch.Size((2 * module.value.shape[0],))
             case nn.GroupNorm() | nn.LayerNorm():
                 vectors = {"weight": module.weight, "bias": module.bias}
-            case nn.Linear() | nn.Conv2d() | PackedConv2d() | PackedLinear() if not name.endswith(
-                (".value", ".gate")
+            case nn.Linear() | nn.Conv2d() | PackedConv2d() | PackedLinear() | EightBitLinear() if (
+                not name.endswith((".value", ".gate"))
             ):
                 vectors = {"bias": module.bias}
             case _:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from overpaint.nn.device_memory import DeviceMemory, HeldWeight
+from overpaint.nn.eight_bits import EightBitLinear
 from overpaint.nn.kernels import is_fast
 from overpaint.nn.packed import (
     PackedGEGLU,
@@ -60,6 +61,8 @@ def make_weight_slot(
         name: Its name in `packed.list_weight_shapes` or `list_vector_shapes`.
         memory: Holds the network's weights if they are not always on the device.
     """
+    if not is_vector(name) and isinstance(own := find_layer(network, name), EightBitLinear):
+        return EightBitSlot(own)
     if memory and (held := _find_held_weight(network, name, memory)):
         return HeldSlot(held)
     if is_vector(name):
@@ -109,6 +112,30 @@ def _add_product(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
         flat = flat.float()
     changed = torch.addmm(flat, up.to(flat), down.to(flat)).view(weight.shape)
     return torch.empty_like(weight).copy_(changed)  # which keeps the memory format
+
+
+class EightBitSlot:
+    """A weight of 8 bits. A change stays beside it, because rounding could remove it."""
+
+    def __init__(self, layer: EightBitLinear):
+        self._layer = layer
+
+    @property
+    def pristine(self) -> Tensor:
+        """The weight without changes."""
+        return self._layer.weight
+
+    def restore(self) -> None:
+        """Remove the change."""
+        self._layer.product = self._layer.change = None
+
+    def change(self, change: Change) -> None:
+        """Compute with what a function makes of the pristine weight, at every call."""
+        self._layer.product, self._layer.change = None, change
+
+    def add(self, up: Tensor, down: Tensor) -> None:
+        """Add up · down to the layer's outputs; see `WeightSlot.add`."""
+        self._layer.product, self._layer.change = (up, down), None
 
 
 class PlainSlot:

@@ -71,8 +71,8 @@ class Checkpoint(_Named, Protocol):
         ...
 
     @property
-    def dtype(self) -> object:
-        """The data type of the computation, recorded as text."""
+    def dtype_name(self) -> str:
+        """The number format of the weights."""
         ...
 
 
@@ -152,7 +152,7 @@ def _describe_model(model: Checkpoint) -> dict[str, Any]:
         "sha256": model.sha256,
         "family": model.family.name,
         "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.dtype_name,
     }
 
 

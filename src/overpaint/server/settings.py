@@ -256,7 +256,7 @@ class ServerSettings(_Settings):
     device: Annotated[str, Flag("--device")] = "auto"
     """Device: cpu, cuda, cuda:1 or mps."""
     dtype: Annotated[str, Flag("--dtype")] = "auto"
-    """Number format of the weights: bf16, fp16 or fp32."""
+    """Number format of the weights: bf16, fp16, fp32, int8 or fp8."""
     vram_gb: Annotated[float | None, Flag("--vram")] = Field(default=None, ge=0)
     """GB of a GPU; blocks of weights without room are copied to it when they run."""
     ram_gb: Annotated[float | None, Flag("--ram")] = Field(default=None, ge=0)
