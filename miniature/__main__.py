@@ -59,7 +59,14 @@ STAGES = (
 )
 """In the order of `make`."""
 
-MEASURES = ("measure", "measure-masks", "measure-control", "measure-concepts", "measure-presets")
+MEASURES = (
+    "measure",
+    "measure-masks",
+    "measure-control",
+    "measure-concepts",
+    "measure-presets",
+    "measure-dtypes",
+)
 
 
 @dataclass(frozen=True)
@@ -451,10 +458,13 @@ def main(arguments: Sequence[str] | None = None, workload: Workload = FULL_WORKL
             guidance=options.guidance,
         )
         return
-    if options.stage == "measure-presets":
-        from miniature.measure_presets import report as report_presets
+    if options.stage in ("measure-presets", "measure-dtypes"):
+        from miniature import measure_variants
 
-        report_presets(options.model, judge.load(workload.judge), options.out, count=options.count)
+        is_preset = options.stage == "measure-presets"
+        make = measure_variants.make_presets if is_preset else measure_variants.make_dtypes
+        reader = judge.load(workload.judge)
+        measure_variants.report(make(options.model), reader, options.out, count=options.count)
         return
     if options.stage == "measure-masks":
         from miniature.measure_masks import report as report_masks

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import overpaint
-from miniature import measure, measure_presets
+from miniature import measure, measure_variants
 from miniature.judge import Judge
 from miniature.judge import load as load_judge
 from overpaint.cli.main import main
@@ -54,8 +54,8 @@ def test_turbo_shows_the_prompt_in_four_calls_per_picture(model: Model, judge: J
     requests = [
         Request(prompt=measure.full_caption(scene), seed=i) for i, scene in enumerate(scenes)
     ]
-    with measure_presets.counted_calls(model) as calls:
-        painted = measure_presets.paint_preset(model, "turbo", requests, "turbo")
+    with measure_variants.counted_calls(model) as calls:
+        painted = measure_variants.paint_preset(model, "turbo", requests, "turbo")
     assert sum(calls) == 4 * len(scenes)
     for figure in measure.read_prompted(judge, painted, scenes):
         assert figure.value >= 0.85, figure

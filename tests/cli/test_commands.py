@@ -62,7 +62,7 @@ class Checkpoint:
     sha256: str = "ab" * 32
     family: Named = Named("miniature")
     device: str = "cpu"
-    dtype: str = "torch.bfloat16"
+    dtype_name: str = "bfloat16"
     parts: Mapping[str, PartFile] = field(default_factory=dict[str, PartFile])
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +42,20 @@ def bool_of(value: bool) -> Callable[[torch.device], bool]:
     return lambda device: value
 
 
+@pytest.mark.parametrize("name", ["int8", "fp8", "INT8"])
+def test_weights_of_8_bits_leave_the_other_dtypes(name: str):
+    for small in (True, False):
+        chosen = choose_device("cpu", name, None, small=small)
+        assert chosen == replace(
+            choose_device("cpu", "auto", None, small=small), eight_bits=name.lower()
+        )
+
+
+def test_fp8_on_mps_is_rejected():
+    with pytest.raises(RequestError, match=r"dtype: Apple's MPS has no fp8\. Use int8"):
+        choose_device(torch.device("mps"), "fp8", None, small=False)
+
+
 def test_vae_dtype_is_fp16_only_when_requested():
     assert choose_device("cpu", "bf16", "fp16", small=False).vae_dtype == HALF
 
@@ -66,6 +81,8 @@ def test_unknown_device_is_rejected(name: str):
 def test_unknown_dtype_is_rejected():
     with pytest.raises(RequestError, match=r"Unknown dtype 'bf61'.*Did you mean bf16"):
         choose_device("cpu", "bf61", None, small=False)
+    with pytest.raises(RequestError, match=r"Unknown dtype 'fp9'.*Did you mean fp8"):
+        choose_device("cpu", "fp9", None, small=False)
     with pytest.raises(RequestError, match="vae_dtype"):
         choose_device("cpu", "auto", "int8", small=False)
 

@@ -20,7 +20,6 @@ from overpaint.nn.packed import list_vector_shapes, list_weight_shapes, read_wei
 from overpaint.nn.weight_slots import make_weight_slot
 from tests.tiny import tiny_model
 
-CPU = torch.device("cpu")
 SHAPES = [(640, 640), (1280, 5120), (10240, 1280), (1280, 2048)]
 """Weights of SDXL's transformers: attention, feed-forward, and keys from prompts."""
 
@@ -110,7 +109,7 @@ def test_layer_of_zeros_gives_its_bias() -> None:
 
 def network(name: EightBits = "int8") -> nn.Module:
     unet = tiny_model().unet
-    store_in_eight_bits(unet, name, CPU)
+    store_in_eight_bits(unet, name, multiplies=False)
     return unet
 
 

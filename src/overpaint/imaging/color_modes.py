@@ -98,7 +98,10 @@ def _convert_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
             ImageCms.createProfile("sRGB"),
             outputMode="RGB",
         )
-        image = converted or image
+        if converted:
+            # Pillow keeps the profile of sRGB, with the time when it was made.
+            converted.info.pop("icc_profile", None)
+            return converted
     return image
 
 

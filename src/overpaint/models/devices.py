@@ -70,11 +70,13 @@ def choose_device(
         small: Whether the model is a miniature.
 
     Raises:
-        RequestError: The device or dtype is unknown.
+        RequestError: The device or dtype is unknown, or the device does not have the dtype.
         DeviceError: This machine does not have the device.
     """
     where = device if isinstance(device, torch.device) else _find_device(device)
     eight_bits = next((own for own in get_args(EightBits) if own == dtype.lower()), None)
+    if eight_bits == "fp8" and where.type == "mps":
+        raise RequestError("dtype", "Apple's MPS has no fp8. Use int8.")
     if dtype == "auto" or eight_bits:
         wide = where.type == "cpu" and (small or emulates_bf16(where))
         what = torch.float32 if wide else _half_dtype(where)

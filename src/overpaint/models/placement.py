@@ -10,7 +10,7 @@ from overpaint.models.files.file_home import leave_in_file
 from overpaint.models.files.lazy_tensor import LazyTensor
 from overpaint.models.files.safetensors_io import fill_module
 from overpaint.nn.device_memory import DeviceMemory
-from overpaint.nn.eight_bits import store_in_eight_bits
+from overpaint.nn.eight_bits import FORMATS, store_in_eight_bits
 from overpaint.nn.kernels import EightBits
 from overpaint.nn.weight_blocks import Work
 
@@ -59,7 +59,8 @@ def place_weights(
     home = torch.device("cpu") if on_host else device
     fill_module(module, stored, part=part, device=home, dtype=dtype, channels_last=channels_last)
     if eight_bits:
-        store_in_eight_bits(module, eight_bits, device)
+        multiplies = FORMATS[eight_bits].multiplies(device)
+        store_in_eight_bits(module, eight_bits, multiplies=multiplies)
     if memory:
         memory.hold(module, work)
     elif home != device:

@@ -59,7 +59,7 @@ FORMATS: dict[EightBits, Format] = {
 }
 
 
-def store_in_eight_bits(network: nn.Module, name: EightBits, device: torch.device) -> None:
+def store_in_eight_bits(network: nn.Module, name: EightBits, *, multiplies: bool) -> None:
     """Replace the linear layers of a network's transformers, in place.
 
     They have most of SDXL's weights: 2.1 of the UNet's 2.6 billion. Convolutions and the layers of
@@ -68,12 +68,11 @@ def store_in_eight_bits(network: nn.Module, name: EightBits, device: torch.devic
     Args:
         network: Its blocks are those of `nn.blocks`.
         name: The number format.
-        device: The device on which the network will run.
+        multiplies: Whether the device on which the network will run multiplies in this format.
     """
-    kind = FORMATS[name]
     for module in network.modules():
         if isinstance(module, SpatialTransformer):
-            _replace(module, kind, kind.multiplies(device))
+            _replace(module, FORMATS[name], multiplies)
 
 
 def _replace(parent: nn.Module, kind: Format, multiplies: bool) -> None:
