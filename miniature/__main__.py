@@ -463,8 +463,8 @@ def main(arguments: Sequence[str] | None = None, workload: Workload = FULL_WORKL
 
         is_preset = options.stage == "measure-presets"
         make = measure_variants.make_presets if is_preset else measure_variants.make_dtypes
-        reader = judge.load(workload.judge)
-        measure_variants.report(make(options.model), reader, options.out, count=options.count)
+        variants, reading = make(options.model), judge.load(workload.judge)
+        measure_variants.report(variants, reading, options.out, count=options.count)
         return
     if options.stage == "measure-masks":
         from miniature.measure_masks import report as report_masks

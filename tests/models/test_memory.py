@@ -20,7 +20,13 @@ SLACK = 1.15
 
 
 @pytest.mark.skipif(not COUNTED.exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("layout", ["folder", pytest.param("single", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param("folder", marks=pytest.mark.smoke),
+        pytest.param("single", marks=pytest.mark.slow),
+    ],
+)
 def test_loading_checkpoint_peak_memory_is_one_copy(tmp_path: Path, layout: str):
     """Load fp16 files as bf16, so that each tensor is converted."""
     configs = tiny_configs(**WIDE)

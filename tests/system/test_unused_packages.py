@@ -7,6 +7,8 @@ import pytest
 
 from overpaint.system.unused_packages import UNUSED_PACKAGES
 
+pytestmark = pytest.mark.smoke
+
 PAINTS = ["overpaint", "create", "house", "--steps", "1", "--size", "64x64", "-o", "house.png"]
 
 
