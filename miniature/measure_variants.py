@@ -32,7 +32,7 @@ from overpaint.models.checkpoint import load_model
 from overpaint.models.library.library import Library
 from overpaint.models.model import Model
 from overpaint.models.presets import settle_request
-from overpaint.nn.eight_bits import FORMATS, store_in_eight_bits
+from overpaint.nn.eight_bits import FORMATS, list_transformers, round_layers
 from overpaint.registry import PRESETS, Preset
 from overpaint.request import Request
 
@@ -77,7 +77,8 @@ def make_dtypes(model_name: str) -> list[Variant]:
             Variant(dtype, load_model(model_name, device="cpu", dtype=dtype), loss=POINT)
         )
     rounding = load_model(model_name, device="cpu", dtype="fp32")
-    store_in_eight_bits(rounding.unet, "int8", multiplies=True)
+    for _, transformer in list_transformers(rounding.unet):
+        round_layers(transformer, FORMATS["int8"], multiplies=True)
     variants.append(Variant("int8 with inputs", rounding, loss=POINT))
     return variants
 

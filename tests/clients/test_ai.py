@@ -8,7 +8,7 @@ from tests.clients.checks import check_pictures, last_request
 from tests.clients.javascript import check_version, needs_packages, run_scenario
 from tests.clients.scenarios import SEED
 
-pytestmark = needs_packages
+pytestmark = [pytest.mark.smoke, needs_packages]
 
 
 def test_installed_clients_have_pinned_versions() -> None:

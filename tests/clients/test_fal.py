@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 
 import httpx
+import pytest
 
 from tests.clients.checks import HOUSE, check_pictures, last_request
 from tests.clients.javascript import check_version, needs_packages, run_scenario
 from tests.clients.scenarios import SEED
 from tests.server.live import until
 
-pytestmark = needs_packages
+pytestmark = [pytest.mark.smoke, needs_packages]
 
 
 def test_installed_client_has_pinned_version() -> None:

@@ -11,7 +11,7 @@ from tests.clients.checks import check_pictures
 from tests.clients.python import check_version, needs_packages, run_scenarios
 from tests.clients.scenarios import SEED
 
-pytestmark = needs_packages
+pytestmark = [pytest.mark.smoke, needs_packages]
 
 
 @pytest.fixture(scope="module")

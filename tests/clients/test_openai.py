@@ -7,7 +7,7 @@ import pytest
 from tests.clients.checks import check_pictures, last_request
 from tests.clients.javascript import check_version, needs_packages, run_scenario
 
-pytestmark = needs_packages
+pytestmark = [pytest.mark.smoke, needs_packages]
 
 
 def test_installed_client_has_pinned_version() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
+
 from tests.clients.checks import HOUSE, check_pictures, last_request
 from tests.clients.javascript import check_version, needs_packages, run_scenario
 
-pytestmark = needs_packages
+pytestmark = [pytest.mark.smoke, needs_packages]
 
 
 def test_installed_client_has_pinned_version() -> None:

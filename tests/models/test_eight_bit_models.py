@@ -22,8 +22,9 @@ from overpaint.models.library.library import Library
 from overpaint.models.model import Model
 from overpaint.nn import eight_bits
 from overpaint.nn.device_memory import DeviceMemory, MemoryLimit
-from overpaint.nn.eight_bits import FORMATS, EightBitLinear, Format
+from overpaint.nn.eight_bits import FORMATS, EightBitLinear, Format, list_transformers
 from overpaint.nn.kernels import EightBits
+from overpaint.nn.memory_meter import MemoryMeter
 from overpaint.painter import Painter
 from tests.tiny import tiny_folder
 from tests.tiny_control import write_control_lora
@@ -149,6 +150,20 @@ def test_control_lora_copies_the_weights(tmp_path: Path) -> None:
     assert nets[0].keys() == nets[1].keys()
     for name, own in nets[0].items():
         torch.testing.assert_close(nets[1][name], own, atol=0.02 * float(own.abs().max()), rtol=0)
+
+
+def test_loading_holds_one_transformer_with_more_bits() -> None:
+    with MemoryMeter(CPU) as meter:
+        model = load_model("miniature", device="cpu", dtype="int8")
+    modules = (model.unet, model.vae, *(encoder.model for encoder in model.text_encoders))
+    own = sum(p.nbytes for module in modules for p in module.parameters())
+    numbers = [
+        sum(p.numel() for p in transformer.parameters())
+        for _, transformer in list_transformers(model.unet)
+    ]
+    assert meter.bytes >= own
+    assert meter.peak < own + 2 * 4 * max(numbers)  # of fp32, and a copy to round
+    assert meter.peak < own + 3 * sum(numbers)
 
 
 def test_memory_holds_one_copy_with_8_bits() -> None:

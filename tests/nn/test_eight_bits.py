@@ -11,9 +11,10 @@ from overpaint.nn.eight_bits import (
     FORMATS,
     MAX_ROTATED,
     EightBitLinear,
+    list_transformers,
     list_weight_readers,
     rotate,
-    store_in_eight_bits,
+    round_layers,
 )
 from overpaint.nn.kernels import EightBits
 from overpaint.nn.packed import list_vector_shapes, list_weight_shapes, read_weight
@@ -109,7 +110,8 @@ def test_layer_of_zeros_gives_its_bias() -> None:
 
 def network(name: EightBits = "int8") -> nn.Module:
     unet = tiny_model().unet
-    store_in_eight_bits(unet, name, multiplies=False)
+    for _, transformer in list_transformers(unet):
+        round_layers(transformer, FORMATS[name], multiplies=False)
     return unet
 
 

@@ -1,6 +1,7 @@
 """Place the weights of modules: on a device, or within its limited memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -8,11 +9,16 @@ from torch import nn
 from overpaint.errors import RequestError
 from overpaint.models.files.file_home import leave_in_file
 from overpaint.models.files.lazy_tensor import LazyTensor
-from overpaint.models.files.safetensors_io import fill_module
+from overpaint.models.files.safetensors_io import check_tensors, fill_module
 from overpaint.nn.device_memory import DeviceMemory
-from overpaint.nn.eight_bits import FORMATS, store_in_eight_bits
+from overpaint.nn.eight_bits import FORMATS, Format, list_transformers, round_layers
 from overpaint.nn.kernels import EightBits
 from overpaint.nn.weight_blocks import Work
+
+CPU = torch.device("cpu")
+
+Fill = Callable[..., None]
+"""`fill_module` for a module; takes the device and names."""
 
 
 def place_weights(
@@ -54,14 +60,27 @@ def place_weights(
         homes = leave_in_file(module, stored, part=part, dtype=dtype, channels_last=channels_last)
         memory.hold(module, work, homes)
         return
-    # With 8 bits, the device need not have room for more.
-    on_host = memory or (eight_bits and device.type != "meta")
-    home = torch.device("cpu") if on_host else device
-    fill_module(module, stored, part=part, device=home, dtype=dtype, channels_last=channels_last)
+    home = CPU if memory else device
+    fill = partial(fill_module, module, stored, part=part, dtype=dtype, channels_last=channels_last)
     if eight_bits:
-        multiplies = FORMATS[eight_bits].multiplies(device)
-        store_in_eight_bits(module, eight_bits, multiplies=multiplies)
+        check_tensors(module, stored, part=part)
+        _fill_and_round(module, fill, FORMATS[eight_bits], device, home)
+    else:
+        fill(device=home)
     if memory:
         memory.hold(module, work)
-    elif home != device:
-        module.to(device)
+
+
+def _fill_and_round(
+    module: nn.Module, fill: Fill, kind: Format, device: torch.device, home: torch.device
+) -> None:
+    """Fill in one transformer after the other, and round it before the next one is read."""
+    names = list(module.state_dict())
+    for name, transformer in list_transformers(module):
+        prefix = f"{name}."
+        own = [key for key in names if key.startswith(prefix)]
+        fill(device=device if device.type == "meta" else CPU, names=own)
+        round_layers(transformer, kind, multiplies=kind.multiplies(device))
+        transformer.to(home)
+        names = [key for key in names if not key.startswith(prefix)]
+    fill(device=home, names=names)

@@ -59,28 +59,29 @@ FORMATS: dict[EightBits, Format] = {
 }
 
 
-def store_in_eight_bits(network: nn.Module, name: EightBits, *, multiplies: bool) -> None:
-    """Replace the linear layers of a network's transformers, in place.
+def list_transformers(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """List the parts of a network for `round_layers`, with their names.
 
-    They have most of SDXL's weights: 2.1 of the UNet's 2.6 billion. Convolutions and the layers of
+    They have most of SDXL's weights: 2.2 of the UNet's 2.6 billion. Convolutions and the layers of
     the embeddings keep their bits, because errors there change the whole picture.
+    """
+    modules = network.named_modules()
+    return [(name, own) for name, own in modules if isinstance(own, SpatialTransformer)]
+
+
+def round_layers(parent: nn.Module, kind: Format, *, multiplies: bool) -> None:
+    """Replace the linear layers of a module by those with 8 bits, in place.
 
     Args:
-        network: Its blocks are those of `nn.blocks`.
-        name: The number format.
-        multiplies: Whether the device on which the network will run multiplies in this format.
+        parent: The module.
+        kind: The number format.
+        multiplies: Whether the device on which the module will run multiplies in this format.
     """
-    for module in network.modules():
-        if isinstance(module, SpatialTransformer):
-            _replace(module, FORMATS[name], multiplies)
-
-
-def _replace(parent: nn.Module, kind: Format, multiplies: bool) -> None:
     for name, child in list(parent.named_children()):
         if isinstance(child, nn.Linear):
             setattr(parent, name, EightBitLinear(child, kind, multiplies=multiplies))
         else:
-            _replace(child, kind, multiplies)
+            round_layers(child, kind, multiplies=multiplies)
 
 
 class EightBitLinear(nn.Module):

@@ -263,6 +263,21 @@ def test_health_check_follows_load_and_shutdown(tmp_path: Path) -> None:
         assert "about to end" in client.get("/health-check").json()["setup"]["logs"]
 
 
+def test_worker_that_gets_ready_during_a_health_check_is_not_defunct(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client_of(tmp_path) as client:
+        service = service_of(client)
+        until(lambda: health(client) == "READY")
+        found = iter([False, True])  # before the reasons are found, and after it
+        monkeypatch.setattr(
+            type(service.supervisor), "ready", property(lambda _: next(found, True))
+        )
+        monkeypatch.setattr(service, "unready", lambda: ["the worker starts"])
+        assert health(client) == "STARTING"
+        assert health(client) == "DEFUNCT"
+
+
 def test_worker_death_during_work_is_not_setup_failure(tmp_path: Path) -> None:
     with client_of(tmp_path) as client:
         client.post("/predictions", json={"input": {"prompt": "die"}})

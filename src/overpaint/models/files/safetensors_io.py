@@ -8,7 +8,7 @@ the memory where the tensor stays.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,7 @@ def fill_module(
     device: torch.device,
     dtype: torch.dtype,
     channels_last: bool = False,
+    names: Collection[str] | None = None,
 ) -> None:
     """Fill a module that was built on the meta device with a checkpoint's tensors.
 
@@ -159,13 +160,16 @@ def fill_module(
         device: The device of the filled module; on "meta" it gets dtypes, and no values.
         dtype: The dtype for floating-point tensors.
         channels_last: Use the channels-last memory format for 4-D tensors.
+        names: The tensors to fill in, which the caller has checked; by default all.
 
     Raises:
         CheckpointError: A tensor is missing, unexpected or has another shape.
     """
-    check_tensors(module, stored, part=part)
+    if names is None:
+        check_tensors(module, stored, part=part)
+        names = module.state_dict()
     untrimmed = 0
-    for name in module.state_dict():
+    for name in names:
         tensor = stored[name].read(device)
         untrimmed += tensor.nbytes
         if untrimmed > TRIM_INTERVAL_BYTES:

@@ -228,11 +228,12 @@ async def check_health(service: ServiceDep) -> dict[str, Any]:
     - `SETUP_FAILED`: the model failed to load; the server tries again.
     - `DEFUNCT`: the server is shutting down, or its disk is full, or its job store fails.
     """
-    reasons = await asyncio.to_thread(service.unready)
     worker = service.supervisor
+    was_ready = worker.ready
+    reasons = await asyncio.to_thread(service.unready)
     if not reasons:
         status = "BUSY" if worker.held >= service.settings.worker.max_jobs else "READY"
-    elif worker.ready or service.draining:
+    elif service.draining or (was_ready and worker.ready):  # so the worker is not the reason
         status = "DEFUNCT"
     else:
         status = "SETUP_FAILED" if worker.failures else "STARTING"
