@@ -71,7 +71,7 @@ PYTEST = MAKEFLAGS= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TESTS_AT_ON
 run-tests: $(READY)
 	$(PYTEST)
 
-# Long programs in short: stress, all trainings with one step, the pages of the documentation.
+# Tests that start whole programs: stress programs in short, trainings, guides, the site, clients.
 test-smoke: $(READY)
 	$(PYTEST) -m smoke
 

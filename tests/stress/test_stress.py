@@ -88,6 +88,6 @@ def test_cancel_takes_effect_within_a_step(painting: tuple[Server, Path]) -> Non
 
 
 def test_concurrent_requests_do_not_change_pictures(painting: tuple[Server, Path]) -> None:
-    report = company.run(painting[0], 3)
+    report = company.run(painting[0], 5)
     assert report.gap <= 1
     assert report.together > 1

@@ -37,8 +37,6 @@ def _replace(parent: nn.Module) -> None:
         match child:
             case nn.Conv2d() if child.kernel_size != (1, 1):
                 setattr(parent, name, PackedConv2d(child))
-            case EightBitLinear():
-                pass
             case GEGLU() if _is_in_bf16(child.proj):
                 setattr(parent, name, PackedGEGLU(child))
             case nn.Linear() if _is_in_bf16(child):
@@ -75,9 +73,7 @@ def list_weight_shapes(network: nn.Module) -> dict[str, torch.Size]:
             case PackedGEGLU():
                 rows, columns = module.value.shape
                 found[f"{name}.proj"] = torch.Size((2 * rows, columns))
-            case PackedLinear() if not name.endswith((".value", ".gate")):
-                found[name] = module.shape
-            case EightBitLinear():
+            case PackedLinear() | EightBitLinear() if not name.endswith((".value", ".gate")):
                 found[name] = module.shape
             case nn.Linear() | nn.Conv2d() | PackedConv2d():
                 found[name] = module.weight.shape
