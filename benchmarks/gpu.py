@@ -16,13 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks import peer
 from benchmarks.checkpoints import write_random_checkpoint
 from benchmarks.harness import interleave, print_line
-from benchmarks.memory import LIMITS_GB, measure_device
+from benchmarks.memory import LIMITS_GB, compute_psnr, measure_device
 from benchmarks.painting import Job, make_diffusers_run, make_overpaint_run
 from overpaint.models.family import shipped_configs
 from overpaint.painter import load
@@ -56,14 +55,13 @@ def measure_eight_bits() -> dict[str, Any]:
     result: dict[str, Any] = {}
     for job in JOBS:
         runs = {name: make_overpaint_run(own, job) for name, own in painters.items()}
-        pictures = {name: np.asarray(run().image, np.float64) for name, run in runs.items()}
+        pictures = {name: run().image for name, run in runs.items()}
         timings = interleave({k: _synchronized(run) for k, run in runs.items()}, job.rounds)
-        errors = {k: np.square(own - pictures["bf16"]).mean() for k, own in pictures.items()}
         result[job.name] = {
             name: {
                 "seconds": round(timings.median(name), 3),
                 "ratio": round(timings.ratio(name, "bf16"), 3),
-                "decibels": round(float(10 * np.log10(255**2 / max(errors[name], 1e-9))), 1),
+                "psnr_db": compute_psnr(pictures["bf16"], pictures[name]),
             }
             for name in runs
         }

@@ -70,7 +70,7 @@ def measure_device(device: str, dtype: str, limits_gb: tuple[int, ...]) -> dict[
             name = f"{limit} GB" if limit else "no limit"
             own = asdict(found) | {
                 "ratio": round(found.step_s / first.step_s, 3),
-                "psnr_db": compute_psnr(first.picture, found.picture),
+                "psnr_db": compute_psnr(Image.open(first.picture), Image.open(found.picture)),
             }
             del own["picture"]
             result[name] = own
@@ -78,9 +78,9 @@ def measure_device(device: str, dtype: str, limits_gb: tuple[int, ...]) -> dict[
     return result
 
 
-def compute_psnr(one: str, other: str) -> float | str:
+def compute_psnr(one: Image.Image, other: Image.Image) -> float | str:
     """Return the peak signal-to-noise ratio of two pictures in dB, or "equal"."""
-    a, b = (np.asarray(Image.open(path), np.float64) for path in (one, other))
+    a, b = (np.asarray(picture, np.float64) for picture in (one, other))
     error = float(np.square(a - b).mean())
     return "equal" if error == 0 else round(float(10 * np.log10(255**2 / error)), 2)
 
